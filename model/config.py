@@ -1,0 +1,265 @@
+"""What a model is, as frozen data: every family (OpenFlamingo, IDEFICS, the paper's own) is a value of `FlamingoConfig`.
+
+No torch here: the API process reads the same file. Counts and sizes are checked once, in `__post_init__`, with both
+numbers in the message; an unknown key of a `config.json` raises by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+FORMAT_VERSION = 1
+
+Norm = Literal["layer_norm", "rms_norm"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu", "silu"]
+Position = Literal["rotary", "alibi", "learned"]
+Resize = Literal["crop", "squash", "pad"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be a model: it names the field and the values that disagree."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionConfig:
+    """The frozen vision encoder: pixels [F, 3, h, w] -> features [F, P, Dv]. `architecture` is a timm model, `clip_vit`
+    the Vision Transformer of CLIP with the sizes below."""
+
+    architecture: str
+    image_size: int
+    feature_dim: int
+    num_patches: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    # crop: shortest side, then centre crop (OpenFlamingo). squash: to the square, aspect lost (IDEFICS).
+    # pad: longest side, then padded with the mean colour (the paper).
+    resize: Resize
+    # CLIP Vision Transformers only
+    patch_size: int = 0
+    num_layers: int = 0
+    num_heads: int = 0
+    ffn_dim: int = 0
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-5
+    keep_class_token: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.image_size > 0, f"vision.image_size is {self.image_size}, must be positive")
+        if self.architecture == "clip_vit":
+            _require(self.patch_size > 0, f"vision.patch_size is {self.patch_size}, must be positive")
+            _require(
+                self.feature_dim % max(self.num_heads, 1) == 0,
+                f"vision.feature_dim {self.feature_dim} is not a multiple of vision.num_heads {self.num_heads}",
+            )
+            grid = self.image_size // self.patch_size
+            expected = grid * grid + self.keep_class_token
+            _require(
+                self.num_patches == expected,
+                f"vision.num_patches is {self.num_patches}, but the sizes give {expected}",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResamplerConfig:
+    """The Perceiver resampler: features [M, F, P, Dv] -> visual tokens [M, R, D] (paper, section 3.1)."""
+
+    dim: int
+    num_layers: int
+    num_latents: int = 64
+    num_heads: int
+    head_dim: int
+    ffn_dim: int
+    activation: Activation
+    norm_eps: float = 1e-5
+    qk_norm: bool = False
+    # frames that have an embedding of their own; a longer video gets them by linear interpolation; 0: none
+    num_frames: int = 0
+    # learned embedding of each patch's place; 0: none
+    num_spatial: int = 0
+    # a linear map in front, where the features' width is not the resampler's
+    input_projection: bool = False
+    input_norm: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedConfig:
+    """GATED XATTN-DENSE (paper, figure 4): in front of language-model layers first, first + interval, ..."""
+
+    first_layer: int
+    interval: int
+    num_heads: int
+    head_dim: int
+    ffn_dim: int
+    activation: Activation
+    gated_ffn: bool = False
+    norm: Norm = "layer_norm"
+    norm_eps: float = 1e-5
+    media_norm: bool = False
+    qk_norm: bool = False
+    gate: Literal["scalar", "channel"] = "scalar"
+    attends: Literal["last", "all_previous"] = "last"
+
+    def __post_init__(self) -> None:
+        _require(self.interval > 0, f"gated.interval is {self.interval}, must be positive")
+        _require(self.first_layer >= 0, f"gated.first_layer is {self.first_layer}, must not be negative")
+
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """The language-model layers that have a gated layer in front."""
+        return tuple(range(self.first_layer, num_layers, self.interval))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageModelConfig:
+    """The frozen decoder. `num_new_tokens` rows follow the frozen vocabulary's: the media token and its kin."""
+
+    family: Literal["llama", "gpt_neox", "mpt", "opt", "chinchilla"]
+    vocab_size: int
+    num_new_tokens: int = 0
+    dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    activation: Activation
+    max_positions: int
+    norm: Norm
+    norm_eps: float
+    norm_bias: bool = False
+    gated_ffn: bool = False
+    position: Position
+    rotary_dim: int = 0
+    rope_theta: float = 10000.0
+    alibi_bias_max: int = 8
+    # OPT's table of learned positions starts two rows in
+    position_offset: int = 0
+    qkv_bias: bool = False
+    output_bias: bool = False
+    ffn_bias: bool = False
+    # attention and feed-forward read the same input (GPT-NeoX's use_parallel_residual)
+    parallel_residual: bool = False
+    # LayerNorm over the full width of queries and keys, before the heads are split (MPT-1B)
+    qk_norm: bool = False
+    tied_head: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_kv_heads > 0 and self.num_heads % self.num_kv_heads == 0,
+            f"language_model.num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",
+        )
+        _require(
+            self.position != "rotary" or 0 < self.rotary_dim <= self.head_dim,
+            f"language_model.rotary_dim is {self.rotary_dim}, must lie in 1..head_dim {self.head_dim}",
+        )
+
+    @property
+    def num_token_ids(self) -> int:
+        return self.vocab_size + self.num_new_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptConfig:
+    """How a prompt's segments become one string of the family's tokens. Every marker is one token of the tokenizer."""
+
+    media_token: str
+    begin: str = ""
+    media_open: str = ""
+    media_close: str = ""
+    # "" refuses an end_of_chunk segment by name
+    end_of_chunk: str = ""
+    # put between two text segments that follow each other
+    text_separator: str = ""
+    strip_text: bool = False
+    eos: tuple[str, ...] = ()
+    # never sampled
+    suppressed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlamingoConfig:
+    """A whole model. `name` is what `/v1/models` says; `family` names the checkpoint's lineage."""
+
+    name: str
+    family: Literal["openflamingo", "idefics", "flamingo"]
+    vision: VisionConfig
+    resampler: ResamplerConfig
+    gated: GatedConfig
+    language_model: LanguageModelConfig
+    prompt: PromptConfig
+    format_version: int = field(default=FORMAT_VERSION)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.format_version == FORMAT_VERSION,
+            f"config.json has format_version {self.format_version}, this code reads {FORMAT_VERSION}",
+        )
+        _require(
+            self.resampler.input_projection or self.resampler.dim == self.vision.feature_dim,
+            f"resampler.dim {self.resampler.dim} differs from vision.feature_dim {self.vision.feature_dim} "
+            "and resampler.input_projection is off",
+        )
+        _require(
+            self.resampler.num_spatial in (0, self.vision.num_patches),
+            f"resampler.num_spatial {self.resampler.num_spatial} is neither 0 nor vision.num_patches "
+            f"{self.vision.num_patches}",
+        )
+        _require(bool(self.gated_layers), "gated.first_layer and gated.interval leave no gated layer")
+
+    @property
+    def gated_layers(self) -> tuple[int, ...]:
+        return self.gated.layers(self.language_model.num_layers)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def from_dict(kind: type, values: dict[str, Any], path: str = "config") -> Any:
+    """Build one of the dataclasses above from JSON values; an unknown, missing or ill-typed key raises by its path."""
+    hints = get_type_hints(kind)
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    if unknown := sorted(values.keys() - known.keys()):
+        raise ConfigError(f"{path}: unknown key {', '.join(unknown)}")
+    required = {n for n, f in known.items() if f.default is dataclasses.MISSING}
+    if missing := sorted(required - values.keys()):
+        raise ConfigError(f"{path}: missing key {', '.join(missing)}")
+    return kind(**{name: _value(hints[name], value, f"{path}.{name}") for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        _require(isinstance(value, dict), f"{path}: expected an object, got {type(value).__name__}")
+        return from_dict(hint, value, path)  # type: ignore[arg-type]
+    if get_origin(hint) is Literal:
+        _require(value in get_args(hint), f"{path}: {value!r} is none of {', '.join(map(repr, get_args(hint)))}")
+        return value
+    if get_origin(hint) is tuple:
+        _require(isinstance(value, (list, tuple)), f"{path}: expected a list, got {type(value).__name__}")
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    _require(fits, f"{path}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def load_config(folder: Path) -> FlamingoConfig:
+    """Read `config.json` of a model folder; `ConfigError` names what is wrong in it."""
+    file = folder / "config.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} is not a model folder: it has no config.json") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file} is not JSON: {error}") from None
+    _require(isinstance(values, dict), f"{file} does not hold a JSON object")
+    config: FlamingoConfig = from_dict(FlamingoConfig, values)
+    return config

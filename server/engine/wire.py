@@ -1,0 +1,130 @@
+"""The wire between the API process and the worker: typed messages (msgspec over a ZeroMQ `ipc://` socket), never pickle.
+
+To the worker go token ids, media digests and sampling parameters; back come token events, and `MediaWanted` for what the
+worker does not hold: only then are bytes decoded and pixels sent. A hit needs no pixels; a miss is never an error.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is chosen and when to stop. `temperature` 0 is greedy. Stop strings live in the API process."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    # number of most likely tokens to report beside each sampled (or prompt) token; None: no log-probabilities
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """One sequence to prefill and decode. `media_index[t]` indexes `media` (-1: none); `media` holds 32-byte digests."""
+
+    request_id: str
+    token_ids: list[int]
+    media_index: list[int]
+    media: list[bytes]
+    sampling: Sampling
+    priority: int = 0
+    arrived: float = 0.0
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    request_id: str
+
+
+class MediaPixels(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Frames of one media, resized, not yet normalised: uint8 RGB of shape [F, h, w, 3]."""
+
+    digest: bytes
+    shape: tuple[int, int, int, int]
+    data: bytes
+
+
+class MediaFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The API could not produce a wanted media: the requests that wait for it fail, and no other."""
+
+    digest: bytes
+    message: str
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]] = []
+
+
+class PromptScored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Log-probabilities of the prompt's tokens given all before them; the first token has none."""
+
+    request_id: str
+    logprobs: list[TokenLogprob | None]
+
+
+class Token(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """One sampled token. An end-of-sequence or stop token arrives with `finish_reason` "stop" set, not to be shown."""
+
+    request_id: str
+    token_id: int
+    logprob: TokenLogprob | None = None
+    finish_reason: FinishReason | None = None
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A sequence that ended without a last token: max_tokens 0, aborted, or failed with `error`."""
+
+    request_id: str
+    finish_reason: FinishReason
+    error: str = ""
+
+
+class Admitted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Sent when the prompt's first step begins: what was cached, for `usage` and the queue-time histogram."""
+
+    request_id: str
+    queue_seconds: float
+    cached_tokens: int = 0
+    media_encoded: int = 0
+    media_cached: int = 0
+
+
+class MediaWanted(msgspec.Struct, frozen=True, tag=True):
+    digest: bytes
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Sent once, when weights are loaded and everything is compiled. `info` is what `/version` shows."""
+
+    info: dict[str, Any]
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Sent about once a second and after each step that changed them: gauges and counters of the engine, by metric name."""
+
+    gauges: dict[str, float]
+    last_step_age: float
+
+
+Inbound = Generate | Abort | MediaPixels | MediaFailed
+Outbound = Admitted | PromptScored | Token | Finished | MediaWanted | Ready | Beat
+
+encode = msgspec.msgpack.Encoder().encode
+decode_inbound: msgspec.msgpack.Decoder[Inbound] = msgspec.msgpack.Decoder(Inbound)
+decode_outbound: msgspec.msgpack.Decoder[Outbound] = msgspec.msgpack.Decoder(Outbound)
