@@ -1,0 +1,65 @@
+"""Flamingo (Alayrac et al., 2022, figure 3): a frozen vision encoder and a frozen language model, joined by a resampler
+and gated cross-attention. The same class trains (no cache, media freshly projected) and serves (caches as arguments).
+
+    pixels -> vision -> resampler -> visual tokens -> media keys and values      once a media, `encode_media`, `media_kv`
+    token ids -> [gated layer ->] language-model layer -> ... -> logits          each step, `forward`
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.batch import Batch
+from model.cache import KVCache, MediaCache
+from model.config import FlamingoConfig
+from model.gated_cross_attention import GatedCrossAttention
+from model.language_model import LanguageModel
+from model.resampler import PerceiverResampler
+from model.vision import VisionEncoder
+
+
+class Flamingo(nn.Module):
+    def __init__(self, config: FlamingoConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionEncoder(config.vision)
+        self.resampler = PerceiverResampler(config.resampler, config.vision.feature_dim)
+        self.language_model = LanguageModel(config.language_model)
+        self.gated = nn.ModuleDict(
+            {
+                str(layer): GatedCrossAttention(config.gated, config.language_model.dim, config.resampler.dim)
+                for layer in config.gated_layers
+            }
+        )
+
+    def forward(self, batch: Batch, kv_cache: KVCache | None, media_cache: MediaCache) -> Tensor:
+        """Packed token ids [T] -> logits [W, V + A] of the rows in `batch.last_token`."""
+        x = self.language_model.embed_tokens(batch)  # [T, D]
+        place = self.language_model.place(batch, x.dtype)
+        for i, layer in enumerate(self.language_model.layers):
+            if str(i) in self.gated:
+                x = self.gated[str(i)](x, media_cache.layer(i), batch.media_slot)  # text reads its own image
+            x = layer(x, place, batch, None if kv_cache is None else kv_cache.layer(i))
+        return self.language_model.logits(x[batch.last_token])
+
+    def encode_media(self, pixels: Tensor) -> Tensor:
+        """Normalised frames [M, F, 3, h, w] -> visual tokens [M, R, D]."""
+        features = self.vision(pixels.flatten(0, 1))  # [M * F, P, Dv]
+        return self.resampler(features.unflatten(0, pixels.shape[:2]))
+
+    def media_kv(self, visual_tokens: Tensor) -> Tensor:
+        """Visual tokens [M, R, D] -> the pages of all gated layers [M, X, H, 2, R, K]."""
+        return torch.stack([gated.project_media(visual_tokens) for gated in self._gated_layers()], dim=1)
+
+    def fresh_media(self, visual_tokens: Tensor) -> MediaCache:
+        """A media cache that holds just these media, page m for media m."""
+        return MediaCache(self.media_kv(visual_tokens), {layer: x for x, layer in enumerate(self.config.gated_layers)})
+
+    def fold_gates(self) -> None:
+        """For inference: gates go into the weights behind them (float32 before the cast)."""
+        for gated in self._gated_layers():
+            gated.fold_gates()
+
+    def _gated_layers(self) -> list[GatedCrossAttention]:
+        return [layer for layer in self.gated.values() if isinstance(layer, GatedCrossAttention)]

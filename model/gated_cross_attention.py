@@ -1,0 +1,88 @@
+"""GATED XATTN-DENSE (Flamingo, figure 4): text reads its own image, then a feed-forward, each behind a tanh gate.
+
+Gates start at zero, so an untrained bridge leaves the frozen language model as it was, bit for bit. A media's keys and
+values come from `project_media` once and are handed in ever after; a text token reads the one page its slot names.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kernels.gated_residual import gated_residual
+from kernels.media_attention import media_attention
+from model.config import GatedConfig
+from model.layers import FeedForward, LayerNorm, RMSNorm, make_norm
+
+QK_NORM_EPS = 1e-6
+
+
+class MediaCrossAttention(nn.Module):
+    def __init__(self, config: GatedConfig, dim: int, media_dim: int) -> None:
+        super().__init__()
+        inner = config.num_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.query = nn.Linear(dim, inner, bias=False)
+        self.key_value = nn.Linear(media_dim, 2 * inner, bias=False)
+        self.output = nn.Linear(inner, dim, bias=False)
+        self.query_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+
+    def forward(self, x: Tensor, media_kv: Tensor, media_slot: Tensor) -> Tensor:
+        query = self.query(x).unflatten(-1, (-1, self.head_dim))  # [T, H, K]
+        norm = self.query_norm
+        attended = media_attention(
+            query,
+            media_kv,
+            media_slot,
+            scale=self.head_dim**-0.5,
+            query_norm=None if norm is None else norm.weight,
+            query_norm_eps=QK_NORM_EPS if norm is None else norm.eps,
+        )
+        return self.output(attended.flatten(-2))
+
+    def project_media(self, visual_tokens: Tensor) -> Tensor:  # [M, R, Dv] -> [M, H, 2, R, K]
+        key, value = self.key_value(visual_tokens).unflatten(-1, (2, -1, self.head_dim)).unbind(2)  # [M, R, H, K]
+        if self.key_norm is not None:
+            key = self.key_norm(key)
+        return torch.stack([key, value]).permute(1, 3, 0, 2, 4)
+
+
+class GatedCrossAttention(nn.Module):
+    """x [T, D], media keys and values [M, H, 2, R, K], slots [T] -> [T, D]."""
+
+    def __init__(self, config: GatedConfig, dim: int, media_dim: int) -> None:
+        super().__init__()
+        gate_size = 1 if config.gate == "scalar" else dim
+        self.attention_norm = make_norm(config.norm, dim, config.norm_eps)
+        self.media_norm = LayerNorm(media_dim, config.norm_eps) if config.media_norm else nn.Identity()
+        self.attention = MediaCrossAttention(config, dim, media_dim)
+        self.attn_gate: nn.Parameter | None = nn.Parameter(torch.zeros(gate_size))
+        self.ffw_norm = make_norm(config.norm, dim, config.norm_eps)
+        self.feed_forward = FeedForward(dim, config.ffn_dim, config.activation, gated=config.gated_ffn)
+        self.ffw_gate: nn.Parameter | None = nn.Parameter(torch.zeros(gate_size))
+
+    def forward(self, x: Tensor, media_kv: Tensor, media_slot: Tensor) -> Tensor:
+        x = _gated(x, self.attention(self.attention_norm(x), media_kv, media_slot), self.attn_gate)
+        return _gated(x, self.feed_forward(self.ffw_norm(x)), self.ffw_gate)
+
+    def project_media(self, visual_tokens: Tensor) -> Tensor:
+        return self.attention.project_media(self.media_norm(visual_tokens))
+
+    def fold_gates(self) -> None:
+        """Multiply tanh(gate) into the output weights, in float32: inference then adds a branch as it comes."""
+        _fold(self.attention.output, self.attn_gate)
+        _fold(self.feed_forward.down, self.ffw_gate)
+        self.attn_gate = self.ffw_gate = None
+
+
+def _gated(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
+    return x + branch if gate is None else gated_residual(x, branch, gate)
+
+
+@torch.no_grad()
+def _fold(linear: nn.Linear, gate: Tensor | None) -> None:
+    if gate is None:
+        return
+    folded = linear.weight.float() * gate.float().tanh()[:, None]
+    linear.weight.copy_(folded.to(linear.weight.dtype))

@@ -1,0 +1,148 @@
+"""The frozen decoder: Llama, GPT-NeoX, MPT, OPT and a Chinchilla-like preset are one class and five sets of data.
+
+Tokens are packed ([T, D], lengths beside them in the batch); the K/V cache is an argument, a layer's part at a time, and
+`None` means "attend to this batch alone" (training, the reference).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kernels.causal_attention import causal_attention
+from kernels.kv_store import kv_store
+from kernels.paged_attention import paged_attention
+from model.batch import Batch
+from model.config import LanguageModelConfig
+from model.layers import FeedForward, TokenTable, make_norm
+
+
+class Place(NamedTuple):
+    """How positions enter attention: rotary angles a token, or ALiBi slopes a head. Computed once a forward."""
+
+    cos: Tensor | None = None  # [T, 1, rotary_dim]
+    sin: Tensor | None = None
+    alibi_slopes: Tensor | None = None  # [H] float32
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.widths = [query, key, key]
+        self.qkv = nn.Linear(config.dim, sum(self.widths), bias=config.qkv_bias)
+        self.output = nn.Linear(query, config.dim, bias=config.output_bias)
+        self.query_norm = make_norm(config.norm, query, config.norm_eps, config.norm_bias) if config.qk_norm else None
+        self.key_norm = make_norm(config.norm, key, config.norm_eps, config.norm_bias) if config.qk_norm else None
+
+    def forward(self, x: Tensor, place: Place, batch: Batch, kv: Tensor | None) -> Tensor:
+        query, key, value = self.qkv(x).split(self.widths, dim=-1)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key, value = (t.unflatten(-1, (-1, self.head_dim)) for t in (query, key, value))
+        query, key = rotate(query, place), rotate(key, place)
+        attended = self._attend(query, key, value, place, batch, kv)  # [T, H, K]
+        return self.output(attended.flatten(-2))
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, place: Place, batch: Batch, kv: Tensor | None
+    ) -> Tensor:
+        scale, slopes = self.head_dim**-0.5, place.alibi_slopes
+        if kv is None:
+            return causal_attention(query, key, value, batch.query_starts, scale=scale, alibi_slopes=slopes)
+        assert batch.slot_mapping is not None
+        assert batch.block_table is not None
+        assert batch.context_lengths is not None
+        kv_store(key, value, kv, batch.slot_mapping)
+        return paged_attention(
+            query,
+            kv,
+            batch.block_table,
+            batch.query_starts,
+            batch.context_lengths,
+            scale=scale,
+            alibi_slopes=slopes,
+        )
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and feed-forward, one after the other or side by side."""
+
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__()
+        self.parallel = config.parallel_residual
+        self.attention_norm = make_norm(config.norm, config.dim, config.norm_eps, config.norm_bias)
+        self.attention = SelfAttention(config)
+        self.ffn_norm = make_norm(config.norm, config.dim, config.norm_eps, config.norm_bias)
+        self.feed_forward = FeedForward(
+            config.dim, config.ffn_dim, config.activation, gated=config.gated_ffn, bias=config.ffn_bias
+        )
+
+    def forward(self, x: Tensor, place: Place, batch: Batch, kv: Tensor | None) -> Tensor:
+        h = x + self.attention(self.attention_norm(x), place, batch, kv)
+        return h + self.feed_forward(self.ffn_norm(x if self.parallel else h))
+
+
+class LanguageModel(nn.Module):
+    """The decoder's parts; `model.flamingo.Flamingo.forward` runs them, with gated layers in between."""
+
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = TokenTable(config.vocab_size, config.num_new_tokens, config.dim)
+        learned = config.position == "learned"
+        self.positions = nn.Embedding(config.max_positions + config.position_offset, config.dim) if learned else None
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.norm = make_norm(config.norm, config.dim, config.norm_eps, config.norm_bias)
+        self.head = None if config.tied_head else TokenTable(config.vocab_size, config.num_new_tokens, config.dim)
+
+    def embed_tokens(self, batch: Batch) -> Tensor:  # -> [T, D]
+        x = self.embed(batch.token_ids)
+        if self.positions is not None:
+            x = x + self.positions(batch.positions + self.config.position_offset)
+        return x
+
+    def place(self, batch: Batch, dtype: torch.dtype) -> Place:
+        config, device = self.config, batch.positions.device
+        if config.position == "rotary":
+            cos, sin = rotary_angles(batch.positions, config.rotary_dim, config.rope_theta)
+            return Place(cos=cos.to(dtype), sin=sin.to(dtype))
+        if config.position == "alibi":
+            return Place(alibi_slopes=alibi_slopes(config.num_heads, config.alibi_bias_max, device))
+        return Place()
+
+    def logits(self, x: Tensor) -> Tensor:  # [W, D] -> [W, V + A]
+        table = self.embed if self.head is None else self.head
+        return table.logits(self.norm(x))
+
+
+def rotary_angles(positions: Tensor, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin [T, 1, rotary_dim], in float32; both halves carry the same angles (RoFormer, half-split layout)."""
+    even = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device)
+    angles = positions.float()[:, None] * (theta ** (-even / rotary_dim))
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, place: Place) -> Tensor:  # [T, H, K]
+    if place.cos is None or place.sin is None:
+        return x
+    width = place.cos.shape[-1]
+    turned, rest = x[..., :width], x[..., width:]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * place.cos + torch.cat([-second, first], dim=-1) * place.sin
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+
+
+def alibi_slopes(num_heads: int, bias_max: int, device: torch.device) -> Tensor:
+    """2^(-bias_max h / H) for head h of H; a number of heads that is no power of two takes every other slope of the
+    next power, then the ones between (Press et al., 2022; MPT's order)."""
+    power = 2 ** math.ceil(math.log2(num_heads))
+    slopes = torch.exp2(-torch.arange(1, power + 1, dtype=torch.float32, device=device) * (bias_max / power))
+    if power != num_heads:
+        slopes = torch.cat([slopes[1::2], slopes[::2]])[:num_heads]
+    return slopes

@@ -1,0 +1,105 @@
+"""The parts that the resampler, the gated layers and the decoder share: norms, feed-forward, and a table of tokens.
+
+Parameters only; how a norm is computed is the business of `kernels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.norm import layer_norm, rms_norm
+from model.config import Activation, Norm
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "squared_relu": squared_relu,
+}
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm(nn.Module):
+    def __init__(self, dim: int, eps: float, bias: bool = True) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+def make_norm(kind: Norm, dim: int, eps: float, bias: bool = True) -> RMSNorm | LayerNorm:
+    return RMSNorm(dim, eps) if kind == "rms_norm" else LayerNorm(dim, eps, bias)
+
+
+class FeedForward(nn.Module):
+    """up, activation, down; gated (SwiGLU and kin): `up` holds [gate; up] and the activated gate multiplies."""
+
+    def __init__(
+        self, dim: int, hidden: int, activation: Activation, *, gated: bool = False, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.gated = gated
+        self.up = nn.Linear(dim, 2 * hidden if gated else hidden, bias=bias)
+        self.down = nn.Linear(hidden, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x)
+        if self.gated:
+            gate, h = h.chunk(2, dim=-1)
+            return self.down(self.activation(gate) * h)
+        return self.down(self.activation(h))
+
+
+class TokenTable(nn.Module):
+    """One row a token id: the frozen vocabulary [V, D], then the rows that came with the bridge [A, D].
+
+    Serves as embedding (`forward`) and as output head (`logits`); tied models use one table for both.
+    """
+
+    def __init__(self, vocab_size: int, num_new_tokens: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, dim).normal_(std=0.02))
+        self.new_rows = nn.Parameter(torch.empty(num_new_tokens, dim).normal_(std=0.02)) if num_new_tokens else None
+
+    def forward(self, token_ids: Tensor) -> Tensor:  # [T] -> [T, D]
+        if self.new_rows is None:
+            return F.embedding(token_ids, self.weight)
+        frozen = self.weight.shape[0]
+        known = F.embedding(token_ids.clamp(max=frozen - 1), self.weight)
+        new = F.embedding((token_ids - frozen).clamp(min=0), self.new_rows)
+        return torch.where((token_ids < frozen).unsqueeze(-1), known, new)
+
+    def logits(self, x: Tensor) -> Tensor:  # [W, D] -> [W, V + A]
+        known = F.linear(x, self.weight)
+        if self.new_rows is None:
+            return known
+        return torch.cat([known, F.linear(x, self.new_rows)], dim=-1)

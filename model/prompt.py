@@ -1,0 +1,106 @@
+"""A prompt is segments (text, media, end of chunk); the model sees token ids and, a token, the media that it reads.
+
+`encode` is the only place that knows how a family writes its markers; the trainer and the server both call it.
+`media_index[t]` (the paper's phi) is the last media at or before token t: its own media token already reads it; -1 none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from model.tokenizer import PromptTokenizer
+
+
+class PromptError(ValueError):
+    """A prompt that this model cannot be given; the message is for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfChunk:
+    pass
+
+
+Segment = Text | Media | EndOfChunk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedPrompt:
+    token_ids: list[int]
+    media_index: list[int]
+    media: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A stretch of the written prompt: a marker of the family, or what the user wrote."""
+
+    text: str
+    is_marker: bool
+
+
+def encode(segments: Sequence[Segment], tokenizer: PromptTokenizer) -> EncodedPrompt:
+    """Raises `PromptError` for an empty prompt, a segment the family has no marker for, or a marker count that is off."""
+    pieces = list(_write(segments, tokenizer))
+    media = [segment.digest for segment in segments if isinstance(segment, Media)]
+    return index_media(_token_ids(pieces, tokenizer), media, tokenizer)
+
+
+def index_media(token_ids: list[int], media: list[bytes], tokenizer: PromptTokenizer) -> EncodedPrompt:
+    """Give each token its media index; the number of media tokens must equal the number of media."""
+    if not token_ids:
+        raise PromptError("the prompt is empty")
+    index, media_index = -1, []
+    for token_id in token_ids:
+        index += token_id == tokenizer.media_token_id
+        media_index.append(index)
+    if index + 1 != len(media):
+        raise PromptError(f"the prompt has {index + 1} media tokens and {len(media)} media")
+    return EncodedPrompt(token_ids=token_ids, media_index=media_index, media=media)
+
+
+def _write(segments: Sequence[Segment], tokenizer: PromptTokenizer) -> Iterator[_Piece]:
+    prompt = tokenizer.prompt
+    previous: Segment | None = None
+    if prompt.begin:
+        yield _Piece(prompt.begin, True)
+    for segment in segments:
+        match segment:
+            case Text(text):
+                if isinstance(previous, Text) and prompt.text_separator:
+                    yield _Piece(prompt.text_separator, True)
+                yield _Piece(text.strip(" ") if prompt.strip_text else text, False)
+            case Media():
+                # media that follow each other share the marker between them (IDEFICS)
+                if prompt.media_open and not isinstance(previous, Media):
+                    yield _Piece(prompt.media_open, True)
+                yield _Piece(prompt.media_token, True)
+                if prompt.media_close:
+                    yield _Piece(prompt.media_close, True)
+            case EndOfChunk():
+                if not prompt.end_of_chunk:
+                    raise PromptError("this model has no end-of-chunk token: leave end_of_chunk out")
+                yield _Piece(prompt.end_of_chunk, True)
+        previous = segment
+
+
+def _token_ids(pieces: list[_Piece], tokenizer: PromptTokenizer) -> list[int]:
+    written = [piece.text for piece in pieces if not piece.is_marker]
+    if not any(map(tokenizer.holds_marker, written)):
+        # one string, as the family's own processors do it: what a tokenizer does beside a marker is then theirs too
+        return tokenizer.encode_marked("".join(piece.text for piece in pieces))
+    return [token_id for piece in pieces for token_id in _piece_ids(piece, tokenizer)]
+
+
+def _piece_ids(piece: _Piece, tokenizer: PromptTokenizer) -> list[int]:
+    return [tokenizer.id_of(piece.text)] if piece.is_marker else tokenizer.encode_plain(piece.text)

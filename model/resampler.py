@@ -1,0 +1,108 @@
+"""The Perceiver resampler: any number of features becomes R visual tokens (Flamingo, section 3.1 and appendix A.1.1).
+
+Learned latents attend to [features; latents], layer by layer. Frames carry a learned embedding of their time, linearly
+interpolated when a video has more frames than were trained; an image is a video of one frame.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.resampler_attention import resampler_attention
+from model.config import ResamplerConfig
+from model.layers import FeedForward, LayerNorm
+
+
+class ResamplerAttention(nn.Module):
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__()
+        inner = config.num_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.media_norm = LayerNorm(config.dim, config.norm_eps)
+        self.latent_norm = LayerNorm(config.dim, config.norm_eps)
+        self.query = nn.Linear(config.dim, inner, bias=False)
+        self.key_value = nn.Linear(config.dim, 2 * inner, bias=False)
+        self.output = nn.Linear(inner, config.dim, bias=False)
+        self.query_norm = LayerNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.key_norm = LayerNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, latents: Tensor, features: Tensor) -> Tensor:  # [M, R, D], [M, N, D] -> [M, R, D]
+        latents = self.latent_norm(latents)
+        query = self.query_norm(self._heads(self.query(latents)))
+        feature_key, feature_value = self._keys_and_values(self.media_norm(features))
+        latent_key, latent_value = self._keys_and_values(latents)
+        attended = resampler_attention(
+            query, feature_key, feature_value, latent_key, latent_value, scale=self.head_dim**-0.5
+        )
+        return self.output(attended.flatten(-2))
+
+    def _keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        key, value = self.key_value(x).chunk(2, dim=-1)
+        return self.key_norm(self._heads(key)), self._heads(value)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim))
+
+
+class ResamplerLayer(nn.Module):
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__()
+        self.attention = ResamplerAttention(config)
+        self.feed_forward = ResamplerFeedForward(config)
+
+    def forward(self, latents: Tensor, features: Tensor) -> Tensor:
+        latents = latents + self.attention(latents, features)
+        return latents + self.feed_forward(latents)
+
+
+class ResamplerFeedForward(FeedForward):
+    """A feed-forward with its norm inside."""
+
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__(config.dim, config.ffn_dim, config.activation)
+        self.norm = LayerNorm(config.dim, config.norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.norm(x))
+
+
+class PerceiverResampler(nn.Module):
+    """Features [M, F, P, Dv] -> visual tokens [M, R, D]; F and P are free, R is `num_latents`."""
+
+    def __init__(self, config: ResamplerConfig, feature_dim: int) -> None:
+        super().__init__()
+        self.input_norm = LayerNorm(feature_dim, config.norm_eps) if config.input_norm else nn.Identity()
+        self.input = nn.Linear(feature_dim, config.dim) if config.input_projection else nn.Identity()
+        self.spatial_embeddings = _table(config.num_spatial, config.dim)
+        self.frame_embeddings = _table(config.num_frames, config.dim)
+        self.latents = nn.Parameter(torch.empty(config.num_latents, config.dim).normal_(std=0.02))
+        self.layers = nn.ModuleList(ResamplerLayer(config) for _ in range(config.num_layers))
+        self.norm = LayerNorm(config.dim, config.norm_eps)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.input(self.input_norm(features))
+        if self.spatial_embeddings is not None:
+            features = features + self.spatial_embeddings
+        if self.frame_embeddings is not None:
+            times = interpolate_frames(self.frame_embeddings, features.shape[1])  # [F, D]
+            features = features + times[:, None]
+        features = features.flatten(1, 2)  # [M, F * P, D]
+        latents = self.latents.expand(features.shape[0], -1, -1)
+        for layer in self.layers:
+            latents = layer(latents, features)
+        return self.norm(latents)
+
+
+def _table(rows: int, dim: int) -> nn.Parameter | None:
+    return nn.Parameter(torch.empty(rows, dim).normal_(std=0.02)) if rows else None
+
+
+def interpolate_frames(embeddings: Tensor, num_frames: int) -> Tensor:
+    """The first frames' own embeddings; beyond the trained number, the whole span stretched linearly (section 3.1)."""
+    trained = embeddings.shape[0]
+    if num_frames <= trained:
+        return embeddings[:num_frames]
+    stretched = F.interpolate(embeddings.T[None], size=num_frames, mode="linear", align_corners=True)
+    return stretched[0].T

@@ -1,0 +1,67 @@
+"""The tokenizer of a model folder, and what each of a family's markers is as an id. No torch here.
+
+Two copies of one tokenizer: `marked` knows the special tokens, `plain` reads their spelling as ordinary text. So what a
+user types can never become a marker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from model.config import ConfigError, PromptConfig
+
+
+class PromptTokenizer:
+    """`tokenizer.json` of a model folder. Raises `ConfigError` where the folder's own prompt markers are no tokens."""
+
+    def __init__(self, marked: Tokenizer, plain: Tokenizer, prompt: PromptConfig) -> None:
+        self.prompt = prompt
+        self._marked = marked
+        self._plain = plain
+        plain.encode_special_tokens = True
+        self._special = tuple(t.content for t in marked.get_added_tokens_decoder().values() if t.special)
+        self.media_token_id = self.id_of(prompt.media_token)
+        self.eos_ids = tuple(self.id_of(token) for token in prompt.eos)
+        self.suppressed_ids = tuple(self.id_of(token) for token in prompt.suppressed)
+        for marker in (prompt.begin, prompt.media_open, prompt.media_close, prompt.end_of_chunk, prompt.text_separator):
+            if marker:
+                self.id_of(marker)
+
+    @classmethod
+    def load(cls, folder: Path, prompt: PromptConfig) -> PromptTokenizer:
+        file = str(folder / "tokenizer.json")
+        return cls(Tokenizer.from_file(file), Tokenizer.from_file(file), prompt)
+
+    def id_of(self, token: str) -> int:
+        token_id = self._marked.token_to_id(token)
+        if token_id is None:
+            raise ConfigError(f"prompt marker {token!r} is not a token of tokenizer.json")
+        return int(token_id)
+
+    def holds_marker(self, text: str) -> bool:
+        """Whether the text spells a special token, and so must not be encoded together with real ones."""
+        return any(token in text for token in self._special)
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of a string in which spelt-out special tokens are special tokens."""
+        ids: list[int] = self._marked.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of a string in which spelt-out special tokens are text."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        text: str = self._marked.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def token(self, token_id: int) -> str:
+        """The vocabulary's own spelling of an id, "" for one beyond it (a padded embedding table has such)."""
+        return self._marked.id_to_token(token_id) or ""
+
+    def __len__(self) -> int:
+        return int(self._marked.get_vocab_size(with_added_tokens=True))
