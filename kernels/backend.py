@@ -1,0 +1,73 @@
+"""The one place that chooses between the Triton kernels and plain torch, and says so.
+
+`select` is called once, at start; `use_triton(x)` is the only `if` of an operator. A kernel that was asked for and
+cannot run raises: it never quietly becomes slow.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+except ImportError:  # no wheel for this platform: the operators then never define a kernel
+    triton = None
+
+Backend = Literal["auto", "triton", "reference"]
+
+
+class BackendError(RuntimeError):
+    """The backend that was asked for does not exist here, or cannot take the tensor that it was handed."""
+
+
+_requested: Backend = "auto"
+
+
+def interpreting() -> bool:
+    """TRITON_INTERPRET=1: the kernels run on the CPU, statement by statement, for the tests."""
+    return triton is not None and bool(triton.knobs.runtime.interpret)
+
+
+def _obstacle() -> str | None:
+    """Why the Triton kernels cannot run in this process."""
+    if triton is None:
+        return "the package triton is not installed"
+    if not interpreting() and not torch.cuda.is_available():
+        return "torch sees no GPU"
+    return None
+
+
+def select(backend: Backend) -> None:
+    """Choose for the whole process. "auto" takes Triton for tensors on a GPU and plain torch for all others."""
+    global _requested
+    if backend not in get_args(Backend):
+        raise BackendError(f"backend {backend!r} is none of {', '.join(get_args(Backend))}")
+    if backend == "triton" and (obstacle := _obstacle()):
+        raise BackendError(f"the Triton kernels were asked for, but {obstacle}")
+    _requested = backend
+
+
+def use_triton(x: Tensor) -> bool:
+    if _requested == "reference":
+        return False
+    runs = _obstacle() is None and (x.is_cuda or interpreting())
+    if _requested == "triton" and not runs:
+        raise BackendError(f"the Triton kernels were asked for, but were handed a tensor on {x.device}")
+    return runs
+
+
+def describe() -> dict[str, Any]:
+    """For the log at start, /health and /version."""
+    obstacle = _obstacle()
+    triton_runs = _requested != "reference" and obstacle is None
+    return {
+        "requested": _requested,
+        "backend": "triton" if triton_runs else "reference",
+        "reason": "asked for" if _requested == "reference" else obstacle or "a GPU is there",
+        "torch": torch.__version__,
+        "triton": triton.__version__ if triton is not None else None,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }

@@ -1,0 +1,47 @@
+"""Causal self-attention over packed whole sequences, with no cache: what training and the oracle run.
+
+Torch only and differentiable; grouped heads and ALiBi as in `paged_attention`.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def alibi_bias(slopes: Tensor, num_queries: int, num_keys: int) -> Tensor:
+    """slopes [H] -> [H, Q, C]: minus slope times distance for queries that end at the last key, -inf ahead of each."""
+    places = torch.arange(num_keys, device=slopes.device)
+    distance = places - places[num_keys - num_queries :, None]  # [Q, C]
+    bias = slopes.float()[:, None, None] * distance
+    return bias if num_queries == 1 else bias.masked_fill(distance > 0, float("-inf"))
+
+
+def causal_attention_reference(
+    query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, *, scale: float, alibi_slopes: Tensor | None = None
+) -> Tensor:
+    group = query.shape[1] // key.shape[1]
+    slopes = query.new_zeros(query.shape[1]) if alibi_slopes is None else alibi_slopes
+    outputs = [query[:0].float()]
+    for first, end in pairwise(query_starts.tolist()):
+        q, k, v = query[first:end].float(), key[first:end].float(), value[first:end].float()
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        scores = torch.einsum("qhk,chk->hqc", q, k) * scale + alibi_bias(slopes, end - first, end - first)
+        outputs.append(torch.einsum("hqc,chk->qhk", scores.softmax(-1), v))
+    return torch.cat(outputs).to(query.dtype)
+
+
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, *, scale: float, alibi_slopes: Tensor | None = None
+) -> Tensor:
+    """query [T, H, K]; key, value [T, G, K]; query_starts [S + 1], first row of each sequence -> [T, H, K]"""
+    outputs = [query[:0]]
+    for first, end in pairwise(query_starts.tolist()):
+        mask = None if alibi_slopes is None else alibi_bias(alibi_slopes, end - first, end - first).to(query.dtype)
+        q, k, v = (x[first:end].transpose(0, 1)[None] for x in (query, key, value))
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=True)
+        outputs.append(out[0].transpose(0, 1))
+    return torch.cat(outputs)
