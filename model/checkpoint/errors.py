@@ -1,0 +1,42 @@
+"""What a checkpoint can be guilty of: asking for something that is not implemented, or tensors that do not fit the model.
+
+One error lists everything that does not fit, so that a wrong file is understood at the first try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+Shape: TypeAlias = tuple[int, ...]
+
+MAX_LISTED = 20
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot become this model."""
+
+
+def refuse_misfits(
+    what: str,
+    *,
+    missing: Sequence[str] = (),
+    unexpected: Sequence[str] = (),
+    misshapen: Mapping[str, tuple[Shape, Shape]] | None = None,
+) -> None:
+    """Raise with all names, and both shapes of what is misshapen (found, wanted); return if there is nothing to say."""
+    shapes = [
+        f"{name}: found {list(found)}, wanted {list(wanted)}" for name, (found, wanted) in (misshapen or {}).items()
+    ]
+    complaints = [
+        f"{title} ({len(lines)}): {'; '.join(_shorten(lines))}"
+        for title, lines in (("missing", missing), ("unexpected", unexpected), ("misshapen", shapes))
+        if lines
+    ]
+    if complaints:
+        raise CheckpointError(f"{what} does not fit the model. " + ". ".join(complaints))
+
+
+def _shorten(lines: Sequence[str]) -> list[str]:
+    shown = list(lines[:MAX_LISTED])
+    return shown + [f"and {len(lines) - len(shown)} more"] if len(lines) > len(shown) else shown
