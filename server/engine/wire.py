@@ -1,7 +1,7 @@
-"""The wire between the API process and the worker: typed messages (msgspec over a ZeroMQ `ipc://` socket), never pickle.
+"""The wire between the API process and the worker: typed messages (msgspec over ZeroMQ `ipc://` sockets), never pickle.
 
-To the worker go token ids, media digests and sampling parameters; back come token events, and `MediaWanted` for what the
-worker does not hold: only then are bytes decoded and pixels sent. A hit needs no pixels; a miss is never an error.
+To the worker go token ids, media digests and sampling parameters; back come token events, and `MediaWanted` for what
+the worker does not hold: only then are bytes decoded and pixels sent. A hit needs no pixels; a miss is never an error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How the next token is chosen and when to stop. `temperature` 0 is greedy. Stop strings live in the API process."""
+    """How the next token is chosen and when to stop; `temperature` 0 is greedy. Stop strings live in the API."""
 
     max_tokens: int
     min_tokens: int = 0
@@ -35,7 +35,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """One sequence to prefill and decode. `media_index[t]` indexes `media` (-1: none); `media` holds 32-byte digests."""
+    """One sequence to prefill and decode. `media_index[t]` indexes `media` (-1: none), a list of 32-byte digests."""
 
     request_id: str
     token_ids: list[int]
@@ -116,7 +116,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Sent about once a second and after each step that changed them: gauges and counters of the engine, by metric name."""
+    """Sent about once a second and after a step that changed them: gauges and counters, by metric name."""
 
     gauges: dict[str, float]
     last_step_age: float
