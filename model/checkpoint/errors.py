@@ -1,4 +1,4 @@
-"""What a checkpoint can be guilty of: asking for something that is not implemented, or tensors that do not fit the model.
+"""What a checkpoint can be guilty of: asking for what is not implemented, or tensors that do not fit the model.
 
 One error lists everything that does not fit, so that a wrong file is understood at the first try.
 """
@@ -38,5 +38,6 @@ def refuse_misfits(
 
 
 def _shorten(lines: Sequence[str]) -> list[str]:
-    shown = list(lines[:MAX_LISTED])
-    return shown + [f"and {len(lines) - len(shown)} more"] if len(lines) > len(shown) else shown
+    if len(lines) <= MAX_LISTED:
+        return list(lines)
+    return [*lines[:MAX_LISTED], f"and {len(lines) - MAX_LISTED} more"]

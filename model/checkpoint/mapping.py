@@ -1,6 +1,6 @@
-"""How a foreign checkpoint's tensors become ours: a plan says, for each of our tensors, which of theirs are stacked in it.
+"""How a foreign checkpoint's tensors become ours: a plan says, for each of our tensors, which of theirs make it up.
 
-A plan is made from a family's table and a configuration, before any tensor is read; so all that is missing, left over or
+A plan comes from a family's table and a configuration, before any tensor is read; so all that is missing, left over or
 of another shape is known, and said, at once.
 """
 
@@ -41,7 +41,7 @@ Plan = dict[str, Recipe]
 
 
 def convert(what: str, plan: Plan, tensors: Mapping[str, Tensor], ignored: re.Pattern[str]) -> dict[str, Tensor]:
-    """Our tensors from theirs. A name that matches `ignored` may be there or not: a buffer, or a part that is not used."""
+    """Our tensors from theirs. A name that matches `ignored` may be there or not: a buffer, a part that is not used."""
     wanted = {source.name: source.shape for recipe in plan.values() for source in recipe.sources}
     found = {name: tuple(tensors[name].shape) for name in wanted if name in tensors}
     refuse_misfits(
