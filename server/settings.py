@@ -37,6 +37,12 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="number format of the weights")
     max_model_len: int | None = Field(None, ge=2, description="longest prompt with answer, in tokens; none: as trained")
+    max_num_seqs: int = Field(64, ge=1, le=4096, description="sequences that run at once")
+    max_num_batched_tokens: int = Field(512, ge=16, description="tokens of one step")
+    block_size: int = Field(16, ge=1, le=1024, description="tokens of a block of the text cache")
+    kv_cache_mb: int = Field(1024, ge=1, description="keys and values of text, in MiB")
+    media_cache_mb: int = Field(1024, ge=1, description="keys and values of media, in MiB")
+    host_media_mb: int = Field(256, ge=0, description="visual tokens kept in host memory, in MiB")
 
     host: str = Field("127.0.0.1", description="address to listen at")
     port: int = Field(8000, ge=0, le=65535, description="port to listen at; 0 picks a free one")
@@ -129,3 +135,8 @@ def _read_yaml(file: str | None) -> dict[str, Any]:
     if unknown := sorted(set(map(str, values)) - Settings.model_fields.keys()):
         raise SettingsError(f"config {file}: unknown key {', '.join(unknown)}")
     return values
+
+
+def child_environment(**values: str) -> dict[str, str]:
+    """The environment that a child process is given: this process's own, with some values set."""
+    return {**os.environ, **values}

@@ -1,0 +1,273 @@
+"""The API process's side of the engine: requests in, their events out, media on demand, and a worker kept alive.
+
+A dead worker fails the requests that were in it, and is started again with growing pauses; meanwhile new requests are
+refused. Media are decoded only when the worker asks, once for all requests that show them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import zmq
+
+from server.engine.process import WorkerProcess
+from server.engine.wire import (
+    Abort,
+    Admitted,
+    Beat,
+    Finished,
+    Generate,
+    MediaFailed,
+    MediaPixels,
+    MediaWanted,
+    Outbound,
+    PromptScored,
+    Ready,
+    Token,
+)
+from server.engine.worker import MAX_MESSAGE_BYTES
+from server.errors import EngineDied, EngineFailed, EngineNotReady, InvalidMedia, ServerError
+from server.media.decoder import Frames
+from server.media.source import EncodedMedia
+from server.metrics import Metrics
+from server.settings import Settings
+
+FACTORY = "server.engine.build:build"
+FIRST_DELAY = 0.5
+# a worker that served this long was healthy: the next pause is short again
+HEALTHY_SECONDS = 60.0
+
+State = Literal["starting", "ready", "restarting", "failed", "stopped"]
+Event = Admitted | PromptScored | Token | Finished
+
+logger = logging.getLogger(__name__)
+
+
+class MediaDecoder(Protocol):
+    async def decode(self, media: EncodedMedia) -> Frames: ...
+
+    async def stop(self) -> None: ...
+
+
+class Client(Protocol):
+    """What the HTTP side needs of an engine."""
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def info(self) -> dict[str, Any]: ...
+
+    @property
+    def step_age(self) -> float: ...
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def fail_all(self, error: ServerError) -> None: ...
+
+    def stream(self, request: Generate, media: Mapping[bytes, EncodedMedia]) -> AsyncIterator[Event]: ...
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One request in the worker. `media_error` is why it will fail, once one of its media could not be decoded."""
+
+    media: Mapping[bytes, EncodedMedia]
+    events: asyncio.Queue[Event | ServerError] = field(default_factory=asyncio.Queue)
+    media_error: InvalidMedia | None = None
+
+
+class EngineClient:
+    def __init__(self, settings: Settings, decoder: MediaDecoder, metrics: Metrics, *, factory: str = FACTORY) -> None:
+        self.state: State = "starting"
+        self.info: dict[str, Any] = {}
+        self._settings = settings
+        self._decoder = decoder
+        self._metrics = metrics
+        self._factory = factory
+        self._worker: WorkerProcess | None = None
+        self._streams: dict[str, _Stream] = {}
+        self._decoding: dict[bytes, asyncio.Task[None]] = {}
+        self._heard = time.monotonic()
+        self._supervising: asyncio.Task[None] | None = None
+
+    @property
+    def step_age(self) -> float:
+        """Seconds since the worker last showed progress, 0 without work. A worker that hangs sends nothing at all."""
+        return time.monotonic() - self._heard if self._streams and self.state == "ready" else 0.0
+
+    async def start(self) -> None:
+        self.first_start: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._supervising = asyncio.create_task(self._supervise())
+
+    async def stop(self) -> None:
+        self.state = "stopped"
+        if self._supervising is not None:
+            self._supervising.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._supervising
+        self._end_life(EngineNotReady("the server is shutting down"))
+        if self._worker is not None:
+            await self._worker.stop()
+        await self._decoder.stop()
+
+    def fail_all(self, error: ServerError) -> None:
+        for stream in self._streams.values():
+            stream.events.put_nowait(error)
+
+    async def stream(self, request: Generate, media: Mapping[bytes, EncodedMedia]) -> AsyncIterator[Event]:
+        """Events up to the one with a finish reason. Closed before that, it aborts the request."""
+        worker = self._ready_worker()
+        stream = self._streams[request.request_id] = _Stream(media)
+        is_open = True
+        if len(self._streams) == 1:
+            self._heard = time.monotonic()
+        try:
+            worker.send(request)
+            while is_open:
+                event = await stream.events.get()
+                if isinstance(event, ServerError):
+                    raise event
+                is_open = not isinstance(event, Token | Finished) or event.finish_reason is None
+                if isinstance(event, Finished) and event.finish_reason == "error":
+                    raise stream.media_error or EngineFailed(event.error or "the engine gave this request up")
+                yield event
+        finally:
+            del self._streams[request.request_id]
+            if is_open and worker is self._worker:
+                worker.send(Abort(request.request_id))
+
+    def _ready_worker(self) -> WorkerProcess:
+        if self._worker is None or self.state != "ready":
+            raise EngineNotReady(f"the model is not ready: the engine is {self.state}")
+        return self._worker
+
+    # the worker's lives
+
+    async def _supervise(self) -> None:
+        delay, number = FIRST_DELAY, 0
+        with tempfile.TemporaryDirectory(prefix="flamboyance-") as folder:  # made with mode 0700
+            while True:
+                started = time.monotonic()
+                await self._live(Path(folder) / f"worker-{number}.sock")
+                if number == 0 and not self.first_start.done():
+                    self._give_up()
+                    return
+                delay = FIRST_DELAY if time.monotonic() - started > HEALTHY_SECONDS else delay
+                logger.warning("the worker is started again", extra={"delay_seconds": delay})
+                await asyncio.sleep(delay)
+                delay, number = min(delay * 2, self._settings.max_restart_delay), number + 1
+                self._metrics.engine_restarts.inc()
+
+    async def _live(self, socket_file: Path) -> None:
+        """Start a worker and serve it until it is dead."""
+        self._worker = await WorkerProcess.spawn(self._settings, self._factory, socket_file)
+        receiving = asyncio.create_task(self._receive(self._worker))
+        exiting = asyncio.create_task(self._worker.wait())
+        try:
+            await asyncio.wait({receiving, exiting}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            receiving.cancel()
+            exiting.cancel()
+        if receiving.done() and not receiving.cancelled() and (error := receiving.exception()):
+            logger.error("the worker sent what is no message", extra={"error": str(error)})
+        worker, self._worker = self._worker, None
+        self.state = "restarting"
+        await worker.stop()
+        logger.error("the worker died", extra={"exit_code": await worker.wait(), "requests": len(self._streams)})
+        self._end_life(EngineDied("the engine died while it worked on this request; it is being restarted"))
+
+    def _end_life(self, error: ServerError) -> None:
+        self._metrics.engine_ready.set(0)
+        self.fail_all(error)
+        for task in self._decoding.values():
+            task.cancel()
+        self._decoding.clear()
+
+    def _give_up(self) -> None:
+        """A worker that never was ready will not be the next time either: a wrong folder, too little memory."""
+        self.state = "failed"
+        self.first_start.set_exception(EngineDied("the engine could not be started"))
+
+    # the worker's messages
+
+    async def _receive(self, worker: WorkerProcess) -> None:
+        with suppress(zmq.ZMQError):  # closed
+            while True:
+                self._take(await worker.receive(), worker)
+
+    def _take(self, event: Outbound, worker: WorkerProcess) -> None:
+        match event:
+            case Beat():
+                self._heard = time.monotonic() - event.last_step_age
+                self._metrics.engine.values = event.gauges
+            case Ready():
+                self._become_ready(event.info)
+            case MediaWanted():
+                self._want(event.digest, worker)
+            case _:
+                self._heard = time.monotonic()
+                if stream := self._streams.get(event.request_id):
+                    stream.events.put_nowait(event)
+
+    def _become_ready(self, info: dict[str, Any]) -> None:
+        self.state, self.info = "ready", info
+        self._metrics.engine_ready.set(1)
+        if not self.first_start.done():
+            self.first_start.set_result(None)
+        logger.info("the engine is ready", extra=info)
+
+    # media
+
+    def _want(self, digest: bytes, worker: WorkerProcess) -> None:
+        """Every wish is answered, also when the request that brought the media has gone: the worker asks but once."""
+        if digest in self._decoding:
+            return
+        media = next((s.media[digest] for s in self._streams.values() if digest in s.media), None)
+        if media is None:
+            worker.send(MediaFailed(digest=digest, message="the request that brought this media has gone"))
+            return
+        task = self._decoding[digest] = asyncio.create_task(self._supply(media, worker))
+        task.add_done_callback(lambda done: self._decoded(digest, done))
+
+    def _decoded(self, digest: bytes, done: asyncio.Task[None]) -> None:
+        # a worker's next life may be decoding the same media again
+        if self._decoding.get(digest) is done:
+            del self._decoding[digest]
+
+    async def _supply(self, media: EncodedMedia, worker: WorkerProcess) -> None:
+        started = time.monotonic()
+        try:
+            frames = await self._decoder.decode(media)
+            _check_size(frames, media)
+        except InvalidMedia as error:
+            self._fail_media(media.digest, error.message, worker)
+        except Exception:
+            logger.exception("a media could not be decoded")
+            self._fail_media(media.digest, "decoding failed", worker)
+        else:
+            self._metrics.media_decode.observe(time.monotonic() - started)
+            worker.send(MediaPixels(digest=media.digest, shape=frames.shape, data=frames.data))
+
+    def _fail_media(self, digest: bytes, message: str, worker: WorkerProcess) -> None:
+        self._metrics.media_decode_failures.inc()
+        for stream in self._streams.values():
+            if digest in stream.media:
+                stream.media_error = InvalidMedia(message, param=stream.media[digest].param)
+        worker.send(MediaFailed(digest=digest, message=message))
+
+
+def _check_size(frames: Frames, media: EncodedMedia) -> None:
+    limit = MAX_MESSAGE_BYTES - 2**16
+    if len(frames.data) > limit:
+        raise InvalidMedia(f"{len(frames.data)} bytes of frames, the limit is {limit}", param=media.param)

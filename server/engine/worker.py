@@ -1,0 +1,163 @@
+"""The process that owns the device. Its loop: inbox -> engine.step -> emit, and a beat about once a second.
+
+Started as `python -m server.engine.worker` with `Start` as the first line of its input. The input stays open: when it
+ends, the API process is gone, and so is this one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+import zmq
+
+from server import logs
+from server.engine.wire import (
+    Abort,
+    Beat,
+    Generate,
+    Inbound,
+    MediaFailed,
+    MediaPixels,
+    Outbound,
+    Ready,
+    decode_inbound,
+    encode,
+)
+from server.settings import Settings
+
+MAX_MESSAGE_BYTES = 256 * 2**20
+BEAT_SECONDS = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """`factory` is `module:function`: `Settings` -> the engine, and what `/version` shall say of it."""
+
+    factory: str
+    address: str
+    settings: str
+
+
+class EngineLike(Protocol):
+    def add(self, request: Generate) -> None: ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    def supply(self, media: MediaPixels) -> None: ...
+
+    def fail_media(self, failure: MediaFailed) -> None: ...
+
+    def step(self) -> list[Outbound]: ...
+
+    def has_work(self) -> bool: ...
+
+    def is_waiting_for_media(self) -> bool: ...
+
+    def gauges(self) -> dict[str, float]: ...
+
+
+Factory = Callable[[Settings], tuple[EngineLike, dict[str, Any]]]
+
+
+class Worker:
+    def __init__(self, engine: EngineLike, socket: zmq.Socket[bytes]) -> None:
+        self._engine = engine
+        self._socket = socket
+        self._last_step = time.monotonic()
+        self._next_beat = 0.0
+
+    def run(self, info: dict[str, Any]) -> None:
+        self._emit(Ready(info=info))
+        while True:
+            self.turn()
+
+    def turn(self) -> None:
+        """One round of the loop. It waits only where a step could do nothing."""
+        self._receive(0 if self._is_busy() else self._until_beat())
+        if self._engine.has_work():
+            for event in self._engine.step():
+                self._emit(event)
+            self._last_step = time.monotonic()
+        self._beat()
+
+    def _is_busy(self) -> bool:
+        return self._engine.has_work() and not self._engine.is_waiting_for_media()
+
+    def _receive(self, timeout: float) -> None:
+        wait_ms = max(int(timeout * 1000), 0)
+        while self._socket.poll(wait_ms):
+            self._take(decode_inbound.decode(self._socket.recv()))
+            wait_ms = 0
+
+    def _take(self, message: Inbound) -> None:
+        match message:
+            case Generate():
+                self._engine.add(message)
+            case Abort(request_id):
+                self._engine.abort(request_id)
+            case MediaPixels():
+                self._engine.supply(message)
+            case MediaFailed():
+                self._engine.fail_media(message)
+
+    def _emit(self, event: Outbound) -> None:
+        self._socket.send(encode(event))
+
+    def _until_beat(self) -> float:
+        return self._next_beat - time.monotonic()
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        if now < self._next_beat:
+            return
+        self._next_beat = now + BEAT_SECONDS
+        age = now - self._last_step if self._engine.has_work() else 0.0
+        self._emit(Beat(gauges=self._engine.gauges(), last_step_age=age))
+
+
+def resolve(factory: str) -> Factory:
+    module, _, name = factory.partition(":")
+    found: Factory = getattr(importlib.import_module(module), name)
+    return found
+
+
+def connect(address: str) -> zmq.Socket[bytes]:
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.connect(address)
+    return socket
+
+
+def _end_with_parent() -> None:
+    while sys.stdin.buffer.read(1):
+        pass
+    # no clean-up: the device's memory goes with the process, and a step may hold the interpreter for long
+    os._exit(0)
+
+
+def main() -> None:
+    start = msgspec.json.decode(sys.stdin.buffer.readline(), type=Start)
+    settings = Settings.model_validate_json(start.settings)
+    logs.configure(settings.log_level, settings.log_format)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        engine, info = resolve(start.factory)(settings)
+    except Exception:
+        logger.exception("the engine could not be built")
+        sys.exit(1)
+    Worker(engine, connect(start.address)).run(info)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The decode pool: a few processes, one media each at a time. One that crashes or takes too long fails that media only.
+
+Pure asyncio. A process is started when it is first needed, and again after it was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+
+from model.config import VisionConfig
+from model.media import MediaLimits
+from server.errors import InvalidMedia
+from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, Setup, decode_reply, with_length
+from server.media.source import EncodedMedia
+from server.settings import Settings, child_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+logger = logging.getLogger(__name__)
+
+
+class DecodePool:
+    def __init__(self, vision: VisionConfig, settings: Settings) -> None:
+        limits = MediaLimits(max_bytes=settings.max_media_bytes, max_pixels=settings.max_media_pixels)
+        self._setup = Setup(
+            vision=dataclasses.asdict(vision),
+            limits=dataclasses.asdict(limits),
+            max_memory_bytes=settings.decode_memory_mb * 2**20,
+        )
+        self._timeout = settings.decode_timeout
+        # the one that came back last is taken first: it is warm
+        self._idle: asyncio.LifoQueue[Process | None] = asyncio.LifoQueue()
+        self._processes: set[Process] = set()
+        for _ in range(settings.decode_processes):
+            self._idle.put_nowait(None)
+
+    async def decode(self, media: EncodedMedia) -> Frames:
+        """Raises `InvalidMedia`, naming the part of the request that brought it."""
+        process = await self._idle.get()
+        try:
+            process = process or await self._start()
+            reply = await self._ask(process, media)
+        except (TimeoutError, OSError, asyncio.IncompleteReadError) as error:
+            logger.warning("decode process lost", extra={"error": type(error).__name__, "media_bytes": len(media.data)})
+            raise InvalidMedia(self._reason(media, error), param=media.param) from None
+        finally:
+            self._idle.put_nowait(self._keep(process))
+        if isinstance(reply, Refused):
+            raise InvalidMedia(reply.message, param=media.param)
+        return reply
+
+    async def stop(self) -> None:
+        for process in list(self._processes):
+            process.kill()
+            await process.wait()
+
+    async def _start(self) -> Process:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "server.media.decoder"),
+            stdin=PIPE,
+            stdout=PIPE,
+            cwd=ROOT,
+            env=child_environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1"),
+            start_new_session=True,
+        )
+        self._processes.add(process)
+        _stdin(process).write(with_length(self._setup))
+        return process
+
+    async def _ask(self, process: Process, media: EncodedMedia) -> Frames | Refused:
+        """A process that does not answer to the end is killed, cancellation included: its streams are out of step."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                _stdin(process).write(with_length(Decode(kind=media.kind, data=media.data)))
+                await _stdin(process).drain()
+                assert process.stdout is not None
+                length = await process.stdout.readexactly(LENGTH_BYTES)
+                return decode_reply.decode(await process.stdout.readexactly(int.from_bytes(length, "little")))
+        except BaseException:
+            self._kill(process)
+            raise
+
+    def _kill(self, process: Process) -> None:
+        self._processes.discard(process)
+        if process.returncode is None:
+            process.kill()
+
+    def _keep(self, process: Process | None) -> Process | None:
+        return process if process in self._processes else None
+
+    def _reason(self, media: EncodedMedia, error: Exception) -> str:
+        if isinstance(error, TimeoutError):
+            return f"decoding this {media.kind} took longer than {self._timeout:g} seconds"
+        return f"this {media.kind} cannot be decoded"
+
+
+def _stdin(process: Process) -> asyncio.StreamWriter:
+    assert process.stdin is not None
+    return process.stdin
