@@ -42,7 +42,9 @@ class MediaCache:
     layer_of: dict[int, int]  # language-model layer -> place among the gated layers
 
     @classmethod
-    def zeros(cls, config: FlamingoConfig, num_pages: int, dtype: torch.dtype, device: torch.device | str) -> MediaCache:
+    def zeros(
+        cls, config: FlamingoConfig, num_pages: int, dtype: torch.dtype, device: torch.device | str
+    ) -> MediaCache:
         gated, layers = config.gated, config.gated_layers
         shape = (num_pages, len(layers), gated.num_heads, 2, config.resampler.num_latents, gated.head_dim)
         return cls(torch.zeros(shape, dtype=dtype, device=device), {layer: x for x, layer in enumerate(layers)})

@@ -1,0 +1,96 @@
+"""Blocks of text K/V: a free list with reference counts, and the prefix cache that a block joins once it is full.
+
+A published block keeps its contents after its last user is gone and is the last to be taken again (least recently used
+first). Its hash covers token ids *and* the media that those tokens read, so two prompts share a block only if the model
+would have computed the same keys and values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+
+
+def block_hash(parent: bytes, token_ids: Sequence[int], media_keys: Sequence[bytes]) -> bytes:
+    """Hash of a full block: its parent's hash, its ids, and for each run of tokens the media key that it reads."""
+    digest = hashlib.blake2b(parent, digest_size=32, person=b"flmbynce-block")
+    digest.update(array("q", token_ids).tobytes())
+    previous = None
+    for place, key in enumerate(media_keys):
+        if key != previous:
+            digest.update(place.to_bytes(4, "little") + len(key).to_bytes(4, "little") + key)
+            previous = key
+    return digest.digest()
+
+
+class BlockPool:
+    """`num_blocks` blocks, each free, cached (free, but its contents can be found) or in use by `references` owners."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self._free = list(range(num_blocks - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._references = [0] * num_blocks
+        self._hash_of: dict[int, bytes] = {}
+        self._block_of: dict[bytes, int] = {}
+
+    @property
+    def num_available(self) -> int:
+        return len(self._free) + len(self._cached)
+
+    def allocate(self, count: int) -> list[int] | None:
+        """`count` blocks with one reference each, or None and nothing taken."""
+        if count > self.num_available:
+            return None
+        return [self._take() for _ in range(count)]
+
+    def _take(self) -> int:
+        block = self._free.pop() if self._free else self._evict()
+        self._references[block] = 1
+        return block
+
+    def _evict(self) -> int:
+        block, _ = self._cached.popitem(last=False)
+        del self._block_of[self._hash_of.pop(block)]
+        return block
+
+    def share(self, blocks: Sequence[int]) -> None:
+        """One more owner for each block, in use or cached."""
+        for block in blocks:
+            if self._references[block] == 0:
+                del self._cached[block]
+            self._references[block] += 1
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """One owner less. The end of a sequence goes first, so that a prefix outlives what followed it."""
+        for block in reversed(blocks):
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                self._retire(block)
+
+    def _retire(self, block: int) -> None:
+        if block in self._hash_of:
+            self._cached[block] = None
+        else:
+            self._free.append(block)
+
+    def publish(self, block: int, digest: bytes) -> None:
+        """Let others find a full block. The first block of a hash stays the one that is found."""
+        if digest not in self._block_of and block not in self._hash_of:
+            self._block_of[digest] = block
+            self._hash_of[block] = digest
+
+    def find(self, digest: bytes) -> int | None:
+        return self._block_of.get(digest)
+
+    def references(self, block: int) -> int:
+        return self._references[block]
+
+    def clear_cache(self) -> None:
+        """Forget every published block (weights changed, or an operator asked)."""
+        self._free.extend(self._cached)
+        self._cached.clear()
+        self._hash_of.clear()
+        self._block_of.clear()

@@ -1,0 +1,32 @@
+"""What the engine may spend: blocks, media slots, and a step's budgets of tokens and frames. Frozen, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """`max_tokens_per_step` bounds one forward; `max_frames_per_step` bounds encoding while others decode, and
+    `max_frames_idle` when nobody waits for a token."""
+
+    block_size: int = 16
+    num_blocks: int = 2048
+    num_media_slots: int = 256
+    host_media_bytes: int = 256 << 20
+    max_sequences: int = 64
+    max_tokens_per_step: int = 512
+    max_frames_per_step: int = 2
+    max_frames_idle: int = 16
+    max_model_len: int = 2048
+    fold_gates: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "num_blocks", "num_media_slots", "max_sequences", "max_tokens_per_step"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"engine {name} is {getattr(self, name)}, must be at least 1")
+        room = self.num_blocks * self.block_size
+        if room < self.max_model_len:
+            raise ValueError(
+                f"{self.num_blocks} blocks of {self.block_size} hold {room} tokens, max_model_len is {self.max_model_len}"
+            )

@@ -1,0 +1,175 @@
+"""Runs a plan on the device: encodes its media into their slots, one forward for all its rows, samples.
+
+It owns the tensors (weights, K/V blocks, media pages) and knows nothing of queues.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.batch import Batch
+from model.cache import KVCache, MediaCache
+from model.flamingo import Flamingo
+from model.vision import normalise
+from server.engine.config import EngineConfig
+from server.engine.media_cache import Encoding, HostTier
+from server.engine.sampler import Sampler, token_logprobs
+from server.engine.scheduler import Plan, Row
+from server.engine.wire import TokenLogprob
+
+
+@dataclass(slots=True)
+class Result:
+    """What a row of the plan gave: nothing but K/V, or prompt log-probabilities, or a token; or `failed`."""
+
+    row: Row
+    token_id: int | None = None
+    logprob: TokenLogprob | None = None
+    # for tokens start + 1 .. of the prompt, in order
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    failed: str = ""
+
+
+class Runner:
+    def __init__(self, model: Flamingo, config: EngineConfig, sampler: Sampler, host: HostTier) -> None:
+        weight = model.language_model.embed.weight
+        self.model = model
+        self.config = config
+        self.device, self.dtype = weight.device, weight.dtype
+        self._sampler = sampler
+        self._host = host
+        self._kv = KVCache.zeros(model.config, config.num_blocks, config.block_size, self.dtype, self.device)
+        self._media = MediaCache.zeros(model.config, config.num_media_slots, self.dtype, self.device)
+
+    @torch.inference_mode()
+    def run(self, plan: Plan) -> list[Result]:
+        self._encode(plan.encodings)
+        if not plan.rows:
+            return []
+        wanted = [_wanted_tokens(row) for row in plan.rows]
+        logits = self.model(self._batch(plan.rows, wanted), self._kv, self._media).float()
+        return self._results(plan.rows, wanted, logits)
+
+    # media
+
+    def _encode(self, encodings: list[Encoding]) -> None:
+        # a slot given up and given away again within one plan belongs to the last
+        by_slot = {encoding.slot: encoding for encoding in encodings}.values()
+        by_length: dict[int, list[Encoding]] = defaultdict(list)
+        for encoding in by_slot:
+            if encoding.visual_tokens is not None:
+                self._fill([encoding], encoding.visual_tokens[None].to(self.device, self.dtype))
+            elif encoding.frames is not None:
+                by_length[len(encoding.frames)].append(encoding)
+        for same_length in by_length.values():
+            visual_tokens = self.model.encode_media(self._pixels(same_length))
+            self._fill(same_length, visual_tokens)
+            for encoding, tokens in zip(same_length, visual_tokens.cpu(), strict=True):
+                self._host.put(encoding.key, tokens.clone())
+
+    def _pixels(self, encodings: list[Encoding]) -> Tensor:  # [M, F, 3, h, w]
+        frames = torch.from_numpy(np.stack([e.frames for e in encodings if e.frames is not None])).to(self.device)
+        pixels = normalise(frames.flatten(0, 1), self.model.config.vision).to(self.dtype)
+        return pixels.unflatten(0, frames.shape[:2])
+
+    def _fill(self, encodings: list[Encoding], visual_tokens: Tensor) -> None:
+        slots = torch.tensor([encoding.slot for encoding in encodings], device=self.device)
+        self._media.pages[slots] = self.model.media_kv(visual_tokens).to(self.dtype)
+
+    # text
+
+    def _batch(self, rows: list[Row], wanted: list[range]) -> Batch:
+        counts = np.array([row.count for row in rows])
+        starts = np.concatenate([[0], counts.cumsum()])
+        tables = [row.sequence.block_table for row in rows]
+        block_table = np.zeros((len(rows), max(map(len, tables))), np.int32)
+        for i, table in enumerate(tables):
+            block_table[i, : len(table)] = table
+        positions = np.concatenate([np.arange(row.start, row.start + row.count) for row in rows])
+        owner = np.repeat(np.arange(len(rows)), counts)
+        blocks = block_table[owner, positions // self.config.block_size]
+        return Batch(
+            token_ids=self._put([t for r in rows for t in r.sequence.token_ids[r.start : r.start + r.count]], np.int64),
+            positions=self._put(positions, np.int64),
+            media_slot=self._put(self._slots(rows), np.int32),
+            query_starts=self._put(starts, np.int32),
+            last_token=self._put(
+                [starts[i] + t - row.start for i, row in enumerate(rows) for t in wanted[i]], np.int64
+            ),
+            context_lengths=self._put([row.start + row.count for row in rows], np.int32),
+            block_table=self._put(block_table, np.int32),
+            slot_mapping=self._put(
+                blocks.astype(np.int64) * self.config.block_size + positions % self.config.block_size, np.int64
+            ),
+        )
+
+    def _put(self, values: object, dtype: type[np.generic]) -> Tensor:
+        return torch.from_numpy(np.asarray(values, dtype=dtype)).to(self.device, non_blocking=True)
+
+    def _slots(self, rows: list[Row]) -> list[int] | list[list[int]]:
+        if self.model.config.gated.attends == "all_previous":
+            return _all_previous_slots(rows)
+        return [
+            -1 if media < 0 else row.sequence.held[row.sequence.keys[media]]
+            for row in rows
+            for media in row.sequence.media_index[row.start : row.start + row.count]
+        ]
+
+    # results
+
+    def _results(self, rows: list[Row], wanted: list[range], logits: Tensor) -> list[Result]:
+        results = [Result(row) for row in rows]
+        parts = logits.split([len(w) for w in wanted])
+        for result, tokens, part in zip(results, wanted, parts, strict=True):
+            if len(tokens) and not bool(part.isfinite().any(-1).all()):
+                result.failed = "the model's output is not finite"
+            elif result.row.sequence.wants_prompt_logprobs:
+                result.prompt_logprobs = _prompt_logprobs(result.row, tokens, part)
+        sampling = [(r, part[-1]) for r, part in zip(results, parts, strict=True) if r.row.samples and not r.failed]
+        if sampling:
+            self._sample([result for result, _ in sampling], torch.stack([row for _, row in sampling]))
+        return results
+
+    def _sample(self, results: list[Result], logits: Tensor) -> None:
+        sequences = [result.row.sequence for result in results]
+        reporting = [i for i, s in enumerate(sequences) if s.sampling.logprobs is not None]
+        logprobs = logits[reporting].log_softmax(-1)
+        for result, token_id in zip(results, self._sampler.sample(logits, sequences), strict=True):
+            result.token_id = token_id
+        ids = [results[i].token_id or 0 for i in reporting]
+        tops = [sequences[i].sampling.logprobs or 0 for i in reporting]
+        for i, logprob in zip(reporting, token_logprobs(logprobs, ids, tops), strict=True):
+            results[i].logprob = logprob
+
+
+def _wanted_tokens(row: Row) -> range:
+    """The tokens whose logits are wanted: the last one to sample from, and all of a prompt that is scored."""
+    end = row.start + row.count
+    if row.sequence.wants_prompt_logprobs:
+        last_scored = row.sequence.num_prompt_tokens - 1
+        return range(row.start, end) if row.start < last_scored or row.samples else range(end, end)
+    return range(end - 1, end) if row.samples else range(end, end)
+
+
+def _prompt_logprobs(row: Row, tokens: range, logits: Tensor) -> list[TokenLogprob]:
+    """Of the prompt tokens that follow `tokens`; the last prompt token is followed by none."""
+    sequence = row.sequence
+    following = [sequence.token_ids[t + 1] for t in tokens if t + 1 < sequence.num_prompt_tokens]
+    num_top = [sequence.sampling.prompt_logprobs or 0] * len(following)
+    return token_logprobs(logits[: len(following)].log_softmax(-1), following, num_top)
+
+
+def _all_previous_slots(rows: list[Row]) -> list[list[int]]:
+    """The ablation that reads every media so far: a row of slots a token, padded with -1."""
+    per_token = [
+        [row.sequence.held[row.sequence.keys[m]] for m in range(media + 1)]
+        for row in rows
+        for media in row.sequence.media_index[row.start : row.start + row.count]
+    ]
+    width = max(1, *map(len, per_token))
+    return [slots + [-1] * (width - len(slots)) for slots in per_token]

@@ -1,0 +1,61 @@
+"""A sequence: tokens so far, which media each reads, and what it holds of the caches. The scheduler alone changes it."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+
+from server.engine.block_pool import block_hash
+from server.engine.wire import Generate, Sampling
+
+
+class Sequence:
+    """Tokens [0, num_computed) have their K/V in `block_table`; the rest are to be computed, the last one sampled from."""
+
+    def __init__(self, request: Generate) -> None:
+        self.request_id = request.request_id
+        self.sampling: Sampling = request.sampling
+        self.token_ids = list(request.token_ids)
+        self.media_index = list(request.media_index)
+        self.sources = list(request.media)
+        self.num_prompt_tokens = len(request.token_ids)
+        self.order = (request.priority, request.arrived)
+        self.arrived = request.arrived
+        self.keys: list[bytes] = []  # content keys, once every source is known
+        self.block_table: list[int] = []
+        self.num_computed = 0
+        self.num_cached_tokens = 0
+        self.held: dict[bytes, int] = {}  # media key -> slot, one reference each
+        self.was_admitted = False
+        self.is_finished = False
+        self.random = random.Random(request.sampling.seed)
+        self._hashes: list[bytes] = []  # of the full blocks, in order
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        return self.sampling.prompt_logprobs is not None
+
+    def append(self, token_id: int) -> None:
+        """A generated token reads the media that the one before it reads."""
+        self.token_ids.append(token_id)
+        self.media_index.append(self.media_index[-1])
+
+    def first_token_of(self, media: int) -> int:
+        """The first token at or after which media number `media` is the current one."""
+        return bisect_left(self.media_index, media)
+
+    def block_hash(self, block: int, block_size: int) -> bytes:
+        """Hash of full block number `block`; a chain, computed once."""
+        while len(self._hashes) <= block:
+            start = len(self._hashes) * block_size
+            span = slice(start, start + block_size)
+            read = [self.keys[i] if i >= 0 else b"" for i in self.media_index[span]]
+            self._hashes.append(block_hash(self._hashes[-1] if self._hashes else b"", self.token_ids[span], read))
+        return self._hashes[block]

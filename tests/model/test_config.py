@@ -1,0 +1,63 @@
+"""Configuration: what does not fit together is said by name, with both numbers; JSON goes round."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from model.config import ConfigError, FlamingoConfig, from_dict, load_config
+from tests.tiny_models import CONFIGS, FAMILIES, Family
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_survives_its_json(family: Family, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(CONFIGS[family].to_json())
+    assert load_config(tmp_path) == CONFIGS[family]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["gated", "intervall"], 2, "config.gated: unknown key intervall"),
+        (["gated", "interval"], "2", "config.gated.interval: expected int, got '2'"),
+        (["gated", "interval"], True, "config.gated.interval: expected int, got True"),
+        (["gated", "first_layer"], 9, "leave no gated layer"),
+        (["language_model", "num_kv_heads"], 3, "num_heads 4 is not a multiple of num_kv_heads 3"),
+        (["language_model", "position"], "sinus", "config.language_model.position: 'sinus' is none of"),
+        (["language_model", "rotary_dim"], 9, "must lie in 1..head_dim 8"),
+        (["vision", "num_patches"], 9, "vision.num_patches is 9, but the sizes give 5"),
+        (["resampler", "dim"], 20, "resampler.dim 20 differs from vision.feature_dim 16"),
+        (["resampler", "num_spatial"], 7, "is neither 0 nor vision.num_patches 5"),
+        (["format_version"], 2, "format_version 2, this code reads 1"),
+        (["vision"], 1, "config.vision: expected an object, got int"),
+    ],
+)
+def test_a_wrong_value_is_named(path: list[str], value: object, message: str) -> None:
+    values = json.loads(CONFIGS["idefics"].to_json())
+    place = values
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        from_dict(FlamingoConfig, values)
+
+
+def test_a_missing_key_is_named() -> None:
+    values = json.loads(CONFIGS["idefics"].to_json())
+    del values["gated"]["interval"]
+    with pytest.raises(ConfigError, match=r"config\.gated: missing key interval"):
+        from_dict(FlamingoConfig, values)
+
+
+def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        load_config(tmp_path)
+
+
+def test_the_two_conventions_of_placement_differ() -> None:
+    layers = CONFIGS["openflamingo"].gated
+    assert replace(layers, first_layer=3, interval=4).layers(32) == (3, 7, 11, 15, 19, 23, 27, 31)
+    assert replace(layers, first_layer=0, interval=4).layers(32) == (0, 4, 8, 12, 16, 20, 24, 28)

@@ -1,0 +1,159 @@
+"""The model's invariants: closed gates change nothing, a token reads its own media alone, folding keeps the function."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.batch import Batch, whole_sequences
+from model.cache import MediaCache
+from model.flamingo import Flamingo
+from model.reference import encode, generate, log_probs, media_slots
+from model.resampler import interpolate_frames
+from tests.tiny_models import CONFIGS, FAMILIES, Family, tiny_model
+
+TOKENS = [5, 258, 9, 11, 258, 20, 21]
+INDEX = [-1, 0, 0, 0, 1, 1, 1]
+
+
+def pixels(*seeds: int, frames: int = 1) -> list[Tensor]:
+    return [torch.randn(frames, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+
+
+def bare(model: Flamingo, batch: Batch) -> Tensor:
+    """The language model alone."""
+    lm = model.language_model
+    x = lm.embed_tokens(batch)
+    place = lm.place(batch, x.dtype)
+    for layer in lm.layers:
+        x = layer(x, place, batch, None)
+    return lm.logits(x)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_closed_gates_leave_the_language_model_bit_for_bit(family: Family, fold: bool) -> None:
+    model = tiny_model(CONFIGS[family])
+    for name, parameter in model.named_parameters():
+        if name.endswith("_gate"):
+            parameter.zero_()
+    if fold:
+        model.fold_gates()
+    batch = whole_sequences([TOKENS], [INDEX])
+    assert torch.equal(model(batch, None, encode(model, pixels(1, 2))), bare(model, batch))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_open_gates_do_change_it(family: Family) -> None:
+    model = tiny_model(CONFIGS[family])
+    batch = whole_sequences([TOKENS], [INDEX])
+    assert not torch.allclose(model(batch, None, encode(model, pixels(1, 2))), bare(model, batch), atol=1e-2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folded_gates_are_the_same_function(family: Family) -> None:
+    model = tiny_model(CONFIGS[family])
+    media = encode(model, pixels(1, 2))
+    before = log_probs(model, TOKENS, INDEX, media)
+    model.fold_gates()
+    torch.testing.assert_close(log_probs(model, TOKENS, INDEX, media), before, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_media_reach_their_own_text_and_what_follows_and_nothing_before(family: Family) -> None:
+    model = tiny_model(CONFIGS[family])
+    base = log_probs(model, TOKENS, INDEX, encode(model, pixels(1, 2)))
+    other_second = log_probs(model, TOKENS, INDEX, encode(model, pixels(1, 3)))
+    other_first = log_probs(model, TOKENS, INDEX, encode(model, pixels(3, 2)))
+    assert torch.equal(base[:4], other_second[:4])
+    assert not torch.allclose(base[4:], other_second[4:], atol=1e-3)
+    assert torch.equal(base[:1], other_first[:1])
+    assert not torch.allclose(base[1:4], other_first[1:4], atol=1e-3)
+
+
+def gated_output(attends: Literal["last", "all_previous"], *seeds: int) -> Tensor:
+    """The first gated layer alone on fixed text: nothing but its own attention carries a media to a token."""
+    config = CONFIGS["flamingo"]
+    model = tiny_model(replace(config, gated=replace(config.gated, attends=attends)))
+    media = encode(model, pixels(*seeds))
+    x = torch.randn(len(TOKENS), config.language_model.dim, generator=torch.Generator().manual_seed(0))
+    slots = torch.tensor(media_slots(model, INDEX), dtype=torch.int32)
+    output: Tensor = model.gated["0"](x, media.layer(0), slots)
+    return output
+
+
+def test_text_reads_its_last_media_alone() -> None:
+    base, other_first = gated_output("last", 1, 2), gated_output("last", 3, 2)
+    assert torch.equal(base[4:], other_first[4:])
+    assert torch.equal(base[:1], other_first[:1])
+    assert not torch.allclose(base[1:4], other_first[1:4], atol=1e-3)
+
+
+def test_the_ablation_reads_all_previous_media() -> None:
+    base, other_first, other_second = (gated_output("all_previous", *seeds) for seeds in ((1, 2), (3, 2), (1, 3)))
+    assert not torch.allclose(base[4:], other_first[4:], atol=1e-3)
+    assert not torch.allclose(base[4:], other_second[4:], atol=1e-3)
+    assert torch.equal(base[:4], other_second[:4])
+
+
+def test_packing_sequences_does_not_mix_them() -> None:
+    model = tiny_model(CONFIGS["idefics"])
+    media = encode(model, pixels(1, 2))
+    first, second = TOKENS, [7, 258, 8]
+    packed = model(whole_sequences([first, second], [INDEX, [-1, 1, 1]]), None, media)
+    alone = model(whole_sequences([second], [[-1, 1, 1]]), None, media)
+    torch.testing.assert_close(packed[len(first) :], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_number_of_frames_becomes_the_same_number_of_visual_tokens(family: Family) -> None:
+    model = tiny_model(CONFIGS[family])
+    resampler = model.config.resampler
+    for frames in (1, 3, 8):
+        tokens = model.encode_media(torch.stack(pixels(1, 2, frames=frames)))
+        assert tokens.shape == (2, resampler.num_latents, resampler.dim)
+
+
+def test_frames_carry_their_time() -> None:
+    model = tiny_model(CONFIGS["flamingo"])
+    (clip,) = pixels(1, frames=3)
+    forward, backward = model.encode_media(clip[None]), model.encode_media(clip.flip(0)[None])
+    assert not torch.allclose(forward, backward, atol=1e-3)
+
+
+def test_more_frames_than_trained_are_interpolated_linearly() -> None:
+    trained = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, -1.0]])
+    assert torch.equal(interpolate_frames(trained, 2), trained[:2])
+    expected = torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0], [3.0, 0.0], [4.0, -1.0]])
+    torch.testing.assert_close(interpolate_frames(trained, 5), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_is_what_its_own_log_probs_say(family: Family) -> None:
+    model = tiny_model(CONFIGS[family])
+    answer = generate(model, TOKENS, INDEX, pixels(1, 2), max_tokens=6, suppressed_ids=[258])
+    assert len(answer.token_ids) == 6
+    whole = log_probs(model, TOKENS + answer.token_ids, INDEX + [1] * 6, encode(model, pixels(1, 2)))
+    for place, (token_id, logprob) in enumerate(zip(answer.token_ids, answer.logprobs, strict=True), len(TOKENS) - 1):
+        assert logprob == pytest.approx(float(whole[place, token_id]), abs=1e-5)
+        row = whole[place].clone()
+        row[258] = -torch.inf
+        assert int(row.argmax()) == token_id
+
+
+def test_generation_stops_at_the_end_of_sequence() -> None:
+    model = tiny_model(CONFIGS["flamingo"])
+    answer = generate(model, TOKENS, INDEX, pixels(1, 2), max_tokens=6)
+    stopped = generate(model, TOKENS, INDEX, pixels(1, 2), max_tokens=6, eos_ids=[answer.token_ids[2]])
+    assert stopped.token_ids == answer.token_ids[: answer.token_ids.index(answer.token_ids[2]) + 1]
+
+
+def test_a_prompt_without_media_runs() -> None:
+    model = tiny_model(CONFIGS["openflamingo"])
+    empty = encode(model, [])
+    assert isinstance(empty, MediaCache)
+    assert log_probs(model, [1, 2, 3], [-1, -1, -1], empty).isfinite().all()
