@@ -1,0 +1,210 @@
+"""The two senders: `Client` waits, `AsyncClient` is awaited. What is sent and how replies are read stands in `api`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx
+
+from flamboyance_client.api import Api, Call, CompletionEvents, Options, api_error
+from flamboyance_client.errors import FlamboyanceError, NotConnected, TimedOut, TransportError
+from flamboyance_client.prompt import Prompt
+from flamboyance_client.replies import Completion, Health, Model
+from flamboyance_client.retries import Retries
+
+Reply = TypeVar("Reply")
+
+BASE_URL = "http://127.0.0.1:8000"
+# reading is slow by nature: the first token of a long prompt may take its time
+TIMEOUT = httpx.Timeout(connect=5.0, read=600.0, write=60.0, pool=5.0)
+RETRIES = Retries()
+
+
+class Client:
+    """Talks to one server. Use it as a context manager, or `close()` it, to give its connections back."""
+
+    def __init__(
+        self,
+        base_url: str = BASE_URL,
+        *,
+        api_key: str | None = None,
+        model: str | None = None,
+        timeout: float | httpx.Timeout = TIMEOUT,
+        retries: Retries = RETRIES,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._api = Api(model=model)
+        self._retries = retries
+        self._http = httpx.Client(base_url=base_url, headers=_headers(api_key), timeout=timeout, transport=transport)
+
+    def complete(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
+        return self._send(self._api.complete(prompt, options))
+
+    @contextmanager
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[Iterator[Completion]]:
+        """`with client.stream(...) as events: for event in events: ...`; leaving early ends it."""
+        response = self._open(self._api.complete(prompt, options, stream=True))
+        try:
+            yield _events(response)
+        finally:
+            response.close()
+
+    def models(self) -> tuple[Model, ...]:
+        return self._send(self._api.models())
+
+    def health(self) -> Health:
+        return self._send(self._api.health())
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _send(self, call: Call[Reply]) -> Reply:
+        response = self._open(call)
+        with _transport_errors():
+            body = response.read()
+        return call.read(response.status_code, body)
+
+    def _open(self, call: Call[Any]) -> httpx.Response:
+        """A reply that the call accepts, its body still to be read, after as many tries as are allowed."""
+        tries = 1
+        while True:
+            try:
+                return self._try(call)
+            except FlamboyanceError as error:
+                delay = self._retries.delay(tries, error) if call.repeats else None
+                if delay is None:
+                    raise
+            time.sleep(delay)
+            tries += 1
+
+    def _try(self, call: Call[Any]) -> httpx.Response:
+        request = self._http.build_request(call.method, call.path, json=call.body)
+        with _transport_errors():
+            response = self._http.send(request, stream=True)
+            if response.status_code in call.accepts:
+                return response
+            body = response.read()
+        raise api_error(response.status_code, response.headers, body)
+
+
+class AsyncClient:
+    """The same for asyncio: `async with AsyncClient() as client: await client.complete(...)`."""
+
+    def __init__(
+        self,
+        base_url: str = BASE_URL,
+        *,
+        api_key: str | None = None,
+        model: str | None = None,
+        timeout: float | httpx.Timeout = TIMEOUT,
+        retries: Retries = RETRIES,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._api = Api(model=model)
+        self._retries = retries
+        self._http = httpx.AsyncClient(
+            base_url=base_url, headers=_headers(api_key), timeout=timeout, transport=transport
+        )
+
+    async def complete(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
+        return await self._send(self._api.complete(prompt, options))
+
+    @asynccontextmanager
+    async def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncIterator[AsyncIterator[Completion]]:
+        """`async with client.stream(...) as events: async for event in events: ...`; leaving early ends it."""
+        response = await self._open(self._api.complete(prompt, options, stream=True))
+        try:
+            async with aclosing(_async_events(response)) as events:
+                yield events
+        finally:
+            await response.aclose()
+
+    async def models(self) -> tuple[Model, ...]:
+        return await self._send(self._api.models())
+
+    async def health(self) -> Health:
+        return await self._send(self._api.health())
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _send(self, call: Call[Reply]) -> Reply:
+        response = await self._open(call)
+        with _transport_errors():
+            body = await response.aread()
+        return call.read(response.status_code, body)
+
+    async def _open(self, call: Call[Any]) -> httpx.Response:
+        tries = 1
+        while True:
+            try:
+                return await self._try(call)
+            except FlamboyanceError as error:
+                delay = self._retries.delay(tries, error) if call.repeats else None
+                if delay is None:
+                    raise
+            await asyncio.sleep(delay)
+            tries += 1
+
+    async def _try(self, call: Call[Any]) -> httpx.Response:
+        request = self._http.build_request(call.method, call.path, json=call.body)
+        with _transport_errors():
+            response = await self._http.send(request, stream=True)
+            if response.status_code in call.accepts:
+                return response
+            body = await response.aread()
+        raise api_error(response.status_code, response.headers, body)
+
+
+def _events(response: httpx.Response) -> Iterator[Completion]:
+    events = CompletionEvents()
+    with _transport_errors():
+        for received in response.iter_bytes():
+            yield from events.feed(received)
+    events.finish()
+
+
+async def _async_events(response: httpx.Response) -> AsyncGenerator[Completion, None]:
+    events = CompletionEvents()
+    with _transport_errors():
+        async for received in response.aiter_bytes():
+            for event in events.feed(received):
+                yield event
+    events.finish()
+
+
+def _headers(api_key: str | None) -> Mapping[str, str]:
+    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+
+
+@contextmanager
+def _transport_errors() -> Iterator[None]:
+    """httpx's failures as this package's."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+        raise NotConnected(_words(error)) from error
+    except httpx.TimeoutException as error:
+        raise TimedOut(_words(error)) from error
+    except httpx.TransportError as error:
+        raise TransportError(_words(error)) from error
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__

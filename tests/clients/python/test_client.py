@@ -1,0 +1,338 @@
+"""Both clients against one imagined server (`httpx.MockTransport`): same calls, same replies, same errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import httpx
+import pytest
+
+from flamboyance_client import (
+    ApiError,
+    AsyncClient,
+    BadRequest,
+    Client,
+    Completion,
+    Health,
+    Model,
+    NotAuthorised,
+    NotConnected,
+    NotFound,
+    ServerFault,
+    StreamFailed,
+    TimedOut,
+    TransportError,
+    Unavailable,
+    UnexpectedReply,
+    image_id,
+)
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+COMPLETION: dict[str, Any] = {
+    "id": "cmpl-1",
+    "object": "text_completion",
+    "created": 1,
+    "model": "tiny",
+    "choices": [
+        {
+            "index": 0,
+            "text": " cat.",
+            "finish_reason": "stop",
+            "token_ids": [5, 6],
+            "prompt_token_ids": [1, 2, 3],
+            "logprobs": {
+                "tokens": [" cat", "."],
+                "token_logprobs": [None, -0.5],
+                "top_logprobs": [None, {".": -0.5, "!": -2.0}],
+                "text_offset": [0, 4],
+            },
+        }
+    ],
+    "usage": {
+        "prompt_tokens": 3,
+        "completion_tokens": 2,
+        "total_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 1},
+        "fewshot_details": {"images_encoded": 1},
+    },
+    "a_field_of_tomorrow": True,
+}
+
+
+class Both(Protocol):
+    """One client seen from the tests: the async one is run to the end of each call."""
+
+    def complete(self, prompt: Any, **options: Any) -> Completion: ...
+    def stream(self, prompt: Any, take: int = ..., **options: Any) -> list[Completion]: ...
+    def models(self) -> tuple[Model, ...]: ...
+    def health(self) -> Health: ...
+
+
+class Waiting:
+    def __init__(self, handler: Handler, **settings: Any) -> None:
+        self.client = Client("http://server", transport=httpx.MockTransport(handler), **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+    def stream(self, prompt: Any, take: int = 1000, **options: Any) -> list[Completion]:
+        with self.client.stream(prompt, **options) as events:
+            return [event for _, event in zip(range(take), events, strict=False)]
+
+
+class Awaited:
+    def __init__(self, handler: Handler, **settings: Any) -> None:
+        self.handler, self.settings = handler, settings
+
+    def new(self) -> AsyncClient:
+        return AsyncClient("http://server", transport=httpx.MockTransport(self.handler), **self.settings)
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*arguments: Any, **options: Any) -> Any:
+            async with self.new() as client:
+                return await getattr(client, name)(*arguments, **options)
+
+        return lambda *arguments, **options: asyncio.run(call(*arguments, **options))
+
+    def stream(self, prompt: Any, take: int = 1000, **options: Any) -> list[Completion]:
+        async def collect() -> list[Completion]:
+            taken: list[Completion] = []
+            async with self.new() as client, client.stream(prompt, **options) as events:
+                async for event in events:
+                    taken.append(event)
+                    if len(taken) == take:
+                        break
+            return taken
+
+        return asyncio.run(collect())
+
+
+@pytest.fixture(params=[Waiting, Awaited], ids=["sync", "async"])
+def connect(request: pytest.FixtureRequest) -> Callable[..., Both]:
+    client: Callable[..., Both] = request.param
+    return client
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that a client would have slept."""
+    slept: list[float] = []
+
+    async def nap(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr("flamboyance_client.client.time.sleep", slept.append)
+    monkeypatch.setattr("flamboyance_client.client.asyncio.sleep", nap)
+    return slept
+
+
+def fixed(status: int, body: Any = None, **headers: str) -> Handler:
+    return lambda request: httpx.Response(status, json=body, headers=headers)
+
+
+def events(*data: Any, done: bool = True, status: int = 200) -> Handler:
+    lines = [": waiting\n\n", *(f"data: {json.dumps(item)}\n\n" for item in data), *(["data: [DONE]\n\n"] * done)]
+    return lambda request: httpx.Response(status, text="".join(lines))
+
+
+def chunk(text: str, **fields: Any) -> dict[str, Any]:
+    return {"id": "cmpl-1", "model": "tiny", "choices": [{"index": 0, "text": text, **fields}]}
+
+
+def test_a_completion_is_asked_for_and_read(connect: Callable[..., Both]) -> None:
+    seen: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, json=COMPLETION)
+
+    client = connect(handler, api_key="secret", model="tiny")
+    reply = client.complete(["A", image_id("img_1")], max_tokens=2, stop=["\n"], seed=None, logprobs=0, echo=True)
+
+    (request,) = seen
+    assert (request.method, str(request.url)) == ("POST", "http://server/v1/completions")
+    assert request.headers["authorization"] == "Bearer secret"
+    assert json.loads(request.content) == {
+        "model": "tiny",
+        "prompt": [{"type": "text", "text": "A"}, {"type": "image_id", "image_id": "img_1"}],
+        "max_tokens": 2,
+        "stop": ["\n"],
+        "logprobs": 0,
+        "echo": True,
+    }
+    assert (reply.id, reply.model, reply.text, reply.finish_reason) == ("cmpl-1", "tiny", " cat.", "stop")
+    assert reply.raw == COMPLETION
+
+
+def test_every_part_of_a_completion_is_read(connect: Callable[..., Both]) -> None:
+    reply = connect(fixed(200, COMPLETION)).complete("A")
+    (choice,) = reply.choices
+    assert choice.token_ids == (5, 6)
+    assert choice.prompt_token_ids == (1, 2, 3)
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens == (" cat", ".")
+    assert choice.logprobs.token_logprobs == (None, -0.5)
+    assert choice.logprobs.top_logprobs == (None, {".": -0.5, "!": -2.0})
+    assert choice.logprobs.text_offset == (0, 4)
+    assert reply.usage is not None
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens, reply.usage.total_tokens) == (3, 2, 5)
+    assert reply.usage.cached_tokens == 1
+    assert reply.usage.fewshot_details == {"images_encoded": 1}
+
+
+def test_an_unknown_option_never_leaves(connect: Callable[..., Both]) -> None:
+    with pytest.raises(TypeError, match="max_tokns"):
+        connect(fixed(200, COMPLETION)).complete("A", max_tokns=3)
+
+
+def test_a_stream_is_read_to_its_end(connect: Callable[..., Both]) -> None:
+    usage = {"id": "cmpl-1", "model": "tiny", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}
+    handler = events(chunk(" a"), chunk(" \u2028é", finish_reason="length"), usage)
+    taken = connect(handler).stream("A")
+    assert [event.text for event in taken] == [" a", " \u2028é", ""]
+    assert taken[1].finish_reason == "length"
+    assert taken[2].usage is not None
+    assert taken[2].usage.total_tokens == 3
+
+
+def test_a_stream_asks_for_usage(connect: Callable[..., Both]) -> None:
+    bodies: list[Any] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        bodies.append(json.loads(request.content))
+        return events()(request)
+
+    assert connect(handler).stream("A", max_tokens=1) == []
+    assert bodies == [
+        {"prompt": "A", "max_tokens": 1, "stream": True, "stream_options": {"include_usage": True}},
+    ]
+
+
+def test_a_stream_may_be_left_early(connect: Callable[..., Both]) -> None:
+    assert [event.text for event in connect(events(chunk("a"), chunk("b"))).stream("A", take=1)] == ["a"]
+
+
+def test_an_error_event_raises(connect: Callable[..., Both]) -> None:
+    error = {"error": {"message": "worker died", "type": "server_error", "param": None, "code": "engine_dead"}}
+    with pytest.raises(StreamFailed, match="worker died") as caught:
+        connect(events(chunk("a"), error)).stream("A")
+    assert (caught.value.type, caught.value.code, caught.value.status) == ("server_error", "engine_dead", None)
+
+
+def test_a_stream_cut_off_is_not_a_whole_one(connect: Callable[..., Both]) -> None:
+    with pytest.raises(UnexpectedReply, match="ended before"):
+        connect(events(chunk("a"), done=False)).stream("A")
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, BadRequest),
+        (401, NotAuthorised),
+        (403, NotAuthorised),
+        (404, NotFound),
+        (413, BadRequest),
+        (422, BadRequest),
+        (429, Unavailable),
+        (500, ServerFault),
+        (503, Unavailable),
+    ],
+)
+def test_a_status_has_its_error(
+    connect: Callable[..., Both], naps: list[float], status: int, kind: type[ApiError], streamed: bool
+) -> None:
+    body = {"error": {"message": "no such thing", "type": "t", "param": "p", "code": "c"}}
+    handler = fixed(status, body, **{"x-request-id": "r-1", "retry-after": "9"})
+    client = connect(handler)
+    with pytest.raises(kind, match=f"{status}: no such thing") as caught:
+        (client.stream if streamed else client.complete)("A")
+    error = caught.value
+    assert type(error) is kind
+    assert (error.status, error.message, error.type, error.param, error.code) == (
+        status,
+        "no such thing",
+        "t",
+        "p",
+        "c",
+    )
+    assert (error.request_id, error.retry_after) == ("r-1", 9.0)
+    assert naps == ([9.0, 9.0] if kind is Unavailable else [])
+
+
+def test_a_refusal_for_now_is_repeated(connect: Callable[..., Both], naps: list[float]) -> None:
+    replies = iter([httpx.Response(503, headers={"retry-after": "2"}), httpx.Response(429), None])
+    bodies: list[bytes] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        bodies.append(request.content)
+        return next(replies) or httpx.Response(200, json=COMPLETION)
+
+    assert connect(handler).complete("A").text == " cat."
+    assert naps[0] == 2.0
+    assert len(naps) == 2
+    assert len(set(bodies)) == 1
+
+
+@pytest.mark.parametrize("body", [b"<html>bad gateway</html>", b'"odd"', b"[]", b'{"error": "short"}', b"\xff"])
+def test_an_error_need_not_be_json(connect: Callable[..., Both], body: bytes) -> None:
+    with pytest.raises(ServerFault) as caught:
+        connect(lambda request: httpx.Response(502, content=body)).complete("A")
+    assert caught.value.message
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"choices": [{}]}', b'{"choices": 3}'])
+def test_a_reply_of_another_shape_is_refused(connect: Callable[..., Both], body: bytes) -> None:
+    with pytest.raises(UnexpectedReply):
+        connect(lambda request: httpx.Response(200, content=body)).complete("A")
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "tries"),
+    [
+        (httpx.ConnectError("refused"), NotConnected, 3),
+        (httpx.ConnectTimeout(""), NotConnected, 3),
+        (httpx.ReadTimeout("slow"), TimedOut, 1),
+        (httpx.RemoteProtocolError("broke off"), TransportError, 1),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_transport_failures_are_ours(
+    connect: Callable[..., Both], naps: list[float], failure: Exception, kind: type[TransportError], tries: int
+) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        raise failure
+
+    with pytest.raises(kind) as caught:
+        connect(handler).complete("A")
+    assert type(caught.value) is kind
+    assert str(caught.value)
+    assert len(naps) == tries - 1
+
+
+def test_models(connect: Callable[..., Both]) -> None:
+    client = connect(fixed(200, {"object": "list", "data": [{"id": "tiny", "max_model_len": 64}]}))
+    (model,) = client.models()
+    assert (model.id, model.raw["max_model_len"]) == ("tiny", 64)
+
+
+@pytest.mark.parametrize(("status", "ready"), [(200, True), (503, False)])
+def test_health_is_an_answer_not_an_error(
+    connect: Callable[..., Both], naps: list[float], status: int, ready: bool
+) -> None:
+    health = connect(fixed(status, {"status": "starting"})).health()
+    assert (health.ready, health.raw) == (ready, {"status": "starting"})
+    assert naps == []
+
+
+def test_clients_close_with_their_block() -> None:
+    with Client(transport=httpx.MockTransport(fixed(200, {"data": []}))) as client:
+        assert isinstance(client, AbstractContextManager)
+        assert client.models() == ()
+    with pytest.raises(RuntimeError, match="closed"):
+        client.models()

@@ -1,0 +1,20 @@
+"""`__all__` names what the package offers: every error of the tree, everything imported, nothing that is not there."""
+
+from __future__ import annotations
+
+import flamboyance_client
+from flamboyance_client import errors
+
+
+def test_everything_imported_is_exported() -> None:
+    offered = {n for n in vars(flamboyance_client) if not n.startswith("_")}
+    modules = {n for n in offered if type(getattr(flamboyance_client, n)).__name__ == "module"}
+    assert offered - modules == set(flamboyance_client.__all__)
+
+
+def test_the_error_tree_is_drawn_and_exported() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    assert errors.__doc__
+    for kind in kinds:
+        assert kind.__name__ in errors.__doc__
+        assert kind.__name__ in flamboyance_client.__all__

@@ -1,0 +1,42 @@
+"""The README's examples run as they stand, against an imagined server and three small pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+README = Path(__file__).resolve().parents[3] / "clients" / "python" / "README.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+CHOICES = {"id": "cmpl-1", "model": "tiny", "choices": [{"index": 0, "text": " heron"}]}
+
+
+def reply(request: httpx.Request) -> httpx.Response:
+    if json.loads(request.content).get("stream"):
+        return httpx.Response(200, text=f"data: {json.dumps(CHOICES)}\n\ndata: [DONE]\n\n")
+    return httpx.Response(200, json=CHOICES)
+
+
+async def reply_async(_: object, request: httpx.Request) -> httpx.Response:
+    return reply(request)
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) == 3
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=["complete", "stream", "async"])
+def test_the_example_runs(
+    example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cat.jpg", "dog.jpg", "what.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", lambda _, request: reply(request))
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", reply_async)
+    exec(compile(example, str(README), "exec"), {"__name__": "__main__"})
+    assert " heron" in capsys.readouterr().out

@@ -1,0 +1,69 @@
+"""Which failures are worth another try, and when: pure, so no test here waits."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from flamboyance_client import BadRequest, FlamboyanceError, NotConnected, Retries, ServerFault, TimedOut, Unavailable
+from flamboyance_client.errors import Refusal
+from flamboyance_client.retries import retry_after
+
+NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+
+
+def busy(seconds: float | None) -> Unavailable:
+    return Unavailable(Refusal(message="busy", status=503, retry_after=seconds))
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "3"}, 3.0),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "3", "retry-after-ms": "250"}, 0.25),
+        ({"retry-after": "Thu, 01 Jan 2026 12:00:07 GMT"}, 7.0),
+        ({"retry-after": "Thu, 01 Jan 2026 11:00:00 GMT"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+    ],
+    ids=str,
+)
+def test_the_servers_figure(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers, NOW) == seconds
+
+
+def test_the_servers_figure_is_taken_at_its_word() -> None:
+    assert Retries().delay(1, busy(3.5)) == 3.5
+    assert Retries(max_delay=3.0).delay(1, busy(3.5)) is None
+
+
+def test_delays_grow_to_the_limit() -> None:
+    retries = Retries(limit=9, first_delay=1.0, max_delay=5.0)
+    for tries, ceiling in enumerate([1.0, 2.0, 4.0, 5.0, 5.0], start=1):
+        delay = retries.delay(tries, busy(None))
+        assert delay is not None
+        assert ceiling / 2 <= delay <= ceiling
+
+
+def test_tries_end() -> None:
+    assert Retries(limit=2).delay(2, busy(0.0)) == 0.0
+    assert Retries(limit=2).delay(3, busy(0.0)) is None
+    assert Retries(limit=0).delay(1, busy(0.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "repeated"),
+    [
+        (NotConnected("refused"), True),
+        (TimedOut("the server may be at work"), False),
+        (ServerFault(Refusal(message="bug", status=500)), False),
+        (BadRequest(Refusal(message="bad", status=400)), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_only_what_cannot_have_begun_is_repeated(error: FlamboyanceError, repeated: bool) -> None:
+    assert (Retries().delay(1, error) is not None) == repeated
