@@ -73,7 +73,8 @@ class Engine:
 
     def supply(self, media: MediaPixels) -> None:
         frames = np.frombuffer(media.data, np.uint8).reshape(media.shape)
-        self.media.supply(media.digest, frames)
+        is_needed = any(media.digest in sequence.sources for sequence in self._sequences.values())
+        self.media.supply(media.digest, frames, keep=is_needed)
 
     def fail_media(self, failure: MediaFailed) -> None:
         """The requests that show this media fail, and no other."""
@@ -113,24 +114,11 @@ class Engine:
 
     def _emit(self, plan: Plan, results: list[Result]) -> list[Outbound]:
         self._want(plan.wanted)
-        encoded = {encoding.key for encoding in plan.encodings if encoding.frames is not None}
-        for sequence in plan.admitted:
-            self._events.append(self._admitted(sequence, encoded))
+        self._events += [_admitted(sequence) for sequence in plan.admitted]
         for result in results:
             self._take(result)
         events, self._events = self._events, []
         return events
-
-    def _admitted(self, sequence: Sequence, encoded: set[bytes]) -> Admitted:
-        keys = set(sequence.keys)
-        fresh = {key for key in keys if key in encoded or not self.media.is_ready(key)}
-        return Admitted(
-            request_id=sequence.request_id,
-            queue_seconds=max(time.monotonic() - sequence.arrived, 0) if sequence.arrived else 0.0,
-            cached_tokens=sequence.num_cached_tokens,
-            media_encoded=len(fresh),
-            media_cached=len(keys) - len(fresh),
-        )
 
     def _take(self, result: Result) -> None:
         """Turn a row's result into events, and end what has ended."""
@@ -185,3 +173,13 @@ class Engine:
         del self._sequences[sequence.request_id]
         self._prompt_logprobs.pop(sequence.request_id, None)
         self.media.forget_frames(self.scheduler.needed_keys(self.scheduler.sequences()))
+
+
+def _admitted(sequence: Sequence) -> Admitted:
+    return Admitted(
+        request_id=sequence.request_id,
+        queue_seconds=max(time.monotonic() - sequence.arrived, 0) if sequence.arrived else 0.0,
+        cached_tokens=sequence.num_cached_tokens,
+        media_encoded=len(set(sequence.keys)) - sequence.num_cached_media,
+        media_cached=sequence.num_cached_media,
+    )

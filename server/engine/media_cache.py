@@ -123,7 +123,6 @@ class MediaCache:
         self._salt = salt
         self._aliases: OrderedDict[bytes, bytes] = OrderedDict()
         self._frames: dict[bytes, np.ndarray] = {}
-        self._source_of: dict[bytes, bytes] = {}
         self._wanted: set[bytes] = set()
 
     def key(self, source: bytes) -> bytes | None:
@@ -132,14 +131,14 @@ class MediaCache:
             self._aliases.move_to_end(source)
         return self._aliases.get(source)
 
-    def supply(self, source: bytes, frames: np.ndarray) -> None:
+    def supply(self, source: bytes, frames: np.ndarray, *, keep: bool = True) -> None:
+        """Frames that were wanted; they are kept until encoded, unless their last request has gone meanwhile."""
         key = content_key(frames, self._salt)
         self._wanted.discard(source)
         self._aliases[source] = key
-        self._source_of[key] = source
         if len(self._aliases) > MAX_ALIASES:
             self._aliases.popitem(last=False)
-        if self.slots.find(key) is None and key not in self.host:
+        if keep and self.slots.find(key) is None and key not in self.host:
             self._frames[key] = frames
 
     def fail(self, source: bytes) -> None:
@@ -151,6 +150,10 @@ class MediaCache:
     def is_ready(self, key: bytes) -> bool:
         """Whether a token that reads this media could run now, given a slot."""
         return self.slots.find(key) is not None or self.is_encodable(key)
+
+    def num_cached(self, keys: Iterable[bytes]) -> int:
+        """How many different media of these need no pixels."""
+        return sum(self.slots.find(key) is not None or key in self.host for key in set(keys))
 
     def want(self, sources: Iterable[bytes]) -> list[bytes]:
         """Of these sources, those that nobody has been asked for yet; they count as asked from now on."""

@@ -114,10 +114,11 @@ class Scheduler:
                 return
             if not self._resolve(sequence):
                 continue
+            num_cached_media = self.media.num_cached(sequence.keys)
             if not self._reserve(sequence):
                 return  # no overtaking for lack of blocks, or a long prompt would wait for ever
             if count := self._count(sequence, plan):
-                self._admit(plan, sequence)
+                self._admit(plan, sequence, num_cached_media)
                 self._plan_row(plan, sequence, count)
             else:
                 self._give_back(sequence)
@@ -126,12 +127,13 @@ class Scheduler:
         plan.rows.append(Row(sequence, sequence.num_computed, count))
         plan.tokens_left -= count
 
-    def _admit(self, plan: Plan, sequence: Sequence) -> None:
+    def _admit(self, plan: Plan, sequence: Sequence, num_cached_media: int) -> None:
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=lambda s: s.order)
         if not sequence.was_admitted:
             sequence.was_admitted = True
             sequence.num_cached_tokens = sequence.num_computed
+            sequence.num_cached_media = num_cached_media
             plan.admitted.append(sequence)
 
     def _resolve(self, sequence: Sequence) -> bool:

@@ -24,7 +24,8 @@ class Sequence:
         self.keys: list[bytes] = []  # content keys, once every source is known
         self.block_table: list[int] = []
         self.num_computed = 0
-        self.num_cached_tokens = 0
+        self.num_cached_tokens = 0  # found in the prefix cache when it first ran
+        self.num_cached_media = 0  # that needed no pixels then
         self.held: dict[bytes, int] = {}  # media key -> slot, one reference each
         self.was_admitted = False
         self.is_finished = False

@@ -16,7 +16,7 @@ from model.reference import encode, generate, log_probs, media_slots
 from model.resampler import interpolate_frames
 from tests.tiny_models import CONFIGS, FAMILIES, Family, tiny_model
 
-TOKENS = [5, 258, 9, 11, 258, 20, 21]
+TOKENS = [5, 257, 9, 11, 257, 20, 21]
 INDEX = [-1, 0, 0, 0, 1, 1, 1]
 
 
@@ -103,7 +103,7 @@ def test_the_ablation_reads_all_previous_media() -> None:
 def test_packing_sequences_does_not_mix_them() -> None:
     model = tiny_model(CONFIGS["idefics"])
     media = encode(model, pixels(1, 2))
-    first, second = TOKENS, [7, 258, 8]
+    first, second = TOKENS, [7, 257, 8]
     packed = model(whole_sequences([first, second], [INDEX, [-1, 1, 1]]), None, media)
     alone = model(whole_sequences([second], [[-1, 1, 1]]), None, media)
     torch.testing.assert_close(packed[len(first) :], alone, atol=1e-5, rtol=0)
@@ -135,13 +135,13 @@ def test_more_frames_than_trained_are_interpolated_linearly() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generation_is_what_its_own_log_probs_say(family: Family) -> None:
     model = tiny_model(CONFIGS[family])
-    answer = generate(model, TOKENS, INDEX, pixels(1, 2), max_tokens=6, suppressed_ids=[258])
+    answer = generate(model, TOKENS, INDEX, pixels(1, 2), max_tokens=6, suppressed_ids=[257])
     assert len(answer.token_ids) == 6
     whole = log_probs(model, TOKENS + answer.token_ids, INDEX + [1] * 6, encode(model, pixels(1, 2)))
     for place, (token_id, logprob) in enumerate(zip(answer.token_ids, answer.logprobs, strict=True), len(TOKENS) - 1):
         assert logprob == pytest.approx(float(whole[place, token_id]), abs=1e-5)
         row = whole[place].clone()
-        row[258] = -torch.inf
+        row[257] = -torch.inf
         assert int(row.argmax()) == token_id
 
 

@@ -1,0 +1,485 @@
+"""The engine against the oracle: greedy tokens and log-probabilities equal `model.reference`, whatever else happens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model.flamingo import Flamingo
+from model.reference import encode, generate, log_probs
+from model.vision import normalise
+from server.engine.config import EngineConfig
+from server.engine.engine import Engine
+from server.engine.wire import (
+    Admitted,
+    Finished,
+    Generate,
+    MediaFailed,
+    MediaPixels,
+    MediaWanted,
+    Outbound,
+    PromptScored,
+    Sampling,
+    Token,
+)
+from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer, tiny_model
+
+CONFIG = EngineConfig(
+    block_size=4,
+    num_blocks=64,
+    num_media_slots=8,
+    max_sequences=8,
+    max_tokens_per_step=24,
+    max_frames_per_step=2,
+    max_frames_idle=4,
+    max_model_len=128,
+    fold_gates=False,
+)
+IMAGE = 257
+MODELS = {family: tiny_model(CONFIGS[family]) for family in FAMILIES}
+GREEDY = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True, logprobs=0)
+
+
+def frames(picture: int, num_frames: int = 1) -> np.ndarray:
+    return np.random.default_rng(picture).integers(0, 256, (num_frames, 8, 8, 3), dtype=np.uint8)
+
+
+def source(picture: int, encoding: int = 0) -> bytes:
+    """Digest of one of several encodings of a picture."""
+    return hashlib.blake2b(bytes([picture, encoding]), digest_size=32).digest()
+
+
+@dataclass
+class Client:
+    """The other end of the wire: answers wanted media, collects what comes back."""
+
+    engine: Engine
+    pictures: dict[bytes, np.ndarray]
+    tokens: dict[str, list[Token]] = field(default_factory=dict)
+    scores: dict[str, PromptScored] = field(default_factory=dict)
+    finished: dict[str, Finished] = field(default_factory=dict)
+    admitted: dict[str, Admitted] = field(default_factory=dict)
+    wanted: list[bytes] = field(default_factory=list)
+
+    def step(self) -> None:
+        for event in self.engine.step():
+            self.take(event)
+
+    def take(self, event: Outbound) -> None:
+        match event:
+            case MediaWanted(digest):
+                self.wanted.append(digest)
+                picture = self.pictures[digest]
+                shape = tuple(int(n) for n in picture.shape)
+                assert len(shape) == 4
+                self.engine.supply(MediaPixels(digest=digest, shape=shape, data=picture.tobytes()))
+            case Token():
+                self.tokens.setdefault(event.request_id, []).append(event)
+            case PromptScored():
+                self.scores[event.request_id] = event
+            case Finished():
+                self.finished[event.request_id] = event
+            case Admitted():
+                self.admitted[event.request_id] = event
+
+    def run(self, max_steps: int = 500) -> None:
+        for _ in range(max_steps):
+            if not self.engine.has_work():
+                return
+            self.step()
+        raise AssertionError("the engine does not come to an end")
+
+    def ids(self, request_id: str) -> list[int]:
+        return [token.token_id for token in self.tokens.get(request_id, [])]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Shots of (picture, text length); picture -1 is text alone."""
+
+    shots: tuple[tuple[int, int], ...]
+    max_tokens: int = 6
+
+    def request(self, request_id: str, sampling: Sampling = GREEDY, encoding: int = 0) -> Generate:
+        token_ids, media_index, media = [], [], []
+        for place, (picture, length) in enumerate(self.shots):
+            if picture >= 0:
+                media.append(source(picture, encoding))
+                token_ids.append(IMAGE)
+                media_index.append(len(media) - 1)
+            for i in range(length):
+                token_ids.append((31 * place + 7 * i + 3 * picture) % 256)
+                media_index.append(len(media) - 1)
+        return Generate(
+            request_id=request_id, token_ids=token_ids, media_index=media_index, media=media, sampling=sampling
+        )
+
+    def pixels(self, model: Flamingo) -> list[Tensor]:
+        return [normalise(torch.from_numpy(frames(p)), model.config.vision) for p, _ in self.shots if p >= 0]
+
+
+PICTURES = {source(p, e): frames(p) for p in range(6) for e in range(2)}
+
+
+def client(family: Family, config: EngineConfig = CONFIG) -> Client:
+    return Client(Engine(MODELS[family], prompt_tokenizer(), config, salt=b"test"), dict(PICTURES))
+
+
+def assert_like_the_reference(family: Family, prompt: Prompt, answer: Client, request_id: str) -> None:
+    model, request = MODELS[family], prompt.request(request_id)
+    tokens = answer.tokens[request_id]
+    expected = generate(
+        model,
+        request.token_ids,
+        request.media_index,
+        prompt.pixels(model),
+        max_tokens=len(tokens),
+        suppressed_ids=[IMAGE],
+    )
+    assert [t.token_id for t in tokens] == expected.token_ids
+    got = [t.logprob.logprob for t in tokens if t.logprob is not None]
+    assert got == pytest.approx(expected.logprobs, abs=1e-4)
+
+
+def assert_all_is_back(engine: Engine) -> None:
+    assert engine.blocks.num_available == engine.blocks.num_blocks
+    assert engine.media.slots.num_available == engine.media.slots.num_slots
+    assert engine.media.slots.num_in_use == 0
+    assert not engine.scheduler.running
+    assert not engine.scheduler.waiting
+    assert not engine.media._frames
+
+
+FEW_SHOT = Prompt(((-1, 3), (0, 5), (1, 4), (2, 9), (3, 2)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_few_shot_prompt(family: Family) -> None:
+    answer = client(family)
+    answer.engine.add(FEW_SHOT.request("a"))
+    answer.run()
+    assert_like_the_reference(family, FEW_SHOT, answer, "a")
+    assert_all_is_back(answer.engine)
+
+
+def test_the_ablation_that_reads_all_previous_media() -> None:
+    config = CONFIGS["flamingo"]
+    model = tiny_model(replace(config, gated=replace(config.gated, attends="all_previous")))
+    answer = Client(Engine(model, prompt_tokenizer(), CONFIG), dict(PICTURES))
+    request = FEW_SHOT.request("a")
+    answer.engine.add(request)
+    answer.run()
+    pixels = FEW_SHOT.pixels(model)
+    expected = generate(model, request.token_ids, request.media_index, pixels, max_tokens=6, suppressed_ids=[IMAGE])
+    assert answer.ids("a") == expected.token_ids
+    assert_all_is_back(answer.engine)
+
+
+prompts = st.lists(st.tuples(st.integers(-1, 5), st.integers(1, 12)), min_size=1, max_size=6).map(
+    lambda shots: Prompt(tuple(shots))
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_mix_of_requests(family: Family, data: st.DataObject) -> None:
+    """Random prompts that share media, tiny pools that force preemption and eviction, small steps, arrivals, aborts."""
+    config = replace(
+        CONFIG,
+        block_size=data.draw(st.sampled_from([1, 3, 4])),
+        num_blocks=data.draw(st.integers(128, 140)),
+        num_media_slots=data.draw(st.integers(2, 5)),
+        max_tokens_per_step=data.draw(st.integers(8, 40)),
+        max_sequences=data.draw(st.integers(1, 8)),
+        host_media_bytes=data.draw(st.sampled_from([0, 600, 1 << 20])),
+    )
+    if config.block_size > 1:
+        config = replace(config, num_blocks=-(-config.max_model_len // config.block_size))
+    asked = data.draw(st.lists(prompts, min_size=1, max_size=6))
+    aborted = data.draw(st.sets(st.integers(0, len(asked) - 1), max_size=2))
+    answer = client(family, config)
+    for i, prompt in enumerate(asked):
+        answer.engine.add(prompt.request(str(i)))
+        for _ in range(data.draw(st.integers(0, 3))):
+            answer.step()
+        if i in aborted:
+            answer.engine.abort(str(i))
+    answer.run()
+    for i, prompt in enumerate(asked):
+        if i not in aborted:
+            assert_like_the_reference(family, prompt, answer, str(i))
+    assert_all_is_back(answer.engine)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_few_blocks_force_preemption(family: Family) -> None:
+    config = replace(CONFIG, num_blocks=10, max_model_len=40)
+    answer = client(family, config)
+    sampling = Sampling(max_tokens=16, temperature=0.0, ignore_eos=True, logprobs=0)
+    asked = [Prompt(((picture, 6),)) for picture in range(4)]
+    for i, prompt in enumerate(asked):
+        answer.engine.add(prompt.request(str(i), sampling))
+    answer.run()
+    assert answer.engine.scheduler.num_preemptions > 0
+    for i, prompt in enumerate(asked):
+        assert_like_the_reference(family, prompt, answer, str(i))
+    assert_all_is_back(answer.engine)
+
+
+def test_prompt_log_probabilities_are_the_references() -> None:
+    answer = client("openflamingo", replace(CONFIG, max_tokens_per_step=7))
+    request = FEW_SHOT.request("a", Sampling(max_tokens=0, prompt_logprobs=2))
+    answer.engine.add(request)
+    answer.run()
+    model = MODELS["openflamingo"]
+    expected = log_probs(model, request.token_ids, request.media_index, encode(model, FEW_SHOT.pixels(model)))
+    scored = answer.scores["a"].logprobs
+    assert scored[0] is None
+    assert len(scored) == len(request.token_ids)
+    for place, score in enumerate(scored[1:]):
+        assert score is not None
+        assert score.token_id == request.token_ids[place + 1]
+        assert score.logprob == pytest.approx(float(expected[place, score.token_id]), abs=1e-4)
+        best = expected[place].topk(2)
+        assert [i for i, _ in score.top] == best.indices.tolist()
+    assert answer.finished["a"].finish_reason == "length"
+    assert not answer.tokens
+
+
+def test_prompt_and_output_fed_back_have_the_same_log_probabilities() -> None:
+    answer = client("idefics")
+    request = FEW_SHOT.request("a")
+    answer.engine.add(request)
+    answer.run()
+    ids = answer.ids("a")
+    whole = Generate(
+        request_id="b",
+        token_ids=request.token_ids + ids,
+        media_index=request.media_index + [request.media_index[-1]] * len(ids),
+        media=request.media,
+        sampling=Sampling(max_tokens=0, prompt_logprobs=0),
+    )
+    answer.engine.add(whole)
+    answer.run()
+    again = [score.logprob for score in answer.scores["b"].logprobs[-len(ids) :] if score is not None]
+    before = [token.logprob.logprob for token in answer.tokens["a"] if token.logprob is not None]
+    assert again == pytest.approx(before, abs=1e-4)
+
+
+def test_what_was_seen_before_costs_nothing() -> None:
+    answer = client("openflamingo")
+    answer.engine.add(FEW_SHOT.request("cold"))
+    answer.run()
+    answer.wanted.clear()
+    answer.engine.add(FEW_SHOT.request("warm"))
+    answer.run()
+    assert answer.wanted == []
+    assert (answer.admitted["cold"].media_encoded, answer.admitted["cold"].cached_tokens) == (4, 0)
+    warm = answer.admitted["warm"]
+    assert (warm.media_encoded, warm.media_cached) == (0, 4)
+    assert warm.cached_tokens == (len(FEW_SHOT.request("x").token_ids) - 1) // CONFIG.block_size * CONFIG.block_size
+    assert_like_the_reference("openflamingo", FEW_SHOT, answer, "warm")
+
+
+def test_other_order_reuses_media_and_not_text() -> None:
+    answer = client("openflamingo")
+    answer.engine.add(FEW_SHOT.request("a"))
+    answer.run()
+    answer.wanted.clear()
+    other = Prompt(((3, 5), (1, 4), (0, 9)))
+    answer.engine.add(other.request("b"))
+    answer.run()
+    assert answer.wanted == []
+    assert answer.admitted["b"].media_cached == 3
+    assert_like_the_reference("openflamingo", other, answer, "b")
+
+
+def test_same_text_beside_another_picture_is_another_prefix() -> None:
+    answer = client("flamingo")
+    for i, picture in enumerate((0, 1)):
+        request = Prompt(((0, 11), (2, 3))).request(str(i))
+        media = [source(picture), source(2)]
+        answer.engine.add(Generate(**{**{f: getattr(request, f) for f in request.__struct_fields__}, "media": media}))
+        answer.run()
+    assert answer.admitted["1"].cached_tokens == 0
+    assert answer.tokens["0"][0].logprob != answer.tokens["1"][0].logprob
+
+
+def test_two_encodings_of_one_picture_share_a_slot() -> None:
+    answer = client("flamingo")
+    answer.engine.add(Prompt(((0, 9),)).request("png"))
+    answer.run()
+    answer.engine.add(Prompt(((0, 9),)).request("webp", encoding=1))
+    answer.run()
+    assert answer.wanted == [source(0), source(0, 1)]
+    assert answer.admitted["webp"].media_cached == 1
+    assert answer.admitted["webp"].cached_tokens == 8
+    assert answer.engine.media.slots.num_slots - len(answer.engine.media.slots._free) == 1
+
+
+def test_an_evicted_page_comes_back_from_the_host_without_pixels() -> None:
+    answer = client("idefics", replace(CONFIG, num_media_slots=2))
+    for i in range(4):
+        answer.engine.add(Prompt(((i, 5),)).request(str(i)))
+        answer.run()
+    assert answer.engine.media.slots.find(answer.engine.media.key(source(0)) or b"") is None
+    answer.wanted.clear()
+    again = Prompt(((0, 7),))
+    answer.engine.add(again.request("again"))
+    answer.run()
+    assert answer.wanted == []
+    assert_like_the_reference("idefics", again, answer, "again")
+
+
+def test_media_wanted_by_several_is_asked_for_once() -> None:
+    answer = client("flamingo")
+    for i in range(5):
+        answer.engine.add(Prompt(((0, 5), (1, i + 1))).request(str(i)))
+    answer.run()
+    assert sorted(answer.wanted) == sorted([source(0), source(1)])
+
+
+def test_a_media_that_cannot_be_had_fails_its_requests_alone() -> None:
+    answer = client("flamingo")
+    bad = b"?" * 32
+    good = Prompt(((0, 5),))
+    request = good.request("bad")
+    answer.engine.add(good.request("good"))
+    answer.engine.add(
+        Generate(
+            request_id="bad",
+            token_ids=request.token_ids,
+            media_index=request.media_index,
+            media=[bad],
+            sampling=GREEDY,
+        )
+    )
+    answer.pictures[bad] = frames(0)
+    for event in answer.engine.step():
+        if event != MediaWanted(bad):
+            answer.take(event)
+    answer.engine.fail_media(MediaFailed(digest=bad, message="not an image"))
+    answer.run()
+    assert answer.finished["bad"] == Finished(request_id="bad", finish_reason="error", error="not an image")
+    assert_like_the_reference("flamingo", good, answer, "good")
+    assert_all_is_back(answer.engine)
+
+
+def test_a_waiting_neighbour_does_not_hold_others_up() -> None:
+    answer = client("flamingo")
+    held_back = b"!" * 32
+    request = Prompt(((0, 5),)).request("slow")
+    answer.engine.add(
+        Generate(
+            request_id="slow",
+            token_ids=request.token_ids,
+            media_index=request.media_index,
+            media=[held_back],
+            sampling=GREEDY,
+        )
+    )
+    answer.engine.step()
+    answer.engine.add(Prompt(((1, 5),)).request("fast"))
+    for _ in range(20):
+        answer.step()
+    assert len(answer.ids("fast")) == 6
+    answer.engine.abort("slow")
+    answer.run()
+    assert answer.finished["slow"].finish_reason == "abort"
+    assert_all_is_back(answer.engine)
+
+
+def test_nan_logits_fail_one_request_and_freed_pages_do_not_leak() -> None:
+    """Everything that nobody owns is poisoned before each step: a read of it would show."""
+    answer = client("openflamingo")
+    engine = answer.engine
+    for i in range(3):
+        answer.engine.add(Prompt(((i, 9), (i + 1, 4))).request(str(i)))
+    while engine.has_work():
+        used = {b for s in engine.scheduler.running for b in s.block_table}
+        published = set(engine.blocks._hash_of)
+        free = [b for b in range(engine.blocks.num_blocks) if b not in used | published]
+        engine.runner._kv.blocks[:, free] = torch.nan
+        engine.runner._media.pages[engine.media.slots._free] = torch.nan
+        answer.step()
+    for i in range(3):
+        assert_like_the_reference("openflamingo", Prompt(((i, 9), (i + 1, 4))), answer, str(i))
+    engine.runner._kv.blocks[:] = torch.nan
+    engine.blocks.clear_cache()
+    engine.runner._media.pages[:] = torch.nan
+    answer.engine.add(Prompt(((0, 3),)).request("poisoned"))
+    answer.run()
+    assert answer.finished["poisoned"].error == "the model's output is not finite"
+    assert_all_is_back(engine)
+
+
+def test_alone_and_among_others_is_the_same() -> None:
+    alone = client("idefics")
+    alone.engine.add(FEW_SHOT.request("a"))
+    alone.run()
+    crowd = client("idefics", replace(CONFIG, num_blocks=400, max_sequences=16, num_media_slots=16))
+    for i in range(15):
+        crowd.engine.add(Prompt(((i % 6, 3 + i), ((i + 1) % 6, 4))).request(str(i)))
+    crowd.engine.add(FEW_SHOT.request("a"))
+    crowd.run()
+    assert crowd.ids("a") == alone.ids("a")
+    for one, other in zip(alone.tokens["a"], crowd.tokens["a"], strict=True):
+        assert one.logprob is not None
+        assert other.logprob is not None
+        assert one.logprob.logprob == pytest.approx(other.logprob.logprob, abs=1e-4)
+
+
+def sampled(seed: int, crowd: Sequence[int] = ()) -> list[int]:
+    answer = client("flamingo")
+    hot = Sampling(max_tokens=12, temperature=1.3, top_p=0.95, seed=seed, ignore_eos=True)
+    answer.engine.add(FEW_SHOT.request("a", hot))
+    for i in crowd:
+        answer.engine.add(Prompt(((i % 6, 5),)).request(str(i), Sampling(max_tokens=9, ignore_eos=True)))
+    answer.run()
+    return answer.ids("a")
+
+
+def test_a_seed_gives_the_same_tokens_whatever_the_batch() -> None:
+    assert sampled(3) == sampled(3, range(6))
+    assert sampled(3) != sampled(4)
+
+
+def test_eos_stops_and_is_ignored_on_demand() -> None:
+    answer = client("flamingo")
+    free = Sampling(max_tokens=10, temperature=0.0, ignore_eos=True)
+    answer.engine.add(FEW_SHOT.request("free", free))
+    answer.run()
+    third = answer.ids("free")[2]
+    first = answer.ids("free").index(third)
+    stop = Sampling(max_tokens=10, temperature=0.0, stop_token_ids=(third,), ignore_eos=True)
+    answer.engine.add(FEW_SHOT.request("stop", stop))
+    answer.run()
+    assert answer.ids("stop") == answer.ids("free")[: first + 1]
+    assert answer.tokens["stop"][-1].finish_reason == "stop"
+    assert answer.tokens["free"][-1].finish_reason == "length"
+
+
+def test_a_request_too_long_is_refused_with_both_numbers() -> None:
+    answer = client("flamingo")
+    answer.engine.add(Prompt(((-1, 120),)).request("long", Sampling(max_tokens=20)))
+    answer.run()
+    assert "120 prompt tokens and max_tokens 20 exceed max_model_len 128" in answer.finished["long"].error
+
+
+def test_priority_goes_first() -> None:
+    answer = client("flamingo", replace(CONFIG, max_sequences=1))
+    for name, priority in (("late", 5), ("early", -1)):
+        request = Prompt(((0, 5),)).request(name)
+        fields = {f: getattr(request, f) for f in request.__struct_fields__}
+        answer.engine.add(Generate(**{**fields, "priority": priority}))
+    answer.run()
+    assert list(answer.admitted) == ["early", "late"]
