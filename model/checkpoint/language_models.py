@@ -1,0 +1,388 @@
+"""Hugging Face decoders become ours: each family reads its configuration, and is a table of names.
+
+What a configuration asks for and the decoder does not do is refused by the field's name: a model gives its own numbers or
+does not load. The tables follow transformers' modules; MPT-1B's (`mosaic_gpt`) follow its own code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from model.checkpoint.errors import CheckpointError, Shape
+from model.checkpoint.mapping import Plan, Recipe, Source, convert
+from model.config import Activation, LanguageModelConfig
+
+HuggingFaceConfig = Mapping[str, Any]
+# field -> the values that ask for nothing; any other is a feature that the decoder does not have
+Neutral = Mapping[str, tuple[Any, ...]]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "relu2": "squared_relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+NEUTRAL_ANYWHERE: Neutral = {"quantization_config": (None,)}
+NEUTRAL_ROTARY: Neutral = {"rope_type": (None, "default"), "type": (None, "default"), "factor": (None, 1.0)}
+NEUTRAL_LLAMA: Neutral = {"sliding_window": (None,), "partial_rotary_factor": (None, 1.0)}
+NEUTRAL_MPT: Neutral = {
+    "logit_scale": (None,),
+    "no_bias": (True,),
+    "norm_type": ("layernorm", "low_precision_layernorm"),
+}
+NEUTRAL_MPT_ATTENTION: Neutral = {
+    "alibi": (True,),
+    "attn_type": ("multihead_attention",),
+    "clip_qkv": (None,),
+    "prefix_lm": (None, False),
+    "qk_gn": (None, False),
+    "rope": (None, False),
+    "sliding_window_size": (-1,),
+    "softmax_scale": (None,),
+}
+NEUTRAL_MOSAIC: Neutral = {
+    "alibi": (True,),
+    "attn_clip_qkv": (None,),
+    "logit_scale": (None,),
+    "no_bias": (True,),
+    "prefix_lm": (None, False),
+    "softmax_scale": (None,),
+}
+
+
+def refuse(config: HuggingFaceConfig, neutral: Neutral, where: str = "") -> None:
+    for name, values in neutral.items():
+        if name in config and config[name] not in values:
+            raise CheckpointError(f"the language model's config has {where}{name} = {config[name]!r}: not implemented")
+
+
+def activation(name: str) -> Activation:
+    if name not in ACTIVATIONS:
+        raise CheckpointError(f"the language model's activation {name!r} is none of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def rotary(config: HuggingFaceConfig) -> dict[str, Any]:
+    """transformers 5 keeps all of it in `rope_parameters`, older files in fields and `rope_scaling`."""
+    for name in ("rope_scaling", "rope_parameters"):
+        refuse(config.get(name) or {}, NEUTRAL_ROTARY, f"{name}.")
+    return {**config, **(config.get("rope_parameters") or {})}
+
+
+def llama(config: HuggingFaceConfig) -> LanguageModelConfig:
+    rope = rotary(config)
+    refuse(rope, NEUTRAL_LLAMA)
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    return LanguageModelConfig(
+        family="llama",
+        vocab_size=config["vocab_size"],
+        dim=config["hidden_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        ffn_dim=config["intermediate_size"],
+        activation=activation(config.get("hidden_act", "silu")),
+        max_positions=config.get("max_position_embeddings", 2048),
+        norm="rms_norm",
+        norm_eps=config.get("rms_norm_eps", 1e-6),
+        gated_ffn=True,
+        position="rotary",
+        rotary_dim=head_dim,
+        rope_theta=float(rope.get("rope_theta", 10000.0)),
+        qkv_bias=config.get("attention_bias", False),
+        output_bias=config.get("attention_bias", False),
+        ffn_bias=config.get("mlp_bias", False),
+        tied_head=config.get("tie_word_embeddings", False),
+    )
+
+
+def gpt_neox(config: HuggingFaceConfig) -> LanguageModelConfig:
+    rope = rotary(config)
+    heads = config["num_attention_heads"]
+    head_dim = config["hidden_size"] // heads
+    rotary_part = rope.get("partial_rotary_factor", rope.get("rotary_pct", 0.25))
+    return LanguageModelConfig(
+        family="gpt_neox",
+        vocab_size=config["vocab_size"],
+        dim=config["hidden_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=head_dim,
+        ffn_dim=config["intermediate_size"],
+        activation=activation(config.get("hidden_act", "gelu")),
+        max_positions=config.get("max_position_embeddings", 2048),
+        norm="layer_norm",
+        norm_eps=config.get("layer_norm_eps", 1e-5),
+        norm_bias=True,
+        position="rotary",
+        rotary_dim=int(head_dim * rotary_part),
+        rope_theta=float(rope.get("rope_theta", rope.get("rotary_emb_base", 10000.0))),
+        qkv_bias=config.get("attention_bias", True),
+        output_bias=config.get("attention_bias", True),
+        ffn_bias=True,
+        parallel_residual=config.get("use_parallel_residual", True),
+        tied_head=config.get("tie_word_embeddings", False),
+    )
+
+
+def mpt(config: HuggingFaceConfig) -> LanguageModelConfig:
+    attention = config.get("attn_config") or {}
+    refuse(config, NEUTRAL_MPT)
+    refuse(attention, NEUTRAL_MPT_ATTENTION, "attn_config.")
+    return _mosaic_decoder(
+        config,
+        ffn_ratio=config.get("expansion_ratio", 4),
+        norm_eps=config.get("layer_norm_epsilon", 1e-5),
+        alibi_bias_max=attention.get("alibi_bias_max", 8),
+        qk_norm=attention.get("qk_ln", False),
+        tied_head=config.get("tie_word_embeddings", True),
+    )
+
+
+def mosaic_gpt(config: HuggingFaceConfig) -> LanguageModelConfig:
+    refuse({"alibi": False, "no_bias": False, **config}, NEUTRAL_MOSAIC)
+    return _mosaic_decoder(
+        config,
+        ffn_ratio=config.get("mlp_ratio", 4),
+        norm_eps=1e-5,
+        alibi_bias_max=config.get("alibi_bias_max", 8),
+        qk_norm=config.get("attn_qk_ln", False),
+        tied_head=True,
+    )
+
+
+def _mosaic_decoder(
+    config: HuggingFaceConfig, *, ffn_ratio: int, norm_eps: float, alibi_bias_max: int, qk_norm: bool, tied_head: bool
+) -> LanguageModelConfig:
+    return LanguageModelConfig(
+        family="mpt",
+        vocab_size=config["vocab_size"],
+        dim=config["d_model"],
+        num_layers=config["n_layers"],
+        num_heads=config["n_heads"],
+        num_kv_heads=config["n_heads"],
+        head_dim=config["d_model"] // config["n_heads"],
+        ffn_dim=ffn_ratio * config["d_model"],
+        activation="gelu",
+        max_positions=config.get("max_seq_len", 2048),
+        norm="layer_norm",
+        norm_eps=norm_eps,
+        position="alibi",
+        alibi_bias_max=alibi_bias_max,
+        qk_norm=qk_norm,
+        tied_head=tied_head,
+    )
+
+
+def opt(config: HuggingFaceConfig) -> LanguageModelConfig:
+    dim, bias = config["hidden_size"], config.get("enable_bias", True)
+    neutral = {
+        "word_embed_proj_dim": (None, dim),
+        "do_layer_norm_before": (True,),
+        "_remove_final_layer_norm": (None, False),
+        "layer_norm_elementwise_affine": (True,),
+    }
+    refuse(config, neutral)
+    return LanguageModelConfig(
+        family="opt",
+        vocab_size=config["vocab_size"],
+        dim=dim,
+        num_layers=config["num_hidden_layers"],
+        num_heads=config["num_attention_heads"],
+        num_kv_heads=config["num_attention_heads"],
+        head_dim=dim // config["num_attention_heads"],
+        ffn_dim=config["ffn_dim"],
+        activation=activation(config.get("activation_function", "relu")),
+        max_positions=config.get("max_position_embeddings", 2048),
+        norm="layer_norm",
+        norm_eps=1e-5,
+        norm_bias=True,
+        position="learned",
+        position_offset=2,
+        qkv_bias=bias,
+        output_bias=bias,
+        ffn_bias=bias,
+        tied_head=config.get("tie_word_embeddings", True),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """`names`: our module -> theirs, in the order of its rows; {i} is the layer."""
+
+    read: Callable[[HuggingFaceConfig], LanguageModelConfig]
+    names: Mapping[str, tuple[str, ...]]
+    # in front of every module but the head; files of the bare decoder leave it out
+    root: str
+    # buffers that some versions wrote into their files
+    ignored: str
+    # [head 0: query, key, value; head 1: ...] instead of [queries; keys; values]
+    interleaved_qkv: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+
+LLAMA = {
+    "embed": ("model.embed_tokens",),
+    "layers.{i}.attention_norm": ("model.layers.{i}.input_layernorm",),
+    "layers.{i}.attention.qkv": tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"),
+    "layers.{i}.attention.output": ("model.layers.{i}.self_attn.o_proj",),
+    "layers.{i}.ffn_norm": ("model.layers.{i}.post_attention_layernorm",),
+    "layers.{i}.feed_forward.up": ("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj"),
+    "layers.{i}.feed_forward.down": ("model.layers.{i}.mlp.down_proj",),
+    "norm": ("model.norm",),
+    "head": ("lm_head",),
+}
+GPT_NEOX = {
+    "embed": ("gpt_neox.embed_in",),
+    "layers.{i}.attention_norm": ("gpt_neox.layers.{i}.input_layernorm",),
+    "layers.{i}.attention.qkv": ("gpt_neox.layers.{i}.attention.query_key_value",),
+    "layers.{i}.attention.output": ("gpt_neox.layers.{i}.attention.dense",),
+    "layers.{i}.ffn_norm": ("gpt_neox.layers.{i}.post_attention_layernorm",),
+    "layers.{i}.feed_forward.up": ("gpt_neox.layers.{i}.mlp.dense_h_to_4h",),
+    "layers.{i}.feed_forward.down": ("gpt_neox.layers.{i}.mlp.dense_4h_to_h",),
+    "norm": ("gpt_neox.final_layer_norm",),
+    "head": ("embed_out",),
+}
+MPT = {
+    "embed": ("transformer.wte",),
+    "layers.{i}.attention_norm": ("transformer.blocks.{i}.norm_1",),
+    "layers.{i}.attention.qkv": ("transformer.blocks.{i}.attn.Wqkv",),
+    "layers.{i}.attention.query_norm": ("transformer.blocks.{i}.attn.q_ln",),
+    "layers.{i}.attention.key_norm": ("transformer.blocks.{i}.attn.k_ln",),
+    "layers.{i}.attention.output": ("transformer.blocks.{i}.attn.out_proj",),
+    "layers.{i}.ffn_norm": ("transformer.blocks.{i}.norm_2",),
+    "layers.{i}.feed_forward.up": ("transformer.blocks.{i}.ffn.up_proj",),
+    "layers.{i}.feed_forward.down": ("transformer.blocks.{i}.ffn.down_proj",),
+    "norm": ("transformer.norm_f",),
+    "head": ("lm_head",),
+}
+MOSAIC_GPT = MPT | {
+    "layers.{i}.attention_norm": ("transformer.blocks.{i}.ln_1",),
+    "layers.{i}.ffn_norm": ("transformer.blocks.{i}.ln_2",),
+    "layers.{i}.feed_forward.up": ("transformer.blocks.{i}.mlp.mlp_up",),
+    "layers.{i}.feed_forward.down": ("transformer.blocks.{i}.mlp.mlp_down",),
+    "norm": ("transformer.ln_f",),
+}
+OPT = {
+    "embed": ("model.decoder.embed_tokens",),
+    "positions": ("model.decoder.embed_positions",),
+    "layers.{i}.attention_norm": ("model.decoder.layers.{i}.self_attn_layer_norm",),
+    "layers.{i}.attention.qkv": tuple(f"model.decoder.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"),
+    "layers.{i}.attention.output": ("model.decoder.layers.{i}.self_attn.out_proj",),
+    "layers.{i}.ffn_norm": ("model.decoder.layers.{i}.final_layer_norm",),
+    "layers.{i}.feed_forward.up": ("model.decoder.layers.{i}.fc1",),
+    "layers.{i}.feed_forward.down": ("model.decoder.layers.{i}.fc2",),
+    "norm": ("model.decoder.final_layer_norm",),
+    "head": ("lm_head",),
+}
+
+FAMILIES = {
+    "llama": Family(read=llama, names=LLAMA, root="model", ignored=r"rotary_emb\.inv_freq$"),
+    "gpt_neox": Family(
+        read=gpt_neox,
+        names=GPT_NEOX,
+        root="gpt_neox",
+        ignored=r"\.attention\.(bias|masked_bias)$|rotary_emb\.inv_freq$",
+        interleaved_qkv=True,
+        renamed={"lm_head.weight": "embed_out.weight"},
+    ),
+    "mpt": Family(read=mpt, names=MPT, root="transformer", ignored=r"\.attn_bias$"),
+    "mosaic_gpt": Family(read=mosaic_gpt, names=MOSAIC_GPT, root="transformer", ignored=r"\.attn_bias$"),
+    "opt": Family(read=opt, names=OPT, root="model", ignored=r"\.decoder\.version$"),
+}
+
+
+def language_model_config(config: HuggingFaceConfig) -> LanguageModelConfig:
+    """From the values of a `config.json`; what they ask for and we do not have is a `CheckpointError` by its name."""
+    refuse(config, NEUTRAL_ANYWHERE)
+    try:
+        return _family(config).read(config)
+    except KeyError as error:
+        raise CheckpointError(f"the language model's config has no {error.args[0]}") from None
+
+
+def _family(config: HuggingFaceConfig) -> Family:
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise CheckpointError(f"the language model's model_type {kind!r} is none of {', '.join(FAMILIES)}")
+    return FAMILIES[kind]
+
+
+def convert_language_model(config: HuggingFaceConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The decoder's tensors under our names, relative to `language_model.`."""
+    family, ours = _family(config), language_model_config(config)
+    head = family.names["head"][0]
+    ignored = re.compile(family.ignored + (rf"|^{head}\." if ours.tied_head else ""))
+    named = {_full_name(name, family): tensor for name, tensor in tensors.items()}
+    return convert("the language model's checkpoint", plan(ours, family), named, ignored)
+
+
+def _full_name(name: str, family: Family) -> str:
+    name = family.renamed.get(name, name)
+    first = name.split(".", 1)[0]
+    return name if first in (family.root, family.names["head"][0]) else f"{family.root}.{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A module's weight: the rows of the parts that a family may keep apart, and the shape of a row."""
+
+    parts: tuple[int, ...]
+    row: Shape = ()
+    bias: bool = False
+
+
+def plan(config: LanguageModelConfig, family: Family) -> Plan:
+    recipes: Plan = {}
+    for module, rows in modules(config):
+        for i in range(config.num_layers) if "{i}" in module else (0,):
+            sources = [name.format(i=i) for name in family.names[module]]
+            parts = rows.parts if len(sources) == len(rows.parts) else (sum(rows.parts),)
+            separate = partial(_separate, num_heads=config.num_heads) if module.endswith("qkv") else None
+            for tensor, row in (("weight", rows.row), ("bias", ()))[: 1 + rows.bias]:
+                recipes[f"{module.format(i=i)}.{tensor}"] = Recipe(
+                    tuple(Source(f"{s}.{tensor}", (n, *row)) for s, n in zip(sources, parts, strict=True)),
+                    separate if family.interleaved_qkv else None,
+                )
+    return recipes
+
+
+def modules(config: LanguageModelConfig) -> Iterator[tuple[str, Rows]]:
+    dim, ffn = config.dim, config.ffn_dim
+    query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    norm = Rows((dim,), bias=config.norm_bias)
+    yield "embed", Rows((config.vocab_size,), (dim,))
+    if config.position == "learned":
+        yield "positions", Rows((config.max_positions + config.position_offset,), (dim,))
+    yield "layers.{i}.attention_norm", norm
+    yield "layers.{i}.attention.qkv", Rows((query, key, key), (dim,), config.qkv_bias)
+    if config.qk_norm:
+        yield "layers.{i}.attention.query_norm", Rows((query,), bias=config.norm_bias)
+        yield "layers.{i}.attention.key_norm", Rows((key,), bias=config.norm_bias)
+    yield "layers.{i}.attention.output", Rows((dim,), (query,), config.output_bias)
+    yield "layers.{i}.ffn_norm", norm
+    yield "layers.{i}.feed_forward.up", Rows((ffn, ffn) if config.gated_ffn else (ffn,), (dim,), config.ffn_bias)
+    yield "layers.{i}.feed_forward.down", Rows((dim,), (ffn,), config.ffn_bias)
+    yield "norm", norm
+    if not config.tied_head:
+        yield "head", Rows((config.vocab_size,), (dim,))
+
+
+def _separate(fused: Tensor, num_heads: int) -> Tensor:
+    """[H * 3 * K, ...], head by head -> [3 * H * K, ...], all queries, all keys, all values."""
+    return fused.unflatten(0, (num_heads, 3, -1)).transpose(0, 1).flatten(0, 2)

@@ -1,0 +1,173 @@
+"""Bytes to frames: what a user sent becomes PIL pictures, and a picture the square that a vision encoder reads.
+
+Nothing here trusts its input: the first bytes tell the format, never a name, and the header gives the size before any
+pixel is decoded. How a picture is cut and scaled is part of a family's numerics, so `resize` keeps each one's order.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.config import VisionConfig
+
+# the first bytes of a file -> PIL's name of the format
+IMAGE_MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"))
+# what PIL's decoders raise, one or the other, when a file is broken
+DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    struct.error,
+)
+WHITE = (255, 255, 255, 255)
+
+
+class MediaError(ValueError):
+    """Bytes that cannot be this kind of media, or are more than the limits allow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaLimits:
+    max_bytes: int = 32 * 2**20
+    max_pixels: int = 64_000_000
+    # a strip one pixel high grows a lot when its shortest side is scaled to the encoder's square
+    max_aspect: float = 100.0
+    max_frames: int = 64
+    max_seconds: float = 120.0
+    # frames taken from a second of video
+    frames_per_second: float = 1.0
+
+
+def load_image(data: bytes, limits: MediaLimits) -> Image.Image:
+    """The first frame, decoded, in the file's own mode: `resize` knows when its family converts to RGB. Orientation
+    tags are not applied, as none of the families did."""
+    _check_bytes(data, limits)
+    try:
+        image = Image.open(io.BytesIO(data), formats=[_image_format(data)])
+        _check_size(image.size, limits)
+        image.load()
+    except MediaError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError(f"image has too many pixels: {error}") from None
+    except DECODER_ERRORS as error:
+        raise MediaError(f"image cannot be decoded: {error}") from None
+    return image
+
+
+def _image_format(data: bytes) -> str:
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    for magic, name in IMAGE_MAGIC:
+        if data.startswith(magic):
+            return name
+    raise MediaError("bytes are none of JPEG, PNG, WebP, GIF")
+
+
+def _check_bytes(data: bytes, limits: MediaLimits) -> None:
+    if len(data) > limits.max_bytes:
+        raise MediaError(f"media has {len(data)} bytes, the limit is {limits.max_bytes}")
+
+
+def _check_size(size: tuple[int, int], limits: MediaLimits) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise MediaError(f"frame of {width} x {height} is empty")
+    if max(size) > limits.max_aspect * min(size):
+        raise MediaError(f"frame of {width} x {height} is narrower than 1 to {limits.max_aspect:g}, the limit")
+    if width * height > limits.max_pixels:
+        raise MediaError(f"frame of {width} x {height} has {width * height} pixels, the limit is {limits.max_pixels}")
+
+
+def load_video(data: bytes, limits: MediaLimits) -> list[Image.Image]:
+    """RGB frames at `frames_per_second`, the first included. Too long is an error: no video is cut silently."""
+    _check_bytes(data, limits)
+    try:
+        # an explicit demuxer, so that no file can be a playlist of other files
+        with av.open(io.BytesIO(data), mode="r", format=_video_format(data)) as container:
+            frames = list(_sampled_frames(container, limits))
+    except (av.FFmpegError, IndexError) as error:
+        raise MediaError(f"video cannot be decoded: {error}") from None
+    if not frames:
+        raise MediaError("video has no frames")
+    return frames
+
+
+def _video_format(data: bytes) -> str:
+    if data[4:8] == b"ftyp":
+        return "mp4"
+    if data[:4] == b"\x1aE\xdf\xa3":
+        return "matroska"
+    raise MediaError("bytes are none of MP4, WebM, Matroska")
+
+
+def _sampled_frames(container: av.container.InputContainer, limits: MediaLimits) -> Iterator[Image.Image]:
+    stream = container.streams.video[0]
+    _check_size((stream.width, stream.height), limits)
+    start, taken = None, 0
+    for frame in container.decode(stream):
+        _check_size((frame.width, frame.height), limits)
+        time = frame.time or 0.0
+        start = time if start is None else start
+        seconds = time - start
+        if seconds > limits.max_seconds:
+            raise MediaError(f"video is longer than {seconds:.1f} seconds, the limit is {limits.max_seconds:.1f}")
+        if seconds * limits.frames_per_second < taken:
+            continue
+        if taken == limits.max_frames:
+            raise MediaError(f"video has more than {taken} frames at {limits.frames_per_second} a second, the limit")
+        yield Image.fromarray(frame.to_ndarray(format="rgb24"))
+        taken += 1
+
+
+def resize(image: Image.Image, config: VisionConfig) -> NDArray[np.uint8]:  # -> [h, w, 3]
+    """The encoder's square, by the rule of the family."""
+    size = config.image_size
+    if config.resize == "crop":
+        square = _crop(image, size)
+    elif config.resize == "squash":
+        square = _on_white(image).resize((size, size), Image.Resampling.BICUBIC)
+    else:
+        square = _pad(_on_white(image), size, config.mean)
+    return np.asarray(square, dtype=np.uint8)
+
+
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    """Shortest side to `size`, the centre, and only then RGB: palettes and alpha are scaled as they are."""
+    width, height = image.size
+    short = min(width, height)
+    scaled = image.resize((size * width // short, size * height // short), Image.Resampling.BICUBIC)
+    left, top = round((scaled.width - size) / 2), round((scaled.height - size) / 2)
+    square = scaled.crop((left, top, left + size, top + size))
+    square.info.pop("transparency", None)  # it goes unused in RGB, and PIL warns of that
+    return square.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image.convert("RGB")
+    background = Image.new("RGBA", image.size, WHITE)
+    return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
+
+
+def _pad(image: Image.Image, size: int, mean: tuple[float, float, float]) -> Image.Image:
+    """Longest side to `size`; what is left of the square has the mean colour, which is zero once normalised."""
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    red, green, blue = (round(255 * channel) for channel in mean)
+    square = Image.new("RGB", (size, size), (red, green, blue))
+    square.paste(image.resize((width, height), Image.Resampling.BICUBIC), ((size - width) // 2, (size - height) // 2))
+    return square

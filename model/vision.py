@@ -1,0 +1,139 @@
+"""The frozen vision encoder: normalised pixels [F, 3, h, w] -> features [F, P, Dv], which the resampler reads.
+
+A CLIP Vision Transformer gives its last hidden state, in front of the final norm that only CLIP's own pooling uses; a
+convolutional network gives its last map, a token a place. Parts behind the features are not built: no weights for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from model.config import Activation, ConfigError, VisionConfig
+from model.layers import ACTIVATIONS
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+# OpenAI's ViT-L/14 as OpenFlamingo reads it: patches alone
+OPENAI_VIT_L_14 = VisionConfig(
+    architecture="clip_vit",
+    image_size=224,
+    feature_dim=1024,
+    num_patches=256,
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
+    resize="crop",
+    patch_size=14,
+    num_layers=24,
+    num_heads=16,
+    ffn_dim=4096,
+    activation="quick_gelu",
+)
+
+# LAION's ViT-H/14 as IDEFICS reads it: the class token is a feature like any other
+LAION_VIT_H_14 = VisionConfig(
+    architecture="clip_vit",
+    image_size=224,
+    feature_dim=1280,
+    num_patches=257,
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
+    resize="squash",
+    patch_size=14,
+    num_layers=32,
+    num_heads=16,
+    ffn_dim=5120,
+    activation="gelu",
+    keep_class_token=True,
+)
+
+EFFICIENTNET_LITE0 = VisionConfig(
+    architecture="tf_efficientnet_lite0",
+    image_size=224,
+    feature_dim=1280,
+    num_patches=49,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    resize="crop",
+)
+
+
+def normalise(frames: Tensor, config: VisionConfig) -> Tensor:
+    """uint8 [F, h, w, 3] -> float32 [F, 3, h, w], each channel with the encoder's mean and deviation."""
+    mean, std = (torch.tensor(channels, device=frames.device) for channels in (config.mean, config.std))
+    return ((frames.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+class VisionEncoder(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = clip_vit(config) if config.architecture == "clip_vit" else convolutional(config)
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.to(next(self.encoder.parameters()).dtype)
+        return self._hidden_state(pixels) if self.config.architecture == "clip_vit" else self._map(pixels)
+
+    def _hidden_state(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.encoder.forward_features(pixels)
+        return features if self.config.keep_class_token else features[:, 1:]
+
+    def _map(self, pixels: Tensor) -> Tensor:
+        # several times faster on a CPU than the planar layout
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.encoder.forward_features(pixels)  # [F, Dv, h, w]
+        return features.flatten(2).transpose(1, 2)
+
+    def train(self, mode: bool = True) -> VisionEncoder:
+        """Frozen: a training loop that switches the whole model over must not move the batch statistics in here."""
+        return super().train(False)
+
+
+class Activated(nn.Module):
+    """One of `ACTIVATIONS` as a module, which is how timm takes one."""
+
+    def __init__(self, activation: Activation) -> None:
+        super().__init__()
+        self.function: Callable[[Tensor], Tensor] = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def clip_vit(config: VisionConfig) -> Any:
+    return VisionTransformer(
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.feature_dim,
+        depth=config.num_layers,
+        num_heads=config.num_heads,
+        # half a unit more, so that timm's int(dim * ratio) cannot round below ffn_dim
+        mlp_ratio=(config.ffn_dim + 0.5) / config.feature_dim,
+        act_layer=partial(Activated, config.activation),
+        norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
+        pre_norm=True,
+        final_norm=False,
+        num_classes=0,
+        global_pool="",
+    )
+
+
+def convolutional(config: VisionConfig) -> Any:
+    name = config.architecture
+    if not timm.is_model(name):
+        raise ConfigError(f"vision.architecture {name!r} is neither 'clip_vit' nor a model of timm")
+    encoder: Any = timm.create_model(name, num_classes=0, global_pool="")
+    side = -(-config.image_size // encoder.feature_info[-1]["reduction"])
+    found, wanted = (side * side, encoder.num_features), (config.num_patches, config.feature_dim)
+    if found != wanted:
+        raise ConfigError(
+            f"{name} gives {found} features (patches, width), vision.num_patches and feature_dim say {wanted}"
+        )
+    return encoder
