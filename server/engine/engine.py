@@ -50,16 +50,18 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._prompt_logprobs: dict[str, dict[int, TokenLogprob]] = defaultdict(dict)
         self._events: list[Outbound] = []
+        self._is_stuck = False
 
     def has_work(self) -> bool:
         """Whether a step could do something: a sequence, even one that waits for pixels, or an unsent event."""
         return bool(self._sequences or self._events)
 
     def is_waiting_for_media(self) -> bool:
-        """Whether all that is left to do is to wait for pixels."""
-        return bool(self._sequences) and not self.scheduler.running and not self._events
+        """Whether the last step could do nothing, and nothing has come in since."""
+        return self._is_stuck and not self._events
 
     def add(self, request: Generate) -> None:
+        self._is_stuck = False
         if problem := self._refuse(request):
             self._events.append(Finished(request_id=request.request_id, finish_reason="error", error=problem))
             return
@@ -68,16 +70,19 @@ class Engine:
         self._want(self.scheduler.add(sequence))
 
     def abort(self, request_id: str) -> None:
+        self._is_stuck = False
         if sequence := self._sequences.get(request_id):
             self._finish(sequence, "abort")
 
     def supply(self, media: MediaPixels) -> None:
+        self._is_stuck = False
         frames = np.frombuffer(media.data, np.uint8).reshape(media.shape)
         is_needed = any(media.digest in sequence.sources for sequence in self._sequences.values())
         self.media.supply(media.digest, frames, keep=is_needed)
 
     def fail_media(self, failure: MediaFailed) -> None:
         """The requests that show this media fail, and no other."""
+        self._is_stuck = False
         self.media.fail(failure.digest)
         for sequence in list(self._sequences.values()):
             if failure.digest in sequence.sources:
@@ -85,6 +90,7 @@ class Engine:
 
     def step(self) -> list[Outbound]:
         plan = self.scheduler.schedule()
+        self._is_stuck = plan.is_empty
         results = self.runner.run(plan)
         self.scheduler.commit(plan)
         return self._emit(plan, results)

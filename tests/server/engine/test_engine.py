@@ -388,7 +388,9 @@ def test_a_waiting_neighbour_does_not_hold_others_up() -> None:
         )
     )
     answer.engine.step()
+    assert answer.engine.is_waiting_for_media()
     answer.engine.add(Prompt(((1, 5),)).request("fast"))
+    assert not answer.engine.is_waiting_for_media()
     for _ in range(20):
         answer.step()
     assert len(answer.ids("fast")) == 6
