@@ -6,15 +6,30 @@ cannot run raises: it never quietly becomes slow.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 try:
     import triton
-except ImportError:  # no wheel for this platform: the operators then never define a kernel
-    triton = None
+    import triton.language as tl
+except ImportError:  # no wheel for this platform: the kernels stay plain functions that nobody calls
+    triton = tl = None
+
+__all__ = [
+    "BackendError",
+    "Kernel",
+    "describe",
+    "interpreting",
+    "jit",
+    "jit_runtime",
+    "select",
+    "tl",
+    "triton",
+    "use_triton",
+]
 
 Backend = Literal["auto", "triton", "reference"]
 
@@ -24,6 +39,23 @@ class BackendError(RuntimeError):
 
 
 _requested: Backend = "auto"
+
+
+class Kernel(Protocol):
+    """A Triton kernel: `kernel[grid](...)` starts it; other kernels call it."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]: ...
+
+    def __call__(self, *arguments: Any) -> Any: ...
+
+
+def jit(function: Any) -> Kernel:
+    return function if triton is None else triton.jit(function)
+
+
+def jit_runtime(*names: str) -> Callable[[Any], Kernel]:
+    """As `jit`, for a kernel that must not be compiled anew where one of these arguments is 1 or a multiple of 16."""
+    return lambda function: function if triton is None else triton.jit(do_not_specialize=names)(function)
 
 
 def interpreting() -> bool:

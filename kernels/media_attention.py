@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def"
 """Masked cross-attention: each text token attends to the R keys of one media's page, or to none (paper, section 3.1.3).
 
 A token names its page by number, so that no mask of tokens times media exists anywhere; a token without a page gets
@@ -6,15 +7,20 @@ exactly zero. With several pages a token (the "all previous images" ablation) th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.backend import jit, jit_runtime, tl, triton, use_triton
+from kernels.configs import LOG2_E, launch_config
+from kernels.media_gradients import media_gradients
+from kernels.media_runs import attend_by_runs
 from kernels.norm import rms_norm, rms_norm_reference
+from kernels.tile_access import load_tile, store_tile
+from kernels.tiles import tile_records
 
-ROWS_PER_RUN = 8  # from here on a loop over runs beats one padded batch (measured on two cores)
+PROGRAMS = 8 * 132  # what fills an H100
 
 
 def media_attention_reference(
@@ -25,13 +31,15 @@ def media_attention_reference(
     scale: float,
     query_norm: Tensor | None = None,
     query_norm_eps: float = 1e-6,
+    media_scale: Tensor | None = None,
+    tiles: Tensor | None = None,
 ) -> Tensor:
     """Dense and slow: every token meets its own copy of its pages. A page named twice counts twice."""
     q = query.float()
     if query_norm is not None:
         q = rms_norm_reference(q, query_norm, query_norm_eps)
     slots = media_slot.view(len(query), -1).long()  # [T, J]
-    pages = media_kv[slots.clamp(min=0)].float()  # [T, J, H, 2, R, K]
+    pages = _whole(media_kv, media_scale)[slots.clamp(min=0)].float()  # [T, J, H, 2, R, K]
     absent = (slots < 0)[:, :, None, None, None]
     keys, values = (pages[:, :, :, i].masked_fill(absent, 0.0) for i in (0, 1))
     scores = torch.einsum("thk,tjhrk->thjr", q, keys) * scale
@@ -43,79 +51,229 @@ def media_attention_reference(
     return torch.einsum("thjr,tjhrk->thk", weights, values).to(query.dtype)
 
 
-def _runs(slots: list[int]) -> list[tuple[int, int, int]]:
-    """Neighbouring tokens with one page: (first row, end row, page)."""
-    runs, first = [], 0
-    for row in range(1, len(slots) + 1):
-        if row == len(slots) or slots[row] != slots[first]:
-            runs.append((first, row, slots[first]))
-            first = row
-    return runs
+def quantise_pages(media_kv: Tensor) -> tuple[Tensor, Tensor]:
+    """Pages in 8 bits, one scale a key or value: [M, H, 2, R, K] -> int8 of that shape, float32 [M, H, 2, R]."""
+    media_scale = media_kv.float().abs().amax(-1).clamp(min=1e-30) / 127
+    return (media_kv.float() / media_scale[..., None]).round().to(torch.int8), media_scale
 
 
-def _attend_run(query: Tensor, page: Tensor, scale: float) -> Tensor:
-    """query [Q, H, K], page [H, 2, R, K], a view of the pool -> [Q, H, K]"""
-    out = F.scaled_dot_product_attention(query.transpose(0, 1)[None], page[None, :, 0], page[None, :, 1], scale=scale)
-    return out[0].transpose(0, 1)
+def _whole(media_kv: Tensor, media_scale: Tensor | None) -> Tensor:
+    return media_kv if media_scale is None else media_kv.float() * media_scale[..., None]
 
 
-def _attend_runs(query: Tensor, media_kv: Tensor, runs: list[tuple[int, int, int]], scale: float) -> Tensor:
-    # one unbind has one gradient of the pool's size, an index a run would have as many as runs
-    pages: Sequence[Tensor] | Tensor = media_kv.unbind(0) if media_kv.requires_grad else media_kv
-    outputs = [
-        torch.zeros_like(query[first:end]) if slot < 0 else _attend_run(query[first:end], pages[slot], scale)
-        for first, end, slot in runs
-    ]
-    return outputs[0] if len(outputs) == 1 else torch.cat([query[:0], *outputs])
+@jit
+def _normed(query, weight, eps, K: tl.constexpr):
+    """RMSNorm of each row of a query tile: [BLOCK, BLOCK_K]"""
+    q = query.to(tl.float32)
+    q = q * tl.rsqrt(tl.sum(q * q, 1) / K + eps)[:, None]
+    return (q * weight[None, :]).to(query.dtype)
 
 
-def _attend_groups(query: Tensor, media_kv: Tensor, slots: list[int], scale: float) -> Tensor:
-    """Many short runs: rows of one page together, padded to the largest group, one batch over the pages."""
-    groups: dict[int, list[int]] = {}
-    for row, slot in enumerate(slots):
-        if slot >= 0:
-            groups.setdefault(slot, []).append(row)
-    if not groups:
-        return torch.zeros_like(query)
-    width = max(map(len, groups.values()))
-    padded = torch.tensor([rows + rows[-1:] * (width - len(rows)) for rows in groups.values()], device=query.device)
-    pages = media_kv.index_select(0, torch.tensor(list(groups), device=query.device))  # [P, H, 2, R, K]
-    q = query[padded].transpose(1, 2)  # [P, H, W, K]
-    out = F.scaled_dot_product_attention(q, pages[:, :, 0], pages[:, :, 1], scale=scale)
-    place = [0] * len(slots)
-    for group, rows in enumerate(groups.values()):
-        for column, row in enumerate(rows):
-            place[row] = group * width + column
-    out = out.transpose(1, 2).flatten(0, 1)[torch.tensor(place, device=query.device)]
-    if len(place) > sum(map(len, groups.values())):
-        out = out.masked_fill(torch.tensor(slots, device=query.device)[:, None, None] < 0, 0.0)
+@jit_runtime("heads_per_program")  # specialised for 1 it would lose its pipeline
+def _forward(
+    query,
+    media_kv,
+    media_scale,
+    tiles,
+    norm_weight,
+    out,
+    lse,
+    scale,
+    eps,
+    query_stride,
+    page_stride,
+    num_heads,
+    heads_per_program,
+    R: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    NORM: tl.constexpr,
+    INT8: tl.constexpr,
+    LSE: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One tile of rows on one page, head by head: the next head's page is on its way while this one is computed."""
+    first = tl.load(tiles + 4 * tl.program_id(0))
+    count = tl.load(tiles + 4 * tl.program_id(0) + 1)
+    page = tl.load(tiles + 4 * tl.program_id(0) + 2)
+    if count == 0:
+        return
+    rows, keys, columns = tl.arange(0, BLOCK), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
+    real = rows < count
+    there = keys < R
+    row = (first + rows).to(tl.int64)
+    query_at = row[:, None] * query_stride + columns[None, :]
+    out_at = row[:, None] * num_heads * K + columns[None, :]
+    page_at = keys[:, None] * K + columns[None, :]
+    first_head = tl.program_id(1) * heads_per_program
+    end_head = tl.minimum(first_head + heads_per_program, num_heads)
+    if page < 0:
+        for head in range(first_head, end_head):
+            nothing = tl.zeros([BLOCK, BLOCK_K], tl.float32)
+            store_tile(out + head * K, out_at, nothing, real, columns, K, BLOCK_K == K)
+            if LSE:
+                tl.store(lse + row * num_heads + head, tl.zeros([BLOCK], tl.float32), mask=real)
+        return
+    if NORM:
+        weight = tl.load(norm_weight + columns, mask=columns < K, other=0.0).to(tl.float32)
+    media_kv += page.to(tl.int64) * page_stride
+    for head in tl.range(first_head, end_head, num_stages=STAGES):
+        k = load_tile(media_kv + head * 2 * R * K, page_at, there, columns, K, BLOCK_K == K)  # [BLOCK_R, BLOCK_K]
+        v = load_tile(media_kv + (head * 2 + 1) * R * K, page_at, there, columns, K, BLOCK_K == K)
+        q = load_tile(query + head * K, query_at, real, columns, K, BLOCK_K == K)  # [BLOCK, BLOCK_K]
+        if NORM:
+            q = _normed(q, weight, eps, K)
+        scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee") * scale  # in log2
+        if INT8:
+            key_scale = media_scale + (page.to(tl.int64) * num_heads + head) * 2 * R + keys
+            scores *= tl.load(key_scale, mask=there, other=0.0)[None, :]
+        scores = tl.where(there[None, :], scores, float("-inf"))
+        top = tl.max(scores, 1)
+        weights = tl.exp2(scores - top[:, None])
+        total = tl.sum(weights, 1)
+        if INT8:
+            weights *= tl.load(key_scale + R, mask=there, other=0.0)[None, :]
+        o = tl.dot(weights.to(q.dtype), v.to(q.dtype), input_precision="ieee") / total[:, None]
+        store_tile(out + head * K, out_at, o, real, columns, K, BLOCK_K == K)
+        if LSE:
+            tl.store(lse + row * num_heads + head, top + tl.log2(total), mask=real)
+
+
+@jit
+def _forward_all(
+    query,
+    media_kv,
+    slots,
+    tiles,
+    out,
+    lse,
+    scale,
+    query_stride,
+    page_stride,
+    num_heads,
+    num_slots,
+    R: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One tile of rows with one list of pages, one head: a running softmax over the pages."""
+    first = tl.load(tiles + 4 * tl.program_id(0))
+    count = tl.load(tiles + 4 * tl.program_id(0) + 1)
+    if count == 0:
+        return
+    head = tl.program_id(1)
+    rows, keys, columns = tl.arange(0, BLOCK), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
+    real = rows < count
+    row = (first + rows).to(tl.int64)
+    page_at = keys[:, None] * K + columns[None, :]
+    query_at = row[:, None] * query_stride + columns[None, :]
+    q = load_tile(query + head * K, query_at, real, columns, K, BLOCK_K == K)
+    top = tl.full([BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    o = tl.zeros([BLOCK, BLOCK_K], tl.float32)
+    for slot in range(0, num_slots):
+        page = tl.load(slots + first.to(tl.int64) * num_slots + slot)
+        there = keys < tl.where(page >= 0, R, 0)
+        page_kv = media_kv + tl.maximum(page, 0).to(tl.int64) * page_stride + head * 2 * R * K
+        k = load_tile(page_kv, page_at, there, columns, K, BLOCK_K == K)
+        v = load_tile(page_kv + R * K, page_at, there, columns, K, BLOCK_K == K)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = tl.where(there[None, :], scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        finite_top = tl.where(new_top == float("-inf"), 0.0, new_top)
+        weights = tl.exp2(scores - finite_top[:, None])
+        shrink = tl.exp2(top - finite_top)
+        total = total * shrink + tl.sum(weights, 1)
+        o = o * shrink[:, None] + tl.dot(weights.to(q.dtype), v, input_precision="ieee")
+        top = new_top
+    # a row without a page: weights 0 of total 0, and a log-sum-exp that makes the backward's weights 0 as well
+    nowhere = total == 0.0
+    total = tl.where(nowhere, 1.0, total)
+    o = o / total[:, None]
+    out_at = row[:, None] * num_heads * K + columns[None, :]
+    store_tile(out + head * K, out_at, o, real, columns, K, BLOCK_K == K)
+    tl.store(lse + row * num_heads + head, tl.where(nowhere, 0.0, top + tl.log2(total)), mask=real)
+
+
+def _heads_per_program(num_tiles: int, num_heads: int) -> int:
+    """Decode has few tiles and wants programs, prefill has many and wants heads in flight: about 8 programs a core."""
+    wanted = min(max(num_tiles * num_heads // PROGRAMS, 1), num_heads)
+    return 1 << (wanted.bit_length() - 1)
+
+
+def _sizes(media_kv: Tensor) -> dict[str, int]:
+    _, _, _, num_keys, head_dim = media_kv.shape
+    blocks = (max(16, triton.next_power_of_2(n)) for n in (num_keys, head_dim))
+    return {"R": num_keys, "K": head_dim, **dict(zip(("BLOCK_R", "BLOCK_K"), blocks, strict=True))}
+
+
+def _launch(
+    query: Tensor,
+    media_kv: Tensor,
+    slots: Tensor,
+    tiles: Tensor,
+    scale: float,
+    norm: tuple[Tensor, float] | None = None,
+    media_scale: Tensor | None = None,
+    lse: Tensor | None = None,
+) -> Tensor:
+    num_tokens, num_heads, head_dim = query.shape
+    config = launch_config("media", head_dim, query.dtype)
+    out = query.new_empty(query.shape)
+    if slots.dim() == 2:
+        lse = query.new_empty(num_tokens, num_heads, dtype=torch.float32) if lse is None else lse
+        _forward_all[(len(tiles), num_heads)](
+            query, media_kv, slots, tiles, out, lse, scale * LOG2_E, query.stride(0), media_kv.stride(0), num_heads,
+            slots.shape[1], BLOCK=config.block, **_sizes(media_kv), **config.options,
+        )  # fmt: skip
+        return out
+    weight, eps = norm or (None, 0.0)
+    heads = _heads_per_program(len(tiles), num_heads)
+    _forward[(len(tiles), triton.cdiv(num_heads, heads))](
+        query, media_kv, media_scale, tiles, weight, out, lse, scale * LOG2_E, eps, query.stride(0), media_kv.stride(0),
+        num_heads, heads, BLOCK=config.block, NORM=norm is not None, INT8=media_scale is not None, LSE=lse is not None,
+        STAGES=config.num_stages, **_sizes(media_kv), **config.options,
+    )  # fmt: skip
     return out
 
 
-def _attend_all_previous(query: Tensor, media_kv: Tensor, slots: list[list[int]], scale: float) -> Tensor:
-    """Runs of tokens with one list of pages, whose keys are laid in one row."""
-    outputs, first = [query[:0]], 0
-    for row in range(1, len(slots) + 1):
-        if row < len(slots) and slots[row] == slots[first]:
-            continue
-        pages = [slot for slot in slots[first] if slot >= 0]
-        if pages:
-            kv = media_kv[pages].permute(1, 2, 0, 3, 4).flatten(2, 3)  # [H, 2, n R, K]
-            outputs.append(_attend_run(query[first:row], kv, scale))
-        else:
-            outputs.append(torch.zeros_like(query[first:row]))
-        first = row
-    return torch.cat(outputs)
+class _MediaAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, media_kv: Tensor, slots: Tensor, tiles: Tensor, scale: float) -> Tensor:
+        lse = query.new_empty(query.shape[:2], dtype=torch.float32)
+        out = _launch(query, media_kv, slots, tiles, scale, lse=lse)
+        ctx.save_for_backward(query, media_kv, slots, tiles, out, lse)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        query, media_kv, slots, tiles, out, lse = ctx.saved_tensors
+        slots = slots.view(len(query), -1)
+        return *media_gradients(query, media_kv, slots, tiles, out, lse, grad_out, ctx.scale), None, None, None
 
 
-def _media_attention_torch(query: Tensor, media_kv: Tensor, media_slot: Tensor, scale: float) -> Tensor:
-    slots = media_slot.tolist()
-    if media_slot.dim() == 2:
-        return _attend_all_previous(query, media_kv, slots, scale)
-    runs = _runs(slots)
-    if len(runs) <= 4 or len(slots) >= ROWS_PER_RUN * len(runs):
-        return _attend_runs(query, media_kv, runs, scale)
-    return _attend_groups(query, media_kv, slots, scale)
+def _inner_contiguous(query: Tensor) -> Tensor:
+    """Any distance between tokens is fine (a slice of a fused projection), but heads must be neighbours."""
+    return query if query.stride()[1:] == (query.shape[2], 1) else query.contiguous()
+
+
+def _check_pages(media_kv: Tensor) -> None:
+    num_keys, head_dim = media_kv.shape[3:]
+    inner = (2 * num_keys * head_dim, num_keys * head_dim, head_dim, 1)
+    if media_kv.stride()[1:] != inner:
+        raise ValueError(f"media_kv has strides {media_kv.stride()[1:]} within a page, the kernel reads {inner}")
+    if head_dim % 16 == 0 and media_kv.stride(0) % 16:
+        raise ValueError(f"media_kv has a page stride of {media_kv.stride(0)}, which is no multiple of 16")
+
+
+def media_tiles(media_slot: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
+    """The table that `media_attention` takes as `tiles`: made once a step, from host memory, it serves all layers."""
+    return tile_records(media_slot, launch_config("media", head_dim, dtype).block)
 
 
 def media_attention(
@@ -126,9 +284,25 @@ def media_attention(
     scale: float,
     query_norm: Tensor | None = None,
     query_norm_eps: float = 1e-6,
+    media_scale: Tensor | None = None,
+    tiles: Tensor | None = None,
 ) -> Tensor:
     """query [T, H, K]; media_kv [M, H, 2, R, K], a view of the pool will do; media_slot [T] or [T, J], -1: none;
-    query_norm [K], the RMSNorm of each head's query -> [T, H, K]"""
-    if query_norm is not None:
-        query = rms_norm(query, query_norm, query_norm_eps)
-    return _media_attention_torch(query, media_kv, media_slot, scale)
+    query_norm [K], the RMSNorm of each head's query; media_scale [M, H, 2, R] for int8 pages; tiles: `media_tiles`
+    -> [T, H, K]"""
+    grad = torch.is_grad_enabled() and (query.requires_grad or media_kv.requires_grad)
+    if not use_triton(query):
+        if query_norm is not None:
+            query = rms_norm(query, query_norm, query_norm_eps)
+        return attend_by_runs(query, _whole(media_kv, media_scale).to(query.dtype), media_slot, scale)
+    if query_norm is not None and (grad or media_slot.dim() == 2):  # the kernel's own norm has no gradient
+        query, query_norm = rms_norm(query, query_norm, query_norm_eps), None
+    query = _inner_contiguous(query)
+    _check_pages(media_kv)
+    if tiles is None:
+        tiles = media_tiles(media_slot, query.shape[2], query.dtype)
+    if grad:
+        out: Tensor = _MediaAttention.apply(query, media_kv, media_slot, tiles, scale)
+        return out
+    norm = None if query_norm is None else (query_norm, query_norm_eps)
+    return _launch(query, media_kv, media_slot, tiles, scale, norm, media_scale)

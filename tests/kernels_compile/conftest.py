@@ -1,0 +1,146 @@
+"""Compiles the kernels with no GPU, through the same functions that launch them, and reads what came out.
+
+A stand-in for Triton's driver names the target; every launch becomes a compilation, so that specialisations (divisible
+by 16, equal to 1) are the production's own. The disassemblers ship inside the triton wheel.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+collect_ignore_glob = ["*"] if triton.knobs.runtime.interpret else []
+
+BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+KIB = 1024
+SHARED_LIMIT = {"sm_80": 163 * KIB, "sm_90": 227 * KIB, "sm_100": 227 * KIB, "gfx942": 64 * KIB}
+
+
+class StandInDriver:
+    """As much of a driver as a compilation asks for."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of one kernel for one target."""
+
+    name: str
+    target: str
+    shared: int  # bytes of shared memory
+    spills: int  # bytes of stack and local memory, spilled registers
+    registers: int
+    tensor_core: int  # matrix instructions
+    copies: int  # loads from global memory, of the size of a tile's row or less
+    wide_copies: int  # those of 16 bytes a thread
+    stores: int
+    wide_stores: int
+
+
+def _run(tool: str, *arguments: str) -> str:
+    return subprocess.run([str(BINARIES / tool), *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def _of_nvidia(kernel: Any, folder: Path, target: str) -> Compiled:
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    usage = _run("cuobjdump", "--dump-resource-usage", str(cubin))
+    registers, stack, local = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
+    sass = _run("nvdisasm", "-c", str(cubin))
+
+    def count(pattern: str) -> int:
+        return len(re.findall(pattern, sass))
+
+    return Compiled(
+        name=kernel.metadata.name,
+        target=target,
+        shared=kernel.metadata.shared,
+        spills=stack + local + count(r"\b(?:LDL|STL)\b"),
+        registers=registers,
+        tensor_core=count(r"\b(?:HMMA|HGMMA|UTCHMMA|UTC\w*MMA|DMMA)\b"),
+        copies=count(r"\b(?:LDG|LDGSTS)\."),
+        wide_copies=count(r"\b(?:LDG|LDGSTS)\.[A-Z0-9_.]*128"),
+        stores=count(r"\bSTG\."),
+        wide_stores=count(r"\bSTG\.[A-Z0-9_.]*128"),
+    )
+
+
+def _of_amd(kernel: Any, target: str) -> Compiled:
+    assembly = kernel.asm["amdgcn"]
+
+    def figure(word: str) -> int:
+        return int(re.search(rf"\.{word}:\s+(\d+)", assembly)[1])  # type: ignore[index]
+
+    def count(pattern: str) -> int:
+        return len(re.findall(pattern, assembly))
+
+    return Compiled(
+        name=kernel.metadata.name,
+        target=target,
+        shared=kernel.metadata.shared,
+        spills=figure("vgpr_spill_count") + figure("sgpr_spill_count") + figure("private_segment_fixed_size"),
+        registers=figure("vgpr_count"),
+        tensor_core=count(r"v_mfma"),
+        copies=count(r"(?:global|buffer)_load_"),
+        wide_copies=count(r"(?:global|buffer)_load_dwordx4"),
+        stores=count(r"(?:global|buffer)_store_"),
+        wide_stores=count(r"(?:global|buffer)_store_dwordx4"),
+    )
+
+
+@pytest.fixture
+def compile_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., dict[str, Compiled]]]:
+    """compile_for(target, launch): what each kernel became that `launch()` would have started, by its name."""
+    driver = triton.runtime.driver
+    before = driver._active
+    launched: list[Any] = []
+    run = JITFunction.run
+
+    def compile_only(self: JITFunction[Any], *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        launched.append(run(self, *arguments, grid=grid, warmup=True, **options))
+
+    def compile_for(target: str, launch: Callable[[], object]) -> dict[str, Compiled]:
+        driver.set_active(StandInDriver(TARGETS[target]))
+        for module in [m for name, m in sys.modules.items() if name.startswith("kernels.")]:
+            for function in vars(module).values():
+                if isinstance(function, JITFunction):
+                    function.device_caches.clear()
+        launched.clear()
+        launch()
+        read = _of_amd if target.startswith("gfx") else lambda kernel, t: _of_nvidia(kernel, tmp_path, t)
+        return {kernel.metadata.name: read(kernel, target) for kernel in launched}
+
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    yield compile_for
+    driver._active = before
