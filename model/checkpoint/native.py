@@ -1,0 +1,120 @@
+"""Our own folder: `config.json` says what the model is, safetensors hold its weights, `tokenizer.json` its vocabulary.
+
+Written beside its place and moved there whole, shard by shard, so that no more than a shard is held and no reader meets
+half a folder. Read strictly: the tensors are the model's, no more, no fewer, each of its shape.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.checkpoint.errors import CheckpointError, refuse_misfits
+from model.checkpoint.tensor_files import SafetensorsFiles, weight_files
+from model.config import FlamingoConfig, load_config
+from model.flamingo import Flamingo
+
+WEIGHTS = "model.safetensors"
+SHARD_BYTES = 4 * 2**30
+
+
+def save_folder(
+    folder: Path,
+    config: FlamingoConfig,
+    tensors: Iterable[tuple[str, Tensor]],
+    tokenizer_json: str | Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """`tokenizer_json` is a file, or its text. A folder that holds anything already is refused."""
+    with _arriving_whole(folder) as partial:
+        (partial / "config.json").write_text(config.to_json(), encoding="utf-8")
+        text = tokenizer_json.read_text(encoding="utf-8") if isinstance(tokenizer_json, Path) else tokenizer_json
+        (partial / "tokenizer.json").write_text(text, encoding="utf-8")
+        _write_weights(partial, tensors, shard_bytes)
+
+
+def load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) -> Flamingo:
+    """The model, ready to evaluate, its floating-point weights in `dtype`."""
+    config = load_config(folder)
+    files = weight_files(folder, WEIGHTS)
+    if not files:
+        raise CheckpointError(f"{folder} holds no weights: neither {WEIGHTS} nor {WEIGHTS}.index.json")
+    with torch.device("meta"):
+        model = Flamingo(config)
+    stored = SafetensorsFiles(files, device)
+    _check(folder, model, stored)
+    model.load_state_dict({name: _cast(stored[name], dtype) for name in stored}, assign=True)
+    return model.eval()
+
+
+def _check(folder: Path, model: Flamingo, stored: SafetensorsFiles) -> None:
+    """Everything that does not fit, from the files' headers alone."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: stored.shape(name) for name in stored}
+    refuse_misfits(
+        str(folder),
+        missing=sorted(wanted.keys() - found.keys()),
+        unexpected=sorted(found.keys() - wanted.keys()),
+        misshapen={n: (found[n], shape) for n, shape in wanted.items() if found.get(n, shape) != shape},
+    )
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+@contextmanager
+def _arriving_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`; on success it becomes `folder`, otherwise it goes."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} already exists and is not an empty folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> None:
+    shards = [_write_shard(folder / f"shard-{n}", shard) for n, shard in enumerate(_shards(tensors, shard_bytes))]
+    if len(shards) == 1:
+        (folder / "shard-0").rename(folder / WEIGHTS)
+        return
+    weight_map, total = {}, 0
+    for n, sizes in enumerate(shards):
+        file = f"model-{n + 1:05}-of-{len(shards):05}.safetensors"
+        (folder / f"shard-{n}").rename(folder / file)
+        weight_map |= dict.fromkeys(sizes, file)
+        total += sum(sizes.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_shard(file: Path, shard: dict[str, Tensor]) -> dict[str, int]:
+    save_file(shard, file, metadata={"format": "pt"})
+    return {name: tensor.nbytes for name, tensor in shard.items()}
+
+
+def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor.contiguous()
+        size += tensor.nbytes
+    yield shard

@@ -1,0 +1,113 @@
+"""Tensors on disk as mappings from name to tensor, read when asked for and never executed.
+
+A folder holds safetensors or PyTorch files, whole or in shards with an index; a `.pt` file holds a dictionary. Both are
+mapped into memory, so a conversion holds what it makes and not also what it reads.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from model.checkpoint.errors import CheckpointError, Shape
+
+
+class SafetensorsFiles(Mapping[str, Tensor]):
+    """The tensors of several safetensors files as one mapping; shapes are known without reading."""
+
+    def __init__(self, files: list[Path], device: torch.device | str = "cpu") -> None:
+        self._file_of: dict[str, Any] = {}
+        for file in files:
+            opened = _open_safetensors(file, device)
+            self._file_of |= dict.fromkeys(opened.keys(), opened)
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file_of[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+    def shape(self, name: str) -> Shape:
+        return tuple(self._file_of[name].get_slice(name).get_shape())
+
+
+def open_folder(folder: Path, stems: tuple[str, ...] = ("model", "pytorch_model")) -> Mapping[str, Tensor]:
+    """The tensors of a Hugging Face folder: safetensors if there are any, PyTorch files otherwise."""
+    for kind in ("safetensors", "bin"):
+        for stem in stems:
+            if files := weight_files(folder, f"{stem}.{kind}"):
+                return SafetensorsFiles(files) if kind == "safetensors" else _merged(files)
+    wanted = " or ".join(f"{stem}.{kind}[.index.json]" for stem in stems for kind in ("safetensors", "bin"))
+    raise CheckpointError(f"{folder} holds no weights: none of {wanted}")
+
+
+def weight_files(folder: Path, name: str) -> list[Path]:
+    """`name` itself, or the shards that `name.index.json` lists; empty if the folder has neither."""
+    if (whole := folder / name).is_file():
+        return [whole]
+    index = folder / f"{name}.index.json"
+    if not index.is_file():
+        return []
+    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    for shard in shards:
+        # an index is data from elsewhere: it may only name files beside it
+        if Path(shard).name != shard or not (folder / shard).is_file():
+            raise CheckpointError(f"{index} lists {shard!r}, which is no file of {folder}")
+    return [folder / shard for shard in shards]
+
+
+def read_pickle(file: Path) -> dict[str, Any]:
+    """What `torch.save` wrote, of plain data only: anything that would run code is refused."""
+    if not file.is_file():
+        raise CheckpointError(f"{file} is not a file")
+    try:
+        # files from before PyTorch 1.6 are no zip archives and cannot be mapped
+        read = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{file} cannot be read as tensors and plain data alone: {reason}") from error
+    if not isinstance(read, dict):
+        raise CheckpointError(f"{file} holds a {type(read).__name__}, not a dictionary of tensors")
+    return read
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file.parent} has no {file.name}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} does not hold a JSON object")
+    return values
+
+
+def only_tensors(values: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
+    """The dictionary itself, once it is certain that it holds tensors by name and nothing else."""
+    if other := [str(name) for name, value in values.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{origin} holds more than tensors: {', '.join(other[:20])}")
+    return dict(values)
+
+
+def _merged(files: list[Path]) -> dict[str, Tensor]:
+    return {name: tensor for file in files for name, tensor in only_tensors(read_pickle(file), str(file)).items()}
+
+
+def _open_safetensors(file: Path, device: torch.device | str) -> Any:
+    try:
+        return safe_open(file, framework="pt", device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error

@@ -1,0 +1,128 @@
+"""A folder gives back the model that was saved, and one that is not the model's is refused with everything wrong in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.native import load_folder, save_folder
+from model.config import load_config
+from tests.tiny_models import CONFIGS, FAMILIES, Family, byte_tokenizer, tiny_model
+
+CONFIG = CONFIGS["idefics"]
+TOKENIZER = byte_tokenizer().to_str()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_folder(tmp_path / "tiny", CONFIG, tiny_model(CONFIG).state_dict().items(), TOKENIZER)
+    return tmp_path / "tiny"
+
+
+def rewrite(folder: Path, **changes: Tensor | None) -> None:
+    """Replace tensors by name (dots as __), None takes one out."""
+    tensors: dict[str, Tensor | None] = {**load_file(folder / "model.safetensors")}
+    tensors |= {name.replace("__", "."): tensor for name, tensor in changes.items()}
+    save_file({name: t for name, t in tensors.items() if t is not None}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("shard_bytes", [2**30, 4096], ids=["whole", "sharded"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_saved_is_loaded(family: Family, shard_bytes: int, tmp_path: Path) -> None:
+    saved = tiny_model(CONFIGS[family]).state_dict()
+    folder = tmp_path / "below" / "tiny"
+    save_folder(folder, CONFIGS[family], saved.items(), TOKENIZER, shard_bytes=shard_bytes)
+    loaded = load_folder(folder, "cpu", torch.float32)
+    assert loaded.config == load_config(folder) == CONFIGS[family]
+    assert not loaded.training
+    assert loaded.state_dict().keys() == saved.keys()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in loaded.state_dict().items())
+    assert (folder / "tokenizer.json").read_text() == TOKENIZER
+
+
+def test_shards_hold_no_more_than_asked_and_are_named_as_others_name_them(tmp_path: Path) -> None:
+    model = tiny_model(CONFIG)
+    save_folder(tmp_path / "tiny", CONFIG, model.state_dict().items(), TOKENIZER, shard_bytes=40_000)
+    files = sorted(file.name for file in (tmp_path / "tiny").glob("*.safetensors"))
+    assert len(files) > 1
+    assert files == [f"model-{n + 1:05}-of-{len(files):05}.safetensors" for n in range(len(files))]
+    sizes = [sum(t.nbytes for t in load_file(tmp_path / "tiny" / file).values()) for file in files]
+    assert max(sizes) <= 40_000
+    index = json.loads((tmp_path / "tiny" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(sizes)
+
+
+def test_no_more_than_a_shard_is_held(tmp_path: Path) -> None:
+    alive = 0
+
+    class Watched(Tensor):
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        nonlocal alive
+        for name, tensor in tiny_model(CONFIG).state_dict().items():
+            alive += 1
+            assert alive <= 3, f"{alive} tensors are alive where a shard has room for one"
+            yield name, tensor.clone().as_subclass(Watched)
+
+    save_folder(tmp_path / "tiny", CONFIG, stream(), TOKENIZER, shard_bytes=1)
+
+
+def test_weights_come_in_the_dtype_asked_for(folder: Path) -> None:
+    model = load_folder(folder, "cpu", torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_all_that_does_not_fit_is_said_at_once(folder: Path) -> None:
+    rewrite(folder, resampler__latents=torch.zeros(7, 16), gated__0__attn_gate=None, gated__0__alpha=torch.zeros(1))
+    with pytest.raises(CheckpointError) as raised:
+        load_folder(folder, "cpu", torch.float32)
+    message = str(raised.value)
+    assert "missing (1): gated.0.attn_gate" in message
+    assert "unexpected (1): gated.0.alpha" in message
+    assert "misshapen (1): resampler.latents: found [7, 16], wanted [4, 16]" in message
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "complaint"),
+    [
+        ("model.safetensors", None, "holds no weights"),
+        ("model.safetensors", "not tensors", "cannot be read as safetensors"),
+        ("model.safetensors.index.json", '{"weight_map": {"x": "../x.safetensors"}}', "no file of"),
+        ("model.safetensors.index.json", "[]", "does not hold a JSON object"),
+    ],
+)
+def test_files_that_are_no_weights_are_refused_by_name(
+    file: str, text: str | None, complaint: str, folder: Path
+) -> None:
+    (folder / "model.safetensors").unlink()
+    if text is not None:
+        (folder / file).write_text(text)
+    with pytest.raises(CheckpointError, match=complaint):
+        load_folder(folder, "cpu", torch.float32)
+
+
+def test_an_existing_folder_is_not_written_over(folder: Path) -> None:
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="already exists"):
+        save_folder(folder, CONFIG, tiny_model(CONFIG, seed=1).state_dict().items(), TOKENIZER)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
+    def broken() -> Iterator[tuple[str, Tensor]]:
+        yield "a", torch.zeros(1)
+        raise CheckpointError("half way")
+
+    with pytest.raises(CheckpointError, match="half way"):
+        save_folder(tmp_path / "tiny", CONFIG, broken(), TOKENIZER, shard_bytes=1)
+    assert list(tmp_path.iterdir()) == []
