@@ -28,7 +28,7 @@ from flamboyance_client import (
     TransportError,
     Unavailable,
     UnexpectedReply,
-    image_id,
+    image,
 )
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -45,6 +45,7 @@ COMPLETION: dict[str, Any] = {
             "finish_reason": "stop",
             "token_ids": [5, 6],
             "prompt_token_ids": [1, 2, 3],
+            "prompt_logprobs": [None, {"2": {"logprob": -1.0, "decoded_token": "b"}}],
             "logprobs": {
                 "tokens": [" cat", "."],
                 "token_logprobs": [None, -0.5],
@@ -152,14 +153,14 @@ def test_a_completion_is_asked_for_and_read(connect: Callable[..., Both]) -> Non
         return httpx.Response(200, json=COMPLETION)
 
     client = connect(handler, api_key="secret", model="tiny")
-    reply = client.complete(["A", image_id("img_1")], max_tokens=2, stop=["\n"], seed=None, logprobs=0, echo=True)
+    reply = client.complete(["A", image("data:,")], max_tokens=2, stop=["\n"], seed=None, logprobs=0, echo=True)
 
     (request,) = seen
     assert (request.method, str(request.url)) == ("POST", "http://server/v1/completions")
     assert request.headers["authorization"] == "Bearer secret"
     assert json.loads(request.content) == {
         "model": "tiny",
-        "prompt": [{"type": "text", "text": "A"}, {"type": "image_id", "image_id": "img_1"}],
+        "prompt": [{"type": "text", "text": "A"}, {"type": "image_url", "image_url": {"url": "data:,"}}],
         "max_tokens": 2,
         "stop": ["\n"],
         "logprobs": 0,
@@ -174,6 +175,7 @@ def test_every_part_of_a_completion_is_read(connect: Callable[..., Both]) -> Non
     (choice,) = reply.choices
     assert choice.token_ids == (5, 6)
     assert choice.prompt_token_ids == (1, 2, 3)
+    assert choice.prompt_logprobs == (None, {"2": {"logprob": -1.0, "decoded_token": "b"}})
     assert choice.logprobs is not None
     assert choice.logprobs.tokens == (" cat", ".")
     assert choice.logprobs.token_logprobs == (None, -0.5)

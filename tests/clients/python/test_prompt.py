@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flamboyance_client import end_of_chunk, image, image_id, shot, text, video
+from flamboyance_client import end_of_chunk, image, shot, text, video
 from flamboyance_client.prompt import Media, to_wire
 
 SIGNED = {
@@ -92,8 +92,12 @@ def test_a_shot_is_an_image_its_text_and_an_end() -> None:
 
 def test_a_string_in_a_list_is_a_text_part() -> None:
     assert to_wire("whole") == "whole"
-    assert to_wire(["a", image_id("img_1"), end_of_chunk()]) == [
+    assert to_wire(["a", image("data:,"), end_of_chunk()]) == [
         {"type": "text", "text": "a"},
-        {"type": "image_id", "image_id": "img_1"},
+        {"type": "image_url", "image_url": {"url": "data:,"}},
         {"type": "end_of_chunk"},
     ]
+
+
+def test_token_ids_are_a_prompt() -> None:
+    assert to_wire([5, 6]) == [5, 6]

@@ -21,7 +21,7 @@ from flamboyance_client.errors import (
     Unavailable,
     UnexpectedReply,
 )
-from flamboyance_client.prompt import Part, Prompt, end_of_chunk, image, image_id, shot, text, video
+from flamboyance_client.prompt import Part, Prompt, end_of_chunk, image, shot, text, video
 from flamboyance_client.replies import Choice, Completion, Health, Logprobs, Model, Usage
 from flamboyance_client.retries import Retries
 
@@ -52,7 +52,6 @@ __all__ = [
     "Usage",
     "end_of_chunk",
     "image",
-    "image_id",
     "shot",
     "text",
     "video",

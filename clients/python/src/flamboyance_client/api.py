@@ -38,11 +38,16 @@ class Options(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str] | None
     stop_token_ids: Sequence[int] | None
+    include_stop_str_in_output: bool | None
     ignore_eos: bool | None
     n: int | None
+    best_of: int | None
     echo: bool | None
     logprobs: int | None
+    prompt_logprobs: int | None
     return_token_ids: bool | None
+    priority: int | None
+    request_id: str | None
     user: str | None
 
 

@@ -1,6 +1,7 @@
 """A prompt is a string or a list of parts: text, images and videos in the order in which the model shall see them.
 
-Parts are plain dictionaries, as they travel. A string in the list is a text part. Media come from a path, from bytes,
+Parts are plain dictionaries, as they travel. A string in the list is a text part; a list of numbers is a prompt of
+text alone as token ids. Media come from a path, from bytes,
 from a PIL image or from a URL; all but a URL are sent inside the request.
 """
 
@@ -33,17 +34,13 @@ class VideoPart(TypedDict):
     video_url: Url
 
 
-class ImageIdPart(TypedDict):
-    type: Literal["image_id"]
-    image_id: str
-
-
 class EndOfChunkPart(TypedDict):
     type: Literal["end_of_chunk"]
 
 
-Part = TextPart | ImagePart | VideoPart | ImageIdPart | EndOfChunkPart
-Prompt = str | Sequence[str | Part]
+Part = TextPart | ImagePart | VideoPart | EndOfChunkPart
+# all numbers or none: one union, since type checkers infer a mixed list only from a single sequence type
+Prompt = str | Sequence[str | int | Part]
 
 
 class PilImage(Protocol):
@@ -88,11 +85,6 @@ def video(source: str | Path | bytes) -> VideoPart:
     return {"type": "video_url", "video_url": {"url": _url(source)}}
 
 
-def image_id(identifier: str) -> ImageIdPart:
-    """An image that the server already holds."""
-    return {"type": "image_id", "image_id": identifier}
-
-
 def end_of_chunk() -> EndOfChunkPart:
     """Ends the text that belongs to one media; a family that has no such marker refuses it by name."""
     return {"type": "end_of_chunk"}
@@ -103,7 +95,7 @@ def shot(media: Media, answer: str, *, end: bool = True) -> list[Part]:
     return [image(media), text(answer), *([end_of_chunk()] if end else [])]
 
 
-def to_wire(prompt: Prompt) -> str | list[Part]:
+def to_wire(prompt: Prompt) -> str | list[Part | int]:
     if isinstance(prompt, str):
         return prompt
     return [text(part) if isinstance(part, str) else part for part in prompt]

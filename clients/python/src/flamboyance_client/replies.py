@@ -50,6 +50,8 @@ class Choice:
     logprobs: Logprobs | None = None
     token_ids: tuple[int, ...] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
+    # for each prompt token None or {token id: {"logprob": ..., "decoded_token": ...}}
+    prompt_logprobs: tuple[Json | None, ...] | None = None
 
     @classmethod
     def parse(cls, values: Json) -> Self:
@@ -58,12 +60,13 @@ class Choice:
             text=_required(values, "text", str, "choice"),
             finish_reason=values.get("finish_reason"),
             logprobs=Logprobs.parse(values["logprobs"]) if values.get("logprobs") else None,
-            token_ids=_ids(values.get("token_ids")),
-            prompt_token_ids=_ids(values.get("prompt_token_ids")),
+            token_ids=_tuple(values.get("token_ids")),
+            prompt_token_ids=_tuple(values.get("prompt_token_ids")),
+            prompt_logprobs=_tuple(values.get("prompt_logprobs")),
         )
 
 
-def _ids(values: list[int] | None) -> tuple[int, ...] | None:
+def _tuple(values: list[Any] | None) -> tuple[Any, ...] | None:
     return None if values is None else tuple(values)
 
 
