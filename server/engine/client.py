@@ -10,7 +10,7 @@ import asyncio
 import logging
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +75,7 @@ class Client(Protocol):
 
     def fail_all(self, error: ServerError) -> None: ...
 
-    def stream(self, request: Generate, media: Mapping[bytes, EncodedMedia]) -> AsyncIterator[Event]: ...
+    def stream(self, request: Generate, media: Mapping[bytes, EncodedMedia]) -> AsyncGenerator[Event, None]: ...
 
 
 @dataclass(slots=True)
@@ -125,7 +125,7 @@ class EngineClient:
         for stream in self._streams.values():
             stream.events.put_nowait(error)
 
-    async def stream(self, request: Generate, media: Mapping[bytes, EncodedMedia]) -> AsyncIterator[Event]:
+    async def stream(self, request: Generate, media: Mapping[bytes, EncodedMedia]) -> AsyncGenerator[Event, None]:
         """Events up to the one with a finish reason. Closed before that, it aborts the request."""
         worker = self._ready_worker()
         stream = self._streams[request.request_id] = _Stream(media)

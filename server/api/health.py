@@ -1,0 +1,72 @@
+"""How the server is: live (the process answers), ready (it would serve a request now), progress (the engine steps).
+
+An idle engine is ready; a busy one that has made no step for `stall_timeout` is not.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from server import metrics as metrics_module
+from server.api.body import JSONResponse
+from server.api.services import GivenServices, Services
+
+VERSION = "0.1.0"
+
+router = APIRouter()
+
+
+@router.get("/health/live")
+async def live() -> Response:
+    return JSONResponse({"status": "live"})
+
+
+@router.get("/health/ready")
+async def ready(services: GivenServices) -> Response:
+    status = readiness(services)
+    return JSONResponse({"status": status}, 200 if status == "ready" else 503)
+
+
+@router.get("/health/progress")
+async def progress(services: GivenServices) -> Response:
+    body = {
+        "status": "stalled" if _is_stalled(services) else "ok",
+        "last_step_age_seconds": round(services.client.step_age, 3),
+        "requests_waiting": services.admission.num_waiting,
+        "requests_running": services.admission.num_running,
+    }
+    return JSONResponse(body, 503 if _is_stalled(services) else 200)
+
+
+@router.get("/health")
+async def health(services: GivenServices) -> Response:
+    status = readiness(services)
+    body = {"status": status, "model": services.model.name, "engine": services.client.info}
+    return JSONResponse(body, 200 if status == "ready" else 503)
+
+
+@router.get("/version")
+async def version(services: GivenServices) -> Response:
+    return JSONResponse({"version": VERSION, "engine": services.client.info})
+
+
+@router.get("/metrics")
+async def metrics(services: GivenServices) -> Response:
+    services.metrics.last_step_age.set(services.client.step_age)
+    return Response(services.metrics.expose(), media_type=metrics_module.CONTENT_TYPE)
+
+
+def readiness(services: Services) -> str:
+    """ "ready", or the first reason why not."""
+    if services.admission.is_closed:
+        return "shutting_down"
+    if services.client.state != "ready":
+        return services.client.state
+    if _is_stalled(services):
+        return "stalled"
+    return "overloaded" if services.admission.is_full else "ready"
+
+
+def _is_stalled(services: Services) -> bool:
+    return services.client.step_age > services.settings.stall_timeout

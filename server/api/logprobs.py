@@ -1,0 +1,48 @@
+"""Log-probabilities in the shape of OpenAI's completions: four lists side by side, one entry a token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from model.tokenizer import PromptTokenizer
+from server.api.generation import ShownToken
+from server.engine.detokenizer import token_text
+from server.engine.wire import TokenLogprob
+
+# JSON has no minus infinity
+LOWEST = -9999.0
+
+
+def completion_logprobs(tokens: Sequence[ShownToken], tokenizer: PromptTokenizer) -> dict[str, list[Any]]:
+    """The first token of a prompt has no log-probability: null."""
+    scores = [token.logprob for token in tokens]
+    return {
+        "tokens": [token_text(tokenizer, token.token_id) for token in tokens],
+        "token_logprobs": [None if score is None else max(score.logprob, LOWEST) for score in scores],
+        "top_logprobs": [None if score is None else _top(score, tokenizer) for score in scores],
+        "text_offset": [token.offset for token in tokens],
+    }
+
+
+def _top(score: TokenLogprob, tokenizer: PromptTokenizer) -> dict[str, float]:
+    """The most likely tokens, and the one that was taken. Of two with one text the likelier one stays."""
+    top: dict[str, float] = {}
+    for token_id, logprob in [*score.top, (score.token_id, score.logprob)]:
+        top.setdefault(token_text(tokenizer, token_id), max(logprob, LOWEST))
+    return top
+
+
+def prompt_logprobs(
+    scores: Sequence[TokenLogprob | None], tokenizer: PromptTokenizer
+) -> list[dict[str, dict[str, Any]] | None]:
+    """vLLM's shape: for each prompt token null or {token id: {logprob, decoded_token}}."""
+    return [None if score is None else _by_id(score, tokenizer) for score in scores]
+
+
+def _by_id(score: TokenLogprob, tokenizer: PromptTokenizer) -> dict[str, dict[str, Any]]:
+    found = {**dict(score.top), score.token_id: score.logprob}
+    return {
+        str(token_id): {"logprob": max(logprob, LOWEST), "decoded_token": token_text(tokenizer, token_id)}
+        for token_id, logprob in found.items()
+    }

@@ -1,0 +1,77 @@
+"""Which model is served, and its tokenizer: /v1/models, /tokenize, /detokenize."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from model.prompt import EncodedPrompt
+from server.api.body import JSONResponse, read_body
+from server.api.prompts import known_ids, read_prompt
+from server.api.schemas import DetokenizeRequest, TokenizeRequest, read
+from server.api.services import GivenServices, Services
+
+router = APIRouter()
+STARTED = int(time.time())
+
+
+@router.get("/v1/models")
+async def list_models(services: GivenServices) -> Response:
+    return JSONResponse({"object": "list", "data": [_card(services)]})
+
+
+@router.get("/v1/models/{name:path}")
+async def show_model(name: str, services: GivenServices) -> Response:
+    services.check_model(name)
+    return JSONResponse(_card(services))
+
+
+def _card(services: Services) -> dict[str, Any]:
+    model, config = services.model, services.model.config
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": STARTED,
+        "owned_by": "flamboyance",
+        "root": config.name,
+        "family": config.family,
+        "max_model_len": model.max_model_len,
+        "vision": {
+            "image_size": config.vision.image_size,
+            "visual_tokens": config.resampler.num_latents,
+            "max_media_per_request": services.settings.max_media_per_request,
+        },
+    }
+
+
+@router.post("/tokenize")
+async def tokenize(request: Request, services: GivenServices) -> Response:
+    """The ids that a prompt is given to the model as, family markers included."""
+    fields = read(TokenizeRequest, await read_body(request, services.settings))
+    services.check_model(fields.model)
+    encoded = _encode(fields, services)
+    return JSONResponse(
+        {
+            "tokens": encoded.token_ids,
+            "media_index": encoded.media_index,
+            "count": len(encoded.token_ids),
+            "max_model_len": services.model.max_model_len,
+        }
+    )
+
+
+def _encode(fields: TokenizeRequest, services: Services) -> EncodedPrompt:
+    model = services.model
+    return read_prompt(fields.prompt, model.tokenizer, model.num_token_ids, services.settings).encoded
+
+
+@router.post("/detokenize")
+async def detokenize(request: Request, services: GivenServices) -> Response:
+    fields = read(DetokenizeRequest, await read_body(request, services.settings))
+    services.check_model(fields.model)
+    ids = known_ids(fields.tokens, services.model.num_token_ids, "tokens")
+    return JSONResponse({"prompt": services.model.tokenizer.decode(ids, skip_special_tokens=False)})

@@ -1,0 +1,45 @@
+"""What a route works with, handed to it as an argument. Made once by `create_app`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from server.api.admission import Admission, Ticket
+from server.engine.client import Client
+from server.errors import ModelNotFound
+from server.metrics import Metrics
+from server.served_model import ServedModel
+from server.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    settings: Settings
+    model: ServedModel
+    client: Client
+    admission: Admission
+    metrics: Metrics
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name != self.model.name:
+            raise ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {self.model.name!r}")
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+def _ticket(services: Annotated[Services, Depends(_services)]) -> Iterator[Ticket]:
+    # left after the last byte of the response was sent
+    with services.admission.ticket() as ticket:
+        yield ticket
+
+
+GivenServices = Annotated[Services, Depends(_services)]
+GivenTicket = Annotated[Ticket, Depends(_ticket)]

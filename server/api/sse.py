@@ -1,0 +1,115 @@
+"""Server-sent events, and noticing that a client has gone, for responses that stream and for those that do not.
+
+While nothing happens a comment line keeps proxies from closing the connection. An error before the first event is an
+ordinary response with its status; after it, it is an event, and the stream still ends with [DONE].
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.errors import EngineFailed, ServerError
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """Await `work`; if the client goes first, it is cancelled and `ClientDisconnect` raised."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_disconnect(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        await _cancel(working)
+        await _cancel(leaving)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(task: asyncio.Future[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+class EventStream(Response):
+    media_type = "text/event-stream"
+
+    def __init__(self, bodies: AsyncGenerator[Any, None], *, keep_alive: float) -> None:
+        # as starlette's own streams: without a body there is no content-length
+        self.status_code = 200
+        self.background = None
+        self.init_headers(HEADERS)
+        self._bodies = bodies
+        self._keep_alive = keep_alive
+        self._is_begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await unless_disconnected(receive, self._send_all(send))
+
+    async def _send_all(self, send: Send) -> None:
+        try:
+            async with aclosing(_with_silences(self._bodies, self._keep_alive)) as bodies:
+                async for body in bodies:
+                    await self._send(send, KEEP_ALIVE if body is None else event(body))
+        except Exception as error:
+            if not self._is_begun:
+                raise
+            await self._send(send, event(_shown(error).body()))
+        await self._send(send, DONE)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, data: bytes) -> None:
+        if not self._is_begun:
+            self._is_begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+def event(body: Any) -> bytes:
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+
+def _shown(error: Exception) -> ServerError:
+    """An error of ours as it is; a bug without its insides."""
+    if isinstance(error, ServerError):
+        return error
+    logger.error("a stream failed", exc_info=error)
+    return EngineFailed("internal error")
+
+
+async def _with_silences(bodies: AsyncGenerator[Any, None], seconds: float) -> AsyncGenerator[Any, None]:
+    """The same bodies, and None each time that nothing came for `seconds`."""
+    end = object()
+    async with aclosing(bodies):
+        while True:
+            coming = asyncio.ensure_future(anext(bodies, end))
+            try:
+                while not (await asyncio.wait({coming}, timeout=seconds))[0]:
+                    yield None
+            finally:
+                if not coming.done():
+                    await _cancel(coming)
+            if (body := coming.result()) is end:
+                return
+            yield body

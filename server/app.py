@@ -1,0 +1,87 @@
+"""The HTTP application: routes, the guard in front of them, and every error in one shape.
+
+Everything it works with is an argument, so a test hands it a client with no engine behind.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from server.api import completions, health, models
+from server.api.admission import Admission
+from server.api.body import JSONResponse
+from server.api.guard import Guard
+from server.api.services import Services
+from server.engine.client import Client
+from server.errors import ServerError, http_error_body
+from server.metrics import Metrics
+from server.served_model import ServedModel
+from server.settings import Settings
+
+# what proxies write into their logs when a client went; nobody receives it
+CLIENT_CLOSED_REQUEST = 499
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(client: Client, model: ServedModel, settings: Settings, metrics: Metrics) -> FastAPI:
+    services = Services(settings, model, client, Admission(settings.max_num_queued, metrics), metrics)
+    app = FastAPI(title="Flamboyance", version=health.VERSION, lifespan=partial(_lifespan, client=client))
+    app.state.services = services
+    for module in (completions, models, health):
+        app.include_router(module.router)
+    app.add_exception_handler(ServerError, _refuse)
+    app.add_exception_handler(HTTPException, _refuse_http)
+    app.add_exception_handler(ClientDisconnect, _forget)
+    app.add_exception_handler(Exception, _fail)
+    app.add_middleware(Guard, api_key=None if settings.api_key is None else settings.api_key.get_secret_value())
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI, client: Client) -> AsyncIterator[None]:
+    await client.start()
+    try:
+        yield
+    finally:
+        await client.stop()
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServerError)
+    request.app.state.services.metrics.refused(error.code)
+    logger.info(
+        "request refused",
+        extra={
+            "request_id": request.state.request_id,
+            "path": request.url.path,
+            "status": error.status,
+            "code": error.code,
+            "param": error.param,
+        },
+    )
+    return JSONResponse(error.body(), error.status, error.headers())
+
+
+async def _refuse_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    body = http_error_body(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def _forget(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _fail(request: Request, error: Exception) -> Response:
+    """A bug: the client learns that, and the log the rest."""
+    logger.error("request failed", exc_info=error, extra={"request_id": request.state.request_id})
+    return JSONResponse(ServerError("internal error").body(), 500)
