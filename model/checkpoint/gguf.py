@@ -1,0 +1,159 @@
+"""GGUF -> our decoder: sizes from the file's metadata, its numbers dequantised once, its vocabulary as a tokenizer.
+
+Llama architecture with a byte-level BPE. llama.cpp stores the rows of queries and keys for its interleaved rotary
+(pairs side by side); ours turns one half against the other, as Hugging Face's does, so those rows go back in place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGUFReader, dequantize
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.mapping import Plan, Recipe, Source, convert
+from model.config import LanguageModelConfig
+
+# every tensor of the file is wanted
+NOTHING = re.compile(r"(?!)")
+
+# gguf's token types that are markers, and whether they are special (kept out of what is shown)
+CONTROL, USER_DEFINED = 3, 4
+MARKERS = {CONTROL: True, USER_DEFINED: False}
+
+# how text is cut before merging, by the name that llama.cpp gives the scheme
+PRE_TOKENIZERS = {"smollm": (pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False))}
+
+
+class GGUFFile:
+    """One open file: `config()`, `tensors()` and `tokenizer()` are its three parts in this repository's terms."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._reader = GGUFReader(path)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read as GGUF: {error}") from error
+        self._names = {tensor.name for tensor in self._reader.tensors}
+
+    def config(self, num_new_tokens: int = 0) -> LanguageModelConfig:
+        if (architecture := self._value("general.architecture")) != "llama":
+            raise CheckpointError(f"{self.path}: the architecture is {architecture!r}, only 'llama' is read")
+        if (scaling := self._value("llama.rope.scaling.type", "none")) != "none" or "rope_freqs.weight" in self._names:
+            raise CheckpointError(f"{self.path}: rotary scaling {scaling!r} is not supported")
+        dim, num_heads = self._value("llama.embedding_length"), self._value("llama.attention.head_count")
+        head_dim = self._value("llama.attention.key_length", dim // num_heads)
+        return LanguageModelConfig(
+            family="llama",
+            vocab_size=len(self._value("tokenizer.ggml.tokens")),
+            num_new_tokens=num_new_tokens,
+            dim=dim,
+            num_layers=self._value("llama.block_count"),
+            num_heads=num_heads,
+            num_kv_heads=self._value("llama.attention.head_count_kv", num_heads),
+            head_dim=head_dim,
+            ffn_dim=self._value("llama.feed_forward_length"),
+            activation="silu",
+            max_positions=self._value("llama.context_length"),
+            norm="rms_norm",
+            norm_eps=_written(self._value("llama.attention.layer_norm_rms_epsilon")),
+            gated_ffn=True,
+            position="rotary",
+            rotary_dim=self._value("llama.rope.dimension_count", head_dim),
+            rope_theta=_written(self._value("llama.rope.freq_base", 10000.0)),
+            tied_head="output.weight" not in self._names,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The decoder's tensors in float32, named below `language_model.`; the file must hold just these."""
+        return convert(str(self.path), _plan(self.config()), self._dequantised(), NOTHING)
+
+    def tokenizer(self, new_tokens: Sequence[str] = ()) -> Tokenizer:
+        """The file's vocabulary, and `new_tokens` as special tokens behind it."""
+        tokens, merges = self._value("tokenizer.ggml.tokens"), self._value("tokenizer.ggml.merges", [])
+        kind, scheme = self._value("tokenizer.ggml.model"), self._value("tokenizer.ggml.pre", "default")
+        if kind != "gpt2" or scheme not in PRE_TOKENIZERS:
+            raise CheckpointError(
+                f"{self.path}: the tokenizer is {kind!r} with pre-tokenizer {scheme!r}, "
+                f"only 'gpt2' with {', '.join(map(repr, PRE_TOKENIZERS))} is read"
+            )
+        vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair.split(" ")) for pair in merges]))
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(PRE_TOKENIZERS[scheme]))
+        tokenizer.decoder = decoders.ByteLevel()
+        types = self._value("tokenizer.ggml.token_type", [])
+        markers = [_marker(token, MARKERS[kind]) for token, kind in zip(tokens, types, strict=False) if kind in MARKERS]
+        tokenizer.add_tokens([*markers, *(_marker(token, True) for token in new_tokens)])
+        if (size := tokenizer.get_vocab_size()) != len(tokens) + len(new_tokens):
+            raise CheckpointError(f"{self.path}: {len(tokens)} tokens and {len(new_tokens)} new ones give {size} ids")
+        return tokenizer
+
+    def _value(self, key: str, default: Any = None) -> Any:
+        field = self._reader.get_field(key)
+        if field is not None:
+            return field.contents()
+        if default is None:
+            raise CheckpointError(f"{self.path}: the metadata has no {key}")
+        return default
+
+    def _dequantised(self) -> dict[str, Tensor]:
+        return {
+            tensor.name: torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+            for tensor in self._reader.tensors
+        }
+
+
+def _plan(config: LanguageModelConfig) -> Plan:
+    dim, hidden = config.dim, config.ffn_dim
+    query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    halves = partial(to_half_split, head_dim=config.head_dim, num_rows=query + key)
+
+    def rows(name: str, *shape: int) -> Source:
+        return Source(f"{name}.weight", shape)
+
+    def layer(theirs: str, ours: str) -> Plan:
+        qkv = (
+            rows(f"{theirs}attn_q", query, dim),
+            rows(f"{theirs}attn_k", key, dim),
+            rows(f"{theirs}attn_v", key, dim),
+        )
+        up = (rows(f"{theirs}ffn_gate", hidden, dim), rows(f"{theirs}ffn_up", hidden, dim))
+        return {
+            f"{ours}attention_norm.weight": Recipe((rows(f"{theirs}attn_norm", dim),)),
+            f"{ours}attention.qkv.weight": Recipe(qkv, halves),
+            f"{ours}attention.output.weight": Recipe((rows(f"{theirs}attn_output", dim, query),)),
+            f"{ours}ffn_norm.weight": Recipe((rows(f"{theirs}ffn_norm", dim),)),
+            f"{ours}feed_forward.up.weight": Recipe(up),
+            f"{ours}feed_forward.down.weight": Recipe((rows(f"{theirs}ffn_down", dim, hidden),)),
+        }
+
+    plan = {"embed.weight": Recipe((rows("token_embd", config.vocab_size, dim),))}
+    for i in range(config.num_layers):
+        plan |= layer(f"blk.{i}.", f"layers.{i}.")
+    plan["norm.weight"] = Recipe((rows("output_norm", dim),))
+    if not config.tied_head:
+        plan["head.weight"] = Recipe((rows("output", config.vocab_size, dim),))
+    return plan
+
+
+def to_half_split(weight: Tensor, *, head_dim: int, num_rows: int) -> Tensor:
+    """In the first `num_rows` rows, a head's rows 0, 1, 2, 3, ... become 0, 2, ..., 1, 3, ...: pairs become halves."""
+    pairs = weight[:num_rows].view(-1, head_dim // 2, 2, weight.shape[1])  # [H, K / 2, 2, D]
+    return torch.cat([pairs.transpose(1, 2).flatten(0, 2), weight[num_rows:]])
+
+
+def _marker(token: str, special: bool) -> AddedToken:
+    return AddedToken(token, special=special, normalized=False)
+
+
+def _written(value: float) -> float:
+    """The decimal that was meant: GGUF holds float32, so 1e-5 reads back as 9.999999747378752e-06."""
+    return float(str(np.float32(value)))

