@@ -6,15 +6,24 @@ One error lists everything that does not fit, so that a wrong file is understood
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Shape: TypeAlias = tuple[int, ...]
+# field -> the values that ask for nothing; any other is a feature that is not implemented
+Neutral: TypeAlias = Mapping[str, tuple[Any, ...]]
 
 MAX_LISTED = 20
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot become this model."""
+
+
+def refuse_fields(where: str, fields: Mapping[str, Any], neutral: Neutral) -> None:
+    """Raise for the first field that asks for something; a field that is absent asks for nothing."""
+    for name, values in neutral.items():
+        if name in fields and fields[name] not in values:
+            raise CheckpointError(f"{where}{name} = {fields[name]!r} is not implemented")
 
 
 def refuse_misfits(

