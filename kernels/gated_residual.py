@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def"
 """x + tanh(gate) * branch: how a gated layer adds itself to the language model (paper, figure 4).
 
 For training, and for serving with the gates left apart; otherwise tanh(gate) is folded into the branch's last weight.
@@ -5,13 +6,91 @@ For training, and for serving with the gates left apart; otherwise tanh(gate) is
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
+
+from kernels.backend import jit, jit_runtime, tl, triton, use_triton
+from kernels.configs import launch_config
+
+WIDTH = 1024  # columns a program takes
+ROWS = 32  # rows a program of the backward pass sums
 
 
 def gated_residual_reference(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     return (x.float() + gate.float().tanh() * branch.float()).to(x.dtype)
 
 
+@jit
+def _forward(x, branch, factor, out, D, SCALAR: tl.constexpr, BLOCK: tl.constexpr):
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    real = columns < D
+    at = tl.program_id(0).to(tl.int64) * D + columns
+    t = tl.load(factor) if SCALAR else tl.load(factor + columns, mask=real, other=0.0)
+    y = tl.load(x + at, mask=real, other=0.0).to(tl.float32)
+    y += t * tl.load(branch + at, mask=real, other=0.0).to(tl.float32)
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=real)
+
+
+@jit_runtime("num_rows")
+def _backward(
+    grad_out,
+    branch,
+    factor,
+    grad_branch,
+    grad_factor,
+    num_rows,
+    D,
+    SCALAR: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """The branch's gradient, and the factor's summed over ROWS rows: [rows / ROWS, D], for torch to sum on."""
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    real = columns < D
+    t = tl.load(factor) if SCALAR else tl.load(factor + columns, mask=real, other=0.0)
+    total = tl.zeros([BLOCK], tl.float32)
+    first = tl.program_id(0) * ROWS
+    for row in range(0, tl.minimum(num_rows - first, ROWS)):
+        at = first.to(tl.int64) * D + row * D + columns
+        grad = tl.load(grad_out + at, mask=real, other=0.0).to(tl.float32)
+        total += grad * tl.load(branch + at, mask=real, other=0.0).to(tl.float32)
+        tl.store(grad_branch + at, (grad * t).to(grad_branch.dtype.element_ty), mask=real)
+    tl.store(grad_factor + tl.program_id(0).to(tl.int64) * D + columns, total, mask=real)
+
+
+class _GatedResidual(torch.autograd.Function):
+    """Takes tanh(gate) itself: its gradient is torch's, and no kernel needs a tanh."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, branch: Tensor, factor: Tensor) -> Tensor:
+        num_rows, width = x.shape
+        out = torch.empty_like(x)
+        _forward[(num_rows, triton.cdiv(width, WIDTH))](
+            x, branch, factor, out, width, SCALAR=factor.numel() == 1, BLOCK=WIDTH,
+            **launch_config("row", width, x.dtype).options,
+        )  # fmt: skip
+        ctx.save_for_backward(branch, factor)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        branch, factor = ctx.saved_tensors
+        num_rows, width = branch.shape
+        grad_out, grad_branch = grad_out.contiguous(), torch.empty_like(branch)
+        sums = factor.new_empty(triton.cdiv(num_rows, ROWS), width)
+        _backward[(len(sums), triton.cdiv(width, WIDTH))](
+            grad_out, branch, factor, grad_branch, sums, num_rows, width, SCALAR=factor.numel() == 1, BLOCK=WIDTH,
+            ROWS=ROWS, **launch_config("row", width, branch.dtype).options,
+        )  # fmt: skip
+        grad_factor = sums.sum(0) if factor.numel() > 1 else sums.sum().view(1)
+        return grad_out, grad_branch, grad_factor
+
+
 def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     """x [T, D], branch [T, D], gate [1] or [D] -> [T, D]"""
-    return gated_residual_reference(x, branch, gate)
+    if not use_triton(x):
+        return gated_residual_reference(x, branch, gate)
+    out: Tensor = _GatedResidual.apply(x.contiguous(), branch.contiguous(), gate.float().tanh())
+    return out

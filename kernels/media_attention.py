@@ -141,7 +141,7 @@ def _forward(
             tl.store(lse + row * num_heads + head, top + tl.log2(total), mask=real)
 
 
-@jit
+@jit_runtime("num_slots")
 def _forward_all(
     query,
     media_kv,

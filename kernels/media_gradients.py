@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.backend import jit, tl, triton
+from kernels.backend import jit, jit_runtime, tl, triton
 from kernels.configs import LOG2_E, launch_config
 from kernels.tile_access import load_tile, store_tile
 from kernels.tiles import tiles_of_pages
 
 
-@jit
+@jit_runtime("num_slots")
 def _query_gradient(
     query,
     media_kv,

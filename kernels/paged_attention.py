@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def"
 """Causal self-attention over the blocks of the text cache: prefill and decode of any mix of sequences.
 
 The first `num_shared_blocks` blocks may be the same for every sequence (a support set): they are then read once for
@@ -6,13 +7,34 @@ the whole batch and merged with each sequence's own part by their log-sum-exp.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.backend import jit_runtime, tl, triton, use_triton
 from kernels.causal_attention import alibi_bias
+from kernels.configs import LOG2_E, Launch, launch_config
+from kernels.paged_gather import attend_by_sequence, attend_in_cascade, gather_tokens
+from kernels.tile_access import load_tile, store_tile
+from kernels.tiles import tile_records
+
+# Decode cuts a context at every SPLIT keys, wherever it ends and whoever decodes beside it: a row's sums are then the
+# same in every batch.
+SPLIT = 512
+WHOLE = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What all layers of one step share: made by `paged_plan`, from host memory or on the device."""
+
+    positions: Tensor  # [T] int32, each row's place in its sequence; -1: a padded row
+    tiles: Tensor  # rows of one sequence
+    shared_tiles: Tensor | None  # rows of any sequence, for the shared blocks
+    launch: Launch
+    split: int
 
 
 def paged_attention_reference(
@@ -25,6 +47,7 @@ def paged_attention_reference(
     scale: float,
     alibi_slopes: Tensor | None = None,
     num_shared_blocks: int = 0,
+    plan: Plan | None = None,
 ) -> Tensor:
     """`num_shared_blocks` is a promise about block_table, and changes nothing in the result."""
     group = query.shape[1] // kv_cache.shape[2]
@@ -32,83 +55,210 @@ def paged_attention_reference(
     outputs = [query[:0].float()]
     spans = pairwise(query_starts.tolist())
     for blocks, (first, end), context in zip(block_table, spans, context_lengths.tolist(), strict=True):
-        keys, values = _gather(kv_cache, blocks, 0, context).float().repeat_interleave(group, 1)  # [H, C, K] each
+        keys, values = gather_tokens(kv_cache, blocks, 0, context).float().repeat_interleave(group, 1)  # [H, C, K] each
         scores = torch.einsum("qhk,hck->hqc", query[first:end].float(), keys) * scale
         weights = (scores + alibi_bias(slopes, end - first, context)).softmax(-1)
         outputs.append(torch.einsum("hqc,hck->qhk", weights, values))
     return torch.cat(outputs).to(query.dtype)
 
 
-def _gather(kv_cache: Tensor, blocks: Tensor, first: int, end: int) -> Tensor:
-    """Keys and values of the tokens first .. end of one sequence, in one copy: [2, G, end - first, K]."""
-    _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
-    begin = first // block_size
-    blocks = blocks[begin : -(-end // block_size)]
-    kv = kv_cache.permute(1, 2, 0, 3, 4).index_select(2, blocks)
-    kv = kv.view(2, num_kv_heads, len(blocks) * block_size, head_dim)
-    return kv[:, :, first - begin * block_size : end - begin * block_size]
+@jit_runtime("table_width", "num_tokens", "key_begin", "key_end", "split", "first_part")
+def _attend_blocks(
+    query,
+    kv_cache,
+    block_table,
+    tiles,
+    positions,
+    slopes,
+    out,
+    lse,
+    scale,
+    query_stride,
+    block_stride,
+    num_heads,
+    num_tokens,
+    table_width,
+    key_begin,
+    key_end,
+    split,
+    first_part,
+    GROUP: tl.constexpr,
+    B: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ALIBI: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One tile of tokens, all query heads of one key head, over the keys key_begin + split * its number and on."""
+    first = tl.load(tiles + 4 * tl.program_id(0))
+    count = tl.load(tiles + 4 * tl.program_id(0) + 1)
+    sequence = tl.load(tiles + 4 * tl.program_id(0) + 2).to(tl.int64)
+    if count == 0:
+        return
+    kv_head, part = tl.program_id(1), tl.program_id(2)
+    index, keys, columns = tl.arange(0, BLOCK), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    head = kv_head * GROUP + index % GROUP
+    real = index // GROUP < count
+    row = (first + index // GROUP).to(tl.int64)
+    position = tl.load(positions + row, mask=real, other=-1)
+    query_at = (row * query_stride + head * K)[:, None] + columns[None, :]
+    q = load_tile(query, query_at, real, columns, K, BLOCK_K == K)  # [BLOCK, BLOCK_K]
+    if ALIBI:
+        slope = tl.load(slopes + head, mask=real, other=0.0) * 1.4426950408889634  # log2(e)
+    top = tl.full([BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    o = tl.zeros([BLOCK, BLOCK_K], tl.float32)
+    begin = key_begin + part * split
+    end = tl.minimum(tl.minimum(begin + split, key_end), tl.max(position, 0) + 1)
+    heads_kv = kv_cache + kv_head * B * K
+    num_kv_heads = num_heads // GROUP
+    for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
+        key = start + keys
+        there = key < end
+        block = tl.load(block_table + sequence * table_width + key // B, mask=there, other=0).to(tl.int64)
+        at = (block * block_stride + key % B * K)[:, None] + columns[None, :]
+        k = load_tile(heads_kv, at, there, columns, K, BLOCK_K == K)  # [BLOCK_N, BLOCK_K]
+        v = load_tile(heads_kv + num_kv_heads * B * K, at, there, columns, K, BLOCK_K == K)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # in log2
+        distance = key[None, :] - position[:, None]
+        if ALIBI:
+            scores += slope[:, None] * distance.to(tl.float32)
+        scores = tl.where((distance <= 0) & there[None, :], scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        finite_top = tl.where(new_top == float("-inf"), 0.0, new_top)
+        weights = tl.exp2(scores - finite_top[:, None])
+        shrink = tl.exp2(top - finite_top)
+        total = total * shrink + tl.sum(weights, 1)
+        o = o * shrink[:, None] + tl.dot(weights.to(q.dtype), v, input_precision="ieee")
+        top = new_top
+    empty = total == 0.0
+    total = tl.where(empty, 1.0, total)
+    o = o / total[:, None]
+    if PARTIAL:
+        row += (first_part + part).to(tl.int64) * num_tokens
+        tl.store(lse + row * num_heads + head, tl.where(empty, float("-inf"), top + tl.log2(total)), mask=real)
+    out_at = (row * num_heads + head)[:, None] * K + columns[None, :]
+    store_tile(out, out_at, o, real, columns, K, BLOCK_K == K)
 
 
-def _attend(query: Tensor, kv: Tensor, scale: float, alibi_slopes: Tensor | None) -> Tensor:
-    """The queries of one sequence, its last tokens: query [Q, H, K], kv [2, G, C, K] -> [Q, H, K]"""
-    num_queries, num_keys = len(query), kv.shape[2]
-    whole = num_queries == num_keys and alibi_slopes is None
-    mask: Tensor | None = None
-    if alibi_slopes is not None:
-        mask = alibi_bias(alibi_slopes, num_queries, num_keys).to(query.dtype)
-    elif num_queries > 1 and not whole:
-        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
-        mask = mask.tril(num_keys - num_queries)
-    out = F.scaled_dot_product_attention(
-        query.transpose(0, 1)[None], kv[0][None], kv[1][None], mask, is_causal=whole, scale=scale, enable_gqa=True
-    )
-    return out[0].transpose(0, 1)
+@jit_runtime("num_parts", "num_tokens")
+def _merge_parts(
+    parts,
+    lse,
+    out,
+    num_parts,
+    num_tokens,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One token: the parts of its context in their order, each weighed by its log-sum-exp."""
+    row = tl.program_id(0).to(tl.int64)
+    heads, columns = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_K)
+    real = heads < H
+    at = heads[:, None] * K + columns[None, :]
+    top = tl.full([BLOCK_H], float("-inf"), tl.float32)
+    for part in range(0, num_parts):
+        part_lse = tl.load(lse + (part * num_tokens + row) * H + heads, mask=real, other=float("-inf"))
+        top = tl.maximum(top, part_lse)
+    top = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.zeros([BLOCK_H], tl.float32)
+    o = tl.zeros([BLOCK_H, BLOCK_K], tl.float32)
+    for part in range(0, num_parts):
+        part_row = (part * num_tokens + row) * H
+        weight = tl.exp2(tl.load(lse + part_row + heads, mask=real, other=float("-inf")) - top)
+        total += weight
+        o += weight[:, None] * load_tile(parts + part_row * K, at, real, columns, K, BLOCK_K == K)
+    o = o / tl.where(total == 0.0, 1.0, total)[:, None]
+    store_tile(out + row * H * K, at, o, real, columns, K, BLOCK_K == K)
 
 
-def _attend_with_lse(query: Tensor, kv: Tensor, scale: float, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """query [Q, H, K], kv [2, G, C, K], bias [H, Q, C] -> float32 output [Q, H, K] and log-sum-exp [Q, H, 1]"""
-    num_queries, num_heads, head_dim = query.shape
-    num_kv_heads = kv.shape[1]
-    grouped = query.transpose(0, 1).reshape(num_kv_heads, -1, head_dim)  # heads of a group are neighbours
-    scores = (grouped @ kv[0].transpose(1, 2)).float().view(num_heads, num_queries, -1) * scale + bias
-    lse = scores.logsumexp(-1, keepdim=True)
-    weights = (scores - lse).exp().to(query.dtype).view(num_kv_heads, -1, kv.shape[2])
-    out = (weights @ kv[1]).float().view(num_heads, num_queries, head_dim)
-    return out.transpose(0, 1), lse.transpose(0, 1)
+def paged_plan(
+    query_starts: Tensor,
+    context_lengths: Tensor,
+    num_tokens: int,
+    *,
+    group: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    shared: bool = False,
+) -> Plan:
+    """`group`: query heads a key head. Rows past the last of query_starts are padding, and give zeros."""
+    num_sequences = len(context_lengths)
+    decode = num_tokens == num_sequences
+    launch = launch_config("paged_decode" if decode else "paged_prefill", head_dim, dtype)
+    if group > launch.block:
+        raise ValueError(f"{group} query heads a key head do not fit into a tile of {launch.block} rows")
+    rows = torch.arange(num_tokens, device=query_starts.device)
+    sequence = torch.searchsorted(query_starts[1:].long(), rows, right=True)
+    real = sequence < num_sequences
+    of_row = sequence.clamp(max=num_sequences - 1)
+    positions = (context_lengths[of_row] - query_starts[of_row + 1] + rows).where(real, -1)
+    tiles = tile_records(sequence.where(real, -1), launch.block // group)
+    shared_tiles = tile_records(torch.zeros_like(rows), launch.block // group) if shared else None
+    return Plan(positions.to(torch.int32), tiles, shared_tiles, launch, SPLIT if decode else WHOLE)
 
 
-def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
-    """The attention over two sets of keys, from that over each: outputs [Q, H, K], log-sum-exps [Q, H, 1]."""
-    share = (lse_a - lse_b).sigmoid()
-    return out_a * share + out_b * (1 - share)
-
-
-def _cascade(
+def _launch(
     query: Tensor,
     kv_cache: Tensor,
     block_table: Tensor,
-    starts: list[int],
-    contexts: list[int],
     scale: float,
-    alibi_slopes: Tensor | None,
+    slopes: Tensor | None,
     num_shared_blocks: int,
+    plan: Plan,
 ) -> Tensor:
-    shared = num_shared_blocks * kv_cache.shape[3]
-    slopes = query.new_zeros(query.shape[1]) if alibi_slopes is None else alibi_slopes
-    places = torch.cat([torch.arange(c - (e - s), c) for (s, e), c in zip(pairwise(starts), contexts, strict=True)])
-    if len(places) and shared > int(places.min()):
-        raise ValueError(f"the shared blocks hold {shared} tokens, but a query's place is {int(places.min())}")
-    distance = torch.arange(shared, device=query.device) - places.to(query.device)[:, None]  # [T, C], all behind
-    bias = slopes.float()[:, None, None] * distance
-    out, lse = _attend_with_lse(query, _gather(kv_cache, block_table[0], 0, shared), scale, bias)
-    outputs = [query[:0]]
-    for blocks, (first, end), context in zip(block_table, pairwise(starts), contexts, strict=True):
-        if first == end:
-            continue
-        bias = alibi_bias(slopes, end - first, context)[:, :, shared:]
-        own = _attend_with_lse(query[first:end], _gather(kv_cache, blocks, shared, context), scale, bias)
-        outputs.append(merge(out[first:end], lse[first:end], *own).to(query.dtype))
-    return torch.cat(outputs)
+    num_tokens, num_heads, head_dim = query.shape
+    _, _, num_kv_heads, block_size, _ = kv_cache.shape
+    shared, longest = num_shared_blocks * block_size, block_table.shape[1] * block_size
+    shared_parts, own_parts = triton.cdiv(shared, plan.split), max(1, triton.cdiv(longest - shared, plan.split))
+    num_parts = shared_parts + own_parts
+    out = query.new_empty(query.shape)
+    target, lse = out, None
+    if num_parts > 1:
+        target = query.new_empty(num_parts, *query.shape, dtype=torch.float32)
+        lse = query.new_empty(target.shape[:3], dtype=torch.float32)
+    sizes = {
+        "GROUP": num_heads // num_kv_heads,
+        "B": block_size,
+        "K": head_dim,
+        "BLOCK": plan.launch.block,
+        "BLOCK_N": 64,
+        "BLOCK_K": max(16, triton.next_power_of_2(head_dim)),
+        "ALIBI": slopes is not None,
+        "PARTIAL": num_parts > 1,
+        "STAGES": plan.launch.num_stages,
+    }
+    for tiles, first_part, parts, begin, end in (
+        (plan.shared_tiles, 0, shared_parts, 0, shared),
+        (plan.tiles, shared_parts, own_parts, shared, longest),
+    ):
+        if tiles is not None and parts:
+            _attend_blocks[(len(tiles), num_kv_heads, parts)](
+                query, kv_cache, block_table, tiles, plan.positions, slopes, target, lse, scale * LOG2_E,
+                query.stride(0), kv_cache.stride(0), num_heads, num_tokens, block_table.stride(0), begin, end,
+                plan.split, first_part, **sizes, **plan.launch.options,
+            )  # fmt: skip
+    if lse is not None:
+        _merge_parts[(num_tokens,)](
+            target, lse, out, num_parts, num_tokens, H=num_heads, K=head_dim,
+            BLOCK_H=triton.next_power_of_2(num_heads), BLOCK_K=sizes["BLOCK_K"],
+            **launch_config("row", head_dim, query.dtype).options,
+        )  # fmt: skip
+    return out
+
+
+def _check_cache(kv_cache: Tensor) -> None:
+    _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
+    inner = (num_kv_heads * block_size * head_dim, block_size * head_dim, head_dim, 1)
+    if kv_cache.stride()[1:] != inner:
+        raise ValueError(f"kv_cache has strides {kv_cache.stride()[1:]} within a block, the kernel reads {inner}")
+    if block_size & (block_size - 1):
+        raise ValueError(f"the kernel's block size must be a power of two, but kv_cache has {block_size}")
 
 
 def paged_attention(
@@ -121,15 +271,23 @@ def paged_attention(
     scale: float,
     alibi_slopes: Tensor | None = None,
     num_shared_blocks: int = 0,
+    plan: Plan | None = None,
 ) -> Tensor:
     """query [T, H, K], a sequence's last tokens together; kv_cache [N, 2, G, B, K]; block_table [S, W];
-    query_starts [S + 1]; context_lengths [S], the tokens in the cache, these included -> [T, H, K]"""
-    starts, contexts = query_starts.tolist(), context_lengths.tolist()
-    if num_shared_blocks and len(contexts) > 1:
-        return _cascade(query, kv_cache, block_table, starts, contexts, scale, alibi_slopes, num_shared_blocks)
-    outputs = [
-        _attend(query[first:end], _gather(kv_cache, blocks, 0, context), scale, alibi_slopes)
-        for blocks, (first, end), context in zip(block_table, pairwise(starts), contexts, strict=True)
-        if end > first
-    ]
-    return outputs[0] if len(outputs) == 1 else torch.cat([query[:0], *outputs])
+    query_starts [S + 1]; context_lengths [S], the tokens in the cache, these included; plan: `paged_plan` -> [T, H, K]"""
+    shared = num_shared_blocks if len(context_lengths) > 1 else 0
+    if not use_triton(query):
+        starts, contexts = query_starts.tolist(), context_lengths.tolist()
+        if shared:
+            return attend_in_cascade(query, kv_cache, block_table, starts, contexts, scale, alibi_slopes, shared)
+        return attend_by_sequence(query, kv_cache, block_table, starts, contexts, scale, alibi_slopes)
+    if query.stride()[1:] != (query.shape[2], 1):
+        query = query.contiguous()
+    _check_cache(kv_cache)
+    if plan is None:
+        group = query.shape[1] // kv_cache.shape[2]
+        plan = paged_plan(
+            query_starts, context_lengths, len(query),
+            group=group, head_dim=query.shape[2], dtype=query.dtype, shared=shared > 0,
+        )  # fmt: skip
+    return _launch(query, kv_cache, block_table, scale, alibi_slopes, shared, plan)

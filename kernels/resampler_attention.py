@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import jit, tl, triton, use_triton
+from kernels.backend import jit, jit_runtime, tl, triton, use_triton
 from kernels.configs import LOG2_E, Launch, launch_config
 from kernels.tile_access import load_tile, store_tile
 
@@ -41,7 +41,7 @@ def _step(q, keys, values, at, there, columns, scale, top, total, out, K: tl.con
     return new_top, total, out
 
 
-@jit
+@jit_runtime("num_features")
 def _forward(
     query,
     feature_key,
@@ -119,7 +119,7 @@ def _add_query_gradient(
     return grad_q + tl.dot(grad_scores.to(k.dtype), k, input_precision="ieee")
 
 
-@jit
+@jit_runtime("num_features")
 def _query_gradient(
     query,
     feature_key,
@@ -179,7 +179,7 @@ def _query_gradient(
     store_tile(grad_query + first, at_query, grad_q, real, columns, K, BLOCK_K == K)
 
 
-@jit
+@jit_runtime("num_keys")
 def _key_gradients(
     query,
     key,
