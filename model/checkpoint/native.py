@@ -93,7 +93,8 @@ def _write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_by
     if len(shards) == 1:
         (folder / "shard-0").rename(folder / WEIGHTS)
         return
-    weight_map, total = {}, 0
+    weight_map: dict[str, str] = {}
+    total = 0
     for n, sizes in enumerate(shards):
         file = f"model-{n + 1:05}-of-{len(shards):05}.safetensors"
         (folder / f"shard-{n}").rename(folder / file)

@@ -1,0 +1,306 @@
+"""IDEFICS (a Hugging Face folder) -> our folder: LLaMA, CLIP ViT-H/14 with its class token, and M4's own bridge.
+
+Its gated layers stand before layers 0, n, 2n, ...; new tokens live in tables of their own beside the frozen ones, here as
+there. All sizes come from `config.json`; what `configuration_idefics` would fill in for an absent key is written below.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.folder_tokenizer import FolderTokenizer, read_tokenizer
+from model.checkpoint.language_models import convert_language_model, language_model_config
+from model.checkpoint.mapping import Plan, Recipe, Source, convert
+from model.checkpoint.native import save_folder
+from model.checkpoint.tensor_files import open_folder, read_json
+from model.checkpoint.vision_models import clip_config, convert_hugging_face_clip
+from model.config import (
+    FlamingoConfig,
+    GatedConfig,
+    LanguageModelConfig,
+    PromptConfig,
+    ResamplerConfig,
+    VisionConfig,
+)
+
+DEFAULTS = {
+    "vocab_size": 32000,
+    "additional_vocab_size": 0,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "alpha_type": "float",
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    "cross_layer_interval": 1,
+    "qk_layer_norms": False,
+    "use_resampler": False,
+    "max_position_embeddings": 2048,
+}
+PERCEIVER_DEFAULTS = {
+    "resampler_n_latents": 64,
+    "resampler_depth": 6,
+    "resampler_n_heads": 16,
+    "resampler_head_dim": 96,
+    "qk_layer_norms_perceiver": False,
+}
+VISION_DEFAULTS = {
+    "embed_dim": 768,
+    "image_size": 224,
+    "intermediate_size": 5120,
+    "patch_size": 14,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+}
+GATES = {"float": "scalar", "vector": "channel"}
+
+MEDIA, FAKE, END_OF_UTTERANCE = "<image>", "<fake_token_around_image>", "<end_of_utterance>"
+
+# tensors of the whole checkpoint, by the part that reads them
+PARTS = {
+    "vision": re.compile(r"model\.vision_model\."),
+    "language_model": re.compile(r"model\.(layers|norm)\.|model\.embed_tokens\.weight$|lm_head\.weight$"),
+}
+NEW_ROWS = {
+    "embed": "model.embed_tokens.additional_embedding.weight",
+    "head": "lm_head.additional_fc.weight",
+}
+# buffers that older releases of the library saved
+IGNORED = re.compile(r"\.rotary_emb\.inv_freq$|\.position_ids$")
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """An IDEFICS folder, its settings completed and checked for what this repository does not do."""
+
+    path: Path
+    model: Mapping[str, Any]
+    vision: Mapping[str, Any]
+    perceiver: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> Folder:
+        config = read_json(path / "config.json")
+        if (kind := config.get("model_type")) != "idefics":
+            raise CheckpointError(f"{path} is a {kind!r} model, not 'idefics'")
+        model = {**DEFAULTS, **config}
+        if not model["use_resampler"]:
+            raise CheckpointError(f"{path}: use_resampler is false, only IDEFICS with a resampler is supported")
+        if model["alpha_type"] not in GATES:
+            raise CheckpointError(f"{path}: alpha_type is {model['alpha_type']!r}, must be one of {', '.join(GATES)}")
+        return cls(
+            path,
+            model,
+            {**VISION_DEFAULTS, **(config.get("vision_config") or {})},
+            {**PERCEIVER_DEFAULTS, **(config.get("perceiver_config") or {})},
+        )
+
+
+def import_idefics(source: Path, out: Path, dtype: torch.dtype | None = None) -> FlamingoConfig:
+    """Write the model of the Hugging Face folder `source` to the new folder `out`; `dtype` None keeps what is stored."""
+    folder = Folder.open(source)
+    tokenizer = read_tokenizer(source, folder.model)
+    config = _config(folder, out.name, tokenizer)
+    tensors = _tensors(folder, config, open_folder(source))
+    cast = ((name, tensor if dtype is None else tensor.to(dtype)) for name, tensor in tensors)
+    save_folder(out, config, cast, tokenizer.tokenizer.to_str())
+    return config
+
+
+def _config(folder: Folder, name: str, tokenizer: FolderTokenizer) -> FlamingoConfig:
+    return FlamingoConfig(
+        name=name,
+        family="idefics",
+        vision=_vision_config(folder),
+        resampler=_resampler_config(folder),
+        gated=_gated_config(folder),
+        language_model=_language_model_config(folder, tokenizer),
+        prompt=_prompt_config(tokenizer),
+    )
+
+
+def _vision_config(folder: Folder) -> VisionConfig:
+    config = clip_config(_as_clip(folder))
+    config = replace(config, resize="squash", keep_class_token=True, num_patches=_num_patches(folder) + 1)
+    file = folder.path / "preprocessor_config.json"
+    if not file.is_file():
+        return config
+    settings = read_json(file)
+    size = settings.get("image_size") or settings.get("size", {}).get("height", config.image_size)
+    if size != config.image_size:
+        raise CheckpointError(f"{file} resizes to {size} pixels, config.json's vision model takes {config.image_size}")
+    mean, std = settings.get("image_mean", config.mean), settings.get("image_std", config.std)
+    return replace(config, mean=tuple(mean), std=tuple(std))
+
+
+def _num_patches(folder: Folder) -> int:
+    return int(folder.vision["image_size"] // folder.vision["patch_size"]) ** 2
+
+
+def _as_clip(folder: Folder) -> dict[str, Any]:
+    return {**folder.vision, "model_type": "clip_vision_model", "hidden_size": folder.vision["embed_dim"]}
+
+
+def _as_llama(folder: Folder) -> dict[str, Any]:
+    return {**folder.model, "model_type": "llama"}
+
+
+def _resampler_config(folder: Folder) -> ResamplerConfig:
+    settings, dim = folder.perceiver, folder.vision["embed_dim"]
+    return ResamplerConfig(
+        dim=dim,
+        num_layers=settings["resampler_depth"],
+        num_latents=settings["resampler_n_latents"],
+        num_heads=settings["resampler_n_heads"],
+        head_dim=settings["resampler_head_dim"],
+        ffn_dim=4 * dim,
+        activation="relu",
+        qk_norm=settings["qk_layer_norms_perceiver"],
+    )
+
+
+def _gated_config(folder: Folder) -> GatedConfig:
+    settings = folder.model
+    return GatedConfig(
+        first_layer=0,
+        interval=settings["cross_layer_interval"],
+        num_heads=settings["num_attention_heads"],
+        head_dim=settings["hidden_size"] // settings["num_attention_heads"],
+        ffn_dim=settings["intermediate_size"],
+        activation=settings["hidden_act"],
+        gated_ffn=True,
+        norm="rms_norm",
+        norm_eps=settings["rms_norm_eps"],
+        qk_norm=settings["qk_layer_norms"],
+        gate=GATES[settings["alpha_type"]],  # type: ignore[arg-type]
+    )
+
+
+def _language_model_config(folder: Folder, tokenizer: FolderTokenizer) -> LanguageModelConfig:
+    config = replace(language_model_config(_as_llama(folder)), num_new_tokens=folder.model["additional_vocab_size"])
+    if len(tokenizer) > config.num_token_ids:
+        raise CheckpointError(
+            f"{folder.path}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size} + "
+            f"{config.num_new_tokens} rows"
+        )
+    return config
+
+
+def _prompt_config(tokenizer: FolderTokenizer) -> PromptConfig:
+    # only the instructed models have it
+    end = END_OF_UTTERANCE if tokenizer.knows(END_OF_UTTERANCE) else ""
+    never = (FAKE, MEDIA, tokenizer.pad_alone)
+    return PromptConfig(
+        media_token=MEDIA,
+        begin=tokenizer.bos,
+        media_open=FAKE,
+        media_close=FAKE,
+        end_of_chunk=end,
+        text_separator=end,
+        strip_text=True,
+        eos=tuple(token for token in (tokenizer.eos, end) if token),
+        suppressed=tuple(token for token in never if tokenizer.knows(token)),
+    )
+
+
+def _tensors(folder: Folder, config: FlamingoConfig, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the model under our names; everything is checked before the first one is handed out."""
+    parts = _split(tensors)
+    bridge = convert(str(folder.path), _bridge_plan(config), parts["bridge"], IGNORED)
+    vision = convert_hugging_face_clip(_as_clip(folder), parts["vision"])
+    language_model = convert_language_model(_as_llama(folder), parts["language_model"])
+    yield from bridge.items()
+    yield from ((f"vision.{name}", tensor) for name, tensor in vision.items())
+    yield from ((f"language_model.{name}", tensor) for name, tensor in language_model.items())
+
+
+def _split(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {"vision": {}, "language_model": {}, "bridge": {}}
+    for name, tensor in tensors.items():
+        part = next((part for part, pattern in PARTS.items() if pattern.match(name)), "bridge")
+        # the vision model stands alone in CLIP, where there is no `model.` around it
+        parts[part][name.removeprefix("model.") if part == "vision" else name] = tensor
+    return parts
+
+
+def _bridge_plan(config: FlamingoConfig) -> Plan:
+    plan = _resampler_plan(config.resampler)
+    for place, layer in enumerate(config.gated_layers):
+        plan |= _gated_plan(config, f"model.gated_cross_attn_layers.{place}.", f"gated.{layer}.")
+    lm = config.language_model
+    tables = ["embed"] if lm.tied_head else ["embed", "head"]
+    for table in tables if lm.num_new_tokens else []:
+        rows = Source(NEW_ROWS[table], (lm.num_new_tokens, lm.dim))
+        plan[f"language_model.{table}.new_rows"] = Recipe((rows,))
+    return plan
+
+
+def _resampler_plan(config: ResamplerConfig) -> Plan:
+    dim, head_dim, inner = config.dim, config.head_dim, config.num_heads * config.head_dim
+    theirs, ours = "model.perceiver_resampler.", "resampler."
+    plan = {f"{ours}latents": Recipe((Source(f"{theirs}latents", (config.num_latents, dim)),))}
+    plan |= _layer_norm(f"{theirs}layer_norm", f"{ours}norm", dim)
+    for i in range(config.num_layers):
+        theirs, ours = f"model.perceiver_resampler.blocks.{i}.", f"resampler.layers.{i}."
+        key_value = Source(f"{theirs}0.k_proj.weight", (inner, dim)), Source(f"{theirs}0.v_proj.weight", (inner, dim))
+        plan |= _layer_norm(f"{theirs}0.context_layer_norm", f"{ours}attention.media_norm", dim)
+        plan |= _layer_norm(f"{theirs}0.latents_layer_norm", f"{ours}attention.latent_norm", dim)
+        plan |= {
+            f"{ours}attention.query.weight": Recipe((Source(f"{theirs}0.q_proj.weight", (inner, dim)),)),
+            f"{ours}attention.key_value.weight": Recipe(key_value),
+            f"{ours}attention.output.weight": Recipe((Source(f"{theirs}0.output_proj.weight", (dim, inner)),)),
+            f"{ours}feed_forward.up.weight": Recipe((Source(f"{theirs}1.fc.weight", (config.ffn_dim, dim)),)),
+            f"{ours}feed_forward.down.weight": Recipe((Source(f"{theirs}1.c_proj.weight", (dim, config.ffn_dim)),)),
+        }
+        plan |= _layer_norm(f"{theirs}1.ln", f"{ours}feed_forward.norm", dim)
+        if config.qk_norm:
+            plan |= _layer_norm(f"{theirs}0.q_layer_norm", f"{ours}attention.query_norm", head_dim)
+            plan |= _layer_norm(f"{theirs}0.k_layer_norm", f"{ours}attention.key_norm", head_dim)
+    return plan
+
+
+def _gated_plan(config: FlamingoConfig, theirs: str, ours: str) -> Plan:
+    gated, dim, media_dim = config.gated, config.language_model.dim, config.resampler.dim
+    inner, hidden = gated.num_heads * gated.head_dim, gated.ffn_dim
+    gate = (1,) if gated.gate == "scalar" else (1, 1, dim)
+
+    def rows(name: str, *shape: int) -> Source:
+        return Source(f"{theirs}{name}", shape)
+
+    plan = {
+        "attention_norm.weight": Recipe((rows("input_layernorm.weight", dim),)),
+        "attention.query.weight": Recipe((rows("cross_attn.q_proj.weight", inner, dim),)),
+        "attention.key_value.weight": Recipe(
+            (rows("cross_attn.k_proj.weight", inner, media_dim), rows("cross_attn.v_proj.weight", inner, media_dim))
+        ),
+        "attention.output.weight": Recipe((rows("cross_attn.o_proj.weight", dim, inner),)),
+        "attn_gate": Recipe((rows("alpha_cross_attn", *gate),), torch.flatten),
+        "ffw_gate": Recipe((rows("alpha_dense", *gate),), torch.flatten),
+        "ffw_norm.weight": Recipe((rows("post_attention_layernorm.weight", dim),)),
+        "feed_forward.up.weight": Recipe(
+            (rows("mlp.gate_proj.weight", hidden, dim), rows("mlp.up_proj.weight", hidden, dim))
+        ),
+        "feed_forward.down.weight": Recipe((rows("mlp.down_proj.weight", dim, hidden),)),
+    }
+    if gated.qk_norm:
+        plan["attention.query_norm.weight"] = Recipe((rows("cross_attn.q_layer_norm.weight", gated.head_dim),))
+        plan["attention.key_norm.weight"] = Recipe((rows("cross_attn.k_layer_norm.weight", gated.head_dim),))
+    return {f"{ours}{name}": recipe for name, recipe in plan.items()}
+
+
+def _layer_norm(theirs: str, ours: str, dim: int) -> Plan:
+    return {f"{ours}.{kind}": Recipe((Source(f"{theirs}.{kind}", (dim,)),)) for kind in ("weight", "bias")}

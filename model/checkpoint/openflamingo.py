@@ -1,0 +1,326 @@
+"""OpenFlamingo (checkpoint.pt, a language model's folder, a vision encoder's folder) -> our folder.
+
+The checkpoint holds what was trained: resampler, gated layers (before layers n - 1, 2n - 1, ...) and the token table. It
+says its sizes only by its tensors' shapes; all attention in it has heads 64 wide. What it holds of the frozen parts wins
+over their folders, as it does in the library.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.checkpoint.errors import CheckpointError, refuse_misfits
+from model.checkpoint.folder_tokenizer import FolderTokenizer, read_tokenizer
+from model.checkpoint.language_models import convert_language_model, language_model_config
+from model.checkpoint.mapping import Plan, Recipe, Source, convert
+from model.checkpoint.native import save_folder
+from model.checkpoint.tensor_files import only_tensors, open_folder, read_json, read_pickle
+from model.checkpoint.vision_models import load_clip_folder, open_clip_tower
+from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, PromptConfig, ResamplerConfig, VisionConfig
+
+logger = logging.getLogger(__name__)
+
+HEAD_DIM = 64
+MEDIA, END_OF_CHUNK, PAD = "<image>", "<|endofchunk|>", "<PAD>"
+
+# the library reaches the same modules by a second path, and a state dict has them under both
+DUPLICATES = re.compile(r"lang_encoder\.(gated_cross_attn_layers|old_decoder_blocks)\.")
+GATED_LAYER = re.compile(r"lang_encoder\..+\.(\d+)\.gated_cross_attn_layer\.")
+
+# every tensor of the bridge is wanted
+NOTHING = re.compile(r"(?!)")
+# our two token tables, and what their rows of new tokens are called
+TABLES = {"embed.weight": "embed.new_rows", "head.weight": "head.new_rows"}
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Where a family keeps its layers and its two token tables, in its own names."""
+
+    layers: str
+    embed: str
+    head: str
+
+
+MPT = Names("transformer.blocks", "transformer.wte.weight", "lm_head.weight")
+NAMES = {
+    "gpt_neox": Names("gpt_neox.layers", "gpt_neox.embed_in.weight", "embed_out.weight"),
+    "llama": Names("model.layers", "model.embed_tokens.weight", "lm_head.weight"),
+    "mosaic_gpt": MPT,
+    "mpt": MPT,
+    "opt": Names("model.decoder.layers", "model.decoder.embed_tokens.weight", "lm_head.weight"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The tensors of a `checkpoint.pt` by the part they belong to."""
+
+    file: Path
+    bridge: dict[str, Tensor]  # resampler and gated layers, names in full
+    language_model: dict[str, Tensor]  # names as in the language model's own folder
+    vision: dict[str, Tensor]  # names as in open_clip
+
+    @classmethod
+    def open(cls, file: Path) -> Checkpoint:
+        values = read_pickle(file)
+        # a training run wraps the model's state with the optimizer's, and the model in DistributedDataParallel
+        state = values.get("model_state_dict", values)
+        tensors = only_tensors({name.removeprefix("module."): t for name, t in state.items()}, str(file))
+        parts: dict[str, dict[str, Tensor]] = {"bridge": {}, "language_model": {}, "vision": {}}
+        for name, tensor in tensors.items():
+            if not DUPLICATES.match(name):
+                part, name = _part(name)
+                parts[part][name] = tensor
+        return cls(file, **parts)
+
+
+def _part(name: str) -> tuple[str, str]:
+    if name.startswith("vision_encoder."):
+        return "vision", "visual." + name.removeprefix("vision_encoder.")
+    if name.startswith("lang_encoder.") and not GATED_LAYER.match(name):
+        return "language_model", name.removeprefix("lang_encoder.").replace(".decoder_layer.", ".")
+    return "bridge", name
+
+
+def import_openflamingo(
+    *,
+    checkpoint: Path,
+    language_model: Path,
+    vision_model: Path,
+    every_n_layers: int,
+    out: Path,
+    dtype: torch.dtype | None = None,
+) -> FlamingoConfig:
+    """Write the whole model to the new folder `out`; `dtype` None keeps what is stored."""
+    read = Checkpoint.open(checkpoint)
+    text = LanguageModelFolder.open(language_model)
+    lm_config, lm_tensors = text.convert(read)
+    vision_config, vision_tensors = _vision(vision_model, read)
+    resampler = _resampler_config(read)
+    config = FlamingoConfig(
+        name=out.name,
+        family="openflamingo",
+        vision=vision_config,
+        resampler=resampler,
+        gated=_gated_config(read, every_n_layers, lm_config.num_layers),
+        language_model=lm_config,
+        prompt=_prompt_config(text.tokenizer),
+    )
+    plan = _resampler_plan(resampler) | _gated_plan(config, text.names.layers)
+    tensors = convert(str(checkpoint), plan, read.bridge, NOTHING) | vision_tensors | lm_tensors
+    cast = ((name, tensor if dtype is None else tensor.to(dtype)) for name, tensor in tensors.items())
+    save_folder(out, config, cast, text.tokenizer.tokenizer.to_str())
+    return config
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModelFolder:
+    """The frozen language model as it was published, and its tokenizer with this lineage's tokens behind it."""
+
+    path: Path
+    settings: dict[str, Any]
+    names: Names
+    tokenizer: FolderTokenizer
+
+    @classmethod
+    def open(cls, path: Path) -> LanguageModelFolder:
+        settings = read_json(path / "config.json")
+        if (family := settings.get("model_type")) not in NAMES:
+            raise CheckpointError(f"{path} is a {family!r} model, must be one of {', '.join(sorted(NAMES))}")
+        tokenizer = read_tokenizer(path, settings)
+        tokenizer.add([END_OF_CHUNK, MEDIA] if tokenizer.pad else [END_OF_CHUNK, MEDIA, PAD])
+        return cls(path, settings, NAMES[family], tokenizer)
+
+    def convert(self, checkpoint: Checkpoint) -> tuple[LanguageModelConfig, dict[str, Tensor]]:
+        """The decoder with just as many rows in its tables as there are tokens, under our names."""
+        rows, num_new = len(self.tokenizer), self._num_new_tokens()
+        tensors = {**open_folder(self.path), **checkpoint.language_model}
+        settings = {**self.settings, "vocab_size": rows, **_expansion(tensors)}
+        config = language_model_config(settings)
+        tensors[self.names.embed] = self._table(checkpoint, tensors, self.names.embed)
+        if config.tied_head:
+            tensors.pop(self.names.head, None)
+        else:
+            tensors[self.names.head] = self._table(checkpoint, tensors, self.names.head)
+        converted = convert_language_model(settings, tensors)
+        config = replace(config, vocab_size=rows - num_new, num_new_tokens=num_new)
+        return config, dict(_split_tables(converted, rows - num_new))
+
+    def _num_new_tokens(self) -> int:
+        """How many of the last ids are this lineage's own."""
+        ids = {self.tokenizer.tokenizer.token_to_id(token) for token in (END_OF_CHUNK, MEDIA, PAD)}
+        last = reversed(range(len(self.tokenizer)))
+        return sum(1 for _ in takewhile(ids.__contains__, last))
+
+    def _table(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+        """A row a token. The language model's own table is padded beyond its tokens, or ends before the new ones."""
+        rows = len(self.tokenizer)
+        if name not in tensors:
+            refuse_misfits(str(self.path), missing=[name])
+        table = tensors[name]
+        if name in checkpoint.language_model and len(table) != rows:
+            shapes = tuple(table.shape), (rows, *table.shape[1:])
+            refuse_misfits(str(checkpoint.file), misshapen={f"lang_encoder.{name} (a row a token)": shapes})
+        if len(table) >= rows:
+            return table[:rows]
+        if name == self.names.embed:
+            raise CheckpointError(
+                f"the tokenizer has {rows} tokens with {MEDIA} and {END_OF_CHUNK}, but {checkpoint.file} holds no "
+                f"{name} and the one of {self.path} has {len(table)} rows"
+            )
+        missing = rows - len(table)
+        logger.warning("%s: no output rows for the last %d tokens in either source; they become zeros", name, missing)
+        return torch.cat([table, table.new_zeros(missing, *table.shape[1:])])
+
+
+def _expansion(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """MPT's feed-forward as its tensors have it: transformers' is 4 times as wide as the model whatever the config says,
+    MosaicML's own follows `expansion_ratio`."""
+    up = tensors.get("transformer.blocks.0.ffn.up_proj.weight")
+    return {} if up is None else {"expansion_ratio": up.shape[0] // up.shape[1]}
+
+
+def _split_tables(tensors: Mapping[str, Tensor], vocab_size: int) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors.items():
+        yield f"language_model.{name}", tensor[:vocab_size] if name in TABLES else tensor
+        if name in TABLES and len(tensor) > vocab_size:
+            yield f"language_model.{TABLES[name]}", tensor[vocab_size:]
+
+
+def _vision(folder: Path, checkpoint: Checkpoint) -> tuple[VisionConfig, dict[str, Tensor]]:
+    config, tensors = load_clip_folder(folder)
+    if checkpoint.vision:
+        tensors = open_clip_tower(config, checkpoint.vision)
+    return config, {f"vision.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _resampler_config(checkpoint: Checkpoint) -> ResamplerConfig:
+    if "perceiver.media_time_embs" in checkpoint.bridge:
+        raise CheckpointError(
+            f"{checkpoint.file}: perceiver.media_time_embs makes visual tokens depend on a media's place in the prompt, "
+            "which is not supported: a media is encoded once for every place"
+        )
+    num_latents, dim = _sizes(checkpoint, "perceiver.latents")
+    ffn_dim, _ = _sizes(checkpoint, "perceiver.layers.0.1.1.weight")
+    frames = checkpoint.bridge.get("perceiver.frame_embs")
+    return ResamplerConfig(
+        dim=dim,
+        num_layers=len({name.split(".")[2] for name in checkpoint.bridge if name.startswith("perceiver.layers.")}),
+        num_latents=num_latents,
+        num_heads=_num_heads(checkpoint, "perceiver.layers.0.0.to_q.weight"),
+        head_dim=HEAD_DIM,
+        ffn_dim=ffn_dim,
+        activation="gelu",
+        num_frames=0 if frames is None else len(frames),
+    )
+
+
+def _gated_config(checkpoint: Checkpoint, every_n_layers: int, num_layers: int) -> GatedConfig:
+    found = {int(match[1]): match[0] for match in map(GATED_LAYER.match, checkpoint.bridge) if match}
+    wanted = list(range(every_n_layers - 1, num_layers, every_n_layers)) if every_n_layers > 0 else []
+    if not wanted or sorted(found) != wanted:
+        raise CheckpointError(
+            f"{checkpoint.file} has gated layers before layers {sorted(found)} of the language model's {num_layers}, "
+            f"but one every {every_n_layers} layers means {wanted}"
+        )
+    first = found[wanted[0]]
+    ffn_dim, _ = _sizes(checkpoint, f"{first}ff.1.weight")
+    return GatedConfig(
+        first_layer=every_n_layers - 1,
+        interval=every_n_layers,
+        num_heads=_num_heads(checkpoint, f"{first}attn.to_q.weight"),
+        head_dim=HEAD_DIM,
+        ffn_dim=ffn_dim,
+        activation="gelu",
+    )
+
+
+def _sizes(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
+    """The shape of a matrix that sizes are read from."""
+    if name not in checkpoint.bridge:
+        refuse_misfits(str(checkpoint.file), missing=[name])
+    shape = tuple(checkpoint.bridge[name].shape)
+    if len(shape) != 2:
+        raise CheckpointError(f"{checkpoint.file}: {name} has shape {list(shape)}, wanted a matrix")
+    return shape
+
+
+def _num_heads(checkpoint: Checkpoint, name: str) -> int:
+    rows, _ = _sizes(checkpoint, name)
+    if rows % HEAD_DIM:
+        raise CheckpointError(
+            f"{checkpoint.file}: {name} has {rows} rows, not a multiple of {HEAD_DIM} (a head's width)"
+        )
+    return rows // HEAD_DIM
+
+
+def _prompt_config(tokenizer: FolderTokenizer) -> PromptConfig:
+    never = (MEDIA, PAD, tokenizer.pad_alone)
+    return PromptConfig(
+        media_token=MEDIA,
+        begin=tokenizer.begin,
+        end_of_chunk=END_OF_CHUNK,
+        eos=tuple(token for token in (END_OF_CHUNK, tokenizer.eos) if token),
+        suppressed=tuple(token for token in dict.fromkeys(never) if tokenizer.knows(token)),
+    )
+
+
+def _resampler_plan(config: ResamplerConfig) -> Plan:
+    dim, inner = config.dim, config.num_heads * config.head_dim
+    plan = _one("perceiver.latents", "resampler.latents", config.num_latents, dim)
+    if config.num_frames:
+        plan |= _one("perceiver.frame_embs", "resampler.frame_embeddings", config.num_frames, dim)
+    for i in range(config.num_layers):
+        theirs, ours = f"perceiver.layers.{i}.", f"resampler.layers.{i}."
+        plan |= _layer_norm(f"{theirs}0.norm_media", f"{ours}attention.media_norm", dim)
+        plan |= _layer_norm(f"{theirs}0.norm_latents", f"{ours}attention.latent_norm", dim)
+        plan |= _attention(f"{theirs}0.", f"{ours}attention.", dim, dim, inner)
+        plan |= _layer_norm(f"{theirs}1.0", f"{ours}feed_forward.norm", dim)
+        plan |= _feed_forward(f"{theirs}1.", f"{ours}feed_forward.", dim, config.ffn_dim)
+    return plan | _layer_norm("perceiver.norm", "resampler.norm", dim)
+
+
+def _gated_plan(config: FlamingoConfig, layers: str) -> Plan:
+    gated, dim = config.gated, config.language_model.dim
+    plan: Plan = {}
+    for i in config.gated_layers:
+        theirs, ours = f"lang_encoder.{layers}.{i}.gated_cross_attn_layer.", f"gated.{i}."
+        plan |= _one(f"{theirs}attn_gate", f"{ours}attn_gate", 1) | _one(f"{theirs}ff_gate", f"{ours}ffw_gate", 1)
+        plan |= _layer_norm(f"{theirs}attn.norm", f"{ours}attention_norm", dim)
+        inner = gated.num_heads * gated.head_dim
+        plan |= _attention(f"{theirs}attn.", f"{ours}attention.", dim, config.resampler.dim, inner)
+        plan |= _layer_norm(f"{theirs}ff.0", f"{ours}ffw_norm", dim)
+        plan |= _feed_forward(f"{theirs}ff.", f"{ours}feed_forward.", dim, gated.ffn_dim)
+    return plan
+
+
+def _attention(theirs: str, ours: str, dim: int, media_dim: int, inner: int) -> Plan:
+    return (
+        _one(f"{theirs}to_q.weight", f"{ours}query.weight", inner, dim)
+        | _one(f"{theirs}to_kv.weight", f"{ours}key_value.weight", 2 * inner, media_dim)
+        | _one(f"{theirs}to_out.weight", f"{ours}output.weight", dim, inner)
+    )
+
+
+def _feed_forward(theirs: str, ours: str, dim: int, hidden: int) -> Plan:
+    return _one(f"{theirs}1.weight", f"{ours}up.weight", hidden, dim) | _one(
+        f"{theirs}3.weight", f"{ours}down.weight", dim, hidden
+    )
+
+
+def _layer_norm(theirs: str, ours: str, dim: int) -> Plan:
+    return _one(f"{theirs}.weight", f"{ours}.weight", dim) | _one(f"{theirs}.bias", f"{ours}.bias", dim)
+
+
+def _one(theirs: str, ours: str, *shape: int) -> Plan:
+    return {ours: Recipe((Source(theirs, shape),))}
