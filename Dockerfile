@@ -40,9 +40,9 @@ ENV PATH=/opt/venv/bin:$PATH \
 # converted models and compiled kernels: the one place that is written to, besides /tmp
 VOLUME /home/flamboyance/.cache
 EXPOSE 8000
-# the first start converts the default model
+# asks the path that needs no key; the first start converts the default model
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ.get('FLAMBOYANCE_PORT', '8000')}/health\", timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ.get('FLAMBOYANCE_PORT', '8000')}/health/ready\", timeout=4)"]
 ENTRYPOINT ["python", "-m", "server"]
 
 FROM runtime AS cuda

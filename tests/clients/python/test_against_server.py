@@ -1,0 +1,177 @@
+"""The client against the server itself over a socket: its application, its worker, its decode pool, a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import re
+import time
+from collections.abc import Callable, Iterator
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from PIL import Image
+
+from flamboyance_client import (
+    AsyncClient,
+    BadRequest,
+    Client,
+    Completion,
+    NotAuthorised,
+    NotFound,
+    Prompt,
+    Retries,
+    image,
+    shot,
+)
+from model.checkpoint.native import save_folder
+from server.app import create_app
+from server.engine.client import EngineClient
+from server.media.pool import DecodePool
+from server.metrics import Metrics
+from server.served_model import ServedModel
+from server.settings import read_settings
+from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
+
+CONFIG = CONFIGS["openflamingo"]
+KEY = "a-key-of-the-tests"
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_folder(folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
+    settings = read_settings(["--model", str(folder), "--api-key", KEY, "--device", "cpu", "--decode-processes", "1"])
+    model, metrics = ServedModel.load(settings), Metrics(CONFIG.name)
+    engine = EngineClient(settings, DecodePool(CONFIG.vision, settings), metrics)
+    app = create_app(engine, model, settings, metrics)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))
+    thread = Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started or not thread.is_alive())
+    wait_until(lambda: engine.state != "starting")
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    with Client(url, api_key=KEY, retries=Retries(limit=0)) as client:
+        yield client
+
+
+def picture(colour: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (9, 7), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+PROMPT: Prompt = [*shot(picture("red"), "red"), image(picture("blue")), "a"]
+
+
+def awaited(url: str, prompt: Prompt, **options: Any) -> tuple[Completion, list[Completion]]:
+    async def both() -> tuple[Completion, list[Completion]]:
+        async with AsyncClient(url, api_key=KEY) as client:
+            whole = await client.complete(prompt, **options)
+            async with client.stream(prompt, **options) as events:
+                return whole, [event async for event in events]
+
+    return asyncio.run(both())
+
+
+def test_whole_streamed_and_awaited_are_one_answer(url: str, client: Client) -> None:
+    options: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    whole = client.complete(PROMPT, **options)
+    with client.stream(PROMPT, **options) as stream:
+        events = list(stream)
+    awaited_whole, awaited_events = awaited(url, PROMPT, **options)
+
+    (choice,) = whole.choices
+    assert choice.token_ids is not None
+    assert len(choice.token_ids) == 8
+    assert choice.finish_reason == "length"
+    assert choice == awaited_whole.choices[0]
+    for streamed in (events, awaited_events):
+        assert "".join(event.text for event in streamed) == whole.text
+        assert sum((c.token_ids or () for e in streamed for c in e.choices), ()) == choice.token_ids
+        assert streamed[-1].usage is not None
+        assert streamed[-1].usage.completion_tokens == 8
+
+
+def test_another_picture_is_another_answer(client: Client) -> None:
+    scores = []
+    for colour in ("blue", "green"):
+        reply = client.complete([image(picture(colour)), "a"], max_tokens=0, echo=True, logprobs=0)
+        assert reply.choices[0].logprobs is not None
+        scores.append(reply.choices[0].logprobs.token_logprobs)
+    assert scores[0][0] is None
+    assert scores[0] != scores[1]
+
+
+def test_usage_counts_media_and_what_was_cached(client: Client) -> None:
+    client.complete(PROMPT, max_tokens=1)
+    usage = client.complete(PROMPT, max_tokens=1).usage
+    assert usage is not None
+    assert usage.total_tokens == usage.prompt_tokens + 1
+    assert usage.fewshot_details["media"] == 2
+    assert usage.fewshot_details["media_encoded"] == 0
+
+
+def test_leaving_a_stream_aborts_the_generation(url: str, client: Client) -> None:
+    def num_aborted() -> float:
+        (line,) = re.findall(
+            r'^flamboyance:request_success_total{finished_reason="abort".*', metrics(url), re.MULTILINE
+        )
+        return float(line.split()[-1])
+
+    before = num_aborted()
+    with client.stream("a", max_tokens=500, temperature=0, ignore_eos=True) as events:
+        next(iter(events))
+    wait_until(lambda: num_aborted() == before + 1)
+
+
+def metrics(url: str) -> str:
+    return httpx.get(f"{url}/metrics").text
+
+
+def test_models_and_health(client: Client) -> None:
+    (model,) = client.models()
+    assert (model.id, model.raw["max_model_len"]) == (CONFIG.name, 512)
+    health = client.health()
+    assert health.ready
+    assert health.raw["engine"]["device"] == "cpu"
+
+
+def test_refusals_name_what_is_at_fault(url: str, client: Client) -> None:
+    with pytest.raises(BadRequest) as caught:
+        client.complete(["a", image("http://example.org/a.png")])
+    assert (caught.value.status, caught.value.param) == (422, "prompt[1].image_url.url")
+    with pytest.raises(BadRequest) as caught:
+        client.complete("a", top_p=2)
+    assert (caught.value.status, caught.value.param) == (400, "top_p")
+    with pytest.raises(NotFound) as missing:
+        client.complete("a", model="other")
+    assert missing.value.code == "model_not_found"
+    with Client(url) as stranger, pytest.raises(NotAuthorised):
+        stranger.models()
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+def test_bytes_that_are_no_picture(client: Client, streamed: bool) -> None:
+    broken = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\nnot at all").decode()
+    ask = client.stream([image(broken), "a"]).__enter__ if streamed else lambda: client.complete([image(broken), "a"])
+    with pytest.raises(BadRequest) as caught:
+        ask()
+    assert (caught.value.code, caught.value.param) == ("invalid_media", "prompt[0].image_url.url")
