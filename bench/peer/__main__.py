@@ -1,0 +1,23 @@
+"""Flamboyance beside another program on the same weights: `python -m bench.peer idefics` and `... llamacpp`.
+
+A peer is imported only when it is asked for: nobody needs llama.cpp to be measured against transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+PEERS = ("idefics", "llamacpp")
+
+
+def main() -> int:
+    if sys.argv[1:2] not in [[peer] for peer in PEERS]:
+        print(f"usage: python -m bench.peer {{{','.join(PEERS)}}} [--help] [...]", file=sys.stderr)
+        return 2
+    status: int = importlib.import_module(f"bench.peer.{sys.argv[1]}").main(sys.argv[2:])
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""What a step costs besides the model: `python -m bench.scheduler`.
+
+The engine with a runner that computes nothing and answers at once, so that schedule, commit and emit are all that is
+left. Every sequence decodes, a token a step, after a prompt with shots; so blocks fill and are published as in service.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from bench import random_models
+from bench.drive import BenchFailed, pixels
+from bench.options import parse, shown
+from bench.table import Bar, Report, Sample
+from bench.workload import Prompts, frames_of, greedy
+from model.config import FlamingoConfig
+from model.tokenizer import PromptTokenizer
+from server.engine.config import EngineConfig
+from server.engine.engine import Engine
+from server.engine.runner import Result, Runner
+from server.engine.scheduler import Plan
+from server.engine.wire import MediaWanted
+
+QUICK = {"sequences": [1, 8], "steps": 20, "shots": 1}
+AT_MOST_MS = 1.0
+WIDEST = 256
+BLOCK_SIZE = 16
+ANY_TOKEN = 5
+
+
+class FakeRunner(Runner):
+    """Any token for each row that samples, no tensor touched; it notes when it was called."""
+
+    def __init__(self) -> None:
+        self.called = 0.0
+
+    def run(self, plan: Plan) -> list[Result]:
+        self.called = time.perf_counter()
+        return [Result(row, token_id=ANY_TOKEN) if row.samples else Result(row) for row in plan.rows]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(_parser(), arguments, QUICK)
+    report = Report("The scheduler's cost of a step, milliseconds", shown(options))
+    for num_sequences in options.sequences:
+        _measure(report, num_sequences, options)
+    report.print()
+    return 0
+
+
+def _measure(report: Report, num_sequences: int, options: argparse.Namespace) -> None:
+    runner, config = FakeRunner(), random_models.config("tiny", random_models.SIZES["tiny"])
+    engine = _engine(config, num_sequences)
+    engine.runner = runner
+    _fill(engine, config, num_sequences, options)
+    schedule, rest = zip(*(_timed_step(engine, runner) for _ in range(options.steps)), strict=True)
+    if len(engine.scheduler.running) != num_sequences:
+        raise BenchFailed(f"{len(engine.scheduler.running)} sequences run at the end, wanted were {num_sequences}")
+    total = Sample(tuple(map(sum, zip(schedule, rest, strict=True))))
+    report.add(
+        {
+            "sequences": num_sequences,
+            "step": total.median,
+            "p90": total.percentile(90),
+            "most": max(total.values),
+            "schedule": Sample(schedule).median,
+            "commit and emit": Sample(rest).median,
+        }
+    )
+    if num_sequences == WIDEST:
+        report.bars.append(Bar(name=f"step of {WIDEST} sequences", value=total.median, at_most=AT_MOST_MS))
+
+
+def _timed_step(engine: Engine, runner: FakeRunner) -> tuple[float, float]:
+    """Milliseconds before the runner was called, and since."""
+    began = time.perf_counter()
+    engine.step()
+    return 1000 * (runner.called - began), 1000 * (time.perf_counter() - runner.called)
+
+
+def _engine(config: FlamingoConfig, num_sequences: int) -> Engine:
+    longest = config.language_model.max_positions
+    limits = EngineConfig(
+        num_blocks=longest // BLOCK_SIZE + num_sequences * 64,
+        block_size=BLOCK_SIZE,
+        num_media_slots=2 * num_sequences + 64,
+        max_sequences=num_sequences,
+        max_tokens_per_step=max(512, num_sequences),
+        max_model_len=longest,
+    )
+    tokenizer = PromptTokenizer.load(random_models.folder("tiny"), config.prompt)
+    return Engine(random_models.random_model(config), tokenizer, limits)
+
+
+def _fill(engine: Engine, config: FlamingoConfig, num_sequences: int, options: argparse.Namespace) -> None:
+    """Every sequence running, its prompt computed."""
+    tokenizer = PromptTokenizer.load(random_models.folder("tiny"), config.prompt)
+    prompts = Prompts(tokenizer).shared(num_sequences, options.shots)
+    frames = frames_of(prompts, config.vision)
+    # the first ones decode while the last ones wait for their pictures
+    sampling = greedy(options.steps + 2 * num_sequences + 64)
+    for i, prompt in enumerate(prompts):
+        engine.add(prompt.request(str(i), tokenizer, sampling))
+    while any(sequence.num_output_tokens == 0 for sequence in engine.scheduler.sequences()):
+        for event in engine.step():
+            if isinstance(event, MediaWanted):
+                engine.supply(pixels(event.digest, frames[event.digest]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m bench.scheduler", description=__doc__)
+    made.add_argument("--sequences", type=int, nargs="+", default=[1, 64, 256], help="running at once, a row each")
+    made.add_argument("--steps", type=int, default=300, help="steps of a row (default: 300)")
+    made.add_argument("--shots", type=int, default=8, help="examples of each prompt (default: 8)")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

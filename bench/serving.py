@@ -1,0 +1,134 @@
+"""A real server in a process of its own, and the closed loop of HTTP clients that load it.
+
+The clients are threads on the standard library's connections: what they cost is little, and it is the server's machine
+that they cost it on.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from bench.drive import BenchFailed
+from bench.table import ROOT
+from bench.workload import Prompt
+from server.settings import Settings
+
+HOST = "127.0.0.1"
+START_SECONDS = 120.0
+STOP_SECONDS = 15.0
+REQUEST_SECONDS = 600.0
+DONE = b"data: [DONE]"
+
+
+class HttpDriver:
+    """What `bench.drive.Driver` is to an engine, for the server at a port."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def run(self, prompts: Sequence[Prompt], max_tokens: int, concurrency: int) -> float:
+        """Seconds until every answer was there, read as a stream."""
+        bodies = [_body(prompt, max_tokens) for prompt in prompts]
+        share = [bodies[client::concurrency] for client in range(concurrency)]
+        failures: list[Exception] = []
+        clients = [threading.Thread(target=self._client, args=(bodies, max_tokens, failures)) for bodies in share]
+        began = time.perf_counter()
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+        if failures:
+            raise failures[0]
+        return time.perf_counter() - began
+
+    def _client(self, bodies: Sequence[bytes], max_tokens: int, failures: list[Exception]) -> None:
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=REQUEST_SECONDS)
+        try:
+            for body in bodies:
+                _complete(connection, body, max_tokens)
+        except (OSError, http.client.HTTPException, BenchFailed) as error:
+            failures.append(error)
+        finally:
+            connection.close()
+
+    def is_ready(self) -> bool:
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=5)
+        try:
+            connection.request("GET", "/health/ready")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+def _body(prompt: Prompt, max_tokens: int) -> bytes:
+    fields = {"max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True}
+    streamed = {"stream": True, "stream_options": {"include_usage": True}}
+    return json.dumps({"prompt": prompt.parts(), **fields, **streamed}).encode()
+
+
+def _complete(connection: http.client.HTTPConnection, body: bytes, max_tokens: int) -> None:
+    connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    if response.status != 200:
+        raise BenchFailed(f"the server answered {response.status}: {response.read().decode()}")
+    lines = [line for line in response.read().split(b"\n") if line.startswith(b"data: ")]
+    if not lines or lines[-1].strip() != DONE:
+        raise BenchFailed(f"the stream ended with {lines[-1:]}")
+    usage = json.loads(lines[-2].removeprefix(b"data: "))["usage"]
+    if usage["completion_tokens"] != max_tokens:
+        raise BenchFailed(f"the answer has {usage['completion_tokens']} tokens, asked were {max_tokens}")
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[HttpDriver]:
+    """`python -m server` with just these settings, until the block ends."""
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "server.log").open("w+") as log:
+        file, port = Path(folder) / "settings.yaml", _free_port()
+        values = {**settings.model_dump(mode="json", exclude_defaults=True), "host": HOST, "port": port}
+        file.write_text(yaml.safe_dump(values))
+        server = subprocess.Popen(
+            [sys.executable, "-m", "server", "--config", str(file)], cwd=ROOT, stdout=log, stderr=log
+        )
+        try:
+            yield _wait(server, HttpDriver(port), Path(folder) / "server.log")
+        finally:
+            _stop(server)
+
+
+def _wait(server: subprocess.Popen[bytes], driver: HttpDriver, log: Path) -> HttpDriver:
+    end = time.monotonic() + START_SECONDS
+    while not driver.is_ready():
+        if server.poll() is not None or time.monotonic() > end:
+            raise BenchFailed(f"the server is not ready (exit status {server.poll()}):\n{log.read_text()}")
+        time.sleep(0.2)
+    return driver
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,160 @@
+"""A claim of speed is a table: the machine, the versions, rows of medians, and as last line the same as JSON.
+
+Two programs are compared by turns, so that what else the machine does meets both; a ratio is the median of the pairs'
+ratios, and a spread is the least and the most that was seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+GAP = "  "
+
+Cell = str | int | float | None
+Row = Mapping[str, Cell]
+Run = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One quantity, measured several times."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def over(self, other: Sample) -> Sample:
+        """Pair by pair: what was measured in the same round is compared."""
+        return Sample(tuple(mine / theirs for mine, theirs in zip(self.values, other.values, strict=True)))
+
+    def percentile(self, percent: float) -> float:
+        """The smallest value that at least `percent` of the values do not exceed."""
+        place = max(-(-len(self.values) * percent // 100), 1)
+        return sorted(self.values)[int(place) - 1]
+
+    def spread(self, digits: int = 3) -> str:
+        return f"{min(self.values):.{digits}g} .. {max(self.values):.{digits}g}"
+
+
+def interleave(rounds: Iterable[Mapping[str, Run]]) -> dict[str, Sample]:
+    """Rounds of the same runs, one after the other; a run returns what it measured."""
+    measured = [{name: run() for name, run in runs.items()} for runs in rounds]
+    return {name: Sample(tuple(values[name] for values in measured)) for name in measured[0]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """A promise: the measured value is at least, or at most, the limit."""
+
+    name: str
+    value: float
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def is_met(self) -> bool:
+        above = self.at_least is None or self.value >= self.at_least
+        return above and (self.at_most is None or self.value <= self.at_most)
+
+    def __str__(self) -> str:
+        limit = f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
+        return f"{'met   ' if self.is_met else 'MISSED'}{GAP}{self.name}: {self.value:.3g}, wanted {limit}"
+
+
+class Report:
+    """Collects rows and bars; `print` shows them. Time runs from the report's making."""
+
+    def __init__(self, title: str, settings: Mapping[str, Any], packages: Sequence[str] = ()) -> None:
+        self.title = title
+        self.settings = dict(settings)
+        self.machine = machine(packages)
+        self.rows: list[Row] = []
+        self.bars: list[Bar] = []
+        self._began = time.monotonic()
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+
+    def print(self) -> None:
+        print(f"{self.title}\n")
+        print(aligned([{"": name, " ": _shown(value)} for name, value in {**self.machine, **self.settings}.items()]))
+        print(f"\n{aligned(self.rows)}\n")
+        for bar in self.bars:
+            print(bar)
+        print(json.dumps(self.as_json()))
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "title": self.title,
+            "machine": self.machine,
+            "settings": self.settings,
+            "rows": self.rows,
+            "bars": [{**asdict(bar), "is_met": bar.is_met} for bar in self.bars],
+            "seconds": round(time.monotonic() - self._began, 1),
+        }
+
+
+def aligned(rows: Sequence[Row]) -> str:
+    """Text to the left, numbers to the right; a row may lack cells."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [columns] + [[_shown(row.get(name)) for name in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    is_number = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in columns]
+    lines = [
+        GAP.join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, is_number, strict=True))
+        for line in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines if line.strip(" ") or not columns)
+
+
+def _shown(cell: object) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, float):
+        return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
+    return str(cell)
+
+
+def machine(packages: Sequence[str]) -> dict[str, Cell]:
+    """What a number depends on besides the code: where it was measured, with what, and how busy the place was."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "system": platform.platform(),
+        "load before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in ("torch", *packages)},
+        "commit": _commit(),
+        "time": time.strftime("%Y-%m-%d %H:%M:%S%z"),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str:
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or "not a git checkout"
