@@ -150,6 +150,8 @@ class LanguageModelConfig:
     # LayerNorm over the full width of queries and keys, before the heads are split (MPT-1B)
     qk_norm: bool = False
     tied_head: bool = False
+    # q4: the layers' weights lie on groups of 32 with 16 values each (GGUF's Q4_1), and may be kept so
+    weights: Literal["float", "q4"] = "float"
 
     def __post_init__(self) -> None:
         _require(

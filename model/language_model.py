@@ -33,19 +33,22 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.widths = [query, key, key]
-        self.qkv = nn.Linear(config.dim, sum(self.widths), bias=config.qkv_bias)
+        self.num_heads = [config.num_heads, config.num_kv_heads]
+        self.query_key_widths = [query, key]
+        self.widths = [query + key, key]
+        self.qkv = nn.Linear(config.dim, query + 2 * key, bias=config.qkv_bias)
         self.output = nn.Linear(query, config.dim, bias=config.output_bias)
         self.query_norm = make_norm(config.norm, query, config.norm_eps, config.norm_bias) if config.qk_norm else None
         self.key_norm = make_norm(config.norm, key, config.norm_eps, config.norm_bias) if config.qk_norm else None
 
     def forward(self, x: Tensor, place: Place, batch: Batch, kv: Tensor | None) -> Tensor:
-        query, key, value = self.qkv(x).split(self.widths, dim=-1)
+        query_key, value = self.qkv(x).split(self.widths, dim=-1)
         if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        query, key, value = (t.unflatten(-1, (-1, self.head_dim)) for t in (query, key, value))
-        query, key = rotate(query, place), rotate(key, place)
-        attended = self._attend(query, key, value, place, batch, kv)  # [T, H, K]
+            query, key = query_key.split(self.query_key_widths, dim=-1)
+            query_key = torch.cat([self.query_norm(query), self.key_norm(key)], dim=-1)
+        heads = rotate(query_key.unflatten(-1, (-1, self.head_dim)), place)  # [T, H + G, K]
+        query, key = heads.split(self.num_heads, dim=1)
+        attended = self._attend(query, key, value.unflatten(-1, (-1, self.head_dim)), place, batch, kv)  # [T, H, K]
         return self.output(attended.flatten(-2))
 
     def _attend(
@@ -121,21 +124,23 @@ class LanguageModel(nn.Module):
 
 
 def rotary_angles(positions: Tensor, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [T, 1, rotary_dim], in float32; both halves carry the same angles (RoFormer, half-split layout)."""
+    """cos and sin [T, 1, rotary_dim], in float32 (RoFormer, half-split layout): both halves carry the same angles, and the
+    first half's sines are negative, so that a turn is x * cos + (x with its halves swapped) * sin."""
     even = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device)
-    angles = positions.float()[:, None] * (theta ** (-even / rotary_dim))
-    angles = torch.cat([angles, angles], dim=-1)[:, None]
-    return angles.cos(), angles.sin()
+    angles = positions.float()[:, None, None] * (theta ** (-even / rotary_dim))
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, place: Place) -> Tensor:  # [T, H, K]
     if place.cos is None or place.sin is None:
         return x
     width = place.cos.shape[-1]
+    if width == x.shape[-1]:
+        return torch.addcmul(x * place.cos, x.roll(width // 2, -1), place.sin)
     turned, rest = x[..., :width], x[..., width:]
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * place.cos + torch.cat([-second, first], dim=-1) * place.sin
-    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+    turned = torch.addcmul(turned * place.cos, turned.roll(width // 2, -1), place.sin)
+    return torch.cat([turned, rest], dim=-1)
 
 
 def alibi_slopes(num_heads: int, bias_max: int, device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, dequantize
+from gguf import GGMLQuantizationType, GGUFReader, dequantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
@@ -70,7 +70,12 @@ class GGUFFile:
             rotary_dim=self._value("llama.rope.dimension_count", head_dim),
             rope_theta=_written(self._value("llama.rope.freq_base", 10000.0)),
             tied_head="output.weight" not in self._names,
+            weights="q4" if self._layers_are_q4() else "float",
         )
+
+    def _layers_are_q4(self) -> bool:
+        matrices = [t for t in self._reader.tensors if t.name.startswith("blk.") and len(t.shape) == 2]
+        return all(t.tensor_type == GGMLQuantizationType.Q4_1 for t in matrices)
 
     def tensors(self) -> dict[str, Tensor]:
         """The decoder's tensors in float32, named below `language_model.`; the file must hold just these."""

@@ -90,6 +90,7 @@ DEFAULT = FlamingoConfig(
         rotary_dim=64,
         rope_theta=100000.0,
         tied_head=True,
+        weights="q4",
     ),
     prompt=PromptConfig(
         media_token=MEDIA_TOKEN,

@@ -41,6 +41,7 @@ class Runner:
         self.model = model
         self.config = config
         self.device, self.dtype = weight.device, weight.dtype
+        self._pixel_dtype = next(model.vision.parameters()).dtype
         self._sampler = sampler
         self._host = host
         self._kv = KVCache.zeros(model.config, config.num_blocks, config.block_size, self.dtype, self.device)
@@ -67,14 +68,14 @@ class Runner:
             elif encoding.frames is not None:
                 by_length[len(encoding.frames)].append(encoding)
         for same_length in by_length.values():
-            visual_tokens = self.model.encode_media(self._pixels(same_length))
+            visual_tokens = self.model.encode_media(self._pixels(same_length)).to(self.dtype)
             self._fill(same_length, visual_tokens)
             for encoding, tokens in zip(same_length, visual_tokens.cpu(), strict=True):
                 self._host.put(encoding.key, tokens.clone())
 
     def _pixels(self, encodings: list[Encoding]) -> Tensor:  # [M, F, 3, h, w]
         frames = torch.from_numpy(np.stack([e.frames for e in encodings if e.frames is not None])).to(self.device)
-        pixels = normalise(frames.flatten(0, 1), self.model.config.vision).to(self.dtype)
+        pixels = normalise(frames.flatten(0, 1), self.model.config.vision).to(self._pixel_dtype)
         return pixels.unflatten(0, frames.shape[:2])
 
     def _fill(self, encodings: list[Encoding], visual_tokens: Tensor) -> None:

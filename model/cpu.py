@@ -1,0 +1,183 @@
+"""Weight formats of the CPU. Few tokens are bound by reading weights and many by arithmetic, so a matrix is kept in more
+than one format, and which one serves how many rows is measured when the model starts.
+
+`int4` keeps groups of 32 weights as (q - 8) * scale + zero: a matrix quantised in such groups (Q4_1) is kept as it is, up
+to the rounding of the two constants to bfloat16. `int8` has one scale a row. Activations are bfloat16 throughout.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.flamingo import Flamingo
+from model.layers import TokenTable
+
+Format = Literal["int4", "int8", "bfloat16"]
+GROUP = 32
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+SECONDS_A_FORMAT = 0.01
+
+
+class Product(Protocol):
+    """Bfloat16 [M, K] -> [M, N]"""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class Int4:
+    def __init__(self, weight: Tensor) -> None:
+        q, self.constants = quantise_groups(weight)
+        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.constants)
+
+
+class Int8:
+    def __init__(self, weight: Tensor) -> None:
+        # the scale is rounded first and the weights are quantised by what it became
+        scale = (weight.float().abs().amax(-1) * (1 + 2**-8) / 127).clamp(min=1e-12).to(torch.bfloat16)
+        self.scale = scale
+        self.q = (weight.float() / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int8pack_mm(x, self.q, self.scale)
+
+
+class BFloat16:
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight.detach().to(torch.bfloat16)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+FORMATS: dict[Format, Callable[[Tensor], Product]] = {"int4": Int4, "int8": Int8, "bfloat16": BFloat16}
+
+
+def quantise_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Float [N, K] -> q int32 [N, K] in 0..15 and (scale, zero) bfloat16 [K / 32, N, 2].
+
+    Smallest and largest weight of a group become 0 and 15, as Q4_1 has it, so that quantising its weights once more gives
+    its own q.
+    """
+    groups = weight.float().unflatten(-1, (-1, GROUP))  # [N, K / 32, 32]
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    scale = ((high - low) / 15).clamp(min=1e-12)
+    q = ((groups - low) / scale).round().clamp(0, 15)
+    constants = torch.cat([scale, low + 8 * scale], dim=-1)  # [N, K / 32, 2]
+    return q.flatten(-2).to(torch.int32), constants.transpose(0, 1).to(torch.bfloat16).contiguous()
+
+
+def formats_for(weight: Tensor, wished: Sequence[Format]) -> tuple[Format, ...]:
+    """Those of the wished formats whose kernel takes a matrix of this shape; bfloat16 takes any."""
+    rows, columns = weight.shape
+    fits = {"int4": rows % 16 == 0 and columns % GROUP == 0, "int8": rows % 16 == 0 and columns % 16 == 0}
+    return tuple(name for name in wished if fits.get(name, True)) or ("bfloat16",)
+
+
+class FastLinear(nn.Module):
+    """A linear map without gradients, in as many formats as it was given; `choose` says which serves how many rows."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, wished: Sequence[Format]) -> None:
+        super().__init__()
+        self.shape = tuple(weight.shape)
+        self.products: dict[Format, Product] = {n: FORMATS[n](weight) for n in formats_for(weight, wished)}
+        self.bias = None if bias is None else bias.detach().to(torch.bfloat16)
+        self._by_rows = [next(reversed(self.products.values()))] * (ROWS[-1] + 1)
+
+    def choose(self, best: dict[int, Format]) -> None:
+        """`best` names a format for each of ROWS; a number of rows in between is served as the next smaller one."""
+        sizes = [max(r for r in ROWS if r <= max(rows, 1)) for rows in range(ROWS[-1] + 1)]
+        self._by_rows = [self.products[best[size]] for size in sizes]
+        used = set(best.values())
+        self.products = {name: product for name, product in self.products.items() if name in used}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._by_rows[min(x.shape[0], ROWS[-1])](x)
+        return y if self.bias is None else y + self.bias
+
+
+class FastTable(nn.Module):
+    """A `TokenTable` that is looked up in bfloat16 and multiplied as a `FastLinear`."""
+
+    def __init__(self, table: TokenTable, wished: Sequence[Format]) -> None:
+        super().__init__()
+        self.lookup = table.to(torch.bfloat16)
+        self.product = FastLinear(table.weight, None, wished)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.lookup.weight
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return self.lookup(token_ids)
+
+    def logits(self, x: Tensor) -> Tensor:
+        known = self.product(x)
+        new = self.lookup.new_rows
+        return known if new is None else torch.cat([known, F.linear(x, new)], dim=-1)
+
+
+def measure(linear: FastLinear) -> dict[int, Format]:
+    """The fastest format for each number of rows, each tried for about SECONDS_A_FORMAT."""
+    return {rows: min(linear.products, key=lambda name: _seconds(linear.products[name], rows, linear)) for rows in ROWS}
+
+
+def _seconds(product: Product, rows: int, linear: FastLinear) -> float:
+    x = torch.randn(rows, linear.shape[1]).to(torch.bfloat16)
+    product(x)
+    times: list[float] = []
+    end = time.perf_counter() + SECONDS_A_FORMAT
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        product(x)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def use_fast_formats(model: Flamingo, layers: Sequence[Format]) -> dict[str, dict[int, Format]]:
+    """Turn the language model and the gated layers to bfloat16 and fast formats, in place; vision and resampler stay.
+
+    `layers` are the formats that the decoder's layers may take, bfloat16 among them; gated layers and the output head may
+    be int8 or bfloat16. Gates must have been folded. Returns the formats chosen, by the matrices' shapes.
+    """
+    language_model = model.language_model
+    others: Sequence[Format] = ("int8", "bfloat16")
+    fast = _replace(language_model.layers, layers) + _replace(model.gated, others)
+    for name in ("embed", "head"):
+        if isinstance(table := getattr(language_model, name), TokenTable):
+            fast_table = FastTable(table, others)
+            setattr(language_model, name, fast_table)
+            fast.append(fast_table.product)
+    language_model.to(torch.bfloat16)
+    model.gated.to(torch.bfloat16)
+    return _choose(fast)
+
+
+def _replace(module: nn.Module, wished: Sequence[Format]) -> list[FastLinear]:
+    found = []
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                found.append(FastLinear(child.weight, child.bias, wished))
+                setattr(parent, name, found[-1])
+    return found
+
+
+@torch.inference_mode()
+def _choose(linears: list[FastLinear]) -> dict[str, dict[int, Format]]:
+    """Measure once a shape: matrices of one shape and the same formats are served alike."""
+    chosen: dict[str, dict[int, Format]] = {}
+    for linear in linears:
+        key = f"{'x'.join(map(str, linear.shape))} of {'/'.join(linear.products)}"
+        if key not in chosen:
+            chosen[key] = measure(linear)
+        linear.choose(chosen[key])
+    return chosen

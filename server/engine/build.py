@@ -1,0 +1,128 @@
+"""From settings to an engine: the folder's weights on the device, and caches as large as the settings allow.
+
+The only file of the server that both reads settings and imports torch; the worker calls it by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kernels import backend
+from model.checkpoint.native import load_folder
+from model.config import FlamingoConfig
+from model.cpu import Format, use_fast_formats
+from model.flamingo import Flamingo
+from server.engine.config import EngineConfig
+from server.engine.engine import Engine
+from server.served_model import ServedModel
+from server.settings import Settings, SettingsError
+
+MIB = 2**20
+
+logger = logging.getLogger(__name__)
+
+
+def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
+    started = time.monotonic()
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
+    served = ServedModel.load(settings)
+    device = _device(settings)
+    dtype = _dtype(settings, device)
+    model = load_folder(Path(settings.model or ""), device, dtype)
+    formats = _use_formats(model, settings, device)
+    config = engine_config(served, settings, torch.bfloat16 if formats else dtype)
+    engine = Engine(model, served.tokenizer, config, salt=served.config.to_json().encode())
+    info = {
+        "model": served.config.name,
+        "device": str(device),
+        "dtype": "bfloat16" if formats else str(dtype).removeprefix("torch."),
+        "weight_formats": formats,
+        "backend": {name: str(value) for name, value in backend.describe().items()},
+        "threads": torch.get_num_threads(),
+        "num_blocks": config.num_blocks,
+        "block_size": config.block_size,
+        "num_media_slots": config.num_media_slots,
+        "max_model_len": config.max_model_len,
+        "load_seconds": round(time.monotonic() - started, 2),
+    }
+    return engine, info
+
+
+def _use_formats(model: Flamingo, settings: Settings, device: torch.device) -> dict[str, dict[int, Format]]:
+    """On a CPU, the formats of `weight_format`; `auto` keeps a model's own four bits and leaves other models alone."""
+    wished = settings.weight_format
+    if wished == "auto":
+        is_q4 = model.config.language_model.weights == "q4"
+        wished = "int4" if device.type == "cpu" and settings.dtype == "auto" and is_q4 else "native"
+    if wished == "native":
+        return {}
+    if device.type != "cpu":
+        raise SettingsError(f"weight_format {wished} is for a CPU, the device is {device.type}")
+    model.fold_gates()
+    formats = use_fast_formats(model, (wished, "bfloat16"))
+    for shape, best in formats.items():
+        logger.info("weights %s: %s", shape, ", ".join(f"{name} from {rows}" for rows, name in best.items()))
+    return formats
+
+
+def engine_config(served: ServedModel, settings: Settings, dtype: torch.dtype) -> EngineConfig:
+    """As many blocks and slots as fit; a setting too small for one longest request is an error with both numbers."""
+    longest = -(-served.max_model_len // settings.block_size)
+    num_blocks = _how_many("kv_cache_mb", settings.kv_cache_mb, block_bytes(served.config, settings.block_size, dtype))
+    if num_blocks < longest:
+        raise SettingsError(
+            f"kv_cache_mb {settings.kv_cache_mb} holds {num_blocks} blocks, one request of max_model_len "
+            f"{served.max_model_len} needs {longest}"
+        )
+    return EngineConfig(
+        block_size=settings.block_size,
+        num_blocks=num_blocks,
+        num_media_slots=_how_many("media_cache_mb", settings.media_cache_mb, page_bytes(served.config, dtype)),
+        host_media_bytes=settings.host_media_mb * MIB,
+        max_sequences=settings.max_num_seqs,
+        max_tokens_per_step=settings.max_num_batched_tokens,
+        max_model_len=served.max_model_len,
+    )
+
+
+def block_bytes(config: FlamingoConfig, block_size: int, dtype: torch.dtype) -> int:
+    """One block's keys and values of all layers."""
+    lm = config.language_model
+    return prod((lm.num_layers, 2, lm.num_kv_heads, block_size, lm.head_dim, dtype.itemsize))
+
+
+def page_bytes(config: FlamingoConfig, dtype: torch.dtype) -> int:
+    """One media's keys and values of all gated layers."""
+    gated = config.gated
+    return prod(
+        (len(config.gated_layers), gated.num_heads, 2, config.resampler.num_latents, gated.head_dim, dtype.itemsize)
+    )
+
+
+def _how_many(setting: str, mebibytes: int, each: int) -> int:
+    if mebibytes * MIB < each:
+        raise SettingsError(f"{setting} is {mebibytes}, one entry alone takes {each} bytes")
+    # beyond some number a table of entries costs more than it finds
+    return min(mebibytes * MIB // each, 2**16)
+
+
+def _device(settings: Settings) -> torch.device:
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("device is cuda, but torch finds no CUDA device here")
+    return torch.device(settings.device)
+
+
+def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
+    if settings.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    return dtype

@@ -1,0 +1,92 @@
+"""CPU weight formats: four-bit groups are kept exactly, and the fast model answers as the plain one does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.config import FlamingoConfig
+from model.cpu import GROUP, ROWS, FastLinear, Format, formats_for, quantise_groups, use_fast_formats
+from model.flamingo import Flamingo
+from model.reference import encode, log_probs
+from tests.tiny_models import CONFIGS, tiny_model
+
+TOKENS = [5, 257, 9, 11, 257, 20, 21]
+INDEX = [-1, 0, 0, 0, 1, 1, 1]
+
+
+def q4_weights(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Weights on groups as Q4_1 has them: each group's smallest and largest are its 0 and its 15."""
+    q = torch.randint(0, 16, (rows, columns // GROUP, GROUP))
+    q[..., 0], q[..., 1] = 0, 15
+    scale, low = torch.rand(rows, columns // GROUP, 1) + 0.1, torch.randn(rows, columns // GROUP, 1)
+    return (q * scale + low).flatten(-2), q.flatten(-2)
+
+
+def test_weights_on_groups_of_four_bits_are_found_again() -> None:
+    weight, q = q4_weights(16, 64)
+    found, constants = quantise_groups(weight)
+    assert torch.equal(found, q.to(torch.int32))
+    scale, zero = constants.float().transpose(0, 1).unbind(-1)  # [N, K / 32]
+    again = ((found.unflatten(-1, (-1, GROUP)) - 8) * scale[..., None] + zero[..., None]).flatten(-2)
+    assert float((again - weight).abs().max()) < 2**-8 * float(weight.abs().max() + 8 * scale.max())
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("int4", 0.01), ("int8", 0.02), ("bfloat16", 0.01)])
+@pytest.mark.parametrize("rows", [1, 3, 8, 70])
+def test_each_format_is_the_product(name: Format, tolerance: float, rows: int) -> None:
+    weight, _ = q4_weights(48, 64)
+    x, bias = torch.randn(rows, 64).to(torch.bfloat16), torch.randn(48)
+    linear = FastLinear(weight, bias, (name,))
+    assert list(linear.products) == [name]
+    expected = x.float() @ weight.T + bias
+    assert float((linear(x).float() - expected).norm() / expected.norm()) < tolerance
+
+
+def test_rows_in_between_are_served_as_the_next_smaller() -> None:
+    linear = FastLinear(q4_weights(16, 32)[0], None, ("int4", "bfloat16"))
+    products = dict(linear.products)
+    linear.choose({rows: "int4" if rows <= 4 else "bfloat16" for rows in ROWS})
+    assert linear._by_rows[7] is products["int4"]
+    assert linear._by_rows[8] is products["bfloat16"]
+    assert linear._by_rows[64] is products["bfloat16"]
+
+
+def test_a_shape_that_no_kernel_takes_stays_bfloat16() -> None:
+    assert formats_for(torch.zeros(15, 64), ("int4", "int8", "bfloat16")) == ("bfloat16",)
+    assert formats_for(torch.zeros(15, 64), ("int4",)) == ("bfloat16",)
+
+
+def wide(config: FlamingoConfig) -> FlamingoConfig:
+    """Widths that the kernels take."""
+    lm = replace(config.language_model, dim=64, head_dim=16, rotary_dim=16, ffn_dim=64, vocab_size=256)
+    return replace(config, language_model=lm, gated=replace(config.gated, ffn_dim=64))
+
+
+def plain_and_fast() -> tuple[Flamingo, Flamingo]:
+    plain = tiny_model(wide(CONFIGS["idefics"]))
+    for layer in plain.language_model.layers:
+        for module in layer.modules():
+            if isinstance(module, torch.nn.Linear):
+                weight, _ = q4_weights(*module.weight.shape)
+                module.weight.copy_((weight - weight.mean()) * 0.05)
+    fast = tiny_model(wide(CONFIGS["idefics"]))
+    fast.load_state_dict(plain.state_dict())
+    fast.fold_gates()
+    return plain, fast
+
+
+def test_the_fast_model_answers_as_the_plain_one() -> None:
+    plain, fast = plain_and_fast()
+    chosen = use_fast_formats(fast, ("int4", "bfloat16"))
+    assert any("int4/bfloat16" in shape for shape in chosen)
+    pixels = [torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in (1, 2)]
+    expected = log_probs(plain, TOKENS, INDEX, encode(plain, pixels))
+    media = fast.fresh_media(torch.cat([fast.encode_media(p[None]) for p in pixels]).to(torch.bfloat16))
+    found = log_probs(fast, TOKENS, INDEX, media)
+    # bfloat16 activations through four layers: the distributions stay close, measured as divergence
+    divergence = (expected.exp() * (expected - found)).sum(-1)
+    assert float(divergence.max()) < 0.01
