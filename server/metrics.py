@@ -22,18 +22,29 @@ _MEDIA_COUNTS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 
 
+# what the engine says of itself in its beat, and whether it only ever grows; how many requests wait and run is counted
+# here, from acceptance on, not in the engine
+ENGINE_METRICS = {
+    "kv_cache_usage_perc": ("Share of the text cache's blocks in use, 1 is all", False),
+    "media_slots_in_use": ("Media pages that running requests read", False),
+    "media_host_bytes": ("Visual tokens kept in host memory", False),
+    "media_evictions": ("Media pages given to another media", True),
+    "num_preemptions": ("Sequences that gave their blocks back and waited again", True),
+}
+
+
 class EngineCollector(Collector):
-    """The worker's last beat; a name that ends in `_total` is a counter."""
+    """The worker's last beat; of what it names, what stands in the table."""
 
     def __init__(self, model_name: str) -> None:
         self._model_name = model_name
         self.values: dict[str, float] = {}
 
     def collect(self) -> Iterator[Metric]:
-        for name, value in sorted(self.values.items()):
-            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            metric = family(PREFIX + name, f"engine: {name}", labels=["model_name"])
-            metric.add_metric([self._model_name], value)
+        for name, (help_text, is_counter) in ENGINE_METRICS.items():
+            family = CounterMetricFamily if is_counter else GaugeMetricFamily
+            metric = family(PREFIX + name, help_text, labels=["model_name"])
+            metric.add_metric([self._model_name], self.values.get(name, 0.0))
             yield metric
 
 

@@ -37,7 +37,7 @@ async def create_completion(request: Request, services: GivenServices, ticket: G
     services.check_model(fields.model)
     _refuse_unimplemented(fields)
     prompt = read_prompt(fields.prompt, services.model.tokenizer, services.model.num_token_ids, services.settings)
-    order = _order(fields, prompt, services, accepted)
+    order = _order(fields, prompt, services, request.state.request_id, accepted)
     generation = Generation(order, services.client, services.model.tokenizer, services.metrics, ticket)
     answer = Answer(fields, prompt, services.model, fields.request_id or request.state.request_id)
     if fields.stream:
@@ -51,13 +51,16 @@ def _refuse_unimplemented(fields: CompletionRequest) -> None:
             raise UnsupportedParameter(f"{name}: only 1 is supported, got {getattr(fields, name)}", param=name)
 
 
-def _order(fields: CompletionRequest, prompt: ReadPrompt, services: Services, accepted: float) -> Order:
+def _order(
+    fields: CompletionRequest, prompt: ReadPrompt, services: Services, request_id: str, accepted: float
+) -> Order:
     room = services.model.max_model_len - prompt.num_tokens
     # a default is cut to the room there is, a number that was asked for is not
     max_tokens = fields.max_tokens if "max_tokens" in fields.model_fields_set else max(0, min(fields.max_tokens, room))
     check_length(prompt, max_tokens, services.model.max_model_len)
     request = Generate(
-        request_id=uuid.uuid4().hex,
+        # a client may use its id twice, the engine must not
+        request_id=f"{request_id}-{uuid.uuid4().hex[:8]}",
         token_ids=prompt.encoded.token_ids,
         media_index=prompt.encoded.media_index,
         media=prompt.encoded.media,

@@ -65,7 +65,12 @@ class EventStream(Response):
         self._is_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await unless_disconnected(receive, self._send_all(send))
+        try:
+            await unless_disconnected(receive, self._send_all(send))
+        except ClientDisconnect:
+            # once the stream has begun there is no answer left to give
+            if not self._is_begun:
+                raise
 
     async def _send_all(self, send: Send) -> None:
         try:

@@ -99,6 +99,7 @@ class EngineClient:
         self._streams: dict[str, _Stream] = {}
         self._decoding: dict[bytes, asyncio.Task[None]] = {}
         self._heard = time.monotonic()
+        self._settled = asyncio.Event()
         self._supervising: asyncio.Task[None] | None = None
 
     @property
@@ -107,8 +108,13 @@ class EngineClient:
         return time.monotonic() - self._heard if self._streams and self.state == "ready" else 0.0
 
     async def start(self) -> None:
-        self.first_start: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._supervising = asyncio.create_task(self._supervise())
+
+    async def loaded(self) -> None:
+        """Returns when the first worker is ready; raises `EngineDied` when it died before."""
+        await self._settled.wait()
+        if self.state == "failed":
+            raise EngineDied("the engine could not be started")
 
     async def stop(self) -> None:
         self.state = "stopped"
@@ -160,8 +166,10 @@ class EngineClient:
             while True:
                 started = time.monotonic()
                 await self._live(Path(folder) / f"worker-{number}.sock")
-                if number == 0 and not self.first_start.done():
-                    self._give_up()
+                if not self._settled.is_set():
+                    # a worker that was never ready will not be the next time: a wrong folder, too little memory
+                    self.state = "failed"
+                    self._settled.set()
                     return
                 delay = FIRST_DELAY if time.monotonic() - started > HEALTHY_SECONDS else delay
                 logger.warning("the worker is started again", extra={"delay_seconds": delay})
@@ -194,11 +202,6 @@ class EngineClient:
             task.cancel()
         self._decoding.clear()
 
-    def _give_up(self) -> None:
-        """A worker that never was ready will not be the next time either: a wrong folder, too little memory."""
-        self.state = "failed"
-        self.first_start.set_exception(EngineDied("the engine could not be started"))
-
     # the worker's messages
 
     async def _receive(self, worker: WorkerProcess) -> None:
@@ -223,8 +226,7 @@ class EngineClient:
     def _become_ready(self, info: dict[str, Any]) -> None:
         self.state, self.info = "ready", info
         self._metrics.engine_ready.set(1)
-        if not self.first_start.done():
-            self.first_start.set_result(None)
+        self._settled.set()
         logger.info("the engine is ready", extra=info)
 
     # media

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-# ids before the window's new ones: enough for a decoder that joins, strips or composes characters at the border
-CONTEXT = 6
-# a character has at most four bytes; a run of bytes that is still none after twice as many tokens never becomes one
+# ids of the prompt in front of the first one: enough for a decoder that strips or joins at the border
+CONTEXT = 4
+# a character has at most four bytes; a run of ids that is still none after twice as many never becomes one
 MAX_HELD = 8
 REPLACEMENT = "\ufffd"
 
@@ -27,16 +27,14 @@ class Detokenizer:
 
     def __init__(self, decoder: Decoder, context: Sequence[int] = ()) -> None:
         self._decoder = decoder
-        tail = list(context[-CONTEXT:])
-        # a context that breaks off inside a character would shift every border after it
-        self._window = [] if decoder.decode(tail).endswith(REPLACEMENT) else tail
+        self._window = _whole_characters(decoder, context)
         self._shown = len(self._window)
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; "" while a character is incomplete."""
         self._window.append(token_id)
         text = self._unshown()
-        if text.endswith(REPLACEMENT) and len(self._window) - self._shown < MAX_HELD:
+        if (text.endswith(REPLACEMENT) or not text) and len(self._window) - self._shown < MAX_HELD:
             return ""
         self._advance()
         return text
@@ -52,8 +50,15 @@ class Detokenizer:
         return self._decoder.decode(self._window)[len(before) :]
 
     def _advance(self) -> None:
-        self._window = self._window[-CONTEXT:]
+        """The ids shown last are the next context: they begin and end with a whole character."""
+        self._window = self._window[self._shown :]
         self._shown = len(self._window)
+
+
+def _whole_characters(decoder: Decoder, ids: Sequence[int]) -> list[int]:
+    """The last few ids, from the beginning of a character to the end of one; none if there is no such place."""
+    tails = (list(ids[-length:]) for length in range(CONTEXT, CONTEXT + 4))
+    return next((tail for tail in tails if REPLACEMENT not in decoder.decode(tail)), [])
 
 
 class StopStrings:

@@ -76,7 +76,7 @@ class Worker:
         self._next_beat = 0.0
 
     def run(self, info: dict[str, Any]) -> None:
-        self._emit(Ready(info=info))
+        self._emit(Ready(info={"pid": os.getpid(), **info}))
         while True:
             self.turn()
 
@@ -135,12 +135,15 @@ def connect(address: str) -> zmq.Socket[bytes]:
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
+    # without it a worker that failed would wait for its last message to be read
+    socket.setsockopt(zmq.LINGER, 0)
     socket.connect(address)
     return socket
 
 
 def _end_with_parent() -> None:
-    while sys.stdin.buffer.read(1):
+    # not through sys.stdin: its lock, held here for ever, would not let the interpreter end
+    while os.read(sys.stdin.fileno(), 1):
         pass
     # no clean-up: the device's memory goes with the process, and a step may hold the interpreter for long
     os._exit(0)
