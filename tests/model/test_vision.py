@@ -1,0 +1,123 @@
+"""The vision encoder: which features come out, in which order, and that nothing behind them is built or moves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torchvision.transforms import Compose, Normalize, ToTensor
+
+from model.config import ConfigError, VisionConfig
+from model.presets import NFNET_F6
+from model.vision import EFFICIENTNET_LITE0, LAION_VIT_H_14, OPENAI_VIT_L_14, VisionEncoder, normalise
+
+PRESETS = {
+    "vit_l_14": (OPENAI_VIT_L_14, 303.2e6),
+    "vit_h_14": (LAION_VIT_H_14, 630.8e6),
+    "lite0": (EFFICIENTNET_LITE0, 3.371e6),
+    "nfnet_f6": (NFNET_F6, 435e6),
+}
+TINY_CLIP = VisionConfig(
+    architecture="clip_vit",
+    image_size=28,
+    feature_dim=24,
+    num_patches=4,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    resize="crop",
+    patch_size=14,
+    num_layers=2,
+    num_heads=2,
+    ffn_dim=50,
+    activation="quick_gelu",
+)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_shapes_and_sizes_that_they_say(name: str) -> None:
+    config, num_parameters = PRESETS[name]
+    with torch.device("meta"):
+        encoder = VisionEncoder(config)
+        features = encoder(torch.empty(2, 3, config.image_size, config.image_size))
+    assert features.shape == (2, config.num_patches, config.feature_dim)
+    assert sum(p.numel() for p in encoder.parameters()) == pytest.approx(num_parameters, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [(OPENAI_VIT_L_14, "vit_large_patch14_clip_quickgelu_224"), (LAION_VIT_H_14, "vit_huge_patch14_clip_224")],
+)
+def test_clip_has_the_tensors_of_timms_own_but_for_the_last_norm(config: VisionConfig, model: str) -> None:
+    with torch.device("meta"):
+        expected = {name: t.shape for name, t in timm.create_model(model, num_classes=0).state_dict().items()}
+        found = {name: t.shape for name, t in VisionEncoder(config).encoder.state_dict().items()}
+    assert expected.keys() - found.keys() == {"norm.weight", "norm.bias"}
+    assert found == {name: expected[name] for name in found}
+
+
+@torch.no_grad()
+def test_the_class_token_is_kept_or_dropped() -> None:
+    kept = VisionEncoder(replace(TINY_CLIP, keep_class_token=True, num_patches=5))
+    dropped = VisionEncoder(TINY_CLIP)
+    dropped.load_state_dict(kept.state_dict())
+    pixels = torch.randn(2, 3, 28, 28)
+    assert torch.equal(kept(pixels)[:, 1:], dropped(pixels))
+
+
+@torch.no_grad()
+def test_a_map_becomes_tokens_row_by_row() -> None:
+    encoder = VisionEncoder(replace(EFFICIENTNET_LITE0, image_size=96, num_patches=9))
+    pixels = torch.randn(1, 3, 96, 96)
+    feature_map = encoder.encoder.forward_features(pixels)
+    features = encoder(pixels)
+    for row in range(3):
+        for column in range(3):
+            expected = feature_map[0, :, row, column]
+            torch.testing.assert_close(features[0, 3 * row + column], expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_training_does_not_move_a_frozen_encoder() -> None:
+    encoder = VisionEncoder(replace(EFFICIENTNET_LITE0, image_size=64, num_patches=4))
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    model = torch.nn.Sequential(encoder).train()
+    pixels = torch.randn(4, 3, 64, 64)
+    features = model(pixels)
+    assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
+    torch.testing.assert_close(features[:1], model(pixels[:1]), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_features_have_the_weights_type() -> None:
+    encoder = VisionEncoder(TINY_CLIP).to(torch.bfloat16)
+    assert encoder(torch.randn(1, 3, 28, 28)).dtype == torch.bfloat16
+
+
+def test_normalise_is_torchvisions() -> None:
+    config = replace(TINY_CLIP, mean=(0.48, 0.45, 0.40), std=(0.26, 0.27, 0.28))
+    frames = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
+    transform = Compose([ToTensor(), Normalize(config.mean, config.std)])
+    expected = torch.stack([transform(frame) for frame in frames])
+    found = normalise(torch.from_numpy(frames), config)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_lite0_sees_minus_one_to_one() -> None:
+    black_and_white = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 1, 3)
+    assert normalise(black_and_white, EFFICIENTNET_LITE0).flatten(1).tolist() == [[-1.0] * 3, [1.0] * 3]
+
+
+def test_an_unknown_architecture_is_named() -> None:
+    with pytest.raises(ConfigError, match="'resnet_of_dreams'"):
+        VisionEncoder(replace(EFFICIENTNET_LITE0, architecture="resnet_of_dreams"))
+
+
+def test_sizes_that_the_network_does_not_have_are_refused_with_both() -> None:
+    with pytest.raises(ConfigError, match=r"\(49, 1280\).*\(64, 1280\)"), torch.device("meta"):
+        VisionEncoder(replace(EFFICIENTNET_LITE0, num_patches=64))
+    with pytest.raises(ConfigError, match=r"\(49, 1280\).*\(49, 512\)"), torch.device("meta"):
+        VisionEncoder(replace(EFFICIENTNET_LITE0, feature_dim=512))
