@@ -129,7 +129,7 @@ def test_usage_counts_media_and_what_was_cached(client: Client) -> None:
     assert usage.fewshot_details["media_encoded"] == 0
 
 
-def test_leaving_a_stream_aborts_the_generation(url: str, client: Client) -> None:
+def test_leaving_a_stream_aborts_the_generation(url: str, client: Client, caplog: pytest.LogCaptureFixture) -> None:
     def num_aborted() -> float:
         (line,) = re.findall(
             r'^flamboyance:request_success_total{finished_reason="abort".*', metrics(url), re.MULTILINE
@@ -140,6 +140,8 @@ def test_leaving_a_stream_aborts_the_generation(url: str, client: Client) -> Non
     with client.stream("a", max_tokens=500, temperature=0, ignore_eos=True) as events:
         next(iter(events))
     wait_until(lambda: num_aborted() == before + 1)
+    client.complete("a", max_tokens=1)  # what the server had to say of it, it has said by now
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def metrics(url: str) -> str:

@@ -1,6 +1,6 @@
 """When a refused request is sent again, and after how long.
 
-Only what the server cannot have begun is repeated: a refusal for now (429, 503) and a connection that was never made.
+Only what leaves no work under way is repeated: a refusal for now (429, 503) and a connection that was never made.
 A server that names a time is taken at its word; one that asks for more patience than `max_delay` gets no second try.
 """
 
