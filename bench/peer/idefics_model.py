@@ -1,0 +1,177 @@
+"""The peer: IDEFICS in transformers. Its checkpoint has random weights, is saved as its library saves it, and imported
+with our own command; so both programs run the same model.
+
+`generate` is driven as its documentation says; a clock among its stopping criteria notes when each token came.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    IdeficsConfig,
+    IdeficsForVisionText2Text,
+    PreTrainedTokenizerFast,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from bench.drive import BenchFailed, Outcome, Trace
+from bench.random_models import BEGIN, END, SIZES, Size, cached, tokenizer
+from bench.table import ROOT
+from bench.workload import Prompt
+from model.config import VisionConfig
+from model.prompt import encode
+from model.tokenizer import PromptTokenizer
+from model.vision import normalise
+
+Inputs = dict[str, Tensor]
+
+
+def checkpoint(name: str) -> tuple[Path, Path]:
+    """The folder of transformers and ours, made first if they are not there."""
+    theirs = cached(f"idefics-{name}", asdict(SIZES[name]))
+    ours = theirs.with_name(f"{theirs.name}-imported")
+    if not (theirs / "tokenizer.json").exists():
+        _save(theirs, SIZES[name])
+    if not (ours / "config.json").exists():
+        command = [sys.executable, "-m", "model.checkpoint", "import", "idefics", "--from", str(theirs)]
+        subprocess.run([*command, "--out", str(ours)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return theirs, ours
+
+
+def _save(folder: Path, size: Size) -> None:
+    torch.manual_seed(0)
+    IdeficsForVisionText2Text(_config(size)).save_pretrained(folder)
+    # the tokenizer last: it shows that the folder is whole
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer(size), bos_token=BEGIN, eos_token=END).save_pretrained(folder)
+
+
+def _config(size: Size) -> IdeficsConfig:
+    return IdeficsConfig(
+        vocab_size=size.vocab_size,
+        additional_vocab_size=2,
+        hidden_size=size.dim,
+        intermediate_size=size.ffn_dim,
+        num_hidden_layers=size.num_layers,
+        num_attention_heads=size.num_heads,
+        cross_layer_interval=size.interval,
+        alpha_initializer="ones",
+        alpha_type="vector",
+        qk_layer_norms=True,
+        use_resampler=True,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        vision_config={
+            "embed_dim": size.vision_dim,
+            "image_size": size.image_size,
+            "patch_size": size.patch_size,
+            "num_hidden_layers": size.vision_layers,
+            "num_attention_heads": size.vision_heads,
+            "intermediate_size": 4 * size.vision_dim,
+        },
+        perceiver_config={
+            "use_resampler": True,
+            "resampler_n_latents": size.num_latents,
+            "resampler_depth": size.resampler_layers,
+            "resampler_n_heads": size.vision_heads,
+            "resampler_head_dim": size.resampler_head_dim,
+            "qk_layer_norms_perceiver": True,
+        },
+    )
+
+
+class Perceived(IdeficsForVisionText2Text):
+    """Keeps the perceiver's output that it was handed: the library's own `generate` would, after the first token, pass
+    it on as the vision encoder's too, and refuse both."""
+
+    def _update_model_kwargs_for_generation(
+        self,
+        outputs: Any,
+        model_kwargs: dict[str, Any],
+        is_encoder_decoder: bool = False,
+        num_new_tokens: int = 1,
+        **rest: Any,
+    ) -> dict[str, Any]:
+        updated = super()._update_model_kwargs_for_generation(
+            outputs, model_kwargs, is_encoder_decoder, num_new_tokens=num_new_tokens, **rest
+        )
+        if updated.get("perceiver_embeddings") is not None:
+            updated["image_hidden_states"] = None
+        return updated
+
+
+class Clock(StoppingCriteria):
+    """Stops nothing; notes the time of each token."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        self.times.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+class Peer:
+    def __init__(self, folder: Path, tokenizer: PromptTokenizer, vision: VisionConfig) -> None:
+        self.model = Perceived.from_pretrained(folder, dtype=torch.float32).eval()
+        self._tokenizer = tokenizer
+        self._vision = vision
+
+    @property
+    def num_parameters(self) -> int:
+        module: nn.Module = self.model
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    def inputs(self, prompts: Sequence[Prompt]) -> Inputs:
+        """A batch of prompts of one length and as many pictures each."""
+        encoded = [encode(prompt.segments(), self._tokenizer) for prompt in prompts]
+        if len({(len(e.token_ids), len(e.media)) for e in encoded}) > 1:
+            raise BenchFailed("the prompts of a batch differ in length or number of pictures")
+        index = torch.tensor([e.media_index for e in encoded])  # [S, T]
+        return {
+            "input_ids": torch.tensor([e.token_ids for e in encoded]),
+            "attention_mask": torch.ones_like(index),
+            "image_attention_mask": (index[..., None] == torch.arange(len(encoded[0].media))).long(),
+            "pixel_values": torch.stack([self._pixels(prompt) for prompt in prompts]),
+        }
+
+    def _pixels(self, prompt: Prompt) -> Tensor:  # [M, 3, h, w]
+        frames = torch.stack([torch.from_numpy(p.frames(self._vision)[0].copy()) for p in prompt.pictures()])
+        return normalise(frames, self._vision)
+
+    @torch.inference_mode()
+    def perceive(self, inputs: Inputs) -> Inputs:
+        """The same inputs with the resampler's output in place of pixels."""
+        core = self.model.model
+        features = core.vision_model(pixel_values=inputs["pixel_values"].flatten(0, 1)).last_hidden_state
+        kept = {name: tensor for name, tensor in inputs.items() if name != "pixel_values"}
+        return {**kept, "perceiver_embeddings": core.perceiver_resampler(features)}
+
+    def run(self, inputs: Inputs, max_tokens: int) -> Outcome:
+        """Greedy, exactly `max_tokens` for each sequence of the batch."""
+        clock, length = Clock(), inputs["input_ids"].shape[1]
+        began = time.perf_counter()
+        answer = self.model.generate(
+            **inputs,
+            generation_config=GenerationConfig(
+                max_new_tokens=max_tokens,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=1,
+                suppress_tokens=list(self._tokenizer.suppressed_ids),
+            ),
+            stopping_criteria=StoppingCriteriaList([clock]),
+        )
+        seconds = time.perf_counter() - began
+        return Outcome(tuple(Trace(began, ids, clock.times) for ids in answer[:, length:].tolist()), seconds)
