@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError
+from model.checkpoint.errors import CheckpointError, Neutral, refuse_fields
 from model.checkpoint.folder_tokenizer import FolderTokenizer, read_tokenizer
 from model.checkpoint.language_models import convert_language_model, language_model_config
 from model.checkpoint.mapping import Plan, Recipe, Source, convert
 from model.checkpoint.native import save_folder
 from model.checkpoint.tensor_files import open_folder, read_json
-from model.checkpoint.vision_models import clip_config, convert_hugging_face_clip
+from model.checkpoint.vision_models import clip_config, convert_hugging_face_clip, read_preprocessor
 from model.config import (
     FlamingoConfig,
     GatedConfig,
@@ -65,6 +65,13 @@ VISION_DEFAULTS = {
     "num_attention_heads": 16,
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-5,
+}
+PREPROCESSOR_NEUTRAL: Neutral = {
+    "do_convert_rgb": (True, None),
+    "do_normalize": (True,),
+    "do_rescale": (True,),
+    "do_resize": (True,),
+    "resample": (3,),  # bicubic
 }
 GATES = {"float": "scalar", "vector": "channel"}
 
@@ -135,20 +142,16 @@ def _config(folder: Folder, name: str, tokenizer: FolderTokenizer) -> FlamingoCo
 
 def _vision_config(folder: Folder) -> VisionConfig:
     config = clip_config(_as_clip(folder))
-    config = replace(config, resize="squash", keep_class_token=True, num_patches=_num_patches(folder) + 1)
-    file = folder.path / "preprocessor_config.json"
-    if not file.is_file():
-        return config
-    settings = read_json(file)
+    config = replace(config, resize="squash", keep_class_token=True, num_patches=config.num_patches + 1)
+    settings = read_preprocessor(folder.path)
+    refuse_fields(f"{folder.path}: the image processor's ", settings, PREPROCESSOR_NEUTRAL)
     size = settings.get("image_size") or settings.get("size", {}).get("height", config.image_size)
     if size != config.image_size:
-        raise CheckpointError(f"{file} resizes to {size} pixels, config.json's vision model takes {config.image_size}")
+        raise CheckpointError(
+            f"{folder.path}: the image processor makes {size} pixels, the vision model takes {config.image_size}"
+        )
     mean, std = settings.get("image_mean", config.mean), settings.get("image_std", config.std)
     return replace(config, mean=tuple(mean), std=tuple(std))
-
-
-def _num_patches(folder: Folder) -> int:
-    return int(folder.vision["image_size"] // folder.vision["patch_size"]) ** 2
 
 
 def _as_clip(folder: Folder) -> dict[str, Any]:

@@ -189,10 +189,18 @@ def load_clip_folder(folder: Path) -> tuple[VisionConfig, dict[str, Tensor]]:
         return open_clip_config(settings), convert_open_clip(settings, tensors)
     settings, tensors = read_json(folder / "config.json"), open_folder(folder)
     config = clip_config(settings)
-    if (preprocessor := folder / "preprocessor_config.json").is_file():
-        colours = read_json(preprocessor)
-        config = _with_colours(config, colours.get("image_mean"), colours.get("image_std"))
+    colours = read_preprocessor(folder)
+    config = _with_colours(config, colours.get("image_mean"), colours.get("image_std"))
     return config, convert_hugging_face_clip(settings, tensors)
+
+
+def read_preprocessor(folder: Path) -> dict[str, Any]:
+    """How pictures are prepared: in a file of its own, or (since transformers 5) in the processor's; {} if in neither."""
+    if (file := folder / "preprocessor_config.json").is_file():
+        return read_json(file)
+    file = folder / "processor_config.json"
+    settings: dict[str, Any] = read_json(file).get("image_processor", {}) if file.is_file() else {}
+    return settings
 
 
 def convert_hugging_face_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
