@@ -1,0 +1,77 @@
+"""The table's arithmetic and form: medians of pairs, rounds by turns, and a last line that is JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench.table import Bar, Report, Sample, aligned, interleave
+
+
+def test_a_ratio_is_the_median_of_the_pairs_ratios() -> None:
+    slow_round_in_the_middle = Sample((1.0, 10.0, 1.2)), Sample((2.0, 20.0, 2.0))
+    ratio = slow_round_in_the_middle[0].over(slow_round_in_the_middle[1])
+    assert ratio.values == (0.5, 0.5, 0.6)
+    assert ratio.median == 0.5
+    assert ratio.spread() == "0.5 .. 0.6"
+
+
+def test_samples_of_different_rounds_are_no_pairs() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        Sample((1.0, 2.0)).over(Sample((1.0,)))
+
+
+@pytest.mark.parametrize(("percent", "expected"), [(0, 1.0), (50, 2.0), (75, 3.0), (76, 4.0), (99, 4.0), (100, 4.0)])
+def test_percentiles_are_values_that_were_seen(percent: float, expected: float) -> None:
+    assert Sample((4.0, 1.0, 3.0, 2.0)).percentile(percent) == expected
+
+
+def test_runs_take_turns() -> None:
+    order: list[str] = []
+
+    def run(name: str, value: float) -> float:
+        order.append(name)
+        return value
+
+    rounds = ({"a": lambda i=i: run("a", i), "b": lambda i=i: run("b", -i)} for i in (1, 2, 3))
+    samples = interleave(rounds)
+    assert order == ["a", "b", "a", "b", "a", "b"]
+    assert samples == {"a": Sample((1, 2, 3)), "b": Sample((-1, -2, -3))}
+
+
+@pytest.mark.parametrize(
+    ("bar", "is_met"),
+    [
+        (Bar(name="x", value=1.0, at_least=1.0), True),
+        (Bar(name="x", value=0.99, at_least=1.0), False),
+        (Bar(name="x", value=1.0, at_most=1.0), True),
+        (Bar(name="x", value=1.01, at_most=1.0), False),
+    ],
+)
+def test_a_bar_is_met_at_its_limit(bar: Bar, is_met: bool) -> None:
+    assert bar.is_met is is_met
+    assert str(bar).startswith("met" if is_met else "MISSED")
+
+
+def test_words_stand_left_and_numbers_right() -> None:
+    table = aligned([{"what": "decode", "ms": 1.25}, {"what": "x", "ms": 12345.6, "note": "late"}])
+    assert table.splitlines() == [
+        "what        ms  note",
+        "decode    1.25",
+        "x       12,346  late",
+    ]
+
+
+def test_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("Title", {"shots": 8})
+    report.add({"what": "decode", "ms": 2.0})
+    report.bars.append(Bar(name="fast", value=2.0, at_most=3.0))
+    report.print()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Title"
+    last = json.loads(lines[-1])
+    assert last["rows"] == [{"what": "decode", "ms": 2.0}]
+    assert last["bars"] == [{"name": "fast", "value": 2.0, "at_least": None, "at_most": 3.0, "is_met": True}]
+    assert last["settings"] == {"shots": 8}
+    assert {"processor", "threads", "torch", "commit", "load before"} <= last["machine"].keys()
