@@ -39,7 +39,7 @@ class Settings(BaseModel):
     cache_dir: Path | None = Field(default=None, description="folder of the default model; none: ~/.cache/flamboyance")
     num_threads: int | None = Field(default=None, ge=1, description="threads of the model on a CPU; none: torch's choice")
     weight_format: Literal["auto", "native", "int8", "int4"] = Field(
-        "auto", description="CPU: format of the decoder's weights; auto keeps a model's own four bits, else native"
+        default="auto", description="CPU: format of the decoder's weights; auto keeps a model's own four bits, else native"
     )
     max_model_len: int | None = Field(default=None, ge=2, description="tokens of prompt and answer; none: as trained")
     max_num_seqs: int = Field(default=64, ge=1, le=4096, description="sequences that run at once")

@@ -33,7 +33,7 @@ from tests.tiny_models import CONFIGS, prompt_tokenizer
 
 CONFIG: FlamingoConfig = CONFIGS["openflamingo"]
 TOKENIZER = prompt_tokenizer(CONFIG.prompt)
-EOS = TOKENIZER.eos_ids[0]
+EOS = TOKENIZER.id_of("</s>")
 
 
 def served_model() -> ServedModel:

@@ -1,0 +1,84 @@
+"""A full queue refuses before it reads; every way out of a request gives its place back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from server.api.admission import Admission
+from server.engine.wire import Generate
+from tests.server.fakes import FakeClient, eventually
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def admission(app: FastAPI) -> Admission:
+    found: Admission = app.state.services.admission
+    return found
+
+
+class Gate:
+    """Holds requests at the engine's door: none is admitted before it opens."""
+
+    def __init__(self, client: FakeClient) -> None:
+        self.opened = asyncio.Event()
+        self._events = client._events
+        client._events = self._hold  # type: ignore[method-assign]
+
+    async def _hold(self, request: Generate) -> Any:
+        await self.opened.wait()
+        async for event in self._events(request):
+            yield event
+
+
+async def test_beyond_the_queue_a_request_is_refused_unread(
+    http: httpx.AsyncClient, client: FakeClient, admission: Admission
+) -> None:
+    gate = Gate(client)
+    waiting = [asyncio.create_task(http.post("/v1/completions", json={"prompt": "x"})) for _ in range(4)]
+    await eventually(lambda: admission.num_waiting == 4)
+    refused = await http.post("/v1/completions", content=b"this is not even JSON")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (await http.get("/health/ready")).json() == {"status": "overloaded"}
+    gate.opened.set()
+    assert [response.status_code for response in await asyncio.gather(*waiting)] == [200] * 4
+    assert (admission.num_waiting, admission.num_running) == (0, 0)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_place_in_the_queue_is_free_once_the_engine_has_begun(
+    http: httpx.AsyncClient, client: FakeClient, admission: Admission, is_stream: bool
+) -> None:
+    opened = asyncio.Event()
+
+    async def before(place: int) -> None:
+        await opened.wait()
+
+    client.before = before
+    posts = []
+    for count in range(1, 7):
+        posts.append(asyncio.create_task(http.post("/v1/completions", json={"prompt": "x", "stream": is_stream})))
+        await eventually(lambda count=count: admission.num_running == count)  # type: ignore[misc]
+    assert admission.num_waiting == 0
+    opened.set()
+    await asyncio.gather(*posts)
+    await asyncio.wait_for(admission.idle(), 5)
+
+
+@pytest.mark.parametrize("body", [{"prompt": "x"}, {"prompt": "x", "stream": True}, {"prompt": "x", "n": 2}, {}])
+async def test_whatever_happens_the_place_is_given_back(
+    http: httpx.AsyncClient, client: FakeClient, admission: Admission, body: dict[str, object]
+) -> None:
+    async def before(place: int) -> None:
+        raise KeyError("a bug")
+
+    await http.post("/v1/completions", json=body)
+    client.before = before
+    await http.post("/v1/completions", json=body)
+    assert (admission.num_waiting, admission.num_running) == (0, 0)

@@ -1,0 +1,41 @@
+"""The model's card, and its tokenizer by HTTP."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.server.conftest import image_part
+from tests.server.fakes import TOKENIZER
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_card_says_what_a_client_must_know(http: httpx.AsyncClient) -> None:
+    (card,) = (await http.get("/v1/models")).json()["data"]
+    assert card["id"] == "tiny"
+    assert card["max_model_len"] == 64
+    assert card["vision"] == {"image_size": 8, "visual_tokens": 4, "max_media_per_request": 3}
+    assert (await http.get("/v1/models/tiny")).json() == card
+
+
+async def test_another_model_is_not_found(http: httpx.AsyncClient) -> None:
+    response = await http.get("/v1/models/org/other")
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_tokenize_gives_what_the_model_would_read(http: httpx.AsyncClient) -> None:
+    body = (await http.post("/tokenize", json={"prompt": [image_part(), {"type": "text", "text": "ab"}]})).json()
+    assert body["tokens"] == [TOKENIZER.media_token_id, *TOKENIZER.encode_plain("ab")]
+    assert body["media_index"] == [0, 0, 0]
+    assert (body["count"], body["max_model_len"]) == (3, 64)
+
+
+async def test_detokenize_shows_markers(http: httpx.AsyncClient) -> None:
+    ids = [TOKENIZER.media_token_id, *TOKENIZER.encode_plain("é")]
+    assert (await http.post("/detokenize", json={"tokens": ids})).json() == {"prompt": "<image>é"}
+
+
+async def test_detokenize_refuses_ids_beyond_the_vocabulary(http: httpx.AsyncClient) -> None:
+    error = (await http.post("/detokenize", json={"tokens": [1, 10**6]})).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "tokens[1]")

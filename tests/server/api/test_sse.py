@@ -1,0 +1,97 @@
+"""Streams through plain ASGI: silence is filled, a lost client stops the work, whatever it was doing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from server.api.admission import Admission
+from tests.server.fakes import FakeClient, eventually
+
+pytestmark = pytest.mark.anyio
+
+
+class Caller:
+    """An HTTP client made of the three ASGI callables; it can hang up."""
+
+    def __init__(self, app: FastAPI, body: dict[str, Any]) -> None:
+        self.left = asyncio.Event()
+        self.sent: list[dict[str, Any]] = []
+        self._body: bytes | None = json.dumps(body).encode()
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "POST",
+            "path": "/v1/completions",
+            "raw_path": b"/v1/completions",
+            "root_path": "",
+            "scheme": "http",
+            "query_string": b"",
+            "headers": [],
+            "client": ("test", 1),
+            "server": ("test", 80),
+        }
+        self.task = asyncio.create_task(app(scope, self._receive, self._send))
+
+    @property
+    def text(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+    async def _receive(self) -> dict[str, Any]:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+def held_after(client: FakeClient, places: int) -> asyncio.Event:
+    """The answer stops in front of token `places` until the event is set."""
+    opened = asyncio.Event()
+
+    async def before(place: int) -> None:
+        if place >= places:
+            await opened.wait()
+
+    client.before = before
+    return opened
+
+
+async def test_silence_is_filled_with_comments(app: FastAPI, client: FakeClient) -> None:
+    opened = held_after(client, 0)
+    caller = Caller(app, {"prompt": "x", "stream": True})
+    await eventually(lambda: caller.text.count(b": keep-alive\n\n") >= 2)
+    opened.set()
+    await caller.task
+    assert caller.text.endswith(b"data: [DONE]\n\n")
+    assert caller.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+async def test_each_piece_is_sent_when_it_is_there(app: FastAPI, client: FakeClient) -> None:
+    opened = held_after(client, 2)
+    caller = Caller(app, {"prompt": "x", "stream": True})
+    await eventually(lambda: caller.text.count(b"data: ") == 2)
+    opened.set()
+    await caller.task
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("places", [0, 2])
+async def test_a_lost_client_aborts_its_request(app: FastAPI, client: FakeClient, is_stream: bool, places: int) -> None:
+    held_after(client, places)
+    caller = Caller(app, {"prompt": "x", "stream": is_stream})
+    admission: Admission = app.state.services.admission
+    await eventually(lambda: admission.num_running == 1)
+    caller.left.set()
+    await asyncio.wait_for(caller.task, 5)
+    assert client.aborted == [client.requests[0].request_id]
+    assert (admission.num_waiting, admission.num_running) == (0, 0)
+    assert b"[DONE]" not in caller.text

@@ -1,0 +1,74 @@
+"""One line a happening, in both forms, and nothing of a request's contents in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from server import logs
+from server.settings import Settings
+from tests.server.conftest import image_part
+
+
+@pytest.fixture(autouse=True)
+def _restored_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_a_json_line_holds_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json")
+    logging.getLogger("server.test").info("it happened", extra={"status": 503, "request_id": "é"})
+    line = json.loads(capsys.readouterr().err)
+    assert line.pop("time")
+    assert line == {
+        "level": "info",
+        "logger": "server.test",
+        "message": "it happened",
+        "status": 503,
+        "request_id": "é",
+    }
+
+
+def test_an_exception_stays_on_its_json_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json")
+    try:
+        raise KeyError("why")
+    except KeyError:
+        logging.getLogger("server.test").exception("it failed")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "KeyError: 'why'" in json.loads(line)["exception"]
+
+
+def test_a_text_line_holds_the_fields_too(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("warning", "text")
+    logging.getLogger("server.test").info("not this")
+    logging.getLogger("server.test").warning("it happened", extra={"status": 503})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("server.test: it happened  status=503")
+
+
+class TestContents:
+    @pytest.fixture
+    def settings(self) -> Settings:
+        return Settings(api_key="sesame open")  # type: ignore[arg-type]
+
+    @pytest.mark.anyio
+    async def test_neither_prompts_nor_keys_are_logged(
+        self, http: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        logs.configure("debug", "json")
+        headers = {"Authorization": "Bearer sesame open", "X-Request-Id": "find-me"}
+        parts = [image_part(), {"type": "text", "text": "my diary"}]
+        for body in ({"prompt": parts}, {"prompt": parts, "n": 2}, {"prompt": "my diary", "temperature": "my diary"}):
+            await http.post("/v1/completions", json=body, headers=headers)
+        written = capsys.readouterr().err
+        assert "find-me" in written
+        assert not any(secret in written for secret in ("diary", "sesame", "base64"))

@@ -1,0 +1,84 @@
+"""Flags before environment before file; what is unknown or impossible is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.__main__ import main
+from server.settings import Settings, SettingsError, read_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FLAMBOYANCE_CONFIG", raising=False)
+
+
+def yaml_file(tmp_path: Path, text: str) -> str:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = yaml_file(tmp_path, "port: 1\nhost: file\nmax_num_queued: 1\ndtype: float16")
+    monkeypatch.setenv("FLAMBOYANCE_PORT", "2")
+    monkeypatch.setenv("FLAMBOYANCE_HOST", "environment")
+    settings = read_settings(["--config", file, "--port", "3"])
+    assert (settings.port, settings.host, settings.max_num_queued, settings.dtype) == (3, "environment", 1, "float16")
+
+
+def test_the_file_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAMBOYANCE_CONFIG", yaml_file(tmp_path, "port: 5"))
+    assert read_settings([]).port == 5
+    assert read_settings(["--config", yaml_file(tmp_path, "port: 6")]).port == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prot: 1", "unknown key prot"),
+        ("- 1", "holds a list"),
+        ("port: x", "port: "),
+        ("a: [", "settings.yaml"),
+        ("shutdown_timeout: .nan", "shutdown_timeout: "),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        read_settings(["--config", yaml_file(tmp_path, text)])
+
+
+def test_an_unknown_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAMBOYANCE_PROT", "1")
+    with pytest.raises(SettingsError, match="FLAMBOYANCE_PROT"):
+        read_settings([])
+
+
+def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_settings(["--prot", "1"])
+    assert "--prot" in capsys.readouterr().err
+
+
+def test_an_impossible_value_ends_the_program_with_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--port", "70000"]) == 2
+    assert "port: " in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_model_ends_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", str(tmp_path)]) == 2
+    assert "is not a model folder" in capsys.readouterr().err
+
+
+def test_the_key_goes_neither_into_words_nor_to_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAMBOYANCE_API_KEY", "very secret")
+    settings = read_settings([])
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == "very secret"
+    assert "secret" not in repr(settings)
+    assert "secret" not in settings.to_worker()
+    assert Settings.model_validate_json(settings.to_worker()) == settings.model_copy(update={"api_key": None})
