@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from model.checkpoint.__main__ import main
 from model.checkpoint.native import load_folder
+from model.checkpoint.tensor_files import open_folder
 from model.config import VisionConfig, load_config
 from model.flamingo import Flamingo
 from model.media import MediaLimits, load_image, resize
@@ -203,6 +206,27 @@ def test_frozen_weights_in_the_checkpoint_win_over_the_folders(tmp_path: Path) -
     assert main(arguments("llama", out, **changes)) == 0
     written = load_file(out / "model.safetensors")
     assert all(torch.equal(written[ours], state[theirs]) for theirs, ours in changed.items())
+
+
+def test_rows_that_the_checkpoint_lacks_are_the_language_models(tmp_path: Path) -> None:
+    state = read("gpt_neox")
+    names = {"embed_out.weight": "head", "gpt_neox.embed_in.weight": "embed"}
+    torch.save({n: t for n, t in state.items() if n.removeprefix("lang_encoder.") not in names}, tmp_path / "x.pt")
+    assert main(arguments("gpt_neox", tmp_path / "out", checkpoint=tmp_path / "x.pt")) == 0
+    written, tables = (
+        load_file(tmp_path / "out" / "model.safetensors"),
+        open_folder(GOLDENS / "gpt_neox" / "language_model"),
+    )
+    for theirs, ours in names.items():
+        whole = torch.cat([written[f"language_model.{ours}.weight"], written[f"language_model.{ours}.new_rows"]])
+        assert torch.equal(whole, tables[theirs][: len(whole)])
+
+
+def test_the_command_itself(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "model.checkpoint", *arguments("mpt", tmp_path / "out")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "mpt of 4 layers x 32, gated layers before 1, 3, 283 tokens" in done.stdout
 
 
 def test_dtype_casts_what_is_written(tmp_path: Path) -> None:
