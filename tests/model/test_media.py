@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from fractions import Fraction
 from typing import Any, Literal
 
 import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
@@ -138,6 +139,7 @@ def test_orientation_tags_are_not_applied() -> None:
     assert decoded(encoded(image, "JPEG", exif=exif)).size == (40, 20)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF"]), st.data())
 def test_damaged_files_raise_nothing_but_media_errors(form: str, data: st.DataObject) -> None:
     damaged = bytearray(encoded(noise(24, 24), form))
@@ -153,6 +155,7 @@ def test_damaged_files_raise_nothing_but_media_errors(form: str, data: st.DataOb
     assert image.width * image.height <= 10_000
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64))
 @example(b"\xff\xd8\xff")
 @example(b"\x89PNG\r\n\x1a\n")
@@ -169,6 +172,9 @@ IMAGES = {
     "tall": noise(63, 201),
     "square": noise(64, 64),
     "small": noise(20, 33),
+    # what is cut off is odd, and half of it rounds to the even side
+    "odd-wide": noise(67, 64),
+    "odd-tall": noise(64, 71),
     "grey": noise(90, 75, "L"),
     "grey-alpha": noise(90, 75, "LA"),
     "alpha": noise(90, 75, "RGBA"),
@@ -242,17 +248,15 @@ def test_what_is_transparent_is_white(rule: Literal["squash", "pad"]) -> None:
     assert (resize(clear, vision(rule)) == 255).all()
 
 
-def video(
-    colours: list[int], *, form: str = "mp4", codec: str = "mpeg4", rate: int = 4, size: tuple[int, int] = (64, 48)
-) -> bytes:
-    """A grey frame for each value, `rate` a second."""
+def video(shades: list[int], *, form: str = "mp4", codec: str = "mpeg4", rate: int = 4, first_second: int = 0) -> bytes:
+    """A grey frame of 64 x 48 for each shade, `rate` a second."""
     buffer = io.BytesIO()
     with av.open(buffer, mode="w", format=form) as container:
         stream: Any = container.add_stream(codec, rate=rate)
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
-        for colour in colours:
-            picture = av.VideoFrame.from_image(Image.new("RGB", size, (colour,) * 3))
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i, shade in enumerate(shades):
+            picture = av.VideoFrame.from_image(Image.new("RGB", (64, 48), (shade,) * 3))
+            picture.pts, picture.time_base = first_second * rate + i, Fraction(1, rate)
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return buffer.getvalue()
@@ -272,6 +276,12 @@ def test_frames_may_come_faster_or_slower_than_asked() -> None:
     assert [round(np.asarray(frame).mean() / 10) for frame in everything] == list(range(8))
     # there are no more frames than in the file
     assert len(load_video(video(shades, rate=2), MediaLimits(frames_per_second=30.0))) == 8
+
+
+def test_time_begins_with_the_first_frame() -> None:
+    shades = [20 * (i // 4) for i in range(16)]
+    frames = load_video(video(shades, form="webm", codec="libvpx", first_second=100), MediaLimits(max_seconds=5.0))
+    assert [round(np.asarray(frame).mean() / 20) for frame in frames] == [0, 1, 2, 3]
 
 
 def test_limits_of_a_video_name_both_numbers() -> None:
