@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -29,8 +30,6 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-KIB = 1024
-SHARED_LIMIT = {"sm_80": 163 * KIB, "sm_90": 227 * KIB, "sm_100": 227 * KIB, "gfx942": 64 * KIB}
 
 
 class StandInDriver:
@@ -64,6 +63,7 @@ class Compiled:
     tensor_core: int  # matrix instructions
     copies: int  # loads from global memory, of the size of a tile's row or less
     wide_copies: int  # those of 16 bytes a thread
+    halfword_copies: int  # those of 2 bytes: a tile that is read element by element
     stores: int
     wide_stores: int
 
@@ -91,6 +91,7 @@ def _of_nvidia(kernel: Any, folder: Path, target: str) -> Compiled:
         tensor_core=count(r"\b(?:HMMA|HGMMA|UTCHMMA|UTC\w*MMA|DMMA)\b"),
         copies=count(r"\b(?:LDG|LDGSTS)\."),
         wide_copies=count(r"\b(?:LDG|LDGSTS)\.[A-Z0-9_.]*128"),
+        halfword_copies=count(r"\bLDG\.[A-Z0-9_.]*[US]16"),
         stores=count(r"\bSTG\."),
         wide_stores=count(r"\bSTG\.[A-Z0-9_.]*128"),
     )
@@ -114,14 +115,24 @@ def _of_amd(kernel: Any, target: str) -> Compiled:
         tensor_core=count(r"v_mfma"),
         copies=count(r"(?:global|buffer)_load_"),
         wide_copies=count(r"(?:global|buffer)_load_dwordx4"),
+        halfword_copies=count(r"(?:global|buffer)_load_[us]?short"),
         stores=count(r"(?:global|buffer)_store_"),
         wide_stores=count(r"(?:global|buffer)_store_dwordx4"),
     )
 
 
+def _modules() -> list[ModuleType]:
+    return [module for name, module in sys.modules.items() if name.startswith("kernels.")]
+
+
+def _kernels() -> list[JITFunction[Any]]:
+    found = [value for module in _modules() for value in vars(module).values()]
+    return [value for value in found if isinstance(value, JITFunction)]
+
+
 @pytest.fixture
-def compile_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., dict[str, Compiled]]]:
-    """compile_for(target, launch): what each kernel became that `launch()` would have started, by its name."""
+def compile_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., list[Compiled]]]:
+    """compile_for(target, launch): what each kernel became that `launch()` would have started."""
     driver = triton.runtime.driver
     before = driver._active
     launched: list[Any] = []
@@ -130,17 +141,18 @@ def compile_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cal
     def compile_only(self: JITFunction[Any], *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         launched.append(run(self, *arguments, grid=grid, warmup=True, **options))
 
-    def compile_for(target: str, launch: Callable[[], object]) -> dict[str, Compiled]:
+    def compile_for(target: str, launch: Callable[[], object]) -> list[Compiled]:
         driver.set_active(StandInDriver(TARGETS[target]))
-        for module in [m for name, m in sys.modules.items() if name.startswith("kernels.")]:
-            for function in vars(module).values():
-                if isinstance(function, JITFunction):
-                    function.device_caches.clear()
+        for function in _kernels():
+            function.device_caches.clear()
         launched.clear()
         launch()
         read = _of_amd if target.startswith("gfx") else lambda kernel, t: _of_nvidia(kernel, tmp_path, t)
-        return {kernel.metadata.name: read(kernel, target) for kernel in launched}
+        return [read(kernel, target) for kernel in launched]
 
     monkeypatch.setattr(JITFunction, "run", compile_only)
+    for module in _modules():
+        if hasattr(module, "use_triton"):
+            monkeypatch.setattr(module, "use_triton", lambda x: True)
     yield compile_for
     driver._active = before

@@ -1,17 +1,27 @@
-"""Repairs bfloat16 in Triton's interpreter, which computes it wrongly and in silence (seen with 3.6 and 3.9).
+"""The kernels under Triton's interpreter, with bfloat16 repaired, memory poisoned and one tolerance for every machine.
 
-tl.dot and casts from integers take the bit pattern for the value, float32 is truncated instead of rounded; both are
-set right. Arithmetic on bfloat16 itself is refused: a kernel casts to float32 first, as it must for its accuracy.
+The interpreter (3.6 and 3.9) takes bfloat16's bit pattern for its value in tl.dot and in casts from integers, and
+truncates float32 instead of rounding, in silence. Both are set right here, and arithmetic on bfloat16 is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+# the kernels are read at import, for the interpreter or for the compiler: these tests have a process of their own
+collect_ignore_glob = [] if triton.knobs.runtime.interpret else ["*"]
+
+# the norm of the error over the norm of the result, on inputs rounded to the dtype
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
 
 def to_float32(bits: np.ndarray) -> np.ndarray:
@@ -62,7 +72,58 @@ def repair() -> None:
         setattr(InterpreterBuilder, name, _refused(name, getattr(InterpreterBuilder, name)))
 
 
-# the kernels are read at import for the interpreter or for the compiler: these tests have a process of their own
-collect_ignore_glob = [] if triton.knobs.runtime.interpret else ["*"]
 if triton.knobs.runtime.interpret:
     repair()
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """Fresh inputs from a seed, one thread, and NaN in every tensor that torch leaves uninitialised."""
+    torch.manual_seed(20)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def ordered_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tl.dot sums every element in one order, as a matrix unit does; numpy's BLAS takes another order at another row."""
+
+    def dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+        left, right = (_widened(x).data.astype(np.float32) for x in (a, b))
+        total = d.data.copy()
+        for k in range(left.shape[1]):
+            total += left[:, k, None] * right[None, k]
+        return TensorHandle(total, d.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
+
+
+@pytest.fixture
+def close() -> Callable[..., None]:
+    """close(name, actual, expected, factor=1): within the dtype's tolerance; NaN never is."""
+
+    def check(name: str, actual: Tensor, expected: Tensor, factor: float = 1.0) -> None:
+        assert actual.shape == expected.shape, f"{name} is {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+        error, limit = relative_error(actual, expected), factor * TOLERANCE[actual.dtype]
+        assert error <= limit, f"{name}: relative error {error:.2e}, at most {limit:.0e} in {actual.dtype}"
+
+    return check
+
+
+@pytest.fixture
+def gradients() -> Callable[..., tuple[Tensor, ...]]:
+    """gradients(function, *inputs): the output, then the gradient of each input, for one fixed upstream gradient."""
+
+    def run(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        out = function(*leaves)
+        upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out.dtype)
+        return out.detach(), *torch.autograd.grad(out, leaves, upstream)
+
+    return run

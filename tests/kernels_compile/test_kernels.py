@@ -1,0 +1,155 @@
+"""What the compiler makes of every shipped configuration on every target: no spills, no narrow copies, tensor cores.
+
+Counts are bounds and not equalities: another version of Triton may use a register more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.gated_residual import gated_residual
+from kernels.kv_store import kv_store
+from kernels.media_attention import media_attention
+from kernels.norm import layer_norm, rms_norm
+from kernels.normed_linear import FoldedLinear, normed_linear
+from kernels.paged_attention import paged_attention
+from kernels.resampler_attention import resampler_attention
+
+KIB = 1024
+SHARED_LIMIT = {"sm_80": 163 * KIB, "sm_90": 227 * KIB, "sm_100": 227 * KIB, "gfx942": 64 * KIB}
+BFLOAT16 = torch.bfloat16
+TWO_GIB = 1 << 31
+
+
+def pool(*page: int, dtype: torch.dtype = BFLOAT16) -> Tensor:
+    """More than 32 bits can address, as in production; memory that nobody touches costs nothing."""
+    size = torch.Size(page).numel() * dtype.itemsize
+    return torch.empty(TWO_GIB // size + 2, *page, dtype=dtype)
+
+
+def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> None:
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    torch.autograd.grad(out, leaves, torch.empty_like(out))
+
+
+def media(heads: int, head_dim: int, dtype: torch.dtype = BFLOAT16, **options: Any) -> None:
+    query, slots = torch.empty(64, heads, head_dim, dtype=dtype), torch.zeros(64, dtype=torch.int32)
+    media_attention(query, pool(heads, 2, 64, head_dim, dtype=dtype), slots, scale=0.1, **options)
+
+
+def media_int8(heads: int, head_dim: int) -> None:
+    query, slots = torch.empty(64, heads, head_dim, dtype=BFLOAT16), torch.zeros(64, dtype=torch.int32)
+    pages = pool(heads, 2, 64, head_dim, dtype=torch.int8)
+    media_attention(query, pages, slots, scale=0.1, media_scale=torch.empty(pages.shape[:-1]))
+
+
+def media_training(heads: int, head_dim: int, num_slots: int) -> None:
+    slots = torch.zeros(64, num_slots, dtype=torch.int32)
+    slots = slots[:, 0].contiguous() if num_slots == 1 else slots
+    query, kv = torch.empty(64, heads, head_dim, dtype=BFLOAT16), torch.empty(3, heads, 2, 64, head_dim, dtype=BFLOAT16)
+    with_gradients(lambda q, p: media_attention(q, p, slots, scale=0.1), query, kv)
+
+
+def resampler(heads: int, head_dim: int) -> None:
+    features, latents = (torch.empty(2, n, 2, heads, head_dim, dtype=BFLOAT16) for n in (256, 64))
+    query = torch.empty(2, 64, heads, head_dim, dtype=BFLOAT16)
+    with_gradients(lambda *x: resampler_attention(*x, scale=0.1), query, *features.unbind(2), *latents.unbind(2))
+
+
+def paged(heads: int, kv_heads: int, head_dim: int, queries: int, *, alibi: bool) -> None:
+    starts = (torch.arange(9) * queries).to(torch.int32)
+    query = torch.empty(8 * queries, heads + 2 * kv_heads, head_dim, dtype=BFLOAT16)[:, :heads]
+    paged_attention(
+        query, pool(2, kv_heads, 16, head_dim), torch.zeros(8, 64, dtype=torch.int32), starts,
+        torch.full((8,), 500, dtype=torch.int32), scale=0.1, alibi_slopes=torch.ones(heads) if alibi else None,
+        num_shared_blocks=16,
+    )  # fmt: skip
+
+
+def rows() -> None:
+    x, channel = torch.empty(64, 4096, dtype=BFLOAT16), torch.zeros(4096, dtype=BFLOAT16)
+    rms_norm(x, channel, 1e-5)
+    layer_norm(x, channel, channel, 1e-5)
+    with_gradients(gated_residual, x, x, channel)
+    with_gradients(gated_residual, x, x, channel[:1])
+    key = torch.empty(8, 96, 128, dtype=BFLOAT16)[:, 32:64]
+    kv_store(key, key, pool(2, 32, 16, 128), torch.zeros(8, dtype=torch.int64))
+
+
+def linear() -> None:
+    folded = FoldedLinear(torch.empty(16384, 4096, dtype=BFLOAT16), torch.empty(16384), torch.empty(16384))
+    normed_linear(torch.empty(64, 4096, dtype=BFLOAT16), folded, eps=1e-5, activation="gelu")
+
+
+@dataclass(frozen=True)
+class Case:
+    launch: Callable[[], None]
+    # what must come in by 16 bytes a thread, by kernel: the bytes of its tiles
+    tiles: dict[str, int] = field(default_factory=dict)
+
+
+def tile_bytes(head_dim: int, *rows: int) -> int:
+    return 2 * head_dim * sum(rows)
+
+
+FORWARD = {64: {"_forward": tile_bytes(64, 64, 64, 16)}, 128: {"_forward": tile_bytes(128, 64, 64, 16)}}
+WEIGHT = torch.empty(128, dtype=BFLOAT16)
+CASES = {
+    "media_64": Case(lambda: media(8, 64), FORWARD[64]),
+    "media_64_float16": Case(lambda: media(8, 64, torch.float16), FORWARD[64]),
+    "media_128": Case(lambda: media(32, 128), FORWARD[128]),
+    "media_128_query_norm": Case(lambda: media(32, 128, query_norm=WEIGHT), FORWARD[128]),
+    "media_64_int8": Case(lambda: media_int8(8, 64), {"_forward": tile_bytes(64, 32, 32, 16)}),
+    "media_64_training": Case(
+        lambda: media_training(8, 64, 1),
+        {**FORWARD[64], "_query_gradient": tile_bytes(64, 64, 64, 32), "_page_gradients": tile_bytes(64, 64, 64, 32)},
+    ),
+    "media_64_all_previous": Case(lambda: media_training(8, 64, 5), {"_forward_all": tile_bytes(64, 64, 64, 16)}),
+    "media_128_training": Case(lambda: media_training(32, 128, 1), FORWARD[128]),
+    "resampler_64": Case(lambda: resampler(8, 64), {"_forward": tile_bytes(64, 4 * 64)}),
+    "resampler_96": Case(lambda: resampler(16, 96), {"_forward": tile_bytes(96, 4 * 64)}),
+    "paged_64_grouped_decode": Case(lambda: paged(9, 3, 64, 1, alibi=False), {"_attend_blocks": tile_bytes(64, 128)}),
+    "paged_64_grouped_prefill": Case(lambda: paged(9, 3, 64, 40, alibi=False), {"_attend_blocks": tile_bytes(64, 128)}),
+    "paged_80_decode": Case(lambda: paged(32, 32, 80, 1, alibi=False), {"_attend_blocks": tile_bytes(80, 128)}),
+    "paged_80_prefill": Case(lambda: paged(32, 32, 80, 40, alibi=False), {"_attend_blocks": tile_bytes(80, 128)}),
+    "paged_128_alibi_decode": Case(lambda: paged(32, 32, 128, 1, alibi=True), {"_attend_blocks": tile_bytes(128, 128)}),
+    "paged_128_alibi_prefill": Case(
+        lambda: paged(32, 32, 128, 40, alibi=True), {"_attend_blocks": tile_bytes(128, 128)}
+    ),
+    "rows": Case(rows, {"_norm_row": 4096 * 2, "_store_token": 32 * 128 * 2}),
+    "linear": Case(linear, {"_normed_linear": (16 + 32) * 128 * 2}),
+}
+WITHOUT_PRODUCTS = {"_norm_row", "_store_token", "_merge_parts", "_backward"}
+
+
+@pytest.mark.parametrize("target", SHARED_LIMIT)
+@pytest.mark.parametrize("name", CASES)
+def test_compiles_well(name: str, target: str, compile_for: Callable[..., list[Any]]) -> None:
+    case = CASES[name]
+    made = compile_for(target, case.launch)
+    assert {kernel.name for kernel in made} >= case.tiles.keys()
+    for kernel in made:
+        print(kernel)
+        assert kernel.spills == 0, kernel
+        assert kernel.shared <= SHARED_LIMIT[target], kernel
+        if name != "rows" and kernel.name not in WITHOUT_PRODUCTS:
+            assert kernel.tensor_core > 0, kernel
+        threads = 4 * (64 if target.startswith("gfx") else 32)
+        if kernel.name in case.tiles:
+            assert kernel.wide_copies >= case.tiles[kernel.name] // (16 * threads), kernel
+            assert kernel.halfword_copies <= 1, kernel  # a norm's weight, one element a thread
+
+
+def test_the_launch_that_is_read_is_the_production_one(compile_for: Callable[..., list[Any]]) -> None:
+    """A pool out of step with 16 bytes is read in pieces, and this suite sees it."""
+    query, slots = torch.empty(64, 8, 64, dtype=BFLOAT16), torch.zeros(64, dtype=torch.int32)
+    shifted = torch.empty(8 * 2 * 64 * 64 * 3 + 1, dtype=BFLOAT16)[1:].view(3, 8, 2, 64, 64)
+    [kernel] = compile_for("sm_90", lambda: media_attention(query, shifted, slots, scale=0.1))
+    assert kernel.wide_copies < FORWARD[64]["_forward"] // (16 * 128)
