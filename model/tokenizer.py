@@ -63,5 +63,10 @@ class PromptTokenizer:
         """The vocabulary's own spelling of an id, "" for one beyond it (a padded embedding table has such)."""
         return self._marked.id_to_token(token_id) or ""
 
+    def to_json(self) -> str:
+        """The tokenizer itself, for libraries that keep their own table of its tokens."""
+        text: str = self._marked.to_str()
+        return text
+
     def __len__(self) -> int:
         return int(self._marked.get_vocab_size(with_added_tokens=True))

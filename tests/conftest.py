@@ -6,9 +6,14 @@ a distribution is there. Both would make tests say something about another progr
 
 from __future__ import annotations
 
+import os
 from importlib import metadata
 
 import pytest
+
+# Tiny models gain nothing from a second thread, and where another process has the core they lose it all to waiting.
+# Set before torch is imported, and inherited by the servers that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure() -> None:

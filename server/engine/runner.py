@@ -32,6 +32,8 @@ class Result:
     logprob: TokenLogprob | None = None
     # for tokens start + 1 .. of the prompt, in order
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    # of a beam, instead of a token
+    candidates: list[tuple[int, float]] = field(default_factory=list)
     failed: str = ""
 
 
@@ -49,12 +51,18 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> list[Result]:
+        self._copy_blocks(plan.copies)
         self._encode(plan.encodings)
         if not plan.rows:
             return []
         wanted = [_wanted_tokens(row) for row in plan.rows]
         logits = self.model(self._batch(plan.rows, wanted), self._kv, self._media).float()
         return self._results(plan.rows, wanted, logits)
+
+    def _copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        if copies:
+            sources, targets = torch.tensor(copies, device=self.device).T
+            self._kv.blocks[:, targets] = self._kv.blocks[:, sources]
 
     # media
 
@@ -131,7 +139,15 @@ class Runner:
                 result.failed = "the model's output is not finite"
             elif result.row.sequence.wants_prompt_logprobs:
                 result.prompt_logprobs = _prompt_logprobs(result.row, tokens, part)
-        sampling = [(r, part[-1]) for r, part in zip(results, parts, strict=True) if r.row.samples and not r.failed]
+        sampling = []
+        for result, part in zip(results, parts, strict=True):
+            width = result.row.sequence.sampling.beam_width
+            if not result.row.samples or result.failed:
+                continue
+            if width:
+                result.candidates = self._sampler.candidates(part[-1].log_softmax(-1), 2 * width)
+            else:
+                sampling.append((result, part[-1]))
         if sampling:
             self._sample([result for result, _ in sampling], torch.stack([row for _, row in sampling]))
         return results

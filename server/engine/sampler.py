@@ -34,8 +34,17 @@ class Sampler:
                 chosen[i] = draw(logits[i], sequence.sampling, sequence.random.random())
         return chosen
 
+    def candidates(self, logprobs: Tensor, count: int) -> list[tuple[int, float]]:
+        """A beam's best next tokens from its log-probabilities [V], best first."""
+        allowed = logprobs.index_fill(0, torch.tensor(self._suppressed, device=logprobs.device), -torch.inf)
+        values, ids = allowed.topk(count)
+        return list(zip(ids.tolist(), values.tolist(), strict=True))
+
     def _shape(self, row: Tensor, sequence: Sequence) -> None:
         sampling = sequence.sampling
+        if sequence.matcher is not None:
+            allowed = torch.from_numpy(sequence.matcher.allowed(len(row)))
+            row.masked_fill_(~allowed.to(row.device), -torch.inf)
         if sequence.num_output_tokens < sampling.min_tokens:
             row[self._eos + list(sampling.stop_token_ids)] = -torch.inf
         if sampling.logit_bias:

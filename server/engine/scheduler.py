@@ -37,6 +37,7 @@ class Plan:
     frames_left: int
     rows: list[Row] = field(default_factory=list)
     encodings: list[Encoding] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)  # blocks (from, to), before anything else
     admitted: list[Sequence] = field(default_factory=list)
     wanted: list[bytes] = field(default_factory=list)
 
@@ -56,6 +57,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self._all_previous = all_previous
+        self._copies: list[tuple[int, int]] = []
 
     def add(self, sequence: Sequence) -> list[bytes]:
         """Queue a sequence; returns the sources that somebody must now be asked for."""
@@ -75,10 +77,30 @@ class Scheduler:
         return [source for source, key in keys if key is None or not self.media.is_ready(key)]
 
     def schedule(self) -> Plan:
-        plan = Plan(self.config.max_tokens_per_step, self._frame_budget())
+        plan = Plan(self.config.max_tokens_per_step, self._frame_budget(), copies=self._copies)
+        self._copies = []
         self._schedule_running(plan)
         self._schedule_waiting(plan)
+        while plan.is_empty and self._preempt_one_that_waits_for_its_beams():
+            self._schedule_waiting(plan)
         return plan
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """Let `child` go on from where `parent` is: full blocks are shared, the last one is copied, media are held twice.
+
+        Without a block for the copy the child waits, and is computed again.
+        """
+        full, begun = divmod(parent.num_computed, self.config.block_size)
+        fresh = self.blocks.allocate(1 if begun else 0)
+        if not parent.block_table or fresh is None:
+            self._queue(child)
+            return
+        self.blocks.share(parent.block_table[:full])
+        child.block_table = parent.block_table[:full] + fresh
+        child.num_computed = parent.num_computed
+        self._copies += [(parent.block_table[full], block) for block in fresh]
+        child.held = {key: self.media.slots.acquire(key) for key in parent.held}
+        insort(self.running, child, key=lambda s: s.order)
 
     def commit(self, plan: Plan) -> None:
         """The step's K/V is there: full blocks can be found, media that no later token reads are let go."""
@@ -180,6 +202,13 @@ class Scheduler:
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.config.block_size)
 
+    def _preempt_one_that_waits_for_its_beams(self) -> bool:
+        """Beams that are done for this step hold blocks that an earlier request may lack: without this, for ever."""
+        if not self.running or not self.waiting or self.running[-1].order <= self.waiting[0].order:
+            return False
+        self._preempt(self.running[-1])
+        return True
+
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
         self.running.remove(sequence)
@@ -197,6 +226,8 @@ class Scheduler:
     def _count(self, sequence: Sequence, plan: Plan) -> int:
         """How many tokens can run now: within the token budget, up to the first whose media cannot be had."""
         start = sequence.num_computed
+        if start == len(sequence):
+            return 0  # a beam that waits for the others
         end = min(len(sequence), start + plan.tokens_left)
         for media in range(
             max(sequence.media_index[start], 0), sequence.media_index[end - 1] + 1 if end > start else 0
@@ -239,8 +270,9 @@ class Scheduler:
             return
         next_token = min(sequence.num_computed, len(sequence) - 1)
         still_read = max(sequence.media_index[next_token], 0)
-        needed = set(sequence.keys[still_read:])
-        for key in [key for key in sequence.held if key not in needed]:
+        # just this one: a media that comes again later must not keep its slot from the ones in between
+        current = sequence.keys[still_read] if sequence.keys else None
+        for key in [key for key in sequence.held if key != current]:
             self.media.slots.release(key)
             del sequence.held[key]
 

@@ -6,20 +6,24 @@ import random
 from bisect import bisect_left
 
 from server.engine.block_pool import block_hash
+from server.engine.grammar import Matcher
 from server.engine.wire import Generate, Sampling
 
 
 class Sequence:
     """Tokens [0, num_computed) have their K/V in `block_table`; the rest are to be computed, the last one sampled from."""
 
-    def __init__(self, request: Generate) -> None:
+    def __init__(self, request: Generate, serial: int, index: int = 0) -> None:
+        self.request = request
         self.request_id = request.request_id
+        self.index = index  # which of the request's answers
         self.sampling: Sampling = request.sampling
         self.token_ids = list(request.token_ids)
         self.media_index = list(request.media_index)
         self.sources = list(request.media)
         self.num_prompt_tokens = len(request.token_ids)
-        self.order = (request.priority, request.arrived)
+        self.serial = serial
+        self.order = (request.priority, request.arrived, serial)
         self.arrived = request.arrived
         self.keys: list[bytes] = []  # content keys, once every source is known
         self.block_table: list[int] = []
@@ -29,7 +33,11 @@ class Sequence:
         self.held: dict[bytes, int] = {}  # media key -> slot, one reference each
         self.was_admitted = False
         self.is_finished = False
-        self.random = random.Random(request.sampling.seed)
+        self.is_scored = False  # its prompt's log-probabilities were sent
+        seed = request.sampling.seed
+        self.random = random.Random(f"{seed}/{index}" if index and seed is not None else seed)
+        self.logprobs: list[float] = []  # of generated tokens, where a beam search asks for them
+        self.matcher: Matcher | None = None
         self._hashes: list[bytes] = []  # of the full blocks, in order
 
     def __len__(self) -> int:
@@ -47,6 +55,14 @@ class Sequence:
         """A generated token reads the media that the one before it reads."""
         self.token_ids.append(token_id)
         self.media_index.append(self.media_index[-1])
+
+    def fork(self, index: int) -> Sequence:
+        """The same tokens once more, with nothing of the caches in hand."""
+        child = Sequence(self.request, self.serial, index)
+        child.token_ids, child.media_index = list(self.token_ids), list(self.media_index)
+        child.keys, child.logprobs, child._hashes = list(self.keys), list(self.logprobs), list(self._hashes)
+        child.was_admitted = True
+        return child
 
     def first_token_of(self, media: int) -> int:
         """The first token at or after which media number `media` is the current one."""

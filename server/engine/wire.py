@@ -13,6 +13,14 @@ import msgspec
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
+class Grammar(msgspec.Struct, frozen=True, kw_only=True):
+    """The form an answer must have: one of `choices`, or `text` as a regular expression or a JSON schema."""
+
+    kind: Literal["choice", "regex", "json"]
+    choices: tuple[str, ...] = ()
+    text: str = ""
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How the next token is chosen and when to stop; `temperature` 0 is greedy. Stop strings live in the API."""
 
@@ -32,10 +40,18 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     # number of most likely tokens to report beside each sampled (or prompt) token; None: no log-probabilities
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    # independent answers to one prompt, or the best of a beam search
+    n: int = 1
+    # 0: no beam search
+    beam_width: int = 0
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+    grammar: Grammar | None = None
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """One sequence to prefill and decode. `media_index[t]` indexes `media` (-1: none), a list of 32-byte digests."""
+    """One prompt to prefill and `sampling.n` answers to decode. `media_index[t]` indexes `media` (-1: none), which holds
+    32-byte digests."""
 
     request_id: str
     token_ids: list[int]
@@ -83,6 +99,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     request_id: str
     token_id: int
+    index: int = 0  # which of the n answers
     logprob: TokenLogprob | None = None
     finish_reason: FinishReason | None = None
 
@@ -92,6 +109,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     request_id: str
     finish_reason: FinishReason
+    index: int = 0
     error: str = ""
 
 
