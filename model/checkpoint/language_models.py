@@ -229,6 +229,23 @@ class Family:
     interleaved_qkv: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def layers(self) -> str:
+        """Where the layers are, without the place of one."""
+        return self.names["layers.{i}.attention_norm"][0].partition(".{i}.")[0]
+
+    def table(self, name: str) -> str:
+        return f"{self.names[name][0]}.weight"
+
+    def full_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The names of a whole model, where the file is of a bare decoder or of another version."""
+        return {self._full_name(name): tensor for name, tensor in tensors.items()}
+
+    def _full_name(self, name: str) -> str:
+        name = self.renamed.get(name, name)
+        first = name.split(".", 1)[0]
+        return name if first in (self.root, self.names["head"][0]) else f"{self.root}.{name}"
+
 
 LLAMA = {
     "embed": ("model.embed_tokens",),
@@ -305,12 +322,12 @@ def language_model_config(config: HuggingFaceConfig) -> LanguageModelConfig:
     """From the values of a `config.json`; what they ask for and we do not have is a `CheckpointError` by its name."""
     refuse_fields(ASKED, config, NEUTRAL_ANYWHERE)
     try:
-        return _family(config).read(config)
+        return family_of(config).read(config)
     except KeyError as error:
         raise CheckpointError(f"the language model's config has no {error.args[0]}") from None
 
 
-def _family(config: HuggingFaceConfig) -> Family:
+def family_of(config: HuggingFaceConfig) -> Family:
     kind = config.get("model_type")
     if kind not in FAMILIES:
         raise CheckpointError(f"the language model's model_type {kind!r} is none of {', '.join(FAMILIES)}")
@@ -319,17 +336,10 @@ def _family(config: HuggingFaceConfig) -> Family:
 
 def convert_language_model(config: HuggingFaceConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The decoder's tensors under our names, relative to `language_model.`."""
-    family, ours = _family(config), language_model_config(config)
+    family, ours = family_of(config), language_model_config(config)
     head = family.names["head"][0]
     ignored = re.compile(family.ignored + (rf"|^{head}\." if ours.tied_head else ""))
-    named = {_full_name(name, family): tensor for name, tensor in tensors.items()}
-    return convert("the language model's checkpoint", plan(ours, family), named, ignored)
-
-
-def _full_name(name: str, family: Family) -> str:
-    name = family.renamed.get(name, name)
-    first = name.split(".", 1)[0]
-    return name if first in (family.root, family.names["head"][0]) else f"{family.root}.{name}"
+    return convert("the language model's checkpoint", plan(ours, family), family.full_names(tensors), ignored)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model.checkpoint.errors import CheckpointError, refuse_misfits
 from model.checkpoint.folder_tokenizer import FolderTokenizer, read_tokenizer
-from model.checkpoint.language_models import convert_language_model, language_model_config
+from model.checkpoint.language_models import Family, convert_language_model, family_of, language_model_config
 from model.checkpoint.mapping import Plan, Recipe, Source, convert
 from model.checkpoint.native import save_folder
 from model.checkpoint.tensor_files import only_tensors, open_folder, read_json, read_pickle
@@ -40,25 +40,6 @@ GATED_LAYER = re.compile(r"lang_encoder\..+\.(\d+)\.gated_cross_attn_layer\.")
 NOTHING = re.compile(r"(?!)")
 # our two token tables, and what their rows of new tokens are called
 TABLES = {"embed.weight": "embed.new_rows", "head.weight": "head.new_rows"}
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """Where a family keeps its layers and its two token tables, in its own names."""
-
-    layers: str
-    embed: str
-    head: str
-
-
-MPT = Names("transformer.blocks", "transformer.wte.weight", "lm_head.weight")
-NAMES = {
-    "gpt_neox": Names("gpt_neox.layers", "gpt_neox.embed_in.weight", "embed_out.weight"),
-    "llama": Names("model.layers", "model.embed_tokens.weight", "lm_head.weight"),
-    "mosaic_gpt": MPT,
-    "mpt": MPT,
-    "opt": Names("model.decoder.layers", "model.decoder.embed_tokens.weight", "lm_head.weight"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +97,7 @@ def import_openflamingo(
         language_model=lm_config,
         prompt=_prompt_config(text.tokenizer),
     )
-    plan = _resampler_plan(resampler) | _gated_plan(config, text.names.layers)
+    plan = _resampler_plan(resampler) | _gated_plan(config, text.family.layers)
     tensors = convert(str(checkpoint), plan, read.bridge, NOTHING) | vision_tensors | lm_tensors
     cast = ((name, tensor if dtype is None else tensor.to(dtype)) for name, tensor in tensors.items())
     save_folder(out, config, cast, text.tokenizer.tokenizer.to_str())
@@ -129,29 +110,26 @@ class LanguageModelFolder:
 
     path: Path
     settings: dict[str, Any]
-    names: Names
+    family: Family
     tokenizer: FolderTokenizer
 
     @classmethod
     def open(cls, path: Path) -> LanguageModelFolder:
         settings = read_json(path / "config.json")
-        if (family := settings.get("model_type")) not in NAMES:
-            raise CheckpointError(f"{path} is a {family!r} model, must be one of {', '.join(sorted(NAMES))}")
         tokenizer = read_tokenizer(path, settings)
         tokenizer.add([END_OF_CHUNK, MEDIA] if tokenizer.pad else [END_OF_CHUNK, MEDIA, PAD])
-        return cls(path, settings, NAMES[family], tokenizer)
+        return cls(path, settings, family_of(settings), tokenizer)
 
     def convert(self, checkpoint: Checkpoint) -> tuple[LanguageModelConfig, dict[str, Tensor]]:
         """The decoder with just as many rows in its tables as there are tokens, under our names."""
         rows, num_new = len(self.tokenizer), self._num_new_tokens()
-        tensors = {**open_folder(self.path), **checkpoint.language_model}
+        trained = self.family.full_names(checkpoint.language_model)
+        tensors = self.family.full_names(open_folder(self.path)) | trained
         settings = {**self.settings, "vocab_size": rows, **_expansion(tensors)}
         config = language_model_config(settings)
-        tensors[self.names.embed] = self._table(checkpoint, tensors, self.names.embed)
-        if config.tied_head:
-            tensors.pop(self.names.head, None)
-        else:
-            tensors[self.names.head] = self._table(checkpoint, tensors, self.names.head)
+        for table in ("embed",) if config.tied_head else ("embed", "head"):
+            name = self.family.table(table)
+            tensors[name] = self._rows(name, trained, tensors)
         converted = convert_language_model(settings, tensors)
         config = replace(config, vocab_size=rows - num_new, num_new_tokens=num_new)
         return config, dict(_split_tables(converted, rows - num_new))
@@ -162,24 +140,22 @@ class LanguageModelFolder:
         last = reversed(range(len(self.tokenizer)))
         return sum(1 for _ in takewhile(ids.__contains__, last))
 
-    def _table(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    def _rows(self, name: str, trained: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
         """A row a token. The language model's own table is padded beyond its tokens, or ends before the new ones."""
-        rows = len(self.tokenizer)
         if name not in tensors:
             refuse_misfits(str(self.path), missing=[name])
-        table = tensors[name]
-        if name in checkpoint.language_model and len(table) != rows:
-            shapes = tuple(table.shape), (rows, *table.shape[1:])
-            refuse_misfits(str(checkpoint.file), misshapen={f"lang_encoder.{name} (a row a token)": shapes})
-        if len(table) >= rows:
-            return table[:rows]
-        if name == self.names.embed:
+        table, wanted = tensors[name], len(self.tokenizer)
+        if name in trained and len(table) != wanted:
+            raise CheckpointError(f"the checkpoint's lang_encoder.{name} has {len(table)} rows for {wanted} tokens")
+        if len(table) >= wanted:
+            return table[:wanted]
+        if name == self.family.table("embed"):
             raise CheckpointError(
-                f"the tokenizer has {rows} tokens with {MEDIA} and {END_OF_CHUNK}, but {checkpoint.file} holds no "
-                f"{name} and the one of {self.path} has {len(table)} rows"
+                f"no embeddings of {MEDIA} and its kin: the checkpoint holds no lang_encoder.{name}, and the one of "
+                f"{self.path} has {len(table)} rows for {wanted} tokens"
             )
-        missing = rows - len(table)
-        logger.warning("%s: no output rows for the last %d tokens in either source; they become zeros", name, missing)
+        missing = wanted - len(table)
+        logger.warning("%d new tokens have no output rows in either source: they become zeros", missing)
         return torch.cat([table, table.new_zeros(missing, *table.shape[1:])])
 
 

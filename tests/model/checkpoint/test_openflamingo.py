@@ -244,12 +244,12 @@ GATE = "lang_encoder.transformer.blocks.1.gated_cross_attn_layer.attn_gate"
         ({"perceiver.extra": torch.zeros(1)}, "unexpected (1): perceiver.extra"),
         ({"stray": torch.zeros(1)}, "unexpected (1): stray"),
         ({GATE: torch.zeros(2)}, f"misshapen (1): {GATE}: found [2], wanted [1]"),
-        ({"lang_encoder.transformer.wte.weight": torch.zeros(5, 32)}, "found [5, 32], wanted [283, 32]"),
+        ({"lang_encoder.transformer.wte.weight": torch.zeros(5, 32)}, "has 5 rows for 283 tokens"),
         ({"lang_encoder.transformer.blocks.1.decoder_layer.x": torch.zeros(1)}, "transformer.blocks.1.x"),
         ({"perceiver.media_time_embs": torch.zeros(4, 1, 16)}, "perceiver.media_time_embs"),
         ({"perceiver.latents": None}, "missing (1): perceiver.latents"),
         ({"perceiver.layers.0.0.to_q.weight": torch.zeros(100, 16)}, "100 rows, not a multiple of 64"),
-        ({"lang_encoder.transformer.wte.weight": None}, "holds no transformer.wte.weight"),
+        ({"lang_encoder.transformer.wte.weight": None}, "holds no lang_encoder.transformer.wte.weight, and the one of"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(
@@ -291,7 +291,7 @@ def test_output_rows_that_nobody_trained_become_zeros(tmp_path: Path, caplog: py
     base = len(state.pop("lang_encoder.lm_head.weight")) - 3
     torch.save(state, tmp_path / "checkpoint.pt")
     assert main(arguments("llama", tmp_path / "out", checkpoint=tmp_path / "checkpoint.pt")) == 0
-    assert "no output rows for the last 3 tokens" in caplog.text
+    assert "3 new tokens have no output rows" in caplog.text
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert not written["language_model.head.new_rows"].any()
     assert len(written["language_model.head.weight"]) == base
