@@ -52,9 +52,9 @@ def _check_type(media_type: str, kind: Kind, param: str) -> None:
 
 
 def _decode(payload: str, max_bytes: int, param: str) -> bytes:
-    size = len(payload) * 3 // 4
-    if size > max_bytes + 2:
-        raise InvalidMedia(f"about {size} bytes of media, the limit is {max_bytes}", param=param)
+    size = len(payload) * 3 // 4 - payload[-2:].count("=")
+    if size > max_bytes:
+        raise InvalidMedia(f"{size} bytes of media, the limit is {max_bytes}", param=param)
     try:
         data = binascii.a2b_base64(payload, strict_mode=True)
     except (binascii.Error, ValueError):

@@ -1,0 +1,49 @@
+"""The decode process's own part, without a process: one order, one answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import pytest
+
+from model.media import MediaLimits
+from server.media import decoder
+from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, decode_reply, frames_of, with_length
+from tests.server.conftest import picture
+from tests.server.media.test_pool import VISION
+
+
+def test_an_image_is_one_frame() -> None:
+    reply = frames_of(Decode(kind="image", data=picture("red")), VISION, MediaLimits())
+    assert isinstance(reply, Frames)
+    assert reply.shape == (1, 12, 12, 3)
+
+
+def test_too_little_memory_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhaust(data: bytes, limits: MediaLimits) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decoder, "load_image", exhaust)
+    reply = frames_of(Decode(kind="image", data=picture()), VISION, MediaLimits())
+    assert reply == Refused(message="decoding this image takes more memory than is allowed")
+
+
+def test_an_image_sent_as_a_video_is_refused() -> None:
+    reply = frames_of(Decode(kind="video", data=picture()), VISION, MediaLimits())
+    assert isinstance(reply, Refused)
+
+
+def test_orders_are_answered_in_turn_until_the_input_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
+    setup = decoder.Setup(
+        vision=dataclasses.asdict(VISION), limits=dataclasses.asdict(MediaLimits()), max_memory_bytes=1
+    )
+    orders = [Decode(kind="image", data=picture()), Decode(kind="image", data=b"no")]
+    source, sink = io.BytesIO(b"".join(map(with_length, [setup, *orders]))), io.BytesIO()
+    decoder.serve(source, sink)
+    sink.seek(0)
+    replies = []
+    while length := sink.read(LENGTH_BYTES):
+        replies.append(decode_reply.decode(sink.read(int.from_bytes(length, "little"))))
+    assert [type(reply) for reply in replies] == [Frames, Refused]

@@ -1,0 +1,130 @@
+"""The decode pool with its real processes: frames as the family wants them, and what a bad picture can do at most."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.config import VisionConfig
+from model.media import MediaLimits, load_image, resize
+from server.errors import InvalidMedia
+from server.media.pool import DecodePool
+from server.media.source import EncodedMedia, Kind, source_digest
+from server.settings import Settings
+from tests.server.conftest import picture
+
+pytestmark = pytest.mark.anyio
+VISION = VisionConfig(
+    architecture="tf_efficientnet_lite0",
+    image_size=12,
+    feature_dim=1,
+    num_patches=1,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    resize="crop",
+)
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(decode_processes=1, decode_timeout=20, max_media_pixels=10_000)
+
+
+@pytest.fixture
+async def pool(settings: Settings) -> AsyncIterator[DecodePool]:
+    pool = DecodePool(VISION, settings)
+    yield pool
+    await pool.stop()
+
+
+def media(data: bytes, kind: Kind = "image") -> EncodedMedia:
+    return EncodedMedia(kind=kind, data=data, digest=source_digest(data, kind), param="prompt[0]")
+
+
+def noise(size: tuple[int, int] = (40, 30)) -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise(size, 80).convert("RGB").save(file, "PNG")
+    return file.getvalue()
+
+
+def pids(pool: DecodePool) -> set[int]:
+    return {process.pid for process in pool._processes}
+
+
+async def test_frames_are_those_of_the_family(pool: DecodePool) -> None:
+    data = noise()
+    frames = await pool.decode(media(data))
+    assert frames.shape == (1, 12, 12, 3)
+    assert np.array_equal(
+        np.frombuffer(frames.data, np.uint8).reshape(12, 12, 3), resize(load_image(data, MediaLimits()), VISION)
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"GIF", "none of JPEG, PNG"), (picture()[:40], "cannot be decoded"), (picture(size=(200, 100)), "20000 pixels")],
+)
+async def test_a_bad_picture_is_refused_and_the_process_goes_on(pool: DecodePool, data: bytes, reason: str) -> None:
+    await pool.decode(media(picture()))
+    before = pids(pool)
+    with pytest.raises(InvalidMedia, match=reason) as caught:
+        await pool.decode(media(data))
+    assert caught.value.param == "prompt[0]"
+    await pool.decode(media(picture()))
+    assert pids(pool) == before
+
+
+async def test_a_process_that_dies_fails_its_media_and_is_replaced(pool: DecodePool) -> None:
+    await pool.decode(media(picture()))
+    (pid,) = pids(pool)
+    os.kill(pid, signal.SIGSTOP)  # so that it is in the middle of a media when it dies
+    asked = asyncio.create_task(pool.decode(media(picture())))
+    await asyncio.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(InvalidMedia, match="cannot be decoded"):
+        await asked
+    assert (await pool.decode(media(picture()))).shape == (1, 12, 12, 3)
+    assert pid not in pids(pool)
+
+
+async def test_a_process_lives_within_its_memory(pool: DecodePool, settings: Settings) -> None:
+    await pool.decode(media(picture()))
+    (pid,) = pids(pool)
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    assert f"Max address space         {settings.decode_memory_mb * 2**20}" in limits
+
+
+async def test_more_media_than_processes_wait_their_turn(pool: DecodePool) -> None:
+    colours = ["red", "green", "blue", "white"]
+    frames = await asyncio.gather(*(pool.decode(media(picture(colour))) for colour in colours))
+    assert [tuple(found.data[:3]) for found in frames] == [(255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)]
+    assert len(pids(pool)) == 1
+
+
+async def test_a_process_that_is_stuck_is_killed_in_time(settings: Settings) -> None:
+    pool = DecodePool(VISION, settings.model_copy(update={"decode_timeout": 0.2}))
+    process = await pool._start()
+    os.kill(process.pid, signal.SIGSTOP)
+    pool._idle.put_nowait(process)
+    with pytest.raises(InvalidMedia, match=r"longer than 0\.2 seconds"):
+        await pool.decode(media(picture()))
+    assert pids(pool) == set()
+    assert await process.wait() == -signal.SIGKILL
+    await pool.stop()
+
+
+async def test_a_decode_that_is_given_up_does_not_confuse_the_next(pool: DecodePool) -> None:
+    await pool.decode(media(picture()))
+    left = asyncio.create_task(pool.decode(media(picture("blue"))))
+    await asyncio.sleep(0)
+    left.cancel()
+    frames = await pool.decode(media(picture("red")))
+    assert tuple(frames.data[:3]) == (255, 0, 0)

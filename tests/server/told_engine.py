@@ -1,0 +1,82 @@
+"""An engine that a real worker process runs: no model, no torch, so that it starts in no time."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+from server.engine.wire import Admitted, Finished, Generate, MediaFailed, MediaPixels, MediaWanted, Outbound, Token
+from server.settings import Settings
+
+RAISE, SLEEP, FAIL = 1, 2, 3
+
+
+class ToldEngine:
+    """Runs in a worker. Repeats the prompt, a token a step, for ever, once it holds the media that the prompt shows.
+
+    A seed is an order: `RAISE` makes the step fail, `SLEEP` hangs, `FAIL` is given up.
+    """
+
+    def __init__(self) -> None:
+        self.requests: dict[str, deque[int]] = {}
+        self.waiting: dict[str, Generate] = {}
+        self.held: set[bytes] = set()
+        self.events: list[Outbound] = []
+        self.num_aborted = 0
+
+    def add(self, request: Generate) -> None:
+        self.waiting[request.request_id] = request
+        self.events += [MediaWanted(digest) for digest in request.media if digest not in self.held]
+
+    def abort(self, request_id: str) -> None:
+        self.num_aborted += 1
+        self.waiting.pop(request_id, None)
+        self.requests.pop(request_id, None)
+
+    def supply(self, media: MediaPixels) -> None:
+        assert len(media.data) == media.shape[0] * media.shape[1] * media.shape[2] * media.shape[3]
+        self.held.add(media.digest)
+
+    def fail_media(self, failure: MediaFailed) -> None:
+        for name, request in list(self.waiting.items()):
+            if failure.digest in request.media:
+                del self.waiting[name]
+                self.events.append(Finished(request_id=name, finish_reason="error", error=failure.message))
+
+    def has_work(self) -> bool:
+        return bool(self.requests or self.waiting or self.events)
+
+    def is_waiting_for_media(self) -> bool:
+        return bool(self.waiting) and not self.requests and not self.events
+
+    def gauges(self) -> dict[str, float]:
+        return {"num_preemptions": float(self.num_aborted), "media_slots_in_use": float(len(self.held))}
+
+    def step(self) -> list[Outbound]:
+        for name, request in list(self.waiting.items()):
+            if self.held.issuperset(request.media):
+                del self.waiting[name]
+                if request.sampling.seed == RAISE:
+                    raise RuntimeError("told to")
+                if request.sampling.seed == SLEEP:
+                    time.sleep(600)
+                if request.sampling.seed == FAIL:
+                    self.events.append(Finished(request_id=name, finish_reason="error", error="told to fail"))
+                    continue
+                self.requests[name] = deque(request.token_ids)
+                self.events.append(Admitted(request_id=name, queue_seconds=0.0, media_encoded=len(request.media)))
+        for name, ids in self.requests.items():
+            ids.rotate(-1)
+            self.events.append(Token(request_id=name, token_id=ids[-1]))
+        time.sleep(0.002)
+        events, self.events = self.events, []
+        return events
+
+
+def build(settings: Settings) -> tuple[ToldEngine, dict[str, Any]]:
+    return ToldEngine(), {"device": "told"}
+
+
+def build_fails(settings: Settings) -> tuple[ToldEngine, dict[str, Any]]:
+    raise RuntimeError("no such weights")
