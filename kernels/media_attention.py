@@ -18,7 +18,7 @@ from kernels.media_gradients import media_gradients
 from kernels.media_runs import attend_by_runs
 from kernels.norm import rms_norm, rms_norm_reference
 from kernels.tile_access import load_tile, store_tile
-from kernels.tiles import tile_records
+from kernels.tiles import by_row, tile_records
 
 PROGRAMS = 8 * 132  # what fills an H100
 
@@ -38,7 +38,7 @@ def media_attention_reference(
     q = query.float()
     if query_norm is not None:
         q = rms_norm_reference(q, query_norm, query_norm_eps)
-    slots = media_slot.view(len(query), -1).long()  # [T, J]
+    slots = by_row(media_slot).long()  # [T, J]
     pages = _whole(media_kv, media_scale)[slots.clamp(min=0)].float()  # [T, J, H, 2, R, K]
     absent = (slots < 0)[:, :, None, None, None]
     keys, values = (pages[:, :, :, i].masked_fill(absent, 0.0) for i in (0, 1))
@@ -253,8 +253,7 @@ class _MediaAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         query, media_kv, slots, tiles, out, lse = ctx.saved_tensors
-        slots = slots.view(len(query), -1)
-        return *media_gradients(query, media_kv, slots, tiles, out, lse, grad_out, ctx.scale), None, None, None
+        return *media_gradients(query, media_kv, by_row(slots), tiles, out, lse, grad_out, ctx.scale), None, None, None
 
 
 def _inner_contiguous(query: Tensor) -> Tensor:

@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 
 
+def by_row(keys: Tensor) -> Tensor:
+    """[T] -> [T, 1]; [T, J] as it is."""
+    return keys if keys.dim() == 2 else keys[:, None]
+
+
 def tile_records(keys: Tensor, rows: int) -> Tensor:
     """keys [T] or [T, J] -> int32 [n, 4]: first row, number of rows, key of the first row (its first column), 0.
 
     On the CPU only real tiles; on a device one record a row, those that begin no tile with 0 rows, since counting
     them would make the host wait.
     """
-    keys = keys.view(len(keys), -1)
+    keys = by_row(keys)
     places = torch.arange(len(keys), device=keys.device)
     differs = torch.ones(len(keys) + 1, dtype=torch.bool, device=keys.device)
     differs[1:-1] = (keys[1:] != keys[:-1]).any(1)
@@ -33,7 +38,7 @@ def tiles_of_pages(records: Tensor, slots: Tensor, num_pages: int) -> tuple[Tens
 
     slots [T] or [T, J]. A page that a tile names twice is listed twice; tiles of 0 rows come last, after all pages.
     """
-    slots = slots.view(len(slots), -1)
+    slots = by_row(slots)
     pages = slots[records[:, 0].long()].long()  # [n, J]
     pages = pages.where((pages >= 0) & (records[:, 1:2] > 0), num_pages).flatten()
     ordered, order = pages.sort(stable=True)

@@ -156,3 +156,5 @@ def compile_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cal
             monkeypatch.setattr(module, "use_triton", lambda x: True)
     yield compile_for
     driver._active = before
+    for function in _kernels():  # made for a target that is not here
+        function.device_caches.clear()

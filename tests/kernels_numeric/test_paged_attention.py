@@ -133,3 +133,13 @@ def test_what_the_kernel_cannot_read_is_refused() -> None:
         paged_attention(query, kv_cache[:, :, :, :12].contiguous(), *rest, scale=0.2)
     with pytest.raises(ValueError, match="32 query heads a key head do not fit into a tile of 16"):
         paged_plan(rest[1], rest[2], 3, group=32, head_dim=64, dtype=torch.float32)
+
+
+def test_the_plan_names_each_row_s_place_and_leaves_padding_out() -> None:
+    plan = paged_plan(
+        torch.tensor([0, 2, 3]), torch.tensor([5, 9]), 5, group=1, head_dim=64, dtype=torch.float32, shared=True
+    )
+    assert plan.positions.tolist() == [3, 4, 8, -1, -1]
+    assert plan.tiles.tolist() == [[0, 2, 0, 0], [2, 1, 1, 0], [3, 2, -1, 0]]
+    assert plan.shared_tiles is not None
+    assert plan.shared_tiles.tolist() == [[0, 5, 0, 0]]

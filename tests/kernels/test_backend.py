@@ -1,0 +1,70 @@
+"""The one place that chooses: what may be asked for, what is refused, and what is said about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from kernels import backend
+from kernels.backend import BackendError, describe, select, use_triton
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    yield
+    select("auto")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_auto_serves_a_cpu_with_torch_and_says_why() -> None:
+    select("auto")
+    assert not use_triton(torch.zeros(1))
+    assert describe() == {
+        "requested": "auto",
+        "backend": "reference",
+        "reason": "torch sees no GPU",
+        "torch": torch.__version__,
+        "triton": backend.triton.__version__,
+        "device": "cpu",
+    }
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_triton_asked_for_where_it_cannot_run_raises_and_changes_nothing() -> None:
+    with pytest.raises(BackendError, match="asked for, but torch sees no GPU"):
+        select("triton")
+    assert describe()["requested"] == "auto"
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_triton_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "triton", None)
+    with pytest.raises(BackendError, match="triton is not installed"):
+        select("triton")
+    assert describe()["triton"] is None
+
+
+def test_triton_asked_for_and_handed_a_tensor_of_the_cpu_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_obstacle", lambda: None)
+    select("triton")
+    with pytest.raises(BackendError, match="a tensor on cpu"):
+        use_triton(torch.zeros(1))
+
+
+def test_the_reference_asked_for_is_taken_whatever_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_obstacle", lambda: None)
+    select("reference")
+    assert not use_triton(torch.zeros(1))
+    assert (describe()["backend"], describe()["reason"]) == ("reference", "asked for")
+
+
+def test_a_backend_that_is_none_is_refused_by_name() -> None:
+    with pytest.raises(BackendError, match="'cuda' is none of auto, triton, reference"):
+        select("cuda")  # type: ignore[arg-type]

@@ -1,0 +1,72 @@
+"""The row operators' references against torch's own words for them, and the resampler's attention against its row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels.backend import select
+from kernels.gated_residual import gated_residual
+from kernels.norm import layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
+from kernels.normed_linear import fold_norm, normed_linear, normed_linear_reference
+from kernels.resampler_attention import resampler_attention, resampler_attention_reference
+
+
+@pytest.fixture(autouse=True)
+def in_torch() -> Iterator[None]:
+    torch.manual_seed(5)
+    select("reference")
+    yield
+    select("auto")
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+def test_norms(bias: bool) -> None:
+    x, weight = 5 + torch.randn(2, 3, 24), torch.randn(24)
+    shift = torch.randn(24) if bias else None
+    expected = F.layer_norm(x, (24,), weight, shift, 1e-5)
+    torch.testing.assert_close(layer_norm(x, weight, shift, 1e-5), expected)
+    torch.testing.assert_close(layer_norm_reference(x, weight, shift, 1e-5), expected)
+    torch.testing.assert_close(rms_norm(x, weight, 1e-5), F.rms_norm(x, (24,), weight, 1e-5))
+    torch.testing.assert_close(rms_norm_reference(x, weight, 1e-5), F.rms_norm(x, (24,), weight, 1e-5))
+
+
+@pytest.mark.parametrize("width", [1, 24], ids=["scalar", "channel"])
+def test_gated_residual(width: int) -> None:
+    x, branch, gate = torch.randn(3, 24), torch.randn(3, 24), torch.randn(width)
+    torch.testing.assert_close(gated_residual(x, branch, gate), x + torch.tanh(gate) * branch)
+    assert torch.equal(gated_residual(x, branch, torch.zeros(width)), x)
+
+
+def test_a_small_gate_is_not_lost_in_bfloat16() -> None:
+    branch, gate = torch.ones(1, 4).bfloat16(), torch.tensor([1e-3]).bfloat16()
+    out = gated_residual(torch.zeros(1, 4).bfloat16(), branch, gate)
+    torch.testing.assert_close(out, gate.float().tanh().bfloat16().expand(1, 4))
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_a_folded_norm_is_the_norm_and_the_layer(activation: str) -> None:
+    x, weight, bias = torch.randn(3, 24), torch.randn(8, 24), torch.randn(8)
+    gamma, beta = torch.randn(2, 24)
+    y = F.linear(F.layer_norm(x, (24,), gamma, beta, 1e-5), weight, bias)
+    expected = F.gelu(y) if activation == "gelu" else y
+    folded = fold_norm(weight, bias, gamma, beta)
+    for function in (normed_linear, normed_linear_reference):
+        torch.testing.assert_close(
+            function(x, folded, eps=1e-5, activation=activation),  # type: ignore[arg-type]
+            expected, atol=1e-5, rtol=1e-4,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("num_features", [0, 9])
+def test_latents_attend_to_features_and_to_themselves(num_features: int) -> None:
+    query, latent_key, latent_value = torch.randn(3, 2, 5, 3, 16)
+    feature_key, feature_value = torch.randn(2, 2, num_features, 3, 16)
+    key, value = torch.cat([feature_key, latent_key], 1), torch.cat([feature_value, latent_value], 1)
+    weights = (torch.einsum("rk,nk->rn", query[1, :, 2], key[1, :, 2]) * 0.2).softmax(-1)
+    for function in (resampler_attention, resampler_attention_reference):
+        out = function(query, feature_key, feature_value, latent_key, latent_value, scale=0.2)
+        torch.testing.assert_close(out[1, :, 2], weights @ value[1, :, 2])

@@ -1,0 +1,126 @@
+"""Causal and paged attention in torch: against first principles, against each other, and in a cascade."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.backend import select
+from kernels.causal_attention import causal_attention, causal_attention_reference
+from kernels.kv_store import kv_store
+from kernels.paged_attention import paged_attention, paged_attention_reference
+
+HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 6, 2, 16, 4
+
+
+@pytest.fixture(autouse=True)
+def in_torch() -> Iterator[None]:
+    torch.manual_seed(4)
+    select("reference")
+    yield
+    select("auto")
+
+
+def starts_of(*lengths: int) -> Tensor:
+    return torch.tensor((0, *lengths)).cumsum(0).to(torch.int32)
+
+
+def slopes_if(alibi: bool) -> Tensor | None:
+    return torch.rand(HEADS) if alibi else None
+
+
+def packed(num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    key, value = torch.randn(2, num_tokens, KV_HEADS, HEAD_DIM)
+    return torch.randn(num_tokens, HEADS, HEAD_DIM), key, value
+
+
+@pytest.mark.parametrize("alibi", [False, True], ids=["rotary", "alibi"])
+def test_the_reference_is_the_definition(alibi: bool) -> None:
+    query, key, value = packed(5)
+    slopes = slopes_if(alibi)
+    out = causal_attention_reference(query, key, value, starts_of(2, 3), scale=0.3, alibi_slopes=slopes)
+    row, head, first = 4, 5, 2  # the last row of the second sequence; its head reads the second key head
+    scores = (key[first:, 1] @ query[row, head]) * 0.3
+    if slopes is not None:
+        scores = scores - slopes[head] * torch.tensor([2.0, 1.0, 0.0])
+    torch.testing.assert_close(out[row, head], scores.softmax(0) @ value[first:, 1])
+
+
+@pytest.mark.parametrize("alibi", [False, True], ids=["rotary", "alibi"])
+def test_causal_attention_and_its_gradients_are_the_reference_s(alibi: bool) -> None:
+    inputs, starts, slopes = packed(13), starts_of(1, 7, 0, 5), slopes_if(alibi)
+    upstream = torch.randn(13, HEADS, HEAD_DIM)
+    results = []
+    functions: list[Callable[..., Tensor]] = [causal_attention, causal_attention_reference]
+    for function in functions:
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        out = function(*leaves, starts, scale=0.3, alibi_slopes=slopes)
+        results.append((out, *torch.autograd.grad(out, leaves, upstream)))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def scattered(key: Tensor, value: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """Whole sequences laid into blocks in no order, the rest of the cache NaN."""
+    width = max(-(-length // BLOCK_SIZE) for length in lengths)
+    table = torch.randperm(len(lengths) * width).view(len(lengths), width)
+    kv_cache = torch.full((len(lengths) * width, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM), float("nan"))
+    places = torch.cat([torch.arange(length) for length in lengths])
+    rows = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    kv_store(key, value, kv_cache, table[rows, places // BLOCK_SIZE] * BLOCK_SIZE + places % BLOCK_SIZE)
+    return kv_cache, table.to(torch.int32)
+
+
+@pytest.mark.parametrize("alibi", [False, True], ids=["rotary", "alibi"])
+@pytest.mark.parametrize("function", [paged_attention, paged_attention_reference], ids=["serving", "reference"])
+@pytest.mark.parametrize("queries", [(1, 1, 1), (9, 5, 14), (3, 1, 8)], ids=["decode", "whole", "mixed"])
+def test_the_cache_changes_nothing(queries: tuple[int, ...], function: Callable[..., Tensor], alibi: bool) -> None:
+    lengths, slopes = [9, 5, 14], slopes_if(alibi)
+    query, key, value = packed(sum(lengths))
+    whole = causal_attention_reference(query, key, value, starts_of(*lengths), scale=0.3, alibi_slopes=slopes)
+    kv_cache, table = scattered(key, value, lengths)
+    ends = starts_of(*lengths)[1:].tolist()
+    last = torch.cat([torch.arange(end - count, end) for end, count in zip(ends, queries, strict=True)])
+    out = function(
+        query[last], kv_cache, table, starts_of(*queries), torch.tensor(lengths), scale=0.3, alibi_slopes=slopes
+    )
+    torch.testing.assert_close(out, whole[last])
+
+
+@pytest.mark.parametrize("alibi", [False, True], ids=["rotary", "alibi"])
+@pytest.mark.parametrize("queries", [(1, 1, 1), (3, 0, 6)], ids=["decode", "mixed"])
+def test_a_shared_prefix_is_read_once_and_changes_nothing(queries: tuple[int, ...], alibi: bool) -> None:
+    lengths, slopes = torch.tensor([11, 9, 14]), slopes_if(alibi)
+    table = torch.tensor([[1, 2, 3, 0], [1, 2, 4, 0], [1, 2, 5, 6]], dtype=torch.int32)
+    kv_cache = torch.randn(7, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
+    query = torch.randn(sum(queries), HEADS, HEAD_DIM)
+    inputs = (query, kv_cache, table, starts_of(*queries), lengths)
+    cascade = paged_attention(*inputs, scale=0.3, alibi_slopes=slopes, num_shared_blocks=2)
+    torch.testing.assert_close(cascade, paged_attention_reference(*inputs, scale=0.3, alibi_slopes=slopes))
+
+
+def test_a_query_inside_the_shared_part_is_refused() -> None:
+    table = torch.tensor([[1, 2], [1, 2]], dtype=torch.int32)
+    kv_cache = torch.randn(3, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
+    with pytest.raises(ValueError, match="hold 8 tokens, but a query's place is 6"):
+        paged_attention(
+            torch.randn(2, HEADS, HEAD_DIM), kv_cache, table, starts_of(1, 1), torch.tensor([7, 8]), scale=0.3,
+            num_shared_blocks=2,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("num_tokens", [3, 9], ids=["decode", "prefill"])
+def test_the_store_puts_each_token_where_it_was_told_and_skips_padding(num_tokens: int) -> None:
+    kv_cache = torch.zeros(5, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
+    key, value = torch.randn(2, num_tokens, KV_HEADS, HEAD_DIM)
+    slots = torch.randperm(5 * BLOCK_SIZE)[:num_tokens]
+    slots[1] = -1
+    kv_store(key, value, kv_cache, slots)
+    for row, slot in enumerate(slots.tolist()):
+        if slot >= 0:
+            block, offset = divmod(slot, BLOCK_SIZE)
+            assert torch.equal(kv_cache[block, :, :, offset], torch.stack([key[row], value[row]]))
+    assert int(kv_cache.abs().sum((1, 2, 4)).count_nonzero()) == num_tokens - 1
