@@ -26,7 +26,8 @@ def parse(
     """`quick` holds the toy sizes by option."""
     add_common(parser)
     if parser.parse_args(arguments).quick:
-        parser.set_defaults(**quick)
+        # one thread: with more, a toy on a busy machine does little but wait at barriers
+        parser.set_defaults(threads=1, **quick)
     options = parser.parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -103,6 +104,8 @@ def serving(settings: Settings) -> Iterator[HttpDriver]:
         server = subprocess.Popen(
             [sys.executable, "-m", "server", "--config", str(file)], cwd=ROOT, stdout=log, stderr=log
         )
+        # a benchmark that is told to end must not leave its server behind
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             yield _wait(server, HttpDriver(port), Path(folder) / "server.log")
         finally:
