@@ -41,7 +41,7 @@ NEW_TOKENS = 8
 WIDTH, PATCH, SIZE = 16, 8, 32
 MODEL_NAME = "tiny-clip"
 
-TEXT, IMAGE, END = "text", "image", "end_of_chunk"
+TEXT, IMAGE, VIDEO, END = "text", "image", "video", "end_of_chunk"
 Case = list[tuple[str, str]]
 CASES: dict[str, Case] = {
     "text_only": [(TEXT, "Question: what is a dog?")],
@@ -54,6 +54,8 @@ CASES: dict[str, Case] = {
     ],
     "not_square": [(IMAGE, "wide.png"), (TEXT, "Question: what is shown? Short answer:")],
 }
+# for a resampler with frame embeddings; a video's value is its frames
+VIDEO_CASE: Case = [(TEXT, "what is shown? "), (VIDEO, "tall.png wide.png square.png"), (TEXT, "Output:")]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Golden:
     full: bool = False
     safetensors: bool = True
     small_resampler: bool = False
+    num_frames: int | None = None
 
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
@@ -129,7 +132,14 @@ def llama(vocab_size: int) -> nn.Module:
 GOLDENS = {
     "gpt_neox": Golden(gpt_neox, byte_level_tokenizer, every_n_layers=2, seed=1),
     "mpt": Golden(
-        mpt, byte_level_tokenizer, every_n_layers=2, seed=2, nested=True, safetensors=False, small_resampler=True
+        mpt,
+        byte_level_tokenizer,
+        every_n_layers=2,
+        seed=2,
+        nested=True,
+        safetensors=False,
+        small_resampler=True,
+        num_frames=4,
     ),
     "llama": Golden(llama, llama_tokenizer, every_n_layers=1, seed=3, full=True, small_resampler=True),
 }
@@ -234,15 +244,16 @@ def checkpoint_tensors(model: nn.Module, full: bool) -> dict[str, Tensor]:
 
 
 def prompt_text(case: Case) -> str:
-    return "".join({TEXT: value, IMAGE: "<image>", END: "<|endofchunk|>"}[kind] for kind, value in case)
+    return "".join({TEXT: value, END: "<|endofchunk|>"}.get(kind, "<image>") for kind, value in case)
 
 
 @torch.no_grad()
 def expect(model: Any, processor: Any, tokenizer: Any, case: Case, images: Path) -> tuple[Tensor, dict[str, Any]]:
     """Log-probabilities at all positions of a prompt, and the greedy tokens after it, by the library's own two calls."""
     encoded = tokenizer(prompt_text(case), return_tensors="pt")
-    frames = [processor(Image.open(images / value)) for kind, value in case if kind == IMAGE]
-    vision = torch.stack(frames or [torch.zeros(3, SIZE, SIZE)])[None, :, None]
+    media = [value.split() for kind, value in case if kind in (IMAGE, VIDEO)]
+    frames = [torch.stack([processor(Image.open(images / name)) for name in names]) for names in media]
+    vision = torch.stack(frames or [torch.zeros(1, 3, SIZE, SIZE)])[None]  # [1, M, F, 3, h, w]
     inputs = {"vision_x": vision, "lang_x": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
     logits = model(**inputs).logits[0]
     if frames:
@@ -285,7 +296,9 @@ def make_golden(folder: Path, name: str, golden: Golden) -> None:
         use_local_files=True,
     )
     if golden.small_resampler:
-        model.perceiver = PerceiverResampler(dim=WIDTH, depth=2, heads=2, num_latents=6)
+        model.perceiver = PerceiverResampler(
+            dim=WIDTH, depth=2, heads=2, num_latents=6, max_num_frames=golden.num_frames
+        )
     randomise(model.perceiver, generator)
     randomise(model.lang_encoder.gated_cross_attn_layers, generator)
     # the rows that resizing added were drawn by the library, in float32
@@ -301,8 +314,22 @@ def make_golden(folder: Path, name: str, golden: Golden) -> None:
     write_expected(target, model.eval(), processor, tokenizer, folder / "images")
 
 
+def see_videos(model: Any) -> None:
+    """The library's `_encode_vision_x` without its assertion that a video has one frame; its resampler takes any."""
+
+    def encode(vision_x: Tensor) -> None:
+        features = model.vision_encoder(vision_x.flatten(0, 2))[1].unflatten(0, vision_x.shape[:3])
+        for layer in model.lang_encoder._get_decoder_layers():
+            layer.condition_vis_x(model.perceiver(features))
+
+    model._encode_vision_x = encode
+
+
 def write_expected(target: Path, model: Any, processor: Any, tokenizer: Any, images: Path) -> None:
     results = {name: expect(model, processor, tokenizer, case, images) for name, case in CASES.items()}
+    if model.perceiver.frame_embs is not None:
+        see_videos(model)
+        results["video"] = expect(model, processor, tokenizer, VIDEO_CASE, images)
     save_file(
         {name: log_probs.contiguous() for name, (log_probs, _) in results.items()}, target / "expected.safetensors"
     )

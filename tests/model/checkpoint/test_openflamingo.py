@@ -33,7 +33,9 @@ from model.vision import normalise
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "openflamingo"
 EVERY_N_LAYERS = {"gpt_neox": 2, "mpt": 2, "llama": 1}
-CASES = ["text_only", "text_before_image", "two_in_a_row", "several_shots", "not_square"]
+# of MPT's resampler alone there are frame embeddings
+PROMPTS = ["text_only", "text_before_image", "two_in_a_row", "several_shots", "not_square", "video"]
+CASES = [(name, case) for name in EVERY_N_LAYERS for case in PROMPTS if case != "video" or name == "mpt"]
 TOLERANCE = 1e-4
 
 
@@ -74,20 +76,20 @@ class Imported:
 
     def pixels(self, case: str) -> list[Tensor]:
         return [
-            pixels(GOLDENS / "images" / value, self.model.config.vision)
+            pixels(value.split(), self.model.config.vision)
             for kind, value in self.cases[case]["segments"]
-            if kind == "image"
+            if kind in ("image", "video")
         ]
 
 
 def segment(kind: str, value: str) -> Segment:
-    kinds: dict[str, Segment] = {"text": Text(value), "image": Media(value.encode()), "end_of_chunk": EndOfChunk()}
-    return kinds[kind]
+    kinds: dict[str, Segment] = {"text": Text(value), "end_of_chunk": EndOfChunk()}
+    return kinds.get(kind, Media(value.encode()))
 
 
-def pixels(file: Path, config: VisionConfig) -> Tensor:
-    frame = torch.from_numpy(resize(load_image(file.read_bytes(), MediaLimits()), config).copy())
-    return normalise(frame[None], config)
+def pixels(names: list[str], config: VisionConfig) -> Tensor:
+    images = [load_image((GOLDENS / "images" / name).read_bytes(), MediaLimits()) for name in names]
+    return normalise(torch.stack([torch.from_numpy(resize(image, config).copy()) for image in images]), config)
 
 
 def wrap(state: dict[str, Tensor]) -> dict[str, Any]:
@@ -104,15 +106,18 @@ def read(name: str) -> dict[str, Tensor]:
     return unwrap(torch.load(GOLDENS / name / "checkpoint.pt", weights_only=True))
 
 
-@pytest.fixture(scope="module", params=EVERY_N_LAYERS)
-def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Imported:
-    folder = tmp_path_factory.mktemp("imported") / request.param
-    assert main(arguments(request.param, folder)) == 0
-    return Imported.of(request.param, folder)
+@pytest.fixture(scope="module")
+def goldens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Imported]:
+    folder = tmp_path_factory.mktemp("imported")
+    assert [main(arguments(name, folder / name)) for name in EVERY_N_LAYERS] == [0, 0, 0]
+    return {name: Imported.of(name, folder / name) for name in EVERY_N_LAYERS}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_log_probabilities_and_greedy_tokens_are_the_librarys(imported: Imported, case: str) -> None:
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_log_probabilities_and_greedy_tokens_are_the_librarys(
+    goldens: dict[str, Imported], name: str, case: str
+) -> None:
+    imported = goldens[name]
     prompt, frames = imported.prompt(case), imported.pixels(case)
     assert prompt.token_ids == imported.cases[case]["token_ids"]
     ours = log_probs(imported.model, prompt.token_ids, prompt.media_index, encode_media(imported.model, frames))
@@ -181,6 +186,10 @@ def test_a_tokenizer_that_can_pad_gets_no_second_padding_token(tmp_path: Path) -
     assert load_config(out).language_model.num_new_tokens == 2
     # the end of text is an answer, though it pads too
     assert load_config(out).prompt.suppressed == ("<image>",)
+
+
+def test_every_stored_case_is_compared(goldens: dict[str, Imported]) -> None:
+    assert sorted(CASES) == sorted((name, case) for name, imported in goldens.items() for case in imported.cases)
 
 
 def test_frame_embeddings_come_along(tmp_path: Path) -> None:
