@@ -283,7 +283,8 @@ def test_the_whole_house_is_read(repository: Tree) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=_name)
 def test_the_house_keeps_the_rule(rule: Rule, repository: Tree) -> None:
-    assert list(rule(repository)) == []
+    complaints = list(rule(repository))
+    assert not complaints, "\n".join(complaints)
 
 
 @pytest.mark.parametrize(("rule", "files", "complaint"), BROKEN, ids=_name)
