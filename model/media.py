@@ -92,18 +92,16 @@ def _check_size(size: tuple[int, int], limits: MediaLimits) -> None:
         raise MediaError(f"frame of {width} x {height} has {width * height} pixels, the limit is {limits.max_pixels}")
 
 
-def load_video(data: bytes, limits: MediaLimits) -> list[Image.Image]:
-    """RGB frames at `frames_per_second`, the first included. Too long is an error: no video is cut silently."""
+def load_video(data: bytes, limits: MediaLimits) -> Iterator[Image.Image]:
+    """RGB frames at `frames_per_second`, the first included, one at a time: a minute of them is large. A video over a
+    limit is an error at the frame that is too many, it is not cut to fit."""
     _check_bytes(data, limits)
     try:
         # an explicit demuxer, so that no file can be a playlist of other files
         with av.open(io.BytesIO(data), mode="r", format=_video_format(data)) as container:
-            frames = list(_sampled_frames(container, limits))
-    except (av.FFmpegError, IndexError) as error:
+            yield from _sampled_frames(container, limits)
+    except av.FFmpegError as error:
         raise MediaError(f"video cannot be decoded: {error}") from None
-    if not frames:
-        raise MediaError("video has no frames")
-    return frames
 
 
 def _video_format(data: bytes) -> str:
@@ -115,6 +113,8 @@ def _video_format(data: bytes) -> str:
 
 
 def _sampled_frames(container: av.container.InputContainer, limits: MediaLimits) -> Iterator[Image.Image]:
+    if not container.streams.video:
+        raise MediaError("file has no video in it")
     stream = container.streams.video[0]
     _check_size((stream.width, stream.height), limits)
     start, taken = None, 0
@@ -131,6 +131,8 @@ def _sampled_frames(container: av.container.InputContainer, limits: MediaLimits)
             raise MediaError(f"video has more than {taken} frames at {limits.frames_per_second} a second, the limit")
         yield Image.fromarray(frame.to_ndarray(format="rgb24"))
         taken += 1
+    if not taken:
+        raise MediaError("video has no frames")
 
 
 def resize(image: Image.Image, config: VisionConfig) -> NDArray[np.uint8]:  # -> [h, w, 3]

@@ -164,7 +164,7 @@ def test_any_bytes_are_media_or_an_error(data: bytes) -> None:
     with pytest.raises(MediaError):
         load_image(data, LIMITS)
     with pytest.raises(MediaError):
-        load_video(data, LIMITS)
+        frames_of(data, LIMITS)
 
 
 IMAGES = {
@@ -248,6 +248,10 @@ def test_what_is_transparent_is_white(rule: Literal["squash", "pad"]) -> None:
     assert (resize(clear, vision(rule)) == 255).all()
 
 
+def frames_of(data: bytes, limits: MediaLimits) -> list[Image.Image]:
+    return list(load_video(data, limits))
+
+
 def video(shades: list[int], *, form: str = "mp4", codec: str = "mpeg4", rate: int = 4, first_second: int = 0) -> bytes:
     """A grey frame of 64 x 48 for each shade, `rate` a second."""
     buffer = io.BytesIO()
@@ -265,48 +269,48 @@ def video(shades: list[int], *, form: str = "mp4", codec: str = "mpeg4", rate: i
 @pytest.mark.parametrize(("form", "codec"), [("mp4", "mpeg4"), ("webm", "libvpx")])
 def test_a_video_is_a_frame_a_second(form: str, codec: str) -> None:
     shades = [20 * (i // 4) for i in range(42)]  # a new shade each second, ten and a half of them
-    frames = load_video(video(shades, form=form, codec=codec), LIMITS)
+    frames = frames_of(video(shades, form=form, codec=codec), LIMITS)
     assert [frame.size for frame in frames] == [(64, 48)] * 11
     assert all(abs(np.asarray(frame).mean() - 20 * i) < 4 for i, frame in enumerate(frames))
 
 
 def test_frames_may_come_faster_or_slower_than_asked() -> None:
     shades = [10 * i for i in range(8)]
-    everything = load_video(video(shades, rate=2), MediaLimits(frames_per_second=2.0))
+    everything = frames_of(video(shades, rate=2), MediaLimits(frames_per_second=2.0))
     assert [round(np.asarray(frame).mean() / 10) for frame in everything] == list(range(8))
     # there are no more frames than in the file
-    assert len(load_video(video(shades, rate=2), MediaLimits(frames_per_second=30.0))) == 8
+    assert len(frames_of(video(shades, rate=2), MediaLimits(frames_per_second=30.0))) == 8
 
 
 def test_time_begins_with_the_first_frame() -> None:
     shades = [20 * (i // 4) for i in range(16)]
-    frames = load_video(video(shades, form="webm", codec="libvpx", first_second=100), MediaLimits(max_seconds=5.0))
+    frames = frames_of(video(shades, form="webm", codec="libvpx", first_second=100), MediaLimits(max_seconds=5.0))
     assert [round(np.asarray(frame).mean() / 20) for frame in frames] == [0, 1, 2, 3]
 
 
 def test_limits_of_a_video_name_both_numbers() -> None:
     data = video([0] * 24)  # six seconds
     with pytest.raises(MediaError, match=r"longer than 3\.2 seconds, the limit is 3\.0"):
-        load_video(data, MediaLimits(max_seconds=3.0))
+        frames_of(data, MediaLimits(max_seconds=3.0))
     with pytest.raises(MediaError, match=r"more than 5 frames at 1\.0 a second, the limit"):
-        load_video(data, MediaLimits(max_frames=5))
+        frames_of(data, MediaLimits(max_frames=5))
     with pytest.raises(MediaError, match="64 x 48 has 3072 pixels, the limit is 3000"):
-        load_video(data, MediaLimits(max_pixels=3000))
+        frames_of(data, MediaLimits(max_pixels=3000))
     with pytest.raises(MediaError, match=f"has {len(data)} bytes, the limit is 50"):
-        load_video(data, MediaLimits(max_bytes=50))
-    assert len(load_video(data, MediaLimits(max_frames=6))) == 6
+        frames_of(data, MediaLimits(max_bytes=50))
+    assert len(frames_of(data, MediaLimits(max_frames=6))) == 6
 
 
 def test_a_video_that_ends_early_is_an_error() -> None:
     data = video(list(range(24)))
     with pytest.raises(MediaError, match="video cannot be decoded"):
-        load_video(data[: len(data) // 2], LIMITS)
+        frames_of(data[: len(data) // 2], LIMITS)
 
 
 @pytest.mark.parametrize("data", [b"", b"#EXTM3U\n/etc/passwd\n", b"ffconcat version 1.0\nfile /etc/passwd\n"])
 def test_playlists_are_no_videos(data: bytes) -> None:
     with pytest.raises(MediaError, match="none of MP4, WebM, Matroska"):
-        load_video(data, LIMITS)
+        frames_of(data, LIMITS)
 
 
 def test_sound_alone_is_no_video() -> None:
@@ -317,5 +321,12 @@ def test_sound_alone_is_no_video() -> None:
         silence.sample_rate = 8000
         container.mux(stream.encode(silence))
         container.mux(stream.encode())
-    with pytest.raises(MediaError, match="video"):
-        load_video(buffer.getvalue(), LIMITS)
+    with pytest.raises(MediaError, match="file has no video in it"):
+        frames_of(buffer.getvalue(), LIMITS)
+
+
+def test_frames_are_decoded_as_they_are_taken() -> None:
+    frames = load_video(video([0] * 24), MediaLimits(max_frames=2))
+    assert [next(frames).size, next(frames).size] == [(64, 48)] * 2
+    with pytest.raises(MediaError, match="more than 2 frames"):
+        next(frames)
