@@ -100,6 +100,9 @@ class FastLinear(nn.Module):
         self.products = {name: product for name, product in self.products.items() if name in used}
 
     def forward(self, x: Tensor) -> Tensor:
+        # the packed kernels take matrices alone: media come in as [M, R, D]
+        if x.ndim > 2:
+            return self(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
         y = self._by_rows[min(x.shape[0], ROWS[-1])](x)
         return y if self.bias is None else y + self.bias
 

@@ -46,6 +46,13 @@ def test_each_format_is_the_product(name: Format, tolerance: float, rows: int) -
     assert float((linear(x).float() - expected).norm() / expected.norm()) < tolerance
 
 
+@pytest.mark.parametrize("name", ["int4", "int8", "bfloat16"])
+def test_media_come_in_as_three_dimensions(name: Format) -> None:
+    linear = FastLinear(q4_weights(16, 32)[0], None, (name,))
+    x = torch.randn(2, 3, 32).to(torch.bfloat16)
+    assert torch.equal(linear(x).flatten(0, 1), linear(x.flatten(0, 1)))
+
+
 def test_rows_in_between_are_served_as_the_next_smaller() -> None:
     linear = FastLinear(q4_weights(16, 32)[0], None, ("int4", "bfloat16"))
     products = dict(linear.products)
