@@ -13,13 +13,14 @@ RAISE, SLEEP, FAIL = 1, 2, 3
 
 
 class ToldEngine:
-    """Runs in a worker. Repeats the prompt, a token a step, for ever, once it holds the media that the prompt shows.
+    """Repeats the prompt, a token a step, up to `max_tokens`, once it holds the media that the prompt shows.
 
     A seed is an order: `RAISE` makes the step fail, `SLEEP` hangs, `FAIL` is given up.
     """
 
     def __init__(self) -> None:
         self.requests: dict[str, deque[int]] = {}
+        self.left: dict[str, int] = {}
         self.waiting: dict[str, Generate] = {}
         self.held: set[bytes] = set()
         self.events: list[Outbound] = []
@@ -65,10 +66,15 @@ class ToldEngine:
                     self.events.append(Finished(request_id=name, finish_reason="error", error="told to fail"))
                     continue
                 self.requests[name] = deque(request.token_ids)
+                self.left[name] = request.sampling.max_tokens
                 self.events.append(Admitted(request_id=name, queue_seconds=0.0, media_encoded=len(request.media)))
-        for name, ids in self.requests.items():
+        for name, ids in list(self.requests.items()):
             ids.rotate(-1)
-            self.events.append(Token(request_id=name, token_id=ids[-1]))
+            self.left[name] -= 1
+            is_last = self.left[name] == 0
+            self.events.append(Token(request_id=name, token_id=ids[-1], finish_reason="length" if is_last else None))
+            if is_last:
+                del self.requests[name]
         time.sleep(0.002)
         events, self.events = self.events, []
         return events

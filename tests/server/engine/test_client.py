@@ -87,7 +87,7 @@ def stream(
         token_ids=ids,
         media_index=[-1] * len(ids),
         media=[m.digest for m in shown],
-        sampling=Sampling(max_tokens=9, seed=order),
+        sampling=Sampling(max_tokens=10**6, seed=order),
     )
     return engine.stream(request, {m.digest: m for m in shown})
 

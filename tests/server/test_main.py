@@ -1,0 +1,265 @@
+"""The whole server as a user starts it: `python -m server` in a process, spoken to over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from model import reference
+from model.checkpoint.native import save_folder
+from model.media import MediaLimits, load_image, resize
+from model.prompt import EndOfChunk, Media, Text, encode
+from model.vision import normalise
+from tests.server.conftest import image_part, picture
+from tests.tiny_models import CONFIGS, byte_tokenizer, prompt_tokenizer, tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = CONFIGS["openflamingo"]
+TOKENIZER = prompt_tokenizer(CONFIG.prompt)
+LONG = {"prompt": "abc", "max_tokens": 500, "stream": True, "ignore_eos": True, "temperature": 0}
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"did not happen within {seconds} seconds"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    """A killed child stays a zombie until its parent, or init, has taken note."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+class Server:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self.log = log
+        until(lambda: self._port() or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self._port()}", timeout=60)
+        until(lambda: self.readiness() == 200)
+
+    def _port(self) -> int | None:
+        found = re.search(r"running on http://127\.0\.0\.1:(\d+)", self.log.read_text())
+        return int(found[1]) if found else None
+
+    def readiness(self) -> int:
+        return self.http.get("/health/ready").status_code
+
+    @property
+    def worker(self) -> int:
+        pid: int = self.http.get("/health").json()["engine"]["pid"]
+        return pid
+
+    def metric(self, name: str) -> float:
+        (line,) = (s for s in self.http.get("/metrics").text.splitlines() if s.startswith(f"flamboyance:{name}"))
+        return float(line.split()[-1])
+
+    def complete(self, **fields: object) -> dict[str, Any]:
+        response = self.http.post("/v1/completions", json=fields)
+        assert response.status_code == 200, response.text
+        body: dict[str, Any] = response.json()
+        return body
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=30)
+
+
+@contextmanager
+def running(folder: Path, log: Path, *command: str) -> Iterator[Server]:
+    arguments = ["--model", str(folder), "--port", "0", "--log-format", "json"]
+    with log.open("wb") as file:
+        process = subprocess.Popen([sys.executable, *command, *arguments], cwd=ROOT, stderr=file)
+    server = None
+    try:
+        server = Server(process, log)
+        yield server
+    finally:
+        if server is not None:
+            server.http.close()
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_folder(folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(folder, tmp_path_factory.mktemp("log") / "log", "-m", "server") as server:
+        yield server
+
+
+@pytest.fixture
+def told(folder: Path, tmp_path: Path) -> Iterator[Server]:
+    with running(folder, tmp_path / "log", "-m", "tests.server.told_server") as server:
+        yield server
+
+
+def shots() -> tuple[list[dict[str, object]], list[Text | Media | EndOfChunk], list[bytes]]:
+    """Two shots and a query, as parts and as segments; the first picture comes back in the query."""
+    red, blue = picture("red", (20, 10)), picture("blue", (9, 16))
+    parts: list[dict[str, object]] = [
+        image_part(red),
+        {"type": "text", "text": "Output: red"},
+        {"type": "end_of_chunk"},
+        image_part(blue),
+        {"type": "text", "text": "Output: blue"},
+        {"type": "end_of_chunk"},
+        image_part(red),
+        {"type": "text", "text": "Output:"},
+    ]
+    media = [Media(bytes([i])) for i in range(3)]
+    first: list[Text | Media | EndOfChunk] = [media[0], Text("Output: red"), EndOfChunk()]
+    return parts, [*first, media[1], Text("Output: blue"), EndOfChunk(), media[2], Text("Output:")], [red, blue, red]
+
+
+def pixels(data: bytes) -> torch.Tensor:
+    frame = torch.from_numpy(resize(load_image(data, MediaLimits()), CONFIG.vision).copy())
+    return normalise(frame[None], CONFIG.vision)
+
+
+def test_greedy_tokens_and_log_probabilities_are_the_references(server: Server) -> None:
+    parts, segments, pictures = shots()
+    encoded, model = encode(segments, TOKENIZER), tiny_model(CONFIG)
+    frames = [pixels(data) for data in pictures]
+    expected = reference.generate(
+        model,
+        encoded.token_ids,
+        encoded.media_index,
+        frames,
+        max_tokens=12,
+        eos_ids=TOKENIZER.eos_ids,
+        suppressed_ids=TOKENIZER.suppressed_ids,
+    )
+    body = server.complete(
+        prompt=parts, max_tokens=12, temperature=0, return_token_ids=True, echo=True, logprobs=0, seed=1
+    )
+    (choice,) = body["choices"]
+    assert choice["prompt_token_ids"] == encoded.token_ids
+    assert choice["token_ids"] == expected.token_ids
+    scores = reference.log_probs(model, encoded.token_ids, encoded.media_index, reference.encode(model, frames))
+    prompt = [float(row[token_id]) for row, token_id in zip(scores[:-1], encoded.token_ids[1:], strict=True)]
+    assert choice["logprobs"]["token_logprobs"][0] is None
+    assert choice["logprobs"]["token_logprobs"][1:] == pytest.approx([*prompt, *expected.logprobs], abs=2e-3)
+    assert body["usage"]["fewshot_details"]["media_deduplicated"] == 1
+
+
+def test_a_stream_brings_the_same_text(server: Server) -> None:
+    parts, _, _ = shots()
+    fields = {"prompt": parts, "max_tokens": 12, "temperature": 0}
+    whole = server.complete(**fields)["choices"][0]["text"]
+    with server.http.stream("POST", "/v1/completions", json=fields | {"stream": True}) as response:
+        lines = [line for line in response.iter_lines() if line.startswith("data: ")]
+    assert lines[-1] == "data: [DONE]"
+    assert "".join(json.loads(line[6:])["choices"][0]["text"] for line in lines[:-1]) == whole
+
+
+def test_a_picture_seen_before_is_not_encoded_again(server: Server) -> None:
+    prompt = [image_part(picture("green", (31, 17))), {"type": "text", "text": "x"}]
+    first, second = (server.complete(prompt=prompt, max_tokens=1)["usage"]["fewshot_details"] for _ in range(2))
+    assert (first["media_encoded"], first["media_cached"]) == (1, 0)
+    assert (second["media_encoded"], second["media_cached"]) == (0, 1)
+
+
+def test_a_broken_picture_fails_its_request_and_names_the_part(server: Server) -> None:
+    prompt = [image_part(), image_part(picture()[:50]), {"type": "text", "text": "x"}]
+    error = server.http.post("/v1/completions", json={"prompt": prompt}).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_media", "prompt[1].image_url.url")
+    assert server.readiness() == 200
+
+
+def test_a_lost_client_aborts_its_request(server: Server) -> None:
+    aborted = server.metric('request_success_total{finished_reason="abort"')
+    with server.http.stream("POST", "/v1/completions", json=LONG) as response:
+        next(response.iter_lines())
+    until(lambda: server.metric('request_success_total{finished_reason="abort"') == aborted + 1)
+    until(lambda: server.metric("num_requests_running{") == 0)
+
+
+def test_a_killed_worker_ends_its_streams_with_an_error_and_comes_back(server: Server) -> None:
+    pid = server.worker
+    with server.http.stream("POST", "/v1/completions", json=LONG) as response:
+        lines = response.iter_lines()
+        next(lines)
+        os.kill(pid, signal.SIGKILL)
+        rest = [line for line in lines if line.startswith("data: ")]
+    assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "engine_died"
+    assert rest[-1] == "data: [DONE]"
+    refused = server.http.post("/v1/completions", json={"prompt": "x"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_not_ready")
+    assert refused.headers["retry-after"]
+    until(lambda: server.readiness() == 200)
+    assert server.worker != pid
+    assert server.complete(prompt="x", max_tokens=1)["usage"]["completion_tokens"] == 1
+
+
+def test_sigterm_lets_a_running_request_finish_and_refuses_new_ones(told: Server) -> None:
+    with told.http.stream("POST", "/v1/completions", json=LONG | {"max_tokens": 400}) as response:
+        lines = response.iter_lines()
+        next(lines)
+        told.process.send_signal(signal.SIGTERM)
+        until(lambda: told.readiness() == 503)
+        refused = told.http.post("/v1/completions", json={"prompt": "x"})
+        assert refused.json()["error"]["code"] == "shutting_down"
+        rest = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert rest[-1]["choices"][0]["finish_reason"] == "length"
+    assert told.process.wait(timeout=30) == 0
+
+
+def test_a_second_signal_ends_running_requests_with_an_error(told: Server) -> None:
+    worker = told.worker
+    with told.http.stream("POST", "/v1/completions", json=LONG | {"ignore_eos": False}) as response:
+        lines = response.iter_lines()
+        next(lines)
+        told.process.send_signal(signal.SIGTERM)
+        until(lambda: told.readiness() == 503)
+        told.process.send_signal(signal.SIGINT)
+        rest = [line for line in lines if line.startswith("data: ")]
+    assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "shutting_down"
+    assert told.process.wait(timeout=30) == 0
+    until(lambda: not is_alive(worker))
+
+
+def test_a_worker_does_not_outlive_its_server(told: Server) -> None:
+    worker = told.worker
+    assert is_alive(worker)
+    told.process.kill()
+    until(lambda: not is_alive(worker))
+
+
+def test_weights_that_do_not_fit_end_the_server_with_a_status(folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    command = [sys.executable, "-m", "server", "--model", str(tmp_path), "--port", "0"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert finished.returncode == 1
+    assert "holds no weights" in finished.stderr
+
+
+def test_the_api_process_never_loads_torch() -> None:
+    code = "import sys, server.__main__; print(sorted({'torch', 'timm', 'torchvision', 'triton'} & set(sys.modules)))"
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "[]"
