@@ -16,7 +16,7 @@ from torch import Tensor
 from kernels.backend import jit_runtime, tl, triton, use_triton
 from kernels.causal_attention import alibi_bias
 from kernels.configs import LOG2_E, Launch, launch_config
-from kernels.paged_gather import attend_by_sequence, attend_in_cascade, gather_tokens
+from kernels.paged_gather import GatherPlan, attend, gather_blocks, gather_plan
 from kernels.tile_access import load_tile, store_tile
 from kernels.tiles import tile_records
 
@@ -47,7 +47,7 @@ def paged_attention_reference(
     scale: float,
     alibi_slopes: Tensor | None = None,
     num_shared_blocks: int = 0,
-    plan: Plan | None = None,
+    plan: Plan | GatherPlan | None = None,
 ) -> Tensor:
     """`num_shared_blocks` is a promise about block_table, and changes nothing in the result."""
     group = query.shape[1] // kv_cache.shape[2]
@@ -55,7 +55,8 @@ def paged_attention_reference(
     outputs = [query[:0].float()]
     spans = pairwise(query_starts.tolist())
     for blocks, (first, end), context in zip(block_table, spans, context_lengths.tolist(), strict=True):
-        keys, values = gather_tokens(kv_cache, blocks, 0, context).float().repeat_interleave(group, 1)  # [H, C, K] each
+        kv = gather_blocks(kv_cache, blocks[: -(-context // kv_cache.shape[3])])[:, :, :context]
+        keys, values = kv.float().repeat_interleave(group, 1)  # [H, C, K] each
         scores = torch.einsum("qhk,hck->hqc", query[first:end].float(), keys) * scale
         weights = (scores + alibi_bias(slopes, end - first, context)).softmax(-1)
         outputs.append(torch.einsum("hqc,hck->qhk", weights, values))
@@ -203,6 +204,30 @@ def paged_plan(
     return Plan(positions.to(torch.int32), tiles, shared_tiles, launch, SPLIT if decode else WHOLE)
 
 
+def plan_step(
+    kv_cache: Tensor,
+    block_table: Tensor,
+    query_starts: Tensor,
+    context_lengths: Tensor,
+    *,
+    num_tokens: int,
+    num_heads: int,
+    alibi_slopes: Tensor | None,
+    num_shared_blocks: int,
+) -> Plan | GatherPlan:
+    """What all layers of a step share, for the backend that will run them; `kv_cache` [N, 2, G, B, K] is any layer's."""
+    _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
+    if use_triton(kv_cache):
+        return paged_plan(
+            query_starts, context_lengths, num_tokens,
+            group=num_heads // num_kv_heads, head_dim=head_dim, dtype=kv_cache.dtype, shared=num_shared_blocks > 0,
+        )  # fmt: skip
+    return gather_plan(
+        block_table, query_starts, context_lengths,
+        block_size=block_size, num_kv_heads=num_kv_heads, dtype=kv_cache.dtype, alibi_slopes=alibi_slopes,
+    )  # fmt: skip
+
+
 def _launch(
     query: Tensor,
     kv_cache: Tensor,
@@ -271,20 +296,22 @@ def paged_attention(
     scale: float,
     alibi_slopes: Tensor | None = None,
     num_shared_blocks: int = 0,
-    plan: Plan | None = None,
+    plan: Plan | GatherPlan | None = None,
 ) -> Tensor:
     """query [T, H, K], a sequence's last tokens together; kv_cache [N, 2, G, B, K]; block_table [S, W];
     query_starts [S + 1]; context_lengths [S], the tokens in the cache, these included; plan: `paged_plan` -> [T, H, K]"""
     shared = num_shared_blocks if len(context_lengths) > 1 else 0
     if not use_triton(query):
-        starts, contexts = query_starts.tolist(), context_lengths.tolist()
-        if shared:
-            return attend_in_cascade(query, kv_cache, block_table, starts, contexts, scale, alibi_slopes, shared)
-        return attend_by_sequence(query, kv_cache, block_table, starts, contexts, scale, alibi_slopes)
+        if not isinstance(plan, GatherPlan):
+            plan = gather_plan(
+                block_table, query_starts, context_lengths, block_size=kv_cache.shape[3],
+                num_kv_heads=kv_cache.shape[2], dtype=query.dtype, alibi_slopes=alibi_slopes,
+            )  # fmt: skip
+        return attend(query, kv_cache, plan, scale)
     if query.stride()[1:] != (query.shape[2], 1):
         query = query.contiguous()
     _check_cache(kv_cache)
-    if plan is None:
+    if not isinstance(plan, Plan):
         group = query.shape[1] // kv_cache.shape[2]
         plan = paged_plan(
             query_starts, context_lengths, len(query),

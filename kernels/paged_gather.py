@@ -1,11 +1,13 @@
-"""Paged attention in plain torch, as a processor serves it: one gather and one attention a sequence.
+"""Paged attention in plain torch, as a processor serves it: all decoding sequences in one batch, the others one by one.
 
-With shared blocks, their keys meet the queries of all sequences in one product, and the two parts are merged by their
-log-sum-exp.
+What all of a step's layers share (which blocks, which mask) is worked out once, in a `GatherPlan`. Blocks that every
+decoding sequence has in front (a support set) are read once, for all of them together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -15,91 +17,149 @@ from torch import Tensor
 from kernels.causal_attention import alibi_bias
 
 
-def gather_tokens(kv_cache: Tensor, blocks: Tensor, first: int, end: int) -> Tensor:
-    """Keys and values of the tokens first .. end of one sequence, in one copy: [2, G, end - first, K]."""
-    _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
-    begin = first // block_size
-    blocks = blocks[begin : -(-end // block_size)]
-    kv = kv_cache.permute(1, 2, 0, 3, 4).index_select(2, blocks)
-    kv = kv.view(2, num_kv_heads, len(blocks) * block_size, head_dim)
-    return kv[:, :, first - begin * block_size : end - begin * block_size]
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """Sequences with one query each: rows [S], blocks they share [W], their own [S * W'], and what is added to scores."""
+
+    rows: Tensor
+    shared: Tensor
+    own: Tensor
+    beyond: Tensor  # places in the gathered own tokens [S * C'] that no sequence has filled: they may hold anything
+    mask: Tensor  # float32 [1, S, 1, C], with ALiBi [G, S, H / G, C]
 
 
-def _attend(query: Tensor, kv: Tensor, scale: float, alibi_slopes: Tensor | None) -> Tensor:
-    """The queries of one sequence, its last tokens: query [Q, H, K], kv [2, G, C, K] -> [Q, H, K]"""
-    num_queries, num_keys = len(query), kv.shape[2]
-    whole = num_queries == num_keys and alibi_slopes is None
-    mask: Tensor | None = None
+@dataclass(frozen=True, slots=True)
+class SpanPlan:
+    """One sequence's queries, rows first .. end: its blocks, tokens of context, and mask; None: causal from its start."""
+
+    first: int
+    end: int
+    blocks: Tensor
+    context: int
+    mask: Tensor | None
+    is_causal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GatherPlan:
+    decode: DecodePlan | None
+    spans: list[SpanPlan]
+
+
+def gather_plan(
+    block_table: Tensor,
+    query_starts: Tensor,
+    context_lengths: Tensor,
+    *,
+    block_size: int,
+    num_kv_heads: int,
+    dtype: torch.dtype,
+    alibi_slopes: Tensor | None = None,
+) -> GatherPlan:
+    starts, contexts = query_starts.tolist(), context_lengths.tolist()
+    rows = [(i, first, end) for i, (first, end) in enumerate(pairwise(starts)) if end > first]
+    single = [i for i, first, end in rows if end == first + 1]
+    together = single if len(single) > 1 else []
+    decode = _decode_plan(block_table, starts, contexts, together, block_size, num_kv_heads, alibi_slopes)
+    spans = [
+        _span_plan(first, end, block_table[i], contexts[i], block_size, dtype, alibi_slopes)
+        for i, first, end in rows
+        if not together or end > first + 1
+    ]
+    return GatherPlan(decode, spans)
+
+
+def _decode_plan(
+    block_table: Tensor,
+    starts: list[int],
+    contexts: list[int],
+    sequences: Sequence[int],
+    block_size: int,
+    num_kv_heads: int,
+    alibi_slopes: Tensor | None,
+) -> DecodePlan | None:
+    if not sequences:
+        return None
+    tables, lengths = block_table[sequences], torch.tensor([contexts[i] for i in sequences])
+    width = -(-int(lengths.max()) // block_size)
+    num_shared = _common_blocks(tables[:, : int(lengths.min() - 1) // block_size])
+    places = torch.arange(width * block_size)
+    distance = places - (lengths[:, None] - 1)  # [S, C]
+    ahead = distance > 0
+    mask = torch.zeros(ahead.shape) if alibi_slopes is None else alibi_slopes.float()[:, None, None] * distance
+    mask = mask.masked_fill(ahead, float("-inf"))
+    if alibi_slopes is None:
+        mask = mask[None, :, None]
+    else:
+        mask = mask.unflatten(0, (num_kv_heads, -1)).transpose(1, 2).contiguous()
+    own = tables[:, num_shared:width].flatten().clamp(min=0)
+    beyond = ahead[:, num_shared * block_size :].flatten().nonzero()[:, 0]
+    return DecodePlan(torch.tensor([starts[i] for i in sequences]), tables[0, :num_shared], own, beyond, mask)
+
+
+def _common_blocks(tables: Tensor) -> int:
+    """How many blocks in front are the same in every row."""
+    same = (tables == tables[:1]).all(0)
+    return int(same.long().cumprod(0).sum())
+
+
+def _span_plan(
+    first: int,
+    end: int,
+    blocks: Tensor,
+    context: int,
+    block_size: int,
+    dtype: torch.dtype,
+    alibi_slopes: Tensor | None,
+) -> SpanPlan:
+    num_queries, mask = end - first, None
+    whole = num_queries == context and alibi_slopes is None
     if alibi_slopes is not None:
-        mask = alibi_bias(alibi_slopes, num_queries, num_keys).to(query.dtype)
+        mask = alibi_bias(alibi_slopes, num_queries, context).to(dtype)
     elif num_queries > 1 and not whole:
-        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
-        mask = mask.tril(num_keys - num_queries)
+        mask = torch.ones(num_queries, context, dtype=torch.bool).tril(context - num_queries)
+    return SpanPlan(first, end, blocks[: -(-context // block_size)], context, mask, whole)
+
+
+def attend(query: Tensor, kv_cache: Tensor, plan: GatherPlan, scale: float) -> Tensor:
+    """query [T, H, K], kv_cache [N, 2, G, B, K] -> [T, H, K]"""
+    if plan.decode is None and len(plan.spans) == 1:
+        return _attend_span(query, kv_cache, plan.spans[0], scale)
+    out = torch.empty_like(query)
+    for span in plan.spans:
+        out[span.first : span.end] = _attend_span(query[span.first : span.end], kv_cache, span, scale)
+    if plan.decode is not None:
+        out[plan.decode.rows] = _attend_together(query[plan.decode.rows], kv_cache, plan.decode, scale)
+    return out
+
+
+def gather_blocks(kv_cache: Tensor, blocks: Tensor) -> Tensor:
+    """Keys and values of these blocks in one copy: [2, G, len(blocks) * B, K]"""
+    return kv_cache.permute(1, 2, 0, 3, 4).index_select(2, blocks).flatten(2, 3)
+
+
+def _attend_span(query: Tensor, kv_cache: Tensor, span: SpanPlan, scale: float) -> Tensor:
+    key, value = gather_blocks(kv_cache, span.blocks)[:, None, :, : span.context]
     out = F.scaled_dot_product_attention(
-        query.transpose(0, 1)[None], kv[0][None], kv[1][None], mask, is_causal=whole, scale=scale, enable_gqa=True
+        query.transpose(0, 1)[None], key, value, span.mask, is_causal=span.is_causal, scale=scale, enable_gqa=True
     )
     return out[0].transpose(0, 1)
 
 
-def attend_by_sequence(
-    query: Tensor,
-    kv_cache: Tensor,
-    block_table: Tensor,
-    starts: list[int],
-    contexts: list[int],
-    scale: float,
-    alibi_slopes: Tensor | None,
-) -> Tensor:
-    outputs = [
-        _attend(query[first:end], gather_tokens(kv_cache, blocks, 0, context), scale, alibi_slopes)
-        for blocks, (first, end), context in zip(block_table, pairwise(starts), contexts, strict=True)
-        if end > first
-    ]
-    return outputs[0] if len(outputs) == 1 else torch.cat([query[:0], *outputs])
-
-
-def _attend_with_lse(query: Tensor, kv: Tensor, scale: float, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """query [Q, H, K], kv [2, G, C, K], bias [H, Q, C] -> float32 output [Q, H, K] and log-sum-exp [Q, H, 1]"""
-    num_queries, num_heads, head_dim = query.shape
-    num_kv_heads = kv.shape[1]
-    keys, values = kv.float()
-    grouped = query.float().transpose(0, 1).reshape(num_kv_heads, -1, head_dim)  # heads of a group are neighbours
-    scores = (grouped @ keys.transpose(1, 2)).view(num_heads, num_queries, -1) * scale + bias
-    lse = scores.logsumexp(-1, keepdim=True)
-    weights = (scores - lse).exp().view(num_kv_heads, -1, kv.shape[2])
-    out = (weights @ values).view(num_heads, num_queries, head_dim)
-    return out.transpose(0, 1), lse.transpose(0, 1)
-
-
-def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
-    """The attention over two sets of keys, from that over each: outputs [Q, H, K], log-sum-exps [Q, H, 1]."""
-    share = (lse_a - lse_b).sigmoid()
-    return out_a * share + out_b * (1 - share)
-
-
-def attend_in_cascade(
-    query: Tensor,
-    kv_cache: Tensor,
-    block_table: Tensor,
-    starts: list[int],
-    contexts: list[int],
-    scale: float,
-    alibi_slopes: Tensor | None,
-    num_shared_blocks: int,
-) -> Tensor:
-    shared = num_shared_blocks * kv_cache.shape[3]
-    slopes = query.new_zeros(query.shape[1]) if alibi_slopes is None else alibi_slopes
-    places = torch.cat([torch.arange(c - (e - s), c) for (s, e), c in zip(pairwise(starts), contexts, strict=True)])
-    if len(places) and shared > int(places.min()):
-        raise ValueError(f"the shared blocks hold {shared} tokens, but a query's place is {int(places.min())}")
-    distance = torch.arange(shared, device=query.device) - places.to(query.device)[:, None]  # [T, C], all behind
-    bias = slopes.float()[:, None, None] * distance
-    out, lse = _attend_with_lse(query, gather_tokens(kv_cache, block_table[0], 0, shared), scale, bias)
-    outputs = [query[:0]]
-    for blocks, (first, end), context in zip(block_table, pairwise(starts), contexts, strict=True):
-        if first == end:
-            continue
-        bias = alibi_bias(slopes, end - first, context)[:, :, shared:]
-        own = _attend_with_lse(query[first:end], gather_tokens(kv_cache, blocks, shared, context), scale, bias)
-        outputs.append(merge(out[first:end], lse[first:end], *own).to(query.dtype))
-    return torch.cat(outputs)
+def _attend_together(query: Tensor, kv_cache: Tensor, plan: DecodePlan, scale: float) -> Tensor:
+    """One softmax over shared and own keys, one query a sequence: [S, H, K] -> [S, H, K]"""
+    num_sequences, _, head_dim = query.shape
+    num_kv_heads = kv_cache.shape[2]
+    grouped = query.view(num_sequences, num_kv_heads, -1, head_dim).transpose(0, 1)  # [G, S, H / G, K]
+    flat = grouped.reshape(num_kv_heads, -1, head_dim)
+    shared_key, shared_value = gather_blocks(kv_cache, plan.shared)  # [G, C, K]
+    own = gather_blocks(kv_cache, plan.own).index_fill_(2, plan.beyond, 0)
+    own_key, own_value = own.unflatten(2, (num_sequences, -1))  # [G, S, C', K]
+    shared_scores = (flat @ shared_key.transpose(1, 2)).view(*grouped.shape[:3], -1)
+    scores = torch.cat([shared_scores, grouped @ own_key.transpose(2, 3)], dim=-1)
+    weights = torch.add(plan.mask, scores, alpha=scale).softmax(-1).to(query.dtype)
+    shared_weights, own_weights = weights.split([shared_key.shape[1], own_key.shape[2]], dim=-1)
+    out = own_weights @ own_value
+    if shared_key.shape[1]:
+        out = out + (shared_weights.reshape(*flat.shape[:2], -1) @ shared_value).view(out.shape)
+    return out.transpose(0, 1).reshape(query.shape)

@@ -23,6 +23,7 @@ class Batch:
     context_lengths: Tensor | None = None  # [S] int32, tokens of each sequence, this step's included
     block_table: Tensor | None = None  # [S, B] int32
     slot_mapping: Tensor | None = None  # [T] int64, block * block_size + offset where each token's K/V goes
+    num_shared_blocks: int = 0  # so many blocks in front are the same in every row of block_table
 
 
 def whole_sequences(

@@ -36,7 +36,7 @@ class Flamingo(nn.Module):
     def forward(self, batch: Batch, kv_cache: KVCache | None, media_cache: MediaCache) -> Tensor:
         """Packed token ids [T] -> logits [W, V + A] of the rows in `batch.last_token`."""
         x = self.language_model.embed_tokens(batch)  # [T, D]
-        place = self.language_model.place(batch, x.dtype)
+        place = self.language_model.place(batch, x.dtype, None if kv_cache is None else kv_cache.layer(0))
         for i, layer in enumerate(self.language_model.layers):
             if str(i) in self.gated:
                 x = self.gated[str(i)](x, media_cache.layer(i), batch.media_slot)  # text reads its own image

@@ -14,18 +14,20 @@ from torch import Tensor, nn
 
 from kernels.causal_attention import causal_attention
 from kernels.kv_store import kv_store
-from kernels.paged_attention import paged_attention
+from kernels.paged_attention import Plan, paged_attention, plan_step
+from kernels.paged_gather import GatherPlan
 from model.batch import Batch
 from model.config import LanguageModelConfig
 from model.layers import FeedForward, TokenTable, make_norm
 
 
 class Place(NamedTuple):
-    """How positions enter attention: rotary angles a token, or ALiBi slopes a head. Computed once a forward."""
+    """What all layers of a forward share: rotary angles a token or ALiBi slopes a head, and how the cache is read."""
 
     cos: Tensor | None = None  # [T, 1, rotary_dim]
     sin: Tensor | None = None
     alibi_slopes: Tensor | None = None  # [H] float32
+    plan: Plan | GatherPlan | None = None
 
 
 class SelfAttention(nn.Module):
@@ -69,6 +71,8 @@ class SelfAttention(nn.Module):
             batch.context_lengths,
             scale=scale,
             alibi_slopes=slopes,
+            num_shared_blocks=batch.num_shared_blocks,
+            plan=place.plan,
         )
 
 
@@ -109,14 +113,28 @@ class LanguageModel(nn.Module):
             x = x + self.positions(batch.positions + self.config.position_offset)
         return x
 
-    def place(self, batch: Batch, dtype: torch.dtype) -> Place:
-        config, device = self.config, batch.positions.device
+    def place(self, batch: Batch, dtype: torch.dtype, kv: Tensor | None = None) -> Place:
+        """`kv`: any layer's part of the K/V cache, where there is one."""
+        config, cos, sin, slopes = self.config, None, None, None
         if config.position == "rotary":
-            cos, sin = rotary_angles(batch.positions, config.rotary_dim, config.rope_theta)
-            return Place(cos=cos.to(dtype), sin=sin.to(dtype))
-        if config.position == "alibi":
-            return Place(alibi_slopes=alibi_slopes(config.num_heads, config.alibi_bias_max, device))
-        return Place()
+            cos, sin = (a.to(dtype) for a in rotary_angles(batch.positions, config.rotary_dim, config.rope_theta))
+        elif config.position == "alibi":
+            slopes = alibi_slopes(config.num_heads, config.alibi_bias_max, batch.positions.device)
+        return Place(cos, sin, slopes, None if kv is None else self._plan(batch, kv, slopes))
+
+    def _plan(self, batch: Batch, kv: Tensor, slopes: Tensor | None) -> Plan | GatherPlan:
+        assert batch.block_table is not None
+        assert batch.context_lengths is not None
+        return plan_step(
+            kv,
+            batch.block_table,
+            batch.query_starts,
+            batch.context_lengths,
+            num_tokens=len(batch.token_ids),
+            num_heads=self.config.num_heads,
+            alibi_slopes=slopes,
+            num_shared_blocks=batch.num_shared_blocks,
+        )
 
     def logits(self, x: Tensor) -> Tensor:  # [W, D] -> [W, V + A]
         table = self.embed if self.head is None else self.head

@@ -99,6 +99,7 @@ class Runner:
         block_table = np.zeros((len(rows), max(map(len, tables))), np.int32)
         for i, table in enumerate(tables):
             block_table[i, : len(table)] = table
+        num_shared = _shared_blocks(block_table, min(row.start for row in rows) // self.config.block_size)
         positions = np.concatenate([np.arange(row.start, row.start + row.count) for row in rows])
         owner = np.repeat(np.arange(len(rows)), counts)
         blocks = block_table[owner, positions // self.config.block_size]
@@ -110,6 +111,7 @@ class Runner:
             last_token=self._put(
                 [starts[i] + t - row.start for i, row in enumerate(rows) for t in wanted[i]], np.int64
             ),
+            num_shared_blocks=num_shared,
             context_lengths=self._put([row.start + row.count for row in rows], np.int32),
             block_table=self._put(block_table, np.int32),
             slot_mapping=self._put(
@@ -162,6 +164,14 @@ class Runner:
         tops = [sequences[i].sampling.logprobs or 0 for i in reporting]
         for i, logprob in zip(reporting, token_logprobs(logprobs, ids, tops), strict=True):
             results[i].logprob = logprob
+
+
+def _shared_blocks(block_table: np.ndarray, most: int) -> int:
+    """Blocks in front that are the same in every row, none of which a row of this step writes to."""
+    if len(block_table) < 2:
+        return 0
+    same = (block_table[:, :most] == block_table[:1, :most]).all(0)
+    return int(same.cumprod().sum())
 
 
 def _wanted_tokens(row: Row) -> range:

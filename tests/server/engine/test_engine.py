@@ -135,15 +135,18 @@ def client(family: Family, config: EngineConfig = CONFIG) -> Client:
     return Client(Engine(MODELS[family], prompt_tokenizer(), config, salt=b"test"), dict(PICTURES))
 
 
-def assert_like_the_reference(family: Family, prompt: Prompt, answer: Client, request_id: str) -> None:
+def assert_like_the_reference(
+    family: Family, prompt: Prompt, answer: Client, request_id: str, num_tokens: int = GREEDY.max_tokens
+) -> None:
     model, request = MODELS[family], prompt.request(request_id)
     tokens = answer.tokens[request_id]
+    assert len(tokens) == num_tokens
     expected = generate(
         model,
         request.token_ids,
         request.media_index,
         prompt.pixels(model),
-        max_tokens=len(tokens),
+        max_tokens=num_tokens,
         suppressed_ids=[IMAGE],
     )
     assert [t.token_id for t in tokens] == expected.token_ids
@@ -233,7 +236,7 @@ def test_few_blocks_force_preemption(family: Family) -> None:
     answer.run()
     assert answer.engine.scheduler.num_preemptions > 0
     for i, prompt in enumerate(asked):
-        assert_like_the_reference(family, prompt, answer, str(i))
+        assert_like_the_reference(family, prompt, answer, str(i), sampling.max_tokens)
     assert_all_is_back(answer.engine)
 
 
