@@ -48,8 +48,10 @@ NVIDIA = ("sm_80", "sm_90", "sm_100")
 HALF = ("bfloat16", "float16")
 SHIPPED: tuple[tuple[str, tuple[str, ...], tuple[int, ...], tuple[str, ...], Launch], ...] = (
     # operator, architectures, head sizes, dtypes, launch
-    ("resampler", NVIDIA, (64, 96), HALF, Launch(64, 4, 1)),
-    ("resampler_backward", NVIDIA, (64, 96), HALF, Launch(64, 4, 1)),
+    ("resampler", NVIDIA, (64,), HALF, Launch(64, 4, 1)),
+    ("resampler", NVIDIA[1:], (96,), HALF, Launch(64, 4, 1)),  # on sm_80, which has no wgmma, this spills
+    ("resampler_backward", NVIDIA, (64,), HALF, Launch(64, 4, 1)),
+    ("resampler_backward", NVIDIA[1:], (96,), HALF, Launch(64, 4, 1)),
     ("paged_prefill", NVIDIA, (64, 80, 128), HALF, Launch(64, 4, 2)),
 )
 

@@ -23,6 +23,7 @@ from triton.runtime.jit import JITFunction
 
 collect_ignore_glob = ["*"] if triton.knobs.runtime.interpret else []
 
+WIDE_COPY = r"\b(?:LDG|LDGSTS)\.[A-Z0-9_.]*128"
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -64,6 +65,7 @@ class Compiled:
     copies: int  # loads from global memory, of the size of a tile's row or less
     wide_copies: int  # those of 16 bytes a thread
     halfword_copies: int  # those of 2 bytes: a tile that is read element by element
+    early_copies: int  # those of 16 bytes that are on their way before the first product (NVIDIA)
     stores: int
     wide_stores: int
 
@@ -82,6 +84,8 @@ def _of_nvidia(kernel: Any, folder: Path, target: str) -> Compiled:
     def count(pattern: str) -> int:
         return len(re.findall(pattern, sass))
 
+    first_product = re.search(r"\b(?:HMMA|HGMMA)\b", sass)
+    before = sass[: first_product.start() if first_product else None]
     return Compiled(
         name=kernel.metadata.name,
         target=target,
@@ -90,7 +94,8 @@ def _of_nvidia(kernel: Any, folder: Path, target: str) -> Compiled:
         registers=registers,
         tensor_core=count(r"\b(?:HMMA|HGMMA|UTCHMMA|UTC\w*MMA|DMMA)\b"),
         copies=count(r"\b(?:LDG|LDGSTS)\."),
-        wide_copies=count(r"\b(?:LDG|LDGSTS)\.[A-Z0-9_.]*128"),
+        wide_copies=count(WIDE_COPY),
+        early_copies=len(re.findall(WIDE_COPY, before)),
         halfword_copies=count(r"\bLDG\.[A-Z0-9_.]*[US]16"),
         stores=count(r"\bSTG\."),
         wide_stores=count(r"\bSTG\.[A-Z0-9_.]*128"),
@@ -115,6 +120,7 @@ def _of_amd(kernel: Any, target: str) -> Compiled:
         tensor_core=count(r"v_mfma"),
         copies=count(r"(?:global|buffer)_load_"),
         wide_copies=count(r"(?:global|buffer)_load_dwordx4"),
+        early_copies=0,
         halfword_copies=count(r"(?:global|buffer)_load_[us]?short"),
         stores=count(r"(?:global|buffer)_store_"),
         wide_stores=count(r"(?:global|buffer)_store_dwordx4"),
