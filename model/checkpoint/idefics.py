@@ -121,7 +121,7 @@ def import_idefics(source: Path, out: Path, dtype: torch.dtype | None = None) ->
     """Write the model of the Hugging Face folder `source` to the new folder `out`; `dtype` None keeps what is stored."""
     folder = Folder.open(source)
     tokenizer = read_tokenizer(source, folder.model)
-    config = _config(folder, out.name, tokenizer)
+    config = _config(folder, out.resolve().name, tokenizer)
     tensors = _tensors(folder, config, open_folder(source))
     cast = ((name, tensor if dtype is None else tensor.to(dtype)) for name, tensor in tensors)
     save_folder(out, config, cast, tokenizer.tokenizer.to_str())

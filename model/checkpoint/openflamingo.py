@@ -89,7 +89,7 @@ def import_openflamingo(
     vision_config, vision_tensors = _vision(vision_model, read)
     resampler = _resampler_config(read)
     config = FlamingoConfig(
-        name=out.name,
+        name=out.resolve().name,
         family="openflamingo",
         vision=vision_config,
         resampler=resampler,
