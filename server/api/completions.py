@@ -15,8 +15,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.api.answer_text import Order, Piece
 from server.api.body import JSONResponse, read_body
-from server.api.generation import Generation, Order, Piece
+from server.api.generation import Generation
 from server.api.logprobs import completion_logprobs, prompt_logprobs
 from server.api.prompts import ReadPrompt, check_length, read_prompt
 from server.api.sampling import sampling
@@ -24,7 +25,6 @@ from server.api.schemas import CompletionRequest, read
 from server.api.services import GivenServices, GivenTicket, Services
 from server.api.sse import EventStream, unless_disconnected
 from server.engine.wire import Generate
-from server.errors import UnsupportedParameter
 from server.served_model import ServedModel
 
 router = APIRouter()
@@ -35,7 +35,6 @@ async def create_completion(request: Request, services: GivenServices, ticket: G
     accepted = time.monotonic()
     fields = read(CompletionRequest, await read_body(request, services.settings))
     services.check_model(fields.model)
-    _refuse_unimplemented(fields)
     prompt = read_prompt(fields.prompt, services.model.tokenizer, services.model.num_token_ids, services.settings)
     order = _order(fields, prompt, services, request.state.request_id, accepted)
     generation = Generation(order, services.client, services.model.tokenizer, services.metrics, ticket)
@@ -43,12 +42,6 @@ async def create_completion(request: Request, services: GivenServices, ticket: G
     if fields.stream:
         return EventStream(answer.chunks(generation), keep_alive=services.settings.keep_alive)
     return JSONResponse(await unless_disconnected(request.receive, answer.whole(generation)))
-
-
-def _refuse_unimplemented(fields: CompletionRequest) -> None:
-    for name in ("n", "best_of"):
-        if getattr(fields, name) != 1:
-            raise UnsupportedParameter(f"{name}: only 1 is supported, got {getattr(fields, name)}", param=name)
 
 
 def _order(
@@ -98,23 +91,22 @@ class Answer:
         }
 
     async def whole(self, generation: Generation) -> dict[str, Any]:
-        whole = Piece("")
+        wholes = [Piece("", index=index) for index in range(self._fields.n)]
         async with aclosing(generation.pieces()) as pieces:
             async for piece in pieces:
-                whole.text += piece.text
-                whole.tokens += piece.tokens
-                whole.finish_reason = piece.finish_reason
-        choice = self._choice(whole, generation, is_first=True)
-        return {**self._head, "choices": [choice], "usage": generation.usage()}
+                wholes[piece.index].add(piece)
+        choices = [self._choice(whole, generation, is_first=True) for whole in wholes]
+        return {**self._head, "choices": choices, "usage": generation.usage()}
 
     async def chunks(self, generation: Generation) -> AsyncGenerator[dict[str, Any], None]:
-        options, is_first = self._fields.stream_options, True
+        options, begun = self._fields.stream_options, set[int]()
         async with aclosing(generation.pieces()) as pieces:
             async for piece in pieces:
-                chunk = {**self._head, "choices": [self._choice(piece, generation, is_first=is_first)]}
+                choice = self._choice(piece, generation, is_first=piece.index not in begun)
+                begun.add(piece.index)
+                chunk = {**self._head, "choices": [choice]}
                 if options.include_usage or options.continuous_usage_stats:
                     chunk["usage"] = generation.usage() if options.continuous_usage_stats else None
-                is_first = False
                 yield chunk
         if options.include_usage:
             yield {**self._head, "choices": [], "usage": generation.usage()}
@@ -122,7 +114,7 @@ class Answer:
     def _choice(self, piece: Piece, generation: Generation, *, is_first: bool) -> dict[str, Any]:
         fields = self._fields
         choice: dict[str, Any] = {
-            "index": 0,
+            "index": piece.index,
             "text": piece.text,
             "logprobs": None,
             "finish_reason": piece.finish_reason,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from model.tokenizer import PromptTokenizer
-from server.api.generation import ShownToken
+from server.api.answer_text import ShownToken
 from server.engine.detokenizer import token_text
 from server.engine.wire import TokenLogprob
 

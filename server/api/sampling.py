@@ -1,10 +1,13 @@
-"""A request's sampling fields as the engine's `Sampling`; what depends on the model's vocabulary is checked here."""
+"""A request's sampling fields as the engine's `Sampling`; what one field alone does not tell is checked here."""
 
 from __future__ import annotations
 
-from server.api.schemas import GenerationFields
-from server.engine.wire import Sampling
-from server.errors import InvalidRequest
+import msgspec
+
+from server.api.schemas import BEAM_WIDTH, GenerationFields
+from server.engine.grammar import GrammarError, source
+from server.engine.wire import Grammar, Sampling
+from server.errors import InvalidRequest, UnsupportedParameter
 
 
 def sampling(
@@ -32,7 +35,50 @@ def sampling(
         stop_token_ids=tuple(fields.stop_token_ids),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        n=fields.n,
+        beam_width=_beam_width(fields),
+        length_penalty=fields.length_penalty,
+        early_stopping=fields.early_stopping,
+        grammar=_grammar(fields),
     )
+
+
+def _beam_width(fields: GenerationFields) -> int:
+    """A search keeps `best_of` beams and answers with the `n` best; without one, `best_of` has no meaning of its own."""
+    if not fields.use_beam_search:
+        if fields.best_of not in (None, fields.n):
+            raise UnsupportedParameter("best_of other than n needs use_beam_search", param="best_of")
+        return 0
+    width = max(BEAM_WIDTH, fields.n) if fields.best_of is None else fields.best_of
+    if width < fields.n:
+        raise InvalidRequest(f"best_of is {width}, less than n {fields.n}", param="best_of")
+    return width
+
+
+def _grammar(fields: GenerationFields) -> Grammar | None:
+    form = fields.structured_outputs
+    if len(form.model_fields_set) > 1:
+        raise InvalidRequest("structured_outputs takes one of choice, regex, json", param="structured_outputs")
+    if not form.model_fields_set:
+        return None
+    if fields.use_beam_search:
+        raise UnsupportedParameter("structured_outputs does not go with use_beam_search", param="structured_outputs")
+    try:
+        grammar = _read_form(fields)
+        source(grammar)
+    except GrammarError as error:
+        raise InvalidRequest(f"structured_outputs: {error}", param="structured_outputs") from None
+    return grammar
+
+
+def _read_form(fields: GenerationFields) -> Grammar:
+    form = fields.structured_outputs
+    if "choice" in form.model_fields_set:
+        return Grammar(kind="choice", choices=tuple(form.choice))
+    if "regex" in form.model_fields_set:
+        return Grammar(kind="regex", text=form.regex)
+    schema = form.json_schema
+    return Grammar(kind="json", text=schema if isinstance(schema, str) else msgspec.json.encode(schema).decode())
 
 
 def _logit_bias(fields: GenerationFields, num_token_ids: int) -> dict[int, float]:

@@ -14,6 +14,9 @@ from server.errors import InvalidRequest, UnsupportedParameter
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
+MAX_ANSWERS = 16
+# the width that Flamingo's paper searches with
+BEAM_WIDTH = 3
 
 SchemaType = TypeVar("SchemaType", bound="Schema")
 
@@ -92,6 +95,14 @@ class StreamOptions(Schema):
     continuous_usage_stats: bool = False
 
 
+class StructuredOutputs(Schema):
+    """The form of the answer; one of the three."""
+
+    choice: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(default=[], max_length=1024)
+    regex: str = Field(default="", max_length=4096)
+    json_schema: dict[str, Any] | str = Field(default="", alias="json")
+
+
 class GenerationFields(Schema):
     """How to sample and when to stop: the same for every route that generates."""
 
@@ -110,7 +121,12 @@ class GenerationFields(Schema):
     stop: Stop = Field([], validate_default=False)
     stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field([], max_length=128)
     include_stop_str_in_output: bool = False
-    n: int = 1
+    n: int = Field(1, ge=1, le=MAX_ANSWERS)
+    best_of: int | None = Field(None, ge=1, le=MAX_ANSWERS)
+    use_beam_search: bool = False
+    length_penalty: float = Field(1.0, ge=-10, le=10)
+    early_stopping: bool = False
+    structured_outputs: StructuredOutputs = StructuredOutputs()
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     return_token_ids: bool = False
@@ -129,7 +145,6 @@ class CompletionRequest(GenerationFields):
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    best_of: int = 1
 
 
 class TokenizeRequest(Schema):

@@ -132,25 +132,27 @@ class EngineClient:
             stream.events.put_nowait(error)
 
     async def stream(self, request: Generate, media: Mapping[bytes, EncodedMedia]) -> AsyncGenerator[Event, None]:
-        """Events up to the one with a finish reason. Closed before that, it aborts the request."""
+        """Events until each answer has its finish reason. Closed before that, it aborts the request."""
         worker = self._ready_worker()
         stream = self._streams[request.request_id] = _Stream(media)
-        is_open = True
+        num_open = request.sampling.n
         if len(self._streams) == 1:
             self._heard = time.monotonic()
         try:
             worker.send(request)
-            while is_open:
+            while num_open:
                 event = await stream.events.get()
                 if isinstance(event, ServerError):
                     raise event
-                is_open = not isinstance(event, Token | Finished) or event.finish_reason is None
+                if isinstance(event, Token | Finished) and event.finish_reason is not None:
+                    num_open -= 1
                 if isinstance(event, Finished) and event.finish_reason == "error":
+                    num_open = 0
                     raise stream.media_error or EngineFailed(event.error or "the engine gave this request up")
                 yield event
         finally:
             del self._streams[request.request_id]
-            if is_open and worker is self._worker:
+            if num_open and worker is self._worker:
                 worker.send(Abort(request.request_id))
 
     def _ready_worker(self) -> WorkerProcess:

@@ -62,16 +62,16 @@ class FakeClient:
     async def stream(self, request: Generate, media: Mapping[bytes, EncodedMedia]) -> AsyncGenerator[Event, None]:
         self.requests.append(request)
         self.media.append(media)
-        is_open = True
+        num_open = request.sampling.n
         try:
             async for event in self._events(request):
-                is_open = not isinstance(event, Token | Finished) or event.finish_reason is None
+                num_open -= isinstance(event, Token | Finished) and event.finish_reason is not None
                 yield event
         except ServerError:
-            is_open = False
+            num_open = 0
             raise
         finally:
-            if is_open:
+            if num_open:
                 self.aborted.append(request.request_id)
 
     async def _events(self, request: Generate) -> AsyncGenerator[Event, None]:
@@ -81,19 +81,22 @@ class FakeClient:
             scores = [scored(i, sampling.prompt_logprobs) for i in request.token_ids]
             yield PromptScored(request_id="", logprobs=[None, *scores[1:]])
         if sampling.max_tokens == 0:
-            yield Finished(request_id="", finish_reason="length")
+            for index in range(sampling.n):
+                yield Finished(request_id="", index=index, finish_reason="length")
             return
         ids = [*TOKENIZER.encode_plain(self.answer), EOS][: sampling.max_tokens]
         for place, token_id in enumerate(ids):
             if self.before is not None:
                 await self.before(place)
             last = "stop" if token_id == EOS else "length" if place + 1 == len(ids) else None
-            yield Token(
-                request_id="",
-                token_id=token_id,
-                logprob=scored(token_id, sampling.logprobs),
-                finish_reason=last,  # type: ignore[arg-type]
-            )
+            for index in range(sampling.n):
+                yield Token(
+                    request_id="",
+                    token_id=token_id,
+                    index=index,
+                    logprob=scored(token_id, sampling.logprobs),
+                    finish_reason=last,  # type: ignore[arg-type]
+                )
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:

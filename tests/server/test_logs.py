@@ -67,7 +67,7 @@ class TestContents:
         logs.configure("debug", "json")
         headers = {"Authorization": "Bearer sesame open", "X-Request-Id": "find-me"}
         parts = [image_part(), {"type": "text", "text": "my diary"}]
-        for body in ({"prompt": parts}, {"prompt": parts, "n": 2}, {"prompt": "my diary", "temperature": "my diary"}):
+        for body in ({"prompt": parts}, {"prompt": parts, "m": 2}, {"prompt": "my diary", "temperature": "my diary"}):
             await http.post("/v1/completions", json=body, headers=headers)
         written = capsys.readouterr().err
         assert "find-me" in written

@@ -71,7 +71,7 @@ async def test_a_place_in_the_queue_is_free_once_the_engine_has_begun(
     await asyncio.wait_for(admission.idle(), 5)
 
 
-@pytest.mark.parametrize("body", [{"prompt": "x"}, {"prompt": "x", "stream": True}, {"prompt": "x", "n": 2}, {}])
+@pytest.mark.parametrize("body", [{"prompt": "x"}, {"prompt": "x", "stream": True}, {"prompt": "x", "m": 2}, {}])
 async def test_whatever_happens_the_place_is_given_back(
     http: httpx.AsyncClient, client: FakeClient, admission: Admission, body: dict[str, object]
 ) -> None:

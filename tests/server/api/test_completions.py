@@ -9,14 +9,13 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.engine.wire import Admitted
+from server.engine.wire import Admitted, Grammar
 from server.errors import EngineDied, EngineFailed, InvalidMedia
 from server.media.source import source_digest
 from tests.server.conftest import data_url, image_part, picture
-from tests.server.fakes import CONFIG, EOS, TOKENIZER, FakeClient
+from tests.server.fakes import EOS, TOKENIZER, FakeClient
 
 pytestmark = pytest.mark.anyio
-LAST_ID = CONFIG.language_model.num_token_ids - 1
 
 
 def text_part(text: str) -> dict[str, object]:
@@ -110,6 +109,57 @@ async def test_text_cannot_spell_a_marker(http: httpx.AsyncClient, client: FakeC
     await complete(http, prompt="<image></s>")
     assert TOKENIZER.media_token_id not in client.requests[0].token_ids
     assert EOS not in client.requests[0].token_ids
+
+
+async def test_several_answers_are_several_choices(http: httpx.AsyncClient, client: FakeClient) -> None:
+    body = await complete(http, prompt="hello", n=3, return_token_ids=True)
+    assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [(i, "a cat") for i in range(3)]
+    assert all(choice["prompt_token_ids"] == TOKENIZER.encode_plain("hello") for choice in body["choices"])
+    assert body["usage"]["completion_tokens"] == 18
+    assert client.requests[0].sampling.n == 3
+
+
+async def test_several_answers_stream_side_by_side(http: httpx.AsyncClient) -> None:
+    chunks = await stream(http, prompt="It is ", n=2, echo=True)
+    for index in range(2):
+        own = [chunk for chunk in chunks if chunk["choices"][0]["index"] == index]
+        assert joined(own) == "It is a cat"
+        assert own[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_a_stop_string_ends_each_answer_and_the_last_one_the_work(
+    http: httpx.AsyncClient, client: FakeClient
+) -> None:
+    body = await complete(http, prompt="x", n=2, stop="c")
+    assert [choice["text"] for choice in body["choices"]] == ["a ", "a "]
+    assert client.aborted == [client.requests[0].request_id]
+
+
+@pytest.mark.parametrize(
+    ("fields", "n", "width"), [({}, 1, 3), ({"n": 4}, 4, 4), ({"n": 2, "best_of": 5}, 2, 5), ({"best_of": 1}, 1, 1)]
+)
+async def test_a_beam_search_answers_with_the_best_of_its_beams(
+    http: httpx.AsyncClient, client: FakeClient, fields: dict[str, int], n: int, width: int
+) -> None:
+    await complete(http, prompt="x", use_beam_search=True, length_penalty=0.5, early_stopping=True, **fields)
+    sampling = client.requests[0].sampling
+    assert (sampling.n, sampling.beam_width, sampling.length_penalty, sampling.early_stopping) == (n, width, 0.5, True)
+
+
+@pytest.mark.parametrize(
+    ("form", "grammar"),
+    [
+        ({"choice": ["cat", "dog"]}, Grammar(kind="choice", choices=("cat", "dog"))),
+        ({"regex": "[a-z]+"}, Grammar(kind="regex", text="[a-z]+")),
+        ({"json": {"type": "object"}}, Grammar(kind="json", text='{"type":"object"}')),
+        ({"json": '{"type": "object"}'}, Grammar(kind="json", text='{"type": "object"}')),
+    ],
+)
+async def test_the_form_of_an_answer_reaches_the_engine(
+    http: httpx.AsyncClient, client: FakeClient, form: dict[str, object], grammar: Grammar
+) -> None:
+    await complete(http, prompt="x", structured_outputs=form)
+    assert client.requests[0].sampling.grammar == grammar
 
 
 async def test_every_sampling_field_reaches_the_engine(http: httpx.AsyncClient, client: FakeClient) -> None:
@@ -249,119 +299,6 @@ async def test_a_clients_request_id_is_the_answers(http: httpx.AsyncClient, clie
     assert len({request.request_id for request in client.requests}) == 3
 
 
-def url_part(url: str, kind: str = "image_url") -> list[dict[str, object]]:
-    return [{"type": kind, kind: {"url": url}}]
-
-
-BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
-    ("no prompt", {}, 400, "invalid_value", "prompt"),
-    ("prompt of no kind", {"prompt": 3}, 400, "invalid_value", "prompt"),
-    ("empty text", {"prompt": ""}, 400, "invalid_value", "prompt"),
-    ("no parts", {"prompt": []}, 400, "invalid_value", "prompt"),
-    ("several prompts", {"prompt": ["a", "b"]}, 422, "unsupported_parameter", "prompt[0]"),
-    ("unknown field", {"prompt": "x", "tempratur": 1}, 422, "unsupported_parameter", "tempratur"),
-    ("unknown option", {"prompt": "x", "stream_options": {"x": 1}}, 422, "unsupported_parameter", "stream_options.x"),
-    ("number as text", {"prompt": "x", "max_tokens": "3"}, 400, "invalid_value", "max_tokens"),
-    ("negative max_tokens", {"prompt": "x", "max_tokens": -1}, 400, "invalid_value", "max_tokens"),
-    ("too many tokens", {"prompt": "x", "max_tokens": 64}, 400, "context_length_exceeded", "max_tokens"),
-    ("too long a prompt", {"prompt": "x" * 65}, 400, "context_length_exceeded", "prompt"),
-    ("min above max", {"prompt": "x", "min_tokens": 9, "max_tokens": 8}, 400, "invalid_value", "min_tokens"),
-    ("cold", {"prompt": "x", "temperature": -0.1}, 400, "invalid_value", "temperature"),
-    ("NaN", {"prompt": "x", "temperature": float("nan")}, 400, "invalid_value", "temperature"),
-    ("infinity", {"prompt": "x", "repetition_penalty": float("inf")}, 400, "invalid_value", "repetition_penalty"),
-    ("top_p 0", {"prompt": "x", "top_p": 0}, 400, "invalid_value", "top_p"),
-    ("top_k -2", {"prompt": "x", "top_k": -2}, 400, "invalid_value", "top_k"),
-    ("min_p 2", {"prompt": "x", "min_p": 2}, 400, "invalid_value", "min_p"),
-    ("penalty", {"prompt": "x", "presence_penalty": 3}, 400, "invalid_value", "presence_penalty"),
-    ("bias on text", {"prompt": "x", "logit_bias": {"a": 1}}, 400, "invalid_value", "logit_bias"),
-    ("bias too far", {"prompt": "x", "logit_bias": {"1": 101}}, 400, "invalid_value", "logit_bias.1"),
-    ("bias beyond", {"prompt": "x", "logit_bias": {"99999": 1}}, 400, "invalid_value", "logit_bias"),
-    ("stop id beyond", {"prompt": "x", "stop_token_ids": [1, 99999]}, 400, "invalid_value", "stop_token_ids[1]"),
-    ("empty stop", {"prompt": "x", "stop": [""]}, 400, "invalid_value", "stop[0]"),
-    ("many stops", {"prompt": "x", "stop": ["a"] * 17}, 400, "invalid_value", "stop"),
-    ("logprobs", {"prompt": "x", "logprobs": 21}, 400, "invalid_value", "logprobs"),
-    ("seed", {"prompt": "x", "seed": 2**63}, 400, "invalid_value", "seed"),
-    ("n", {"prompt": "x", "n": 2}, 422, "unsupported_parameter", "n"),
-    ("best_of", {"prompt": "x", "best_of": 2}, 422, "unsupported_parameter", "best_of"),
-    ("request id", {"prompt": "x", "request_id": "a b"}, 400, "invalid_value", "request_id"),
-    ("token beyond", {"prompt": [1, LAST_ID + 1]}, 400, "invalid_value", "prompt[1]"),
-    ("negative token", {"prompt": [1, -1]}, 400, "invalid_value", "prompt[1]"),
-    ("media token, no media", {"prompt": [TOKENIZER.media_token_id]}, 400, "invalid_value", "prompt"),
-    ("mixed", {"prompt": [1, "a"]}, 400, "invalid_value", "prompt[1]"),
-    ("part of no kind", {"prompt": [{"text": "x"}]}, 422, "unsupported_parameter", "prompt[0]"),
-    (
-        "image_id",
-        {"prompt": [text_part("x"), {"type": "image_id", "image_id": "img_1"}]},
-        422,
-        "unsupported_parameter",
-        "prompt[1]",
-    ),
-    ("http", {"prompt": url_part("https://a/b.png")}, 422, "unsupported_parameter", "prompt[0].image_url.url"),
-    (
-        "video by http",
-        {"prompt": url_part("http://a/b", "video_url")},
-        422,
-        "unsupported_parameter",
-        "prompt[0].video_url.url",
-    ),
-    ("file", {"prompt": url_part("file:///etc/passwd")}, 400, "invalid_value", "prompt[0].image_url.url"),
-    ("path", {"prompt": url_part("/etc/passwd")}, 400, "invalid_value", "prompt[0].image_url.url"),
-    ("not base64", {"prompt": url_part("data:image/png,abc")}, 400, "invalid_value", "prompt[0].image_url.url"),
-    (
-        "broken base64",
-        {"prompt": url_part("data:image/png;base64,a$==")},
-        400,
-        "invalid_media",
-        "prompt[0].image_url.url",
-    ),
-    (
-        "unpadded base64",
-        {"prompt": url_part("data:image/png;base64,YQ")},
-        400,
-        "invalid_media",
-        "prompt[0].image_url.url",
-    ),
-    ("no bytes", {"prompt": url_part("data:image/png;base64,")}, 400, "invalid_media", "prompt[0].image_url.url"),
-    (
-        "text as image",
-        {"prompt": url_part(data_url(b"x", "text/html"))},
-        400,
-        "invalid_value",
-        "prompt[0].image_url.url",
-    ),
-    ("large media", {"prompt": url_part(data_url(b"x" * 131_080))}, 400, "invalid_media", "prompt[0].image_url.url"),
-    ("many media", {"prompt": [image_part()] * 4}, 400, "invalid_value", "prompt"),
-]
-
-
-@pytest.mark.parametrize(
-    ("fields", "status", "code", "param"), [case[1:] for case in BAD], ids=[case[0] for case in BAD]
-)
-async def test_bad_input_is_refused_by_name(
-    http: httpx.AsyncClient, client: FakeClient, fields: dict[str, Any], status: int, code: str, param: str | None
-) -> None:
-    # json.dumps, unlike httpx, writes NaN as some clients do
-    response = await http.post("/v1/completions", content=json.dumps(fields))
-    error = response.json()["error"]
-    assert (response.status_code, error["code"], error["param"]) == (status, code, param), error
-    assert error["type"] == "invalid_request_error"
-    assert error["message"]
-    assert client.requests == []
-
-
-@pytest.mark.parametrize("body", [b"", b"{", b"null", b"[]", b"\xff", b'{"prompt":"\\ud800"}', b"[" * 10_000])
-async def test_a_body_that_is_no_json_object_is_refused(http: httpx.AsyncClient, body: bytes) -> None:
-    response = await http.post("/v1/completions", content=body)
-    assert response.status_code == 400
-    assert response.json()["error"]["code"] == "invalid_value"
-
-
-async def test_another_model_is_not_found(http: httpx.AsyncClient) -> None:
-    response = await post(http, prompt="x", model="gpt-4")
-    assert response.status_code == 404
-    assert response.json()["error"]["code"] == "model_not_found"
-
-
 async def fail_at(place: int, at: int, error: Exception) -> None:
     if place == at:
         raise error
@@ -407,7 +344,7 @@ async def test_metrics_count_what_was_served(http: httpx.AsyncClient, client: Fa
     client.admitted = Admitted(request_id="", queue_seconds=0.5, cached_tokens=3, media_encoded=1, media_cached=2)
     await complete(http, prompt="hello")
     await complete(http, prompt="hello", max_tokens=2)
-    await post(http, prompt="x", n=3)
+    await post(http, prompt="x", nn=3)
     text = (await http.get("/metrics")).text
 
     def value(name: str, labels: str = "") -> float:

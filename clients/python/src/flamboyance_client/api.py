@@ -42,6 +42,10 @@ class Options(TypedDict, total=False):
     ignore_eos: bool | None
     n: int | None
     best_of: int | None
+    use_beam_search: bool | None
+    length_penalty: float | None
+    early_stopping: bool | None
+    structured_outputs: Mapping[str, Any] | None
     echo: bool | None
     logprobs: int | None
     prompt_logprobs: int | None
