@@ -6,6 +6,7 @@ It owns the tensors (weights, K/V blocks, media pages) and knows nothing of queu
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -136,34 +137,37 @@ class Runner:
     def _results(self, rows: list[Row], wanted: list[range], logits: Tensor) -> list[Result]:
         results = [Result(row) for row in rows]
         parts = logits.split([len(w) for w in wanted])
-        for result, tokens, part in zip(results, wanted, parts, strict=True):
-            if len(tokens) and not bool(part.isfinite().any(-1).all()):
+        # a row's maximum is NaN where any of its logits is
+        is_finite = logits.amax(-1).isfinite()
+        sampling = [i for i, row in enumerate(rows) if row.samples]
+        chosen = self._choose([results[i] for i in sampling], [parts[i][-1] for i in sampling])
+        for result, good in zip(results, is_finite.split([len(w) for w in wanted]), strict=True):
+            if not bool(good.all()):
                 result.failed = "the model's output is not finite"
-            elif result.row.sequence.wants_prompt_logprobs:
-                result.prompt_logprobs = _prompt_logprobs(result.row, tokens, part)
-        sampling = []
-        for result, part in zip(results, parts, strict=True):
-            width = result.row.sequence.sampling.beam_width
-            if not result.row.samples or result.failed:
-                continue
-            if width:
-                result.candidates = self._sampler.candidates(part[-1].log_softmax(-1), 2 * width)
-            else:
-                sampling.append((result, part[-1]))
-        if sampling:
-            self._sample([result for result, _ in sampling], torch.stack([row for _, row in sampling]))
+        for i, token_id in zip(sampling, chosen.tolist(), strict=True):
+            results[i].token_id = token_id
+        self._report(results, wanted, parts)
         return results
 
-    def _sample(self, results: list[Result], logits: Tensor) -> None:
+    def _choose(self, results: list[Result], logits: list[Tensor]) -> Tensor:
+        """Sample, for the rows that do; the ids are still on the device. Beams get candidates instead."""
         sequences = [result.row.sequence for result in results]
-        reporting = [i for i, s in enumerate(sequences) if s.sampling.logprobs is not None]
-        logprobs = logits[reporting].log_softmax(-1)
-        for result, token_id in zip(results, self._sampler.sample(logits, sequences), strict=True):
-            result.token_id = token_id
-        ids = [results[i].token_id or 0 for i in reporting]
-        tops = [sequences[i].sampling.logprobs or 0 for i in reporting]
-        for i, logprob in zip(reporting, token_logprobs(logprobs, ids, tops), strict=True):
-            results[i].logprob = logprob
+        for result, sequence, row in zip(results, sequences, logits, strict=True):
+            if width := sequence.sampling.beam_width:
+                result.candidates = self._sampler.candidates(row.log_softmax(-1), 2 * width)
+        return self._sampler.sample(torch.stack(logits), sequences) if logits else torch.empty(0)
+
+    def _report(self, results: list[Result], wanted: list[range], parts: Sequence[Tensor]) -> None:
+        """Log-probabilities, of prompts and of sampled tokens, for those who asked."""
+        for result, tokens, part in zip(results, wanted, parts, strict=True):
+            if result.failed:
+                continue
+            sampling = result.row.sequence.sampling
+            if sampling.prompt_logprobs is not None:
+                result.prompt_logprobs = _prompt_logprobs(result.row, tokens, part)
+            if sampling.logprobs is not None and result.token_id is not None:
+                row = part[-1:].log_softmax(-1)
+                (result.logprob,) = token_logprobs(row, [result.token_id], [sampling.logprobs])
 
 
 def _shared_blocks(block_table: np.ndarray, most: int) -> int:

@@ -20,23 +20,30 @@ class Sampler:
     """`suppressed_ids` (media markers, padding) are never sampled; `eos_ids` not before `min_tokens`."""
 
     def __init__(self, suppressed_ids: Rows[int], eos_ids: Rows[int]) -> None:
-        self._suppressed = list(suppressed_ids)
+        self._suppressed = torch.tensor(suppressed_ids, dtype=torch.long)
         self._eos = list(eos_ids)
 
-    def sample(self, logits: Tensor, sequences: Rows[Sequence]) -> list[int]:
-        """Float32 logits [S, V] -> one token id a sequence. The logits are spent."""
-        logits[:, self._suppressed] = -torch.inf
+    def sample(self, logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
+        """Float32 logits [S, V] -> token ids [S]. The logits are spent. Nothing here makes the host wait."""
+        logits.index_fill_(1, self._suppressed_on(logits.device), -torch.inf)
         for row, sequence in zip(logits, sequences, strict=True):
             self._shape(row, sequence)
-        chosen = logits.argmax(-1).tolist()
-        for i, sequence in enumerate(sequences):
-            if sequence.sampling.temperature > 0:
-                chosen[i] = draw(logits[i], sequence.sampling, sequence.random.random())
+        chosen = logits.argmax(-1)
+        drawn = [i for i, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
+        for cut in (False, True):
+            if rows := [i for i in drawn if _is_cut(sequences[i].sampling) == cut]:
+                uniform = [sequences[i].random.random() for i in rows]
+                chosen[rows] = draw(logits[rows], [sequences[i].sampling for i in rows], uniform, cut=cut)
         return chosen
+
+    def _suppressed_on(self, device: torch.device) -> Tensor:
+        if self._suppressed.device != device:
+            self._suppressed = self._suppressed.to(device)
+        return self._suppressed
 
     def candidates(self, logprobs: Tensor, count: int) -> list[tuple[int, float]]:
         """A beam's best next tokens from its log-probabilities [V], best first."""
-        allowed = logprobs.index_fill(0, torch.tensor(self._suppressed, device=logprobs.device), -torch.inf)
+        allowed = logprobs.index_fill(0, self._suppressed_on(logprobs.device), -torch.inf)
         values, ids = allowed.topk(count)
         return list(zip(ids.tolist(), values.tolist(), strict=True))
 
@@ -72,20 +79,41 @@ def _presence_and_frequency(row: Tensor, counts: Counter[int], sampling: Samplin
     row[ids] -= sampling.presence_penalty + sampling.frequency_penalty * times
 
 
-def draw(row: Tensor, sampling: Sampling, uniform: float) -> int:
-    """Inverse-transform sampling from one row [V]: the tokens in falling order, cut by top-k, top-p and min-p."""
-    values, ids = (row / sampling.temperature).sort(descending=True, stable=True)
+def _is_cut(sampling: Sampling) -> bool:
+    return bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p)
+
+
+def draw(rows: Tensor, samplings: Rows[Sampling], uniform: Rows[float], *, cut: bool) -> Tensor:
+    """Inverse-transform sampling, each row [V] by its own number in [0, 1): -> token ids [R].
+
+    With `cut`, tokens are taken in falling order and those beyond top-k, top-p or min-p have no share.
+    """
+    scaled = rows / _column([s.temperature for s in samplings], rows)
+    if not cut:
+        return _invert(scaled.softmax(-1), uniform)
+    values, ids = scaled.sort(dim=-1, descending=True, stable=True)
     probs = values.softmax(-1)
-    keep = torch.ones_like(probs, dtype=torch.bool)
-    if sampling.top_k:
-        keep[sampling.top_k :] = False
-    if sampling.top_p < 1:
-        keep &= (probs.cumsum(-1) - probs) < sampling.top_p  # the token that crosses the line stays
-    if sampling.min_p:
-        keep &= probs >= sampling.min_p * probs[0]
-    cumulative = torch.where(keep, probs, 0).double().cumsum(-1)
-    place = int(torch.searchsorted(cumulative, uniform * float(cumulative[-1]), right=True))
-    return int(ids[min(place, int(keep.sum()) - 1)])
+    before = probs.cumsum(-1) - probs  # the token that crosses the line of top-p stays
+    rank = torch.arange(probs.shape[-1], device=probs.device)
+    keep = rank < _column([s.top_k or probs.shape[-1] for s in samplings], rows)
+    keep &= before < _column([s.top_p for s in samplings], rows)
+    keep &= probs >= _column([s.min_p for s in samplings], rows) * probs[:, :1]
+    keep[:, 0] = True
+    return ids.gather(1, _invert(torch.where(keep, probs, 0), uniform)[:, None])[:, 0]
+
+
+def _column(values: Rows[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
+
+
+def _invert(weights: Tensor, uniform: Rows[float]) -> Tensor:
+    """The first place of each row [V] where the running sum passes that share of the whole."""
+    cumulative = weights.double().cumsum(-1)
+    whole = cumulative[:, -1:].contiguous()
+    targets = torch.tensor(uniform, dtype=torch.float64, device=weights.device)[:, None] * whole
+    place = torch.searchsorted(cumulative, targets, right=True)
+    last = torch.searchsorted(cumulative, whole)  # rounding may take a target past the last token with a share
+    return torch.minimum(place, last)[:, 0]
 
 
 def token_logprobs(logprobs: Tensor, token_ids: Rows[int], num_top: Rows[int]) -> list[TokenLogprob]:

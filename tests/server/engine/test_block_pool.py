@@ -1,0 +1,92 @@
+"""The block pool by its invariants: no block has two owners by accident, every block comes back, the cache finds what it
+published and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.engine.block_pool import BlockPool, block_hash
+
+
+def assert_is_whole(pool: BlockPool, held: list[list[int]]) -> None:
+    owners = {block: sum(blocks.count(block) for blocks in held) for block in range(pool.num_blocks)}
+    assert [pool.references(block) for block in range(pool.num_blocks)] == [owners[b] for b in range(pool.num_blocks)]
+    assert pool.num_available == sum(count == 0 for count in owners.values())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_course_of_events(data: st.DataObject) -> None:
+    pool = BlockPool(6)
+    held: list[list[int]] = []
+    published: dict[bytes, int] = {}
+    for step in range(data.draw(st.integers(1, 25))):
+        action = data.draw(st.sampled_from(["allocate", "release", "publish", "share", "clear"]))
+        if action == "allocate":
+            count = data.draw(st.integers(0, 7))
+            available = pool.num_available
+            blocks = pool.allocate(count)
+            assert (blocks is None) == (count > available)
+            if blocks is not None:
+                assert len(set(blocks)) == count
+                held.append(blocks)
+                published = {d: b for d, b in published.items() if b not in blocks}
+        elif action == "release" and held:
+            pool.release(held.pop(data.draw(st.integers(0, len(held) - 1))))
+        elif action == "publish" and any(held):
+            block = data.draw(st.sampled_from([b for blocks in held for b in blocks]))
+            digest = bytes([step])
+            if block not in published.values():
+                published[digest] = block
+            pool.publish(block, digest)
+        elif action == "share" and published:
+            block = published[data.draw(st.sampled_from(sorted(published)))]
+            pool.share([block])
+            held.append([block])
+        elif action == "clear":
+            pool.clear_cache()
+            published.clear()
+        assert_is_whole(pool, held)
+        assert {digest: pool.find(digest) for digest in published} == published
+    for blocks in held:
+        pool.release(blocks)
+    assert pool.num_available == 6
+
+
+def test_the_longest_unused_goes_first_and_a_prefix_last() -> None:
+    pool = BlockPool(3)
+    blocks = pool.allocate(3)
+    assert blocks is not None
+    for place, block in enumerate(blocks):
+        pool.publish(block, bytes([place]))
+    pool.release(blocks)
+    pool.allocate(1)
+    assert [pool.find(bytes([place])) is None for place in range(3)] == [False, False, True]
+
+
+def test_the_first_block_of_a_hash_stays_the_one_found() -> None:
+    pool = BlockPool(2)
+    blocks = pool.allocate(2)
+    assert blocks is not None
+    for block in blocks:
+        pool.publish(block, b"same")
+    assert pool.find(b"same") == blocks[0]
+
+
+@pytest.mark.parametrize(
+    ("ids", "keys"),
+    [
+        ([1, 2, 4], [b"", b"a", b"a"]),
+        ([1, 2, 3], [b"", b"", b"a"]),
+        ([1, 2, 3], [b"", b"b", b"b"]),
+        ([1, 2, 3], [b"a", b"a", b"a"]),
+        ([1, 2, 3], [b"", b"a", b"b"]),
+    ],
+)
+def test_a_hash_covers_ids_and_who_reads_which_media(ids: list[int], keys: list[bytes]) -> None:
+    base = block_hash(b"", [1, 2, 3], [b"", b"a", b"a"])
+    assert block_hash(b"", [1, 2, 3], [b"", b"a", b"a"]) == base
+    assert block_hash(b"", ids, keys) != base
+    assert block_hash(base, [1, 2, 3], [b"", b"a", b"a"]) != base
