@@ -110,6 +110,23 @@ def test_whole_streamed_and_awaited_are_one_answer(url: str, client: Client) -> 
         assert streamed[-1].usage.completion_tokens == 8
 
 
+def test_several_answers_come_apart(client: Client) -> None:
+    options: dict[str, Any] = {"n": 3, "max_tokens": 6, "seed": 1, "ignore_eos": True}
+    whole = client.complete(PROMPT, **options)
+    with client.stream(PROMPT, **options) as events:
+        pieces = [choice for event in events for choice in event.choices]
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    for choice in whole.choices:
+        assert "".join(piece.text for piece in pieces if piece.index == choice.index) == choice.text
+    assert len({choice.text for choice in whole.choices}) == 3
+
+
+def test_an_answer_has_the_form_that_was_asked_for(client: Client) -> None:
+    reply = client.complete(PROMPT, max_tokens=8, structured_outputs={"choice": ["red", "blue"]})
+    assert reply.text in {"red", "blue"}
+    assert reply.finish_reason == "stop"
+
+
 def test_another_picture_is_another_answer(client: Client) -> None:
     scores = []
     for colour in ("blue", "green"):

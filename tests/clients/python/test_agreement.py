@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args, get_type_hints
 
-from flamboyance_client import Options
+from flamboyance_client import Options, StructuredOutputs
 from flamboyance_client.prompt import Part
 from server.api import schemas
 
@@ -14,6 +14,11 @@ NOT_OPTIONS = {"prompt", "stream", "stream_options"}
 
 def test_the_options_are_the_servers_fields() -> None:
     assert Options.__annotations__.keys() == schemas.CompletionRequest.model_fields.keys() - NOT_OPTIONS
+
+
+def test_the_forms_of_an_answer_are_the_servers() -> None:
+    theirs = {field.alias or name for name, field in schemas.StructuredOutputs.model_fields.items()}
+    assert StructuredOutputs.__annotations__.keys() == theirs
 
 
 def test_the_parts_are_the_servers_parts() -> None:

@@ -5,7 +5,7 @@ with Client() as client:
     print(client.complete(prompt, max_tokens=5).text)
 """
 
-from flamboyance_client.api import Options
+from flamboyance_client.api import Options, StructuredOutputs
 from flamboyance_client.client import AsyncClient, Client
 from flamboyance_client.errors import (
     ApiError,
@@ -45,6 +45,7 @@ __all__ = [
     "Retries",
     "ServerFault",
     "StreamFailed",
+    "StructuredOutputs",
     "TimedOut",
     "TransportError",
     "Unavailable",

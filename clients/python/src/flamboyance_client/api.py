@@ -21,6 +21,14 @@ Reply = TypeVar("Reply")
 DONE = "[DONE]"
 
 
+class StructuredOutputs(TypedDict, total=False):
+    """The form that an answer must have; one of the three."""
+
+    choice: Sequence[str]
+    regex: str
+    json: Json | str
+
+
 class Options(TypedDict, total=False):
     """Fields of a completion request besides the prompt. One that is left out, or None, takes the server's default."""
 
@@ -45,7 +53,7 @@ class Options(TypedDict, total=False):
     use_beam_search: bool | None
     length_penalty: float | None
     early_stopping: bool | None
-    structured_outputs: Mapping[str, Any] | None
+    structured_outputs: StructuredOutputs | None
     echo: bool | None
     logprobs: int | None
     prompt_logprobs: int | None
