@@ -2,168 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from model.flamingo import Flamingo
 from model.reference import encode, generate, log_probs
-from model.vision import normalise
-from server.engine.config import EngineConfig
 from server.engine.engine import Engine
-from server.engine.wire import (
-    Admitted,
-    Finished,
-    Generate,
-    Grammar,
-    MediaFailed,
-    MediaPixels,
-    MediaWanted,
-    Outbound,
-    PromptScored,
-    Sampling,
-    Token,
+from server.engine.wire import Finished, Generate, MediaFailed, MediaWanted, Sampling
+from tests.engine_client import (
+    CONFIG,
+    FEW_SHOT,
+    GREEDY,
+    IMAGE,
+    MODELS,
+    PICTURES,
+    Client,
+    Prompt,
+    assert_all_is_back,
+    assert_like_the_reference,
+    client,
+    frames,
+    source,
 )
 from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer, tiny_model
-
-CONFIG = EngineConfig(
-    block_size=4,
-    num_blocks=64,
-    num_media_slots=8,
-    max_sequences=8,
-    max_tokens_per_step=24,
-    max_frames_per_step=2,
-    max_frames_idle=4,
-    max_model_len=128,
-    fold_gates=False,
-)
-IMAGE = 257
-MODELS = {family: tiny_model(CONFIGS[family]) for family in FAMILIES}
-GREEDY = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True, logprobs=0)
-
-
-def frames(picture: int, num_frames: int = 1) -> np.ndarray:
-    return np.random.default_rng(picture).integers(0, 256, (num_frames, 8, 8, 3), dtype=np.uint8)
-
-
-def source(picture: int, encoding: int = 0) -> bytes:
-    """Digest of one of several encodings of a picture."""
-    return hashlib.blake2b(bytes([picture, encoding]), digest_size=32).digest()
-
-
-@dataclass
-class Client:
-    """The other end of the wire: answers wanted media, collects what comes back."""
-
-    engine: Engine
-    pictures: dict[bytes, np.ndarray]
-    tokens: dict[str, list[Token]] = field(default_factory=dict)
-    scores: dict[str, PromptScored] = field(default_factory=dict)
-    finished: dict[str, Finished] = field(default_factory=dict)
-    admitted: dict[str, Admitted] = field(default_factory=dict)
-    wanted: list[bytes] = field(default_factory=list)
-
-    def step(self) -> None:
-        for event in self.engine.step():
-            self.take(event)
-
-    def take(self, event: Outbound) -> None:
-        match event:
-            case MediaWanted(digest):
-                self.wanted.append(digest)
-                picture = self.pictures[digest]
-                shape = tuple(int(n) for n in picture.shape)
-                assert len(shape) == 4
-                self.engine.supply(MediaPixels(digest=digest, shape=shape, data=picture.tobytes()))
-            case Token():
-                self.tokens.setdefault(event.request_id, []).append(event)
-            case PromptScored():
-                self.scores[event.request_id] = event
-            case Finished():
-                self.finished[event.request_id] = event
-            case Admitted():
-                self.admitted[event.request_id] = event
-
-    def run(self, max_steps: int = 500) -> None:
-        for _ in range(max_steps):
-            if not self.engine.has_work():
-                return
-            self.step()
-        raise AssertionError("the engine does not come to an end")
-
-    def ids(self, request_id: str) -> list[int]:
-        return [token.token_id for token in self.tokens.get(request_id, [])]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Shots of (picture, text length); picture -1 is text alone."""
-
-    shots: tuple[tuple[int, int], ...]
-    max_tokens: int = 6
-
-    def request(self, request_id: str, sampling: Sampling = GREEDY, encoding: int = 0) -> Generate:
-        token_ids, media_index, media = [], [], []
-        for place, (picture, length) in enumerate(self.shots):
-            if picture >= 0:
-                media.append(source(picture, encoding))
-                token_ids.append(IMAGE)
-                media_index.append(len(media) - 1)
-            for i in range(length):
-                token_ids.append((31 * place + 7 * i + 3 * picture) % 256)
-                media_index.append(len(media) - 1)
-        return Generate(
-            request_id=request_id, token_ids=token_ids, media_index=media_index, media=media, sampling=sampling
-        )
-
-    def pixels(self, model: Flamingo) -> list[Tensor]:
-        return [normalise(torch.from_numpy(frames(p)), model.config.vision) for p, _ in self.shots if p >= 0]
-
-
-PICTURES = {source(p, e): frames(p) for p in range(6) for e in range(2)}
-
-
-def client(family: Family, config: EngineConfig = CONFIG) -> Client:
-    return Client(Engine(MODELS[family], prompt_tokenizer(), config, salt=b"test"), dict(PICTURES))
-
-
-def assert_like_the_reference(
-    family: Family, prompt: Prompt, answer: Client, request_id: str, num_tokens: int = GREEDY.max_tokens
-) -> None:
-    model, request = MODELS[family], prompt.request(request_id)
-    tokens = answer.tokens[request_id]
-    assert len(tokens) == num_tokens
-    expected = generate(
-        model,
-        request.token_ids,
-        request.media_index,
-        prompt.pixels(model),
-        max_tokens=num_tokens,
-        suppressed_ids=[IMAGE],
-    )
-    assert [t.token_id for t in tokens] == expected.token_ids
-    got = [t.logprob.logprob for t in tokens if t.logprob is not None]
-    assert got == pytest.approx(expected.logprobs, abs=1e-4)
-
-
-def assert_all_is_back(engine: Engine) -> None:
-    assert engine.blocks.num_available == engine.blocks.num_blocks
-    assert engine.media.slots.num_available == engine.media.slots.num_slots
-    assert engine.media.slots.num_in_use == 0
-    assert not engine.scheduler.running
-    assert not engine.scheduler.waiting
-    assert not engine.media._frames
-
-
-FEW_SHOT = Prompt(((-1, 3), (0, 5), (1, 4), (2, 9), (3, 2)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -490,123 +355,3 @@ def test_priority_goes_first() -> None:
         answer.engine.add(Generate(**{**fields, "priority": priority}))
     answer.run()
     assert list(answer.admitted) == ["early", "late"]
-
-
-def test_n_answers_share_the_prompt() -> None:
-    answer = client("flamingo")
-    hot = Sampling(max_tokens=6, temperature=1.0, seed=7, ignore_eos=True, n=3)
-    answer.engine.add(FEW_SHOT.request("a", hot))
-    most_shared = 0
-    while answer.engine.has_work():
-        answer.step()
-        used = {block for sequence in answer.engine.scheduler.running for block in sequence.block_table}
-        most_shared = max(most_shared, sum(answer.engine.blocks.references(block) == 3 for block in used))
-    assert most_shared == (len(FEW_SHOT.request("x").token_ids) - 1) // CONFIG.block_size
-    by_index = {i: [t.token_id for t in answer.tokens["a"] if t.index == i] for i in range(3)}
-    assert all(len(tokens) == 6 for tokens in by_index.values())
-    assert len({tuple(tokens) for tokens in by_index.values()}) > 1
-    single = client("flamingo")
-    single.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=6, temperature=1.0, seed=7, ignore_eos=True)))
-    single.run()
-    assert by_index[0] == single.ids("a")
-    assert_all_is_back(answer.engine)
-
-
-def beam_oracle(model: Flamingo, request: Generate, pixels: list[Tensor], eos: set[int]) -> list[list[int]]:
-    """Beam search as its definition reads, with the whole prompt run again for every beam."""
-    sampling, media = request.sampling, encode(model, pixels)
-    live: list[tuple[float, list[int]]] = [(0.0, [])]
-    ended: list[tuple[float, list[int]]] = []
-    for length in range(1, sampling.max_tokens + 1):
-        grown = []
-        for score, tokens in live:
-            index = request.media_index + [request.media_index[-1]] * len(tokens)
-            row = log_probs(model, request.token_ids + tokens, index, media)[-1].clone()
-            row[IMAGE] = -torch.inf
-            grown += [(score + float(lp), [*tokens, i]) for i, lp in enumerate(row)]
-        grown.sort(key=lambda g: -g[0])
-        best = grown[: 2 * sampling.beam_width]
-        ended += [
-            (score / length**sampling.length_penalty, tokens)
-            for score, tokens in best[: sampling.beam_width]
-            if tokens[-1] in eos
-        ]
-        live = [g for g in best if g[1][-1] not in eos][: sampling.beam_width]
-        ended = sorted(ended, key=lambda e: -e[0])[: sampling.beam_width]
-        full = len(ended) == sampling.beam_width
-        if full and ended[-1][0] >= live[0][0] / length**sampling.length_penalty:
-            break
-    else:
-        ended += [(score / sampling.max_tokens**sampling.length_penalty, tokens) for score, tokens in live]
-    return [tokens for _, tokens in sorted(ended, key=lambda e: -e[0])[: sampling.n]]
-
-
-@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_beam_search_is_its_definition(family: Family, penalty: float) -> None:
-    answer = client(family)
-    sampling = Sampling(max_tokens=5, beam_width=3, n=2, length_penalty=penalty)
-    prompt = Prompt(((0, 5), (1, 4)))
-    request = prompt.request("a", sampling)
-    answer.engine.add(request)
-    answer.engine.add(FEW_SHOT.request("neighbour"))
-    answer.run()
-    eos = set(prompt_tokenizer().eos_ids)
-    expected = beam_oracle(MODELS[family], request, prompt.pixels(MODELS[family]), eos)
-    found = [[t.token_id for t in answer.tokens["a"] if t.index == i] for i in range(2)]
-    assert found == expected
-    assert_like_the_reference(family, FEW_SHOT, answer, "neighbour")
-    assert_all_is_back(answer.engine)
-
-
-def test_beams_among_few_blocks_come_to_an_end() -> None:
-    config = replace(CONFIG, block_size=2, num_blocks=32, max_model_len=40)
-    answer = client("flamingo", config)
-    sampling = Sampling(max_tokens=8, beam_width=3, ignore_eos=True)
-    alone = client("flamingo")
-    for i in range(4):
-        request = Prompt(((i, 7),)).request(str(i), sampling)
-        answer.engine.add(request)
-        alone.engine.add(request)
-    answer.run()
-    alone.run()
-    for i in range(4):
-        assert answer.ids(str(i)) == alone.ids(str(i))
-    assert_all_is_back(answer.engine)
-
-
-def test_beams_that_never_fit_are_refused() -> None:
-    answer = client("flamingo", replace(CONFIG, num_blocks=10, max_model_len=40))
-    answer.engine.add(Prompt(((0, 7),)).request("a", Sampling(max_tokens=30, beam_width=4)))
-    answer.run()
-    assert "4 beams need" in answer.finished["a"].error
-
-
-@pytest.mark.parametrize(
-    ("grammar", "form"),
-    [
-        (Grammar(kind="choice", choices=("cat", "dog", "a dog")), r"cat|dog|a dog"),
-        (Grammar(kind="regex", text=r"[0-9]{3}-[a-c]+x"), r"[0-9]{3}-[a-c]+x"),
-        (Grammar(kind="json", text='{"type": "integer", "minimum": 10, "maximum": 99}'), r"[1-9][0-9]"),
-    ],
-)
-def test_a_grammar_gives_the_answer_its_form(grammar: Grammar, form: str) -> None:
-    answer = client("flamingo")
-    free = Sampling(max_tokens=40, temperature=2.0, seed=1, grammar=grammar, n=2)
-    answer.engine.add(FEW_SHOT.request("a", free))
-    answer.engine.add(FEW_SHOT.request("neighbour"))
-    answer.run()
-    tokenizer = prompt_tokenizer()
-    for index in range(2):
-        text = tokenizer.decode([t.token_id for t in answer.tokens["a"] if t.index == index])
-        assert re.fullmatch(form, text), text
-    assert_like_the_reference("flamingo", FEW_SHOT, answer, "neighbour")
-    assert_all_is_back(answer.engine)
-
-
-def test_what_is_no_grammar_fails_its_request() -> None:
-    answer = client("flamingo")
-    answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=4, grammar=Grammar(kind="regex", text="(("))))
-    answer.run()
-    assert answer.finished["a"].finish_reason == "error"
-    assert answer.finished["a"].error

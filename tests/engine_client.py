@@ -1,0 +1,160 @@
+"""The other end of the engine's wire, for tests: prompts, a client that answers for media, and what must hold after."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.flamingo import Flamingo
+from model.reference import generate
+from model.vision import normalise
+from server.engine.config import EngineConfig
+from server.engine.engine import Engine
+from server.engine.wire import (
+    Admitted,
+    Finished,
+    Generate,
+    MediaPixels,
+    MediaWanted,
+    Outbound,
+    PromptScored,
+    Sampling,
+    Token,
+)
+from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer, tiny_model
+
+CONFIG = EngineConfig(
+    block_size=4,
+    num_blocks=64,
+    num_media_slots=8,
+    max_sequences=8,
+    max_tokens_per_step=24,
+    max_frames_per_step=2,
+    max_frames_idle=4,
+    max_model_len=128,
+    fold_gates=False,
+)
+IMAGE = 257
+MODELS = {family: tiny_model(CONFIGS[family]) for family in FAMILIES}
+GREEDY = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True, logprobs=0)
+
+
+def frames(picture: int, num_frames: int = 1) -> np.ndarray:
+    return np.random.default_rng(picture).integers(0, 256, (num_frames, 8, 8, 3), dtype=np.uint8)
+
+
+def source(picture: int, encoding: int = 0) -> bytes:
+    """Digest of one of several encodings of a picture."""
+    return hashlib.blake2b(bytes([picture, encoding]), digest_size=32).digest()
+
+
+@dataclass
+class Client:
+    """The other end of the wire: answers wanted media, collects what comes back."""
+
+    engine: Engine
+    pictures: dict[bytes, np.ndarray]
+    tokens: dict[str, list[Token]] = field(default_factory=dict)
+    scores: dict[str, PromptScored] = field(default_factory=dict)
+    finished: dict[str, Finished] = field(default_factory=dict)
+    admitted: dict[str, Admitted] = field(default_factory=dict)
+    wanted: list[bytes] = field(default_factory=list)
+
+    def step(self) -> None:
+        for event in self.engine.step():
+            self.take(event)
+
+    def take(self, event: Outbound) -> None:
+        match event:
+            case MediaWanted(digest):
+                self.wanted.append(digest)
+                picture = self.pictures[digest]
+                shape = tuple(int(n) for n in picture.shape)
+                assert len(shape) == 4
+                self.engine.supply(MediaPixels(digest=digest, shape=shape, data=picture.tobytes()))
+            case Token():
+                self.tokens.setdefault(event.request_id, []).append(event)
+            case PromptScored():
+                self.scores[event.request_id] = event
+            case Finished():
+                self.finished[event.request_id] = event
+            case Admitted():
+                self.admitted[event.request_id] = event
+
+    def run(self, max_steps: int = 500) -> None:
+        for _ in range(max_steps):
+            if not self.engine.has_work():
+                return
+            self.step()
+        raise AssertionError("the engine does not come to an end")
+
+    def ids(self, request_id: str) -> list[int]:
+        return [token.token_id for token in self.tokens.get(request_id, [])]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Shots of (picture, text length); picture -1 is text alone."""
+
+    shots: tuple[tuple[int, int], ...]
+    max_tokens: int = 6
+
+    def request(self, request_id: str, sampling: Sampling = GREEDY, encoding: int = 0) -> Generate:
+        token_ids, media_index, media = [], [], []
+        for place, (picture, length) in enumerate(self.shots):
+            if picture >= 0:
+                media.append(source(picture, encoding))
+                token_ids.append(IMAGE)
+                media_index.append(len(media) - 1)
+            for i in range(length):
+                token_ids.append((31 * place + 7 * i + 3 * picture) % 256)
+                media_index.append(len(media) - 1)
+        return Generate(
+            request_id=request_id, token_ids=token_ids, media_index=media_index, media=media, sampling=sampling
+        )
+
+    def pixels(self, model: Flamingo) -> list[Tensor]:
+        return [normalise(torch.from_numpy(frames(p)), model.config.vision) for p, _ in self.shots if p >= 0]
+
+
+PICTURES = {source(p, e): frames(p) for p in range(6) for e in range(2)}
+
+
+def client(family: Family, config: EngineConfig = CONFIG) -> Client:
+    return Client(Engine(MODELS[family], prompt_tokenizer(), config, salt=b"test"), dict(PICTURES))
+
+
+def assert_like_the_reference(
+    family: Family, prompt: Prompt, answer: Client, request_id: str, num_tokens: int = GREEDY.max_tokens
+) -> None:
+    model, request = MODELS[family], prompt.request(request_id)
+    tokens = answer.tokens[request_id]
+    assert len(tokens) == num_tokens
+    expected = generate(
+        model,
+        request.token_ids,
+        request.media_index,
+        prompt.pixels(model),
+        max_tokens=num_tokens,
+        suppressed_ids=[IMAGE],
+    )
+    assert [t.token_id for t in tokens] == expected.token_ids
+    got = [t.logprob.logprob for t in tokens if t.logprob is not None]
+    assert got == pytest.approx(expected.logprobs, abs=1e-4)
+
+
+def assert_all_is_back(engine: Engine) -> None:
+    assert engine.blocks.num_available == engine.blocks.num_blocks
+    assert engine.media.slots.num_available == engine.media.slots.num_slots
+    assert engine.media.slots.num_in_use == 0
+    assert not engine.scheduler.running
+    assert not engine.scheduler.waiting
+    assert not engine.media._frames
+
+
+FEW_SHOT = Prompt(((-1, 3), (0, 5), (1, 4), (2, 9), (3, 2)))
