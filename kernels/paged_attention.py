@@ -7,7 +7,7 @@ the whole batch and merged with each sequence's own part by their log-sum-exp.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -35,6 +35,10 @@ class Plan:
     shared_tiles: Tensor | None  # rows of any sequence, for the shared blocks
     launch: Launch
     split: int
+
+    def to(self, device: torch.device) -> Plan:
+        shared = None if self.shared_tiles is None else self.shared_tiles.to(device)
+        return replace(self, positions=self.positions.to(device), tiles=self.tiles.to(device), shared_tiles=shared)
 
 
 def paged_attention_reference(
@@ -242,6 +246,8 @@ def _launch(
     shared, longest = num_shared_blocks * block_size, block_table.shape[1] * block_size
     shared_parts, own_parts = triton.cdiv(shared, plan.split), max(1, triton.cdiv(longest - shared, plan.split))
     num_parts = shared_parts + own_parts
+    if shared and plan.shared_tiles is None:
+        raise ValueError(f"{num_shared_blocks} blocks are shared, but the plan was made for none")
     out = query.new_empty(query.shape)
     target, lse = out, None
     if num_parts > 1:

@@ -1,0 +1,62 @@
+"""`python -m kernels.bench [--toy] [--out FILE] [--stages 1,3]`: six stages, the table last, JSON beside it.
+
+In full for a GPU, under ten minutes on one H100; as a toy for a processor, to show that all of it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from kernels.backend import describe
+from kernels.bench.core import measure_core
+from kernels.bench.correctness import check_all
+from kernels.bench.layer import measure_layer
+from kernels.bench.machine import measure_machine
+from kernels.bench.measure import Report, Stopwatch
+from kernels.bench.sizes import FULL, SMALL, Sizes
+from kernels.bench.step import measure_first_token, measure_step
+
+SECONDS = {1: 40, 2: 60, 3: 180, 4: 90, 5: 150, 6: 60}  # at most, then what is left of a stage is noted as such
+
+
+def run(sizes: Sizes, device: torch.device, stages: set[int]) -> Report:
+    report, watch = Report(), Stopwatch(device, sizes.replays)
+    with torch.inference_mode():
+        print("stage 1", flush=True)
+        machine = measure_machine(report, watch, sizes)
+        if 2 in stages:
+            print("stage 2", flush=True)
+            with report.stage(SECONDS[2]):
+                check_all(report, watch, sizes)
+        measures = {3: measure_core, 4: measure_layer, 5: measure_step, 6: measure_first_token}
+        for number, measure in measures.items():
+            if number in stages:
+                print(f"stage {number}", flush=True)
+                with report.stage(SECONDS[number]):
+                    measure(report, watch, sizes, machine)
+    return report
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__)
+    parser.add_argument("--toy", action="store_true", help="small sizes; a machine without a GPU has no others")
+    parser.add_argument("--out", type=Path, default=Path("kernels-bench.json"), help="where the JSON goes")
+    parser.add_argument("--stages", default="1,2,3,4,5,6", help="which, by number; the first is always measured")
+    given = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    toy = given.toy or device.type == "cpu"
+    torch.manual_seed(0)
+    begin = time.monotonic()
+    report = run(SMALL if toy else FULL, device, {int(number) for number in given.stages.split(",")})
+    about = {**describe(), "sizes": "toy" if toy else "full", "seconds": round(time.monotonic() - begin, 1)}
+    report.write(given.out, about)
+    print("\n".join(f"{key}: {value}" for key, value in about.items()))
+    print(report.table())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Stage 2, right before fast: every dtype against the reference, and a row's result the same wherever it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kernels import configs
+from kernels.backend import interpreting, use_triton
+from kernels.bench import contenders
+from kernels.bench.measure import Report, Row, Stopwatch
+from kernels.bench.sizes import Sizes, Spec
+from kernels.configs import Launch, launch_config
+from kernels.media_attention import media_attention, media_attention_reference
+from kernels.paged_attention import paged_attention, paged_attention_reference
+from kernels.resampler_attention import resampler_attention, resampler_attention_reference
+from kernels.tiles import tile_records
+
+STAGE = "2 correctness"
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+@contextmanager
+def launched(operator: str, head_dim: int, dtype: torch.dtype, launch: Launch) -> Iterator[None]:
+    """Another row of the launch table for as long as this lasts."""
+    key = (operator, configs.architecture(), head_dim, str(dtype).removeprefix("torch."))
+    before = dict(configs.TABLE)
+    configs.TABLE[key] = launch
+    try:
+        yield
+    finally:
+        configs.TABLE.clear()
+        configs.TABLE.update(before)
+
+
+def device_tiles(slots: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor | None:
+    """The table as a server makes it: from host memory, once a step."""
+    if not use_triton(slots):
+        return None
+    records = tile_records(slots.cpu(), launch_config("media", head_dim, dtype).block)
+    return records.to(slots.device)
+
+
+def _poison(device: torch.device) -> None:
+    """Leave NaN where torch's allocator will put the next outputs."""
+    for size in (1 << 16, 1 << 22):
+        torch.full((size,), float("nan"), device=device)
+
+
+def check(report: Report, what: str, who: str, actual: Tensor, expected: Tensor) -> None:
+    error, limit = relative_error(actual, expected), TOLERANCE[actual.dtype]
+    verdict = "ok" if error <= limit else f"WRONG: more than {limit:.0e}"
+    report.add(Row(STAGE, what, who, 1e6 * error, "ppm", note=verdict))
+
+
+def _inputs(spec: Spec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    query = torch.randn(100, spec.media_heads, spec.media_head_dim, device=device).to(dtype)
+    pages = torch.randn(6, spec.media_heads, 2, spec.num_latents, spec.media_head_dim, device=device).to(dtype)
+    slots = torch.tensor([-1] * 7 + [0] * 40 + [3] * 33 + [1] * 20, dtype=torch.int32, device=device)
+    return query, pages, slots
+
+
+def _check_media(report: Report, spec: Spec, device: torch.device, dtype: torch.dtype) -> None:
+    _poison(device)
+    query, pages, slots = _inputs(spec, device, dtype)
+    expected = media_attention_reference(query.float(), pages.float(), slots, scale=0.1)
+    what = f"media, {spec.name}, {str(dtype).removeprefix('torch.')}"
+    actual = media_attention(query, pages, slots, scale=0.1, tiles=device_tiles(slots, spec.media_head_dim, dtype))
+    check(report, what, "ours", actual, expected)
+    check(report, what, "ours, table of the device", media_attention(query, pages, slots, scale=0.1), expected)
+    if dtype != torch.bfloat16:
+        return
+    seen = slots >= 0  # what the others give for a token without a page is their own affair
+    others: dict[str, contenders.Contender] = {
+        "dense mask": contenders.dense_mask,
+        "einsum": contenders.einsum,
+        "gather": contenders.gather,
+    }
+    if device.type == "cuda":
+        others |= contenders.varlen(pages, slots.clamp(min=0))
+    for who, contender in others.items():
+        try:
+            out = contender(query, pages, slots.clamp(min=0), 0.1)
+        except (RuntimeError, NotImplementedError, TypeError) as refusal:
+            report.add(Row(STAGE, what, who, None, note=f"refused: {str(refusal).splitlines()[0][:80]}"))
+        else:
+            check(report, what, who, out[seen], expected[seen])
+
+
+def _check_text(report: Report, device: torch.device, dtype: torch.dtype) -> None:
+    _poison(device)
+    kv_cache = torch.randn(80, 2, 2, 16, 64, device=device).to(dtype)
+    table = torch.stack([torch.arange(40), torch.cat([torch.arange(20), torch.arange(40, 60)])]).to(device, torch.int32)
+    contexts = torch.tensor([600, 500], dtype=torch.int32, device=device)
+    slopes = torch.rand(8, device=device)
+    for name, counts in {"decode": (1, 1), "prefill": (100, 33)}.items():
+        starts = torch.tensor((0, *counts), device=device).cumsum(0).to(torch.int32)
+        query = torch.randn(sum(counts), 8, 64, device=device).to(dtype)
+        rest = (table, starts, contexts)
+        expected = paged_attention_reference(query.float(), kv_cache.float(), *rest, scale=0.1, alibi_slopes=slopes)
+        for shared in (0, 20):
+            out = paged_attention(query, kv_cache, *rest, scale=0.1, alibi_slopes=slopes, num_shared_blocks=shared)
+            what = f"paged {name}, {shared} shared, {str(dtype).removeprefix('torch.')}"
+            check(report, what, "ours", out, expected)
+
+
+def _check_resampler(report: Report, device: torch.device, dtype: torch.dtype) -> None:
+    _poison(device)
+    inputs = [torch.randn(2, n, 4, 64, device=device).to(dtype) for n in (64, 257, 257, 64, 64)]
+    expected = resampler_attention_reference(*(x.float() for x in inputs), scale=0.1)
+    what = f"resampler, {str(dtype).removeprefix('torch.')}"
+    check(report, what, "ours", resampler_attention(*inputs, scale=0.1), expected)
+
+
+def _same_everywhere(run: Callable[[Tensor, Tensor], Tensor], row: Tensor, slot: int) -> bool:
+    """One row alone, in each place of a tile, among random neighbours and among NaN."""
+    slots = torch.full((16,), slot, dtype=torch.int32, device=row.device)
+    alone = run(row, slots[:1])[0]
+    for neighbours in (torch.randn_like(row.expand(16, -1, -1)), torch.full_like(row.expand(16, -1, -1), float("nan"))):
+        for place in range(16):
+            query = neighbours.clone()
+            query[place] = row[0]
+            if not torch.equal(run(query, slots)[place], alone):
+                return False
+    return True
+
+
+def _check_invariance(report: Report, spec: Spec, device: torch.device) -> None:
+    query, pages, _ = _inputs(spec, device, torch.bfloat16)
+
+    def run(query: Tensor, slots: Tensor) -> Tensor:
+        return media_attention(query, pages, slots, scale=0.1)
+
+    same = _same_everywhere(run, query[:1], 3)
+    report.add(Row(STAGE, f"media, {spec.name}: a row's bits", "ours", float(same), "", note="1: the same everywhere"))
+    if not use_triton(query) or interpreting():
+        return
+    slots = torch.full((len(query),), 3, dtype=torch.int32, device=device)
+    narrow = run(query, slots)
+    wide = replace(launch_config("media", spec.media_head_dim, query.dtype), block=32)
+    with launched("media", spec.media_head_dim, query.dtype, wide):
+        same = torch.equal(run(query, slots), narrow)
+    report.add(Row(STAGE, f"media, {spec.name}: 16 rows and 32", "ours", float(same), "", note="1: the same bits"))
+
+
+def check_all(report: Report, watch: Stopwatch, sizes: Sizes) -> None:
+    for dtype in TOLERANCE:
+        for spec in sizes.core:
+            _check_media(report, spec, watch.device, dtype)
+        _check_text(report, watch.device, dtype)
+        _check_resampler(report, watch.device, dtype)
+    for spec in sizes.core:
+        _check_invariance(report, spec, watch.device)
