@@ -1,8 +1,8 @@
 """A prompt is a string or a list of parts: text, images and videos in the order in which the model shall see them.
 
 Parts are plain dictionaries, as they travel. A string in the list is a text part; a list of numbers is a prompt of
-text alone as token ids. Media come from a path, from bytes,
-from a PIL image or from a URL; all but a URL are sent inside the request.
+text alone as token ids. Media come from a path, from bytes or from a PIL image, and travel inside the request; a URL is
+passed on as it is.
 """
 
 from __future__ import annotations
