@@ -275,6 +275,11 @@ def media_tiles(media_slot: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor
     return tile_records(media_slot, launch_config("media", head_dim, dtype).block)
 
 
+def plan_media(query: Tensor, media_slot: Tensor, head_dim: int) -> Tensor | None:
+    """`media_tiles` for all layers of a step, made where the slots are; None where plain torch will serve."""
+    return media_tiles(media_slot, head_dim, query.dtype) if use_triton(query) else None
+
+
 def media_attention(
     query: Tensor,
     media_kv: Tensor,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kernels.media_attention import plan_media
 from model.batch import Batch
 from model.cache import KVCache, MediaCache
 from model.config import FlamingoConfig
@@ -37,9 +38,10 @@ class Flamingo(nn.Module):
         """Packed token ids [T] -> logits [W, V + A] of the rows in `batch.last_token`."""
         x = self.language_model.embed_tokens(batch)  # [T, D]
         place = self.language_model.place(batch, x.dtype, None if kv_cache is None else kv_cache.layer(0))
+        tiles = plan_media(x, batch.media_slot, self.config.gated.head_dim)
         for i, layer in enumerate(self.language_model.layers):
             if str(i) in self.gated:
-                x = self.gated[str(i)](x, media_cache.layer(i), batch.media_slot)  # text reads its own image
+                x = self.gated[str(i)](x, media_cache.layer(i), batch.media_slot, tiles)  # text reads its own image
             x = layer(x, place, batch, None if kv_cache is None else kv_cache.layer(i))
         return self.language_model.logits(x[batch.last_token])
 

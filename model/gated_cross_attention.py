@@ -28,7 +28,7 @@ class MediaCrossAttention(nn.Module):
         self.query_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: Tensor, media_kv: Tensor, media_slot: Tensor) -> Tensor:
+    def forward(self, x: Tensor, media_kv: Tensor, media_slot: Tensor, tiles: Tensor | None) -> Tensor:
         query = self.query(x).unflatten(-1, (-1, self.head_dim))  # [T, H, K]
         norm = self.query_norm
         attended = media_attention(
@@ -38,6 +38,7 @@ class MediaCrossAttention(nn.Module):
             scale=self.head_dim**-0.5,
             query_norm=None if norm is None else norm.weight,
             query_norm_eps=QK_NORM_EPS if norm is None else norm.eps,
+            tiles=tiles,
         )
         return self.output(attended.flatten(-2))
 
@@ -49,7 +50,7 @@ class MediaCrossAttention(nn.Module):
 
 
 class GatedCrossAttention(nn.Module):
-    """x [T, D], media keys and values [M, H, 2, R, K], slots [T] -> [T, D]."""
+    """x [T, D], media keys and values [M, H, 2, R, K], slots [T] -> [T, D]. `tiles`: `plan_media`, made once a step."""
 
     def __init__(self, config: GatedConfig, dim: int, media_dim: int) -> None:
         super().__init__()
@@ -62,8 +63,8 @@ class GatedCrossAttention(nn.Module):
         self.feed_forward = FeedForward(dim, config.ffn_dim, config.activation, gated=config.gated_ffn)
         self.ffw_gate: nn.Parameter | None = nn.Parameter(torch.zeros(gate_size))
 
-    def forward(self, x: Tensor, media_kv: Tensor, media_slot: Tensor) -> Tensor:
-        x = _gated(x, self.attention(self.attention_norm(x), media_kv, media_slot), self.attn_gate)
+    def forward(self, x: Tensor, media_kv: Tensor, media_slot: Tensor, tiles: Tensor | None = None) -> Tensor:
+        x = _gated(x, self.attention(self.attention_norm(x), media_kv, media_slot, tiles), self.attn_gate)
         return _gated(x, self.feed_forward(self.ffw_norm(x)), self.ffw_gate)
 
     def project_media(self, visual_tokens: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from model.cpu import Format, use_fast_formats
 from model.flamingo import Flamingo
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
+from server.engine.graphs import can_be_recorded, record_cuda
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
 
@@ -38,7 +39,8 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     model = load_folder(Path(settings.model or ""), device, dtype)
     formats = _use_formats(model, settings, device)
     config = engine_config(served, settings, torch.bfloat16 if formats else dtype)
-    engine = Engine(model, served.tokenizer, config, salt=served.config.to_json().encode())
+    record = record_cuda if device.type == "cuda" and can_be_recorded(served.config) else None
+    engine = Engine(model, served.tokenizer, config, salt=served.config.to_json().encode(), record=record)
     info = {
         "model": served.config.name,
         "device": str(device),

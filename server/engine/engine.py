@@ -18,6 +18,7 @@ from server.engine.beams import BeamSearch, Move
 from server.engine.block_pool import BlockPool
 from server.engine.config import EngineConfig
 from server.engine.grammar import GrammarError, Grammars
+from server.engine.graphs import Recorder
 from server.engine.media_cache import MediaCache
 from server.engine.runner import Result, Runner
 from server.engine.sampler import Sampler
@@ -57,9 +58,16 @@ class Answers:
 
 
 class Engine:
-    """`salt` names weights and preprocessing in the media keys. Not thread-safe: one loop owns it."""
+    """`salt` names weights and preprocessing in the media keys; `record` is the runner's. One loop owns an engine."""
 
-    def __init__(self, model: Flamingo, tokenizer: PromptTokenizer, config: EngineConfig, salt: bytes = b"") -> None:
+    def __init__(
+        self,
+        model: Flamingo,
+        tokenizer: PromptTokenizer,
+        config: EngineConfig,
+        salt: bytes = b"",
+        record: Recorder | None = None,
+    ) -> None:
         if config.fold_gates:
             model.fold_gates()
         self.config = config
@@ -67,7 +75,9 @@ class Engine:
         self.blocks = BlockPool(config.num_blocks)
         all_previous = model.config.gated.attends == "all_previous"
         self.scheduler = Scheduler(config, self.blocks, self.media, all_previous=all_previous)
-        self.runner = Runner(model, config, Sampler(tokenizer.suppressed_ids, tokenizer.eos_ids), self.media.host)
+        self.runner = Runner(
+            model, config, Sampler(tokenizer.suppressed_ids, tokenizer.eos_ids), self.media.host, record
+        )
         self._eos = frozenset(tokenizer.eos_ids)
         self._grammars = Grammars(tokenizer)
         self._requests: dict[str, Answers] = {}

@@ -18,6 +18,7 @@ from model.cache import KVCache, MediaCache
 from model.flamingo import Flamingo
 from model.vision import normalise
 from server.engine.config import EngineConfig
+from server.engine.graphs import DecodeGraphs, Recorder, bucket_sizes
 from server.engine.media_cache import Encoding, HostTier
 from server.engine.sampler import Sampler, token_logprobs
 from server.engine.scheduler import Plan, Row
@@ -39,7 +40,11 @@ class Result:
 
 
 class Runner:
-    def __init__(self, model: Flamingo, config: EngineConfig, sampler: Sampler, host: HostTier) -> None:
+    """`record` turns a decode step into one that is replayed; None: every step is run as it comes."""
+
+    def __init__(
+        self, model: Flamingo, config: EngineConfig, sampler: Sampler, host: HostTier, record: Recorder | None = None
+    ) -> None:
         weight = model.language_model.embed.weight
         self.model = model
         self.config = config
@@ -49,6 +54,15 @@ class Runner:
         self._host = host
         self._kv = KVCache.zeros(model.config, config.num_blocks, config.block_size, self.dtype, self.device)
         self._media = MediaCache.zeros(model.config, config.num_media_slots, self.dtype, self.device)
+        self._graphs = None if record is None else self._record(record)
+
+    @torch.inference_mode()
+    def _record(self, record: Recorder) -> DecodeGraphs:
+        width = -(-self.config.max_model_len // self.config.block_size)
+        return DecodeGraphs(self._forward, record, bucket_sizes(self.config.max_sequences), width, self.device)
+
+    def _forward(self, batch: Batch) -> Tensor:
+        return self.model(batch, self._kv, self._media)
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> list[Result]:
@@ -57,8 +71,9 @@ class Runner:
         if not plan.rows:
             return []
         wanted = [_wanted_tokens(row) for row in plan.rows]
-        logits = self.model(self._batch(plan.rows, wanted), self._kv, self._media).float()
-        return self._results(plan.rows, wanted, logits)
+        batch = self._batch(plan.rows, wanted)
+        step = self._graphs.run if self._graphs is not None and _is_decode(plan.rows, wanted) else self._forward
+        return self._results(plan.rows, wanted, step(batch).float())
 
     def _copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         if copies:
@@ -121,7 +136,8 @@ class Runner:
         )
 
     def _put(self, values: object, dtype: type[np.generic]) -> Tensor:
-        return torch.from_numpy(np.asarray(values, dtype=dtype)).to(self.device, non_blocking=True)
+        tensor = torch.from_numpy(np.asarray(values, dtype=dtype))
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def _slots(self, rows: list[Row]) -> list[int] | list[list[int]]:
         if self.model.config.gated.attends == "all_previous":
@@ -168,6 +184,11 @@ class Runner:
             if sampling.logprobs is not None and result.token_id is not None:
                 row = part[-1:].log_softmax(-1)
                 (result.logprob,) = token_logprobs(row, [result.token_id], [sampling.logprobs])
+
+
+def _is_decode(rows: list[Row], wanted: list[range]) -> bool:
+    """Whether each row is one token whose logits are wanted."""
+    return all(row.count == 1 and len(tokens) == 1 for row, tokens in zip(rows, wanted, strict=True))
 
 
 def _shared_blocks(block_table: np.ndarray, most: int) -> int:

@@ -1,0 +1,72 @@
+"""Recorded decode steps: static buffers and padding change no answer. On a CPU "recording" is the step itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from server.engine.engine import Engine
+from server.engine.graphs import Buffers, Step, bucket_sizes
+from tests.engine_client import (
+    CONFIG,
+    FEW_SHOT,
+    MODELS,
+    PICTURES,
+    Client,
+    Prompt,
+    assert_all_is_back,
+    assert_like_the_reference,
+)
+from tests.tiny_models import FAMILIES, Family, prompt_tokenizer
+
+
+def test_buckets_cover_every_batch() -> None:
+    assert bucket_sizes(1) == [1]
+    assert bucket_sizes(4) == [1, 2, 4]
+    assert bucket_sizes(20) == [1, 2, 4, 8, 16, 20]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replayed_steps_give_the_reference(family: Family) -> None:
+    replays: list[int] = []
+
+    def record(step: Step) -> Step:
+        recorded_at = len(replays)
+
+        def replay() -> torch.Tensor:
+            replays.append(recorded_at)
+            return step()
+
+        return replay
+
+    config = replace(CONFIG, num_blocks=256)
+    answer = Client(Engine(MODELS[family], prompt_tokenizer(), config, record=record), dict(PICTURES))
+    asked = [FEW_SHOT, *(Prompt(((i, 3 + i), (i + 1, 4))) for i in range(4))]
+    for i, prompt in enumerate(asked):
+        answer.engine.add(prompt.request(str(i)))
+        answer.step()
+    answer.run()
+    assert replays
+    for i, prompt in enumerate(asked):
+        assert_like_the_reference(family, prompt, answer, str(i))
+    assert_all_is_back(answer.engine)
+
+
+def test_padding_stores_nothing_and_reads_nothing() -> None:
+    buffers = Buffers.empty(8, 4, torch.device("cpu"))
+    full = buffers.batch(4)
+    for tensor in (full.token_ids, full.media_slot, full.slot_mapping, full.block_table):
+        assert tensor is not None
+        tensor.fill_(7)
+    one = Buffers.empty(1, 2, torch.device("cpu"))
+    one.query_starts[1] = 1
+    one.slot_mapping.fill_(5)
+    one.media_slot.fill_(2)
+    buffers.fill(one.batch(1), 4)
+    padded = buffers.batch(4)
+    assert padded.media_slot.tolist() == [2, -1, -1, -1]
+    assert padded.slot_mapping is not None
+    assert padded.slot_mapping.tolist() == [5, -1, -1, -1]
+    assert padded.query_starts.tolist() == [0, 1, 1, 1, 1]
