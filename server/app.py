@@ -29,15 +29,18 @@ from server.settings import Settings
 # what proxies write into their logs when a client went; nobody receives it
 CLIENT_CLOSED_REQUEST = 499
 
+ROUTERS = (completions.router, models.router, health.router)
+
 logger = logging.getLogger(__name__)
 
 
 def create_app(client: Client, model: ServedModel, settings: Settings, metrics: Metrics) -> FastAPI:
     services = Services(settings, model, client, Admission(settings.max_num_queued, metrics), metrics)
-    app = FastAPI(title="Flamboyance", version=health.VERSION, lifespan=partial(_lifespan, client=client))
+    # the interface is described in docs/api.md; FastAPI's own pages would fetch scripts from elsewhere
+    app = FastAPI(title="Flamboyance", openapi_url=None, lifespan=partial(_lifespan, client=client))
     app.state.services = services
-    for module in (completions, models, health):
-        app.include_router(module.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(ServerError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_http)
     app.add_exception_handler(ClientDisconnect, _forget)

@@ -65,7 +65,7 @@ class Metrics:
             "e2e_request_latency_seconds", "From acceptance to the last token", _SECONDS
         )
         self.request_queue_time = self._histogram(
-            "request_queue_time_seconds", "From the engine's inbox to the prompt's first step", _SECONDS
+            "request_queue_time_seconds", "From acceptance to the first step of the prompt", _SECONDS
         )
         self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Prompt tokens of a request", _COUNTS)
         self.request_generation_tokens = self._histogram(

@@ -30,7 +30,7 @@ from server.served_model import ServedModel
 router = APIRouter()
 
 
-@router.post("/v1/completions", openapi_extra={"requestBody": {"required": True, "content": {"application/json": {}}}})
+@router.post("/v1/completions")
 async def create_completion(request: Request, services: GivenServices, ticket: GivenTicket) -> Response:
     accepted = time.monotonic()
     fields = read(CompletionRequest, await read_body(request, services.settings))

@@ -1,0 +1,74 @@
+"""What the server has is in the documents, and what the documents say the server has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastapi.routing import APIRoute
+
+from server.api.guard import OPEN_PATHS
+from server.api.schemas import CompletionRequest
+from server.app import ROUTERS
+from server.errors import ServerError
+from server.metrics import Metrics
+from server.settings import Settings
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+API = (DOCS / "api.md").read_text(encoding="utf-8")
+OPERATIONS = (DOCS / "operations.md").read_text(encoding="utf-8")
+
+
+def section(text: str, title: str) -> str:
+    return text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def rows(text: str) -> list[list[str]]:
+    """Cells of the tables, heads left out."""
+    lines = [line for line in text.splitlines() if line.startswith("| ") and "`" in line]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def names(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_every_setting_stands_with_its_default_and_meaning() -> None:
+    documented = {names(row[0])[0]: row[1:] for row in rows(section(OPERATIONS, "Settings"))}
+    actual = {
+        name: ["none" if field.default is None else str(field.default), field.description]
+        for name, field in Settings.model_fields.items()
+    }
+    assert documented == actual
+
+
+def metric_names() -> Iterator[tuple[str, str]]:
+    for family in Metrics("x").registry.collect():
+        yield family.name + ("_total" if family.type == "counter" else ""), family.type
+
+
+def test_every_metric_stands_with_its_type() -> None:
+    documented = {names(row[0])[0]: row[1] for row in rows(section(OPERATIONS, "Metrics"))}
+    assert documented == dict(metric_names())
+
+
+def test_every_route_stands() -> None:
+    documented = set(re.findall(r"`(?:GET|POST) (/[^`]*)`", API))
+    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    assert documented == {route.path.replace(":path", "") for route in routes}
+    assert all(f"`{path}`" in API for path in OPEN_PATHS)
+
+
+def test_every_field_of_a_completion_stands() -> None:
+    documented = [name for row in rows(section(API, "Fields of a completion")) for name in names(row[0])]
+    assert sorted(documented) == sorted(CompletionRequest.model_fields)
+
+
+def classes(root: type[ServerError]) -> list[type[ServerError]]:
+    return [root, *(found for child in root.__subclasses__() for found in classes(child))]
+
+
+def test_every_error_stands_with_its_status() -> None:
+    documented = {(int(row[0]), code) for row in rows(section(API, "Errors")) for code in names(row[1])}
+    assert documented == {(kind.status, kind.code) for kind in classes(ServerError)}
