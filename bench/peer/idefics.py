@@ -31,6 +31,7 @@ QUICK = {
     "peer_batches": [1, 2],
     "perceived_batches": [1, 2],
     "repeats": 1,
+    "throughput_rounds": 1,
 }
 PACKAGES = ("transformers",)
 SAME_WORDS = "the peer's greedy tokens are ours"
@@ -130,7 +131,7 @@ class Bench:
     def throughput(self, server: HttpDriver) -> None:
         """One support set and different queries; new to everybody in every round."""
         server.run(self._prompts.shared(2, 1), 2, 1)  # warm-up
-        rates = interleave(self._throughput_round(server) for _ in range(self._options.repeats))
+        rates = interleave(self._throughput_round(server) for _ in range(self._options.throughput_rounds))
         best = {kind: _best(rates, kind) for kind in ("peer", "peer, perceived")}
         name = f"tokens/s, {self._options.throughput_shots} shots"
         for run, rate in rates.items():
@@ -217,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--decode-tokens", type=int, default=48, help="ours, a round (default: 48)")
     made.add_argument("--peer-decode-tokens", type=int, default=6, help="the peer's, a round (default: 6)")
     made.add_argument("--throughput-shots", type=int, default=8, help="of the throughput rows (default: 8)")
+    made.add_argument("--throughput-rounds", type=int, default=2, help="of the throughput rows (default: 2)")
     made.add_argument("--requests", type=int, default=64, help="ours, of a throughput row (default: 64)")
     made.add_argument("--new-tokens", type=int, default=32, help="of an answer, throughput (default: 32)")
     made.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16], help="of our throughput rows")

@@ -1,7 +1,8 @@
 """The peer: IDEFICS in transformers. Its checkpoint has random weights, is saved as its library saves it, and imported
 with our own command; so both programs run the same model.
 
-`generate` is driven as its documentation says; a clock among its stopping criteria notes when each token came.
+`generate` is driven as its documentation says; a clock among its stopping criteria notes when each token came. Within a
+request it keeps the vision encoder's features, and runs resampler and media keys and values anew for each token.
 """
 
 from __future__ import annotations
