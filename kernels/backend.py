@@ -91,14 +91,19 @@ def use_triton(x: Tensor) -> bool:
     return runs
 
 
+def _reason() -> str:
+    if _requested == "reference":
+        return "asked for"
+    return _obstacle() or ("interpreted, for tests" if interpreting() else "a GPU is there")
+
+
 def describe() -> dict[str, Any]:
     """For the log at start, /health and /version."""
-    obstacle = _obstacle()
-    triton_runs = _requested != "reference" and obstacle is None
+    triton_runs = _requested != "reference" and _obstacle() is None
     return {
         "requested": _requested,
         "backend": "triton" if triton_runs else "reference",
-        "reason": "asked for" if _requested == "reference" else obstacle or "a GPU is there",
+        "reason": _reason(),
         "torch": torch.__version__,
         "triton": triton.__version__ if triton is not None else None,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
