@@ -177,6 +177,18 @@ def test_a_stream_brings_the_same_text(server: Server) -> None:
     assert "".join(json.loads(line[6:])["choices"][0]["text"] for line in lines[:-1]) == whole
 
 
+def test_several_answers_a_search_and_a_form_come_through_the_whole_server(server: Server) -> None:
+    prompt = [image_part(), {"type": "text", "text": "x"}]
+    answers = server.complete(prompt=prompt, n=2, max_tokens=3, seed=5, ignore_eos=True, return_token_ids=True)[
+        "choices"
+    ]
+    assert [(answer["index"], len(answer["token_ids"])) for answer in answers] == [(0, 3), (1, 3)]
+    found = server.complete(prompt=prompt, n=2, use_beam_search=True, max_tokens=3, return_token_ids=True)["choices"]
+    assert len({tuple(answer["token_ids"]) for answer in found}) == 2
+    choice = {"choice": ["cat", "dog"]}
+    assert server.complete(prompt=prompt, structured_outputs=choice)["choices"][0]["text"] in choice["choice"]
+
+
 def test_a_picture_seen_before_is_not_encoded_again(server: Server) -> None:
     prompt = [image_part(picture("green", (31, 17))), {"type": "text", "text": "x"}]
     first, second = (server.complete(prompt=prompt, max_tokens=1)["usage"]["fewshot_details"] for _ in range(2))
