@@ -54,13 +54,18 @@ def jit(function: Any) -> Kernel:
 
 
 def jit_runtime(*names: str) -> Callable[[Any], Kernel]:
-    """As `jit`, for a kernel that must not be compiled anew where one of these arguments is 1 or a multiple of 16."""
+    """As `jit`, for a kernel that must not be compiled anew, while a request waits, where one of these arguments is 1, a
+    multiple of 16, or a table out of step with 16 bytes."""
     return lambda function: function if triton is None else triton.jit(do_not_specialize=names)(function)
+
+
+# Triton decides at import, when kernels are decorated
+INTERPRETING = triton is not None and bool(triton.knobs.runtime.interpret)
 
 
 def interpreting() -> bool:
     """TRITON_INTERPRET=1: the kernels run on the CPU, statement by statement, for the tests."""
-    return triton is not None and bool(triton.knobs.runtime.interpret)
+    return INTERPRETING
 
 
 def _obstacle() -> str | None:
@@ -83,7 +88,7 @@ def select(backend: Backend) -> None:
 
 
 def use_triton(x: Tensor) -> bool:
-    if _requested == "reference":
+    if _requested == "reference" or (_requested == "auto" and not x.is_cuda and not INTERPRETING):
         return False
     runs = _obstacle() is None and (x.is_cuda or interpreting())
     if _requested == "triton" and not runs:

@@ -69,7 +69,7 @@ def _normed(query, weight, eps, K: tl.constexpr):
     return (q * weight[None, :]).to(query.dtype)
 
 
-@jit_runtime("heads_per_program")  # specialised for 1 it would lose its pipeline
+@jit_runtime("tiles", "heads_per_program")  # specialised for 1 head it would lose its pipeline
 def _forward(
     query,
     media_kv,
@@ -141,7 +141,7 @@ def _forward(
             tl.store(lse + row * num_heads + head, top + tl.log2(total), mask=real)
 
 
-@jit_runtime("num_slots")
+@jit_runtime("slots", "tiles", "num_slots")
 def _forward_all(
     query,
     media_kv,
@@ -275,9 +275,9 @@ def media_tiles(media_slot: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor
     return tile_records(media_slot, launch_config("media", head_dim, dtype).block)
 
 
-def plan_media(query: Tensor, media_slot: Tensor, head_dim: int) -> Tensor | None:
+def plan_media(query: Tensor, media_slot: Tensor | None, head_dim: int) -> Tensor | None:
     """`media_tiles` for all layers of a step, made where the slots are; None where plain torch will serve."""
-    return media_tiles(media_slot, head_dim, query.dtype) if use_triton(query) else None
+    return None if media_slot is None or not use_triton(query) else media_tiles(media_slot, head_dim, query.dtype)
 
 
 def media_attention(
@@ -301,6 +301,8 @@ def media_attention(
         return attend_by_runs(query, _whole(media_kv, media_scale).to(query.dtype), media_slot, scale)
     if query_norm is not None and (grad or media_slot.dim() == 2):  # the kernel's own norm has no gradient
         query, query_norm = rms_norm(query, query_norm, query_norm_eps), None
+    if media_scale is not None and (grad or media_slot.dim() == 2):
+        raise ValueError("pages of 8 bits serve tokens of one page each, without gradients")
     query = _inner_contiguous(query)
     _check_pages(media_kv)
     if tiles is None:

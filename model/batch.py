@@ -16,7 +16,8 @@ from torch import Tensor
 class Batch:
     token_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64, place in the token's own sequence
-    media_slot: Tensor  # [T] int32, the media page that the token reads, -1 none; [T, J] for "all previous images"
+    # [T] int32, the media page that the token reads, -1 none; [T, J] for "all previous images". None: no token reads any
+    media_slot: Tensor | None
     query_starts: Tensor  # [S + 1] int32, first row of each sequence
     last_token: Tensor  # [W] int64, the rows whose logits are wanted
     # with a K/V cache only

@@ -1,14 +1,17 @@
 """Weight formats of the CPU. Few tokens are bound by reading weights and many by arithmetic, so a matrix is kept in more
 than one format, and which one serves how many rows is measured when the model starts.
 
-`int4` keeps groups of 32 weights as (q - 8) * scale + zero: a matrix quantised in such groups (Q4_1) is kept as it is, up
-to the rounding of the two constants to bfloat16. `int8` has one scale a row. Activations are bfloat16 throughout.
+`float32` and `onednn` are the same numbers, as stored and as oneDNN lays them out. `int4` keeps groups of 32 weights as
+(q - 8) * scale + zero: a matrix quantised in such groups (Q4_1) is kept as it is, up to the rounding of the two constants
+to bfloat16. `int8` has one scale a row. Both take bfloat16 activations, as `bfloat16` does.
 """
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -18,47 +21,70 @@ from torch import Tensor, nn
 from model.flamingo import Flamingo
 from model.layers import TokenTable
 
-Format = Literal["int4", "int8", "bfloat16"]
+Format = Literal["int4", "int8", "bfloat16", "float32", "onednn"]
+FLOAT32: tuple[Format, ...] = ("float32", "onednn")
 GROUP = 32
-ROWS = (1, 2, 4, 8, 16, 32, 64)
-SECONDS_A_FORMAT = 0.01
+ROWS = (1, 4, 8, 16, 32)
+ROUNDS = 3
 
 
 class Product(Protocol):
-    """Bfloat16 [M, K] -> [M, N]"""
+    """[M, K] -> [M, N]"""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
 class Int4:
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         q, self.constants = quantise_groups(weight)
         self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
+        self.bias = None if bias is None else bias.to(torch.bfloat16)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.constants)
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.constants)
+        return y if self.bias is None else y + self.bias
 
 
 class Int8:
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         # the scale is rounded first and the weights are quantised by what it became
         scale = (weight.float().abs().amax(-1) * (1 + 2**-8) / 127).clamp(min=1e-12).to(torch.bfloat16)
         self.scale = scale
         self.q = (weight.float() / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        self.bias = None if bias is None else bias.to(torch.bfloat16)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.aten._weight_int8pack_mm(x, self.q, self.scale)
+        y = torch.ops.aten._weight_int8pack_mm(x, self.q, self.scale)
+        return y if self.bias is None else y + self.bias
 
 
-class BFloat16:
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight.detach().to(torch.bfloat16)
+class Plain:
+    """The weights as a matrix of `dtype`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.weight = weight.to(dtype)
+        self.bias = None if bias is None else bias.to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+        return F.linear(x, self.weight, self.bias)
 
 
-FORMATS: dict[Format, Callable[[Tensor], Product]] = {"int4": Int4, "int8": Int8, "bfloat16": BFloat16}
+class OneDNN:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.float(), None)
+        self.bias = None if bias is None else bias.float()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+FORMATS: dict[Format, Callable[[Tensor, Tensor | None], Product]] = {
+    "int4": Int4,
+    "int8": Int8,
+    "bfloat16": partial(Plain, dtype=torch.bfloat16),
+    "float32": partial(Plain, dtype=torch.float32),
+    "onednn": OneDNN,
+}
 
 
 def quantise_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,9 +102,13 @@ def quantise_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def formats_for(weight: Tensor, wished: Sequence[Format]) -> tuple[Format, ...]:
-    """Those of the wished formats whose kernel takes a matrix of this shape; bfloat16 takes any."""
+    """Those of the wished formats whose kernel takes a matrix of this shape here; bfloat16 and float32 take any."""
     rows, columns = weight.shape
-    fits = {"int4": rows % 16 == 0 and columns % GROUP == 0, "int8": rows % 16 == 0 and columns % 16 == 0}
+    fits = {
+        "int4": rows % 16 == 0 and columns % GROUP == 0,
+        "int8": rows % 16 == 0 and columns % 16 == 0,
+        "onednn": torch.backends.mkldnn.is_available(),
+    }
     return tuple(name for name in wished if fits.get(name, True)) or ("bfloat16",)
 
 
@@ -88,8 +118,10 @@ class FastLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, wished: Sequence[Format]) -> None:
         super().__init__()
         self.shape = tuple(weight.shape)
-        self.products: dict[Format, Product] = {n: FORMATS[n](weight) for n in formats_for(weight, wished)}
-        self.bias = None if bias is None else bias.detach().to(torch.bfloat16)
+        names = formats_for(weight, wished)
+        bias = None if bias is None else bias.detach()
+        self.products: dict[Format, Product] = {name: FORMATS[name](weight.detach(), bias) for name in names}
+        self.dtype = torch.float32 if set(names) <= set(FLOAT32) else torch.bfloat16
         self._by_rows = [next(reversed(self.products.values()))] * (ROWS[-1] + 1)
 
     def choose(self, best: dict[int, Format]) -> None:
@@ -103,17 +135,16 @@ class FastLinear(nn.Module):
         # the packed kernels take matrices alone: media come in as [M, R, D]
         if x.ndim > 2:
             return self(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
-        y = self._by_rows[min(x.shape[0], ROWS[-1])](x)
-        return y if self.bias is None else y + self.bias
+        return self._by_rows[min(x.shape[0], ROWS[-1])](x)
 
 
 class FastTable(nn.Module):
-    """A `TokenTable` that is looked up in bfloat16 and multiplied as a `FastLinear`."""
+    """A `TokenTable` that is looked up in `dtype` and multiplied as a `FastLinear`."""
 
     def __init__(self, table: TokenTable, wished: Sequence[Format]) -> None:
         super().__init__()
-        self.lookup = table.to(torch.bfloat16)
         self.product = FastLinear(table.weight, None, wished)
+        self.lookup = table.to(self.product.dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -128,40 +159,51 @@ class FastTable(nn.Module):
         return known if new is None else torch.cat([known, F.linear(x, new)], dim=-1)
 
 
-def measure(linear: FastLinear) -> dict[int, Format]:
-    """The fastest format for each number of rows, each tried for about SECONDS_A_FORMAT."""
-    return {rows: min(linear.products, key=lambda name: _seconds(linear.products[name], rows, linear)) for rows in ROWS}
+def measure(linears: Sequence[FastLinear]) -> dict[int, Format]:
+    """The fastest format of these matrices of one shape for each number of rows.
+
+    All are gone through one after the other, as a step does it: a matrix alone would stay in the processor's cache.
+    """
+    names = list(linears[0].products)
+    if len(names) == 1:
+        return dict.fromkeys(ROWS, names[0])
+    return {
+        rows: min(names, key=lambda name: _seconds([x.products[name] for x in linears], rows, linears[0]))
+        for rows in ROWS
+    }
 
 
-def _seconds(product: Product, rows: int, linear: FastLinear) -> float:
-    x = torch.randn(rows, linear.shape[1]).to(torch.bfloat16)
-    product(x)
+def _seconds(products: Sequence[Product], rows: int, like: FastLinear) -> float:
+    x = torch.randn(rows, like.shape[1]).to(like.dtype)
     times: list[float] = []
-    end = time.perf_counter() + SECONDS_A_FORMAT
-    while not times or time.perf_counter() < end:
+    for _ in range(ROUNDS):
         start = time.perf_counter()
-        product(x)
+        for product in products:
+            product(x)
         times.append(time.perf_counter() - start)
     return min(times)
 
 
+@torch.inference_mode()
 def use_fast_formats(model: Flamingo, layers: Sequence[Format]) -> dict[str, dict[int, Format]]:
-    """Turn the language model and the gated layers to bfloat16 and fast formats, in place; vision and resampler stay.
+    """Put the model's matrices into fast formats, in place; gates must have been folded.
 
-    `layers` are the formats that the decoder's layers may take, bfloat16 among them; gated layers and the output head may
-    be int8 or bfloat16. Gates must have been folded. Returns the formats chosen, by the matrices' shapes.
+    `layers` are the formats that the decoder's layers may take: with FLOAT32 everything keeps its numbers; with others, the
+    decoder and the gated layers turn to bfloat16, where gated layers and the output head may also be int8. Vision and
+    resampler keep theirs. Returns the formats chosen, by the matrices' shapes.
     """
     language_model = model.language_model
-    others: Sequence[Format] = ("int8", "bfloat16")
+    others: Sequence[Format] = FLOAT32 if set(layers) <= set(FLOAT32) else ("int8", "bfloat16")
     fast = _replace(language_model.layers, layers) + _replace(model.gated, others)
     for name in ("embed", "head"):
         if isinstance(table := getattr(language_model, name), TokenTable):
             fast_table = FastTable(table, others)
             setattr(language_model, name, fast_table)
             fast.append(fast_table.product)
-    language_model.to(torch.bfloat16)
-    model.gated.to(torch.bfloat16)
-    return _choose(fast)
+    if others != FLOAT32:
+        language_model.to(torch.bfloat16)
+        model.gated.to(torch.bfloat16)
+    return _choose(fast + _replace(model.resampler, FLOAT32) + _replace(model.vision, FLOAT32))
 
 
 def _replace(module: nn.Module, wished: Sequence[Format]) -> list[FastLinear]:
@@ -174,13 +216,13 @@ def _replace(module: nn.Module, wished: Sequence[Format]) -> list[FastLinear]:
     return found
 
 
-@torch.inference_mode()
 def _choose(linears: list[FastLinear]) -> dict[str, dict[int, Format]]:
     """Measure once a shape: matrices of one shape and the same formats are served alike."""
-    chosen: dict[str, dict[int, Format]] = {}
+    groups: dict[str, list[FastLinear]] = defaultdict(list)
     for linear in linears:
-        key = f"{'x'.join(map(str, linear.shape))} of {'/'.join(linear.products)}"
-        if key not in chosen:
-            chosen[key] = measure(linear)
-        linear.choose(chosen[key])
+        groups[f"{'x'.join(map(str, linear.shape))} of {'/'.join(linear.products)}"].append(linear)
+    chosen = {key: measure(group) for key, group in groups.items()}
+    for key, group in groups.items():
+        for linear in group:
+            linear.choose(chosen[key])
     return chosen

@@ -63,8 +63,9 @@ class GatedCrossAttention(nn.Module):
         self.feed_forward = FeedForward(dim, config.ffn_dim, config.activation, gated=config.gated_ffn)
         self.ffw_gate: nn.Parameter | None = nn.Parameter(torch.zeros(gate_size))
 
-    def forward(self, x: Tensor, media_kv: Tensor, media_slot: Tensor, tiles: Tensor | None = None) -> Tensor:
-        x = _gated(x, self.attention(self.attention_norm(x), media_kv, media_slot, tiles), self.attn_gate)
+    def forward(self, x: Tensor, media_kv: Tensor, media_slot: Tensor | None, tiles: Tensor | None = None) -> Tensor:
+        if media_slot is not None:  # a token without media gets exactly zero from the attention, and its feed-forward
+            x = _gated(x, self.attention(self.attention_norm(x), media_kv, media_slot, tiles), self.attn_gate)
         return _gated(x, self.feed_forward(self.ffw_norm(x)), self.ffw_gate)
 
     def project_media(self, visual_tokens: Tensor) -> Tensor:

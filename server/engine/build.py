@@ -16,7 +16,7 @@ import torch
 from kernels import backend
 from model.checkpoint.native import load_folder
 from model.config import FlamingoConfig
-from model.cpu import Format, use_fast_formats
+from model.cpu import FLOAT32, Format, use_fast_formats
 from model.flamingo import Flamingo
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
@@ -38,13 +38,14 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     dtype = _dtype(settings, device)
     model = load_folder(Path(settings.model or ""), device, dtype)
     formats = _use_formats(model, settings, device)
-    config = engine_config(served, settings, torch.bfloat16 if formats else dtype)
+    dtype = model.language_model.embed.weight.dtype  # a format may have changed it
+    config = engine_config(served, settings, dtype)
     record = record_cuda if device.type == "cuda" and can_be_recorded(served.config) else None
     engine = Engine(model, served.tokenizer, config, salt=served.config.to_json().encode(), record=record)
     info = {
         "model": served.config.name,
         "device": str(device),
-        "dtype": "bfloat16" if formats else str(dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "weight_formats": formats,
         "backend": {name: str(value) for name, value in backend.describe().items()},
         "threads": torch.get_num_threads(),
@@ -63,12 +64,13 @@ def _use_formats(model: Flamingo, settings: Settings, device: torch.device) -> d
     if wished == "auto":
         is_q4 = model.config.language_model.weights == "q4"
         wished = "int4" if device.type == "cpu" and settings.dtype == "auto" and is_q4 else "native"
-    if wished == "native":
+    is_float32 = next(model.parameters()).dtype == torch.float32
+    if wished == "native" and not (device.type == "cpu" and is_float32):
         return {}
     if device.type != "cpu":
         raise SettingsError(f"weight_format {wished} is for a CPU, the device is {device.type}")
     model.fold_gates()
-    formats = use_fast_formats(model, (wished, "bfloat16"))
+    formats = use_fast_formats(model, FLOAT32 if wished == "native" else (wished, "bfloat16"))
     for shape, best in formats.items():
         logger.info("weights %s: %s", shape, ", ".join(f"{name} from {rows}" for rows, name in best.items()))
     return formats

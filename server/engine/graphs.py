@@ -98,8 +98,11 @@ class Buffers:
         count, width = batch.block_table.shape
         self.token_ids[:count].copy_(batch.token_ids)
         self.positions[:count].copy_(batch.positions)
-        self.media_slot[:count].copy_(batch.media_slot)
-        self.media_slot[count:size].fill_(NOWHERE)
+        if batch.media_slot is None:
+            self.media_slot[:size].fill_(NOWHERE)
+        else:
+            self.media_slot[:count].copy_(batch.media_slot)
+            self.media_slot[count:size].fill_(NOWHERE)
         self.query_starts[: count + 1].copy_(batch.query_starts)
         self.query_starts[count + 1 : size + 1].fill_(count)
         self.context_lengths[:count].copy_(batch.context_lengths)

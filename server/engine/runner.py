@@ -122,7 +122,7 @@ class Runner:
         return Batch(
             token_ids=self._put([t for r in rows for t in r.sequence.token_ids[r.start : r.start + r.count]], np.int64),
             positions=self._put(positions, np.int64),
-            media_slot=self._put(self._slots(rows), np.int32),
+            media_slot=self._slots(rows),
             query_starts=self._put(starts, np.int32),
             last_token=self._put(
                 [starts[i] + t - row.start for i, row in enumerate(rows) for t in wanted[i]], np.int64
@@ -139,14 +139,17 @@ class Runner:
         tensor = torch.from_numpy(np.asarray(values, dtype=dtype))
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
-    def _slots(self, rows: list[Row]) -> list[int] | list[list[int]]:
+    def _slots(self, rows: list[Row]) -> Tensor | None:
+        if not any(row.sequence.held for row in rows):
+            return None
         if self.model.config.gated.attends == "all_previous":
-            return _all_previous_slots(rows)
-        return [
+            return self._put(_all_previous_slots(rows), np.int32)
+        slots = [
             -1 if media < 0 else row.sequence.held[row.sequence.keys[media]]
             for row in rows
             for media in row.sequence.media_index[row.start : row.start + row.count]
         ]
+        return self._put(slots, np.int32)
 
     # results
 

@@ -65,6 +65,7 @@ class Scheduler:
         return self.media.want(self._missing_sources(sequence))
 
     def _queue(self, sequence: Sequence) -> None:
+        sequence.is_waiting = True
         insort(self.waiting, sequence, key=lambda s: s.order)
 
     def _missing_sources(self, sequence: Sequence) -> list[bytes]:
@@ -116,7 +117,7 @@ class Scheduler:
         """The sequence ends for good, in whatever state it is."""
         sequence.is_finished = True
         self._give_back(sequence)
-        queue = self.running if sequence in self.running else self.waiting
+        queue = self.waiting if sequence.is_waiting else self.running
         queue.remove(sequence)
 
     def _frame_budget(self) -> int:
@@ -124,7 +125,7 @@ class Scheduler:
 
     def _schedule_running(self, plan: Plan) -> None:
         for sequence in list(self.running):
-            if sequence not in self.running:  # preempted for the sake of one before it
+            if sequence.is_waiting:  # preempted for the sake of one before it
                 continue
             count = self._count(sequence, plan)
             if count and self._grow(sequence, sequence.num_computed + count):
@@ -151,6 +152,7 @@ class Scheduler:
 
     def _admit(self, plan: Plan, sequence: Sequence, num_cached_media: int) -> None:
         self.waiting.remove(sequence)
+        sequence.is_waiting = False
         insort(self.running, sequence, key=lambda s: s.order)
         if not sequence.was_admitted:
             sequence.was_admitted = True
@@ -191,7 +193,9 @@ class Scheduler:
     def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Blocks up to `num_tokens`, at the expense of those who came last; False if that is the sequence itself."""
         missing = self._blocks_for(num_tokens) - len(sequence.block_table)
-        while (fresh := self.blocks.allocate(max(missing, 0))) is None:
+        if missing <= 0:
+            return True
+        while (fresh := self.blocks.allocate(missing)) is None:
             victim = self.running[-1]
             self._preempt(victim)
             if victim is sequence:

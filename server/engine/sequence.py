@@ -32,6 +32,7 @@ class Sequence:
         self.num_cached_media = 0  # that needed no pixels then
         self.held: dict[bytes, int] = {}  # media key -> slot, one reference each
         self.was_admitted = False
+        self.is_waiting = False
         self.is_finished = False
         self.is_scored = False  # its prompt's log-probabilities were sent
         seed = request.sampling.seed

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.config import FlamingoConfig
-from model.cpu import GROUP, ROWS, FastLinear, Format, formats_for, quantise_groups, use_fast_formats
+from model.cpu import FLOAT32, GROUP, ROWS, FastLinear, Format, formats_for, quantise_groups, use_fast_formats
 from model.flamingo import Flamingo
 from model.reference import encode, log_probs
 from tests.tiny_models import CONFIGS, tiny_model
@@ -35,12 +35,16 @@ def test_weights_on_groups_of_four_bits_are_found_again() -> None:
     assert float((again - weight).abs().max()) < 2**-8 * float(weight.abs().max() + 8 * scale.max())
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("int4", 0.01), ("int8", 0.02), ("bfloat16", 0.01)])
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [("int4", 0.01), ("int8", 0.02), ("bfloat16", 0.01), ("float32", 1e-6), ("onednn", 1e-6)],
+)
 @pytest.mark.parametrize("rows", [1, 3, 8, 70])
 def test_each_format_is_the_product(name: Format, tolerance: float, rows: int) -> None:
     weight, _ = q4_weights(48, 64)
-    x, bias = torch.randn(rows, 64).to(torch.bfloat16), torch.randn(48)
+    bias = torch.randn(48)
     linear = FastLinear(weight, bias, (name,))
+    x = torch.randn(rows, 64).to(linear.dtype)
     assert list(linear.products) == [name]
     expected = x.float() @ weight.T + bias
     assert float((linear(x).float() - expected).norm() / expected.norm()) < tolerance
@@ -59,7 +63,7 @@ def test_rows_in_between_are_served_as_the_next_smaller() -> None:
     linear.choose({rows: "int4" if rows <= 4 else "bfloat16" for rows in ROWS})
     assert linear._by_rows[7] is products["int4"]
     assert linear._by_rows[8] is products["bfloat16"]
-    assert linear._by_rows[64] is products["bfloat16"]
+    assert linear._by_rows[-1] is products["bfloat16"]
 
 
 def test_a_shape_that_no_kernel_takes_stays_bfloat16() -> None:
@@ -97,3 +101,13 @@ def test_the_fast_model_answers_as_the_plain_one() -> None:
     # bfloat16 activations through four layers: the distributions stay close, measured as divergence
     divergence = (expected.exp() * (expected - found)).sum(-1)
     assert float(divergence.max()) < 0.01
+
+
+def test_float32_stays_float32() -> None:
+    plain, fast = tiny_model(CONFIGS["flamingo"]), tiny_model(CONFIGS["flamingo"])
+    fast.fold_gates()
+    chosen = use_fast_formats(fast, FLOAT32)
+    assert all("float32" in shape for shape in chosen)
+    pixels = [torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in (1, 2)]
+    expected = log_probs(plain, TOKENS, INDEX, encode(plain, pixels))
+    torch.testing.assert_close(log_probs(fast, TOKENS, INDEX, encode(fast, pixels)), expected, atol=1e-4, rtol=0)

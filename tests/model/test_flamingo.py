@@ -157,3 +157,11 @@ def test_a_prompt_without_media_runs() -> None:
     empty = encode(model, [])
     assert isinstance(empty, MediaCache)
     assert log_probs(model, [1, 2, 3], [-1, -1, -1], empty).isfinite().all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_that_reads_no_media_is_the_same_without_slots(family: Family) -> None:
+    model = tiny_model(CONFIGS[family])
+    batch = whole_sequences([[1, 2, 3]], [[-1, -1, -1]])
+    empty = encode(model, [])
+    assert torch.equal(model(batch, None, empty), model(replace(batch, media_slot=None), None, empty))
