@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kernels.backend import jit, tl, triton, use_triton
+from kernels.backend import jit_runtime, tl, triton, use_triton
 from kernels.configs import launch_config
 
 
@@ -18,7 +18,7 @@ def kv_store_reference(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mappin
             kv_cache[block, 1, :, offset] = value[row]
 
 
-@jit
+@jit_runtime("slots")
 def _store_token(
     key,
     value,

@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.backend import jit, jit_runtime, tl, triton
+from kernels.backend import jit_runtime, tl, triton
 from kernels.configs import LOG2_E, launch_config
 from kernels.tile_access import load_tile, store_tile
 from kernels.tiles import tiles_of_pages
 
 
-@jit_runtime("num_slots")
+@jit_runtime("slots", "tiles", "num_slots")
 def _query_gradient(
     query,
     media_kv,
@@ -71,7 +71,7 @@ def _query_gradient(
     store_tile(grad_query + head * K, out_at, grad_q, real, columns, K, BLOCK_K == K)
 
 
-@jit
+@jit_runtime("tiles", "page_starts", "page_tiles")
 def _page_gradients(
     query,
     media_kv,

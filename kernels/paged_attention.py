@@ -67,7 +67,9 @@ def paged_attention_reference(
     return torch.cat(outputs).to(query.dtype)
 
 
-@jit_runtime("table_width", "num_tokens", "key_begin", "key_end", "split", "first_part")
+@jit_runtime(
+    "block_table", "tiles", "positions", "num_tokens", "table_width", "key_begin", "key_end", "split", "first_part"
+)
 def _attend_blocks(
     query,
     kv_cache,

@@ -58,6 +58,7 @@ class Compiled:
 
     name: str
     target: str
+    binary: str  # what makes it another binary: source, options, specialisation
     shared: int  # bytes of shared memory
     spills: int  # bytes of stack and local memory, spilled registers
     registers: int
@@ -89,6 +90,7 @@ def _of_nvidia(kernel: Any, folder: Path, target: str) -> Compiled:
     return Compiled(
         name=kernel.metadata.name,
         target=target,
+        binary=kernel.hash,
         shared=kernel.metadata.shared,
         spills=stack + local + count(r"\b(?:LDL|STL)\b"),
         registers=registers,
@@ -114,6 +116,7 @@ def _of_amd(kernel: Any, target: str) -> Compiled:
     return Compiled(
         name=kernel.metadata.name,
         target=target,
+        binary=kernel.hash,
         shared=kernel.metadata.shared,
         spills=figure("vgpr_spill_count") + figure("sgpr_spill_count") + figure("private_segment_fixed_size"),
         registers=figure("vgpr_count"),
@@ -138,7 +141,7 @@ def _kernels() -> list[JITFunction[Any]]:
 
 @pytest.fixture
 def compile_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., list[Compiled]]]:
-    """compile_for(target, launch): what each kernel became that `launch()` would have started."""
+    """compile_for(target, launch): the binaries that `launch()` would have started."""
     driver = triton.runtime.driver
     before = driver._active
     launched: list[Any] = []
@@ -154,7 +157,7 @@ def compile_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cal
         launched.clear()
         launch()
         read = _of_amd if target.startswith("gfx") else lambda kernel, t: _of_nvidia(kernel, tmp_path, t)
-        return [read(kernel, target) for kernel in launched]
+        return [read(kernel, target) for kernel in {kernel.hash: kernel for kernel in launched}.values()]
 
     monkeypatch.setattr(JITFunction, "run", compile_only)
     for module in _modules():

@@ -166,3 +166,38 @@ def test_the_launch_that_is_read_is_the_production_one(compile_for: Callable[...
     shifted = torch.empty(8 * 2 * 64 * 64 * 3 + 1, dtype=BFLOAT16)[1:].view(3, 8, 2, 64, 64)
     [kernel] = compile_for("sm_90", lambda: media_attention(query, shifted, slots, scale=0.1))
     assert kernel.wide_copies < FORWARD[64]["_forward"] // (16 * 128)
+
+
+def unaligned(*values: int) -> Tensor:
+    """A table that lies somewhere in a step's one upload."""
+    return torch.tensor((0, *values), dtype=torch.int32)[1:]
+
+
+def step(counts: tuple[int, ...], width: int, num_shared_blocks: int, media_pool: Tensor, kv_pool: Tensor) -> None:
+    num_tokens, num_sequences = sum(counts), len(counts)
+    query, key, value = torch.empty(num_tokens, 24, 64, dtype=BFLOAT16).split(8, 1)
+    media_attention(query, media_pool, unaligned(*(i // 3 for i in range(num_tokens))), scale=0.1)
+    kv_store(key, value, kv_pool, torch.zeros(num_tokens, dtype=torch.int64))
+    table = unaligned(*[0] * num_sequences * width).view(num_sequences, width)
+    starts, lengths = unaligned(0, *counts).cumsum(0).to(torch.int32), unaligned(*[400] * num_sequences)
+    paged_attention(query, kv_pool, table, starts, lengths, scale=0.1, num_shared_blocks=num_shared_blocks)
+
+
+def test_nothing_is_compiled_while_a_request_waits(compile_for: Callable[..., list[Any]]) -> None:
+    """Three steps at start make all binaries: any numbers of tokens, sequences and blocks then find theirs."""
+    pools = (pool(8, 2, 64, 64), pool(2, 8, 16, 64))
+
+    def serve() -> None:
+        for counts in ((1,), (1, 1), (1,) * 16, (1,) * 33, (16, 1), (31, 7), (48,)):
+            for width in (48, 67):
+                step(counts, width, 0, *pools)
+                step(counts, width, 16 if len(counts) > 1 else 0, *pools)
+
+    def warm_up() -> None:
+        step((1, 1), 64, 0, *pools)
+        step((5, 2), 64, 0, *pools)
+        step((5, 2), 64, 3, *pools)
+
+    warm = {kernel.binary: kernel.name for kernel in compile_for("sm_90", warm_up)}
+    served = {kernel.binary: kernel.name for kernel in compile_for("sm_90", serve)}
+    assert served.items() <= warm.items()

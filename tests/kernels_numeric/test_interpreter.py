@@ -58,3 +58,8 @@ def test_a_cast_rounds_as_torch_does(source: torch.dtype, target: torch.dtype) -
 def test_arithmetic_on_bfloat16_is_refused() -> None:
     with pytest.raises(InterpreterError, match="cast to float32"):
         add[(1,)](torch.ones(16, dtype=torch.bfloat16), torch.empty(16, dtype=torch.bfloat16))
+
+
+def test_what_a_kernel_leaves_unwritten_is_seen() -> None:
+    assert torch.randn(3).new_empty(5).isnan().all()
+    assert torch.empty_like(torch.zeros(2, dtype=torch.bfloat16)).isnan().all()

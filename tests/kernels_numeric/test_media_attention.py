@@ -104,6 +104,15 @@ def test_pages_of_8_bits(dtype: torch.dtype, close: Check) -> None:
     assert (actual.float() - whole).norm() / whole.norm() <= 1.5e-2
 
 
+def test_pages_of_8_bits_are_refused_where_the_kernel_would_forget_their_scales() -> None:
+    pages, scales = quantise_pages(pool(2, 64, 64, torch.float32))
+    query = torch.randn(2, 2, 64)
+    with pytest.raises(ValueError, match="one page each"):
+        media_attention(query, pages, slots_of([[0, 1]] * 2), scale=0.3, media_scale=scales)
+    with pytest.raises(ValueError, match="without gradients"):
+        media_attention(query.requires_grad_(), pages, slots_of([0, 1]), scale=0.3, media_scale=scales)
+
+
 def test_a_page_that_nobody_reads_may_hold_anything() -> None:
     kv = pool(2, 64, 64, torch.float32)
     slots = slots_of([-1, -1, 2, 2, 1, 1])
