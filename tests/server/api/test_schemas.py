@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from server.api.prompts import read_prompt
+from server.api.sampling import sampling
+from server.api.schemas import CompletionRequest, read
+from server.errors import InvalidRequest
+from server.settings import Settings
 from tests.server.conftest import data_url, image_part
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient
 
@@ -144,3 +152,41 @@ async def test_another_model_is_not_found(http: httpx.AsyncClient) -> None:
     response = await http.post("/v1/completions", json={"prompt": "x", "model": "gpt-4"})
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "model_not_found"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8) | st.sampled_from(["type", "text"]), inner)
+    ),
+    max_leaves=12,
+)
+PARTS = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["text", "image_url", "video_url", "end_of_chunk", "image_id"])},
+        optional={"text": JSON, "image_url": JSON | st.fixed_dictionaries({"url": st.text() | st.just("data:,")})},
+    ),
+    max_size=4,
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"prompt": JSON | PARTS | st.lists(st.integers(-2, LAST_ID + 2))},
+        optional={name: JSON for name in CompletionRequest.model_fields if name != "prompt"},
+    )
+)
+def test_any_json_is_read_or_refused_by_name(body: dict[str, Any]) -> None:
+    error = refusal(json.dumps(body).encode())
+    if error is not None and error.param is not None:
+        assert re.split(r"[.\[]", error.param)[0] in body
+
+
+def refusal(body: bytes) -> InvalidRequest | None:
+    try:
+        fields = read(CompletionRequest, body)
+        read_prompt(fields.prompt, TOKENIZER, LAST_ID + 1, Settings())
+        sampling(fields, fields.max_tokens, LAST_ID + 1, fields.logprobs, None)
+    except InvalidRequest as error:
+        return error
+    return None
