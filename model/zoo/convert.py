@@ -18,10 +18,10 @@ from torch import Tensor
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.gguf import GGUFFile
 from model.checkpoint.native import save_folder
+from model.checkpoint.vision_models import convert_efficientnet_lite0
 from model.zoo.bridge import load_bridge, start_bridge
 from model.zoo.config import DEFAULT, LANGUAGE_MODEL_FILE, NEW_TOKENS, VISION_FILE, ExpertFile
 from model.zoo.default import BRIDGE, is_ready
-from model.zoo.efficientnet_lite import to_timm
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +45,10 @@ def save_once(folder: Path, tensors: Iterable[tuple[str, Tensor]], tokenizer_jso
 
 
 def _tensors(vision: Path, source: GGUFFile) -> Iterator[tuple[str, Tensor]]:
-    encoder = to_timm(torch.load(vision, weights_only=True))
+    encoder = convert_efficientnet_lite0(torch.load(vision, weights_only=True))
     language_model = source.tensors()
     bridge = load_bridge(BRIDGE) if BRIDGE.exists() else start_bridge(DEFAULT, language_model["embed.weight"])
-    yield from ((f"vision.encoder.{name}", tensor) for name, tensor in encoder.items())
+    yield from ((f"vision.{name}", tensor) for name, tensor in encoder.items())
     yield from ((f"language_model.{name}", tensor) for name, tensor in language_model.items())
     yield from bridge.items()
 
