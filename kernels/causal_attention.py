@@ -38,6 +38,8 @@ def causal_attention(
     query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, *, scale: float, alibi_slopes: Tensor | None = None
 ) -> Tensor:
     """query [T, H, K]; key, value [T, G, K]; query_starts [S + 1], first row of each sequence -> [T, H, K]"""
+    if torch.is_grad_enabled() and query.requires_grad and len(query_starts) > 2:
+        return _attend_padded(query, key, value, query_starts, scale, alibi_slopes)
     outputs = [query[:0]]
     for first, end in pairwise(query_starts.tolist()):
         mask = None if alibi_slopes is None else alibi_bias(alibi_slopes, end - first, end - first).to(query.dtype)
@@ -45,3 +47,24 @@ def causal_attention(
         out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=True)
         outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)
+
+
+def _attend_padded(
+    query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, scale: float, alibi_slopes: Tensor | None
+) -> Tensor:
+    """All sequences as one batch, padded at their ends, where causality hides the padding. For training: the backward
+    pass of one attention a sequence costs more than the sequences' own matrices."""
+    starts = query_starts.long()
+    lengths = starts.diff()
+    longest = int(lengths.max())
+    columns = torch.arange(longest, device=query.device)
+    rows = (starts[:-1, None] + columns).clamp(max=len(query) - 1)  # [S, L]
+    distance = columns[:, None] - columns  # [L, L]
+    bias = query.new_zeros(()).float() if alibi_slopes is None else -alibi_slopes.float()[:, None, None] * distance
+    bias = bias.expand(query.shape[1], longest, longest).masked_fill(distance < 0, float("-inf"))
+    group = query.shape[1] // key.shape[1]
+    q = query[rows].transpose(1, 2)  # [S, H, L, K]
+    k, v = (x[rows].transpose(1, 2).repeat_interleave(group, 1) for x in (key, value))
+    weights = ((q @ k.transpose(-1, -2)) * scale + bias.to(q.dtype)).softmax(-1, dtype=torch.float32).to(v.dtype)
+    out = (weights @ v).transpose(1, 2)  # [S, L, H, K]
+    return out[columns < lengths[:, None]]

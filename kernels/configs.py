@@ -1,6 +1,6 @@
 """The shipped launch configurations, by operator, architecture, head size and dtype. Nothing is tuned at request time.
 
-`load` replaces rows by those of a file that `python -m kernels.bench` wrote on the machine at hand.
+`load` replaces rows by those of a file that `python -m kernels.bench --launches FILE` wrote on the machine at hand.
 """
 
 from __future__ import annotations

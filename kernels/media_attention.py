@@ -261,13 +261,17 @@ def _inner_contiguous(query: Tensor) -> Tensor:
     return query if query.stride()[1:] == (query.shape[2], 1) else query.contiguous()
 
 
-def _check_pages(media_kv: Tensor) -> None:
+def _readable(media_kv: Tensor, *, may_copy: bool) -> Tensor:
+    """Pages as the kernel reads them. Freshly projected ones may be copied; a pool that needs it is a mistake."""
     num_keys, head_dim = media_kv.shape[3:]
     inner = (2 * num_keys * head_dim, num_keys * head_dim, head_dim, 1)
     if media_kv.stride()[1:] != inner:
+        if may_copy:
+            return media_kv.contiguous()
         raise ValueError(f"media_kv has strides {media_kv.stride()[1:]} within a page, the kernel reads {inner}")
     if head_dim % 16 == 0 and media_kv.stride(0) % 16:
         raise ValueError(f"media_kv has a page stride of {media_kv.stride(0)}, which is no multiple of 16")
+    return media_kv
 
 
 def media_tiles(media_slot: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
@@ -304,7 +308,7 @@ def media_attention(
     if media_scale is not None and (grad or media_slot.dim() == 2):
         raise ValueError("pages of 8 bits serve tokens of one page each, without gradients")
     query = _inner_contiguous(query)
-    _check_pages(media_kv)
+    media_kv = _readable(media_kv, may_copy=grad)
     if tiles is None:
         tiles = media_tiles(media_slot, query.shape[2], query.dtype)
     if grad:

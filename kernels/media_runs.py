@@ -85,6 +85,8 @@ def attend_by_runs(query: Tensor, media_kv: Tensor, media_slot: Tensor, scale: f
     if media_slot.dim() == 2:
         return _attend_all_previous(query, media_kv, slots, scale)
     runs = _runs(slots)
-    if len(runs) <= 4 or len(slots) >= ROWS_PER_RUN * len(runs):
+    # a run's backward pass costs as much as a batch's
+    trains = torch.is_grad_enabled() and (query.requires_grad or media_kv.requires_grad)
+    if len(runs) <= 4 or (len(slots) >= ROWS_PER_RUN * len(runs) and not trains):
         return _attend_runs(query, media_kv, runs, scale)
     return _attend_groups(query, media_kv, slots, scale)

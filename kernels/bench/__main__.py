@@ -1,4 +1,4 @@
-"""`python -m kernels.bench [--toy] [--out FILE] [--stages 1,3]`: six stages, the table last, JSON beside it.
+"""`python -m kernels.bench [--toy] [--out FILE] [--launches FILE]`: six stages, the table last, JSON beside it.
 
 In full for a GPU, under ten minutes on one H100; as a toy for a processor, to show that all of it runs.
 """
@@ -6,6 +6,7 @@ In full for a GPU, under ten minutes on one H100; as a toy for a processor, to s
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__)
     parser.add_argument("--toy", action="store_true", help="small sizes; a machine without a GPU has no others")
     parser.add_argument("--out", type=Path, default=Path("kernels-bench.json"), help="where the JSON goes")
+    parser.add_argument("--launches", type=Path, help="where faster rows of the launch table go, if there are any")
     parser.add_argument("--stages", default="1,2,3,4,5,6", help="which, by number; the first is always measured")
     given = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,6 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
     report = run(SMALL if toy else FULL, device, {int(number) for number in given.stages.split(",")})
     about = {**describe(), "sizes": "toy" if toy else "full", "seconds": round(time.monotonic() - begin, 1)}
     report.write(given.out, about)
+    if given.launches:
+        given.launches.write_text(json.dumps(report.launches, indent=1) + "\n", encoding="utf-8")
     print("\n".join(f"{key}: {value}" for key, value in about.items()))
     print(report.table())
 

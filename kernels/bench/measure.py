@@ -87,6 +87,7 @@ class Report:
     """Rows in the order of their measurement, and the clock that ends a stage early rather than the whole."""
 
     rows: list[Row] = field(default_factory=list)
+    launches: list[dict[str, Any]] = field(default_factory=list)  # rows for `kernels.configs.load`
     deadline: float = float("inf")
 
     @contextmanager
@@ -124,4 +125,6 @@ class Report:
 
     def write(self, file: Path, about: dict[str, Any]) -> None:
         rows = [{**asdict(row), "of_floor": row.of_floor} for row in self.rows]
-        file.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        file.write_text(
+            json.dumps({"about": about, "launches": self.launches, "rows": rows}, indent=1) + "\n", encoding="utf-8"
+        )

@@ -193,6 +193,28 @@ def test_pages_that_the_kernel_cannot_read_are_refused() -> None:
         media_attention(query, crooked, slots, scale=0.3)
 
 
+def test_pages_fresh_from_a_projection_are_laid_out_for_training(
+    close: Check, gradients: Callable[..., list[Tensor]]
+) -> None:
+    slots, query, projected = slots_of([0, 0, 2]), torch.randn(3, 2, 64), torch.randn(2, 3, 24, 2, 64)
+
+    def run(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda q, p: function(q, p.permute(1, 3, 0, 2, 4), slots, scale=0.3)  # [M, H, 2, R, K]
+
+    actual = gradients(run(media_attention), query, projected)
+    expected = gradients(run(media_attention_reference), query, projected)
+    for name, got, want in zip(("out", "query", "projected"), actual, expected, strict=True):
+        close(name, got, want)
+
+
+def test_two_runs_of_the_backward_pass_agree_to_the_bit(gradients: Callable[..., list[Tensor]]) -> None:
+    kv, slots = pool(2, 64, 64, torch.float32), slots_of([0] * 20 + [1] * 3 + [0] * 20)
+    query = torch.randn(43, 2, 64)
+    first, second = (gradients(lambda q, p: media_attention(q, p, slots, scale=0.3), query, kv) for _ in range(2))
+    for got, want in zip(first, second, strict=True):
+        assert torch.equal(got, want)
+
+
 def test_the_table_is_that_of_the_configuration() -> None:
     slots = slots_of([1] * 33)
     assert media_tiles(slots, 64, torch.float32)[:, 1].tolist() == [16, 16, 1]
