@@ -28,6 +28,7 @@ ENGINE_METRICS = {
     "kv_cache_usage_perc": ("Share of the text cache's blocks in use, 1 is all", False),
     "media_slots_in_use": ("Media pages that running requests read", False),
     "media_host_bytes": ("Visual tokens kept in host memory", False),
+    "media_slots_pinned": ("Media pages that are kept whoever else needs room", False),
     "media_evictions": ("Media pages given to another media", True),
     "num_preemptions": ("Sequences that gave their blocks back and waited again", True),
 }

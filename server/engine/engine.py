@@ -33,6 +33,7 @@ from server.engine.wire import (
     MediaPixels,
     MediaWanted,
     Outbound,
+    Pin,
     PromptScored,
     Token,
     TokenLogprob,
@@ -122,6 +123,13 @@ class Engine:
             if failure.digest in answers.request.media:
                 self._drop(request_id, "error", failure.message)
 
+    def pin(self, pin: Pin) -> None:
+        for key in filter(None, map(self.media.key, pin.digests)):
+            if pin.is_kept:
+                self.media.slots.pin(key)
+            else:
+                self.media.slots.unpin(key)
+
     def step(self) -> list[Outbound]:
         plan = self.scheduler.schedule()
         self._is_stuck = plan.is_empty
@@ -137,6 +145,7 @@ class Engine:
             "kv_cache_usage_perc": 1 - self.blocks.num_available / self.blocks.num_blocks,
             "media_slots_in_use": self.media.slots.num_in_use,
             "media_host_bytes": self.media.host.num_bytes,
+            "media_slots_pinned": self.media.slots.num_pinned,
             "media_evictions": self.media.slots.num_evictions,
             "num_preemptions": self.scheduler.num_preemptions,
         }

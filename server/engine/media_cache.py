@@ -73,6 +73,7 @@ class MediaSlots:
         self._slot_of: dict[bytes, int] = {}
         self._references: dict[bytes, int] = {}
         self._idle: OrderedDict[bytes, None] = OrderedDict()
+        self._pinned: set[bytes] = set()
         self.num_evictions = 0
 
     @property
@@ -108,10 +109,24 @@ class MediaSlots:
             del self._references[key]
             self._idle[key] = None
 
-    def drop(self, key: bytes) -> None:
-        """Forget a media whose encoding failed; the caller has released its references."""
-        self._idle.pop(key)
-        self._free.append(self._slot_of.pop(key))
+    @property
+    def num_pinned(self) -> int:
+        return len(self._pinned)
+
+    def pin(self, key: bytes) -> bool:
+        """Keep a media that has a slot, whoever else needs room. At most a quarter of the slots: False beyond."""
+        if key in self._pinned:
+            return True
+        if key not in self._slot_of or self.num_pinned >= self.num_slots // 4:
+            return False
+        self._pinned.add(key)
+        self.acquire(key)
+        return True
+
+    def unpin(self, key: bytes) -> None:
+        if key in self._pinned:
+            self._pinned.remove(key)
+            self.release(key)
 
 
 class MediaCache:

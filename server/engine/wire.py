@@ -140,7 +140,14 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     last_step_age: float
 
 
-Inbound = Generate | Abort | MediaPixels | MediaFailed
+class Pin(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Keep these media on the device, as far as the quota of pins goes, or let them go again. A hint: nothing answers."""
+
+    digests: list[bytes]
+    is_kept: bool
+
+
+Inbound = Generate | Abort | MediaPixels | MediaFailed | Pin
 Outbound = Admitted | PromptScored | Token | Finished | MediaWanted | Ready | Beat
 
 encode = msgspec.msgpack.Encoder().encode

@@ -27,6 +27,7 @@ from server.engine.wire import (
     MediaFailed,
     MediaPixels,
     Outbound,
+    Pin,
     Ready,
     decode_inbound,
     encode,
@@ -55,6 +56,8 @@ class EngineLike(Protocol):
     def supply(self, media: MediaPixels) -> None: ...
 
     def fail_media(self, failure: MediaFailed) -> None: ...
+
+    def pin(self, pin: Pin) -> None: ...
 
     def step(self) -> list[Outbound]: ...
 
@@ -108,6 +111,8 @@ class Worker:
                 self._engine.supply(message)
             case MediaFailed():
                 self._engine.fail_media(message)
+            case Pin():
+                self._engine.pin(message)
 
     def _emit(self, event: Outbound) -> None:
         self._socket.send(encode(event))

@@ -66,6 +66,7 @@ def test_padding_stores_nothing_and_reads_nothing() -> None:
     one.media_slot.fill_(2)
     buffers.fill(one.batch(1), 4)
     padded = buffers.batch(4)
+    assert padded.media_slot is not None
     assert padded.media_slot.tolist() == [2, -1, -1, -1]
     assert padded.slot_mapping is not None
     assert padded.slot_mapping.tolist() == [5, -1, -1, -1]

@@ -1,0 +1,91 @@
+"""Media slots and the host tier: references, least recently used, pins within their quota, bytes within their limit."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from server.engine.media_cache import HostTier, MediaCache, MediaSlots, content_key
+
+A, B, C, D, E = (letter * 32 for letter in (b"a", b"b", b"c", b"d", b"e"))
+
+
+def test_the_longest_idle_media_gives_way() -> None:
+    slots = MediaSlots(2)
+    slots.place(A)
+    slots.place(B)
+    slots.release(A)
+    slots.release(B)
+    slots.acquire(A)
+    slots.release(A)  # B is now the longest idle
+    slots.place(C)
+    assert (slots.find(A) is None, slots.find(B) is None) == (False, True)
+    assert slots.num_evictions == 1
+
+
+def test_a_media_in_use_never_gives_way() -> None:
+    slots = MediaSlots(2)
+    slots.place(A)
+    slots.place(B)
+    slots.release(B)
+    assert slots.num_available == 1
+    assert slots.place(C) != slots.find(A)
+
+
+def test_pins_stay_within_a_quarter_and_hold() -> None:
+    slots = MediaSlots(4)
+    for key in (A, B, C, D):
+        slots.place(key)
+        slots.release(key)
+    assert slots.pin(A)
+    assert slots.pin(A)
+    assert not slots.pin(B)  # a second one of four is beyond the quarter
+    assert not slots.pin(E)  # it has no slot
+    for key in (b"1" * 32, b"2" * 32, b"3" * 32):
+        slots.place(key)
+        slots.release(key)
+    assert slots.find(A) is not None
+    slots.unpin(A)
+    slots.unpin(A)
+    assert slots.num_available == 4
+    assert slots.num_pinned == 0
+
+
+def test_the_host_tier_counts_bytes() -> None:
+    host = HostTier(100)
+    host.put(A, torch.zeros(10))  # 40 bytes
+    host.put(B, torch.zeros(10))
+    assert host.get(A) is not None
+    host.put(C, torch.zeros(10))
+    assert (A in host, B in host, C in host) == (True, False, True)
+    assert host.num_bytes == 80
+    host.put(D, torch.zeros(100))  # larger than all there is
+    assert host.num_bytes == 0
+
+
+def test_a_key_is_of_pixels_shape_and_salt() -> None:
+    frames = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(1, 2, 2, 3)
+    key = content_key(frames, b"weights")
+    assert key == content_key(frames.copy(), b"weights")
+    assert key != content_key(frames, b"other weights")
+    assert key != content_key(frames.reshape(2, 1, 2, 3), b"weights")
+    assert key != content_key(frames + 1, b"weights")
+    assert len(key) == 32
+
+
+def test_a_source_is_asked_for_once_until_it_is_answered() -> None:
+    media = MediaCache(2, 1000, b"")
+    assert media.want([A, B, A]) == [A, B]
+    assert media.want([A, C]) == [C]
+    media.supply(A, np.zeros((1, 2, 2, 3), np.uint8))
+    media.fail(B)
+    assert media.want([A, B, C]) == [A, B]
+
+
+def test_two_sources_of_one_picture_have_one_key() -> None:
+    media = MediaCache(2, 1000, b"")
+    frames = np.zeros((1, 2, 2, 3), np.uint8)
+    media.supply(A, frames)
+    media.supply(B, frames.copy())
+    assert media.key(A) == media.key(B)
+    assert media.key(C) is None
