@@ -106,6 +106,7 @@ def _write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_by
 
 def _write_shard(file: Path, shard: dict[str, Tensor]) -> dict[str, int]:
     save_file(shard, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # safetensors makes it the owner's alone; who serves a folder may be another than who made it
     return {name: tensor.nbytes for name, tensor in shard.items()}
 
 
