@@ -36,8 +36,13 @@ class TextFormatter(logging.Formatter):
         super().__init__("{asctime} {levelname:<7} {name}: {message}", style="{", datefmt="%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
+        fields = " ".join(f"{name}={_on_one_line(value)}" for name, value in _fields(record).items())
         return f"{super().formatMessage(record)}  {fields}".rstrip()
+
+
+def _on_one_line(value: object) -> str:
+    """What a client chose, a path for instance, must not look like a line of its own."""
+    return str(value) if str(value).isprintable() else repr(value)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

@@ -143,5 +143,6 @@ def _read_yaml(file: str | None) -> dict[str, Any]:
 
 
 def child_environment(**values: str) -> dict[str, str]:
-    """The environment that a child process is given: this process's own, with some values set."""
-    return {**os.environ, **values}
+    """The environment that a child process is given: this process's own without the key, with some values set."""
+    own = {name: value for name, value in os.environ.items() if name.upper() != f"{PREFIX}API_KEY"}
+    return {**own, **values}

@@ -199,6 +199,7 @@ class EngineClient:
 
     def _end_life(self, error: ServerError) -> None:
         self._metrics.engine_ready.set(0)
+        self._metrics.engine.values = {}
         self.fail_all(error)
         for task in self._decoding.values():
             task.cancel()

@@ -18,7 +18,7 @@ import zmq.asyncio
 
 from server.engine.wire import Inbound, Outbound, decode_outbound, encode
 from server.engine.worker import MAX_MESSAGE_BYTES, Start
-from server.settings import Settings
+from server.settings import Settings, child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 5.0
@@ -39,7 +39,11 @@ class WorkerProcess:
         socket = _bind(address)
         socket_file.chmod(0o600)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "server.engine.worker"), stdin=PIPE, cwd=ROOT, start_new_session=True
+            *(sys.executable, "-m", "server.engine.worker"),
+            stdin=PIPE,
+            cwd=ROOT,
+            env=child_environment(),
+            start_new_session=True,
         )
         assert process.stdin is not None
         start = Start(factory=factory, address=address, settings=settings.to_worker())

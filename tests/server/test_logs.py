@@ -55,6 +55,13 @@ def test_a_text_line_holds_the_fields_too(capsys: pytest.CaptureFixture[str]) ->
     assert line.endswith("server.test: it happened  status=503")
 
 
+def test_a_clients_line_break_makes_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "text")
+    logging.getLogger("server.test").info("refused", extra={"path": "/v1/models/x\n10:00:00 INFO server: forged"})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(r"path='/v1/models/x\n10:00:00 INFO server: forged'")
+
+
 class TestContents:
     @pytest.fixture
     def settings(self) -> Settings:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.__main__ import main
-from server.settings import Settings, SettingsError, read_settings
+from server.settings import Settings, SettingsError, child_environment, read_settings
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +82,11 @@ def test_the_key_goes_neither_into_words_nor_to_the_worker(monkeypatch: pytest.M
     assert "secret" not in repr(settings)
     assert "secret" not in settings.to_worker()
     assert Settings.model_validate_json(settings.to_worker()) == settings.model_copy(update={"api_key": None})
+
+
+def test_child_processes_are_not_given_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAMBOYANCE_API_KEY", "very secret")
+    monkeypatch.setenv("FLAMBOYANCE_PORT", "1")
+    environment = child_environment(OMP_NUM_THREADS="1")
+    assert "very secret" not in environment.values()
+    assert (environment["FLAMBOYANCE_PORT"], environment["OMP_NUM_THREADS"]) == ("1", "1")
