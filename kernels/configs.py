@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,12 @@ TABLE: dict[Key, Launch] = {
 
 def architecture() -> str:
     """sm_90, gfx942, ...; the interpreter has the defaults."""
-    if interpreting():
-        return "interpreter"
-    target = triton.runtime.driver.active.get_current_target()
+    return "interpreter" if interpreting() else _architecture_of(triton.runtime.driver.active)
+
+
+@cache  # asked for at every launch
+def _architecture_of(driver: Any) -> str:
+    target = driver.get_current_target()
     return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch).split(":")[0]
 
 

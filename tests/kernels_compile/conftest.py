@@ -69,6 +69,7 @@ class Compiled:
     early_copies: int  # those of 16 bytes that are on their way before the first product (NVIDIA)
     stores: int
     wide_stores: int
+    layouts: frozenset[str]  # how matrix instructions are spread over warps: the order of a row's sums
 
 
 def _run(tool: str, *arguments: str) -> str:
@@ -101,6 +102,7 @@ def _of_nvidia(kernel: Any, folder: Path, target: str) -> Compiled:
         halfword_copies=count(r"\bLDG\.[A-Z0-9_.]*[US]16"),
         stores=count(r"\bSTG\."),
         wide_stores=count(r"\bSTG\.[A-Z0-9_.]*128"),
+        layouts=frozenset(re.findall(r"#ttg\.nvidia_mma<\{(.*?)\}>", kernel.asm["ttgir"])),
     )
 
 
@@ -127,6 +129,7 @@ def _of_amd(kernel: Any, target: str) -> Compiled:
         halfword_copies=count(r"(?:global|buffer)_load_[us]?short"),
         stores=count(r"(?:global|buffer)_store_"),
         wide_stores=count(r"(?:global|buffer)_store_dwordx4"),
+        layouts=frozenset(),
     )
 
 

@@ -6,13 +6,14 @@ Counts are bounds and not equalities: another version of Triton may use a regist
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from kernels import configs
 from kernels.gated_residual import gated_residual
 from kernels.kv_store import kv_store
 from kernels.media_attention import media_attention
@@ -158,6 +159,19 @@ def test_a_page_is_on_its_way_before_anyone_waits(
     """Written plainly, the loads of V stand behind the round trip of K: two latencies in a row."""
     [kernel] = compile_for(target, lambda: media(8, head_dim))
     assert kernel.early_copies >= FORWARD[head_dim]["_forward"] // (16 * 128)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_tiles_of_16_and_of_32_rows_sum_in_one_order_and_those_of_64_do_not(
+    target: str, compile_for: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why a row's bits are the same in every batch, and why the launch table has no larger tile for media."""
+    layouts = []
+    for block in (16, 32, 64):
+        monkeypatch.setitem(configs.DEFAULTS, "media", replace(configs.DEFAULTS["media"], block=block))
+        [kernel] = compile_for(target, lambda: media(8, 64))
+        layouts.append(kernel.layouts)
+    assert layouts[0] == layouts[1] != layouts[2]
 
 
 def test_the_launch_that_is_read_is_the_production_one(compile_for: Callable[..., list[Any]]) -> None:
