@@ -66,8 +66,8 @@ def _normed_linear(
     STAGES: tl.constexpr,
 ):
     """BLOCK rows by BLOCK_N outputs; the weight streams by once."""
-    rows = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    outputs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # neighbours share a piece of the weight, out of the L2 cache
+    outputs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     real, there = rows < num_rows, outputs < N
     acc = tl.zeros([BLOCK, BLOCK_N], tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
@@ -103,7 +103,7 @@ def normed_linear(x: Tensor, folded: FoldedLinear, *, eps: float, activation: Ac
     num_outputs = len(folded.weight)
     config = launch_config("skinny", width, x.dtype)
     out = x.new_empty(num_rows, num_outputs)
-    _normed_linear[(triton.cdiv(num_outputs, 32), triton.cdiv(num_rows, config.block))](
+    _normed_linear[(triton.cdiv(num_rows, config.block), triton.cdiv(num_outputs, 32))](
         x.contiguous(), folded.weight, folded.row_sums, folded.bias, out, num_rows, num_outputs, eps, D=width,
         BLOCK=config.block, BLOCK_N=32, BLOCK_D=128, GELU=activation == "gelu", STAGES=config.num_stages,
         **config.options,

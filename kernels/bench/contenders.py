@@ -59,7 +59,7 @@ def _runs(slots: Tensor) -> tuple[Tensor, Tensor, int]:
     return starts, pages, int(lengths.max())
 
 
-def _as_rows(pages: Tensor) -> tuple[Tensor, Tensor]:
+def as_rows(pages: Tensor) -> tuple[Tensor, Tensor]:
     """The pool itself as keys [rows, H, K] and values: page p begins at row 2 H R p. No copy."""
     num_pages, num_heads, _, num_keys, head_dim = pages.shape
     rows = 2 * num_heads * num_keys * (num_pages - 1) + num_keys
@@ -78,14 +78,14 @@ def varlen(pages: Tensor, slots: Tensor) -> dict[str, Contender]:
 
     def flash(query: Tensor, pages: Tensor, slots: Tensor, scale: float) -> Tensor:
         out: Any = torch.ops.aten._flash_attention_forward(
-            query, *_as_rows(pages), starts, key_starts, longest, num_keys, 0.0, False, False,
+            query, *as_rows(pages), starts, key_starts, longest, num_keys, 0.0, False, False,
             scale=scale, seqused_k=used,
         )  # fmt: skip
         result: Tensor = out[0]
         return result
 
     def efficient(query: Tensor, pages: Tensor, slots: Tensor, scale: float) -> Tensor:
-        key, value = _as_rows(pages)
+        key, value = as_rows(pages)
         out: Any = torch.ops.aten._efficient_attention_forward(
             query[None], key[None], value[None], None, starts, key_starts, longest, num_keys, 0.0, 0,
             scale=scale, seqlen_k=used,

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kernels.bench.__main__ import main
+from kernels.bench.contenders import as_rows
 from kernels.bench.measure import Report, Row, Stopwatch, Timing
 from kernels.bench.sizes import OF_3B, OF_9B
 from kernels.configs import load
@@ -68,3 +69,13 @@ def test_the_sizes_are_those_of_the_models() -> None:
     assert round(2 * OF_9B.step_params / 1e9, 1) == 15.5
     assert (OF_3B.text_bytes, OF_9B.text_bytes) == (192 << 10, 512 << 10)
     assert (OF_3B.media_bytes, OF_9B.media_bytes) == (3 << 20, 1 << 20)
+
+
+def test_the_packed_contenders_read_the_pool_where_it_lies() -> None:
+    pages = torch.randn(4, 3, 2, 8, 16)
+    key, value = as_rows(pages)
+    for page in range(4):
+        rows = slice(2 * 3 * 8 * page, 2 * 3 * 8 * page + 8)
+        assert torch.equal(key[rows].transpose(0, 1), pages[page, :, 0])
+        assert torch.equal(value[rows].transpose(0, 1), pages[page, :, 1])
+    assert key.data_ptr() == pages.data_ptr()
