@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from model.tokenizer import PromptTokenizer
 
@@ -51,7 +52,7 @@ class _Piece:
 
 def encode(segments: Sequence[Segment], tokenizer: PromptTokenizer) -> EncodedPrompt:
     """Raises `PromptError` for an empty prompt, a segment the family has no marker for, or a marker count that is off."""
-    pieces = list(_write(segments, tokenizer))
+    pieces = _joined(_write(segments, tokenizer))
     media = [segment.digest for segment in segments if isinstance(segment, Media)]
     return index_media(_token_ids(pieces, tokenizer), media, tokenizer)
 
@@ -92,6 +93,16 @@ def _write(segments: Sequence[Segment], tokenizer: PromptTokenizer) -> Iterator[
                     raise PromptError("this model has no end-of-chunk token: leave end_of_chunk out")
                 yield _Piece(prompt.end_of_chunk, True)
         previous = segment
+
+
+def _joined(pieces: Iterable[_Piece]) -> list[_Piece]:
+    """Neighbouring texts as one: only so is it seen when two of them together spell a marker."""
+    runs = groupby(pieces, key=lambda piece: piece.is_marker)
+    return [
+        piece
+        for is_marker, run in runs
+        for piece in (run if is_marker else [_Piece("".join(text.text for text in run), False)])
+    ]
 
 
 def _token_ids(pieces: list[_Piece], tokenizer: PromptTokenizer) -> list[int]:

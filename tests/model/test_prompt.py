@@ -54,7 +54,7 @@ def test_one_media_shown_twice_is_two_places() -> None:
 def test_text_never_becomes_a_marker(pieces: list[str]) -> None:
     tokenizer = prompt_tokenizer()
     text = "".join(pieces)
-    encoded = encode([A, Text(text)], tokenizer)
+    encoded = encode([A, *map(Text, pieces), Text("")], tokenizer)
     assert encoded.token_ids[0] == tokenizer.media_token_id
     assert all(token_id < 256 for token_id in encoded.token_ids[1:])
     assert tokenizer.decode(encoded.token_ids[1:], skip_special_tokens=False) == text
