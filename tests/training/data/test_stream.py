@@ -1,0 +1,93 @@
+"""Examples as a step gets them: media decoded, bad records counted and named, positions that include them."""
+
+from __future__ import annotations
+
+import io
+import logging
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from tests.tiny_models import VISION, prompt_tokenizer
+from tests.training.toy import COLOURS, png
+from training.config import SetConfig
+from training.data.make import write_shards
+from training.data.shards import RawRecord, ShardError
+from training.data.stream import ShardStream, find_shards
+
+
+def stream(folder: Path, records: list[RawRecord], **changes: object) -> ShardStream:
+    write_shards(records, folder, 100)
+    values: dict[str, object] = {"name": "toy", "kind": "pairs", "shards": str(folder / "*.tar"), **changes}
+    config = SetConfig(**values)  # type: ignore[arg-type]
+    return ShardStream(find_shards(config.shards), config, prompt_tokenizer(), VISION, seed=0)
+
+
+GOOD = RawRecord("good", {"png": png(COLOURS["red"]), "txt": b"red"})
+BROKEN = RawRecord("broken", {"png": b"\x89PNG\r\n\x1a\n", "txt": b"red"})
+SILENT = RawRecord("silent", {"png": png(COLOURS["red"]), "txt": b""})
+
+
+def test_a_picture_is_the_encoder_s_pixels(tmp_path: Path) -> None:
+    prepared = stream(tmp_path, [GOOD]).take()
+    (pixels,) = prepared.media.values()
+    assert pixels.shape == (1, 3, 8, 8)
+    assert pixels[0, :, 0, 0].tolist() == [1.0, -1.0, -1.0]
+
+
+def test_bad_records_are_passed_over_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = stream(tmp_path, [GOOD, BROKEN, SILENT, GOOD])
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):  # two epochs whole, and one begun
+            records.take()
+    counts = records.complaints.counts
+    assert counts.keys() == {"media cannot be decoded", "no text"}
+    assert all(count in (2, 3) for count in counts.values())
+    assert any("toy: 000000.tar/000000001 passed over: media cannot be decoded" in line for line in caplog.messages)
+
+
+def test_a_position_goes_on_behind_bad_records(tmp_path: Path) -> None:
+    texts = [RawRecord(str(n), {"png": png((n * 20, 0, 0)), "txt": f"{n}".encode()}) for n in range(6)]
+    mixed = [one for text in texts for one in (text, BROKEN)]
+    whole, cut = (stream(tmp_path / name, mixed, window=4) for name in ("a", "b"))
+    expected = [whole.take().tokens for _ in range(12)]
+    first = [cut.take().tokens for _ in range(4)]
+    state = cut.state()
+    rest = stream(tmp_path / "b2", mixed, window=4)
+    rest.load_state(state)
+    assert first + [rest.take().tokens for _ in range(8)] == expected
+
+
+def test_nothing_but_bad_records_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.data.stream.MOST_BAD_IN_A_ROW", 10)
+    with pytest.raises(ShardError, match=r"set toy: 10 bad records in a row: .*'no text': 10"):
+        stream(tmp_path, [SILENT]).take()
+
+
+def test_no_shards_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="no shard matches"):
+        find_shards(str(tmp_path / "*.tar"))
+
+
+def clip(seconds: int) -> bytes:
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        track = container.add_stream("mpeg4", rate=4)
+        track.width = track.height = 16
+        track.time_base = Fraction(1, 4)
+        for number in range(seconds * 4):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), number * 10, np.uint8), format="rgb24")
+            frame.pts = number
+            container.mux(track.encode(frame))
+        container.mux(track.encode())
+    return out.getvalue()
+
+
+def test_a_clip_is_a_frame_a_second(tmp_path: Path) -> None:
+    videos = stream(tmp_path, [RawRecord("v", {"mp4": clip(3), "txt": b"grey"})], kind="videos")
+    (pixels,) = videos.take().media.values()
+    assert pixels.shape == (3, 3, 8, 8)
+    assert pixels[0].mean() < pixels[1].mean() < pixels[2].mean()

@@ -1,0 +1,69 @@
+"""Packing: nothing lost, nothing padded, a media shown twice is one page, and packing changes no loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.prompt import EndOfChunk, Media, Text
+from tests.tiny_models import CONFIGS, Family, prompt_tokenizer, tiny_model
+from tests.training.test_examples import tokens
+from training.batch import collate, pack
+from training.bridge import BridgeLoss
+
+FIRST = tokens(Media(b"1"), Text("red"), EndOfChunk(), Media(b"2"), Text("blue"), EndOfChunk())
+SECOND = tokens(Text("now "), Media(b"2"), Text("blue"), EndOfChunk())
+CPU = torch.device("cpu")
+
+
+def pixels(seed: int) -> torch.Tensor:
+    return torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+MEDIA = {b"1": pixels(1), b"2": pixels(2)}
+
+
+def test_packs_hold_what_fits_in_order() -> None:
+    packs = pack([FIRST, SECOND, FIRST, FIRST], len(FIRST.token_ids) + len(SECOND.token_ids))
+    assert packs == [[FIRST, SECOND], [FIRST], [FIRST]]
+
+
+def test_a_media_of_two_sequences_is_one_page() -> None:
+    batch = collate([FIRST, SECOND], MEDIA, CPU)
+    assert len(batch.media) == 2
+    ids = batch.batch.token_ids.tolist()
+    assert batch.batch.media_slot is not None
+    slots = batch.batch.media_slot.tolist()
+    image = prompt_tokenizer().media_token_id
+    assert [slot for token, slot in zip(ids, slots, strict=True) if token == image] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("family", ["openflamingo", "flamingo"])
+def test_packed_or_alone_the_loss_is_the_same(family: Family) -> None:
+    loss = BridgeLoss(tiny_model(CONFIGS[family]))
+    together = loss(collate([FIRST, SECOND], MEDIA, CPU))
+    alone = sum(loss(collate([one], MEDIA, CPU)) for one in (FIRST, SECOND))
+    torch.testing.assert_close(together, alone)
+
+
+def test_the_loss_is_the_targets_log_probability() -> None:
+    model = tiny_model(CONFIGS["flamingo"])
+    batch = collate([SECOND], MEDIA, CPU)
+    media = model.fresh_media(model.encode_media(MEDIA[b"2"][None]))
+    every = model(batch.batch, None, media)
+    chosen = every.log_softmax(-1).gather(1, batch.targets[:, None])
+    torch.testing.assert_close(BridgeLoss(model)(batch), -chosen.sum())
+
+
+def test_media_of_different_lengths_keep_their_places() -> None:
+    loss = BridgeLoss(tiny_model(CONFIGS["flamingo"]))
+    video = torch.randn(3, 3, 8, 8)
+    mixed = loss.visual_tokens((video, MEDIA[b"1"], video + 1, MEDIA[b"2"]))
+    alone = torch.cat([loss.visual_tokens((one,)) for one in (video, MEDIA[b"1"], video + 1, MEDIA[b"2"])])
+    torch.testing.assert_close(mixed, alone)
+
+
+def test_cached_features_are_what_the_pixels_give() -> None:
+    loss = BridgeLoss(tiny_model(CONFIGS["flamingo"]))
+    features = loss.flamingo.vision(MEDIA[b"1"])[None]  # [F, P, Dv], one frame
+    torch.testing.assert_close(loss.visual_tokens((features[0],)), loss.visual_tokens((MEDIA[b"1"],)))

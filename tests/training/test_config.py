@@ -1,0 +1,45 @@
+"""A run's file: read whole, unknown keys and impossible numbers refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from model.config import ConfigError
+from training.config import parse_config, read_config
+
+SET: dict[str, object] = {"name": "a", "kind": "pairs", "shards": "*.tar"}
+MINIMAL = {"model": "m", "out": "o", "steps": 3, "sets": [SET]}
+COMMITTED = sorted(Path("training").rglob("*.yaml"))
+
+
+def test_a_minimal_run() -> None:
+    config = parse_config(MINIMAL)
+    assert config.sets[0].name == "a"
+    assert config.optim.clip == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stepz": 1}, "config: unknown key stepz"),
+        ({"sets": [{"name": "a", "kind": "pears", "shards": "x"}]}, r"config.sets\[0\].kind: 'pears' is none of"),
+        ({"sets": []}, "sets is empty"),
+        ({"sets": [SET, SET]}, "sets share a name: a, a"),
+        ({"sets": [{**SET, "batch_size": 5, "streams": 2}]}, "5 is not a multiple of streams 2"),
+        ({"optim": {"learning_rat": 1.0}}, "config.optim: unknown key learning_rat"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config({**MINIMAL, **change})
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.name)
+def test_every_committed_run_can_be_read(file: Path) -> None:
+    assert read_config(file).steps > 0
+
+
+def test_there_are_committed_runs() -> None:
+    assert {"alignment.yaml", "episodes.yaml"} <= {file.name for file in COMMITTED}

@@ -1,0 +1,97 @@
+"""Tokens and targets: the rules of the loss, windows and media limits, and text that reads the next image."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from model.prompt import EndOfChunk, Media, Segment, Text
+from tests.tiny_models import prompt_tokenizer
+from training.examples import Example, Limits, Tokens, tokenize
+
+TOKENIZER = prompt_tokenizer()
+WIDE = Limits(max_tokens=256, max_media=5)
+IMAGE, EOC, EOS = TOKENIZER.media_token_id, TOKENIZER.id_of("<|endofchunk|>"), TOKENIZER.id_of("</s>")
+
+
+def tokens(*segments: Segment, limits: Limits = WIDE, seed: int = 0, answers: frozenset[int] | None = None) -> Tokens:
+    return tokenize(Example(name="it", segments=segments, answers=answers), TOKENIZER, limits, Random(seed))
+
+
+def learned(sequence: Tokens) -> str:
+    return TOKENIZER.decode(
+        [t for t, flag in zip(sequence.token_ids, sequence.target, strict=True) if flag], skip_special_tokens=False
+    )
+
+
+def test_a_pair_learns_its_text_its_chunk_s_end_and_the_end_of_text() -> None:
+    assert learned(tokens(Media(b"1"), Text("cat"), EndOfChunk())) == "cat<|endofchunk|></s>"
+
+
+def test_nothing_before_the_first_image_is_learned_nor_between_a_chunk_s_end_and_the_next_image() -> None:
+    sequence = tokens(
+        Text("ab"), Media(b"1"), Text("cd"), EndOfChunk(), Text("ef"), Media(b"2"), Text("gh"), EndOfChunk()
+    )
+    assert learned(sequence) == "cd<|endofchunk|>gh<|endofchunk|></s>"
+
+
+def test_a_media_token_is_never_a_target() -> None:
+    sequence = tokens(Media(b"1"), Media(b"2"), Text("x"), EndOfChunk())
+    assert not any(flag for token, flag in zip(sequence.token_ids, sequence.target, strict=True) if token == IMAGE)
+
+
+def test_with_p_next_text_reads_the_image_behind_it_and_the_last_text_none() -> None:
+    segments = (Text("ab"), EndOfChunk(), Media(b"1"), Text("cd"), EndOfChunk(), Media(b"2"), Text("ef"), EndOfChunk())
+    sequence = tokens(*segments, limits=Limits(max_tokens=256, max_media=5, p_next=1.0))
+    assert sequence.media_index == [0, 0, 0, 0, 1, 1, 1, 1, -1, -1, -1, -1]
+    assert learned(sequence) == "b<|endofchunk|>cd<|endofchunk|>"
+
+
+def test_p_next_is_drawn_once_a_document() -> None:
+    limits = Limits(max_tokens=256, max_media=5, p_next=0.5)
+    seen = {
+        tuple(tokens(Text("a"), Media(b"1"), Text("b"), EndOfChunk(), limits=limits, seed=seed).media_index)
+        for seed in range(20)
+    }
+    assert seen == {(-1, 0, 0, 0, 0), (0, 0, -1, -1, -1)}
+
+
+def test_a_sequence_ends_in_front_of_the_media_that_is_too_many() -> None:
+    segments = [part for n in range(4) for part in (Media(bytes([n])), Text("x"), EndOfChunk())]
+    sequence = tokens(*segments, limits=Limits(max_tokens=256, max_media=2))
+    assert sequence.media == [b"\0", b"\1"]
+    assert sequence.token_ids.count(IMAGE) == 2
+    assert sequence.token_ids[-1] == EOC
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_window_keeps_each_media_with_its_token(seed: int) -> None:
+    letters = "abcdefgh"
+    segments = [part for letter in letters for part in (Media(letter.encode()), Text(letter), EndOfChunk())]
+    sequence = tokens(*segments, limits=Limits(max_tokens=7, max_media=5), seed=seed)
+    assert len(sequence.token_ids) <= 7
+    for token, index in zip(sequence.token_ids, sequence.media_index, strict=True):
+        if token not in (IMAGE, EOC, EOS) and index >= 0:
+            assert sequence.media[index].decode() == TOKENIZER.decode([token])
+
+
+def test_answers_are_learned_and_nothing_else() -> None:
+    segments = (
+        Media(b"1"),
+        Text("is"),
+        Text(" dax"),
+        EndOfChunk(),
+        Media(b"1"),
+        Text("is"),
+        Text(" dax"),
+        EndOfChunk(),
+    )
+    sequence = tokens(*segments, answers=frozenset({6, 7}))
+    assert learned(sequence) == " dax<|endofchunk|>"
+    assert sequence.media_index[-1] == 1
+
+
+def test_an_example_with_answers_is_never_cut() -> None:
+    with pytest.raises(ValueError, match="it: 4 tokens and 1 media, the limits are 3 and 5"):
+        tokens(Media(b"1"), Text("abc"), answers=frozenset({1}), limits=Limits(max_tokens=3, max_media=5))

@@ -1,0 +1,101 @@
+"""A run on toy shards: it learns, goes on exactly after a kill, leaves the frozen weights, stops at a loss that is none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoint.native import load_folder
+from tests.tiny_models import byte_tokenizer
+from tests.training.toy import losses, make_run, make_trainer
+from training.step import NonFiniteLoss
+from training.trainer import FrozenWeightsMoved, run
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    seen = losses(make_trainer(make_run(tmp_path, steps=12)))
+    assert seen[-1]["pairs"] < 0.8 * seen[0]["pairs"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_that_was_killed_goes_on_with_the_same_losses(tmp_path: Path, precision: str) -> None:
+    config = make_run(tmp_path, steps=5, precision=precision)
+    whole = losses(make_trainer(config))
+    killed = make_trainer(config)
+    first = [dict(next(killed.steps()).losses) for _ in range(3)]
+    killed.save()
+    resumed = make_trainer(config)
+    assert resumed.resume() == 3
+    assert first + losses(resumed) == whole
+
+
+def test_a_whole_run_leaves_the_served_folder_and_a_log(tmp_path: Path) -> None:
+    config = make_run(tmp_path, steps=4)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(byte_tokenizer().to_str())
+    trainer = make_trainer(config)
+    run(trainer, file)
+    served = load_folder(tmp_path / "out" / "model", "cpu", torch.float32)
+    assert torch.equal(served.resampler.latents, trainer.model.resampler.latents)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert {"gated.0.attn_gate", "gated.3.ffw_gate"} <= lines[0]["gates"].keys()
+    assert sorted(p.name for p in (tmp_path / "out" / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    config = make_run(tmp_path, steps=2)
+    trainer = make_trainer(config)
+    losses(trainer)
+    trainer.save()
+    again = make_trainer(config)
+    again.resume()
+    assert losses(again) == []
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_moves_nothing(tmp_path: Path) -> None:
+    trainer = make_trainer(make_run(tmp_path))
+    with torch.no_grad():
+        trainer.model.resampler.latents[0, 0] = torch.nan
+    before = trainer.model.resampler.norm.weight.clone()
+    with pytest.raises(NonFiniteLoss, match="step 0: pairs is nan"):
+        losses(trainer)
+    assert torch.equal(trainer.model.resampler.norm.weight, before)
+
+
+def test_a_frozen_weight_that_moved_fails_the_run(tmp_path: Path) -> None:
+    trainer = make_trainer(make_run(tmp_path))
+    trainer.check_frozen()
+    with torch.no_grad():
+        trainer.model.language_model.norm.weight.add_(0.5)
+    with pytest.raises(FrozenWeightsMoved, match=trainer.digest):
+        trainer.check_frozen()
+
+
+def test_a_step_leaves_the_frozen_weights_and_moves_the_bridge(tmp_path: Path) -> None:
+    trainer = make_trainer(make_run(tmp_path, precision="bfloat16"))
+    before = trainer.model.state_dict()["gated.0.attn_gate"].clone()
+    losses(trainer)
+    trainer.check_frozen()
+    assert not torch.equal(trainer.model.state_dict()["gated.0.attn_gate"], before)
+
+
+def test_by_turns_a_step_learns_from_one_set(tmp_path: Path) -> None:
+    config = replace(make_run(tmp_path), accumulate="round_robin")
+    assert [list(step) for step in losses(make_trainer(config))] == [["pairs"], ["again"], ["pairs"], ["again"]]
+
+
+def test_activation_checkpointing_changes_no_loss(tmp_path: Path) -> None:
+    config = make_run(tmp_path)
+    assert losses(make_trainer(config)) == losses(make_trainer(replace(config, activation_checkpointing=True)))
+
+
+def test_packing_changes_no_loss(tmp_path: Path) -> None:
+    config = make_run(tmp_path)
+    one, many = (losses(make_trainer(replace(config, pack_tokens=size))) for size in (8, 4096))
+    for a, b in zip(one, many, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)

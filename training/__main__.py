@@ -1,0 +1,47 @@
+"""`python -m training CONFIG.yaml`, alone or under torchrun: train a bridge on shards, from its latest checkpoint on."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from model.checkpoint.errors import CheckpointError
+from model.config import ConfigError
+from model.tokenizer import PromptTokenizer
+from model.zoo.default import DefaultModelError, prepare
+from training.config import TrainConfig, read_config
+from training.data.shards import ShardError
+from training.distributed import World, join, leave
+from training.sets import loss_of, make_mixture
+from training.step import NonFiniteLoss
+from training.trainer import Trainer, load_model, run
+
+
+def train(config: TrainConfig, world: World, pause_file: Path | None = None) -> None:
+    folder = prepare() if config.model == "default" else Path(config.model).expanduser()
+    model = load_model(config, folder)
+    tokenizer = PromptTokenizer.load(folder, model.config.prompt)
+    mixture = make_mixture(config, model.config, tokenizer, world)
+    trainer = Trainer(config, model, mixture, world, loss_of(config, tokenizer))
+    run(trainer, folder / "tokenizer.json", pause_file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--pause-file", type=Path, help="the run waits between steps for as long as this file exists")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    world = join()
+    try:
+        train(read_config(options.config), world, options.pause_file)
+    except (CheckpointError, ConfigError, DefaultModelError, NonFiniteLoss, OSError, ShardError) as error:
+        sys.exit(f"error: {error}")
+    finally:
+        leave(world)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""A training run as frozen data, read once from YAML: the model, the sets that it learns from, and how it steps.
+
+An unknown key raises by its path; the run's folder keeps a copy of what was read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from model.config import ConfigError, from_dict
+
+# episodes and alignment are the default model's own, made from `python -m training.default_data`'s folder
+SetKind = Literal["pairs", "documents", "videos", "episodes", "alignment"]
+MADE_SETS = ("episodes", "alignment")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetConfig:
+    """One data set of the mixture. `weight` is the paper's lambda; `batch_size` counts examples of a step, all
+    processes together."""
+
+    name: str
+    kind: SetKind
+    shards: str  # a glob of tar files; the data folder of a made set
+    weight: float = 1.0
+    batch_size: int = 8
+    max_tokens: int = 256
+    max_media: int = 5
+    # reading order is cut into so many streams, each owned by one process: the order is the same for any number of them
+    streams: int = 1
+    # records shuffled among each other, inside a shard
+    window: int = 256
+    # how often text reads the next image rather than the last, decided once a document
+    p_next: float = 0.0
+    # documents with fewer images are passed over, and images that fit their sentence worse than this
+    min_media: int = 1
+    min_similarity: float = 0.24
+    # frames of a clip, taken at one a second
+    max_frames: int = 8
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.streams:
+            raise ConfigError(
+                f"set {self.name}: batch_size {self.batch_size} is not a multiple of streams {self.streams}"
+            )
+        if not 0.0 <= self.p_next <= 1.0:
+            raise ConfigError(f"set {self.name}: p_next is {self.p_next}, must lie in 0..1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    learning_rate: float = 1e-4
+    # gates are single numbers that start at zero: they may need larger steps than the matrices behind them
+    gate_rate: float = 1.0
+    warmup_steps: int = 5000
+    # constant (the paper), or down to a tenth along half a cosine that ends with the run
+    decay: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    model: str  # a model folder, or "default"
+    # keep: go on from the folder's bridge; start: from the untrained one, gates at zero
+    bridge: Literal["keep", "start"] = "keep"
+    # text: the next token's loss; alignment: the default model's first stage
+    objective: Literal["text", "alignment"] = "text"
+    out: str
+    steps: int
+    sets: tuple[SetConfig, ...]
+    optim: OptimConfig = OptimConfig()
+    # all: gradients of all sets before each step (the paper); round_robin: one set a step, by turns (the ablation)
+    accumulate: Literal["all", "round_robin"] = "all"
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    activation_checkpointing: bool = False
+    # tokens of one forward: a set's batch is packed into as many as it needs
+    pack_tokens: int = 4096
+    seed: int = 0
+    checkpoint_steps: int = 500
+    log_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.sets:
+            raise ConfigError("sets is empty: there is nothing to learn from")
+        names = [one.name for one in self.sets]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"sets share a name: {', '.join(names)}")
+
+
+def read_config(file: Path) -> TrainConfig:
+    values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} does not hold a mapping")
+    return parse_config(values)
+
+
+def parse_config(values: dict[str, Any]) -> TrainConfig:
+    listed = values.get("sets", ())
+    sets = tuple(from_dict(SetConfig, entry, f"config.sets[{i}]") for i, entry in enumerate(listed))
+    config: TrainConfig = from_dict(TrainConfig, {**values, "sets": sets})
+    return config

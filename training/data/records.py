@@ -1,0 +1,125 @@
+"""What a shard's record says, by the kind of its set: an image or a clip with a text, or a document of both.
+
+pairs, videos   KEY.jpg (png, webp, gif / mp4, webm, mkv) and KEY.txt
+documents       KEY.json in MMC4's form (sentences, each image with its sentence and similarity) or in OBELICS' (two
+                lists, a text or an image at each place); images inside as base64, or beside it as KEY.0.jpg, ...
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from model.prompt import EndOfChunk, Media, Segment, Text
+from training.config import SetConfig
+from training.data.complaints import BadRecord
+from training.data.shards import RawRecord
+from training.examples import Example
+
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif")
+VIDEOS = ("mp4", "webm", "mkv")
+
+
+@dataclass(frozen=True, slots=True)
+class Interleaved:
+    """An example, and the files of its media by their digest."""
+
+    example: Example
+    files: Mapping[bytes, bytes]
+
+
+def parse(record: RawRecord, config: SetConfig, rng: Random) -> Interleaved:
+    if config.kind == "documents":
+        return _document(record, config)
+    return _pair(record, IMAGES if config.kind == "pairs" else VIDEOS, rng)
+
+
+def _pair(record: RawRecord, extensions: tuple[str, ...], rng: Random) -> Interleaved:
+    file = next((record.files[extension] for extension in extensions if extension in record.files), None)
+    if file is None:
+        raise BadRecord("no media", f"it has {', '.join(sorted(record.files))}")
+    text = _decoded(record.files.get("txt", b"")).strip()
+    if not text:
+        raise BadRecord("no text")
+    # half of the texts begin with a space, so that the model minds neither (paper, appendix A.1.1)
+    spaced = f" {text}" if rng.random() < 0.5 else text
+    digest = hashlib.sha256(file).digest()
+    segments = (Media(digest), Text(spaced), EndOfChunk())
+    return Interleaved(Example(name=record.name, segments=segments), {digest: file})
+
+
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise BadRecord("text is not UTF-8", str(error)) from None
+
+
+def _document(record: RawRecord, config: SetConfig) -> Interleaved:
+    try:
+        document = json.loads(record.files["json"])
+    except (KeyError, ValueError) as error:
+        raise BadRecord("no document", str(error)) from None
+    if not isinstance(document, dict):
+        raise BadRecord("no document", f"JSON holds a {type(document).__name__}")
+    places = _mmc4(document, config) if "text_list" in document else _obelics(document, record)
+    return _interleave(record.name, places, config)
+
+
+def _mmc4(document: dict[str, Any], config: SetConfig) -> list[str | bytes]:
+    """Each image in front of the sentence that it was matched with: the media's order is then the sentences'."""
+    try:
+        sentences: list[str] = document["text_list"]
+        before: dict[int, list[bytes]] = {}
+        for image in document["image_info"]:
+            if image.get("image_base64") and image["matched_sim"] >= config.min_similarity:
+                before.setdefault(image["matched_text_index"], []).append(_base64(image["image_base64"]))
+    except (KeyError, TypeError) as error:
+        raise BadRecord("not MMC4's form", repr(error)) from None
+    return [part for place, sentence in enumerate(sentences) for part in (*before.get(place, ()), sentence)]
+
+
+def _obelics(document: dict[str, Any], record: RawRecord) -> list[str | bytes]:
+    texts, images = document.get("texts"), document.get("images")
+    if not isinstance(texts, list) or not isinstance(images, list) or len(texts) != len(images):
+        raise BadRecord("not OBELICS' form", "texts and images are not two lists of one length")
+    parts: list[str | bytes] = []
+    for text, image in zip(texts, images, strict=True):
+        if isinstance(text, str):
+            parts.append(text)
+        elif isinstance(image, str) and (file := record.files.get(image.lower())):
+            parts.append(file)
+        elif isinstance(image, str) and not image.startswith(("http:", "https:")):
+            parts.append(_base64(image))
+    return parts
+
+
+def _base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadRecord("image is not base64", str(error)) from None
+
+
+def _interleave(name: str, parts: list[str | bytes], config: SetConfig) -> Interleaved:
+    """A chunk's end in front of every image but the first thing, and at the end of the document (paper, 3.2)."""
+    segments: list[Segment] = []
+    files: dict[bytes, bytes] = {}
+    for part in parts:
+        if isinstance(part, bytes):
+            digest = hashlib.sha256(part).digest()
+            files[digest] = part
+            segments += [*([EndOfChunk()] if segments else []), Media(digest)]
+        elif part.strip():
+            joined = isinstance(segments[-1], Text) if segments else False
+            segments.append(Text(f" {part.strip()}" if joined else part.strip()))
+    num_media = sum(isinstance(segment, Media) for segment in segments)
+    if num_media < max(1, config.min_media):
+        raise BadRecord("too few images", f"{num_media}, the set wants {config.min_media}")
+    return Interleaved(Example(name=name, segments=(*segments, EndOfChunk())), files)

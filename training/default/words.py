@@ -1,0 +1,50 @@
+"""Words that mean nothing, for names that only a prompt can teach. A fifth of them is never trained on."""
+
+from __future__ import annotations
+
+from random import Random
+
+from training.default_data.split import held_out
+
+ONSETS = (
+    "b",
+    "bl",
+    "d",
+    "dr",
+    "f",
+    "g",
+    "gl",
+    "k",
+    "kr",
+    "l",
+    "m",
+    "n",
+    "p",
+    "pl",
+    "r",
+    "s",
+    "sn",
+    "t",
+    "tr",
+    "v",
+    "w",
+    "z",
+)
+VOWELS = ("a", "e", "i", "o", "u", "oo", "ai")
+CODAS = ("", "b", "d", "f", "g", "k", "l", "m", "n", "p", "rt", "sk", "t", "x", "zz")
+NUM_WORDS = 1600
+
+
+def _make_words() -> tuple[str, ...]:
+    rng = Random("words")
+    words: dict[str, None] = {}
+    while len(words) < NUM_WORDS:
+        syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(rng.choice((1, 2, 2)))]
+        if 3 <= len(word := "".join(syllables)) <= 8:
+            words[word] = None
+    return tuple(words)
+
+
+WORDS = _make_words()
+TRAINED_WORDS = tuple(word for word in WORDS if not held_out(word))
+HELD_OUT_WORDS = tuple(word for word in WORDS if held_out(word))

@@ -1,0 +1,53 @@
+"""All sources -> a folder of images, their records and a data card; a source that is there already is left as it is.
+
+Pictures are squared on white as the default model's `resize` would do it, and kept as WebP.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from PIL import Image
+
+from training.default_data.card import write_card
+from training.default_data.concepts import Concepts
+from training.default_data.packages import fetch
+from training.default_data.readers import SIZE, read
+from training.default_data.records import DATA, Record, read_records, write_records
+from training.default_data.sources import EMOJIBASE, SOURCES, Source
+
+log = logging.getLogger(__name__)
+
+
+def build(folder: Path) -> list[Record]:
+    packages = folder / "packages"
+    concepts = Concepts(fetch(EMOJIBASE, packages))
+    records = [record for source in SOURCES for record in _source(source, folder, concepts)]
+    write_records(folder, records)
+    write_card(folder, records)
+    return records
+
+
+def _source(source: Source, folder: Path, concepts: Concepts) -> list[Record]:
+    done = folder / "sources" / f"{source.name}-{source.version.replace(':', '_')}"
+    if (done / DATA).exists():
+        return read_records(done)
+    package, unpacked = fetch(source, folder / "packages"), folder / "unpacked" / source.name
+    records = []
+    for image, record in read(source, package, unpacked, concepts):
+        _save(image, folder / record.image)
+        records.append(record)
+    done.mkdir(parents=True, exist_ok=True)
+    write_records(done, records)
+    log.info("%s: %d images", source.name, len(records))
+    return records
+
+
+def _save(image: Image.Image, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    picture = image.convert("RGBA")
+    picture.thumbnail((SIZE, SIZE), Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (SIZE, SIZE), "white")
+    square.paste(picture, ((SIZE - picture.width) // 2, (SIZE - picture.height) // 2), picture)
+    square.save(file, "WEBP", quality=92, method=2)

@@ -1,0 +1,48 @@
+"""The data card: what the default model's data is, source by source, under which licence, and what is held out.
+
+Written beside the data by the command that makes it, so that its numbers are the data's own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.default_data.records import Record
+from training.default_data.sources import EMOJIBASE, SOURCES, Source
+from training.default_data.split import held_out
+
+CARD = "DATA_CARD.md"
+
+INTRODUCTION = """# The default model's data
+
+Made by `python -m training.default_data` from packages of public registries; no image is kept in the repository.
+A category is held out where the SHA-256 of its name falls into the first fifth (`training/default_data/split.py`):
+its images are never trained on. A source marked "evaluation" is never trained on at all.
+
+| source | package | version | licence | attribution | images | used for |
+|---|---|---|---|---|---|---|
+"""
+
+
+def write_card(folder: Path, records: Sequence[Record]) -> None:
+    counts = Counter(record.source for record in records)
+    rows = "".join(_row(source, counts[source.name]) for source in (*SOURCES, EMOJIBASE))
+    (folder / CARD).write_text(INTRODUCTION + rows + "\n" + _summary(records), encoding="utf-8")
+
+
+def _row(source: Source, images: int) -> str:
+    used = "training" if source.trains else "evaluation"
+    package = f"{source.package} ({source.registry})"
+    cells = (source.name, package, source.version, source.licence, source.attribution, str(images), used)
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _summary(records: Sequence[Record]) -> str:
+    labels = {record.label for record in records if record.trains and record.label}
+    out = sorted(label for label in labels if held_out(label))
+    trained = sum(record.trains and not held_out(record.label or record.category) for record in records)
+    return (
+        f"{len(records)} images, {trained} of them for training; {len(labels)} named concepts, {len(out)} held out.\n"
+    )

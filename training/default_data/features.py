@@ -1,0 +1,68 @@
+"""The frozen encoder's features of every image, once: float16 in one file that training and evaluation map into memory.
+
+Row n belongs to record n. Resumable: rows that are there stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.checkpoint.native import load_folder
+from model.media import resize
+from model.vision import VisionEncoder, normalise
+from training.default_data.records import Record
+
+log = logging.getLogger(__name__)
+BATCH = 16
+
+
+def feature_file(folder: Path, records: Sequence[Record]) -> Path:
+    """Named by the images in their order, so that no row can be another image's."""
+    digest = hashlib.sha256("\n".join(record.image for record in records).encode()).hexdigest()[:12]
+    return folder / f"features-{digest}.npy"
+
+
+def open_features(folder: Path, records: Sequence[Record]) -> NDArray[np.float16]:
+    """Rows [N, P, Dv], read where they lie."""
+    features: NDArray[np.float16] = np.load(feature_file(folder, records), mmap_mode="r")
+    return features
+
+
+@torch.inference_mode()
+def cache_features(folder: Path, records: Sequence[Record], model_folder: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
+    file = feature_file(folder, records)
+    if file.exists():
+        return
+    encoder = load_folder(model_folder, "cpu", torch.float32).vision
+    config = encoder.config
+    partial, progress = file.with_suffix(".partial.npy"), file.with_suffix(".rows")
+    done = int(progress.read_text()) if progress.exists() else 0
+    shape = (len(records), config.num_patches, config.feature_dim)
+    rows = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, shape)
+    began = time.monotonic()
+    for first in range(done, len(records), BATCH):
+        batch = records[first : first + BATCH]
+        rows[first : first + len(batch)] = encode(encoder, [folder / record.image for record in batch])
+        progress.write_text(str(first + len(batch)))
+        if first // BATCH % 40 == 0:
+            rate = (first - done + BATCH) / (time.monotonic() - began)
+            log.info("features: %d of %d, %.0f images a second", first, len(records), rate)
+    rows.flush()
+    partial.rename(file)
+    progress.unlink(missing_ok=True)
+
+
+def encode(encoder: VisionEncoder, files: Sequence[Path]) -> NDArray[np.float16]:
+    squares = np.stack([resize(Image.open(file), encoder.config) for file in files])
+    features: NDArray[np.float16] = encoder(normalise(torch.from_numpy(squares), encoder.config)).half().numpy()
+    return features

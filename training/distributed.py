@@ -1,0 +1,89 @@
+"""One process or many: how they find each other, what they sum, and how FSDP2 shares the weights out among them.
+
+`torchrun` starts many; a process that was started alone is a world of one, and needs no process group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from training.bridge import BridgeLoss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def most(self, value: int) -> int:
+        if self.size == 1:
+            return value
+        largest = torch.tensor(value, device=self.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
+
+    def merge(self, part: dict[str, Any]) -> dict[str, Any]:
+        """Every process's entries in one dictionary, on all of them."""
+        if self.size == 1:
+            return part
+        parts: list[dict[str, Any]] = [{} for _ in range(self.size)]
+        dist.all_gather_object(parts, part)
+        return {name: value for one in parts for name, value in one.items()}
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+def join() -> World:
+    """The world that torchrun describes, or a world of one."""
+    on_gpu = torch.cuda.is_available()
+    if not dist.is_torchelastic_launched():
+        return World(device=torch.device("cuda" if on_gpu else "cpu"))
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    rank = dist.get_rank()
+    device = torch.device("cuda", rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    return World(rank=rank, size=dist.get_world_size(), device=device)
+
+
+def leave(world: World) -> None:
+    if world.size > 1:
+        dist.destroy_process_group()
+
+
+def checkpoint_activations(loss: BridgeLoss) -> None:
+    """Decoder layers are run again in the backward pass, rather than kept."""
+    layers = loss.flamingo.language_model.layers
+    for place, layer in enumerate(layers):
+        layers[place] = checkpoint_wrapper(layer)
+
+
+def shard(loss: BridgeLoss, precision: torch.dtype) -> None:
+    """Each decoder layer, each gated layer and the resampler is gathered by itself; the rest with the whole."""
+    policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
+    model = loss.flamingo
+    for layer in (*model.language_model.layers, *model.gated.values(), model.resampler):
+        fully_shard(layer, mp_policy=policy)
+    for gated in model.gated.values():
+        register_fsdp_forward_method(gated, "project_media")
+    # the encoder's statistics are buffers, and its convolutions keep their own precision
+    fully_shard(loss, mp_policy=policy, ignored_params=set(model.vision.parameters()))

@@ -1,0 +1,43 @@
+"""AdamW as in the paper: weight decay on the gated layers' matrices, none on the resampler; warm-up, then constant.
+
+Gates, norms and new rows are not decayed either. What moves is float32, whatever the forward runs in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from training.config import OptimConfig
+
+
+def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.AdamW:
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        decay = config.weight_decay if decays(name, parameter) else 0.0
+        scale = config.gate_rate if name.endswith("_gate") else 1.0
+        groups.setdefault((decay, scale), []).append(parameter)
+    listed = [{"params": group, "weight_decay": decay, "scale": scale} for (decay, scale), group in groups.items()]
+    return torch.optim.AdamW(listed, lr=config.learning_rate, betas=config.betas)
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    return "gated." in name and parameter.dim() == 2
+
+
+def rate(step: int, steps: int, config: OptimConfig) -> float:
+    """The learning rate of step 0, 1, ...: linear from zero, then constant or along a cosine to a tenth."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.decay == "constant":
+        return config.learning_rate
+    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, done)))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value * group["scale"]

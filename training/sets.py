@@ -1,0 +1,55 @@
+"""From a run's configuration to what it reads and how it is scored: a stream for each kind of set, a loss an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from model.config import ConfigError, FlamingoConfig
+from model.flamingo import Flamingo
+from model.tokenizer import PromptTokenizer
+from training.bridge import BridgeLoss
+from training.config import MADE_SETS, SetConfig, TrainConfig
+from training.data.stream import ShardStream, find_shards
+from training.default.alignment import AlignmentLoss, Alignments, label_ids
+from training.default.catalogue import Catalogue
+from training.default.episodes import Episodes
+from training.distributed import World
+from training.mixture import DataSet, Generated, Mixture, Stream, owned
+
+
+def make_mixture(config: TrainConfig, model: FlamingoConfig, tokenizer: PromptTokenizer, world: World) -> Mixture:
+    sets = [_set(one, config.seed, model, tokenizer, world) for one in config.sets]
+    return Mixture(sets, config.accumulate)
+
+
+def _set(config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: PromptTokenizer, world: World) -> DataSet:
+    make = _made(config, seed, tokenizer) if config.kind in MADE_SETS else _read(config, seed, model, tokenizer)
+    streams = {index: make(index) for index in owned(config.streams, world.rank, world.size)}
+    return DataSet(
+        name=config.name, weight=config.weight, streams=streams, per_stream=config.batch_size // config.streams
+    )
+
+
+def _read(config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: PromptTokenizer) -> Callable[[int], Stream]:
+    shards = find_shards(config.shards)
+    return lambda index: ShardStream(shards, config, tokenizer, model.vision, seed=seed, index=index)
+
+
+def _made(config: SetConfig, seed: int, tokenizer: PromptTokenizer) -> Callable[[int], Stream]:
+    catalogue = Catalogue(Path(config.shards).expanduser())
+    if config.kind == "episodes":
+        make = Episodes(catalogue, tokenizer, seed, config.batch_size)
+        return lambda index: Generated(make, index, config.streams)
+    pairs = Alignments(catalogue, tokenizer, seed)
+    return lambda index: Generated(pairs, index, config.streams)
+
+
+def loss_of(config: TrainConfig, tokenizer: PromptTokenizer) -> Callable[[Flamingo], BridgeLoss]:
+    if config.objective == "text":
+        return BridgeLoss
+    folders = [one.shards for one in config.sets if one.kind == "alignment"]
+    if len(folders) != len(config.sets):
+        raise ConfigError("objective alignment learns from sets of kind alignment, and from no others")
+    labels = sorted(Catalogue(Path(folders[0]).expanduser()).labels)
+    return lambda model: AlignmentLoss(model, label_ids(labels, tokenizer))
