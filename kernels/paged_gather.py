@@ -58,13 +58,12 @@ def gather_plan(
 ) -> GatherPlan:
     starts, contexts = query_starts.tolist(), context_lengths.tolist()
     rows = [(i, first, end) for i, (first, end) in enumerate(pairwise(starts)) if end > first]
-    single = [i for i, first, end in rows if end == first + 1]
-    together = single if len(single) > 1 else []
-    decode = _decode_plan(block_table, starts, contexts, together, block_size, num_kv_heads, alibi_slopes)
+    decoding = [i for i, first, end in rows if end == first + 1]
+    decode = _decode_plan(block_table, starts, contexts, decoding, block_size, num_kv_heads, alibi_slopes)
     spans = [
         _span_plan(first, end, block_table[i], contexts[i], block_size, dtype, alibi_slopes)
         for i, first, end in rows
-        if not together or end > first + 1
+        if end > first + 1
     ]
     return GatherPlan(decode, spans)
 
@@ -98,7 +97,9 @@ def _decode_plan(
 
 
 def _common_blocks(tables: Tensor) -> int:
-    """How many blocks in front are the same in every row."""
+    """How many blocks in front are the same in every row; a single row shares nothing."""
+    if len(tables) == 1:
+        return 0
     same = (tables == tables[:1]).all(0)
     return int(same.long().cumprod(0).sum())
 
@@ -125,6 +126,8 @@ def attend(query: Tensor, kv_cache: Tensor, plan: GatherPlan, scale: float) -> T
     """query [T, H, K], kv_cache [N, 2, G, B, K] -> [T, H, K]"""
     if plan.decode is None and len(plan.spans) == 1:
         return _attend_span(query, kv_cache, plan.spans[0], scale)
+    if plan.decode is not None and len(plan.decode.rows) == len(query):
+        return _attend_together(query, kv_cache, plan.decode, scale)
     out = torch.empty_like(query)
     for span in plan.spans:
         out[span.first : span.end] = _attend_span(query[span.first : span.end], kv_cache, span, scale)
@@ -151,15 +154,17 @@ def _attend_together(query: Tensor, kv_cache: Tensor, plan: DecodePlan, scale: f
     num_sequences, _, head_dim = query.shape
     num_kv_heads = kv_cache.shape[2]
     grouped = query.view(num_sequences, num_kv_heads, -1, head_dim).transpose(0, 1)  # [G, S, H / G, K]
-    flat = grouped.reshape(num_kv_heads, -1, head_dim)
-    shared_key, shared_value = gather_blocks(kv_cache, plan.shared)  # [G, C, K]
     own = gather_blocks(kv_cache, plan.own).index_fill_(2, plan.beyond, 0)
     own_key, own_value = own.unflatten(2, (num_sequences, -1))  # [G, S, C', K]
+    scores = grouped @ own_key.transpose(2, 3)
+    if not len(plan.shared):
+        out = torch.add(plan.mask, scores, alpha=scale).softmax(-1).to(query.dtype) @ own_value
+        return out.transpose(0, 1).reshape(query.shape)
+    flat = grouped.reshape(num_kv_heads, -1, head_dim)
+    shared_key, shared_value = gather_blocks(kv_cache, plan.shared)  # [G, C, K]
     shared_scores = (flat @ shared_key.transpose(1, 2)).view(*grouped.shape[:3], -1)
-    scores = torch.cat([shared_scores, grouped @ own_key.transpose(2, 3)], dim=-1)
+    scores = torch.cat([shared_scores, scores], dim=-1)
     weights = torch.add(plan.mask, scores, alpha=scale).softmax(-1).to(query.dtype)
     shared_weights, own_weights = weights.split([shared_key.shape[1], own_key.shape[2]], dim=-1)
-    out = own_weights @ own_value
-    if shared_key.shape[1]:
-        out = out + (shared_weights.reshape(*flat.shape[:2], -1) @ shared_value).view(out.shape)
+    out = own_weights @ own_value + (shared_weights.reshape(*flat.shape[:2], -1) @ shared_value).view(grouped.shape)
     return out.transpose(0, 1).reshape(query.shape)

@@ -62,8 +62,11 @@ class GatedCrossAttention(nn.Module):
         self.ffw_norm = make_norm(config.norm, dim, config.norm_eps)
         self.feed_forward = FeedForward(dim, config.ffn_dim, config.activation, gated=config.gated_ffn)
         self.ffw_gate: nn.Parameter | None = nn.Parameter(torch.zeros(gate_size))
+        self.is_closed = False
 
     def forward(self, x: Tensor, media_kv: Tensor, media_slot: Tensor | None, tiles: Tensor | None = None) -> Tensor:
+        if self.is_closed:
+            return x
         if media_slot is not None:  # a token without media gets exactly zero from the attention, and its feed-forward
             x = _gated(x, self.attention(self.attention_norm(x), media_kv, media_slot, tiles), self.attn_gate)
         return _gated(x, self.feed_forward(self.ffw_norm(x)), self.ffw_gate)
@@ -72,7 +75,12 @@ class GatedCrossAttention(nn.Module):
         return self.attention.project_media(self.media_norm(visual_tokens))
 
     def fold_gates(self) -> None:
-        """Multiply tanh(gate) into the output weights, in float32: inference then adds a branch as it comes."""
+        """Multiply tanh(gate) into the output weights, in float32: inference then adds a branch as it comes.
+
+        With both gates at zero there is nothing to add, and the layer is left out.
+        """
+        gates = [gate for gate in (self.attn_gate, self.ffw_gate) if gate is not None]
+        self.is_closed = bool(gates) and not any(bool(gate.any()) for gate in gates)
         _fold(self.attention.output, self.attn_gate)
         _fold(self.feed_forward.down, self.ffw_gate)
         self.attn_gate = self.ffw_gate = None
