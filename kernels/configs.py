@@ -53,7 +53,8 @@ SHIPPED: tuple[tuple[str, tuple[str, ...], tuple[int, ...], tuple[str, ...], Lau
     ("resampler", NVIDIA[1:], (96,), HALF, Launch(64, 4, 1)),  # on sm_80, which has no wgmma, this spills
     ("resampler_backward", NVIDIA, (64,), HALF, Launch(64, 4, 1)),
     ("resampler_backward", NVIDIA[1:], (96,), HALF, Launch(64, 4, 1)),
-    ("paged_prefill", NVIDIA, (64, 80, 128), HALF, Launch(64, 4, 2)),
+    ("paged_prefill", NVIDIA, (64,), HALF, Launch(64, 4, 2)),
+    ("paged_prefill", NVIDIA, (80, 128), HALF, Launch(64, 8, 2)),  # 4 warps would stand at the last register
 )
 
 Key = tuple[str, str, int, str]  # operator, architecture, head size, dtype

@@ -30,7 +30,7 @@ def on_sm_90(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("on_sm_90")
 def test_a_row_of_the_table_comes_before_the_default() -> None:
-    assert launch_config("paged_prefill", 128, torch.bfloat16) == Launch(64, 4, 2)
+    assert launch_config("paged_prefill", 128, torch.bfloat16) == Launch(64, 8, 2)
     assert launch_config("paged_prefill", 128, torch.float32) == DEFAULTS["paged_prefill"]
     assert launch_config("paged_prefill", 48, torch.bfloat16) == DEFAULTS["paged_prefill"]
 

@@ -59,6 +59,7 @@ class Compiled:
     name: str
     target: str
     binary: str  # what makes it another binary: source, options, specialisation
+    threads: int
     shared: int  # bytes of shared memory
     spills: int  # bytes of stack and local memory, spilled registers
     registers: int
@@ -92,6 +93,7 @@ def _of_nvidia(kernel: Any, folder: Path, target: str) -> Compiled:
         name=kernel.metadata.name,
         target=target,
         binary=kernel.hash,
+        threads=kernel.metadata.num_warps * TARGETS[target].warp_size,
         shared=kernel.metadata.shared,
         spills=stack + local + count(r"\b(?:LDL|STL)\b"),
         registers=registers,
@@ -119,6 +121,7 @@ def _of_amd(kernel: Any, target: str) -> Compiled:
         name=kernel.metadata.name,
         target=target,
         binary=kernel.hash,
+        threads=kernel.metadata.num_warps * TARGETS[target].warp_size,
         shared=kernel.metadata.shared,
         spills=figure("vgpr_spill_count") + figure("sgpr_spill_count") + figure("private_segment_fixed_size"),
         registers=figure("vgpr_count"),

@@ -145,9 +145,8 @@ def test_compiles_well(name: str, target: str, compile_for: Callable[..., list[A
         assert kernel.shared <= SHARED_LIMIT[target], kernel
         if case.tensor_cores and kernel.name not in WITHOUT_PRODUCTS:
             assert kernel.tensor_core > 0, kernel
-        threads = 4 * (64 if target.startswith("gfx") else 32)
         if kernel.name in case.tiles:
-            assert kernel.wide_copies >= case.tiles[kernel.name] // (16 * threads), kernel
+            assert kernel.wide_copies >= case.tiles[kernel.name] // (16 * kernel.threads), kernel
             assert kernel.halfword_copies <= 1, kernel  # a norm's weight, one element a thread
 
 
