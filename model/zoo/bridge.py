@@ -1,15 +1,17 @@
 """What joins the default model's experts: the trained bridge if this repository holds one, else a seeded start.
 
+On disk a matrix is 8-bit rows and a float16 scale a row, everything else float32.
 The start's gates are zero, so that the language model answers as it would alone; the rows of the new tokens are the
 mean of the frozen ones, which makes a token that is never likely.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.config import FlamingoConfig
@@ -20,8 +22,37 @@ SEED = 0
 NEW_ROWS = "language_model.embed.new_rows"
 
 
+SCALE = ".scale"
+
+
+def save_bridge(file: Path, bridge: Mapping[str, Tensor]) -> None:
+    stored: dict[str, Tensor] = {}
+    for name, tensor in bridge.items():
+        if tensor.dim() == 2 and name.endswith(".weight"):
+            stored[name], stored[name + SCALE] = quantise_rows(tensor)
+        else:
+            stored[name] = tensor.float().contiguous()
+    save_file(stored, file)
+
+
+def quantise_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 of the matrix' shape, and the float16 scale of each row. A row of zeros has scale one."""
+    largest = matrix.float().abs().amax(-1)
+    # rounded up to a float16, so that the row's largest number stays within 127 of them
+    scale = torch.where(largest > 0, largest / 127 * (1 + 2**-10), 1.0).half()
+    rows = (matrix.float() / scale.float()[:, None]).round().clamp(-127, 127)
+    return rows.to(torch.int8), scale
+
+
 def load_bridge(file: Path) -> dict[str, Tensor]:
-    return {name: tensor.float() for name, tensor in load_file(file).items()}
+    """Every tensor in float32."""
+    stored = load_file(file)
+    return {name: _whole(name, tensor, stored) for name, tensor in stored.items() if not name.endswith(SCALE)}
+
+
+def _whole(name: str, tensor: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
+    scale = stored.get(name + SCALE)
+    return tensor.float() if scale is None else tensor.float() * scale.float()[:, None]
 
 
 def start_bridge(config: FlamingoConfig, frozen_rows: Tensor) -> dict[str, Tensor]:

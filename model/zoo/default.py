@@ -16,7 +16,7 @@ from model.zoo.config import DEFAULT, LANGUAGE_MODEL_FILE, VISION_FILE, ExpertFi
 
 # to be raised when the same sources would give another folder
 CONVERTER_VERSION = 1
-BRIDGE = Path(__file__).with_name("default_bridge.safetensors")
+BRIDGE = Path(__file__).with_name("bridge.safetensors")
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -27,7 +27,7 @@ from model.reference import log_probs
 from model.tokenizer import PromptTokenizer
 from model.vision import EFFICIENTNET_LITE0, normalise
 from model.zoo import default
-from model.zoo.bridge import load_bridge, start_bridge
+from model.zoo.bridge import load_bridge, quantise_rows, save_bridge, start_bridge
 from model.zoo.config import DEFAULT, LANGUAGE_MODEL_FILE, VISION_FILE
 from model.zoo.convert import convert, save_once
 from model.zoo.default import DefaultModelError, find, is_ready, locate, prepare
@@ -177,3 +177,20 @@ def test_a_shipped_bridge_is_read_in_float32(tmp_path: Path) -> None:
     save_file({"resampler.latents": torch.full((2, 3), 0.5, dtype=torch.float16)}, tmp_path / "bridge.safetensors")
     bridge = load_bridge(tmp_path / "bridge.safetensors")
     assert torch.equal(bridge["resampler.latents"], torch.full((2, 3), 0.5))
+
+
+def test_a_bridge_on_disk_keeps_each_row_to_a_two_hundredth_of_its_largest(tmp_path: Path) -> None:
+    weight = torch.randn(5, 64) * torch.tensor([1e-3, 1.0, 30.0, 0.1, 0.0])[:, None]
+    bridge = {"gated.0.attention.output.weight": weight, "gated.0.attn_gate": torch.tensor([0.123456])}
+    save_bridge(tmp_path / "bridge.safetensors", bridge)
+    loaded = load_bridge(tmp_path / "bridge.safetensors")
+    assert loaded.keys() == bridge.keys()
+    assert torch.equal(loaded["gated.0.attn_gate"], bridge["gated.0.attn_gate"])
+    error = (loaded["gated.0.attention.output.weight"] - weight).abs()
+    assert bool((error <= weight.abs().amax(-1, keepdim=True) / 200).all())
+
+
+def test_a_row_s_largest_number_is_not_cut_off() -> None:
+    rows, scale = quantise_rows(torch.tensor([[3.0, -3.0, 0.0]]))
+    assert rows.tolist() == [[127, -127, 0]]
+    assert float(scale[0] * 127) == pytest.approx(3.0, rel=2e-3)

@@ -1,0 +1,86 @@
+"""`python -m training.default.ship RUN ...`: the last run's bridge into `model/zoo/`, 8 bits a weight, and all runs' curves.
+
+The file is what `model.zoo` joins to the experts; the pictures go beside it, for the model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib import pyplot
+
+from model.checkpoint.native import load_folder
+from model.zoo.bridge import save_bridge
+from model.zoo.default import BRIDGE
+from training.bridge import is_bridge
+
+SMOOTH = 0.9
+
+
+def ship(run: Path, file: Path) -> int:
+    """Gives the file's size."""
+    model = load_folder(run / "model", "cpu", torch.float32)
+    save_bridge(file, {name: tensor for name, tensor in model.state_dict().items() if is_bridge(name)})
+    return file.stat().st_size
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def draw(runs: list[Path], folder: Path) -> None:
+    """Losses of all stages, a panel each, and the last stage's gates by layer."""
+    figure, panels = pyplot.subplots(1, len(runs), figsize=(5 * len(runs), 3.5), squeeze=False)
+    for panel, run in zip(panels[0], runs, strict=True):
+        lines = read_log(run)
+        for name in lines[0]["losses"]:
+            values = [line["losses"][name] for line in lines]
+            panel.plot([line["step"] for line in lines], values, alpha=0.3)
+            panel.plot([line["step"] for line in lines], smoothed(values), label=name)
+        panel.set(title=run.name, xlabel="step", ylabel="loss")
+        panel.legend()
+    figure.tight_layout()
+    figure.savefig(folder / "loss.png", dpi=90)
+    _draw_gates(read_log(runs[-1]), folder / "gates.png")
+
+
+def _draw_gates(lines: list[dict[str, Any]], file: Path) -> None:
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 3.5), sharey=True)
+    for panel, kind in zip(panels, ("attn_gate", "ffw_gate"), strict=True):
+        for name in lines[0]["gates"]:
+            if name.endswith(kind):
+                panel.plot([x["step"] for x in lines], [x["gates"][name] for x in lines], label=name.split(".")[1])
+        panel.set(title=kind, xlabel="step", ylabel="|tanh(gate)|")
+        panel.legend(title="in front of layer", fontsize=7, ncols=2)
+    figure.tight_layout()
+    figure.savefig(file, dpi=90)
+
+
+def smoothed(values: list[float]) -> list[float]:
+    """A running mean that starts at the first value."""
+    out = values[:1]
+    for value in values[1:]:
+        out.append(SMOOTH * out[-1] + (1 - SMOOTH) * value)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.default.ship", description=__doc__)
+    parser.add_argument(
+        "run", type=Path, nargs="+", help="folders of the stages' runs, the last one's bridge is shipped"
+    )
+    options = parser.parse_args()
+    matplotlib.use("agg")
+    runs = [run.expanduser() for run in options.run]
+    size = ship(runs[-1], BRIDGE)
+    draw(runs, BRIDGE.parent)
+    print(f"{BRIDGE}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
