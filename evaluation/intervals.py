@@ -1,0 +1,32 @@
+"""Shares of right answers with their 95% intervals (Wilson), as a table's cell shows them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+Z = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    right: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        return self.right / self.total
+
+    def interval(self) -> tuple[float, float]:
+        n, p = self.total, self.value
+        centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
+        half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        return f"{self.value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def share(answers: list[bool]) -> Share:
+    return Share(sum(answers), len(answers))

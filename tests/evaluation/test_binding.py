@@ -1,0 +1,80 @@
+"""Episodes are balanced and clean, and the judge knows a model that sees from one that cannot."""
+
+from __future__ import annotations
+
+import pytest
+
+from evaluation.binding import Binding, make_episodes
+from evaluation.default import table
+from evaluation.intervals import Share
+from evaluation.naming import Naming, perplexity
+from model.tokenizer import PromptTokenizer
+from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
+from tests.training.default.data import make_folder
+from training.default.catalogue import Catalogue
+from training.default.words import HELD_OUT_WORDS
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    return Catalogue(make_folder(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PromptTokenizer:
+    return prompt_tokenizer()
+
+
+def test_episodes_are_balanced_and_never_show_the_query(catalogue: Catalogue) -> None:
+    episodes = make_episodes(catalogue.held_out_labels, 5, 3, 20, seed=0)
+    assert sorted(one.answer for one in episodes) == sorted(list(range(5)) * 4)
+    for one in episodes:
+        assert set(one.words) <= set(HELD_OUT_WORDS)
+        assert one.query not in {row for row, _ in one.shots}
+        labels = [{catalogue.records[row].label for row, word in one.shots if word == w} for w in range(5)]
+        assert [len(label) for label in labels] == [1] * 5
+        assert {catalogue.records[one.query].label} == labels[one.answer]
+        for turn in range(3):
+            assert sorted(word for _, word in one.shots[turn * 5 : turn * 5 + 5]) == list(range(5))
+
+
+def test_too_few_categories_are_an_error(catalogue: Catalogue) -> None:
+    with pytest.raises(ValueError, match="categories have more than 99 images, 5 are needed"):
+        make_episodes(catalogue.held_out_labels, 5, 99, 1, seed=0)
+
+
+def test_a_judgement_has_every_column_and_round(catalogue: Catalogue, tokenizer: PromptTokenizer) -> None:
+    binding = Binding(tiny_model(CONFIGS["flamingo"]), tokenizer, catalogue)
+    (episode,) = make_episodes(catalogue.photographs, 2, 3, 1, seed=0)
+    right = binding.judge(episode, (1, 3)).right
+    assert right.keys() == {"model", "shuffled", "blind", "nearest mean"}
+    assert all(set(by_round) == {1, 3} for by_round in right.values())
+
+
+def test_names_are_asked_of_unseen_images_and_the_answer_is_among_the_candidates(
+    catalogue: Catalogue, tokenizer: PromptTokenizer
+) -> None:
+    naming = Naming(tiny_model(CONFIGS["flamingo"]), tokenizer, catalogue)
+    for row, labels in naming.cases(10, 4, seed=0):
+        assert catalogue.records[row].label == labels[0]
+        assert len(set(labels)) == 4
+        assert row in catalogue.unseen_images[labels[0]]
+        assert isinstance(naming.is_named(row, labels, caption=True, blind=False), bool)
+
+
+def test_with_closed_gates_the_text_is_the_language_model_s() -> None:
+    open_model, closed, bare = (tiny_model(CONFIGS["flamingo"]) for _ in range(3))
+    for name, gate in closed.named_parameters():
+        if name.endswith("_gate"):
+            gate.data.zero_()
+    bare.gated.clear()
+    ids = list(range(40))
+    assert perplexity(closed, ids) == perplexity(bare, ids)
+    assert perplexity(open_model, ids) != perplexity(bare, ids)
+
+
+def test_the_table_shows_intervals_and_chance() -> None:
+    rows = {"drawings, 5-way, 1 a word (5 in all)": {"model": Share(1, 2), "blind": Share(0, 2)}}
+    assert table(rows, ("model", "blind"), chance=True).splitlines()[-1] == (
+        "| drawings, 5-way, 1 a word (5 in all) | 0.500 [0.095, 0.905] | 0.000 [0.000, 0.658] | 0.20 |"
+    )

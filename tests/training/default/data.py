@@ -1,0 +1,53 @@
+"""A data folder as `training.default_data` makes one, of random features: enough labels for every kind of sequence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tests.tiny_models import VISION
+from training.default_data.features import feature_file
+from training.default_data.records import Record, write_records
+
+KINDS = ("animal", "fruit", "tool", "vehicle", "plant", "cloth")
+
+
+def make_folder(folder: Path, per_label: int = 8) -> Path:
+    records = [
+        Record(
+            image=f"images/{source}/{kind}-{number}.webp",
+            label=f"{kind} {number}",
+            category=kind,
+            tags=("round",),
+            source=source,
+            licence="MIT",
+            style="a drawing",
+            domain="drawing",
+            trains=True,
+        )
+        for kind in KINDS
+        for number in range(16)
+        for source in map(str, range(per_label))
+    ]
+    photographs = [
+        Record(
+            image=f"images/photo/{kind}-{number}.webp",
+            label="",
+            category=f"photo {kind}",
+            tags=(),
+            source="photo",
+            licence="GPL-2",
+            style="a photograph",
+            domain="photograph",
+            trains=False,
+        )
+        for kind in KINDS
+        for number in range(9)
+    ]
+    write_records(folder, [*records, *photographs])
+    shape = (len(records) + len(photographs), VISION.num_patches, VISION.feature_dim)
+    np.save(
+        feature_file(folder, [*records, *photographs]), np.random.default_rng(0).normal(size=shape).astype(np.float16)
+    )
+    return folder
