@@ -48,3 +48,15 @@ lint: .venv/dev.stamp
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
+
+# the default model's bridge, from the registries' packages to model/zoo/bridge.safetensors; every stage goes on from its
+# latest checkpoint, and waits between steps for as long as the file named by PAUSE exists
+PAUSE ?= .pause-training
+RUNS := $(HOME)/.cache/flamboyance/default-run
+
+.PHONY: train-default
+train-default: setup .venv/dev.stamp
+	$(BIN)/python -m training.default_data
+	$(BIN)/python -m training training/default/alignment.yaml --pause-file $(PAUSE)
+	$(BIN)/python -m training training/default/episodes.yaml --pause-file $(PAUSE)
+	$(BIN)/python -m training.default.ship $(RUNS)/alignment $(RUNS)/episodes
