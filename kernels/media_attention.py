@@ -205,7 +205,8 @@ def _heads_per_program(num_tiles: int, num_heads: int) -> int:
     return 1 << (wanted.bit_length() - 1)
 
 
-def _sizes(media_kv: Tensor) -> dict[str, int]:
+def page_sizes(media_kv: Tensor) -> dict[str, int]:
+    """What a kernel is compiled for: keys and head size, and the powers of two that hold them."""
     _, _, _, num_keys, head_dim = media_kv.shape
     blocks = (max(16, triton.next_power_of_2(n)) for n in (num_keys, head_dim))
     return {"R": num_keys, "K": head_dim, **dict(zip(("BLOCK_R", "BLOCK_K"), blocks, strict=True))}
@@ -228,7 +229,7 @@ def _launch(
         lse = query.new_empty(num_tokens, num_heads, dtype=torch.float32) if lse is None else lse
         _forward_all[(len(tiles), num_heads)](
             query, media_kv, slots, tiles, out, lse, scale * LOG2_E, query.stride(0), media_kv.stride(0), num_heads,
-            slots.shape[1], BLOCK=config.block, **_sizes(media_kv), **config.options,
+            slots.shape[1], BLOCK=config.block, **page_sizes(media_kv), **config.options,
         )  # fmt: skip
         return out
     weight, eps = norm or (None, 0.0)
@@ -236,7 +237,7 @@ def _launch(
     _forward[(len(tiles), triton.cdiv(num_heads, heads))](
         query, media_kv, media_scale, tiles, weight, out, lse, scale * LOG2_E, eps, query.stride(0), media_kv.stride(0),
         num_heads, heads, BLOCK=config.block, NORM=norm is not None, INT8=media_scale is not None, LSE=lse is not None,
-        STAGES=config.num_stages, **_sizes(media_kv), **config.options,
+        STAGES=config.num_stages, **page_sizes(media_kv), **config.options,
     )  # fmt: skip
     return out
 

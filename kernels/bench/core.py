@@ -18,6 +18,7 @@ from kernels.bench.correctness import device_tiles, launched
 from kernels.bench.machine import Machine
 from kernels.bench.measure import Call, Report, Stopwatch, Timing
 from kernels.bench.sizes import Sizes, Spec
+from kernels.bench.variants import VARIANTS, Variant
 from kernels.configs import Launch, architecture, launch_config
 from kernels.media_attention import media_attention
 
@@ -41,12 +42,17 @@ class Workload:
     def scale(self) -> float:
         return float(self.spec.media_head_dim**-0.5)
 
+    def _tables(self) -> list[tuple[Tensor, Tensor | None]]:
+        return [(slots, device_tiles(slots, self.spec.media_head_dim, DTYPE)) for slots in self.slots]
+
     def ours(self) -> list[Call]:
-        tables = [device_tiles(slots, self.spec.media_head_dim, DTYPE) for slots in self.slots]
         return [
             partial(media_attention, self.query, self.pages, slots, scale=self.scale, tiles=tiles)
-            for slots, tiles in zip(self.slots, tables, strict=True)
+            for slots, tiles in self._tables()
         ]
+
+    def varied(self, variant: Variant) -> list[Call]:
+        return [partial(variant, self.query, self.pages, slots, tiles, self.scale) for slots, tiles in self._tables()]
 
     def theirs(self, contender: contenders.Contender, slots: Tensor, pages: Tensor) -> Call:
         return partial(contender, self.query, pages, slots, self.scale)
@@ -127,6 +133,12 @@ def _heads(report: Report, watch: Stopwatch, load: Workload, floor: float) -> No
             report.timed(STAGE, load.what, who, floor, partial(_time, watch, load.ours))
 
 
+def _variants(report: Report, watch: Stopwatch, load: Workload, floor: float) -> None:
+    """Other ways to write the kernel for decode; where one cannot run, its row says why."""
+    for who, variant in VARIANTS.items():
+        report.timed(STAGE, load.what, who, floor, partial(_time, watch, partial(load.varied, variant)))
+
+
 def measure_core(report: Report, watch: Stopwatch, sizes: Sizes, machine: Machine) -> None:
     shapes = [(n, 1) for n in sizes.core_decode] + [(n, sizes.shot_tokens - 1) for n in sizes.prefill]
     for spec in sizes.core:
@@ -136,6 +148,8 @@ def measure_core(report: Report, watch: Stopwatch, sizes: Sizes, machine: Machin
             report.timed(STAGE, load.what, "ours", floor, partial(_time, watch, load.ours))
             for who, calls in _others(load, sizes, watch.device).items():
                 report.timed(STAGE, load.what, who, floor, partial(_time, watch, calls))
+            if run == 1:
+                _variants(report, watch, load, floor)
             if use_triton(load.query) and num_tokens in (sizes.core_decode[-2], sizes.prefill[0]):
                 _heads(report, watch, load, floor)
             if use_triton(load.query) and num_tokens == sizes.prefill[0]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from kernels.backend import interpreting, use_triton
 from kernels.bench import contenders
 from kernels.bench.measure import Report, Row, Stopwatch
 from kernels.bench.sizes import Sizes, Spec
+from kernels.bench.variants import VARIANTS
 from kernels.configs import Launch, launch_config
 from kernels.media_attention import media_attention, media_attention_reference
 from kernels.paged_attention import paged_attention, paged_attention_reference
@@ -61,6 +63,18 @@ def check(report: Report, what: str, who: str, actual: Tensor, expected: Tensor)
     report.add(Row(STAGE, what, who, 1e6 * error, "ppm", note=verdict))
 
 
+def check_other(
+    report: Report, what: str, who: str, run: Callable[[], Tensor], expected: Tensor, seen: Tensor | slice = slice(None)
+) -> None:
+    """One that is not served, and may be refused by this machine or by torch."""
+    try:
+        actual = run()
+    except (RuntimeError, NotImplementedError, TypeError) as refusal:
+        report.add(Row(STAGE, what, who, None, note=f"refused: {str(refusal).splitlines()[0][:80]}"))
+    else:
+        check(report, what, who, actual[seen], expected[seen])
+
+
 def _inputs(spec: Spec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     query = torch.randn(100, spec.media_heads, spec.media_head_dim, device=device).to(dtype)
     pages = torch.randn(6, spec.media_heads, 2, spec.num_latents, spec.media_head_dim, device=device).to(dtype)
@@ -73,9 +87,12 @@ def _check_media(report: Report, spec: Spec, device: torch.device, dtype: torch.
     query, pages, slots = _inputs(spec, device, dtype)
     expected = media_attention_reference(query.float(), pages.float(), slots, scale=0.1)
     what = f"media, {spec.name}, {str(dtype).removeprefix('torch.')}"
-    actual = media_attention(query, pages, slots, scale=0.1, tiles=device_tiles(slots, spec.media_head_dim, dtype))
+    tiles = device_tiles(slots, spec.media_head_dim, dtype)
+    actual = media_attention(query, pages, slots, scale=0.1, tiles=tiles)
     check(report, what, "ours", actual, expected)
     check(report, what, "ours, table of the device", media_attention(query, pages, slots, scale=0.1), expected)
+    for who, variant in VARIANTS.items():
+        check_other(report, what, who, partial(variant, query, pages, slots, tiles, 0.1), expected)
     if dtype != torch.bfloat16:
         return
     seen = slots >= 0  # what the others give for a token without a page is their own affair
@@ -87,12 +104,8 @@ def _check_media(report: Report, spec: Spec, device: torch.device, dtype: torch.
     if device.type == "cuda":
         others |= contenders.varlen(pages, slots.clamp(min=0))
     for who, contender in others.items():
-        try:
-            out = contender(query, pages, slots.clamp(min=0), 0.1)
-        except (RuntimeError, NotImplementedError, TypeError) as refusal:
-            report.add(Row(STAGE, what, who, None, note=f"refused: {str(refusal).splitlines()[0][:80]}"))
-        else:
-            check(report, what, who, out[seen], expected[seen])
+        run = partial(contender, query, pages, slots.clamp(min=0), 0.1)
+        check_other(report, what, who, run, expected, seen)
 
 
 def _check_text(report: Report, device: torch.device, dtype: torch.dtype) -> None:

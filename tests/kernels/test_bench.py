@@ -13,6 +13,7 @@ from kernels.bench.__main__ import main
 from kernels.bench.contenders import as_rows
 from kernels.bench.measure import Report, Row, Stopwatch, Timing
 from kernels.bench.sizes import OF_3B, OF_9B
+from kernels.bench.variants import VARIANTS
 from kernels.configs import load
 
 
@@ -30,7 +31,12 @@ def test_all_stages_run_and_the_table_comes_last(tmp_path: Path, capsys: pytest.
     written = json.loads((tmp_path / "bench.json").read_text())
     rows = written["rows"]
     assert [stage[0] for stage in dict.fromkeys(row["stage"] for row in rows)] == list("123456")
-    assert [row for row in rows if row["value"] is None or "WRONG" in row["note"]] == []
+    assert [row for row in rows if "WRONG" in row["note"]] == []
+    refused = {(row["stage"][0], row["who"]) for row in rows if row["value"] is None}
+    assert refused == {(stage, who) for stage in "23" for who in VARIANTS}  # by name, in the table
+    assert {row["note"] for row in rows if row["value"] is None} == {
+        "refused: a variant of the kernel runs on a GPU only"
+    }
     assert {row["value"] for row in rows if "a row's bits" in row["what"]} == {1.0}
     assert written["about"]["sizes"] == "toy"
     load(tmp_path / "launches.json")  # no kernel ran, so no row is faster

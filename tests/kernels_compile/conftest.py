@@ -24,6 +24,7 @@ from triton.runtime.jit import JITFunction
 collect_ignore_glob = ["*"] if triton.knobs.runtime.interpret else []
 
 WIDE_COPY = r"\b(?:LDG|LDGSTS)\.[A-Z0-9_.]*128"
+WAIT = r"\bACQBULK\b"  # griddepcontrol.wait
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -68,6 +69,8 @@ class Compiled:
     wide_copies: int  # those of 16 bytes a thread
     halfword_copies: int  # those of 2 bytes: a tile that is read element by element
     early_copies: int  # those of 16 bytes that are on their way before the first product (NVIDIA)
+    waits: int  # for the kernel in front, in a launch that began before its end (NVIDIA)
+    copies_before_wait: int  # those of 16 bytes that are on their way before the first wait
     stores: int
     wide_stores: int
     layouts: frozenset[str]  # how matrix instructions are spread over warps: the order of a row's sums
@@ -101,6 +104,8 @@ def _of_nvidia(kernel: Any, folder: Path, target: str) -> Compiled:
         copies=count(r"\b(?:LDG|LDGSTS)\."),
         wide_copies=count(WIDE_COPY),
         early_copies=len(re.findall(WIDE_COPY, before)),
+        waits=count(WAIT),
+        copies_before_wait=len(re.findall(WIDE_COPY, re.split(WAIT, sass)[0])),
         halfword_copies=count(r"\bLDG\.[A-Z0-9_.]*[US]16"),
         stores=count(r"\bSTG\."),
         wide_stores=count(r"\bSTG\.[A-Z0-9_.]*128"),
@@ -129,6 +134,8 @@ def _of_amd(kernel: Any, target: str) -> Compiled:
         copies=count(r"(?:global|buffer)_load_"),
         wide_copies=count(r"(?:global|buffer)_load_dwordx4"),
         early_copies=0,
+        waits=0,
+        copies_before_wait=0,
         halfword_copies=count(r"(?:global|buffer)_load_[us]?short"),
         stores=count(r"(?:global|buffer)_store_"),
         wide_stores=count(r"(?:global|buffer)_store_dwordx4"),
