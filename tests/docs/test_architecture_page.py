@@ -25,7 +25,15 @@ TESTS = sorted({name for name in names(PAGE) if re.fullmatch(r"test_\w+", name)}
 
 
 def test_the_page_is_read() -> None:
-    assert {folder.split("/")[0] for folder, _ in ROOMS} == {"kernels", "model", "server", "clients", "bench"}
+    assert {folder.split("/")[0] for folder, _ in ROOMS} == {
+        "kernels",
+        "model",
+        "server",
+        "training",
+        "evaluation",
+        "clients",
+        "bench",
+    }
     assert len(ROOMS) > 60
     assert len(PATHS) > 10
     assert len(TESTS) > 20
