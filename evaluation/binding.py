@@ -67,12 +67,14 @@ class Binding:
 
     @torch.inference_mode()
     def judge(self, episode: Episode, rounds: Sequence[int], variants: Sequence[str] = VARIANTS) -> Outcome:
+        right = {"nearest mean": {turn: self._nearest(episode, turn) == episode.answer for turn in rounds}}
+        if not variants:
+            return Outcome(right)
         rows = list(dict.fromkeys([*(row for row, _ in episode.shots), episode.query]))
         features = torch.stack([self.catalogue.features(row) for row in rows]).to(self._dtype)
         ranker = Ranker(self.model, self.model.fresh_media(self.model.resampler(features)))
         pages = {row: page for page, row in enumerate(rows)}
-        right = {name: self._ranked(ranker, _variant(episode, name), rounds, pages, name) for name in variants}
-        right["nearest mean"] = {turn: self._nearest(episode, turn) == episode.answer for turn in rounds}
+        right |= {name: self._ranked(ranker, _variant(episode, name), rounds, pages, name) for name in variants}
         return Outcome(right)
 
     def _ranked(

@@ -30,7 +30,7 @@ DATA = Path.home() / ".cache" / "flamboyance" / "default-data"
 TEXT = Path(__file__).resolve().parents[1] / "docs" / "architecture.md"
 # ways -> rounds of shots behind which a query branches off; 30 shots in all are six rounds of five words
 ROUNDS = {2: (1, 2, 5), 5: (1, 2, 5, 6)}
-COLUMNS = (*VARIANTS, "nearest mean")
+NEAREST = "nearest mean"
 NAMING_WAYS = 10
 
 
@@ -40,6 +40,15 @@ class Options:
     model: Path | None
     data: Path
     threads: int
+    encoder_only: bool = False
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return () if self.encoder_only else VARIANTS
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.variants, NEAREST)
 
 
 def binding_table(binding: Binding, options: Options) -> dict[str, dict[str, Share]]:
@@ -51,12 +60,12 @@ def binding_table(binding: Binding, options: Options) -> dict[str, dict[str, Sha
             episodes = make_episodes(categories, ways, max(rounds), options.episodes, SEED)
             answers: dict[int, dict[str, list[bool]]] = {turn: defaultdict(list) for turn in rounds}
             for episode in _watched(episodes, f"{domain} {ways}-way"):
-                for column, by_round in binding.judge(episode, rounds).right.items():
+                for column, by_round in binding.judge(episode, rounds, options.variants).right.items():
                     for turn, is_right in by_round.items():
                         answers[turn][column].append(is_right)
             for turn in rounds:
                 name = f"{domain}, {ways}-way, {turn} a word ({turn * ways} in all)"
-                rows[name] = {column: share(answers[turn][column]) for column in COLUMNS}
+                rows[name] = {column: share(answers[turn][column]) for column in options.columns}
     return rows
 
 
@@ -92,10 +101,10 @@ def table(rows: dict[str, dict[str, Share]], columns: tuple[str, ...], chance: b
     head = ("", *columns, *(("chance",) if chance else ()))
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name, cells in rows.items():
-        values = [str(cells[column]) for column in columns]
+        shown = [str(cells[column]) for column in columns]
         if chance:
-            values.append(f"{1 / int(name.split(', ')[1].removesuffix('-way')):.2f}")
-        lines.append(f"| {' | '.join((name, *values))} |")
+            shown.append(f"{1 / int(name.split(', ')[1].removesuffix('-way')):.2f}")
+        lines.append(f"| {' | '.join((name, *shown))} |")
     return "\n".join(lines)
 
 
@@ -108,15 +117,21 @@ def measure(options: Options) -> dict[str, Any]:
     catalogue = Catalogue(options.data)
     naming = Naming(model, tokenizer, catalogue)
     bound = binding_table(Binding(model, tokenizer, catalogue), options)
-    print(table(bound, COLUMNS, chance=True), "\n", flush=True)
+    print(table(bound, options.columns, chance=True), "\n", flush=True)
+    if options.encoder_only:
+        return {"episodes": options.episodes, "shares": values(bound)}
     named = naming_table(naming, options.episodes)
     print(table(named, ("model", "blind"), chance=False), f"(chance {1 / NAMING_WAYS:.2f})\n", sep="\n", flush=True)
     style = share([naming.keeps_style(number, SEED) for number in range(max(12, options.episodes // 5))])
     print(f"third caption in the style of the first two: {style}\n", flush=True)
     text = perplexities(folder, tokenizer)
     print("\n".join(f"perplexity, {name}: {value:.3f}" for name, value in text.items()), "\n", flush=True)
-    shares = {name: {c: s.value for c, s in cells.items()} for name, cells in {**bound, **named}.items()}
+    shares = values({**bound, **named})
     return {"episodes": options.episodes, "shares": shares, "style": style.value, "perplexity": text}
+
+
+def values(rows: dict[str, dict[str, Share]]) -> dict[str, dict[str, float]]:
+    return {name: {column: cell.value for column, cell in cells.items()} for name, cells in rows.items()}
 
 
 def main() -> None:
@@ -125,6 +140,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
     parser.add_argument("--data", type=Path, default=DATA, help=f"what training.default_data made (default: {DATA})")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--encoder-only", action="store_true", help="nearest means alone: what the model is held against"
+    )
     print(json.dumps(measure(Options(**vars(parser.parse_args())))))
 
 

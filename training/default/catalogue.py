@@ -5,7 +5,7 @@ Which image belongs to which side is decided in `default_data.split`, and asked 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -14,37 +14,39 @@ from torch import Tensor
 
 from training.default_data.features import open_features
 from training.default_data.records import Record, read_records
-from training.default_data.split import held_out, held_out_image
+from training.default_data.split import held_out, held_out_image, training_rows
 
 Rows = dict[str, list[int]]
-
-
-def trains(record: Record) -> bool:
-    """Never an image of a held-out category, nor one that is kept for naming, nor one of a source for evaluation."""
-    named = not (record.label and held_out(record.label)) and not held_out(record.category)
-    return record.trains and named and not held_out_image(record.image)
 
 
 class Catalogue:
     def __init__(self, folder: Path) -> None:
         self.records = read_records(folder)
         self._features = open_features(folder, self.records)
+        self._pooled: dict[int, Tensor] = {}
 
     def rows(self, wanted: Callable[[Record], bool], name: Callable[[Record], str], least: int) -> Rows:
         """Rows of the wanted records by a name of theirs, where it has at least so many."""
+        return self._named([row for row, record in enumerate(self.records) if wanted(record)], name, least)
+
+    def _named(self, rows: Sequence[int], name: Callable[[Record], str], least: int) -> Rows:
         found: Rows = {}
-        for row, record in enumerate(self.records):
-            if wanted(record) and name(record):
-                found.setdefault(name(record), []).append(row)
-        return {key: rows for key, rows in found.items() if len(rows) >= least}
+        for row in rows:
+            if key := name(self.records[row]):
+                found.setdefault(key, []).append(row)
+        return {key: members for key, members in found.items() if len(members) >= least}
+
+    @cached_property
+    def training(self) -> list[int]:
+        return training_rows(self.records)
 
     @cached_property
     def labels(self) -> Rows:
-        return self.rows(trains, lambda record: record.label, 3)
+        return self._named(self.training, lambda record: record.label, 3)
 
     @cached_property
     def categories(self) -> Rows:
-        return self.rows(trains, lambda record: record.category, 6)
+        return self._named(self.training, lambda record: record.category, 6)
 
     @cached_property
     def held_out_labels(self) -> Rows:
@@ -68,7 +70,9 @@ class Catalogue:
         return torch.from_numpy(self._features[row].copy())[None]
 
     def pooled(self, row: int) -> Tensor:  # -> [Dv]
-        return self.features(row).float().mean(dim=(0, 1))
+        if row not in self._pooled:
+            self._pooled[row] = self.features(row).float().mean(dim=(0, 1))
+        return self._pooled[row]
 
 
 def digest(row: int) -> bytes:

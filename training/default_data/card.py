@@ -11,7 +11,7 @@ from pathlib import Path
 
 from training.default_data.records import Record
 from training.default_data.sources import EMOJIBASE, SOURCES, Source
-from training.default_data.split import held_out
+from training.default_data.split import held_out, training_rows
 
 CARD = "DATA_CARD.md"
 
@@ -42,7 +42,7 @@ def _row(source: Source, images: int) -> str:
 def _summary(records: Sequence[Record]) -> str:
     labels = {record.label for record in records if record.trains and record.label}
     out = sorted(label for label in labels if held_out(label))
-    trained = sum(record.trains and not held_out(record.label or record.category) for record in records)
+    trained = len(training_rows(records))
     return (
         f"{len(records)} images, {trained} of them for training; {len(labels)} named concepts, {len(out)} held out.\n"
     )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.checkpoint.native import load_folder
+from model.config import VisionConfig
 from model.media import resize
 from model.vision import VisionEncoder, normalise
 from training.default_data.records import Record
@@ -63,6 +64,11 @@ def cache_features(folder: Path, records: Sequence[Record], model_folder: Path, 
 
 
 def encode(encoder: VisionEncoder, files: Sequence[Path]) -> NDArray[np.float16]:
-    squares = np.stack([resize(Image.open(file), encoder.config) for file in files])
+    squares = np.stack([_square(file, encoder.config) for file in files])
     features: NDArray[np.float16] = encoder(normalise(torch.from_numpy(squares), encoder.config)).half().numpy()
     return features
+
+
+def _square(file: Path, config: VisionConfig) -> NDArray[np.uint8]:
+    with Image.open(file) as image:
+        return resize(image, config)
