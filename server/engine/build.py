@@ -21,6 +21,7 @@ from model.flamingo import Flamingo
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.graphs import can_be_recorded, record_cuda
+from server.engine.warm_up import warm_up
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
 
@@ -42,6 +43,7 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     config = engine_config(served, settings, dtype)
     record = record_cuda if device.type == "cuda" and can_be_recorded(served.config) else None
     engine = Engine(model, served.tokenizer, config, salt=served.config.to_json().encode(), record=record)
+    warm_up(engine, served.tokenizer.media_token_id, served.config.vision.image_size)
     info = {
         "model": served.config.name,
         "device": str(device),

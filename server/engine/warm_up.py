@@ -1,0 +1,46 @@
+"""Requests that nobody asked for, run before the worker says that it is ready: kernels are compiled, libraries have chosen
+their algorithms, and the first user waits for neither.
+
+They go the way of all requests: a media is encoded, a prompt is computed and decoded, and a second prompt that shares its
+beginning is computed while the first decodes.
+"""
+
+from __future__ import annotations
+
+from server.engine.engine import Engine
+from server.engine.wire import Generate, MediaPixels, MediaWanted, Sampling
+
+DIGEST = b"warm-up" + bytes(25)
+NUM_TOKENS = 48
+NUM_NEW = 4
+MAX_STEPS = 200
+
+
+def warm_up(engine: Engine, media_token_id: int, image_size: int) -> None:
+    """Leaves the prefix cache empty; the media stays in its slot until another needs it."""
+    length = min(NUM_TOKENS, engine.config.max_model_len - NUM_NEW)
+    shape = (1, image_size, image_size, 3)
+    pixels = MediaPixels(digest=DIGEST, shape=shape, data=bytes(image_size * image_size * 3))
+    engine.add(_request("first", media_token_id, length))
+    for step in range(MAX_STEPS):
+        if not engine.has_work():
+            break
+        if step == 2:  # the first is decoding by now
+            engine.add(_request("second", media_token_id, length))
+        for event in engine.step():
+            if isinstance(event, MediaWanted):
+                engine.supply(pixels)
+    engine.blocks.clear_cache()
+
+
+def _request(name: str, media_token_id: int, length: int) -> Generate:
+    """The two differ in their last token alone."""
+    token_ids = [media_token_id, *[0] * (length - 2), len(name) % 2]
+    sampling = Sampling(max_tokens=NUM_NEW, temperature=0.0, ignore_eos=True, logprobs=0)
+    return Generate(
+        request_id=f"warm-up-{name}",
+        token_ids=token_ids,
+        media_index=[0] * length,
+        media=[DIGEST],
+        sampling=sampling,
+    )
