@@ -34,6 +34,8 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     started = time.monotonic()
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
+    backend.select(settings.kernels)
+    logger.info("kernels", extra=backend.describe())
     served = ServedModel.load(settings)
     device = _device(settings)
     dtype = _dtype(settings, device)

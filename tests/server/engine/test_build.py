@@ -1,0 +1,42 @@
+"""From settings to an engine: what was asked for and cannot be had ends the start, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kernels import backend
+from model.checkpoint.native import save_folder
+from server.engine.build import build
+from server.settings import Settings
+from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[str]:
+    config = CONFIGS["openflamingo"]
+    save_folder(tmp_path / "model", config, tiny_model(config).state_dict().items(), byte_tokenizer().to_str())
+    yield str(tmp_path / "model")
+    backend.select("auto")
+
+
+def test_the_backend_is_the_one_asked_for_and_is_told(folder: str) -> None:
+    _, info = build(Settings(model=folder, device="cpu", kernels="reference"))
+    assert info["backend"]["requested"] == "reference"
+    assert info["backend"]["backend"] == "reference"
+    assert info["dtype"] == "float32"
+    assert info["weight_formats"]
+
+
+def test_kernels_that_cannot_run_here_end_the_start(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_obstacle", lambda: "torch sees no GPU")
+    with pytest.raises(backend.BackendError, match="were asked for, but torch sees no GPU"):
+        build(Settings(model=folder, kernels="triton"))
+
+
+def test_a_format_of_the_cpu_gives_the_engine_its_dtype(folder: str) -> None:
+    engine, info = build(Settings(model=folder, device="cpu", weight_format="int8"))
+    assert info["dtype"] == "bfloat16"
+    assert str(engine.runner.dtype) == "torch.bfloat16"
