@@ -39,8 +39,7 @@ def main() -> None:
         train(read_config(options.config), world, options.pause_file)
     except (CheckpointError, ConfigError, DefaultModelError, NonFiniteLoss, OSError, ShardError) as error:
         sys.exit(f"error: {error}")
-    finally:
-        leave(world)
+    leave(world)
 
 
 if __name__ == "__main__":
