@@ -22,6 +22,8 @@ from server.api.guard import Guard
 from server.api.services import Services
 from server.engine.client import Client
 from server.errors import ServerError, http_error_body
+from server.media.intake import Intake
+from server.media.store import MediaStore
 from server.metrics import Metrics
 from server.served_model import ServedModel
 from server.settings import Settings
@@ -35,7 +37,16 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(client: Client, model: ServedModel, settings: Settings, metrics: Metrics) -> FastAPI:
-    services = Services(settings, model, client, Admission(settings.max_num_queued, metrics), metrics)
+    store = MediaStore(settings.media_store_url)
+    services = Services(
+        settings=settings,
+        model=model,
+        client=client,
+        admission=Admission(settings.max_num_queued, metrics),
+        metrics=metrics,
+        store=store,
+        media=Intake(settings, store),
+    )
     # the interface is described in docs/api.md; FastAPI's own pages would fetch scripts from elsewhere
     app = FastAPI(title="Flamboyance", openapi_url=None, lifespan=partial(_lifespan, client=client))
     app.state.services = services

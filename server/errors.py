@@ -9,7 +9,8 @@
     │   └── BodyTooLarge             413
     ├── Unauthorized                 401
     ├── NotFound                     404
-    │   └── ModelNotFound            404
+    │   ├── ModelNotFound            404
+    │   └── MediaNotFound            404  no image or video of this id is stored
     ├── Unavailable                  503  with Retry-After: the same request may work later
     │   ├── Overloaded                    the queue is full
     │   ├── ShuttingDown                  SIGTERM arrived
@@ -93,6 +94,10 @@ class NotFound(ServerError):
 
 class ModelNotFound(NotFound):
     code = "model_not_found"
+
+
+class MediaNotFound(NotFound):
+    code = "image_not_found"
 
 
 class Unavailable(ServerError):

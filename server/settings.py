@@ -37,6 +37,12 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where the model runs")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="number format of weights")
     cache_dir: Path | None = Field(default=None, description="folder of the default model; none: ~/.cache/flamboyance")
+    data_dir: Path | None = Field(
+        default=None, description="folder of what clients store; none: ~/.local/share/flamboyance"
+    )
+    media_store: str | None = Field(
+        default=None, description="folder or fsspec URL of uploaded media; none: media in data_dir"
+    )
     num_threads: int | None = Field(default=None, ge=1, description="threads of the model on a CPU; none: torch's choice")
     kernels: Literal["auto", "triton", "reference"] = Field(
         default="auto", description="what runs the operators; auto: Triton on a GPU. What cannot run here ends the start"
@@ -82,6 +88,14 @@ class Settings(BaseModel):
     @property
     def max_media_bytes(self) -> int:
         return int(self.max_media_mb * 2**20)
+
+    @property
+    def data_folder(self) -> Path:
+        return self.data_dir or Path.home() / ".local" / "share" / "flamboyance"
+
+    @property
+    def media_store_url(self) -> str:
+        return self.media_store or str(self.data_folder / "media")
 
     def to_worker(self) -> str:
         """JSON for the worker: everything but the key, which it has no use for."""

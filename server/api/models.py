@@ -9,7 +9,6 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.prompt import EncodedPrompt
 from server.api.body import JSONResponse, read_body
 from server.api.prompts import known_ids, read_prompt
 from server.api.schemas import DetokenizeRequest, TokenizeRequest, read
@@ -53,7 +52,7 @@ async def tokenize(request: Request, services: GivenServices) -> Response:
     """The ids that a prompt is given to the model as, family markers included."""
     fields = read(TokenizeRequest, await read_body(request, services.settings))
     services.check_model(fields.model)
-    encoded = _encode(fields, services)
+    encoded = (await read_prompt(fields.prompt, services.model, services.media)).encoded
     return JSONResponse(
         {
             "tokens": encoded.token_ids,
@@ -62,11 +61,6 @@ async def tokenize(request: Request, services: GivenServices) -> Response:
             "max_model_len": services.model.max_model_len,
         }
     )
-
-
-def _encode(fields: TokenizeRequest, services: Services) -> EncodedPrompt:
-    model = services.model
-    return read_prompt(fields.prompt, model.tokenizer, model.num_token_ids, services.settings).encoded
 
 
 @router.post("/detokenize")

@@ -5,14 +5,15 @@ Media are checked and named here, not decoded. How segments become token ids is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.prompt import EncodedPrompt, EndOfChunk, Media, PromptError, Segment, Text, encode, index_media
-from model.tokenizer import PromptTokenizer
-from server.api.schemas import EndOfChunkPart, ImageUrlPart, Part, Prompt, TextPart, VideoUrlPart
+from server.api.schemas import MediaPart, Part, Prompt, TextPart
 from server.errors import ContextLengthExceeded, InvalidRequest
-from server.media.source import EncodedMedia, read_data_url
-from server.settings import Settings
+from server.media.intake import Intake
+from server.media.source import EncodedMedia
+from server.served_model import ServedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +26,19 @@ class ReadPrompt:
         return len(self.encoded.token_ids)
 
 
-def read_prompt(prompt: Prompt, tokenizer: PromptTokenizer, num_token_ids: int, settings: Settings) -> ReadPrompt:
-    """Raises `InvalidRequest` that names the part at fault."""
+async def read_prompt(prompt: Prompt, model: ServedModel, intake: Intake, param: str = "prompt") -> ReadPrompt:
+    """Raises `InvalidRequest` or `MediaNotFound` that names the part at fault; `param` is the prompt's own name."""
     try:
         if isinstance(prompt, str):
-            return ReadPrompt(encode([Text(prompt)], tokenizer), {})
+            return ReadPrompt(encode([Text(prompt)], model.tokenizer), {})
         token_ids = [part for part in prompt if isinstance(part, int)]
         if token_ids:
-            return ReadPrompt(index_media(known_ids(token_ids, num_token_ids, "prompt"), [], tokenizer), {})
-        return _read_parts([part for part in prompt if not isinstance(part, int)], tokenizer, settings)
+            return ReadPrompt(index_media(known_ids(token_ids, model.num_token_ids, param), [], model.tokenizer), {})
+        parts = [part for part in prompt if not isinstance(part, int)]
+        segments, media = await read_parts(parts, intake, param)
+        return ReadPrompt(encode(segments, model.tokenizer), media)
     except PromptError as error:
-        raise InvalidRequest(str(error), param="prompt") from None
+        raise InvalidRequest(str(error), param=param) from None
 
 
 def check_length(prompt: ReadPrompt, max_tokens: int, max_model_len: int) -> None:
@@ -55,27 +58,19 @@ def known_ids(token_ids: list[int], num_token_ids: int, param: str) -> list[int]
     return token_ids
 
 
-def _read_parts(parts: list[Part], tokenizer: PromptTokenizer, settings: Settings) -> ReadPrompt:
+async def read_parts(
+    parts: Sequence[Part], intake: Intake, param: str
+) -> tuple[list[Segment], dict[bytes, EncodedMedia]]:
+    """Segments in their order, and each media that they show once."""
     if not parts:
-        raise InvalidRequest("the prompt is empty", param="prompt")
-    num_media = sum(isinstance(part, ImageUrlPart | VideoUrlPart) for part in parts)
-    if num_media > settings.max_media_per_request:
-        message = f"{num_media} images and videos in one prompt, the limit is {settings.max_media_per_request}"
-        raise InvalidRequest(message, param="prompt")
-    media: dict[bytes, EncodedMedia] = {}
-    segments = [_segment(part, f"prompt[{place}]", media, settings.max_media_bytes) for place, part in enumerate(parts)]
-    return ReadPrompt(encode(segments, tokenizer), media)
+        raise InvalidRequest("the prompt is empty", param=param)
+    places = {f"{param}[{place}]": part for place, part in enumerate(parts)}
+    found = await intake.read_all({place: part for place, part in places.items() if isinstance(part, MediaPart)}, param)
+    segments = [_segment(part, found.get(place)) for place, part in places.items()]
+    return segments, {media.digest: media for media in reversed(found.values())}
 
 
-def _segment(part: Part, param: str, media: dict[bytes, EncodedMedia], max_bytes: int) -> Segment:
-    match part:
-        case TextPart():
-            return Text(part.text)
-        case EndOfChunkPart():
-            return EndOfChunk()
-        case ImageUrlPart():
-            found = read_data_url(part.image_url.url, "image", max_bytes=max_bytes, param=f"{param}.image_url.url")
-        case VideoUrlPart():
-            found = read_data_url(part.video_url.url, "video", max_bytes=max_bytes, param=f"{param}.video_url.url")
-    media.setdefault(found.digest, found)
-    return Media(found.digest)
+def _segment(part: Part, media: EncodedMedia | None) -> Segment:
+    if media is not None:
+        return Media(media.digest)
+    return Text(part.text) if isinstance(part, TextPart) else EndOfChunk()

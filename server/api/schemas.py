@@ -40,6 +40,10 @@ class TextPart(Schema):
     text: str
 
 
+# short enough to be told back; whether it names a media is the store's business
+MediaId = Annotated[str, Field(min_length=1, max_length=128)]
+
+
 class MediaUrl(Schema):
     url: str
     # OpenAI's hint on resolution: a Flamingo reads every picture at its encoder's one size
@@ -56,14 +60,28 @@ class VideoUrlPart(Schema):
     video_url: MediaUrl
 
 
+class ImageIdPart(Schema):
+    type: Literal["image_id"]
+    image_id: MediaId
+
+
+class VideoIdPart(Schema):
+    type: Literal["video_id"]
+    video_id: MediaId
+
+
 class EndOfChunkPart(Schema):
     type: Literal["end_of_chunk"]
 
+
+MediaPart = ImageUrlPart | VideoUrlPart | ImageIdPart | VideoIdPart
 
 Part = Annotated[
     Annotated[TextPart, Tag("<text>")]
     | Annotated[ImageUrlPart, Tag("<image_url>")]
     | Annotated[VideoUrlPart, Tag("<video_url>")]
+    | Annotated[ImageIdPart, Tag("<image_id>")]
+    | Annotated[VideoIdPart, Tag("<video_id>")]
     | Annotated[EndOfChunkPart, Tag("<end_of_chunk>")],
     Discriminator(_tag_of("type")),
 ]

@@ -12,6 +12,8 @@ from starlette.requests import Request
 from server.api.admission import Admission, Ticket
 from server.engine.client import Client
 from server.errors import ModelNotFound
+from server.media.intake import Intake
+from server.media.store import MediaStore
 from server.metrics import Metrics
 from server.served_model import ServedModel
 from server.settings import Settings
@@ -24,6 +26,8 @@ class Services:
     client: Client
     admission: Admission
     metrics: Metrics
+    store: MediaStore
+    media: Intake
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.model.name:

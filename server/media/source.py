@@ -14,6 +14,7 @@ from typing import Literal
 from server.errors import InvalidMedia, InvalidRequest, UnsupportedParameter
 
 Kind = Literal["image", "video"]
+PREFIXES: dict[Kind, str] = {"image": "img_", "video": "vid_"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,15 @@ class EncodedMedia:
     digest: bytes
     # where it stands in the request, for the error that names it
     param: str
+
+    @property
+    def id(self) -> str:
+        return media_id(self.kind, self.digest)
+
+
+def media_id(kind: Kind, digest: bytes) -> str:
+    """img_ or vid_ and the digest in 64 hexadecimal digits."""
+    return PREFIXES[kind] + digest.hex()
 
 
 def read_data_url(url: str, kind: Kind, *, max_bytes: int, param: str) -> EncodedMedia:

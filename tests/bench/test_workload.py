@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from bench import random_models
@@ -9,6 +11,9 @@ from bench.workload import TEXT_LENGTH, Prompts, frames_of, greedy, picture, tex
 from model.tokenizer import PromptTokenizer
 from server.api.prompts import read_prompt
 from server.api.schemas import CompletionRequest
+from server.media.intake import Intake
+from server.media.store import MediaStore
+from server.served_model import ServedModel
 from server.settings import Settings
 
 SIZE = random_models.SIZES["tiny"]
@@ -62,7 +67,7 @@ def test_over_http_a_prompt_is_the_same_tokens_and_media(tokenizer: PromptTokeni
     prompt = Prompts(tokenizer).ask(Prompts(tokenizer).support_set(2))
     request = prompt.request("x", tokenizer, greedy(1))
     asked = CompletionRequest.model_validate({"prompt": prompt.parts()})
-    settings = Settings.model_validate({})
-    read = read_prompt(asked.prompt, tokenizer, CONFIG.language_model.num_token_ids, settings)
+    intake = Intake(Settings.model_validate({}), MediaStore("memory://"))
+    read = asyncio.run(read_prompt(asked.prompt, ServedModel("tiny", CONFIG, tokenizer, 1024), intake))
     assert read.encoded.token_ids == request.token_ids
     assert read.encoded.media == request.media

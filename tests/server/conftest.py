@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -23,8 +24,15 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def settings() -> Settings:
-    return Settings(max_num_queued=4, max_body_mb=0.25, max_media_mb=0.125, max_media_per_request=3, keep_alive=0.05)
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        data_dir=tmp_path / "data",
+        max_num_queued=4,
+        max_body_mb=0.25,
+        max_media_mb=0.125,
+        max_media_per_request=3,
+        keep_alive=0.05,
+    )
 
 
 @pytest.fixture

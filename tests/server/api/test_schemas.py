@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any
@@ -14,12 +15,15 @@ from hypothesis import strategies as st
 from server.api.prompts import read_prompt
 from server.api.sampling import sampling
 from server.api.schemas import CompletionRequest, read
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, MediaNotFound
+from server.media.intake import Intake
+from server.media.store import MediaStore
 from server.settings import Settings
 from tests.server.conftest import data_url, image_part
-from tests.server.fakes import CONFIG, TOKENIZER, FakeClient
+from tests.server.fakes import CONFIG, TOKENIZER, FakeClient, served_model
 
 pytestmark = pytest.mark.anyio
+INTAKE = Intake(Settings(), MediaStore("memory://nothing"))
 LAST_ID = CONFIG.language_model.num_token_ids - 1
 
 
@@ -84,9 +88,9 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     (
         "image_id",
         {"prompt": [{"type": "text", "text": "x"}, {"type": "image_id", "image_id": "img_1"}]},
-        422,
-        "unsupported_parameter",
-        "prompt[1]",
+        404,
+        "image_not_found",
+        "prompt[1].image_id",
     ),
     ("http", {"prompt": url_part("https://a/b.png")}, 422, "unsupported_parameter", "prompt[0].image_url.url"),
     (
@@ -136,7 +140,7 @@ async def test_bad_input_is_refused_by_name(
     response = await http.post("/v1/completions", content=json.dumps(fields))
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (status, code, param), error
-    assert error["type"] == "invalid_request_error"
+    assert error["type"] == ("not_found_error" if status == 404 else "invalid_request_error")
     assert error["message"]
     assert client.requests == []
 
@@ -164,7 +168,11 @@ JSON = st.recursive(
 PARTS = st.lists(
     st.fixed_dictionaries(
         {"type": st.sampled_from(["text", "image_url", "video_url", "end_of_chunk", "image_id"])},
-        optional={"text": JSON, "image_url": JSON | st.fixed_dictionaries({"url": st.text() | st.just("data:,")})},
+        optional={
+            "image_id": JSON,
+            "text": JSON,
+            "image_url": JSON | st.fixed_dictionaries({"url": st.text() | st.just("data:,")}),
+        },
     ),
     max_size=4,
 )
@@ -182,11 +190,11 @@ def test_any_json_is_read_or_refused_by_name(body: dict[str, Any]) -> None:
         assert re.split(r"[.\[]", error.param)[0] in body
 
 
-def refusal(body: bytes) -> InvalidRequest | None:
+def refusal(body: bytes) -> InvalidRequest | MediaNotFound | None:
     try:
         fields = read(CompletionRequest, body)
-        read_prompt(fields.prompt, TOKENIZER, LAST_ID + 1, Settings())
+        asyncio.run(read_prompt(fields.prompt, served_model(), INTAKE))
         sampling(fields, fields.max_tokens, LAST_ID + 1, fields.logprobs, None)
-    except InvalidRequest as error:
+    except (InvalidRequest, MediaNotFound) as error:
         return error
     return None

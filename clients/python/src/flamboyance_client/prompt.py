@@ -34,11 +34,21 @@ class VideoPart(TypedDict):
     video_url: Url
 
 
+class ImageIdPart(TypedDict):
+    type: Literal["image_id"]
+    image_id: str
+
+
+class VideoIdPart(TypedDict):
+    type: Literal["video_id"]
+    video_id: str
+
+
 class EndOfChunkPart(TypedDict):
     type: Literal["end_of_chunk"]
 
 
-Part = TextPart | ImagePart | VideoPart | EndOfChunkPart
+Part = TextPart | ImagePart | VideoPart | ImageIdPart | VideoIdPart | EndOfChunkPart
 # all numbers or none: one union, since type checkers infer a mixed list only from a single sequence type
 Prompt = str | Sequence[str | int | Part]
 
