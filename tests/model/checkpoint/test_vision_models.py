@@ -24,7 +24,7 @@ from model.checkpoint.errors import CheckpointError
 from model.checkpoint.tensor_files import read_pickle
 from model.checkpoint.vision_models import (
     clip_config,
-    convert_efficientnet_lite0,
+    convert_efficientnet_lite,
     convert_hugging_face_clip,
     load_clip_folder,
     open_clip_config,
@@ -231,7 +231,7 @@ def lite0(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
 @torch.no_grad()
 def test_efficientnet_lite0_from_its_package() -> None:
     tensors = read_pickle(efficientnet_file())
-    encoder = ours(EFFICIENTNET_LITE0, convert_efficientnet_lite0(tensors))
+    encoder = ours(EFFICIENTNET_LITE0, convert_efficientnet_lite(EFFICIENTNET_LITE0, tensors))
     features, expected = encoder(pixels(224)), lite0(tensors, pixels(224))
     assert features.shape == (3, 49, 1280)
     assert expected.std() > 0.1
