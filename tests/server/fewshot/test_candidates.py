@@ -1,0 +1,111 @@
+"""A candidate's ids are those that an answered shot has behind the same words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from model.prompt import EndOfChunk, Media, Segment, Text, encode
+from model.tokenizer import PromptTokenizer
+from server.fewshot.candidates import Candidate, continuation_ids, distinct
+from tests.tiny_models import CONFIGS, FAMILIES, PROMPT, Family, prompt_tokenizer
+
+CAT = bytes(32)
+SHOT = [Media(CAT), Text("Output: dog"), EndOfChunk()]
+MARKERS = ("</s>", "<image>", "<|endofchunk|>")
+
+
+def special(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in MARKERS])
+    return tokenizer
+
+
+def words(*merged: str) -> PromptTokenizer:
+    """Byte-level BPE of letters that also has these words as tokens, a leading space written as in the vocabulary."""
+
+    def make() -> Tokenizer:
+        vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+        merges = []
+        for word in merged:
+            for end in range(2, len(word) + 1):
+                if word[:end] not in vocabulary:
+                    vocabulary[word[:end]] = len(vocabulary)
+                    merges.append((word[: end - 1], word[end - 1]))
+        tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        return special(tokenizer)
+
+    return PromptTokenizer(make(), make(), PROMPT)
+
+
+def sentences() -> PromptTokenizer:
+    """As Llama's: every stretch of text begins with a space of its own."""
+
+    def make() -> Tokenizer:
+        letters = {letter: i for i, letter in enumerate("▁ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz:")}
+        vocabulary = letters | {"▁c": 60, "▁ca": 61, "▁cat": 62, "<unk>": 63}
+        tokenizer = Tokenizer(models.BPE(vocabulary, [("▁", "c"), ("▁c", "a"), ("▁ca", "t")], unk_token="<unk>"))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        return special(tokenizer)
+
+    return PromptTokenizer(make(), make(), PROMPT)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answered_shot_is_the_prompt_and_the_candidate(family: Family) -> None:
+    tokenizer = prompt_tokenizer(CONFIGS[family].prompt)
+    prompt: list[Segment] = [*SHOT, Media(CAT), Text("Output:")]
+    answered = encode([*SHOT, Media(CAT), Text("Output: cat")], tokenizer).token_ids
+    ids = continuation_ids(prompt, " cat", tokenizer)
+    assert encode(prompt, tokenizer).token_ids + ids == answered
+    assert tokenizer.decode(ids) == " cat"
+
+
+def test_a_prompt_that_ends_with_its_media() -> None:
+    tokenizer = prompt_tokenizer(replace(PROMPT, strip_text=True))
+    assert tokenizer.decode(continuation_ids([Media(CAT)], " cat", tokenizer)) == "cat"
+
+
+def test_the_space_belongs_to_the_candidates_token() -> None:
+    tokenizer = words("Ġcat")
+    ids = continuation_ids([Media(CAT), Text("Output:")], " cat", tokenizer)
+    assert [tokenizer.token(token_id) for token_id in ids] == ["Ġcat"]
+
+
+def test_a_tokenizer_that_begins_every_text_with_a_space_gives_no_second_one() -> None:
+    tokenizer = sentences()
+    assert [tokenizer.token(i) for i in tokenizer.encode_plain(" cat")] == ["▁", "▁cat"]
+    ids = continuation_ids([Media(CAT), Text("Output:")], " cat", tokenizer)
+    assert [tokenizer.token(token_id) for token_id in ids] == ["▁cat"]
+
+
+def test_what_would_merge_with_the_prompt_is_encoded_apart() -> None:
+    tokenizer = words("tcat")
+    prompt: list[Segment] = [Text("Output")]
+    assert encode([Text("Outputcat")], tokenizer).token_ids[: len("Output")] != encode(prompt, tokenizer).token_ids
+    ids = continuation_ids(prompt, "cat", tokenizer)
+    assert [tokenizer.token(token_id) for token_id in ids] == ["c", "a", "t"]
+
+
+def test_a_candidate_that_spells_a_marker_stays_text() -> None:
+    tokenizer = prompt_tokenizer()
+    ids = continuation_ids([Media(CAT), Text("Output:")], " <image>", tokenizer)
+    assert tokenizer.media_token_id not in ids
+    assert tokenizer.decode(ids) == " <image>"
+
+
+def test_text_before_the_last_marker_has_no_say() -> None:
+    tokenizer = prompt_tokenizer()
+    prompt: list[Segment] = [Text("spells </s> itself"), Media(CAT), Text("Output:")]
+    assert continuation_ids(prompt, " cat", tokenizer) == tokenizer.encode_plain(" cat")
+
+
+def test_an_empty_prompt_has_candidates_too() -> None:
+    assert continuation_ids([], "cat", prompt_tokenizer()) == prompt_tokenizer().encode_plain("cat")
+
+
+def test_labels_are_candidates_once() -> None:
+    assert distinct(["dog", "", "cat", "dog"]) == [Candidate("dog", "dog"), Candidate("cat", "cat")]
