@@ -10,27 +10,39 @@ import asyncio
 import logging
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import suppress
+import uuid
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
+import numpy as np
 import zmq
+from numpy.typing import NDArray
 
 from server.engine.process import WorkerProcess
 from server.engine.wire import (
     Abort,
-    Admitted,
     Beat,
+    Embed,
+    Embedded,
+    EmbedText,
+    Event,
     Finished,
     Generate,
+    Inspect,
+    Inspected,
     MediaFailed,
     MediaPixels,
     MediaWanted,
     Outbound,
-    PromptScored,
+    Pin,
     Ready,
+    Reply,
+    Request,
+    Score,
+    Scored,
     Token,
 )
 from server.engine.worker import MAX_MESSAGE_BYTES
@@ -46,7 +58,8 @@ FIRST_DELAY = 0.5
 HEALTHY_SECONDS = 60.0
 
 State = Literal["starting", "ready", "restarting", "failed", "stopped"]
-Event = Admitted | PromptScored | Token | Finished
+
+ReplyType = TypeVar("ReplyType", Scored, Embedded, Inspected)
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +90,41 @@ class Client(Protocol):
 
     def stream(self, request: Generate, media: Mapping[bytes, EncodedMedia]) -> AsyncGenerator[Event, None]: ...
 
+    def end_answer(self, request_id: str, index: int) -> None:
+        """One of several answers is wanted no further; its stream still ends it, with "abort"."""
+
+    async def score(self, request: Score, media: Mapping[bytes, EncodedMedia]) -> Scored: ...
+
+    async def inspect(self, request: Inspect, media: Mapping[bytes, EncodedMedia]) -> Inspected: ...
+
+    async def embed(self, media: Sequence[EncodedMedia]) -> NDArray[np.float32]:
+        """[M, Dv]: the frozen vision encoder's features, mean over frames and patches, of length one."""
+
+    async def embed_text(self, texts: Sequence[list[int]]) -> NDArray[np.float32]:
+        """[N, D]: the frozen language model's last hidden states without any media, mean over tokens, of length one."""
+
+    def pin(self, digests: Sequence[bytes], is_kept: bool) -> None:
+        """Ask to keep media on the device, or no longer. A hint: nothing tells whether there was room."""
+
 
 @dataclass(slots=True)
 class _Stream:
     """One request in the worker. `media_error` is why it will fail, once one of its media could not be decoded."""
 
     media: Mapping[bytes, EncodedMedia]
-    events: asyncio.Queue[Event | ServerError] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[Event | Reply | ServerError] = field(default_factory=asyncio.Queue)
     media_error: InvalidMedia | None = None
+    is_over: bool = False
+
+    async def next(self) -> Event | Reply:
+        """Raises what the request failed with."""
+        event = await self.events.get()
+        if isinstance(event, ServerError):
+            raise event
+        if isinstance(event, Finished) and event.finish_reason == "error":
+            self.is_over = True
+            raise self.media_error or EngineFailed(event.error or "the engine gave this request up")
+        return event
 
 
 class EngineClient:
@@ -133,26 +173,58 @@ class EngineClient:
 
     async def stream(self, request: Generate, media: Mapping[bytes, EncodedMedia]) -> AsyncGenerator[Event, None]:
         """Events until each answer has its finish reason. Closed before that, it aborts the request."""
+        with self._open(request, media) as stream:
+            num_open = request.sampling.n
+            while num_open:
+                event = await stream.next()
+                assert not isinstance(event, Reply)
+                if isinstance(event, Token | Finished) and event.finish_reason is not None:
+                    num_open -= 1
+                stream.is_over = not num_open
+                yield event
+
+    def end_answer(self, request_id: str, index: int) -> None:
+        if self._worker is not None and request_id in self._streams:
+            self._worker.send(Abort(request_id, index))
+
+    async def score(self, request: Score, media: Mapping[bytes, EncodedMedia]) -> Scored:
+        return await self._ask(request, media, Scored)
+
+    async def inspect(self, request: Inspect, media: Mapping[bytes, EncodedMedia]) -> Inspected:
+        return await self._ask(request, media, Inspected)
+
+    async def embed(self, media: Sequence[EncodedMedia]) -> NDArray[np.float32]:
+        request = Embed(request_id=f"embed-{uuid.uuid4().hex}", media=[m.digest for m in media])
+        return _vectors(await self._ask(request, {m.digest: m for m in media}, Embedded))
+
+    async def embed_text(self, texts: Sequence[list[int]]) -> NDArray[np.float32]:
+        request = EmbedText(request_id=f"embed-{uuid.uuid4().hex}", texts=list(texts))
+        return _vectors(await self._ask(request, {}, Embedded))
+
+    def pin(self, digests: Sequence[bytes], is_kept: bool) -> None:
+        if self._worker is not None and self.state == "ready":
+            self._worker.send(Pin(digests=list(digests), is_kept=is_kept))
+
+    async def _ask(self, request: Request, media: Mapping[bytes, EncodedMedia], kind: type[ReplyType]) -> ReplyType:
+        """A request that one event answers. Cancelled before that, it is aborted."""
+        with self._open(request, media) as stream:
+            while not isinstance(event := await stream.next(), kind):
+                pass
+            stream.is_over = True
+            return event
+
+    @contextmanager
+    def _open(self, request: Request, media: Mapping[bytes, EncodedMedia]) -> Iterator[_Stream]:
         worker = self._ready_worker()
         stream = self._streams[request.request_id] = _Stream(media)
-        num_open = request.sampling.n
         if len(self._streams) == 1:
             self._heard = time.monotonic()
         try:
             worker.send(request)
-            while num_open:
-                event = await stream.events.get()
-                if isinstance(event, ServerError):
-                    raise event
-                if isinstance(event, Token | Finished) and event.finish_reason is not None:
-                    num_open -= 1
-                if isinstance(event, Finished) and event.finish_reason == "error":
-                    num_open = 0
-                    raise stream.media_error or EngineFailed(event.error or "the engine gave this request up")
-                yield event
+            yield stream
         finally:
             del self._streams[request.request_id]
-            if num_open and worker is self._worker:
+            if not stream.is_over and worker is self._worker:
                 worker.send(Abort(request.request_id))
 
     def _ready_worker(self) -> WorkerProcess:
@@ -270,6 +342,10 @@ class EngineClient:
             if digest in stream.media:
                 stream.media_error = InvalidMedia(message, param=stream.media[digest].param)
         worker.send(MediaFailed(digest=digest, message=message))
+
+
+def _vectors(embedded: Embedded) -> NDArray[np.float32]:
+    return np.frombuffer(embedded.data, np.float32).reshape(embedded.shape)
 
 
 def _check_size(frames: Frames, media: EncodedMedia) -> None:

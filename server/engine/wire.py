@@ -62,8 +62,50 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     arrived: float = 0.0
 
 
-class Abort(msgspec.Struct, frozen=True, tag=True):
+class Score(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """One prompt, as in `Generate`, and token ids that may follow it: what is the log-probability of each? No candidate
+    is empty."""
+
     request_id: str
+    token_ids: list[int]
+    media_index: list[int]
+    media: list[bytes]
+    candidates: list[list[int]]
+    priority: int = 0
+    arrived: float = 0.0
+
+
+class Embed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Media whose pooled features are wanted, by 32-byte digest."""
+
+    request_id: str
+    media: list[bytes]
+
+
+class EmbedText(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Texts, as token ids, whose pooled hidden states are wanted. None is empty."""
+
+    request_id: str
+    texts: list[list[int]]
+
+
+class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A prompt with its answer, as in `Generate`: what does the token at position `token` read of its media? `layers`
+    are gated layers by the language-model layer behind them; empty: the mean over all of them."""
+
+    request_id: str
+    token_ids: list[int]
+    media_index: list[int]
+    media: list[bytes]
+    token: int
+    layers: list[int] = []
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """End a request, or, with `index`, one of its answers."""
+
+    request_id: str
+    index: int | None = None
 
 
 class MediaPixels(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -123,6 +165,52 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     media_cached: int = 0
 
 
+class Scored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """`logprobs[c][t]` is that of token t of candidate c, given the prompt and the candidate's tokens before it; the
+    rest is as in `Admitted`."""
+
+    request_id: str
+    logprobs: list[list[float]]
+    queue_seconds: float = 0.0
+    cached_tokens: int = 0
+    media_encoded: int = 0
+    media_cached: int = 0
+
+
+class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Vectors of length one: float32 [N, D], one for each media or text asked for, in order."""
+
+    request_id: str
+    shape: tuple[int, int]
+    data: bytes
+
+
+class Gates(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a gated layer is open: tanh of its gates, of a vector gate the mean absolute value."""
+
+    layer: int
+    attention: float
+    feed_forward: float
+
+
+class AttentionMap(msgspec.Struct, frozen=True, kw_only=True):
+    """What a token reads in `layers` (mean over them and their heads): `visual_tokens` [R], and `data`, the same carried
+    back to the patches of each frame, float32 [F, h, w]. Both sum to one."""
+
+    layers: list[int]
+    visual_tokens: list[float]
+    shape: tuple[int, int, int]
+    data: bytes
+
+
+class Inspected(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """`maps` has one for each layer asked for, or one for all; none where the token reads no media."""
+
+    request_id: str
+    gates: list[Gates]
+    maps: list[AttentionMap]
+
+
 class MediaWanted(msgspec.Struct, frozen=True, tag=True):
     digest: bytes
 
@@ -147,8 +235,13 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     is_kept: bool
 
 
-Inbound = Generate | Abort | MediaPixels | MediaFailed | Pin
-Outbound = Admitted | PromptScored | Token | Finished | MediaWanted | Ready | Beat
+Request = Generate | Score | Embed | EmbedText | Inspect
+# what a `Generate` brings about; `Finished` with "error" may answer any request
+Event = Admitted | PromptScored | Token | Finished
+# what answers the others, whole
+Reply = Scored | Embedded | Inspected
+Inbound = Request | Abort | MediaPixels | MediaFailed | Pin
+Outbound = Event | Reply | MediaWanted | Ready | Beat
 
 encode = msgspec.msgpack.Encoder().encode
 decode_inbound: msgspec.msgpack.Decoder[Inbound] = msgspec.msgpack.Decoder(Inbound)

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model.config import FlamingoConfig
-from server.engine.client import Event, State
+from server.engine.client import State
 from server.engine.wire import (
     Admitted,
+    AttentionMap,
+    Event,
     Finished,
+    Gates,
     Generate,
+    Inspect,
+    Inspected,
     PromptScored,
+    Score,
+    Scored,
     Token,
     TokenLogprob,
 )
@@ -36,8 +47,24 @@ def scored(token_id: int, top: int | None) -> TokenLogprob | None:
     return None if top is None else TokenLogprob(token_id, -0.5, [(token_id, -0.5), (token_id + 1, -1.5)][:top])
 
 
+def unit_vector(seed: bytes, width: int) -> NDArray[np.float32]:
+    """The same seed gives the same direction."""
+    number = int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest(), "little")
+    vector = np.random.default_rng(number).standard_normal(width)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def told_logprobs(request: Score, candidate: list[int]) -> list[float]:
+    """Of a candidate's tokens: an eighth of the token id's last three bits, negative, and less at each further place."""
+    return [-(token_id % 8 + 1) / 8 - place for place, token_id in enumerate(candidate)]
+
+
 class FakeClient:
-    """Answers every request with the tokens of `answer`, then `</s>`; `before` runs ahead of each token."""
+    """Answers every request with the tokens of `answer`, then `</s>`; `before` runs ahead of each token.
+
+    A media's vector is `vectors[digest]`, else one made of its digest; a text's likewise, by its ids as a tuple. A
+    candidate's log-probabilities are `logprobs(request, candidate)`.
+    """
 
     def __init__(self, answer: str = "a cat") -> None:
         self.answer = answer
@@ -49,6 +76,14 @@ class FakeClient:
         self.aborted: list[str] = []
         self.admitted = Admitted(request_id="", queue_seconds=0.25, cached_tokens=2, media_encoded=1)
         self.before: Callable[[int], Any] | None = None
+        self.ended: list[tuple[str, int]] = []
+        self.logprobs: Callable[[Score, list[int]], list[float]] = told_logprobs
+        self.scores: list[Score] = []
+        self.inspections: list[Inspect] = []
+        self.vectors: dict[bytes | tuple[int, ...], NDArray[np.float32]] = {}
+        self.embedded: list[EncodedMedia] = []
+        self.embedded_texts: list[list[int]] = []
+        self.pinned: set[bytes] = set()
 
     async def start(self) -> None:
         pass
@@ -73,6 +108,52 @@ class FakeClient:
         finally:
             if num_open:
                 self.aborted.append(request.request_id)
+
+    def end_answer(self, request_id: str, index: int) -> None:
+        self.ended.append((request_id, index))
+
+    async def score(self, request: Score, media: Mapping[bytes, EncodedMedia]) -> Scored:
+        self.scores.append(request)
+        self.media.append(media)
+        return Scored(
+            request_id=request.request_id,
+            logprobs=[self.logprobs(request, candidate) for candidate in request.candidates],
+            queue_seconds=self.admitted.queue_seconds,
+            cached_tokens=self.admitted.cached_tokens,
+            media_encoded=self.admitted.media_encoded,
+            media_cached=self.admitted.media_cached,
+        )
+
+    async def inspect(self, request: Inspect, media: Mapping[bytes, EncodedMedia]) -> Inspected:
+        """Attention on the first visual token and the first patch."""
+        self.inspections.append(request)
+        self.media.append(media)
+        num_visual_tokens, side = CONFIG.resampler.num_latents, 2
+        tokens = [1.0, *[0.0] * (num_visual_tokens - 1)]
+        grid = np.zeros((1, side, side), np.float32)
+        grid[0, 0, 0] = 1
+        layers = [[layer] for layer in request.layers] or [list(CONFIG.gated_layers)]
+        maps = [AttentionMap(layers=at, visual_tokens=tokens, shape=(1, 2, 2), data=grid.tobytes()) for at in layers]
+        return Inspected(
+            request_id=request.request_id,
+            gates=[Gates(layer=layer, attention=0.5, feed_forward=-0.25) for layer in CONFIG.gated_layers],
+            maps=maps if request.media_index[request.token] >= 0 else [],
+        )
+
+    async def embed(self, media: Sequence[EncodedMedia]) -> NDArray[np.float32]:
+        self.embedded += media
+        width = CONFIG.vision.feature_dim
+        rows = [self.vectors.get(m.digest, unit_vector(m.digest, width)) for m in media]
+        return np.stack(rows) if rows else np.zeros((0, width), np.float32)
+
+    async def embed_text(self, texts: Sequence[list[int]]) -> NDArray[np.float32]:
+        self.embedded_texts += texts
+        width = CONFIG.language_model.dim
+        rows = [self.vectors.get(tuple(ids), unit_vector(repr(ids).encode(), width)) for ids in texts]
+        return np.stack(rows) if rows else np.zeros((0, width), np.float32)
+
+    def pin(self, digests: Sequence[bytes], is_kept: bool) -> None:
+        self.pinned = self.pinned | set(digests) if is_kept else self.pinned - set(digests)
 
     async def _events(self, request: Generate) -> AsyncGenerator[Event, None]:
         sampling = request.sampling

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.client import EngineClient, Event
-from server.engine.wire import Admitted, Generate, Sampling, Token
+from server.engine.client import EngineClient
+from server.engine.wire import Admitted, Event, Generate, Sampling, Token
 from server.errors import EngineDied, EngineFailed, EngineNotReady, InvalidMedia, ShuttingDown
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
