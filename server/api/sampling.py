@@ -56,7 +56,7 @@ def _beam_width(fields: GenerationFields) -> int:
 
 
 def _grammar(fields: GenerationFields) -> Grammar | None:
-    form = fields.structured_outputs
+    form = fields.form
     if len(form.model_fields_set) > 1:
         raise InvalidRequest("structured_outputs takes one of choice, regex, json", param="structured_outputs")
     if not form.model_fields_set:
@@ -72,7 +72,7 @@ def _grammar(fields: GenerationFields) -> Grammar | None:
 
 
 def _read_form(fields: GenerationFields) -> Grammar:
-    form = fields.structured_outputs
+    form = fields.form
     if "choice" in form.model_fields_set:
         return Grammar(kind="choice", choices=tuple(form.choice))
     if "regex" in form.model_fields_set:

@@ -31,7 +31,7 @@ class Schema(BaseModel):
 
 
 # tags of unions stand in angle brackets, so that they are told apart from the client's own names in a location
-def _tag_of(field: str) -> Callable[[Any], str]:
+def tag_of(field: str) -> Callable[[Any], str]:
     return lambda value: f"<{value.get(field)}>" if isinstance(value, dict) else f"<{type(value).__name__}>"
 
 
@@ -83,7 +83,7 @@ Part = Annotated[
     | Annotated[ImageIdPart, Tag("<image_id>")]
     | Annotated[VideoIdPart, Tag("<video_id>")]
     | Annotated[EndOfChunkPart, Tag("<end_of_chunk>")],
-    Discriminator(_tag_of("type")),
+    Discriminator(tag_of("type")),
 ]
 
 
@@ -153,6 +153,11 @@ class GenerationFields(Schema):
     user: str | None = Field(None, max_length=256)
 
     @property
+    def form(self) -> StructuredOutputs:
+        """The form of the answer, however a route lets it be said."""
+        return self.structured_outputs
+
+    @property
     def stop_strings(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
@@ -194,7 +199,7 @@ def _refusal(kind: str, param: str | None, message: str, context: dict[str, Any]
         return UnsupportedParameter(f"unknown parameter {param}", param=param)
     if kind == "union_tag_invalid":
         found, known = (context[name].replace("<", "").replace(">", "") for name in ("tag", "expected_tags"))
-        return UnsupportedParameter(f"{param}: no support for a part of type {found[:64]}, only {known}", param=param)
+        return UnsupportedParameter(f"{param}: no support for {found[:64]}, only {known}", param=param)
     if kind == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {message.removeprefix('Invalid JSON: ')}")
     return InvalidRequest(f"{param or 'the body'}: {message}", param=param)
