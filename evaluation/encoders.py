@@ -40,7 +40,8 @@ def tower(name: str, file: Path) -> VisionEncoder:
     )
     encoder = VisionEncoder(config)
     encoder.load_state_dict(convert_efficientnet_lite(config, torch.load(file, weights_only=True)))
-    return encoder.eval().to(memory_format=torch.channels_last)
+    encoder.eval()
+    return encoder
 
 
 @torch.inference_mode()

@@ -10,10 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from torch import Tensor
+
 from model.prompt import Segment
 from model.tokenizer import PromptTokenizer
 from training.default.catalogue import Catalogue, row_of
 from training.default.templates import ANSWERS, CAPTIONS, KIND_QUESTION, YES_NO_QUESTION, Template, item
+from training.default.views import view
 from training.default.words import TRAINED_WORDS
 from training.examples import Example, Limits, tokenize
 from training.mixture import Prepared
@@ -53,12 +56,17 @@ class Episodes:
             self._kinds.setdefault(catalogue.records[rows[0]].category, set()).add(label)
 
     def __call__(self, number: int) -> Prepared:
-        pool = self.pool(Random(f"{self._seed}/pool/{number // self._per_pool}"))
+        step = number // self._per_pool
+        pool = self.pool(Random(f"{self._seed}/pool/{step}"))
         rng = Random(f"{self._seed}/sequence/{number}")
         make = rng.choices([maker for maker, _ in MAKERS], [share for _, share in MAKERS])[0]
         example = as_example(f"{make.__name__}/{number}", make(self, pool, rng))
         tokens = tokenize(example, self._tokenizer, LIMITS, rng)
-        return Prepared(tokens, {media: self.catalogue.features(row_of(media)) for media in tokens.media})
+        return Prepared(tokens, {media: self._view(row_of(media), step) for media in tokens.media})
+
+    def _view(self, row: int, step: int) -> Tensor:
+        """The same for all sequences of a step, another in the next."""
+        return view(self.catalogue.features(row), Random(f"{self._seed}/view/{step}/{row}"))
 
     def pool(self, rng: Random) -> Pool:
         labels = self.catalogue.labels
@@ -156,11 +164,11 @@ def yes_no(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
 
 # shares of a step's sequences
 MAKERS: tuple[tuple[Maker, float], ...] = (
-    (novel_words, 0.42),
-    (novel_categories, 0.10),
-    (real_names, 0.10),
-    (naming, 0.20),
-    (captions, 0.08),
+    (novel_words, 0.40),
+    (novel_categories, 0.18),
+    (real_names, 0.08),
+    (naming, 0.17),
+    (captions, 0.07),
     (kinds, 0.05),
     (yes_no, 0.05),
 )
