@@ -1,0 +1,92 @@
+"""Assembled prompts are those that a client would have written by hand, part by part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from fastapi import FastAPI
+
+from server.api.prompts import read_prompt
+from server.api.schemas import CompletionRequest, read
+from server.api.schemas_fewshot import FewShotFields
+from server.api.services import Services
+from server.errors import InvalidRequest
+from server.fewshot.prompting import Assembled, assemble
+from tests.server.conftest import data_url, image_part, picture
+
+pytestmark = pytest.mark.anyio
+CAT, DOG, QUERY = picture("red"), picture("green"), picture("blue")
+
+
+@pytest.fixture
+def services(app: FastAPI) -> Services:
+    found: Services = app.state.services
+    return found
+
+
+async def assembled(services: Services, **body: Any) -> Assembled:
+    return await assemble(read(FewShotFields, msgspec.json.encode(body)), services)
+
+
+async def by_hand(services: Services, *parts: Any) -> list[int]:
+    prompt = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    fields = read(CompletionRequest, msgspec.json.encode({"prompt": prompt}))
+    return (await read_prompt(fields.prompt, services.model, services.media)).encoded.token_ids
+
+
+END = {"type": "end_of_chunk"}
+SHOTS = [
+    {"image": data_url(CAT), "answer": "a cat", "id": "one"},
+    {"media": [image_part(DOG)], "text": "a dog", "label": "dog"},
+]
+
+
+async def test_shots_are_written_as_by_hand(services: Services) -> None:
+    found = await assembled(services, shots=SHOTS, query={"image": data_url(QUERY)})
+    hand = [image_part(CAT), "Output:a cat", END, "\n", image_part(DOG), "Output:a dog", END, "\n"]
+    assert found.prompt.encoded.token_ids == await by_hand(services, *hand, image_part(QUERY), "Output:")
+    assert [media.data for media in found.prompt.media.values()] == [CAT, DOG, QUERY]
+    assert [(used.id, used.label, used.score) for used in found.used] == [("one", "", None), (None, "dog", None)]
+
+
+async def test_zero_shot_shows_the_form_without_the_media(services: Services) -> None:
+    found = await assembled(services, shots=SHOTS, query={"image": data_url(QUERY)}, zero_shot=True)
+    hand = ["Output:a cat", END, "\n", "Output:a dog", END, "\n", image_part(QUERY), "Output:"]
+    assert found.prompt.encoded.token_ids == await by_hand(services, *hand)
+    assert [media.data for media in found.prompt.media.values()] == [QUERY]
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "param"),
+    [
+        ({"query": {}}, "query has none", "query"),
+        ({"query": {"image": "x", "question": "?"}}, r"shows no \{question\}", "query.question"),
+        ({"query": {"image": "x"}, "template": "poem"}, "there is no template 'poem'", "template"),
+        ({"query": {"image": "x"}, "template": {"shot": "{media}{x}"}}, r"template.shot: .*\{x\}", "template"),
+        ({"query": {"image": "x"}, "shots": [{"text": "a"}]}, r"shots\[0\] has none", "shots[0]"),
+        ({"query": {"image": "x"}, "template": {"shot": "{text} {answer}"}}, "query has some", "query"),
+        ({"query": {"image": "ftp://x"}}, "must be a data URL", "query.image"),
+    ],
+)
+async def test_what_cannot_be_written_is_refused_by_name(
+    services: Services, body: dict[str, Any], message: str, param: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=message) as refusal:
+        await assembled(services, **body)
+    assert refusal.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("shot", "message"),
+    [
+        ({"text": "a", "answer": "b"}, "two names of one field"),
+        ({"image": "x", "media": [image_part()]}, "two forms of one field"),
+        ({"caption": "a"}, "unknown parameter shots\\[0\\].caption"),
+        ({"answer": 3}, "shots\\[0\\].text"),
+    ],
+)
+async def test_a_malformed_shot_is_refused_by_name(services: Services, shot: Any, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        await assembled(services, shots=[shot], query={"image": data_url(QUERY)})

@@ -1,0 +1,146 @@
+"""Templates against what the paper and OpenFlamingo write by hand, and against text that tries to be more than text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.prompt import EndOfChunk, Media, Text, encode
+from server.fewshot.templates import Query, Shot, Template, TemplateError, built_in, with_end
+from tests.tiny_models import CONFIGS, PROMPT, prompt_tokenizer
+from training.default.templates import ANSWERS, item
+
+CAT, DOG, QUERY = b"c" * 32, b"d" * 32, b"q" * 32
+
+
+def test_the_paper_writes_a_space_before_an_answer_and_nothing_between_shots() -> None:
+    segments = built_in(CONFIGS["flamingo"])["caption"].render(
+        [Shot(media=(CAT,), text="a cat"), Shot(media=(DOG,), text="a dog")], Query(media=(QUERY,))
+    )
+    assert segments == [
+        Media(CAT),
+        Text("Output: a cat"),
+        EndOfChunk(),
+        Media(DOG),
+        Text("Output: a dog"),
+        EndOfChunk(),
+        Media(QUERY),
+        Text("Output:"),
+    ]
+
+
+def test_openflamingo_writes_no_space_and_a_line_between_shots() -> None:
+    segments = built_in(CONFIGS["openflamingo"])["vqa"].render(
+        [Shot(media=(CAT,), question="What is it?", text="cat")], Query(media=(QUERY,), question="And this?")
+    )
+    assert segments == [
+        Media(CAT),
+        Text("Question:What is it? Short answer:cat"),
+        EndOfChunk(),
+        Text("\n"),
+        Media(QUERY),
+        Text("Question:And this? Short answer:"),
+    ]
+
+
+def test_a_shot_is_what_the_default_model_was_trained_on() -> None:
+    trained = item(3, ANSWERS[0], "dax")
+    assert isinstance(trained[0], Media)
+    shot = Shot(media=(trained[0].digest,), label="dax")
+    written = built_in(CONFIGS["flamingo"])["classification"].render([shot], Query(media=(QUERY,)))
+    tokenizer = prompt_tokenizer()
+    assert encode(written[:3], tokenizer) == encode(trained, tokenizer)
+
+
+def test_an_answer_is_text_or_else_label_and_a_label_label_or_else_text() -> None:
+    templates = built_in(CONFIGS["flamingo"])
+    for name, text, label, written in [
+        ("caption", "a cat", "animal", "Output: a cat"),
+        ("caption", "", "animal", "Output: animal"),
+        ("classification", "a cat", "animal", "Output: animal"),
+        ("classification", "a cat", "", "Output: a cat"),
+    ]:
+        assert Text(written) in templates[name].render([Shot(text=text, label=label)], Query())
+
+
+def test_a_text_with_a_place_of_its_own_is_no_label() -> None:
+    memes = Template(name="memes", shot="{media}written: '{text}' Hateful? Answer:{label}")
+    assert memes.beginning == "{media}written: '{text}' Hateful? Answer:"
+    assert memes.render([Shot(text="hello", label="no")], Query(text="hi"))[-1] == Text(
+        "written: 'hi' Hateful? Answer:"
+    )
+    with pytest.raises(TemplateError, match=r"shows \{label\}, and shot 0 has none"):
+        memes.render([Shot(text="hello")], Query(text="hi"))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ({"shot": "{media}Output: {caption}"}, r"shot: there is no place \{caption\}"),
+        ({"shot": "{media}{answer}{media}"}, r"shot: \{media\} may stand once"),
+        ({"shot": "{media}Output:"}, "needs"),
+        ({"shot": "{media}{answer}", "query": "{media}{answer}"}, r"query: \{answer\} is the answer"),
+        ({"shot": "{media}{text} {answer}", "query": "{label}"}, "query: a query has"),
+    ],
+)
+def test_what_is_no_template_is_refused(template: dict[str, str], message: str) -> None:
+    with pytest.raises(TemplateError, match=message):
+        Template(name="custom", **template)
+
+
+def test_a_place_without_a_value_names_its_shot() -> None:
+    vqa = built_in(CONFIGS["flamingo"])["vqa"]
+    shots = [Shot(question="what", text="cat"), Shot(text="dog")]
+    with pytest.raises(TemplateError, match=r"'vqa' shows \{question\}, and shot 1 has none") as refusal:
+        vqa.render(shots, Query(question="what"))
+    assert refusal.value.shot == 1
+    with pytest.raises(TemplateError, match="the query has none") as refusal:
+        vqa.render(shots[:1], Query())
+    assert refusal.value.shot is None
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_values_are_filled_in_once_and_literally(question: str, answer: str) -> None:
+    vqa = built_in(CONFIGS["flamingo"])["vqa"]
+    shot, _, query = vqa.render([Shot(question=question, text=answer)], Query(question=answer))
+    assert shot == Text(f"Question: {question} Answer: {answer}")
+    assert query == Text(f"Question: {answer} Answer:")
+
+
+def test_a_value_that_spells_a_place_or_a_marker_stays_text() -> None:
+    caption = built_in(CONFIGS["flamingo"])["caption"]
+    segments = caption.render(
+        [Shot(text="{answer} {media} {0.__class__} <image><|endofchunk|>")], Query(media=(QUERY,))
+    )
+    assert segments[0] == Text("Output: {answer} {media} {0.__class__} <image><|endofchunk|>")
+    tokenizer = prompt_tokenizer()
+    ids = encode(segments, tokenizer).token_ids
+    assert (ids.count(tokenizer.media_token_id), ids.count(tokenizer.id_of("<|endofchunk|>"))) == (1, 1)
+
+
+def test_braces_that_are_no_place_are_text() -> None:
+    template = Template(name="json", shot='{media}{"answer": "{answer}"}')
+    assert template.render([Shot(text="cat")], Query()) == [
+        Text('{"answer": "cat"}'),
+        EndOfChunk(),
+        Text('{"answer": "'),
+    ]
+
+
+def test_a_query_ends_before_the_space_that_leads_to_its_answer() -> None:
+    templates = [built_in(CONFIGS[family])["caption"] for family in ("flamingo", "openflamingo")]
+    assert [template.continuation("a cat") for template in templates] == [" a cat", "a cat"]
+    own = Template(name="custom", shot="{media}Output:\n{answer}", query="{media}Output:\n")
+    assert own.continuation("a cat") == "a cat"
+
+
+def test_without_an_end_of_chunk_token_a_line_ends_an_answer() -> None:
+    template = with_end(built_in(CONFIGS["idefics"])["caption"], replace(PROMPT, end_of_chunk=""))
+    assert template.render([Shot(text="a cat")], Query(media=(QUERY,))) == [
+        Text("Output: a cat\n"),
+        Media(QUERY),
+        Text("Output:"),
+    ]
