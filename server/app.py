@@ -22,6 +22,8 @@ from server.api.guard import Guard
 from server.api.services import Services
 from server.engine.client import Client
 from server.errors import ServerError, http_error_body
+from server.fewshot.database import Database
+from server.fewshot.support_sets import SupportSets
 from server.media.intake import Intake
 from server.media.store import MediaStore
 from server.metrics import Metrics
@@ -46,6 +48,7 @@ def create_app(client: Client, model: ServedModel, settings: Settings, metrics: 
         metrics=metrics,
         store=store,
         media=Intake(settings, store),
+        support_sets=SupportSets(Database(settings.database_url), store, max_examples=settings.max_set_examples),
     )
     # the interface is described in docs/api.md; FastAPI's own pages would fetch scripts from elsewhere
     app = FastAPI(title="Flamboyance", openapi_url=None, lifespan=partial(_lifespan, client=client))

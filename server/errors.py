@@ -3,19 +3,32 @@
     ServerError                      500  server_error
     ├── InvalidRequest               400  the client sent something that cannot be served
     │   ├── InvalidMedia             400  bytes that are no picture we read, or break a limit
+    │   │   └── MediaNotFetched      400  its URL did not lead to a picture
+    │   ├── MediaUrlRefused          400  a URL that this server does not fetch from
     │   ├── ContextLengthExceeded    400  prompt and max_tokens do not fit the model
+    │   ├── TooManyExamples          400  more than one support set may hold
     │   ├── UnsupportedParameter     422  a field, part or value that this server does not implement
+    │   ├── UnsupportedMediaType     415  a body of a kind that this route does not read
+    │   ├── MediaInUse               409  a support set shows it
     │   ├── BodyTimeout              408  the body did not arrive in time
     │   └── BodyTooLarge             413
     ├── Unauthorized                 401
     ├── NotFound                     404
     │   ├── ModelNotFound            404
-    │   └── MediaNotFound            404  no image or video of this id is stored
+    │   ├── MediaNotFound            404  no image or video of this id is stored
+    │   ├── SupportSetNotFound       404  no support set of this id or name, or no such version; expired ones too
+    │   └── ExampleNotFound          404
+    ├── Conflict                     409
+    │   ├── NameTaken                     another support set has this name
+    │   ├── VersionConflict               the support set is at another version than was expected
+    │   └── IdempotencyConflict           the key was sent with another request
     ├── Unavailable                  503  with Retry-After: the same request may work later
     │   ├── Overloaded                    the queue is full
+    │   ├── StorageUnavailable            the disk or the store behind it does not work
     │   ├── ShuttingDown                  SIGTERM arrived
     │   ├── EngineNotReady                the worker is loading or restarting
-    │   └── EngineDied                    the worker died with this request in it
+    │   ├── EngineDied                    the worker died with this request in it
+    │   └── DatabaseUnavailable           it does not answer, or too many write at once
     └── EngineFailed                 500  the engine gave this request up
 
 A field is honoured or refused: nothing is ignored in silence. Messages are for the client: no paths, no prompt text.
@@ -54,13 +67,35 @@ class InvalidMedia(InvalidRequest):
     code = "invalid_media"
 
 
+class MediaNotFetched(InvalidMedia):
+    code = "media_not_fetched"
+
+
+class MediaUrlRefused(InvalidRequest):
+    code = "media_url_refused"
+
+
 class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
+
+
+class TooManyExamples(InvalidRequest):
+    code = "too_many_examples"
 
 
 class UnsupportedParameter(InvalidRequest):
     status = 422
     code = "unsupported_parameter"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class MediaInUse(InvalidRequest):
+    status = 409
+    code = "image_in_use"
 
 
 class BodyTimeout(InvalidRequest):
@@ -100,6 +135,32 @@ class MediaNotFound(NotFound):
     code = "image_not_found"
 
 
+class SupportSetNotFound(NotFound):
+    code = "support_set_not_found"
+
+
+class ExampleNotFound(NotFound):
+    code = "example_not_found"
+
+
+class Conflict(ServerError):
+    status = 409
+    type = "conflict_error"
+    code = "conflict"
+
+
+class NameTaken(Conflict):
+    code = "name_taken"
+
+
+class VersionConflict(Conflict):
+    code = "version_conflict"
+
+
+class IdempotencyConflict(Conflict):
+    code = "idempotency_conflict"
+
+
 class Unavailable(ServerError):
     status = 503
     type = "unavailable_error"
@@ -121,6 +182,11 @@ class ShuttingDown(Unavailable):
         return super().headers() | {"Connection": "close"}
 
 
+class StorageUnavailable(Unavailable):
+    code = "storage_unavailable"
+    retry_after = 5
+
+
 class EngineNotReady(Unavailable):
     code = "engine_not_ready"
     retry_after = 5
@@ -129,6 +195,10 @@ class EngineNotReady(Unavailable):
 class EngineDied(Unavailable):
     code = "engine_died"
     retry_after = 5
+
+
+class DatabaseUnavailable(Unavailable):
+    code = "database_unavailable"
 
 
 class EngineFailed(ServerError):

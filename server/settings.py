@@ -43,6 +43,13 @@ class Settings(BaseModel):
     media_store: str | None = Field(
         default=None, description="folder or fsspec URL of uploaded media; none: media in data_dir"
     )
+    database: SecretStr | None = Field(
+        default=None, description="URL of the database, sqlite: or postgresql:; none: flamboyance.db in data_dir"
+    )
+    max_set_examples: int = Field(default=10_000, ge=1, le=1_000_000, description="examples in one support set")
+    sweep_interval: float = Field(
+        default=60.0, gt=0, le=3600, description="seconds between two sweeps of what has expired"
+    )
     num_threads: int | None = Field(default=None, ge=1, description="threads of the model on a CPU; none: torch's choice")
     kernels: Literal["auto", "triton", "reference"] = Field(
         default="auto", description="what runs the operators; auto: Triton on a GPU. What cannot run here ends the start"
@@ -70,6 +77,22 @@ class Settings(BaseModel):
     max_media_per_request: int = Field(default=64, ge=0, description="images and videos in one prompt")
     max_media_mb: float = Field(default=16.0, gt=0, le=1024, description="largest encoded image or video, in MiB")
     max_media_pixels: int = Field(default=64_000_000, ge=1, description="most pixels of one frame before resizing")
+    media_url_hosts: str = Field(
+        default="", description="hosts that media are fetched from, with commas; `.a.org`: all below it; none: no URLs"
+    )
+    media_url_ports: str = Field(default="443", description="ports of such URLs, with commas")
+    media_url_http: bool = Field(default=False, description="http:// too, not https:// alone")
+    media_url_networks: str = Field(
+        default="", description="networks that are fetched from though not public, as 10.1.0.0/16, with commas"
+    )
+    media_url_redirects: int = Field(default=0, ge=0, le=3, description="redirects followed, each one checked again")
+    media_url_idle_timeout: float = Field(default=5.0, gt=0, description="seconds to connect, and between bytes")
+    media_url_timeout: float = Field(default=20.0, gt=0, description="seconds that fetching one media may take")
+    media_url_concurrency: int = Field(default=16, ge=1, le=1024, description="media fetched at once")
+
+    max_video_frames: int = Field(default=64, ge=1, le=1024, description="most frames taken from one video")
+    max_video_seconds: float = Field(default=120.0, gt=0, le=3600, description="longest video, in seconds")
+    video_fps: float = Field(default=1.0, gt=0, le=60, description="frames taken from a second of video")
     decode_processes: int = Field(default=2, ge=1, le=64, description="processes that decode media")
     decode_memory_mb: int = Field(default=2048, ge=256, description="address space of each decode process, in MiB")
     decode_timeout: float = Field(default=20.0, gt=0, description="seconds that decoding one media may take")
@@ -97,9 +120,14 @@ class Settings(BaseModel):
     def media_store_url(self) -> str:
         return self.media_store or str(self.data_folder / "media")
 
+    @property
+    def database_url(self) -> str:
+        own = f"sqlite:///{self.data_folder / 'flamboyance.db'}"
+        return own if self.database is None else self.database.get_secret_value()
+
     def to_worker(self) -> str:
-        """JSON for the worker: everything but the key, which it has no use for."""
-        return self.model_dump_json(exclude={"api_key", "config"})
+        """JSON for the worker: everything but the secrets, which it has no use for."""
+        return self.model_dump_json(exclude={"api_key", "database", "config"})
 
 
 class _Sources(BaseSettings, Settings):
@@ -160,6 +188,7 @@ def _read_yaml(file: str | None) -> dict[str, Any]:
 
 
 def child_environment(**values: str) -> dict[str, str]:
-    """The environment that a child process is given: this process's own without the key, with some values set."""
-    own = {name: value for name, value in os.environ.items() if name.upper() != f"{PREFIX}API_KEY"}
+    """The environment that a child process is given: this process's own without secrets, with some values set."""
+    secrets = {f"{PREFIX}API_KEY", f"{PREFIX}DATABASE"}
+    own = {name: value for name, value in os.environ.items() if name.upper() not in secrets}
     return {**own, **values}

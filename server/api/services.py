@@ -12,6 +12,7 @@ from starlette.requests import Request
 from server.api.admission import Admission, Ticket
 from server.engine.client import Client
 from server.errors import ModelNotFound
+from server.fewshot.support_sets import SupportSets
 from server.media.intake import Intake
 from server.media.store import MediaStore
 from server.metrics import Metrics
@@ -28,6 +29,7 @@ class Services:
     metrics: Metrics
     store: MediaStore
     media: Intake
+    support_sets: SupportSets
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.model.name:

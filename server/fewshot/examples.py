@@ -1,0 +1,84 @@
+"""What a support set is to those who read it: frozen records, without the database behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.media.source import EncodedMedia
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One worked example. `media`: ids in the media store, in their order. Texts that were not given are empty."""
+
+    id: str
+    media: tuple[str, ...]
+    text: str = ""
+    label: str = ""
+    question: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewExample:
+    """An example to store, its media still as bytes."""
+
+    id: str
+    media: tuple[EncodedMedia, ...]
+    text: str = ""
+    label: str = ""
+    question: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupportSetInfo:
+    """A version of a support set without its examples. Times are in Unix seconds; `num_bytes` counts each media once."""
+
+    id: str
+    name: str | None
+    version: int
+    latest_version: int
+    created_at: float
+    updated_at: float
+    expires_at: float | None
+    is_pinned: bool
+    metadata: dict[str, Any]
+    num_examples: int
+    num_media: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupportSet:
+    """A version with its examples in their order. It never changes."""
+
+    id: str
+    name: str | None
+    version: int
+    examples: tuple[Example, ...]
+
+    @property
+    def media(self) -> list[str]:
+        """The id of each different media, in order of appearance."""
+        return list(dict.fromkeys(media for example in self.examples for media in example.media))
+
+    @property
+    def label_counts(self) -> dict[str, int]:
+        """How many examples have each label, labels in order of appearance; those without a label left out."""
+        counts: dict[str, int] = {}
+        for example in self.examples:
+            if example.label:
+                counts[example.label] = counts.get(example.label, 0) + 1
+        return counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionInfo:
+    version: int
+    created_at: float
+    num_examples: int
+    num_added: int
+    num_replaced: int
+    num_removed: int

@@ -1,0 +1,291 @@
+"""Named, versioned sets of worked examples, kept in the database and the media store until they expire or are deleted.
+
+Every change of examples makes a new version, and old versions stay as they were. Media are in the store before the
+database refers to them, so what is acknowledged is whole. All methods of `SupportSets` leave the event loop free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import delete
+from sqlalchemy.orm import Session
+
+from server.errors import IdempotencyConflict, Unavailable
+from server.fewshot import embeddings, media_ledger, versions
+from server.fewshot.database import Database
+from server.fewshot.examples import Example, NewExample, SupportSet, SupportSetInfo, VersionInfo
+from server.fewshot.media_ledger import LeaseLost
+from server.fewshot.tables import FirstAnswerRow
+from server.fewshot.versions import Draft
+from server.media.source import EncodedMedia
+from server.media.store import MediaStore
+
+__all__ = ["Example", "Repeatable", "SupportSet", "SupportSetInfo", "SupportSets"]
+
+ID_PREFIX = "ss_"
+# examples of versions read lately, in memory: versions never change
+MAX_REMEMBERED_EXAMPLES = 50_000
+FIRST_ANSWER_SECONDS = 24 * 3600.0
+MAX_LEASES = 3
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Repeatable:
+    """A request that may come again under its key and is then answered as the first time. `digest`: of its body."""
+
+    key: str
+    digest: str
+
+
+class SupportSets:
+    def __init__(self, database: Database, media_store: MediaStore, *, max_examples: int = 10_000) -> None:
+        self.database = database
+        self.media_store = media_store
+        self._max_examples = max_examples
+        self._remembered: OrderedDict[tuple[str, int], tuple[Example, ...]] = OrderedDict()
+
+    # reading
+
+    async def get_version(self, id_or_name: str, version: int | None = None) -> SupportSet:
+        """With its examples; none: the latest version. Raises `SupportSetNotFound`."""
+        return await self._read(partial(self._version, id_or_name, version))
+
+    async def get(self, id_or_name: str, version: int | None = None) -> SupportSetInfo:
+        """Raises `SupportSetNotFound`."""
+        return await self._read(partial(_get, id_or_name, version))
+
+    async def page(self, after: str, limit: int) -> list[SupportSetInfo]:
+        """The next sets behind the id `after`, in the order of their creation."""
+        return await self._read(lambda session, now: versions.page(session, after, limit, now))
+
+    async def versions(self, id_or_name: str, after: int, limit: int) -> list[VersionInfo]:
+        """Raises `SupportSetNotFound`."""
+        return await self._read(lambda s, now: versions.versions(s, versions.find(s, id_or_name, now), after, limit))
+
+    async def pinned(self) -> list[tuple[str, int]]:
+        """Ids and latest versions of the sets that shall stay on the device, the oldest first."""
+        return await self._read(versions.pinned)
+
+    # changing
+
+    async def create(
+        self,
+        name: str | None,
+        examples: Sequence[NewExample],
+        *,
+        expires_at: float | None = None,
+        is_pinned: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+        repeatable: Repeatable | None = None,
+    ) -> SupportSetInfo:
+        """Version 1 of a new set. Raises `NameTaken`, `TooManyExamples`, `IdempotencyConflict`."""
+        draft = Draft(
+            id=_new_id(), name=name, expires_at=expires_at, is_pinned=is_pinned, metadata=dict(metadata or {})
+        )
+
+        def change(session: Session, now: float) -> SupportSetInfo:
+            row = versions.add_set(session, draft, now)
+            versions.put_examples(session, row, examples, self._max_examples, now)
+            return versions.infos(session, [row])[0]
+
+        return await self._store(examples, change, "", repeatable)
+
+    async def put_examples(
+        self,
+        id_or_name: str,
+        examples: Sequence[NewExample],
+        *,
+        expected_version: int | None = None,
+        repeatable: Repeatable | None = None,
+    ) -> SupportSetInfo:
+        """The next version, with these appended or, where their id is there, replaced. Raises `SupportSetNotFound`,
+        `VersionConflict`, `TooManyExamples`, `IdempotencyConflict`."""
+
+        def change(session: Session, now: float) -> SupportSetInfo:
+            row = versions.find_expected(session, id_or_name, expected_version, now)
+            versions.put_examples(session, row, examples, self._max_examples, now)
+            return versions.infos(session, [row])[0]
+
+        scope = (await self.get(id_or_name)).id
+        return await self._store(examples, change, scope, repeatable)
+
+    async def remove_examples(
+        self, id_or_name: str, ids: Sequence[str], *, expected_version: int | None = None
+    ) -> SupportSetInfo:
+        """The next version, without these. Raises `SupportSetNotFound`, `ExampleNotFound`, `VersionConflict`."""
+
+        def change(session: Session, now: float) -> SupportSetInfo:
+            row = versions.find_expected(session, id_or_name, expected_version, now)
+            versions.remove_examples(session, row, ids, now)
+            return versions.infos(session, [row])[0]
+
+        return await self._write(change)
+
+    async def update(
+        self, id_or_name: str, changes: Mapping[str, Any], *, expected_version: int | None = None
+    ) -> SupportSetInfo:
+        """`changes`: any of name, expires_at, is_pinned, metadata. The version stays. Raises `SupportSetNotFound`,
+        `NameTaken`, `VersionConflict`."""
+
+        def change(session: Session, now: float) -> SupportSetInfo:
+            row = versions.find_expected(session, id_or_name, expected_version, now)
+            versions.update_set(session, row, changes, now)
+            return versions.infos(session, [row])[0]
+
+        return await self._write(change)
+
+    async def delete(self, id_or_name: str, *, expected_version: int | None = None) -> str:
+        """Returns the id. Its media go with the next sweep. Raises `SupportSetNotFound`, `VersionConflict`."""
+
+        def change(session: Session, now: float) -> str:
+            row = versions.find_expected(session, id_or_name, expected_version, now)
+            session.delete(row)
+            return row.id
+
+        return await self._write(change)
+
+    async def sweep(self) -> None:
+        """Delete expired sets, media that came with sets which are gone, and what was kept for a while only."""
+        await self._write(versions.delete_expired)
+        await self._write(_forget)
+        while await self._write(lambda session, now: media_ledger.sweep(session, self.media_store, now)):
+            pass
+
+    # media
+
+    async def is_used(self, media_id: str) -> bool:
+        """Whether a support set shows it: then it may not be deleted."""
+        return await self._read(lambda session, now: media_ledger.is_used(session, media_id, now))
+
+    async def delete_media(self, media_id: str) -> None:
+        """From the store. Raises `MediaInUse`, `MediaNotFound`."""
+        await self._write(lambda session, now: media_ledger.delete_media(session, self.media_store, media_id, now))
+
+    async def mark_uploaded(self, media_id: str) -> None:
+        """A client has stored this media by itself: it stays when the support sets that show it go."""
+        await self._write(lambda session, now: media_ledger.mark_uploaded(session, media_id))
+
+    # embeddings
+
+    async def embeddings(self, keys: Iterable[str], model: str) -> dict[str, NDArray[np.float32]]:
+        """Those that are cached of these media ids or text digests, under the model of this fingerprint."""
+        wanted = list(dict.fromkeys(keys))
+        return await self._read(lambda session, now: embeddings.get(session, wanted, model))
+
+    async def put_embeddings(self, vectors: Mapping[str, NDArray[np.float32]], model: str) -> None:
+        await self._write(lambda session, now: embeddings.put(session, vectors, model, now))
+
+    # transactions
+
+    async def _read(self, work: Callable[[Session, float], Result]) -> Result:
+        return await asyncio.to_thread(self.database.read, lambda session: work(session, time.time()))
+
+    async def _write(self, work: Callable[[Session, float], Result]) -> Result:
+        return await asyncio.to_thread(self.database.write, lambda session: work(session, time.time()))
+
+    async def _store(
+        self,
+        examples: Sequence[NewExample],
+        change: Callable[[Session, float], SupportSetInfo],
+        scope: str,
+        repeatable: Repeatable | None,
+    ) -> SupportSetInfo:
+        """Run a change whose examples bring media: lease, store the bytes, then refer to them and be done."""
+        media = {media.id: media for example in examples for media in example.media}
+
+        def commit(holder: str, session: Session, now: float) -> SupportSetInfo:
+            if first := _first_answer(session, scope, repeatable, now):
+                return first
+            info = change(session, now)
+            media_ledger.give_back(session, holder, len(media), now)
+            _remember_answer(session, scope, repeatable, info, now)
+            return info
+
+        if first := await self._read(lambda session, now: _first_answer(session, scope, repeatable, now)):
+            return first
+        for _ in range(MAX_LEASES):
+            holder = await self._lease(media)
+            try:
+                return await self._write(partial(commit, holder))
+            except LeaseLost:
+                continue
+        raise Unavailable("the media could not be stored in time")
+
+    async def _lease(self, media: Mapping[str, EncodedMedia]) -> str:
+        """Who holds them: their bytes are stored, and stay for as long as a lease lasts."""
+        holder = uuid.uuid4().hex
+        sizes = {media_id: len(found.data) for media_id, found in media.items()}
+        uploaded = {media_id for media_id in media if await asyncio.to_thread(self.media_store.exists, media_id)}
+        await self._write(lambda session, now: media_ledger.lease(session, sizes, uploaded, holder, now))
+        for found in media.values():
+            await asyncio.to_thread(self.media_store.put, found.data, found.kind)
+        return holder
+
+    def _version(self, id_or_name: str, version: int | None, session: Session, now: float) -> SupportSet:
+        row = versions.find(session, id_or_name, now)
+        number = versions.check_version(session, row, version)
+        if (examples := self._remembered.get((row.id, number))) is None:
+            examples = versions.examples(session, row.id, number)
+            self._remember((row.id, number), examples)
+        return SupportSet(id=row.id, name=row.name, version=number, examples=examples)
+
+    def _remember(self, key: tuple[str, int], examples: tuple[Example, ...]) -> None:
+        self._remembered[key] = examples
+        while sum(map(len, self._remembered.copy().values())) > MAX_REMEMBERED_EXAMPLES:
+            self._remembered.popitem(last=False)
+
+
+def _get(id_or_name: str, version: int | None, session: Session, now: float) -> SupportSetInfo:
+    row = versions.find(session, id_or_name, now)
+    return versions.infos(session, [row], versions.check_version(session, row, version))[0]
+
+
+def _new_id() -> str:
+    """In the order of time, so that a list by id is a list by age."""
+    return f"{ID_PREFIX}{time.time_ns() // 1_000_000:012x}{uuid.uuid4().hex[:16]}"
+
+
+def _first_answer(session: Session, scope: str, repeatable: Repeatable | None, now: float) -> SupportSetInfo | None:
+    if repeatable is None:
+        return None
+    row = session.get(FirstAnswerRow, (scope, repeatable.key))
+    if row is None or row.created_at < now - FIRST_ANSWER_SECONDS:
+        return None
+    if row.request_digest != repeatable.digest:
+        raise IdempotencyConflict("another request was made with this Idempotency-Key")
+    return msgspec.convert(row.answer, SupportSetInfo)
+
+
+def _remember_answer(
+    session: Session, scope: str, repeatable: Repeatable | None, info: SupportSetInfo, now: float
+) -> None:
+    if repeatable is None:
+        return
+    session.execute(delete(FirstAnswerRow).where(FirstAnswerRow.scope == scope, FirstAnswerRow.key == repeatable.key))
+    session.add(
+        FirstAnswerRow(
+            scope=scope,
+            key=repeatable.key,
+            request_digest=repeatable.digest,
+            answer=msgspec.to_builtins(info),
+            created_at=now,
+        )
+    )
+
+
+def _forget(session: Session, now: float) -> None:
+    session.execute(delete(FirstAnswerRow).where(FirstAnswerRow.created_at < now - FIRST_ANSWER_SECONDS))
+    embeddings.forget(session, now)
