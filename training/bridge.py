@@ -1,12 +1,13 @@
 """What trains and what must not: the bridge and the new tokens' rows, between two experts that stay as they were.
 
-The frozen weights' digest is taken before and after a run; a run that moved one bit of them fails.
+A run may name an expert among what it `trains` (fine-tuning, and ablations). The digest of all that is frozen is taken
+before and after; a run that moved one bit of it fails. The encoder's batch statistics never move, trained or not.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +23,32 @@ def is_bridge(name: str) -> bool:
     return name.startswith(BRIDGE) or name.endswith(NEW_ROWS)
 
 
-def freeze(model: Flamingo, dtype: torch.dtype) -> None:
-    """Experts in `dtype` and without gradients (a convolutional encoder stays float32: a CPU is faster so), the bridge
-    in float32."""
-    model.language_model.to(dtype)
+def is_trained(name: str, trains: Sequence[str]) -> bool:
+    """Whether the parameter belongs to one of the named parts."""
+    part = "bridge" if is_bridge(name) else name.partition(".")[0]
+    return part in trains
+
+
+def freeze(model: Flamingo, dtype: torch.dtype, trains: Sequence[str] = ("bridge",)) -> None:
+    """What is frozen in `dtype`, what trains in float32 and with gradients. The encoder stays in float32, trained or not:
+    a convolutional one is faster so on a CPU, and its statistics are float32 in any case."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(is_bridge(name))
-        if is_bridge(name):
-            parameter.data = parameter.data.float()
+        trained = is_trained(name, trains)
+        parameter.requires_grad_(trained)
+        if not name.startswith("vision."):
+            parameter.data = parameter.data.to(torch.float32 if trained else dtype)
 
 
 def bridge_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-def frozen_digest(model: nn.Module) -> str:
+def frozen_digest(model: nn.Module, trains: Sequence[str] = ("bridge",)) -> str:
     """SHA-256 of every frozen weight and of the encoder's statistics, in the order of their names."""
     digest = hashlib.sha256()
+    statistics = {name for name, _ in model.named_buffers()}
     for name, tensor in sorted(model.state_dict().items()):
-        if not is_bridge(name):
+        if name in statistics or not is_trained(name, trains):
             digest.update(name.encode())
             digest.update(_bytes(tensor))
     return digest.hexdigest()
@@ -83,5 +91,4 @@ class BridgeLoss(nn.Module):
     def _features(self, stacked: Tensor) -> Tensor:  # pixels [M, F, 3, h, w] or features [M, F, P, Dv] -> the latter
         if stacked.dim() == 4:
             return stacked
-        with torch.no_grad():
-            return self.flamingo.vision(stacked.flatten(0, 1)).unflatten(0, stacked.shape[:2])
+        return self.flamingo.vision(stacked.flatten(0, 1)).unflatten(0, stacked.shape[:2])

@@ -16,6 +16,8 @@ from model.config import ConfigError, from_dict
 # episodes and alignment are the default model's own, made from `python -m training.default_data`'s folder
 SetKind = Literal["pairs", "documents", "videos", "episodes", "alignment"]
 MADE_SETS = ("episodes", "alignment")
+# what a run may train; a new token's rows belong to the bridge
+PARTS = ("bridge", "vision", "language_model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +59,19 @@ class OptimConfig:
     # gates are single numbers that start at zero: they may need larger steps than the matrices behind them
     gate_rate: float = 1.0
     warmup_steps: int = 5000
-    # constant (the paper), or down to a tenth along half a cosine that ends with the run
-    decay: Literal["constant", "cosine"] = "constant"
+    # constant (the paper's pre-training), or down to `end` of the learning rate by the run's last step: along half a
+    # cosine, in a line, or by the same factor every step (the paper's fine-tuning, to a tenth)
+    decay: Literal["constant", "cosine", "linear", "exponential"] = "constant"
+    end: float = 0.1
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.end <= 1.0:
+            raise ConfigError(f"optim.end is {self.end}, must lie in 0..1")
+        if self.decay == "exponential" and not self.end:
+            raise ConfigError("optim.end is 0, which decay exponential never reaches")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +79,10 @@ class TrainConfig:
     model: str  # a model folder, or "default"
     # keep: go on from the folder's bridge; start: from the untrained one, gates at zero
     bridge: Literal["keep", "start"] = "keep"
+    # what moves; everything else stays as it is, bit for bit. The paper fine-tunes bridge and vision
+    trains: tuple[str, ...] = ("bridge",)
+    # side of the encoder's square; its table of places is stretched. 0: the model's own
+    image_size: int = 0
     # text: the next token's loss; alignment: the default model's first stage
     objective: Literal["text", "alignment"] = "text"
     out: str
@@ -91,6 +105,19 @@ class TrainConfig:
         names = [one.name for one in self.sets]
         if len(set(names)) != len(names):
             raise ConfigError(f"sets share a name: {', '.join(names)}")
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        if not self.trains or set(self.trains) - set(PARTS) or len(set(self.trains)) != len(self.trains):
+            raise ConfigError(f"trains is {list(self.trains)}, must be some of {', '.join(PARTS)}, each once")
+        if self.objective == "alignment" and "language_model" in self.trains:
+            raise ConfigError("objective alignment pulls images to the frozen language model: trains must not name it")
+        for one in self.sets:
+            if one.kind in MADE_SETS and ("vision" in self.trains or self.image_size):
+                raise ConfigError(
+                    f"set {one.name}: kind {one.kind} shows the frozen encoder's features as they were cached, "
+                    "which neither `trains: [vision]` nor an image_size can change"
+                )
 
 
 def read_config(file: Path) -> TrainConfig:

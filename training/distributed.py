@@ -91,4 +91,8 @@ def shard(loss: BridgeLoss, precision: torch.dtype) -> None:
     for gated in model.gated.values():
         register_fsdp_forward_method(gated, "project_media")
     # the encoder's statistics are buffers, and its convolutions keep their own precision
-    fully_shard(loss, mp_policy=policy, ignored_params=set(model.vision.parameters()))
+    if any(parameter.requires_grad for parameter in model.vision.parameters()):
+        fully_shard(model.vision, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
+        fully_shard(loss, mp_policy=policy)
+    else:
+        fully_shard(loss, mp_policy=policy, ignored_params=set(model.vision.parameters()))

@@ -21,6 +21,8 @@ from training.distributed import World
 from training.mixture import DataSet, Mixture, Prepared
 from training.optim import make_optimizer, rate, set_rate
 
+VISION = "flamingo.vision."
+
 
 class NonFiniteLoss(RuntimeError):
     """The loss or the gradient is no number; nothing was changed."""
@@ -94,8 +96,8 @@ class Stepper:
     def _forward(self, batch: TrainingBatch) -> Tensor:
         if self.world.size > 1:
             return self.loss(batch)
-        # the bridge is kept in float32, and runs in the frozen weights' precision
-        cast = {name: parameter.to(self._dtype) for name, parameter in self.named}
+        # what trains is kept in float32, and runs in the run's precision; the encoder runs in its own
+        cast = {name: parameter if VISION in name else parameter.to(self._dtype) for name, parameter in self.named}
         out: Tensor = functional_call(self.loss, cast, (batch,))
         return out
 

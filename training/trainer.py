@@ -23,6 +23,7 @@ from training.config import TrainConfig
 from training.distributed import World, checkpoint_activations, shard
 from training.mixture import Mixture
 from training.progress import Watch, gate_values
+from training.start import at_resolution, with_free_weights
 from training.step import Stepper, StepReport
 
 log = logging.getLogger(__name__)
@@ -49,11 +50,11 @@ class Trainer:
         self.model = model
         self.world = world
         dtype = getattr(torch, config.precision)
-        freeze(model.to(world.device), dtype)
+        freeze(model.to(world.device), dtype, config.trains)
         loss = make_loss(model)
         if config.activation_checkpointing:
             checkpoint_activations(loss)
-        self.digest = frozen_digest(model)
+        self.digest = frozen_digest(model, config.trains)
         if world.size > 1:
             shard(loss, dtype)
         self.stepper = Stepper(config, loss, mixture, world)
@@ -79,7 +80,7 @@ class Trainer:
         return save(self.out / "checkpoints", self.done, tensors, self.stepper.mixture.state(), self.world)
 
     def check_frozen(self) -> None:
-        if (found := frozen_digest(self.model)) != self.digest:
+        if (found := frozen_digest(self.model, self.config.trains)) != self.digest:
             raise FrozenWeightsMoved(f"the frozen weights' digest was {self.digest}, and is {found}")
 
 
@@ -118,6 +119,10 @@ def _wait_while_paused(pause_file: Path | None) -> None:
 def load_model(config: TrainConfig, folder: Path) -> Flamingo:
     """On the CPU in float32: the trainer moves and casts."""
     model = load_folder(folder, "cpu", torch.float32)
+    if config.image_size:
+        model = at_resolution(model, config.image_size)
+    if "language_model" in config.trains:
+        model = with_free_weights(model)
     if config.bridge == "start":
         model.load_state_dict(start_bridge(model.config, model.language_model.embed.weight), strict=False)
     return model

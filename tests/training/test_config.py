@@ -10,6 +10,7 @@ from model.config import ConfigError
 from training.config import parse_config, read_config
 
 SET: dict[str, object] = {"name": "a", "kind": "pairs", "shards": "*.tar"}
+EPISODES: dict[str, object] = {"name": "e", "kind": "episodes", "shards": "data"}
 MINIMAL = {"model": "m", "out": "o", "steps": 3, "sets": [SET]}
 COMMITTED = sorted(Path("training").rglob("*.yaml"))
 
@@ -29,6 +30,14 @@ def test_a_minimal_run() -> None:
         ({"sets": [SET, SET]}, "sets share a name: a, a"),
         ({"sets": [{**SET, "batch_size": 5, "streams": 2}]}, "5 is not a multiple of streams 2"),
         ({"optim": {"learning_rat": 1.0}}, "config.optim: unknown key learning_rat"),
+        ({"optim": {"end": 1.5}}, "optim.end is 1.5, must lie in 0..1"),
+        ({"optim": {"decay": "exponential", "end": 0}}, "optim.end is 0, which decay exponential never reaches"),
+        ({"trains": []}, r"trains is \[\], must be some of bridge, vision, language_model"),
+        ({"trains": ["bridge", "head"]}, r"trains is \['bridge', 'head'\]"),
+        ({"trains": ["vision", "vision"]}, "each once"),
+        ({"trains": ["vision"], "sets": [EPISODES]}, "set e: kind episodes shows the frozen encoder's features"),
+        ({"image_size": 480, "sets": [EPISODES]}, "nor an image_size can change"),
+        ({"trains": ["language_model"], "objective": "alignment"}, "trains must not name it"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(change: dict[str, object], message: str) -> None:

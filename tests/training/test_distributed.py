@@ -53,11 +53,15 @@ def torchrun(folder: Path, config: TrainConfig) -> list[dict[str, float]]:
     return seen
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("precision", "trains"),
+    [("float32", ("bridge",)), ("bfloat16", ("bridge",)), ("float32", ("bridge", "vision", "language_model"))],
+    ids=["float32", "bfloat16", "everything"],
+)
 def test_two_processes_have_the_losses_of_one_and_their_checkpoints_are_each_other_s(
-    tmp_path: Path, precision: str
+    tmp_path: Path, precision: str, trains: tuple[str, ...]
 ) -> None:
-    config = make_run(tmp_path, steps=4, precision=precision)
+    config = make_run(tmp_path, steps=4, precision=precision, trains=trains)
     alone = losses(make_trainer(replace(config, steps=6)))
     together = torchrun(tmp_path, config)
     tolerance = 2e-5 if precision == "float32" else 2e-2
@@ -70,4 +74,5 @@ def test_two_processes_have_the_losses_of_one_and_their_checkpoints_are_each_oth
     served = load_folder(tmp_path / "out" / "model", "cpu", torch.float32)
     trained = make_trainer(config)
     trained.resume()
-    assert torch.equal(served.resampler.latents, trained.model.resampler.latents)
+    found, expected = served.state_dict(), trained.model.state_dict()
+    assert all(torch.equal(found[name], expected[name].float()) for name in expected)

@@ -8,7 +8,7 @@ import torch
 from tests.tiny_models import CONFIGS, tiny_model
 from training.bridge import bridge_parameters, freeze
 from training.config import OptimConfig
-from training.optim import make_optimizer, rate, set_rate
+from training.optim import decays, make_optimizer, rate, set_rate
 
 
 def test_only_the_gated_layers_matrices_decay_and_every_parameter_is_in_one_group() -> None:
@@ -35,6 +35,29 @@ def test_gates_take_larger_steps() -> None:
 def test_warm_up_then_constant() -> None:
     config = OptimConfig(learning_rate=1.0, warmup_steps=4)
     assert [rate(step, 100, config) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear", "exponential"])
+def test_a_decay_goes_down_all_the_way_to_its_end(decay: str) -> None:
+    config = OptimConfig(learning_rate=2.0, warmup_steps=0, decay=decay, end=0.25)  # type: ignore[arg-type]
+    course = [rate(step, 100, config) for step in range(0, 101, 10)]
+    assert course == sorted(course, reverse=True)
+    assert course[0] == pytest.approx(2.0)
+    assert course[-1] == pytest.approx(0.5)
+
+
+def test_a_line_may_end_at_zero() -> None:
+    config = OptimConfig(learning_rate=1.0, warmup_steps=0, decay="linear", end=0.0)
+    assert [rate(step, 4, config) for step in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+
+
+def test_an_unfrozen_expert_s_matrices_decay_and_its_tables_do_not() -> None:
+    model = tiny_model(CONFIGS["flamingo"])
+    freeze(model, torch.float32, ("vision", "language_model"))
+    decayed = {name for name, parameter in bridge_parameters(model) if decays(name, parameter)}
+    assert "vision.encoder.patch_embed.proj.weight" in decayed
+    assert "language_model.layers.0.attention.qkv.weight" in decayed
+    assert not [name for name in decayed if "norm" in name or "pos_embed" in name or ".embed." in name]
 
 
 def test_a_cosine_ends_at_a_tenth() -> None:

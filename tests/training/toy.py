@@ -37,9 +37,17 @@ def pairs(count: int) -> list[RawRecord]:
     ]
 
 
-def make_run(folder: Path, *, steps: int = 4, streams: int = 2, precision: str = "float32") -> TrainConfig:
+def make_run(
+    folder: Path,
+    *,
+    steps: int = 4,
+    streams: int = 2,
+    precision: str = "float32",
+    trains: tuple[str, ...] = ("bridge",),
+    model: FlamingoConfig = CONFIG,
+) -> TrainConfig:
     """A model folder, shards and a run over them."""
-    save_folder(folder / "model", CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
+    save_folder(folder / "model", model, tiny_model(model).state_dict().items(), byte_tokenizer().to_str())
     write_shards(pairs(40), folder / "shards", 10)
     one = SetConfig(
         name="pairs", kind="pairs", shards=str(folder / "shards/*.tar"), batch_size=4, streams=streams, window=4
@@ -50,6 +58,7 @@ def make_run(folder: Path, *, steps: int = 4, streams: int = 2, precision: str =
         steps=steps,
         sets=(one, replace(one, name="again", weight=0.2, batch_size=2)),
         optim=OptimConfig(learning_rate=1e-2, warmup_steps=2),
+        trains=trains,
         precision=precision,  # type: ignore[arg-type]
         pack_tokens=24,
         checkpoint_steps=2,

@@ -1,0 +1,86 @@
+"""The model that a run begins with: at another resolution its tables of places are stretched, and nothing else changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.config import ConfigError, VisionConfig
+from tests.tiny_models import CONFIGS, tiny_model
+from training.start import at_resolution, stretched, with_free_weights
+
+MAP = VisionConfig(
+    architecture="test_nfnet",
+    image_size=64,
+    feature_dim=192,
+    num_patches=4,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    resize="squash",
+)
+
+
+def ramp(side: int) -> torch.Tensor:
+    """Row by row the height of each place's middle, in 0..1."""
+    heights = (torch.arange(side) + 0.5) / side
+    return heights[:, None].expand(side, side).reshape(-1, 1)
+
+
+def test_a_ramp_of_places_stays_a_ramp() -> None:
+    table = torch.cat([torch.tensor([[7.0]]), ramp(8)])
+    out = stretched(table, 8, 16, 1)
+    assert out[0] == 7.0
+    # a cubic keeps a line away from the border
+    inner = out[1:].view(16, 16)[4:12, 4:12]
+    torch.testing.assert_close(inner, ramp(16).view(16, 16)[4:12, 4:12], atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["idefics", "flamingo"])
+def test_a_finer_encoder_has_the_same_weights_but_for_its_places(family: str) -> None:
+    model = tiny_model(CONFIGS[family])  # type: ignore[index]
+    finer = at_resolution(model, 12)
+    kept = model.config.vision.keep_class_token
+    assert finer.config.vision.num_patches == 9 + kept
+    before, after = model.state_dict(), finer.state_dict()
+    changed = {name for name in before if before[name].shape != after[name].shape}
+    assert changed == {"vision.encoder.pos_embed"} | (
+        {"resampler.spatial_embeddings"} if family == "flamingo" else set()
+    )
+    assert torch.equal(before["vision.encoder.pos_embed"][:, 0], after["vision.encoder.pos_embed"][:, 0])
+    assert all(torch.equal(before[name], after[name]) for name in before.keys() - changed)
+    assert finer.encode_media(torch.randn(1, 1, 3, 12, 12)).isfinite().all()
+
+
+def test_the_same_resolution_changes_nothing() -> None:
+    model = tiny_model(CONFIGS["flamingo"])
+    same = at_resolution(model, 8)
+    assert same.config == model.config
+    assert all(torch.equal(tensor, same.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_convolutional_encoder_has_no_places_and_gives_a_larger_map() -> None:
+    config = replace(CONFIGS["flamingo"], vision=MAP)
+    model = tiny_model(config)
+    finer = at_resolution(model, 96)
+    assert finer.config.vision.num_patches == finer.config.resampler.num_spatial == 9
+    assert finer.vision(torch.randn(1, 3, 96, 96)).shape == (1, 9, 192)
+
+
+def test_patches_that_are_no_square_are_refused() -> None:
+    config = CONFIGS["flamingo"]
+    wide = replace(config.vision, architecture="odd", num_patches=6)
+    model = tiny_model(config)
+    model.config = replace(config, vision=wide, resampler=replace(config.resampler, num_spatial=0))
+    model.vision.encoder.feature_info = [{"reduction": 4}]
+    with pytest.raises(ConfigError, match="image_size 16: 6 patches are no square"):
+        at_resolution(model, 16)
+
+
+def test_free_weights_are_the_same_numbers() -> None:
+    config = CONFIGS["flamingo"]
+    model = tiny_model(replace(config, language_model=replace(config.language_model, weights="q4")))
+    free = with_free_weights(model)
+    assert free.config == config
+    assert all(torch.equal(tensor, free.state_dict()[name]) for name, tensor in model.state_dict().items())

@@ -1,0 +1,77 @@
+"""The model that a run begins with, where that is not what lies in the folder: another resolution, weights off their grid.
+
+A change gives a new model of another configuration, whose export is served as it was trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import isqrt
+
+import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor
+
+from model.config import ConfigError, FlamingoConfig, VisionConfig
+from model.flamingo import Flamingo
+
+
+def rebuilt(config: FlamingoConfig, tensors: dict[str, Tensor]) -> Flamingo:
+    """A model of exactly these tensors."""
+    with torch.device("meta"):
+        model = Flamingo(config)
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
+
+
+def with_free_weights(model: Flamingo) -> Flamingo:
+    """A language model that is trained leaves the grid that its layers may have been quantised to."""
+    language_model = replace(model.config.language_model, weights="float")
+    return rebuilt(replace(model.config, language_model=language_model), model.state_dict())
+
+
+def at_resolution(model: Flamingo, image_size: int) -> Flamingo:
+    """The model for squares of `image_size`: the encoder's and the resampler's tables of places are interpolated."""
+    before = model.config.vision
+    after = replace(before, image_size=image_size, num_patches=_num_patches(model, image_size))
+    if (old := grid(before)) is None or (new := grid(after)) is None:
+        raise ConfigError(f"image_size {image_size}: {before.num_patches} patches are no square, nothing to stretch")
+    tensors = model.state_dict()
+    for name, num_first in _tables(model):
+        tensors[name] = stretched(tensors[name], old, new, num_first)
+    resampler = model.config.resampler
+    if resampler.num_spatial:
+        resampler = replace(resampler, num_spatial=after.num_patches)
+    return rebuilt(replace(model.config, vision=after, resampler=resampler), tensors)
+
+
+def _num_patches(model: Flamingo, image_size: int) -> int:
+    config = model.config.vision
+    if config.architecture == "clip_vit":
+        return (image_size // config.patch_size) ** 2 + config.keep_class_token
+    return int((-(-image_size // model.vision.encoder.feature_info[-1]["reduction"])) ** 2)
+
+
+def grid(config: VisionConfig) -> int | None:
+    """The side of the square of patches."""
+    patches = config.num_patches - config.keep_class_token
+    side = isqrt(patches)
+    return side if side * side == patches else None
+
+
+def _tables(model: Flamingo) -> list[tuple[str, int]]:
+    """Names of the tables with a row a patch, and how many rows in front are no patch's."""
+    config = model.config
+    tables = []
+    if config.vision.architecture == "clip_vit":
+        tables.append(("vision.encoder.pos_embed", 1))
+    if config.resampler.num_spatial:
+        tables.append(("resampler.spatial_embeddings", int(config.vision.keep_class_token)))
+    return tables
+
+
+def stretched(table: Tensor, old: int, new: int, num_first: int) -> Tensor:
+    """A table [.., first + old * old, D] for new * new patches, bicubic; its first rows stay."""
+    rows = table if table.dim() == 3 else table[None]
+    out = resample_abs_pos_embed(rows, [new, new], [old, old], num_prefix_tokens=num_first)
+    return out if table.dim() == 3 else out[0]
