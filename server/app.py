@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from server.api import completions, health, models
+from server.api import chat, completions, health, models
 from server.api.admission import Admission
 from server.api.body import JSONResponse
 from server.api.guard import Guard
@@ -33,7 +33,7 @@ from server.settings import Settings
 # what proxies write into their logs when a client went; nobody receives it
 CLIENT_CLOSED_REQUEST = 499
 
-ROUTERS = (completions.router, models.router, health.router)
+ROUTERS = (completions.router, chat.router, models.router, health.router)
 
 logger = logging.getLogger(__name__)
 

@@ -120,8 +120,8 @@ class Beside:
 
     model: ServedModel
     prompt: ReadPrompt
-    prompt_logprobs: bool
-    token_ids: bool
+    prompt_logprobs: bool = False
+    token_ids: bool = False
 
     def of(self, piece: Piece, generation: Generation, *, is_first: bool) -> dict[str, Any]:
         found: dict[str, Any] = {}

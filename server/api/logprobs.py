@@ -1,4 +1,4 @@
-"""Log-probabilities in the shape of OpenAI's completions: four lists side by side, one entry a token."""
+"""Log-probabilities in OpenAI's shapes: a completion's four lists side by side, a chat's list of tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from model.tokenizer import PromptTokenizer
 from server.api.answer_text import ShownToken
-from server.engine.detokenizer import token_text
+from server.engine.detokenizer import REPLACEMENT, token_text
 from server.engine.wire import TokenLogprob
 
 # JSON has no minus infinity
@@ -31,6 +31,27 @@ def _top(score: TokenLogprob, tokenizer: PromptTokenizer) -> dict[str, float]:
     for token_id, logprob in [*score.top, (score.token_id, score.logprob)]:
         top.setdefault(token_text(tokenizer, token_id), max(logprob, LOWEST))
     return top
+
+
+def chat_logprobs(tokens: Sequence[ShownToken], tokenizer: PromptTokenizer, num_top: int) -> dict[str, Any]:
+    """An entry a token, with the `num_top` likeliest in its place."""
+    content = [
+        {
+            **_chat_token(score.token_id, score.logprob, tokenizer),
+            "top_logprobs": [_chat_token(token_id, logprob, tokenizer) for token_id, logprob in score.top[:num_top]],
+        }
+        for score in (token.logprob for token in tokens)
+        if score is not None
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _chat_token(token_id: int, logprob: float, tokenizer: PromptTokenizer) -> dict[str, Any]:
+    """`bytes` is null for a token that is no text by itself, such as half a character."""
+    text = tokenizer.decode([token_id], skip_special_tokens=False)
+    is_text = bool(text) and REPLACEMENT not in text
+    token = token_text(tokenizer, token_id)
+    return {"token": token, "logprob": max(logprob, LOWEST), "bytes": list(token.encode()) if is_text else None}
 
 
 def prompt_logprobs(

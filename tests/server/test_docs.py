@@ -8,8 +8,9 @@ from pathlib import Path
 
 from fastapi.routing import APIRoute
 
+from server.api.chat_schemas import ChatRequest
 from server.api.guard import OPEN_PATHS
-from server.api.schemas import CompletionRequest
+from server.api.schemas import CompletionRequest, GenerationFields
 from server.app import ROUTERS
 from server.errors import ServerError
 from server.metrics import Metrics
@@ -63,6 +64,12 @@ def test_every_route_stands() -> None:
 def test_every_field_of_a_completion_stands() -> None:
     documented = [name for row in rows(section(API, "Fields of a completion")) for name in names(row[0])]
     assert sorted(documented) == sorted(CompletionRequest.model_fields)
+
+
+def test_every_field_of_a_chat_stands() -> None:
+    documented = {name for row in rows(section(API, "Chat")) for name in names(row[0])}
+    shared = GenerationFields.model_fields.keys()
+    assert documented == ChatRequest.model_fields.keys() - shared
 
 
 def classes(root: type[ServerError]) -> list[type[ServerError]]:
