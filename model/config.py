@@ -72,6 +72,9 @@ class VisionConfig:
 class ResamplerConfig:
     """The Perceiver resampler: features [M, F, P, Dv] -> visual tokens [M, R, D] (paper, section 3.1)."""
 
+    # what takes the Perceiver's place in the paper's ablation: a transformer over features and latents, all attending to
+    # all; an MLP on features averaged down to num_latents, with no attention
+    kind: Literal["perceiver", "transformer", "mlp"] = "perceiver"
     dim: int
     num_layers: int
     num_latents: int = 64
@@ -105,7 +108,8 @@ class GatedConfig:
     norm_eps: float = 1e-5
     media_norm: bool = False
     qk_norm: bool = False
-    gate: Literal["scalar", "channel"] = "scalar"
+    # none: branches are added as they come (an ablation)
+    gate: Literal["scalar", "channel", "none"] = "scalar"
     attends: Literal["last", "all_previous"] = "last"
 
     def __post_init__(self) -> None:
@@ -213,6 +217,10 @@ class FlamingoConfig:
             self.resampler.num_spatial in (0, self.vision.num_patches),
             f"resampler.num_spatial {self.resampler.num_spatial} is neither 0 nor vision.num_patches "
             f"{self.vision.num_patches}",
+        )
+        _require(
+            self.resampler.kind == "perceiver" or not self.resampler.qk_norm,
+            f"resampler.qk_norm is the Perceiver's, and resampler.kind is {self.resampler.kind!r}",
         )
         _require(bool(self.gated_layers), "gated.first_layer and gated.interval leave no gated layer")
 

@@ -54,15 +54,15 @@ class GatedCrossAttention(nn.Module):
 
     def __init__(self, config: GatedConfig, dim: int, media_dim: int) -> None:
         super().__init__()
-        gate_size = 1 if config.gate == "scalar" else dim
         self.attention_norm = make_norm(config.norm, dim, config.norm_eps)
         self.media_norm = LayerNorm(media_dim, config.norm_eps) if config.media_norm else nn.Identity()
         self.attention = MediaCrossAttention(config, dim, media_dim)
-        self.attn_gate: nn.Parameter | None = nn.Parameter(torch.zeros(gate_size))
+        self.attn_gate = _gate(config, dim)
         self.ffw_norm = make_norm(config.norm, dim, config.norm_eps)
         self.feed_forward = FeedForward(dim, config.ffn_dim, config.activation, gated=config.gated_ffn)
-        self.ffw_gate: nn.Parameter | None = nn.Parameter(torch.zeros(gate_size))
+        self.ffw_gate = _gate(config, dim)
         self.is_closed = False
+        self._folded_openness: tuple[float, float] | None = None
 
     def forward(self, x: Tensor, media_kv: Tensor, media_slot: Tensor | None, tiles: Tensor | None = None) -> Tensor:
         if self.is_closed:
@@ -74,16 +74,39 @@ class GatedCrossAttention(nn.Module):
     def project_media(self, visual_tokens: Tensor) -> Tensor:
         return self.attention.project_media(self.media_norm(visual_tokens))
 
+    def openness(self) -> tuple[float, float]:
+        """How far the gates of attention and feed-forward are open: tanh, of a vector the mean absolute value. Folded
+        gates are remembered."""
+        if self._folded_openness is not None:
+            return self._folded_openness
+        return _openness(self.attn_gate), _openness(self.ffw_gate)
+
     def fold_gates(self) -> None:
         """Multiply tanh(gate) into the output weights, in float32: inference then adds a branch as it comes.
 
         With both gates at zero there is nothing to add, and the layer is left out.
         """
         gates = [gate for gate in (self.attn_gate, self.ffw_gate) if gate is not None]
-        self.is_closed = bool(gates) and not any(bool(gate.any()) for gate in gates)
+        if not gates:
+            return
+        self._folded_openness = self.openness()
+        self.is_closed = not any(bool(gate.any()) for gate in gates)
         _fold(self.attention.output, self.attn_gate)
         _fold(self.feed_forward.down, self.ffw_gate)
         self.attn_gate = self.ffw_gate = None
+
+
+def _openness(gate: Tensor | None) -> float:
+    if gate is None:
+        return 1.0
+    opened = gate.detach().float().tanh()
+    return float(opened if opened.numel() == 1 else opened.abs().mean())
+
+
+def _gate(config: GatedConfig, dim: int) -> nn.Parameter | None:
+    if config.gate == "none":
+        return None
+    return nn.Parameter(torch.zeros(1 if config.gate == "scalar" else dim))
 
 
 def _gated(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:

@@ -1,7 +1,8 @@
 """The Perceiver resampler: any number of features becomes R visual tokens (Flamingo, section 3.1 and appendix A.1.1).
 
 Learned latents attend to [features; latents], layer by layer. Frames carry a learned embedding of their time, linearly
-interpolated when a video has more frames than were trained; an image is a video of one frame.
+interpolated when a video has more frames than were trained; an image is a video of one frame. A plain transformer and an
+MLP may take the Perceiver's place: they are the paper's ablation (table 3).
 """
 
 from __future__ import annotations
@@ -68,8 +69,35 @@ class ResamplerFeedForward(FeedForward):
         return super().forward(self.norm(x))
 
 
+class TransformerLayer(nn.Module):
+    """The ablation's layer: features and latents [M, N + R, D] attend to each other, all to all."""
+
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__()
+        inner = config.num_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.norm = LayerNorm(config.dim, config.norm_eps)
+        self.qkv = nn.Linear(config.dim, 3 * inner, bias=False)
+        self.output = nn.Linear(inner, config.dim, bias=False)
+        self.feed_forward = ResamplerFeedForward(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.qkv(self.norm(x)).unflatten(-1, (3, -1, self.head_dim))  # [M, N + R, 3, H, K]
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value)  # [M, H, N + R, K]
+        x = x + self.output(attended.transpose(1, 2).flatten(-2))
+        return x + self.feed_forward(x)
+
+
+LAYERS: dict[str, type[nn.Module]] = {
+    "perceiver": ResamplerLayer,
+    "transformer": TransformerLayer,
+    "mlp": ResamplerFeedForward,
+}
+
+
 class PerceiverResampler(nn.Module):
-    """Features [M, F, P, Dv] -> visual tokens [M, R, D]; F and P are free, R is `num_latents`."""
+    """Features [M, F, P, Dv] -> visual tokens [M, R, D]; F and P are free, R is `num_latents`. Whatever its kind."""
 
     def __init__(self, config: ResamplerConfig, feature_dim: int) -> None:
         super().__init__()
@@ -77,22 +105,46 @@ class PerceiverResampler(nn.Module):
         self.input = nn.Linear(feature_dim, config.dim) if config.input_projection else nn.Identity()
         self.spatial_embeddings = _table(config.num_spatial, config.dim)
         self.frame_embeddings = _table(config.num_frames, config.dim)
-        self.latents = nn.Parameter(torch.empty(config.num_latents, config.dim).normal_(std=0.02))
-        self.layers = nn.ModuleList(ResamplerLayer(config) for _ in range(config.num_layers))
+        self.kind, self.num_latents = config.kind, config.num_latents
+        self.latents = None if config.kind == "mlp" else _table(config.num_latents, config.dim)
+        self.layers = nn.ModuleList(LAYERS[config.kind](config) for _ in range(config.num_layers))
         self.norm = LayerNorm(config.dim, config.norm_eps)
 
     def forward(self, features: Tensor) -> Tensor:
+        return self.norm(self._resampled(self.placed(features)))
+
+    def _resampled(self, features: Tensor) -> Tensor:  # [M, N, D] -> [M, R, D]
+        if self.latents is None:
+            return self._averaged(features)
+        latents = self.latents.expand(features.shape[0], -1, -1)
+        if self.kind == "transformer":
+            return self._attended(features, latents)
+        for layer in self.layers:
+            latents = layer(latents, features)
+        return latents
+
+    def _attended(self, features: Tensor, latents: Tensor) -> Tensor:
+        x = torch.cat([features, latents], dim=1)
+        for layer in self.layers:
+            x = layer(x)
+        return x[:, -self.num_latents :]
+
+    def _averaged(self, features: Tensor) -> Tensor:
+        """The MLP: each visual token is the mean of its own stretch of neighbouring features, and sees no other."""
+        x = F.adaptive_avg_pool1d(features.transpose(1, 2), self.num_latents).transpose(1, 2)
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+    def placed(self, features: Tensor) -> Tensor:
+        """Features [M, F, P, Dv] as the layers read them, with their place in the picture and in time: [M, F * P, D]."""
         features = self.input(self.input_norm(features))
         if self.spatial_embeddings is not None:
             features = features + self.spatial_embeddings
         if self.frame_embeddings is not None:
             times = interpolate_frames(self.frame_embeddings, features.shape[1])  # [F, D]
             features = features + times[:, None]
-        features = features.flatten(1, 2)  # [M, F * P, D]
-        latents = self.latents.expand(features.shape[0], -1, -1)
-        for layer in self.layers:
-            latents = layer(latents, features)
-        return self.norm(latents)
+        return features.flatten(1, 2)
 
 
 def _table(rows: int, dim: int) -> nn.Parameter | None:

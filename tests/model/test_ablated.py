@@ -1,0 +1,100 @@
+"""The paper's ablated parts as configuration: other resamplers, no gates. Each loads, and is one function."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.native import load_folder, save_folder
+from model.config import ConfigError, FlamingoConfig
+from model.flamingo import Flamingo
+from model.reference import encode, log_probs
+from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
+
+BASE = CONFIGS["flamingo"]
+Kind = Literal["perceiver", "transformer", "mlp"]
+KINDS: tuple[Kind, ...] = ("perceiver", "transformer", "mlp")
+TOKENS, INDEX = [5, 257, 9, 11, 257, 20, 21], [-1, 0, 0, 0, 1, 1, 1]
+
+
+def with_resampler(kind: Kind) -> FlamingoConfig:
+    return replace(BASE, resampler=replace(BASE.resampler, kind=kind))
+
+
+def without_gates() -> FlamingoConfig:
+    return replace(BASE, gated=replace(BASE.gated, gate="none"))
+
+
+ABLATED = {"transformer": with_resampler("transformer"), "mlp": with_resampler("mlp"), "no gates": without_gates()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_frames", [1, 3, 8])
+def test_any_number_of_frames_becomes_the_same_number_of_visual_tokens(kind: Kind, num_frames: int) -> None:
+    model = tiny_model(with_resampler(kind))
+    media = torch.randn(2, num_frames, 3, 8, 8)
+    tokens = model.encode_media(media)
+    assert tokens.shape == (2, 4, 24)
+    # a media's tokens are its own
+    torch.testing.assert_close(model.encode_media(media[:1]), tokens[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_transformer_s_and_a_perceiver_s_tokens_see_every_place_and_an_mlp_s_its_own() -> None:
+    seen = {}
+    for kind in KINDS:
+        resampler = tiny_model(with_resampler(kind)).resampler
+        features = torch.randn(1, 1, 4, 16)
+        other = features.clone()
+        other[0, 0, 3] += 1.0
+        changed = (resampler(features) - resampler(other)).abs().amax(-1)[0] > 1e-6
+        seen[kind] = changed.tolist()
+    assert seen == {"perceiver": [True] * 4, "transformer": [True] * 4, "mlp": [False, False, False, True]}
+
+
+@pytest.mark.parametrize("name", ABLATED)
+def test_a_folder_goes_round_and_another_kind_is_refused_by_its_tensors(name: str, tmp_path: Path) -> None:
+    config = ABLATED[name]
+    model = tiny_model(config)
+    tensors = list(model.state_dict().items())
+    save_folder(tmp_path / "right", config, tensors, byte_tokenizer().to_str())
+    loaded = load_folder(tmp_path / "right", "cpu", torch.float32)
+    assert loaded.config == config
+    media = [torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 8)]
+    assert torch.equal(
+        log_probs(loaded, TOKENS, INDEX, encode(loaded, media)), log_probs(model, TOKENS, INDEX, encode(model, media))
+    )
+    save_folder(tmp_path / "wrong", BASE, tensors, byte_tokenizer().to_str())
+    with pytest.raises(CheckpointError, match=r"resampler\.|attn_gate"):
+        load_folder(tmp_path / "wrong", "cpu", torch.float32)
+
+
+def test_without_gates_a_branch_is_added_whole_from_the_start() -> None:
+    model = tiny_model(without_gates())
+    assert not [name for name, _ in model.named_parameters() if name.endswith("_gate")]
+    gated = tiny_model(BASE)
+    for name, parameter in gated.named_parameters():
+        if name.endswith("_gate"):
+            parameter.fill_(20.0)  # tanh is one
+    gated.load_state_dict(model.state_dict(), strict=False)
+    media = encode(model, [torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 8)])
+    expected = log_probs(gated, TOKENS, INDEX, media)
+    torch.testing.assert_close(log_probs(model, TOKENS, INDEX, media), expected, atol=1e-5, rtol=1e-5)
+    model.fold_gates()
+    torch.testing.assert_close(log_probs(model, TOKENS, INDEX, media), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_what_only_a_perceiver_has_is_refused(kind: Kind) -> None:
+    with pytest.raises(ConfigError, match=f"resampler.qk_norm is the Perceiver's, and resampler.kind is '{kind}'"):
+        replace(BASE, resampler=replace(BASE.resampler, kind=kind, qk_norm=True))
+
+
+def test_todays_tensors_are_todays() -> None:
+    """Names of the resampler's tensors as every folder on disk has them."""
+    names = {name.split(".")[0] for name in Flamingo(BASE).resampler.state_dict()}
+    assert names == {"input", "spatial_embeddings", "frame_embeddings", "latents", "layers", "norm"}
