@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import permutations
 from random import Random
 from typing import Literal
@@ -16,10 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 Normalisation = Literal["sum", "mean"]
+Calibration = Literal["none", "contextual"]
+# what a content-free query shows in place of its media
+ContentFree = Literal["grey", "no_media", "both"]
 Array = NDArray[np.float64]
 
 # up to here all orders are listed and drawn from; beyond, a draw that repeats one is rare
 MAX_LISTED_SHOTS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighing:
+    """How scores become probabilities. `permutations`: orders of the shots, the given one among them."""
+
+    normalisation: Normalisation = "sum"
+    calibration: Calibration = "none"
+    content_free: ContentFree = "grey"
+    permutations: int = 1
+    seed: int = 0
 
 
 def scores(logprobs: Sequence[Sequence[float]], normalisation: Normalisation) -> Array:  # -> [candidates]
