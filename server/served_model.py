@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.config import FlamingoConfig, load_config
+from model.fingerprint import fingerprint
 from model.tokenizer import PromptTokenizer
 from server.settings import Settings, SettingsError
 
@@ -19,6 +20,8 @@ class ServedModel:
     config: FlamingoConfig
     tokenizer: PromptTokenizer
     max_model_len: int
+    # of the folder's weights: what is kept of the model's work is kept under it
+    fingerprint: str = ""
 
     @classmethod
     def load(cls, settings: Settings) -> ServedModel:
@@ -31,6 +34,7 @@ class ServedModel:
             config=config,
             tokenizer=PromptTokenizer.load(folder, config.prompt),
             max_model_len=longest(config, settings),
+            fingerprint=fingerprint(folder),
         )
 
     @property

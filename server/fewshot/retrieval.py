@@ -1,0 +1,173 @@
+"""RICES: which examples are most like the query, by the frozen encoder's features, the language model's, or both.
+
+Examples are embedded once, and their vectors kept in the database under the weights that made them; a version of a
+support set never changes, so its index is built once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from server.api.schemas_fewshot import Strategy
+from server.engine.client import Client
+from server.errors import ContextLengthExceeded, InvalidRequest
+from server.fewshot.examples import Example, SupportSet
+from server.fewshot.selection import Similar
+from server.fewshot.support_sets import SupportSets
+from server.fewshot.vector_index import RecentIndexes, VectorIndex, Vectors
+from server.media.source import EncodedMedia
+from server.media.store import MediaStore
+from server.served_model import ServedModel
+
+Space = Literal["media", "text"]
+
+# of several spaces the score is the mean
+SPACES: dict[Strategy, tuple[Space, ...]] = {
+    "rices_image": ("media",),
+    "rices_text": ("text",),
+    "mixed": ("media", "text"),
+}
+# embedded in one call, and kept before the next one begins
+BATCH = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What examples are compared with."""
+
+    media: Sequence[EncodedMedia]
+    text: str
+
+
+class Retrieval:
+    def __init__(self, client: Client, model: ServedModel, support_sets: SupportSets, store: MediaStore) -> None:
+        self._client = client
+        self._model = model
+        self._support_sets = support_sets
+        self._store = store
+        self._indexes = RecentIndexes()
+
+    async def most_similar(self, found: SupportSet, strategy: Strategy, asked: Asked, k: int) -> list[Similar]:
+        """The `k` most similar examples by their places, best first. Raises `InvalidRequest` for a query or an example
+        without what is compared, and what the engine raises."""
+        spaces = SPACES[strategy]
+        if "text" in spaces and not asked.text:
+            raise InvalidRequest(
+                f"{strategy} compares texts, and the query has neither question nor text", param="query"
+            )
+        if "media" in spaces and not asked.media:
+            raise InvalidRequest(f"{strategy} compares media, and the query has none", param="query")
+        index = await self._index(found, strategy)
+        query = _joined([await self._query_vector(space, asked) for space in spaces])
+        return await asyncio.to_thread(index.search, query, k)
+
+    async def _index(self, found: SupportSet, strategy: Strategy) -> VectorIndex:
+        async def vectors() -> Vectors:
+            return _joined([await self._example_vectors(found, space, strategy) for space in SPACES[strategy]])
+
+        return await self._indexes.get((found.id, found.version, strategy, self._embedder), vectors)
+
+    @property
+    def _embedder(self) -> str:
+        """What a vector depends on besides what it is of."""
+        return f"{self._model.fingerprint}-{self._client.info.get('dtype', '')}"
+
+    async def _query_vector(self, space: Space, asked: Asked) -> Vectors:
+        """[D]"""
+        if space == "text":
+            return _mean(await self._text_vectors([self._text_ids(asked.text, "query")], is_kept=False))
+        media = {one.id: one for one in asked.media}
+        return _mean(await self._vectors(media, lambda names: self._client.embed([media[name] for name in names])))
+
+    async def _example_vectors(self, found: SupportSet, space: Space, strategy: Strategy) -> Vectors:
+        """[N, D], one of each example."""
+        if space == "text":
+            texts = [self._text_ids(_text(example, strategy), "examples.support_set") for example in found.examples]
+            own = [[_text_key(ids)] for ids in texts]
+            vectors = await self._text_vectors(texts, is_kept=True)
+        else:
+            own = [_media(example, strategy) for example in found.examples]
+            vectors = await self._vectors(found.media, self._embed_stored, is_kept=True)
+        return np.stack([_mean({key: vectors[key] for key in keys}) for keys in own])
+
+    async def _text_vectors(self, texts: Iterable[list[int]], *, is_kept: bool) -> dict[str, Vectors]:
+        ids = {_text_key(text): text for text in texts}
+        return await self._vectors(
+            ids, lambda keys: self._client.embed_text([ids[key] for key in keys]), is_kept=is_kept
+        )
+
+    async def _embed_stored(self, names: Sequence[str]) -> Vectors:
+        media = await asyncio.to_thread(lambda: [self._store.find(name, "examples.support_set") for name in names])
+        return await self._client.embed(media)
+
+    async def _vectors(
+        self, keys: Iterable[str], embed: Callable[[Sequence[str]], Awaitable[Vectors]], *, is_kept: bool = False
+    ) -> dict[str, Vectors]:
+        """By key. What is embedded now is kept for later if `is_kept`: a query may never come again."""
+        wanted = list(keys)
+        vectors = await self._support_sets.embeddings(wanted, self._embedder)
+        missing = [key for key in wanted if key not in vectors]
+        for start in range(0, len(missing), BATCH):
+            some = missing[start : start + BATCH]
+            new = dict(zip(some, await embed(some), strict=True))
+            if is_kept:
+                await self._support_sets.put_embeddings(new, self._embedder)
+            vectors |= new
+        return vectors
+
+    def _text_ids(self, text: str, param: str) -> list[int]:
+        ids = self._model.tokenizer.encode_plain(text)
+        if len(ids) > self._model.max_model_len:
+            raise ContextLengthExceeded(
+                f"a text of {len(ids)} tokens cannot be compared, the model reads {self._model.max_model_len}",
+                param=param,
+            )
+        return ids
+
+
+def compared_text(question: str, text: str) -> str:
+    """A question says more of what is asked than the answer does."""
+    return question or text
+
+
+def _text(example: Example, strategy: Strategy) -> str:
+    text = compared_text(example.question, example.text)
+    if not text:
+        raise InvalidRequest(
+            f"{strategy} compares texts, and the example {example.id!r} has neither question nor text",
+            param="examples.strategy",
+        )
+    return text
+
+
+def _media(example: Example, strategy: Strategy) -> list[str]:
+    if not example.media:
+        raise InvalidRequest(
+            f"{strategy} compares media, and the example {example.id!r} has none", param="examples.strategy"
+        )
+    return list(example.media)
+
+
+def _text_key(ids: list[int]) -> str:
+    return "txt_" + hashlib.blake2b(np.array(ids, "<u4").tobytes(), digest_size=32).hexdigest()
+
+
+def _mean(vectors: dict[str, Vectors]) -> Vectors:
+    """[D], of length one: several media of one shot count alike."""
+    return _unit(np.mean([*vectors.values()], axis=0, dtype=np.float32))
+
+
+def _joined(vectors: Iterable[Vectors]) -> Vectors:
+    """Side by side, so that the inner product is the mean of theirs."""
+    return _unit(np.concatenate([*vectors], axis=-1))
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
