@@ -31,19 +31,19 @@ class ResamplerAttention(nn.Module):
 
     def forward(self, latents: Tensor, features: Tensor) -> Tensor:  # [M, R, D], [M, N, D] -> [M, R, D]
         latents = self.latent_norm(latents)
-        query = self.query_norm(self._heads(self.query(latents)))
-        feature_key, feature_value = self._keys_and_values(self.media_norm(features))
-        latent_key, latent_value = self._keys_and_values(latents)
+        query = self.query_norm(self.heads(self.query(latents)))
+        feature_key, feature_value = self.keys_and_values(self.media_norm(features))
+        latent_key, latent_value = self.keys_and_values(latents)
         attended = resampler_attention(
             query, feature_key, feature_value, latent_key, latent_value, scale=self.head_dim**-0.5
         )
         return self.output(attended.flatten(-2))
 
-    def _keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         key, value = self.key_value(x).chunk(2, dim=-1)
-        return self.key_norm(self._heads(key)), self._heads(value)
+        return self.key_norm(self.heads(key)), self.heads(value)
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))
 
 
@@ -106,7 +106,7 @@ class PerceiverResampler(nn.Module):
         self.spatial_embeddings = _table(config.num_spatial, config.dim)
         self.frame_embeddings = _table(config.num_frames, config.dim)
         self.kind, self.num_latents = config.kind, config.num_latents
-        self.latents = None if config.kind == "mlp" else _table(config.num_latents, config.dim)
+        self.latents = nn.Parameter(torch.empty(config.num_latents, config.dim).normal_(std=0.02))
         self.layers = nn.ModuleList(LAYERS[config.kind](config) for _ in range(config.num_layers))
         self.norm = LayerNorm(config.dim, config.norm_eps)
 
@@ -114,9 +114,9 @@ class PerceiverResampler(nn.Module):
         return self.norm(self._resampled(self.placed(features)))
 
     def _resampled(self, features: Tensor) -> Tensor:  # [M, N, D] -> [M, R, D]
-        if self.latents is None:
-            return self._averaged(features)
         latents = self.latents.expand(features.shape[0], -1, -1)
+        if self.kind == "mlp":
+            return self._averaged(features, latents)
         if self.kind == "transformer":
             return self._attended(features, latents)
         for layer in self.layers:
@@ -129,9 +129,9 @@ class PerceiverResampler(nn.Module):
             x = layer(x)
         return x[:, -self.num_latents :]
 
-    def _averaged(self, features: Tensor) -> Tensor:
-        """The MLP: each visual token is the mean of its own stretch of neighbouring features, and sees no other."""
-        x = F.adaptive_avg_pool1d(features.transpose(1, 2), self.num_latents).transpose(1, 2)
+    def _averaged(self, features: Tensor, latents: Tensor) -> Tensor:
+        """The MLP: each latent takes the mean of its own stretch of neighbouring features, and sees no other."""
+        x = latents + F.adaptive_avg_pool1d(features.transpose(1, 2), self.num_latents).transpose(1, 2)
         for layer in self.layers:
             x = x + layer(x)
         return x

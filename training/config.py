@@ -13,9 +13,10 @@ import yaml
 
 from model.config import ConfigError, from_dict
 
-# episodes and alignment are the default model's own, made from `python -m training.default_data`'s folder
-SetKind = Literal["pairs", "documents", "videos", "episodes", "alignment"]
-MADE_SETS = ("episodes", "alignment")
+# episodes and alignment are the default model's own, sequences and captions the ablations': made from the folder of
+# `python -m training.default_data`
+SetKind = Literal["pairs", "documents", "videos", "episodes", "alignment", "sequences", "captions"]
+MADE_SETS = ("episodes", "alignment", "sequences", "captions")
 # what a run may train; a new token's rows belong to the bridge
 PARTS = ("bridge", "vision", "language_model")
 
@@ -75,6 +76,16 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AblateConfig:
+    """Where the untrained bridge is another than the folder's; "" and 0: as the folder has it (`model/config.py`)."""
+
+    resampler: Literal["", "perceiver", "transformer", "mlp"] = ""
+    gate: Literal["", "scalar", "channel", "none"] = ""
+    attends: Literal["", "last", "all_previous"] = ""
+    interval: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     model: str  # a model folder, or "default"
     # keep: go on from the folder's bridge; start: from the untrained one, gates at zero
@@ -83,6 +94,9 @@ class TrainConfig:
     trains: tuple[str, ...] = ("bridge",)
     # side of the encoder's square; its table of places is stretched. 0: the model's own
     image_size: int = 0
+    ablate: AblateConfig = AblateConfig()
+    # scratch: the folder's language model in shape alone, with random weights
+    language_model: Literal["keep", "scratch"] = "keep"
     # text: the next token's loss; alignment: the default model's first stage
     objective: Literal["text", "alignment"] = "text"
     out: str
@@ -112,6 +126,10 @@ class TrainConfig:
             raise ConfigError(f"trains is {list(self.trains)}, must be some of {', '.join(PARTS)}, each once")
         if self.objective == "alignment" and "language_model" in self.trains:
             raise ConfigError("objective alignment pulls images to the frozen language model: trains must not name it")
+        if self.ablate != AblateConfig() and self.bridge != "start":
+            raise ConfigError("ablate is another bridge than the folder's, and needs `bridge: start`")
+        if self.language_model == "scratch" and "language_model" not in self.trains:
+            raise ConfigError("language_model scratch knows nothing, and trains does not name language_model")
         for one in self.sets:
             if one.kind in MADE_SETS and ("vision" in self.trains or self.image_size):
                 raise ConfigError(

@@ -1,4 +1,5 @@
-"""The model that a run begins with, where that is not what lies in the folder: another resolution, weights off their grid.
+"""The model that a run begins with, where that is not what lies in the folder: another resolution, an ablated bridge, a
+language model off its grid or from scratch.
 
 A change gives a new model of another configuration, whose export is served as it was trained.
 """
@@ -14,6 +15,10 @@ from torch import Tensor
 
 from model.config import ConfigError, FlamingoConfig, VisionConfig
 from model.flamingo import Flamingo
+from model.language_model import LanguageModel
+from model.zoo.bridge import start_bridge
+from training.bridge import is_bridge
+from training.config import AblateConfig
 
 
 def rebuilt(config: FlamingoConfig, tensors: dict[str, Tensor]) -> Flamingo:
@@ -28,6 +33,31 @@ def with_free_weights(model: Flamingo) -> Flamingo:
     """A language model that is trained leaves the grid that its layers may have been quantised to."""
     language_model = replace(model.config.language_model, weights="float")
     return rebuilt(replace(model.config, language_model=language_model), model.state_dict())
+
+
+def with_new_language_model(model: Flamingo, seed: int) -> Flamingo:
+    """Random weights in the language model's place; the rows of new tokens stay the bridge's."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        scratch = LanguageModel(model.config.language_model).state_dict()
+    fresh = {f"language_model.{name}": tensor for name, tensor in scratch.items()}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if is_bridge(name) or name not in fresh}
+    return rebuilt(model.config, {**fresh, **kept})
+
+
+def with_ablated_bridge(model: Flamingo, ablate: AblateConfig) -> Flamingo:
+    """The untrained bridge of another shape, between the same experts."""
+    config = model.config
+    gated = replace(
+        config.gated,
+        gate=ablate.gate or config.gated.gate,
+        attends=ablate.attends or config.gated.attends,
+        interval=ablate.interval or config.gated.interval,
+    )
+    resampler = replace(config.resampler, kind=ablate.resampler or config.resampler.kind)
+    config = replace(config, gated=gated, resampler=resampler)
+    experts = {name: tensor for name, tensor in model.state_dict().items() if not is_bridge(name)}
+    return rebuilt(config, {**experts, **start_bridge(config, model.language_model.embed.weight)})
 
 
 def at_resolution(model: Flamingo, image_size: int) -> Flamingo:

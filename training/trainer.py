@@ -16,14 +16,13 @@ import torch
 
 from model.checkpoint.native import load_folder
 from model.flamingo import Flamingo
-from model.zoo.bridge import start_bridge
 from training.bridge import BridgeLoss, freeze, frozen_digest
 from training.checkpoint import export, latest, load, save, tensors_of
 from training.config import TrainConfig
 from training.distributed import World, checkpoint_activations, shard
 from training.mixture import Mixture
 from training.progress import Watch, gate_values
-from training.start import at_resolution, with_free_weights
+from training.start import at_resolution, with_ablated_bridge, with_free_weights, with_new_language_model
 from training.step import Stepper, StepReport
 
 log = logging.getLogger(__name__)
@@ -123,6 +122,8 @@ def load_model(config: TrainConfig, folder: Path) -> Flamingo:
         model = at_resolution(model, config.image_size)
     if "language_model" in config.trains:
         model = with_free_weights(model)
+    if config.language_model == "scratch":
+        model = with_new_language_model(model, config.seed)
     if config.bridge == "start":
-        model.load_state_dict(start_bridge(model.config, model.language_model.embed.weight), strict=False)
+        model = with_ablated_bridge(model, config.ablate)
     return model

@@ -37,6 +37,9 @@ def test_a_minimal_run() -> None:
         ({"trains": ["vision", "vision"]}, "each once"),
         ({"trains": ["vision"], "sets": [EPISODES]}, "set e: kind episodes shows the frozen encoder's features"),
         ({"image_size": 480, "sets": [EPISODES]}, "nor an image_size can change"),
+        ({"ablate": {"gate": "none"}}, "ablate is another bridge than the folder's, and needs `bridge: start`"),
+        ({"ablate": {"gates": "none"}}, "config.ablate: unknown key gates"),
+        ({"language_model": "scratch"}, "trains does not name language_model"),
         ({"trains": ["language_model"], "objective": "alignment"}, "trains must not name it"),
     ],
 )

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from model.config import ConfigError, VisionConfig
+from model.zoo.bridge import start_bridge
 from tests.tiny_models import CONFIGS, tiny_model
-from training.start import at_resolution, stretched, with_free_weights
+from training.bridge import is_bridge
+from training.config import AblateConfig
+from training.start import (
+    at_resolution,
+    stretched,
+    with_ablated_bridge,
+    with_free_weights,
+    with_new_language_model,
+)
 
 MAP = VisionConfig(
     architecture="test_nfnet",
@@ -84,3 +93,44 @@ def test_free_weights_are_the_same_numbers() -> None:
     free = with_free_weights(model)
     assert free.config == config
     assert all(torch.equal(tensor, free.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "ablate",
+    [
+        AblateConfig(resampler="mlp"),
+        AblateConfig(resampler="transformer"),
+        AblateConfig(gate="none"),
+        AblateConfig(attends="all_previous", interval=2),
+    ],
+    ids=lambda ablate: "-".join(str(value) for value in asdict(ablate).values() if value),
+)
+def test_an_ablated_bridge_stands_between_the_same_experts(ablate: AblateConfig) -> None:
+    model = tiny_model(CONFIGS["flamingo"])
+    other = with_ablated_bridge(model, ablate)
+    asked = {name: value for name, value in asdict(ablate).items() if value}
+    found = {**asdict(other.config.gated), "resampler": other.config.resampler.kind}
+    assert {name: found[name] for name in asked} == asked
+    before = model.state_dict()
+    experts = {name for name in before if not is_bridge(name)}
+    assert all(torch.equal(before[name], other.state_dict()[name]) for name in experts)
+    assert {name for name in other.state_dict() if not is_bridge(name)} == experts
+
+
+def test_nothing_ablated_is_the_start_that_every_run_has() -> None:
+    model = tiny_model(CONFIGS["flamingo"])
+    start = start_bridge(model.config, model.language_model.embed.weight)
+    found = with_ablated_bridge(model, AblateConfig()).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in start.items())
+
+
+def test_a_language_model_from_scratch_is_random_the_same_again_and_all_that_changes() -> None:
+    model = tiny_model(CONFIGS["flamingo"])
+    one, again, other = (with_new_language_model(model, seed) for seed in (1, 1, 2))
+    before, after = model.state_dict(), one.state_dict()
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in after.items())
+    matrix = "language_model.layers.0.attention.qkv.weight"
+    assert not torch.equal(after[matrix], before[matrix])
+    assert not torch.equal(after[matrix], other.state_dict()[matrix])
+    kept = {name for name in before if not name.startswith("language_model.") or is_bridge(name)}
+    assert all(torch.equal(before[name], after[name]) for name in kept)
