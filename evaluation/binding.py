@@ -1,13 +1,14 @@
 """Novel words taught by a prompt: does the model say the right one for an image of a category that it never saw?
 
 An episode's shots come in rounds, every word once a round; queries branch off behind some of the rounds. Beside it: the
-same words over shuffled images, the same prompt with no image, and the nearest mean of the encoder's pooled features.
+same words over shuffled images, the same prompt with no image, the categories' real names in place of the novel words
+(what language adds), and the nearest mean of the encoder's pooled features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import torch
@@ -23,12 +24,14 @@ from training.default.words import HELD_OUT_WORDS
 from training.examples import encode_segment
 
 TEMPLATE = Template("Output:")
-VARIANTS = ("model", "shuffled", "blind")
+REAL_NAMES = "real names"
+VARIANTS = ("model", "shuffled", "blind", REAL_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
 class Episode:
     words: tuple[str, ...]
+    names: tuple[str, ...]  # of the words' categories
     shots: tuple[tuple[int, int], ...]  # row of the image, number of its word; rounds of all words
     query: int
     answer: int  # number of the query's word
@@ -56,7 +59,7 @@ def make_episodes(categories: Rows, ways: int, rounds: int, count: int, seed: in
             order = rng.sample(range(ways), ways)
             shots += [(images[word][turn], word) for word in order]
         words = tuple(rng.sample(HELD_OUT_WORDS, ways))
-        episodes.append(Episode(words, tuple(shots), images[answer][rounds], answer))
+        episodes.append(Episode(words, tuple(names), tuple(shots), images[answer][rounds], answer))
     return episodes
 
 
@@ -120,6 +123,8 @@ def joined(pieces: Sequence[Piece]) -> Piece:
 
 def _variant(episode: Episode, name: str) -> Episode:
     """Shuffled: the images of each round are dealt anew to its words."""
+    if name == REAL_NAMES:
+        return replace(episode, words=episode.names)
     if name != "shuffled":
         return episode
     ways = len(episode.words)
@@ -129,4 +134,4 @@ def _variant(episode: Episode, name: str) -> Episode:
     for first in range(0, len(rows), ways):
         dealt = rng.sample(rows[first : first + ways], ways)
         shots += [(row, word) for row, (_, word) in zip(dealt, episode.shots[first : first + ways], strict=True)]
-    return Episode(episode.words, tuple(shots), episode.query, episode.answer)
+    return replace(episode, shots=tuple(shots))

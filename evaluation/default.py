@@ -10,14 +10,16 @@ import argparse
 import json
 import sys
 import time
-from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from evaluation.binding import VARIANTS, Binding, make_episodes
+from evaluation.binding import VARIANTS, Binding, Episode, Outcome, make_episodes
 from evaluation.intervals import Share, share
 from evaluation.naming import Naming, perplexity
 from model.checkpoint.native import load_folder
@@ -30,6 +32,7 @@ DATA = Path.home() / ".cache" / "flamboyance" / "default-data"
 TEXT = Path(__file__).resolve().parents[1] / "docs" / "architecture.md"
 # ways -> rounds of shots behind which a query branches off; 30 shots in all are six rounds of five words
 ROUNDS = {2: (1, 2, 5), 5: (1, 2, 5, 6)}
+KIND_ROUNDS = {5: (1, 2)}
 NEAREST = "nearest mean"
 NAMING_WAYS = 10
 
@@ -39,7 +42,7 @@ class Options:
     episodes: int
     model: Path | None
     data: Path
-    threads: int
+    processes: int
     encoder_only: bool = False
 
     @property
@@ -51,22 +54,40 @@ class Options:
         return (*self.variants, NEAREST)
 
 
-def binding_table(binding: Binding, options: Options) -> dict[str, dict[str, Share]]:
+def binding_table(catalogue: Catalogue, options: Options, folder: Path) -> dict[str, dict[str, Share]]:
     """Rows "drawings, 5-way, 1 a word (5 in all)" -> columns."""
-    catalogue = binding.catalogue
     rows: dict[str, dict[str, Share]] = {}
-    for domain, categories in (("drawings", catalogue.held_out_labels), ("photographs", catalogue.photographs)):
-        for ways, rounds in ROUNDS.items():
-            episodes = make_episodes(categories, ways, max(rounds), options.episodes, SEED)
-            answers: dict[int, dict[str, list[bool]]] = {turn: defaultdict(list) for turn in rounds}
-            for episode in _watched(episodes, f"{domain} {ways}-way"):
-                for column, by_round in binding.judge(episode, rounds, options.variants).right.items():
-                    for turn, is_right in by_round.items():
-                        answers[turn][column].append(is_right)
-            for turn in rounds:
-                name = f"{domain}, {ways}-way, {turn} a word ({turn * ways} in all)"
-                rows[name] = {column: share(answers[turn][column]) for column in options.columns}
+    domains = (
+        ("drawings", catalogue.held_out_labels, ROUNDS),
+        ("photographs", catalogue.photographs, ROUNDS),
+        ("kinds of drawings", catalogue.held_out_kinds, KIND_ROUNDS),
+    )
+    begin = (folder, options.data)
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), _begin, begin) as pool:
+        for domain, categories, ways_of in domains:
+            for ways, rounds in ways_of.items():
+                episodes = make_episodes(categories, ways, max(rounds), options.episodes, SEED)
+                judged = pool.map(_judge, [(one, rounds, options.variants) for one in episodes], chunksize=5)
+                outcomes = list(_watched(judged, len(episodes), f"{domain} {ways}-way"))
+                for turn in rounds:
+                    name = f"{domain}, {ways}-way, {turn} a word ({turn * ways} in all)"
+                    rows[name] = {c: share([one.right[c][turn] for one in outcomes]) for c in options.columns}
     return rows
+
+
+# what a process judges with
+_binding: list[Binding] = []
+
+
+def _begin(folder: Path, data: Path) -> None:
+    torch.set_num_threads(1)
+    model = load_folder(folder, "cpu", torch.float32)
+    model.fold_gates()
+    _binding.append(Binding(model, PromptTokenizer.load(folder, model.config.prompt), Catalogue(data)))
+
+
+def _judge(task: tuple[Episode, tuple[int, ...], tuple[str, ...]]) -> Outcome:
+    return _binding[0].judge(*task)
 
 
 def naming_table(naming: Naming, count: int) -> dict[str, dict[str, Share]]:
@@ -89,12 +110,12 @@ def perplexities(folder: Path, tokenizer: PromptTokenizer) -> dict[str, float]:
     return {"language model alone": perplexity(alone, ids), "with the bridge, no media": perplexity(served, ids)}
 
 
-def _watched(episodes: list[Any], name: str) -> Any:
+def _watched(outcomes: Iterable[Outcome], count: int, name: str) -> Iterator[Outcome]:
     began = time.monotonic()
-    for number, episode in enumerate(episodes):
-        yield episode
-        if (number + 1) % 50 == 0:
-            print(f"{name}: {number + 1} of {len(episodes)}, {time.monotonic() - began:.0f} s", file=sys.stderr)
+    for number, outcome in enumerate(outcomes, 1):
+        yield outcome
+        if number % 50 == 0:
+            print(f"{name}: {number} of {count}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
 def table(rows: dict[str, dict[str, Share]], columns: tuple[str, ...], chance: bool) -> str:
@@ -109,17 +130,17 @@ def table(rows: dict[str, dict[str, Share]], columns: tuple[str, ...], chance: b
 
 
 def measure(options: Options) -> dict[str, Any]:
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.processes)
     folder = options.model or prepare()
-    model = load_folder(folder, "cpu", torch.float32)
-    model.fold_gates()
-    tokenizer = PromptTokenizer.load(folder, model.config.prompt)
     catalogue = Catalogue(options.data)
-    naming = Naming(model, tokenizer, catalogue)
-    bound = binding_table(Binding(model, tokenizer, catalogue), options)
+    bound = binding_table(catalogue, options, folder)
     print(table(bound, options.columns, chance=True), "\n", flush=True)
     if options.encoder_only:
         return {"episodes": options.episodes, "shares": values(bound)}
+    model = load_folder(folder, "cpu", torch.float32)
+    model.fold_gates()
+    tokenizer = PromptTokenizer.load(folder, model.config.prompt)
+    naming = Naming(model, tokenizer, catalogue)
     named = naming_table(naming, options.episodes)
     print(table(named, ("model", "blind"), chance=False), f"(chance {1 / NAMING_WAYS:.2f})\n", sep="\n", flush=True)
     style = share([naming.keeps_style(number, SEED) for number in range(max(12, options.episodes // 5))])
@@ -139,7 +160,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=500)
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
     parser.add_argument("--data", type=Path, default=DATA, help=f"what training.default_data made (default: {DATA})")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="each with one thread, and the model's 0.7 GB")
     parser.add_argument(
         "--encoder-only", action="store_true", help="nearest means alone: what the model is held against"
     )

@@ -13,6 +13,7 @@ from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
 from tests.training.default.data import make_folder
 from training.default.catalogue import Catalogue
 from training.default.words import HELD_OUT_WORDS
+from training.default_data.split import held_out
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,13 @@ def test_episodes_are_balanced_and_never_show_the_query(catalogue: Catalogue) ->
             assert sorted(word for _, word in one.shots[turn * 5 : turn * 5 + 5]) == list(range(5))
 
 
+def test_kinds_are_held_out_whole_and_show_a_thing_once(catalogue: Catalogue) -> None:
+    for kind, rows in catalogue.held_out_kinds.items():
+        assert held_out(kind)
+        labels = [catalogue.records[row].label for row in rows]
+        assert len(labels) == len(set(labels)) > 1
+
+
 def test_too_few_categories_are_an_error(catalogue: Catalogue) -> None:
     with pytest.raises(ValueError, match="categories have more than 99 images, 5 are needed"):
         make_episodes(catalogue.held_out_labels, 5, 99, 1, seed=0)
@@ -47,7 +55,7 @@ def test_a_judgement_has_every_column_and_round(catalogue: Catalogue, tokenizer:
     binding = Binding(tiny_model(CONFIGS["flamingo"]), tokenizer, catalogue)
     (episode,) = make_episodes(catalogue.photographs, 2, 3, 1, seed=0)
     right = binding.judge(episode, (1, 3)).right
-    assert right.keys() == {"model", "shuffled", "blind", "nearest mean"}
+    assert right.keys() == {"model", "shuffled", "blind", "real names", "nearest mean"}
     assert all(set(by_round) == {1, 3} for by_round in right.values())
 
 

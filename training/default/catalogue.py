@@ -53,6 +53,13 @@ class Catalogue:
         return self.rows(lambda r: r.trains and held_out(r.label), lambda record: record.label, 2)
 
     @cached_property
+    def held_out_kinds(self) -> Rows:
+        """One image of each thing of a held-out kind: what its images share is the kind alone."""
+        rows = self.rows(lambda r: r.trains and held_out(r.category), lambda record: record.category, 2)
+        things = {kind: {self.records[row].label: row for row in members} for kind, members in rows.items()}
+        return {kind: sorted(of.values()) for kind, of in things.items() if len(of) >= 2}
+
+    @cached_property
     def photographs(self) -> Rows:
         return self.rows(lambda r: r.domain == "photograph", lambda record: record.category, 2)
 
