@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from model.tokenizer import PromptTokenizer
 from server.engine.detokenizer import Detokenizer, StopStrings
@@ -39,13 +40,19 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What a route asks for. `echo` puts the prompt's text in front of each answer's."""
+    """What a route asks for. `echo` puts the prompt's text in front of each answer's.
+
+    `lead` is taken off an answer's beginning: what the prompt's template puts there, and the model writes, is no answer.
+    `details` stand in `usage.fewshot_details` beside the counts of media.
+    """
 
     request: Generate
     media: Mapping[bytes, EncodedMedia]
     stop: Sequence[str] = ()
     include_stop: bool = False
     echo: bool = False
+    lead: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class AnswerText:
@@ -58,6 +65,7 @@ class AnswerText:
         self._request = order.request
         self._text = Detokenizer(tokenizer, () if order.echo else order.request.token_ids)
         self._stop = StopStrings(order.stop, include=order.include_stop)
+        self._lead = "" if order.echo else order.lead
         self._length = 0
 
     def echo(self, scores: Sequence[TokenLogprob | None]) -> Piece:
@@ -86,8 +94,17 @@ class AnswerText:
         return piece
 
     def _let_through(self, text: str) -> str:
-        self._counted(text)
+        text = self._counted(self._without_lead(text))
         return self._stop.push(text) if self.num_tokens > self._request.sampling.min_tokens else text
+
+    def _without_lead(self, text: str) -> str:
+        """The lead may come in pieces, and an answer may do without it."""
+        if not self._lead:
+            return text
+        shorter = min(len(text), len(self._lead))
+        common = next((place for place in range(shorter) if text[place] != self._lead[place]), shorter)
+        self._lead = self._lead[common:] if common == len(text) else ""
+        return text[common:]
 
     def _counted(self, text: str) -> str:
         self._length += len(text)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -31,7 +31,7 @@ from server.served_model import ServedModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What routes call by different names: the length, and what is shown beside the text."""
+    """What routes call by different names: the length, and what is shown beside the text (see `Order`)."""
 
     max_tokens: int
     # a default is cut to the room there is, a number that was asked for is not
@@ -39,6 +39,8 @@ class Wanted:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     echo: bool = False
+    lead: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Shape(Protocol):
@@ -79,33 +81,46 @@ def make_order(
         stop=fields.stop_strings,
         include_stop=fields.include_stop_str_in_output,
         echo=wanted.echo,
+        lead=wanted.lead,
+        details=wanted.details,
     )
 
 
 async def respond(
-    request: Request, services: Services, ticket: Ticket, fields: GenerationFields, order: Order, shape: Shape
+    request: Request,
+    services: Services,
+    ticket: Ticket,
+    fields: GenerationFields,
+    order: Order,
+    shape: Shape,
+    told: Mapping[str, Any] | None = None,
 ) -> Response:
+    """`told` stands beside the choices, in a stream beside the first."""
     generation = Generation(order, services.client, services.model.tokenizer, services.metrics, ticket)
     if fields.stream:
-        return EventStream(chunks(generation, shape, fields.stream_options), keep_alive=services.settings.keep_alive)
-    return JSONResponse(await unless_disconnected(request.receive, whole(generation, shape, fields.n)))
+        bodies = chunks(generation, shape, fields.stream_options, told or {})
+        return EventStream(bodies, keep_alive=services.settings.keep_alive)
+    return JSONResponse(await unless_disconnected(request.receive, whole(generation, shape, fields.n, told or {})))
 
 
-async def whole(generation: Generation, shape: Shape, num_answers: int) -> dict[str, Any]:
+async def whole(generation: Generation, shape: Shape, num_answers: int, told: Mapping[str, Any]) -> dict[str, Any]:
     wholes = [Piece("", index=index) for index in range(num_answers)]
     async with aclosing(generation.pieces()) as pieces:
         async for piece in pieces:
             wholes[piece.index].add(piece)
     choices = [shape.choice(answer, generation) for answer in wholes]
-    return {**shape.head(is_stream=False), "choices": choices, "usage": generation.usage()}
+    return {**shape.head(is_stream=False), **told, "choices": choices, "usage": generation.usage()}
 
 
-async def chunks(generation: Generation, shape: Shape, options: StreamOptions) -> AsyncGenerator[dict[str, Any], None]:
+async def chunks(
+    generation: Generation, shape: Shape, options: StreamOptions, told: Mapping[str, Any]
+) -> AsyncGenerator[dict[str, Any], None]:
     head, begun = shape.head(is_stream=True), set[int]()
     async with aclosing(generation.pieces()) as pieces:
         async for piece in pieces:
             for choice in shape.deltas(piece, generation, is_first=piece.index not in begun):
-                chunk = {**head, "choices": [choice]}
+                chunk = {**head, **told, "choices": [choice]}
+                told = {}
                 if options.include_usage or options.continuous_usage_stats:
                     chunk["usage"] = generation.usage() if options.continuous_usage_stats else None
                 yield chunk

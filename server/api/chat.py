@@ -34,9 +34,9 @@ async def create_chat_completion(request: Request, services: GivenServices, tick
     services.check_model(fields.model)
     _check(fields)
     chat = await read_chat(fields.messages, fields.template, services.model, services.media)
-    order = make_order(fields, _wanted(fields), chat.prompt, services, request_id, accepted)
+    order = make_order(fields, _wanted(fields, chat.lead), chat.prompt, services, request_id, accepted)
     beside = Beside(model=services.model, prompt=chat.prompt, token_ids=fields.return_token_ids)
-    shape = ChatShape(fields.request_id or request_id, beside, chat.lead, fields.top_logprobs, logprobs=fields.logprobs)
+    shape = ChatShape(fields.request_id or request_id, beside, fields.top_logprobs, logprobs=fields.logprobs)
     return await respond(request, services, ticket, fields, order, shape)
 
 
@@ -52,25 +52,24 @@ def _check(fields: ChatRequest) -> None:
         raise InvalidRequest(message, param="response_format")
 
 
-def _wanted(fields: ChatRequest) -> Wanted:
+def _wanted(fields: ChatRequest, lead: str) -> Wanted:
     return Wanted(
         max_tokens=DEFAULT_MAX_TOKENS if fields.length is None else fields.length,
         is_default=fields.length is None,
         logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
+        lead=lead,
     )
 
 
 class ChatShape:
     """OpenAI's chat completion. A stream's first chunk of an answer says whose it is, the rest what is added."""
 
-    def __init__(self, request_id: str, beside: Beside, lead: str, top_logprobs: int | None, *, logprobs: bool) -> None:
+    def __init__(self, request_id: str, beside: Beside, top_logprobs: int | None, *, logprobs: bool) -> None:
         self._created = int(time.time())
         self._id = f"chatcmpl-{request_id}"
         self._beside = beside
-        self._lead = lead
         self._num_top = top_logprobs or 0
         self._logprobs = logprobs
-        self._led: set[int] = set()
 
     def head(self, *, is_stream: bool) -> dict[str, Any]:
         return {
@@ -81,22 +80,15 @@ class ChatShape:
         }
 
     def choice(self, whole: Piece, generation: Generation) -> dict[str, Any]:
-        message = {"role": "assistant", "content": self._without_lead(whole), "refusal": None}
+        message = {"role": "assistant", "content": whole.text, "refusal": None}
         return {"index": whole.index, "message": message, **self._rest(whole, generation, is_first=True)}
 
     def deltas(self, piece: Piece, generation: Generation, *, is_first: bool) -> Iterator[dict[str, Any]]:
         if is_first:
             delta = {"role": "assistant", "content": ""}
             yield {"index": piece.index, "delta": delta, "logprobs": None, "finish_reason": None}
-        delta = {"content": self._without_lead(piece)}
+        delta = {"content": piece.text}
         yield {"index": piece.index, "delta": delta, **self._rest(piece, generation, is_first=is_first)}
-
-    def _without_lead(self, piece: Piece) -> str:
-        """The answer's first text without the space that the template puts in front of it."""
-        if not piece.text or piece.index in self._led:
-            return piece.text
-        self._led.add(piece.index)
-        return piece.text.removeprefix(self._lead)
 
     def _rest(self, piece: Piece, generation: Generation, *, is_first: bool) -> dict[str, Any]:
         tokenizer = self._beside.model.tokenizer

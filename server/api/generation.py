@@ -73,6 +73,7 @@ class Generation:
                 "media_encoded": admitted.media_encoded if admitted else 0,
                 "media_cached": admitted.media_cached if admitted else 0,
                 "media_deduplicated": len(request.media) - len(set(request.media)),
+                **self._order.details,
             },
         }
 
