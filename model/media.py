@@ -10,6 +10,7 @@ import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -17,9 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.config import VisionConfig
+from model.containers import ends_early
 
 # the first bytes of a file -> PIL's name of the format
 IMAGE_MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"))
+# FFmpeg's name of a format -> its media type
+VIDEO_TYPES = {"mp4": "video/mp4", "matroska": "video/x-matroska", "webm": "video/webm"}
+# how far into a Matroska file its kind stands at most
+EBML_HEAD_BYTES = 64
 # what PIL's decoders raise, one or the other, when a file is broken
 DECODER_ERRORS = (
     OSError,
@@ -49,6 +55,19 @@ class MediaLimits:
     max_seconds: float = 120.0
     # frames taken from a second of video
     frames_per_second: float = 1.0
+
+
+def media_type_of(data: bytes) -> str:
+    """image/... or video/... by the first bytes alone. Raises `MediaError` for what is no format that is read here."""
+    try:
+        return f"image/{_image_format(data).lower()}"
+    except MediaError:
+        pass
+    try:
+        form = _video_format(data)
+    except MediaError:
+        raise MediaError("bytes are none of JPEG, PNG, WebP, GIF, MP4, WebM, Matroska") from None
+    return VIDEO_TYPES["webm" if form == "matroska" and b"webm" in data[:EBML_HEAD_BYTES] else form]
 
 
 def load_image(data: bytes, limits: MediaLimits) -> Image.Image:
@@ -93,12 +112,16 @@ def _check_size(size: tuple[int, int], limits: MediaLimits) -> None:
 
 
 def load_video(data: bytes, limits: MediaLimits) -> Iterator[Image.Image]:
-    """RGB frames at `frames_per_second`, the first included, one at a time: a minute of them is large. A video over a
-    limit is an error at the frame that is too many, it is not cut to fit."""
+    """RGB frames at `frames_per_second`: the first of the file, then of each next period the first to begin in it. They
+    come one at a time, as a minute of them is large. A video over a limit is an error at the frame that is too many, it
+    is not cut to fit."""
     _check_bytes(data, limits)
+    form = _video_format(data)
+    if ends_early(data, form):
+        raise MediaError("video cannot be decoded: its end is missing")
     try:
         # an explicit demuxer, so that no file can be a playlist of other files
-        with av.open(io.BytesIO(data), mode="r", format=_video_format(data)) as container:
+        with av.open(io.BytesIO(data), mode="r", format=form) as container:
             yield from _sampled_frames(container, limits)
     except av.FFmpegError as error:
         raise MediaError(f"video cannot be decoded: {error}") from None
@@ -117,22 +140,33 @@ def _sampled_frames(container: av.container.InputContainer, limits: MediaLimits)
         raise MediaError("file has no video in it")
     stream = container.streams.video[0]
     _check_size((stream.width, stream.height), limits)
-    start, taken = None, 0
+    period = 1 / Fraction(limits.frames_per_second)
+    start, taken, due = None, 0, Fraction(0)
     for frame in container.decode(stream):
         _check_size((frame.width, frame.height), limits)
-        time = frame.time or 0.0
+        time = _time(frame)
         start = time if start is None else start
         seconds = time - start
         if seconds > limits.max_seconds:
-            raise MediaError(f"video is longer than {seconds:.1f} seconds, the limit is {limits.max_seconds:.1f}")
-        if seconds * limits.frames_per_second < taken:
+            raise MediaError(
+                f"video is longer than {float(seconds):.1f} seconds, the limit is {limits.max_seconds:.1f}"
+            )
+        if seconds < due:
             continue
         if taken == limits.max_frames:
             raise MediaError(f"video has more than {taken} frames at {limits.frames_per_second} a second, the limit")
         yield Image.fromarray(frame.to_ndarray(format="rgb24"))
-        taken += 1
+        # after a gap the next is due in the next period, not once for each that was missed
+        taken, due = taken + 1, (seconds // period + 1) * period
     if not taken:
         raise MediaError("video has no frames")
+
+
+def _time(frame: av.VideoFrame) -> Fraction:
+    """Seconds, exact: rounded ones would push a frame that begins with its period into the one before."""
+    if frame.pts is None or frame.time_base is None:
+        return Fraction(0)
+    return frame.pts * frame.time_base
 
 
 def resize(image: Image.Image, config: VisionConfig) -> NDArray[np.uint8]:  # -> [h, w, 3]

@@ -45,8 +45,9 @@ async def serve(settings: Settings, *, factory: str = FACTORY) -> int:
     """Returns the process's exit status."""
     model = ServedModel.load(settings)
     metrics = Metrics(model.name)
-    client = EngineClient(settings, DecodePool(model.config.vision, settings), metrics, factory=factory)
-    app = create_app(client, model, settings, metrics)
+    decoder = DecodePool(model.config.vision, settings)
+    client = EngineClient(settings, decoder, metrics, factory=factory)
+    app = create_app(client, model, settings, metrics, decoder)
     server = Server(
         uvicorn.Config(
             app,

@@ -5,6 +5,7 @@ Everything it works with is an argument, so a test hands it a client with no eng
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from server.api import chat, completions, health, models
+from server.api import chat, classify, completions, evaluations, health, images, models, score
 from server.api.admission import Admission
 from server.api.body import JSONResponse
 from server.api.guard import Guard
@@ -23,8 +24,13 @@ from server.api.services import Services
 from server.engine.client import Client
 from server.errors import ServerError, http_error_body
 from server.fewshot.database import Database
+from server.fewshot.evaluation_runner import EvaluationRunner
+from server.fewshot.evaluation_store import Evaluations
+from server.fewshot.retrieval import Retrieval
 from server.fewshot.support_sets import SupportSets
+from server.media.fetch import Fetcher
 from server.media.intake import Intake
+from server.media.pool import DecodePool
 from server.media.store import MediaStore
 from server.metrics import Metrics
 from server.served_model import ServedModel
@@ -33,13 +39,17 @@ from server.settings import Settings
 # what proxies write into their logs when a client went; nobody receives it
 CLIENT_CLOSED_REQUEST = 499
 
-ROUTERS = (completions.router, chat.router, models.router, health.router)
+ROUTERS = (completions.router, chat.router, images.router, models.router, classify.router, score.router, evaluations.router, health.router)
 
 logger = logging.getLogger(__name__)
 
 
-def create_app(client: Client, model: ServedModel, settings: Settings, metrics: Metrics) -> FastAPI:
+def create_app(
+    client: Client, model: ServedModel, settings: Settings, metrics: Metrics, decoder: DecodePool | None = None
+) -> FastAPI:
+    """`decoder`: one of its own, unless it may share the client's."""
     store = MediaStore(settings.media_store_url)
+    support_sets = SupportSets(Database(settings.database_url), store, max_examples=settings.max_set_examples)
     services = Services(
         settings=settings,
         model=model,
@@ -47,11 +57,14 @@ def create_app(client: Client, model: ServedModel, settings: Settings, metrics: 
         admission=Admission(settings.max_num_queued, metrics),
         metrics=metrics,
         store=store,
-        media=Intake(settings, store),
-        support_sets=SupportSets(Database(settings.database_url), store, max_examples=settings.max_set_examples),
+        media=Intake(settings, store, Fetcher(settings, took=metrics.media_fetch.observe)),
+        decoder=decoder or DecodePool(model.config.vision, settings),
+        support_sets=support_sets,
+        evaluations=Evaluations(support_sets.database),
+        retrieval=Retrieval(client, model, support_sets, store),
     )
     # the interface is described in docs/api.md; FastAPI's own pages would fetch scripts from elsewhere
-    app = FastAPI(title="Flamboyance", openapi_url=None, lifespan=partial(_lifespan, client=client))
+    app = FastAPI(title="Flamboyance", openapi_url=None, lifespan=partial(_lifespan, services=services))
     app.state.services = services
     for router in ROUTERS:
         app.include_router(router)
@@ -64,12 +77,17 @@ def create_app(client: Client, model: ServedModel, settings: Settings, metrics: 
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI, client: Client) -> AsyncIterator[None]:
-    await client.start()
+async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
+    await asyncio.to_thread(services.store.sweep)
+    await services.client.start()
+    evaluating = EvaluationRunner(services)
+    await evaluating.start()
     try:
         yield
     finally:
-        await client.stop()
+        await evaluating.stop()
+        await services.client.stop()
+        await services.decoder.stop()
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -9,7 +9,6 @@
     │   ├── TooManyExamples          400  more than one support set may hold
     │   ├── UnsupportedParameter     422  a field, part or value that this server does not implement
     │   ├── UnsupportedMediaType     415  a body of a kind that this route does not read
-    │   ├── MediaInUse               409  a support set shows it
     │   ├── BodyTimeout              408  the body did not arrive in time
     │   └── BodyTooLarge             413
     ├── Unauthorized                 401
@@ -17,8 +16,10 @@
     │   ├── ModelNotFound            404
     │   ├── MediaNotFound            404  no image or video of this id is stored
     │   ├── SupportSetNotFound       404  no support set of this id or name, or no such version; expired ones too
-    │   └── ExampleNotFound          404
+    │   ├── ExampleNotFound          404
+    │   └── EvaluationNotFound       404
     ├── Conflict                     409
+    │   ├── MediaInUse                    a support set shows it
     │   ├── NameTaken                     another support set has this name
     │   ├── VersionConflict               the support set is at another version than was expected
     │   └── IdempotencyConflict           the key was sent with another request
@@ -93,11 +94,6 @@ class UnsupportedMediaType(InvalidRequest):
     code = "unsupported_media_type"
 
 
-class MediaInUse(InvalidRequest):
-    status = 409
-    code = "image_in_use"
-
-
 class BodyTimeout(InvalidRequest):
     status = 408
     code = "body_timeout"
@@ -143,10 +139,18 @@ class ExampleNotFound(NotFound):
     code = "example_not_found"
 
 
+class EvaluationNotFound(NotFound):
+    code = "evaluation_not_found"
+
+
 class Conflict(ServerError):
     status = 409
     type = "conflict_error"
     code = "conflict"
+
+
+class MediaInUse(Conflict):
+    code = "image_in_use"
 
 
 class NameTaken(Conflict):

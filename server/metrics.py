@@ -74,6 +74,7 @@ class Metrics:
         )
         self.request_media = self._histogram("request_media", "Images and videos of a request", _MEDIA_COUNTS)
         self.media_decode = self._histogram("media_decode_seconds", "Decoding and resizing one media", _SECONDS)
+        self.media_fetch = self._histogram("media_fetch_seconds", "Fetching one media from its URL", _SECONDS)
 
         self.prompt_tokens = self._counter("prompt_tokens_total", "Prompt tokens of admitted requests")
         self.prompt_tokens_cached = self._counter(
@@ -83,6 +84,7 @@ class Metrics:
         self.media_encoded = self._counter("media_encoded_total", "Media that went through the vision encoder")
         self.media_cached = self._counter("media_cached_total", "Media whose pages were found in the media cache")
         self.media_decode_failures = self._counter("media_decode_failures_total", "Media that could not be decoded")
+        self.media_stored = self._counter("media_stored_total", "Uploaded media that were new to the store")
         self.engine_restarts = self._counter("engine_restarts_total", "Times the worker was started again")
         self._request_success = self._reasoned("request_success", "Finished requests", "finished_reason")
         self._request_refused = self._reasoned(

@@ -47,6 +47,7 @@ class Settings(BaseModel):
         default=None, description="URL of the database, sqlite: or postgresql:; none: flamboyance.db in data_dir"
     )
     max_set_examples: int = Field(default=10_000, ge=1, le=1_000_000, description="examples in one support set")
+    evaluation_queries: int = Field(default=2, ge=1, le=64, description="queries of evaluations that run at once")
     sweep_interval: float = Field(
         default=60.0, gt=0, le=3600, description="seconds between two sweeps of what has expired"
     )
@@ -77,13 +78,13 @@ class Settings(BaseModel):
     max_media_per_request: int = Field(default=64, ge=0, description="images and videos in one prompt")
     max_media_mb: float = Field(default=16.0, gt=0, le=1024, description="largest encoded image or video, in MiB")
     max_media_pixels: int = Field(default=64_000_000, ge=1, description="most pixels of one frame before resizing")
-    media_url_hosts: str = Field(
-        default="", description="hosts that media are fetched from, with commas; `.a.org`: all below it; none: no URLs"
+    media_url_hosts: str | None = Field(
+        default=None, description="hosts that media are fetched from, with commas; `.a.org`: all below it; none: no URLs"
     )
     media_url_ports: str = Field(default="443", description="ports of such URLs, with commas")
     media_url_http: bool = Field(default=False, description="http:// too, not https:// alone")
-    media_url_networks: str = Field(
-        default="", description="networks that are fetched from though not public, as 10.1.0.0/16, with commas"
+    media_url_networks: str | None = Field(
+        default=None, description="networks that are fetched from though not public, as 10.1.0.0/16, with commas"
     )
     media_url_redirects: int = Field(default=0, ge=0, le=3, description="redirects followed, each one checked again")
     media_url_idle_timeout: float = Field(default=5.0, gt=0, description="seconds to connect, and between bytes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -14,17 +15,24 @@ from server.settings import Settings
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
-    limit = settings.max_body_bytes
-    _check_size(int(request.headers.get("content-length", 0)), limit)
     body = bytearray()
+    async for piece in stream_body(request, settings):
+        body += piece
+    return bytes(body)
+
+
+async def stream_body(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
+    """Raises `BodyTooLarge`, `BodyTimeout`."""
+    size, limit = 0, settings.max_body_bytes
+    _check_size(int(request.headers.get("content-length", 0)), limit)
     try:
         async with asyncio.timeout(settings.body_timeout):
             async for piece in request.stream():
-                _check_size(len(body) + len(piece), limit)
-                body += piece
+                size += len(piece)
+                _check_size(size, limit)
+                yield piece
     except TimeoutError:
         raise BodyTimeout(f"the body did not arrive within {settings.body_timeout:g} seconds") from None
-    return bytes(body)
 
 
 def _check_size(size: int, limit: int) -> None:

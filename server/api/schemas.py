@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from starlette.datastructures import QueryParams
 
 from server.errors import InvalidRequest, UnsupportedParameter
 
@@ -188,6 +190,13 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
         problems = error.errors(include_url=False, include_input=False)
         problem = next((p for p in problems if p["type"] in UNSUPPORTED), problems[0])
     raise _refusal(problem["type"], _param(problem["loc"]), problem["msg"], problem.get("ctx", {}))
+
+
+def read_query(schema: type[SchemaType], query: QueryParams) -> SchemaType:
+    """The same for what stands behind the question mark; a name that comes twice is refused."""
+    if twice := next((name for name in query if len(query.getlist(name)) > 1), None):
+        raise InvalidRequest(f"{twice[:64]}: given more than once", param=twice[:64])
+    return read(schema, json.dumps(dict(query)).encode())
 
 
 # pydantic's names of "this server has no such field" and "no such kind of part"

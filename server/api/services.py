@@ -12,8 +12,11 @@ from starlette.requests import Request
 from server.api.admission import Admission, Ticket
 from server.engine.client import Client
 from server.errors import ModelNotFound
+from server.fewshot.evaluation_store import Evaluations
+from server.fewshot.retrieval import Retrieval
 from server.fewshot.support_sets import SupportSets
 from server.media.intake import Intake
+from server.media.pool import DecodePool
 from server.media.store import MediaStore
 from server.metrics import Metrics
 from server.served_model import ServedModel
@@ -29,7 +32,10 @@ class Services:
     metrics: Metrics
     store: MediaStore
     media: Intake
+    decoder: DecodePool
     support_sets: SupportSets
+    evaluations: Evaluations
+    retrieval: Retrieval
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.model.name:

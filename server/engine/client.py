@@ -113,7 +113,7 @@ class _Stream:
 
     media: Mapping[bytes, EncodedMedia]
     events: asyncio.Queue[Event | Reply | ServerError] = field(default_factory=asyncio.Queue)
-    media_error: InvalidMedia | None = None
+    media_error: ServerError | None = None
     is_over: bool = False
 
     async def next(self) -> Event | Reply:
@@ -327,21 +327,21 @@ class EngineClient:
         try:
             frames = await self._decoder.decode(media)
             _check_size(frames, media)
-        except InvalidMedia as error:
-            self._fail_media(media.digest, error.message, worker)
+        except ServerError as error:  # it is no picture, or was deleted since
+            self._fail_media(media.digest, error, worker)
         except Exception:
             logger.exception("a media could not be decoded")
-            self._fail_media(media.digest, "decoding failed", worker)
+            self._fail_media(media.digest, InvalidMedia("decoding failed"), worker)
         else:
             self._metrics.media_decode.observe(time.monotonic() - started)
             worker.send(MediaPixels(digest=media.digest, shape=frames.shape, data=frames.data))
 
-    def _fail_media(self, digest: bytes, message: str, worker: WorkerProcess) -> None:
+    def _fail_media(self, digest: bytes, error: ServerError, worker: WorkerProcess) -> None:
         self._metrics.media_decode_failures.inc()
         for stream in self._streams.values():
             if digest in stream.media:
-                stream.media_error = InvalidMedia(message, param=stream.media[digest].param)
-        worker.send(MediaFailed(digest=digest, message=message))
+                stream.media_error = type(error)(error.message, param=stream.media[digest].param)
+        worker.send(MediaFailed(digest=digest, message=error.message))
 
 
 def _vectors(embedded: Embedded) -> NDArray[np.float32]:

@@ -34,10 +34,11 @@ class Decode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Frames(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """uint8 RGB of shape [F, h, w, 3], resized for the vision encoder."""
+    """uint8 RGB of shape [F, h, w, 3], resized for the vision encoder. `size`: width and height before, of the first."""
 
     shape: tuple[int, int, int, int]
     data: bytes
+    size: tuple[int, int] = (0, 0)
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -57,15 +58,18 @@ def with_length(message: msgspec.Struct) -> bytes:
 
 def frames_of(order: Decode, vision: VisionConfig, limits: MediaLimits) -> Frames | Refused:
     """A picture that breaks a limit or the memory is refused; anything else is a bug and ends the process."""
+    sizes, squares = [], []
     try:
-        pictures = [load_image(order.data, limits)] if order.kind == "image" else load_video(order.data, limits)
-        frames: NDArray[np.uint8] = np.stack([resize(picture, vision) for picture in pictures])
+        for picture in [load_image(order.data, limits)] if order.kind == "image" else load_video(order.data, limits):
+            sizes.append(picture.size)
+            squares.append(resize(picture, vision))
+        frames: NDArray[np.uint8] = np.stack(squares)
     except MediaError as error:
         return Refused(message=str(error))
     except MemoryError:
         return Refused(message=f"decoding this {order.kind} takes more memory than is allowed")
     count, height, width, channels = frames.shape
-    return Frames(shape=(count, height, width, channels), data=frames.tobytes())
+    return Frames(shape=(count, height, width, channels), data=frames.tobytes(), size=sizes[0])
 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:

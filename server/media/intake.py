@@ -1,6 +1,6 @@
 """Where a request's media come in: a part that names a media becomes its encoded bytes, whatever it names it by.
 
-Nothing is decoded here: the worker may hold the media already. Reading the store blocks, so it has a thread.
+Nothing is decoded here, and what is stored is not even read: the worker may hold the media already.
 """
 
 from __future__ import annotations
@@ -9,41 +9,63 @@ import asyncio
 from collections.abc import Mapping
 
 from server.api.schemas import ImageIdPart, ImageUrlPart, MediaPart, VideoIdPart, VideoUrlPart
-from server.errors import InvalidRequest
+from server.errors import InvalidMedia, InvalidRequest, UnsupportedParameter
+from server.media.fetch import Fetcher
 from server.media.source import EncodedMedia, Kind, read_data_url
 from server.media.store import MediaStore, not_found
 from server.settings import Settings
 
 
 class Intake:
-    def __init__(self, settings: Settings, store: MediaStore) -> None:
+    def __init__(self, settings: Settings, store: MediaStore, fetcher: Fetcher | None = None) -> None:
         self.settings = settings
         self.store = store
+        self._fetcher = fetcher or Fetcher(settings)
 
     async def read(self, part: MediaPart, param: str) -> EncodedMedia:
         """`param`: where the part stands in the request. Raises `InvalidRequest` or `MediaNotFound` that names it."""
         match part:
             case ImageUrlPart():
-                return self._read_url(part.image_url.url, "image", f"{param}.image_url.url")
+                return await self.read_url(part.image_url.url, "image", f"{param}.image_url.url")
             case VideoUrlPart():
-                return self._read_url(part.video_url.url, "video", f"{param}.video_url.url")
+                return await self.read_url(part.video_url.url, "video", f"{param}.video_url.url")
             case ImageIdPart():
-                return await self._get(part.image_id, "image", f"{param}.image_id")
+                return await self._find(part.image_id, "image", f"{param}.image_id")
             case VideoIdPart():
-                return await self._get(part.video_id, "video", f"{param}.video_id")
+                return await self._find(part.video_id, "video", f"{param}.video_id")
 
     async def read_all(self, parts: Mapping[str, MediaPart], param: str) -> dict[str, EncodedMedia]:
-        """Every part of a prompt under its place, the first at fault refused. `param`: the prompt that holds them."""
+        """Every part of a prompt under its place, side by side. `param`: the prompt that holds them."""
         limit = self.settings.max_media_per_request
         if len(parts) > limit:
             raise InvalidRequest(f"{len(parts)} images and videos in one prompt, the limit is {limit}", param=param)
-        return {place: await self.read(part, place) for place, part in parts.items()}
+        reading = {place: asyncio.ensure_future(self.read(part, place)) for place, part in parts.items()}
+        try:
+            found = {place: await read for place, read in reading.items()}
+        finally:
+            for read in reading.values():
+                read.cancel()
+            await asyncio.gather(*reading.values(), return_exceptions=True)
+        self._check_total(found, param)
+        return found
 
-    def _read_url(self, url: str, kind: Kind, param: str) -> EncodedMedia:
-        return read_data_url(url, kind, max_bytes=self.settings.max_media_bytes, param=param)
+    async def read_url(self, url: str, kind: Kind, param: str) -> EncodedMedia:
+        """A data URL, or one of a host that may be fetched from."""
+        if url.partition(":")[0].lower() not in ("http", "https"):
+            return read_data_url(url, kind, max_bytes=self.settings.max_media_bytes, param=param)
+        if not self._fetcher.is_on:
+            raise UnsupportedParameter(f"{kind} URLs are not fetched: send the bytes as a data URL", param=param)
+        return await self._fetcher.fetch(url, kind, param)
 
-    async def _get(self, name: str, kind: Kind, param: str) -> EncodedMedia:
-        media = await asyncio.to_thread(self.store.get, name, param)
-        if media.kind != kind:
+    async def _find(self, name: str, kind: Kind, param: str) -> EncodedMedia:
+        found = await asyncio.to_thread(self.store.find, name, param)
+        if found.kind != kind:
             raise not_found(name, param)
-        return media
+        return found
+
+    def _check_total(self, found: Mapping[str, EncodedMedia], param: str) -> None:
+        """What was fetched counts as if it had come in the body. What is stored is read one by one, if at all."""
+        total = sum(len(media.data) for media in {m.digest: m for m in found.values()}.values() if media.is_at_hand)
+        if total > self.settings.max_body_bytes:
+            message = f"{total} bytes of media in one prompt, the limit is {self.settings.max_body_bytes}"
+            raise InvalidMedia(message, param=param)

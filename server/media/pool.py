@@ -16,7 +16,7 @@ from model.config import VisionConfig
 from model.media import MediaLimits
 from server.errors import InvalidMedia
 from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, Setup, decode_reply, with_length
-from server.media.source import EncodedMedia
+from server.media.source import EncodedMedia, Kind
 from server.settings import Settings, child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +26,13 @@ logger = logging.getLogger(__name__)
 
 class DecodePool:
     def __init__(self, vision: VisionConfig, settings: Settings) -> None:
-        limits = MediaLimits(max_bytes=settings.max_media_bytes, max_pixels=settings.max_media_pixels)
+        limits = MediaLimits(
+            max_bytes=settings.max_media_bytes,
+            max_pixels=settings.max_media_pixels,
+            max_frames=settings.max_video_frames,
+            max_seconds=settings.max_video_seconds,
+            frames_per_second=settings.video_fps,
+        )
         self._setup = Setup(
             vision=dataclasses.asdict(vision),
             limits=dataclasses.asdict(limits),
@@ -40,13 +46,16 @@ class DecodePool:
             self._idle.put_nowait(None)
 
     async def decode(self, media: EncodedMedia) -> Frames:
-        """Raises `InvalidMedia`, naming the part of the request that brought it."""
+        """Raises `InvalidMedia`, naming the part of the request that brought it; `MediaNotFound` for one that was
+        deleted since."""
         process = await self._idle.get()
         try:
+            # read when its turn has come: those that wait hold no memory
+            data = await media.read()
             process = process or await self._start()
-            reply = await self._ask(process, media)
+            reply = await self._ask(process, media.kind, data)
         except (TimeoutError, OSError, asyncio.IncompleteReadError) as error:
-            logger.warning("decode process lost", extra={"error": type(error).__name__, "media_bytes": len(media.data)})
+            logger.warning("decode process lost", extra={"error": type(error).__name__, "media": media.id})
             raise InvalidMedia(self._reason(media, error), param=media.param) from None
         finally:
             self._idle.put_nowait(self._keep(process))
@@ -72,11 +81,11 @@ class DecodePool:
         _stdin(process).write(with_length(self._setup))
         return process
 
-    async def _ask(self, process: Process, media: EncodedMedia) -> Frames | Refused:
+    async def _ask(self, process: Process, kind: Kind, data: bytes) -> Frames | Refused:
         """A process that does not answer to the end is killed, cancellation included: its streams are out of step."""
         try:
             async with asyncio.timeout(self._timeout):
-                _stdin(process).write(with_length(Decode(kind=media.kind, data=media.data)))
+                _stdin(process).write(with_length(Decode(kind=kind, data=data)))
                 await _stdin(process).drain()
                 assert process.stdout is not None
                 length = await process.stdout.readexactly(LENGTH_BYTES)

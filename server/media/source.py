@@ -1,4 +1,4 @@
-"""Media as a client sends it: encoded bytes in a data URL, checked for size before they are decoded, named by digest.
+"""Media as encoded bytes, named by digest, and the data URLs that carry them: their size is checked before they are read.
 
 The digest covers the encoded bytes and what they were sent as. It is how the worker is asked: bytes that it has seen
 need no decoding at all.
@@ -6,48 +6,50 @@ need no decoding at all.
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Literal
 
-from server.errors import InvalidMedia, InvalidRequest, UnsupportedParameter
+from server.errors import InvalidMedia, InvalidRequest
 
 Kind = Literal["image", "video"]
 PREFIXES: dict[Kind, str] = {"image": "img_", "video": "vid_"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedMedia:
-    kind: Kind
-    data: bytes
-    digest: bytes
-    # where it stands in the request, for the error that names it
-    param: str
+    """One image or video of a request. `param` is where it stands there, for the error that names it.
+
+    `data` is the bytes, or what reads them from where they are kept: most requests never need them."""
+
+    def __init__(self, *, kind: Kind, data: bytes | Callable[[], bytes], digest: bytes, param: str) -> None:
+        self.kind: Kind = kind
+        self.digest = digest
+        self.param = param
+        self._data = data
 
     @property
     def id(self) -> str:
         return media_id(self.kind, self.digest)
 
+    @property
+    def is_at_hand(self) -> bool:
+        return isinstance(self._data, bytes)
+
+    @property
+    def data(self) -> bytes:
+        """Blocks where the bytes are not at hand; raises `MediaNotFound` where they are gone."""
+        return self._data if isinstance(self._data, bytes) else self._data()
+
+    async def read(self) -> bytes:
+        """The same without blocking."""
+        return self.data if self.is_at_hand else await asyncio.to_thread(lambda: self.data)
+
 
 def media_id(kind: Kind, digest: bytes) -> str:
     """img_ or vid_ and the digest in 64 hexadecimal digits."""
     return PREFIXES[kind] + digest.hex()
-
-
-def read_data_url(url: str, kind: Kind, *, max_bytes: int, param: str) -> EncodedMedia:
-    """Raises `InvalidMedia` for bytes that are too many or no base64; `UnsupportedParameter` for another scheme."""
-    scheme, _, rest = url.partition(":")
-    if scheme.lower() in ("http", "https"):
-        raise UnsupportedParameter(f"{kind} URLs are not fetched: send the bytes as a data URL", param=param)
-    if scheme.lower() != "data":
-        raise InvalidRequest(f"a {kind} must be a data URL (data:{kind}/...;base64,...)", param=param)
-    header, comma, payload = rest.partition(",")
-    if not comma or not header.lower().endswith(";base64"):
-        raise InvalidRequest("the data URL is not of the form data:TYPE;base64,DATA", param=param)
-    _check_type(header.split(";")[0].strip().lower(), kind, param)
-    data = _decode(payload, max_bytes, param)
-    return EncodedMedia(kind=kind, data=data, digest=source_digest(data, kind), param=param)
 
 
 def source_digest(data: bytes, kind: Kind) -> bytes:
@@ -56,19 +58,39 @@ def source_digest(data: bytes, kind: Kind) -> bytes:
     return digest.digest()
 
 
-def _check_type(media_type: str, kind: Kind, param: str) -> None:
-    if media_type not in ("", "application/octet-stream") and not media_type.startswith(f"{kind}/"):
-        raise InvalidRequest(f"the data URL says {media_type[:64]}, expected {kind}/...", param=param)
+def encoded(data: bytes, kind: Kind, param: str) -> EncodedMedia:
+    return EncodedMedia(kind=kind, data=data, digest=source_digest(data, kind), param=param)
 
 
-def _decode(payload: str, max_bytes: int, param: str) -> bytes:
-    size = len(payload) * 3 // 4 - payload[-2:].count("=")
+def check_size(size: int, max_bytes: int, param: str | None) -> None:
     if size > max_bytes:
         raise InvalidMedia(f"{size} bytes of media, the limit is {max_bytes}", param=param)
+
+
+def read_data_url(url: str, kind: Kind, *, max_bytes: int, param: str) -> EncodedMedia:
+    """Raises `InvalidRequest` for what is no data URL of this kind; `InvalidMedia` for too many bytes or no base64."""
+    scheme, _, rest = url.partition(":")
+    if scheme.lower() != "data":
+        raise InvalidRequest(f"a {kind} must be a data URL (data:{kind}/...;base64,...)", param=param)
+    header, comma, payload = rest.partition(",")
+    if not comma or not header.lower().endswith(";base64"):
+        raise InvalidRequest("the data URL is not of the form data:TYPE;base64,DATA", param=param)
+    _check_type(header.split(";")[0].strip().lower(), kind, param)
+    return encoded(from_base64(payload, max_bytes, param), kind, param)
+
+
+def from_base64(payload: str, max_bytes: int, param: str) -> bytes:
+    """Raises `InvalidMedia`; what is too long is not decoded."""
+    check_size(len(payload) * 3 // 4 - payload[-2:].count("="), max_bytes, param)
     try:
         data = binascii.a2b_base64(payload, strict_mode=True)
     except (binascii.Error, ValueError):
-        raise InvalidMedia("the data URL's data is not valid base64", param=param) from None
+        raise InvalidMedia("the media's data is not valid base64", param=param) from None
     if not data:
-        raise InvalidMedia("the data URL holds no data", param=param)
+        raise InvalidMedia("the media has no data", param=param)
     return data
+
+
+def _check_type(media_type: str, kind: Kind, param: str) -> None:
+    if media_type not in ("", "application/octet-stream") and not media_type.startswith(f"{kind}/"):
+        raise InvalidRequest(f"the data URL says {media_type[:64]}, expected {kind}/...", param=param)

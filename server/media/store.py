@@ -13,14 +13,16 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fsspec
 import msgspec
 from fsspec.implementations.local import LocalFileSystem
 
-from server.errors import MediaNotFound
-from server.media.source import PREFIXES, EncodedMedia, Kind, media_id, source_digest
+from model.media import MediaError, media_type_of
+from server.errors import MediaNotFound, StorageUnavailable
+from server.media.source import PREFIXES, EncodedMedia, Kind, encoded, media_id, source_digest
 
 MEDIA_ID = re.compile(r"(img|vid)_[0-9a-f]{64}", re.ASCII)
 # the first line of a file is shorter
@@ -60,47 +62,51 @@ class MediaStore:
         self._is_local = isinstance(self._fs, LocalFileSystem)
 
     def put(
-        self,
-        data: bytes,
-        kind: Kind,
-        *,
-        media_type: str = "application/octet-stream",
-        size: tuple[int, int] | None = None,
-        num_frames: int | None = None,
+        self, data: bytes, kind: Kind, *, size: tuple[int, int] | None = None, num_frames: int | None = None
     ) -> str:
-        """Returns the id. It is durable when this returns; bytes that are stored already stay as they are."""
+        """Returns the id. It is durable when this returns. Bytes that are stored already stay, unless this is the first
+        time that their size is told."""
         name = media_id(kind, source_digest(data, kind))
-        if self.exists(name):
+        if self.exists(name) and (size is None or self.describe(name).width is not None):
             return name
         head = StoredMedia(
             id=name,
             kind=kind,
-            media_type=media_type,
+            media_type=_media_type(data),
             num_bytes=len(data),
             created=int(time.time()),
-            width=size and size[0],
-            height=size and size[1],
+            width=size[0] if size else None,
+            height=size[1] if size else None,
             num_frames=num_frames,
         )
-        self._write(self._path(name), encode_head(head) + b"\n" + data)
+        with _storage_errors():
+            self._write(self._path(name), encode_head(head) + b"\n" + data)
         return name
+
+    def find(self, name: str, param: str = "") -> EncodedMedia:
+        """Without its bytes, which are read when they are asked for. Raises `MediaNotFound`."""
+        if not self.exists(name):
+            raise not_found(name, param)
+        kind: Kind = "image" if name.startswith(PREFIXES["image"]) else "video"
+        digest = bytes.fromhex(name.removeprefix(PREFIXES[kind]))
+        return EncodedMedia(kind=kind, data=lambda: self.get(name, param).data, digest=digest, param=param)
 
     def get(self, name: str, param: str = "") -> EncodedMedia:
         """Raises `MediaNotFound`; bytes that are no longer those of their id count as lost."""
         head, _, data = self._read(name, None, param).partition(b"\n")
-        kind = decode_head(head).kind
-        digest = source_digest(data, kind)
-        if media_id(kind, digest) != name:
+        media = encoded(data, decode_head(head).kind, param)
+        if media.id != name:
             logger.error("stored media is damaged", extra={"media": name})
             raise not_found(name, param)
-        return EncodedMedia(kind=kind, data=data, digest=digest, param=param)
+        return media
 
     def describe(self, name: str, param: str = "") -> StoredMedia:
         """Raises `MediaNotFound`."""
         return decode_head(self._read(name, MAX_HEAD_BYTES, param).partition(b"\n")[0])
 
     def exists(self, name: str) -> bool:
-        return MEDIA_ID.fullmatch(name) is not None and bool(self._fs.exists(self._path(name)))
+        with _storage_errors():
+            return MEDIA_ID.fullmatch(name) is not None and bool(self._fs.exists(self._path(name)))
 
     def size(self, name: str) -> int:
         """Bytes of the media. Raises `MediaNotFound`."""
@@ -109,10 +115,8 @@ class MediaStore:
     def delete(self, name: str) -> None:
         """Raises `MediaNotFound`."""
         self._check(name, "")
-        try:
+        with _storage_errors(), _absence(name, ""):
             self._fs.rm_file(self._path(name))
-        except FileNotFoundError:
-            raise not_found(name) from None
 
     def names(self, kind: Kind | None = None, *, after: str = "") -> Iterator[str]:
         """Ids in their order, those behind `after` only."""
@@ -138,17 +142,14 @@ class MediaStore:
 
     def _read(self, name: str, end: int | None, param: str) -> bytes:
         self._check(name, param)
-        try:
+        with _storage_errors(), _absence(name, param):
             data: bytes = self._fs.cat_file(self._path(name), end=end)
-        except FileNotFoundError:
-            raise not_found(name, param) from None
         return data
 
     def _listed(self, folder: str) -> list[str]:
-        try:
+        entries = []
+        with _storage_errors(), suppress(FileNotFoundError):
             entries = self._fs.ls(folder, detail=False, refresh=True)
-        except FileNotFoundError:
-            return []
         return sorted(entry.rstrip("/").rpartition("/")[2] for entry in entries)
 
     def _write(self, path: str, content: bytes) -> None:
@@ -173,6 +174,31 @@ class MediaStore:
 
 def not_found(name: str, param: str = "") -> MediaNotFound:
     return MediaNotFound(f"there is no media {name[:80]!r}", param=param or None)
+
+
+@contextmanager
+def _absence(name: str, param: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise not_found(name, param) from None
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    """A full disk, missing rights, a store that does not answer: an operator's business, and told without paths."""
+    try:
+        yield
+    except OSError as error:
+        logger.error("the media store does not work", exc_info=error)
+        raise StorageUnavailable("the media store does not work") from None
+
+
+def _media_type(data: bytes) -> str:
+    try:
+        return media_type_of(data)
+    except MediaError:
+        return "application/octet-stream"
 
 
 def _write_all(file: io.FileIO, content: bytes) -> None:

@@ -50,6 +50,7 @@ async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
         yield client
+    await app.state.services.decoder.stop()
 
 
 def picture(colour: str = "red", size: tuple[int, int] = (20, 10)) -> bytes:

@@ -11,6 +11,8 @@ from fastapi.routing import APIRoute
 from server.api.chat_schemas import ChatRequest
 from server.api.guard import OPEN_PATHS
 from server.api.schemas import CompletionRequest, GenerationFields
+from server.api.schemas_classify import ClassifyRequest
+from server.api.schemas_fewshot import FewShotFields
 from server.app import ROUTERS
 from server.errors import ServerError
 from server.metrics import Metrics
@@ -55,7 +57,7 @@ def test_every_metric_stands_with_its_type() -> None:
 
 
 def test_every_route_stands() -> None:
-    documented = set(re.findall(r"`(?:GET|POST) (/[^`]*)`", API))
+    documented = set(re.findall(r"`(?:GET|POST|PATCH|DELETE) (/[^`]*)`", API))
     routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
     assert documented == {route.path.replace(":path", "") for route in routes}
     assert all(f"`{path}`" in API for path in OPEN_PATHS)
@@ -70,6 +72,11 @@ def test_every_field_of_a_chat_stands() -> None:
     documented = {name for row in rows(section(API, "Chat")) for name in names(row[0])}
     shared = GenerationFields.model_fields.keys()
     assert documented == ChatRequest.model_fields.keys() - shared
+
+
+def test_every_field_of_a_classification_stands() -> None:
+    documented = {name for row in rows(section(API, "Classification")) for name in names(row[0])}
+    assert documented == ClassifyRequest.model_fields.keys() - FewShotFields.model_fields.keys() | {"template"}
 
 
 def classes(root: type[ServerError]) -> list[type[ServerError]]:

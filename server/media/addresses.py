@@ -1,0 +1,116 @@
+"""Where media may be fetched from: URLs by the allow-list, and addresses that are out in the public.
+
+A host's name says nothing of where it leads, so both are asked: the name before it is resolved, each address after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+
+import httpx
+
+from server.errors import MediaUrlRefused
+from server.settings import Settings, SettingsError
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+MAX_URL_LETTERS = 4096
+# IPv6 addresses that a gateway turns into the IPv4 address in their last 32 bits
+NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
+
+
+@dataclass(frozen=True, slots=True)
+class UrlRules:
+    """`hosts`: exact names, or with a dot in front all that end so. `networks`: may be reached though not public."""
+
+    hosts: tuple[str, ...]
+    ports: frozenset[int]
+    schemes: tuple[str, ...]
+    networks: tuple[Network, ...]
+
+    @classmethod
+    def of(cls, settings: Settings) -> UrlRules:
+        """Raises `SettingsError`."""
+        return cls(
+            hosts=tuple(host.lower() for host in _items(settings.media_url_hosts)),
+            ports=frozenset(_port(port) for port in _items(settings.media_url_ports)),
+            schemes=("https", "http") if settings.media_url_http else ("https",),
+            networks=tuple(_network(network) for network in _items(settings.media_url_networks)),
+        )
+
+    def read(self, url: str, param: str) -> httpx.URL:
+        """The one reading of a URL: what is checked here is what is fetched. Raises `MediaUrlRefused`."""
+        parsed = _parse(url, param)
+        if parsed.scheme not in self.schemes:
+            raise MediaUrlRefused(f"a URL must begin with {' or '.join(f'{s}://' for s in self.schemes)}", param=param)
+        if parsed.userinfo:
+            raise MediaUrlRefused("a URL must not hold a user or a password", param=param)
+        if not any(_is_named(host_of(parsed), host) for host in self.hosts):
+            raise MediaUrlRefused("this server does not fetch from the URL's host", param=param)
+        if port_of(parsed) not in self.ports:
+            raise MediaUrlRefused("this server does not fetch from the URL's port", param=param)
+        return parsed
+
+    def allows(self, address: Address) -> bool:
+        """Every address that it stands for must be public, or in one of the networks."""
+        return all(
+            (one.is_global and not one.is_multicast) or any(one in network for network in self.networks)
+            for one in _meanings(address)
+        )
+
+
+def host_of(url: httpx.URL) -> str:
+    """As it is asked for on the wire; an IPv6 address without its brackets."""
+    return url.raw_host.decode("ascii")
+
+
+def port_of(url: httpx.URL) -> int:
+    return url.port or DEFAULT_PORTS[url.scheme]
+
+
+def _parse(url: str, param: str) -> httpx.URL:
+    # what parsers disagree about: backslashes, spaces, controls, letters beyond ASCII
+    if len(url) > MAX_URL_LETTERS or "\\" in url or not all("!" <= letter <= "~" for letter in url):
+        raise MediaUrlRefused("this is no URL in printable ASCII of reasonable length", param=param)
+    try:
+        return httpx.URL(url)
+    except httpx.InvalidURL:
+        raise MediaUrlRefused("this is no URL", param=param) from None
+
+
+def _is_named(host: str, allowed: str) -> bool:
+    return host.endswith(allowed) and len(host) > len(allowed) if allowed.startswith(".") else host == allowed
+
+
+def _meanings(address: Address) -> Iterator[Address]:
+    """The address, and the IPv4 addresses that it wraps; where it is nothing but a wrapping, these alone."""
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is not None:
+            yield address.ipv4_mapped
+            return
+        if address.sixtofour is not None:
+            yield address.sixtofour
+        if any(address in network for network in NAT64):
+            yield IPv4Address(int(address) & 0xFFFFFFFF)
+    yield address
+
+
+def _items(setting: str | None) -> list[str]:
+    return [item.strip() for item in (setting or "").split(",") if item.strip()]
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise SettingsError(f"media_url_ports: {text!r} is no port")
+    return int(text)
+
+
+def _network(text: str) -> Network:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise SettingsError(f"media_url_networks: {error}") from None
