@@ -20,7 +20,8 @@ from model.config import FlamingoConfig
 from model.tokenizer import PromptTokenizer
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
-from server.engine.runner import Result, Runner
+from server.engine.results import Result
+from server.engine.runner import Runner
 from server.engine.scheduler import Plan
 from server.engine.wire import MediaWanted
 

@@ -47,8 +47,10 @@ class Flamingo(nn.Module):
 
     def encode_media(self, pixels: Tensor) -> Tensor:
         """Normalised frames [M, F, 3, h, w] -> visual tokens [M, R, D]."""
-        features = self.vision(pixels.flatten(0, 1))  # [M * F, P, Dv]
-        return self.resampler(features.unflatten(0, pixels.shape[:2]))
+        return self.resampler(self.features(pixels))
+
+    def features(self, pixels: Tensor) -> Tensor:  # [M, F, 3, h, w] -> [M, F, P, Dv]
+        return self.vision(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
 
     def media_kv(self, visual_tokens: Tensor) -> Tensor:
         """Visual tokens [M, R, D] -> the pages of all gated layers [M, X, H, 2, R, K]."""

@@ -136,6 +136,14 @@ class LanguageModel(nn.Module):
             num_shared_blocks=batch.num_shared_blocks,
         )
 
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """What the head would read of each token, [T, D]: the frozen model alone, no gated layers and no cache."""
+        x = self.embed_tokens(batch)
+        place = self.place(batch, x.dtype)
+        for layer in self.layers:
+            x = layer(x, place, batch, None)
+        return self.norm(x)
+
     def logits(self, x: Tensor) -> Tensor:  # [W, D] -> [W, V + A]
         table = self.embed if self.head is None else self.head
         return table.logits(self.norm(x))

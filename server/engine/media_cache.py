@@ -13,17 +13,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 MAX_ALIASES = 1 << 20
+MAX_POOLED = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """One media to bring into its slot: from frames (uint8 [F, h, w, 3]) or from visual tokens kept on the host."""
+    """One media to bring into its slot: from frames (uint8 [F, h, w, 3]) or from visual tokens kept on the host. No slot:
+    its features are wanted, and its page is not."""
 
     key: bytes
-    slot: int
+    slot: int | None
     frames: np.ndarray | None
     visual_tokens: Tensor | None
 
@@ -63,6 +66,32 @@ class HostTier:
             _, dropped = self._tokens.popitem(last=False)
             self.num_bytes -= dropped.nbytes
 
+    def discard(self, key: bytes) -> None:
+        if (dropped := self._tokens.pop(key, None)) is not None:
+            self.num_bytes -= dropped.nbytes
+
+
+class PooledFeatures:
+    """Vectors [Dv] float32 of length one by key, least recently used out first, at most `max_entries`."""
+
+    def __init__(self, max_entries: int) -> None:
+        self.max_entries = max_entries
+        self._vectors: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._vectors
+
+    def get(self, key: bytes) -> NDArray[np.float32] | None:
+        if key in self._vectors:
+            self._vectors.move_to_end(key)
+        return self._vectors.get(key)
+
+    def put(self, key: bytes, vector: NDArray[np.float32]) -> None:
+        self._vectors[key] = vector
+        self._vectors.move_to_end(key)
+        if len(self._vectors) > self.max_entries:
+            self._vectors.popitem(last=False)
+
 
 class MediaSlots:
     """Slots of the device pool with reference counts; unreferenced ones stay filled until another media needs the room."""
@@ -83,6 +112,11 @@ class MediaSlots:
     @property
     def num_in_use(self) -> int:
         return len(self._references)
+
+    @property
+    def num_free(self) -> int:
+        """Slots that nothing fills."""
+        return len(self._free)
 
     def find(self, key: bytes) -> int | None:
         return self._slot_of.get(key)
@@ -108,6 +142,13 @@ class MediaSlots:
         if not self._references[key]:
             del self._references[key]
             self._idle[key] = None
+
+    def discard(self, key: bytes) -> None:
+        """Forget a media that nobody holds."""
+        self.unpin(key)
+        if key in self._idle:
+            del self._idle[key]
+            self._free.append(self._slot_of.pop(key))
 
     @property
     def num_pinned(self) -> int:
@@ -135,6 +176,8 @@ class MediaCache:
     def __init__(self, num_slots: int, host_bytes: int, salt: bytes) -> None:
         self.slots = MediaSlots(num_slots)
         self.host = HostTier(host_bytes)
+        self.pooled = PooledFeatures(MAX_POOLED)
+        self.spoilt: set[bytes] = set()  # whose encoding was not finite, in this step
         self._salt = salt
         self._aliases: OrderedDict[bytes, bytes] = OrderedDict()
         self._frames: dict[bytes, np.ndarray] = {}
@@ -146,14 +189,15 @@ class MediaCache:
             self._aliases.move_to_end(source)
         return self._aliases.get(source)
 
-    def supply(self, source: bytes, frames: np.ndarray, *, keep: bool = True) -> None:
-        """Frames that were wanted; they are kept until encoded, unless their last request has gone meanwhile."""
+    def supply(self, source: bytes, frames: np.ndarray, *, for_page: bool = True, for_pooling: bool = False) -> None:
+        """Frames that were wanted; they are kept until encoded, where something still lacks what they give."""
         key = content_key(frames, self._salt)
         self._wanted.discard(source)
         self._aliases[source] = key
         if len(self._aliases) > MAX_ALIASES:
             self._aliases.popitem(last=False)
-        if keep and self.slots.find(key) is None and key not in self.host:
+        lacks_page = for_page and self.slots.find(key) is None and key not in self.host
+        if lacks_page or (for_pooling and key not in self.pooled):
             self._frames[key] = frames
 
     def fail(self, source: bytes) -> None:
@@ -177,13 +221,34 @@ class MediaCache:
         return new
 
     def begin_encoding(self, key: bytes) -> Encoding:
-        """Place a media that has no slot; its frames are handed over."""
+        """Place a media that has no slot; its frames are handed over, unless there are visual tokens already."""
         visual_tokens = self.host.get(key)
-        return Encoding(key, self.slots.place(key), self._frames.pop(key, None), visual_tokens)
+        frames = None if visual_tokens is not None else self._frames.pop(key, None)
+        return Encoding(key, self.slots.place(key), frames, visual_tokens)
+
+    def has_frames(self, key: bytes) -> bool:
+        return key in self._frames
+
+    def begin_pooling(self, key: bytes) -> Encoding:
+        """Encode a media for its features; its frames are handed over. What they also give stays for prompts: in host
+        memory, and in a slot that is free, or any that is not held where host memory keeps nothing."""
+        frames = self._frames.pop(key)
+        is_placed = self.slots.find(key) is not None or key in self.host
+        room = self.slots.num_free if self.host.max_bytes else self.slots.num_available
+        return Encoding(key, None if is_placed or not room else self.slots.place(key), frames, None)
+
+    def discard(self, keys: Iterable[bytes]) -> None:
+        """Forget what was computed of these media, where nobody holds them: it may be no good."""
+        for key in keys:
+            self.slots.discard(key)
+            self.host.discard(key)
 
     def num_frames(self, key: bytes) -> int:
         """What encoding this media costs in frames; visual tokens from the host cost none."""
-        return 0 if key in self.host else len(self._frames[key])
+        return 0 if key in self.host else self.num_frames_of(key)
+
+    def num_frames_of(self, key: bytes) -> int:
+        return len(self._frames[key])
 
     def forget_frames(self, still_needed: set[bytes]) -> None:
         """Drop frames that no sequence waits for."""

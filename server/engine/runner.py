@@ -5,55 +5,45 @@ It owns the tensors (weights, K/V blocks, media pages) and knows nothing of queu
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from model.batch import Batch
+from model.batch import Batch, whole_sequences
 from model.cache import KVCache, MediaCache
 from model.flamingo import Flamingo
-from model.vision import normalise
+from server.engine import media_cache
 from server.engine.config import EngineConfig
+from server.engine.encoder import Encoder, unit
 from server.engine.graphs import DecodeGraphs, Recorder, bucket_sizes
-from server.engine.media_cache import Encoding, HostTier
-from server.engine.sampler import Sampler, token_logprobs
+from server.engine.results import NOT_FINITE, Result, read_logits, wanted_tokens
+from server.engine.sampler import Sampler
 from server.engine.scheduler import Plan, Row
-from server.engine.wire import TokenLogprob
-
-
-@dataclass(slots=True)
-class Result:
-    """What a row of the plan gave: nothing but K/V, or prompt log-probabilities, or a token; or `failed`."""
-
-    row: Row
-    token_id: int | None = None
-    logprob: TokenLogprob | None = None
-    # for tokens start + 1 .. of the prompt, in order
-    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-    # of a beam, instead of a token
-    candidates: list[tuple[int, float]] = field(default_factory=list)
-    failed: str = ""
 
 
 class Runner:
     """`record` turns a decode step into one that is replayed; None: every step is run as it comes."""
 
     def __init__(
-        self, model: Flamingo, config: EngineConfig, sampler: Sampler, host: HostTier, record: Recorder | None = None
+        self,
+        model: Flamingo,
+        config: EngineConfig,
+        sampler: Sampler,
+        media: media_cache.MediaCache,
+        record: Recorder | None = None,
     ) -> None:
         weight = model.language_model.embed.weight
         self.model = model
         self.config = config
         self.device, self.dtype = weight.device, weight.dtype
-        self._pixel_dtype = next(model.vision.parameters()).dtype
         self._sampler = sampler
-        self._host = host
+        self._spoilt = media.spoilt
         self._kv = KVCache.zeros(model.config, config.num_blocks, config.block_size, self.dtype, self.device)
         self._media = MediaCache.zeros(model.config, config.num_media_slots, self.dtype, self.device)
+        self.encoder = Encoder(model, self._media, media)
         self._graphs = None if record is None else self._record(record)
 
     @torch.inference_mode()
@@ -67,46 +57,37 @@ class Runner:
     @torch.inference_mode()
     def run(self, plan: Plan) -> list[Result]:
         self._copy_blocks(plan.copies)
-        self._encode(plan.encodings)
+        self.encoder.run(plan.encodings)
         if not plan.rows:
             return []
-        wanted = [_wanted_tokens(row) for row in plan.rows]
+        wanted = [wanted_tokens(row) for row in plan.rows]
         batch = self._batch(plan.rows, wanted)
-        step = self._graphs.run if self._graphs is not None and _is_decode(plan.rows, wanted) else self._forward
-        return self._results(plan.rows, wanted, step(batch).float())
+        step = self._graphs.run if self._graphs is not None and self._is_decode(plan.rows, wanted) else self._forward
+        results = read_logits(plan.rows, wanted, step(batch).float(), self._sampler)
+        for result in results:
+            if not self._spoilt.isdisjoint(result.row.sequence.held):
+                result.failed = NOT_FINITE
+        return results
+
+    def _is_decode(self, rows: list[Row], wanted: list[range]) -> bool:
+        """Whether this is a step that was recorded: each row one token, and no more rows than sequences may run. Beams
+        can be more."""
+        return len(rows) <= self.config.max_sequences and all(
+            row.count == len(tokens) == 1 for row, tokens in zip(rows, wanted, strict=True)
+        )
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[list[int]]) -> NDArray[np.float32]:
+        """Token ids of N texts -> [N, D]: the language model's last hidden states without media, mean over tokens, of
+        length one. Not finite where the model's output is not."""
+        batch = whole_sequences(list(texts), [[-1] * len(ids) for ids in texts], self.device)
+        hidden = self.model.language_model.hidden_states(batch).float()
+        return unit(torch.stack([part.mean(0) for part in hidden.split([len(ids) for ids in texts])]))
 
     def _copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         if copies:
             sources, targets = torch.tensor(copies, device=self.device).T
             self._kv.blocks[:, targets] = self._kv.blocks[:, sources]
-
-    # media
-
-    def _encode(self, encodings: list[Encoding]) -> None:
-        # a slot given up and given away again within one plan belongs to the last
-        by_slot = {encoding.slot: encoding for encoding in encodings}.values()
-        by_length: dict[int, list[Encoding]] = defaultdict(list)
-        for encoding in by_slot:
-            if encoding.visual_tokens is not None:
-                self._fill([encoding], encoding.visual_tokens[None].to(self.device, self.dtype))
-            elif encoding.frames is not None:
-                by_length[len(encoding.frames)].append(encoding)
-        for same_length in by_length.values():
-            visual_tokens = self.model.encode_media(self._pixels(same_length)).to(self.dtype)
-            self._fill(same_length, visual_tokens)
-            for encoding, tokens in zip(same_length, visual_tokens.cpu(), strict=True):
-                self._host.put(encoding.key, tokens.clone())
-
-    def _pixels(self, encodings: list[Encoding]) -> Tensor:  # [M, F, 3, h, w]
-        frames = torch.from_numpy(np.stack([e.frames for e in encodings if e.frames is not None])).to(self.device)
-        pixels = normalise(frames.flatten(0, 1), self.model.config.vision).to(self._pixel_dtype)
-        return pixels.unflatten(0, frames.shape[:2])
-
-    def _fill(self, encodings: list[Encoding], visual_tokens: Tensor) -> None:
-        slots = torch.tensor([encoding.slot for encoding in encodings], device=self.device)
-        self._media.pages[slots] = self.model.media_kv(visual_tokens).to(self.dtype)
-
-    # text
 
     def _batch(self, rows: list[Row], wanted: list[range]) -> Batch:
         counts = np.array([row.count for row in rows])
@@ -151,48 +132,6 @@ class Runner:
         ]
         return self._put(slots, np.int32)
 
-    # results
-
-    def _results(self, rows: list[Row], wanted: list[range], logits: Tensor) -> list[Result]:
-        results = [Result(row) for row in rows]
-        parts = logits.split([len(w) for w in wanted])
-        # a row's maximum is NaN where any of its logits is
-        is_finite = logits.amax(-1).isfinite()
-        sampling = [i for i, row in enumerate(rows) if row.samples]
-        chosen = self._choose([results[i] for i in sampling], [parts[i][-1] for i in sampling])
-        for result, good in zip(results, is_finite.split([len(w) for w in wanted]), strict=True):
-            if not bool(good.all()):
-                result.failed = "the model's output is not finite"
-        for i, token_id in zip(sampling, chosen.tolist(), strict=True):
-            results[i].token_id = token_id
-        self._report(results, wanted, parts)
-        return results
-
-    def _choose(self, results: list[Result], logits: list[Tensor]) -> Tensor:
-        """Sample, for the rows that do; the ids are still on the device. Beams get candidates instead."""
-        sequences = [result.row.sequence for result in results]
-        for result, sequence, row in zip(results, sequences, logits, strict=True):
-            if width := sequence.sampling.beam_width:
-                result.candidates = self._sampler.candidates(row.log_softmax(-1), 2 * width)
-        return self._sampler.sample(torch.stack(logits), sequences) if logits else torch.empty(0)
-
-    def _report(self, results: list[Result], wanted: list[range], parts: Sequence[Tensor]) -> None:
-        """Log-probabilities, of prompts and of sampled tokens, for those who asked."""
-        for result, tokens, part in zip(results, wanted, parts, strict=True):
-            if result.failed:
-                continue
-            sampling = result.row.sequence.sampling
-            if sampling.prompt_logprobs is not None:
-                result.prompt_logprobs = _prompt_logprobs(result.row, tokens, part)
-            if sampling.logprobs is not None and result.token_id is not None:
-                row = part[-1:].log_softmax(-1)
-                (result.logprob,) = token_logprobs(row, [result.token_id], [sampling.logprobs])
-
-
-def _is_decode(rows: list[Row], wanted: list[range]) -> bool:
-    """Whether each row is one token whose logits are wanted."""
-    return all(row.count == 1 and len(tokens) == 1 for row, tokens in zip(rows, wanted, strict=True))
-
 
 def _shared_blocks(block_table: np.ndarray, most: int) -> int:
     """Blocks in front that are the same in every row, none of which a row of this step writes to."""
@@ -200,23 +139,6 @@ def _shared_blocks(block_table: np.ndarray, most: int) -> int:
         return 0
     same = (block_table[:, :most] == block_table[:1, :most]).all(0)
     return int(same.cumprod().sum())
-
-
-def _wanted_tokens(row: Row) -> range:
-    """The tokens whose logits are wanted: the last one to sample from, and all of a prompt that is scored."""
-    end = row.start + row.count
-    if row.sequence.wants_prompt_logprobs:
-        last_scored = row.sequence.num_prompt_tokens - 1
-        return range(row.start, end) if row.start < last_scored or row.samples else range(end, end)
-    return range(end - 1, end) if row.samples else range(end, end)
-
-
-def _prompt_logprobs(row: Row, tokens: range, logits: Tensor) -> list[TokenLogprob]:
-    """Of the prompt tokens that follow `tokens`; the last prompt token is followed by none."""
-    sequence = row.sequence
-    following = [sequence.token_ids[t + 1] for t in tokens if t + 1 < sequence.num_prompt_tokens]
-    num_top = [sequence.sampling.prompt_logprobs or 0] * len(following)
-    return token_logprobs(logits[: len(following)].log_softmax(-1), following, num_top)
 
 
 def _all_previous_slots(rows: list[Row]) -> list[list[int]]:

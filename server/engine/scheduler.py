@@ -7,7 +7,7 @@ for its pixels, not for others'. When blocks run out, the sequence that came las
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from server.engine.block_pool import BlockPool
@@ -61,12 +61,8 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> list[bytes]:
         """Queue a sequence; returns the sources that somebody must now be asked for."""
-        self._queue(sequence)
+        self.queue(sequence)
         return self.media.want(self._missing_sources(sequence))
-
-    def _queue(self, sequence: Sequence) -> None:
-        sequence.is_waiting = True
-        insort(self.waiting, sequence, key=lambda s: s.order)
 
     def _missing_sources(self, sequence: Sequence) -> list[bytes]:
         """Sources never seen; and, past a cached prefix, those that were seen and are nowhere any more."""
@@ -82,31 +78,50 @@ class Scheduler:
         self._copies = []
         self._schedule_running(plan)
         self._schedule_waiting(plan)
-        while plan.is_empty and self._preempt_one_that_waits_for_its_beams():
+        while plan.is_empty and self._preempt_one_that_waits_for_others():
             self._schedule_waiting(plan)
         return plan
 
-    def fork(self, parent: Sequence, child: Sequence) -> None:
+    def fork(self, parent: Sequence, child: Sequence) -> bool:
         """Let `child` go on from where `parent` is: full blocks are shared, the last one is copied, media are held twice.
 
-        Without a block for the copy the child waits, and is computed again.
+        False, and nothing done, without blocks for the child's tokens.
         """
         full, begun = divmod(parent.num_computed, self.config.block_size)
-        fresh = self.blocks.allocate(1 if begun else 0)
-        if not parent.block_table or fresh is None:
-            self._queue(child)
-            return
+        fresh = self.blocks.allocate(self._blocks_for(len(child)) - full) if parent.block_table else None
+        if fresh is None:
+            return False
         self.blocks.share(parent.block_table[:full])
         child.block_table = parent.block_table[:full] + fresh
         child.num_computed = parent.num_computed
-        self._copies += [(parent.block_table[full], block) for block in fresh]
+        self._copies += [(parent.block_table[full], fresh[0])] if begun else []
         child.held = {key: self.media.slots.acquire(key) for key in parent.held}
         insort(self.running, child, key=lambda s: s.order)
+        return True
 
-    def commit(self, plan: Plan) -> None:
-        """The step's K/V is there: full blocks can be found, media that no later token reads are let go."""
+    def fork_stem(self, stem: Sequence, child: Sequence) -> bool:
+        """As `fork`, within the number of sequences, and at the expense of requests that came after this one."""
+        if not self._num_seats():
+            return False
+        while not self.fork(stem, child):
+            if not stem.block_table or self.running[-1].order <= stem.order:
+                return False
+            self._preempt(self.running[-1])
+        return True
+
+    def queue(self, sequence: Sequence) -> None:
+        sequence.is_waiting = True
+        insort(self.waiting, sequence, key=lambda s: s.order)
+
+    def commit(self, plan: Plan, failed: Collection[Sequence] = ()) -> None:
+        """The step's K/V is there: full blocks can be found, media that no later token reads are let go.
+
+        Nobody shall find a block of a sequence that failed.
+        """
         for row in plan.rows:
             sequence = row.sequence
+            if sequence in failed:
+                continue
             sequence.num_computed += row.count
             for block in range(row.start // self.config.block_size, sequence.num_computed // self.config.block_size):
                 digest = sequence.block_hash(block, self.config.block_size)
@@ -132,8 +147,9 @@ class Scheduler:
                 self._plan_row(plan, sequence, count)
 
     def _schedule_waiting(self, plan: Plan) -> None:
+        num_seats = self._num_seats()
         for sequence in list(self.waiting):
-            if plan.tokens_left <= 0 or len(self.running) >= self.config.max_sequences:
+            if plan.tokens_left <= 0 or not num_seats:
                 return
             if not self._resolve(sequence):
                 continue
@@ -141,10 +157,16 @@ class Scheduler:
             if not self._reserve(sequence):
                 return  # no overtaking for lack of blocks, or a long prompt would wait for ever
             if count := self._count(sequence, plan):
+                num_seats -= 1
                 self._admit(plan, sequence, num_cached_media)
                 self._plan_row(plan, sequence, count)
             else:
                 self._give_back(sequence)
+
+    def _num_seats(self) -> int:
+        """How many more sequences may run. A computed stem takes no part in a step, and no seat."""
+        num_stems = sum(sequence.is_stem and sequence.is_computed for sequence in self.running)
+        return max(self.config.max_sequences - len(self.running) + num_stems, 0)
 
     def _plan_row(self, plan: Plan, sequence: Sequence, count: int) -> None:
         plan.rows.append(Row(sequence, sequence.num_computed, count))
@@ -180,10 +202,9 @@ class Scheduler:
         return True
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:
-        if sequence.wants_prompt_logprobs:
-            return []  # every prompt token's logits are wanted
         found = []
-        for block in range((len(sequence) - 1) // self.config.block_size):  # the last token must be computed
+        first = min([len(sequence) - 1, *sequence.scored[:1]])  # of those that must be computed
+        for block in range(first // self.config.block_size):
             hit = self.blocks.find(sequence.block_hash(block, self.config.block_size))
             if hit is None:
                 break
@@ -206,9 +227,10 @@ class Scheduler:
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.config.block_size)
 
-    def _preempt_one_that_waits_for_its_beams(self) -> bool:
-        """Beams that are done for this step hold blocks that an earlier request may lack: without this, for ever."""
-        if not self.running or not self.waiting or self.running[-1].order <= self.waiting[0].order:
+    def _preempt_one_that_waits_for_others(self) -> bool:
+        """Beams that are done for this step, and stems, hold blocks and slots that an earlier request, or one of their
+        own, may lack: without this, for ever."""
+        if not self.running or not self.waiting or self.running[-1].order < self.waiting[0].order:
             return False
         self._preempt(self.running[-1])
         return True
@@ -217,7 +239,7 @@ class Scheduler:
         self.num_preemptions += 1
         self.running.remove(sequence)
         self._give_back(sequence)
-        self._queue(sequence)
+        self.queue(sequence)
 
     def _give_back(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.block_table)
@@ -231,7 +253,7 @@ class Scheduler:
         """How many tokens can run now: within the token budget, up to the first whose media cannot be had."""
         start = sequence.num_computed
         if start == len(sequence):
-            return 0  # a beam that waits for the others
+            return 0  # a beam that waits for the others, or a stem
         end = min(len(sequence), start + plan.tokens_left)
         for media in range(
             max(sequence.media_index[start], 0), sequence.media_index[end - 1] + 1 if end > start else 0
@@ -283,7 +305,3 @@ class Scheduler:
     def sequences(self) -> Iterator[Sequence]:
         yield from self.running
         yield from self.waiting
-
-    def needed_keys(self, sequences: Iterable[Sequence]) -> set[bytes]:
-        """Keys whose frames somebody may still ask for."""
-        return {key for sequence in sequences for key in map(self.media.key, sequence.sources) if key is not None}

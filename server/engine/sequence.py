@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
+from collections.abc import Iterable, Mapping
 
 from server.engine.block_pool import block_hash
 from server.engine.grammar import Matcher
@@ -11,9 +12,14 @@ from server.engine.wire import Generate, Sampling
 
 
 class Sequence:
-    """Tokens [0, num_computed) have their K/V in `block_table`; the rest are to be computed, the last one sampled from."""
+    """Tokens [0, num_computed) have their K/V in `block_table`; the rest are to be computed, the last one sampled from.
 
-    def __init__(self, request: Generate, serial: int, index: int = 0) -> None:
+    With `targets` nothing is sampled: by position, ids whose log-probabilities after it are wanted.
+    """
+
+    def __init__(
+        self, request: Generate, serial: int, index: int = 0, targets: Mapping[int, list[int]] | None = None
+    ) -> None:
         self.request = request
         self.request_id = request.request_id
         self.index = index  # which of the request's answers
@@ -39,6 +45,8 @@ class Sequence:
         self.random = random.Random(f"{seed}/{index}" if index and seed is not None else seed)
         self.logprobs: list[float] = []  # of generated tokens, where a beam search asks for them
         self.matcher: Matcher | None = None
+        self.targets = targets or {}
+        self.is_stem = False  # once computed, it is there for others to go on from
         self._hashes: list[bytes] = []  # of the full blocks, in order
 
     def __len__(self) -> int:
@@ -49,20 +57,36 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def is_computed(self) -> bool:
+        return self.num_computed == len(self.token_ids)
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
-        return self.sampling.prompt_logprobs is not None
+        """One of several answers asks for all of them."""
+        return self.sampling.prompt_logprobs is not None and self.index == 0
+
+    @property
+    def scored(self) -> range:
+        """Positions after which log-probabilities of given tokens are wanted: they must be computed, cached or not."""
+        if self.wants_prompt_logprobs:
+            return range(self.num_prompt_tokens - 1)
+        return range(min(self.targets), max(self.targets) + 1) if self.targets else range(0)
 
     def append(self, token_id: int) -> None:
         """A generated token reads the media that the one before it reads."""
         self.token_ids.append(token_id)
         self.media_index.append(self.media_index[-1])
 
-    def fork(self, index: int) -> Sequence:
-        """The same tokens once more, with nothing of the caches in hand."""
-        child = Sequence(self.request, self.serial, index)
+    def fork(
+        self, index: int, token_ids: Iterable[int] = (), targets: Mapping[int, list[int]] | None = None
+    ) -> Sequence:
+        """The same tokens once more, with others behind, and nothing of the caches in hand."""
+        child = Sequence(self.request, self.serial, index, targets)
         child.token_ids, child.media_index = list(self.token_ids), list(self.media_index)
         child.keys, child.logprobs, child._hashes = list(self.keys), list(self.logprobs), list(self._hashes)
         child.was_admitted = True
+        for token_id in token_ids:
+            child.append(token_id)
         return child
 
     def first_token_of(self, media: int) -> int:

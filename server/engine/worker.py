@@ -22,13 +22,18 @@ from server import logs
 from server.engine.wire import (
     Abort,
     Beat,
+    Embed,
+    EmbedText,
     Generate,
     Inbound,
+    Inspect,
     MediaFailed,
     MediaPixels,
     Outbound,
     Pin,
     Ready,
+    Request,
+    Score,
     decode_inbound,
     encode,
 )
@@ -49,9 +54,9 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineLike(Protocol):
-    def add(self, request: Generate) -> None: ...
+    def add(self, request: Request) -> None: ...
 
-    def abort(self, request_id: str) -> None: ...
+    def abort(self, abort: Abort) -> None: ...
 
     def supply(self, media: MediaPixels) -> None: ...
 
@@ -103,10 +108,10 @@ class Worker:
 
     def _take(self, message: Inbound) -> None:
         match message:
-            case Generate():
+            case Generate() | Score() | Embed() | EmbedText() | Inspect():
                 self._engine.add(message)
-            case Abort(request_id):
-                self._engine.abort(request_id)
+            case Abort():
+                self._engine.abort(message)
             case MediaPixels():
                 self._engine.supply(message)
             case MediaFailed():

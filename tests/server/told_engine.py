@@ -6,7 +6,17 @@ import time
 from collections import deque
 from typing import Any
 
-from server.engine.wire import Admitted, Finished, Generate, MediaFailed, MediaPixels, MediaWanted, Outbound, Token
+from server.engine.wire import (
+    Abort,
+    Admitted,
+    Finished,
+    Generate,
+    MediaFailed,
+    MediaPixels,
+    MediaWanted,
+    Outbound,
+    Token,
+)
 from server.settings import Settings
 
 RAISE, SLEEP, FAIL = 1, 2, 3
@@ -30,10 +40,10 @@ class ToldEngine:
         self.waiting[request.request_id] = request
         self.events += [MediaWanted(digest) for digest in request.media if digest not in self.held]
 
-    def abort(self, request_id: str) -> None:
+    def abort(self, abort: Abort) -> None:
         self.num_aborted += 1
-        self.waiting.pop(request_id, None)
-        self.requests.pop(request_id, None)
+        self.waiting.pop(abort.request_id, None)
+        self.requests.pop(abort.request_id, None)
 
     def supply(self, media: MediaPixels) -> None:
         assert len(media.data) == media.shape[0] * media.shape[1] * media.shape[2] * media.shape[3]

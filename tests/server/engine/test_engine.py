@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from model.reference import encode, generate, log_probs
 from server.engine.engine import Engine
-from server.engine.wire import Finished, Generate, MediaFailed, MediaWanted, Sampling
+from server.engine.wire import Abort, Finished, Generate, MediaFailed, MediaWanted, Sampling
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
@@ -82,7 +82,7 @@ def test_any_mix_of_requests(family: Family, data: st.DataObject) -> None:
         for _ in range(data.draw(st.integers(0, 3))):
             answer.step()
         if i in aborted:
-            answer.engine.abort(str(i))
+            answer.engine.abort(Abort(str(i)))
     answer.run()
     for i, prompt in enumerate(asked):
         if i not in aborted:
@@ -264,7 +264,7 @@ def test_a_waiting_neighbour_does_not_hold_others_up() -> None:
     for _ in range(20):
         answer.step()
     assert len(answer.ids("fast")) == 6
-    answer.engine.abort("slow")
+    answer.engine.abort(Abort("slow"))
     answer.run()
     assert answer.finished["slow"].finish_reason == "abort"
     assert_all_is_back(answer.engine)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from server.engine.runner import Result
+from server.engine.results import Result
 from server.engine.scheduler import Plan
 from server.engine.warm_up import DIGEST, warm_up
 from tests.engine_client import CONFIG, FEW_SHOT, IMAGE, assert_all_is_back, assert_like_the_reference, client

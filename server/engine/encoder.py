@@ -1,0 +1,92 @@
+"""Encodes media: frames through vision encoder and resampler into pages, and what else is kept of them.
+
+Media of one length go in one batch. Visual tokens that come from host memory need only their keys and values. What is not
+finite is kept nowhere, and its key is noted as spoilt.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model import cache
+from model.flamingo import Flamingo
+from model.vision import normalise
+from server.engine.media_cache import Encoding, MediaCache
+
+
+class Encoder:
+    """Owns the model's media side; `pages` are the device's slots, `media` says what is kept where."""
+
+    def __init__(self, model: Flamingo, pages: cache.MediaCache, media: MediaCache) -> None:
+        self._model = model
+        self._pages = pages.pages
+        self._media = media
+        self._pixel_dtype = next(model.vision.parameters()).dtype
+
+    def run(self, encodings: Sequence[Encoding]) -> None:
+        by_length: dict[int, list[Encoding]] = defaultdict(list)
+        for encoding in _last_of_each_slot(encodings):
+            if encoding.visual_tokens is not None:
+                self._fill([encoding], self._put(encoding.visual_tokens[None]))
+            elif encoding.frames is not None:
+                by_length[len(encoding.frames)].append(encoding)
+        for same_length in by_length.values():
+            self._encode(same_length)
+
+    def _encode(self, encodings: list[Encoding]) -> None:
+        frames = np.stack([encoding.frames for encoding in encodings if encoding.frames is not None])
+        features = self._model.features(self.pixels(frames))  # [M, F, P, Dv]
+        visual_tokens = self._model.resampler(features).to(self._pages.dtype)
+        self._fill(encodings, visual_tokens)
+        self._keep([encoding.key for encoding in encodings], visual_tokens.cpu(), pool(features))
+
+    def _keep(self, keys: list[bytes], visual_tokens: Tensor, pooled: NDArray[np.float32]) -> None:
+        for key, tokens, vector in zip(keys, visual_tokens, pooled, strict=True):
+            if tokens.isfinite().all() and np.isfinite(vector).all():
+                self._media.host.put(key, tokens.clone())
+                self._media.pooled.put(key, vector.copy())
+            else:
+                self._media.spoilt.add(key)
+
+    def pixels(self, frames: NDArray[np.uint8]) -> Tensor:  # [M, F, h, w, 3] -> [M, F, 3, h, w]
+        on_device = torch.from_numpy(frames).to(self._pages.device)
+        pixels = normalise(on_device.flatten(0, 1), self._model.config.vision).to(self._pixel_dtype)
+        return pixels.unflatten(0, on_device.shape[:2])
+
+    def _put(self, visual_tokens: Tensor) -> Tensor:
+        return visual_tokens.to(self._pages.device, self._pages.dtype)
+
+    def _fill(self, encodings: list[Encoding], visual_tokens: Tensor) -> None:
+        places, slots = _placed(encodings)
+        if slots:
+            pages = self._model.media_kv(visual_tokens[places]).to(self._pages.dtype)
+            self._pages[torch.tensor(slots, device=self._pages.device)] = pages
+
+
+def pool(features: Tensor) -> NDArray[np.float32]:
+    """Features [M, F, P, Dv] -> [M, Dv]: their mean over frames and patches, of length one."""
+    return unit(features.float().mean((1, 2)))
+
+
+def unit(vectors: Tensor) -> NDArray[np.float32]:
+    """[N, D] -> the same directions with length one; a vector of zeros stays."""
+    array: NDArray[np.float32] = torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
+    return array
+
+
+def _placed(encodings: list[Encoding]) -> tuple[list[int], list[int]]:
+    """Which of them have a slot, and the slots."""
+    placed = [(place, encoding.slot) for place, encoding in enumerate(encodings) if encoding.slot is not None]
+    return [place for place, _ in placed], [slot for _, slot in placed]
+
+
+def _last_of_each_slot(encodings: Sequence[Encoding]) -> Iterable[Encoding]:
+    """A slot given up and given away again within one plan belongs to the last."""
+    owner = {encoding.slot: encoding for encoding in encodings}
+    return [encoding for encoding in encodings if encoding.slot is None or owner[encoding.slot] is encoding]
