@@ -107,3 +107,5 @@ class FewShotFields(Schema):
     template: TemplateChoice = "caption"
     # the paper's "zero-shot": shots are shown without their media, and tell the form of an answer alone
     zero_shot: bool = False
+    # the first shots are left out if the model's context has no room for all
+    truncate_shots: bool = False

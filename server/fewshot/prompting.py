@@ -5,31 +5,34 @@ Every route that shows shots comes through `assemble`, so a support set, a strat
 
 from __future__ import annotations
 
-import re
+from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from model.config import FlamingoConfig
 from model.prompt import PromptError, encode
 from model.tokenizer import PromptTokenizer
 from server.api.prompts import ReadPrompt
-from server.api.schemas import MediaPart
-from server.api.schemas_fewshot import FewShotFields, Shown, TemplateChoice
+from server.api.schemas_fewshot import ExamplesFields, FewShotFields, TemplateChoice
 from server.api.services import Services
-from server.errors import InvalidRequest, ServerError
+from server.errors import ContextLengthExceeded, InvalidRequest
+from server.fewshot.examples import SupportSet
+from server.fewshot.retrieval import SPACES, Asked, compared_text
+from server.fewshot.shots import (
+    SUPPORT_SET,
+    FoundShots,
+    Used,
+    check_given,
+    check_media,
+    chosen_shots,
+    given_shots,
+    read_given,
+    shown_in,
+)
 from server.fewshot.templates import Query, Shot, Template, TemplateError, built_in, places, with_end
 from server.media.source import EncodedMedia
-
-_BEHIND_SHORT_FORM = re.compile(r"(?<=\.image)\.(image_url\.url|image_id|video_id)$")
-
-
-@dataclass(frozen=True, slots=True)
-class Used:
-    """A shot as the answer tells of it."""
-
-    id: str | None
-    label: str
-    score: float | None = None
+from server.served_model import ServedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,53 @@ class Assembled:
     template: Template
     shots: list[Shot]
     query: Query
+    support_set: SupportSet | None = None
+    examples: ExamplesFields | None = None
+    num_left_out: int = 0
+
+    def told(self) -> dict[str, Any]:
+        """The `fewshot` of an answer."""
+        return {
+            "template": self.template.name,
+            "strategy": self.examples.strategy if self.examples else None,
+            "support_set": self.support_set.id if self.support_set else None,
+            "version": self.support_set.version if self.support_set else None,
+            "shots": [{"id": used.id, "score": used.score, "label": used.label or None} for used in self.used],
+            "shots_left_out": self.num_left_out,
+        }
+
+    def usage(self) -> dict[str, Any]:
+        """What an answer's `usage.fewshot_details` says besides media."""
+        return {
+            "shots_used": len(self.used),
+            "support_set": self.support_set.id if self.support_set else None,
+            "version": self.support_set.version if self.support_set else None,
+        }
+
+
+async def assemble(
+    fields: FewShotFields, services: Services, *, room: int = 0, without: Collection[str] = ()
+) -> Assembled:
+    """`room`: tokens that `truncate_shots` leaves free. `without`: ids of examples that may not become shots.
+
+    Raises `InvalidRequest` that names the field at fault, and what a support set, its media and the engine raise.
+    """
+    if fields.shots and fields.examples is not None:
+        raise InvalidRequest("shots and examples are two ways to the same: give one", param="examples")
+    template = template_of(fields.template, services.model.config)
+    _check_query(fields, template)
+    check_given(fields, template)
+    given = await read_given(shown_in(fields), services)
+    asked = Asked(media=given["query"], text=compared_text(fields.query.question, fields.query.text))
+    if fields.examples is None:
+        found = given_shots(fields, given)
+    else:
+        found = await chosen_shots(fields, fields.examples, template, asked, services, without)
+    digests = tuple(one.digest for one in asked.media)
+    query = Query(media=digests, text=fields.query.text, question=fields.query.question)
+    _check_num_media(found, query, services.settings.max_media_per_request, _shots_param(fields))
+    media = {**found.media, **{one.digest: one for one in asked.media}}
+    return _fitted(fields, found, query, template, media, services.model, room)
 
 
 def write(
@@ -54,31 +104,10 @@ def write(
     try:
         encoded = encode(template.render(shots, query), tokenizer)
     except TemplateError as error:
-        raise InvalidRequest(str(error), param="query" if error.shot is None else f"shots[{error.shot}]") from None
+        raise _refusal(error) from None
     except PromptError as error:
         raise InvalidRequest(str(error), param="query") from None
     return ReadPrompt(encoded, {digest: media[digest] for digest in encoded.media})
-
-
-async def assemble(fields: FewShotFields, services: Services, *, without: Collection[str] = ()) -> Assembled:
-    """`without`: ids of examples that may not become shots. Raises `InvalidRequest` that names the field at fault."""
-    if fields.shots and fields.examples is not None:
-        raise InvalidRequest("shots and examples are two ways to the same: give one", param="examples")
-    if fields.examples is not None:
-        raise InvalidRequest("there are no support sets yet", param="examples")
-    template = template_of(fields.template, services.model.config)
-    _check_shown(fields, template)
-    media = await _read_media(_given_parts(fields), services)
-    digests = {place: [m.digest for m in found] for place, found in media.items()}
-    query = Query(media=tuple(digests["query"]), text=fields.query.text, question=fields.query.question)
-    shots = [
-        Shot(media=tuple(digests.get(f"shots[{i}]", ())), text=shot.text, question=shot.question, label=shot.label)
-        for i, shot in enumerate(fields.shots)
-    ]
-    used = [Used(shot.id, shot.label) for shot in fields.shots]
-    by_digest = {m.digest: m for found in media.values() for m in found}
-    prompt = write(template, shots, query, by_digest, services.model.tokenizer)
-    return Assembled(prompt=prompt, used=used, template=template, shots=shots, query=query)
 
 
 def template_of(choice: TemplateChoice, config: FlamingoConfig) -> Template:
@@ -94,44 +123,75 @@ def template_of(choice: TemplateChoice, config: FlamingoConfig) -> Template:
         raise InvalidRequest(f"template.{error}", param="template") from None
 
 
-def _check_shown(fields: FewShotFields, template: Template) -> None:
-    """Media stand where the template shows them, in the query and in each shot: text would else read another's."""
-    _check_media(fields.query, "query", template)
-    if "question" not in places(template.beginning) and fields.query.question:
-        raise InvalidRequest(f"the template {template.name!r} shows no {{question}}", param="query.question")
-    if not fields.zero_shot:
-        for number, shot in enumerate(fields.shots):
-            _check_media(shot, f"shots[{number}]", template)
+def _check_query(fields: FewShotFields, template: Template) -> None:
+    """A field of the query is shown, or compared with; else it would have no meaning."""
+    query = fields.query
+    check_media(bool(query.parts()), "query", template)
+    compares = fields.examples is not None and "text" in SPACES.get(fields.examples.strategy, ())
+    for name, value in (("question", query.question), ("text", query.text)):
+        if value and name not in places(template.beginning) and not compares:
+            raise InvalidRequest(f"the template {template.name!r} shows no {{{name}}}", param=f"query.{name}")
 
 
-def _check_media(shown: Shown, param: str, template: Template) -> None:
-    if template.has_media and not shown.parts():
-        raise InvalidRequest(f"the template {template.name!r} shows {{media}}, and {param} has none", param=param)
-    if not template.has_media and shown.parts():
-        raise InvalidRequest(f"the template {template.name!r} shows no {{media}}, and {param} has some", param=param)
+def _check_num_media(found: FoundShots, query: Query, limit: int, param: str) -> None:
+    num_media = len(query.media) + sum(len(shot.media) for shot in found.shots)
+    if num_media > limit:
+        message = f"{num_media} images and videos in {len(found.shots)} shots and the query, the limit is {limit}"
+        raise InvalidRequest(message, param=param)
 
 
-def _given_parts(fields: FewShotFields) -> dict[str, Shown]:
-    shots = {} if fields.zero_shot else {f"shots[{number}]": shot for number, shot in enumerate(fields.shots)}
-    return {**shots, "query": fields.query}
+def _shots_param(fields: FewShotFields) -> str:
+    return "shots" if fields.examples is None else "examples.k"
 
 
-async def _read_media(shown: Mapping[str, Shown], services: Services) -> dict[str, list[EncodedMedia]]:
-    """Media of the query and of each shot, by where they stand in the request."""
-    parts: dict[str, MediaPart] = {}
-    for param, holder in shown.items():
-        for number, part in enumerate(holder.parts()):
-            parts[f"{param}.image" if holder.image is not None else f"{param}.media[{number}]"] = part
+def _fitted(
+    fields: FewShotFields,
+    found: FoundShots,
+    query: Query,
+    template: Template,
+    media: Mapping[bytes, EncodedMedia],
+    model: ServedModel,
+    room: int,
+) -> Assembled:
+    """With all shots, or, if that was asked for, without the first ones that the model's context has no room for."""
+    _check_values(template, found, query)
+
+    def prompt(num_left_out: int) -> ReadPrompt:
+        return write(template, found.shots[num_left_out:], query, media, model.tokenizer)
+
+    def fits(num_left_out: int) -> bool:
+        return prompt(num_left_out).num_tokens + room <= model.max_model_len
+
+    left_out = bisect_left(range(len(found.shots)), True, key=fits) if fields.truncate_shots else 0
+    whole = prompt(left_out)
+    if whole.num_tokens > model.max_model_len:
+        raise ContextLengthExceeded(
+            f"the prompt has {whole.num_tokens} tokens with its {len(found.shots)} shots and "
+            f"{prompt(len(found.shots)).num_tokens} without, this model reads {model.max_model_len}",
+            param=_shots_param(fields) if found.shots else "query",
+        )
+    return Assembled(
+        prompt=whole,
+        used=found.used[left_out:],
+        template=template,
+        shots=found.shots[left_out:],
+        query=query,
+        support_set=found.support_set,
+        examples=fields.examples,
+        num_left_out=left_out,
+    )
+
+
+def _check_values(template: Template, found: FoundShots, query: Query) -> None:
+    """A shot without what the template shows is named as the client knows it."""
     try:
-        found = await services.media.read_all(parts, "shots")
-    except ServerError as error:
-        error.param = _as_sent(error.param or "shots")
-        raise
-    for media in found.values():
-        media.param = _as_sent(media.param)
-    return {param: [media for place, media in found.items() if place.startswith(f"{param}.")] for param in shown}
+        template.render(found.shots, query)
+    except TemplateError as error:
+        if error.shot is None or found.support_set is None:
+            raise _refusal(error) from None
+        example = found.used[error.shot].id
+        raise InvalidRequest(f"{error}: it is the example {example!r}", param=SUPPORT_SET) from None
 
 
-def _as_sent(param: str) -> str:
-    """A short form is read as the part that it is short for; the client knows it by `image` alone."""
-    return _BEHIND_SHORT_FORM.sub("", param)
+def _refusal(error: TemplateError) -> InvalidRequest:
+    return InvalidRequest(str(error), param="query" if error.shot is None else f"shots[{error.shot}]")
