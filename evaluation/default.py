@@ -23,6 +23,7 @@ from evaluation.binding import VARIANTS, Binding, Episode, Outcome, make_episode
 from evaluation.intervals import Share, share
 from evaluation.naming import Naming, perplexity
 from model.checkpoint.native import load_folder
+from model.flamingo import Flamingo
 from model.tokenizer import PromptTokenizer
 from model.zoo.default import prepare
 from training.default.catalogue import Catalogue
@@ -43,6 +44,7 @@ class Options:
     model: Path | None
     data: Path
     processes: int
+    dtype: str
     encoder_only: bool = False
 
     @property
@@ -62,7 +64,7 @@ def binding_table(catalogue: Catalogue, options: Options, folder: Path) -> dict[
         ("photographs", catalogue.photographs, ROUNDS),
         ("kinds of drawings", catalogue.held_out_kinds, KIND_ROUNDS),
     )
-    begin = (folder, options.data)
+    begin = (folder, options)
     with ProcessPoolExecutor(options.processes, get_context("spawn"), _begin, begin) as pool:
         for domain, categories, ways_of in domains:
             for ways, rounds in ways_of.items():
@@ -79,11 +81,16 @@ def binding_table(catalogue: Catalogue, options: Options, folder: Path) -> dict[
 _binding: list[Binding] = []
 
 
-def _begin(folder: Path, data: Path) -> None:
+def _begin(folder: Path, options: Options) -> None:
     torch.set_num_threads(1)
-    model = load_folder(folder, "cpu", torch.float32)
+    model = _served(folder, options)
+    _binding.append(Binding(model, PromptTokenizer.load(folder, model.config.prompt), Catalogue(options.data)))
+
+
+def _served(folder: Path, options: Options) -> Flamingo:
+    model = load_folder(folder, "cpu", getattr(torch, options.dtype))
     model.fold_gates()
-    _binding.append(Binding(model, PromptTokenizer.load(folder, model.config.prompt), Catalogue(data)))
+    return model
 
 
 def _judge(task: tuple[Episode, tuple[int, ...], tuple[str, ...]]) -> Outcome:
@@ -137,8 +144,7 @@ def measure(options: Options) -> dict[str, Any]:
     print(table(bound, options.columns, chance=True), "\n", flush=True)
     if options.encoder_only:
         return {"episodes": options.episodes, "shares": values(bound)}
-    model = load_folder(folder, "cpu", torch.float32)
-    model.fold_gates()
+    model = _served(folder, options)
     tokenizer = PromptTokenizer.load(folder, model.config.prompt)
     naming = Naming(model, tokenizer, catalogue)
     named = naming_table(naming, options.episodes)
@@ -148,7 +154,8 @@ def measure(options: Options) -> dict[str, Any]:
     text = perplexities(folder, tokenizer)
     print("\n".join(f"perplexity, {name}: {value:.3f}" for name, value in text.items()), "\n", flush=True)
     shares = values({**bound, **named})
-    return {"episodes": options.episodes, "shares": shares, "style": style.value, "perplexity": text}
+    told = {"episodes": options.episodes, "dtype": options.dtype, "shares": shares}
+    return {**told, "style": style.value, "perplexity": text}
 
 
 def values(rows: dict[str, dict[str, Share]]) -> dict[str, dict[str, float]]:
@@ -160,6 +167,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=500)
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
     parser.add_argument("--data", type=Path, default=DATA, help=f"what training.default_data made (default: {DATA})")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the weights")
     parser.add_argument("--processes", type=int, default=2, help="each with one thread, and the model's 0.7 GB")
     parser.add_argument(
         "--encoder-only", action="store_true", help="nearest means alone: what the model is held against"
