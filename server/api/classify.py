@@ -21,8 +21,11 @@ from server.api.sse import unless_disconnected
 from server.engine.wire import FinishReason
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate, distinct
-from server.fewshot.classification import Asking, Classification, Cost, Weighed, classify
+from server.fewshot.classification import Asking, Cost, Weighed, classify
 from server.fewshot.prompting import Assembled, assemble
+
+# tokens left for candidates that are known only when the shots are
+DEFAULT_ROOM = 32
 
 router = APIRouter()
 logger = logging.getLogger(__name__)
@@ -52,8 +55,9 @@ def asking_of(request: Request, services: Services, ticket: Ticket, priority: in
 
 
 async def _answer(fields: ClassifyRequest, asking: Asking, services: Services) -> dict[str, Any]:
-    assembled = await assemble(fields, services)
-    candidates = check_distinct(candidates_of(fields.candidates) or await _labels(fields, services))
+    given = check_distinct(candidates_of(fields.candidates))
+    assembled = await assemble(fields, services, room=_room(given, services))
+    candidates = given or check_distinct(_labels(fields, assembled))
     found = await classify(assembled, candidates, fields.weighing(), asking, services)
     ranked = found.ranked()
     return {
@@ -64,21 +68,29 @@ async def _answer(fields: ClassifyRequest, asking: Asking, services: Services) -
         "label": ranked[0].candidate.label,
         "confidence": ranked[0].probability,
         "candidates": [_shown(one) for one in ranked[: fields.top_k]],
-        "fewshot": _fewshot(fields, assembled, found),
-        "usage": usage(found.cost),
+        "fewshot": {
+            **assembled.told(),
+            "normalisation": fields.normalisation,
+            "calibration": fields.calibration,
+            "permutations": found.num_orders,
+        },
+        "usage": usage(found.cost, assembled.usage()),
     }
 
 
-async def _labels(fields: ClassifyRequest, services: Services) -> list[Candidate]:
+def _labels(fields: ClassifyRequest, assembled: Assembled) -> list[Candidate]:
     """Without candidates: the labels of the whole set that shots are taken from, or of the shots."""
-    if fields.examples is not None:
-        version = await services.support_sets.get_version(fields.examples.support_set, fields.examples.version)
-        found = distinct(example.label or example.text for example in version.examples)
-    else:
-        found = distinct(shot.label or shot.text for shot in fields.shots)
+    shown = fields.shots if assembled.support_set is None else assembled.support_set.examples
+    found = distinct(one.label or one.text for one in shown)
     if not found:
         raise InvalidRequest("without shots or a support set there are no labels: give candidates", param="candidates")
     return found
+
+
+def _room(candidates: Sequence[Candidate], services: Services) -> int:
+    """Tokens that the longest candidate may take behind a prompt whose first shots are left out where there is no room."""
+    encode = services.model.tokenizer.encode_plain
+    return max((len(encode(one.text)) + 1 for one in candidates), default=DEFAULT_ROOM)
 
 
 def check_distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -102,17 +114,7 @@ def _shown(one: Weighed) -> dict[str, Any]:
     }
 
 
-def _fewshot(fields: ClassifyRequest, assembled: Assembled, found: Classification) -> dict[str, Any]:
-    return {
-        "shots": [asdict(used) for used in assembled.used],
-        "template": assembled.template.name,
-        "normalisation": fields.normalisation,
-        "calibration": fields.calibration,
-        "permutations": found.num_orders,
-    }
-
-
-def usage(cost: Cost) -> Mapping[str, Any]:
+def usage(cost: Cost, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """OpenAI's shape: nothing is generated; the tokens of candidates stand beside those of prompts."""
     return {
         "prompt_tokens": cost.prompt_tokens,
@@ -126,5 +128,6 @@ def usage(cost: Cost) -> Mapping[str, Any]:
             "media_encoded": cost.media_encoded,
             "media_cached": cost.media_cached,
             "media_deduplicated": cost.media_deduplicated,
+            **(details or {}),
         },
     }

@@ -62,19 +62,14 @@ async def _answer(fields: ScoreRequest, asking: Asking, services: Services) -> d
 
 async def _read(prompt: Prompt, services: Services) -> tuple[ReadPrompt, list[Segment] | None]:
     """The prompt, and its segments; None where the client has made it of token ids."""
-    if isinstance(prompt, str) or not any(isinstance(part, int) for part in prompt):
-        return await _read_segments(prompt, services)
-    return await read_prompt(prompt, services.model, services.media), None
-
-
-async def _read_segments(prompt: Prompt, services: Services) -> tuple[ReadPrompt, list[Segment]]:
     if isinstance(prompt, str):
-        segments, media = [Text(prompt)], {}
-    else:
-        parts = [part for part in prompt if not isinstance(part, int)]
-        segments, media = await read_parts(parts, services.media, "prompt")
+        return await read_prompt(prompt, services.model, services.media), [Text(prompt)]
+    parts = [part for part in prompt if not isinstance(part, int)]
+    if len(parts) < len(prompt):
+        return await read_prompt(prompt, services.model, services.media), None
+    segments, media = await read_parts(parts, services.media, "prompt")
     try:
-        return ReadPrompt(encode(segments, services.model.tokenizer), media), list(segments)
+        return ReadPrompt(encode(segments, services.model.tokenizer), media), segments
     except PromptError as error:
         raise InvalidRequest(str(error), param="prompt") from None
 

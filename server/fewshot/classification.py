@@ -107,7 +107,7 @@ async def score_all(
     """The candidates behind each of the prompts, all under way at once; the first failure ends the others."""
     reason: FinishReason = "abort"
     try:
-        scored = await _together([_score(prompt, ids, asking, services) for prompt in prompts])
+        scored = await together([_score(prompt, ids, asking, services) for prompt in prompts])
         reason = "stop"
         return scored
     except Exception:
@@ -193,7 +193,8 @@ async def _score(prompt: ReadPrompt, ids: list[list[int]], asking: Asking, servi
     return scored
 
 
-async def _together(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+async def together(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """All at once; the first failure cancels the others and is raised as it is."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one) for one in work]

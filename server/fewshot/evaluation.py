@@ -51,7 +51,7 @@ def grid(ks: Sequence[int], strategies: Sequence[Strategy], seeds: Sequence[int]
     cells = []
     for k, strategy, seed in product(dict.fromkeys(ks), dict.fromkeys(strategies), dict.fromkeys(seeds)):
         is_seeded = k > 0 and (strategy in SEEDED or (is_shuffled and k > 1))
-        cells.append(Cell(strategy if k else strategies[0], k, seed if is_seeded else seeds[0]))
+        cells.append(Cell(strategy if k else "first", k, seed if is_seeded else seeds[0]))
     return list(dict.fromkeys(cells))
 
 

@@ -13,7 +13,7 @@ from server.fewshot.candidates import Candidate, continuation_ids, distinct
 from tests.tiny_models import CONFIGS, FAMILIES, PROMPT, Family, prompt_tokenizer
 
 CAT = bytes(32)
-SHOT = [Media(CAT), Text("Output: dog"), EndOfChunk()]
+SHOT: list[Segment] = [Media(CAT), Text("Output: dog"), EndOfChunk()]
 MARKERS = ("</s>", "<image>", "<|endofchunk|>")
 
 
