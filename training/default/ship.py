@@ -30,7 +30,9 @@ def ship(run: Path, file: Path) -> int:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    """A line a step: what a run that was killed had logged behind its last checkpoint was run again."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return sorted({line["step"]: line for line in lines}.values(), key=lambda line: line["step"])
 
 
 def draw(runs: list[Path], folder: Path) -> None:
