@@ -8,14 +8,15 @@ from pathlib import Path
 from model.config import ConfigError, FlamingoConfig
 from model.flamingo import Flamingo
 from model.tokenizer import PromptTokenizer
+from training.ablations.data import Captions, Kinds, Sequences
 from training.bridge import BridgeLoss
-from training.config import MADE_SETS, SetConfig, TrainConfig
+from training.config import MADE_SETS, SetConfig, SetKind, TrainConfig
 from training.data.stream import ShardStream, find_shards
 from training.default.alignment import AlignmentLoss, Alignments, label_ids
 from training.default.catalogue import Catalogue
 from training.default.episodes import Episodes
 from training.distributed import World
-from training.mixture import DataSet, Generated, Mixture, Stream, owned
+from training.mixture import DataSet, Generated, Mixture, Prepared, Stream, owned
 
 
 def make_mixture(config: TrainConfig, model: FlamingoConfig, tokenizer: PromptTokenizer, world: World) -> Mixture:
@@ -38,11 +39,14 @@ def _read(config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: Prompt
 
 def _made(config: SetConfig, seed: int, tokenizer: PromptTokenizer) -> Callable[[int], Stream]:
     catalogue = Catalogue(Path(config.shards).expanduser())
-    if config.kind == "episodes":
-        make = Episodes(catalogue, tokenizer, seed, config.batch_size)
-        return lambda index: Generated(make, index, config.streams)
-    pairs = Alignments(catalogue, tokenizer, seed)
-    return lambda index: Generated(pairs, index, config.streams)
+    makers: dict[SetKind, Callable[[], Callable[[int], Prepared]]] = {
+        "episodes": lambda: Episodes(catalogue, tokenizer, seed, config.batch_size),
+        "alignment": lambda: Alignments(catalogue, tokenizer, seed),
+        "sequences": lambda: Sequences(Kinds(catalogue), tokenizer, seed),
+        "captions": lambda: Captions(Kinds(catalogue), tokenizer, seed),
+    }
+    make = makers[config.kind]()
+    return lambda index: Generated(make, index, config.streams)
 
 
 def loss_of(config: TrainConfig, tokenizer: PromptTokenizer) -> Callable[[Flamingo], BridgeLoss]:
