@@ -6,14 +6,11 @@ import asyncio
 import base64
 import io
 import re
-import time
-from collections.abc import Callable, Iterator
-from threading import Thread
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 
 from flamboyance_client import (
@@ -28,42 +25,7 @@ from flamboyance_client import (
     image,
     shot,
 )
-from model.checkpoint.native import save_folder
-from server.app import create_app
-from server.engine.client import EngineClient
-from server.media.pool import DecodePool
-from server.metrics import Metrics
-from server.served_model import ServedModel
-from server.settings import read_settings
-from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
-
-CONFIG = CONFIGS["openflamingo"]
-KEY = "a-key-of-the-tests"
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_folder(folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
-    settings = read_settings(["--model", str(folder), "--api-key", KEY, "--device", "cpu", "--decode-processes", "1"])
-    model, metrics = ServedModel.load(settings), Metrics(CONFIG.name)
-    engine = EngineClient(settings, DecodePool(CONFIG.vision, settings), metrics)
-    app = create_app(engine, model, settings, metrics)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))
-    thread = Thread(target=server.run)
-    thread.start()
-    wait_until(lambda: server.started or not thread.is_alive())
-    wait_until(lambda: engine.state != "starting")
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-
-
-def wait_until(is_so: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+from tests.clients.serving import CONFIG, KEY, wait_until
 
 
 @pytest.fixture

@@ -1,0 +1,72 @@
+"""The server over a real socket in this process: its application behind uvicorn, and, where wanted, a tiny real engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import uvicorn
+from fastapi import FastAPI
+
+from model.checkpoint.native import save_folder
+from server.app import create_app
+from server.engine.client import EngineClient
+from server.media.pool import DecodePool
+from server.metrics import Metrics
+from server.served_model import ServedModel
+from server.settings import read_settings
+from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
+
+CONFIG = CONFIGS["openflamingo"]
+KEY = "a-key-of-the-tests"
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """The application's URL while it is served."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))
+    thread = Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started or not thread.is_alive())
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def tiny_server(folder: Path) -> Iterator[str]:
+    """The whole server with a tiny model: its worker, its decode pool, its store. `folder`: where all of it may lie."""
+    model_folder = folder / "tiny"
+    save_folder(model_folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
+    settings = read_settings(
+        [
+            "--model",
+            str(model_folder),
+            "--data-dir",
+            str(folder / "data"),
+            "--api-key",
+            KEY,
+            "--device",
+            "cpu",
+            "--decode-processes",
+            "1",
+        ]
+    )
+    model, metrics = ServedModel.load(settings), Metrics(CONFIG.name)
+    decoder = DecodePool(CONFIG.vision, settings)
+    engine = EngineClient(settings, decoder, metrics)
+    with listening(create_app(engine, model, settings, metrics, decoder)) as url:
+        wait_until(lambda: engine.state != "starting")
+        yield url
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
