@@ -17,13 +17,16 @@ from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.wire import (
     Admitted,
+    Embedded,
     Finished,
     Generate,
+    Inspected,
     MediaPixels,
     MediaWanted,
     Outbound,
     PromptScored,
     Sampling,
+    Scored,
     Token,
 )
 from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer, tiny_model
@@ -63,6 +66,9 @@ class Client:
     scores: dict[str, PromptScored] = field(default_factory=dict)
     finished: dict[str, Finished] = field(default_factory=dict)
     admitted: dict[str, Admitted] = field(default_factory=dict)
+    scored: dict[str, Scored] = field(default_factory=dict)
+    embedded: dict[str, np.ndarray] = field(default_factory=dict)
+    inspected: dict[str, Inspected] = field(default_factory=dict)
     wanted: list[bytes] = field(default_factory=list)
 
     def step(self) -> None:
@@ -85,6 +91,12 @@ class Client:
                 self.finished[event.request_id] = event
             case Admitted():
                 self.admitted[event.request_id] = event
+            case Scored():
+                self.scored[event.request_id] = event
+            case Embedded():
+                self.embedded[event.request_id] = np.frombuffer(event.data, np.float32).reshape(event.shape)
+            case Inspected():
+                self.inspected[event.request_id] = event
 
     def run(self, max_steps: int = 500) -> None:
         for _ in range(max_steps):
@@ -155,6 +167,7 @@ def assert_all_is_back(engine: Engine) -> None:
     assert not engine.scheduler.running
     assert not engine.scheduler.waiting
     assert not engine.media._frames
+    assert not engine.has_work()
 
 
 FEW_SHOT = Prompt(((-1, 3), (0, 5), (1, 4), (2, 9), (3, 2)))

@@ -106,7 +106,7 @@ class TextEmbedding(Work):
     def turn(self) -> Iterator[Outbound]:
         if chunk := self._chunk():
             vectors = self._runner.embed_texts(chunk)
-            self._vectors += vectors
+            self._vectors.extend(vectors)
             if not np.isfinite(vectors).all():
                 self.is_over = True
                 yield from self.fail("error", NOT_FINITE)

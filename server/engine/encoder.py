@@ -40,8 +40,8 @@ class Encoder:
             self._encode(same_length)
 
     def _encode(self, encodings: list[Encoding]) -> None:
-        frames = np.stack([encoding.frames for encoding in encodings if encoding.frames is not None])
-        features = self._model.features(self.pixels(frames))  # [M, F, P, Dv]
+        clips = [encoding.frames for encoding in encodings if encoding.frames is not None]
+        features = self.features(clips)
         visual_tokens = self._model.resampler(features).to(self._pages.dtype)
         self._fill(encodings, visual_tokens)
         self._keep([encoding.key for encoding in encodings], visual_tokens.cpu(), pool(features))
@@ -54,10 +54,11 @@ class Encoder:
             else:
                 self._media.spoilt.add(key)
 
-    def pixels(self, frames: NDArray[np.uint8]) -> Tensor:  # [M, F, h, w, 3] -> [M, F, 3, h, w]
-        on_device = torch.from_numpy(frames).to(self._pages.device)
-        pixels = normalise(on_device.flatten(0, 1), self._model.config.vision).to(self._pixel_dtype)
-        return pixels.unflatten(0, on_device.shape[:2])
+    def features(self, clips: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Frames [F, h, w, 3] of M media, all of one length -> [M, F, P, Dv]"""
+        frames = torch.from_numpy(np.stack(clips)).to(self._pages.device)
+        pixels = normalise(frames.flatten(0, 1), self._model.config.vision).to(self._pixel_dtype)
+        return self._model.features(pixels.unflatten(0, frames.shape[:2]))
 
     def _put(self, visual_tokens: Tensor) -> Tensor:
         return visual_tokens.to(self._pages.device, self._pages.dtype)

@@ -84,7 +84,7 @@ class Inspection(Work):
         return [self._map(list(seen), torch.stack(list(seen.values())).mean(0), patches)]
 
     def _features(self, source: bytes) -> Tensor:  # [F, P, Dv]
-        return self._runner.model.features(self._runner.encoder.pixels(self._frames[source][None]))[0]
+        return self._runner.encoder.features([self._frames[source]])[0]
 
     def _map(self, layers: list[int], shares: Tensor, patches: Tensor) -> AttentionMap:
         grid = inspect.picture_grid(shares, patches, self._runner.model.config.vision).cpu().numpy()
