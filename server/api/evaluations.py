@@ -53,11 +53,13 @@ class ListRequest(Schema):
     support_set: Annotated[str, Field(min_length=1, max_length=128)] | None = None
 
 
-@router.post("/v1/support_sets/{set_id}/evaluate")
-async def create_evaluation(set_id: str, request: Request, services: GivenServices, ticket: GivenTicket) -> Response:
+@router.post("/v1/support_sets/{support_set}/evaluate")
+async def create_evaluation(
+    support_set: str, request: Request, services: GivenServices, ticket: GivenTicket
+) -> Response:
     fields = read(EvaluateRequest, await read_body(request, services.settings) or b"{}")
     services.check_model(fields.model)
-    found = await services.support_sets.get_version(set_id, fields.version)
+    found = await services.support_sets.get_version(support_set, fields.version)
     settled = make_plan(fields, found, services)
     plan = {
         "request": fields.model_dump(mode="json", exclude_unset=True),

@@ -9,6 +9,7 @@ from pathlib import Path
 from fastapi.routing import APIRoute
 
 from server.api.chat_schemas import ChatRequest
+from server.api.evaluations import EvaluateRequest
 from server.api.guard import OPEN_PATHS
 from server.api.schemas import CompletionRequest, GenerationFields
 from server.api.schemas_classify import ClassifyRequest
@@ -77,6 +78,11 @@ def test_every_field_of_a_chat_stands() -> None:
 def test_every_field_of_a_classification_stands() -> None:
     documented = {name for row in rows(section(API, "Classification")) for name in names(row[0])}
     assert documented == ClassifyRequest.model_fields.keys() - FewShotFields.model_fields.keys() | {"template"}
+
+
+def test_every_field_of_an_evaluation_stands() -> None:
+    documented = {name for row in rows(section(API, "Evaluation of a support set")) for name in names(row[0])}
+    assert documented >= EvaluateRequest.model_fields.keys()
 
 
 def classes(root: type[ServerError]) -> list[type[ServerError]]:
