@@ -11,7 +11,7 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from ipaddress import ip_address
 
@@ -23,7 +23,7 @@ from server.media.addresses import Address, UrlRules, host_of, port_of
 from server.media.source import EncodedMedia, Kind, check_size, encoded
 from server.settings import Settings
 
-Resolve = Callable[[str, int], Awaitable[list[Address]]]
+Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
 
 HEADERS = {"Accept": "image/*, video/*", "Accept-Encoding": "identity", "User-Agent": "flamboyance"}
 REDIRECTS = {301, 302, 303, 307, 308}

@@ -12,7 +12,8 @@ import pytest
 from fastapi import FastAPI
 
 from server.api.services import Services
-from server.media.source import source_digest
+from server.fewshot.examples import NewExample
+from server.media.source import encoded, source_digest
 from server.settings import Settings
 from tests.server.conftest import data_url, picture
 from tests.server.fakes import FakeClient
@@ -75,14 +76,14 @@ async def test_the_same_bytes_have_one_id_in_every_form(http: httpx.AsyncClient,
 @pytest.mark.parametrize("form", ["raw", "form", "data", "url"])
 async def test_a_video_is_known_by_its_bytes(http: httpx.AsyncClient, form: str) -> None:
     data = film(["red", "lime", "blue"])
-    encoded = base64.b64encode(data).decode()
-    body: dict[str, Any] = {
+    letters = base64.b64encode(data).decode()
+    bodies: dict[str, dict[str, Any]] = {
         "raw": {"content": data, "headers": {"Content-Type": "video/mp4"}},
         "form": {"files": {"file": ("a.mp4", data, "video/mp4")}},
-        "data": {"json": {"data": encoded}},
-        "url": {"json": {"url": f"data:video/mp4;base64,{encoded}"}},
-    }[form]
-    answer = (await http.post("/v1/images", **body)).json()
+        "data": {"json": {"data": letters}},
+        "url": {"json": {"url": f"data:video/mp4;base64,{letters}"}},
+    }
+    answer = (await http.post("/v1/images", **bodies[form])).json()
     assert answer["id"] == f"vid_{source_digest(data, 'video').hex()}"
     assert (answer["object"], answer["media_type"], answer["frames"]) == ("video", "video/mp4", 3)
     assert (answer["width"], answer["height"]) == (32, 32)
@@ -203,6 +204,27 @@ async def test_what_is_deleted_is_gone_and_may_come_again(http: httpx.AsyncClien
     assert_refused(await http.get(f"/v1/images/{RED_ID}"), 404, "image_not_found", "image_id")
     assert_refused(await http.delete(f"/v1/images/{RED_ID}"), 404, "image_not_found", "image_id")
     assert (await upload(http))["id"] == RED_ID
+
+
+async def test_what_a_support_set_shows_is_not_deleted(http: httpx.AsyncClient, services: Services) -> None:
+    await upload(http)
+    sets, shown = services.support_sets, [NewExample(id="a", media=(encoded(RED, "image", "media"),))]
+    support_set = await sets.create("animals", shown)
+    assert_refused(await http.delete(f"/v1/images/{RED_ID}"), 409, "image_in_use", None)
+    assert (await http.get(f"/v1/images/{RED_ID}/content")).content == RED
+    await sets.delete(support_set.id)
+    await sets.sweep()  # what was uploaded by itself stays
+    assert (await http.delete(f"/v1/images/{RED_ID}")).status_code == 200
+
+
+async def test_what_came_with_a_support_set_stays_once_it_is_uploaded(
+    http: httpx.AsyncClient, services: Services
+) -> None:
+    support_set = await services.support_sets.create("a", [NewExample(id="a", media=(encoded(RED, "image", "m"),))])
+    assert (await upload(http))["id"] == RED_ID
+    await services.support_sets.delete(support_set.id)
+    await services.support_sets.sweep()
+    assert (await http.get(f"/v1/images/{RED_ID}")).status_code == 200
 
 
 async def test_pages_hold_each_media_once(http: httpx.AsyncClient) -> None:

@@ -1,0 +1,149 @@
+"""The one way in for media, over HTTP: fetched, stored and sent ones in a prompt, and the limits they share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from server.api.schemas import ImageIdPart, ImageUrlPart
+from server.app import create_app
+from server.errors import InvalidMedia, MediaNotFetched
+from server.media.intake import Intake
+from server.media.source import source_digest
+from server.media.store import MediaStore
+from server.metrics import Metrics
+from server.settings import Settings
+from tests.server.conftest import data_url, picture
+from tests.server.fakes import FakeClient, served_model
+from tests.server.media.web import Web, Write, answer
+
+pytestmark = pytest.mark.anyio
+RED, BLUE = picture("red"), picture("blue")
+
+
+@pytest.fixture
+async def web() -> AsyncIterator[Web]:
+    async with Web({"/red.png": answer(RED), "/blue.png": answer(BLUE)}).served() as web:
+        yield web
+
+
+@pytest.fixture
+def settings(settings: Settings, web: Web) -> Settings:
+    fields = {
+        "media_url_hosts": "127.0.0.1",
+        "media_url_ports": str(web.port),
+        "media_url_http": True,
+        "media_url_networks": "127.0.0.0/8",
+    }
+    return settings.model_copy(update=fields)
+
+
+@pytest.fixture
+def intake(settings: Settings, tmp_path: Any) -> Intake:
+    return Intake(settings, MediaStore(str(tmp_path / "media")))
+
+
+def url_part(web: Web, path: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": f"http://127.0.0.1:{web.port}{path}"}}
+
+
+async def complete(http: httpx.AsyncClient, *parts: dict[str, Any]) -> httpx.Response:
+    return await http.post("/v1/completions", json={"prompt": [*parts, {"type": "text", "text": "x"}]})
+
+
+async def test_a_fetched_media_is_the_one_that_is_sent(http: httpx.AsyncClient, client: FakeClient, web: Web) -> None:
+    sent = {"type": "image_url", "image_url": {"url": data_url(RED)}}
+    response = await complete(http, url_part(web, "/red.png"), url_part(web, "/blue.png"), sent)
+    assert response.status_code == 200, response.text
+    request = client.requests[0]
+    assert request.media == [source_digest(data, "image") for data in (RED, BLUE, RED)]
+    assert {digest: media.data for digest, media in client.media[0].items()} == {
+        source_digest(data, "image"): data for data in (RED, BLUE)
+    }
+
+
+async def test_a_url_that_leads_to_nothing_is_named_by_its_place(http: httpx.AsyncClient, web: Web) -> None:
+    web.pages["/gone"] = answer(b"", "404 Not Found")
+    error = (await complete(http, url_part(web, "/red.png"), url_part(web, "/gone"))).json()["error"]
+    assert (error["code"], error["param"]) == ("media_not_fetched", "prompt[1].image_url.url")
+    other = {"type": "image_url", "image_url": {"url": "http://evil.example/?key=secret"}}
+    response = await complete(http, other)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "media_url_refused"
+    assert "secret" not in response.text
+
+
+async def test_an_upload_may_name_a_url(http: httpx.AsyncClient, web: Web) -> None:
+    url = url_part(web, "/red.png")["image_url"]["url"]
+    assert (await http.post("/v1/images", json={"url": url})).json()["id"] == f"img_{source_digest(RED, 'image').hex()}"
+    metrics = (await http.get("/metrics")).text
+    assert 'media_fetch_seconds_count{model_name="tiny"} 1.0' in metrics
+
+
+async def test_nothing_is_fetched_unless_hosts_are_named(settings: Settings, web: Web) -> None:
+    app = create_app(FakeClient(), served_model(), settings.model_copy(update={"media_url_hosts": None}), Metrics("x"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+        response = await complete(http, url_part(web, "/red.png"))
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (
+        422,
+        "unsupported_parameter",
+        "prompt[0].image_url.url",
+    )
+    assert "not fetched" in error["message"]
+    assert web.asked == []
+
+
+async def test_the_media_of_a_prompt_are_fetched_side_by_side(intake: Intake, web: Web) -> None:
+    both = asyncio.Barrier(2)
+
+    async def meet(write: Write) -> None:
+        await both.wait()
+        await write(answer(RED))
+
+    web.pages |= {"/1": meet, "/2": meet}
+    parts = {path: ImageUrlPart.model_validate(url_part(web, path)) for path in ("/1", "/2")}
+    async with asyncio.timeout(20):
+        found = await intake.read_all(parts, "prompt")
+    assert [media.data for media in found.values()] == [RED, RED]
+
+
+async def test_the_first_at_fault_is_told_and_the_rest_is_left(intake: Intake, web: Web) -> None:
+    left = asyncio.Event()
+
+    async def forever(write: Write) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            left.set()
+
+    web.pages |= {"/gone": answer(b"", "404 Not Found"), "/slow": forever}
+    parts = {path: ImageUrlPart.model_validate(url_part(web, path)) for path in ("/gone", "/slow")}
+    started = asyncio.get_running_loop().time()
+    with pytest.raises(MediaNotFetched) as caught:
+        await intake.read_all(parts, "prompt")
+    assert caught.value.param == "/gone.image_url.url"
+    assert asyncio.get_running_loop().time() - started < intake.settings.media_url_idle_timeout
+
+
+async def test_what_a_prompt_fetches_has_a_limit_together(settings: Settings, tmp_path: Any, web: Web) -> None:
+    store = MediaStore(str(tmp_path / "media"))
+    half = int(settings.max_body_bytes * 0.4)
+    assert half < settings.max_media_bytes
+    web.pages |= {f"/{i}": answer(RED + bytes([i]) * half) for i in range(3)}
+    parts = {f"p[{i}]": ImageUrlPart.model_validate(url_part(web, f"/{i}")) for i in range(3)}
+    intake = Intake(settings, store)
+    with pytest.raises(InvalidMedia, match=f"of media in one prompt, the limit is {settings.max_body_bytes}"):
+        await intake.read_all(parts, "prompt")
+    del parts["p[2]"]
+    assert len(await intake.read_all(parts, "prompt")) == 2
+    # the same media again, and stored ones, take no room
+    parts["p[2]"] = parts["p[1]"]
+    assert len(await intake.read_all(parts, "prompt")) == 3
+    stored = ImageIdPart(type="image_id", image_id=store.put(bytes(half), "image"))
+    found = await intake.read_all({**dict(list(parts.items())[:2]), "p[9]": stored}, "prompt")
+    assert [media.is_at_hand for media in found.values()] == [True, True, False]
