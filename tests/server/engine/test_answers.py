@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.flamingo import Flamingo
 from model.reference import encode, log_probs
-from server.engine.wire import Generate, Grammar, Sampling
+from server.engine.wire import Abort, Finished, Generate, Grammar, Sampling
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
@@ -42,6 +42,46 @@ def test_n_answers_share_the_prompt() -> None:
     single.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=6, temperature=1.0, seed=7, ignore_eos=True)))
     single.run()
     assert by_index[0] == single.ids("a")
+    assert_all_is_back(answer.engine)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3, 9])
+@pytest.mark.parametrize("index", [0, 1])
+def test_an_answer_that_is_wanted_no_further_ends_and_the_others_go_on(index: int, num_steps: int) -> None:
+    whole, cut = client("flamingo"), client("flamingo")
+    sampling = Sampling(max_tokens=9, temperature=1.0, seed=7, ignore_eos=True, n=3)
+    for answer in (whole, cut):
+        answer.engine.add(FEW_SHOT.request("a", sampling))
+        for _ in range(num_steps):
+            answer.step()
+        if answer is cut:
+            for _ in range(2):  # the second one comes too late for anything
+                answer.engine.abort(Abort("a", index))
+        answer.run()
+    for other in {0, 1, 2} - {index}:
+        assert [t for t in cut.tokens["a"] if t.index == other] == [t for t in whole.tokens["a"] if t.index == other]
+    assert cut.finished["a"] == Finished(request_id="a", index=index, finish_reason="abort")
+    assert sum(t.index == index for t in cut.tokens["a"]) <= num_steps
+    assert_all_is_back(cut.engine)
+
+
+def test_the_last_answer_that_is_ended_ends_the_request() -> None:
+    answer = client("flamingo")
+    answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=9, ignore_eos=True, n=2)))
+    answer.step()
+    for index in (1, 0, 5):
+        answer.engine.abort(Abort("a", index))
+    answer.run(2)
+    assert_all_is_back(answer.engine)
+
+
+def test_beams_tell_all_or_nothing() -> None:
+    answer = client("flamingo")
+    answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=4, beam_width=3, n=2)))
+    answer.step()
+    answer.engine.abort(Abort("a", 1))
+    answer.run()
+    assert {token.index for token in answer.tokens["a"]} == {0, 1}
     assert_all_is_back(answer.engine)
 
 

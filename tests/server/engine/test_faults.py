@@ -1,0 +1,146 @@
+"""A device that computes nonsense once: the request in that step fails, and nothing of the nonsense is found again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.batch import Batch
+from server.engine.engine import Engine
+from server.engine.wire import Sampling
+from tests.engine_client import (
+    CONFIG,
+    FEW_SHOT,
+    PICTURES,
+    Client,
+    Prompt,
+    assert_all_is_back,
+    assert_like_the_reference,
+    client,
+    source,
+)
+from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer, tiny_model
+
+NOT_FINITE = "the model's output is not finite"
+SMALL_STEPS = replace(CONFIG, max_tokens_per_step=8)
+NUM_STEPS = 4  # that FEW_SHOT's prompt takes in these; then it decodes
+
+
+class Faulty:
+    """In the step that is number `step`, what request `victim` computes is not a number: its K/V, and its logits."""
+
+    def __init__(self, engine: Engine, step: int, victim: str = "a") -> None:
+        self.engine, self.step, self.victim = engine, step, victim
+        self.num_steps = 0
+        self.forward = engine.runner._forward
+        engine.runner._forward = self  # type: ignore[method-assign, assignment]
+
+    def __call__(self, batch: Batch) -> Tensor:
+        logits = self.forward(batch)
+        self.num_steps += 1
+        return self.spoil(batch, logits.clone()) if self.num_steps == self.step else logits
+
+    def spoil(self, batch: Batch, logits: Tensor) -> Tensor:
+        assert batch.slot_mapping is not None
+        running = [s for s in self.engine.scheduler.running if s.request_id == self.victim]
+        own = {block for sequence in running for block in sequence.block_table}
+        size = self.engine.config.block_size
+        hit = torch.tensor([slot // size in own for slot in batch.slot_mapping.tolist()])
+        blocks = self.engine.runner._kv.blocks
+        blocks[:, batch.slot_mapping[hit] // size, ..., batch.slot_mapping[hit] % size, :] = torch.nan
+        logits[hit[batch.last_token]] = torch.nan
+        return logits
+
+
+@pytest.mark.parametrize("step", range(1, NUM_STEPS + 3))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_that_failed_succeeds_when_it_comes_again(family: Family, step: int) -> None:
+    """Whichever step it was: of a piece that gives no token, too, nothing may stay in the prefix cache."""
+    answer = client(family, SMALL_STEPS)
+    fault = Faulty(answer.engine, step)
+    answer.engine.add(FEW_SHOT.request("a"))
+    answer.run()
+    assert answer.finished["a"].error == NOT_FINITE
+    assert fault.num_steps == step  # at once, not when it comes to its first token
+    answer.wanted.clear()
+    answer.engine.add(FEW_SHOT.request("b"))
+    answer.run()
+    assert_like_the_reference(family, FEW_SHOT, answer, "b")
+    assert_all_is_back(answer.engine)
+
+
+def test_what_was_computed_before_the_fault_is_still_found() -> None:
+    answer = client("flamingo", SMALL_STEPS)
+    Faulty(answer.engine, 3)
+    answer.engine.add(FEW_SHOT.request("a"))
+    answer.run()
+    answer.engine.add(FEW_SHOT.request("b"))
+    answer.run()
+    assert 0 < answer.admitted["b"].cached_tokens <= 16
+
+
+def test_neighbours_in_the_same_step_go_on() -> None:
+    answer = client("idefics", replace(CONFIG, max_tokens_per_step=40))
+    Faulty(answer.engine, 3)
+    neighbour = Prompt(((4, 6), (5, 3)))
+    answer.engine.add(neighbour.request("neighbour"))
+    answer.engine.add(FEW_SHOT.request("a"))
+    answer.run()
+    assert answer.finished["a"].error == NOT_FINITE
+    assert_like_the_reference("idefics", neighbour, answer, "neighbour")
+    assert_all_is_back(answer.engine)
+
+
+def test_several_answers_fail_together() -> None:
+    answer = client("flamingo")
+    Faulty(answer.engine, 6)
+    answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=9, n=3, ignore_eos=True, temperature=0.0)))
+    answer.run()
+    assert answer.finished["a"].error == NOT_FINITE
+    answer.engine.add(FEW_SHOT.request("b"))
+    answer.run()
+    assert_like_the_reference("flamingo", FEW_SHOT, answer, "b")
+    assert_all_is_back(answer.engine)
+
+
+@pytest.mark.parametrize("part", ["resampler", "features"])
+def test_a_picture_that_was_encoded_to_nonsense_is_encoded_again(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = client("openflamingo")
+    model = answer.engine.runner.model
+    right = getattr(model, part)
+    with monkeypatch.context() as patched:
+        if part == "features":
+            patched.setattr(model, part, lambda pixels: right(pixels) * torch.nan)
+        else:
+            patched.setattr(model.resampler, "forward", lambda x: torch.full((len(x), 4, 16), torch.nan))
+        answer.engine.add(FEW_SHOT.request("a"))
+        answer.run()
+    assert answer.finished["a"].error == NOT_FINITE
+    assert not answer.engine.media.host.num_bytes
+    answer.engine.add(FEW_SHOT.request("b"))
+    answer.run()
+    assert_like_the_reference("openflamingo", FEW_SHOT, answer, "b")
+    assert_all_is_back(answer.engine)
+
+
+def test_a_page_that_went_bad_is_made_again() -> None:
+    """Also one that is pinned: nobody could ever use it."""
+    answer = Client(Engine(tiny_model(CONFIGS["flamingo"]), prompt_tokenizer(), CONFIG), dict(PICTURES))
+    prompt = Prompt(((0, 5),))
+    answer.engine.add(prompt.request("before"))
+    answer.run()
+    key = answer.engine.media.key(source(0))
+    assert key is not None
+    assert answer.engine.media.slots.pin(key)
+    answer.engine.runner._media.pages[answer.engine.media.slots.find(key)] = torch.nan
+    answer.engine.blocks.clear_cache()
+    answer.engine.add(prompt.request("a"))
+    answer.run()
+    assert answer.finished["a"].error == NOT_FINITE
+    answer.engine.add(prompt.request("b"))
+    answer.run()
+    assert_like_the_reference("flamingo", prompt, answer, "b")
+    assert_all_is_back(answer.engine)
