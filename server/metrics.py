@@ -5,7 +5,7 @@ The API process measures what clients feel; the worker's gauges arrive with its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -73,6 +73,10 @@ class Metrics:
             "request_generation_tokens", "Tokens generated for a request", _COUNTS
         )
         self.request_media = self._histogram("request_media", "Images and videos of a request", _MEDIA_COUNTS)
+        self.request_shots = self._histogram("request_shots", "Shots of a few-shot request", _MEDIA_COUNTS)
+        self.retrieval = self._histogram(
+            "retrieval_seconds", "Finding the examples most like a query, embedding included", _SECONDS
+        )
         self.media_decode = self._histogram("media_decode_seconds", "Decoding and resizing one media", _SECONDS)
         self.media_fetch = self._histogram("media_fetch_seconds", "Fetching one media from its URL", _SECONDS)
 
@@ -95,6 +99,15 @@ class Metrics:
 
         self.num_requests_waiting = self._gauge("num_requests_waiting", "Accepted, their first step not begun")
         self.num_requests_running = self._gauge("num_requests_running", "Past their first step, not finished")
+        self.support_set_media_bytes = self._gauge(
+            "support_set_media_bytes", "Encoded media that support sets refer to"
+        )
+        self._support_sets = Gauge(
+            PREFIX + "support_sets",
+            "Support sets, by how warm their latest version is",
+            ["model_name", "status"],
+            registry=self.registry,
+        )
         self.engine_ready = self._gauge("engine_ready", "1 while the worker serves, 0 while it loads or restarts")
         self.last_step_age = self._gauge("last_step_age_seconds", "Age of the last finished step while work is present")
 
@@ -103,6 +116,10 @@ class Metrics:
 
     def refused(self, code: str) -> None:
         self._request_refused.labels(self._model_name, code).inc()
+
+    def count_support_sets(self, by_status: Mapping[str, int]) -> None:
+        for status, number in by_status.items():
+            self._support_sets.labels(self._model_name, status).set(number)
 
     def expose(self) -> bytes:
         return generate_latest(self.registry)

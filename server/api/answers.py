@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -93,14 +94,14 @@ async def respond(
     fields: GenerationFields,
     order: Order,
     shape: Shape,
-    told: Mapping[str, Any] | None = None,
+    told: Mapping[str, Any] = MappingProxyType({}),
 ) -> Response:
     """`told` stands beside the choices, in a stream beside the first."""
     generation = Generation(order, services.client, services.model.tokenizer, services.metrics, ticket)
     if fields.stream:
-        bodies = chunks(generation, shape, fields.stream_options, told or {})
+        bodies = chunks(generation, shape, fields.stream_options, told)
         return EventStream(bodies, keep_alive=services.settings.keep_alive)
-    return JSONResponse(await unless_disconnected(request.receive, whole(generation, shape, fields.n, told or {})))
+    return JSONResponse(await unless_disconnected(request.receive, whole(generation, shape, fields.n, told)))
 
 
 async def whole(generation: Generation, shape: Shape, num_answers: int, told: Mapping[str, Any]) -> dict[str, Any]:

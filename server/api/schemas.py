@@ -164,12 +164,17 @@ class GenerationFields(Schema):
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
 
-class CompletionRequest(GenerationFields):
-    prompt: Prompt
+class CompletionFields(GenerationFields):
+    """What is asked of a completion, whatever its prompt is made of."""
+
     max_tokens: int = Field(16, ge=0, le=2**31 - 1)
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+
+class CompletionRequest(CompletionFields):
+    prompt: Prompt
 
 
 class TokenizeRequest(Schema):

@@ -12,7 +12,8 @@ from server.media.source import PREFIXES
 MAX_SHOTS = 1024
 MAX_TEMPLATE = 16384
 
-Strategy = Literal["first", "random", "balanced", "rices_image", "rices_text", "mixed"]
+Comparing = Literal["rices_image", "rices_text", "mixed"]
+Strategy = Literal["first", "random", "balanced", Comparing]
 Order = Literal["as_selected", "similar_last", "stored", "shuffled"]
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -28,8 +29,8 @@ ShownPart = Annotated[
 class Shown(Schema):
     """Media in one of two forms: `media`, parts as in a prompt, or `image`, the URL or id of one."""
 
-    image: str | None = Field(None, min_length=1)
-    media: list[ShownPart] = Field([], max_length=64)
+    image: str | None = Field(default=None, min_length=1)
+    media: list[ShownPart] = Field(default=[], max_length=64)
 
     @model_validator(mode="after")
     def _one_form(self) -> Shown:
@@ -76,20 +77,20 @@ class ExamplesFields(Schema):
     """Shots out of a support set. Without a version, the set's last."""
 
     support_set: Name
-    version: int | None = Field(None, ge=1)
-    k: int | None = Field(None, ge=0, le=MAX_SHOTS)
+    version: int | None = Field(default=None, ge=1)
+    k: int | None = Field(default=None, ge=0, le=MAX_SHOTS)
     strategy: Strategy = "first"
     order: Order | None = None
-    seed: int = Field(0, ge=0, le=2**63 - 1)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
 
 
 class TemplateFields(Schema):
     """A template of the client's own; see `server.fewshot.templates`."""
 
     shot: str = Field(min_length=1, max_length=MAX_TEMPLATE)
-    query: str = Field("", max_length=MAX_TEMPLATE)
-    separator: str = Field("", max_length=1024)
-    end: str = Field("", max_length=1024)
+    query: str = Field(default="", max_length=MAX_TEMPLATE)
+    separator: str = Field(default="", max_length=1024)
+    end: str = Field(default="", max_length=1024)
 
 
 TemplateChoice = Annotated[
@@ -101,7 +102,7 @@ TemplateChoice = Annotated[
 class FewShotFields(Schema):
     """The same for every route that shows the model worked shots before it asks."""
 
-    shots: list[ShotFields] = Field([], max_length=MAX_SHOTS)
+    shots: list[ShotFields] = Field(default=[], max_length=MAX_SHOTS)
     examples: ExamplesFields | None = None
     query: QueryFields
     template: TemplateChoice = "caption"
@@ -109,3 +110,13 @@ class FewShotFields(Schema):
     zero_shot: bool = False
     # the first shots are left out if the model's context has no room for all
     truncate_shots: bool = False
+
+
+class SearchRequest(Schema):
+    """Which examples of a support set are most like the query?"""
+
+    model: str | None = None
+    query: QueryFields
+    version: int | None = Field(default=None, ge=1)
+    k: int = Field(default=8, ge=1, le=MAX_SHOTS)
+    strategy: Comparing = "rices_image"

@@ -124,12 +124,17 @@ def template_of(choice: TemplateChoice, config: FlamingoConfig) -> Template:
 
 
 def _check_query(fields: FewShotFields, template: Template) -> None:
-    """A field of the query is shown, or compared with; else it would have no meaning."""
+    """What the template shows is there; what is there is shown, or compared with, or it would have no meaning."""
     query = fields.query
     check_media(bool(query.parts()), "query", template)
     compares = fields.examples is not None and "text" in SPACES.get(fields.examples.strategy, ())
     for name, value in (("question", query.question), ("text", query.text)):
-        if value and name not in places(template.beginning) and not compares:
+        is_shown = name in places(template.beginning)
+        if is_shown and not value:
+            raise InvalidRequest(
+                f"the template {template.name!r} shows {{{name}}}, and the query has none", param="query"
+            )
+        if value and not is_shown and not compares:
             raise InvalidRequest(f"the template {template.name!r} shows no {{{name}}}", param=f"query.{name}")
 
 

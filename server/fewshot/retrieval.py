@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -46,11 +47,19 @@ class Asked:
 
 
 class Retrieval:
-    def __init__(self, client: Client, model: ServedModel, support_sets: SupportSets, store: MediaStore) -> None:
+    def __init__(
+        self,
+        client: Client,
+        model: ServedModel,
+        support_sets: SupportSets,
+        store: MediaStore,
+        took: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
         self._client = client
         self._model = model
         self._support_sets = support_sets
         self._store = store
+        self._took = took
         self._indexes = RecentIndexes()
 
     async def most_similar(self, found: SupportSet, strategy: Strategy, asked: Asked, k: int) -> list[Similar]:
@@ -63,9 +72,12 @@ class Retrieval:
             )
         if "media" in spaces and not asked.media:
             raise InvalidRequest(f"{strategy} compares media, and the query has none", param="query")
+        started = time.monotonic()
         index = await self._index(found, strategy)
         query = _joined([await self._query_vector(space, asked) for space in spaces])
-        return await asyncio.to_thread(index.search, query, k)
+        similar = await asyncio.to_thread(index.search, query, k)
+        self._took(time.monotonic() - started)
+        return similar
 
     async def _index(self, found: SupportSet, strategy: Strategy) -> VectorIndex:
         async def vectors() -> Vectors:
