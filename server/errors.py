@@ -28,7 +28,7 @@
     │   ├── StorageUnavailable            the disk or the store behind it does not work
     │   ├── ShuttingDown                  SIGTERM arrived
     │   ├── EngineNotReady                the worker is loading or restarting
-    │   ├── EngineDied                    the worker died with this request in it
+    │   ├── EngineDied                    the worker died with this request in it; clients shall not resend it unasked
     │   └── DatabaseUnavailable           it does not answer, or too many write at once
     └── EngineFailed                 500  the engine gave this request up
 
@@ -45,6 +45,7 @@ class ServerError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
+    is_for_now: ClassVar[bool] = False
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -55,7 +56,8 @@ class ServerError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        return {}
+        # clients of OpenAI's API heed it; by themselves they would also repeat what fails again
+        return {"X-Should-Retry": "true" if self.is_for_now else "false"}
 
 
 class InvalidRequest(ServerError):
@@ -97,6 +99,7 @@ class UnsupportedMediaType(InvalidRequest):
 class BodyTimeout(InvalidRequest):
     status = 408
     code = "body_timeout"
+    is_for_now = True
 
 
 class BodyTooLarge(InvalidRequest):
@@ -105,7 +108,7 @@ class BodyTooLarge(InvalidRequest):
 
     def headers(self) -> dict[str, str]:
         # the rest of the body was not read: the connection cannot carry another request
-        return {"Connection": "close"}
+        return super().headers() | {"Connection": "close"}
 
 
 class Unauthorized(ServerError):
@@ -114,7 +117,7 @@ class Unauthorized(ServerError):
     code = "invalid_api_key"
 
     def headers(self) -> dict[str, str]:
-        return {"WWW-Authenticate": "Bearer"}
+        return super().headers() | {"WWW-Authenticate": "Bearer"}
 
 
 class NotFound(ServerError):
@@ -169,10 +172,11 @@ class Unavailable(ServerError):
     status = 503
     type = "unavailable_error"
     code = "unavailable"
+    is_for_now = True
     retry_after: ClassVar[int] = 1
 
     def headers(self) -> dict[str, str]:
-        return {"Retry-After": str(self.retry_after)}
+        return super().headers() | {"Retry-After": str(self.retry_after)}
 
 
 class Overloaded(Unavailable):
@@ -199,6 +203,10 @@ class EngineNotReady(Unavailable):
 class EngineDied(Unavailable):
     code = "engine_died"
     retry_after = 5
+
+    def headers(self) -> dict[str, str]:
+        # it may be this request that kills: OpenAI's clients, who would send it again by themselves, heed this
+        return super().headers() | {"x-should-retry": "false"}
 
 
 class DatabaseUnavailable(Unavailable):

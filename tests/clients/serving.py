@@ -10,6 +10,7 @@ from threading import Thread
 
 import uvicorn
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 from model.checkpoint.native import save_folder
 from server.app import create_app
@@ -17,7 +18,7 @@ from server.engine.client import EngineClient
 from server.media.pool import DecodePool
 from server.metrics import Metrics
 from server.served_model import ServedModel
-from server.settings import read_settings
+from server.settings import Settings
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
 CONFIG = CONFIGS["openflamingo"]
@@ -43,19 +44,8 @@ def tiny_server(folder: Path) -> Iterator[str]:
     """The whole server with a tiny model: its worker, its decode pool, its store. `folder`: where all of it may lie."""
     model_folder = folder / "tiny"
     save_folder(model_folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
-    settings = read_settings(
-        [
-            "--model",
-            str(model_folder),
-            "--data-dir",
-            str(folder / "data"),
-            "--api-key",
-            KEY,
-            "--device",
-            "cpu",
-            "--decode-processes",
-            "1",
-        ]
+    settings = Settings(
+        model=str(model_folder), data_dir=folder / "data", api_key=SecretStr(KEY), device="cpu", decode_processes=1
     )
     model, metrics = ServedModel.load(settings), Metrics(CONFIG.name)
     decoder = DecodePool(CONFIG.vision, settings)
