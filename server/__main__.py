@@ -21,7 +21,8 @@ from server import logs
 from server.api.admission import Admission
 from server.app import create_app
 from server.engine.client import FACTORY, EngineClient
-from server.errors import ShuttingDown
+from server.errors import DatabaseUnavailable, ShuttingDown
+from server.fewshot.database import Database, DatabaseError
 from server.media.pool import DecodePool
 from server.metrics import Metrics
 from server.served_model import ServedModel
@@ -48,6 +49,7 @@ async def serve(settings: Settings, *, factory: str = FACTORY) -> int:
     decoder = DecodePool(model.config.vision, settings)
     client = EngineClient(settings, decoder, metrics, factory=factory)
     app = create_app(client, model, settings, metrics, decoder)
+    await asyncio.to_thread(_check_database, app.state.services.support_sets.database)
     server = Server(
         uvicorn.Config(
             app,
@@ -64,6 +66,14 @@ async def serve(settings: Settings, *, factory: str = FACTORY) -> int:
         watching.cancel()
         return 1
     return await watching
+
+
+def _check_database(database: Database) -> None:
+    """Before anything is loaded. Raises `DatabaseError` for one that this server must not, or cannot, use."""
+    try:
+        database.prepare()
+    except DatabaseUnavailable as error:
+        raise DatabaseError(f"database: {error.message}") from None
 
 
 async def _watch(server: Server, client: EngineClient, admission: Admission, timeout: float) -> int:
@@ -118,7 +128,7 @@ def main(arguments: Sequence[str]) -> int:
         settings = read_settings(arguments)
         logs.configure(settings.log_level, settings.log_format)
         return asyncio.run(serve(with_model(settings)))
-    except (SettingsError, ConfigError, DefaultModelError) as error:
+    except (SettingsError, ConfigError, DatabaseError, DefaultModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

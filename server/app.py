@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from server.api import chat, classify, completions, evaluations, health, images, models, score
+from server.api import chat, classify, completions, evaluations, fewshot, health, images, models, score, support_sets
 from server.api.admission import Admission
 from server.api.body import JSONResponse
 from server.api.guard import Guard
@@ -26,8 +26,10 @@ from server.errors import ServerError, http_error_body
 from server.fewshot.database import Database
 from server.fewshot.evaluation_runner import EvaluationRunner
 from server.fewshot.evaluation_store import Evaluations
+from server.fewshot.keeper import Keeper
 from server.fewshot.retrieval import Retrieval
 from server.fewshot.support_sets import SupportSets
+from server.fewshot.warming import Warming
 from server.media.fetch import Fetcher
 from server.media.intake import Intake
 from server.media.pool import DecodePool
@@ -39,7 +41,18 @@ from server.settings import Settings
 # what proxies write into their logs when a client went; nobody receives it
 CLIENT_CLOSED_REQUEST = 499
 
-ROUTERS = (completions.router, chat.router, images.router, models.router, classify.router, score.router, evaluations.router, health.router)
+ROUTERS = (
+    completions.router,
+    chat.router,
+    images.router,
+    models.router,
+    classify.router,
+    score.router,
+    evaluations.router,
+    fewshot.router,
+    support_sets.router,
+    health.router,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +62,8 @@ def create_app(
 ) -> FastAPI:
     """`decoder`: one of its own, unless it may share the client's."""
     store = MediaStore(settings.media_store_url)
-    support_sets = SupportSets(Database(settings.database_url), store, max_examples=settings.max_set_examples)
+    decoder = decoder or DecodePool(model.config.vision, settings)
+    sets = SupportSets(Database(settings.database_url), store, decoder, max_examples=settings.max_set_examples)
     services = Services(
         settings=settings,
         model=model,
@@ -58,10 +72,11 @@ def create_app(
         metrics=metrics,
         store=store,
         media=Intake(settings, store, Fetcher(settings, took=metrics.media_fetch.observe)),
-        decoder=decoder or DecodePool(model.config.vision, settings),
-        support_sets=support_sets,
-        evaluations=Evaluations(support_sets.database),
-        retrieval=Retrieval(client, model, support_sets, store),
+        decoder=decoder,
+        support_sets=sets,
+        warming=Warming(client, model, store),
+        evaluations=Evaluations(sets.database),
+        retrieval=Retrieval(client, model, sets, store, took=metrics.retrieval.observe),
     )
     # the interface is described in docs/api.md; FastAPI's own pages would fetch scripts from elsewhere
     app = FastAPI(title="Flamboyance", openapi_url=None, lifespan=partial(_lifespan, services=services))
@@ -79,15 +94,31 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
     await asyncio.to_thread(services.store.sweep)
+    await asyncio.to_thread(services.support_sets.database.prepare)
     await services.client.start()
-    evaluating = EvaluationRunner(services)
+    evaluating, keeper = EvaluationRunner(services), _keeper(services)
     await evaluating.start()
+    keeping = asyncio.create_task(keeper.run())
     try:
         yield
     finally:
+        keeping.cancel()
         await evaluating.stop()
+        await services.warming.stop()
         await services.client.stop()
         await services.decoder.stop()
+        await asyncio.gather(keeping, return_exceptions=True)
+        services.support_sets.database.close()
+
+
+def _keeper(services: Services) -> Keeper:
+    return Keeper(
+        services.support_sets,
+        services.warming,
+        services.client,
+        services.metrics,
+        sweep_interval=services.settings.sweep_interval,
+    )
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

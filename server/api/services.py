@@ -15,6 +15,7 @@ from server.errors import ModelNotFound
 from server.fewshot.evaluation_store import Evaluations
 from server.fewshot.retrieval import Retrieval
 from server.fewshot.support_sets import SupportSets
+from server.fewshot.warming import Warming
 from server.media.intake import Intake
 from server.media.pool import DecodePool
 from server.media.store import MediaStore
@@ -34,6 +35,7 @@ class Services:
     media: Intake
     decoder: DecodePool
     support_sets: SupportSets
+    warming: Warming
     evaluations: Evaluations
     retrieval: Retrieval
 

@@ -34,7 +34,8 @@ class NewExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupportSetInfo:
-    """A version of a support set without its examples. Times are in Unix seconds; `num_bytes` counts each media once."""
+    """A version of a support set without its examples. Times are in Unix seconds; `num_bytes` counts each media once;
+    `label_counts`: examples by label, labels in order of appearance, those without a label left out."""
 
     id: str
     name: str | None
@@ -48,6 +49,7 @@ class SupportSetInfo:
     num_examples: int
     num_media: int
     num_bytes: int
+    label_counts: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,15 +65,6 @@ class SupportSet:
     def media(self) -> list[str]:
         """The id of each different media, in order of appearance."""
         return list(dict.fromkeys(media for example in self.examples for media in example.media))
-
-    @property
-    def label_counts(self) -> dict[str, int]:
-        """How many examples have each label, labels in order of appearance; those without a label left out."""
-        counts: dict[str, int] = {}
-        for example in self.examples:
-            if example.label:
-                counts[example.label] = counts.get(example.label, 0) + 1
-        return counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,45 +15,54 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from server.errors import IdempotencyConflict, Unavailable
-from server.fewshot import embeddings, media_ledger, versions
+from server.errors import Unavailable
+from server.fewshot import embeddings, first_answers, media_ledger, versions
 from server.fewshot.database import Database
 from server.fewshot.examples import Example, NewExample, SupportSet, SupportSetInfo, VersionInfo
+from server.fewshot.first_answers import Repeatable
 from server.fewshot.media_ledger import LeaseLost
-from server.fewshot.tables import FirstAnswerRow
+from server.fewshot.media_porter import MediaDecoder, Porter
 from server.fewshot.versions import Draft
-from server.media.source import EncodedMedia
 from server.media.store import MediaStore
 
-__all__ = ["Example", "Repeatable", "SupportSet", "SupportSetInfo", "SupportSets"]
+__all__ = ["Example", "Repeatable", "SupportSet", "SupportSetInfo", "SupportSets", "Totals"]
 
 ID_PREFIX = "ss_"
 # examples of versions read lately, in memory: versions never change
 MAX_REMEMBERED_EXAMPLES = 50_000
-FIRST_ANSWER_SECONDS = 24 * 3600.0
 MAX_LEASES = 3
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Repeatable:
-    """A request that may come again under its key and is then answered as the first time. `digest`: of its body."""
+class Totals:
+    """Ids and latest versions of all sets; bytes of all media that they have brought."""
 
-    key: str
-    digest: str
+    latest: list[tuple[str, int]]
+    num_bytes: int
 
 
 class SupportSets:
-    def __init__(self, database: Database, media_store: MediaStore, *, max_examples: int = 10_000) -> None:
+    """`decoder`: media that come with examples are decoded once before they are stored; None: stored unseen."""
+
+    def __init__(
+        self,
+        database: Database,
+        media_store: MediaStore,
+        decoder: MediaDecoder | None = None,
+        *,
+        max_examples: int = 10_000,
+    ) -> None:
         self.database = database
         self.media_store = media_store
+        # set when this process has changed a set
+        self.changed = asyncio.Event()
+        self._porter = Porter(database, media_store, decoder)
         self._max_examples = max_examples
         self._remembered: OrderedDict[tuple[str, int], tuple[Example, ...]] = OrderedDict()
 
@@ -74,6 +83,9 @@ class SupportSets:
     async def versions(self, id_or_name: str, after: int, limit: int) -> list[VersionInfo]:
         """Raises `SupportSetNotFound`."""
         return await self._read(lambda s, now: versions.versions(s, versions.find(s, id_or_name, now), after, limit))
+
+    async def totals(self) -> Totals:
+        return await self._read(_totals)
 
     async def pinned(self) -> list[tuple[str, int]]:
         """Ids and latest versions of the sets that shall stay on the device, the oldest first."""
@@ -132,7 +144,7 @@ class SupportSets:
             versions.remove_examples(session, row, ids, now)
             return versions.infos(session, [row])[0]
 
-        return await self._write(change)
+        return await self._change(change)
 
     async def update(
         self, id_or_name: str, changes: Mapping[str, Any], *, expected_version: int | None = None
@@ -145,7 +157,7 @@ class SupportSets:
             versions.update_set(session, row, changes, now)
             return versions.infos(session, [row])[0]
 
-        return await self._write(change)
+        return await self._change(change)
 
     async def delete(self, id_or_name: str, *, expected_version: int | None = None) -> str:
         """Returns the id. Its media go with the next sweep. Raises `SupportSetNotFound`, `VersionConflict`."""
@@ -155,7 +167,7 @@ class SupportSets:
             session.delete(row)
             return row.id
 
-        return await self._write(change)
+        return await self._change(change)
 
     async def sweep(self) -> None:
         """Delete expired sets, media that came with sets which are gone, and what was kept for a while only."""
@@ -196,6 +208,11 @@ class SupportSets:
     async def _write(self, work: Callable[[Session, float], Result]) -> Result:
         return await asyncio.to_thread(self.database.write, lambda session: work(session, time.time()))
 
+    async def _change(self, work: Callable[[Session, float], Result]) -> Result:
+        result = await self._write(work)
+        self.changed.set()
+        return result
+
     async def _store(
         self,
         examples: Sequence[NewExample],
@@ -207,32 +224,23 @@ class SupportSets:
         media = {media.id: media for example in examples for media in example.media}
 
         def commit(holder: str, session: Session, now: float) -> SupportSetInfo:
-            if first := _first_answer(session, scope, repeatable, now):
+            if first := first_answers.find(session, scope, repeatable, now):
                 return first
-            info = change(session, now)
             media_ledger.give_back(session, holder, len(media), now)
-            _remember_answer(session, scope, repeatable, info, now)
+            info = change(session, now)
+            first_answers.keep(session, scope, repeatable, info, now)
             return info
 
-        if first := await self._read(lambda session, now: _first_answer(session, scope, repeatable, now)):
+        if first := await self._read(lambda session, now: first_answers.find(session, scope, repeatable, now)):
             return first
+        looks = await self._porter.look_at(media)
         for _ in range(MAX_LEASES):
-            holder = await self._lease(media)
+            holder = await self._porter.store(media, looks)
             try:
-                return await self._write(partial(commit, holder))
+                return await self._change(partial(commit, holder))
             except LeaseLost:
                 continue
         raise Unavailable("the media could not be stored in time")
-
-    async def _lease(self, media: Mapping[str, EncodedMedia]) -> str:
-        """Who holds them: their bytes are stored, and stay for as long as a lease lasts."""
-        holder = uuid.uuid4().hex
-        sizes = {media_id: len(found.data) for media_id, found in media.items()}
-        uploaded = {media_id for media_id in media if await asyncio.to_thread(self.media_store.exists, media_id)}
-        await self._write(lambda session, now: media_ledger.lease(session, sizes, uploaded, holder, now))
-        for found in media.values():
-            await asyncio.to_thread(self.media_store.put, found.data, found.kind)
-        return holder
 
     def _version(self, id_or_name: str, version: int | None, session: Session, now: float) -> SupportSet:
         row = versions.find(session, id_or_name, now)
@@ -258,34 +266,10 @@ def _new_id() -> str:
     return f"{ID_PREFIX}{time.time_ns() // 1_000_000:012x}{uuid.uuid4().hex[:16]}"
 
 
-def _first_answer(session: Session, scope: str, repeatable: Repeatable | None, now: float) -> SupportSetInfo | None:
-    if repeatable is None:
-        return None
-    row = session.get(FirstAnswerRow, (scope, repeatable.key))
-    if row is None or row.created_at < now - FIRST_ANSWER_SECONDS:
-        return None
-    if row.request_digest != repeatable.digest:
-        raise IdempotencyConflict("another request was made with this Idempotency-Key")
-    return msgspec.convert(row.answer, SupportSetInfo)
-
-
-def _remember_answer(
-    session: Session, scope: str, repeatable: Repeatable | None, info: SupportSetInfo, now: float
-) -> None:
-    if repeatable is None:
-        return
-    session.execute(delete(FirstAnswerRow).where(FirstAnswerRow.scope == scope, FirstAnswerRow.key == repeatable.key))
-    session.add(
-        FirstAnswerRow(
-            scope=scope,
-            key=repeatable.key,
-            request_digest=repeatable.digest,
-            answer=msgspec.to_builtins(info),
-            created_at=now,
-        )
-    )
+def _totals(session: Session, now: float) -> Totals:
+    return Totals(versions.latest(session, now), media_ledger.num_bytes(session))
 
 
 def _forget(session: Session, now: float) -> None:
-    session.execute(delete(FirstAnswerRow).where(FirstAnswerRow.created_at < now - FIRST_ANSWER_SECONDS))
+    first_answers.forget(session, now)
     embeddings.forget(session, now)

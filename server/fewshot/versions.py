@@ -62,6 +62,8 @@ def free_name(session: Session, name: str, now: float) -> None:
 
 def find(session: Session, id_or_name: str, now: float, *, lock: bool = False) -> SupportSetRow:
     """Raises `SupportSetNotFound`. With `lock`, nobody else changes the set until this transaction ends."""
+    if "\0" in id_or_name:  # PostgreSQL would not even look for it
+        raise SupportSetNotFound("there is no support set of this name")
     named = or_(SupportSetRow.id == id_or_name, SupportSetRow.name == id_or_name)
     query = select(SupportSetRow).where(named, _is_alive(now))
     row = session.scalar(query.with_for_update() if lock else query)
@@ -85,8 +87,14 @@ def page(session: Session, after: str, limit: int, now: float) -> list[SupportSe
     return infos(session, list(session.scalars(query.limit(limit))))
 
 
+def latest(session: Session, now: float) -> list[tuple[str, int]]:
+    """Ids and latest versions of all sets, the oldest first."""
+    query = select(SupportSetRow.id, SupportSetRow.version).where(_is_alive(now))
+    return [(row.id, row.version) for row in session.execute(query.order_by(SupportSetRow.id))]
+
+
 def pinned(session: Session, now: float) -> list[tuple[str, int]]:
-    """Ids and latest versions of the pinned sets, the oldest first."""
+    """The same of the pinned ones."""
     query = select(SupportSetRow.id, SupportSetRow.version).where(SupportSetRow.is_pinned, _is_alive(now))
     return [(row.id, row.version) for row in session.execute(query.order_by(SupportSetRow.id))]
 
@@ -207,7 +215,14 @@ def _info(session: Session, row: SupportSetRow, version: int) -> SupportSetInfo:
         num_examples=session.get_one(VersionRow, (row.id, version)).num_examples,
         num_media=counted[0],
         num_bytes=int(counted[1]),
+        label_counts=_label_counts(session, row.id, version),
     )
+
+
+def _label_counts(session: Session, set_id: str, version: int) -> dict[str, int]:
+    counted = select(ExampleRow.label, func.count()).where(*_in_version(set_id, version), ExampleRow.label != "")
+    rows = session.execute(counted.group_by(ExampleRow.label).order_by(func.min(ExampleRow.place)))
+    return dict(rows.all())  # a result has keys, but is no mapping
 
 
 def _num_examples(session: Session, row: SupportSetRow) -> int:
@@ -217,7 +232,7 @@ def _num_examples(session: Session, row: SupportSetRow) -> int:
 def _places(session: Session, row: SupportSetRow, ids: set[str]) -> dict[str, int]:
     """Places, in the latest version, of those of these examples that are in it."""
     found: dict[str, int] = {}
-    for some in _portions(sorted(ids)):
+    for some in _portions(sorted(name for name in ids if "\0" not in name)):
         query = select(ExampleRow.example_id, ExampleRow.place).where(
             *_in_version(row.id, row.version), ExampleRow.example_id.in_(some)
         )

@@ -51,6 +51,7 @@ async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
         yield client
     await app.state.services.decoder.stop()
+    app.state.services.support_sets.database.close()
 
 
 def picture(colour: str = "red", size: tuple[int, int] = (20, 10)) -> bytes:

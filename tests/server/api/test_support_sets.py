@@ -1,0 +1,297 @@
+"""/v1/support_sets over HTTP: what goes in comes out, by version, and what cannot be is refused by name."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from server.settings import Settings
+from tests.server.conftest import data_url, image_part, picture
+from tests.server.fakes import TOKENIZER, FakeClient, eventually
+
+pytestmark = pytest.mark.anyio
+
+SETS = "/v1/support_sets"
+
+
+def example(name: str, colour: str | None = None, **fields: Any) -> dict[str, Any]:
+    media = {"media": [image_part(picture(colour))]} if colour else {}
+    return {"id": name, "text": f"text of {name}", **media, **fields}
+
+
+async def create(http: httpx.AsyncClient, name: str = "s", **fields: Any) -> dict[str, Any]:
+    response = await http.post(SETS, json={"name": name, **fields})
+    assert response.status_code == 200, response.text
+    card: dict[str, Any] = response.json()
+    return card
+
+
+async def ids(http: httpx.AsyncClient, query: str = "") -> list[str]:
+    return [example["id"] for example in (await http.get(f"{SETS}/s/examples{query}")).json()["data"]]
+
+
+def error(response: httpx.Response) -> tuple[int, str, str | None]:
+    body = response.json()["error"]
+    return response.status_code, body["code"], body["param"]
+
+
+async def test_a_set_is_made_and_shown(http: httpx.AsyncClient) -> None:
+    before = time.time()
+    examples = [example("a", "red", label="warm", question="?"), example("b", "red", label="warm"), example("c")]
+    card = await create(http, examples=examples, metadata={"owner": "me"}, ttl_seconds=60)
+    assert before <= card["created_at"] == card["updated_at"] <= time.time()
+    assert card["expires_at"] == pytest.approx(card["created_at"] + 60, abs=5)
+    for key in ("created_at", "updated_at", "expires_at"):
+        card.pop(key)
+    assert card.pop("id").startswith("ss_")
+    assert card == {
+        "object": "support_set",
+        "name": "s",
+        "version": 1,
+        "latest_version": 1,
+        "pinned": False,
+        "metadata": {"owner": "me"},
+        "num_examples": 3,
+        "num_media": 1,
+        "bytes": len(picture("red")),
+        "label_counts": {"warm": 2},
+        "status": "pending",
+        "warm": None,
+    }
+    shown = (await http.get(f"{SETS}/s/examples")).json()
+    (media,) = shown["data"][0].pop("media")
+    assert media["type"] == "image_id"
+    assert (await http.get(f"/v1/images/{media['image_id']}/content")).content == picture("red")
+    assert shown["data"][0] == {
+        "id": "a",
+        "object": "support_set.example",
+        "text": "text of a",
+        "question": "?",
+        "label": "warm",
+        "metadata": {},
+    }
+    assert (shown["version"], shown["has_more"], shown["first_id"], shown["last_id"]) == (1, False, "a", "c")
+
+
+async def test_media_come_by_url_by_id_and_in_short_form(http: httpx.AsyncClient) -> None:
+    upload = await http.post("/v1/images", content=picture("green"), headers={"Content-Type": "image/png"})
+    uploaded = upload.json()["id"]
+    given = [
+        {"text": "1", "image": data_url(picture("green"))},
+        {"text": "2", "image": uploaded},
+        {"text": "3", "media": [{"type": "image_id", "image_id": uploaded}]},
+    ]
+    card = await create(http, examples=given)
+    assert (card["num_examples"], card["num_media"]) == (3, 1)
+    for shown in (await http.get(f"{SETS}/s/examples")).json()["data"]:
+        assert shown["id"].startswith("ex_")
+        assert shown["media"] == [{"type": "image_id", "image_id": uploaded}]
+
+
+async def test_what_examples_shows_may_be_sent_again(http: httpx.AsyncClient) -> None:
+    await create(http, examples=[example("a", "red", metadata={"x": [1, None]}), example("b")])
+    shown = (await http.get(f"{SETS}/s/examples")).json()["data"]
+    again = [{key: value for key, value in one.items() if key != "object"} for one in shown]
+    await create(http, "copy", examples=again)
+    assert (await http.get(f"{SETS}/copy/examples")).json()["data"] == shown
+
+
+async def test_examples_are_put_replaced_and_deleted_each_in_a_version(http: httpx.AsyncClient) -> None:
+    card = await create(http, examples=[example("a"), example("b")])
+    put = await http.post(f"{SETS}/{card['id']}/examples", json={"examples": [example("b", text="new"), example("c")]})
+    assert (put.json()["version"], put.json()["num_examples"]) == (2, 3)
+    gone = await http.delete(f"{SETS}/s/examples/a")
+    assert (gone.json()["version"], gone.json()["num_examples"]) == (3, 2)
+    gone = await http.delete(f"{SETS}/s/examples", params={"id": "b,c", "expected_version": 3})
+    assert (gone.json()["version"], gone.json()["num_examples"]) == (4, 0)
+    assert [await ids(http, f"?version={n}") for n in (1, 2, 3, 4)] == [["a", "b"], ["a", "b", "c"], ["b", "c"], []]
+    one = await http.get(f"{SETS}/s/examples/b", params={"version": 2})
+    assert one.json()["text"] == "new"
+    old = (await http.get(f"{SETS}/s", params={"version": 2})).json()
+    assert (old["version"], old["latest_version"], old["num_examples"]) == (2, 4, 3)
+    versions = (await http.get(f"{SETS}/s/versions", params={"limit": 2, "after": 1})).json()
+    assert [(v["version"], v["num_examples"], v["num_added"]) for v in versions["data"]] == [(2, 3, 1), (3, 2, 0)]
+    assert versions["has_more"]
+
+
+async def test_unknown_things_are_404_by_their_code(http: httpx.AsyncClient) -> None:
+    await create(http, examples=[example("a")])
+    unknown = (404, "support_set_not_found", None)
+    assert error(await http.get(f"{SETS}/other")) == unknown
+    assert error(await http.get(f"{SETS}/%00")) == unknown
+    assert error(await http.patch(f"{SETS}/other", json={})) == unknown
+    assert error(await http.post(f"{SETS}/other/examples", json={"examples": [example("a")]})) == unknown
+    assert error(await http.post(f"{SETS}/other/warm")) == unknown
+    assert error(await http.get(f"{SETS}/s?version=2")) == (404, "support_set_not_found", "version")
+    assert error(await http.get(f"{SETS}/s/examples/b"))[:2] == (404, "example_not_found")
+    assert error(await http.delete(f"{SETS}/s/examples/b")) == (404, "example_not_found", "id")
+    assert error(await http.delete(f"{SETS}/s/examples/%00"))[:2] == (404, "example_not_found")
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"name": "ss_1"}, 400, "name"),
+        ({"name": "a b"}, 400, "name"),
+        ({"ttl_seconds": 0}, 400, "ttl_seconds"),
+        ({"ttl_seconds": 5, "expires_at": time.time() + 5000}, 400, None),
+        ({"expires_at": 1e9}, 400, "expires_at"),
+        ({"model": "x"}, 422, "model"),
+        ({"metadata": {"x": "y" * 20000}}, 400, "metadata"),
+        ({"examples": [example("a"), example("a")]}, 400, "examples"),
+        ({"examples": [{"id": "a"}]}, 400, "examples[0]"),
+        ({"examples": [example("a b")]}, 400, "examples[0].id"),
+        ({"examples": [example("a", text="\0")]}, 400, "examples[0].text"),
+        ({"examples": [example("a", weight=1)]}, 422, "examples[0].weight"),
+        ({"examples": [example("a"), {"image": data_url(b"no picture")}]}, 400, "examples[1].image"),
+        ({"examples": [{"media": [image_part(b"no picture")]}]}, 400, "examples[0].media[0].image_url.url"),
+        ({"examples": [{"image": "img_" + "0" * 64}]}, 404, "examples[0].image"),
+        ({"examples": [{"media": [{"type": "image_id", "image_id": "x"}]}]}, 404, "examples[0].media[0].image_id"),
+    ],
+)
+async def test_what_cannot_be_is_refused_by_name(
+    http: httpx.AsyncClient, fields: dict[str, Any], status: int, param: str | None
+) -> None:
+    response = await http.post(SETS, json=fields)
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param), response.text
+    assert (await http.get(SETS)).json()["data"] == []
+
+
+async def test_a_change_is_refused_when_the_version_is_another(http: httpx.AsyncClient) -> None:
+    await create(http, examples=[example("a")])
+    assert (await http.post(f"{SETS}/s/examples", json={"examples": [example("b")], "expected_version": 1})).is_success
+    conflict = (409, "version_conflict", "expected_version")
+    late = {"expected_version": 1}
+    assert error(await http.post(f"{SETS}/s/examples", json={"examples": [example("c")], **late})) == conflict
+    assert error(await http.patch(f"{SETS}/s", json={"pinned": True, **late})) == conflict
+    assert error(await http.delete(f"{SETS}/s/examples/a", params=late)) == conflict
+    assert error(await http.delete(f"{SETS}/s/examples", params={"id": "a", **late})) == conflict
+    assert error(await http.delete(f"{SETS}/s", params=late)) == conflict
+    assert error(await http.post(SETS, json={"name": "s"})) == (409, "name_taken", "name")
+
+
+async def test_a_patch_changes_what_it_names_and_null_takes_away(http: httpx.AsyncClient) -> None:
+    await create(http, ttl_seconds=60, metadata={"a": 1})
+    card = (await http.patch(f"{SETS}/s", json={"pinned": True, "ttl_seconds": 600})).json()
+    assert card["pinned"]
+    assert card["expires_at"] - card["updated_at"] == pytest.approx(600, abs=1)
+    card = (await http.patch(f"{SETS}/s", json={"expires_at": None, "metadata": None, "pinned": False})).json()
+    assert (card["expires_at"], card["metadata"], card["pinned"], card["name"]) == (None, {}, False, "s")
+    card = (await http.patch(f"{SETS}/s", json={"name": None})).json()
+    assert card["name"] is None
+    assert error(await http.patch(f"{SETS}/{card['id']}", json={"name": "a b"})) == (400, "invalid_value", "name")
+    assert card["version"] == 1
+
+
+async def test_an_expired_set_is_gone(http: httpx.AsyncClient) -> None:
+    card = await create(http, ttl_seconds=0.05)
+    await asyncio.sleep(0.06)
+    for name in ("s", card["id"]):
+        assert error(await http.get(f"{SETS}/{name}")) == (404, "support_set_not_found", None)
+    assert (await http.get(SETS)).json()["data"] == []
+
+
+async def test_lists_come_in_pages(http: httpx.AsyncClient) -> None:
+    made = [(await create(http, f"s{n}"))["id"] for n in range(3)]
+    first = (await http.get(SETS, params={"limit": 2})).json()
+    assert [card["id"] for card in first["data"]] == made[:2]
+    assert (first["has_more"], first["first_id"], first["last_id"]) == (True, made[0], made[1])
+    rest = (await http.get(SETS, params={"after": first["last_id"]})).json()
+    assert [card["id"] for card in rest["data"]] == made[2:]
+    assert not rest["has_more"]
+    await create(http, examples=[example(name) for name in "abcd"])
+    assert await ids(http, "?limit=2&after=a") == ["b", "c"]
+    assert error(await http.get(f"{SETS}/s/examples?after=z")) == (400, "invalid_value", "after")
+    assert error(await http.get(f"{SETS}?limit=0")) == (400, "invalid_value", "limit")
+    assert error(await http.get(f"{SETS}?order=desc")) == (422, "unsupported_parameter", "order")
+
+
+async def test_a_request_that_comes_again_gets_its_first_answer(http: httpx.AsyncClient) -> None:
+    headers = {"Idempotency-Key": "once"}
+    body = {"name": "s", "examples": [{"image": data_url(picture()), "text": "a"}]}
+    first = await http.post(SETS, json=body, headers=headers)
+    assert first.is_success
+    assert (await http.post(SETS, json=body, headers=headers)).json() == first.json()
+    conflict = await http.post(SETS, json={"name": "t"}, headers=headers)
+    assert error(conflict) == (409, "idempotency_conflict", None)
+    more = {"examples": [{"text": "b"}]}
+    put = [await http.post(f"{SETS}/s/examples", json=more, headers=headers) for _ in range(3)]
+    assert [response.json()["version"] for response in put] == [2, 2, 2]
+    bad = await http.post(SETS, json={}, headers={"Idempotency-Key": "a b"})
+    assert error(bad) == (400, "invalid_value", "Idempotency-Key")
+
+
+async def test_a_deleted_set_lets_its_media_go(http: httpx.AsyncClient, app: FastAPI) -> None:
+    await create(http, examples=[example("a", "red")])
+    media = (await http.get(f"{SETS}/s/examples/a")).json()["media"][0]["image_id"]
+    assert error(await http.delete(f"/v1/images/{media}"))[:2] == (409, "image_in_use")
+    deleted = (await http.delete(f"{SETS}/s")).json()
+    assert deleted == {"id": deleted["id"], "object": "support_set", "deleted": True}
+    assert error(await http.get(f"{SETS}/s"))[0] == 404
+    await app.state.services.support_sets.sweep()
+    assert error(await http.get(f"/v1/images/{media}")) == (404, "image_not_found", "image_id")
+
+
+async def test_warming_shows_every_media_once_behind_all_others(http: httpx.AsyncClient, client: FakeClient) -> None:
+    await create(http, examples=[example("a", "red"), example("b", "blue"), example("c", "red")])
+    card = (await http.post(f"{SETS}/s/warm", json={"wait": True})).json()
+    assert card["status"] == "ready"
+    assert card["warm"]["num_media"] == len(client.requests) == 2
+    assert card["warm"]["media_encoded"] == 2 * client.admitted.media_encoded
+    for request, media in zip(client.requests, client.media, strict=True):
+        assert (request.media, request.sampling.max_tokens) == (list(media), 0)
+        assert request.priority > 1000
+    assert (await http.get(f"{SETS}/s")).json()["status"] == "ready"
+    await http.post(f"{SETS}/s/examples", json={"examples": [example("d")]})
+    assert (await http.get(f"{SETS}/s")).json()["status"] == "pending"
+    assert (await http.get(f"{SETS}/s?version=1")).json()["status"] == "ready"
+    client.info = {"pid": "of another worker"}
+    assert (await http.get(f"{SETS}/s?version=1")).json()["status"] == "pending"
+
+
+async def test_warming_goes_on_behind_the_answer(http: httpx.AsyncClient, client: FakeClient, app: FastAPI) -> None:
+    await create(http, examples=[example("a", "red")])
+    assert (await http.post(f"{SETS}/s/warm")).json()["status"] == "warming"
+    services = app.state.services
+    card = await services.support_sets.get("s")
+    await eventually(lambda: services.warming.warmth(card.id, 1).status == "ready")
+
+
+async def test_warming_computes_the_shots_as_a_request_begins(http: httpx.AsyncClient, client: FakeClient) -> None:
+    await create(http, examples=[example(name, colour) for name, colour in (("a", "red"), ("b", "blue"))])
+    card = (await http.post(f"{SETS}/s/warm", json={"wait": True, "template": "caption", "k": 2})).json()
+    assert card["status"] == "ready"
+    prefix = client.requests[-1].token_ids
+    assert card["warm"]["prompt_tokens"] == len(prefix)
+    query = {"query": {"image": data_url(picture("green"))}, "template": "caption", "max_tokens": 1}
+    asked = await http.post(
+        "/v1/fewshot/completions", json={"examples": {"support_set": "s", "k": 2, "order": "stored"}, **query}
+    )
+    assert asked.is_success, asked.text
+    shared = next(i for i, (a, b) in enumerate(zip(prefix, client.requests[-1].token_ids, strict=False)) if a != b)
+    end_of_shots = len(prefix) - 1 - prefix[::-1].index(TOKENIZER.id_of("<|endofchunk|>"))
+    assert shared > end_of_shots
+    assert error(await http.post(f"{SETS}/s/warm", json={"template": "none"})) == (400, "invalid_value", "template")
+    assert error(await http.post(f"{SETS}/s/warm", json={"template": "caption", "k": 3})) == (400, "invalid_value", "k")
+
+
+async def test_warming_that_fails_says_why(http: httpx.AsyncClient, client: FakeClient, app: FastAPI) -> None:
+    await create(http, examples=[example("a", "red")])
+    media = (await http.get(f"{SETS}/s/examples/a")).json()["media"][0]["image_id"]
+    app.state.services.store.delete(media)
+    card = (await http.post(f"{SETS}/s/warm", json={"wait": True})).json()
+    assert card["status"] == "failed"
+    assert media in card["warm"]["error"]
+    client.state = "restarting"
+    assert error(await http.post(f"{SETS}/s/warm"))[:2] == (503, "engine_not_ready")
+
+
+async def test_too_many_examples_are_refused(http: httpx.AsyncClient, settings: Settings, app: FastAPI) -> None:
+    limit = settings.max_set_examples
+    response = await http.post(SETS, json={"examples": [{"text": "x"}] * (limit + 1)})
+    assert error(response) == (400, "too_many_examples", "examples")
