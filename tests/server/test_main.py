@@ -85,7 +85,7 @@ class Server:
 
 @contextmanager
 def running(folder: Path, log: Path, *command: str) -> Iterator[Server]:
-    arguments = ["--model", str(folder), "--port", "0", "--log-format", "json"]
+    arguments = ["--model", str(folder), "--port", "0", "--log-format", "json", "--data-dir", str(log.parent / "data")]
     with log.open("wb") as file:
         process = subprocess.Popen([sys.executable, *command, *arguments], cwd=ROOT, stderr=file)
     server = None
