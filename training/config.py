@@ -14,9 +14,9 @@ import yaml
 from model.config import ConfigError, from_dict
 
 # episodes and alignment are the default model's own, sequences and captions the ablations': made from the folder of
-# `python -m training.default_data`
-SetKind = Literal["pairs", "documents", "videos", "episodes", "alignment", "sequences", "captions"]
-MADE_SETS = ("episodes", "alignment", "sequences", "captions")
+# `python -m training.default_data`; imagined is the default model's too, made from the encoder's weights alone
+SetKind = Literal["pairs", "documents", "videos", "episodes", "imagined", "alignment", "sequences", "captions"]
+MADE_SETS = ("episodes", "imagined", "alignment", "sequences", "captions")
 # what a run may train; a new token's rows belong to the bridge
 PARTS = ("bridge", "vision", "language_model")
 
@@ -28,7 +28,7 @@ class SetConfig:
 
     name: str
     kind: SetKind
-    shards: str  # a glob of tar files; the data folder of a made set
+    shards: str = ""  # a glob of tar files; the data folder of a made set
     weight: float = 1.0
     batch_size: int = 8
     max_tokens: int = 256
@@ -90,6 +90,8 @@ class TrainConfig:
     model: str  # a model folder, or "default"
     # keep: go on from the folder's bridge; start: from the untrained one, gates at zero
     bridge: Literal["keep", "start"] = "keep"
+    # a folder of `python -m training.contrastive`, whose encoder takes the place of the model's; "": the model's own
+    vision: str = ""
     # what moves; everything else stays as it is, bit for bit. The paper fine-tunes bridge and vision
     trains: tuple[str, ...] = ("bridge",)
     # side of the encoder's square; its table of places is stretched. 0: the model's own
@@ -128,13 +130,15 @@ class TrainConfig:
             raise ConfigError("objective alignment pulls images to the frozen language model: trains must not name it")
         if self.ablate != AblateConfig() and self.bridge != "start":
             raise ConfigError("ablate is another bridge than the folder's, and needs `bridge: start`")
+        if self.vision and self.bridge != "start":
+            raise ConfigError("vision is another encoder than the bridge was trained on, and needs `bridge: start`")
         if self.language_model == "scratch" and "language_model" not in self.trains:
             raise ConfigError("language_model scratch knows nothing, and trains does not name language_model")
         for one in self.sets:
-            if one.kind in MADE_SETS and ("vision" in self.trains or self.image_size):
+            if one.kind in MADE_SETS and ("vision" in self.trains or self.image_size or self.vision):
                 raise ConfigError(
-                    f"set {one.name}: kind {one.kind} shows the frozen encoder's features as they were cached, "
-                    "which neither `trains: [vision]` nor an image_size can change"
+                    f"set {one.name}: kind {one.kind} shows the default model's features as they were cached: "
+                    "neither `trains: [vision]` nor vision nor image_size can change them"
                 )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from model.config import ConfigError, FlamingoConfig, VisionConfig
 from model.flamingo import Flamingo
 from model.language_model import LanguageModel
+from model.vision import VisionEncoder
 from model.zoo.bridge import start_bridge
 from training.bridge import is_bridge
 from training.config import AblateConfig
@@ -43,6 +44,20 @@ def with_new_language_model(model: Flamingo, seed: int) -> Flamingo:
     fresh = {f"language_model.{name}": tensor for name, tensor in scratch.items()}
     kept = {name: tensor for name, tensor in model.state_dict().items() if is_bridge(name) or name not in fresh}
     return rebuilt(model.config, {**fresh, **kept})
+
+
+def with_vision(model: Flamingo, encoder: VisionEncoder) -> Flamingo:
+    """Another encoder, and the untrained bridge that reads its features."""
+    config, patches = model.config, encoder.config.num_patches
+    resampler = replace(
+        config.resampler,
+        input_projection=config.resampler.input_projection or config.resampler.dim != encoder.config.feature_dim,
+        num_spatial=patches if config.resampler.num_spatial else 0,
+    )
+    config = replace(config, vision=encoder.config, resampler=resampler)
+    language_model = {n: t for n, t in model.state_dict().items() if n.startswith("language_model.")}
+    vision = {f"vision.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    return rebuilt(config, {**language_model, **vision, **start_bridge(config, model.language_model.embed.weight)})
 
 
 def with_ablated_bridge(model: Flamingo, ablate: AblateConfig) -> Flamingo:

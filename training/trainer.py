@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from model.checkpoint.native import load_folder
+from model.checkpoint.vision_folder import load_vision_folder
 from model.flamingo import Flamingo
 from training.bridge import BridgeLoss, freeze, frozen_digest
 from training.checkpoint import export, latest, load, save, tensors_of
@@ -22,7 +23,13 @@ from training.config import TrainConfig
 from training.distributed import World, checkpoint_activations, shard
 from training.mixture import Mixture
 from training.progress import Watch, gate_values
-from training.start import at_resolution, with_ablated_bridge, with_free_weights, with_new_language_model
+from training.start import (
+    at_resolution,
+    with_ablated_bridge,
+    with_free_weights,
+    with_new_language_model,
+    with_vision,
+)
 from training.step import Stepper, StepReport
 
 log = logging.getLogger(__name__)
@@ -118,6 +125,8 @@ def _wait_while_paused(pause_file: Path | None) -> None:
 def load_model(config: TrainConfig, folder: Path) -> Flamingo:
     """On the CPU in float32: the trainer moves and casts."""
     model = load_folder(folder, "cpu", torch.float32)
+    if config.vision:
+        model = with_vision(model, load_vision_folder(Path(config.vision).expanduser()))
     if config.image_size:
         model = at_resolution(model, config.image_size)
     if "language_model" in config.trains:

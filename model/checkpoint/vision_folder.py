@@ -1,0 +1,55 @@
+"""A vision encoder alone: `config.json` is its `VisionConfig`, `model.safetensors` its weights.
+
+Contrastive pretraining writes one, and a run of bridge training takes it in its model's place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.checkpoint.errors import CheckpointError, refuse_misfits
+from model.config import VisionConfig, from_dict
+from model.vision import VisionEncoder
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def save_vision_folder(folder: Path, config: VisionConfig, tensors: Mapping[str, Tensor]) -> None:
+    """The folder arrives whole. One that is there is replaced."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    (partial / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS)
+    partial.chmod(0o755)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def load_vision_folder(folder: Path) -> VisionEncoder:
+    """On the CPU, ready to evaluate. `CheckpointError` names what is missing or does not fit."""
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder} is no vision folder: it lacks {CONFIG} or {WEIGHTS}")
+    config = from_dict(VisionConfig, json.loads((folder / CONFIG).read_text(encoding="utf-8")), f"{folder}/{CONFIG}")
+    with torch.device("meta"):
+        encoder = VisionEncoder(config)
+    stored = load_file(folder / WEIGHTS)
+    wanted = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    refuse_misfits(
+        str(folder),
+        missing=sorted(wanted.keys() - found.keys()),
+        unexpected=sorted(found.keys() - wanted.keys()),
+        misshapen={name: (found[name], shape) for name, shape in wanted.items() if found.get(name, shape) != shape},
+    )
+    encoder.load_state_dict(stored, assign=True)
+    return encoder

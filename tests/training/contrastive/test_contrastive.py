@@ -1,0 +1,238 @@
+"""Contrastive pretraining: the loss is its definition, half a minute finds unseen pictures' captions, a killed run goes on
+as if it had not been, and the encoder is a model's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame
+from torch import Tensor
+
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.native import load_folder
+from model.checkpoint.vision_folder import load_vision_folder
+from model.config import ConfigError
+from tests.tiny_models import byte_tokenizer
+from tests.training import toy
+from tests.training.contrastive.shapes import KINDS, SIZE, make_run, picture
+from training.contrastive.__main__ import train
+from training.contrastive.config import ImageConfig, parse_config
+from training.contrastive.data import augmented
+from training.contrastive.towers import ImageTower, TextTower, contrastive_loss, recall, vision_config
+from training.contrastive.trainer import ContrastiveTrainer
+from training.data.stream import find_shards
+from training.step import NonFiniteLoss
+from training.trainer import run
+
+CPU = torch.device("cpu")
+
+
+def unit(rows: int, seed: int) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def losses(trainer: ContrastiveTrainer) -> list[dict[str, float]]:
+    return [dict(report.losses) for report in trainer.steps()]
+
+
+def test_the_loss_is_the_definition_both_ways_added() -> None:
+    images, texts, scale, smoothing = unit(5, 0), unit(5, 1), torch.tensor(7.0), 0.1
+    expected = 0.0
+    for a, b in ((images, texts), (texts, images)):
+        for row in range(5):
+            logits = [float(scale * (a[row] * b[column]).sum()) for column in range(5)]
+            log_total = math.log(sum(math.exp(x) for x in logits))
+            wanted = [smoothing / 5 + (1 - smoothing) * (column == row) for column in range(5)]
+            expected += sum(w * (log_total - x) for w, x in zip(wanted, logits, strict=True)) / 5
+    assert float(contrastive_loss(images, texts, scale, smoothing)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_recall_counts_those_whose_nearest_is_their_own() -> None:
+    images = torch.eye(4)
+    assert recall(images, images) == (1.0, 1.0)
+    assert recall(images, images[[1, 0, 2, 3]]) == (0.5, 0.5)
+
+
+def test_padding_changes_no_text() -> None:
+    config = parse_config(MINIMAL).text
+    tower = TextTower(replace(config, dim=16, num_layers=2, num_heads=2, ffn_dim=32), 50, 8).eval()
+    short, long = torch.tensor([[5, 6, 7]]), torch.tensor([[5, 6, 7, 9, 9], [1, 2, 3, 4, 5]])
+    alone = tower(short, torch.tensor([3]))
+    torch.testing.assert_close(tower(long, torch.tensor([3, 5]))[:1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_half_a_minute_finds_the_captions_of_unseen_pictures(tmp_path: Path) -> None:
+    trainer = ContrastiveTrainer(make_run(tmp_path, steps=50), CPU)
+    shards = find_shards(trainer.config.held_out)
+    before = trainer.recall(shards)
+    losses(trainer)
+    to_text, to_image = trainer.recall(shards)
+    assert max(before) < 0.35
+    # chance: 1 of 36
+    assert len(KINDS) == 36
+    assert to_text > 0.7
+    assert to_image > 0.7
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lamb"])
+def test_a_run_that_was_killed_goes_on_with_the_same_losses_and_weights(tmp_path: Path, optimizer: str) -> None:
+    config = make_run(tmp_path, steps=5, batch_size=7, optimizer=optimizer)
+    config = replace(config, image=replace(config.image, augment=True))
+    straight = ContrastiveTrainer(config, CPU)
+    whole = losses(straight)
+    killed = ContrastiveTrainer(config, CPU)
+    first = [dict(next(killed.steps()).losses) for _ in range(3)]
+    killed.save()
+    resumed = ContrastiveTrainer(config, CPU)
+    assert resumed.resume() == 3
+    assert first + losses(resumed) == whole
+    expected = straight.towers.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.towers.state_dict().items())
+
+
+def test_a_step_adds_up_both_sets_gradients(tmp_path: Path) -> None:
+    config = make_run(tmp_path, steps=1, batch_size=6)
+    config = replace(config, optim=replace(config.optim, image_clip=0.0, text_clip=0.0))
+    both = ContrastiveTrainer(config, CPU)
+    losses(both)
+    total = [p.grad for p in both.towers.parameters()]
+    parts = []
+    for one in config.sets:
+        alone = ContrastiveTrainer(replace(config, sets=(one,)), CPU)
+        losses(alone)
+        parts.append([p.grad for p in alone.towers.parameters()])
+    for whole, first, second in zip(total, *parts, strict=True):
+        assert whole is not None
+        assert first is not None
+        assert second is not None
+        torch.testing.assert_close(whole, first + second, atol=1e-5, rtol=1e-4)
+
+
+def test_each_tower_is_clipped_by_its_own_rule(tmp_path: Path) -> None:
+    config = make_run(tmp_path, steps=1, batch_size=6)
+    trainer = ContrastiveTrainer(replace(config, optim=replace(config.optim, text_clip=1e-3)), CPU)
+    before = {name: p.detach().clone() for name, p in trainer.towers.named_parameters()}
+    losses(trainer)
+    gradients = {name: p.grad for name, p in trainer.towers.named_parameters() if p.grad is not None}
+    text = torch.stack([g.norm() for name, g in gradients.items() if name.startswith("text.")])
+    assert float(text.norm()) == pytest.approx(1e-3, rel=1e-3)
+    stem = "image.vision.encoder.stem.conv1.weight"
+    rows, gradient = before[stem].flatten(1).norm(dim=1), gradients[stem].flatten(1).norm(dim=1)
+    assert bool((gradient <= 0.01 * rows.clamp(min=1e-3) * 1.001).all())
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_moves_nothing(tmp_path: Path) -> None:
+    trainer = ContrastiveTrainer(make_run(tmp_path, steps=2, batch_size=6), CPU)
+    with torch.no_grad():
+        trainer.towers.log_scale.fill_(torch.nan)
+    before = trainer.towers.text.projection.weight.clone()
+    with pytest.raises(NonFiniteLoss, match="step 0: align, ltip, gradient norm is no number"):
+        losses(trainer)
+    assert torch.equal(trainer.towers.text.projection.weight, before)
+
+
+def test_the_encoder_takes_a_models_place_and_is_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = ContrastiveTrainer(make_run(tmp_path, steps=2, batch_size=6), CPU)
+    folder = train(trainer)
+    assert "recall at 1, held out: image to text" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "out" / "checkpoints").iterdir()) == ["step-00000002.pt"]
+    encoder = load_vision_folder(folder)
+    pixels = torch.randn(1, 3, SIZE, SIZE)
+    torch.testing.assert_close(encoder(pixels), trainer.towers.image.eval().vision(pixels))
+
+    config = replace(toy.make_run(tmp_path / "bridge", steps=2), vision=str(folder), bridge="start")
+    (tmp_path / "bridge" / "tokenizer.json").write_text(byte_tokenizer().to_str())
+    bridge = toy.make_trainer(config)
+    run(bridge, tmp_path / "bridge" / "tokenizer.json")
+    served = load_folder(tmp_path / "bridge" / "out" / "model", "cpu", torch.float32)
+    assert served.config.vision == encoder.config
+    assert all(torch.equal(tensor, served.vision.state_dict()[name]) for name, tensor in encoder.state_dict().items())
+
+
+def test_what_is_no_vision_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no vision folder"):
+        load_vision_folder(tmp_path)
+    folder = ContrastiveTrainer(make_run(tmp_path, steps=1, batch_size=6), CPU).export()
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace("test_nfnet", "test_resnet").replace("192", "96"))
+    with pytest.raises(CheckpointError, match=r"encoder\."):
+        load_vision_folder(folder)
+
+
+@pytest.mark.parametrize("name", [f"{kind}_f{n}" for kind in ("nfnet", "dm_nfnet") for n in range(7)])
+def test_the_papers_networks_are_built_by_name(name: str) -> None:
+    config = vision_config(ImageConfig(architecture=name))
+    assert (config.feature_dim, config.num_patches) == (3072, 81)
+    with torch.device("meta"):
+        tower = ImageTower(config, 1376).train()
+    assert any(isinstance(module, ScaledStdConv2d | ScaledStdConv2dSame) for module in tower.modules())
+    assert not [name for name, _ in tower.named_buffers()]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("resnet_of_dreams", "is no model of timm"), ("test_vit", "no map of channels first")]
+)
+def test_networks_that_cannot_be_read_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        vision_config(ImageConfig(architecture=name, image_size=160))
+
+
+def test_batch_norms_learn_here_though_the_encoder_is_frozen_everywhere_else() -> None:
+    tower = ImageTower(vision_config(ImageConfig(architecture="test_resnet", image_size=64)), 8).train()
+    before = {name: tensor.clone() for name, tensor in tower.named_buffers() if "running_mean" in name}
+    tower(torch.randn(4, 3, 64, 64))
+    assert all(not torch.equal(before[name], dict(tower.named_buffers())[name]) for name in before)
+    assert before
+    tower.eval()
+    assert not [module for module in tower.modules() if module.training]
+
+
+def test_augmented_pictures_differ_and_are_the_same_again() -> None:
+    square = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    seen = [augmented(square, Random(seed)) for seed in range(6)]
+    assert all(one.shape == square.shape and one.dtype == np.uint8 for one in seen)
+    assert len({one.tobytes() for one in seen}) == 6
+    assert np.array_equal(seen[0], augmented(square, Random(0)))
+
+
+def test_pictures_of_a_kind_differ() -> None:
+    assert picture("red", "bar", Random(0)) != picture("red", "bar", Random(1))
+
+
+MINIMAL: dict[str, object] = {
+    "out": "o",
+    "steps": 3,
+    "image": {"architecture": "nfnet_f0"},
+    "text": {"tokenizer": "tokenizer.json"},
+    "sets": [{"name": "a", "shards": "*.tar"}],
+}
+
+
+def test_a_minimal_run_has_the_papers_choices() -> None:
+    config = parse_config(MINIMAL)
+    assert (config.joint_dim, config.label_smoothing, config.image.image_size) == (1376, 0.1, 288)
+    assert (config.optim.image_clip, config.optim.text_clip, config.optim.learning_rate) == (0.01, 10.0, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steppes": 1}, "config: unknown key steppes"),
+        ({"optim": {"optimizer": "sgd"}}, "config.optim.optimizer: 'sgd' is none of 'adam', 'lamb'"),
+        ({"sets": []}, "sets must be some"),
+        ({"sets": [{"name": "a", "shards": "x", "batch_size": 1}]}, "batch_size is 1, a contrast needs 2"),
+        ({"temperature": 0}, "temperature is 0.0, must be positive"),
+        ({"label_smoothing": 1}, "label_smoothing is 1.0"),
+        ({"text": {"tokenizer": "t", "dim": 10, "num_heads": 3}}, "text.dim 10 is not a multiple of text.num_heads 3"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config({**MINIMAL, **change})

@@ -1,0 +1,63 @@
+"""`python -m training.contrastive CONFIG.yaml`: train a vision encoder against texts, from its latest checkpoint on.
+
+One process: a contrast needs its whole batch together, and sharing it out is not built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from model.config import ConfigError
+from training.contrastive.config import read_config
+from training.contrastive.trainer import ContrastiveTrainer
+from training.data.shards import ShardError
+from training.data.stream import find_shards
+from training.progress import Watch
+from training.step import NonFiniteLoss
+
+log = logging.getLogger(__name__)
+
+
+def train(trainer: ContrastiveTrainer) -> Path:
+    """To the end of the run; gives the encoder's folder."""
+    config, out = trainer.config, trainer.out
+    done = trainer.resume()
+    with Watch(out, config.steps, done, shown=True) as watch:
+        for report in trainer.steps():
+            watch.step(report)
+            if trainer.done % config.log_steps == 0:
+                with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({**asdict(report), "scale": float(trainer.towers.scale.detach())}) + "\n")
+            if trainer.done % config.checkpoint_steps == 0 or trainer.done == config.steps:
+                trainer.save()
+    if config.held_out:
+        to_text, to_image = trainer.recall(find_shards(config.held_out))
+        print(f"recall at 1, held out: image to text {to_text:.3f}, text to image {to_image:.3f}")
+    return trainer.export()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.contrastive", description=__doc__)
+    parser.add_argument("config", type=Path)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if dist.is_torchelastic_launched():
+        sys.exit("error: contrastive training runs in one process, without torchrun")
+    try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        folder = train(ContrastiveTrainer(read_config(options.config), device))
+    except (ConfigError, NonFiniteLoss, OSError, ShardError) as error:
+        sys.exit(f"error: {error}")
+    log.info("%s holds the encoder: name it in a run's `vision`", folder)
+
+
+if __name__ == "__main__":
+    main()

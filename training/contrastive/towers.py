@@ -1,0 +1,111 @@
+"""Two towers, images and texts in one space: means of features and of token states, projected, of length one.
+
+As in the paper's appendix on the vision encoder, and CLIP: the temperature is learned, both directions' losses are added.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import ConfigError, VisionConfig
+from model.vision import VisionEncoder
+from training.contrastive.config import ContrastiveConfig, ImageConfig, TextConfig
+
+# CLIP's: beyond it the logits' range hurts more than the contrast gains
+MAX_SCALE = 100.0
+
+
+def vision_config(image: ImageConfig) -> VisionConfig:
+    """The frozen encoder that the image tower will be. Only networks whose features are a map are known."""
+    name = image.architecture
+    if not timm.is_model(name):
+        raise ConfigError(f"image.architecture {name!r} is no model of timm")
+    with torch.device("meta"):
+        encoder: Any = timm.create_model(name, num_classes=0, global_pool="")
+        features = encoder.eval().forward_features(torch.empty(1, 3, image.image_size, image.image_size))
+    if features.dim() != 4 or features.shape[1] != encoder.num_features:
+        raise ConfigError(
+            f"image.architecture {name!r} gives features {tuple(features.shape)}, no map of channels first"
+        )
+    return VisionConfig(
+        architecture=name,
+        image_size=image.image_size,
+        feature_dim=encoder.num_features,
+        num_patches=features.shape[2] * features.shape[3],
+        mean=image.mean,
+        std=image.std,
+        resize=image.resize,
+    )
+
+
+class ImageTower(nn.Module):
+    def __init__(self, config: VisionConfig, joint_dim: int) -> None:
+        super().__init__()
+        self.vision = VisionEncoder(config)
+        self.projection = nn.Linear(config.feature_dim, joint_dim, bias=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:  # [B, 3, h, w] -> [B, E]
+        return F.normalize(self.projection(self.vision(pixels).mean(1)).float(), dim=-1)
+
+    def train(self, mode: bool = True) -> ImageTower:
+        """Here, and nowhere else, the encoder's own layers train: a batch norm takes its statistics from the batch."""
+        super().train(mode)
+        self.vision.encoder.train(mode)
+        return self
+
+
+class TextTower(nn.Module):
+    def __init__(self, config: TextConfig, vocab_size: int, joint_dim: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, config.dim)
+        self.positions = nn.Embedding(config.max_tokens, config.dim)
+        self.norm = nn.LayerNorm(config.dim)
+        layer = nn.TransformerEncoderLayer(
+            config.dim, config.num_heads, config.ffn_dim, dropout=0.0, activation="gelu", batch_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, config.num_layers, enable_nested_tensor=False)
+        self.projection = nn.Linear(config.dim, joint_dim, bias=False)
+        for table in (self.tokens, self.positions):
+            nn.init.normal_(table.weight, std=0.02)
+
+    def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:  # [B, T], [B] -> [B, E]
+        places = torch.arange(token_ids.shape[1], device=token_ids.device)
+        is_text = places < lengths[:, None]  # [B, T]
+        x = self.norm(self.tokens(token_ids) + self.positions(places))
+        x = self.layers(x, src_key_padding_mask=~is_text)
+        mean = (x * is_text[..., None]).sum(1) / lengths[:, None]
+        return F.normalize(self.projection(mean).float(), dim=-1)
+
+
+class Towers(nn.Module):
+    def __init__(self, config: ContrastiveConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.image = ImageTower(vision_config(config.image), config.joint_dim)
+        self.text = TextTower(config.text, vocab_size, config.joint_dim)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
+
+    @property
+    def scale(self) -> Tensor:
+        return self.log_scale.exp().clamp(max=MAX_SCALE)
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, label_smoothing: float) -> Tensor:
+    """Each image to its text among the batch's, and each text to its image: the two losses' sum. [B, E], [B, E]"""
+    logits = scale * images @ texts.T
+    own = torch.arange(len(images), device=images.device)
+    to_text = F.cross_entropy(logits, own, label_smoothing=label_smoothing)
+    return to_text + F.cross_entropy(logits.T, own, label_smoothing=label_smoothing)
+
+
+def recall(images: Tensor, texts: Tensor) -> tuple[float, float]:
+    """Recall at one: shares of images whose nearest text is their own, and of texts whose nearest image is."""
+    scores = images @ texts.T
+    own = torch.arange(len(images), device=images.device)
+    to_text, to_image = (float((s.argmax(1) == own).float().mean()) for s in (scores, scores.T))
+    return to_text, to_image
