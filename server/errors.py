@@ -28,7 +28,7 @@
     │   ├── StorageUnavailable            the disk or the store behind it does not work
     │   ├── ShuttingDown                  SIGTERM arrived
     │   ├── EngineNotReady                the worker is loading or restarting
-    │   ├── EngineDied                    the worker died with this request in it; clients shall not resend it unasked
+    │   ├── EngineDied                    the worker died with this request in it
     │   └── DatabaseUnavailable           it does not answer, or too many write at once
     └── EngineFailed                 500  the engine gave this request up
 
@@ -203,10 +203,8 @@ class EngineNotReady(Unavailable):
 class EngineDied(Unavailable):
     code = "engine_died"
     retry_after = 5
-
-    def headers(self) -> dict[str, str]:
-        # it may be this request that kills: OpenAI's clients, who would send it again by themselves, heed this
-        return super().headers() | {"x-should-retry": "false"}
+    # it may be this request that kills: whoever sends it again shall do so knowingly
+    is_for_now = False
 
 
 class DatabaseUnavailable(Unavailable):

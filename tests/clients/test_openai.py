@@ -26,7 +26,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from server.app import create_app
-from server.errors import EngineFailed, Overloaded
+from server.errors import EngineDied, EngineFailed, Overloaded
 from server.metrics import Metrics
 from server.settings import Settings
 from tests.clients.serving import CONFIG, KEY, listening, wait_until
@@ -204,11 +204,13 @@ def test_a_refusal_for_now_is_tried_again_and_a_failure_is_not(engine: FakeClien
     error: Exception = Overloaded("full")
     assert ask(patient) == "a cat"
     assert len(engine.requests) == 2
-    engine.requests.clear()
-    error = EngineFailed("gave up")
-    with pytest.raises(InternalServerError):
-        ask(patient)
-    assert len(engine.requests) == 1
+    # a request that may have killed the engine is no better, though the engine comes back
+    for fatal in (EngineFailed("gave up"), EngineDied("died")):
+        engine.requests.clear()
+        error = fatal
+        with pytest.raises(InternalServerError):
+            ask(patient)
+        assert len(engine.requests) == 1
 
 
 def test_an_overloaded_server_is_an_error_that_says_when_to_return(engine: FakeClient, patient: OpenAI) -> None:

@@ -132,7 +132,14 @@ async def test_a_stop_string_ends_each_answer_and_the_last_one_the_work(
 ) -> None:
     body = await complete(http, prompt="x", n=2, stop="c")
     assert [choice["text"] for choice in body["choices"]] == ["a ", "a "]
+    # the first while the second one runs, and with the second the request
+    assert client.ended == [(client.requests[0].request_id, 0)]
     assert client.aborted == [client.requests[0].request_id]
+
+
+async def test_an_answer_that_ends_by_itself_needs_no_word(http: httpx.AsyncClient, client: FakeClient) -> None:
+    await complete(http, prompt="x", n=2, max_tokens=20)
+    assert (client.ended, client.aborted) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -322,6 +329,7 @@ async def test_an_error_before_the_first_token_is_a_status(
     assert response.json() == error.body()
     assert response.json()["error"]["code"] == code
     assert ("retry-after" in response.headers) == (status == 503)
+    assert response.headers["x-should-retry"] == "false"
 
 
 async def test_an_error_in_a_stream_is_an_event_and_the_stream_still_ends(
