@@ -17,7 +17,8 @@ from server.api.answer_text import Piece
 from server.api.answers import Beside, Wanted, make_order, respond
 from server.api.body import read_body
 from server.api.chat_prompt import read_chat
-from server.api.chat_schemas import DEFAULT_MAX_TOKENS, ChatRequest
+from server.api.chat_schemas import DEFAULT_MAX_TOKENS, ChatRequest, TextFormat
+from server.api.fewshot import in_template
 from server.api.generation import Generation
 from server.api.logprobs import chat_logprobs
 from server.api.schemas import read
@@ -34,7 +35,8 @@ async def create_chat_completion(request: Request, services: GivenServices, tick
     services.check_model(fields.model)
     _check(fields)
     chat = await read_chat(fields.messages, fields.template, services.model, services.media)
-    order = make_order(fields, _wanted(fields, chat.lead), chat.prompt, services, request_id, accepted)
+    fields = in_template(_plain_form(fields), chat.template, services.model)
+    order = make_order(fields, _wanted(fields, chat.template.lead), chat.prompt, services, request_id, accepted)
     beside = Beside(model=services.model, prompt=chat.prompt, token_ids=fields.return_token_ids)
     shape = ChatShape(fields.request_id or request_id, beside, fields.top_logprobs, logprobs=fields.logprobs)
     return await respond(request, services, ticket, fields, order, shape)
@@ -50,6 +52,11 @@ def _check(fields: ChatRequest) -> None:
     if fields.response_format.type != "text" and fields.structured_outputs.model_fields_set:
         message = "response_format and structured_outputs both say which form the answer has: give one"
         raise InvalidRequest(message, param="response_format")
+
+
+def _plain_form(fields: ChatRequest) -> ChatRequest:
+    """The form of the answer under the one name that all routes share."""
+    return fields.model_copy(update={"structured_outputs": fields.form, "response_format": TextFormat(type="text")})
 
 
 def _wanted(fields: ChatRequest, lead: str) -> Wanted:

@@ -32,8 +32,9 @@ from server.fewshot.templates import LINE_END, Query, Shot, Template, TemplateEr
 from server.media.intake import Intake
 from server.served_model import ServedModel
 
-PLAIN = "plain"
-SPACE = " "
+PLAIN = Template(name="plain", shot="{media}{question} {answer}")
+# for a question that ends in a space of its own
+PLAIN_UNSPACED = Template(name="plain", shot="{media}{question}{answer}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,10 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """`lead`: what the template puts between the query and its answer; the model writes it, and it is no answer's."""
+    """`template`: what an answer ends with, and what the model writes before it that is not the answer's."""
 
     prompt: ReadPrompt
-    lead: str
+    template: Template
 
 
 async def read_chat(messages: Sequence[Message], template: str, model: ServedModel, intake: Intake) -> ChatPrompt:
@@ -89,12 +90,13 @@ async def read_chat(messages: Sequence[Message], template: str, model: ServedMod
     shown = [shown for turn in [*conversation.shots, conversation.query] for shown in turn.shown]
     media = await intake.read_all({shown.param: shown.part for shown in shown}, "messages")
     digests = {param: found.digest for param, found in media.items()}
-    segments, lead = lay_out(conversation, template, digests, model.config)
+    written = find_template(template, conversation.query, model.config)
+    segments = lay_out(conversation, written, digests)
     try:
         encoded = encode(segments, model.tokenizer)
     except PromptError as error:
         raise InvalidRequest(str(error), param="messages") from None
-    return ChatPrompt(ReadPrompt(encoded, {found.digest: found for found in reversed(media.values())}), lead)
+    return ChatPrompt(ReadPrompt(encoded, {found.digest: found for found in reversed(media.values())}), written)
 
 
 def read_conversation(messages: Sequence[Message]) -> Conversation:
@@ -123,27 +125,26 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
     return Conversation("\n".join(system), turns[:-1], turns[-1])
 
 
-def lay_out(
-    conversation: Conversation, template: str, digests: Mapping[str, bytes], config: FlamingoConfig
-) -> tuple[list[Segment], str]:
-    """Segments, and the lead. `digests`: each shown media's, by its place. Raises `InvalidRequest` for the template."""
-    system: list[Segment] = [Text(conversation.system + LINE_END)] if conversation.system else []
-    if template == PLAIN:
-        end: Segment = EndOfChunk() if config.prompt.end_of_chunk else Text(LINE_END)
-        rest = [*(s for turn in conversation.shots for s in _plain_shot(turn, digests, end))]
-        rest += _plain_question(conversation.query, digests)
-        lead = _gap(conversation.query)
-    else:
-        written = _template(template, config)
-        rest, lead = _render(written, conversation, digests), written.lead
-    return joined_texts([*system, *rest]), lead
-
-
-def _template(name: str, config: FlamingoConfig) -> Template:
+def find_template(name: str, query: Turn, config: FlamingoConfig) -> Template:
+    """Raises `InvalidRequest` for a name that this model's family does not know."""
     known = built_in(config)
+    if name == PLAIN.name:
+        return with_end(PLAIN if _gap(query) else PLAIN_UNSPACED, config.prompt)
     if name not in known:
-        raise InvalidRequest(f"there is no template {name!r}, only {', '.join([PLAIN, *known])}", param="template")
+        raise InvalidRequest(f"there is no template {name!r}, only {', '.join([PLAIN.name, *known])}", param="template")
     return with_end(known[name], config.prompt)
+
+
+def lay_out(conversation: Conversation, template: Template, digests: Mapping[str, bytes]) -> list[Segment]:
+    """`digests`: each shown media's, by its place. Raises `InvalidRequest` for a turn that the template cannot write."""
+    system: list[Segment] = [Text(conversation.system + LINE_END)] if conversation.system else []
+    if template.name == PLAIN.name:
+        end = Text(template.end) if template.end else EndOfChunk()
+        rest = [segment for turn in conversation.shots for segment in _plain_shot(turn, digests, end)]
+        rest += _plain_question(conversation.query, digests)
+    else:
+        rest = _render(template, conversation, digests)
+    return joined_texts([*system, *rest])
 
 
 def _render(template: Template, conversation: Conversation, digests: Mapping[str, bytes]) -> list[Segment]:
@@ -178,7 +179,7 @@ def _media_first(said: Sequence[str | Shown]) -> list[str | Shown]:
 def _gap(turn: Turn) -> str:
     """Between a question and its answer."""
     last = next((said for said in reversed(_media_first(turn.said)) if isinstance(said, str)), "")
-    return "" if last[-1:].isspace() else SPACE
+    return "" if last[-1:].isspace() else PLAIN.lead
 
 
 def joined_texts(segments: Sequence[Segment]) -> list[Segment]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from starlette.responses import Response
 from model.config import PromptConfig
 from server.api.body import JSONResponse, read_body
 from server.api.completions import Ordered, complete
-from server.api.schemas import CompletionFields, StructuredOutputs, read
+from server.api.schemas import CompletionFields, GenerationFields, StructuredOutputs, read
 from server.api.schemas_fewshot import FewShotFields, SearchRequest
 from server.api.services import GivenServices, GivenTicket, Services
 from server.api.sse import unless_disconnected
@@ -27,6 +27,8 @@ from server.fewshot.selection import Similar
 from server.fewshot.shots import read_given
 from server.fewshot.templates import Template
 from server.served_model import ServedModel
+
+FieldsType = TypeVar("FieldsType", bound=GenerationFields)
 
 router = APIRouter()
 
@@ -55,7 +57,7 @@ async def create_fewshot_completion(request: Request, services: GivenServices, t
     return await complete(request, services, ticket, in_template(fields, assembled.template, services.model), ordered)
 
 
-def in_template(fields: FewShotCompletionRequest, template: Template, model: ServedModel) -> FewShotCompletionRequest:
+def in_template(fields: FieldsType, template: Template, model: ServedModel) -> FieldsType:
     """The request as the template has it: it ends where a shot ends, and forms begin with what leads to an answer."""
     changes: dict[str, Any] = {}
     if template.end and "stop" not in fields.model_fields_set:

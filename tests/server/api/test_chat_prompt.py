@@ -12,7 +12,7 @@ import pytest
 from model.config import FlamingoConfig
 from model.prompt import EndOfChunk, Media, Segment, Text
 from server.api import chat_prompt
-from server.api.chat_prompt import lay_out, read_conversation
+from server.api.chat_prompt import find_template, lay_out, read_conversation
 from server.api.chat_schemas import ChatRequest
 from server.errors import InvalidRequest
 from tests.tiny_models import CONFIGS
@@ -38,8 +38,8 @@ def written(messages: Sequence[dict[str, Any]], template: str = "plain", config:
     conversation = read_conversation(ChatRequest.model_validate({"messages": messages}).messages)
     turns = [*conversation.shots, conversation.query]
     digests = {s.param: str(getattr(s.part, "image_id", "<url>")).encode() for turn in turns for s in turn.shown}
-    segments, _ = lay_out(conversation, template, digests, config)
-    return "".join(map(spelt, segments))
+    found = find_template(template, conversation.query, config)
+    return "".join(map(spelt, lay_out(conversation, found, digests)))
 
 
 def spelt(segment: Segment) -> str:
@@ -54,7 +54,7 @@ def spelt(segment: Segment) -> str:
 
 def lead(messages: Sequence[dict[str, Any]], template: str = "plain") -> str:
     conversation = read_conversation(ChatRequest.model_validate({"messages": messages}).messages)
-    return lay_out(conversation, template, {}, CONFIG)[1]
+    return find_template(template, conversation.query, CONFIG).lead
 
 
 SHOT = [user(A, "What is this?"), assistant("a cat")]
