@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.prompt import Segment
 from model.tokenizer import PromptTokenizer
-from training.default.catalogue import Catalogue, row_of
+from training.default.catalogue import Shown, row_of
 from training.default.templates import ANSWERS, CAPTIONS, KIND_QUESTION, YES_NO_QUESTION, Template, item
 from training.default.views import view
 from training.default.words import TRAINED_WORDS
@@ -48,7 +48,7 @@ Maker = Callable[["Episodes", Pool, Random], list[Item]]
 class Episodes:
     """`Episodes(...)(n)`: the n-th sequence."""
 
-    def __init__(self, catalogue: Catalogue, tokenizer: PromptTokenizer, seed: int, per_pool: int) -> None:
+    def __init__(self, catalogue: Shown, tokenizer: PromptTokenizer, seed: int, per_pool: int) -> None:
         self.catalogue = catalogue
         self._tokenizer, self._seed, self._per_pool = tokenizer, seed, per_pool
         self._kinds: dict[str, set[str]] = {}
