@@ -26,7 +26,7 @@ RUN pip install ".[default-model]"
 
 FROM python:${PYTHON}-slim AS runtime
 RUN useradd --uid 10001 --create-home flamboyance \
-    && install --directory --owner=10001 --group=10001 /home/flamboyance/.cache
+    && install --directory --owner=10001 --group=10001 /home/flamboyance/.cache /home/flamboyance/data
 WORKDIR /app
 COPY kernels kernels
 COPY model model
@@ -36,9 +36,10 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/home/flamboyance \
     TRITON_CACHE_DIR=/home/flamboyance/.cache/triton \
-    FLAMBOYANCE_HOST=0.0.0.0
-# converted models and compiled kernels: the one place that is written to, besides /tmp
-VOLUME /home/flamboyance/.cache
+    FLAMBOYANCE_HOST=0.0.0.0 \
+    FLAMBOYANCE_DATA_DIR=/home/flamboyance/data
+# converted models and compiled kernels; what clients have stored. Besides /tmp, nothing else is written to
+VOLUME /home/flamboyance/.cache /home/flamboyance/data
 EXPOSE 8000
 # asks the path that needs no key; the first start converts the default model
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \

@@ -108,9 +108,12 @@ def test_root_is_left_at_the_end(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_cache_is_a_volume_in_the_users_home(target: str) -> None:
+def test_the_cache_and_what_clients_store_are_volumes_in_the_users_home(target: str) -> None:
     variables = dict(word.split("=", 1) for name, rest in steps_of(target) if name == "ENV" for word in rest.split())
-    assert only(target, "VOLUME") == f"{variables['HOME']}/.cache"
+    volumes = [f"{variables['HOME']}/.cache", variables["FLAMBOYANCE_DATA_DIR"]]
+    assert only(target, "VOLUME").split() == volumes
+    (made,) = (rest for name, rest in steps_of(target) if name == "RUN" and "useradd" in rest)
+    assert all(volume in made.split() for volume in volumes)  # by root, for the user: nobody else could
     assert variables["TRITON_CACHE_DIR"].startswith(f"{variables['HOME']}/.cache/")
 
 

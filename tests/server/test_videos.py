@@ -59,7 +59,7 @@ def film(colours: Sequence[tuple[int, int, int]]) -> bytes:
 
 def pixels(data: bytes) -> torch.Tensor:
     """[F, 3, h, w]: every frame that FFmpeg decodes, and of these one in `RATE`."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), mode="r") as container:
         pictures = [frame.to_image() for frame in container.decode(video=0)][::RATE]
     frames = np.stack([resize(picture, CONFIG.vision) for picture in pictures])
     return normalise(torch.from_numpy(frames), CONFIG.vision)
@@ -123,11 +123,12 @@ def test_more_frames_than_were_trained_are_read_with_interpolated_times(server: 
     clip = film(noise(2, LONG_FRAMES))
     assert pixels(clip).shape[0] == LONG_FRAMES
     found = said(server, part(clip), text_part(WORDS.text))
-    segments, model = [Media(b"a"), WORDS], tiny_model(CONFIG)
+    model = tiny_model(CONFIG)
+    segments: list[Segment] = [Media(b"a"), WORDS]
     assert model.encode_media(pixels(clip)[None]).shape == (1, VISUAL_TOKENS, CONFIG.resampler.dim)
     assert found == pytest.approx(expected(model, segments, [pixels(clip)]), abs=TOLERANCE)
 
-    trained = model.resampler.frame_embeddings.numpy()
+    trained = model.state_dict()["resampler.frame_embeddings"].numpy()
     places = np.linspace(0, TRAINED_FRAMES - 1, LONG_FRAMES)
     times = np.stack([np.interp(places, np.arange(TRAINED_FRAMES), column) for column in trained.T], axis=1)
     whole = tiny_model(replace(CONFIG, resampler=replace(CONFIG.resampler, num_frames=LONG_FRAMES)))
@@ -156,8 +157,8 @@ def test_clips_and_images_stand_in_one_prompt(server: Server) -> None:
     square = resize(Image.open(still), CONFIG.vision)
     frames = [pixels(clip), normalise(torch.from_numpy(square.copy())[None], CONFIG.vision), pixels(clip)]
     shown = [Media(bytes([i])) for i in range(3)]
-    first, second = [shown[0], Text("Output: a"), EndOfChunk()], [shown[1], Text("Output: a"), EndOfChunk()]
-    segments: list[Segment] = [*first, *second, shown[2], Text("Output:")]
+    answer: list[Segment] = [Text("Output: a"), EndOfChunk()]
+    segments: list[Segment] = [shown[0], *answer, shown[1], *answer, shown[2], Text("Output:")]
     assert found == pytest.approx(expected(tiny_model(CONFIG), segments, frames), abs=TOLERANCE)
 
 

@@ -1,0 +1,80 @@
+"""Uploads to a server that is killed in the middle of them: what it acknowledged is there, and nothing is there by half."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.checkpoint.native import save_folder
+from server.media.source import source_digest
+from server.media.store import MediaStore
+from tests.server.test_main import CONFIG, Server, running
+from tests.tiny_models import byte_tokenizer, tiny_model
+
+UPLOADERS, ROUNDS = 4, 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_folder(folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
+    return folder
+
+
+def noise(seed: int, file: Path) -> bytes:
+    """A picture of about 300 kilobytes that is like no other."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (300, 350, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.read_bytes()
+
+
+def upload_until_it_dies(server: Server, first: int, folder: Path, acknowledged: dict[str, bytes]) -> None:
+    with httpx.Client(base_url=server.http.base_url, timeout=60) as http:
+        for seed in range(first, first + 10_000):
+            data = noise(seed, folder / f"{first}.png")
+            try:
+                response = http.post("/v1/images", content=data, headers={"Content-Type": "image/png"})
+            except httpx.TransportError:
+                return
+            assert response.status_code == 200, response.text
+            acknowledged[response.json()["id"]] = data
+
+
+def test_a_killed_server_keeps_what_it_acknowledged_and_no_halves(folder: Path, tmp_path: Path) -> None:
+    acknowledged: dict[str, bytes] = {}
+    luck = random.Random(0)
+    for turn in range(ROUNDS):
+        with running(folder, tmp_path / "log", "-m", "tests.server.told_server") as server:
+            before = len(acknowledged)
+            threads = [
+                threading.Thread(
+                    target=upload_until_it_dies, args=(server, (turn * UPLOADERS + i) * 10_000, tmp_path, acknowledged)
+                )
+                for i in range(UPLOADERS)
+            ]
+            for thread in threads:
+                thread.start()
+            end = time.monotonic() + 60
+            while len(acknowledged) < before + 5 and time.monotonic() < end:
+                time.sleep(0.01)
+            time.sleep(luck.random() * 0.2)
+            server.process.kill()
+            for thread in threads:
+                thread.join()
+        store = MediaStore(str(tmp_path / "data" / "media"))
+        assert len(acknowledged) >= before + 5
+        assert acknowledged.keys() <= set(store.names())
+        for name in store.names():  # raises for one whose bytes are not those of its id
+            data = store.get(name).data
+            assert name == f"img_{source_digest(data, 'image').hex()}"
+            assert store.describe(name).width == 350
+    with running(folder, tmp_path / "log", "-m", "tests.server.told_server") as server:
+        for name, data in acknowledged.items():
+            assert server.http.get(f"/v1/images/{name}/content").content == data
