@@ -18,11 +18,11 @@ from server.api.answers import Beside, Wanted, make_order, respond
 from server.api.body import read_body
 from server.api.chat_prompt import read_chat
 from server.api.chat_schemas import DEFAULT_MAX_TOKENS, ChatRequest, TextFormat
-from server.api.fewshot import in_template
 from server.api.generation import Generation
 from server.api.logprobs import chat_logprobs
 from server.api.schemas import read
 from server.api.services import GivenServices, GivenTicket
+from server.api.templated import in_template
 from server.errors import InvalidRequest
 
 router = APIRouter()

@@ -115,7 +115,7 @@ async def list_examples(support_set: str, request: Request, services: GivenServi
     fields = read_query(ListExamplesRequest, request.query_params)
     found = await services.support_sets.get_version(support_set, fields.version)
     start = _place(found.examples, fields.after, found.version) + 1 if fields.after else 0
-    shown = [_example_card(example) for example in found.examples[start : start + fields.limit + 1]]
+    shown = [example_card(example) for example in found.examples[start : start + fields.limit + 1]]
     return JSONResponse({**_listed(shown, fields.limit), "version": found.version})
 
 
@@ -126,7 +126,7 @@ async def show_example(support_set: str, example_id: str, request: Request, serv
     example = next((example for example in found.examples if example.id == example_id), None)
     if example is None:
         raise ExampleNotFound(f"version {found.version} of the support set has no example {example_id[:128]!r}")
-    return JSONResponse(_example_card(example))
+    return JSONResponse(example_card(example))
 
 
 @router.delete("/v1/support_sets/{support_set}/examples/{example_id}")
@@ -207,7 +207,7 @@ def _card(info: SupportSetInfo, services: Services) -> dict[str, Any]:
     }
 
 
-def _example_card(example: Example) -> dict[str, Any]:
+def example_card(example: Example) -> dict[str, Any]:
     """Its fields are those of a request, so that it may be sent again."""
     return {
         "id": example.id,

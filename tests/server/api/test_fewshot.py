@@ -381,8 +381,9 @@ async def test_a_search_tells_what_it_found(http: httpx.AsyncClient, colours: Su
     place = int(ids[0][1])
     assert body["data"][0] | {"score": 0} == {
         "id": ids[0],
+        "object": "support_set.example",
         "score": 0,
-        "media": [PICTURES[place].id],
+        "media": [{"type": "image_id", "image_id": PICTURES[place].id}],
         "text": f"a {COLOURS[place]} one",
         "label": "warm" if place in (0, 5) else "cold",
         "question": "",

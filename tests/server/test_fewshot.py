@@ -1,0 +1,122 @@
+"""Few-shot requests to the whole server with a tiny real engine: its choice is that of the model's own features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoint.native import save_folder
+from model.media import MediaLimits, load_image, resize
+from model.vision import normalise
+from tests.server.conftest import data_url, image_part, picture
+from tests.server.test_main import Server, running
+from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
+
+CONFIG = CONFIGS["openflamingo"]
+COLOURS = ("red", "green", "blue", "white", "black", "yellow", "orange", "brown")
+PICTURES = {colour: picture(colour, (20, 10 + place)) for place, colour in enumerate(COLOURS)}
+QUERY = picture("purple")
+QUERY_FIELDS = {"image": data_url(QUERY)}
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "ignore_eos": True, "return_token_ids": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_folder(folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(folder, tmp_path_factory.mktemp("log") / "log", "-m", "server") as server:
+        examples = [
+            {"id": colour, "image": data_url(data), "text": f"{colour}.", "label": colour}
+            for colour, data in PICTURES.items()
+        ]
+        post(server, "/v1/support_sets", name="colours", examples=examples)
+        yield server
+
+
+def post(server: Server, path: str, **fields: Any) -> dict[str, Any]:
+    response = server.http.post(path, json=fields)
+    assert response.is_success, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+@pytest.fixture(scope="module")
+def similarities() -> dict[str, float]:
+    """Of each picture and the query, by the model itself."""
+    model = tiny_model(CONFIG)
+
+    def vector(data: bytes) -> np.ndarray:
+        frame = torch.from_numpy(resize(load_image(data, MediaLimits()), CONFIG.vision).copy())
+        with torch.inference_mode():
+            features = model.features(normalise(frame[None], CONFIG.vision)[None])  # [1, 1, P, Dv]
+        pooled = features.float().mean((0, 1, 2)).numpy()
+        return np.asarray(pooled / np.linalg.norm(pooled))
+
+    return {colour: float(vector(data) @ vector(QUERY)) for colour, data in PICTURES.items()}
+
+
+def test_a_search_ranks_as_the_models_own_features_do(server: Server, similarities: dict[str, float]) -> None:
+    found = post(server, "/v1/support_sets/colours/search", query=QUERY_FIELDS, k=len(COLOURS))["data"]
+    assert {hit["id"]: hit["score"] for hit in found} == pytest.approx(similarities, abs=1e-5)
+    scores = [hit["score"] for hit in found]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] - scores[-1] > 1e-3  # or the ranking would say nothing
+
+
+def test_an_answer_is_that_of_the_prompt_written_by_hand(server: Server, similarities: dict[str, float]) -> None:
+    examples = {"support_set": "colours", "k": 3, "strategy": "rices_image"}
+    body = post(server, "/v1/fewshot/completions", query=QUERY_FIELDS, examples=examples, **GREEDY)
+    chosen = [shot["id"] for shot in body["fewshot"]["shots"]]
+    assert chosen == sorted(similarities, key=lambda colour: similarities[colour])[-3:]
+    parts: list[dict[str, object]] = []
+    for colour in chosen:
+        text = {"type": "text", "text": f"Output:{colour}."}
+        parts += [image_part(PICTURES[colour]), text, {"type": "end_of_chunk"}, {"type": "text", "text": "\n"}]
+    prompt = [*parts, image_part(QUERY), {"type": "text", "text": "Output:"}]
+    assert body["choices"] == server.complete(prompt=prompt, **GREEDY)["choices"]
+    assert body["choices"][0]["token_ids"]
+    details = body["usage"]["fewshot_details"]
+    assert (details["media"], details["shots_used"], details["version"]) == (4, 3, 1)
+
+
+def test_what_was_embedded_is_not_encoded_again(server: Server) -> None:
+    examples = {"support_set": "colours", "k": 8, "strategy": "rices_image"}
+    post(server, "/v1/support_sets/colours/search", query=QUERY_FIELDS)
+    body = post(server, "/v1/fewshot/completions", query=QUERY_FIELDS, examples=examples)
+    details = body["usage"]["fewshot_details"]
+    assert (details["media"], details["media_encoded"], details["media_cached"]) == (9, 0, 9)
+
+
+def test_texts_are_compared_without_pictures(server: Server) -> None:
+    found = post(server, "/v1/support_sets/colours/search", query={"text": "brown."}, strategy="rices_text", k=2)[
+        "data"
+    ]
+    assert found[0]["id"] == "brown"
+    assert found[0]["score"] == pytest.approx(1, abs=1e-5)
+    assert found[1]["score"] < 1 - 1e-3
+
+
+def test_a_server_that_comes_back_has_its_vectors_and_chooses_the_same(folder: Path, tmp_path: Path) -> None:
+    search = {"query": QUERY_FIELDS, "k": 8}
+    examples = [{"id": colour, "image": data_url(data), "text": colour} for colour, data in PICTURES.items()]
+    with running(folder, tmp_path / "log", "-m", "server") as first:
+        post(first, "/v1/support_sets", name="colours", examples=examples)
+        before = post(first, "/v1/support_sets/colours/search", **search)
+        first.process.kill()
+    with running(folder, tmp_path / "log", "-m", "server") as second:
+        assert post(second, "/v1/support_sets/colours/search", **search) == before
+        chosen = {"support_set": "colours", "k": 8, "strategy": "rices_image"}
+        body = post(second, "/v1/fewshot/completions", query=QUERY_FIELDS, examples=chosen)
+        details = body["usage"]["fewshot_details"]
+        # the query alone has been through the encoder to be compared: this worker has not seen the examples yet
+        assert (details["media_encoded"], details["media_cached"]) == (8, 1)
