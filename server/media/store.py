@@ -58,7 +58,8 @@ class MediaStore:
     """`url`: a folder, or any URL of fsspec (`s3://bucket/media`, `memory://`)."""
 
     def __init__(self, url: str) -> None:
-        self._fs, self._root = fsspec.url_to_fs(url)
+        # without fsspec's memory of folders, which other replicas write to
+        self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
         self._is_local = isinstance(self._fs, LocalFileSystem)
 
     def put(

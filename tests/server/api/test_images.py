@@ -17,7 +17,7 @@ from server.media.source import encoded, source_digest
 from server.settings import Settings
 from tests.server.conftest import data_url, picture
 from tests.server.fakes import FakeClient
-from tests.server.media.test_decoder import film
+from tests.server.media.films import film
 
 pytestmark = pytest.mark.anyio
 RED = picture("red", (20, 10))

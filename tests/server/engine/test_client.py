@@ -15,7 +15,7 @@ import pytest
 
 from server.engine.client import EngineClient
 from server.engine.wire import Admitted, Event, Generate, Sampling, Token
-from server.errors import EngineDied, EngineFailed, EngineNotReady, InvalidMedia, ShuttingDown
+from server.errors import EngineDied, EngineFailed, EngineNotReady, InvalidMedia, MediaNotFound, ShuttingDown
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
 from server.metrics import Metrics
@@ -146,6 +146,13 @@ async def test_a_media_that_cannot_be_decoded_fails_the_requests_that_show_it_al
     assert caught.value.param == "prompt[a]"
     await good
     assert "flamboyance:media_decode_failures_total" in metrics.expose().decode()
+
+
+async def test_a_media_that_was_deleted_meanwhile_is_not_found(engine: EngineClient, decoder: FakeDecoder) -> None:
+    decoder.error = MediaNotFound("there is no media 'img_0'", param="prompt[of somebody else]")
+    with pytest.raises(MediaNotFound, match="no media 'img_0'") as caught:
+        await tokens(stream(engine, "1", media("a")), 1)
+    assert caught.value.param == "prompt[a]"
 
 
 async def test_a_bug_in_decoding_fails_the_request_and_nothing_hangs(

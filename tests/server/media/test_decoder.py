@@ -5,44 +5,29 @@ from __future__ import annotations
 import dataclasses
 import io
 
-import av
 import numpy as np
 import pytest
-from PIL import Image
 
 from model.media import MediaLimits
 from server.media import decoder
 from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, decode_reply, frames_of, with_length
 from tests.server.conftest import picture
+from tests.server.media.films import film
 from tests.server.media.test_pool import VISION
 
 
 def test_an_image_is_one_frame() -> None:
     reply = frames_of(Decode(kind="image", data=picture("red")), VISION, MediaLimits())
     assert isinstance(reply, Frames)
-    assert reply.shape == (1, 12, 12, 3)
+    assert (reply.shape, reply.size) == ((1, 12, 12, 3), (20, 10))
 
 
 def test_a_video_is_a_frame_a_second() -> None:
     reply = frames_of(Decode(kind="video", data=film(["red", "lime", "blue"])), VISION, MediaLimits())
     assert isinstance(reply, Frames)
-    assert reply.shape == (3, 12, 12, 3)
+    assert (reply.shape, reply.size) == ((3, 12, 12, 3), (32, 32))
     middles = np.frombuffer(reply.data, np.uint8).reshape(reply.shape)[:, 6, 6]
     assert middles.argmax(-1).tolist() == [0, 1, 2]
-
-
-def film(colours: list[str]) -> bytes:
-    """A second of each colour."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=5)
-        stream.width, stream.height = 32, 32
-        for colour in colours:
-            frame = av.VideoFrame.from_image(Image.new("RGB", (32, 32), colour))
-            for _ in range(5):
-                container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return file.getvalue()
 
 
 def test_too_little_memory_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from server.media.fetch import Fetcher, Resolve, resolve
 from server.media.source import EncodedMedia, source_digest
 from server.settings import Settings
 from tests.server.conftest import picture
-from tests.server.media.test_decoder import film
+from tests.server.media.films import film
 from tests.server.media.web import Web, Write, answer
 
 pytestmark = pytest.mark.anyio

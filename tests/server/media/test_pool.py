@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from PIL import Image
 
 from model.config import VisionConfig
 from model.media import MediaLimits, load_image, resize
-from server.errors import InvalidMedia
+from server.errors import InvalidMedia, MediaNotFound
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia, Kind, source_digest
 from server.settings import Settings
 from tests.server.conftest import picture
+from tests.server.media.films import film
 
 pytestmark = pytest.mark.anyio
 VISION = VisionConfig(
@@ -93,6 +95,43 @@ async def test_a_process_that_dies_fails_its_media_and_is_replaced(pool: DecodeP
         await asked
     assert (await pool.decode(media(picture()))).shape == (1, 12, 12, 3)
     assert pid not in pids(pool)
+
+
+async def test_bytes_are_read_where_they_are_kept_when_their_turn_has_come(pool: DecodePool) -> None:
+    def read() -> bytes:
+        threads.append(threading.current_thread())
+        return picture("blue", (7, 5))
+
+    threads: list[threading.Thread] = []
+    stored = EncodedMedia(kind="image", data=read, digest=b"d" * 32, param="prompt[0]")
+    frames = await pool.decode(stored)
+    assert (tuple(frames.data[:3]), frames.size) == ((0, 0, 255), (7, 5))
+    assert [thread is threading.main_thread() for thread in threads] == [False]
+
+
+async def test_a_media_that_is_gone_costs_no_process(pool: DecodePool) -> None:
+    def read() -> bytes:
+        raise MediaNotFound("gone", param="prompt[0]")
+
+    await pool.decode(media(picture()))
+    before = pids(pool)
+    with pytest.raises(MediaNotFound, match="gone"):
+        await pool.decode(EncodedMedia(kind="image", data=read, digest=b"d" * 32, param="prompt[0]"))
+    await pool.decode(media(picture()))
+    assert pids(pool) == before
+
+
+async def test_the_settings_of_videos_hold() -> None:
+    settings = Settings(decode_processes=1, max_video_frames=4, max_video_seconds=9, video_fps=2)
+    pool = DecodePool(VISION, settings)
+    assert (await pool.decode(media(film(["red", "blue"]), "video"))).shape[0] == 4
+    with pytest.raises(InvalidMedia, match=r"more than 4 frames at 2\.0 a second"):
+        await pool.decode(media(film(["red", "blue", "red"]), "video"))
+    await pool.stop()
+    pool = DecodePool(VISION, settings.model_copy(update={"max_video_frames": 64}))
+    with pytest.raises(InvalidMedia, match=r"longer than 9\.2 seconds, the limit is 9\.0"):
+        await pool.decode(media(film(["red"] * 10), "video"))
+    await pool.stop()
 
 
 async def test_a_process_lives_within_its_memory(pool: DecodePool, settings: Settings) -> None:
