@@ -16,7 +16,20 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from server.api import chat, classify, completions, evaluations, fewshot, health, images, models, score, support_sets
+from server.api import (
+    chat,
+    classify,
+    completions,
+    embeddings,
+    evaluations,
+    fewshot,
+    health,
+    images,
+    inspect,
+    models,
+    score,
+    support_sets,
+)
 from server.api.admission import Admission
 from server.api.body import JSONResponse
 from server.api.guard import Guard
@@ -48,6 +61,8 @@ ROUTERS = (
     models.router,
     classify.router,
     score.router,
+    embeddings.router,
+    inspect.router,
     evaluations.router,
     fewshot.router,
     support_sets.router,

@@ -100,8 +100,9 @@ class Generation:
             yield answer.echo(self.prompt_scores)
         if isinstance(event, Token):
             self._clock(answer)
-        yield answer.take(event)
-        if answer.finish_reason is not None and event.finish_reason is None and not self._finish_reasons():
+        piece = answer.take(event)
+        yield piece
+        if piece.finish_reason is not None and event.finish_reason is None and not self._finish_reasons():
             # its stop string: the engine must be told, or it decodes on until the last answer ends
             self._client.end_answer(self._order.request.request_id, event.index)
 

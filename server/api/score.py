@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from model.prompt import PromptError, Segment, Text, encode
+from model.tokenizer import PromptTokenizer
 from server.api.body import JSONResponse, read_body
 from server.api.classify import asking_of, usage
 from server.api.prompts import ReadPrompt, known_ids, read_parts, read_prompt
@@ -35,7 +36,7 @@ async def create_score(request: Request, services: GivenServices, ticket: GivenT
 
 
 async def _answer(fields: ScoreRequest, asking: Asking, services: Services) -> dict[str, Any]:
-    prompt, segments = await _read(fields.prompt, services)
+    prompt, segments = await read_segments(fields.prompt, services)
     ids = [_ids(one, place, segments, services) for place, one in enumerate(fields.candidates)]
     check_candidates([prompt], ids, services.model.max_model_len)
     (scored,) = await score_all([prompt], ids, asking, services)
@@ -60,7 +61,7 @@ async def _answer(fields: ScoreRequest, asking: Asking, services: Services) -> d
     }
 
 
-async def _read(prompt: Prompt, services: Services) -> tuple[ReadPrompt, list[Segment] | None]:
+async def read_segments(prompt: Prompt, services: Services) -> tuple[ReadPrompt, list[Segment] | None]:
     """The prompt, and its segments; None where the client has made it of token ids."""
     if isinstance(prompt, str):
         return await read_prompt(prompt, services.model, services.media), [Text(prompt)]
@@ -74,12 +75,15 @@ async def _read(prompt: Prompt, services: Services) -> tuple[ReadPrompt, list[Se
         raise InvalidRequest(str(error), param="prompt") from None
 
 
+def continued_ids(segments: list[Segment] | None, text: str, tokenizer: PromptTokenizer) -> list[int]:
+    """Ids of `text` behind a prompt of these segments, or behind one of token ids."""
+    return tokenizer.encode_plain(text) if segments is None else continuation_ids(segments, text, tokenizer)
+
+
 def _ids(candidate: str | list[int], place: int, segments: list[Segment] | None, services: Services) -> list[int]:
     model, param = services.model, f"candidates[{place}]"
     if isinstance(candidate, str):
-        if segments is None:
-            return model.tokenizer.encode_plain(candidate)
-        return continuation_ids(segments, candidate, model.tokenizer)
+        return continued_ids(segments, candidate, model.tokenizer)
     if model.tokenizer.media_token_id in candidate:
         raise InvalidRequest("a candidate shows no media of its own", param=param)
     return known_ids(candidate, model.num_token_ids, param)

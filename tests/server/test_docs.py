@@ -9,8 +9,10 @@ from pathlib import Path
 from fastapi.routing import APIRoute
 
 from server.api.chat_schemas import ChatRequest
+from server.api.embeddings import EmbeddingsRequest
 from server.api.evaluations import EvaluateRequest
 from server.api.guard import OPEN_PATHS
+from server.api.inspect import InspectRequest
 from server.api.schemas import CompletionRequest, GenerationFields
 from server.api.schemas_classify import ClassifyRequest
 from server.api.schemas_fewshot import FewShotFields
@@ -73,6 +75,12 @@ def test_every_field_of_a_chat_stands() -> None:
     documented = {name for row in rows(section(API, "Chat")) for name in names(row[0])}
     shared = GenerationFields.model_fields.keys()
     assert documented == ChatRequest.model_fields.keys() - shared
+
+
+def test_every_field_of_embeddings_and_inspections_stands() -> None:
+    for title, schema in (("Embeddings", EmbeddingsRequest), ("Inspection", InspectRequest)):
+        fields = section(API, title).partition("| in the answer")[0]
+        assert {name for row in rows(fields) for name in names(row[0])} == schema.model_fields.keys()
 
 
 def test_every_field_of_a_classification_stands() -> None:

@@ -1,0 +1,136 @@
+"""/v1/embeddings: OpenAI's shape for texts, and the same for media."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from server.errors import EngineDied
+from tests.server.conftest import image_part, picture
+from tests.server.fakes import CONFIG, TOKENIZER, FakeClient, unit_vector
+
+pytestmark = pytest.mark.anyio
+
+
+async def embed(http: httpx.AsyncClient, given: Any, **fields: Any) -> dict[str, Any]:
+    answer = await http.post("/v1/embeddings", json={"input": given, **fields})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def text_vector(ids: list[int]) -> Any:
+    return pytest.approx(unit_vector(repr(ids).encode(), CONFIG.language_model.dim).tolist())
+
+
+async def test_a_text(http: httpx.AsyncClient, client: FakeClient) -> None:
+    ids = TOKENIZER.encode_plain("a cat")
+    found = await embed(http, "a cat", model="tiny", user="me")
+    assert client.embedded_texts == [ids]
+    assert found == {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": text_vector(ids)}],
+        "model": "tiny",
+        "usage": {"prompt_tokens": 5, "total_tokens": 5, "fewshot_details": {"media": 0}},
+    }
+
+
+IDS = [TOKENIZER.encode_plain(text) for text in ("a", "<image>")]
+
+
+@pytest.mark.parametrize(
+    ("given", "ids"),
+    [
+        (["a", "<image>"], IDS),
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": "<image>"}], IDS),
+        (IDS, IDS),
+        (IDS[1], IDS[1:]),
+        ([256], [[256]]),
+    ],
+)
+async def test_several_texts_and_ids(
+    http: httpx.AsyncClient, client: FakeClient, given: Any, ids: list[list[int]]
+) -> None:
+    found = await embed(http, given)
+    assert client.embedded_texts == ids
+    assert [one["index"] for one in found["data"]] == list(range(len(ids)))
+    assert [one["embedding"] for one in found["data"]] == [text_vector(one) for one in ids]
+    assert found["usage"]["total_tokens"] == sum(map(len, ids))
+
+
+async def test_base64_is_the_same_numbers(http: httpx.AsyncClient) -> None:
+    plain = await embed(http, ["a", "b"])
+    packed = await embed(http, ["a", "b"], encoding_format="base64")
+    for one, other in zip(plain["data"], packed["data"], strict=True):
+        assert np.frombuffer(base64.b64decode(other["embedding"]), "<f4").tolist() == pytest.approx(one["embedding"])
+
+
+async def test_media(http: httpx.AsyncClient, client: FakeClient) -> None:
+    stored = (await http.post("/v1/images", content=picture("blue"), headers={"Content-Type": "image/png"})).json()[
+        "id"
+    ]
+    found = await embed(http, [image_part(), {"type": "image_id", "image_id": stored}, image_part()])
+    red, blue, again = client.embedded
+    assert (red.digest, blue.id) == (again.digest, stored)
+    width = CONFIG.vision.feature_dim
+    expected = [unit_vector(one.digest, width).tolist() for one in (red, blue, red)]
+    assert [one["embedding"] for one in found["data"]] == [pytest.approx(one) for one in expected]
+    assert found["usage"] == {"prompt_tokens": 0, "total_tokens": 0, "fewshot_details": {"media": 3}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"input": "a", "dimensions": 4}, 422, "dimensions"),
+        ({"input": "a", "encoding_format": "int8"}, 400, "encoding_format"),
+        ({"input": "a", "model": "other"}, 404, None),
+        ({}, 400, "input"),
+        ({"input": ""}, 400, "input"),
+        ({"input": []}, 400, "input"),
+        ({"input": ["a", ""]}, 400, "input[1]"),
+        ({"input": ["a", 3]}, 400, "input[1]"),
+        ({"input": [99999]}, 400, "input[0]"),
+        ({"input": [[5], [5, 99999]]}, 400, "input[1][1]"),
+        ({"input": "a" * 65}, 400, "input"),
+        ({"input": ["a", "a" * 65]}, 400, "input[1]"),
+        ({"input": [{"type": "text", "text": "a"}, image_part()]}, 400, "input[0]"),
+        ({"input": [{"type": "end_of_chunk"}]}, 400, "input[0]"),
+        ({"input": [image_part(b"no picture")]}, 200, None),
+        ({"input": [{"type": "audio", "audio": "x"}]}, 422, "input[0]"),
+        ({"input": [{"type": "image_id", "image_id": "img_" + "0" * 64}]}, 404, "input[0].image_id"),
+        ({"input": [image_part()] * 4}, 400, "input"),
+        ({"input": ["a"] * 2049}, 400, "input"),
+    ],
+)
+async def test_what_has_no_vector_is_named(
+    http: httpx.AsyncClient, fields: dict[str, Any], status: int, param: str | None
+) -> None:
+    answer = await http.post("/v1/embeddings", json=fields)
+    assert answer.status_code == status, answer.text
+    if status != 200:
+        assert answer.json()["error"]["param"] == param
+
+
+async def test_a_failure_is_the_requests_own(
+    http: httpx.AsyncClient, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def die(texts: Any) -> Any:
+        raise EngineDied("died")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "embed_text", die)
+        answer = await http.post("/v1/embeddings", json={"input": "a"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_died")
+    await embed(http, "a")
+
+
+async def test_it_is_counted(http: httpx.AsyncClient) -> None:
+    await embed(http, "abc")
+    text = (await http.get("/metrics")).text
+    assert 'flamboyance:prompt_tokens_total{model_name="tiny"} 3.0' in text
+    assert 'flamboyance:request_success_total{finished_reason="stop",model_name="tiny"} 1.0' in text
+    assert 'flamboyance:num_requests_running{model_name="tiny"} 0.0' in text

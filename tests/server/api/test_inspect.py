@@ -1,0 +1,90 @@
+"""/v1/inspect: which token is looked at, and the shape of what is told of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.conftest import image_part
+from tests.server.fakes import CONFIG, TOKENIZER, FakeClient
+
+pytestmark = pytest.mark.anyio
+PROMPT = [{"type": "text", "text": "x"}, image_part(), {"type": "text", "text": "A"}]
+IMAGE = TOKENIZER.media_token_id
+
+
+async def inspect(http: httpx.AsyncClient, prompt: Any, **fields: Any) -> dict[str, Any]:
+    answer = await http.post("/v1/inspect", json={"prompt": prompt, **fields})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def test_the_last_token_of_the_answer_unless_another_is_named(
+    http: httpx.AsyncClient, client: FakeClient
+) -> None:
+    found = await inspect(http, PROMPT, answer=" cat", request_id="me")
+    (request,) = client.inspections
+    answer = TOKENIZER.encode_plain(" cat")
+    assert request.token_ids == [*TOKENIZER.encode_plain("x"), IMAGE, *TOKENIZER.encode_plain("A"), *answer]
+    assert request.media_index == [-1, 0, 0, 0, 0, 0, 0]
+    assert (request.token, request.layers) == (6, [])
+    assert (found["id"], found["object"], found["model"]) == ("inspect-me", "inspection", "tiny")
+    assert (found["token"], found["num_prompt_tokens"]) == (6, 3)
+    assert [token["media"] for token in found["tokens"]] == [None, 0, 0, 0, 0, 0, 0]
+    assert [token["id"] for token in found["tokens"]] == request.token_ids
+    assert found["tokens"][1]["text"] == "<image>"
+    assert list(client.media[0]) == request.media
+
+
+async def test_gates_and_one_map_over_all_layers(http: httpx.AsyncClient) -> None:
+    found = await inspect(http, PROMPT)
+    assert found["gates"] == [
+        {"layer": layer, "attention": 0.5, "feed_forward": -0.25} for layer in CONFIG.gated_layers
+    ]
+    assert found["attention"] == [
+        {
+            "layers": list(CONFIG.gated_layers),
+            "visual_tokens": [1.0, 0.0, 0.0, 0.0],
+            "grid": [[[1.0, 0.0], [0.0, 0.0]]],
+        }
+    ]
+
+
+async def test_a_map_for_each_layer_that_is_named(http: httpx.AsyncClient, client: FakeClient) -> None:
+    layers = list(CONFIG.gated_layers)
+    found = await inspect(http, PROMPT, token=1, layers=[layers[1], layers[0], layers[1]])
+    assert client.inspections[0].layers == [layers[1], layers[0]]
+    assert [one["layers"] for one in found["attention"]] == [[layers[1]], [layers[0]]]
+    assert found["token"] == 1
+
+
+async def test_a_token_without_media_has_no_map(http: httpx.AsyncClient, client: FakeClient) -> None:
+    assert (await inspect(http, PROMPT, token=0))["attention"] == []
+    assert (await inspect(http, "text alone"))["attention"] == []
+    found = await inspect(http, [5, 6], answer="ab")
+    assert [token["id"] for token in found["tokens"]] == [5, 6, *TOKENIZER.encode_plain("ab")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({}, 400, "prompt"),
+        ({"prompt": "x", "token": 1}, 400, "token"),
+        ({"prompt": "x", "token": -1}, 400, "token"),
+        ({"prompt": "x", "layers": [1, 0]}, 400, "layers[1]"),
+        ({"prompt": "x" * 60, "answer": "y" * 9}, 400, "answer"),
+        ({"prompt": "x" * 65}, 400, "prompt"),
+        ({"prompt": "x", "heads": [1]}, 422, "heads"),
+        ({"prompt": "x", "model": "other"}, 404, None),
+    ],
+)
+async def test_what_cannot_be_inspected_is_named(
+    http: httpx.AsyncClient, client: FakeClient, fields: dict[str, Any], status: int, param: str | None
+) -> None:
+    answer = await http.post("/v1/inspect", json=fields)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["param"] == param
+    assert client.inspections == []
