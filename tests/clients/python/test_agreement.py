@@ -1,24 +1,74 @@
-"""Client and server say the same: every field of the server's completion request is an option, and none is invented."""
+"""Client and server say the same: every field of the server's requests is an option, and none is invented."""
 
 from __future__ import annotations
 
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
-from flamboyance_client import Options, StructuredOutputs
+import pytest
+
+import flamboyance_client as client
 from flamboyance_client.prompt import Part
-from server.api import schemas
+from server.api import schemas, schemas_classify, schemas_fewshot, schemas_support_sets
+from server.api.evaluations import EvaluateRequest
+from server.api.fewshot import FewShotCompletionRequest
+from server.api.inspect import InspectRequest
+from server.api.schemas import Schema
 
-# the prompt is an argument of its own, and the client sets these two where a stream is asked for
-NOT_OPTIONS = {"prompt", "stream", "stream_options"}
+# the client sets these two where a stream is asked for
+STREAMING = {"stream", "stream_options"}
+# on the server two names of one field
+ANSWER = {"answer"}
+
+PAIRS: list[tuple[Any, type[Schema], set[str]]] = [
+    (client.Options, schemas.CompletionRequest, {"prompt", *STREAMING}),
+    (client.FewShotOptions, FewShotCompletionRequest, {"query", *STREAMING}),
+    (client.ClassifyOptions, schemas_classify.ClassifyRequest, {"query"}),
+    (client.ScoreOptions, schemas_classify.ScoreRequest, {"prompt", "candidates"}),
+    (client.InspectOptions, InspectRequest, {"prompt"}),
+    (client.EvaluateOptions, EvaluateRequest, set()),
+    (client.NewSet, schemas_support_sets.CreateRequest, set()),
+    (client.SetChanges, schemas_support_sets.UpdateRequest, set()),
+    (client.SearchOptions, schemas_fewshot.SearchRequest, {"query"}),
+    (client.WarmOptions, schemas_support_sets.WarmRequest, set()),
+    (client.Query, schemas_fewshot.QueryFields, set()),
+    (client.Selection, schemas_fewshot.ExamplesFields, set()),
+    (client.Template, schemas_fewshot.TemplateFields, set()),
+    (client.Candidate, schemas_classify.LabelledCandidate, set()),
+    (client.StructuredOutputs, schemas.StructuredOutputs, set()),
+]
 
 
-def test_the_options_are_the_servers_fields() -> None:
-    assert Options.__annotations__.keys() == schemas.CompletionRequest.model_fields.keys() - NOT_OPTIONS
+@pytest.mark.parametrize(("ours", "theirs", "apart"), PAIRS, ids=[ours.__name__ for ours, *_ in PAIRS])
+def test_the_options_are_the_servers_fields(ours: Any, theirs: type[Schema], apart: set[str]) -> None:
+    names = {field.alias or name for name, field in theirs.model_fields.items()}
+    assert get_type_hints(ours).keys() == names - apart
 
 
-def test_the_forms_of_an_answer_are_the_servers() -> None:
-    theirs = {field.alias or name for name, field in schemas.StructuredOutputs.model_fields.items()}
-    assert StructuredOutputs.__annotations__.keys() == theirs
+def test_a_shot_and_an_example_are_the_servers() -> None:
+    assert get_type_hints(client.Shot).keys() == schemas_fewshot.ShotFields.model_fields.keys() | ANSWER
+    assert get_type_hints(client.Example).keys() == schemas_support_sets.ExampleFields.model_fields.keys() | ANSWER
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "theirs"),
+    [
+        (client.Selection, "strategy", schemas_fewshot.Strategy),
+        (client.Selection, "order", schemas_fewshot.Order),
+        (client.SearchOptions, "strategy", schemas_fewshot.Comparing),
+        *(
+            (client.ClassifyOptions, name, schemas_classify.ClassifyRequest.model_fields[name].annotation)
+            for name in ("normalisation", "calibration", "content_free")
+        ),
+    ],
+)
+def test_choices_are_the_servers(kind: Any, field: str, theirs: Any) -> None:
+    assert leaves(get_type_hints(kind)[field]) - {type(None)} == leaves(theirs)
+
+
+def leaves(kind: Any) -> set[Any]:
+    """The values of a literal, of any depth of unions."""
+    found = get_args(kind)
+    return {leaf for one in found for leaf in leaves(one)} if found else {kind}
 
 
 def test_the_parts_are_the_servers_parts() -> None:

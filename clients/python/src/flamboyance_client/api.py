@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypedDict, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from flamboyance_client.errors import ApiError, Refusal, StreamFailed, UnexpectedReply, error_fields, kind_of
-from flamboyance_client.prompt import Prompt, to_wire
+from flamboyance_client.fewshot import Query
+from flamboyance_client.options import ClassifyOptions, FewShotOptions, InspectOptions, Options, ScoreOptions
+from flamboyance_client.prompt import Part, Prompt, to_wire
+from flamboyance_client.records import Classification, Score, scores, vectors
 from flamboyance_client.replies import Completion, Health, Json, Model, parse_models
 from flamboyance_client.retries import retry_after
 from flamboyance_client.sse import EventParser
@@ -19,48 +22,6 @@ from flamboyance_client.sse import EventParser
 Reply = TypeVar("Reply")
 
 DONE = "[DONE]"
-
-
-class StructuredOutputs(TypedDict, total=False):
-    """The form that an answer must have; one of the three."""
-
-    choice: Sequence[str]
-    regex: str
-    json: Json | str
-
-
-class Options(TypedDict, total=False):
-    """Fields of a completion request besides the prompt. One that is left out, or None, takes the server's default."""
-
-    model: str | None
-    max_tokens: int | None
-    min_tokens: int | None
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    min_p: float | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    repetition_penalty: float | None
-    logit_bias: Mapping[str, float] | None
-    seed: int | None
-    stop: str | Sequence[str] | None
-    stop_token_ids: Sequence[int] | None
-    include_stop_str_in_output: bool | None
-    ignore_eos: bool | None
-    n: int | None
-    best_of: int | None
-    use_beam_search: bool | None
-    length_penalty: float | None
-    early_stopping: bool | None
-    structured_outputs: StructuredOutputs | None
-    echo: bool | None
-    logprobs: int | None
-    prompt_logprobs: int | None
-    return_token_ids: bool | None
-    priority: int | None
-    request_id: str | None
-    user: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +32,10 @@ class Call(Generic[Reply]):
     path: str
     read: Callable[[int, bytes], Reply]
     body: Json | None = None
+    # bytes in place of JSON, with their type
+    content: bytes | None = None
+    content_type: str | None = None
+    query: Mapping[str, str | int] = field(default_factory=dict)
     accepts: frozenset[int] = frozenset({200})
     # False: a refusal is the answer, as for a health check
     repeats: bool = True
@@ -83,24 +48,51 @@ class Api:
     model: str | None = None
 
     def complete(self, prompt: Prompt, options: Options, *, stream: bool = False) -> Call[Completion]:
-        if unknown := sorted(options.keys() - Options.__annotations__.keys()):
-            raise TypeError(f"unknown option {', '.join(unknown)}")
-        body: dict[str, Any] = {"model": self.model, **options}
-        body = {name: value for name, value in body.items() if value is not None}
-        body["prompt"] = to_wire(prompt)
-        if stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return Call(method="POST", path="/v1/completions", body=body, read=_read_completion)
+        return self._generate("/v1/completions", {"prompt": to_wire(prompt)}, given(Options, options), stream)
+
+    def fewshot(self, query: Query, options: FewShotOptions, *, stream: bool = False) -> Call[Completion]:
+        return self._generate("/v1/fewshot/completions", {"query": query}, given(FewShotOptions, options), stream)
+
+    def classify(self, query: Query, options: ClassifyOptions) -> Call[Classification]:
+        return self._ask("/v1/classify", {"query": query}, given(ClassifyOptions, options), Classification.parse)
+
+    def score(
+        self, prompt: Prompt, candidates: Sequence[str | Sequence[int]], options: ScoreOptions
+    ) -> Call[tuple[Score, ...]]:
+        what = {"prompt": to_wire(prompt), "candidates": list(candidates)}
+        return self._ask("/v1/score", what, given(ScoreOptions, options), scores)
+
+    def embed(self, inputs: str | Sequence[str | Part]) -> Call[tuple[tuple[float, ...], ...]]:
+        """Texts, or media: not both at once, their vectors are of different spaces."""
+        return self._ask("/v1/embeddings", {"input": inputs}, {}, vectors)
+
+    def inspect(self, prompt: Prompt, options: InspectOptions) -> Call[Json]:
+        return self._ask("/v1/inspect", {"prompt": to_wire(prompt)}, given(InspectOptions, options), dict)
 
     def models(self) -> Call[tuple[Model, ...]]:
-        return Call(method="GET", path="/v1/models", read=lambda status, body: parse_models(_object(body)))
+        return Call(method="GET", path="/v1/models", read=reading(parse_models))
 
     def health(self) -> Call[Health]:
         return Call(method="GET", path="/health", read=_read_health, accepts=frozenset({200, 503}), repeats=False)
 
+    def _generate(self, path: str, what: Json, options: Json, stream: bool) -> Call[Completion]:
+        streaming = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        return self._ask(path, what, {**options, **streaming}, Completion.parse)
 
-def _read_completion(status: int, body: bytes) -> Completion:
-    return Completion.parse(_object(body))
+    def _ask(self, path: str, what: Json, options: Json, parse: Callable[[Json], Reply]) -> Call[Reply]:
+        model = {} if self.model is None else {"model": self.model}
+        return Call(method="POST", path=path, body={**model, **options, **what}, read=reading(parse))
+
+
+def given(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given. Raises `TypeError` for one that `kind` does not have."""
+    if unknown := sorted(options.keys() - kind.__annotations__.keys()):
+        raise TypeError(f"unknown option {', '.join(unknown)}")
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def reading(parse: Callable[[Json], Reply]) -> Callable[[int, bytes], Reply]:
+    return lambda status, body: parse(_object(body))
 
 
 def _read_health(status: int, body: bytes) -> Health:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+)
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from flamboyance_client.api import Api, Call, CompletionEvents, Options, api_error
+from flamboyance_client.api import Api, Call, CompletionEvents, api_error
+from flamboyance_client.async_resources import AsyncEvaluations, AsyncFewShot, AsyncImages, AsyncSupportSets
 from flamboyance_client.errors import FlamboyanceError, NotConnected, TimedOut, TransportError
-from flamboyance_client.prompt import Prompt
-from flamboyance_client.replies import Completion, Health, Model
+from flamboyance_client.fewshot import Query
+from flamboyance_client.options import ClassifyOptions, InspectOptions, Options, ScoreOptions
+from flamboyance_client.prompt import Part, Prompt
+from flamboyance_client.records import Classification, Score
+from flamboyance_client.replies import Completion, Health, Json, Model
+from flamboyance_client.resources import Evaluations, FewShot, Images, SupportSets
 from flamboyance_client.retries import Retries
 
 Reply = TypeVar("Reply")
@@ -39,19 +50,40 @@ class Client:
     ) -> None:
         self._api = Api(model=model)
         self._retries = retries
+        self.fewshot = FewShot(self._api, self._send, self._stream)
+        self.images = Images(self._send)
+        self.support_sets = SupportSets(self._send, model)
+        self.evaluations = Evaluations(self._send)
         self._http = httpx.Client(base_url=base_url, headers=_headers(api_key), timeout=timeout, transport=transport)
 
     def complete(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
         return self._send(self._api.complete(prompt, options))
 
-    @contextmanager
-    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[Iterator[Completion]]:
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AbstractContextManager[Iterator[Completion]]:
         """`with client.stream(...) as events: for event in events: ...`; leaving early ends it."""
-        response = self._open(self._api.complete(prompt, options, stream=True))
+        return self._stream(self._api.complete(prompt, options, stream=True))
+
+    @contextmanager
+    def _stream(self, call: Call[Completion]) -> Iterator[Iterator[Completion]]:
+        response = self._open(call)
         try:
             yield _events(response)
         finally:
             response.close()
+
+    def classify(self, query: Query, **options: Unpack[ClassifyOptions]) -> Classification:
+        return self._send(self._api.classify(query, options))
+
+    def score(
+        self, prompt: Prompt, candidates: Sequence[str | Sequence[int]], **options: Unpack[ScoreOptions]
+    ) -> tuple[Score, ...]:
+        return self._send(self._api.score(prompt, candidates, options))
+
+    def embed(self, inputs: str | Sequence[str | Part]) -> tuple[tuple[float, ...], ...]:
+        return self._send(self._api.embed(inputs))
+
+    def inspect(self, prompt: Prompt, **options: Unpack[InspectOptions]) -> Json:
+        return self._send(self._api.inspect(prompt, options))
 
     def models(self) -> tuple[Model, ...]:
         return self._send(self._api.models())
@@ -88,7 +120,7 @@ class Client:
             tries += 1
 
     def _try(self, call: Call[Any]) -> httpx.Response:
-        request = self._http.build_request(call.method, call.path, json=call.body)
+        request = self._http.build_request(**_request(call))
         with _transport_errors():
             response = self._http.send(request, stream=True)
             if response.status_code in call.accepts:
@@ -112,6 +144,10 @@ class AsyncClient:
     ) -> None:
         self._api = Api(model=model)
         self._retries = retries
+        self.fewshot = AsyncFewShot(self._api, self._send, self._stream)
+        self.images = AsyncImages(self._send)
+        self.support_sets = AsyncSupportSets(self._send, model)
+        self.evaluations = AsyncEvaluations(self._send)
         self._http = httpx.AsyncClient(
             base_url=base_url, headers=_headers(api_key), timeout=timeout, transport=transport
         )
@@ -119,15 +155,34 @@ class AsyncClient:
     async def complete(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
         return await self._send(self._api.complete(prompt, options))
 
-    @asynccontextmanager
-    async def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncIterator[AsyncIterator[Completion]]:
+    def stream(
+        self, prompt: Prompt, **options: Unpack[Options]
+    ) -> AbstractAsyncContextManager[AsyncIterator[Completion]]:
         """`async with client.stream(...) as events: async for event in events: ...`; leaving early ends it."""
-        response = await self._open(self._api.complete(prompt, options, stream=True))
+        return self._stream(self._api.complete(prompt, options, stream=True))
+
+    @asynccontextmanager
+    async def _stream(self, call: Call[Completion]) -> AsyncIterator[AsyncIterator[Completion]]:
+        response = await self._open(call)
         try:
             async with aclosing(_async_events(response)) as events:
                 yield events
         finally:
             await response.aclose()
+
+    async def classify(self, query: Query, **options: Unpack[ClassifyOptions]) -> Classification:
+        return await self._send(self._api.classify(query, options))
+
+    async def score(
+        self, prompt: Prompt, candidates: Sequence[str | Sequence[int]], **options: Unpack[ScoreOptions]
+    ) -> tuple[Score, ...]:
+        return await self._send(self._api.score(prompt, candidates, options))
+
+    async def embed(self, inputs: str | Sequence[str | Part]) -> tuple[tuple[float, ...], ...]:
+        return await self._send(self._api.embed(inputs))
+
+    async def inspect(self, prompt: Prompt, **options: Unpack[InspectOptions]) -> Json:
+        return await self._send(self._api.inspect(prompt, options))
 
     async def models(self) -> tuple[Model, ...]:
         return await self._send(self._api.models())
@@ -163,7 +218,7 @@ class AsyncClient:
             tries += 1
 
     async def _try(self, call: Call[Any]) -> httpx.Response:
-        request = self._http.build_request(call.method, call.path, json=call.body)
+        request = self._http.build_request(**_request(call))
         with _transport_errors():
             response = await self._http.send(request, stream=True)
             if response.status_code in call.accepts:
@@ -187,6 +242,13 @@ async def _async_events(response: httpx.Response) -> AsyncGenerator[Completion, 
             for event in events.feed(received):
                 yield event
     events.finish()
+
+
+def _request(call: Call[Any]) -> dict[str, Any]:
+    request: dict[str, Any] = {"method": call.method, "url": call.path, "params": call.query or None}
+    if call.content is None:
+        return request | {"json": call.body}
+    return request | {"content": call.content, "headers": {"Content-Type": call.content_type or ""}}
 
 
 def _headers(api_key: str | None) -> Mapping[str, str]:

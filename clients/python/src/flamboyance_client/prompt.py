@@ -87,12 +87,12 @@ def text(value: str) -> TextPart:
 
 def image(source: Media) -> ImagePart:
     """An image from a path, a URL, an encoded file's bytes or a PIL image (sent as PNG, without loss)."""
-    return {"type": "image_url", "image_url": {"url": _url(source)}}
+    return {"type": "image_url", "image_url": {"url": to_url(source)}}
 
 
 def video(source: str | Path | bytes) -> VideoPart:
     """A video from a path, a URL or an encoded file's bytes."""
-    return {"type": "video_url", "video_url": {"url": _url(source)}}
+    return {"type": "video_url", "video_url": {"url": to_url(source)}}
 
 
 def end_of_chunk() -> EndOfChunkPart:
@@ -111,23 +111,30 @@ def to_wire(prompt: Prompt) -> str | list[Part | int]:
     return [text(part) if isinstance(part, str) else part for part in prompt]
 
 
-def _url(source: Media) -> str:
+def is_url(source: Media) -> bool:
+    return isinstance(source, str) and source.startswith(_URL_SCHEMES)
+
+
+def to_url(source: Media) -> str:
+    """A media as a data URL; a URL as it is."""
     if isinstance(source, str) and source.startswith(_URL_SCHEMES):
         return source
+    data, kind = encoded(source)
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def encoded(source: Media) -> tuple[bytes, str]:
+    """A media's bytes and their type, which the bytes know better than the file's name."""
+    guess = None
     if isinstance(source, str | Path):
         path = Path(source)
-        return _data_url(path.read_bytes(), mimetypes.guess_type(path.name)[0])
-    if isinstance(source, bytes):
-        return _data_url(source, None)
-    return _data_url(_png(source), "image/png")
-
-
-def _data_url(data: bytes, guess: str | None) -> str:
+        data, guess = path.read_bytes(), mimetypes.guess_type(path.name)[0]
+    else:
+        data = source if isinstance(source, bytes) else _png(source)
     if not data:
         raise ValueError("the media is empty: 0 bytes")
-    # the bytes know better than the file's name
     kind = next((kind for at, sign, kind in _SIGNATURES if data[at : at + len(sign)] == sign), guess)
-    return f"data:{kind or 'application/octet-stream'};base64,{base64.b64encode(data).decode('ascii')}"
+    return data, kind or "application/octet-stream"
 
 
 def _png(picture: PilImage) -> bytes:

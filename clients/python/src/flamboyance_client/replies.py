@@ -15,7 +15,7 @@ from flamboyance_client.errors import UnexpectedReply
 Json = Mapping[str, Any]
 
 
-def _required(values: Json, name: str, kind: type, what: str) -> Any:
+def required(values: Json, name: str, kind: type, what: str) -> Any:
     value = values.get(name)
     if not isinstance(value, kind):
         raise UnexpectedReply(f"{what}.{name}: expected {kind.__name__}, got {value!r}")
@@ -33,10 +33,10 @@ class Logprobs:
 
     @classmethod
     def parse(cls, values: Json) -> Self:
-        tokens = tuple(_required(values, "tokens", list, "logprobs"))
+        tokens = tuple(required(values, "tokens", list, "logprobs"))
         return cls(
             tokens=tokens,
-            token_logprobs=tuple(_required(values, "token_logprobs", list, "logprobs")),
+            token_logprobs=tuple(required(values, "token_logprobs", list, "logprobs")),
             top_logprobs=tuple(values.get("top_logprobs") or [None] * len(tokens)),
             text_offset=tuple(values.get("text_offset") or []),
         )
@@ -57,7 +57,7 @@ class Choice:
     def parse(cls, values: Json) -> Self:
         return cls(
             index=values.get("index", 0),
-            text=_required(values, "text", str, "choice"),
+            text=required(values, "text", str, "choice"),
             finish_reason=values.get("finish_reason"),
             logprobs=Logprobs.parse(values["logprobs"]) if values.get("logprobs") else None,
             token_ids=_tuple(values.get("token_ids")),
@@ -82,7 +82,7 @@ class Usage:
 
     @classmethod
     def parse(cls, values: Json) -> Self:
-        prompt = _required(values, "prompt_tokens", int, "usage")
+        prompt = required(values, "prompt_tokens", int, "usage")
         completion = values.get("completion_tokens") or 0
         return cls(
             prompt_tokens=prompt,
@@ -99,6 +99,8 @@ class Completion:
     model: str
     choices: tuple[Choice, ...]
     usage: Usage | None = None
+    # of a few-shot completion: which shots were shown, and how they were chosen
+    fewshot: Json = field(default_factory=dict)
     raw: Json = field(default_factory=dict, repr=False)
 
     @property
@@ -115,8 +117,9 @@ class Completion:
         return cls(
             id=values.get("id", ""),
             model=values.get("model", ""),
-            choices=tuple(Choice.parse(choice) for choice in _required(values, "choices", list, "completion")),
+            choices=tuple(Choice.parse(choice) for choice in required(values, "choices", list, "completion")),
             usage=Usage.parse(values["usage"]) if values.get("usage") else None,
+            fewshot=values.get("fewshot") or {},
             raw=values,
         )
 
@@ -128,11 +131,11 @@ class Model:
 
     @classmethod
     def parse(cls, values: Json) -> Self:
-        return cls(id=_required(values, "id", str, "model"), raw=values)
+        return cls(id=required(values, "id", str, "model"), raw=values)
 
 
 def parse_models(values: Json) -> tuple[Model, ...]:
-    return tuple(Model.parse(model) for model in _required(values, "data", list, "models"))
+    return tuple(Model.parse(model) for model in required(values, "data", list, "models"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

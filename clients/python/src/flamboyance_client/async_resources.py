@@ -1,0 +1,127 @@
+"""What an async client has under `fewshot`, `images`, `support_sets` and `evaluations`: a method a call."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, TypeVar, Unpack
+
+from flamboyance_client.api import Api, Call
+from flamboyance_client.fewshot import Example, Query
+from flamboyance_client.kept import PAGE, EvaluationCalls, ImageCalls, SupportSetCalls
+from flamboyance_client.options import EvaluateOptions, FewShotOptions, NewSet, SearchOptions, SetChanges, WarmOptions
+from flamboyance_client.prompt import Media
+from flamboyance_client.records import Evaluation, Page, StoredExample, StoredMedia, SupportSet
+from flamboyance_client.replies import Completion
+
+Reply = TypeVar("Reply")
+
+
+class Send(Protocol):
+    async def __call__(self, call: Call[Reply]) -> Reply: ...
+
+
+Stream = Callable[[Call[Completion]], AbstractAsyncContextManager[AsyncIterator[Completion]]]
+
+
+class AsyncFewShot:
+    """Answers behind worked examples, given as `shots` or chosen out of a support set by `examples`."""
+
+    def __init__(self, api: Api, send: Send, stream: Stream) -> None:
+        self._api, self._send, self._stream = api, send, stream
+
+    async def complete(self, query: Query, **options: Unpack[FewShotOptions]) -> Completion:
+        return await self._send(self._api.fewshot(query, options))
+
+    def stream(
+        self, query: Query, **options: Unpack[FewShotOptions]
+    ) -> AbstractAsyncContextManager[AsyncIterator[Completion]]:
+        return self._stream(self._api.fewshot(query, options, stream=True))
+
+
+class AsyncImages:
+    """Images and videos that are sent once and named by id from then on."""
+
+    def __init__(self, send: Send) -> None:
+        self._calls, self._send = ImageCalls(), send
+
+    async def upload(self, media: Media) -> StoredMedia:
+        return await self._send(self._calls.upload(media))
+
+    async def get(self, media_id: str) -> StoredMedia:
+        return await self._send(self._calls.get(media_id))
+
+    async def content(self, media_id: str) -> bytes:
+        return await self._send(self._calls.content(media_id))
+
+    async def list(self, *, limit: int = PAGE, after: str | None = None) -> Page[StoredMedia]:
+        return await self._send(self._calls.list(limit, after))
+
+    async def delete(self, media_id: str) -> bool:
+        return await self._send(self._calls.delete(media_id))
+
+
+class AsyncSupportSets:
+    """Named, versioned lists of worked examples. A set goes by its name or its id."""
+
+    def __init__(self, send: Send, model: str | None) -> None:
+        self._calls, self._send = SupportSetCalls(model=model), send
+
+    async def create(self, **fields: Unpack[NewSet]) -> SupportSet:
+        return await self._send(self._calls.create(fields))
+
+    async def get(self, name: str, *, version: int | None = None) -> SupportSet:
+        return await self._send(self._calls.get(name, version))
+
+    async def list(self, *, limit: int = PAGE, after: str | None = None) -> Page[SupportSet]:
+        return await self._send(self._calls.list(limit, after))
+
+    async def update(self, name: str, /, **changes: Unpack[SetChanges]) -> SupportSet:
+        """`None` takes a value away."""
+        return await self._send(self._calls.update(name, changes))
+
+    async def delete(self, name: str) -> bool:
+        return await self._send(self._calls.delete(name))
+
+    async def put(self, name: str, examples: Sequence[Example], *, expected_version: int | None = None) -> SupportSet:
+        """Adds examples, or replaces those whose ids are there."""
+        return await self._send(self._calls.put(name, examples, expected_version))
+
+    async def remove(self, name: str, ids: Sequence[str], *, expected_version: int | None = None) -> SupportSet:
+        return await self._send(self._calls.remove(name, ids, expected_version))
+
+    async def examples(
+        self, name: str, *, version: int | None = None, limit: int = PAGE, after: str | None = None
+    ) -> Page[StoredExample]:
+        return await self._send(self._calls.examples(name, version, limit, after))
+
+    async def search(self, name: str, query: Query, **options: Unpack[SearchOptions]) -> Page[StoredExample]:
+        return await self._send(self._calls.search(name, query, options))
+
+    async def warm(self, name: str, **options: Unpack[WarmOptions]) -> SupportSet:
+        return await self._send(self._calls.warm(name, options))
+
+    async def evaluate(self, name: str, **options: Unpack[EvaluateOptions]) -> Evaluation:
+        """Begins a leave-one-out evaluation; `evaluations.get` tells how far it is."""
+        return await self._send(self._calls.evaluate(name, options))
+
+
+class AsyncEvaluations:
+    """Leave-one-out evaluations of support sets."""
+
+    def __init__(self, send: Send) -> None:
+        self._calls, self._send = EvaluationCalls(), send
+
+    async def get(self, evaluation_id: str) -> Evaluation:
+        return await self._send(self._calls.get(evaluation_id))
+
+    async def list(
+        self, *, support_set: str | None = None, limit: int = PAGE, after: str | None = None
+    ) -> Page[Evaluation]:
+        return await self._send(self._calls.list(support_set, limit, after))
+
+    async def cancel(self, evaluation_id: str) -> Evaluation:
+        return await self._send(self._calls.cancel(evaluation_id))
+
+    async def delete(self, evaluation_id: str) -> bool:
+        return await self._send(self._calls.delete(evaluation_id))

@@ -1,0 +1,125 @@
+"""Calls about what the server keeps: uploads, support sets and their evaluations. Built as data, as in `api`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from flamboyance_client.api import Call, given, reading
+from flamboyance_client.fewshot import Example, Query
+from flamboyance_client.options import EvaluateOptions, NewSet, SearchOptions, SetChanges, WarmOptions
+from flamboyance_client.prompt import Media, encoded, is_url
+from flamboyance_client.records import Evaluation, Page, StoredExample, StoredMedia, SupportSet, is_deleted
+
+PAGE = 100
+
+
+class ImageCalls:
+    def upload(self, media: Media) -> Call[StoredMedia]:
+        """Sent as bytes; of a URL the server is told, and fetches it where it may."""
+        read = reading(StoredMedia.parse)
+        if is_url(media):
+            return Call(method="POST", path="/v1/images", body={"url": media}, read=read)
+        data, kind = encoded(media)
+        return Call(method="POST", path="/v1/images", content=data, content_type=kind, read=read)
+
+    def get(self, media_id: str) -> Call[StoredMedia]:
+        return Call(method="GET", path=_path("images", media_id), read=reading(StoredMedia.parse))
+
+    def content(self, media_id: str) -> Call[bytes]:
+        return Call(method="GET", path=f"{_path('images', media_id)}/content", read=lambda status, body: body)
+
+    def list(self, limit: int, after: str | None) -> Call[Page[StoredMedia]]:
+        read = reading(lambda values: Page[StoredMedia].parse(values, StoredMedia.parse))
+        return Call(method="GET", path="/v1/images", query=_query(limit=limit, after=after), read=read)
+
+    def delete(self, media_id: str) -> Call[bool]:
+        return Call(method="DELETE", path=_path("images", media_id), read=reading(is_deleted))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupportSetCalls:
+    model: str | None = None
+
+    def create(self, fields: NewSet) -> Call[SupportSet]:
+        return _send("POST", "/v1/support_sets", given(NewSet, fields))
+
+    def get(self, name: str, version: int | None) -> Call[SupportSet]:
+        path, query = _path("support_sets", name), _query(version=version)
+        return Call(method="GET", path=path, query=query, read=reading(SupportSet.parse))
+
+    def list(self, limit: int, after: str | None) -> Call[Page[SupportSet]]:
+        read = reading(lambda values: Page[SupportSet].parse(values, SupportSet.parse))
+        return Call(method="GET", path="/v1/support_sets", query=_query(limit=limit, after=after), read=read)
+
+    def update(self, name: str, changes: SetChanges) -> Call[SupportSet]:
+        given(SetChanges, changes)
+        return _send("PATCH", _path("support_sets", name), dict(changes))
+
+    def delete(self, name: str) -> Call[bool]:
+        return Call(method="DELETE", path=_path("support_sets", name), read=reading(is_deleted))
+
+    def put(self, name: str, examples: Sequence[Example], expected_version: int | None) -> Call[SupportSet]:
+        expected = {} if expected_version is None else {"expected_version": expected_version}
+        return _send("POST", _path("support_sets", name, "examples"), {"examples": list(examples), **expected})
+
+    def remove(self, name: str, ids: Sequence[str], expected_version: int | None) -> Call[SupportSet]:
+        query = _query(id=",".join(ids), expected_version=expected_version)
+        path = _path("support_sets", name, "examples")
+        return Call(method="DELETE", path=path, query=query, read=reading(SupportSet.parse))
+
+    def examples(self, name: str, version: int | None, limit: int, after: str | None) -> Call[Page[StoredExample]]:
+        query = _query(version=version, limit=limit, after=after)
+        read = reading(lambda values: Page[StoredExample].parse(values, StoredExample.parse))
+        return Call(method="GET", path=_path("support_sets", name, "examples"), query=query, read=read)
+
+    def search(self, name: str, query: Query, options: SearchOptions) -> Call[Page[StoredExample]]:
+        body = self._with_model({**given(SearchOptions, options), "query": query})
+        read = reading(lambda values: Page[StoredExample].parse(values, StoredExample.parse))
+        return Call(method="POST", path=_path("support_sets", name, "search"), body=body, read=read)
+
+    def warm(self, name: str, options: WarmOptions) -> Call[SupportSet]:
+        return _send("POST", _path("support_sets", name, "warm"), given(WarmOptions, options))
+
+    def evaluate(self, name: str, options: EvaluateOptions) -> Call[Evaluation]:
+        return Call(
+            method="POST",
+            path=_path("support_sets", name, "evaluate"),
+            body=self._with_model(given(EvaluateOptions, options)),
+            read=reading(Evaluation.parse),
+            accepts=frozenset({202}),
+        )
+
+    def _with_model(self, body: dict[str, Any]) -> dict[str, Any]:
+        return body if self.model is None else {"model": self.model, **body}
+
+
+class EvaluationCalls:
+    def get(self, evaluation_id: str) -> Call[Evaluation]:
+        return Call(method="GET", path=_path("evaluations", evaluation_id), read=reading(Evaluation.parse))
+
+    def list(self, support_set: str | None, limit: int, after: str | None) -> Call[Page[Evaluation]]:
+        query = _query(support_set=support_set, limit=limit, after=after)
+        read = reading(lambda values: Page[Evaluation].parse(values, Evaluation.parse))
+        return Call(method="GET", path="/v1/evaluations", query=query, read=read)
+
+    def cancel(self, evaluation_id: str) -> Call[Evaluation]:
+        path = _path("evaluations", evaluation_id, "cancel")
+        return Call(method="POST", path=path, read=reading(Evaluation.parse))
+
+    def delete(self, evaluation_id: str) -> Call[bool]:
+        return Call(method="DELETE", path=_path("evaluations", evaluation_id), read=reading(is_deleted))
+
+
+def _send(method: str, path: str, body: dict[str, Any]) -> Call[SupportSet]:
+    return Call(method=method, path=path, body=body, read=reading(SupportSet.parse))
+
+
+def _path(*steps: str) -> str:
+    return "/v1/" + "/".join(quote(step, safe="") for step in steps)
+
+
+def _query(**values: str | int | None) -> dict[str, str | int]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,159 @@
+"""The fields of requests besides what they are about, route by route. One that is left out, or None, is not sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypedDict
+
+from flamboyance_client.fewshot import Candidate, Example, Json, Selection, Shot, Template
+
+
+class StructuredOutputs(TypedDict, total=False):
+    """The form that an answer must have; one of the three."""
+
+    choice: Sequence[str]
+    regex: str
+    json: Json | str
+
+
+class Options(TypedDict, total=False):
+    """Fields of a completion request besides the prompt. One that is left out, or None, takes the server's default."""
+
+    model: str | None
+    max_tokens: int | None
+    min_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
+    logit_bias: Mapping[str, float] | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    include_stop_str_in_output: bool | None
+    ignore_eos: bool | None
+    n: int | None
+    best_of: int | None
+    use_beam_search: bool | None
+    length_penalty: float | None
+    early_stopping: bool | None
+    structured_outputs: StructuredOutputs | None
+    echo: bool | None
+    logprobs: int | None
+    prompt_logprobs: int | None
+    return_token_ids: bool | None
+    priority: int | None
+    request_id: str | None
+    user: str | None
+
+
+class Prompting(TypedDict, total=False):
+    """Which shots stand before the query, and how all of it is written."""
+
+    shots: Sequence[Shot] | None
+    examples: Selection | None
+    template: str | Template | None
+    zero_shot: bool | None
+    truncate_shots: bool | None
+
+
+class FewShotOptions(Prompting, Options, total=False):
+    """Fields of a few-shot completion besides the query."""
+
+
+class Weighing(TypedDict, total=False):
+    """How the scores of candidates become probabilities."""
+
+    normalisation: Literal["sum", "mean"] | None
+    calibration: Literal["none", "contextual"] | None
+    content_free: Literal["grey", "no_media", "both"] | None
+    permutations: int | None
+    seed: int | None
+
+
+class ClassifyOptions(Prompting, Weighing, total=False):
+    """Fields of a classification besides the query."""
+
+    model: str | None
+    candidates: Sequence[str | Candidate] | None
+    top_k: int | None
+    priority: int | None
+    request_id: str | None
+    user: str | None
+
+
+class ScoreOptions(TypedDict, total=False):
+    """Fields of a scoring besides the prompt and the candidates."""
+
+    model: str | None
+    priority: int | None
+    request_id: str | None
+    user: str | None
+
+
+class InspectOptions(TypedDict, total=False):
+    """Fields of an inspection besides the prompt."""
+
+    model: str | None
+    answer: str | None
+    token: int | None
+    layers: Sequence[int] | None
+    request_id: str | None
+    user: str | None
+
+
+class EvaluateOptions(Weighing, total=False):
+    """Fields of a leave-one-out evaluation of a support set."""
+
+    model: str | None
+    version: int | None
+    k: Sequence[int] | None
+    strategies: Sequence[str] | None
+    seeds: Sequence[int] | None
+    order: str | None
+    template: str | Template | None
+    candidates: Sequence[str | Candidate] | None
+    max_queries: int | None
+
+
+class NewSet(TypedDict, total=False):
+    """Fields of a new support set; all may be left out."""
+
+    name: str | None
+    examples: Sequence[Example] | None
+    ttl_seconds: float | None
+    expires_at: float | None
+    pinned: bool | None
+    metadata: Json | None
+
+
+class SetChanges(TypedDict, total=False):
+    """Changes of a support set. Here None takes a value away."""
+
+    name: str | None
+    ttl_seconds: float | None
+    expires_at: float | None
+    pinned: bool
+    metadata: Json | None
+    expected_version: int | None
+
+
+class SearchOptions(TypedDict, total=False):
+    """Fields of a search for the most similar examples."""
+
+    model: str | None
+    version: int | None
+    k: int | None
+    strategy: Literal["rices_image", "rices_text", "mixed"] | None
+
+
+class WarmOptions(TypedDict, total=False):
+    """With a template, the first `k` shots are computed too; `wait` answers when all is there."""
+
+    version: int | None
+    template: str | Template | None
+    k: int | None
+    wait: bool | None
