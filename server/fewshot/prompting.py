@@ -5,6 +5,7 @@ Every route that shows shots comes through `assemble`, so a support set, a strat
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ async def assemble(
     query = Query(media=digests, text=fields.query.text, question=fields.query.question)
     _check_num_media(found, query, services.settings.max_media_per_request, _shots_param(fields))
     media = {**found.media, **{one.digest: one for one in asked.media}}
-    return _fitted(fields, found, query, template, media, services.model, room)
+    # long texts take a while to become tokens
+    return await asyncio.to_thread(_fitted, fields, found, query, template, media, services.model, room)
 
 
 def write(

@@ -6,6 +6,7 @@ A place is filled once and literally. What fills it stays text, whatever it spel
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -149,8 +150,10 @@ def _check_places(field: str, template: str) -> None:
     if unknown := sorted(places(template) - set(PLACES)):
         known = " ".join(f"{{{place}}}" for place in PLACES)
         raise TemplateError(f"{field}: there is no place {{{unknown[0]}}}, only {known}")
-    if template.count("{media}") > 1:
-        raise TemplateError(f"{field}: {{media}} may stand once")
+    counts = Counter(_PLACE.findall(template))
+    if twice := next((place for place, count in counts.items() if count > 1), None):
+        # else a short template could make a long text of every word that it is filled with
+        raise TemplateError(f"{field}: {{{twice}}} may stand once")
 
 
 def _joined(segments: Iterable[Segment]) -> Iterator[Segment]:

@@ -81,6 +81,7 @@ def test_a_text_with_a_place_of_its_own_is_no_label() -> None:
     [
         ({"shot": "{media}Output: {caption}"}, r"shot: there is no place \{caption\}"),
         ({"shot": "{media}{answer}{media}"}, r"shot: \{media\} may stand once"),
+        ({"shot": "{media}{answer}{answer}"}, r"shot: \{answer\} may stand once"),
         ({"shot": "{media}Output:"}, "needs"),
         ({"shot": "{media}{answer}", "query": "{media}{answer}"}, r"query: \{answer\} is the answer"),
         ({"shot": "{media}{text} {answer}", "query": "{label}"}, "query: a query has"),
