@@ -18,7 +18,7 @@ from tests.server.test_main import Server, running
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
 CONFIG = CONFIGS["openflamingo"]
-COLOURS = ("red", "green", "blue", "white", "black", "yellow", "orange", "brown")
+COLOURS = ("red", "green", "blue", "white", "navy", "yellow", "orange", "brown")
 PICTURES = {colour: picture(colour, (20, 10 + place)) for place, colour in enumerate(COLOURS)}
 QUERY = picture("purple")
 QUERY_FIELDS = {"image": data_url(QUERY)}
