@@ -1,7 +1,7 @@
-"""The one place that chooses between the Triton kernels and plain torch, and says so.
+"""The one place that chooses between the kernels (Triton's on a GPU, Numba's on a processor) and plain torch, and says so.
 
-`select` is called once, at start; `use_triton(x)` is the only `if` of an operator. A kernel that was asked for and
-cannot run raises: it never quietly becomes slow.
+`select` is called once, at start; `use_triton(x)`, and `use_compiled(x)` where a processor has a kernel, are an operator's
+only `if`s. A kernel that was asked for and cannot run raises: it never quietly becomes slow.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
+
+from kernels.compiled import ELEMENTS, numba
 
 try:
     import triton
@@ -28,6 +30,7 @@ __all__ = [
     "select",
     "tl",
     "triton",
+    "use_compiled",
     "use_triton",
 ]
 
@@ -39,6 +42,9 @@ class BackendError(RuntimeError):
 
 
 _requested: Backend = "auto"
+
+# elements of a tensor from which on torch's operators, which share them among threads, beat a loop on one
+MOST = 1 << 19
 
 
 class Kernel(Protocol):
@@ -78,7 +84,8 @@ def _obstacle() -> str | None:
 
 
 def select(backend: Backend) -> None:
-    """Choose for the whole process. "auto" takes Triton for tensors on a GPU and plain torch for all others."""
+    """Choose for the whole process. "auto" takes Triton for tensors on a GPU, and for all others
+    Numba where it has a kernel, or plain torch."""
     global _requested
     if backend not in get_args(Backend):
         raise BackendError(f"backend {backend!r} is none of {', '.join(get_args(Backend))}")
@@ -96,6 +103,17 @@ def use_triton(x: Tensor) -> bool:
     return runs
 
 
+def use_compiled(*tensors: Tensor) -> bool:
+    """Whether the kernels for a processor serve: the first tensor is small, of a dtype that they know, and no gradient of
+    any is wanted."""
+    if _requested == "reference" or numba is None:
+        return False
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    x = tensors[0]
+    return x.is_cpu and x.dtype in ELEMENTS and x.numel() <= MOST
+
+
 def _reason() -> str:
     if _requested == "reference":
         return "asked for"
@@ -111,5 +129,6 @@ def describe() -> dict[str, Any]:
         "reason": _reason(),
         "torch": torch.__version__,
         "triton": triton.__version__ if triton is not None else None,
+        "numba": numba.__version__ if numba is not None else None,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }

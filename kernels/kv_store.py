@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kernels.backend import jit_runtime, tl, triton, use_triton
+from kernels.backend import jit_runtime, tl, triton, use_compiled, use_triton
+from kernels.compiled import compiled
 from kernels.configs import launch_config
 
 
@@ -54,6 +55,29 @@ def _launch(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) 
     )  # fmt: skip
 
 
+@compiled("T* T* T* int64* int int int int int int")
+def _store_rows(key, value, kv_cache, slots, num_tokens, stride, block_stride, num_heads, block_size, head_dim):
+    for row in range(num_tokens):
+        if slots[row] < 0:
+            continue
+        block = slots[row] // block_size * block_stride + slots[row] % block_size * head_dim
+        for head in range(num_heads):
+            source, target = row * stride + head * head_dim, block + head * block_size * head_dim
+            for i in range(head_dim):
+                kv_cache[target + i] = key[source + i]
+                kv_cache[target + num_heads * block_size * head_dim + i] = value[source + i]
+
+
+def _store_compiled(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
+    num_tokens, num_heads, head_dim = key.shape
+    if key.stride() != value.stride() or key.stride()[1:] != (head_dim, 1):
+        key, value = key.contiguous(), value.contiguous()
+    _store_rows[key.dtype](
+        key.data_ptr(), value.data_ptr(), kv_cache.data_ptr(), slot_mapping.data_ptr(), num_tokens, key.stride(0),
+        kv_cache.stride(0), num_heads, kv_cache.shape[3], head_dim,
+    )  # fmt: skip
+
+
 def _store_in_torch(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
     if bool((slot_mapping < 0).any()):
         kept = slot_mapping >= 0
@@ -64,11 +88,18 @@ def _store_in_torch(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: 
     kv_cache[blocks, 1, :, offsets] = value
 
 
+def is_contiguous_in_blocks(kv_cache: Tensor) -> bool:
+    """Whether a block is one piece of memory, as in a layer's part of a cache; the distance between blocks is free."""
+    _, _, num_heads, block_size, head_dim = kv_cache.shape
+    inner = (num_heads * block_size * head_dim, block_size * head_dim, head_dim, 1)
+    return kv_cache.stride()[1:] == inner
+
+
 def kv_store(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
     """key, value [T, G, K]; kv_cache [N, 2, G, B, K]; slot_mapping [T] int64, block * B + offset."""
     if use_triton(key):
         _launch(key, value, kv_cache, slot_mapping)
-    elif len(slot_mapping) <= 4:  # decode: two plain copies a token cost less than the index machinery
-        kv_store_reference(key, value, kv_cache, slot_mapping)
+    elif use_compiled(key, value) and is_contiguous_in_blocks(kv_cache):
+        _store_compiled(key, value, kv_cache, slot_mapping)
     else:
         _store_in_torch(key, value, kv_cache, slot_mapping)

@@ -1,13 +1,15 @@
 # mypy: disable-error-code="no-untyped-def"
-"""RMSNorm and LayerNorm over the last axis, statistics in float32. The kernel serves; a gradient is torch's."""
+"""RMSNorm and LayerNorm over the last axis, statistics in float32. The kernels serve; a gradient is torch's."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import jit, tl, triton, use_triton
+from kernels.backend import jit, tl, triton, use_compiled, use_triton
+from kernels.compiled import compiled, load, store
 from kernels.configs import launch_config
 
 
@@ -49,14 +51,37 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, *, centr
     return out.view(x.shape)
 
 
+@compiled("T* float32* T* int int float")
+def _rms_rows(x, weight, out, num_rows, width, eps):
+    for first in range(0, num_rows * width, width):
+        total = np.float32(0)
+        for i in range(first, first + width):
+            value = load(x, i)
+            total += value * value
+        scale = np.float32(1) / np.sqrt(total / np.float32(width) + eps)
+        for i in range(width):
+            store(out, first + i, load(x, first + i) * scale * weight[i])
+
+
+def _rms_norm_compiled(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    x, weight, width = x.contiguous(), weight.float(), x.shape[-1]
+    out = torch.empty_like(x)
+    _rms_rows[x.dtype](x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps)
+    return out
+
+
 def _kernel_serves(x: Tensor, weight: Tensor) -> bool:
     return use_triton(x) and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [..., D], weight [D] -> [..., D]"""
+    """x [..., D], weight [D], of x's dtype or float32 -> [..., D]"""
     if _kernel_serves(x, weight):
         return _launch(x, weight, None, eps, centre=False)
+    if use_compiled(x, weight):
+        return _rms_norm_compiled(x, weight, eps)
+    if weight.dtype != x.dtype:
+        return rms_norm_reference(x, weight, eps)
     return F.rms_norm(x, weight.shape, weight, eps)
 
 

@@ -13,9 +13,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kernels.backend import jit_runtime, tl, triton, use_triton
+from kernels.backend import jit_runtime, tl, triton, use_compiled, use_triton
 from kernels.causal_attention import alibi_bias
 from kernels.configs import LOG2_E, Launch, launch_config
+from kernels.kv_store import is_contiguous_in_blocks
 from kernels.paged_gather import GatherPlan, attend, gather_blocks, gather_plan
 from kernels.tile_access import load_tile, store_tile
 from kernels.tiles import tile_records
@@ -228,15 +229,31 @@ def plan_step(
     num_shared_blocks: int,
 ) -> Plan | GatherPlan:
     """What all layers of a step share, for the backend that will run them; `kv_cache` [N, 2, G, B, K] is any layer's."""
-    _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
+    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
     if use_triton(kv_cache):
         return paged_plan(
             query_starts, context_lengths, num_tokens,
             group=num_heads // num_kv_heads, head_dim=head_dim, dtype=kv_cache.dtype, shared=num_shared_blocks > 0,
         )  # fmt: skip
+    return _gather_plan(
+        kv_cache, block_table, query_starts, context_lengths, num_heads=num_heads, alibi_slopes=alibi_slopes
+    )
+
+
+def _gather_plan(
+    kv_cache: Tensor,
+    block_table: Tensor,
+    query_starts: Tensor,
+    context_lengths: Tensor,
+    *,
+    num_heads: int,
+    alibi_slopes: Tensor | None,
+) -> GatherPlan:
+    may_compile = use_compiled(kv_cache[:0]) and is_contiguous_in_blocks(kv_cache)
     return gather_plan(
         block_table, query_starts, context_lengths,
-        block_size=block_size, num_kv_heads=num_kv_heads, dtype=kv_cache.dtype, alibi_slopes=alibi_slopes,
+        block_size=kv_cache.shape[3], num_kv_heads=kv_cache.shape[2], dtype=kv_cache.dtype, alibi_slopes=alibi_slopes,
+        num_heads=num_heads if may_compile else None,
     )  # fmt: skip
 
 
@@ -317,9 +334,9 @@ def paged_attention(
     shared = num_shared_blocks if len(context_lengths) > 1 else 0
     if not use_triton(query):
         if not isinstance(plan, GatherPlan):
-            plan = gather_plan(
-                block_table, query_starts, context_lengths, block_size=kv_cache.shape[3],
-                num_kv_heads=kv_cache.shape[2], dtype=query.dtype, alibi_slopes=alibi_slopes,
+            plan = _gather_plan(
+                kv_cache, block_table, query_starts, context_lengths,
+                num_heads=query.shape[1], alibi_slopes=alibi_slopes,
             )  # fmt: skip
         return attend(query, kv_cache, plan, scale)
     if query.stride()[1:] != (query.shape[2], 1):

@@ -26,8 +26,6 @@ FLOAT32: tuple[Format, ...] = ("float32", "onednn")
 GROUP = 32
 ROWS = (1, 4, 8, 16, 32)
 ROUNDS = 3
-# norms over a head's size, which hand their weights to a kernel
-PER_HEAD = ("query_norm", "key_norm")
 
 
 class Product(Protocol):
@@ -39,11 +37,11 @@ class Product(Protocol):
 class Int4:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         q, self.constants = quantise_groups(weight)
-        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
+        self.packed = torch._convert_weight_to_int4pack_for_cpu(q, 1)
         self.bias = None if bias is None else bias.to(torch.bfloat16)
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.constants)
+        y = torch._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.constants)
         return y if self.bias is None else y + self.bias
 
 
@@ -56,7 +54,7 @@ class Int8:
         self.bias = None if bias is None else bias.to(torch.bfloat16)
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = torch.ops.aten._weight_int8pack_mm(x, self.q, self.scale)
+        y = torch._weight_int8pack_mm(x, self.q, self.scale)
         return y if self.bias is None else y + self.bias
 
 
@@ -163,21 +161,6 @@ class FastTable(nn.Module):
         return known if new is None else torch.cat([known, F.linear(x, new)], dim=-1)
 
 
-class FastRMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight in four operators, where torch's own takes nine on a CPU:
-    |x| / sqrt(D) is the root of the mean, and hypot adds eps to its square."""
-
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        super().__init__()
-        dim = weight.shape[0]
-        self.scaled = weight.detach().float() * dim**0.5
-        self.root_of_eps = torch.tensor((eps * dim) ** 0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        return torch.div(x, torch.hypot(length, self.root_of_eps)).mul_(self.scaled).to(x.dtype)
-
-
 def measure(linears: Sequence[FastLinear]) -> dict[int, Format]:
     """The fastest format of these matrices of one shape for each number of rows.
 
@@ -219,11 +202,9 @@ def use_fast_formats(model: Flamingo, layers: Sequence[Format]) -> dict[str, dic
             fast_table = FastTable(table, others)
             setattr(language_model, name, fast_table)
             fast.append(fast_table.product)
-    for part in (language_model, model.gated):
-        _replace_norms(part)
     if others != FLOAT32:
-        language_model.to(torch.bfloat16)
-        model.gated.to(torch.bfloat16)
+        _to_bfloat16(language_model)
+        _to_bfloat16(model.gated)
     return _choose(fast + _replace(model.resampler, FLOAT32) + _replace(model.vision, FLOAT32))
 
 
@@ -237,11 +218,12 @@ def _replace(module: nn.Module, wished: Sequence[Format]) -> list[FastLinear]:
     return found
 
 
-def _replace_norms(module: nn.Module) -> None:
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, RMSNorm) and name not in PER_HEAD:
-                setattr(parent, name, FastRMSNorm(child.weight, child.eps))
+def _to_bfloat16(part: nn.Module) -> None:
+    """All but RMSNorms, whose kernel reads float32 weights beside activations of any dtype."""
+    for module in part.modules():
+        if not isinstance(module, RMSNorm):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _choose(linears: list[FastLinear]) -> dict[str, dict[int, Format]]:

@@ -16,6 +16,7 @@ from kernels.causal_attention import causal_attention
 from kernels.kv_store import kv_store
 from kernels.paged_attention import Plan, paged_attention, plan_step
 from kernels.paged_gather import GatherPlan
+from kernels.rotary import rotary_angles, rotate_
 from model.batch import Batch
 from model.config import LanguageModelConfig
 from model.layers import FeedForward, TokenTable, make_norm
@@ -44,12 +45,14 @@ class SelfAttention(nn.Module):
         self.key_norm = make_norm(config.norm, key, config.norm_eps, config.norm_bias) if config.qk_norm else None
 
     def forward(self, x: Tensor, place: Place, batch: Batch, kv: Tensor | None) -> Tensor:
-        query_key, value = self.qkv(x).split(self.widths, dim=-1)
+        query_key, value = self.qkv(x).split_with_sizes(self.widths, dim=-1)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = query_key.split(self.query_key_widths, dim=-1)
             query_key = torch.cat([self.query_norm(query), self.key_norm(key)], dim=-1)
-        heads = rotate(query_key.unflatten(-1, (-1, self.head_dim)), place)  # [T, H + G, K]
-        query, key = heads.split(self.num_heads, dim=1)
+        heads = query_key.unflatten(-1, (-1, self.head_dim))  # [T, H + G, K]
+        if place.cos is not None and place.sin is not None:
+            heads = rotate_(heads, place.cos, place.sin)
+        query, key = heads.split_with_sizes(self.num_heads, dim=1)
         attended = self._attend(query, key, value.unflatten(-1, (-1, self.head_dim)), place, batch, kv)  # [T, H, K]
         return self.output(attended.flatten(-2))
 
@@ -147,26 +150,6 @@ class LanguageModel(nn.Module):
     def logits(self, x: Tensor) -> Tensor:  # [W, D] -> [W, V + A]
         table = self.embed if self.head is None else self.head
         return table.logits(self.norm(x))
-
-
-def rotary_angles(positions: Tensor, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [T, 1, rotary_dim], in float32 (RoFormer, half-split layout): both halves carry the same angles, and the
-    first half's sines are negative, so that a turn is x * cos + (x with its halves swapped) * sin."""
-    even = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device)
-    angles = positions.float()[:, None, None] * (theta ** (-even / rotary_dim))
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
-
-
-def rotate(x: Tensor, place: Place) -> Tensor:  # [T, H, K]
-    if place.cos is None or place.sin is None:
-        return x
-    width = place.cos.shape[-1]
-    if width == x.shape[-1]:
-        return torch.addcmul(x * place.cos, x.roll(width // 2, -1), place.sin)
-    turned, rest = x[..., :width], x[..., width:]
-    turned = torch.addcmul(turned * place.cos, turned.roll(width // 2, -1), place.sin)
-    return torch.cat([turned, rest], dim=-1)
 
 
 def alibi_slopes(num_heads: int, bias_max: int, device: torch.device) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.norm import layer_norm, rms_norm
+from kernels.swiglu import swiglu
 from model.config import Activation, Norm
 
 
@@ -72,11 +73,15 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(hidden, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.up(x)
-        if self.gated:
-            gate, h = h.chunk(2, dim=-1)
-            return self.down(self.activation(gate) * h)
-        return self.down(self.activation(h))
+        return self.down(self.activated(self.up(x)))
+
+    def activated(self, h: Tensor) -> Tensor:
+        if not self.gated:
+            return self.activation(h)
+        if self.activation is F.silu:
+            return swiglu(h)
+        gate, up = h.chunk(2, dim=-1)
+        return self.activation(gate) * up
 
 
 class TokenTable(nn.Module):

@@ -32,6 +32,7 @@ def test_auto_serves_a_cpu_with_torch_and_says_why() -> None:
         "reason": "torch sees no GPU",
         "torch": torch.__version__,
         "triton": backend.triton.__version__,
+        "numba": backend.numba.__version__,
         "device": "cpu",
     }
 

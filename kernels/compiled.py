@@ -1,0 +1,134 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Kernels for a processor: plain loops in Python that Numba compiles, called with the addresses of tensors.
+
+An operator of torch costs microseconds before it does anything, and a layer that decodes few rows is made of dozens; one
+call of a kernel here costs half of one. A kernel is compiled once a dtype, when it is first used, and kept on disk.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+try:
+    import numba
+    from numba import cfunc, types
+    from numba.extending import overload
+except ImportError:  # no wheel for this platform: torch serves
+    numba = cfunc = types = overload = None
+
+__all__ = ["ELEMENTS", "Compiled", "compiled", "exp", "inlined", "load", "numba", "store"]
+
+Entry = Callable[..., None]
+
+# Numba looks at the file of a kernel to see whether what it kept is stale, and not at this one: it is part of the name
+DIGEST = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+# sums in any order, so that they become vectors; a NaN stays a NaN
+OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
+# a bfloat16 is the upper half of a float32
+ELEMENTS = {torch.float32: "float32", torch.bfloat16: "uint16"}
+ARGUMENTS = {"int": ctypes.c_int64, "float": ctypes.c_float}
+NUMBERS = {"int": "int64", "float": "float32"}
+
+
+class Compiled(dict[torch.dtype, Entry]):
+    """A kernel by dtype, as `kernel[x.dtype](x.data_ptr(), ...)`. What is behind the addresses is the caller's promise."""
+
+    def __init__(self, function: Callable[..., None], signature: str) -> None:
+        super().__init__()
+        self._function = function
+        self._signature = signature.split()
+
+    def __missing__(self, dtype: torch.dtype) -> Entry:
+        arguments = [_argument(kind, dtype) for kind in self._signature]
+        address = _compile(self._function, types.void(*arguments)).address
+        # held, the interpreter's lock costs less than giving it away for a microsecond
+        kinds: list[Any] = [ARGUMENTS.get(kind, ctypes.c_void_p) for kind in self._signature]
+        call = ctypes.PYFUNCTYPE(None, *kinds)
+        self[dtype] = call(address)
+        return self[dtype]
+
+
+def compiled(signature: str) -> Callable[[Callable[..., None]], Compiled]:
+    """`signature`: a word an argument. "T*" is the address of elements of the kernel's dtype; "float32*", "int32*" and
+    "int64*" are addresses of such numbers; "int" and "float" are numbers."""
+    return lambda function: Compiled(function, signature)
+
+
+def inlined(function: Any) -> Any:
+    """A part of a kernel that is told apart by name alone."""
+    return function if numba is None else numba.njit(**OPTIONS)(function)
+
+
+def _argument(kind: str, dtype: torch.dtype) -> Any:
+    if not kind.endswith("*"):
+        return getattr(types, NUMBERS[kind])
+    return types.CPointer(getattr(types, ELEMENTS[dtype] if kind == "T*" else kind[:-1]))
+
+
+def _compile(function: Callable[..., None], signature: Any) -> Any:
+    function.__qualname__ = f"{function.__name__}_{DIGEST}"
+    try:
+        return cfunc(signature, cache=True, **OPTIONS)(function)
+    except RuntimeError:  # nowhere to write
+        return cfunc(signature, **OPTIONS)(function)
+
+
+def load(pointer, index):
+    """An element as float32."""
+
+
+def store(pointer, index, value):
+    """A float32 as an element, rounded to the nearest, to even between two."""
+
+
+def exp(x):
+    """e^x of a float32, written out, so that loops over it become vectors; 0 below e^-60, where products would become
+    denormal and slow."""
+
+
+if overload is not None:
+
+    @overload(load, jit_options=OPTIONS)
+    def _load(pointer, index):
+        if pointer.dtype == types.float32:
+            return lambda pointer, index: pointer[index]
+        return lambda pointer, index: np.uint32(np.uint32(pointer[index]) << np.uint32(16)).view(np.float32)
+
+    @overload(store, jit_options=OPTIONS)
+    def _store(pointer, index, value):
+        def store_float32(pointer, index, value):
+            pointer[index] = value
+
+        def store_bfloat16(pointer, index, value):
+            bits = np.float32(value).view(np.uint32)
+            up = np.uint32(np.uint32(0x7FFF) + (np.uint32(bits >> np.uint32(16)) & np.uint32(1)))
+            rounded = np.uint32(np.uint32(bits + up) >> np.uint32(16))
+            is_nan = value != value
+            pointer[index] = np.uint16(0x7FC0) if is_nan else np.uint16(rounded)
+
+        return store_float32 if pointer.dtype == types.float32 else store_bfloat16
+
+    @overload(exp, jit_options=OPTIONS)
+    def _exp(x):
+        def by_halving(x):
+            # 2^n e^r with |r| <= ln 2 / 2, and the series of e^r; ln 2 in two parts, so that r keeps its last bits
+            is_nothing = x < np.float32(-60.0)
+            x = np.float32(-60.0) if is_nothing else x  # a NaN is not less
+            x = np.float32(88.0) if x > np.float32(88.0) else x
+            n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+            r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+            series = np.float32(1 / 720) * r + np.float32(1 / 120)
+            for coefficient in (1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+                series = series * r + np.float32(coefficient)
+            power = np.int32(np.int32(n) + np.int32(127))
+            power_of_two = np.int32(power << np.int32(23)).view(np.float32)
+            return np.float32(0.0) if is_nothing else series * power_of_two
+
+        return by_halving

@@ -1,0 +1,52 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Rotary positions (RoFormer, half-split layout): the first `rotary_dim` numbers of each head are turned by their token's
+angles, the others stay. A turn is x * cos + (x with its halves swapped) * sin; the first half's sines are negative."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.backend import use_compiled
+from kernels.compiled import compiled, load, store
+
+
+def rotary_angles(positions: Tensor, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin [T, 1, rotary_dim], in float32: both halves carry the same angles."""
+    even = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device)
+    angles = positions.float()[:, None, None] * (theta ** (-even / rotary_dim))
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    width = cos.shape[-1]
+    if width == x.shape[-1]:
+        return torch.addcmul(x * cos, x.roll(width // 2, -1), sin)
+    turned, rest = x[..., :width], x[..., width:]
+    turned = torch.addcmul(turned * cos, turned.roll(width // 2, -1), sin)
+    return torch.cat([turned, rest], dim=-1)
+
+
+@compiled("T* T* T* int int int int int")
+def _rotate_rows(x, cos, sin, num_tokens, stride, num_heads, head_dim, rotary_dim):
+    half = rotary_dim // 2
+    for row in range(num_tokens):
+        angle = row * rotary_dim
+        for first in range(row * stride, row * stride + num_heads * head_dim, head_dim):
+            for i in range(half):
+                one, other = load(x, first + i), load(x, first + half + i)
+                store(x, first + i, one * load(cos, angle + i) + other * load(sin, angle + i))
+                store(x, first + half + i, other * load(cos, angle + half + i) + one * load(sin, angle + half + i))
+
+
+def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [T, H, K], cos and sin [T, 1, rotary_dim] as `rotary_angles` gives them, in x's dtype -> [T, H, K]. `x` is given
+    away: where no gradient needs it, it is turned in place."""
+    num_tokens, num_heads, head_dim = x.shape
+    if not use_compiled(x) or x.stride()[1:] != (head_dim, 1):
+        return rotate_reference(x, cos, sin)
+    _rotate_rows[x.dtype](
+        x.data_ptr(), cos.data_ptr(), sin.data_ptr(), num_tokens, x.stride(0), num_heads, head_dim, cos.shape[-1]
+    )
+    return x

@@ -1,0 +1,124 @@
+"""The kernels for a processor against their references, in each dtype, at odd shapes, with what must be left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.backend import select, use_compiled
+from kernels.kv_store import kv_store, kv_store_reference
+from kernels.norm import rms_norm, rms_norm_reference
+from kernels.paged_attention import paged_attention, paged_attention_reference, plan_step
+from kernels.paged_gather import DecodeRows, GatherPlan
+from kernels.rotary import rotary_angles, rotate_, rotate_reference
+from kernels.swiglu import swiglu, swiglu_reference
+
+DTYPES = [torch.float32, torch.bfloat16]
+# of the result's size: a bfloat16 has 8 bits
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.5e-3}
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(6)
+
+
+def assert_close(got: Tensor, exact: Tensor) -> None:
+    """Rounded once, from float32."""
+    assert got.isfinite().all()
+    assert float((got.float() - exact.float()).norm()) <= TOLERANCE[got.dtype] * float(exact.float().norm())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 96), (5, 96), (2, 3, 7), (0, 8)])
+def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, weight = 3 * torch.randn(shape).to(dtype), torch.randn(shape[-1])
+    assert use_compiled(x, weight)
+    assert_close(rms_norm(x, weight, 1e-5), rms_norm_reference(x.float(), weight, 1e-5))
+    assert_close(rms_norm(x, weight.to(dtype), 1e-5), rms_norm_reference(x.float(), weight.to(dtype), 1e-5))
+    tiny = torch.full((1, shape[-1]), 1e-4)  # where eps matters
+    assert_close(rms_norm(tiny, weight, 1e-5), rms_norm_reference(tiny, weight, 1e-5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rotary_dim", [16, 6])
+def test_rotation_turns_the_first_numbers_of_each_head_and_nothing_else(rotary_dim: int, dtype: torch.dtype) -> None:
+    heads = torch.randn(4, 5, 16).to(dtype)
+    cos, sin = (a.to(dtype) for a in rotary_angles(torch.tensor([0, 3, 99, 2]), rotary_dim, 1e4))
+    expected = heads.float().clone()
+    expected[:, :3] = rotate_reference(heads[:, :3].float(), cos.float(), sin.float())
+    assert_close(rotate_(heads[:, :3], cos, sin), expected[:, :3])
+    assert torch.equal(heads[:, 3:].float(), expected[:, 3:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_swiglu(dtype: torch.dtype) -> None:
+    x = 5 * torch.randn(3, 74).to(dtype)
+    assert_close(swiglu(x), swiglu_reference(x.float()))
+    far = torch.tensor([[-1e4, -100.0, -60.5, 0.0, 90.0, 1e4, *[1.0] * 6]]).to(dtype)
+    torch.testing.assert_close(swiglu(far), swiglu_reference(far.float()).to(dtype), atol=1e-20, rtol=1e-2)
+    assert bool(swiglu(torch.tensor([[float("nan"), 1.0]]).to(dtype)).isnan())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_store(dtype: torch.dtype) -> None:
+    heads = torch.randn(4, 7, 16).to(dtype)
+    expected = torch.zeros(5, 2, 2, 4, 16, dtype=dtype)
+    got, slots = expected.clone(), torch.tensor([19, -1, 0, 6])
+    kv_store_reference(heads[:, 3:5], heads[:, 5:], expected, slots)
+    kv_store(heads[:, 3:5], heads[:, 5:], got, slots)
+    assert torch.equal(got, expected)
+    kv_store(heads[:, 3:5], heads[:, 5:].contiguous(), got.zero_(), slots)
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("alibi", [False, True], ids=["rotary", "alibi"])
+@pytest.mark.parametrize("queries", [(1, 1, 1), (1, 3, 1), (1, 0, 1)], ids=["decode", "mixed", "absent"])
+def test_decoding_rows_read_their_own_blocks(queries: tuple[int, ...], alibi: bool, dtype: torch.dtype) -> None:
+    lengths, table = torch.tensor([11, 3, 14]), torch.tensor([[1, 2, 3, 0], [4, 0, 0, 0], [1, 2, 5, 6]]).int()
+    cache = torch.full((7, 2, 2, 4, 24), float("nan"), dtype=dtype)  # what no sequence has filled may hold anything
+    for blocks, length in zip(table, lengths.tolist(), strict=True):
+        for place in range(length):
+            cache[blocks[place // 4], :, :, place % 4] = torch.randn(2, 2, 24).to(dtype)
+    heads = torch.randn(sum(queries), 7, 24).to(dtype)[:, :6]  # a slice of a fused projection
+    slopes, starts = torch.rand(6) if alibi else None, torch.tensor((0, *queries)).cumsum(0).int()
+    plan = plan_step(
+        cache, table, starts, lengths, num_tokens=len(heads), num_heads=6, alibi_slopes=slopes, num_shared_blocks=0
+    )
+    assert isinstance(plan, GatherPlan)
+    assert isinstance(plan.decode, DecodeRows)
+    got = paged_attention(heads, cache, table, starts, lengths, scale=0.3, alibi_slopes=slopes, plan=plan)
+    single = [first for first, count in zip(starts.tolist(), queries, strict=False) if count == 1]
+    exact = paged_attention_reference(
+        heads.float(), cache.float(), table, starts, lengths, scale=0.3, alibi_slopes=slopes
+    )
+    assert_close(got[single], exact[single])
+    torch.testing.assert_close(got, exact.to(dtype), atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)
+
+
+def test_a_nan_reaches_the_output_of_its_own_row_alone() -> None:
+    cache, table = torch.randn(4, 2, 2, 4, 16), torch.tensor([[0, 1], [2, 3]]).int()
+    query = torch.randn(2, 2, 16)
+    query[1, 0, 3] = float("nan")
+    out = paged_attention(query, cache, table, torch.tensor([0, 1, 2]), torch.tensor([7, 8]), scale=0.3)
+    assert out[0].isfinite().all()
+    assert out[1, 0].isnan().all()
+    assert out[1, 1].isfinite().all()
+
+
+def test_gradients_large_tensors_other_dtypes_and_the_reference_asked_for_are_torch_s() -> None:
+    x = torch.randn(2, 8)
+    assert use_compiled(x)
+    assert not use_compiled(x, torch.ones(8, requires_grad=True))
+    assert not use_compiled(x.half())
+    assert not use_compiled(torch.empty(1 << 20))
+    select("reference")
+    try:
+        assert not use_compiled(x)
+    finally:
+        select("auto")
+    leaf = x.clone().requires_grad_()
+    swiglu(rms_norm(leaf, torch.ones(8), 1e-5)).sum().backward()
+    assert leaf.grad is not None
