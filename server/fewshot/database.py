@@ -24,6 +24,7 @@ from sqlalchemy.exc import (
     NoSuchModuleError,
     OperationalError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from server.errors import DatabaseUnavailable
@@ -32,6 +33,8 @@ from server.errors import DatabaseUnavailable
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 15
 MAX_ATTEMPTS = 8
+# connections of one process: more work than this waits for its turn
+POOL = {"pool_size": 8, "max_overflow": 8, "pool_timeout": 30}
 FIRST_PAUSE = 0.005
 # any number will do, as long as every process of ours takes the same lock
 SETUP_LOCK = 0x666C616D
@@ -113,6 +116,8 @@ class Database:
                     if isinstance(error, IntegrityError):  # nobody is quicker so often
                         raise
                     raise DatabaseUnavailable("the database is busy: too many writers at once") from error
+            except PoolTimeout as error:
+                raise DatabaseUnavailable("the database is busy: too much work at once") from error
             time.sleep(pause * random.uniform(0.5, 1.5))
             pause *= 2
         raise AssertionError("the loop returns or raises")
@@ -135,10 +140,10 @@ def _parsed(url: str) -> URL:
 def _engine(url: URL) -> Engine:
     try:
         if url.drivername != "sqlite":
-            engine = create_engine(url, isolation_level="READ COMMITTED", pool_pre_ping=True, pool_size=16)
+            engine = create_engine(url, isolation_level="READ COMMITTED", pool_pre_ping=True, **POOL)
             event.listen(engine, "begin", _begin_postgresql)
             return engine
-        engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+        engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **POOL)
     except (ImportError, NoSuchModuleError):
         raise DatabaseError("database: PostgreSQL needs the package psycopg: pip install 'psycopg[binary]'") from None
     event.listen(engine, "do_connect", _make_folder)

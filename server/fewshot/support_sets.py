@@ -7,6 +7,7 @@ database refers to them, so what is acknowledged is whole. All methods of `Suppo
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import uuid
 from collections import OrderedDict
@@ -64,6 +65,7 @@ class SupportSets:
         self.changed = asyncio.Event()
         self._porter = Porter(database, media_store, decoder)
         self._max_examples = max_examples
+        self._remembering = threading.Lock()
         self._remembered: OrderedDict[tuple[str, int], tuple[Example, ...]] = OrderedDict()
 
     # reading
@@ -245,15 +247,19 @@ class SupportSets:
     def _version(self, id_or_name: str, version: int | None, session: Session, now: float) -> SupportSet:
         row = versions.find(session, id_or_name, now)
         number = versions.check_version(session, row, version)
-        if (examples := self._remembered.get((row.id, number))) is None:
+        key = (row.id, number)
+        with self._remembering:
+            examples = self._remembered.get(key)
+        if examples is None:
             examples = versions.examples(session, row.id, number)
-            self._remember((row.id, number), examples)
+            self._remember(key, examples)
         return SupportSet(id=row.id, name=row.name, version=number, examples=examples)
 
     def _remember(self, key: tuple[str, int], examples: tuple[Example, ...]) -> None:
-        self._remembered[key] = examples
-        while sum(map(len, self._remembered.copy().values())) > MAX_REMEMBERED_EXAMPLES:
-            self._remembered.popitem(last=False)
+        with self._remembering:
+            self._remembered[key] = examples
+            while sum(map(len, self._remembered.values())) > MAX_REMEMBERED_EXAMPLES:
+                self._remembered.popitem(last=False)
 
 
 def _get(id_or_name: str, version: int | None, session: Session, now: float) -> SupportSetInfo:

@@ -191,3 +191,17 @@ def test_a_database_that_is_locked_for_long_is_unavailable(tmp_path: Path, monke
     other.close()
     database.write(lambda session: put(session, "a"))
     database.close()
+
+
+def test_work_that_finds_no_connection_for_long_is_refused(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POOL", {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05})
+    database = Database(database_url)
+    database.prepare()
+
+    def nested(session: Session) -> int:
+        return count(session) + database.read(count)
+
+    with pytest.raises(DatabaseUnavailable, match="too much work at once"):
+        database.read(nested)
+    assert database.read(count) == 0
+    database.close()
