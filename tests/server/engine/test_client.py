@@ -11,10 +11,11 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from server.engine.client import EngineClient
-from server.engine.wire import Admitted, Event, Generate, Sampling, Token
+from server.engine.wire import Admitted, Event, Finished, Generate, Inspect, Sampling, Score, Token
 from server.errors import EngineDied, EngineFailed, EngineNotReady, InvalidMedia, MediaNotFound, ShuttingDown
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
@@ -246,3 +247,99 @@ async def test_an_engines_own_refusal_is_its_error(engine: EngineClient) -> None
 async def test_the_first_event_is_the_admission(engine: EngineClient) -> None:
     async with aclosing(stream(engine, "1")) as events:
         assert isinstance(await anext(events), Admitted)
+
+
+# requests that are answered whole
+
+
+def score(name: str, *shown: EncodedMedia) -> Score:
+    ids = TOKENIZER.encode_plain("abc")
+    digests = [m.digest for m in shown]
+    return Score(
+        request_id=name, token_ids=ids, media_index=[-1] * 3, media=digests, candidates=[[1, 2], [3]], priority=1
+    )
+
+
+async def test_scores_and_inspections_come_back_whole(engine: EngineClient, decoder: FakeDecoder) -> None:
+    a = media("a")
+    inspect = Inspect(request_id="2", token_ids=[1, 2], media_index=[0, 0], media=[a.digest], token=1, layers=[3])
+    scored, inspected, generated = await asyncio.gather(
+        engine.score(score("1", a), {a.digest: a}),
+        engine.inspect(inspect, {a.digest: a}),
+        tokens(stream(engine, "3", a), 3),
+    )
+    assert (scored.logprobs, scored.media_encoded) == ([[-1, -2], [-3]], 1)
+    assert inspected.gates[0].layer == 1
+    assert generated == TOKENIZER.encode_plain("abc")
+    assert decoder.asked == [b"a"]
+
+
+async def test_vectors_come_back_in_order(engine: EngineClient, decoder: FakeDecoder) -> None:
+    found, texts = await asyncio.gather(
+        engine.embed([media("b"), media("a"), media("b")]), engine.embed_text([[1, 2, 3], [4]])
+    )
+    assert (found.dtype, found.tolist()) == (np.float32, [[98.0], [97.0], [98.0]])
+    assert texts.tolist() == [[3.0], [1.0]]
+    assert sorted(decoder.asked) == [b"a", b"b"]
+    assert (await engine.embed([])).size == 0
+
+
+async def test_a_media_that_cannot_be_decoded_fails_the_embedding_by_name(
+    engine: EngineClient, decoder: FakeDecoder
+) -> None:
+    decoder.error = InvalidMedia("broken")
+    with pytest.raises(InvalidMedia, match="broken") as caught:
+        await engine.embed([media("a")])
+    assert caught.value.param == "prompt[a]"
+    assert (await engine.embed_text([[1]])).tolist() == [[1.0]]
+
+
+async def test_a_score_that_nobody_waits_for_is_aborted(
+    engine: EngineClient, decoder: FakeDecoder, metrics: Metrics
+) -> None:
+    decoder.opened.clear()
+    a = media("a")
+    waiting = asyncio.create_task(engine.score(score("1", a), {a.digest: a}))
+    await eventually(lambda: decoder.asked == [b"a"])
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await eventually(lambda: metrics.engine.values.get("num_preemptions") == 1)
+
+
+async def test_a_score_dies_with_its_worker(engine: EngineClient, decoder: FakeDecoder) -> None:
+    decoder.opened.clear()
+    a = media("a")
+    waiting = asyncio.create_task(engine.score(score("1", a), {a.digest: a}))
+    await eventually(lambda: decoder.asked == [b"a"])
+    os.kill(engine.info["pid"], signal.SIGKILL)
+    with pytest.raises(EngineDied):
+        await waiting
+    with pytest.raises(EngineNotReady):
+        await engine.embed_text([[1]])
+    engine.pin([a.digest], True)  # a hint to nobody
+
+
+async def test_one_answer_of_several_is_ended_and_the_stream_goes_on(engine: EngineClient) -> None:
+    ids = TOKENIZER.encode_plain("abc")
+    request = Generate(
+        request_id="1", token_ids=ids, media_index=[-1] * 3, media=[], sampling=Sampling(max_tokens=40, n=2)
+    )
+    reasons: dict[int, str] = {}
+    was_ended = False
+    async with aclosing(engine.stream(request, {})) as events:
+        async for event in events:
+            if isinstance(event, Token) and not was_ended:
+                was_ended = True
+                engine.end_answer("1", 1)
+            if isinstance(event, Token | Finished) and event.finish_reason is not None:
+                reasons[event.index] = event.finish_reason
+    assert reasons == {1: "abort", 0: "length"}
+    engine.end_answer("1", 0)  # too late, and for nobody
+
+
+async def test_pins_reach_the_worker(engine: EngineClient, metrics: Metrics) -> None:
+    engine.pin([media("a").digest, media("b").digest], True)
+    await eventually(lambda: metrics.engine.values.get("media_slots_pinned") == 2)
+    engine.pin([media("a").digest], False)
+    await eventually(lambda: metrics.engine.values.get("media_slots_pinned") == 1)
