@@ -6,6 +6,7 @@ The id is the content's, so an upload may be repeated. Nothing is stored that th
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -97,7 +98,9 @@ async def delete_image(image_id: str, services: GivenServices) -> Response:
 async def _keep(media: EncodedMedia, services: Services) -> None:
     """Decoded, unless the same bytes have been, and stored; told to the support sets that may show it already."""
     if not await asyncio.to_thread(_is_checked, services.store, media.id):
+        started = time.monotonic()
         frames = await services.decoder.decode(media)
+        services.metrics.media_decode.observe(time.monotonic() - started)
         num_frames = frames.shape[0]
         await asyncio.to_thread(services.store.put, media.data, media.kind, size=frames.size, num_frames=num_frames)
         services.metrics.media_stored.inc()
