@@ -40,6 +40,7 @@ POLL_SECONDS = 10.0
 # queries of a cell that run alone, on media that are warm, for its latency
 MAX_TIMED = 8
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0
+CANCEL_SECONDS = 5.0
 
 Result = TypeVar("Result")
 
@@ -72,8 +73,8 @@ class EvaluationRunner:
     async def stop(self) -> None:
         """Whatever is under way is let go of, to be taken up behind its last finished cell."""
         if self._working is not None:
-            self._working.cancel()
-            await asyncio.wait({self._working})
+            await _end(self._working)
+            await self._evaluations.let_go(self._holder)
 
     async def _work(self) -> None:
         while True:
@@ -85,7 +86,9 @@ class EvaluationRunner:
                 # the database is away, most likely: what was begun is still there when it is back
                 logger.exception("evaluations are interrupted")
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._evaluations.added.wait(), POLL_SECONDS)
+                # not wait_for, which may swallow a cancellation that comes with the event
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._evaluations.added.wait()
 
     async def _run(self, evaluation: Evaluation) -> None:
         running = _Running(evaluation, self._services, self._holder)
@@ -93,15 +96,19 @@ class EvaluationRunner:
         renewing = asyncio.create_task(running.renew())
         try:
             await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                working.result()
-        except asyncio.CancelledError:
-            await self._evaluations.let_go(evaluation.id, self._holder)
-            raise
         finally:
-            for task in (working, renewing):
-                task.cancel()
-            await asyncio.wait({working, renewing})
+            await _end(working, renewing)
+        for task in (working, renewing):
+            if not task.cancelled():
+                task.result()
+
+
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    """Cancelled, and again if need be: where a failure meets a cancellation, a task group raises the failure."""
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=CANCEL_SECONDS)
 
 
 class _Running:

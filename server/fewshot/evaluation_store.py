@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy import JSON, ForeignKey, String, func, insert, select, update
@@ -190,15 +191,25 @@ class Evaluations:
             )
         )
 
-    async def let_go(self, name: str, holder: str) -> None:
-        """Stop working on it before its end: another server, or this one's next life, may go on at once."""
-        await self._write(lambda session, now: _change(session, name, holder, {"held_until": 0.0}))
+    async def let_go(self, holder: str) -> None:
+        """Stop working on what this holder has before its end: another, or its next life, may go on at once."""
+        where = (EvaluationRow.holder == holder, EvaluationRow.status == "running")
+        await self._write(
+            lambda session, now: session.execute(update(EvaluationRow).where(*where).values(held_until=0))
+        )
 
     async def _read(self, work: Callable[[Session, float], Result]) -> Result:
         return await asyncio.to_thread(self._database.read, lambda session: work(session, time.time()))
 
     async def _write(self, work: Callable[[Session, float], Result]) -> Result:
-        return await asyncio.to_thread(self._database.write, lambda session: work(session, time.time()))
+        """What has begun is waited for, also when it is cancelled: no write comes after its caller has gone."""
+        write = partial(self._database.write, lambda session: work(session, time.time()))
+        writing = asyncio.ensure_future(asyncio.to_thread(write))
+        try:
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing})
+            raise
 
 
 def _new_id() -> str:
