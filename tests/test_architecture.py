@@ -41,11 +41,13 @@ HTTP = {"fastapi", "starlette", "uvicorn"}
 FORBIDDEN: dict[str, set[str]] = {
     "server.api": TORCH,
     "server.app": TORCH,
+    "server.fewshot": TORCH,
     "server.media": TORCH,
     "server.settings": TORCH,
     "server.engine.wire": TORCH | HTTP,
     "server.engine": HTTP,
     "model.config": TORCH,
+    "model.fingerprint": TORCH,
     "model.prompt": TORCH,
     "model.tokenizer": TORCH,
     "model.media": TORCH,

@@ -1,0 +1,68 @@
+"""A support set of single-coloured pictures, and how a client asks with its shots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from model.config import FlamingoConfig
+from model.prompt import EndOfChunk, Media, Segment, Text, encode
+from server.app import create_app
+from server.fewshot.examples import NewExample
+from server.media.source import EncodedMedia, encoded
+from server.metrics import Metrics
+from server.served_model import ServedModel
+from server.settings import Settings
+from tests.server.conftest import data_url, picture
+from tests.server.fakes import CONFIG, TOKENIZER, FakeClient
+
+COLOURS = ("red", "green", "blue", "white", "black", "yellow")
+PICTURES = [encoded(picture(colour), "image", "") for colour in COLOURS]
+QUERY = encoded(picture("purple"), "image", "")
+END, LINE = EndOfChunk(), Text("\n")
+
+
+def application(client: FakeClient, settings: Settings, config: FlamingoConfig = CONFIG) -> FastAPI:
+    """With room for a few shots of a few words."""
+    return create_app(client, ServedModel("tiny", config, TOKENIZER, max_model_len=128), settings, Metrics("tiny"))
+
+
+def example(place: int, **fields: Any) -> NewExample:
+    given = {"text": f"a {COLOURS[place]} one", "label": "warm" if place in (0, 5) else "cold", **fields}
+    return NewExample(id=f"e{place}", media=given.pop("media", (PICTURES[place],)), **given)
+
+
+def url(media: EncodedMedia) -> str:
+    return data_url(media.data)
+
+
+async def post(http: httpx.AsyncClient, **fields: Any) -> httpx.Response:
+    return await http.post("/v1/fewshot/completions", json={"query": {"image": url(QUERY)}, **fields})
+
+
+async def complete(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
+    response = await post(http, **fields)
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+async def chosen(http: httpx.AsyncClient, query: dict[str, Any] | None = None, **examples: Any) -> list[str]:
+    fields = {"query": query} if query else {}
+    body = await complete(http, examples={"support_set": "colours", **examples}, **fields)
+    return [shot["id"] for shot in body["fewshot"]["shots"]]
+
+
+def token_ids(*segments: Segment) -> list[int]:
+    return encode(segments, TOKENIZER).token_ids
+
+
+def shot(media: EncodedMedia, answer: str) -> tuple[Segment, ...]:
+    return (Media(media.digest), Text(f"Output:{answer}"), END, LINE)
+
+
+def refusal(response: httpx.Response) -> tuple[int, str, str | None]:
+    error = response.json()["error"]
+    return response.status_code, error["code"], error["param"]
