@@ -11,6 +11,7 @@ from server.api.schemas import (
     GenerationFields,
     ImageIdPart,
     ImageUrlPart,
+    Prompt,
     Schema,
     StructuredOutputs,
     TextPart,
@@ -141,3 +142,14 @@ class ChatRequest(GenerationFields):
                 return StructuredOutputs(json=self.response_format.json_schema.json_schema)
             case TextFormat():
                 return self.structured_outputs
+
+
+class TokenizeRequest(Schema):
+    """A prompt, or the messages of a chat. `add_special_tokens`: a family's markers are always written."""
+
+    model: str | None = None
+    prompt: Prompt | None = None
+    messages: list[Message] = Field([], max_length=MAX_MESSAGES)
+    template: Annotated[str, Field(min_length=1, max_length=128)] = "plain"
+    return_token_strs: bool = False
+    add_special_tokens: Literal[True] = True

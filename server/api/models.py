@@ -10,9 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_body
-from server.api.prompts import known_ids, read_prompt
-from server.api.schemas import DetokenizeRequest, TokenizeRequest, read
+from server.api.chat_prompt import read_chat
+from server.api.chat_schemas import TokenizeRequest
+from server.api.prompts import ReadPrompt, known_ids, read_prompt
+from server.api.schemas import DetokenizeRequest, read
 from server.api.services import GivenServices, Services
+from server.engine.detokenizer import token_text
+from server.errors import InvalidRequest
 
 router = APIRouter()
 STARTED = int(time.time())
@@ -52,15 +56,24 @@ async def tokenize(request: Request, services: GivenServices) -> Response:
     """The ids that a prompt is given to the model as, family markers included."""
     fields = read(TokenizeRequest, await read_body(request, services.settings))
     services.check_model(fields.model)
-    encoded = (await read_prompt(fields.prompt, services.model, services.media)).encoded
-    return JSONResponse(
-        {
-            "tokens": encoded.token_ids,
-            "media_index": encoded.media_index,
-            "count": len(encoded.token_ids),
-            "max_model_len": services.model.max_model_len,
-        }
-    )
+    encoded = (await _read(fields, services)).encoded
+    body = {
+        "tokens": encoded.token_ids,
+        "media_index": encoded.media_index,
+        "count": len(encoded.token_ids),
+        "max_model_len": services.model.max_model_len,
+    }
+    if fields.return_token_strs:
+        body["token_strs"] = [token_text(services.model.tokenizer, token_id) for token_id in encoded.token_ids]
+    return JSONResponse(body)
+
+
+async def _read(fields: TokenizeRequest, services: Services) -> ReadPrompt:
+    if (fields.prompt is None) == (not fields.messages):
+        raise InvalidRequest("prompt and messages are two forms of what is tokenized: give one", param="prompt")
+    if fields.prompt is not None:
+        return await read_prompt(fields.prompt, services.model, services.media)
+    return (await read_chat(fields.messages, fields.template, services.model, services.media)).prompt
 
 
 @router.post("/detokenize")

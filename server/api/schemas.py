@@ -177,11 +177,6 @@ class CompletionRequest(CompletionFields):
     prompt: Prompt
 
 
-class TokenizeRequest(Schema):
-    model: str | None = None
-    prompt: Prompt
-
-
 class DetokenizeRequest(Schema):
     model: str | None = None
     tokens: list[Annotated[int, Field(ge=0)]] = Field(max_length=2**20)

@@ -31,6 +31,19 @@ async def test_tokenize_gives_what_the_model_would_read(http: httpx.AsyncClient)
     assert (body["count"], body["max_model_len"]) == (3, 64)
 
 
+async def test_tokenize_reads_a_chat_as_it_would_be_answered(http: httpx.AsyncClient) -> None:
+    messages = [{"role": "user", "content": [image_part(), {"type": "text", "text": "ab"}]}]
+    body = (await http.post("/tokenize", json={"messages": messages, "return_token_strs": True})).json()
+    assert body["tokens"] == [TOKENIZER.media_token_id, *TOKENIZER.encode_plain("ab")]
+    assert body["token_strs"] == ["<image>", "a", "b"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}])
+async def test_tokenize_takes_a_prompt_or_messages(http: httpx.AsyncClient, fields: dict[str, object]) -> None:
+    response = await http.post("/tokenize", json=fields)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
+
+
 async def test_detokenize_shows_markers(http: httpx.AsyncClient) -> None:
     ids = [TOKENIZER.media_token_id, *TOKENIZER.encode_plain("é")]
     assert (await http.post("/detokenize", json={"tokens": ids})).json() == {"prompt": "<image>é"}
