@@ -18,7 +18,7 @@ from training.default_data.split import held_out, held_out_image
 from training.examples import Example, Limits, tokenize
 from training.mixture import Prepared
 
-NUM_KINDS = 16
+NUM_KINDS = 8
 SHOTS = 4
 LIMITS = Limits(max_tokens=256, max_media=SHOTS + 1)
 TEMPLATE = Template("Output:")

@@ -32,13 +32,13 @@ BATCH, LEARNING_RATE = 32, 2e-3
 
 
 def small_config(vision: VisionConfig, vocab_size: int) -> FlamingoConfig:
-    resampler = replace(DEFAULT.resampler, dim=DIM, num_latents=16, num_heads=4, head_dim=32, ffn_dim=4 * DIM)
+    resampler = replace(DEFAULT.resampler, dim=64, num_layers=1, num_latents=8, num_heads=2, head_dim=32, ffn_dim=128)
     return replace(
         DEFAULT,
         name="flamboyance-ablated",
         vision=vision,
         resampler=replace(resampler, num_spatial=vision.num_patches),
-        gated=replace(DEFAULT.gated, interval=1, num_heads=4, head_dim=32, ffn_dim=4 * DIM),
+        gated=replace(DEFAULT.gated, interval=1, num_heads=4, head_dim=32, ffn_dim=2 * DIM),
         language_model=replace(
             DEFAULT.language_model,
             vocab_size=vocab_size,
