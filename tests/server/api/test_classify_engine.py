@@ -158,6 +158,6 @@ async def test_all_orders_are_the_references_mean(http: httpx.AsyncClient, famil
 async def test_raw_scores_are_the_references(http: httpx.AsyncClient, family: Family) -> None:
     prompt = [{"type": "image_url", "image_url": {"url": data_url(ASKED.data)}}, {"type": "text", "text": "It is"}]
     answer = await http.post("/v1/score", json={"prompt": prompt, "candidates": [" a", " cat"]})
-    segments = [Media(ASKED.digest), Text("It is")]
+    segments: list[Segment] = [Media(ASKED.digest), Text("It is")]
     expected = [directly(family, segments, candidate) for candidate in (" a", " cat")]
     assert [one["logprob"] for one in answer.json()["data"]] == pytest.approx(expected, abs=1e-3)
