@@ -14,9 +14,9 @@ import yaml
 from model.config import ConfigError, from_dict
 
 # episodes and alignment are the default model's own, sequences and captions the ablations': made from the folder of
-# `python -m training.default_data`; imagined is the default model's too, made from the encoder's weights alone
-SetKind = Literal["pairs", "documents", "videos", "episodes", "imagined", "alignment", "sequences", "captions"]
-MADE_SETS = ("episodes", "imagined", "alignment", "sequences", "captions")
+# `python -m training.default_data`; permuted are episodes whose channels change places
+SetKind = Literal["pairs", "documents", "videos", "episodes", "permuted", "alignment", "sequences", "captions"]
+MADE_SETS = ("episodes", "permuted", "alignment", "sequences", "captions")
 # what a run may train; a new token's rows belong to the bridge
 PARTS = ("bridge", "vision", "language_model")
 
@@ -28,7 +28,7 @@ class SetConfig:
 
     name: str
     kind: SetKind
-    shards: str = ""  # a glob of tar files; the data folder of a made set
+    shards: str  # a glob of tar files; the data folder of a made set
     weight: float = 1.0
     batch_size: int = 8
     max_tokens: int = 256

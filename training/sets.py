@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from model.config import ConfigError, FlamingoConfig
@@ -16,7 +15,6 @@ from training.data.stream import ShardStream, find_shards
 from training.default.alignment import AlignmentLoss, Alignments, label_ids
 from training.default.catalogue import Catalogue
 from training.default.episodes import Episodes
-from training.default.imagined import Imagined
 from training.distributed import World
 from training.mixture import DataSet, Generated, Mixture, Prepared, Stream, owned
 
@@ -40,13 +38,13 @@ def _read(config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: Prompt
 
 
 def _made(config: SetConfig, seed: int, tokenizer: PromptTokenizer) -> Callable[[int], Stream]:
-    catalogue = partial(Catalogue, Path(config.shards).expanduser())
+    catalogue = Catalogue(Path(config.shards).expanduser())
     makers: dict[SetKind, Callable[[], Callable[[int], Prepared]]] = {
-        "episodes": lambda: Episodes(catalogue(), tokenizer, seed, config.batch_size),
-        "imagined": lambda: Episodes(Imagined.load(), tokenizer, seed, config.batch_size),
-        "alignment": lambda: Alignments(catalogue(), tokenizer, seed),
-        "sequences": lambda: Sequences(Kinds(catalogue()), tokenizer, seed),
-        "captions": lambda: Captions(Kinds(catalogue()), tokenizer, seed),
+        "episodes": lambda: Episodes(catalogue, tokenizer, seed, config.batch_size),
+        "permuted": lambda: Episodes(catalogue, tokenizer, seed, config.batch_size, permuted=True),
+        "alignment": lambda: Alignments(catalogue, tokenizer, seed),
+        "sequences": lambda: Sequences(Kinds(catalogue), tokenizer, seed),
+        "captions": lambda: Captions(Kinds(catalogue), tokenizer, seed),
     }
     make = makers[config.kind]()
     return lambda index: Generated(make, index, config.streams)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,25 +17,6 @@ from training.default_data.records import Record, read_records
 from training.default_data.split import held_out, held_out_image, training_rows
 
 Rows = dict[str, list[int]]
-
-
-class ByRow(Protocol):
-    def __getitem__(self, row: int, /) -> Record: ...
-
-
-class Shown(Protocol):
-    """What sequences are made of: images by label and by category, and what the encoder sees in each."""
-
-    @property
-    def records(self) -> ByRow: ...
-
-    @property
-    def labels(self) -> Rows: ...
-
-    @property
-    def categories(self) -> Rows: ...
-
-    def features(self, row: int) -> Tensor: ...
 
 
 class Catalogue:
