@@ -92,6 +92,8 @@ class MediaEmbedding(Work):
 class TextEmbedding(Work):
     """Each turn computes texts of up to `max_tokens` tokens together; a longer one goes alone."""
 
+    turn_is_forward = True
+
     def __init__(self, request: EmbedText, runner: Runner, max_tokens: int) -> None:
         super().__init__(request.request_id)
         self._runner = runner

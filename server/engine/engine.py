@@ -231,7 +231,7 @@ class Engine:
             self._events += self._requests[sequence.request_id].admitted(sequence)
         for result in results:
             self._take(result)
-        turning = [work for work in self._requests.values() if work.can_turn]
+        turning = self._turning()
         for work in turning:
             self._hear(work, work.turn())
         self.media.discard(self.media.spoilt)
@@ -239,6 +239,11 @@ class Engine:
         self._is_stuck = not (plan.rows or plan.encodings or turning)
         events, self._events = self._events, []
         return events
+
+    def _turning(self) -> list[Work]:
+        """Who has a turn behind this step; of those that need a forward of their own, the first to come."""
+        able = [work for work in self._requests.values() if work.can_turn]
+        return [work for work in able if not work.turn_is_forward] + [w for w in able if w.turn_is_forward][:1]
 
     def _take(self, result: Result) -> None:
         sequence = result.row.sequence

@@ -23,6 +23,8 @@ from server.engine.work import Work, wanted
 
 
 class Inspection(Work):
+    turn_is_forward = True
+
     def __init__(self, request: Inspect, runner: Runner, media: MediaCache) -> None:
         super().__init__(request.request_id)
         self._request = request

@@ -7,6 +7,7 @@ it. Some have sequences and take part in steps; the others have their turn behin
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ class RequestError(ValueError):
 
 class Work:
     """`is_over`: the last event has been given. Whoever holds a work then releases it."""
+
+    turn_is_forward: ClassVar[bool] = False  # one such turn a step, or those who generate would wait for all of them
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id

@@ -279,6 +279,30 @@ def test_texts_are_embedded_beside_answers_and_change_none() -> None:
     assert_all_is_back(answer.engine)
 
 
+def test_one_forward_of_texts_a_step_however_many_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = client("flamingo", replace(CONFIG, max_tokens_per_step=4))
+    forwards: list[int] = []
+    embed_texts = answer.engine.runner.embed_texts
+
+    def watched(texts: Sequence[list[int]]) -> NDArray[np.float32]:
+        forwards.append(len(texts))
+        return embed_texts(texts)
+
+    monkeypatch.setattr(answer.engine.runner, "embed_texts", watched)
+    answer.engine.add(FEW_SHOT.request("prompt"))
+    for name in "abc":
+        answer.engine.add(EmbedText(request_id=name, texts=TEXTS))
+    while answer.engine.has_work():
+        before = len(forwards)
+        answer.step()
+        assert len(forwards) - before <= 1
+    # 4 tokens of texts together, and the one of 40 alone
+    assert forwards == [2, 1, 1, 1] * 3
+    assert all((answer.embedded[name] == answer.embedded["a"]).all() for name in "bc")
+    assert_like_the_reference("flamingo", FEW_SHOT, answer, "prompt")
+    assert_all_is_back(answer.engine)
+
+
 @pytest.mark.parametrize(("texts", "message"), [([[1], []], "without tokens"), ([[1] * 129], "129 tokens exceeds")])
 def test_texts_that_cannot_be_embedded_are_refused(texts: list[list[int]], message: str) -> None:
     answer = client("flamingo")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from server.engine.media_cache import HostTier, MediaCache, MediaSlots, content_key
+from server.engine.media_cache import HostTier, MediaCache, MediaSlots, PooledFeatures, content_key
 
 A, B, C, D, E = (letter * 32 for letter in (b"a", b"b", b"c", b"d", b"e"))
 
@@ -89,3 +89,70 @@ def test_two_sources_of_one_picture_have_one_key() -> None:
     media.supply(B, frames.copy())
     assert media.key(A) == media.key(B)
     assert media.key(C) is None
+
+
+def test_vectors_of_the_least_recently_used_media_go_first() -> None:
+    pooled = PooledFeatures(2)
+    for key in (A, B):
+        pooled.put(key, np.ones(3, np.float32))
+    assert pooled.get(A) is not None
+    pooled.put(C, np.ones(3, np.float32))
+    assert (A in pooled, B in pooled, C in pooled) == (True, False, True)
+    assert pooled.get(B) is None
+
+
+def test_what_is_discarded_leaves_its_slot_free_unless_somebody_holds_it() -> None:
+    media = MediaCache(num_slots=4, host_bytes=1 << 20, salt=b"")
+    for key in (A, B, C):
+        media.slots.place(key)
+        media.host.put(key, torch.zeros(10))
+    media.slots.release(A)
+    media.slots.release(B)
+    media.slots.pin(B)
+    media.discard([A, B, C, D])
+    assert [media.slots.find(key) is None for key in (A, B, C)] == [True, True, False]
+    assert (media.slots.num_free, media.slots.num_pinned, media.host.num_bytes) == (3, 0, 0)
+
+
+def pooling(media: MediaCache, picture: int) -> tuple[bytes, int | None]:
+    frames = np.full((1, 2, 2, 3), picture, np.uint8)
+    media.supply(bytes([picture]) * 32, frames, for_page=False, for_pooling=True)
+    key = media.key(bytes([picture]) * 32)
+    assert key is not None
+    assert media.has_frames(key)
+    encoding = media.begin_pooling(key)
+    assert not media.has_frames(key)
+    return key, encoding.slot
+
+
+def test_a_media_that_is_embedded_takes_a_free_slot_and_nobodys_while_host_memory_keeps_it() -> None:
+    media = MediaCache(num_slots=1, host_bytes=1 << 20, salt=b"")
+    first, slot = pooling(media, 1)
+    assert slot == 0
+    media.slots.release(first)
+    assert pooling(media, 2)[1] is None
+    assert media.slots.find(first) == 0
+    assert media.slots.num_evictions == 0
+
+
+def test_without_host_memory_it_takes_the_longest_idle_slot() -> None:
+    media = MediaCache(num_slots=1, host_bytes=0, salt=b"")
+    first, _ = pooling(media, 1)
+    assert pooling(media, 2)[1] is None  # the only slot is held
+    media.slots.release(first)
+    third, slot = pooling(media, 3)
+    assert (slot, media.slots.find(first), media.slots.find(third)) == (0, None, 0)
+
+
+def test_frames_that_only_a_vector_lacks_do_not_go_with_a_page_from_the_host() -> None:
+    media = MediaCache(num_slots=2, host_bytes=1 << 20, salt=b"")
+    frames = np.zeros((1, 2, 2, 3), np.uint8)
+    key = content_key(frames, b"")
+    media.host.put(key, torch.zeros(4))
+    media.supply(A, frames, for_page=True)
+    assert not media.has_frames(key)
+    media.supply(A, frames, for_page=True, for_pooling=True)
+    encoding = media.begin_encoding(key)
+    assert encoding.visual_tokens is not None
+    assert encoding.frames is None
+    assert media.has_frames(key)
