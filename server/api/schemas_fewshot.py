@@ -17,6 +17,7 @@ Strategy = Literal["first", "random", "balanced", Comparing]
 Order = Literal["as_selected", "similar_last", "stored", "shuffled"]
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
+Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
 ShownPart = Annotated[
     Annotated[ImageUrlPart, Tag("<image_url>")]
     | Annotated[VideoUrlPart, Tag("<video_url>")]
@@ -77,7 +78,7 @@ class ExamplesFields(Schema):
     """Shots out of a support set. Without a version, the set's last."""
 
     support_set: Name
-    version: int | None = Field(default=None, ge=1)
+    version: Version | None = None
     k: int | None = Field(default=None, ge=0, le=MAX_SHOTS)
     strategy: Strategy = "first"
     order: Order | None = None
@@ -117,6 +118,6 @@ class SearchRequest(Schema):
 
     model: str | None = None
     query: QueryFields
-    version: int | None = Field(default=None, ge=1)
+    version: Version | None = None
     k: int = Field(default=8, ge=1, le=MAX_SHOTS)
     strategy: Comparing = "rices_image"

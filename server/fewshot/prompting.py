@@ -128,7 +128,7 @@ def template_of(choice: TemplateChoice, config: FlamingoConfig) -> Template:
 def _check_query(fields: FewShotFields, template: Template) -> None:
     """What the template shows is there; what is there is shown, or compared with, or it would have no meaning."""
     query = fields.query
-    check_media(bool(query.parts()), "query", template)
+    check_media(bool(query.parts()), "query", template, "the query")
     compares = fields.examples is not None and "text" in SPACES.get(fields.examples.strategy, ())
     for name, value in (("question", query.question), ("text", query.text)):
         is_shown = name in places(template.beginning)

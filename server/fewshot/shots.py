@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from server.api.schemas import ImageIdPart, MediaPart, VideoIdPart
 from server.api.schemas_fewshot import ExamplesFields, FewShotFields, Shown
 from server.api.services import Services
-from server.errors import InvalidRequest, ServerError
+from server.errors import InvalidRequest, ServerError, SupportSetNotFound
 from server.fewshot.examples import Example, SupportSet
 from server.fewshot.retrieval import Asked
 from server.fewshot.selection import SIMILARITY, Chosen, SelectionError, Similar, check, select
@@ -106,7 +106,11 @@ async def chosen_shots(
     services: Services,
     without: Collection[str],
 ) -> FoundShots:
-    support_set = await services.support_sets.get_version(wanted.support_set, wanted.version)
+    try:
+        support_set = await services.support_sets.get_version(wanted.support_set, wanted.version)
+    except SupportSetNotFound as error:
+        error.param = SUPPORT_SET
+        raise
     chosen = await choose(support_set, wanted, asked, services, is_text_only=fields.zero_shot, without=without)
     examples = [one.example for one in chosen]
     if not fields.zero_shot:
@@ -140,19 +144,26 @@ async def choose(
     without: Collection[str] = (),
 ) -> list[Chosen[Example]]:
     """Examples in prompt order. Raises `InvalidRequest` for a choice that the support set cannot give."""
-    kept = [place for place, example in enumerate(support_set.examples) if example.id not in without]
-    default = min(DEFAULT_K_TEXT_ONLY if is_text_only else DEFAULT_K, len(kept))
+    examples = support_set.examples
+    excluded = {place for place, example in enumerate(examples) if example.id in without}
+    num_others = len(examples) - len(excluded)
+    default = min(DEFAULT_K_TEXT_ONLY if is_text_only else DEFAULT_K, num_others)
     k = default if wanted.k is None else wanted.k
-    examples = [support_set.examples[place] for place in kept]
     similar: list[Similar] = []
     try:
-        check(wanted.strategy, len(examples), k, wanted.order)
+        check(wanted.strategy, num_others, k, wanted.order)
         if wanted.strategy in SIMILARITY and k:
-            num_ranked = k + len(support_set.examples) - len(kept)
-            ranked = await services.retrieval.most_similar(support_set, wanted.strategy, asked, num_ranked)
-            moved = {place: new for new, place in enumerate(kept)}
-            similar = [Similar(moved[one.place], one.score) for one in ranked if one.place in moved]
-        return select(wanted.strategy, examples, k, seed=wanted.seed, order=wanted.order, similar=similar)
+            num_ranked = k + len(excluded)
+            similar = await services.retrieval.most_similar(support_set, wanted.strategy, asked, num_ranked)
+        return select(
+            wanted.strategy,
+            examples,
+            k,
+            seed=wanted.seed,
+            order=wanted.order,
+            similar=similar,
+            without=excluded,
+        )
     except SelectionError as error:
         raise InvalidRequest(str(error), param=f"examples.{error.field}") from None
 

@@ -71,6 +71,8 @@ class Template:
             raise TemplateError("shot: a template's shot needs {answer}, {label} or {text} for its answer")
         if self.query and self.answer in places(self.query):
             raise TemplateError(f"query: {{{self.answer}}} is the answer, which a query does not have")
+        if ("media" in places(self.beginning)) != self.has_media:
+            raise TemplateError("query: {media} stands before the answer in the shot and in the query, or in neither")
         if not places(self.beginning) <= {"media", "text", "question"}:
             raise TemplateError("query: a query has {media}, {text} and {question} only")
 

@@ -200,7 +200,7 @@ SET: dict[str, Any] = {"support_set": "colours"}
     ("fields", "status", "code", "param"),
     [
         ({"shots": SHOTS, "examples": SET}, 400, "invalid_value", "examples"),
-        ({"examples": {"support_set": "none"}}, 404, "support_set_not_found", None),
+        ({"examples": {"support_set": "none"}}, 404, "support_set_not_found", "examples.support_set"),
         ({"examples": {**SET, "k": 7}}, 400, "invalid_value", "examples.k"),
         ({"examples": {**SET, "k": 5}}, 400, "invalid_value", "examples.k"),
         ({"examples": {**SET, "strategy": "best"}}, 400, "invalid_value", "examples.strategy"),
@@ -218,6 +218,8 @@ SET: dict[str, Any] = {"support_set": "colours"}
         ({"template": "none"}, 400, "invalid_value", "template"),
         ({"template": {"shot": "{media}{answer}", "queri": ""}}, 422, "unsupported_parameter", "template.queri"),
         ({"template": {"shot": "{media}{image}{answer}"}}, 400, "invalid_value", "template"),
+        ({"template": {"shot": "{media}{answer}", "query": "Say:"}}, 400, "invalid_value", "template"),
+        ({"examples": {**SET, "version": 2**70}}, 400, "invalid_value", "examples.version"),
         ({"temperature": -1}, 400, "invalid_value", "temperature"),
         ({"model": "other"}, 404, "model_not_found", None),
     ],
