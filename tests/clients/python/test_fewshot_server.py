@@ -6,6 +6,7 @@ import asyncio
 import io
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,9 @@ from flamboyance_client import (
     query,
 )
 from tests.clients.serving import KEY
+
+ROOT = Path(__file__).resolve().parents[3]
+README = ROOT / "clients" / "python" / "README.md"
 
 COLOURS = ("red", "green", "blue", "yellow")
 
@@ -162,3 +166,15 @@ def test_what_is_at_fault_is_named(client: Client) -> None:
     with pytest.raises(ApiError) as caught:
         client.fewshot.complete(query(picture("red")), shots=[example(b"no picture at all", "a")])
     assert (caught.value.code, caught.value.param) == ("invalid_media", "shots[0].image")
+
+
+def test_the_readmes_support_set_is_one(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source,) = [block for block in README.read_text().split("```python\n") if block.count("support_sets.create")]
+    code = source.partition("```")[0].replace('"http://127.0.0.1:8000"', f'"{url}", api_key="{KEY}"')
+    monkeypatch.chdir(ROOT / "docs" / "examples")
+    exec(compile(code, str(README), "exec"), {})
+    label, shots = capsys.readouterr().out.splitlines()
+    assert label.split()[0] in ("cat", "cup", "rocket", "astronaut")
+    assert shots.count(".jpg") == 2
