@@ -146,6 +146,18 @@ def test_completions_whole_and_streamed(client: OpenAI) -> None:
     assert "a red" + "".join(event.choices[0].text for event in streamed) == choice.text
 
 
+def test_embeddings_of_texts(client: OpenAI) -> None:
+    """In the base64 that this client asks for by itself, and in numbers."""
+    reply = client.embeddings.create(model=CONFIG.name, input=["a cat", "a dog", "a cat"])
+    cat, dog, again = (row.embedding for row in reply.data)
+    assert cat == pytest.approx(again, abs=1e-5)
+    assert cat != pytest.approx(dog, abs=1e-5)
+    assert sum(value * value for value in cat) == pytest.approx(1, abs=1e-3)
+    numbers = client.embeddings.create(model=CONFIG.name, input="a cat", encoding_format="float")
+    assert numbers.data[0].embedding == pytest.approx(cat, abs=1e-5)
+    assert reply.usage.prompt_tokens == len("a cat") * 3
+
+
 def test_models(client: OpenAI) -> None:
     (model,) = client.models.list()
     assert model.id == client.models.retrieve(CONFIG.name).id == CONFIG.name
