@@ -7,7 +7,7 @@ its arguments: a seed gives the same shots for as long as the set's version is t
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -70,18 +70,24 @@ def select(
     seed: int = 0,
     order: Order | None = None,
     similar: Sequence[Similar] = (),
+    without: Collection[int] = (),
 ) -> list[Chosen[Item]]:
-    """`k` examples in prompt order. `similar`: for strategies of `SIMILARITY`, the `k` or more most similar, best first.
+    """`k` examples in prompt order. `similar`: for strategies of `SIMILARITY`, the most similar, best first.
+
+    `without`: places of examples that may not be chosen. What is picked is then what would be picked with them, the next
+    ones in their stead: left out of a random draw, an example leaves the draw's others as they are.
 
     Raises `SelectionError`: more than there are, a label that is missing, an order that has no meaning.
     """
-    check(strategy, len(examples), k, order)
+    check(strategy, len(examples) - len(without), k, order)
+    num_picked = k + len(without)
+    scores: dict[int, float] = {}
     if strategy in SIMILARITY:
-        picked = list(similar[:k])
-        scores: dict[int, float] = {found.place: found.score for found in picked}
-        places = [found.place for found in picked]
+        scores = {found.place: found.score for found in similar[:num_picked]}
+        picked = list(scores)
     else:
-        scores, places = {}, _PICK[strategy](examples, k, random.Random(seed))
+        picked = _PICK[strategy](examples, num_picked, random.Random(seed))
+    places = [place for place in picked if place not in without][:k]
     return [
         Chosen(examples[place], scores.get(place)) for place in _placed(places, order or DEFAULT_ORDER[strategy], seed)
     ]
@@ -113,7 +119,8 @@ def _first(examples: Sequence[Labelled], k: int, rng: random.Random) -> list[int
 
 
 def _random(examples: Sequence[Labelled], k: int, rng: random.Random) -> list[int]:
-    return rng.sample(range(len(examples)), k)
+    """More shots begin with those of fewer."""
+    return rng.sample(range(len(examples)), len(examples))[:k]
 
 
 def _balanced(examples: Sequence[Labelled], k: int, rng: random.Random) -> list[int]:

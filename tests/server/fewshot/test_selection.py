@@ -99,3 +99,31 @@ def test_what_cannot_be_chosen_names_its_field(
 def test_each_strategy_has_an_order_of_its_own() -> None:
     assert DEFAULT_ORDER.keys() == set(STRATEGIES)
     assert {DEFAULT_ORDER[strategy] for strategy in SIMILARITY} == {"similar_last"}
+
+
+@pytest.mark.parametrize("strategy", ["first", "random", "balanced"])
+@pytest.mark.parametrize("k", [1, 4, 5, 6, 9])
+def test_what_is_left_out_leaves_the_rest_of_a_draw_as_it_is(strategy: Strategy, k: int) -> None:
+    among = examples("aaaabbbbccccddddeeee")
+    for seed in range(5):
+        drawn = ids(select(strategy, among, k, seed=seed))
+        for place in range(len(among)):
+            found = ids(select(strategy, among, k, seed=seed, without={place}))
+            assert len(found) == k
+            assert place not in found
+            assert [other for other in found if other in drawn] == [other for other in drawn if other != place]
+
+
+def test_the_next_most_similar_stands_in_for_what_is_left_out() -> None:
+    similar = [Similar(2, 0.9), Similar(0, 0.8), Similar(1, 0.1)]
+    found = select("rices_image", examples("abc"), 2, similar=similar, without={2})
+    assert [(one.example.id, one.score) for one in found] == [
+        (examples("abc")[1].id, 0.1),
+        (examples("abc")[0].id, 0.8),
+    ]
+
+
+def test_as_many_as_are_left_may_be_chosen() -> None:
+    assert len(select("random", examples("abc"), 2, without={0})) == 2
+    with pytest.raises(SelectionError):
+        select("random", examples("abc"), 3, without={0})
