@@ -72,6 +72,8 @@ class Retrieval:
             )
         if "media" in spaces and not asked.media:
             raise InvalidRequest(f"{strategy} compares media, and the query has none", param="query")
+        if not found.examples:
+            return []
         started = time.monotonic()
         index = await self._index(found, strategy)
         query = _joined([await self._query_vector(space, asked) for space in spaces])
@@ -98,15 +100,18 @@ class Retrieval:
         return _mean(await self._vectors(media, lambda names: self._client.embed([media[name] for name in names])))
 
     async def _example_vectors(self, found: SupportSet, space: Space, strategy: Strategy) -> Vectors:
-        """[N, D], one of each example."""
+        """[N, D], one of each example. A large set's own work is done beside the event loop."""
         if space == "text":
-            texts = [self._text_ids(_text(example, strategy), "examples.support_set") for example in found.examples]
+            texts = await asyncio.to_thread(self._example_texts, found, strategy)
             own = [[_text_key(ids)] for ids in texts]
             vectors = await self._text_vectors(texts, is_kept=True)
         else:
             own = [_media(example, strategy) for example in found.examples]
             vectors = await self._vectors(found.media, self._embed_stored, is_kept=True)
-        return np.stack([_mean({key: vectors[key] for key in keys}) for keys in own])
+        return await asyncio.to_thread(_means, own, vectors)
+
+    def _example_texts(self, found: SupportSet, strategy: Strategy) -> list[list[int]]:
+        return [self._text_ids(_text(example, strategy), "examples.support_set") for example in found.examples]
 
     async def _text_vectors(self, texts: Iterable[list[int]], *, is_kept: bool) -> dict[str, Vectors]:
         ids = {_text_key(text): text for text in texts}
@@ -173,6 +178,10 @@ def _text_key(ids: list[int]) -> str:
 def _mean(vectors: dict[str, Vectors]) -> Vectors:
     """[D], of length one: several media of one shot count alike."""
     return _unit(np.mean([*vectors.values()], axis=0, dtype=np.float32))
+
+
+def _means(own: Sequence[Sequence[str]], vectors: dict[str, Vectors]) -> Vectors:
+    return np.stack([_mean({key: vectors[key] for key in keys}) for keys in own])
 
 
 def _joined(vectors: Iterable[Vectors]) -> Vectors:

@@ -226,6 +226,15 @@ async def test_a_search_tells_what_it_found(http: httpx.AsyncClient, colours: Su
     }
 
 
+async def test_an_empty_set_has_nothing_to_find(http: httpx.AsyncClient, support_sets: SupportSets) -> None:
+    await support_sets.create("colours", [])
+    response = await http.post("/v1/support_sets/colours/search", json={"query": {"image": url(QUERY)}})
+    assert (response.status_code, response.json()["data"]) == (200, [])
+    assert await chosen(http) == []
+    examples = {"support_set": "colours", "k": 1, "strategy": "rices_image"}
+    assert refusal(await post(http, examples=examples)) == (400, "invalid_value", "examples.k")
+
+
 # what cannot be
 
 
