@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
-from model.checkpoint.native import save_folder
+from model.checkpoint.native import WEIGHTS, save_folder
+from model.checkpoint.tensor_files import SafetensorsFiles, weight_files
 from model.flamingo import Flamingo
 from training.distributed import World
 
@@ -84,9 +85,20 @@ def whole_tensors(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
         yield name.replace("_checkpoint_wrapped_module.", ""), full.float() if full.is_floating_point() else full
 
 
+def as_they_came(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """A weight that is the folder's, but for a cast to bfloat16, as it lies there: what is frozen loses nothing."""
+    stored = SafetensorsFiles(weight_files(folder, WEIGHTS))
+    for name, tensor in tensors:
+        if name in stored and stored.shape(name) == tuple(tensor.shape):
+            first = stored[name]
+            yield name, first if torch.equal(first.to(torch.bfloat16).to(tensor.dtype), tensor) else tensor
+        else:
+            yield name, tensor
+
+
 def export(model: Flamingo, tokenizer_json: Path, folder: Path, world: World) -> None:
-    """The folder that the server reads. One that is there is replaced."""
-    tensors = whole_tensors(model)
+    """The folder that the server reads, of the run that began in the tokenizer's folder. One that is there is replaced."""
+    tensors = as_they_came(whole_tensors(model), tokenizer_json.parent)
     if not world.is_first:
         for _ in tensors:
             pass

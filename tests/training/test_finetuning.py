@@ -128,3 +128,16 @@ def test_a_higher_resolution_trains_and_is_served(tmp_path: Path) -> None:
     served = load_folder(tmp_path / "out" / "model", "cpu", torch.float32)
     assert served.config.vision.image_size == 16
     assert served.encode_media(torch.zeros(1, 1, 3, 16, 16)).shape == (1, 4, 24)
+
+
+@pytest.mark.parametrize("trains", PARTS, ids="+".join)
+def test_frozen_weights_are_served_as_they_came_whatever_the_run_s_precision(
+    tmp_path: Path, trains: tuple[str, ...]
+) -> None:
+    config = make_run(tmp_path, steps=2, precision="bfloat16", trains=trains)
+    came = load_folder(tmp_path / "model", "cpu", torch.float32).state_dict()
+    trainer = make_trainer(config)
+    run(trainer, tmp_path / "model" / "tokenizer.json")
+    trained = {name: p.detach() for name, p in bridge_parameters(trainer.model)}
+    served = load_folder(tmp_path / "out" / "model", "cpu", torch.float32).state_dict()
+    assert all(torch.equal(tensor, trained.get(name, came[name])) for name, tensor in served.items())

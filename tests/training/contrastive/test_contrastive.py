@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -81,10 +82,12 @@ def test_half_a_minute_finds_the_captions_of_unseen_pictures(tmp_path: Path) -> 
     assert to_image > 0.7
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "lamb"])
-def test_a_run_that_was_killed_goes_on_with_the_same_losses_and_weights(tmp_path: Path, optimizer: str) -> None:
+@pytest.mark.parametrize(("optimizer", "precision"), [("adam", "float32"), ("lamb", "bfloat16")])
+def test_a_run_that_was_killed_goes_on_with_the_same_losses_and_weights(
+    tmp_path: Path, optimizer: str, precision: Literal["float32", "bfloat16"]
+) -> None:
     config = make_run(tmp_path, steps=5, batch_size=7, optimizer=optimizer)
-    config = replace(config, image=replace(config.image, augment=True))
+    config = replace(config, image=replace(config.image, augment=True), precision=precision)
     straight = ContrastiveTrainer(config, CPU)
     whole = losses(straight)
     killed = ContrastiveTrainer(config, CPU)
