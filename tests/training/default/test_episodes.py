@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
 from tests.training.default.data import make_folder
 from training.batch import collate
+from training.default import episodes as episodes_module
 from training.default.alignment import AlignmentLoss, Alignments, label_ids
 from training.default.catalogue import Catalogue, row_of
 from training.default.episodes import LIMITS, MAKERS, Episodes, Item, Maker, as_example, novel_words
@@ -78,6 +80,42 @@ def test_a_number_is_a_sequence_and_neighbours_share_images(episodes: Episodes) 
     assert [one.tokens for one in first] == [episodes(number).tokens for number in range(8)]
     rows = {row_of(media) for one in first for media in one.media}
     assert len(rows) <= 10 * 4 + 4 * 3
+
+
+@pytest.fixture
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' tokenizer writes words in many tokens."""
+    monkeypatch.setattr(episodes_module, "LIMITS", replace(LIMITS, max_tokens=2048))
+
+
+@pytest.mark.usefixtures("roomy")
+def test_permuted_channels_change_places_together_in_a_step_and_anew_in_the_next(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(episodes_module, "view", lambda features, rng: features)
+    permuted = Episodes(catalogue, prompt_tokenizer(), seed=0, per_pool=4, permuted=True)
+    orders = []
+    for step in range(2):
+        found = set()
+        for number in range(4 * step, 4 * step + 4):
+            for media, shown in permuted(number).media.items():
+                plain = catalogue.features(row_of(media))
+                order = shown[0, 0].argsort()[plain[0, 0].argsort().argsort()]
+                assert torch.equal(plain, shown[..., order])
+                found.add(tuple(order.tolist()))
+        assert len(found) == 1
+        orders.append(found.pop())
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.usefixtures("roomy")
+@pytest.mark.parametrize("number", range(12))
+def test_permuted_sequences_teach_novel_words_alone(catalogue: Catalogue, number: int) -> None:
+    tokenizer = prompt_tokenizer()
+    tokens = Episodes(catalogue, tokenizer, seed=0, per_pool=4, permuted=True)(number).tokens
+    said = tokenizer.decode([t for t, is_target in zip(tokens.token_ids, tokens.target, strict=True) if is_target])
+    assert any(word in said for word in TRAINED_WORDS)
+    assert not any(label in said for label in catalogue.labels)
 
 
 def test_answers_and_their_ends_are_what_is_learned(episodes: Episodes) -> None:
