@@ -80,7 +80,7 @@ def test_an_answer_is_that_of_the_prompt_written_by_hand(server: Server, similar
     assert chosen == sorted(similarities, key=lambda colour: similarities[colour])[-3:]
     parts: list[dict[str, object]] = []
     for colour in chosen:
-        text = {"type": "text", "text": f"Output:{colour}."}
+        text: dict[str, object] = {"type": "text", "text": f"Output:{colour}."}
         parts += [image_part(PICTURES[colour]), text, {"type": "end_of_chunk"}, {"type": "text", "text": "\n"}]
     prompt = [*parts, image_part(QUERY), {"type": "text", "text": "Output:"}]
     assert body["choices"] == server.complete(prompt=prompt, **GREEDY)["choices"]
