@@ -3,7 +3,8 @@ than one format, and which one serves how many rows is measured when the model s
 
 `float32` and `onednn` are the same numbers, as stored and as oneDNN lays them out. `int4` keeps groups of 32 weights as
 (q - 8) * scale + zero: a matrix quantised in such groups (Q4_1) is kept as it is, up to the rounding of the two constants
-to bfloat16. `int8` has one scale a row. Both take bfloat16 activations, as `bfloat16` does.
+to bfloat16. `int8` has one scale a row. Both take bfloat16 activations, as `bfloat16` does. `rounded` is a product in
+bfloat16 between float32 activations, for an encoder whose every other number stays float32.
 """
 
 from __future__ import annotations
@@ -21,11 +22,17 @@ from torch import Tensor, nn
 from model.flamingo import Flamingo
 from model.layers import RMSNorm, TokenTable
 
-Format = Literal["int4", "int8", "bfloat16", "float32", "onednn"]
+Format = Literal["int4", "int8", "bfloat16", "float32", "onednn", "rounded"]
 FLOAT32: tuple[Format, ...] = ("float32", "onednn")
+ROUNDED: tuple[Format, ...] = ("rounded",)
 GROUP = 32
 ROWS = (1, 4, 8, 16, 32)
 ROUNDS = 3
+# an encoder's products have hundreds of rows: one format for all of them, measured on a few matrices of a shape
+ENCODER_ROWS = 256
+ENCODER_SAMPLE = 4
+# below, a matrix is too small for rounding to buy anything
+LARGE = 1 << 16
 
 
 class Product(Protocol):
@@ -69,6 +76,16 @@ class Plain:
         return F.linear(x, self.weight, self.bias)
 
 
+class Rounded(Plain):
+    """A product in bfloat16, with sums in float32, between activations in float32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight, bias, torch.bfloat16)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x.to(torch.bfloat16)).float()
+
+
 class OneDNN:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.float(), None)
@@ -84,6 +101,7 @@ FORMATS: dict[Format, Callable[[Tensor, Tensor | None], Product]] = {
     "bfloat16": partial(Plain, dtype=torch.bfloat16),
     "float32": partial(Plain, dtype=torch.float32),
     "onednn": OneDNN,
+    "rounded": Rounded,
 }
 
 
@@ -108,8 +126,10 @@ def formats_for(weight: Tensor, wished: Sequence[Format]) -> tuple[Format, ...]:
         "int4": rows % 16 == 0 and columns % GROUP == 0,
         "int8": rows % 16 == 0 and columns % 16 == 0,
         "onednn": torch.backends.mkldnn.is_available(),
+        "rounded": rows * columns >= LARGE,
     }
-    return tuple(name for name in wished if fits.get(name, True)) or ("bfloat16",)
+    fallback: Format = "float32" if set(wished) <= {*FLOAT32, *ROUNDED} else "bfloat16"
+    return tuple(name for name in wished if fits.get(name, True)) or (fallback,)
 
 
 class FastLinear(nn.Module):
@@ -121,12 +141,15 @@ class FastLinear(nn.Module):
         names = formats_for(weight, wished)
         bias = None if bias is None else bias.detach()
         self.products: dict[Format, Product] = {name: FORMATS[name](weight.detach(), bias) for name in names}
-        self.dtype = torch.float32 if set(names) <= set(FLOAT32) else torch.bfloat16
+        self.dtype = torch.float32 if set(names) <= {*FLOAT32, *ROUNDED} else torch.bfloat16
         self._by_rows = [next(reversed(self.products.values()))] * (ROWS[-1] + 1)
 
     def choose(self, best: dict[int, Format]) -> None:
         """`best` names a format for each of ROWS; a number in between is served as the next smaller one, and from the last
-        of them on the last format serves, which is the one for arithmetic."""
+        of them on the last format serves, which is the one for arithmetic. `{ENCODER_ROWS: format}`: that one for all."""
+        if ENCODER_ROWS in best:
+            self.products = {best[ENCODER_ROWS]: self.products[best[ENCODER_ROWS]]}
+            best = dict.fromkeys(ROWS, best[ENCODER_ROWS])
         sizes = [max(r for r in ROWS if r <= max(rows, 1)) for rows in range(ROWS[-1])]
         many = next(reversed(self.products))
         self._by_rows = [self.products[best[size]] for size in sizes] + [self.products[many]]
@@ -161,17 +184,17 @@ class FastTable(nn.Module):
         return known if new is None else torch.cat([known, F.linear(x, new)], dim=-1)
 
 
-def measure(linears: Sequence[FastLinear]) -> dict[int, Format]:
+def measure(linears: Sequence[FastLinear], sizes: Sequence[int] = ROWS) -> dict[int, Format]:
     """The fastest format of these matrices of one shape for each number of rows.
 
     All are gone through one after the other, as a step does it: a matrix alone would stay in the processor's cache.
     """
     names = list(linears[0].products)
     if len(names) == 1:
-        return dict.fromkeys(ROWS, names[0])
+        return dict.fromkeys(sizes, names[0])
     return {
         rows: min(names, key=lambda name: _seconds([x.products[name] for x in linears], rows, linears[0]))
-        for rows in ROWS
+        for rows in sizes
     }
 
 
@@ -187,12 +210,15 @@ def _seconds(products: Sequence[Product], rows: int, like: FastLinear) -> float:
 
 
 @torch.inference_mode()
-def use_fast_formats(model: Flamingo, layers: Sequence[Format]) -> dict[str, dict[int, Format]]:
+def use_fast_formats(
+    model: Flamingo, layers: Sequence[Format], vision: Sequence[Format] = FLOAT32
+) -> dict[str, dict[int, Format]]:
     """Put the model's matrices into fast formats, in place; gates must have been folded.
 
     `layers` are the formats that the decoder's layers may take: with FLOAT32 everything keeps its numbers; with others, the
-    decoder and the gated layers turn to bfloat16, where gated layers and the output head may also be int8. Vision and
-    resampler keep theirs. Returns the formats chosen, by the matrices' shapes.
+    decoder and the gated layers turn to bfloat16, where gated layers and the output head may also be int8. `vision` are
+    those of the encoder's linear layers, among FLOAT32 and ROUNDED; its batch norms go into the convolutions in front. The
+    resampler keeps its numbers. Returns the formats chosen, by the matrices' shapes.
     """
     language_model = model.language_model
     others: Sequence[Format] = FLOAT32 if set(layers) <= set(FLOAT32) else ("int8", "bfloat16")
@@ -205,7 +231,9 @@ def use_fast_formats(model: Flamingo, layers: Sequence[Format]) -> dict[str, dic
     if others != FLOAT32:
         _to_bfloat16(language_model)
         _to_bfloat16(model.gated)
-    return _choose(fast + _replace(model.resampler, FLOAT32) + _replace(model.vision, FLOAT32))
+    model.vision.fold_batch_norms()
+    chosen = _choose(fast + _replace(model.resampler, FLOAT32))
+    return chosen | _choose(_replace(model.vision, vision), encoder=True)
 
 
 def _replace(module: nn.Module, wished: Sequence[Format]) -> list[FastLinear]:
@@ -226,12 +254,16 @@ def _to_bfloat16(part: nn.Module) -> None:
                 parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def _choose(linears: list[FastLinear]) -> dict[str, dict[int, Format]]:
+def _choose(linears: list[FastLinear], *, encoder: bool = False) -> dict[str, dict[int, Format]]:
     """Measure once a shape: matrices of one shape and the same formats are served alike."""
     groups: dict[str, list[FastLinear]] = defaultdict(list)
     for linear in linears:
-        groups[f"{'x'.join(map(str, linear.shape))} of {'/'.join(linear.products)}"].append(linear)
-    chosen = {key: measure(group) for key, group in groups.items()}
+        name = f"{'x'.join(map(str, linear.shape))} of {'/'.join(linear.products)}"
+        groups[f"vision {name}" if encoder else name].append(linear)
+    chosen = {
+        key: measure(group[:ENCODER_SAMPLE], [ENCODER_ROWS]) if encoder else measure(group)
+        for key, group in groups.items()
+    }
     for key, group in groups.items():
         for linear in group:
             linear.choose(chosen[key])

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import timm
 import torch
+from timm.layers.norm_act import BatchNormAct2d
+from timm.models.efficientnet import EfficientNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from model.config import Activation, ConfigError, VisionConfig
 from model.layers import ACTIVATIONS
@@ -91,9 +95,30 @@ class VisionEncoder(nn.Module):
         features: Tensor = self.encoder.forward_features(pixels)  # [F, Dv, h, w]
         return features.flatten(2).transpose(1, 2)
 
+    @torch.no_grad()
+    def fold_batch_norms(self) -> None:
+        """For inference: each batch norm of an EfficientNet goes into the convolution in front of it, in float32; only its
+        activation is left. Other networks stay as they are: there the order of parts may not be that of the forward."""
+        if not isinstance(self.encoder, EfficientNet):
+            return
+        for parent in list(self.encoder.modules()):
+            for (_, convolution), (name, norm) in pairwise(list(parent.named_children())):
+                if isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
+                    _fold_norm(convolution, norm)
+                    setattr(parent, name, norm.act)
+
     def train(self, mode: bool = True) -> VisionEncoder:
         """Frozen: a training loop that switches the whole model over must not move the batch statistics in here."""
         return super().train(False)
+
+
+def _fold_norm(convolution: nn.Conv2d, norm: BatchNormAct2d) -> None:
+    bias = None if convolution.bias is None else convolution.bias.float()
+    tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    mean, variance, scale, shift = (x.float() for x in tensors if x is not None)
+    folded = fuse_conv_bn_weights(convolution.weight.float(), bias, mean, variance, norm.eps, scale, shift)
+    dtype = convolution.weight.dtype
+    convolution.weight, convolution.bias = (nn.Parameter(x.to(dtype), requires_grad=False) for x in folded)
 
 
 class Activated(nn.Module):

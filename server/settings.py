@@ -58,6 +58,10 @@ class Settings(BaseModel):
     weight_format: Literal["auto", "native", "int8", "int4"] = Field(
         default="auto", description="CPU: format of the decoder's weights; auto keeps a model's own four bits, else native"
     )
+    vision_format: Literal["auto", "native", "bfloat16"] = Field(
+        default="auto",
+        description="CPU: products of a vision transformer; auto: bfloat16 where faster, unless dtype is given",
+    )
     max_model_len: int | None = Field(default=None, ge=2, description="tokens of prompt and answer; none: as trained")
     max_num_seqs: int = Field(default=64, ge=1, le=4096, description="sequences that run at once")
     max_num_batched_tokens: int = Field(default=512, ge=16, description="tokens of one step")

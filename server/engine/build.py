@@ -16,7 +16,7 @@ import torch
 from kernels import backend
 from model.checkpoint.native import load_folder
 from model.config import FlamingoConfig
-from model.cpu import FLOAT32, Format, use_fast_formats
+from model.cpu import FLOAT32, ROUNDED, Format, use_fast_formats
 from model.flamingo import Flamingo
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
@@ -63,7 +63,10 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
 
 
 def _use_formats(model: Flamingo, settings: Settings, device: torch.device) -> dict[str, dict[int, Format]]:
-    """On a CPU, the formats of `weight_format`; `auto` keeps a model's own four bits and leaves other models alone."""
+    """On a CPU, the formats of `weight_format` and `vision_format`; `auto` of the first keeps a model's own four bits and
+    leaves other models alone."""
+    if settings.vision_format == "bfloat16" and device.type != "cpu":
+        raise SettingsError(f"vision_format bfloat16 is for a CPU, the device is {device.type}")
     wished = settings.weight_format
     if wished == "auto":
         is_q4 = model.config.language_model.weights == "q4"
@@ -74,10 +77,17 @@ def _use_formats(model: Flamingo, settings: Settings, device: torch.device) -> d
     if device.type != "cpu":
         raise SettingsError(f"weight_format {wished} is for a CPU, the device is {device.type}")
     model.fold_gates()
-    formats = use_fast_formats(model, FLOAT32 if wished == "native" else (wished, "bfloat16"))
+    layers: tuple[Format, ...] = FLOAT32 if wished == "native" else (wished, "bfloat16")
+    formats = use_fast_formats(model, layers, _vision_formats(settings))
     for shape, best in formats.items():
         logger.info("weights %s: %s", shape, ", ".join(f"{name} from {rows}" for rows, name in best.items()))
     return formats
+
+
+def _vision_formats(settings: Settings) -> tuple[Format, ...]:
+    if settings.vision_format == "auto":
+        return FLOAT32 + ROUNDED if settings.dtype == "auto" else FLOAT32
+    return FLOAT32 if settings.vision_format == "native" else ROUNDED
 
 
 def engine_config(served: ServedModel, settings: Settings, dtype: torch.dtype) -> EngineConfig:

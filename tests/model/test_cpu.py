@@ -10,17 +10,21 @@ from torch import Tensor
 
 from model.config import FlamingoConfig
 from model.cpu import (
+    ENCODER_ROWS,
     FLOAT32,
     GROUP,
+    ROUNDED,
     ROWS,
     FastLinear,
     Format,
+    _replace,
     formats_for,
     quantise_groups,
     use_fast_formats,
 )
 from model.flamingo import Flamingo
 from model.reference import encode, log_probs
+from model.vision import OPENAI_VIT_L_14, VisionEncoder
 from tests.tiny_models import CONFIGS, tiny_model
 
 TOKENS = [5, 257, 9, 11, 257, 20, 21]
@@ -120,3 +124,29 @@ def test_float32_stays_float32() -> None:
     pixels = [torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in (1, 2)]
     expected = log_probs(plain, TOKENS, INDEX, encode(plain, pixels))
     torch.testing.assert_close(log_probs(fast, TOKENS, INDEX, encode(fast, pixels)), expected, atol=1e-4, rtol=0)
+
+
+def test_a_rounded_encoder_keeps_its_features() -> None:
+    encoder = VisionEncoder(replace(OPENAI_VIT_L_14, image_size=56, num_patches=16, num_layers=4))
+    pixels = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = encoder(pixels)
+        linears = _replace(encoder, ROUNDED)
+        found = encoder(pixels)
+    assert {tuple(linear.products) for linear in linears} == {ROUNDED}
+    assert found.dtype == torch.float32
+    error = float((found - expected).norm() / expected.norm())
+    assert 0 < error < 0.005
+
+
+def test_an_encoder_s_matrices_take_one_format_for_any_number_of_rows() -> None:
+    linear = FastLinear(torch.randn(256, 256), None, FLOAT32 + ROUNDED)
+    assert set(linear.products) == {*FLOAT32, *ROUNDED}
+    linear.choose({ENCODER_ROWS: "rounded"})
+    assert list(linear.products) == ["rounded"]
+    assert linear(torch.randn(3, 256)).dtype == linear(torch.randn(300, 256)).dtype == torch.float32
+
+
+def test_a_small_matrix_is_never_rounded() -> None:
+    assert formats_for(torch.zeros(64, 64), FLOAT32 + ROUNDED) == FLOAT32
+    assert formats_for(torch.zeros(64, 64), ROUNDED) == ("float32",)

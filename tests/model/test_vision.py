@@ -121,3 +121,20 @@ def test_sizes_that_the_network_does_not_have_are_refused_with_both() -> None:
         VisionEncoder(replace(EFFICIENTNET_LITE0, num_patches=64))
     with pytest.raises(ConfigError, match=r"\(49, 1280\).*\(49, 512\)"), torch.device("meta"):
         VisionEncoder(replace(EFFICIENTNET_LITE0, feature_dim=512))
+
+
+def test_folded_batch_norms_change_no_feature() -> None:
+    encoder = VisionEncoder(EFFICIENTNET_LITE0)
+    torch.manual_seed(8)
+    for norm in (module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        for tensor, low, high in ((norm.running_mean, -1, 1), (norm.running_var, 0.5, 2), (norm.weight, 0.5, 1.5)):
+            assert tensor is not None
+            tensor.data.uniform_(low, high)
+        norm.bias.data.uniform_(-1, 1)
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        before = encoder(pixels)
+        encoder.fold_batch_norms()
+        after = encoder(pixels)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in encoder.modules())
+    assert float((after - before).norm() / before.norm()) < 1e-5

@@ -9,7 +9,8 @@ import pytest
 
 from kernels import backend
 from model.checkpoint.native import save_folder
-from server.engine.build import build
+from model.cpu import FLOAT32, ROUNDED
+from server.engine.build import _vision_formats, build
 from server.settings import Settings
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
@@ -40,3 +41,10 @@ def test_a_format_of_the_cpu_gives_the_engine_its_dtype(folder: str) -> None:
     engine, info = build(Settings(model=folder, device="cpu", weight_format="int8"))
     assert info["dtype"] == "bfloat16"
     assert str(engine.runner.dtype) == "torch.bfloat16"
+
+
+def test_the_encoder_is_rounded_only_where_the_settings_leave_it_open() -> None:
+    assert _vision_formats(Settings()) == FLOAT32 + ROUNDED
+    assert _vision_formats(Settings(dtype="float32")) == FLOAT32
+    assert _vision_formats(Settings(vision_format="native")) == FLOAT32
+    assert _vision_formats(Settings(dtype="float32", vision_format="bfloat16")) == ROUNDED
