@@ -29,6 +29,8 @@ from server.engine.work import Work, wanted
 class Answers(Work):
     """`sequences`: one an answer, or the one that a beam search begins with."""
 
+    has_turns = False
+
     def __init__(
         self,
         request: Generate,
@@ -66,10 +68,12 @@ class Answers(Work):
     def take(self, result: Result) -> Iterator[Outbound]:
         """Turn a row's result into events, and end what has ended."""
         sequence = result.row.sequence
-        yield from self._score(result)
+        if sequence.wants_prompt_logprobs:
+            yield from self._score(result)
         if not result.row.samples:
             return
-        yield from self._let_go()
+        if self._held_back:
+            yield from self._let_go()
         if sequence.sampling.max_tokens == 0:
             yield from self._end(sequence, "length")
         elif self._beams is not None:
@@ -105,7 +109,7 @@ class Answers(Work):
     def _score(self, result: Result) -> Iterator[Outbound]:
         """Collect prompt log-probabilities by position; send them when the prompt is through, before its first token."""
         sequence = result.row.sequence
-        if not sequence.wants_prompt_logprobs or sequence.num_output_tokens:
+        if sequence.num_output_tokens:
             return
         self._prompt_logprobs.update(enumerate(result.prompt_logprobs, start=result.row.start + 1))
         if result.row.samples and not sequence.is_scored:

@@ -67,6 +67,7 @@ class Engine:
         self._eos = frozenset(tokenizer.eos_ids)
         self._grammars = Grammars(tokenizer)
         self._requests: dict[str, Work] = {}
+        self._having_turns: dict[str, Work] = {}
         self._serials = count()
         self._events: list[Outbound] = []
         self._is_stuck = False
@@ -88,6 +89,8 @@ class Engine:
             self._events += finished(request.request_id, range(num_answers), "error", str(error))
             return
         self._requests[request.request_id] = work
+        if work.has_turns:
+            self._having_turns[request.request_id] = work
         self._events += work.begin()
 
     def abort(self, abort: Abort) -> None:
@@ -218,11 +221,11 @@ class Engine:
             raise RequestError(f"layers {sorted(unknown)} are none of the gated ones {list(gated)}")
 
     def _schedule(self) -> Plan:
-        for work in self._requests.values():
+        for work in self._having_turns.values():
             work.prepare()
         plan = self.scheduler.schedule()
         self._events += wanted(plan.wanted)
-        for work in self._requests.values():
+        for work in self._having_turns.values():
             self._events += work.plan(plan)
         return plan
 
@@ -242,7 +245,7 @@ class Engine:
 
     def _turning(self) -> list[Work]:
         """Who has a turn behind this step; of those that need a forward of their own, the first to come."""
-        able = [work for work in self._requests.values() if work.can_turn]
+        able = [work for work in self._having_turns.values() if work.can_turn]
         return [work for work in able if not work.turn_is_forward] + [w for w in able if w.turn_is_forward][:1]
 
     def _take(self, result: Result) -> None:
@@ -269,6 +272,7 @@ class Engine:
 
     def _forget(self, work: Work) -> None:
         del self._requests[work.request_id]
+        self._having_turns.pop(work.request_id, None)
         work.release()
         needed = {self.media.key(source) for other in self._requests.values() for source in other.media}
         self.media.forget_frames({key for key in needed if key is not None})

@@ -25,6 +25,7 @@ class RequestError(ValueError):
 class Work:
     """`is_over`: the last event has been given. Whoever holds a work then releases it."""
 
+    has_turns: ClassVar[bool] = True  # false: it is told of its results alone, not of every step
     turn_is_forward: ClassVar[bool] = False  # one such turn a step, or those who generate would wait for all of them
 
     def __init__(self, request_id: str) -> None:

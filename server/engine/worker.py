@@ -6,6 +6,7 @@ ends, the API process is gone, and so is this one.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -169,6 +170,9 @@ def main() -> None:
     except Exception:
         logger.exception("the engine could not be built")
         sys.exit(1)
+    # what is there by now stays: a full collection that walks through it would hold up a step for long
+    gc.collect()
+    gc.freeze()
     Worker(engine, connect(start.address)).run(info)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from array import array
 from collections import deque
@@ -85,6 +86,7 @@ class ToldEngine:
             "num_preemptions": float(self.num_aborted),
             "media_slots_in_use": float(len(self.held)),
             "media_slots_pinned": float(len(self.pinned)),
+            "num_frozen_objects": float(gc.get_freeze_count()),
         }
 
     def step(self) -> list[Outbound]:

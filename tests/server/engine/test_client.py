@@ -343,3 +343,9 @@ async def test_pins_reach_the_worker(engine: EngineClient, metrics: Metrics) -> 
     await eventually(lambda: metrics.engine.values.get("media_slots_pinned") == 2)
     engine.pin([media("a").digest], False)
     await eventually(lambda: metrics.engine.values.get("media_slots_pinned") == 1)
+
+
+async def test_the_collector_leaves_alone_what_was_there_before_the_first_request(
+    engine: EngineClient, metrics: Metrics
+) -> None:
+    await eventually(lambda: metrics.engine.values.get("num_frozen_objects", 0) > 1000)
