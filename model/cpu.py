@@ -232,6 +232,8 @@ def use_fast_formats(
         _to_bfloat16(language_model)
         _to_bfloat16(model.gated)
     model.vision.fold_batch_norms()
+    if next(model.vision.parameters()).dtype != torch.float32:  # loaded in another dtype, as asked for
+        return _choose(fast)
     chosen = _choose(fast + _replace(model.resampler, FLOAT32))
     return chosen | _choose(_replace(model.vision, vision), encoder=True)
 

@@ -16,6 +16,7 @@ from bench.drive import Driver, Outcome
 from bench.options import parse, server_settings, shown
 from bench.peer.llamacpp_model import LlamaCpp
 from bench.table import Bar, Report, Run, interleave
+from bench.where import decode_step
 from bench.workload import greedy, text
 from model.tokenizer import PromptTokenizer
 from model.zoo.config import LANGUAGE_MODEL_FILE
@@ -38,8 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = Report(
         "Text alone, beside llama.cpp, tokens a second", {**shown(options), "dtype": info["dtype"]}, PACKAGES
     )
-    bench = Bench(options, ServedModel.load(settings).tokenizer, Driver(engine), report)
+    model = ServedModel.load(settings)
+    bench = Bench(options, model.tokenizer, Driver(engine), report)
     for batch in DECODE_BARS:
+        bench.where(batch, model.config.language_model.num_layers)
         bench.decode(batch)
     bench.prefill()
     report.print()
@@ -58,6 +61,12 @@ class Bench:
     def decode(self, batch: int) -> None:
         name, length = f"decode, batch {batch}", self._options.prompt_tokens
         self._measure(name, batch, length, self._options.new_tokens, DECODE_BARS[batch])
+
+    def where(self, batch: int, num_layers: int) -> None:
+        """Our side's operators, beside the settings at the head of the table."""
+        requests = [_request(str(i), self._prompt(self._options.prompt_tokens), 4) for i in range(batch)]
+        for name, value in decode_step(self._engine.engine, requests, num_layers).items():
+            self.report.settings[f"{name}, batch {batch}"] = value
 
     def prefill(self) -> None:
         length = self._options.prefill_tokens

@@ -43,6 +43,11 @@ def test_a_format_of_the_cpu_gives_the_engine_its_dtype(folder: str) -> None:
     assert str(engine.runner.dtype) == "torch.bfloat16"
 
 
+def test_a_format_of_the_cpu_goes_with_any_dtype(folder: str) -> None:
+    _, info = build(Settings(model=folder, device="cpu", dtype="bfloat16", weight_format="int8"))
+    assert info["dtype"] == "bfloat16"
+
+
 def test_the_encoder_is_rounded_only_where_the_settings_leave_it_open() -> None:
     assert _vision_formats(Settings()) == FLOAT32 + ROUNDED
     assert _vision_formats(Settings(dtype="float32")) == FLOAT32
