@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import sys
 from asyncio.subprocess import PIPE, Process
+from contextlib import suppress
 from pathlib import Path
 
 from model.config import VisionConfig
@@ -64,8 +65,11 @@ class DecodePool:
         return reply
 
     async def stop(self) -> None:
-        for process in list(self._processes):
-            process.kill()
+        """Again if need be: the engine's client and the server share a pool, and each stops it."""
+        while self._processes:
+            process = self._processes.pop()
+            with suppress(ProcessLookupError):
+                process.kill()
             await process.wait()
 
     async def _start(self) -> Process:

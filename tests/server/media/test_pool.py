@@ -167,3 +167,10 @@ async def test_a_decode_that_is_given_up_does_not_confuse_the_next(pool: DecodeP
     left.cancel()
     frames = await pool.decode(media(picture("red")))
     assert tuple(frames.data[:3]) == (255, 0, 0)
+
+
+async def test_it_may_be_stopped_twice(pool: DecodePool) -> None:
+    await pool.decode(media(picture()))
+    await pool.stop()
+    await pool.stop()
+    assert not pids(pool)
