@@ -46,7 +46,7 @@ from server.engine.wire import (
     Token,
 )
 from server.engine.worker import MAX_MESSAGE_BYTES
-from server.errors import EngineDied, EngineFailed, EngineNotReady, InvalidMedia, ServerError
+from server.errors import EngineDied, EngineFailed, EngineNotReady, InvalidMedia, MediaNotFound, ServerError
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
 from server.metrics import Metrics
@@ -310,12 +310,17 @@ class EngineClient:
         """Every wish is answered, also when the request that brought the media has gone: the worker asks but once."""
         if digest in self._decoding:
             return
-        media = next((s.media[digest] for s in self._streams.values() if digest in s.media), None)
+        media = self._brought(digest)
         if media is None:
             worker.send(MediaFailed(digest=digest, message="the request that brought this media has gone"))
             return
         task = self._decoding[digest] = asyncio.create_task(self._supply(media, worker))
         task.add_done_callback(lambda done: self._decoded(digest, done))
+
+    def _brought(self, digest: bytes) -> EncodedMedia | None:
+        """By any of the requests, at hand if it may be: a stored one can be deleted."""
+        brought = [stream.media[digest] for stream in self._streams.values() if digest in stream.media]
+        return max(brought, key=lambda media: media.is_at_hand, default=None)
 
     def _decoded(self, digest: bytes, done: asyncio.Task[None]) -> None:
         # a worker's next life may be decoding the same media again
@@ -325,7 +330,7 @@ class EngineClient:
     async def _supply(self, media: EncodedMedia, worker: WorkerProcess) -> None:
         started = time.monotonic()
         try:
-            frames = await self._decoder.decode(media)
+            frames = await self._decode(media)
             _check_size(frames, media)
         except ServerError as error:  # it is no picture, or was deleted since
             self._fail_media(media.digest, error, worker)
@@ -335,6 +340,15 @@ class EngineClient:
         else:
             self._metrics.media_decode.observe(time.monotonic() - started)
             worker.send(MediaPixels(digest=media.digest, shape=frames.shape, data=frames.data))
+
+    async def _decode(self, media: EncodedMedia) -> Frames:
+        try:
+            return await self._decoder.decode(media)
+        except MediaNotFound:
+            other = self._brought(media.digest)  # perhaps by a request that came meanwhile
+            if other is None or not other.is_at_hand:
+                raise
+            return await self._decoder.decode(other)
 
     def _fail_media(self, digest: bytes, error: ServerError, worker: WorkerProcess) -> None:
         self._metrics.media_decode_failures.inc()

@@ -156,6 +156,42 @@ async def test_a_media_that_was_deleted_meanwhile_is_not_found(engine: EngineCli
     assert caught.value.param == "prompt[a]"
 
 
+def deleted(name: str) -> EncodedMedia:
+    def read() -> bytes:
+        raise MediaNotFound(f"there is no media {name!r}")
+
+    return EncodedMedia(kind="image", data=read, digest=media(name).digest, param="prompt[0].image_id")
+
+
+async def test_a_deleted_media_that_another_request_brings_along_is_decoded(
+    engine: EngineClient, decoder: FakeDecoder
+) -> None:
+    shown = [deleted("a"), media("a"), deleted("a")]
+    await asyncio.gather(*(tokens(stream(engine, str(i), one), 1) for i, one in enumerate(shown)))
+    assert decoder.asked == [b"a"]
+
+
+async def test_bytes_that_come_while_a_deleted_media_is_looked_for_are_decoded(
+    engine: EngineClient, decoder: FakeDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, reading = decoder.decode, asyncio.Event()
+
+    async def decode_late(one: EncodedMedia) -> Frames:
+        reading.set()
+        await decoder.opened.wait()
+        return await decode(one)
+
+    monkeypatch.setattr(decoder, "decode", decode_late)
+    decoder.opened.clear()
+    first = asyncio.create_task(tokens(stream(engine, "1", deleted("a")), 1))
+    await reading.wait()
+    second = asyncio.create_task(tokens(stream(engine, "2", media("a")), 1))
+    await eventually(lambda: len(engine._streams) == 2)
+    decoder.opened.set()
+    await asyncio.gather(first, second)
+    assert decoder.asked == [b"a"]
+
+
 async def test_a_bug_in_decoding_fails_the_request_and_nothing_hangs(
     engine: EngineClient, decoder: FakeDecoder
 ) -> None:
