@@ -59,5 +59,5 @@ train-default: setup .venv/dev.stamp
 	$(BIN)/python -m training.default_data
 	$(BIN)/python -m training training/default/alignment.yaml --pause-file $(PAUSE)
 	$(BIN)/python -m training training/default/episodes.yaml --pause-file $(PAUSE)
-	$(BIN)/python -m training training/default/permuted.yaml --pause-file $(PAUSE)
-	$(BIN)/python -m training.default.ship $(RUNS)/alignment $(RUNS)/episodes $(RUNS)/permuted
+	$(BIN)/python -m training training/default/similarity.yaml --pause-file $(PAUSE)
+	$(BIN)/python -m training.default.ship $(RUNS)/alignment $(RUNS)/episodes $(RUNS)/similarity
