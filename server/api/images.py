@@ -96,7 +96,7 @@ async def delete_image(image_id: str, services: GivenServices) -> Response:
 
 
 async def _keep(media: EncodedMedia, services: Services) -> None:
-    """Decoded, unless the same bytes have been, and stored; told to the support sets that may show it already."""
+    """Decoded, unless the same bytes have been, and stored; told to the support sets: they may show it, now or soon."""
     if not await asyncio.to_thread(_is_checked, services.store, media.id):
         started = time.monotonic()
         frames = await services.decoder.decode(media)
@@ -104,7 +104,7 @@ async def _keep(media: EncodedMedia, services: Services) -> None:
         num_frames = frames.shape[0]
         await asyncio.to_thread(services.store.put, media.data, media.kind, size=frames.size, num_frames=num_frames)
         services.metrics.media_stored.inc()
-    await services.support_sets.mark_uploaded(media.id)
+    await services.support_sets.mark_uploaded(media.id, len(media.data))
 
 
 def _is_checked(store: MediaStore, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 A request leases its media, stores their bytes, and refers to them in the transaction that gives the leases back. Bytes
 are deleted under the lock of their row, and only without reference or lease: whoever leases later stores them again.
+What a client uploaded by itself has a row that says so, and is not swept.
 """
 
 from __future__ import annotations
@@ -56,8 +57,11 @@ def is_used(session: Session, media_id: str, now: float) -> bool:
     return bool(session.scalar(select(referred | leased)))
 
 
-def mark_uploaded(session: Session, media_id: str) -> None:
-    session.execute(update(MediaRow).where(MediaRow.media_id == media_id).values(is_uploaded=True))
+def mark_uploaded(session: Session, media_id: str, num_bytes: int) -> None:
+    """Makes the row where there is none: a request about to lease the media then finds it."""
+    marked = session.execute(update(MediaRow).where(MediaRow.media_id == media_id).values(is_uploaded=True))
+    if not marked.rowcount:  # type: ignore[attr-defined]
+        session.execute(insert(MediaRow).values(media_id=media_id, num_bytes=num_bytes, is_uploaded=True))
 
 
 def delete_media(session: Session, store: MediaStore, media_id: str, now: float) -> None:
@@ -92,8 +96,9 @@ def sweep(session: Session, store: MediaStore, now: float) -> int:
 
 
 def num_bytes(session: Session) -> int:
-    """Of all media that support sets have stored."""
-    return session.scalar(select(func.coalesce(func.sum(MediaRow.num_bytes), 0))) or 0
+    """Of all media that support sets refer to."""
+    referred = exists().where(ExampleMediaRow.media_id == MediaRow.media_id)
+    return session.scalar(select(func.coalesce(func.sum(MediaRow.num_bytes), 0)).where(referred)) or 0
 
 
 def _known(session: Session, media_ids: Iterable[str]) -> set[str]:

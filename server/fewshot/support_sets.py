@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Ids and latest versions of all sets; bytes of all media that they have brought."""
+    """Ids and latest versions of all sets; bytes of all media that they refer to."""
 
     latest: list[tuple[str, int]]
     num_bytes: int
@@ -188,9 +188,9 @@ class SupportSets:
         """From the store. Raises `MediaInUse`, `MediaNotFound`."""
         await self._write(lambda session, now: media_ledger.delete_media(session, self.media_store, media_id, now))
 
-    async def mark_uploaded(self, media_id: str) -> None:
-        """A client has stored this media by itself: it stays when the support sets that show it go."""
-        await self._write(lambda session, now: media_ledger.mark_uploaded(session, media_id))
+    async def mark_uploaded(self, media_id: str, num_bytes: int) -> None:
+        """A client has stored this media by itself: it stays when the support sets that show it, or will, go."""
+        await self._write(lambda session, now: media_ledger.mark_uploaded(session, media_id, num_bytes))
 
     # embeddings
 

@@ -70,8 +70,8 @@ class ExampleRow(Base):
 
 
 class MediaRow(Base):
-    """One media of the store that support sets have shown. `is_uploaded`: a client stored it by itself and will delete
-    it by itself; other media go with their last reference."""
+    """One media of the store. `is_uploaded`: a client stored it by itself and will delete it by itself; other media came
+    with support sets and go with their last reference."""
 
     __tablename__ = "media"
 

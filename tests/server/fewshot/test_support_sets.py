@@ -21,6 +21,7 @@ from server.errors import (
 from server.fewshot import first_answers, media_porter
 from server.fewshot import support_sets as module
 from server.fewshot.examples import NewExample
+from server.fewshot.media_porter import Porter
 from server.fewshot.support_sets import Repeatable, SupportSets
 from server.media.source import EncodedMedia, encoded
 from server.media.store import MediaStore
@@ -219,7 +220,7 @@ async def test_what_a_client_uploaded_by_itself_stays_until_it_deletes_it(
 ) -> None:
     store.put(RED.data, "image")
     await support_sets.create("s", [example("a", store.find(RED.id), GREEN, BLUE)])
-    await support_sets.mark_uploaded(BLUE.id)
+    await support_sets.mark_uploaded(BLUE.id, len(BLUE.data))
     await support_sets.delete("s")
     await support_sets.sweep()
     assert [store.exists(m.id) for m in (RED, GREEN, BLUE)] == [True, False, True]
@@ -227,6 +228,51 @@ async def test_what_a_client_uploaded_by_itself_stays_until_it_deletes_it(
     assert not store.exists(RED.id)
     with pytest.raises(MediaNotFound):
         await support_sets.delete_media(RED.id)
+
+
+@pytest.mark.parametrize("step", ["_sizes", "_put"])
+async def test_what_a_client_uploads_while_a_set_is_made_stays(
+    support_sets: SupportSets, store: MediaStore, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """`step`: of storing, behind which the upload comes: before the set's row of the media is written, or after."""
+    done = getattr(Porter, step)
+
+    def upload_behind(self: Porter, *given: Any) -> Any:
+        result = done(self, *given)
+        store.put(RED.data, "image")
+        asyncio.run(support_sets.mark_uploaded(RED.id, len(RED.data)))
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Porter, step, upload_behind)
+        await support_sets.create("s", [example("a", RED)])
+    await support_sets.create("t", [example("a", RED, GREEN)])
+    await support_sets.delete("s")
+    await support_sets.delete("t")
+    await support_sets.sweep()
+    assert [store.exists(m.id) for m in (RED, GREEN)] == [True, False]
+
+
+async def test_uploads_and_sets_that_show_them_at_once(support_sets: SupportSets, store: MediaStore) -> None:
+    many = [encoded(b"%d" % number, "image", "") for number in range(8)]
+
+    async def upload(media: EncodedMedia) -> None:
+        store.put(media.data, "image")
+        await support_sets.mark_uploaded(media.id, len(media.data))
+
+    made = (support_sets.create(media.id, [example("a", media)]) for media in many)
+    await asyncio.gather(*made, *map(upload, many))
+    for media in many:
+        await support_sets.delete(media.id)
+    await support_sets.sweep()
+    assert all(store.exists(media.id) for media in many)
+
+
+async def test_bytes_are_counted_once_of_what_sets_show(support_sets: SupportSets) -> None:
+    await support_sets.mark_uploaded(BLUE.id, len(BLUE.data))
+    assert (await support_sets.totals()).num_bytes == 0
+    await support_sets.create("s", [example("a", RED, BLUE), example("b", RED)])
+    assert (await support_sets.totals()).num_bytes == len(RED.data + BLUE.data)
 
 
 async def test_media_of_a_request_under_way_are_not_swept(
