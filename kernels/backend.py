@@ -27,6 +27,7 @@ __all__ = [
     "interpreting",
     "jit",
     "jit_runtime",
+    "numba",
     "select",
     "tl",
     "triton",
@@ -123,9 +124,10 @@ def _reason() -> str:
 def describe() -> dict[str, Any]:
     """For the log at start, /health and /version."""
     triton_runs = _requested != "reference" and _obstacle() is None
+    on_cpu = "reference" if _requested == "reference" or numba is None else "numba"
     return {
         "requested": _requested,
-        "backend": "triton" if triton_runs else "reference",
+        "backend": "triton" if triton_runs else on_cpu,
         "reason": _reason(),
         "torch": torch.__version__,
         "triton": triton.__version__ if triton is not None else None,

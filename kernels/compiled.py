@@ -23,7 +23,7 @@ try:
 except ImportError:  # no wheel for this platform: torch serves
     numba = cfunc = types = overload = None
 
-__all__ = ["ELEMENTS", "Compiled", "compiled", "exp", "inlined", "load", "numba", "store"]
+__all__ = ["ELEMENTS", "Compiled", "cfunc", "compiled", "exp", "inlined", "load", "numba", "store"]
 
 Entry = Callable[..., None]
 

@@ -53,7 +53,8 @@ class Settings(BaseModel):
     )
     num_threads: int | None = Field(default=None, ge=1, description="threads of the model on a CPU; none: torch's choice")
     kernels: Literal["auto", "triton", "reference"] = Field(
-        default="auto", description="what runs the operators; auto: Triton on a GPU. What cannot run here ends the start"
+        default="auto",
+        description="what runs the operators; auto: Triton on a GPU, Numba on a CPU. What cannot run ends the start",
     )
     weight_format: Literal["auto", "native", "int8", "int4"] = Field(
         default="auto", description="CPU: format of the decoder's weights; auto keeps a model's own four bits, else native"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels import backend
-from kernels.backend import BackendError, describe, select, use_triton
+from kernels.backend import BackendError, describe, select, use_compiled, use_triton
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +23,13 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_auto_serves_a_cpu_with_torch_and_says_why() -> None:
+def test_auto_serves_a_cpu_with_what_numba_compiles_and_says_why() -> None:
     select("auto")
     assert not use_triton(torch.zeros(1))
+    assert use_compiled(torch.zeros(1))
     assert describe() == {
         "requested": "auto",
-        "backend": "reference",
+        "backend": "numba",
         "reason": "torch sees no GPU",
         "torch": torch.__version__,
         "triton": backend.triton.__version__,
@@ -69,3 +70,10 @@ def test_the_reference_asked_for_is_taken_whatever_there_is(monkeypatch: pytest.
 def test_a_backend_that_is_none_is_refused_by_name() -> None:
     with pytest.raises(BackendError, match="'cuda' is none of auto, triton, reference"):
         select("cuda")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_numba_torch_serves_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "numba", None)
+    assert not use_compiled(torch.zeros(1))
+    assert (describe()["backend"], describe()["numba"]) == ("reference", None)

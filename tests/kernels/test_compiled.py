@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from kernels import compiled as compiled_module
 from kernels.backend import select, use_compiled
+from kernels.compiled import compiled, load, store
 from kernels.kv_store import kv_store, kv_store_reference
 from kernels.norm import rms_norm, rms_norm_reference
 from kernels.paged_attention import paged_attention, paged_attention_reference, plan_step
@@ -122,3 +126,22 @@ def test_gradients_large_tensors_other_dtypes_and_the_reference_asked_for_are_to
     leaf = x.clone().requires_grad_()
     swiglu(rms_norm(leaf, torch.ones(8), 1e-5)).sum().backward()
     assert leaf.grad is not None
+
+
+def _double(x: Any, count: Any) -> None:
+    for i in range(count):
+        store(x, i, load(x, i) + load(x, i))
+
+
+def test_where_nothing_can_be_written_a_kernel_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfunc = compiled_module.cfunc
+
+    def refuse_to_keep(signature: Any, *, cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return cfunc(signature, **options)
+
+    monkeypatch.setattr(compiled_module, "cfunc", refuse_to_keep)
+    x = torch.tensor([1.0, 2.0, 3.0])
+    compiled("T* int")(_double)[x.dtype](x.data_ptr(), 2)
+    assert x.tolist() == [2.0, 4.0, 3.0]
