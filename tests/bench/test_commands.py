@@ -55,6 +55,24 @@ def test_http() -> None:
     assert found["rows"][0].keys() == {"clients", "engine tokens/s", "server tokens/s", "server / engine", "seen"}
 
 
+def test_fewshot() -> None:
+    found = last_line("bench.fewshot")
+    assert bars(found) == [
+        f"first token, 4 shots, {chosen}, new picture / no shots"
+        for chosen in ("first", "rices_image", "rices_image stored")
+    ]
+    rows = {(row["what"], row["picture"]): row for row in found["rows"]}
+    assert len(rows) == len(found["rows"]) == 18
+    assert all(row["ms"] > 0 for row in rows.values())
+    assert rows["first token, 0 shots", "new"]["cached"] == 0
+    # the warm shots were found computed, and so they were where similarity chose them, in the set's order
+    for chosen in ("first", "rices_image stored"):
+        row = rows[f"first token, 4 shots, {chosen}", "new"]
+        assert row["prompt tokens"] - row["cached"] < rows["first token, 0 shots", "new"]["prompt tokens"] + 16
+    assert ("classify, 4 shots, first", "seen") in rows
+    assert ("first token, 4 shots, rices_image, cold", "new") in rows
+
+
 def test_idefics_and_ours_answer_alike() -> None:
     found = last_line("bench.peer", "idefics")
     measured = [row["what"] for row in found["rows"]]
