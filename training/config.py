@@ -99,8 +99,8 @@ class TrainConfig:
     ablate: AblateConfig = AblateConfig()
     # scratch: the folder's language model in shape alone, with random weights
     language_model: Literal["keep", "scratch"] = "keep"
-    # text: the next token's loss; alignment: the default model's first stage; text_and_similarity: its last
-    objective: Literal["text", "alignment", "text_and_similarity"] = "text"
+    # text: the next token's loss; the others: stages of the default model
+    objective: Literal["text", "alignment", "similarity", "text_and_similarity"] = "text"
     out: str
     steps: int
     sets: tuple[SetConfig, ...]
