@@ -54,7 +54,7 @@ async def create_support_set(request: Request, services: GivenServices, ticket: 
         metadata=fields.metadata,
         repeatable=_repeatable(request, body),
     )
-    return JSONResponse(_card(info, services))
+    return JSONResponse(_put_card(info, services))
 
 
 @router.get("/v1/support_sets")
@@ -106,7 +106,7 @@ async def put_examples(support_set: str, request: Request, services: GivenServic
         expected_version=fields.expected_version,
         repeatable=_repeatable(request, body),
     )
-    return JSONResponse(_card(info, services))
+    return JSONResponse(_put_card(info, services))
 
 
 @router.get("/v1/support_sets/{support_set}/examples")
@@ -183,6 +183,10 @@ def _listed(cards: list[dict[str, Any]], limit: int) -> dict[str, Any]:
         "last_id": shown[-1]["id"] if shown else None,
         "has_more": len(cards) > len(shown),
     }
+
+
+def _put_card(info: SupportSetInfo, services: Services) -> dict[str, Any]:
+    return {**_card(info, services), "example_ids": info.example_ids}
 
 
 def _card(info: SupportSetInfo, services: Services) -> dict[str, Any]:

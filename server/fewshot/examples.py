@@ -35,7 +35,8 @@ class NewExample:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupportSetInfo:
     """A version of a support set without its examples. Times are in Unix seconds; `num_bytes` counts each media once;
-    `label_counts`: examples by label, labels in order of appearance, those without a label left out."""
+    `label_counts`: examples by label, labels in order of appearance, those without a label left out. `example_ids`: of the
+    examples that were put, in the order of the request, where this answers one."""
 
     id: str
     name: str | None
@@ -50,6 +51,7 @@ class SupportSetInfo:
     num_media: int
     num_bytes: int
     label_counts: dict[str, int]
+    example_ids: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from server.fewshot.examples import Example, NewExample, SupportSet, SupportSetI
 from server.fewshot.first_answers import Repeatable
 from server.fewshot.media_ledger import LeaseLost
 from server.fewshot.media_porter import MediaDecoder, Porter
+from server.fewshot.tables import SupportSetRow
 from server.fewshot.versions import Draft
 from server.media.store import MediaStore
 
@@ -112,8 +113,7 @@ class SupportSets:
 
         def change(session: Session, now: float) -> SupportSetInfo:
             row = versions.add_set(session, draft, now)
-            versions.put_examples(session, row, examples, self._max_examples, now)
-            return versions.infos(session, [row])[0]
+            return self._put(session, row, examples, now)
 
         return await self._store(examples, change, "", repeatable)
 
@@ -130,8 +130,7 @@ class SupportSets:
 
         def change(session: Session, now: float) -> SupportSetInfo:
             row = versions.find_expected(session, id_or_name, expected_version, now)
-            versions.put_examples(session, row, examples, self._max_examples, now)
-            return versions.infos(session, [row])[0]
+            return self._put(session, row, examples, now)
 
         scope = (await self.get(id_or_name)).id
         return await self._store(examples, change, scope, repeatable)
@@ -214,6 +213,10 @@ class SupportSets:
         result = await self._write(work)
         self.changed.set()
         return result
+
+    def _put(self, session: Session, row: SupportSetRow, examples: Sequence[NewExample], now: float) -> SupportSetInfo:
+        versions.put_examples(session, row, examples, self._max_examples, now)
+        return replace(versions.infos(session, [row])[0], example_ids=tuple(example.id for example in examples))
 
     async def _store(
         self,

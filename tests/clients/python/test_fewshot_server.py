@@ -75,6 +75,7 @@ def test_a_support_set_has_versions(client: Client) -> None:
     assert (made.version, made.num_examples) == (1, 2)
     more = client.support_sets.put(made.id, EXAMPLES[2:], expected_version=1)
     assert (more.version, more.num_examples) == (2, 4)
+    assert [*made.example_ids, *more.example_ids] == [one.id for one in client.support_sets.examples(made.id)]
     with pytest.raises(BadRequest) as caught:
         client.support_sets.put(made.id, EXAMPLES[:1], expected_version=1)
     assert (caught.value.status, caught.value.code) == (409, "version_conflict")

@@ -179,6 +179,8 @@ def test_replies_are_data() -> None:
     assert (media.id, media.bytes, media.width) == ("img_1", 9, 2)
     (found,) = sent(lambda c: c.support_sets.search("pets", query()), {"data": [{"id": "b", "score": 0.5}]})[1]
     assert (found.id, found.score) == ("b", 0.5)
+    made = sent(lambda c: c.support_sets.create(examples=[{"text": "a"}]), {**SET, "example_ids": ["ex_1"]})[1]
+    assert made.example_ids == ("ex_1",)
     sets = sent(lambda c: c.support_sets.list(), page(SET))[1]
     assert ([one.name for one in sets], sets.has_more, sets.last_id, len(sets)) == (["pets"], True, "ss_1", 1)
     evaluation = sent(lambda c: c.evaluations.get("ev_1"), EVALUATION)[1]

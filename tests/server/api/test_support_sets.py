@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
+from server.engine.wire import Event
 from server.settings import Settings
 from tests.server.conftest import data_url, image_part, picture
 from tests.server.fakes import TOKENIZER, FakeClient, eventually
@@ -62,6 +64,7 @@ async def test_a_set_is_made_and_shown(http: httpx.AsyncClient) -> None:
         "label_counts": {"warm": 2},
         "status": "pending",
         "warm": None,
+        "example_ids": ["a", "b", "c"],
     }
     shown = (await http.get(f"{SETS}/s/examples")).json()
     (media,) = shown["data"][0].pop("media")
@@ -88,6 +91,7 @@ async def test_media_come_by_url_by_id_and_in_short_form(http: httpx.AsyncClient
     ]
     card = await create(http, examples=given)
     assert (card["num_examples"], card["num_media"]) == (3, 1)
+    assert await ids(http) == card["example_ids"]
     for shown in (await http.get(f"{SETS}/s/examples")).json()["data"]:
         assert shown["id"].startswith("ex_")
         assert shown["media"] == [{"type": "image_id", "image_id": uploaded}]
@@ -117,6 +121,15 @@ async def test_examples_are_put_replaced_and_deleted_each_in_a_version(http: htt
     versions = (await http.get(f"{SETS}/s/versions", params={"limit": 2, "after": 1})).json()
     assert [(v["version"], v["num_examples"], v["num_added"]) for v in versions["data"]] == [(2, 3, 1), (3, 2, 0)]
     assert versions["has_more"]
+
+
+async def test_ids_of_put_examples_are_told_in_the_order_of_the_request(http: httpx.AsyncClient) -> None:
+    card = await create(http, examples=[example("a"), {"text": "b"}])
+    put = await http.post(f"{SETS}/s/examples", json={"examples": [{"text": "c"}, example("a"), {"text": "d"}]})
+    told = put.json()["example_ids"]
+    assert told[1] == "a"
+    assert await ids(http) == [*card["example_ids"], told[0], told[2]]
+    assert "example_ids" not in (await http.get(f"{SETS}/s")).json()
 
 
 async def test_unknown_things_are_404_by_their_code(http: httpx.AsyncClient) -> None:
@@ -222,6 +235,7 @@ async def test_a_request_that_comes_again_gets_its_first_answer(http: httpx.Asyn
     more = {"examples": [{"text": "b"}]}
     put = [await http.post(f"{SETS}/s/examples", json=more, headers=headers) for _ in range(3)]
     assert [response.json()["version"] for response in put] == [2, 2, 2]
+    assert [*first.json()["example_ids"], *put[2].json()["example_ids"]] == await ids(http)
     bad = await http.post(SETS, json={}, headers={"Idempotency-Key": "a b"})
     assert error(bad) == (400, "invalid_value", "Idempotency-Key")
 
@@ -254,9 +268,24 @@ async def test_warming_shows_every_media_once_behind_all_others(http: httpx.Asyn
     assert (await http.get(f"{SETS}/s?version=1")).json()["status"] == "pending"
 
 
-async def test_warming_goes_on_behind_the_answer(http: httpx.AsyncClient, client: FakeClient, app: FastAPI) -> None:
+@pytest.fixture
+def opened(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Until it is set, nothing is shown."""
+    opened, stream = asyncio.Event(), client.stream
+
+    async def stream_late(*given: Any) -> AsyncGenerator[Event, None]:
+        await opened.wait()
+        async for event in stream(*given):
+            yield event
+
+    monkeypatch.setattr(client, "stream", stream_late)
+    return opened
+
+
+async def test_warming_goes_on_behind_the_answer(http: httpx.AsyncClient, app: FastAPI, opened: asyncio.Event) -> None:
     await create(http, examples=[example("a", "red")])
     assert (await http.post(f"{SETS}/s/warm")).json()["status"] == "warming"
+    opened.set()
     services = app.state.services
     card = await services.support_sets.get("s")
     await eventually(lambda: services.warming.warmth(card.id, 1).status == "ready")

@@ -51,11 +51,14 @@ class StoredMedia:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupportSet:
+    """A version of a set; `example_ids`: of the examples just put, in their order, as `create` and `put` are answered."""
+
     id: str
     version: int
     name: str | None = None
     num_examples: int = 0
     status: str = "pending"
+    example_ids: tuple[str, ...] = ()
     raw: Json = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -66,6 +69,7 @@ class SupportSet:
             name=values.get("name"),
             num_examples=values.get("num_examples", 0),
             status=values.get("status", "pending"),
+            example_ids=tuple(values.get("example_ids") or ()),
             raw=values,
         )
 
