@@ -72,23 +72,26 @@ class BridgeLoss(nn.Module):
         return nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
 
     def visual_tokens(self, media: tuple[Tensor, ...]) -> Tensor:
-        """Pages [M, R, D] in the media's order; those with equally many frames go through the encoder together."""
+        """Pages [M, R, D] in the media's order; those with equally many frames go through the resampler together."""
         model = self.flamingo
         dtype = model.language_model.embed.weight.dtype
         if not media:
             resampler = model.config.resampler
             return torch.zeros(0, resampler.num_latents, resampler.dim, dtype=dtype)
+        features = self._features(media)
         by_frames: dict[int, list[int]] = {}
-        for place, one in enumerate(media):
+        for place, one in enumerate(features):
             by_frames.setdefault(len(one), []).append(place)
         parts = [
-            model.resampler(self._features(torch.stack([media[place] for place in places])).to(dtype))
+            model.resampler(torch.stack([features[place] for place in places]).to(dtype))
             for places in by_frames.values()
         ]
         order = torch.tensor([place for places in by_frames.values() for place in places])
         return torch.cat(parts)[order.argsort().to(parts[0].device)]
 
-    def _features(self, stacked: Tensor) -> Tensor:  # pixels [M, F, 3, h, w] or features [M, F, P, Dv] -> the latter
-        if stacked.dim() == 4:
-            return stacked
-        return self.flamingo.vision(stacked.flatten(0, 1)).unflatten(0, stacked.shape[:2])
+    def _features(self, media: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Pixels [F, 3, h, w] each, or features [F, P, Dv] already -> the latter, by one call for all: an encoder that
+        is sharded is gathered equally often everywhere."""
+        if media[0].dim() == 3:
+            return media
+        return self.flamingo.vision(torch.cat(media)).split([len(one) for one in media])

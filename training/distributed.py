@@ -83,10 +83,11 @@ def checkpoint_activations(loss: BridgeLoss) -> None:
 
 
 def shard(loss: BridgeLoss, precision: torch.dtype) -> None:
-    """Each decoder layer, each gated layer and the resampler is gathered by itself; the rest with the whole."""
+    """Each decoder layer and each gated layer is gathered by itself, the rest with the whole: the resampler too, which
+    one process may call more often than another."""
     policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
     model = loss.flamingo
-    for layer in (*model.language_model.layers, *model.gated.values(), model.resampler):
+    for layer in (*model.language_model.layers, *model.gated.values()):
         fully_shard(layer, mp_policy=policy)
     for gated in model.gated.values():
         register_fsdp_forward_method(gated, "project_media")
