@@ -79,6 +79,7 @@ def create_app(
     store = MediaStore(settings.media_store_url)
     decoder = decoder or DecodePool(model.config.vision, settings)
     sets = SupportSets(Database(settings.database_url), store, decoder, max_examples=settings.max_set_examples)
+    retrieval = Retrieval(client, model, sets, store, took=metrics.retrieval.observe)
     services = Services(
         settings=settings,
         model=model,
@@ -89,9 +90,9 @@ def create_app(
         media=Intake(settings, store, Fetcher(settings, took=metrics.media_fetch.observe)),
         decoder=decoder,
         support_sets=sets,
-        warming=Warming(client, model, store),
+        warming=Warming(client, model, store, retrieval),
         evaluations=Evaluations(sets.database),
-        retrieval=Retrieval(client, model, sets, store, took=metrics.retrieval.observe),
+        retrieval=retrieval,
     )
     # the interface is described in docs/api.md; FastAPI's own pages would fetch scripts from elsewhere
     app = FastAPI(title="Flamboyance", openapi_url=None, lifespan=partial(_lifespan, services=services))

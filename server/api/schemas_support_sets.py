@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, model_validator
 
 from server.api.schemas import Schema
-from server.api.schemas_fewshot import ShotFields, TemplateChoice
+from server.api.schemas_fewshot import Comparing, ShotFields, TemplateChoice
 from server.fewshot.support_sets import ID_PREFIX
 
 MAX_TEXT = 65536
@@ -135,9 +135,11 @@ class PutExamplesRequest(Schema):
 
 
 class WarmRequest(Schema):
-    """With a template, the shots too: the first `k` examples in their order, as a prompt of that template begins."""
+    """With a template, the shots too: the first `k` examples in their order, as a prompt of that template begins.
+    `strategy`: what it compares is embedded, media in any case."""
 
     version: Version | None = None
+    strategy: Comparing = "rices_image"
     template: TemplateChoice | None = None
     k: int | None = Field(None, ge=1, le=1024)
     wait: bool = False

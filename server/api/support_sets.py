@@ -33,8 +33,10 @@ from server.api.schemas_support_sets import (
 from server.api.services import GivenServices, GivenTicket, Services
 from server.errors import ExampleNotFound, InvalidRequest
 from server.fewshot.examples import Example, SupportSetInfo
+from server.fewshot.retrieval import SPACES
 from server.fewshot.support_sets import Repeatable
 from server.fewshot.warm_prefix import prefix_of
+from server.fewshot.warming import Wish
 from server.media.source import PREFIXES
 
 router = APIRouter()
@@ -152,7 +154,8 @@ async def warm_support_set(
     fields = read(WarmRequest, await read_body(request, services.settings) or b"{}")
     found = await services.support_sets.get_version(support_set, fields.version)
     prefix = None if fields.template is None else await prefix_of(found, fields.template, fields.k, services)
-    await services.warming.warm(found, prefix, wait=fields.wait)
+    wish = Wish(prefix=prefix, with_texts="text" in SPACES[fields.strategy])
+    await services.warming.warm(found, wish, wait=fields.wait)
     return JSONResponse(_card(await services.support_sets.get(found.id, found.version), services))
 
 

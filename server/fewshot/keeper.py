@@ -36,7 +36,7 @@ class Keeper:
         self._sweep_interval = sweep_interval
         self._next_sweep = 0.0
         self._totals = Totals(latest=[], num_bytes=0)
-        # this worker's: media that were asked to stay, versions that could not be warmed
+        # this worker's: media that were asked to stay; versions that could not be warmed, tried again with each sweep
         self._life: object = None
         self._kept: set[str] = set()
         self._failed: set[tuple[str, int]] = set()
@@ -60,6 +60,7 @@ class Keeper:
         if is_due:
             await self._support_sets.sweep()
             self._next_sweep = time.monotonic() + self._sweep_interval
+            self._failed.clear()
         if is_due or is_changed:
             self._totals = await self._support_sets.totals()
         self._count()

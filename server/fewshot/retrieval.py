@@ -81,6 +81,17 @@ class Retrieval:
         self._took(time.monotonic() - started)
         return similar
 
+    async def embed_media(self, media: Sequence[str]) -> int:
+        """Compute and keep what vectors these stored media lack, before a request waits for them. Returns how many have
+        one. Raises `MediaNotFound`, and what the engine raises."""
+        return len(await self._media_vectors(media))
+
+    async def embed_texts(self, found: SupportSet) -> int:
+        """The same for the texts of the examples that have one. Raises `ContextLengthExceeded`."""
+        texts = [compared_text(example.question, example.text) for example in found.examples]
+        ids = await asyncio.to_thread(lambda: [self._text_ids(text, "examples.support_set") for text in texts if text])
+        return len(await self._text_vectors(ids, is_kept=True))
+
     async def _index(self, found: SupportSet, strategy: Strategy) -> VectorIndex:
         async def vectors() -> Vectors:
             return _joined([await self._example_vectors(found, space, strategy) for space in SPACES[strategy]])
@@ -107,11 +118,14 @@ class Retrieval:
             vectors = await self._text_vectors(texts, is_kept=True)
         else:
             own = [_media(example, strategy) for example in found.examples]
-            vectors = await self._vectors(found.media, self._embed_stored, is_kept=True)
+            vectors = await self._media_vectors(found.media)
         return await asyncio.to_thread(_means, own, vectors)
 
     def _example_texts(self, found: SupportSet, strategy: Strategy) -> list[list[int]]:
         return [self._text_ids(_text(example, strategy), "examples.support_set") for example in found.examples]
+
+    async def _media_vectors(self, names: Sequence[str]) -> dict[str, Vectors]:
+        return await self._vectors(names, self._embed_stored, is_kept=True)
 
     async def _text_vectors(self, texts: Iterable[list[int]], *, is_kept: bool) -> dict[str, Vectors]:
         ids = {_text_key(text): text for text in texts}

@@ -1,7 +1,8 @@
-"""Warming a version of a support set: its media are encoded, and on request its shots computed, before anybody asks.
+"""Warming a version of a support set: its media are encoded and embedded, on request its texts embedded and its shots
+computed, before anybody asks.
 
-What is warm is the worker's: a new worker begins cold, and so does the status told here. Work goes in behind all that
-clients wait for.
+What is warm is the worker's: a new worker begins cold, and so does the status told here; vectors stay in the database.
+Work goes in behind all that clients wait for.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from server.engine.client import Client
 from server.engine.wire import Admitted, Generate, Sampling
 from server.errors import EngineNotReady, ServerError
 from server.fewshot.examples import SupportSet
+from server.fewshot.retrieval import Retrieval
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore
 from server.served_model import ServedModel
@@ -38,13 +40,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warmth:
-    """How far a version is. Media are encoded or found as they were; `prompt_tokens`: of the shots, if they were asked
-    for; `error`: why it failed."""
+    """How far a version is. Media are encoded or found as they were; embedded is what has a vector now; `prompt_tokens`:
+    of the shots, if they were asked for; `error`: why it failed."""
 
     status: Status = "pending"
     num_media: int = 0
     media_encoded: int = 0
     media_cached: int = 0
+    media_embedded: int = 0
+    texts_embedded: int = 0
     prompt_tokens: int = 0
     error: str | None = None
 
@@ -57,21 +61,41 @@ class Prefix:
     media: Mapping[bytes, EncodedMedia]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What shall be warm besides the media."""
+
+    prefix: Prefix | None = None
+    with_texts: bool = False
+
+    def covers(self, other: Wish) -> bool:
+        has_texts = self.with_texts or not other.with_texts
+        if other.prefix is None or self.prefix is None:
+            return has_texts and other.prefix is None
+        return has_texts and self.prefix.encoded == other.prefix.encoded
+
+
+MEDIA_ALONE = Wish()
+
+
 @dataclass(slots=True)
 class _Entry:
     """`life`: of the worker that this was told of."""
 
     life: object
+    wish: Wish
     warmth: Warmth
     task: asyncio.Task[None] | None = None
 
 
 class Warming:
-    def __init__(self, client: Client, model: ServedModel, store: MediaStore) -> None:
+    def __init__(self, client: Client, model: ServedModel, store: MediaStore, retrieval: Retrieval) -> None:
         self._client = client
         self._model = model
         self._store = store
+        self._retrieval = retrieval
         self._entries: OrderedDict[tuple[str, int], _Entry] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def life(self) -> object:
@@ -89,25 +113,32 @@ class Warming:
             counts[self.warmth(set_id, version).status] += 1
         return counts
 
-    async def warm(self, support_set: SupportSet, prefix: Prefix | None = None, *, wait: bool = False) -> Warmth:
-        """Begin, unless it is under way; with `wait`, come back when it has ended. Raises `EngineNotReady`."""
+    async def warm(self, support_set: SupportSet, wish: Wish = MEDIA_ALONE, *, wait: bool = False) -> Warmth:
+        """Begin, unless all that is under way; with `wait`, come back when it has ended. Raises `EngineNotReady`."""
         if self._client.state != "ready":
             raise EngineNotReady(f"the model is not ready: the engine is {self._client.state}")
-        key = (support_set.id, support_set.version)
-        entry = self._entries.get(key)
-        if entry is None or entry.task is None or entry.task.done() or entry.life != self.life:
-            entry = _Entry(self.life, Warmth(status="warming", num_media=len(support_set.media)))
-            entry.task = asyncio.create_task(self._run(entry, support_set, prefix))
-            self._remember(key, entry)
+        entry = self._entries.get((support_set.id, support_set.version))
+        if entry is not None and (entry.life != self.life or entry.task is None or entry.task.done()):
+            entry = None
+        if entry is None or not entry.wish.covers(wish):
+            entry = self._begin(support_set, wish, None if entry is None else entry.task)
         if wait and entry.task is not None:
             await asyncio.shield(entry.task)
         return entry.warmth
 
     async def stop(self) -> None:
-        tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _begin(self, support_set: SupportSet, wish: Wish, former: asyncio.Task[None] | None) -> _Entry:
+        entry = _Entry(self.life, wish, Warmth(status="warming", num_media=len(support_set.media)))
+        entry.task = asyncio.create_task(self._run(entry, support_set, former))
+        self._tasks.add(entry.task)
+        entry.task.add_done_callback(self._tasks.discard)
+        self._remember((support_set.id, support_set.version), entry)
+        return entry
 
     def _remember(self, key: tuple[str, int], entry: _Entry) -> None:
         self._entries[key] = entry
@@ -115,9 +146,16 @@ class Warming:
         if len(self._entries) > MAX_REMEMBERED:
             self._entries.popitem(last=False)
 
-    async def _run(self, entry: _Entry, support_set: SupportSet, prefix: Prefix | None) -> None:
+    async def _run(self, entry: _Entry, support_set: SupportSet, former: asyncio.Task[None] | None) -> None:
+        """`former`: warms the same version, and less of it; then most is there."""
+        if former is not None:
+            await asyncio.wait([former])
+        prefix = entry.wish.prefix
         try:
             await self._show_all(entry, support_set.media)
+            if entry.wish.with_texts:
+                num_texts = await self._retrieval.embed_texts(support_set)
+                entry.warmth = replace(entry.warmth, texts_embedded=num_texts)
             if prefix is not None:
                 await self._show(entry, prefix.encoded, prefix.media)
                 entry.warmth = replace(entry.warmth, prompt_tokens=len(prefix.encoded.token_ids))
@@ -129,14 +167,18 @@ class Warming:
             entry.warmth = replace(entry.warmth, status="failed", error="internal error")
 
     async def _show_all(self, entry: _Entry, media: Sequence[str]) -> None:
-        """One prompt a media, so that each fails by itself and none waits for all the others' slots."""
+        """One prompt a media, so that each fails by itself and none waits for all the others' slots. Embedded while the
+        worker has what it takes: features of media just encoded."""
         for start in range(0, len(media), SIDE_BY_SIDE):
-            found = await asyncio.to_thread(self._find, media[start : start + SIDE_BY_SIDE])
+            some = media[start : start + SIDE_BY_SIDE]
+            found = await asyncio.to_thread(self._find, some)
             prompts = [encode([Media(one.digest)], self._model.tokenizer) for one in found]
             shown = [self._show(entry, prompt, {one.digest: one}) for prompt, one in zip(prompts, found, strict=True)]
             results = await asyncio.gather(*shown, return_exceptions=True)
             if errors := [result for result in results if isinstance(result, BaseException)]:
                 raise errors[0]
+            num_embedded = entry.warmth.media_embedded + await self._retrieval.embed_media(some)
+            entry.warmth = replace(entry.warmth, media_embedded=num_embedded)
 
     def _find(self, media: Sequence[str]) -> list[EncodedMedia]:
         return [self._store.find(name) for name in media]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.engine.wire import Event
 from server.settings import Settings
 from tests.server.conftest import data_url, image_part, picture
-from tests.server.fakes import TOKENIZER, FakeClient, eventually
+from tests.server.fakes import TOKENIZER, FakeClient
 
 pytestmark = pytest.mark.anyio
 
@@ -266,29 +264,6 @@ async def test_warming_shows_every_media_once_behind_all_others(http: httpx.Asyn
     assert (await http.get(f"{SETS}/s?version=1")).json()["status"] == "ready"
     client.info = {"pid": "of another worker"}
     assert (await http.get(f"{SETS}/s?version=1")).json()["status"] == "pending"
-
-
-@pytest.fixture
-def opened(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Until it is set, nothing is shown."""
-    opened, stream = asyncio.Event(), client.stream
-
-    async def stream_late(*given: Any) -> AsyncGenerator[Event, None]:
-        await opened.wait()
-        async for event in stream(*given):
-            yield event
-
-    monkeypatch.setattr(client, "stream", stream_late)
-    return opened
-
-
-async def test_warming_goes_on_behind_the_answer(http: httpx.AsyncClient, app: FastAPI, opened: asyncio.Event) -> None:
-    await create(http, examples=[example("a", "red")])
-    assert (await http.post(f"{SETS}/s/warm")).json()["status"] == "warming"
-    opened.set()
-    services = app.state.services
-    card = await services.support_sets.get("s")
-    await eventually(lambda: services.warming.warmth(card.id, 1).status == "ready")
 
 
 async def test_warming_computes_the_shots_as_a_request_begins(http: httpx.AsyncClient, client: FakeClient) -> None:

@@ -13,7 +13,7 @@ from server.errors import DatabaseUnavailable
 from server.fewshot import keeper as keeper_module
 from server.fewshot.keeper import Keeper
 from server.media.source import source_digest
-from tests.server.conftest import image_part, picture
+from tests.server.conftest import data_url, image_part, picture
 from tests.server.fakes import FakeClient, eventually
 
 pytestmark = pytest.mark.anyio
@@ -62,8 +62,26 @@ async def test_media_of_pinned_sets_stay_in_every_worker(
     assert client.pinned == set()
 
 
-async def test_a_set_that_cannot_be_warmed_is_tried_once_a_worker(
-    http: httpx.AsyncClient, client: FakeClient, keeper: Keeper, app: FastAPI
+async def test_a_pinned_set_is_embedded_and_so_is_what_is_added(
+    http: httpx.AsyncClient, client: FakeClient, keeper: Keeper
+) -> None:
+    await create(http, "s", examples=[example("a", "red"), example("b", "blue")], pinned=True)
+    await create(http, "t", examples=[example("a", "green")])
+    await keeper.turn()
+    assert {media.digest for media in client.embedded} == digests("red", "blue")
+    await http.post(f"{SETS}/s/examples", json={"examples": [example("c", "black")]})
+    await keeper.turn()
+    client.info = {"pid": "of another worker"}
+    await keeper.turn()
+    assert [media.digest for media in client.embedded[2:]] == [*digests("black")]
+    query = {"query": {"image": data_url(picture("white"))}}
+    assert (await http.post(f"{SETS}/s/search", json=query)).is_success
+    assert [media.digest for media in client.embedded[3:]] == [*digests("white")]
+
+
+@pytest.mark.parametrize("way", ["worker", "sweep"])
+async def test_a_set_that_cannot_be_warmed_is_tried_again_with_a_new_worker_or_a_sweep(
+    http: httpx.AsyncClient, client: FakeClient, keeper: Keeper, app: FastAPI, way: str
 ) -> None:
     await create(http, "s", examples=[example("a", "red")], pinned=True)
     media = (await http.get(f"{SETS}/s/examples/a")).json()["media"][0]["image_id"]
@@ -72,7 +90,10 @@ async def test_a_set_that_cannot_be_warmed_is_tried_once_a_worker(
     app.state.services.store.put(picture("red"), "image")
     await keeper.turn()
     assert client.pinned == set()
-    client.info = {"pid": "of another worker"}
+    if way == "worker":
+        client.info = {"pid": "of another worker"}
+    else:
+        keeper._next_sweep = 0
     await keeper.turn()
     assert client.pinned == digests("red")
 

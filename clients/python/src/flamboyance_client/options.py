@@ -151,9 +151,11 @@ class SearchOptions(TypedDict, total=False):
 
 
 class WarmOptions(TypedDict, total=False):
-    """With a template, the first `k` shots are computed too; `wait` answers when all is there."""
+    """`strategy`: what it compares is embedded, media in any case. With a template, the first `k` shots are computed too;
+    `wait` answers when all is there."""
 
     version: int | None
+    strategy: Literal["rices_image", "rices_text", "mixed"] | None
     template: str | Template | None
     k: int | None
     wait: bool | None

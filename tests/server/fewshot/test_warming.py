@@ -1,0 +1,155 @@
+"""A warm set is embedded too: what a request waits for is its own query."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from server.engine.wire import Event
+from server.errors import EngineFailed
+from server.fewshot.examples import NewExample, SupportSetInfo
+from server.fewshot.support_sets import SupportSets
+from server.settings import Settings
+from tests.server.colours import COLOURS, PICTURES, QUERY, application, chosen, example, refusal, url
+from tests.server.fakes import TOKENIZER, FakeClient, eventually
+
+pytestmark = pytest.mark.anyio
+
+QUESTION = {"image": url(QUERY), "text": "pink?"}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", max_media_per_request=5, keep_alive=0.05)
+
+
+@pytest.fixture
+def app(client: FakeClient, settings: Settings) -> FastAPI:
+    return application(client, settings)
+
+
+@pytest.fixture
+def support_sets(app: FastAPI) -> SupportSets:
+    found: SupportSets = app.state.services.support_sets
+    return found
+
+
+@pytest.fixture
+async def colours(support_sets: SupportSets) -> SupportSetInfo:
+    return await support_sets.create("colours", [example(place) for place in range(6)])
+
+
+async def warm(http: httpx.AsyncClient, name: str = "colours", **fields: Any) -> dict[str, Any]:
+    response = await http.post(f"/v1/support_sets/{name}/warm", json={"wait": True, **fields})
+    assert response.status_code == 200, response.text
+    card: dict[str, Any] = response.json()
+    return card
+
+
+def texts(client: FakeClient) -> list[str]:
+    return [TOKENIZER.decode(ids) for ids in client.embedded_texts]
+
+
+async def test_a_request_for_a_warm_set_embeds_its_query_alone(
+    http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo
+) -> None:
+    card = await warm(http)
+    assert (card["status"], card["warm"]["media_embedded"], card["warm"]["texts_embedded"]) == ("ready", 6, 0)
+    assert [media.digest for media in client.embedded] == [media.digest for media in PICTURES]
+    await chosen(http, strategy="rices_image")
+    assert [media.digest for media in client.embedded[6:]] == [QUERY.digest]
+    assert client.embedded_texts == []
+
+
+@pytest.mark.parametrize("strategy", ["rices_text", "mixed"])
+async def test_texts_are_embedded_for_a_strategy_that_compares_them(
+    http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo, strategy: str
+) -> None:
+    card = await warm(http, strategy=strategy)
+    assert (card["warm"]["media_embedded"], card["warm"]["texts_embedded"]) == (6, 6)
+    assert texts(client) == [f"a {colour} one" for colour in COLOURS]
+    await chosen(http, QUESTION, strategy=strategy)
+    assert texts(client)[6:] == ["pink?"]
+    assert {media.digest for media in client.embedded[6:]} <= {QUERY.digest}
+
+
+async def test_a_set_is_embedded_once_however_often_it_is_warmed(
+    http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo
+) -> None:
+    await chosen(http, QUESTION, strategy="mixed")
+    num_media, num_texts = len(client.embedded), len(client.embedded_texts)
+    for info in ({}, {"pid": "of another worker"}):
+        client.info = info
+        card = await warm(http, strategy="mixed")
+        assert (card["warm"]["media_embedded"], card["warm"]["texts_embedded"]) == (6, 6)
+    assert (len(client.embedded), len(client.embedded_texts)) == (num_media, num_texts)
+
+
+async def test_an_example_without_media_or_text_is_left_out(
+    http: httpx.AsyncClient, client: FakeClient, support_sets: SupportSets
+) -> None:
+    mute, asked = NewExample(id="mute", media=(PICTURES[1],)), NewExample(id="q", media=(), text="no", question="who?")
+    await support_sets.create("some", [example(0), mute, asked])
+    card = await warm(http, "some", strategy="mixed")
+    assert (card["status"], card["warm"]["media_embedded"], card["warm"]["texts_embedded"]) == ("ready", 2, 2)
+    assert texts(client) == [f"a {COLOURS[0]} one", "who?"]
+
+
+async def test_what_cannot_be_embedded_is_told_and_no_other_strategy_taken(
+    http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(media: Any) -> Any:
+        raise EngineFailed("no vectors today")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "embed", fail)
+        card = await warm(http)
+    assert (card["status"], card["warm"]["error"]) == ("failed", "no vectors today")
+    assert (await warm(http))["status"] == "ready"
+    response = await http.post("/v1/support_sets/colours/warm", json={"strategy": "random"})
+    assert refusal(response)[::2] == (400, "strategy")
+
+
+# while it is under way
+
+
+@pytest.fixture
+def opened(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Until it is set, nothing is shown."""
+    opened, stream = asyncio.Event(), client.stream
+
+    async def stream_late(*given: Any) -> AsyncGenerator[Event, None]:
+        await opened.wait()
+        async for event in stream(*given):
+            yield event
+
+    monkeypatch.setattr(client, "stream", stream_late)
+    return opened
+
+
+async def test_warming_goes_on_behind_the_answer(
+    http: httpx.AsyncClient, app: FastAPI, colours: SupportSetInfo, opened: asyncio.Event
+) -> None:
+    assert (await warm(http, wait=False))["status"] == "warming"
+    opened.set()
+    await eventually(lambda: app.state.services.warming.warmth(colours.id, 1).status == "ready")
+
+
+async def test_more_than_what_is_under_way_follows_it(
+    http: httpx.AsyncClient, client: FakeClient, app: FastAPI, colours: SupportSetInfo, opened: asyncio.Event
+) -> None:
+    for fields in ({}, {"strategy": "mixed"}, {"strategy": "mixed", "template": "caption"}, {"template": "caption"}):
+        assert (await warm(http, wait=False, **fields))["status"] == "warming"
+    opened.set()
+    card = await warm(http)
+    assert (card["status"], card["warm"]["texts_embedded"]) == ("ready", 6)
+    assert card["warm"]["prompt_tokens"] > 0
+    assert len(texts(client)) == 6
+    await eventually(lambda: not app.state.services.warming._tasks)
+    assert len(client.requests) == 3 * 6 + 1
