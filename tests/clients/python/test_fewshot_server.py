@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -22,6 +23,7 @@ from flamboyance_client import (
     Example,
     NotFound,
     Retries,
+    Selection,
     SupportSet,
     example,
     image,
@@ -144,6 +146,22 @@ def test_warm_media_are_not_encoded_again(client: Client, colours: SupportSet) -
     reply = client.fewshot.complete(query(picture("red")), examples={"support_set": "colours"}, max_tokens=1)
     assert reply.usage is not None
     assert reply.usage.fewshot_details["media_encoded"] == 0
+
+
+def test_a_warm_set_is_compared_without_a_look_at_its_media(url: str, client: Client) -> None:
+    def num_decoded() -> float:
+        lines = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text.splitlines()
+        (line,) = [line for line in lines if line.startswith("flamboyance:media_decode_seconds_count")]
+        return float(line.rpartition(" ")[2])
+
+    fresh = [example(picture(colour, 13), colour) for colour in COLOURS]
+    made, before = client.support_sets.create(examples=fresh), num_decoded()
+    warm = client.support_sets.warm(made.id, strategy="mixed", wait=True).raw["warm"]
+    assert (warm["media_embedded"], warm["texts_embedded"]) == (4, 4)
+    assert num_decoded() == before + 4
+    nearest: Selection = {"support_set": made.id, "k": 2, "strategy": "mixed"}
+    client.fewshot.complete(query(picture("white", 13), text="which?"), examples=nearest, max_tokens=1)
+    assert num_decoded() == before + 5
 
 
 def test_awaited_is_the_same(url: str, client: Client, colours: SupportSet) -> None:
