@@ -12,7 +12,7 @@ from kernels.backend import select
 from kernels.causal_attention import causal_attention, causal_attention_reference
 from kernels.kv_store import kv_store
 from kernels.paged_attention import paged_attention, paged_attention_reference
-from kernels.paged_gather import gather_plan
+from kernels.paged_gather import DecodePlan, gather_plan
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 6, 2, 16, 4
 
@@ -109,7 +109,7 @@ def test_what_decoding_sequences_share_is_found_without_being_told(lengths: tupl
     plan = gather_plan(
         table, starts_of(1, 1), torch.tensor(lengths), block_size=BLOCK_SIZE, num_kv_heads=KV_HEADS, dtype=torch.float32
     )
-    assert plan.decode is not None
+    assert isinstance(plan.decode, DecodePlan)
     assert len(plan.decode.shared) == min(2, (min(lengths) - 1) // BLOCK_SIZE)
     kv_cache = torch.randn(7, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
     inputs = (torch.randn(2, HEADS, HEAD_DIM), kv_cache, table, starts_of(1, 1), torch.tensor(lengths))

@@ -36,7 +36,7 @@ class Faulty:
         self.engine, self.step, self.victim = engine, step, victim
         self.num_steps = 0
         self.forward = engine.runner._forward
-        engine.runner._forward = self  # type: ignore[method-assign, assignment]
+        engine.runner._forward = self  # type: ignore[method-assign]
 
     def __call__(self, batch: Batch) -> Tensor:
         logits = self.forward(batch)
