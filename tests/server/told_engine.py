@@ -47,12 +47,15 @@ class ToldEngine:
         self.waiting: dict[str, Request] = {}
         self.pinned: set[bytes] = set()
         self.held: set[bytes] = set()
+        self.wanted: set[bytes] = set()
         self.events: list[Outbound] = []
         self.num_aborted = 0
 
     def add(self, request: Request) -> None:
         self.waiting[request.request_id] = request
-        self.events += [MediaWanted(digest) for digest in media_of(request) if digest not in self.held]
+        new = [digest for digest in dict.fromkeys(media_of(request)) if digest not in self.held | self.wanted]
+        self.wanted.update(new)
+        self.events += map(MediaWanted, new)
 
     def abort(self, abort: Abort) -> None:
         self.num_aborted += 1
@@ -64,9 +67,11 @@ class ToldEngine:
 
     def supply(self, media: MediaPixels) -> None:
         assert len(media.data) == media.shape[0] * media.shape[1] * media.shape[2] * media.shape[3]
+        self.wanted.discard(media.digest)
         self.held.add(media.digest)
 
     def fail_media(self, failure: MediaFailed) -> None:
+        self.wanted.discard(failure.digest)
         for name, request in list(self.waiting.items()):
             if failure.digest in media_of(request):
                 del self.waiting[name]
