@@ -66,7 +66,9 @@ class Settings(BaseModel):
     max_model_len: int | None = Field(default=None, ge=2, description="tokens of prompt and answer; none: as trained")
     max_num_seqs: int = Field(default=64, ge=1, le=4096, description="sequences that run at once")
     max_num_batched_tokens: int = Field(default=512, ge=16, description="tokens of one step")
-    block_size: int = Field(default=16, ge=1, le=1024, description="tokens of a block of the text cache")
+    block_size: int | None = Field(
+        default=None, ge=1, le=1024, description="tokens of a block of the text cache; none: 16, 4 on a CPU"
+    )
     kv_cache_mb: int = Field(default=1024, ge=1, description="keys and values of text, in MiB")
     media_cache_mb: int = Field(default=1024, ge=1, description="keys and values of media, in MiB")
     host_media_mb: int = Field(default=256, ge=0, description="visual tokens kept in host memory, in MiB")

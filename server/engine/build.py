@@ -91,16 +91,21 @@ def _vision_formats(settings: Settings) -> tuple[Format, ...]:
 
 
 def engine_config(served: ServedModel, settings: Settings, dtype: torch.dtype) -> EngineConfig:
-    """As many blocks and slots as fit; a setting too small for one longest request is an error with both numbers."""
-    longest = -(-served.max_model_len // settings.block_size)
-    num_blocks = _how_many("kv_cache_mb", settings.kv_cache_mb, block_bytes(served.config, settings.block_size, dtype))
+    """As many blocks and slots as fit; a setting too small for one longest request is an error with both numbers.
+
+    What is left of a prompt's last block is computed again by each request that shares it: dear on a CPU, where small
+    blocks cost nothing; a GPU reads large ones faster.
+    """
+    block_size = settings.block_size or (4 if _device(settings).type == "cpu" else 16)
+    longest = -(-served.max_model_len // block_size)
+    num_blocks = _how_many("kv_cache_mb", settings.kv_cache_mb, block_bytes(served.config, block_size, dtype))
     if num_blocks < longest:
         raise SettingsError(
             f"kv_cache_mb {settings.kv_cache_mb} holds {num_blocks} blocks, one request of max_model_len "
             f"{served.max_model_len} needs {longest}"
         )
     return EngineConfig(
-        block_size=settings.block_size,
+        block_size=block_size,
         num_blocks=num_blocks,
         num_media_slots=_how_many("media_cache_mb", settings.media_cache_mb, page_bytes(served.config, dtype)),
         host_media_bytes=settings.host_media_mb * MIB,
