@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import httpx
@@ -127,8 +129,9 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def nap(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr("flamboyance_client.client.time.sleep", slept.append)
-    monkeypatch.setattr("flamboyance_client.client.asyncio.sleep", nap)
+    # the client's own: servers of other tests sleep too
+    monkeypatch.setattr("flamboyance_client.client.time", SimpleNamespace(**{**vars(time), "sleep": slept.append}))
+    monkeypatch.setattr("flamboyance_client.client.asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": nap}))
     return slept
 
 
