@@ -60,8 +60,8 @@ DEFAULT = FlamingoConfig(
         activation="gelu",
         num_frames=8,
         num_spatial=49,
+        # and no norm in front of it: a place with nothing in it is a short vector, and stays one
         input_projection=True,
-        input_norm=True,
     ),
     gated=GatedConfig(
         first_layer=0,
