@@ -143,10 +143,14 @@ class TrainConfig:
 
 
 def read_config(file: Path) -> TrainConfig:
+    return parse_config(read_mapping(file))
+
+
+def read_mapping(file: Path) -> dict[str, Any]:
     values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ConfigError(f"{file} does not hold a mapping")
-    return parse_config(values)
+    return values
 
 
 def parse_config(values: dict[str, Any]) -> TrainConfig:

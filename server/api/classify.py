@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,23 +11,21 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.admission import Ticket
 from server.api.body import JSONResponse, read_body
+from server.api.reply import Asking, asking_of
 from server.api.schemas import read
 from server.api.schemas_classify import ClassifyRequest, candidates_of
 from server.api.services import GivenServices, GivenTicket, Services
 from server.api.sse import unless_disconnected
-from server.engine.wire import FinishReason
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate, distinct
-from server.fewshot.classification import Asking, Cost, Weighed, classify
+from server.fewshot.classification import Cost, Weighed, classify
 from server.fewshot.prompting import Assembled, assemble
 
 # tokens left for candidates that are known only when the shots are
 DEFAULT_ROOM = 32
 
 router = APIRouter()
-logger = logging.getLogger(__name__)
 
 
 @router.post("/v1/classify")
@@ -38,20 +35,6 @@ async def create_classification(request: Request, services: GivenServices, ticke
     services.check_model(fields.model)
     asking = asking_of(request, services, ticket, fields.priority, accepted)
     return JSONResponse(await unless_disconnected(request.receive, _answer(fields, asking, services)))
-
-
-def asking_of(request: Request, services: Services, ticket: Ticket, priority: int, accepted: float) -> Asking:
-    request_id = request.state.request_id
-
-    def ended(reason: FinishReason) -> None:
-        seconds = time.monotonic() - accepted
-        services.metrics.finished(reason)
-        if reason == "stop":
-            services.metrics.e2e_request_latency.observe(seconds)
-        extra = {"request_id": request_id, "finish_reason": reason, "seconds": round(seconds, 4)}
-        logger.info("request finished", extra=extra)
-
-    return Asking(request_id=request_id, arrived=accepted, priority=priority, started=ticket.started, ended=ended)
 
 
 async def _answer(fields: ClassifyRequest, asking: Asking, services: Services) -> dict[str, Any]:

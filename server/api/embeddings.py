@@ -17,14 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_body
-from server.api.classify import asking_of
 from server.api.prompts import known_ids
-from server.api.reply import replied
+from server.api.reply import Asking, asking_of, replied
 from server.api.schemas import EndOfChunkPart, MediaPart, Part, Schema, TextPart, read
 from server.api.services import GivenServices, GivenTicket, Services
 from server.api.sse import unless_disconnected
 from server.errors import ContextLengthExceeded, InvalidRequest
-from server.fewshot.classification import Asking
 
 MAX_INPUTS = 2048
 

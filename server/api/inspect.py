@@ -13,16 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_body
-from server.api.classify import asking_of
 from server.api.prompts import ReadPrompt
-from server.api.reply import replied
+from server.api.reply import Asking, asking_of, replied
 from server.api.schemas import Prompt, Schema, read
 from server.api.score import continued_ids, read_segments
 from server.api.services import GivenServices, GivenTicket, Services
 from server.api.sse import unless_disconnected
 from server.engine.wire import AttentionMap, Inspect, Inspected
 from server.errors import ContextLengthExceeded, InvalidRequest
-from server.fewshot.classification import Asking
 
 
 class InspectRequest(Schema):

@@ -13,15 +13,16 @@ from starlette.responses import Response
 from model.prompt import PromptError, Segment, Text, encode
 from model.tokenizer import PromptTokenizer
 from server.api.body import JSONResponse, read_body
-from server.api.classify import asking_of, usage
+from server.api.classify import usage
 from server.api.prompts import ReadPrompt, known_ids, read_parts, read_prompt
+from server.api.reply import Asking, asking_of
 from server.api.schemas import Prompt, read
 from server.api.schemas_classify import ScoreRequest
 from server.api.services import GivenServices, GivenTicket, Services
 from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
 from server.fewshot.candidates import continuation_ids
-from server.fewshot.classification import Asking, check_candidates, cost, score_all
+from server.fewshot.classification import check_candidates, cost, score_all
 
 router = APIRouter()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from server.api.prompts import ReadPrompt
+from server.api.reply import Asking, replied
 from server.api.services import Services
-from server.engine.wire import FinishReason, Score, Scored
+from server.engine.wire import Score, Scored
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.fewshot.candidates import Candidate, continuation_ids
 from server.fewshot.prompting import Assembled, write
@@ -68,18 +69,6 @@ class Classification:
         return [self.weighed[place] for place in ranking(np.array([one.probability for one in self.weighed]))]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asking:
-    """Whose requests these are to the engine. `started` is called when it has answered the first of them, `ended` with
-    the reason when no more are to come."""
-
-    request_id: str
-    arrived: float
-    priority: int = 0
-    started: Callable[[], None] = lambda: None
-    ended: Callable[[FinishReason], None] = lambda reason: None
-
-
 async def classify(
     assembled: Assembled, candidates: Sequence[Candidate], weighing: Weighing, asking: Asking, services: Services
 ) -> Classification:
@@ -105,16 +94,7 @@ async def score_all(
     prompts: Sequence[ReadPrompt], ids: list[list[int]], asking: Asking, services: Services
 ) -> list[Scored]:
     """The candidates behind each of the prompts, all under way at once; the first failure ends the others."""
-    reason: FinishReason = "abort"
-    try:
-        scored = await together([_score(prompt, ids, asking, services) for prompt in prompts])
-        reason = "stop"
-        return scored
-    except Exception:
-        reason = "error"
-        raise
-    finally:
-        asking.ended(reason)
+    return await replied(asking, together([_score(prompt, ids, asking, services) for prompt in prompts]))
 
 
 def check_candidates(prompts: Sequence[ReadPrompt], ids: Sequence[list[int]], max_model_len: int) -> None:

@@ -18,11 +18,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from server.api.reply import Asking
 from server.api.schemas_fewshot import FewShotFields, Order
 from server.api.services import Services
 from server.errors import ServerError, Unavailable
 from server.fewshot.candidates import Candidate
-from server.fewshot.classification import Asking, classify, together
+from server.fewshot.classification import classify, together
 from server.fewshot.evaluation import Cell, Outcome, cell_result, failed_cell
 from server.fewshot.evaluation_store import Evaluation
 from server.fewshot.examples import Example

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from model.config import ConfigError, Resize, from_dict
-from training.config import OptimConfig
+from training.config import OptimConfig, read_mapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +106,7 @@ class ContrastiveConfig:
 
 
 def read_config(file: Path) -> ContrastiveConfig:
-    values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} does not hold a mapping")
-    return parse_config(values)
+    return parse_config(read_mapping(file))
 
 
 def parse_config(values: dict[str, Any]) -> ContrastiveConfig:

@@ -40,8 +40,8 @@ class TextAndSimilarityLoss(SimilarityLoss):
 
 def disagreement(seen: Tensor, wanted: Tensor) -> Tensor:
     """[M, D] and [M, Dv] -> the mean divergence of each image's neighbours, as `seen` has them, from `wanted`'s."""
-    target, log_found = neighbours(wanted).exp(), neighbours(seen)
-    return (target * (neighbours(wanted) - log_found)).sum(-1).mean()
+    target = neighbours(wanted)
+    return (target.exp() * (target - neighbours(seen))).sum(-1).mean()
 
 
 def neighbours(rows: Tensor) -> Tensor:
