@@ -90,6 +90,7 @@ class ResamplerConfig:
     num_spatial: int = 0
     # a linear map in front, where the features' width is not the resampler's
     input_projection: bool = False
+    input_norm: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,6 +101,7 @@ class PerceiverResampler(nn.Module):
 
     def __init__(self, config: ResamplerConfig, feature_dim: int) -> None:
         super().__init__()
+        self.input_norm = LayerNorm(feature_dim, config.norm_eps) if config.input_norm else nn.Identity()
         self.input = nn.Linear(feature_dim, config.dim) if config.input_projection else nn.Identity()
         self.spatial_embeddings = _table(config.num_spatial, config.dim)
         self.frame_embeddings = _table(config.num_frames, config.dim)
@@ -137,7 +138,7 @@ class PerceiverResampler(nn.Module):
 
     def placed(self, features: Tensor) -> Tensor:
         """Features [M, F, P, Dv] as the layers read them, with their place in the picture and in time: [M, F * P, D]."""
-        features = self.input(features)
+        features = self.input(self.input_norm(features))
         if self.spatial_embeddings is not None:
             features = features + self.spatial_embeddings
         if self.frame_embeddings is not None:
