@@ -194,6 +194,6 @@ def test_the_readmes_support_set_is_one(
     code = source.partition("```")[0].replace('"http://127.0.0.1:8000"', f'"{url}", api_key="{KEY}"')
     monkeypatch.chdir(ROOT / "docs" / "examples")
     exec(compile(code, str(README), "exec"), {})
-    label, shots = capsys.readouterr().out.splitlines()
+    label, *reply = capsys.readouterr().out.splitlines()  # random weights may answer with line breaks
     assert label.split()[0] in ("cat", "cup", "rocket", "astronaut")
-    assert shots.count(".jpg") == 2
+    assert reply[-1].count(".jpg") == 2
