@@ -1,7 +1,7 @@
 """Encodes media: frames through vision encoder and resampler into pages, and what else is kept of them.
 
-Media of one length go in one batch. Visual tokens that come from host memory need only their keys and values. What is not
-finite is kept nowhere, and its key is noted as spoilt.
+Media of one length go in one batch. Visual tokens that come from host memory need only their keys and values, some media
+at once. What is not finite is kept nowhere, and its key is noted as spoilt.
 """
 
 from __future__ import annotations
@@ -18,24 +18,33 @@ from model import cache
 from model.flamingo import Flamingo
 from model.vision import normalise
 from server.engine.media_cache import Encoding, MediaCache
+from server.engine.media_projection import MediaProjection
+
+# of media whose visual tokens come from host memory: their pages are computed beside the slots
+REBUILT_TOGETHER = 8
 
 
 class Encoder:
     """Owns the model's media side; `pages` are the device's slots, `media` says what is kept where."""
 
-    def __init__(self, model: Flamingo, pages: cache.MediaCache, media: MediaCache) -> None:
+    def __init__(self, model: Flamingo, project: MediaProjection, pages: cache.MediaCache, media: MediaCache) -> None:
         self._model = model
+        self._project = project
         self._pages = pages.pages
         self._media = media
         self._pixel_dtype = next(model.vision.parameters()).dtype
 
     def run(self, encodings: Sequence[Encoding]) -> None:
         by_length: dict[int, list[Encoding]] = defaultdict(list)
+        kept: list[tuple[Encoding, Tensor]] = []
         for encoding in _last_of_each_slot(encodings):
             if encoding.visual_tokens is not None:
-                self._fill([encoding], self._put(encoding.visual_tokens[None]))
+                kept.append((encoding, encoding.visual_tokens))
             elif encoding.frames is not None:
                 by_length[len(encoding.frames)].append(encoding)
+        for first in range(0, len(kept), REBUILT_TOGETHER):
+            some = kept[first : first + REBUILT_TOGETHER]
+            self._fill([encoding for encoding, _ in some], self._put(torch.stack([tokens for _, tokens in some])))
         for same_length in by_length.values():
             self._encode(same_length)
 
@@ -66,8 +75,7 @@ class Encoder:
     def _fill(self, encodings: list[Encoding], visual_tokens: Tensor) -> None:
         places, slots = _placed(encodings)
         if slots:
-            pages = self._model.media_kv(visual_tokens[places]).to(self._pages.dtype)
-            self._pages[torch.tensor(slots, device=self._pages.device)] = pages
+            self._pages[torch.tensor(slots, device=self._pages.device)] = self._project(visual_tokens[places])
 
 
 def pool(features: Tensor) -> NDArray[np.float32]:

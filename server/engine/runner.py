@@ -19,6 +19,7 @@ from server.engine import media_cache
 from server.engine.config import EngineConfig
 from server.engine.encoder import Encoder, unit
 from server.engine.graphs import DecodeGraphs, Recorder, bucket_sizes
+from server.engine.media_projection import MediaProjection
 from server.engine.results import NOT_FINITE, Result, read_logits, wanted_tokens
 from server.engine.sampler import Sampler
 from server.engine.scheduler import Plan, Row
@@ -41,9 +42,10 @@ class Runner:
         self.device, self.dtype = weight.device, weight.dtype
         self._sampler = sampler
         self._spoilt = media.spoilt
+        project = MediaProjection(model)  # takes memory for a moment: before the caches do
         self._kv = KVCache.zeros(model.config, config.num_blocks, config.block_size, self.dtype, self.device)
         self._media = MediaCache.zeros(model.config, config.num_media_slots, self.dtype, self.device)
-        self.encoder = Encoder(model, self._media, media)
+        self.encoder = Encoder(model, project, self._media, media)
         self._graphs = None if record is None else self._record(record)
 
     @torch.inference_mode()

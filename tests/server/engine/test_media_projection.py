@@ -1,0 +1,111 @@
+"""One product for all gated layers: the pages are those that the layers' own maps give, whatever stands around these."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from model.cache import MediaCache
+from model.cpu import FLOAT32, Format, use_fast_formats
+from model.flamingo import Flamingo
+from server.engine import media_cache
+from server.engine.encoder import REBUILT_TOGETHER, Encoder
+from server.engine.media_cache import Encoding
+from server.engine.media_projection import MediaProjection
+from tests.tiny_models import CONFIGS, FAMILIES, Family, tiny_model
+
+FORMATS: dict[str, Sequence[Format]] = {"float32": FLOAT32, "bfloat16": ("int8", "bfloat16")}
+
+
+class Products(TorchDispatchMode):
+    """Counts the matrix products inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("mm", "addmm", "bmm", "linear", "_linear_pointwise"):
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def visual_tokens(model: Flamingo, num_media: int) -> Tensor:
+    config = model.config.resampler
+    generator = torch.Generator().manual_seed(num_media)
+    return torch.randn(num_media, config.num_latents, config.dim, generator=generator)
+
+
+def two_like(family: Family) -> tuple[Flamingo, Flamingo]:
+    return tiny_model(CONFIGS[family]), tiny_model(CONFIGS[family])
+
+
+def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    assert found.shape == expected.shape
+    assert float((found.float() - expected.float()).norm() / expected.float().norm()) < tolerance
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pages_are_those_of_the_layers_by_one_product(family: Family) -> None:
+    untouched, model = two_like(family)
+    tokens = visual_tokens(model, 3)
+    project = MediaProjection(model)
+    with Products() as products:
+        pages = project(tokens)
+    assert products.found.total() == 1
+    assert_near(pages, untouched.media_kv(tokens))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layers_own_map_is_a_part_of_the_whole_and_the_same_function(family: Family) -> None:
+    untouched, model = two_like(family)
+    tokens = visual_tokens(model, 2)
+    expected = untouched.media_kv(tokens)
+    MediaProjection(model)
+    weights = [weight for name, weight in model.named_parameters() if name.endswith("key_value.weight")]
+    stacked = [weight for weight in weights if weight.untyped_storage().nbytes() > weight.nbytes]
+    assert len(stacked) == len(model.gated)
+    assert len({weight.untyped_storage().data_ptr() for weight in stacked}) == 1
+    assert_near(model.media_kv(tokens), expected)
+    assert_near(MediaProjection(model)(tokens), expected)  # a second engine on the same model
+
+
+@pytest.mark.parametrize("formats", FORMATS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_the_formats_of_a_cpu_too(family: Family, formats: str) -> None:
+    untouched, model = two_like(family)
+    for one in (untouched, model):
+        one.fold_gates()
+    use_fast_formats(model, FORMATS[formats])
+    is_rounded = formats == "bfloat16"
+    tokens = visual_tokens(model, 16)  # as many rows as a media has at the least
+    project = MediaProjection(model)
+    given = tokens.bfloat16() if is_rounded else tokens
+    with Products() as products:
+        pages = project(given)
+    assert products.found.total() == 1
+    for found in (pages, model.media_kv(given), MediaProjection(model)(given)):
+        assert found.dtype == given.dtype
+        assert_near(found, untouched.media_kv(tokens), 2e-2 if is_rounded else 1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_media_from_host_memory_each_come_into_their_own_slot(family: Family) -> None:
+    untouched, model = two_like(family)
+    num_media = REBUILT_TOGETHER + 3
+    tokens = visual_tokens(model, num_media)
+    pages = MediaCache.zeros(model.config, num_media + 2, torch.float32, "cpu")
+    encoder = Encoder(model, MediaProjection(model), pages, media_cache.MediaCache(num_media + 2, 1 << 20, b""))
+    slots = [(5 * place + 1) % (num_media + 2) for place in range(num_media)]
+    encoder.run([Encoding(bytes([n]), slot, None, tokens[n]) for n, slot in enumerate(slots)])
+    assert_near(pages.pages[slots], untouched.media_kv(tokens))
+    others = sorted(set(range(num_media + 2)) - set(slots))
+    assert len(others) == 2
+    assert not pages.pages[others].any()
