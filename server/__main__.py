@@ -18,7 +18,7 @@ import uvicorn
 from model.config import ConfigError
 from model.zoo.default import DefaultModelError, prepare
 from server import logs
-from server.api.admission import Admission
+from server.admission import Admission
 from server.app import create_app
 from server.engine.client import FACTORY, EngineClient
 from server.errors import DatabaseUnavailable, ShuttingDown

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from server.admission import Admission
 from server.api import (
     chat,
     classify,
@@ -30,10 +31,8 @@ from server.api import (
     score,
     support_sets,
 )
-from server.api.admission import Admission
 from server.api.body import JSONResponse
 from server.api.guard import Guard
-from server.api.services import Services
 from server.engine.client import Client
 from server.errors import ServerError, http_error_body
 from server.fewshot.database import Database
@@ -49,6 +48,7 @@ from server.media.pool import DecodePool
 from server.media.store import MediaStore
 from server.metrics import Metrics
 from server.served_model import ServedModel
+from server.services import Services
 from server.settings import Settings
 
 # what proxies write into their logs when a client went; nobody receives it

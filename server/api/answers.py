@@ -16,18 +16,19 @@ from typing import Any, Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.admission import Ticket
+from server.admission import Ticket
 from server.api.answer_text import Order, Piece
 from server.api.body import JSONResponse
 from server.api.generation import Generation
 from server.api.logprobs import completion_logprobs, prompt_logprobs
-from server.api.prompts import ReadPrompt, check_length
+from server.api.prompts import check_length
 from server.api.sampling import sampling
 from server.api.schemas import GenerationFields, StreamOptions
-from server.api.services import Services
 from server.api.sse import EventStream, unless_disconnected
 from server.engine.wire import Generate
+from server.read_prompt import ReadPrompt
 from server.served_model import ServedModel
+from server.services import Services
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,11 +25,11 @@ from dataclasses import dataclass, field
 from model.config import FlamingoConfig
 from model.prompt import EndOfChunk, Media, PromptError, Segment, Text, encode
 from server.api.chat_schemas import AssistantMessage, InputImagePart, Message, SystemMessage, UserMessage, UserPart
-from server.api.prompts import ReadPrompt
-from server.api.schemas import ImageUrlPart, MediaPart, MediaUrl
 from server.errors import InvalidRequest
 from server.fewshot.templates import LINE_END, Query, Shot, Template, TemplateError, built_in, with_end
 from server.media.intake import Intake
+from server.media.parts import ImageUrlPart, MediaPart, MediaUrl
+from server.read_prompt import ReadPrompt
 from server.served_model import ServedModel
 
 PLAIN = Template(name="plain", shot="{media}{question} {answer}")

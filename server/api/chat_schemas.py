@@ -6,19 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from server.api.schemas import (
-    MAX_LOGPROBS,
-    GenerationFields,
-    ImageIdPart,
-    ImageUrlPart,
-    Prompt,
-    Schema,
-    StructuredOutputs,
-    TextPart,
-    VideoIdPart,
-    VideoUrlPart,
-    tag_of,
-)
+from server.api.schemas import MAX_LOGPROBS, GenerationFields, Prompt, StructuredOutputs, TextPart
+from server.media.parts import ImageIdPart, ImageUrlPart, VideoIdPart, VideoUrlPart
+from server.schema import Schema, tag_of
 
 MAX_MESSAGES = 2048
 # a Flamingo's answers are short, and one that never ends its chunk would go on to the end of its context

@@ -12,15 +12,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_body
-from server.api.reply import Asking, asking_of
+from server.api.reply import asking_of
 from server.api.schemas import read
 from server.api.schemas_classify import ClassifyRequest, candidates_of
-from server.api.services import GivenServices, GivenTicket, Services
+from server.api.services import GivenServices, GivenTicket
 from server.api.sse import unless_disconnected
+from server.asking import Asking
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate, distinct
 from server.fewshot.classification import Cost, Weighed, classify
 from server.fewshot.prompting import Assembled, assemble
+from server.services import Services
 
 # tokens left for candidates that are known only when the shots are
 DEFAULT_ROOM = 32

@@ -14,12 +14,14 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.admission import Ticket
+from server.admission import Ticket
 from server.api.answers import Beside, CompletionShape, Wanted, make_order, respond
 from server.api.body import read_body
-from server.api.prompts import ReadPrompt, read_prompt
+from server.api.prompts import read_prompt
 from server.api.schemas import CompletionFields, CompletionRequest, read
-from server.api.services import GivenServices, GivenTicket, Services
+from server.api.services import GivenServices, GivenTicket
+from server.read_prompt import ReadPrompt
+from server.services import Services
 
 router = APIRouter()
 

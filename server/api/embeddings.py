@@ -18,11 +18,15 @@ from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_body
 from server.api.prompts import known_ids
-from server.api.reply import Asking, asking_of, replied
-from server.api.schemas import EndOfChunkPart, MediaPart, Part, Schema, TextPart, read
-from server.api.services import GivenServices, GivenTicket, Services
+from server.api.reply import asking_of
+from server.api.schemas import EndOfChunkPart, Part, TextPart, read
+from server.api.services import GivenServices, GivenTicket
 from server.api.sse import unless_disconnected
+from server.asking import Asking, replied
 from server.errors import ContextLengthExceeded, InvalidRequest
+from server.media.parts import MediaPart
+from server.schema import Schema
+from server.services import Services
 
 MAX_INPUTS = 2048
 

@@ -13,19 +13,21 @@ from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_body
 from server.api.classify import check_distinct
-from server.api.schemas import Schema, read, read_query
+from server.api.schemas import read, read_query
 from server.api.schemas_classify import MAX_CANDIDATES, CandidateField, WeighingFields, candidates_of
-from server.api.schemas_fewshot import MAX_SHOTS, Order, Strategy, TemplateChoice
-from server.api.services import GivenServices, GivenTicket, Services
+from server.api.services import GivenServices, GivenTicket
 from server.errors import InvalidRequest
 from server.fewshot.candidates import distinct
 from server.fewshot.evaluation import Cell, baseline, grid, recommend, stratified, summarise
 from server.fewshot.evaluation_runner import Plan, truth_of
 from server.fewshot.evaluation_store import Evaluation
 from server.fewshot.examples import Example, SupportSet
+from server.fewshot.fields import MAX_SHOTS, Order, Strategy, TemplateChoice
 from server.fewshot.prompting import template_of
 from server.fewshot.selection import SelectionError, check
 from server.fewshot.templates import Template
+from server.schema import Schema
+from server.services import Services
 
 MAX_CELLS = 256
 DEFAULT_K = (0, 1, 2, 4, 8, 16)

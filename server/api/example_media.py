@@ -7,10 +7,10 @@ import uuid
 from collections.abc import Sequence
 
 from server.api.schemas_support_sets import ExampleFields
-from server.api.services import Services
 from server.errors import InvalidMedia, ServerError
 from server.fewshot.examples import NewExample
 from server.media.source import EncodedMedia
+from server.services import Services
 
 # read side by side
 PORTION = 32

@@ -15,16 +15,17 @@ from starlette.responses import Response
 from server.api.body import JSONResponse, read_body
 from server.api.completions import Ordered, complete
 from server.api.schemas import CompletionFields, read
-from server.api.schemas_fewshot import FewShotFields, SearchRequest
-from server.api.services import GivenServices, GivenTicket, Services
+from server.api.services import GivenServices, GivenTicket
 from server.api.sse import unless_disconnected
 from server.api.support_sets import example_card
 from server.api.templated import in_template
 from server.fewshot.examples import SupportSet
+from server.fewshot.fields import FewShotFields, SearchRequest
 from server.fewshot.prompting import assemble
 from server.fewshot.retrieval import Asked, compared_text
 from server.fewshot.selection import Similar
 from server.fewshot.shots import read_given
+from server.services import Services
 
 router = APIRouter()
 

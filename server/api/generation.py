@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import Any
 
 from model.tokenizer import PromptTokenizer
-from server.api.admission import Ticket
+from server.admission import Ticket
 from server.api.answer_text import AnswerText, Order, Piece
 from server.engine.client import Client
 from server.engine.wire import Admitted, Finished, FinishReason, PromptScored, Token, TokenLogprob

@@ -18,12 +18,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse
-from server.api.schemas import Schema, read_query
-from server.api.services import GivenServices, GivenTicket, Services
+from server.api.schemas import read_query
+from server.api.services import GivenServices, GivenTicket
 from server.api.upload import read_upload
 from server.errors import MediaNotFound, StorageUnavailable
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore, StoredMedia
+from server.schema import Schema
+from server.services import Services
 
 router = APIRouter()
 

@@ -13,14 +13,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_body
-from server.api.prompts import ReadPrompt
-from server.api.reply import Asking, asking_of, replied
-from server.api.schemas import Prompt, Schema, read
+from server.api.reply import asking_of
+from server.api.schemas import Prompt, read
 from server.api.score import continued_ids, read_segments
-from server.api.services import GivenServices, GivenTicket, Services
+from server.api.services import GivenServices, GivenTicket
 from server.api.sse import unless_disconnected
+from server.asking import Asking, replied
 from server.engine.wire import AttentionMap, Inspect, Inspected
 from server.errors import ContextLengthExceeded, InvalidRequest
+from server.read_prompt import ReadPrompt
+from server.schema import Schema
+from server.services import Services
 
 
 class InspectRequest(Schema):

@@ -12,11 +12,13 @@ from starlette.responses import Response
 from server.api.body import JSONResponse, read_body
 from server.api.chat_prompt import read_chat
 from server.api.chat_schemas import TokenizeRequest
-from server.api.prompts import ReadPrompt, known_ids, read_prompt
+from server.api.prompts import known_ids, read_prompt
 from server.api.schemas import DetokenizeRequest, read
-from server.api.services import GivenServices, Services
+from server.api.services import GivenServices
 from server.engine.detokenizer import token_text
 from server.errors import InvalidRequest
+from server.read_prompt import ReadPrompt
+from server.services import Services
 
 router = APIRouter()
 STARTED = int(time.time())

@@ -6,24 +6,15 @@ Media are checked and named here, not decoded. How segments become token ids is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from model.prompt import EncodedPrompt, EndOfChunk, Media, PromptError, Segment, Text, encode, index_media
-from server.api.schemas import MediaPart, Part, Prompt, TextPart
+from model.prompt import EndOfChunk, Media, PromptError, Segment, Text, encode, index_media
+from server.api.schemas import Part, Prompt, TextPart
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.media.intake import Intake
+from server.media.parts import MediaPart
 from server.media.source import EncodedMedia
+from server.read_prompt import ReadPrompt
 from server.served_model import ServedModel
-
-
-@dataclass(frozen=True, slots=True)
-class ReadPrompt:
-    encoded: EncodedPrompt
-    media: dict[bytes, EncodedMedia]
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.encoded.token_ids)
 
 
 async def read_prompt(prompt: Prompt, model: ServedModel, intake: Intake, param: str = "prompt") -> ReadPrompt:

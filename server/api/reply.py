@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from server.api.admission import Ticket
-from server.api.services import Services
+from server.admission import Ticket
+from server.asking import Asking
 from server.engine.wire import FinishReason
-
-Reply = TypeVar("Reply")
+from server.services import Services
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asking:
-    """Whose requests these are to the engine. `started` is called when it has answered the first of them, `ended` with
-    the reason when no more are to come."""
-
-    request_id: str
-    arrived: float
-    priority: int = 0
-    started: Callable[[], None] = lambda: None
-    ended: Callable[[FinishReason], None] = lambda reason: None
 
 
 def asking_of(request: Request, services: Services, ticket: Ticket, priority: int, accepted: float) -> Asking:
@@ -43,18 +27,3 @@ def asking_of(request: Request, services: Services, ticket: Ticket, priority: in
         logger.info("request finished", extra=extra)
 
     return Asking(request_id=request_id, arrived=accepted, priority=priority, started=ticket.started, ended=ended)
-
-
-async def replied(asking: Asking, work: Coroutine[Any, Any, Reply]) -> Reply:
-    """Until the engine has answered, it waits as a prompt does that was not begun."""
-    reason: FinishReason = "abort"
-    try:
-        found = await work
-        reason = "stop"
-        asking.started()
-        return found
-    except Exception:
-        reason = "error"
-        raise
-    finally:
-        asking.ended(reason)

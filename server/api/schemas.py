@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError
 from starlette.datastructures import QueryParams
 
 from server.errors import InvalidRequest, UnsupportedParameter
+from server.media.parts import ImageIdPart, ImageUrlPart, VideoIdPart, VideoUrlPart
+from server.schema import Schema, tag_of
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -23,60 +24,14 @@ BEAM_WIDTH = 3
 SchemaType = TypeVar("SchemaType", bound="Schema")
 
 
-class Schema(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_not_given(cls, values: Any) -> Any:
-        return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
-
-
-# tags of unions stand in angle brackets, so that they are told apart from the client's own names in a location
-def tag_of(field: str) -> Callable[[Any], str]:
-    return lambda value: f"<{value.get(field)}>" if isinstance(value, dict) else f"<{type(value).__name__}>"
-
-
 class TextPart(Schema):
     type: Literal["text"]
     text: str
 
 
-# short enough to be told back; whether it names a media is the store's business
-MediaId = Annotated[str, Field(min_length=1, max_length=128)]
-
-
-class MediaUrl(Schema):
-    url: str
-    # OpenAI's hint on resolution: a Flamingo reads every picture at its encoder's one size
-    detail: Literal["auto", "low", "high"] = "auto"
-
-
-class ImageUrlPart(Schema):
-    type: Literal["image_url"]
-    image_url: MediaUrl
-
-
-class VideoUrlPart(Schema):
-    type: Literal["video_url"]
-    video_url: MediaUrl
-
-
-class ImageIdPart(Schema):
-    type: Literal["image_id"]
-    image_id: MediaId
-
-
-class VideoIdPart(Schema):
-    type: Literal["video_id"]
-    video_id: MediaId
-
-
 class EndOfChunkPart(Schema):
     type: Literal["end_of_chunk"]
 
-
-MediaPart = ImageUrlPart | VideoUrlPart | ImageIdPart | VideoIdPart
 
 Part = Annotated[
     Annotated[TextPart, Tag("<text>")]

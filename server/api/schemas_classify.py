@@ -6,10 +6,11 @@ from typing import Annotated
 
 from pydantic import Discriminator, Field, Tag
 
-from server.api.schemas import Prompt, Schema
-from server.api.schemas_fewshot import FewShotFields, TemplateChoice
+from server.api.schemas import Prompt
 from server.fewshot.candidates import Candidate
+from server.fewshot.fields import FewShotFields, TemplateChoice
 from server.fewshot.scoring import Calibration, ContentFree, Normalisation, Weighing
+from server.schema import Schema
 
 MAX_CANDIDATES = 1024
 MAX_PERMUTATIONS = 24

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from server.api.schemas import Schema
-from server.api.schemas_fewshot import Comparing, ShotFields, TemplateChoice
+from server.fewshot.fields import Comparing, ShotFields, TemplateChoice
 from server.fewshot.support_sets import ID_PREFIX
+from server.schema import Schema
 
 MAX_TEXT = 65536
 MAX_METADATA_BYTES = 16384

@@ -14,15 +14,18 @@ from model.prompt import PromptError, Segment, Text, encode
 from model.tokenizer import PromptTokenizer
 from server.api.body import JSONResponse, read_body
 from server.api.classify import usage
-from server.api.prompts import ReadPrompt, known_ids, read_parts, read_prompt
-from server.api.reply import Asking, asking_of
+from server.api.prompts import known_ids, read_parts, read_prompt
+from server.api.reply import asking_of
 from server.api.schemas import Prompt, read
 from server.api.schemas_classify import ScoreRequest
-from server.api.services import GivenServices, GivenTicket, Services
+from server.api.services import GivenServices, GivenTicket
 from server.api.sse import unless_disconnected
+from server.asking import Asking
 from server.errors import InvalidRequest
 from server.fewshot.candidates import continuation_ids
 from server.fewshot.classification import check_candidates, cost, score_all
+from server.read_prompt import ReadPrompt
+from server.services import Services
 
 router = APIRouter()
 

@@ -1,47 +1,15 @@
-"""What a route works with, handed to it as an argument. Made once by `create_app`."""
+"""A route is handed the services, and a ticket where it serves a request, as arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends
 from starlette.requests import Request
 
-from server.api.admission import Admission, Ticket
-from server.engine.client import Client
-from server.errors import ModelNotFound
-from server.fewshot.evaluation_store import Evaluations
-from server.fewshot.retrieval import Retrieval
-from server.fewshot.support_sets import SupportSets
-from server.fewshot.warming import Warming
-from server.media.intake import Intake
-from server.media.pool import DecodePool
-from server.media.store import MediaStore
-from server.metrics import Metrics
-from server.served_model import ServedModel
-from server.settings import Settings
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    settings: Settings
-    model: ServedModel
-    client: Client
-    admission: Admission
-    metrics: Metrics
-    store: MediaStore
-    media: Intake
-    decoder: DecodePool
-    support_sets: SupportSets
-    warming: Warming
-    evaluations: Evaluations
-    retrieval: Retrieval
-
-    def check_model(self, name: str | None) -> None:
-        if name is not None and name != self.model.name:
-            raise ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {self.model.name!r}")
+from server.admission import Ticket
+from server.services import Services
 
 
 def _services(request: Request) -> Services:

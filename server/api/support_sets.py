@@ -30,7 +30,7 @@ from server.api.schemas_support_sets import (
     VersionRequest,
     WarmRequest,
 )
-from server.api.services import GivenServices, GivenTicket, Services
+from server.api.services import GivenServices, GivenTicket
 from server.errors import ExampleNotFound, InvalidRequest
 from server.fewshot.examples import Example, SupportSetInfo
 from server.fewshot.retrieval import SPACES
@@ -38,6 +38,7 @@ from server.fewshot.support_sets import Repeatable
 from server.fewshot.warm_prefix import prefix_of
 from server.fewshot.warming import Wish
 from server.media.source import PREFIXES
+from server.services import Services
 
 router = APIRouter()
 

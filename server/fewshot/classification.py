@@ -16,9 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from server.api.prompts import ReadPrompt
-from server.api.reply import Asking, replied
-from server.api.services import Services
+from server.asking import Asking, replied
 from server.engine.wire import Score, Scored
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.fewshot.candidates import Candidate, continuation_ids
@@ -26,6 +24,8 @@ from server.fewshot.prompting import Assembled, write
 from server.fewshot.scoring import Array, Weighing, probabilities, ranking, scores, shot_orders
 from server.fewshot.templates import Query
 from server.media.source import EncodedMedia, source_digest
+from server.read_prompt import ReadPrompt
+from server.services import Services
 
 NO_TEXT = "N/A"
 GREY = (128, 128, 128)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from server.api.schemas_fewshot import Order, Strategy
+from server.fewshot.fields import Order, Strategy
 from server.fewshot.measures import Judged, standard_error, wilson
 
 # strategies that draw their shots

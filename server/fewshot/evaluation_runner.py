@@ -18,20 +18,20 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from server.api.reply import Asking
-from server.api.schemas_fewshot import FewShotFields, Order
-from server.api.services import Services
+from server.asking import Asking
 from server.errors import ServerError, Unavailable
 from server.fewshot.candidates import Candidate
 from server.fewshot.classification import classify, together
 from server.fewshot.evaluation import Cell, Outcome, cell_result, failed_cell
 from server.fewshot.evaluation_store import Evaluation
 from server.fewshot.examples import Example
+from server.fewshot.fields import FewShotFields, Order
 from server.fewshot.prompting import assemble, template_of
 from server.fewshot.retrieval import SPACES
 from server.fewshot.scoring import Weighing
 from server.fewshot.templates import places
 from server.media.source import PREFIXES
+from server.services import Services
 
 # behind every client's: lower runs first
 PRIORITY = 2**31 - 1

@@ -14,11 +14,9 @@ from typing import Any
 from model.config import FlamingoConfig
 from model.prompt import PromptError, encode
 from model.tokenizer import PromptTokenizer
-from server.api.prompts import ReadPrompt
-from server.api.schemas_fewshot import ExamplesFields, FewShotFields, TemplateChoice
-from server.api.services import Services
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.fewshot.examples import SupportSet
+from server.fewshot.fields import ExamplesFields, FewShotFields, TemplateChoice
 from server.fewshot.retrieval import SPACES, Asked, compared_text
 from server.fewshot.shots import (
     SUPPORT_SET,
@@ -33,7 +31,9 @@ from server.fewshot.shots import (
 )
 from server.fewshot.templates import Query, Shot, Template, TemplateError, built_in, places, with_end
 from server.media.source import EncodedMedia
+from server.read_prompt import ReadPrompt
 from server.served_model import ServedModel
+from server.services import Services
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,10 @@ from typing import Literal
 
 import numpy as np
 
-from server.api.schemas_fewshot import Strategy
 from server.engine.client import Client
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.fewshot.examples import Example, SupportSet
+from server.fewshot.fields import Strategy
 from server.fewshot.selection import Similar
 from server.fewshot.support_sets import SupportSets
 from server.fewshot.vector_index import RecentIndexes, VectorIndex, Vectors

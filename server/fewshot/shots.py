@@ -9,15 +9,15 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from server.api.schemas import ImageIdPart, MediaPart, VideoIdPart
-from server.api.schemas_fewshot import ExamplesFields, FewShotFields, Shown
-from server.api.services import Services
 from server.errors import InvalidRequest, ServerError, SupportSetNotFound
 from server.fewshot.examples import Example, SupportSet
+from server.fewshot.fields import ExamplesFields, FewShotFields, Shown
 from server.fewshot.retrieval import Asked
 from server.fewshot.selection import SIMILARITY, Chosen, SelectionError, Similar, check, select
 from server.fewshot.templates import Shot, Template, places
+from server.media.parts import ImageIdPart, MediaPart, VideoIdPart
 from server.media.source import PREFIXES, EncodedMedia
+from server.services import Services
 
 DEFAULT_K = 4
 # the paper's "zero-shot": two examples without their pictures

@@ -5,15 +5,15 @@ A request with the strategy "first" and the same template and `k` then finds all
 
 from __future__ import annotations
 
-from server.api.schemas_fewshot import FewShotFields, TemplateChoice
-from server.api.services import Services
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.fewshot.examples import SupportSet
+from server.fewshot.fields import FewShotFields, TemplateChoice
 from server.fewshot.prompting import template_of, write
 from server.fewshot.retrieval import Asked
 from server.fewshot.shots import chosen_shots
 from server.fewshot.templates import Query
 from server.fewshot.warming import Prefix
+from server.services import Services
 
 # stands where a query's own words will: whole blocks before it are what is kept
 ANY_QUERY = Query(text="?", question="?")

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from server.api.schemas import ImageIdPart, ImageUrlPart, MediaPart, VideoIdPart, VideoUrlPart
 from server.errors import InvalidMedia, InvalidRequest, UnsupportedParameter
 from server.media.fetch import Fetcher
+from server.media.parts import ImageIdPart, ImageUrlPart, MediaPart, VideoIdPart, VideoUrlPart
 from server.media.source import EncodedMedia, Kind, read_data_url
 from server.media.store import MediaStore, not_found
 from server.settings import Settings

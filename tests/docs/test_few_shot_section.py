@@ -11,7 +11,7 @@ import msgspec
 from model.prompt import EndOfChunk, Media, Text
 from server.api.fewshot import FewShotCompletionRequest
 from server.api.schemas import read
-from server.api.schemas_fewshot import FewShotFields, Order, SearchRequest, Strategy
+from server.fewshot.fields import FewShotFields, Order, SearchRequest, Strategy
 from server.fewshot.selection import DEFAULT_ORDER
 from server.fewshot.templates import OPENFLAMINGO, PAPER, Query, Shot
 from tests.server.test_docs import API, names, rows, section

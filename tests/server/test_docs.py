@@ -15,9 +15,9 @@ from server.api.guard import OPEN_PATHS
 from server.api.inspect import InspectRequest
 from server.api.schemas import CompletionRequest, GenerationFields
 from server.api.schemas_classify import ClassifyRequest
-from server.api.schemas_fewshot import FewShotFields
 from server.app import ROUTERS
 from server.errors import ServerError
+from server.fewshot.fields import FewShotFields
 from server.metrics import Metrics
 from server.settings import Settings
 

@@ -8,11 +8,12 @@ import pytest
 
 import flamboyance_client as client
 from flamboyance_client.prompt import Part
-from server.api import schemas, schemas_classify, schemas_fewshot, schemas_support_sets
+from server.api import schemas, schemas_classify, schemas_support_sets
 from server.api.evaluations import EvaluateRequest
 from server.api.fewshot import FewShotCompletionRequest
 from server.api.inspect import InspectRequest
-from server.api.schemas import Schema
+from server.fewshot import fields
+from server.schema import Schema
 
 # the client sets these two where a stream is asked for
 STREAMING = {"stream", "stream_options"}
@@ -28,11 +29,11 @@ PAIRS: list[tuple[Any, type[Schema], set[str]]] = [
     (client.EvaluateOptions, EvaluateRequest, set()),
     (client.NewSet, schemas_support_sets.CreateRequest, set()),
     (client.SetChanges, schemas_support_sets.UpdateRequest, set()),
-    (client.SearchOptions, schemas_fewshot.SearchRequest, {"query"}),
+    (client.SearchOptions, fields.SearchRequest, {"query"}),
     (client.WarmOptions, schemas_support_sets.WarmRequest, set()),
-    (client.Query, schemas_fewshot.QueryFields, set()),
-    (client.Selection, schemas_fewshot.ExamplesFields, set()),
-    (client.Template, schemas_fewshot.TemplateFields, set()),
+    (client.Query, fields.QueryFields, set()),
+    (client.Selection, fields.ExamplesFields, set()),
+    (client.Template, fields.TemplateFields, set()),
     (client.Candidate, schemas_classify.LabelledCandidate, set()),
     (client.StructuredOutputs, schemas.StructuredOutputs, set()),
 ]
@@ -45,16 +46,16 @@ def test_the_options_are_the_servers_fields(ours: Any, theirs: type[Schema], apa
 
 
 def test_a_shot_and_an_example_are_the_servers() -> None:
-    assert get_type_hints(client.Shot).keys() == schemas_fewshot.ShotFields.model_fields.keys() | ANSWER
+    assert get_type_hints(client.Shot).keys() == fields.ShotFields.model_fields.keys() | ANSWER
     assert get_type_hints(client.Example).keys() == schemas_support_sets.ExampleFields.model_fields.keys() | ANSWER
 
 
 @pytest.mark.parametrize(
     ("kind", "field", "theirs"),
     [
-        (client.Selection, "strategy", schemas_fewshot.Strategy),
-        (client.Selection, "order", schemas_fewshot.Order),
-        (client.SearchOptions, "strategy", schemas_fewshot.Comparing),
+        (client.Selection, "strategy", fields.Strategy),
+        (client.Selection, "order", fields.Order),
+        (client.SearchOptions, "strategy", fields.Comparing),
         *(
             (client.ClassifyOptions, name, schemas_classify.ClassifyRequest.model_fields[name].annotation)
             for name in ("normalisation", "calibration", "content_free")

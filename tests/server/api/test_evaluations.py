@@ -15,7 +15,6 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.api.services import Services
 from server.app import create_app
 from server.engine.wire import Score
 from server.errors import EngineNotReady, InvalidMedia
@@ -25,6 +24,7 @@ from server.fewshot.evaluation_store import LEASE_SECONDS
 from server.fewshot.examples import NewExample
 from server.media.source import encoded
 from server.metrics import Metrics
+from server.services import Services
 from server.settings import Settings
 from tests.server.conftest import picture
 from tests.server.fakes import TOKENIZER, FakeClient, eventually, served_model

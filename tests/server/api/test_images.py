@@ -11,9 +11,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.api.services import Services
 from server.fewshot.examples import NewExample
 from server.media.source import encoded, source_digest
+from server.services import Services
 from server.settings import Settings
 from tests.server.conftest import data_url, picture
 from tests.server.fakes import FakeClient

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from server.api.admission import Admission
+from server.admission import Admission
 from tests.server.fakes import FakeClient, eventually
 
 pytestmark = pytest.mark.anyio

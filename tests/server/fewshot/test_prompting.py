@@ -10,10 +10,10 @@ from fastapi import FastAPI
 
 from server.api.prompts import read_prompt
 from server.api.schemas import CompletionRequest, read
-from server.api.schemas_fewshot import FewShotFields
-from server.api.services import Services
 from server.errors import InvalidRequest
+from server.fewshot.fields import FewShotFields
 from server.fewshot.prompting import Assembled, assemble
+from server.services import Services
 from tests.server.conftest import data_url, image_part, picture
 
 pytestmark = pytest.mark.anyio

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from server.api.schemas_fewshot import Order, Strategy
 from server.fewshot.examples import Example
+from server.fewshot.fields import Order, Strategy
 from server.fewshot.selection import DEFAULT_ORDER, SIMILARITY, Chosen, SelectionError, Similar, select
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)

@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.schemas import ImageIdPart, ImageUrlPart
 from server.app import create_app
 from server.errors import InvalidMedia, MediaNotFetched
 from server.media.intake import Intake
+from server.media.parts import ImageIdPart, ImageUrlPart
 from server.media.source import source_digest
 from server.media.store import MediaStore
 from server.metrics import Metrics

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.api.admission import Admission
+from server.admission import Admission
 from server.engine.wire import Generate
 from tests.server.fakes import FakeClient, eventually
 

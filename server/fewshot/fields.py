@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from server.api.schemas import ImageIdPart, ImageUrlPart, MediaPart, MediaUrl, Schema, VideoIdPart, VideoUrlPart, tag_of
+from server.media.parts import ImageIdPart, ImageUrlPart, MediaPart, MediaUrl, VideoIdPart, VideoUrlPart
 from server.media.source import PREFIXES
+from server.schema import Schema, tag_of
 
 MAX_SHOTS = 1024
 MAX_TEMPLATE = 16384

@@ -1,0 +1,39 @@
+"""What requests are served with, handed to whoever serves one as an argument. Made once by `create_app`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.admission import Admission
+from server.engine.client import Client
+from server.errors import ModelNotFound
+from server.fewshot.evaluation_store import Evaluations
+from server.fewshot.retrieval import Retrieval
+from server.fewshot.support_sets import SupportSets
+from server.fewshot.warming import Warming
+from server.media.intake import Intake
+from server.media.pool import DecodePool
+from server.media.store import MediaStore
+from server.metrics import Metrics
+from server.served_model import ServedModel
+from server.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    settings: Settings
+    model: ServedModel
+    client: Client
+    admission: Admission
+    metrics: Metrics
+    store: MediaStore
+    media: Intake
+    decoder: DecodePool
+    support_sets: SupportSets
+    warming: Warming
+    evaluations: Evaluations
+    retrieval: Retrieval
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name != self.model.name:
+            raise ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {self.model.name!r}")
