@@ -8,7 +8,6 @@ each strategy and k, over all sets; the last line is JSON.
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import sys
 import time
@@ -17,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from statistics import fmean, stdev
-from typing import Any
-
-import httpx
+from typing import Any, Literal
 
 from evaluation.intervals import Share
+from flamboyance_client import Client, Evaluation, Selection, example, query
+from flamboyance_client.options import Weighing
 from training.default.words import HELD_OUT_WORDS
 from training.default_data.records import Record, read_records
 from training.default_data.split import held_out
@@ -29,7 +28,6 @@ from training.default_data.split import held_out
 DATA = Path.home() / ".cache" / "flamboyance" / "default-data"
 SEED = 29
 POLL_SECONDS = 2.0
-TIMEOUT = httpx.Timeout(600.0, connect=5.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +43,17 @@ class Options:
     k: list[int]
     strategies: list[str]
     seeds: list[int]
-    calibration: str
-    normalisation: str
+    calibration: Literal["none", "contextual"]
+    normalisation: Literal["sum", "mean"]
     permutations: int
 
     @property
-    def weighing(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("calibration", "normalisation", "permutations")}
+    def weighing(self) -> Weighing:
+        return {
+            "calibration": self.calibration,
+            "normalisation": self.normalisation,
+            "permutations": self.permutations,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,66 +111,58 @@ def draw(usable: Mapping[str, list[str]], options: Options, number: int) -> Draw
 
 
 class Server:
-    def __init__(self, options: Options) -> None:
-        headers = {} if options.api_key is None else {"Authorization": f"Bearer {options.api_key}"}
-        self._http = httpx.Client(base_url=options.url, headers=headers, timeout=TIMEOUT)
+    def __init__(self, options: Options, client: Client) -> None:
         self._options = options
+        self._client = client
 
     def create(self, drawn: Drawn) -> str:
-        examples = [{"image": self.url(image), "label": word} for image, word in drawn.examples]
-        return str(self._send("POST", "/v1/support_sets", {"examples": examples, "ttl_seconds": 24 * 3600})["id"])
+        examples = [example(self._options.data / image, label=word) for image, word in drawn.examples]
+        return self._client.support_sets.create(examples=examples, ttl_seconds=24 * 3600).id
 
-    def evaluate(self, support_set: str) -> dict[str, Any]:
-        fields = {name: getattr(self._options, name) for name in ("k", "strategies", "seeds")}
-        body = {**fields, **self._options.weighing}
-        name = self._send("POST", f"/v1/support_sets/{support_set}/evaluate", body)["id"]
-        while (found := self._send("GET", f"/v1/evaluations/{name}"))["status"] in ("queued", "running"):
+    def evaluate(self, support_set: str) -> Evaluation:
+        asked = self._options
+        found = self._client.support_sets.evaluate(
+            support_set, k=asked.k, strategies=asked.strategies, seeds=asked.seeds, **asked.weighing
+        )
+        while not found.is_over:
             time.sleep(POLL_SECONDS)
-        if found["status"] != "completed":
-            raise RuntimeError(f"evaluation {name} is {found['status']}: {found['error']}")
+            found = self._client.evaluations.get(found.id)
+        if found.status != "completed":
+            raise RuntimeError(f"evaluation {found.id} is {found.status}: {found.raw['error']}")
         return found
 
-    def classify(self, examples: Mapping[str, Any], image: str) -> str:
-        body = {"examples": examples, "query": {"image": self.url(image)}, **self._options.weighing}
-        return str(self._send("POST", "/v1/classify", body)["label"])
+    def classify(self, selection: Selection, image: str) -> str:
+        asked = query(self._options.data / image)
+        return self._client.classify(asked, examples=selection, **self._options.weighing).label
 
     def forget(self, support_set: str) -> None:
-        self._send("DELETE", f"/v1/support_sets/{support_set}")
-
-    def url(self, image: str) -> str:
-        data = (self._options.data / image).read_bytes()
-        return f"data:image/{Path(image).suffix.removeprefix('.')};base64,{base64.b64encode(data).decode()}"
-
-    def _send(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        answer = self._http.request(method, path, json=body)
-        if answer.is_error:
-            raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:500]}")
-        found: dict[str, Any] = answer.json()
-        return found
+        self._client.support_sets.delete(support_set)
 
 
 def compare(server: Server, drawn: Drawn) -> tuple[list[Compared], Followed]:
     support_set = server.create(drawn)
     try:
         evaluation = server.evaluate(support_set)
-        rows = [_compared(server, evaluation, cell, drawn) for cell in evaluation["cells"]]
+        rows = [_compared(server, evaluation, cell, drawn) for cell in evaluation.cells]
     finally:
         server.forget(support_set)
-    chosen = evaluation["recommendation"]["examples"]
+    chosen = evaluation.raw["recommendation"]["examples"]
     settings = {
-        (cell["strategy"], cell["k"], cell["seed"]): row for cell, row in zip(evaluation["cells"], rows, strict=True)
+        (cell["strategy"], cell["k"], cell["seed"]): row for cell, row in zip(evaluation.cells, rows, strict=True)
     }
     followed = settings[chosen["strategy"], chosen["k"], chosen["seed"]]
     return rows, Followed(followed.truth.value, max(row.truth.value for row in rows), chosen["k"])
 
 
-def _compared(server: Server, evaluation: Mapping[str, Any], cell: Mapping[str, Any], drawn: Drawn) -> Compared:
-    examples = {
-        "support_set": evaluation["support_set"],
-        "version": evaluation["version"],
-        **{name: cell[name] for name in ("k", "strategy", "seed")},
+def _compared(server: Server, evaluation: Evaluation, cell: Mapping[str, Any], drawn: Drawn) -> Compared:
+    selection: Selection = {
+        "support_set": evaluation.raw["support_set"],
+        "version": evaluation.raw["version"],
+        "k": cell["k"],
+        "strategy": cell["strategy"],
+        "seed": cell["seed"],
     }
-    right = sum(server.classify(examples, image) == word for image, word in drawn.fresh)
+    right = sum(server.classify(selection, image) == word for image, word in drawn.fresh)
     estimate, truth = Share(cell["correct"], cell["queries"]), Share(right, len(drawn.fresh))
     return Compared(cell["strategy"], cell["k"], estimate, truth)
 
@@ -233,15 +227,15 @@ def measure(options: Options) -> dict[str, Any]:
     usable = categories(read_records(options.data), options.domain, options.examples + options.fresh)
     if len(usable) < options.ways:
         raise SystemExit(f"{len(usable)} categories have enough images, {options.ways} are needed")
-    server = Server(options)
     rows: list[Compared] = []
     followed: list[Followed] = []
-    for number in range(options.sets):
-        began = time.monotonic()
-        compared, one = compare(server, draw(usable, options, number))
-        rows += compared
-        followed.append(one)
-        print(f"set {number + 1} of {options.sets}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+    with Client(options.url, api_key=options.api_key) as client:
+        for number in range(options.sets):
+            began = time.monotonic()
+            compared, one = compare(Server(options, client), draw(usable, options, number))
+            rows += compared
+            followed.append(one)
+            print(f"set {number + 1} of {options.sets}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     found = {setting: summary(some) for setting, some in by_setting(rows)}
     gave, best = fmean(one.truth for one in followed), fmean(one.best for one in followed)
     print(table(found))
