@@ -6,7 +6,7 @@ Both end as the same thing, so that nobody behind can tell them apart.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from server.errors import InvalidRequest, ServerError, SupportSetNotFound
@@ -15,8 +15,8 @@ from server.fewshot.fields import ExamplesFields, FewShotFields, Shown
 from server.fewshot.retrieval import Asked
 from server.fewshot.selection import SIMILARITY, Chosen, SelectionError, Similar, check, select
 from server.fewshot.templates import Shot, Template, places
-from server.media.parts import ImageIdPart, MediaPart, VideoIdPart
-from server.media.source import PREFIXES, EncodedMedia
+from server.media.parts import MediaPart
+from server.media.source import EncodedMedia
 from server.services import Services
 
 DEFAULT_K = 4
@@ -116,7 +116,8 @@ async def chosen_shots(
     if not fields.zero_shot:
         for example in examples:
             check_media(bool(example.media), SUPPORT_SET, template, f"the example {example.id!r}")
-    media = [] if fields.zero_shot else await _stored_media(examples, services)
+    names = {} if fields.zero_shot else dict.fromkeys(name for example in examples for name in example.media)
+    media = await services.media.find_all(names, SUPPORT_SET)
     digests = {one.id: one.digest for one in media}
     return FoundShots(
         used=[Used(one.example.id, one.example.label, one.score) for one in chosen],
@@ -166,20 +167,6 @@ async def choose(
         )
     except SelectionError as error:
         raise InvalidRequest(str(error), param=f"examples.{error.field}") from None
-
-
-async def _stored_media(examples: Sequence[Example], services: Services) -> list[EncodedMedia]:
-    names = dict.fromkeys(name for example in examples for name in example.media)
-    found = await services.media.read_all({f"{SUPPORT_SET}.{name}": _stored(name) for name in names}, SUPPORT_SET)
-    for media in found.values():
-        media.param = SUPPORT_SET
-    return list(found.values())
-
-
-def _stored(name: str) -> MediaPart:
-    if name.startswith(PREFIXES["video"]):
-        return VideoIdPart(type="video_id", video_id=name)
-    return ImageIdPart(type="image_id", image_id=name)
 
 
 def check_media(has_media: bool, param: str, template: Template, who: str = "") -> None:

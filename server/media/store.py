@@ -60,7 +60,7 @@ class MediaStore:
     def __init__(self, url: str) -> None:
         # without fsspec's memory of folders, which other replicas write to
         self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
-        self._is_local = isinstance(self._fs, LocalFileSystem)
+        self.is_local = isinstance(self._fs, LocalFileSystem)
 
     def put(
         self, data: bytes, kind: Kind, *, size: tuple[int, int] | None = None, num_frames: int | None = None
@@ -129,7 +129,7 @@ class MediaStore:
     def sweep(self) -> None:
         """Remove what writers that were killed have left."""
         folder = Path(self._root, UNFINISHED)
-        if self._is_local and folder.is_dir():
+        if self.is_local and folder.is_dir():
             for file in folder.iterdir():
                 if file.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
                     file.unlink(missing_ok=True)
@@ -154,7 +154,7 @@ class MediaStore:
         return sorted(entry.rstrip("/").rpartition("/")[2] for entry in entries)
 
     def _write(self, path: str, content: bytes) -> None:
-        if not self._is_local:
+        if not self.is_local:
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(path, content)  # an object appears whole
             return

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from server.app import create_app
-from server.errors import InvalidMedia, MediaNotFetched
+from server.errors import InvalidMedia, InvalidRequest, MediaNotFetched, MediaNotFound
 from server.media.intake import Intake
 from server.media.parts import ImageIdPart, ImageUrlPart
 from server.media.source import source_digest
@@ -147,3 +147,26 @@ async def test_what_a_prompt_fetches_has_a_limit_together(settings: Settings, tm
     stored = ImageIdPart(type="image_id", image_id=store.put(bytes(half), "image"))
     found = await intake.read_all({**dict(list(parts.items())[:2]), "p[9]": stored}, "prompt")
     assert [media.is_at_hand for media in found.values()] == [True, True, False]
+
+
+async def test_stored_media_are_found_in_their_order_or_the_missing_one_is_told(intake: Intake) -> None:
+    names = [intake.store.put(RED + bytes([number]), "image") for number in (2, 0, 1)]
+    found = await intake.find_all(names, "examples")
+    assert [(media.id, media.param, media.is_at_hand) for media in found] == [
+        (name, "examples", False) for name in names
+    ]
+    missing = "img_" + 64 * "0"
+    with pytest.raises(MediaNotFound, match=missing) as caught:
+        await intake.find_all([names[0], missing], "examples")
+    assert caught.value.param == "examples"
+    too_many = intake.settings.max_media_per_request + 1
+    with pytest.raises(InvalidRequest, match=f"{too_many} images and videos in one prompt"):
+        await intake.find_all([names[0]] * too_many, "examples")
+
+
+async def test_an_object_store_s_media_are_found_as_a_folder_s(settings: Settings) -> None:
+    intake = Intake(settings, MediaStore("memory://found-side-by-side"))
+    names = [intake.store.put(RED + bytes([number]), "image") for number in (1, 0)]
+    assert [media.id for media in await intake.find_all(names, "examples")] == names
+    with pytest.raises(MediaNotFound):
+        await intake.find_all([*names, "img_" + 64 * "0"], "examples")
