@@ -111,6 +111,9 @@ class GatedConfig:
     # none: branches are added as they come (an ablation)
     gate: Literal["scalar", "channel", "none"] = "scalar"
     attends: Literal["last", "all_previous"] = "last"
+    # a token that reads no media passes the whole layer as it came, where the paper's has its feed-forward still: a prompt
+    # without media is then answered by the frozen language model alone
+    needs_media: bool = False
 
     def __post_init__(self) -> None:
         _require(self.interval > 0, f"gated.interval is {self.interval}, must be positive")

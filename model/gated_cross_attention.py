@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kernels.gated_residual import gated_residual
 from kernels.media_attention import media_attention
+from kernels.tiles import by_row
 from model.config import GatedConfig
 from model.layers import FeedForward, LayerNorm, RMSNorm, make_norm
 
@@ -61,15 +62,18 @@ class GatedCrossAttention(nn.Module):
         self.ffw_norm = make_norm(config.norm, dim, config.norm_eps)
         self.feed_forward = FeedForward(dim, config.ffn_dim, config.activation, gated=config.gated_ffn)
         self.ffw_gate = _gate(config, dim)
+        self.needs_media = config.needs_media
         self.is_closed = False
         self._folded_openness: tuple[float, float] | None = None
 
     def forward(self, x: Tensor, media_kv: Tensor, media_slot: Tensor | None, tiles: Tensor | None = None) -> Tensor:
-        if self.is_closed:
+        if self.is_closed or (self.needs_media and media_slot is None):
             return x
+        y = x
         if media_slot is not None:  # a token without media gets exactly zero from the attention, and its feed-forward
-            x = _gated(x, self.attention(self.attention_norm(x), media_kv, media_slot, tiles), self.attn_gate)
-        return _gated(x, self.feed_forward(self.ffw_norm(x)), self.ffw_gate)
+            y = _gated(y, self.attention(self.attention_norm(y), media_kv, media_slot, tiles), self.attn_gate)
+        y = _gated(y, self.feed_forward(self.ffw_norm(y)), self.ffw_gate)
+        return torch.where(reads_media(media_slot), y, x) if self.needs_media and media_slot is not None else y
 
     def project_media(self, visual_tokens: Tensor) -> Tensor:
         return self.attention.project_media(self.media_norm(visual_tokens))
@@ -94,6 +98,10 @@ class GatedCrossAttention(nn.Module):
         _fold(self.attention.output, self.attn_gate)
         _fold(self.feed_forward.down, self.ffw_gate)
         self.attn_gate = self.ffw_gate = None
+
+
+def reads_media(media_slot: Tensor) -> Tensor:  # [T] or [T, J] -> [T, 1], whether a token reads any page
+    return (by_row(media_slot) >= 0).any(1, keepdim=True)
 
 
 def _openness(gate: Tensor | None) -> float:

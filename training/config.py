@@ -59,6 +59,8 @@ class OptimConfig:
     learning_rate: float = 1e-4
     # gates are single numbers that start at zero: they may need larger steps than the matrices behind them
     gate_rate: float = 1.0
+    # and a resampler that begins with what matters (`model/zoo/bridge.py`) smaller ones
+    resampler_rate: float = 1.0
     warmup_steps: int = 5000
     # constant (the paper's pre-training), or down to `end` of the learning rate by the run's last step: along half a
     # cosine, in a line, or by the same factor every step (the paper's fine-tuning, to a tenth)

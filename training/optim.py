@@ -21,8 +21,7 @@ def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], config: Optim
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters:
         decay = config.weight_decay if decays(name, parameter) else 0.0
-        scale = config.gate_rate if name.endswith("_gate") else 1.0
-        groups.setdefault((decay, scale), []).append(parameter)
+        groups.setdefault((decay, relative_rate(name, config)), []).append(parameter)
     listed = [{"params": group, "weight_decay": decay, "scale": scale} for (decay, scale), group in groups.items()]
     return torch.optim.AdamW(listed, lr=config.learning_rate, betas=config.betas)
 
@@ -31,6 +30,12 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     """Matrices and filters; no table of tokens or places."""
     is_table = any(part in name for part in TABLES)
     return parameter.dim() >= 2 and name.endswith(".weight") and "resampler." not in name and not is_table
+
+
+def relative_rate(name: str, config: OptimConfig) -> float:
+    if name.endswith("_gate"):
+        return config.gate_rate
+    return config.resampler_rate if "resampler." in name else 1.0
 
 
 def rate(step: int, steps: int, config: OptimConfig) -> float:

@@ -24,6 +24,10 @@ NEW_ROWS = "language_model.embed.new_rows"
 
 SCALE = ".scale"
 
+# beside the default encoder's features, whose entries are between 0 and 6, and mostly near 0
+BIAS = 3.0
+LATENTS = 0.3
+
 
 def save_bridge(file: Path, bridge: Mapping[str, Tensor]) -> None:
     stored: dict[str, Tensor] = {}
@@ -61,6 +65,7 @@ def start_bridge(config: FlamingoConfig, frozen_rows: Tensor) -> dict[str, Tenso
         torch.manual_seed(SEED)
         bridge = nn.Module()
         bridge.resampler = PerceiverResampler(config.resampler, config.vision.feature_dim)
+        start_as_mean(bridge.resampler)
         bridge.gated = nn.ModuleDict(
             {
                 str(layer): GatedCrossAttention(config.gated, config.language_model.dim, config.resampler.dim)
@@ -69,3 +74,28 @@ def start_bridge(config: FlamingoConfig, frozen_rows: Tensor) -> dict[str, Tenso
         )
     new_rows = frozen_rows.mean(dim=0).repeat(config.language_model.num_new_tokens, 1)
     return {**bridge.state_dict(), NEW_ROWS: new_rows}
+
+
+@torch.no_grad()
+def start_as_mean(resampler: PerceiverResampler) -> None:
+    """Visual tokens that begin as the mean feature in other coordinates: what the encoder tells apart, they tell apart.
+
+    Any picture's, since nothing of it is learned: a random projection keeps the distances (Johnson and Lindenstrauss,
+    1984). Values and outputs are the identity, feed-forwards silent, queries and keys small, hence attention even.
+    Left to itself, the norm in front of the attention would make an empty place of a picture as long as a full one; a
+    bias that is the same everywhere and long beside all features makes the norm a constant, which its own scale undoes.
+    """
+    if resampler.kind != "perceiver" or not isinstance(resampler.input, nn.Linear):
+        return
+    nn.init.orthogonal_(resampler.input.weight)
+    signs = torch.ones_like(resampler.input.bias)
+    signs[: len(signs) // 2] = -1.0
+    resampler.input.bias.copy_(BIAS * signs)
+    resampler.latents.normal_(std=LATENTS)
+    for layer in resampler.layers:
+        attention = layer.attention
+        attention.media_norm.weight.fill_(BIAS)
+        attention.media_norm.bias.copy_(-BIAS * signs)
+        nn.init.eye_(attention.key_value.weight[len(attention.key_value.weight) // 2 :])
+        nn.init.eye_(attention.output.weight)
+        nn.init.zeros_(layer.feed_forward.down.weight)

@@ -70,6 +70,7 @@ DEFAULT = FlamingoConfig(
         head_dim=64,
         ffn_dim=1152,
         activation="gelu",
+        needs_media=True,
     ),
     language_model=LanguageModelConfig(
         family="llama",

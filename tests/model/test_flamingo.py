@@ -100,6 +100,28 @@ def test_the_ablation_reads_all_previous_media() -> None:
     assert torch.equal(base[:4], other_second[:4])
 
 
+@pytest.mark.parametrize("attends", ["last", "all_previous"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layer_that_needs_media_leaves_what_reads_none(
+    family: Family, attends: Literal["last", "all_previous"]
+) -> None:
+    config = CONFIGS[family]
+    model = tiny_model(replace(config, gated=replace(config.gated, needs_media=True, attends=attends)))
+    as_paper = tiny_model(replace(config, gated=replace(config.gated, attends=attends)))
+    as_paper.load_state_dict(model.state_dict())
+    media = encode(model, pixels(1, 2))
+    text = whole_sequences([TOKENS], [media_slots(model, [-1] * len(TOKENS))])
+    mixed = whole_sequences([TOKENS], [media_slots(model, INDEX)])
+    alone = bare(model, text)
+    assert torch.equal(model(text, None, media), alone)
+    assert torch.equal(model(replace(text, media_slot=None), None, media), alone)
+    assert not torch.equal(as_paper(text, None, media), alone)
+    torch.testing.assert_close(model(mixed, None, media)[:1], alone[:1])
+    layer = config.gated_layers[0]
+    seen = (torch.randn(len(TOKENS), config.language_model.dim), media.layer(layer), mixed.media_slot)
+    assert torch.equal(model.gated[str(layer)](*seen)[1:], as_paper.gated[str(layer)](*seen)[1:])
+
+
 def test_packing_sequences_does_not_mix_them() -> None:
     model = tiny_model(CONFIGS["idefics"])
     media = encode(model, pixels(1, 2))

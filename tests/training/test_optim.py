@@ -22,14 +22,16 @@ def test_only_the_gated_layers_matrices_decay_and_every_parameter_is_in_one_grou
     assert decayed == {n for n, p in bridge_parameters(model) if n.startswith("gated.") and p.dim() == 2}
 
 
-def test_gates_take_larger_steps() -> None:
+def test_gates_and_the_resampler_take_steps_of_their_own() -> None:
     model = tiny_model(CONFIGS["flamingo"])
     freeze(model, torch.float32)
-    optimizer = make_optimizer(bridge_parameters(model), OptimConfig(gate_rate=10.0))
+    optimizer = make_optimizer(bridge_parameters(model), OptimConfig(gate_rate=10.0, resampler_rate=0.5))
     set_rate(optimizer, 0.5)
     names = {id(parameter): name for name, parameter in bridge_parameters(model)}
-    rates = {names[id(p)].endswith("_gate"): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    assert rates == {True: 5.0, False: 0.5}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rate for name, rate in rates.items() if name.endswith("_gate")} == {5.0}
+    assert {rate for name, rate in rates.items() if "resampler." in name} == {0.25}
+    assert {rate for name, rate in rates.items() if "resampler." not in name and not name.endswith("_gate")} == {0.5}
 
 
 def test_warm_up_then_constant() -> None:

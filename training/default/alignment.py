@@ -18,8 +18,8 @@ from model.cache import MediaCache
 from model.flamingo import Flamingo
 from model.tokenizer import PromptTokenizer
 from training.batch import TrainingBatch
-from training.bridge import BridgeLoss
 from training.default.catalogue import Catalogue, digest
+from training.default.similarity import WEIGHT, SimilarityLoss
 from training.examples import Tokens
 from training.mixture import Prepared
 
@@ -50,7 +50,7 @@ class Alignments:
         return Prepared(tokens, {media: self.catalogue.features(pair[number % 2])})
 
 
-class AlignmentLoss(BridgeLoss):
+class AlignmentLoss(SimilarityLoss):
     mean: Tensor
     scale: Tensor
     texts: Tensor
@@ -64,13 +64,15 @@ class AlignmentLoss(BridgeLoss):
         self.register_buffer("texts", F.normalize((texts - mean) / scale, dim=-1), persistent=False)
 
     def forward(self, batch: TrainingBatch) -> Tensor:
-        media = self.flamingo.fresh_media(self.visual_tokens(batch.media))
+        tokens = self.visual_tokens(batch.media)
+        media = self.flamingo.fresh_media(tokens)
         states = early_states(self.flamingo, batch.batch, media)[batch.batch.last_token].float()
         images = F.normalize((states - self.mean) / self.scale, dim=-1)  # [W, D]
         to_text = F.cross_entropy(images @ self.texts.T / TEMPERATURE, batch.targets, reduction="sum")
         # the scale of the states too: later layers were trained on it
         near = F.smooth_l1_loss((states - self.mean) / self.scale, self.texts[batch.targets] * states.shape[1] ** 0.5)
-        return to_text + _to_each_other(images, batch.targets) + 2.0 * near * len(states)
+        kept = WEIGHT * self.disagreement(batch, tokens) * len(states)
+        return to_text + _to_each_other(images, batch.targets) + 2.0 * near * len(states) + kept
 
 
 def _to_each_other(images: Tensor, labels: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import NoReturn
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,10 +26,11 @@ from model.media import MediaLimits, load_image, resize
 from model.prompt import EndOfChunk, Media, Text, encode
 from model.reference import encode as encode_media
 from model.reference import log_probs
+from model.resampler import PerceiverResampler
 from model.tokenizer import PromptTokenizer
 from model.vision import EFFICIENTNET_LITE0, normalise
 from model.zoo import default
-from model.zoo.bridge import load_bridge, quantise_rows, save_bridge, start_bridge
+from model.zoo.bridge import load_bridge, quantise_rows, save_bridge, start_as_mean, start_bridge
 from model.zoo.config import DEFAULT, LANGUAGE_MODEL_FILE, VISION_FILE
 from model.zoo.convert import convert, save_once
 from model.zoo.default import DefaultModelError, find, is_ready, locate, prepare
@@ -171,6 +174,25 @@ def test_the_start_of_a_bridge_is_the_same_twice_and_leaves_the_generator_alone(
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(not tensor.any() for name, tensor in first.items() if name.endswith("_gate"))
+
+
+def test_visual_tokens_start_as_alike_as_the_mean_features() -> None:
+    """Of places that differ in length, as those of a picture do."""
+    lengths = torch.rand(12, 1, 49, 1, generator=torch.Generator().manual_seed(1)) ** 4
+    features = lengths * torch.rand(12, 1, 49, 1280, generator=torch.Generator().manual_seed(2)) ** 8 * 6
+    features *= torch.rand(12, 1, 1, 1280, generator=torch.Generator().manual_seed(3)) ** 4
+    started = PerceiverResampler(DEFAULT.resampler, DEFAULT.vision.feature_dim)
+    plain = deepcopy(started)
+    start_as_mean(started)
+
+    def likeness(rows: Tensor) -> Tensor:
+        rows = F.normalize(rows - rows.mean(0), dim=-1)
+        return (rows @ rows.T)[~torch.eye(12, dtype=torch.bool)]
+
+    with torch.inference_mode():
+        wanted = likeness(features.mean((1, 2)))
+        kept, other = (float((likeness(r(features).mean(1)) - wanted).abs().mean()) for r in (started, plain))
+    assert kept < 0.05 < other
 
 
 def test_a_shipped_bridge_is_read_in_float32(tmp_path: Path) -> None:
