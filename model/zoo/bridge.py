@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.config import FlamingoConfig
 from model.gated_cross_attention import GatedCrossAttention
-from model.resampler import PerceiverResampler
+from model.resampler import PerceiverResampler, ResamplerLayer
 
 SEED = 0
 NEW_ROWS = "language_model.embed.new_rows"
@@ -93,6 +93,7 @@ def start_as_mean(resampler: PerceiverResampler) -> None:
     resampler.input.bias.copy_(BIAS * signs)
     resampler.latents.normal_(std=LATENTS)
     for layer in resampler.layers:
+        assert isinstance(layer, ResamplerLayer) and layer.attention.media_norm.bias is not None
         attention = layer.attention
         attention.media_norm.weight.fill_(BIAS)
         attention.media_norm.bias.copy_(-BIAS * signs)

@@ -110,8 +110,12 @@ def test_a_layer_that_needs_media_leaves_what_reads_none(
     as_paper = tiny_model(replace(config, gated=replace(config.gated, attends=attends)))
     as_paper.load_state_dict(model.state_dict())
     media = encode(model, pixels(1, 2))
-    text = whole_sequences([TOKENS], [media_slots(model, [-1] * len(TOKENS))])
-    mixed = whole_sequences([TOKENS], [media_slots(model, INDEX)])
+    text, mixed = (
+        replace(
+            whole_sequences([TOKENS], [INDEX]), media_slot=torch.tensor(media_slots(model, index), dtype=torch.int32)
+        )
+        for index in ([-1] * len(TOKENS), INDEX)
+    )
     alone = bare(model, text)
     assert torch.equal(model(text, None, media), alone)
     assert torch.equal(model(replace(text, media_slot=None), None, media), alone)
