@@ -58,7 +58,5 @@ RUNS := $(HOME)/.cache/flamboyance/default-run
 train-default: setup .venv/dev.stamp
 	$(BIN)/python -m training.default_data
 	$(BIN)/python -m training training/default/alignment.yaml --pause-file $(PAUSE)
-	$(BIN)/python -m training training/default/episodes.yaml --pause-file $(PAUSE)
-	$(BIN)/python -m training training/default/similarity.yaml --pause-file $(PAUSE)
 	$(BIN)/python -m training training/default/binding.yaml --pause-file $(PAUSE)
-	$(BIN)/python -m training.default.ship $(RUNS)/alignment $(RUNS)/episodes $(RUNS)/similarity $(RUNS)/binding
+	$(BIN)/python -m training.default.ship $(RUNS)/alignment $(RUNS)/binding

@@ -15,7 +15,7 @@ from training.data.stream import ShardStream, find_shards
 from training.default.alignment import AlignmentLoss, Alignments, label_ids
 from training.default.catalogue import Catalogue
 from training.default.episodes import Episodes
-from training.default.similarity import SimilarityLoss, TextAndSimilarityLoss
+from training.default.similarity import TextAndSimilarityLoss
 from training.distributed import World
 from training.mixture import DataSet, Generated, Mixture, Prepared, Stream, owned
 
@@ -54,10 +54,10 @@ def _made(config: SetConfig, seed: int, tokenizer: PromptTokenizer) -> Callable[
 def loss_of(config: TrainConfig, tokenizer: PromptTokenizer) -> Callable[[Flamingo], BridgeLoss]:
     if config.objective == "text":
         return BridgeLoss
-    if config.objective in ("similarity", "text_and_similarity"):
+    if config.objective == "text_and_similarity":
         if shown := [one.name for one in config.sets if one.kind not in MADE_SETS]:
             raise ConfigError(f"objective {config.objective} needs cached features, which {', '.join(shown)} has not")
-        return SimilarityLoss if config.objective == "similarity" else TextAndSimilarityLoss
+        return TextAndSimilarityLoss
     folders = [one.shards for one in config.sets if one.kind == "alignment"]
     if len(folders) != len(config.sets):
         raise ConfigError("objective alignment learns from sets of kind alignment, and from no others")

@@ -93,10 +93,9 @@ def start_as_mean(resampler: PerceiverResampler) -> None:
     resampler.input.bias.copy_(BIAS * signs)
     resampler.latents.normal_(std=LATENTS)
     for layer in resampler.layers:
-        assert isinstance(layer, ResamplerLayer) and layer.attention.media_norm.bias is not None
+        assert isinstance(layer, ResamplerLayer)
         attention = layer.attention
-        attention.media_norm.weight.fill_(BIAS)
-        attention.media_norm.bias.copy_(-BIAS * signs)
+        attention.media_norm.load_state_dict({"weight": torch.full_like(signs, BIAS), "bias": -BIAS * signs})
         nn.init.eye_(attention.key_value.weight[len(attention.key_value.weight) // 2 :])
         nn.init.eye_(attention.output.weight)
         nn.init.zeros_(layer.feed_forward.down.weight)

@@ -18,8 +18,9 @@ from model.cache import MediaCache
 from model.flamingo import Flamingo
 from model.tokenizer import PromptTokenizer
 from training.batch import TrainingBatch
+from training.bridge import BridgeLoss
 from training.default.catalogue import Catalogue, digest
-from training.default.similarity import WEIGHT, SimilarityLoss
+from training.default.similarity import similarity_loss
 from training.examples import Tokens
 from training.mixture import Prepared
 
@@ -50,7 +51,7 @@ class Alignments:
         return Prepared(tokens, {media: self.catalogue.features(pair[number % 2])})
 
 
-class AlignmentLoss(SimilarityLoss):
+class AlignmentLoss(BridgeLoss):
     mean: Tensor
     scale: Tensor
     texts: Tensor
@@ -71,8 +72,8 @@ class AlignmentLoss(SimilarityLoss):
         to_text = F.cross_entropy(images @ self.texts.T / TEMPERATURE, batch.targets, reduction="sum")
         # the scale of the states too: later layers were trained on it
         near = F.smooth_l1_loss((states - self.mean) / self.scale, self.texts[batch.targets] * states.shape[1] ** 0.5)
-        kept = WEIGHT * self.disagreement(batch, tokens) * len(states)
-        return to_text + _to_each_other(images, batch.targets) + 2.0 * near * len(states) + kept
+        text = to_text + _to_each_other(images, batch.targets) + 2.0 * near * len(states)
+        return text + similarity_loss(batch, tokens)
 
 
 def _to_each_other(images: Tensor, labels: Tensor) -> Tensor:

@@ -17,25 +17,20 @@ TEMPERATURE = 0.1
 WEIGHT = 2.0
 
 
-class SimilarityLoss(BridgeLoss):
-    """For sets whose media are cached features: mean features and mean visual tokens have the same neighbours."""
+class TextAndSimilarityLoss(BridgeLoss):
+    """For sets whose media are cached features."""
 
-    def forward(self, batch: TrainingBatch) -> Tensor:
-        return batch.num_targets * self.disagreement(batch, self.visual_tokens(batch.media))
-
-    @staticmethod
-    def disagreement(batch: TrainingBatch, tokens: Tensor) -> Tensor:
-        means = torch.stack([one.float().mean((0, 1)) for one in batch.media])  # [M, Dv]
-        return disagreement(tokens.float().mean(1), means)
-
-
-class TextAndSimilarityLoss(SimilarityLoss):
     def forward(self, batch: TrainingBatch) -> Tensor:
         model = self.flamingo
         tokens = self.visual_tokens(batch.media)  # [M, R, D]
         logits = model(batch.batch, None, model.fresh_media(tokens))
-        text = F.cross_entropy(logits.float(), batch.targets, reduction="sum")
-        return text + WEIGHT * batch.num_targets * self.disagreement(batch, tokens)
+        return F.cross_entropy(logits.float(), batch.targets, reduction="sum") + similarity_loss(batch, tokens)
+
+
+def similarity_loss(batch: TrainingBatch, tokens: Tensor) -> Tensor:
+    """Mean features and mean visual tokens have the same neighbours; weighed as one loss a target."""
+    means = torch.stack([one.float().mean((0, 1)) for one in batch.media])  # [M, Dv]
+    return WEIGHT * batch.num_targets * disagreement(tokens.float().mean(1), means)
 
 
 def disagreement(seen: Tensor, wanted: Tensor) -> Tensor:
