@@ -41,6 +41,7 @@ NAMING_WAYS = 10
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     episodes: int
+    controls: int | None
     model: Path | None
     data: Path
     processes: int
@@ -50,6 +51,10 @@ class Options:
     @property
     def variants(self) -> tuple[str, ...]:
         return () if self.encoder_only else VARIANTS
+
+    def variants_of(self, number: int) -> tuple[str, ...]:
+        """Those that the number-th episode is judged by."""
+        return self.variants if self.controls is None or number < self.controls else self.variants[:1]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -69,11 +74,15 @@ def binding_table(catalogue: Catalogue, options: Options, folder: Path) -> dict[
         for domain, categories, ways_of in domains:
             for ways, rounds in ways_of.items():
                 episodes = make_episodes(categories, ways, max(rounds), options.episodes, SEED)
-                judged = pool.map(_judge, [(one, rounds, options.variants) for one in episodes], chunksize=5)
+                tasks = [(one, rounds, options.variants_of(number)) for number, one in enumerate(episodes)]
+                judged = pool.map(_judge, tasks, chunksize=5)
                 outcomes = list(_watched(judged, len(episodes), f"{domain} {ways}-way"))
                 for turn in rounds:
                     name = f"{domain}, {ways}-way, {turn} a word ({turn * ways} in all)"
-                    rows[name] = {c: share([one.right[c][turn] for one in outcomes]) for c in options.columns}
+                    rows[name] = {
+                        column: share([one.right[column][turn] for one in outcomes if column in one.right])
+                        for column in options.columns
+                    }
     return rows
 
 
@@ -154,7 +163,7 @@ def measure(options: Options) -> dict[str, Any]:
     text = perplexities(folder, tokenizer)
     print("\n".join(f"perplexity, {name}: {value:.3f}" for name, value in text.items()), "\n", flush=True)
     shares = values({**bound, **named})
-    told = {"episodes": options.episodes, "dtype": options.dtype, "shares": shares}
+    told = {"episodes": options.episodes, "controls": options.controls, "dtype": options.dtype, "shares": shares}
     return {**told, "style": style.value, "perplexity": text}
 
 
@@ -165,6 +174,9 @@ def values(rows: dict[str, dict[str, Share]]) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.default", description=__doc__)
     parser.add_argument("--episodes", type=int, default=500)
+    parser.add_argument(
+        "--controls", type=int, help="episodes that are shuffled, blind and with real names too (default: all)"
+    )
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
     parser.add_argument("--data", type=Path, default=DATA, help=f"what training.default_data made (default: {DATA})")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the weights")
