@@ -42,7 +42,7 @@ lint: .venv/dev.stamp
 
 .venv/dev.stamp: .venv/runtime.stamp
 	@echo "installing what the tests need into .venv"
-	$(PIP) '.[dev]'
+	$(PIP) '.[dev]' -e clients/python
 	@touch $@
 
 $(BIN)/python:
