@@ -16,6 +16,7 @@ from training.default.alignment import AlignmentLoss, Alignments, label_ids
 from training.default.catalogue import Catalogue
 from training.default.episodes import Episodes
 from training.default.similarity import TextAndSimilarityLoss
+from training.default.states import one_image
 from training.distributed import World
 from training.mixture import DataSet, Generated, Mixture, Prepared, Stream, owned
 
@@ -57,9 +58,9 @@ def loss_of(config: TrainConfig, tokenizer: PromptTokenizer) -> Callable[[Flamin
     if config.objective == "text_and_similarity":
         if shown := [one.name for one in config.sets if one.kind not in MADE_SETS]:
             raise ConfigError(f"objective {config.objective} needs cached features, which {', '.join(shown)} has not")
-        return TextAndSimilarityLoss
+        return lambda model: TextAndSimilarityLoss(model, one_image(tokenizer))
     folders = [one.shards for one in config.sets if one.kind == "alignment"]
     if len(folders) != len(config.sets):
         raise ConfigError("objective alignment learns from sets of kind alignment, and from no others")
     labels = sorted(Catalogue(Path(folders[0]).expanduser()).labels)
-    return lambda model: AlignmentLoss(model, label_ids(labels, tokenizer))
+    return lambda model: AlignmentLoss(model, label_ids(labels, tokenizer), one_image(tokenizer))

@@ -13,20 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.batch import Batch, whole_sequences
-from model.cache import MediaCache
+from model.batch import whole_sequences
 from model.flamingo import Flamingo
 from model.tokenizer import PromptTokenizer
 from training.batch import TrainingBatch
 from training.bridge import BridgeLoss
 from training.default.catalogue import Catalogue, digest
 from training.default.similarity import similarity_loss
+from training.default.states import BEFORE, DEPTH, early_states, media_states
 from training.examples import Tokens
 from training.mixture import Prepared
 
-DEPTH = 5  # decoder layers that are run: two gated layers are among them
 TEMPERATURE = 0.07
-BEFORE = "\n"
 
 
 class Alignments:
@@ -56,8 +54,9 @@ class AlignmentLoss(BridgeLoss):
     scale: Tensor
     texts: Tensor
 
-    def __init__(self, flamingo: Flamingo, label_ids: Sequence[Sequence[int]]) -> None:
+    def __init__(self, flamingo: Flamingo, label_ids: Sequence[Sequence[int]], prompt: Sequence[int]) -> None:
         super().__init__(flamingo)
+        self.prompt = prompt
         texts = _label_states(flamingo, label_ids)  # [L, D]
         mean, scale = texts.mean(0), texts.std(0)
         self.register_buffer("mean", mean, persistent=False)
@@ -73,7 +72,7 @@ class AlignmentLoss(BridgeLoss):
         # the scale of the states too: later layers were trained on it
         near = F.smooth_l1_loss((states - self.mean) / self.scale, self.texts[batch.targets] * states.shape[1] ** 0.5)
         text = to_text + _to_each_other(images, batch.targets) + 2.0 * near * len(states)
-        return text + similarity_loss(batch, tokens)
+        return text + similarity_loss(batch, tokens.mean(1), media_states(self.flamingo, media, self.prompt))
 
 
 def _to_each_other(images: Tensor, labels: Tensor) -> Tensor:
@@ -83,18 +82,6 @@ def _to_each_other(images: Tensor, labels: Tensor) -> Tensor:
     scores = (images @ images.T / TEMPERATURE).masked_fill(itself, float("-inf")).log_softmax(-1)
     found = scores.masked_fill(~alike, 0.0).sum(-1) / alike.sum(-1).clamp(min=1)
     return -found.sum()
-
-
-def early_states(model: Flamingo, batch: Batch, media: MediaCache) -> Tensor:
-    """The forward's first layers: [T, D] behind `DEPTH` decoder layers."""
-    decoder = model.language_model
-    x = decoder.embed_tokens(batch)
-    place = decoder.place(batch, x.dtype)
-    for i in range(min(DEPTH, len(decoder.layers))):
-        if str(i) in model.gated:
-            x = model.gated[str(i)](x, media.layer(i), batch.media_slot)
-        x = decoder.layers[i](x, place, batch, None)
-    return x
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from training.default import episodes as episodes_module
 from training.default.alignment import AlignmentLoss, Alignments, label_ids
 from training.default.catalogue import Catalogue, row_of
 from training.default.episodes import LIMITS, MAKERS, Episodes, Item, Maker, as_example, novel_words
+from training.default.states import one_image
 from training.default.words import TRAINED_WORDS
 from training.default_data.split import held_out, held_out_image
 
@@ -142,7 +143,7 @@ def test_alignment_is_lower_where_images_fit_their_labels(catalogue: Catalogue) 
     for part in (model.resampler, model.gated):
         part.requires_grad_(True)
     pairs = Alignments(catalogue, tokenizer, seed=0)
-    loss = AlignmentLoss(model, label_ids(pairs.labels, tokenizer))
+    loss = AlignmentLoss(model, label_ids(pairs.labels, tokenizer), one_image(tokenizer))
     prepared = [pairs(number) for number in range(16)]
     media = {digest: shown for one in prepared for digest, shown in one.media.items()}
     batch = collate([one.tokens for one in prepared], media, torch.device("cpu"))

@@ -1,0 +1,32 @@
+"""What the first layers hold of a picture: of each page its own, and as the whole forward has it."""
+
+from __future__ import annotations
+
+import torch
+
+from model.batch import whole_sequences
+from tests.tiny_models import CONFIGS, tiny_model
+from training.default.states import early_states, media_states
+
+PROMPT = (5, 256, 9)
+
+
+def test_each_page_is_shown_alone() -> None:
+    model = tiny_model(CONFIGS["flamingo"])
+    config = model.config.resampler
+    tokens = torch.randn(3, config.num_latents, config.dim, generator=torch.Generator().manual_seed(0))
+    states = media_states(model, model.fresh_media(tokens), PROMPT)
+    assert states.shape == (3, model.config.language_model.dim)
+    for page in range(3):
+        alone = media_states(model, model.fresh_media(tokens[page : page + 1]), PROMPT)
+        torch.testing.assert_close(states[page : page + 1], alone, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(states[0], states[1], atol=1e-3)
+
+
+def test_they_are_the_states_that_the_decoder_goes_on_from() -> None:
+    model = tiny_model(CONFIGS["flamingo"])
+    config = model.config.resampler
+    media = model.fresh_media(torch.randn(1, config.num_latents, config.dim))
+    batch = whole_sequences([list(PROMPT)], [[-1, 0, 0]])
+    whole = model.language_model.logits(early_states(model, batch, media))  # the tiny decoder has no layers beyond
+    torch.testing.assert_close(whole, model(batch, None, media))
