@@ -14,7 +14,7 @@ import yaml
 from model.config import ConfigError, from_dict
 
 # episodes and alignment are the default model's own, sequences and captions the ablations': made from the folder of
-# `python -m training.default_data`; turned are episodes whose discriminants are mixed
+# `python -m training.default_data`; turned are episodes in made-up domains
 SetKind = Literal["pairs", "documents", "videos", "episodes", "turned", "alignment", "sequences", "captions"]
 MADE_SETS = ("episodes", "turned", "alignment", "sequences", "captions")
 # what a run may train; a new token's rows belong to the bridge
@@ -44,6 +44,8 @@ class SetConfig:
     min_similarity: float = 0.24
     # frames of a clip, taken at one a second
     max_frames: int = 8
+    # how long a turned set's mean and noise may be beside a picture (`training/default/discriminants.py`)
+    strangeness: float = 0.0
 
     def __post_init__(self) -> None:
         if self.batch_size % self.streams:

@@ -47,7 +47,12 @@ def _made(config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: Prompt
     makers: dict[SetKind, Callable[[], Callable[[int], Prepared]]] = {
         "episodes": lambda: Episodes(catalogue, tokenizer, seed, config.batch_size),
         "turned": lambda: Episodes(
-            catalogue, tokenizer, seed, config.batch_size, fit_discriminants(folder, model.resampler.dim)
+            catalogue,
+            tokenizer,
+            seed,
+            config.batch_size,
+            fit_discriminants(folder, model.resampler.dim),
+            config.strangeness,
         ),
         "alignment": lambda: Alignments(catalogue, tokenizer, seed),
         "sequences": lambda: Sequences(Kinds(catalogue), tokenizer, seed),

@@ -15,7 +15,7 @@ from torch import Tensor
 from model.prompt import Segment
 from model.tokenizer import PromptTokenizer
 from training.default.catalogue import Catalogue, row_of
-from training.default.discriminants import Discriminants, random_rotation
+from training.default.discriminants import Discriminants, random_domain
 from training.default.templates import ANSWERS, CAPTIONS, KIND_QUESTION, YES_NO_QUESTION, Template, item
 from training.default.views import view
 from training.default.words import TRAINED_WORDS
@@ -49,8 +49,8 @@ Maker = Callable[["Episodes", Pool, Random], list[Item]]
 class Episodes:
     """`Episodes(...)(n)`: the n-th sequence.
 
-    `turned`: novel words alone, and the discriminants mixed in another way at every step. What an image is called can
-    then not be learned, only which images are alike, whatever sets them apart: as in a domain that was never seen.
+    `turned`: novel words alone, and the pictures in another made-up domain at every step (`Domain`, no stranger than
+    `strangeness`). What an image is called can then not be learned, only which are alike, whatever sets them apart.
     """
 
     def __init__(
@@ -60,10 +60,11 @@ class Episodes:
         seed: int,
         per_pool: int,
         turned: Discriminants | None = None,
+        strangeness: float = 0.0,
     ) -> None:
         self.catalogue = catalogue
         self._tokenizer, self._seed, self._per_pool = tokenizer, seed, per_pool
-        self._turned = turned
+        self._turned, self._strangeness = turned, strangeness
         self._kinds: dict[str, set[str]] = {}
         for label, rows in catalogue.labels.items():
             self._kinds.setdefault(catalogue.records[rows[0]].category, set()).add(label)
@@ -83,8 +84,9 @@ class Episodes:
         features = view(self.catalogue.features(row), Random(f"{self._seed}/view/{step}/{row}"))
         if self._turned is None:
             return features
-        seed = Random(f"{self._seed}/rotation/{step}").getrandbits(63)
-        return self._turned.turn(features.float(), random_rotation(len(self._turned.directions), seed))
+        number = Random(f"{self._seed}/domain/{step}").getrandbits(63)
+        domain = random_domain(len(self._turned.directions), self._strangeness, number)
+        return self._turned.moved(features.float(), domain, Random(f"{self._seed}/noise/{step}/{row}").getrandbits(63))
 
     def pool(self, rng: Random) -> Pool:
         labels = self.catalogue.labels

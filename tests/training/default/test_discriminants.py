@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ConfigError
-from training.default.discriminants import LENGTH, Discriminants, discriminants, random_rotation
+from training.default.discriminants import LENGTH, Discriminants, discriminants, random_domain
 
 WIDTH, DIM = 24, 6
 
@@ -49,12 +49,23 @@ def test_pictures_are_as_long_as_they_should_be_and_lie_around_zero(found: Discr
     assert float(seen.mean(0).norm()) < 1e-3
 
 
-def test_a_turn_turns_the_discriminants_and_leaves_the_rest(found: Discriminants) -> None:
-    features, rotation = torch.cat(things(4, 3, 2)), random_rotation(DIM, 7)
-    turned = found.turn(features, rotation)
-    torch.testing.assert_close(found(turned), found(features) @ rotation.T, atol=1e-3, rtol=1e-3)
+def test_a_domain_turns_the_discriminants_and_leaves_the_rest(found: Discriminants) -> None:
+    features, domain = torch.cat(things(4, 3, 2)), random_domain(DIM, 0.0, 7)
+    turned = found.moved(features, domain, 1)
+    torch.testing.assert_close(found(turned), found(features) @ domain.rotation.T, atol=1e-3, rtol=1e-3)
     moved = turned - features
     torch.testing.assert_close(moved @ found.directions.T @ found.inverse.T, moved, atol=1e-3, rtol=1e-3)
+
+
+def test_a_strange_domain_has_a_mean_and_each_picture_something_of_its_own(found: Discriminants) -> None:
+    picture, domain = things(1, 1, 2)[0], random_domain(DIM, 1.0, 7)
+    around = found(picture) @ domain.rotation.T
+    own = [found(found.moved(picture, domain, seed)) - around - domain.offset for seed in range(3)]
+    assert 0.0 < float(domain.offset.norm()) <= LENGTH
+    assert 0.0 < domain.noise <= LENGTH
+    for one in own:
+        assert float(one.norm()) == pytest.approx(domain.noise, rel=1e-2)
+    assert float((own[0] - own[1]).norm()) > 1e-2
 
 
 def test_more_directions_than_numbers_are_refused() -> None:
