@@ -23,7 +23,7 @@ try:
 except ImportError:  # no wheel for this platform: torch serves
     numba = cfunc = types = overload = None
 
-__all__ = ["ELEMENTS", "Compiled", "cfunc", "compiled", "exp", "inlined", "load", "numba", "store"]
+__all__ = ["ELEMENTS", "Compiled", "cfunc", "compiled", "compiled_for", "exp", "inlined", "load", "numba", "store"]
 
 Entry = Callable[..., None]
 
@@ -61,9 +61,28 @@ def compiled(signature: str) -> Callable[[Callable[..., None]], Compiled]:
     return lambda function: Compiled(function, signature)
 
 
+class CompiledFor(dict[tuple[int, ...], Compiled]):
+    """Kernels by sizes that are constants in them, as `kernel[16, 3][x.dtype](...)`."""
+
+    def __init__(self, make: Callable[..., Callable[..., None]], signature: str) -> None:
+        super().__init__()
+        self._make = make
+        self._signature = signature
+
+    def __missing__(self, sizes: tuple[int, ...]) -> Compiled:
+        self[sizes] = Compiled(self._make(*sizes), self._signature)
+        return self[sizes]
+
+
+def compiled_for(signature: str) -> Callable[[Callable[..., Callable[..., None]]], CompiledFor]:
+    """As `compiled`, for a function that makes the kernel of some sizes: loops whose length is known become straight code,
+    several times faster where they are short and are gone through once a key."""
+    return lambda make: CompiledFor(make, signature)
+
+
 def inlined(function: Any) -> Any:
-    """A part of a kernel that is told apart by name alone."""
-    return function if numba is None else numba.njit(**OPTIONS)(function)
+    """A part of a kernel that is told apart by name alone; what is constant where it is called is constant in it."""
+    return function if numba is None else numba.njit(forceinline=True, **OPTIONS)(function)
 
 
 def _argument(kind: str, dtype: torch.dtype) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import use_compiled
-from kernels.compiled import compiled, load, store
+from kernels.compiled import compiled, inlined, load, store
 
 
 def rotary_angles(positions: Tensor, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -28,16 +28,20 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([turned, rest], dim=-1)
 
 
+@inlined
+def turn_heads(x, cos, sin, first, angle, num_heads, head_dim, rotary_dim):
+    half = rotary_dim // 2
+    for head in range(first, first + num_heads * head_dim, head_dim):
+        for i in range(half):
+            one, other = load(x, head + i), load(x, head + half + i)
+            store(x, head + i, one * load(cos, angle + i) + other * load(sin, angle + i))
+            store(x, head + half + i, other * load(cos, angle + half + i) + one * load(sin, angle + half + i))
+
+
 @compiled("T* T* T* int int int int int")
 def _rotate_rows(x, cos, sin, num_tokens, stride, num_heads, head_dim, rotary_dim):
-    half = rotary_dim // 2
     for row in range(num_tokens):
-        angle = row * rotary_dim
-        for first in range(row * stride, row * stride + num_heads * head_dim, head_dim):
-            for i in range(half):
-                one, other = load(x, first + i), load(x, first + half + i)
-                store(x, first + i, one * load(cos, angle + i) + other * load(sin, angle + i))
-                store(x, first + half + i, other * load(cos, angle + half + i) + one * load(sin, angle + half + i))
+        turn_heads(x, cos, sin, row * stride, row * rotary_dim, num_heads, head_dim, rotary_dim)
 
 
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

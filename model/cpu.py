@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.decode_layer import DecodeLayer
 from model.flamingo import Flamingo
+from model.language_model import Layer
 from model.layers import RMSNorm, TokenTable
 
 Format = Literal["int4", "int8", "bfloat16", "float32", "onednn", "rounded"]
@@ -228,6 +230,9 @@ def use_fast_formats(
             fast_table = FastTable(table, others)
             setattr(language_model, name, fast_table)
             fast.append(fast_table.product)
+    for i, layer in enumerate(language_model.layers):
+        if isinstance(layer, Layer) and DecodeLayer.takes(layer):
+            language_model.layers[i] = DecodeLayer(layer)
     if others != FLOAT32:
         _to_bfloat16(language_model)
         _to_bfloat16(model.gated)
