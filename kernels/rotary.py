@@ -4,6 +4,8 @@ angles, the others stay. A turn is x * cos + (x with its halves swapped) * sin; 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -13,10 +15,16 @@ from kernels.compiled import compiled, inlined, load, store
 
 def rotary_angles(positions: Tensor, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin [T, 1, rotary_dim], in float32: both halves carry the same angles."""
-    even = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device)
-    angles = positions.float()[:, None, None] * (theta ** (-even / rotary_dim))
+    angles = positions[:, None, None] * rotary_frequencies(rotary_dim, theta, positions.device)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+@cache
+def rotary_frequencies(rotary_dim: int, theta: float, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # a gradient may be wanted beside it later
+        even = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=device)
+        return theta ** (-even / rotary_dim)
 
 
 def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

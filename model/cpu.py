@@ -33,6 +33,8 @@ ROUNDS = 3
 # an encoder's products have hundreds of rows: one format for all of them, measured on a few matrices of a shape
 ENCODER_ROWS = 256
 ENCODER_SAMPLE = 4
+# the packed kernels take so many rows, or a multiple
+ROW_MULTIPLE = 16
 # below, a matrix is too small for rounding to buy anything
 LARGE = 1 << 16
 
@@ -125,8 +127,8 @@ def formats_for(weight: Tensor, wished: Sequence[Format]) -> tuple[Format, ...]:
     """Those of the wished formats whose kernel takes a matrix of this shape here; bfloat16 and float32 take any."""
     rows, columns = weight.shape
     fits = {
-        "int4": rows % 16 == 0 and columns % GROUP == 0,
-        "int8": rows % 16 == 0 and columns % 16 == 0,
+        "int4": rows % ROW_MULTIPLE == 0 and columns % GROUP == 0,
+        "int8": rows % ROW_MULTIPLE == 0 and columns % 16 == 0,
         "onednn": torch.backends.mkldnn.is_available(),
         "rounded": rows * columns >= LARGE,
     }
@@ -166,24 +168,21 @@ class FastLinear(nn.Module):
 
 
 class FastTable(nn.Module):
-    """A `TokenTable` that is looked up in `dtype` and multiplied as a `FastLinear`."""
+    """A `TokenTable`, vocabulary and new rows in one, looked up in `dtype` and multiplied as a `FastLinear`."""
 
     def __init__(self, table: TokenTable, wished: Sequence[Format]) -> None:
         super().__init__()
-        self.product = FastLinear(table.weight, None, wished)
-        self.lookup = table.to(self.product.dtype)
-
-    @property
-    def weight(self) -> Tensor:
-        return self.lookup.weight
+        rows = table.weight if table.new_rows is None else torch.cat([table.weight, table.new_rows])
+        self.num_rows = len(rows)
+        whole = F.pad(rows.detach(), (0, 0, 0, -len(rows) % ROW_MULTIPLE))
+        self.product = FastLinear(whole, None, wished)
+        self.weight = nn.Parameter(whole.to(self.product.dtype), requires_grad=False)
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        return self.lookup(token_ids)
+        return F.embedding(token_ids, self.weight)
 
     def logits(self, x: Tensor) -> Tensor:
-        known = self.product(x)
-        new = self.lookup.new_rows
-        return known if new is None else torch.cat([known, F.linear(x, new)], dim=-1)
+        return self.product(x)[:, : self.num_rows]
 
 
 def measure(linears: Sequence[FastLinear], sizes: Sequence[int] = ROWS) -> dict[int, Format]:

@@ -14,6 +14,7 @@ from kernels.compiled import compiled, load, store
 from kernels.decode_attention import decode_attention, decode_attention_reference
 from kernels.decode_rows import DecodeRows
 from kernels.kv_store import kv_store, kv_store_reference
+from kernels.likeliest import likeliest, likeliest_reference
 from kernels.norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from kernels.paged_attention import paged_attention, paged_attention_reference, plan_step
 from kernels.paged_gather import GatherPlan
@@ -176,3 +177,21 @@ def test_a_sum_and_its_norm(dtype: torch.dtype) -> None:
     expected, exact = add_rms_norm_reference(x, branch, weight, 1e-5)
     assert torch.equal(h, expected)
     assert_close(normed, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_likeliest_token_and_whether_all_are_finite(dtype: torch.dtype) -> None:
+    padded = torch.randn(9, 80).to(dtype)
+    padded[0, 7] = padded[1, 70] = padded[2, 3] = 9  # found; beyond the row's end; excluded
+    padded[3, 5] = float("nan")
+    padded[4, 5] = -torch.tensor(float("nan"))
+    padded[5, 3] = float("inf")
+    padded[6] = -torch.inf
+    padded[7, 5:] = -torch.inf
+    padded[8] = -1 - padded[8].abs()
+    logits, excluded = padded[:, :67], torch.tensor([3, 66])
+    expected, is_finite = likeliest_reference(logits.clone(), excluded)
+    token_ids, found_finite = likeliest(logits, excluded)
+    assert found_finite.tolist() == is_finite.tolist() == [True] * 3 + [False] * 4 + [True] * 2
+    assert torch.equal(token_ids[is_finite], expected[is_finite])
+    assert likeliest(logits[:0], excluded)[0].shape == (0,)

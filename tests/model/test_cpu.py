@@ -18,6 +18,7 @@ from model.cpu import (
     ROUNDED,
     ROWS,
     FastLinear,
+    FastTable,
     Format,
     _replace,
     formats_for,
@@ -26,6 +27,7 @@ from model.cpu import (
 )
 from model.decode_layer import DecodeLayer
 from model.flamingo import Flamingo
+from model.layers import TokenTable
 from model.reference import encode, log_probs
 from model.vision import OPENAI_VIT_L_14, VisionEncoder
 from tests.tiny_models import CONFIGS, Family, tiny_model
@@ -195,3 +197,14 @@ def test_a_layer_of_another_kind_stays(family: Family) -> None:
     fast.fold_gates()
     use_fast_formats(fast, FLOAT32)
     assert not any(isinstance(layer, DecodeLayer) for layer in fast.language_model.layers)
+
+
+@pytest.mark.parametrize("wished", [FLOAT32, ("int8", "bfloat16")])
+@torch.inference_mode()
+def test_a_table_s_new_rows_are_rows_like_any_other(wished: tuple[Format, ...]) -> None:
+    table = TokenTable(37, 2, 64)
+    fast, x, ids = FastTable(table, wished), torch.randn(3, 64), torch.tensor([0, 36, 37, 38])
+    assert torch.equal(fast(ids), table(ids).to(fast.weight.dtype))
+    found, expected = fast.logits(x.to(fast.weight.dtype)).float(), table.logits(x)
+    assert found.shape == (3, 39)
+    assert float((found - expected).norm() / expected.norm()) < 0.02
