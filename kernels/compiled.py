@@ -23,7 +23,19 @@ try:
 except ImportError:  # no wheel for this platform: torch serves
     numba = cfunc = types = overload = None
 
-__all__ = ["ELEMENTS", "Compiled", "cfunc", "compiled", "compiled_for", "exp", "inlined", "load", "numba", "store"]
+__all__ = [
+    "ELEMENTS",
+    "Compiled",
+    "cfunc",
+    "compiled",
+    "compiled_for",
+    "exp",
+    "inlined",
+    "length",
+    "load",
+    "numba",
+    "store",
+]
 
 Entry = Callable[..., None]
 
@@ -107,6 +119,11 @@ def store(pointer, index, value):
     """A float32 as an element, rounded to the nearest, to even between two."""
 
 
+def length(pointer, constant, given):
+    """The same number twice, a constant of the kernel and its argument: which of them loops over elements like `pointer`'s
+    take. A short loop of known length over float32 becomes straight code of single numbers, and not of vectors."""
+
+
 def exp(x):
     """e^x of a float32, written out, so that loops over it become vectors; 0 below e^-60, where products would become
     denormal and slow."""
@@ -133,6 +150,12 @@ if overload is not None:
             pointer[index] = np.uint16(0x7FC0) if is_nan else np.uint16(rounded)
 
         return store_float32 if pointer.dtype == types.float32 else store_bfloat16
+
+    @overload(length, jit_options=OPTIONS)
+    def _length(pointer, constant, given):
+        if pointer.dtype == types.float32:
+            return lambda pointer, constant, given: given
+        return lambda pointer, constant, given: constant
 
     @overload(exp, jit_options=OPTIONS)
     def _exp(x):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.compiled import compiled_for
+from kernels.compiled import compiled_for, length
 from kernels.decode_rows import DecodeRows, attend_row
 from kernels.kv_store import kv_store, store_token
 from kernels.paged_attention import paged_attention
@@ -31,23 +31,24 @@ def decode_attention_reference(
     return paged_attention(query, kv_cache, plan.tables, starts, plan.lengths, scale=scale).flatten(1)
 
 
-@compiled_for("T* T* T* T* T* int32* int32* float int int int int int int int")
+@compiled_for("T* T* T* T* T* int32* int32* float int int int int int int int int")
 def _decode_rows(head_dim, group):
     def rotate_store_attend(
         qkv, cos, sin, kv_cache, out, tables, lengths, scale, num_sequences, num_kv_heads, block_size, table_width,
-        qkv_stride, block_stride, rotary_dim,
+        qkv_stride, block_stride, rotary_dim, given_dim,
     ):  # fmt: skip
-        size = num_kv_heads * head_dim
+        width = length(kv_cache, head_dim, given_dim)
+        size = num_kv_heads * width
         for row in range(num_sequences):
             at, table, last = row * qkv_stride, row * table_width, lengths[row] - 1
-            turn_heads(qkv, cos, sin, at, row * rotary_dim, (group + 1) * num_kv_heads, head_dim, rotary_dim)
-            place = tables[table + last // block_size] * block_stride + last % block_size * head_dim
+            turn_heads(qkv, cos, sin, at, row * rotary_dim, (group + 1) * num_kv_heads, width, rotary_dim)
+            place = tables[table + last // block_size] * block_stride + last % block_size * width
             key = at + group * size
-            store_token(qkv, qkv, kv_cache, key, key + size, place, num_kv_heads, block_size, head_dim)
+            store_token(qkv, qkv, kv_cache, key, key + size, place, num_kv_heads, block_size, width)
             no_slopes = lengths  # not read
             attend_row(
                 qkv, kv_cache, out, tables, no_slopes, scale, False, at, row * group * size, table, last + 1, num_kv_heads,
-                block_size, block_stride, head_dim, group,
+                block_size, block_stride, width, group,
             )  # fmt: skip
 
     return rotate_store_attend
@@ -63,6 +64,6 @@ def decode_attention(qkv: Tensor, cos: Tensor, sin: Tensor, kv_cache: Tensor, pl
     _decode_rows[head_dim, group][qkv.dtype](
         qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), kv_cache.data_ptr(), out.data_ptr(), plan.tables.data_ptr(),
         plan.lengths.data_ptr(), scale, num_sequences, num_kv_heads, block_size, plan.tables.shape[1], qkv.stride(0),
-        kv_cache.stride(0), cos.shape[-1],
+        kv_cache.stride(0), cos.shape[-1], head_dim,
     )  # fmt: skip
     return out

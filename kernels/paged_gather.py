@@ -18,8 +18,10 @@ from torch import Tensor
 from kernels.causal_attention import alibi_bias
 from kernels.decode_rows import DecodeRows, attend_each, decode_rows
 
-# query heads times keys of a step's decoding rows, up to which a loop on one thread beats gathering for a product
-MOST_SCORES = 1 << 15
+# query heads times keys of a step's decoding rows, up to which a loop on one thread beats gathering for a product on two
+MOST_SCORES = 1 << 14
+# keys and values of one layer, from which on the copy alone takes longer than the loop
+MOST_GATHERED_BYTES = 24 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +67,21 @@ def gather_plan(
     num_kv_heads: int,
     dtype: torch.dtype,
     alibi_slopes: Tensor | None = None,
-    num_heads: int | None = None,
+    num_heads: int = 0,
+    block_bytes: int = 0,
 ) -> GatherPlan:
-    """`num_heads`: given where the compiled loop may serve."""
+    """`num_heads` and `block_bytes`, one layer's: given where the compiled loop may serve."""
     starts, contexts = query_starts.tolist(), context_lengths.tolist()
     rows = [(i, first, end) for i, (first, end) in enumerate(pairwise(starts)) if end > first]
     decoding = [i for i, first, end in rows if end == first + 1]
-    decode: DecodePlan | DecodeRows | None
-    if num_heads and sum(contexts[i] for i in decoding) * num_heads <= MOST_SCORES:
+    is_little = sum(contexts[i] for i in decoding) * num_heads <= MOST_SCORES
+    gathered = None
+    if not (num_heads and is_little):
+        gathered = _decode_plan(block_table, starts, contexts, decoding, block_size, num_kv_heads, alibi_slopes)
+    is_much = gathered is not None and len(gathered.own) * block_bytes >= MOST_GATHERED_BYTES
+    decode: DecodePlan | DecodeRows | None = gathered
+    if num_heads and (is_little or is_much):
         decode = decode_rows(block_table, query_starts, context_lengths, decoding, alibi_slopes)
-    else:
-        decode = _decode_plan(block_table, starts, contexts, decoding, block_size, num_kv_heads, alibi_slopes)
     spans = [
         _span_plan(first, end, block_table[i], contexts[i], block_size, dtype, alibi_slopes)
         for i, first, end in rows

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import compiled as compiled_module
+from kernels import paged_gather
 from kernels.backend import select, use_compiled
 from kernels.compiled import compiled, load, store
 from kernels.decode_attention import decode_attention, decode_attention_reference
@@ -195,3 +196,22 @@ def test_the_likeliest_token_and_whether_all_are_finite(dtype: torch.dtype) -> N
     assert found_finite.tolist() == is_finite.tolist() == [True] * 3 + [False] * 4 + [True] * 2
     assert torch.equal(token_ids[is_finite], expected[is_finite])
     assert likeliest(logits[:0], excluded)[0].shape == (0,)
+
+
+def test_much_to_copy_and_little_to_read_go_through_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, starts, lengths = torch.randn(6, 2, 2, 4, 16), torch.arange(3), torch.tensor([8, 7])
+
+    def served(table: list[list[int]]) -> bool:
+        plan = plan_step(
+            cache, torch.tensor(table).int(), starts, lengths,
+            num_tokens=2, num_heads=2, alibi_slopes=None, num_shared_blocks=0,
+        )  # fmt: skip
+        assert isinstance(plan, GatherPlan)
+        return plan.only_decodes(2) is not None
+
+    assert served([[0, 1], [2, 3]])
+    monkeypatch.setattr(paged_gather, "MOST_SCORES", 8)
+    assert not served([[0, 1], [2, 3]])
+    monkeypatch.setattr(paged_gather, "MOST_GATHERED_BYTES", 4 * cache[:1].nbytes)
+    assert served([[0, 1], [2, 3]])
+    assert not served([[0, 1], [0, 2]])  # the first block is read once for both
