@@ -1,10 +1,10 @@
 """Weight formats of the CPU. Few tokens are bound by reading weights and many by arithmetic, so a matrix is kept in more
 than one format, and which one serves how many rows is measured when the model starts.
 
-`float32` and `onednn` are the same numbers, as stored and as oneDNN lays them out. `int4` keeps groups of 32 weights as
-(q - 8) * scale + zero: a matrix quantised in such groups (Q4_1) is kept as it is, up to the rounding of the two constants
-to bfloat16. `int8` has one scale a row. Both take bfloat16 activations, as `bfloat16` does. `rounded` is a product in
-bfloat16 between float32 activations, for an encoder whose every other number stays float32.
+`float32` and `onednn` are the same numbers, as stored and as oneDNN lays them out; `bfloat16` is always laid out so. `int4`
+keeps groups of 32 weights as (q - 8) * scale + zero: a matrix quantised in such groups (Q4_1) is kept as it is, up to the
+rounding of the two constants to bfloat16. `int8` has one scale a row. Both take bfloat16 activations, as `bfloat16` does.
+`rounded` is a product in bfloat16 between float32 activations, for an encoder whose every other number stays float32.
 """
 
 from __future__ import annotations
@@ -80,29 +80,36 @@ class Plain:
         return F.linear(x, self.weight, self.bias)
 
 
-class Rounded(Plain):
-    """A product in bfloat16, with sums in float32, between activations in float32."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__(weight, bias, torch.bfloat16)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return super().__call__(x.to(torch.bfloat16)).float()
-
-
 class OneDNN:
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.float(), None)
-        self.bias = None if bias is None else bias.float()
+    """The weights in `dtype`, laid out as oneDNN reads them fastest: done here once, and not in each call."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> None:
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), None)
+        self.bias = None if bias is None else bias.to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
+def bfloat16(weight: Tensor, bias: Tensor | None) -> Product:
+    packs = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (OneDNN if packs else Plain)(weight, bias, torch.bfloat16)
+
+
+class Rounded:
+    """A product in bfloat16, with sums in float32, between activations in float32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.product = bfloat16(weight, bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.product(x.to(torch.bfloat16)).float()
+
+
 FORMATS: dict[Format, Callable[[Tensor, Tensor | None], Product]] = {
     "int4": Int4,
     "int8": Int8,
-    "bfloat16": partial(Plain, dtype=torch.bfloat16),
+    "bfloat16": bfloat16,
     "float32": partial(Plain, dtype=torch.float32),
     "onednn": OneDNN,
     "rounded": Rounded,
