@@ -59,4 +59,5 @@ train-default: setup .venv/dev.stamp
 	$(BIN)/python -m training.default_data
 	$(BIN)/python -m training training/default/alignment.yaml --pause-file $(PAUSE)
 	$(BIN)/python -m training training/default/binding.yaml --pause-file $(PAUSE)
-	$(BIN)/python -m training.default.ship $(RUNS)/alignment $(RUNS)/binding
+	$(BIN)/python -m training training/default/likeness.yaml --pause-file $(PAUSE)
+	$(BIN)/python -m training.default.ship $(RUNS)/alignment $(RUNS)/binding $(RUNS)/likeness

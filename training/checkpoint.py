@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,17 +64,29 @@ def load(place: Path, tensors: dict[str, Tensor], world: World) -> dict[str, Any
     return positions
 
 
-def tensors_of(named: list[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def tensors_of(named: list[tuple[str, nn.Parameter]], optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Parameters and moments under the parameters' names; moments that are not there yet are made, as zeros."""
+    moments = {
+        parameter: _moments(optimizer, parameter)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     out: dict[str, Tensor] = {}
     for name, parameter in named:
-        state = optimizer.state[parameter]
-        if not state:
-            state["step"] = torch.tensor(0.0)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         out[name] = parameter.data
-        out |= {f"optimizer.{name}.{part}": value for part, value in state.items()}
+        out |= {f"optimizer.{name}.{part}": value for part, value in moments[parameter].items()}
     return out
+
+
+def _moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    state = optimizer.state[parameter]
+    if not state and isinstance(optimizer, torch.optim.Muon):
+        state["momentum_buffer"] = torch.zeros_like(parameter)
+    elif not state:
+        state["step"] = torch.tensor(0.0)
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+    return state
 
 
 def whole_tensors(model: Flamingo) -> Iterator[tuple[str, Tensor]]:

@@ -14,9 +14,9 @@ import yaml
 from model.config import ConfigError, from_dict
 
 # episodes and alignment are the default model's own, sequences and captions the ablations': made from the folder of
-# `python -m training.default_data`; permuted are episodes whose channels change places
-SetKind = Literal["pairs", "documents", "videos", "episodes", "permuted", "alignment", "sequences", "captions"]
-MADE_SETS = ("episodes", "permuted", "alignment", "sequences", "captions")
+# `python -m training.default_data`; turned are episodes in made-up domains
+SetKind = Literal["pairs", "documents", "videos", "episodes", "turned", "alignment", "sequences", "captions"]
+MADE_SETS = ("episodes", "turned", "alignment", "sequences", "captions")
 # what a run may train; a new token's rows belong to the bridge
 PARTS = ("bridge", "vision", "language_model")
 
@@ -44,6 +44,8 @@ class SetConfig:
     min_similarity: float = 0.24
     # frames of a clip, taken at one a second
     max_frames: int = 8
+    # how long a turned set's mean and noise may be beside a picture (`training/default/discriminants.py`)
+    strangeness: float = 0.0
 
     def __post_init__(self) -> None:
         if self.batch_size % self.streams:
@@ -69,6 +71,9 @@ class OptimConfig:
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
+    # what moves the layers' matrices: AdamW (the paper), or Muon at so many times the learning rate
+    matrices: Literal["adamw", "muon"] = "adamw"
+    muon_rate: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.end <= 1.0:
@@ -92,6 +97,9 @@ class TrainConfig:
     model: str  # a model folder, or "default"
     # keep: go on from the folder's bridge; start: from the untrained one, gates at zero
     bridge: Literal["keep", "start"] = "keep"
+    # a folder of `python -m training.default_data`: an untrained bridge's resampler begins with what tells the things
+    # in its pictures apart (`training/default/discriminants.py`); "": with a random projection
+    discriminants: str = ""
     # a folder of `python -m training.contrastive`, whose encoder takes the place of the model's; "": the model's own
     vision: str = ""
     # what moves; everything else stays as it is, bit for bit. The paper fine-tunes bridge and vision
@@ -132,6 +140,8 @@ class TrainConfig:
             raise ConfigError("objective alignment pulls images to the frozen language model: trains must not name it")
         if self.ablate != AblateConfig() and self.bridge != "start":
             raise ConfigError("ablate is another bridge than the folder's, and needs `bridge: start`")
+        if self.discriminants and self.bridge != "start":
+            raise ConfigError("discriminants are what an untrained bridge begins with, which needs `bridge: start`")
         if self.vision and self.bridge != "start":
             raise ConfigError("vision is another encoder than the bridge was trained on, and needs `bridge: start`")
         if self.language_model == "scratch" and "language_model" not in self.trains:

@@ -14,6 +14,7 @@ from training.config import MADE_SETS, SetConfig, SetKind, TrainConfig
 from training.data.stream import ShardStream, find_shards
 from training.default.alignment import AlignmentLoss, Alignments, label_ids
 from training.default.catalogue import Catalogue
+from training.default.discriminants import Discriminants, fit_discriminants
 from training.default.episodes import Episodes
 from training.default.similarity import TextAndSimilarityLoss
 from training.default.states import one_image
@@ -27,7 +28,8 @@ def make_mixture(config: TrainConfig, model: FlamingoConfig, tokenizer: PromptTo
 
 
 def _set(config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: PromptTokenizer, world: World) -> DataSet:
-    make = _made(config, seed, tokenizer) if config.kind in MADE_SETS else _read(config, seed, model, tokenizer)
+    made = config.kind in MADE_SETS
+    make = (_made if made else _read)(config, seed, model, tokenizer)
     streams = {index: make(index) for index in owned(config.streams, world.rank, world.size)}
     return DataSet(
         name=config.name, weight=config.weight, streams=streams, per_stream=config.batch_size // config.streams
@@ -39,11 +41,19 @@ def _read(config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: Prompt
     return lambda index: ShardStream(shards, config, tokenizer, model.vision, seed=seed, index=index)
 
 
-def _made(config: SetConfig, seed: int, tokenizer: PromptTokenizer) -> Callable[[int], Stream]:
-    catalogue = Catalogue(Path(config.shards).expanduser())
+def _made(config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: PromptTokenizer) -> Callable[[int], Stream]:
+    folder = Path(config.shards).expanduser()
+    catalogue = Catalogue(folder)
     makers: dict[SetKind, Callable[[], Callable[[int], Prepared]]] = {
         "episodes": lambda: Episodes(catalogue, tokenizer, seed, config.batch_size),
-        "permuted": lambda: Episodes(catalogue, tokenizer, seed, config.batch_size, permuted=True),
+        "turned": lambda: Episodes(
+            catalogue,
+            tokenizer,
+            seed,
+            config.batch_size,
+            fit_discriminants(folder, model.resampler.dim),
+            config.strangeness,
+        ),
         "alignment": lambda: Alignments(catalogue, tokenizer, seed),
         "sequences": lambda: Sequences(Kinds(catalogue), tokenizer, seed),
         "captions": lambda: Captions(Kinds(catalogue), tokenizer, seed),
@@ -55,12 +65,16 @@ def _made(config: SetConfig, seed: int, tokenizer: PromptTokenizer) -> Callable[
 def loss_of(config: TrainConfig, tokenizer: PromptTokenizer) -> Callable[[Flamingo], BridgeLoss]:
     if config.objective == "text":
         return BridgeLoss
+    if shown := [one.name for one in config.sets if one.kind not in MADE_SETS]:
+        raise ConfigError(f"objective {config.objective} needs cached features, which {', '.join(shown)} has not")
+    prompt, folder = one_image(tokenizer), Path(config.sets[0].shards).expanduser()
     if config.objective == "text_and_similarity":
-        if shown := [one.name for one in config.sets if one.kind not in MADE_SETS]:
-            raise ConfigError(f"objective {config.objective} needs cached features, which {', '.join(shown)} has not")
-        return lambda model: TextAndSimilarityLoss(model, one_image(tokenizer))
-    folders = [one.shards for one in config.sets if one.kind == "alignment"]
-    if len(folders) != len(config.sets):
+        return lambda model: TextAndSimilarityLoss(model, prompt, _discriminants(model, folder))
+    if any(one.kind != "alignment" for one in config.sets):
         raise ConfigError("objective alignment learns from sets of kind alignment, and from no others")
-    labels = sorted(Catalogue(Path(folders[0]).expanduser()).labels)
-    return lambda model: AlignmentLoss(model, label_ids(labels, tokenizer), one_image(tokenizer))
+    labels = label_ids(sorted(Catalogue(folder).labels), tokenizer)
+    return lambda model: AlignmentLoss(model, labels, prompt, _discriminants(model, folder))
+
+
+def _discriminants(model: Flamingo, folder: Path) -> Discriminants:
+    return fit_discriminants(folder, model.config.resampler.dim)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import isqrt
+from pathlib import Path
 
 import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
@@ -20,6 +21,7 @@ from model.vision import VisionEncoder
 from model.zoo.bridge import start_bridge
 from training.bridge import is_bridge
 from training.config import AblateConfig
+from training.default.discriminants import fit_discriminants
 
 
 def rebuilt(config: FlamingoConfig, tensors: dict[str, Tensor]) -> Flamingo:
@@ -73,6 +75,21 @@ def with_ablated_bridge(model: Flamingo, ablate: AblateConfig) -> Flamingo:
     config = replace(config, gated=gated, resampler=resampler)
     experts = {name: tensor for name, tensor in model.state_dict().items() if not is_bridge(name)}
     return rebuilt(config, {**experts, **start_bridge(config, model.language_model.embed.weight)})
+
+
+def with_discriminants(model: Flamingo, data: Path) -> Flamingo:
+    """The untrained resampler reads the discriminants of the pictures in `data`, in place of a random projection."""
+    resampler, feature_dim = model.config.resampler, model.config.vision.feature_dim
+    if resampler.kind != "perceiver" or not resampler.input_projection:
+        raise ConfigError(f"discriminants need a Perceiver with an input projection, the resampler is {resampler.kind}")
+    found = fit_discriminants(data, resampler.dim)
+    if (there := found.directions.shape[1]) != feature_dim:
+        raise ConfigError(f"{data} holds features of {there} numbers, the encoder's have {feature_dim}")
+    tensors = model.state_dict()
+    tensors["resampler.input.weight"] = found.directions
+    # what `start_as_mean` put there stays
+    tensors["resampler.input.bias"] = tensors["resampler.input.bias"] - found.directions @ found.mean
+    return rebuilt(model.config, tensors)
 
 
 def at_resolution(model: Flamingo, image_size: int) -> Flamingo:

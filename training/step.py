@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from model.config import ConfigError
 from training.batch import TrainingBatch, collate, pack
 from training.bridge import BridgeLoss, bridge_parameters
 from training.config import TrainConfig
 from training.distributed import World
 from training.mixture import DataSet, Mixture, Prepared
-from training.optim import make_optimizer, rate, set_rate
+from training.optim import make_optimizers, rate, set_rate
 
 VISION = "flamingo.vision."
 
@@ -45,12 +46,17 @@ class Stepper:
         self.mixture = mixture
         self.world = world
         self.named = list(bridge_parameters(loss))
-        self.optimizer = make_optimizer(self.named, config.optim)
+        if config.optim.matrices == "muon" and world.size > 1:
+            raise ConfigError(
+                "optim.matrices muon needs whole matrices, which no process of several has: adamw, or one"
+            )
+        self.optimizers = make_optimizers(self.named, config.optim)
         self._dtype = getattr(torch, config.precision)
 
     def step(self, number: int) -> StepReport:
         began = time.monotonic()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         losses, tokens = {}, 0
         for one in self.mixture.of_step(number):
             losses[one.name], count = self._accumulate(one)
@@ -59,8 +65,9 @@ class Stepper:
         norm = self._clip()
         _refuse(number, {"gradient norm": norm})
         learning_rate = rate(number, self.config.steps, self.config.optim)
-        set_rate(self.optimizer, learning_rate)
-        self.optimizer.step()
+        set_rate(self.optimizers, learning_rate)
+        for optimizer in self.optimizers:
+            optimizer.step()
         return StepReport(
             step=number,
             losses=losses,

@@ -26,6 +26,7 @@ from training.progress import Watch, gate_values
 from training.start import (
     at_resolution,
     with_ablated_bridge,
+    with_discriminants,
     with_free_weights,
     with_new_language_model,
     with_vision,
@@ -69,7 +70,7 @@ class Trainer:
     def resume(self) -> int:
         """Goes on from the latest checkpoint if there is one; gives the number of steps done."""
         if (place := latest(self.out / "checkpoints")) is not None:
-            positions = load(place, tensors_of(self.stepper.named, self.stepper.optimizer), self.world)
+            positions = load(place, tensors_of(self.stepper.named, self.stepper.optimizers), self.world)
             self.stepper.mixture.load_state(positions["streams"])
             self.done = positions["step"]
             log.info("going on from %s", place)
@@ -82,7 +83,7 @@ class Trainer:
             yield report
 
     def save(self) -> Path:
-        tensors = tensors_of(self.stepper.named, self.stepper.optimizer)
+        tensors = tensors_of(self.stepper.named, self.stepper.optimizers)
         return save(self.out / "checkpoints", self.done, tensors, self.stepper.mixture.state(), self.world)
 
     def check_frozen(self) -> None:
@@ -135,4 +136,6 @@ def load_model(config: TrainConfig, folder: Path) -> Flamingo:
         model = with_new_language_model(model, config.seed)
     if config.bridge == "start":
         model = with_ablated_bridge(model, config.ablate)
+    if config.discriminants:
+        model = with_discriminants(model, Path(config.discriminants).expanduser())
     return model

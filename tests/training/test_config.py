@@ -40,6 +40,8 @@ def test_a_minimal_run() -> None:
         ({"image_size": 480, "sets": [EPISODES]}, "nor image_size can change them"),
         ({"ablate": {"gate": "none"}}, "ablate is another bridge than the folder's, and needs `bridge: start`"),
         ({"ablate": {"gates": "none"}}, "config.ablate: unknown key gates"),
+        ({"discriminants": "data"}, "discriminants are what an untrained bridge begins with"),
+        ({"optim": {"matrices": "shampoo"}}, "config.optim.matrices: 'shampoo' is none of 'adamw', 'muon'"),
         ({"vision": "out/vision"}, "vision is another encoder than the bridge was trained on"),
         ({"language_model": "scratch"}, "trains does not name language_model"),
         ({"trains": ["language_model"], "objective": "alignment"}, "trains must not name it"),

@@ -2,36 +2,64 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import pytest
 import torch
 
+from model.flamingo import Flamingo
 from tests.tiny_models import CONFIGS, tiny_model
 from training.bridge import bridge_parameters, freeze
 from training.config import OptimConfig
-from training.optim import decays, make_optimizer, rate, set_rate
+from training.optim import decays, make_optimizers, rate, set_rate
 
 
-def test_only_the_gated_layers_matrices_decay_and_every_parameter_is_in_one_group() -> None:
+def groups_of(model: Flamingo, config: OptimConfig, at_rate: float | None = None) -> list[dict[str, Any]]:
+    optimizers = make_optimizers(bridge_parameters(model), config)
+    if at_rate is not None:
+        set_rate(optimizers, at_rate)
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
+
+
+@pytest.mark.parametrize("matrices", ["adamw", "muon"])
+def test_only_the_gated_layers_matrices_decay_and_every_parameter_is_in_one_group(
+    matrices: Literal["adamw", "muon"],
+) -> None:
     model = tiny_model(CONFIGS["flamingo"])
     freeze(model, torch.float32)
     names = {id(parameter): name for name, parameter in bridge_parameters(model)}
-    optimizer = make_optimizer(bridge_parameters(model), OptimConfig(weight_decay=0.1, gate_rate=10.0))
-    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    groups = groups_of(model, OptimConfig(weight_decay=0.1, gate_rate=10.0, matrices=matrices))
+    grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(names)
-    decayed = {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
     assert decayed == {n for n, p in bridge_parameters(model) if n.startswith("gated.") and p.dim() == 2}
 
 
 def test_gates_and_the_resampler_take_steps_of_their_own() -> None:
     model = tiny_model(CONFIGS["flamingo"])
     freeze(model, torch.float32)
-    optimizer = make_optimizer(bridge_parameters(model), OptimConfig(gate_rate=10.0, resampler_rate=0.5))
-    set_rate(optimizer, 0.5)
+    groups = groups_of(model, OptimConfig(gate_rate=10.0, resampler_rate=0.5), at_rate=0.5)
     names = {id(parameter): name for name, parameter in bridge_parameters(model)}
-    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
     assert {rate for name, rate in rates.items() if name.endswith("_gate")} == {5.0}
     assert {rate for name, rate in rates.items() if "resampler." in name} == {0.25}
     assert {rate for name, rate in rates.items() if "resampler." not in name and not name.endswith("_gate")} == {0.5}
+
+
+def test_muon_moves_the_layers_matrices_alone_at_its_own_rate() -> None:
+    model = tiny_model(CONFIGS["flamingo"])
+    freeze(model, torch.float32)
+    config = OptimConfig(resampler_rate=0.5, matrices="muon", muon_rate=8.0)
+    names = {id(parameter): name for name, parameter in bridge_parameters(model)}
+    adam, muon = make_optimizers(bridge_parameters(model), config)
+    assert isinstance(adam, torch.optim.AdamW)
+    assert isinstance(muon, torch.optim.Muon)
+    set_rate((adam, muon), 0.5)
+    rates = {names[id(p)]: group["lr"] for group in muon.param_groups for p in group["params"]}
+    assert rates["gated.0.attention.query.weight"] == 4.0
+    assert rates["resampler.layers.0.attention.key_value.weight"] == 2.0
+    assert not {name for name in rates if "norm" in name or "embeddings" in name or name == "resampler.input.weight"}
+    assert "resampler.latents" not in rates
 
 
 def test_warm_up_then_constant() -> None:

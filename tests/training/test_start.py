@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ import torch
 from model.config import ConfigError, VisionConfig
 from model.zoo.bridge import start_bridge
 from tests.tiny_models import CONFIGS, tiny_model
+from tests.training.default.data import make_folder
 from training.bridge import is_bridge
 from training.config import AblateConfig
+from training.default.discriminants import fit_discriminants
 from training.start import (
     at_resolution,
     stretched,
     with_ablated_bridge,
+    with_discriminants,
     with_free_weights,
     with_new_language_model,
 )
@@ -134,3 +138,23 @@ def test_a_language_model_from_scratch_is_random_the_same_again_and_all_that_cha
     assert not torch.equal(after[matrix], other.state_dict()[matrix])
     kept = {name for name in before if not name.startswith("language_model.") or is_bridge(name)}
     assert all(torch.equal(before[name], after[name]) for name in kept)
+
+
+def test_a_resampler_that_begins_with_discriminants_reads_them(tmp_path: Path) -> None:
+    config = CONFIGS["flamingo"]
+    config = replace(config, resampler=replace(config.resampler, dim=8, input_projection=True))
+    model = with_ablated_bridge(tiny_model(config), AblateConfig())
+    folder = make_folder(tmp_path)
+    found = fit_discriminants(folder, 8)
+    begun = with_discriminants(model, folder)
+    features = torch.randn(2, 3, config.vision.feature_dim)
+    around = begun.resampler.input(features) - model.resampler.input.bias
+    torch.testing.assert_close(around, found(features), atol=1e-4, rtol=1e-4)
+    same = model.state_dict().keys() - {"resampler.input.weight", "resampler.input.bias"}
+    assert all(torch.equal(model.state_dict()[name], begun.state_dict()[name]) for name in same)
+
+
+def test_discriminants_need_a_projection_that_reads_these_features(tmp_path: Path) -> None:
+    config = CONFIGS["flamingo"]
+    with pytest.raises(ConfigError, match="need a Perceiver with an input projection"):
+        with_discriminants(tiny_model(replace(config, resampler=replace(config.resampler, kind="mlp"))), tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -21,9 +22,12 @@ def test_it_learns(tmp_path: Path) -> None:
     assert seen[-1]["pairs"] < 0.8 * seen[0]["pairs"]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_run_that_was_killed_goes_on_with_the_same_losses(tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize(("precision", "matrices"), [("float32", "adamw"), ("bfloat16", "adamw"), ("float32", "muon")])
+def test_a_run_that_was_killed_goes_on_with_the_same_losses(
+    tmp_path: Path, precision: str, matrices: Literal["adamw", "muon"]
+) -> None:
     config = make_run(tmp_path, steps=5, precision=precision)
+    config = replace(config, optim=replace(config.optim, matrices=matrices))
     whole = losses(make_trainer(config))
     killed = make_trainer(config)
     first = [dict(next(killed.steps()).losses) for _ in range(3)]

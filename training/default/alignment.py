@@ -19,6 +19,7 @@ from model.tokenizer import PromptTokenizer
 from training.batch import TrainingBatch
 from training.bridge import BridgeLoss
 from training.default.catalogue import Catalogue, digest
+from training.default.discriminants import Discriminants
 from training.default.similarity import similarity_loss
 from training.default.states import BEFORE, DEPTH, early_states, media_states
 from training.examples import Tokens
@@ -54,9 +55,15 @@ class AlignmentLoss(BridgeLoss):
     scale: Tensor
     texts: Tensor
 
-    def __init__(self, flamingo: Flamingo, label_ids: Sequence[Sequence[int]], prompt: Sequence[int]) -> None:
+    def __init__(
+        self,
+        flamingo: Flamingo,
+        label_ids: Sequence[Sequence[int]],
+        prompt: Sequence[int],
+        discriminants: Discriminants,
+    ) -> None:
         super().__init__(flamingo)
-        self.prompt = prompt
+        self.prompt, self.discriminants = prompt, discriminants
         texts = _label_states(flamingo, label_ids)  # [L, D]
         mean, scale = texts.mean(0), texts.std(0)
         self.register_buffer("mean", mean, persistent=False)
@@ -72,7 +79,8 @@ class AlignmentLoss(BridgeLoss):
         # the scale of the states too: later layers were trained on it
         near = F.smooth_l1_loss((states - self.mean) / self.scale, self.texts[batch.targets] * states.shape[1] ** 0.5)
         text = to_text + _to_each_other(images, batch.targets) + 2.0 * near * len(states)
-        return text + similarity_loss(batch, tokens.mean(1), media_states(self.flamingo, media, self.prompt))
+        one_each = media_states(self.flamingo, media, self.prompt)
+        return text + similarity_loss(batch, self.discriminants, tokens.mean(1), one_each)
 
 
 def _to_each_other(images: Tensor, labels: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-import torch
 from torch import Tensor
 
 from model.prompt import Segment
 from model.tokenizer import PromptTokenizer
 from training.default.catalogue import Catalogue, row_of
+from training.default.discriminants import Discriminants, random_domain
 from training.default.templates import ANSWERS, CAPTIONS, KIND_QUESTION, YES_NO_QUESTION, Template, item
 from training.default.views import view
 from training.default.words import TRAINED_WORDS
@@ -49,16 +49,22 @@ Maker = Callable[["Episodes", Pool, Random], list[Item]]
 class Episodes:
     """`Episodes(...)(n)`: the n-th sequence.
 
-    `permuted`: novel words alone, and the encoder's channels in another order at every step. What an image is called can
-    then not be learned, only which images are alike, whatever their channels: as in a domain that was never seen.
+    `turned`: novel words alone, and the pictures in another made-up domain at every step (`Domain`, no stranger than
+    `strangeness`). What an image is called can then not be learned, only which are alike, whatever sets them apart.
     """
 
     def __init__(
-        self, catalogue: Catalogue, tokenizer: PromptTokenizer, seed: int, per_pool: int, *, permuted: bool = False
+        self,
+        catalogue: Catalogue,
+        tokenizer: PromptTokenizer,
+        seed: int,
+        per_pool: int,
+        turned: Discriminants | None = None,
+        strangeness: float = 0.0,
     ) -> None:
         self.catalogue = catalogue
         self._tokenizer, self._seed, self._per_pool = tokenizer, seed, per_pool
-        self._permuted = permuted
+        self._turned, self._strangeness = turned, strangeness
         self._kinds: dict[str, set[str]] = {}
         for label, rows in catalogue.labels.items():
             self._kinds.setdefault(catalogue.records[rows[0]].category, set()).add(label)
@@ -67,7 +73,7 @@ class Episodes:
         step = number // self._per_pool
         pool = self.pool(Random(f"{self._seed}/pool/{step}"))
         rng = Random(f"{self._seed}/sequence/{number}")
-        makers = [(maker, share) for maker, share in MAKERS if maker in NOVEL or not self._permuted]
+        makers = [(maker, share) for maker, share in MAKERS if maker in NOVEL or self._turned is None]
         make = rng.choices([maker for maker, _ in makers], [share for _, share in makers])[0]
         example = as_example(f"{make.__name__}/{number}", make(self, pool, rng))
         tokens = tokenize(example, self._tokenizer, LIMITS, rng)
@@ -76,10 +82,11 @@ class Episodes:
     def _view(self, row: int, step: int) -> Tensor:
         """The same for all sequences of a step, another in the next."""
         features = view(self.catalogue.features(row), Random(f"{self._seed}/view/{step}/{row}"))
-        if not self._permuted:
+        if self._turned is None:
             return features
-        order = torch.Generator().manual_seed(Random(f"{self._seed}/order/{step}").getrandbits(63))
-        return features[..., torch.randperm(features.shape[-1], generator=order)]
+        number = Random(f"{self._seed}/domain/{step}").getrandbits(63)
+        domain = random_domain(len(self._turned.directions), self._strangeness, number)
+        return self._turned.moved(features.float(), domain, Random(f"{self._seed}/noise/{step}/{row}").getrandbits(63))
 
     def pool(self, rng: Random) -> Pool:
         labels = self.catalogue.labels
@@ -175,7 +182,7 @@ def yes_no(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
     return items
 
 
-# what no channel's meaning helps with
+# what no direction's meaning helps with
 NOVEL = (novel_words, novel_categories)
 # shares of a step's sequences
 MAKERS: tuple[tuple[Maker, float], ...] = (

@@ -1,5 +1,5 @@
 """Beside the text's loss: visual tokens, and what the decoder's first layers hold of them, shall be alike where the
-encoder's features are, whatever the picture shows.
+features' discriminants are, whatever the picture shows.
 
 A bridge that has seen drawings alone keeps of a photograph what drawings have, and two photographs of a thing are then
 no more alike than any two. Here it is held to the similarities among a batch's images, which need no labels.
@@ -16,6 +16,7 @@ from torch import Tensor
 from model.flamingo import Flamingo
 from training.batch import TrainingBatch
 from training.bridge import BridgeLoss
+from training.default.discriminants import Discriminants
 from training.default.states import media_states
 
 TEMPERATURE = 0.1
@@ -25,27 +26,29 @@ WEIGHT = 2.0
 class TextAndSimilarityLoss(BridgeLoss):
     """For sets whose media are cached features; `prompt` shows one image (`one_image`)."""
 
-    def __init__(self, flamingo: Flamingo, prompt: Sequence[int]) -> None:
+    def __init__(self, flamingo: Flamingo, prompt: Sequence[int], discriminants: Discriminants) -> None:
         super().__init__(flamingo)
-        self.prompt = prompt
+        self.prompt, self.discriminants = prompt, discriminants
 
     def forward(self, batch: TrainingBatch) -> Tensor:
         model = self.flamingo
         tokens = self.visual_tokens(batch.media)  # [M, R, D]
         media = model.fresh_media(tokens)
         text = F.cross_entropy(model(batch.batch, None, media).float(), batch.targets, reduction="sum")
-        return text + similarity_loss(batch, tokens.mean(1), media_states(model, media, self.prompt))
+        states = media_states(model, media, self.prompt)
+        return text + similarity_loss(batch, self.discriminants, tokens.mean(1), states)
 
 
-def similarity_loss(batch: TrainingBatch, *seen: Tensor) -> Tensor:
-    """Mean features and each of `seen` [M, D] have the same neighbours; weighed as a loss of every target."""
-    means = torch.stack([one.float().mean((0, 1)) for one in batch.media])  # [M, Dv]
-    apart = torch.stack([disagreement(rows.float(), means) for rows in seen])
+def similarity_loss(batch: TrainingBatch, discriminants: Discriminants, *seen: Tensor) -> Tensor:
+    """Mean features' discriminants and each of `seen` [M, D] have the same neighbours; weighed as a loss of every
+    target."""
+    wanted = discriminants(torch.stack([one.float().mean((0, 1)) for one in batch.media]))  # [M, D]
+    apart = torch.stack([disagreement(rows.float(), wanted) for rows in seen])
     return WEIGHT * batch.num_targets * apart.sum()
 
 
 def disagreement(seen: Tensor, wanted: Tensor) -> Tensor:
-    """[M, D] and [M, Dv] -> the mean divergence of each image's neighbours, as `seen` has them, from `wanted`'s."""
+    """[M, D] each -> the mean divergence of each image's neighbours, as `seen` has them, from `wanted`'s."""
     target = neighbours(wanted)
     return (target.exp() * (target - neighbours(seen))).sum(-1).mean()
 

@@ -14,6 +14,7 @@ from training.batch import collate
 from training.default import episodes as episodes_module
 from training.default.alignment import AlignmentLoss, Alignments, label_ids
 from training.default.catalogue import Catalogue, row_of
+from training.default.discriminants import Discriminants, discriminants
 from training.default.episodes import LIMITS, MAKERS, Episodes, Item, Maker, as_example, novel_words
 from training.default.states import one_image
 from training.default.words import TRAINED_WORDS
@@ -89,31 +90,36 @@ def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(episodes_module, "LIMITS", replace(LIMITS, max_tokens=2048))
 
 
+@pytest.fixture(scope="module")
+def found(catalogue: Catalogue) -> Discriminants:
+    return discriminants(
+        [torch.stack([catalogue.pooled(row) for row in rows]) for rows in catalogue.labels.values()], 8
+    )
+
+
 @pytest.mark.usefixtures("roomy")
-def test_permuted_channels_change_places_together_in_a_step_and_anew_in_the_next(
-    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+def test_discriminants_turn_together_in_a_step_and_anew_in_the_next(
+    catalogue: Catalogue, found: Discriminants, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(episodes_module, "view", lambda features, rng: features)
-    permuted = Episodes(catalogue, prompt_tokenizer(), seed=0, per_pool=4, permuted=True)
-    orders = []
+    turned = Episodes(catalogue, prompt_tokenizer(), 0, 4, found)
+    rotations = []
     for step in range(2):
-        found = set()
-        for number in range(4 * step, 4 * step + 4):
-            for media, shown in permuted(number).media.items():
-                plain = catalogue.features(row_of(media))
-                order = shown[0, 0].argsort()[plain[0, 0].argsort().argsort()]
-                assert torch.equal(plain, shown[..., order])
-                found.add(tuple(order.tolist()))
-        assert len(found) == 1
-        orders.append(found.pop())
-    assert orders[0] != orders[1]
+        shown = {m: f for number in range(4 * step, 4 * step + 4) for m, f in turned(number).media.items()}
+        before = found(torch.cat([catalogue.features(row_of(media)) for media in shown]).float().flatten(0, 1))
+        after = found(torch.cat(list(shown.values())).flatten(0, 1))
+        rotation = torch.linalg.lstsq(before, after).solution
+        torch.testing.assert_close(before @ rotation, after, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(rotation @ rotation.T, torch.eye(8), atol=1e-3, rtol=0)
+        rotations.append(rotation)
+    assert (rotations[0] - rotations[1]).norm() > 1
 
 
 @pytest.mark.usefixtures("roomy")
 @pytest.mark.parametrize("number", range(12))
-def test_permuted_sequences_teach_novel_words_alone(catalogue: Catalogue, number: int) -> None:
+def test_turned_sequences_teach_novel_words_alone(catalogue: Catalogue, found: Discriminants, number: int) -> None:
     tokenizer = prompt_tokenizer()
-    tokens = Episodes(catalogue, tokenizer, seed=0, per_pool=4, permuted=True)(number).tokens
+    tokens = Episodes(catalogue, tokenizer, 0, 4, found)(number).tokens
     said = tokenizer.decode([t for t, is_target in zip(tokens.token_ids, tokens.target, strict=True) if is_target])
     assert any(word in said for word in TRAINED_WORDS)
     assert not any(label in said for label in catalogue.labels)
@@ -136,14 +142,14 @@ def test_alignment_pairs_two_images_of_a_label(catalogue: Catalogue) -> None:
         assert {catalogue.records[row_of(m)].label for p in (one, other) for m in p.tokens.media} == {label}
 
 
-def test_alignment_is_lower_where_images_fit_their_labels(catalogue: Catalogue) -> None:
+def test_alignment_is_lower_where_images_fit_their_labels(catalogue: Catalogue, found: Discriminants) -> None:
     """A few steps of descent on one batch: the loss can be learned at all, through the gates."""
     tokenizer = prompt_tokenizer()
     model = tiny_model(CONFIGS["flamingo"]).requires_grad_(False)
     for part in (model.resampler, model.gated):
         part.requires_grad_(True)
     pairs = Alignments(catalogue, tokenizer, seed=0)
-    loss = AlignmentLoss(model, label_ids(pairs.labels, tokenizer), one_image(tokenizer))
+    loss = AlignmentLoss(model, label_ids(pairs.labels, tokenizer), one_image(tokenizer), found)
     prepared = [pairs(number) for number in range(16)]
     media = {digest: shown for one in prepared for digest, shown in one.media.items()}
     batch = collate([one.tokens for one in prepared], media, torch.device("cpu"))
