@@ -23,7 +23,19 @@ try:
 except ImportError:  # no wheel for this platform: torch serves
     numba = cfunc = types = overload = None
 
-__all__ = ["ELEMENTS", "Compiled", "cfunc", "compiled", "exp", "inlined", "load", "numba", "store"]
+__all__ = [
+    "ELEMENTS",
+    "Compiled",
+    "cfunc",
+    "compiled",
+    "compiled_for",
+    "exp",
+    "inlined",
+    "length",
+    "load",
+    "numba",
+    "store",
+]
 
 Entry = Callable[..., None]
 
@@ -61,9 +73,28 @@ def compiled(signature: str) -> Callable[[Callable[..., None]], Compiled]:
     return lambda function: Compiled(function, signature)
 
 
+class CompiledFor(dict[tuple[int, ...], Compiled]):
+    """Kernels by sizes that are constants in them, as `kernel[16, 3][x.dtype](...)`."""
+
+    def __init__(self, make: Callable[..., Callable[..., None]], signature: str) -> None:
+        super().__init__()
+        self._make = make
+        self._signature = signature
+
+    def __missing__(self, sizes: tuple[int, ...]) -> Compiled:
+        self[sizes] = Compiled(self._make(*sizes), self._signature)
+        return self[sizes]
+
+
+def compiled_for(signature: str) -> Callable[[Callable[..., Callable[..., None]]], CompiledFor]:
+    """As `compiled`, for a function that makes the kernel of some sizes: loops whose length is known become straight code,
+    several times faster where they are short and are gone through once a key."""
+    return lambda make: CompiledFor(make, signature)
+
+
 def inlined(function: Any) -> Any:
-    """A part of a kernel that is told apart by name alone."""
-    return function if numba is None else numba.njit(**OPTIONS)(function)
+    """A part of a kernel that is told apart by name alone; what is constant where it is called is constant in it."""
+    return function if numba is None else numba.njit(forceinline=True, **OPTIONS)(function)
 
 
 def _argument(kind: str, dtype: torch.dtype) -> Any:
@@ -86,6 +117,11 @@ def load(pointer, index):
 
 def store(pointer, index, value):
     """A float32 as an element, rounded to the nearest, to even between two."""
+
+
+def length(pointer, constant, given):
+    """The same number twice, a constant of the kernel and its argument: which of them loops over elements like `pointer`'s
+    take. A short loop of known length over float32 becomes straight code of single numbers, and not of vectors."""
 
 
 def exp(x):
@@ -114,6 +150,12 @@ if overload is not None:
             pointer[index] = np.uint16(0x7FC0) if is_nan else np.uint16(rounded)
 
         return store_float32 if pointer.dtype == types.float32 else store_bfloat16
+
+    @overload(length, jit_options=OPTIONS)
+    def _length(pointer, constant, given):
+        if pointer.dtype == types.float32:
+            return lambda pointer, constant, given: given
+        return lambda pointer, constant, given: constant
 
     @overload(exp, jit_options=OPTIONS)
     def _exp(x):

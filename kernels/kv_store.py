@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kernels.backend import jit_runtime, tl, triton, use_compiled, use_triton
-from kernels.compiled import compiled
+from kernels.compiled import compiled, inlined
 from kernels.configs import launch_config
 
 
@@ -55,17 +55,22 @@ def _launch(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) 
     )  # fmt: skip
 
 
+@inlined
+def store_token(key, value, kv_cache, key_at, value_at, target, num_heads, block_size, head_dim):
+    """`key_at`, `value_at`: where the token's numbers begin; `target`: where its key does in the cache."""
+    for head in range(num_heads):
+        to = target + head * block_size * head_dim
+        for i in range(head_dim):
+            kv_cache[to + i] = key[key_at + head * head_dim + i]
+            kv_cache[to + num_heads * block_size * head_dim + i] = value[value_at + head * head_dim + i]
+
+
 @compiled("T* T* T* int64* int int int int int int")
 def _store_rows(key, value, kv_cache, slots, num_tokens, stride, block_stride, num_heads, block_size, head_dim):
     for row in range(num_tokens):
-        if slots[row] < 0:
-            continue
-        block = slots[row] // block_size * block_stride + slots[row] % block_size * head_dim
-        for head in range(num_heads):
-            source, target = row * stride + head * head_dim, block + head * block_size * head_dim
-            for i in range(head_dim):
-                kv_cache[target + i] = key[source + i]
-                kv_cache[target + num_heads * block_size * head_dim + i] = value[source + i]
+        if slots[row] >= 0:
+            target = slots[row] // block_size * block_stride + slots[row] % block_size * head_dim
+            store_token(key, value, kv_cache, row * stride, row * stride, target, num_heads, block_size, head_dim)
 
 
 def _store_compiled(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:

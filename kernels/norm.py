@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import jit, tl, triton, use_compiled, use_triton
-from kernels.compiled import compiled, load, store
+from kernels.compiled import compiled, inlined, load, store
 from kernels.configs import launch_config
 
 
@@ -17,6 +17,11 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     y = x.float()
     y = y * (y.square().mean(-1, keepdim=True) + eps).rsqrt()
     return (y * weight.float()).to(x.dtype)
+
+
+def add_rms_norm_reference(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    h = x + branch
+    return h, rms_norm_reference(h, weight, eps)
 
 
 def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -51,16 +56,29 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, *, centr
     return out.view(x.shape)
 
 
+@inlined
+def norm_row(x, weight, out, first, width, eps):
+    total = np.float32(0)
+    for i in range(first, first + width):
+        value = load(x, i)
+        total += value * value
+    scale = np.float32(1) / np.sqrt(total / np.float32(width) + eps)
+    for i in range(width):
+        store(out, first + i, load(x, first + i) * scale * weight[i])
+
+
 @compiled("T* float32* T* int int float")
 def _rms_rows(x, weight, out, num_rows, width, eps):
     for first in range(0, num_rows * width, width):
-        total = np.float32(0)
+        norm_row(x, weight, out, first, width, eps)
+
+
+@compiled("T* T* float32* T* T* int int float")
+def _add_rms_rows(x, branch, weight, total, out, num_rows, width, eps):
+    for first in range(0, num_rows * width, width):
         for i in range(first, first + width):
-            value = load(x, i)
-            total += value * value
-        scale = np.float32(1) / np.sqrt(total / np.float32(width) + eps)
-        for i in range(width):
-            store(out, first + i, load(x, first + i) * scale * weight[i])
+            store(total, i, load(x, i) + load(branch, i))
+        norm_row(total, weight, out, first, width, eps)
 
 
 def _rms_norm_compiled(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -68,6 +86,16 @@ def _rms_norm_compiled(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = torch.empty_like(x)
     _rms_rows[x.dtype](x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps)
     return out
+
+
+def _add_rms_norm_compiled(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    x, branch, weight, width = x.contiguous(), branch.contiguous(), weight.float(), x.shape[-1]
+    total, out = torch.empty_like(x), torch.empty_like(x)
+    _add_rms_rows[x.dtype](
+        x.data_ptr(), branch.data_ptr(), weight.data_ptr(), total.data_ptr(), out.data_ptr(),
+        x.numel() // width, width, eps,
+    )  # fmt: skip
+    return total, out
 
 
 def _kernel_serves(x: Tensor, weight: Tensor) -> bool:
@@ -83,6 +111,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if weight.dtype != x.dtype:
         return rms_norm_reference(x, weight, eps)
     return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x, branch [..., D] of one dtype, weight [D] -> x + branch, and its norm"""
+    if not use_triton(x) and use_compiled(x, branch, weight):
+        return _add_rms_norm_compiled(x, branch, weight, eps)
+    h = x + branch
+    return h, rms_norm(h, weight, eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:

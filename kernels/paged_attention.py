@@ -253,7 +253,7 @@ def _gather_plan(
     return gather_plan(
         block_table, query_starts, context_lengths,
         block_size=kv_cache.shape[3], num_kv_heads=kv_cache.shape[2], dtype=kv_cache.dtype, alibi_slopes=alibi_slopes,
-        num_heads=num_heads if may_compile else None,
+        num_heads=num_heads if may_compile else 0, block_bytes=kv_cache[:1].nbytes,
     )  # fmt: skip
 
 

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """Paged attention as a processor serves it: all decoding sequences in one batch, the others one by one.
 
 What all of a step's layers share (which blocks, which mask) is worked out once, in a `GatherPlan`. Blocks that every
@@ -12,16 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.causal_attention import alibi_bias
-from kernels.compiled import compiled, exp, inlined, load, store
+from kernels.decode_rows import DecodeRows, attend_each, decode_rows
 
-# query heads times keys of a step's decoding rows, up to which a loop on one thread beats gathering for a product
-MOST_SCORES = 1 << 15
+# query heads times keys of a step's decoding rows, up to which a loop on one thread beats gathering for a product on two
+MOST_SCORES = 1 << 14
+# keys and values of one layer, from which on the copy alone takes longer than the loop
+MOST_GATHERED_BYTES = 24 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +33,6 @@ class DecodePlan:
     own: Tensor
     beyond: Tensor  # places in the gathered own tokens [S * C'] that no sequence has filled: they may hold anything
     mask: Tensor  # float32 [1, S, 1, C], with ALiBi [G, S, H / G, C]
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeRows:
-    """The same for the compiled loop: rows [S], block tables [S, W], context lengths [S], all int32; slopes [H] float32."""
-
-    rows: Tensor
-    tables: Tensor
-    lengths: Tensor
-    slopes: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +52,11 @@ class GatherPlan:
     decode: DecodePlan | DecodeRows | None
     spans: list[SpanPlan]
 
+    def only_decodes(self, num_tokens: int) -> DecodeRows | None:
+        """The rows, where each of so many is one that the compiled loop serves."""
+        all_decode = isinstance(self.decode, DecodeRows) and len(self.decode.rows) == num_tokens
+        return self.decode if all_decode and isinstance(self.decode, DecodeRows) else None
+
 
 def gather_plan(
     block_table: Tensor,
@@ -72,32 +67,27 @@ def gather_plan(
     num_kv_heads: int,
     dtype: torch.dtype,
     alibi_slopes: Tensor | None = None,
-    num_heads: int | None = None,
+    num_heads: int = 0,
+    block_bytes: int = 0,
 ) -> GatherPlan:
-    """`num_heads`: given where the compiled loop may serve."""
+    """`num_heads` and `block_bytes`, one layer's: given where the compiled loop may serve."""
     starts, contexts = query_starts.tolist(), context_lengths.tolist()
     rows = [(i, first, end) for i, (first, end) in enumerate(pairwise(starts)) if end > first]
     decoding = [i for i, first, end in rows if end == first + 1]
-    decode: DecodePlan | DecodeRows | None
-    if num_heads and sum(contexts[i] for i in decoding) * num_heads <= MOST_SCORES:
-        decode = _decode_rows(block_table, query_starts, context_lengths, decoding, alibi_slopes)
-    else:
-        decode = _decode_plan(block_table, starts, contexts, decoding, block_size, num_kv_heads, alibi_slopes)
+    is_little = sum(contexts[i] for i in decoding) * num_heads <= MOST_SCORES
+    gathered = None
+    if not (num_heads and is_little):
+        gathered = _decode_plan(block_table, starts, contexts, decoding, block_size, num_kv_heads, alibi_slopes)
+    is_much = gathered is not None and len(gathered.own) * block_bytes >= MOST_GATHERED_BYTES
+    decode: DecodePlan | DecodeRows | None = gathered
+    if num_heads and (is_little or is_much):
+        decode = decode_rows(block_table, query_starts, context_lengths, decoding, alibi_slopes)
     spans = [
         _span_plan(first, end, block_table[i], contexts[i], block_size, dtype, alibi_slopes)
         for i, first, end in rows
         if end > first + 1
     ]
     return GatherPlan(decode, spans)
-
-
-def _decode_rows(
-    block_table: Tensor, query_starts: Tensor, context_lengths: Tensor, sequences: list[int], slopes: Tensor | None
-) -> DecodeRows | None:
-    if not sequences:
-        return None
-    rows, tables, lengths = (x.to(torch.int32)[sequences] for x in (query_starts, block_table, context_lengths))
-    return DecodeRows(rows, tables.contiguous(), lengths, None if slopes is None else slopes.float())
 
 
 def _decode_plan(
@@ -164,7 +154,7 @@ def attend(query: Tensor, kv_cache: Tensor, plan: GatherPlan, scale: float) -> T
     for span in plan.spans:
         out[span.first : span.end] = _attend_span(query[span.first : span.end], kv_cache, span, scale)
     if isinstance(plan.decode, DecodeRows):
-        _attend_each(query, kv_cache, plan.decode, scale, out)
+        attend_each(query, kv_cache, plan.decode, scale, out)
     elif plan.decode is not None:
         out[plan.decode.rows] = _attend_together(query[plan.decode.rows], kv_cache, plan.decode, scale)
     return out
@@ -202,88 +192,3 @@ def _attend_together(query: Tensor, kv_cache: Tensor, plan: DecodePlan, scale: f
     shared_weights, own_weights = weights.split([shared_key.shape[1], own_key.shape[2]], dim=-1)
     out = own_weights @ own_value + (shared_weights.reshape(*flat.shape[:2], -1) @ shared_value).view(grouped.shape)
     return out.transpose(0, 1).reshape(query.shape)
-
-
-@compiled("T* T* T* int32* int32* int32* float32* float int int int int int int int int int")
-def _decode_rows_of_heads(
-    query,
-    kv_cache,
-    out,
-    rows,
-    tables,
-    lengths,
-    slopes,
-    scale,
-    has_slopes,
-    num_sequences,
-    num_heads,
-    num_kv_heads,
-    head_dim,
-    block_size,
-    table_width,
-    query_stride,
-    block_stride,
-):
-    """One row after the other; the query heads of one key head together, so that a key is read once for all of them."""
-    group = num_heads // num_kv_heads
-    longest = 0
-    for sequence in range(num_sequences):
-        longest = max(longest, lengths[sequence])
-    q, o = np.empty(group * head_dim, np.float32), np.empty(group * head_dim, np.float32)
-    weights = np.empty(group * longest, np.float32)
-    for sequence in range(num_sequences):
-        row, length, table = rows[sequence], lengths[sequence], sequence * table_width
-        for kv_head in range(num_kv_heads):
-            first_head = kv_head * group
-            for i in range(group * head_dim):
-                q[i] = load(query, row * query_stride + first_head * head_dim + i) * scale
-                o[i] = np.float32(0)
-            for key in range(length):
-                block = tables[table + key // block_size] * block_stride
-                at = block + (kv_head * block_size + key % block_size) * head_dim
-                for head in range(group):
-                    score = np.float32(0)
-                    for i in range(head_dim):
-                        score += q[head * head_dim + i] * load(kv_cache, at + i)
-                    if has_slopes:
-                        score += slopes[first_head + head] * np.float32(key - (length - 1))
-                    weights[head * longest + key] = score
-            for head in range(group):
-                _softmax(weights, head * longest, length)
-            for key in range(length):
-                block = tables[table + key // block_size] * block_stride
-                at = block + ((num_kv_heads + kv_head) * block_size + key % block_size) * head_dim
-                for head in range(group):
-                    weight = weights[head * longest + key]
-                    for i in range(head_dim):
-                        o[head * head_dim + i] += weight * load(kv_cache, at + i)
-            for i in range(group * head_dim):
-                store(out, (row * num_heads + first_head) * head_dim + i, o[i])
-
-
-@inlined
-def _softmax(x, first, length):
-    top = x[first]
-    for i in range(first, first + length):
-        top = max(top, x[i])
-    total = np.float32(0)
-    for i in range(first, first + length):
-        x[i] = exp(x[i] - top)
-        total += x[i]
-    for i in range(first, first + length):
-        x[i] /= total
-
-
-def _attend_each(query: Tensor, kv_cache: Tensor, plan: DecodeRows, scale: float, out: Tensor) -> None:
-    """The rows of `plan` of query [T, H, K], into those of out [T, H, K]"""
-    _, num_heads, head_dim = query.shape
-    _, _, num_kv_heads, block_size, _ = kv_cache.shape
-    num_sequences, table_width = plan.tables.shape
-    slopes = plan.slopes
-    if query.stride()[1:] != (head_dim, 1):
-        query = query.contiguous()
-    _decode_rows_of_heads[query.dtype](
-        query.data_ptr(), kv_cache.data_ptr(), out.data_ptr(), plan.rows.data_ptr(), plan.tables.data_ptr(),
-        plan.lengths.data_ptr(), 0 if slopes is None else slopes.data_ptr(), scale, slopes is not None, num_sequences,
-        num_heads, num_kv_heads, head_dim, block_size, table_width, query.stride(0), kv_cache.stride(0),
-    )  # fmt: skip

@@ -5,7 +5,7 @@ Both are plain tensors with a view a layer. Who fills a block or a page, and whe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ class KVCache:
     """Text keys and values of all layers: [L, N, 2, G, B, K], N blocks of B tokens."""
 
     blocks: Tensor
+    _layers: tuple[Tensor, ...] = field(init=False, repr=False)  # views, made once
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_layers", self.blocks.unbind(0))
 
     @classmethod
     def zeros(
@@ -28,7 +32,7 @@ class KVCache:
         return cls(torch.zeros(shape, dtype=dtype, device=device))
 
     def layer(self, index: int) -> Tensor:
-        return self.blocks[index]  # [N, 2, G, B, K]
+        return self._layers[index]  # [N, 2, G, B, K]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
 """Weight formats of the CPU. Few tokens are bound by reading weights and many by arithmetic, so a matrix is kept in more
 than one format, and which one serves how many rows is measured when the model starts.
 
-`float32` and `onednn` are the same numbers, as stored and as oneDNN lays them out. `int4` keeps groups of 32 weights as
-(q - 8) * scale + zero: a matrix quantised in such groups (Q4_1) is kept as it is, up to the rounding of the two constants
-to bfloat16. `int8` has one scale a row. Both take bfloat16 activations, as `bfloat16` does. `rounded` is a product in
-bfloat16 between float32 activations, for an encoder whose every other number stays float32.
+`float32` and `onednn` are the same numbers, as stored and as oneDNN lays them out; `bfloat16` is always laid out so. `int4`
+keeps groups of 32 weights as (q - 8) * scale + zero: a matrix quantised in such groups (Q4_1) is kept as it is, up to the
+rounding of the two constants to bfloat16. `int8` has one scale a row. Both take bfloat16 activations, as `bfloat16` does.
+`rounded` is a product in bfloat16 between float32 activations, for an encoder whose every other number stays float32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.decode_layer import DecodeLayer
 from model.flamingo import Flamingo
+from model.language_model import Layer
 from model.layers import RMSNorm, TokenTable
 
 Format = Literal["int4", "int8", "bfloat16", "float32", "onednn", "rounded"]
@@ -31,6 +33,8 @@ ROUNDS = 3
 # an encoder's products have hundreds of rows: one format for all of them, measured on a few matrices of a shape
 ENCODER_ROWS = 256
 ENCODER_SAMPLE = 4
+# the packed kernels take so many rows, or a multiple
+ROW_MULTIPLE = 16
 # below, a matrix is too small for rounding to buy anything
 LARGE = 1 << 16
 
@@ -76,29 +80,36 @@ class Plain:
         return F.linear(x, self.weight, self.bias)
 
 
-class Rounded(Plain):
-    """A product in bfloat16, with sums in float32, between activations in float32."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__(weight, bias, torch.bfloat16)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return super().__call__(x.to(torch.bfloat16)).float()
-
-
 class OneDNN:
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.float(), None)
-        self.bias = None if bias is None else bias.float()
+    """The weights in `dtype`, laid out as oneDNN reads them fastest: done here once, and not in each call."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> None:
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), None)
+        self.bias = None if bias is None else bias.to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
+def bfloat16(weight: Tensor, bias: Tensor | None) -> Product:
+    packs = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (OneDNN if packs else Plain)(weight, bias, torch.bfloat16)
+
+
+class Rounded:
+    """A product in bfloat16, with sums in float32, between activations in float32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.product = bfloat16(weight, bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.product(x.to(torch.bfloat16)).float()
+
+
 FORMATS: dict[Format, Callable[[Tensor, Tensor | None], Product]] = {
     "int4": Int4,
     "int8": Int8,
-    "bfloat16": partial(Plain, dtype=torch.bfloat16),
+    "bfloat16": bfloat16,
     "float32": partial(Plain, dtype=torch.float32),
     "onednn": OneDNN,
     "rounded": Rounded,
@@ -123,8 +134,8 @@ def formats_for(weight: Tensor, wished: Sequence[Format]) -> tuple[Format, ...]:
     """Those of the wished formats whose kernel takes a matrix of this shape here; bfloat16 and float32 take any."""
     rows, columns = weight.shape
     fits = {
-        "int4": rows % 16 == 0 and columns % GROUP == 0,
-        "int8": rows % 16 == 0 and columns % 16 == 0,
+        "int4": rows % ROW_MULTIPLE == 0 and columns % GROUP == 0,
+        "int8": rows % ROW_MULTIPLE == 0 and columns % 16 == 0,
         "onednn": torch.backends.mkldnn.is_available(),
         "rounded": rows * columns >= LARGE,
     }
@@ -164,24 +175,21 @@ class FastLinear(nn.Module):
 
 
 class FastTable(nn.Module):
-    """A `TokenTable` that is looked up in `dtype` and multiplied as a `FastLinear`."""
+    """A `TokenTable`, vocabulary and new rows in one, looked up in `dtype` and multiplied as a `FastLinear`."""
 
     def __init__(self, table: TokenTable, wished: Sequence[Format]) -> None:
         super().__init__()
-        self.product = FastLinear(table.weight, None, wished)
-        self.lookup = table.to(self.product.dtype)
-
-    @property
-    def weight(self) -> Tensor:
-        return self.lookup.weight
+        rows = table.weight if table.new_rows is None else torch.cat([table.weight, table.new_rows])
+        self.num_rows = len(rows)
+        whole = F.pad(rows.detach(), (0, 0, 0, -len(rows) % ROW_MULTIPLE))
+        self.product = FastLinear(whole, None, wished)
+        self.weight = nn.Parameter(whole.to(self.product.dtype), requires_grad=False)
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        return self.lookup(token_ids)
+        return F.embedding(token_ids, self.weight)
 
     def logits(self, x: Tensor) -> Tensor:
-        known = self.product(x)
-        new = self.lookup.new_rows
-        return known if new is None else torch.cat([known, F.linear(x, new)], dim=-1)
+        return self.product(x)[:, : self.num_rows]
 
 
 def measure(linears: Sequence[FastLinear], sizes: Sequence[int] = ROWS) -> dict[int, Format]:
@@ -228,6 +236,9 @@ def use_fast_formats(
             fast_table = FastTable(table, others)
             setattr(language_model, name, fast_table)
             fast.append(fast_table.product)
+    for i, layer in enumerate(language_model.layers):
+        if isinstance(layer, Layer) and DecodeLayer.takes(layer):
+            language_model.layers[i] = DecodeLayer(layer)
     if others != FLOAT32:
         _to_bfloat16(language_model)
         _to_bfloat16(model.gated)

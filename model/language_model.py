@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.causal_attention import causal_attention
+from kernels.decode_rows import DecodeRows
 from kernels.kv_store import kv_store
 from kernels.paged_attention import Plan, paged_attention, plan_step
 from kernels.paged_gather import GatherPlan
@@ -29,6 +30,7 @@ class Place(NamedTuple):
     sin: Tensor | None = None
     alibi_slopes: Tensor | None = None  # [H] float32
     plan: Plan | GatherPlan | None = None
+    decoding: DecodeRows | None = None  # where every row decodes, and a compiled loop serves them
 
 
 class SelfAttention(nn.Module):
@@ -123,7 +125,9 @@ class LanguageModel(nn.Module):
             cos, sin = (a.to(dtype) for a in rotary_angles(batch.positions, config.rotary_dim, config.rope_theta))
         elif config.position == "alibi":
             slopes = alibi_slopes(config.num_heads, config.alibi_bias_max, batch.positions.device)
-        return Place(cos, sin, slopes, None if kv is None else self._plan(batch, kv, slopes))
+        plan = None if kv is None else self._plan(batch, kv, slopes)
+        decoding = plan.only_decodes(len(batch.token_ids)) if isinstance(plan, GatherPlan) else None
+        return Place(cos, sin, slopes, plan, decoding)
 
     def _plan(self, batch: Batch, kv: Tensor, slopes: Tensor | None) -> Plan | GatherPlan:
         assert batch.block_table is not None

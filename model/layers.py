@@ -72,13 +72,17 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(dim, 2 * hidden if gated else hidden, bias=bias)
         self.down = nn.Linear(hidden, dim, bias=bias)
 
+    @property
+    def is_swiglu(self) -> bool:
+        return self.gated and self.activation is F.silu
+
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activated(self.up(x)))
 
     def activated(self, h: Tensor) -> Tensor:
         if not self.gated:
             return self.activation(h)
-        if self.activation is F.silu:
+        if self.is_swiglu:
             return swiglu(h)
         gate, up = h.chunk(2, dim=-1)
         return self.activation(gate) * up

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from server.engine.sampler import Sampler, token_logprobs
+from server.engine.sampler import Sampler, is_greedy, token_logprobs
 from server.engine.scheduler import Row
 from server.engine.wire import TokenLogprob
 
@@ -43,7 +43,10 @@ def wanted_tokens(row: Row) -> range:
 
 
 def read_logits(rows: Sequence[Row], wanted: Sequence[range], logits: Tensor, sampler: Sampler) -> list[Result]:
-    """Float32 logits [W, V], `len(wanted[i])` of them for row i."""
+    """Logits [W, V] of the model's dtype, spent; `len(wanted[i])` of them for row i."""
+    if len(logits) == len(rows) and all(map(_is_greedy, rows)):
+        return _read_likeliest(rows, logits, sampler)
+    logits = logits.float()
     results = [Result(row) for row in rows]
     parts = logits.split([len(tokens) for tokens in wanted])
     # a row's maximum is NaN where any of its logits is
@@ -58,6 +61,21 @@ def read_logits(rows: Sequence[Row], wanted: Sequence[range], logits: Tensor, sa
     _report(results, wanted, parts)
     _report_targets(results, wanted, logits)
     return results
+
+
+def _is_greedy(row: Row) -> bool:
+    """Whether nothing is asked of the row's logits but the likeliest token, if that."""
+    sequence = row.sequence
+    asks_more = sequence.targets or sequence.sampling.logprobs is not None or sequence.wants_prompt_logprobs
+    return not asks_more and (not row.samples or is_greedy(sequence))
+
+
+def _read_likeliest(rows: Sequence[Row], logits: Tensor, sampler: Sampler) -> list[Result]:
+    token_ids, is_finite = sampler.likeliest(logits)
+    return [
+        Result(row, token_id=token_id if row.samples else None, failed="" if good else NOT_FINITE)
+        for row, token_id, good in zip(rows, token_ids.tolist(), is_finite.tolist(), strict=True)
+    ]
 
 
 def _choose(results: list[Result], logits: list[Tensor], sampler: Sampler) -> Tensor:

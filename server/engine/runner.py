@@ -6,6 +6,7 @@ It owns the tensors (weights, K/V blocks, media pages) and knows nothing of queu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, takewhile
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class Runner:
         wanted = [wanted_tokens(row) for row in plan.rows]
         batch = self._batch(plan.rows, wanted)
         step = self._graphs.run if self._graphs is not None and self._is_decode(plan.rows, wanted) else self._forward
-        results = read_logits(plan.rows, wanted, step(batch).float(), self._sampler)
+        results = read_logits(plan.rows, wanted, step(batch), self._sampler)
         for result in results:
             if not self._spoilt.isdisjoint(result.row.sequence.held):
                 result.failed = NOT_FINITE
@@ -92,29 +93,34 @@ class Runner:
             self._kv.blocks[:, targets] = self._kv.blocks[:, sources]
 
     def _batch(self, rows: list[Row], wanted: list[range]) -> Batch:
-        counts = np.array([row.count for row in rows])
-        starts = np.concatenate([[0], counts.cumsum()])
-        tables = [row.sequence.block_table for row in rows]
-        block_table = np.zeros((len(rows), max(map(len, tables))), np.int32)
-        for i, table in enumerate(tables):
-            block_table[i, : len(table)] = table
-        num_shared = _shared_blocks(block_table, min(row.start for row in rows) // self.config.block_size)
-        positions = np.concatenate([np.arange(row.start, row.start + row.count) for row in rows])
-        owner = np.repeat(np.arange(len(rows)), counts)
-        blocks = block_table[owner, positions // self.config.block_size]
+        # lists: most steps have a handful of rows, for which an array's operators are slower
+        size, tables = self.config.block_size, [row.sequence.block_table for row in rows]
+        spans = [range(row.start, row.start + row.count) for row in rows]
+        starts = list(accumulate((row.count for row in rows), initial=0))
+        width = max(map(len, tables))
         return Batch(
             token_ids=self._put([t for r in rows for t in r.sequence.token_ids[r.start : r.start + r.count]], np.int64),
-            positions=self._put(positions, np.int64),
+            positions=self._put([position for span in spans for position in span], np.int64),
             media_slot=self._slots(rows),
             query_starts=self._put(starts, np.int32),
             last_token=self._put(
-                [starts[i] + t - row.start for i, row in enumerate(rows) for t in wanted[i]], np.int64
+                [
+                    start + t - row.start
+                    for row, start, tokens in zip(rows, starts, wanted, strict=False)
+                    for t in tokens
+                ],
+                np.int64,
             ),
-            num_shared_blocks=num_shared,
-            context_lengths=self._put([row.start + row.count for row in rows], np.int32),
-            block_table=self._put(block_table, np.int32),
+            num_shared_blocks=_shared_blocks(tables, min(row.start for row in rows) // size),
+            context_lengths=self._put([span.stop for span in spans], np.int32),
+            block_table=self._put([table + [0] * (width - len(table)) for table in tables], np.int32),
             slot_mapping=self._put(
-                blocks.astype(np.int64) * self.config.block_size + positions % self.config.block_size, np.int64
+                [
+                    table[at // size] * size + at % size
+                    for table, span in zip(tables, spans, strict=True)
+                    for at in span
+                ],
+                np.int64,
             ),
         )
 
@@ -135,12 +141,12 @@ class Runner:
         return self._put(slots, np.int32)
 
 
-def _shared_blocks(block_table: np.ndarray, most: int) -> int:
+def _shared_blocks(tables: list[list[int]], most: int) -> int:
     """Blocks in front that are the same in every row, none of which a row of this step writes to."""
-    if len(block_table) < 2:
+    if len(tables) < 2:
         return 0
-    same = (block_table[:, :most] == block_table[:1, :most]).all(0)
-    return int(same.cumprod().sum())
+    columns = zip(*(table[:most] for table in tables), strict=False)
+    return sum(1 for _ in takewhile(lambda column: column.count(column[0]) == len(column), columns))
 
 
 def _all_previous_slots(rows: list[Row]) -> list[list[int]]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
+from kernels.likeliest import likeliest
 from server.engine.sequence import Sequence
 from server.engine.wire import Sampling, TokenLogprob
 
@@ -35,6 +36,10 @@ class Sampler:
                 uniform = [sequences[i].random.random() for i in rows]
                 chosen[rows] = draw(logits[rows], [sequences[i].sampling for i in rows], uniform, cut=cut)
         return chosen
+
+    def likeliest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [S, V], spent, of sequences that are all greedy -> token ids [S], and whether each row is finite."""
+        return likeliest(logits, self._suppressed_on(logits.device))
 
     def _suppressed_on(self, device: torch.device) -> Tensor:
         if self._suppressed.device != device:
@@ -61,6 +66,14 @@ class Sampler:
             _repetition(row, set(sequence.token_ids), sampling.repetition_penalty)
         if sampling.presence_penalty or sampling.frequency_penalty:
             _presence_and_frequency(row, Counter(sequence.token_ids[sequence.num_prompt_tokens :]), sampling)
+
+
+def is_greedy(sequence: Sequence) -> bool:
+    """Whether its next token is the likeliest one, of logits that nothing shapes but what is never sampled."""
+    sampling = sequence.sampling
+    is_shaped = sequence.matcher is not None or sequence.num_output_tokens < sampling.min_tokens or sampling.logit_bias
+    is_penalised = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
+    return not (sampling.temperature > 0 or sampling.beam_width or is_shaped or is_penalised)
 
 
 def _repetition(row: Tensor, seen: set[int], penalty: float) -> None:

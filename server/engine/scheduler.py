@@ -147,11 +147,11 @@ class Scheduler:
                 self._plan_row(plan, sequence, count)
 
     def _schedule_waiting(self, plan: Plan) -> None:
-        num_seats = self._num_seats()
+        num_seats, begun = self._num_seats(), self._begun_blocks() if self.waiting else set()
         for sequence in list(self.waiting):
             if plan.tokens_left <= 0 or not num_seats:
                 return
-            if not self._resolve(sequence):
+            if not self._resolve(sequence) or self._next_block(sequence) in begun:
                 continue
             num_cached_media = self.media.num_cached(sequence.keys)
             if not self._reserve(sequence):
@@ -160,8 +160,21 @@ class Scheduler:
                 num_seats -= 1
                 self._admit(plan, sequence, num_cached_media)
                 self._plan_row(plan, sequence, count)
+                begun |= self._begun_blocks(sequence)
             else:
                 self._give_back(sequence)
+
+    def _begun_blocks(self, *sequences: Sequence) -> set[bytes]:
+        """The next full block of each running sequence: who needs it too waits for it, and does not compute it as well."""
+        size = self.config.block_size
+        places = ((sequence, sequence.num_computed // size) for sequence in sequences or self.running)
+        return {s.block_hash(block, size) for s, block in places if (block + 1) * size <= len(s)}
+
+    def _next_block(self, sequence: Sequence) -> bytes | None:
+        """The first block of a waiting sequence that is in no cache, where it could be."""
+        cached, size = len(self._cached_prefix(sequence)), self.config.block_size
+        could_be_cached = cached < self._first_computed(sequence) // size
+        return sequence.block_hash(cached, size) if could_be_cached else None
 
     def _num_seats(self) -> int:
         """How many more sequences may run. A computed stem takes no part in a step, and no seat."""
@@ -203,13 +216,16 @@ class Scheduler:
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:
         found = []
-        first = min([len(sequence) - 1, *sequence.scored[:1]])  # of those that must be computed
-        for block in range(first // self.config.block_size):
+        for block in range(self._first_computed(sequence) // self.config.block_size):
             hit = self.blocks.find(sequence.block_hash(block, self.config.block_size))
             if hit is None:
                 break
             found.append(hit)
         return found
+
+    def _first_computed(self, sequence: Sequence) -> int:
+        """The first token that must be computed, cached or not."""
+        return min([len(sequence) - 1, *sequence.scored[:1]])
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Blocks up to `num_tokens`, at the expense of those who came last; False if that is the sequence itself."""

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from kernels import compiled as compiled_module
+from kernels import paged_gather
 from kernels.backend import select, use_compiled
 from kernels.compiled import compiled, load, store
+from kernels.decode_attention import decode_attention, decode_attention_reference
+from kernels.decode_rows import DecodeRows
 from kernels.kv_store import kv_store, kv_store_reference
-from kernels.norm import rms_norm, rms_norm_reference
+from kernels.likeliest import likeliest, likeliest_reference
+from kernels.norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from kernels.paged_attention import paged_attention, paged_attention_reference, plan_step
-from kernels.paged_gather import DecodeRows, GatherPlan
+from kernels.paged_gather import GatherPlan
 from kernels.rotary import rotary_angles, rotate_, rotate_reference
 from kernels.swiglu import swiglu, swiglu_reference
 
@@ -145,3 +149,69 @@ def test_where_nothing_can_be_written_a_kernel_is_compiled_all_the_same(monkeypa
     x = torch.tensor([1.0, 2.0, 3.0])
     compiled("T* int")(_double)[x.dtype](x.data_ptr(), 2)
     assert x.tolist() == [2.0, 4.0, 3.0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_kv_heads", [1, 2])
+@pytest.mark.parametrize("rotary_dim", [16, 6])
+def test_a_decode_step_s_attention_is_its_three_operators(
+    rotary_dim: int, num_kv_heads: int, dtype: torch.dtype
+) -> None:
+    lengths, table = torch.tensor([11, 1, 16]).int(), torch.tensor([[1, 2, 3, 0], [4, 0, 0, 0], [1, 2, 5, 6]]).int()
+    cache = torch.randn(7, 2, num_kv_heads, 4, 16).to(dtype)
+    qkv = torch.randn(3, 5 * num_kv_heads * 16).to(dtype)
+    cos, sin = (a.to(dtype) for a in rotary_angles(lengths - 1, rotary_dim, 1e4))
+    rows = DecodeRows(torch.arange(3).int(), table, lengths, None)
+    expected_cache, got_cache = cache.clone(), cache.clone()
+    expected = decode_attention_reference(qkv.clone(), cos, sin, expected_cache, rows, 0.3)
+    got = decode_attention(qkv.clone(), cos, sin, got_cache, rows, 0.3)
+    assert_close(got, expected)
+    assert torch.equal(got_cache, expected_cache)
+    alone = DecodeRows(torch.zeros(1).int(), table[2:], lengths[2:], None)
+    assert torch.equal(decode_attention(qkv[2:].clone(), cos[2:], sin[2:], cache.clone(), alone, 0.3), got[2:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sum_and_its_norm(dtype: torch.dtype) -> None:
+    x, branch, weight = torch.randn(5, 96).to(dtype), torch.randn(5, 96).to(dtype), torch.randn(96)
+    h, normed = add_rms_norm(x, branch, weight, 1e-5)
+    expected, exact = add_rms_norm_reference(x, branch, weight, 1e-5)
+    assert torch.equal(h, expected)
+    assert_close(normed, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_likeliest_token_and_whether_all_are_finite(dtype: torch.dtype) -> None:
+    padded = torch.randn(9, 80).to(dtype)
+    padded[0, 7] = padded[1, 70] = padded[2, 3] = 9  # found; beyond the row's end; excluded
+    padded[3, 5] = float("nan")
+    padded[4, 5] = -torch.tensor(float("nan"))
+    padded[5, 3] = float("inf")
+    padded[6] = -torch.inf
+    padded[7, 5:] = -torch.inf
+    padded[8] = -1 - padded[8].abs()
+    logits, excluded = padded[:, :67], torch.tensor([3, 66])
+    expected, is_finite = likeliest_reference(logits.clone(), excluded)
+    token_ids, found_finite = likeliest(logits, excluded)
+    assert found_finite.tolist() == is_finite.tolist() == [True] * 3 + [False] * 4 + [True] * 2
+    assert torch.equal(token_ids[is_finite], expected[is_finite])
+    assert likeliest(logits[:0], excluded)[0].shape == (0,)
+
+
+def test_much_to_copy_and_little_to_read_go_through_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, starts, lengths = torch.randn(6, 2, 2, 4, 16), torch.arange(3), torch.tensor([8, 7])
+
+    def served(table: list[list[int]]) -> bool:
+        plan = plan_step(
+            cache, torch.tensor(table).int(), starts, lengths,
+            num_tokens=2, num_heads=2, alibi_slopes=None, num_shared_blocks=0,
+        )  # fmt: skip
+        assert isinstance(plan, GatherPlan)
+        return plan.only_decodes(2) is not None
+
+    assert served([[0, 1], [2, 3]])
+    monkeypatch.setattr(paged_gather, "MOST_SCORES", 8)
+    assert not served([[0, 1], [2, 3]])
+    monkeypatch.setattr(paged_gather, "MOST_GATHERED_BYTES", 4 * cache[:1].nbytes)
+    assert served([[0, 1], [2, 3]])
+    assert not served([[0, 1], [0, 2]])  # the first block is read once for both

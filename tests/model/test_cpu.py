@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.batch import Batch
+from model.cache import KVCache
 from model.config import FlamingoConfig
 from model.cpu import (
     ENCODER_ROWS,
@@ -16,16 +18,19 @@ from model.cpu import (
     ROUNDED,
     ROWS,
     FastLinear,
+    FastTable,
     Format,
     _replace,
     formats_for,
     quantise_groups,
     use_fast_formats,
 )
+from model.decode_layer import DecodeLayer
 from model.flamingo import Flamingo
+from model.layers import TokenTable
 from model.reference import encode, log_probs
 from model.vision import OPENAI_VIT_L_14, VisionEncoder
-from tests.tiny_models import CONFIGS, tiny_model
+from tests.tiny_models import CONFIGS, Family, tiny_model
 
 TOKENS = [5, 257, 9, 11, 257, 20, 21]
 INDEX = [-1, 0, 0, 0, 1, 1, 1]
@@ -150,3 +155,56 @@ def test_an_encoder_s_matrices_take_one_format_for_any_number_of_rows() -> None:
 def test_a_small_matrix_is_never_rounded() -> None:
     assert formats_for(torch.zeros(64, 64), FLOAT32 + ROUNDED) == FLOAT32
     assert formats_for(torch.zeros(64, 64), ROUNDED) == ("float32",)
+
+
+def decoding_batch() -> tuple[Batch, KVCache]:
+    """Three sequences of which each decodes a token, in a cache that holds numbers everywhere."""
+    cache = KVCache.zeros(CONFIGS["idefics"], 8, 4, torch.float32, "cpu")
+    cache.blocks.copy_(torch.randn(cache.blocks.shape))
+    lengths, table = [7, 1, 12], [[1, 2, 0], [3, 0, 0], [4, 5, 6]]
+    slots = [blocks[(n - 1) // 4] * 4 + (n - 1) % 4 for n, blocks in zip(lengths, table, strict=True)]
+    batch = Batch(
+        token_ids=torch.tensor([5, 9, 11]),
+        positions=torch.tensor(lengths) - 1,
+        media_slot=None,
+        query_starts=torch.arange(4).int(),
+        last_token=torch.arange(3),
+        context_lengths=torch.tensor(lengths).int(),
+        block_table=torch.tensor(table).int(),
+        slot_mapping=torch.tensor(slots),
+    )
+    return batch, cache
+
+
+@torch.inference_mode()
+def test_a_decode_step_in_few_calls_is_the_layers_own() -> None:
+    plain, fast = tiny_model(CONFIGS["idefics"]), tiny_model(CONFIGS["idefics"])
+    fast.fold_gates()
+    use_fast_formats(fast, FLOAT32)
+    assert all(isinstance(layer, DecodeLayer) for layer in fast.language_model.layers)
+    batch, cache = decoding_batch()
+    media = fast.fresh_media(torch.zeros(1, 4, 16))
+    own, kept = cache.blocks.clone(), cache.blocks.clone()
+    expected = plain(batch, KVCache(own), media)
+    assert fast.language_model.place(batch, torch.float32, cache.layer(0)).decoding is not None
+    torch.testing.assert_close(fast(batch, KVCache(kept), media), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(kept, own, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["openflamingo", "flamingo"])
+def test_a_layer_of_another_kind_stays(family: Family) -> None:
+    fast = tiny_model(CONFIGS[family])
+    fast.fold_gates()
+    use_fast_formats(fast, FLOAT32)
+    assert not any(isinstance(layer, DecodeLayer) for layer in fast.language_model.layers)
+
+
+@pytest.mark.parametrize("wished", [FLOAT32, ("int8", "bfloat16")])
+@torch.inference_mode()
+def test_a_table_s_new_rows_are_rows_like_any_other(wished: tuple[Format, ...]) -> None:
+    table = TokenTable(37, 2, 64)
+    fast, x, ids = FastTable(table, wished), torch.randn(3, 64), torch.tensor([0, 36, 37, 38])
+    assert torch.equal(fast(ids), table(ids).to(fast.weight.dtype))
+    found, expected = fast.logits(x.to(fast.weight.dtype)).float(), table.logits(x)
+    assert found.shape == (3, 39)
+    assert float((found - expected).norm() / expected.norm()) < 0.02

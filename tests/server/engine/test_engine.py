@@ -160,6 +160,31 @@ def test_what_was_seen_before_costs_nothing() -> None:
     assert_like_the_reference("openflamingo", FEW_SHOT, answer, "warm")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_being_computed_is_computed_once(family: Family) -> None:
+    answer, length = client(family), len(FEW_SHOT.request("x").token_ids)
+    whole_blocks = (length - 1) // CONFIG.block_size * CONFIG.block_size
+    for i in range(4):
+        answer.engine.add(FEW_SHOT.request(str(i)))
+    answer.run()
+    assert [answer.admitted[str(i)].cached_tokens for i in range(4)] == [0] + 3 * [whole_blocks]
+    for i in range(4):
+        assert_like_the_reference(family, FEW_SHOT, answer, str(i))
+    assert_all_is_back(answer.engine)
+
+
+def test_who_waits_for_a_block_goes_on_without_the_one_that_computes_it() -> None:
+    answer = client("openflamingo", replace(CONFIG, max_tokens_per_step=CONFIG.block_size))
+    for name in ("first", "second"):
+        answer.engine.add(FEW_SHOT.request(name))
+    while "first" not in answer.admitted:
+        answer.step()
+    answer.engine.abort(Abort(request_id="first"))
+    answer.run()
+    assert_like_the_reference("openflamingo", FEW_SHOT, answer, "second")
+    assert_all_is_back(answer.engine)
+
+
 def test_other_order_reuses_media_and_not_text() -> None:
     answer = client("openflamingo")
     answer.engine.add(FEW_SHOT.request("a"))

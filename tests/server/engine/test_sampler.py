@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.sampler import Sampler, draw
+from server.engine.sampler import Sampler, draw, is_greedy
 from server.engine.sequence import Sequence
 from server.engine.wire import Generate, Sampling
 
@@ -102,3 +102,31 @@ def test_the_end_of_sequence_waits_for_min_tokens() -> None:
     early = sequence(Sampling(max_tokens=9, temperature=0, min_tokens=2), output=(3,))
     late = sequence(Sampling(max_tokens=9, temperature=0, min_tokens=2), output=(3, 3))
     assert sampler.sample(LOGITS.repeat(2, 1), [early, late]).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "greedy"),
+    [
+        (Sampling(max_tokens=9, temperature=0), True),
+        (Sampling(max_tokens=9, temperature=0, top_k=3, top_p=0.5, seed=1), True),
+        (Sampling(max_tokens=9), False),
+        (Sampling(max_tokens=9, temperature=0, beam_width=2), False),
+        (Sampling(max_tokens=9, temperature=0, min_tokens=2), False),
+        (Sampling(max_tokens=9, temperature=0, logit_bias={1: 2.0}), False),
+        (Sampling(max_tokens=9, temperature=0, repetition_penalty=1.1), False),
+        (Sampling(max_tokens=9, temperature=0, presence_penalty=0.1), False),
+        (Sampling(max_tokens=9, temperature=0, frequency_penalty=0.1), False),
+    ],
+)
+def test_who_takes_the_likeliest_token_as_it_is(sampling: Sampling, greedy: bool) -> None:
+    assert is_greedy(sequence(sampling, output=(1,))) is greedy
+
+
+def test_the_likeliest_token_is_the_sampled_one() -> None:
+    logits, sampler = torch.randn(5, 40), Sampler([7, 39], [3])
+    logits[0, 7] = logits[1, 39] = 9
+    sequences = [sequence(Sampling(max_tokens=1, temperature=0)) for _ in logits]
+    expected = sampler.sample(logits.clone(), sequences)
+    token_ids, is_finite = sampler.likeliest(logits)
+    assert torch.equal(token_ids, expected)
+    assert is_finite.all()
