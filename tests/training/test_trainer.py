@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from model.checkpoint.native import load_folder
+from model.config import ConfigError
 from tests.tiny_models import byte_tokenizer
 from tests.training.toy import losses, make_run, make_trainer
-from training.step import NonFiniteLoss
+from training.distributed import World
+from training.step import NonFiniteLoss, Stepper
 from training.trainer import FrozenWeightsMoved, run
 
 
@@ -35,6 +37,14 @@ def test_a_run_that_was_killed_goes_on_with_the_same_losses(
     resumed = make_trainer(config)
     assert resumed.resume() == 3
     assert first + losses(resumed) == whole
+
+
+def test_muon_is_refused_where_matrices_are_shared_out(tmp_path: Path) -> None:
+    config = make_run(tmp_path)
+    alone = make_trainer(config).stepper
+    config = replace(config, optim=replace(config.optim, matrices="muon"))
+    with pytest.raises(ConfigError, match="muon needs whole matrices"):
+        Stepper(config, alone.loss, alone.mixture, World(rank=0, size=2, device=torch.device("cpu")))
 
 
 def test_a_whole_run_leaves_the_served_folder_and_a_log(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The directions in which the training pictures of one thing agree and things differ (linear discriminants, Rao 1948).
 
-Learned from features alone, in seconds, they tell held-out drawings apart better than the features do, and photographs about
-as well. The resampler begins by reading them; what is held to similarities is held to theirs. Pictures are moved to made-up
-domains in them, so that only likeness can be learned from, and a photograph is no stranger than what was trained on.
+Learned from features alone, in seconds, they tell held-out drawings apart better than the features do, and photographs
+about as well. The resampler begins by reading them; what is held to similarities is held to theirs. Pictures are moved to
+made-up domains in them, so that only likeness can be learned from, and a photograph is no stranger than what was seen.
 """
 
 from __future__ import annotations
