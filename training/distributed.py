@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,13 +69,18 @@ def join() -> World:
 
 
 def leave(world: World) -> None:
-    """For a run that ended well: every process takes part.
+    """The end of a run that ended well, and of its process if there are several: every process takes part.
 
-    The barrier lets gloo's threads drop the last collective's tensors; a thread that does so while Python ends aborts.
+    Gloo's threads may still hold tensors of the last collectives. One that drops them while Python is being torn down
+    aborts the process, and with it a run that was done; so nothing is torn down.
     """
     if world.size > 1:
         dist.barrier()
         dist.destroy_process_group()
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def checkpoint_activations(loss: BridgeLoss) -> None:
