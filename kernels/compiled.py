@@ -39,8 +39,10 @@ __all__ = [
 
 Entry = Callable[..., None]
 
-# Numba looks at the file of a kernel to see whether what it kept is stale, and not at this one: it is part of the name
-DIGEST = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+# Numba looks at the file of a kernel to see whether what it kept is stale, and not at those whose parts are inlined in it:
+# all of them are part of the name
+SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+DIGEST = hashlib.sha256(b"".join(file.read_bytes() for file in SOURCES)).hexdigest()[:8]
 # sums in any order, so that they become vectors; a NaN stays a NaN
 OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
 # a bfloat16 is the upper half of a float32
