@@ -47,6 +47,12 @@ class SelfAttention(nn.Module):
         self.key_norm = make_norm(config.norm, key, config.norm_eps, config.norm_bias) if config.qk_norm else None
 
     def forward(self, x: Tensor, place: Place, batch: Batch, kv: Tensor | None) -> Tensor:
+        query, key, value = self.project(x, place)
+        attended = self._attend(query, key, value, place, batch, kv)  # [T, H, K]
+        return self.output(attended.flatten(-2))
+
+    def project(self, x: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+        """x [T, D] -> queries [T, H, K], keys and values [T, G, K], turned to their places."""
         query_key, value = self.qkv(x).split_with_sizes(self.widths, dim=-1)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = query_key.split(self.query_key_widths, dim=-1)
@@ -55,8 +61,7 @@ class SelfAttention(nn.Module):
         if place.cos is not None and place.sin is not None:
             heads = rotate_(heads, place.cos, place.sin)
         query, key = heads.split_with_sizes(self.num_heads, dim=1)
-        attended = self._attend(query, key, value.unflatten(-1, (-1, self.head_dim)), place, batch, kv)  # [T, H, K]
-        return self.output(attended.flatten(-2))
+        return query, key, value.unflatten(-1, (-1, self.head_dim))
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, place: Place, batch: Batch, kv: Tensor | None

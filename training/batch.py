@@ -22,6 +22,7 @@ class TrainingBatch:
     batch: Batch
     targets: Tensor  # [W] int64, what follows each row of `batch.last_token`
     media: tuple[Tensor, ...]
+    names: Tensor  # [N] int64, the rows with which an image's name begins
 
     @property
     def num_targets(self) -> int:
@@ -51,10 +52,13 @@ def collate(
         batch = replace(batch, media_slot=_all_previous(sequences, pages).to(device))
     target = torch.tensor([flag for s in sequences for flag in s.target], device=device)
     places = target.nonzero().squeeze(1)
+    starts = batch.query_starts.tolist()
+    names = [first + name for first, s in zip(starts, sequences, strict=False) for name in s.names]
     return TrainingBatch(
         batch=replace(batch, last_token=places - 1),
         targets=batch.token_ids[places],
         media=tuple(media[digest].to(device) for digest in pages),
+        names=torch.tensor(names, dtype=torch.long, device=device),
     )
 
 

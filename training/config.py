@@ -44,8 +44,10 @@ class SetConfig:
     min_similarity: float = 0.24
     # frames of a clip, taken at one a second
     max_frames: int = 8
-    # how long a turned set's mean and noise may be beside a picture (`training/default/discriminants.py`)
+    # how long the mean of a turned set's domains may be beside a picture, and what is each picture's own: two of a thing
+    # are less alike by it (`training/default/discriminants.py`)
     strangeness: float = 0.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.batch_size % self.streams:
@@ -110,7 +112,7 @@ class TrainConfig:
     # scratch: the folder's language model in shape alone, with random weights
     language_model: Literal["keep", "scratch"] = "keep"
     # text: the next token's loss; the others: stages of the default model
-    objective: Literal["text", "alignment", "text_and_similarity"] = "text"
+    objective: Literal["text", "alignment", "text_and_similarity", "text_and_matching"] = "text"
     out: str
     steps: int
     sets: tuple[SetConfig, ...]

@@ -17,21 +17,25 @@ from model.tokenizer import PromptTokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """`answers`: the places in `segments` that are learned; None: whatever the rules allow. `name` is for complaints."""
+    """`answers`: the places in `segments` that are learned; None: whatever the rules allow. `names`: the places of the
+    segments that say what the image before them is, learned or not. `name` is for complaints."""
 
     name: str
     segments: tuple[Segment, ...]
     answers: frozenset[int] | None = None
+    names: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """Tokens of one example; target[t] says whether token t is to be predicted, from those before it."""
+    """Tokens of one example; target[t] says whether token t is to be predicted, from those before it. `names`: the
+    places of the tokens with which an image's name begins."""
 
     token_ids: list[int]
     media_index: list[int]
     target: list[bool]
     media: list[bytes]
+    names: tuple[int, ...] = ()
 
     @property
     def num_targets(self) -> int:
@@ -65,8 +69,10 @@ def _answered(example: Example, tokenizer: PromptTokenizer, limits: Limits) -> T
     assert example.answers is not None
     ids: list[int] = []
     target: list[bool] = []
+    names = []
     for place, segment in enumerate(example.segments):
         piece = encode_segment(segment, tokenizer)
+        names += [len(ids)] if place in example.names else []
         ids += piece
         target += [place in example.answers] * len(piece)
     media = [segment.digest for segment in example.segments if isinstance(segment, Media)]
@@ -75,7 +81,8 @@ def _answered(example: Example, tokenizer: PromptTokenizer, limits: Limits) -> T
             f"{example.name}: {len(ids)} tokens and {len(media)} media, "
             f"the limits are {limits.max_tokens} and {limits.max_media}"
         )
-    return Tokens(token_ids=ids, media_index=_last_media(ids, tokenizer.media_token_id), target=target, media=media)
+    index = _last_media(ids, tokenizer.media_token_id)
+    return Tokens(token_ids=ids, media_index=index, target=target, media=media, names=tuple(names))
 
 
 def encode_segment(segment: Segment, tokenizer: PromptTokenizer) -> list[int]:

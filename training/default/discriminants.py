@@ -7,6 +7,7 @@ made-up domains in them, so that only likeness can be learned from, and a photog
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -37,13 +38,15 @@ class Discriminants:
     def moved(self, features: Tensor, domain: Domain, seed: int) -> Tensor:
         """Features [.., Dv] of one picture as they would be in `domain`; what is no discriminant of them stays."""
         before = self(features)
-        after = before @ domain.rotation.T + domain.offset + domain.noise * random_direction(len(domain.offset), seed)
+        after = before @ domain.rotation.T + domain.noise * random_direction(len(domain.offset), seed)
+        after = after * (LENGTH / math.hypot(LENGTH, domain.noise)) + domain.offset
         return features + (after - before) @ self.inverse.T
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Domain:
-    """Where things differ in other directions, lie around another mean, and pictures of one thing are less alike."""
+    """Where things differ in other directions, lie around another mean, and pictures of one thing are less alike: in
+    length, a picture stays as it is."""
 
     rotation: Tensor  # [D, D]
     offset: Tensor  # [D]
@@ -51,12 +54,12 @@ class Domain:
 
 
 @lru_cache(maxsize=1)
-def random_domain(dim: int, strangeness: float, seed: int) -> Domain:
-    """Mean and noise at most `strangeness` times as long as a picture. The last one is remembered: a step's pictures
-    share theirs."""
+def random_domain(dim: int, strangeness: float, noise: float, seed: int) -> Domain:
+    """The mean at most `strangeness` times as long as a picture, the noise at most `noise` times. The last one is
+    remembered: a step's pictures share theirs."""
     rng = Random(seed)
     offset = strangeness * LENGTH * rng.random() * random_direction(dim, rng.getrandbits(63))
-    noise = strangeness * LENGTH * rng.random()
+    noise = noise * LENGTH * rng.random()
     return Domain(random_rotation(dim, rng.getrandbits(63)), offset, noise)
 
 

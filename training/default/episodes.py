@@ -18,7 +18,7 @@ from training.default.catalogue import Catalogue, row_of
 from training.default.discriminants import Discriminants, random_domain
 from training.default.templates import ANSWERS, CAPTIONS, KIND_QUESTION, YES_NO_QUESTION, Template, item
 from training.default.views import view
-from training.default.words import TRAINED_WORDS
+from training.default.words import TRAINED_WORDS, common_words
 from training.examples import Example, Limits, tokenize
 from training.mixture import Prepared
 
@@ -49,8 +49,8 @@ Maker = Callable[["Episodes", Pool, Random], list[Item]]
 class Episodes:
     """`Episodes(...)(n)`: the n-th sequence.
 
-    `turned`: novel words alone, and the pictures in another made-up domain at every step (`Domain`, no stranger than
-    `strangeness`). What an image is called can then not be learned, only which are alike, whatever sets them apart.
+    `turned`: novel words alone, and the pictures in another made-up domain at every step (`random_domain`). What an image
+    is called can then not be learned, only which are alike, whatever sets them apart.
     """
 
     def __init__(
@@ -61,10 +61,12 @@ class Episodes:
         per_pool: int,
         turned: Discriminants | None = None,
         strangeness: float = 0.0,
+        noise: float = 0.0,
     ) -> None:
         self.catalogue = catalogue
         self._tokenizer, self._seed, self._per_pool = tokenizer, seed, per_pool
-        self._turned, self._strangeness = turned, strangeness
+        self._turned, self._strangeness, self._noise = turned, strangeness, noise
+        self._vocabularies = (TRAINED_WORDS, common_words(tokenizer) or TRAINED_WORDS)
         self._kinds: dict[str, set[str]] = {}
         for label, rows in catalogue.labels.items():
             self._kinds.setdefault(catalogue.records[rows[0]].category, set()).add(label)
@@ -79,13 +81,17 @@ class Episodes:
         tokens = tokenize(example, self._tokenizer, LIMITS, rng)
         return Prepared(tokens, {media: self._view(row_of(media), step) for media in tokens.media})
 
+    def words(self, count: int, rng: Random) -> list[str]:
+        """That say nothing of what they are made to name: all of them made up, or all of them common."""
+        return rng.sample(rng.choice(self._vocabularies), count)
+
     def _view(self, row: int, step: int) -> Tensor:
         """The same for all sequences of a step, another in the next."""
         features = view(self.catalogue.features(row), Random(f"{self._seed}/view/{step}/{row}"))
         if self._turned is None:
             return features
         number = Random(f"{self._seed}/domain/{step}").getrandbits(63)
-        domain = random_domain(len(self._turned.directions), self._strangeness, number)
+        domain = random_domain(len(self._turned.directions), self._strangeness, self._noise, number)
         return self._turned.moved(features.float(), domain, Random(f"{self._seed}/noise/{step}/{row}").getrandbits(63))
 
     def pool(self, rng: Random) -> Pool:
@@ -103,11 +109,13 @@ class Episodes:
 def as_example(name: str, items: list[Item]) -> Example:
     segments: list[Segment] = []
     answers: set[int] = set()
+    names: set[int] = set()
     for one in items:
         segments += item(one.row, one.template, one.answer)
+        names.add(len(segments) - 2)
         if one.is_learned:
             answers |= {len(segments) - 2, len(segments) - 1}
-    return Example(name=name, segments=tuple(segments), answers=frozenset(answers))
+    return Example(name=name, segments=tuple(segments), answers=frozenset(answers), names=frozenset(names))
 
 
 def draw(names: dict[str, str], images: dict[str, list[int]], rng: Random) -> list[tuple[int, str, bool]]:
@@ -130,12 +138,12 @@ def _named(images: dict[str, list[int]], words: list[str], rng: Random) -> list[
 
 
 def novel_words(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
-    return _named(pool.images, rng.sample(TRAINED_WORDS, rng.randint(2, 5)), rng)
+    return _named(pool.images, self.words(rng.randint(2, 5), rng), rng)
 
 
 def novel_categories(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
     """A word for a kind of thing, every image another thing of that kind."""
-    return _named(pool.categories, rng.sample(TRAINED_WORDS, rng.randint(2, 4)), rng)
+    return _named(pool.categories, self.words(rng.randint(2, 4), rng), rng)
 
 
 def real_names(self: Episodes, pool: Pool, rng: Random) -> list[Item]:

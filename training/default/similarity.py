@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.cache import MediaCache
 from model.flamingo import Flamingo
 from training.batch import TrainingBatch
 from training.bridge import BridgeLoss
@@ -34,17 +35,25 @@ class TextAndSimilarityLoss(BridgeLoss):
         model = self.flamingo
         tokens = self.visual_tokens(batch.media)  # [M, R, D]
         media = model.fresh_media(tokens)
-        text = F.cross_entropy(model(batch.batch, None, media).float(), batch.targets, reduction="sum")
         states = media_states(model, media, self.prompt)
-        return text + similarity_loss(batch, self.discriminants, tokens.mean(1), states)
+        return self.text(batch, media) + similarity_loss(batch, self.discriminants, tokens.mean(1), states)
+
+    def text(self, batch: TrainingBatch, media: MediaCache) -> Tensor:
+        logits = self.flamingo(batch.batch, None, media)
+        return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
 
 
 def similarity_loss(batch: TrainingBatch, discriminants: Discriminants, *seen: Tensor) -> Tensor:
     """Mean features' discriminants and each of `seen` [M, D] have the same neighbours; weighed as a loss of every
     target."""
-    wanted = discriminants(torch.stack([one.float().mean((0, 1)) for one in batch.media]))  # [M, D]
+    wanted = wanted_of(batch, discriminants)
     apart = torch.stack([disagreement(rows.float(), wanted) for rows in seen])
     return WEIGHT * batch.num_targets * apart.sum()
+
+
+def wanted_of(batch: TrainingBatch, discriminants: Discriminants) -> Tensor:
+    """[M, D]: the discriminants of each image's mean feature, whose similarities are those to be held to."""
+    return discriminants(torch.stack([one.float().mean((0, 1)) for one in batch.media]))
 
 
 def disagreement(seen: Tensor, wanted: Tensor) -> Tensor:
@@ -54,8 +63,13 @@ def disagreement(seen: Tensor, wanted: Tensor) -> Tensor:
 
 
 def neighbours(rows: Tensor) -> Tensor:
-    """[M, D] -> [M, M - 1], log-probabilities of the other rows by their cosine, the mean taken off all."""
-    directions = F.normalize(rows - rows.mean(0), dim=-1)
+    """[M, D] -> [M, M - 1], log-probabilities of the other rows by their cosine."""
     others = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    scores = (directions @ directions.T)[others].view(len(rows), len(rows) - 1)
+    scores = cosines(rows)[others].view(len(rows), len(rows) - 1)
     return (scores / TEMPERATURE).log_softmax(-1)
+
+
+def cosines(rows: Tensor) -> Tensor:
+    """[M, D] -> [M, M], the rows' mean taken off all."""
+    directions = F.normalize(rows - rows.mean(0), dim=-1)
+    return directions @ directions.T

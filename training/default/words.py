@@ -1,9 +1,11 @@
-"""Words that mean nothing, for names that only a prompt can teach. A fifth of them is never trained on."""
+"""Words for names that only a prompt can teach: made-up ones, of which a fifth is never trained on, and words of the
+language that do not fit the picture (symbol tuning, Wei et al., 2023), so that no word is likelier than another."""
 
 from __future__ import annotations
 
 from random import Random
 
+from model.tokenizer import PromptTokenizer
 from training.default_data.split import held_out
 
 ONSETS = (
@@ -48,3 +50,11 @@ def _make_words() -> tuple[str, ...]:
 WORDS = _make_words()
 TRAINED_WORDS = tuple(word for word in WORDS if not held_out(word))
 HELD_OUT_WORDS = tuple(word for word in WORDS if held_out(word))
+
+
+def common_words(tokenizer: PromptTokenizer) -> tuple[str, ...]:
+    """Lower-case words of three letters or more that are one token behind a space; none where tokens hold no space."""
+    tokens = (tokenizer.decode([token]) for token in range(len(tokenizer)))
+    words = (token[1:] for token in tokens if token.startswith(" "))
+    kept = set(HELD_OUT_WORDS)
+    return tuple(w for w in words if len(w) > 2 and w.isascii() and w.isalpha() and w.islower() and w not in kept)

@@ -50,7 +50,7 @@ def test_pictures_are_as_long_as_they_should_be_and_lie_around_zero(found: Discr
 
 
 def test_a_domain_turns_the_discriminants_and_leaves_the_rest(found: Discriminants) -> None:
-    features, domain = torch.cat(things(4, 3, 2)), random_domain(DIM, 0.0, 7)
+    features, domain = torch.cat(things(4, 3, 2)), random_domain(DIM, 0.0, 0.0, 7)
     turned = found.moved(features, domain, 1)
     torch.testing.assert_close(found(turned), found(features) @ domain.rotation.T, atol=1e-3, rtol=1e-3)
     moved = turned - features
@@ -58,9 +58,10 @@ def test_a_domain_turns_the_discriminants_and_leaves_the_rest(found: Discriminan
 
 
 def test_a_strange_domain_has_a_mean_and_each_picture_something_of_its_own(found: Discriminants) -> None:
-    picture, domain = things(1, 1, 2)[0], random_domain(DIM, 1.0, 7)
+    picture, domain = things(1, 1, 2)[0], random_domain(DIM, 1.0, 1.0, 7)
     around = found(picture) @ domain.rotation.T
-    own = [found(found.moved(picture, domain, seed)) - around - domain.offset for seed in range(3)]
+    shrunk = LENGTH / (LENGTH**2 + domain.noise**2) ** 0.5
+    own = [(found(found.moved(picture, domain, seed)) - domain.offset) / shrunk - around for seed in range(3)]
     assert 0.0 < float(domain.offset.norm()) <= LENGTH
     assert 0.0 < domain.noise <= LENGTH
     for one in own:

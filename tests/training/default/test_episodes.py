@@ -8,7 +8,8 @@ from random import Random
 import pytest
 import torch
 
-from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
+from model.tokenizer import PromptTokenizer
+from tests.tiny_models import CONFIGS, PROMPT, byte_tokenizer, prompt_tokenizer, tiny_model
 from tests.training.default.data import make_folder
 from training.batch import collate
 from training.default import episodes as episodes_module
@@ -17,7 +18,7 @@ from training.default.catalogue import Catalogue, row_of
 from training.default.discriminants import Discriminants, discriminants
 from training.default.episodes import LIMITS, MAKERS, Episodes, Item, Maker, as_example, novel_words
 from training.default.states import one_image
-from training.default.words import TRAINED_WORDS
+from training.default.words import HELD_OUT_WORDS, TRAINED_WORDS, common_words
 from training.default_data.split import held_out, held_out_image
 
 
@@ -162,3 +163,14 @@ def test_alignment_is_lower_where_images_fit_their_labels(catalogue: Catalogue, 
         optimizer.step()
         values.append(float(value.detach()))
     assert values[-1] < 0.8 * values[0]
+
+
+def test_words_are_all_made_up_or_all_common(catalogue: Catalogue) -> None:
+    marked = byte_tokenizer()
+    marked.add_tokens([" house", " green", " Paris", " it", " x9y", "tree", f" {HELD_OUT_WORDS[0]}"])
+    tokenizer = PromptTokenizer(marked, byte_tokenizer(), PROMPT)
+    assert common_words(tokenizer) == ("house", "green")
+    episodes = Episodes(catalogue, tokenizer, seed=0, per_pool=8)
+    drawn = [episodes.words(2, Random(seed)) for seed in range(40)]
+    assert all(set(words) == {"house", "green"} or set(words) <= set(TRAINED_WORDS) for words in drawn)
+    assert len({set(words) <= set(TRAINED_WORDS) for words in drawn}) == 2

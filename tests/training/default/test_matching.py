@@ -1,0 +1,149 @@
+"""Where names are looked up: the scores are those of the forward's own attention, and are held to the images' likeness."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.causal_attention import causal_attention
+from model.config import ConfigError
+from model.flamingo import Flamingo
+from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
+from tests.training.default.data import make_folder
+from training.batch import TrainingBatch, collate
+from training.bridge import bridge_parameters, freeze
+from training.default import episodes as episodes_module
+from training.default import matching
+from training.default.catalogue import Catalogue
+from training.default.discriminants import Discriminants, discriminants
+from training.default.episodes import LIMITS, Episodes
+from training.default.matching import TextAndMatchingLoss, induction_heads, mismatch, names_before, read
+from training.default.states import one_image
+
+HEADS = {1: torch.tensor([0, 3]), 2: torch.tensor([2])}
+
+
+@pytest.fixture
+def model() -> Flamingo:
+    return tiny_model(CONFIGS["flamingo"])
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    return Catalogue(make_folder(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def found(catalogue: Catalogue) -> Discriminants:
+    things = [torch.stack([catalogue.pooled(row) for row in rows]) for rows in catalogue.labels.values()]
+    return discriminants(things, 8)
+
+
+@pytest.fixture
+def batch(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> TrainingBatch:
+    monkeypatch.setattr(episodes_module, "LIMITS", replace(LIMITS, max_tokens=2048))
+    made = [Episodes(catalogue, prompt_tokenizer(), 0, 4)(number) for number in range(4)]
+    media = {digest: shown for one in made for digest, shown in one.media.items()}
+    return collate([one.tokens for one in made], media, torch.device("cpu"))
+
+
+def test_a_name_begins_behind_its_prompt(batch: TrainingBatch) -> None:
+    """Every image has one, and a name that is learned begins with the first target behind its image."""
+    assert batch.batch.media_slot is not None
+    assert len(batch.names) == int((batch.batch.token_ids == prompt_tokenizer().media_token_id).sum())
+    targets = batch.batch.last_token + 1
+    begun = targets[~torch.isin(targets - 1, targets)]
+    assert torch.isin(begun, batch.names).all()
+
+
+def test_the_forward_is_the_models_own(model: Flamingo, batch: TrainingBatch, found: Discriminants) -> None:
+    loss = matching_loss(model, found)
+    media = model.fresh_media(loss.visual_tokens(batch.media))
+    logits, _ = read(model, batch, media, HEADS)
+    torch.testing.assert_close(logits, model(batch.batch, None, media))
+
+
+def test_scores_are_those_of_the_attention(
+    model: Flamingo, batch: TrainingBatch, found: Discriminants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+
+    def spy(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *, scale: float, alibi_slopes: None) -> Tensor:
+        keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        seen.append(torch.einsum("qhk,nhk->hqn", query, keys) * scale)
+        return causal_attention(query, key, value, starts, scale=scale, alibi_slopes=alibi_slopes)
+
+    monkeypatch.setattr("model.language_model.causal_attention", spy)
+    media = model.fresh_media(matching_loss(model, found).visual_tokens(batch.media))
+    _, scores = read(model, batch, media, HEADS)
+    asked, names = batch.names - 1, batch.names
+    wanted = [seen[layer][head][asked][:, names] for layer, heads in HEADS.items() for head in heads.tolist()]
+    torch.testing.assert_close(scores, torch.stack(wanted), atol=1e-5, rtol=1e-4)
+
+
+def test_only_names_before_in_the_same_sequence_are_seen(batch: TrainingBatch) -> None:
+    before = names_before(batch)
+    starts = batch.batch.query_starts.tolist()
+    for asked, row in zip(batch.names.tolist(), before, strict=True):
+        first = max(start for start in starts if start <= asked)
+        assert row.tolist() == [first <= name < asked for name in batch.names.tolist()]
+
+
+def test_mismatch_is_nothing_where_all_look_as_wanted() -> None:
+    wanted = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
+    seen = torch.ones(5, 5, dtype=torch.bool).tril(-1)
+    assert float(mismatch((wanted + torch.arange(5.0)[:, None]).expand(3, 5, 5), wanted, seen)) < 1e-6
+    ahead = torch.where(seen, wanted, 100.0)
+    assert float(mismatch(ahead, wanted, seen)) < 1e-6  # what is not seen does not count
+    even = torch.zeros(5, 5)
+    target = [wanted[row, :row].softmax(0) for row in range(2, 5)]  # row 0 sees none, and row 1 has no choice
+    by_hand = sum(float((t * (t * len(t)).log()).sum()) for t in target) / 3
+    assert float(mismatch(even, wanted, seen)) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_induction_heads_look_behind_what_stood_there_before() -> None:
+    count, length = matching.COUNT, matching.LENGTH
+    places = torch.arange(2 * length)
+    query, key = torch.zeros(2 * length, 2, length), torch.zeros(2 * length, 2, length)
+    key[places[1:], 0, places[:-1] % length] = 40.0  # the first head's keys: what stood one place before
+    query[places, 0, places % length] = 40.0
+    key[places, 1, places % length] = 40.0  # the second's: what stands here
+    query[places, 1, places % length] = 40.0
+    share = matching._looks_behind(query.repeat(count, 1, 1), key.repeat(count, 1, 1))
+    assert share[0] > 0.99
+    assert share[1] < 0.01
+
+
+def test_a_model_without_any_is_refused(model: Flamingo, found: Discriminants) -> None:
+    assert not induction_heads(model.language_model)
+    with pytest.raises(ConfigError, match="induction heads"):
+        TextAndMatchingLoss(model, one_image(prompt_tokenizer()), found)
+
+
+def test_descent_makes_the_heads_look_at_what_is_alike(
+    model: Flamingo, batch: TrainingBatch, found: Discriminants
+) -> None:
+    loss = matching_loss(model, found)
+    freeze(model, torch.float32)
+    optimizer = torch.optim.Adam([p for _, p in bridge_parameters(model)], lr=3e-3)
+
+    def apart() -> Tensor:
+        _, scores = read(model, batch, model.fresh_media(loss.visual_tokens(batch.media)), HEADS)
+        return mismatch(scores, loss._wanted(batch), names_before(batch))
+
+    first = float(apart().detach())
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss(batch).backward()
+        optimizer.step()
+    assert float(apart().detach()) < 0.6 * first
+
+
+def matching_loss(model: Flamingo, found: Discriminants) -> TextAndMatchingLoss:
+    """Of a tiny model, whose heads are given: random ones look behind nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "induction_heads", lambda decoder: HEADS)
+        return TextAndMatchingLoss(model, one_image(prompt_tokenizer()), found)

@@ -1,0 +1,143 @@
+"""The comparing itself: where the frozen decoder looks a name up, it shall find the images that are like the one at hand.
+
+Induction heads (Olsson et al., 2022) are the heads of a language model that, where a token stood before, look at what
+followed it then, and say that again. Here the token is an image: what they ask in front of a name shall find, among the
+names before it, those whose images are as alike as the features' discriminants have it. No label is needed for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.batch import Batch, whole_sequences
+from model.cache import MediaCache
+from model.config import ConfigError
+from model.flamingo import Flamingo
+from model.language_model import LanguageModel, Layer, Place
+from training.batch import TrainingBatch
+from training.default.discriminants import Discriminants
+from training.default.similarity import TEMPERATURE, TextAndSimilarityLoss, cosines, wanted_of
+
+EACH, TOGETHER = 1.0, 2.0  # beside a target's loss
+# of the probe: so many random tokens, twice over, so many times
+LENGTH, COUNT, SEED = 40, 16, 0
+LEAST = 0.1  # of a head's attention that lies on what followed before
+NEVER = -1e9
+
+Heads = Mapping[int, Tensor]  # layer -> numbers of its heads
+
+
+class TextAndMatchingLoss(TextAndSimilarityLoss):
+    """Each head by itself, and all of them by their mean score: what one of them can not tell apart, another shall."""
+
+    def __init__(self, flamingo: Flamingo, prompt: Sequence[int], discriminants: Discriminants) -> None:
+        super().__init__(flamingo, prompt, discriminants)
+        if flamingo.config.language_model.position == "alibi":
+            raise ConfigError("objective text_and_matching reads queries and keys as they are: no ALiBi decoder")
+        self.heads = induction_heads(flamingo.language_model)
+        if not self.heads:
+            raise ConfigError("objective text_and_matching needs induction heads, and this language model has none")
+
+    def text(self, batch: TrainingBatch, media: MediaCache) -> Tensor:
+        logits, scores = read(self.flamingo, batch, media, self.heads)
+        text = F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        wanted, seen = self._wanted(batch), names_before(batch)
+        unlike = EACH * mismatch(scores, wanted, seen) + TOGETHER * mismatch(scores.mean(0), wanted, seen)
+        return text + batch.num_targets * unlike
+
+    def _wanted(self, batch: TrainingBatch) -> Tensor:
+        """[N, N]: the log-odds with which the images of two names are alike."""
+        assert batch.batch.media_slot is not None
+        pages = batch.batch.media_slot[batch.names].long()
+        return cosines(wanted_of(batch, self.discriminants))[pages][:, pages] / TEMPERATURE
+
+
+def read(model: Flamingo, batch: TrainingBatch, media: MediaCache, heads: Heads) -> tuple[Tensor, Tensor]:
+    """Logits, and the scores [heads, N, N] of each name for what is asked in front of each: one forward gives both."""
+    decoder, packed = model.language_model, batch.batch
+    place = decoder.place(packed, media.pages.dtype)
+    scores = []
+
+    def look(number: int, layer: Layer, x: Tensor) -> None:
+        if number in heads:
+            query = query_and_key(layer, x, place, batch.names - 1)[0]
+            key = query_and_key(layer, x, place, batch.names)[1]
+            scores.append(scores_of(query[:, heads[number]], key[:, heads[number]]))
+
+    x = run(model, packed, media, place, look)
+    return decoder.logits(x[packed.last_token]), torch.cat(scores)
+
+
+def run(
+    model: Flamingo, batch: Batch, media: MediaCache, place: Place, look: Callable[[int, Layer, Tensor], None]
+) -> Tensor:
+    """[T, D] behind the decoder, as `Flamingo.forward`; `look` is shown what each layer reads."""
+    x = model.language_model.embed_tokens(batch)
+    for i, layer in enumerate(model.language_model.layers):
+        if str(i) in model.gated:
+            x = model.gated[str(i)](x, media.layer(i), batch.media_slot)
+        assert isinstance(layer, Layer)
+        look(i, layer, x)
+        x = layer(x, place, batch, None)
+    return x
+
+
+def query_and_key(layer: Layer, x: Tensor, place: Place, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Of some rows of what the layer reads [T, D]: [N, H, K] each, a group's key repeated for each of its queries."""
+    if place.cos is not None and place.sin is not None:
+        place = place._replace(cos=place.cos[rows], sin=place.sin[rows])
+    query, key, _ = layer.attention.project(layer.attention_norm(x[rows]), place)
+    return query, key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+
+
+def scores_of(query: Tensor, key: Tensor) -> Tensor:  # [.., N, H, K] each -> [.., H, N, N]
+    return torch.einsum("...qhk,...nhk->...hqn", query.float(), key.float()) * query.shape[-1] ** -0.5
+
+
+def names_before(batch: TrainingBatch) -> Tensor:
+    """[N, N]: whether the second of two names stands before the first one in the same sequence."""
+    sequence = torch.bucketize(batch.names, batch.batch.query_starts.long(), right=True)
+    return (sequence[:, None] == sequence) & (batch.names[:, None] > batch.names)
+
+
+def mismatch(scores: Tensor, wanted: Tensor, seen: Tensor) -> Tensor:
+    """The mean divergence of where queries look among the names that they have `seen` [N, N], as `scores` [.., N, N]
+    have it, from `wanted` [N, N] (log-odds both). A query with no choice does not count."""
+    found = scores.masked_fill(~seen, NEVER).log_softmax(-1)
+    target = wanted.masked_fill(~seen, NEVER).log_softmax(-1)
+    apart = (target.exp() * (target - found)).sum(-1)  # [.., N]
+    chooses = (seen.sum(-1) > 1).float()
+    return (apart * chooses).sum(-1).mean() / chooses.sum().clamp(min=1.0)
+
+
+@torch.no_grad()
+def induction_heads(decoder: LanguageModel) -> dict[int, Tensor]:
+    """Who looks, at the second occurrence of a random token, behind its first; no media read, no gated layer run."""
+    generator = torch.Generator().manual_seed(SEED)
+    once = torch.randint(decoder.embed.weight.shape[0], (COUNT, LENGTH), generator=generator)
+    ids = torch.cat([once, once], dim=1).tolist()
+    batch = whole_sequences(ids, [[-1] * len(one) for one in ids], decoder.embed.weight.device)
+    x = F.embedding(batch.token_ids, decoder.embed.weight)  # no new token is among them
+    place = decoder.place(batch, x.dtype)
+    found = {}
+    for i, layer in enumerate(decoder.layers):
+        assert isinstance(layer, Layer)
+        rows = torch.arange(len(x), device=x.device)
+        share = _looks_behind(*query_and_key(layer, x, place, rows))
+        if len(heads := (share > LEAST).nonzero().squeeze(1)):
+            found[i] = heads
+        x = layer(x, place, batch, None)
+    return found
+
+
+def _looks_behind(query: Tensor, key: Tensor) -> Tensor:
+    """[H]: the attention of each token's second occurrence to what stood behind its first."""
+    scores = scores_of(*(rows.unflatten(0, (COUNT, 2 * LENGTH)) for rows in (query, key)))
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    attention = scores.masked_fill(later, float("-inf")).softmax(-1)
+    second = torch.arange(LENGTH, 2 * LENGTH - 1, device=scores.device)
+    return attention[:, :, second, second - LENGTH + 1].mean((0, 2))
