@@ -16,13 +16,11 @@ from training.default.alignment import AlignmentLoss, Alignments, label_ids
 from training.default.catalogue import Catalogue
 from training.default.discriminants import Discriminants, fit_discriminants
 from training.default.episodes import Episodes
-from training.default.matching import TextAndMatchingLoss
+from training.default.matching import TextAndMatchingLoss, probe
 from training.default.similarity import TextAndSimilarityLoss
 from training.default.states import one_image
 from training.distributed import World
 from training.mixture import DataSet, Generated, Mixture, Prepared, Stream, owned
-
-HELD = {"text_and_similarity": TextAndSimilarityLoss, "text_and_matching": TextAndMatchingLoss}
 
 
 def make_mixture(config: TrainConfig, model: FlamingoConfig, tokenizer: PromptTokenizer, world: World) -> Mixture:
@@ -72,8 +70,10 @@ def loss_of(config: TrainConfig, tokenizer: PromptTokenizer) -> Callable[[Flamin
     if shown := [one.name for one in config.sets if one.kind not in MADE_SETS]:
         raise ConfigError(f"objective {config.objective} needs cached features, which {', '.join(shown)} has not")
     prompt, folder = one_image(tokenizer), Path(config.sets[0].shards).expanduser()
-    if held := HELD.get(config.objective):
-        return lambda model: held(model, prompt, _discriminants(model, folder))
+    if config.objective == "text_and_similarity":
+        return lambda model: TextAndSimilarityLoss(model, prompt, _discriminants(model, folder))
+    if config.objective == "text_and_matching":
+        return lambda model: TextAndMatchingLoss(model, prompt, _discriminants(model, folder), probe(tokenizer))
     if any(one.kind != "alignment" for one in config.sets):
         raise ConfigError("objective alignment learns from sets of kind alignment, and from no others")
     labels = label_ids(sorted(Catalogue(folder).labels), tokenizer)

@@ -18,7 +18,7 @@ from training.default.catalogue import Catalogue, row_of
 from training.default.discriminants import Discriminants, random_domain
 from training.default.templates import ANSWERS, CAPTIONS, KIND_QUESTION, YES_NO_QUESTION, Template, item
 from training.default.views import view
-from training.default.words import TRAINED_WORDS, common_words
+from training.default.words import vocabularies
 from training.examples import Example, Limits, tokenize
 from training.mixture import Prepared
 
@@ -66,7 +66,7 @@ class Episodes:
         self.catalogue = catalogue
         self._tokenizer, self._seed, self._per_pool = tokenizer, seed, per_pool
         self._turned, self._strangeness, self._noise = turned, strangeness, noise
-        self._vocabularies = (TRAINED_WORDS, common_words(tokenizer) or TRAINED_WORDS)
+        self._vocabularies = vocabularies(tokenizer)
         self._kinds: dict[str, set[str]] = {}
         for label, rows in catalogue.labels.items():
             self._kinds.setdefault(catalogue.records[rows[0]].category, set()).add(label)

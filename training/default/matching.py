@@ -1,13 +1,14 @@
 """The comparing itself: where the frozen decoder looks a name up, it shall find the images that are like the one at hand.
 
-Induction heads (Olsson et al., 2022) are the heads of a language model that, where a token stood before, look at what
-followed it then, and say that again. Here the token is an image: what they ask in front of a name shall find, among the
-names before it, those whose images are as alike as the features' discriminants have it. No label is needed for that.
+In front of a name, some heads of a language model look at the names before it, above all its induction heads (Olsson et
+al., 2022): they find what followed when the same stood there, and say it again. Here an image stands there. What they ask
+shall find the names whose images are as alike as the features' discriminants have it; no label is needed for that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from random import Random
 
 import torch
 import torch.nn.functional as F
@@ -18,29 +19,41 @@ from model.cache import MediaCache
 from model.config import ConfigError
 from model.flamingo import Flamingo
 from model.language_model import LanguageModel, Layer, Place
+from model.tokenizer import PromptTokenizer
 from training.batch import TrainingBatch
 from training.default.discriminants import Discriminants
+from training.default.episodes import LIMITS, Item, as_example
 from training.default.similarity import TEMPERATURE, TextAndSimilarityLoss, cosines, wanted_of
+from training.default.templates import ANSWERS
+from training.default.words import vocabularies
+from training.examples import Tokens, tokenize
 
 EACH, TOGETHER = 1.0, 2.0  # beside a target's loss
-# of the probe: so many random tokens, twice over, so many times
-LENGTH, COUNT, SEED = 40, 16, 0
-LEAST = 0.1  # of a head's attention that lies on what followed before
+# of the probe: so many sequences, of so many words; a head counts with so much of its attention on the names before
+COUNT, NUM_WORDS, SEED = 16, 5, 0
+LEAST = 0.25
 NEVER = -1e9
 
 Heads = Mapping[int, Tensor]  # layer -> numbers of its heads
 
 
 class TextAndMatchingLoss(TextAndSimilarityLoss):
-    """Each head by itself, and all of them by their mean score: what one of them can not tell apart, another shall."""
+    """Each head by itself, and all of them by their mean score: what one of them can not tell apart, another shall.
+    `sequences`: what the heads are found by (`probe`)."""
 
-    def __init__(self, flamingo: Flamingo, prompt: Sequence[int], discriminants: Discriminants) -> None:
+    def __init__(
+        self,
+        flamingo: Flamingo,
+        prompt: Sequence[int],
+        discriminants: Discriminants,
+        sequences: Sequence[Tokens],
+    ) -> None:
         super().__init__(flamingo, prompt, discriminants)
         if flamingo.config.language_model.position == "alibi":
             raise ConfigError("objective text_and_matching reads queries and keys as they are: no ALiBi decoder")
-        self.heads = induction_heads(flamingo.language_model)
+        self.heads = name_heads(flamingo.language_model, sequences)
         if not self.heads:
-            raise ConfigError("objective text_and_matching needs induction heads, and this language model has none")
+            raise ConfigError("objective text_and_matching: no head of this language model looks at the names before")
 
     def text(self, batch: TrainingBatch, media: MediaCache) -> Tensor:
         logits, scores = read(self.flamingo, batch, media, self.heads)
@@ -114,30 +127,45 @@ def mismatch(scores: Tensor, wanted: Tensor, seen: Tensor) -> Tensor:
     return (apart * chooses).sum(-1).mean() / chooses.sum().clamp(min=1.0)
 
 
+def probe(tokenizer: PromptTokenizer) -> list[Tokens]:
+    """Sequences of names that have all stood there before, in every form of a prompt."""
+    rng, known = Random(SEED), vocabularies(tokenizer)
+    made = []
+    for number in range(COUNT):
+        words = rng.sample(known[number % 2], NUM_WORDS)
+        template = rng.choice(ANSWERS)
+        shown = [Item(0, word, True, template) for word in [*words, *rng.choices(words, k=NUM_WORDS)]]
+        made.append(tokenize(as_example(f"probe {number}", shown), tokenizer, LIMITS, rng))
+    return made
+
+
 @torch.no_grad()
-def induction_heads(decoder: LanguageModel) -> dict[int, Tensor]:
-    """Who looks, at the second occurrence of a random token, behind its first; no media read, no gated layer run."""
-    generator = torch.Generator().manual_seed(SEED)
-    once = torch.randint(decoder.embed.weight.shape[0], (COUNT, LENGTH), generator=generator)
-    ids = torch.cat([once, once], dim=1).tolist()
+def name_heads(decoder: LanguageModel, sequences: Sequence[Tokens]) -> dict[int, Tensor]:
+    """Who looks at the names before, where one is to be said: by their text alone, no media read and no gated layer run."""
+    ids = [one.token_ids for one in sequences]
     batch = whole_sequences(ids, [[-1] * len(one) for one in ids], decoder.embed.weight.device)
-    x = F.embedding(batch.token_ids, decoder.embed.weight)  # no new token is among them
+    x = decoder.embed_tokens(batch).to(decoder.embed.weight.dtype)
     place = decoder.place(batch, x.dtype)
     found = {}
     for i, layer in enumerate(decoder.layers):
         assert isinstance(layer, Layer)
-        rows = torch.arange(len(x), device=x.device)
-        share = _looks_behind(*query_and_key(layer, x, place, rows))
+        share = _looks_at_names(layer, x, place, batch.query_starts.tolist(), sequences)
         if len(heads := (share > LEAST).nonzero().squeeze(1)):
             found[i] = heads
         x = layer(x, place, batch, None)
     return found
 
 
-def _looks_behind(query: Tensor, key: Tensor) -> Tensor:
-    """[H]: the attention of each token's second occurrence to what stood behind its first."""
-    scores = scores_of(*(rows.unflatten(0, (COUNT, 2 * LENGTH)) for rows in (query, key)))
-    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    attention = scores.masked_fill(later, float("-inf")).softmax(-1)
-    second = torch.arange(LENGTH, 2 * LENGTH - 1, device=scores.device)
-    return attention[:, :, second, second - LENGTH + 1].mean((0, 2))
+def _looks_at_names(
+    layer: Layer, x: Tensor, place: Place, starts: Sequence[int], sequences: Sequence[Tokens]
+) -> Tensor:
+    """[H]: the mean attention that lies on names, of the places in front of the second half of them."""
+    shares = []
+    for first, one in zip(starts, sequences, strict=False):
+        rows = torch.arange(first, first + len(one.token_ids), device=x.device)
+        scores = scores_of(*query_and_key(layer, x, place, rows))  # [H, T, T]
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+        attention = scores.masked_fill(later, float("-inf")).softmax(-1)
+        asked = torch.tensor(one.names[len(one.names) // 2 :], device=x.device) - 1
+        shares.append(attention[:, asked][:, :, list(one.names)].sum(-1).mean(-1))
+    return torch.stack(shares).mean(0)

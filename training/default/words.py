@@ -58,3 +58,8 @@ def common_words(tokenizer: PromptTokenizer) -> tuple[str, ...]:
     words = (token[1:] for token in tokens if token.startswith(" "))
     kept = set(HELD_OUT_WORDS)
     return tuple(w for w in words if len(w) > 2 and w.isascii() and w.isalpha() and w.islower() and w not in kept)
+
+
+def vocabularies(tokenizer: PromptTokenizer) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Made-up words, and common ones, or made-up ones again where there are none."""
+    return TRAINED_WORDS, common_words(tokenizer) or TRAINED_WORDS

@@ -11,6 +11,7 @@ from torch import Tensor
 from kernels.causal_attention import causal_attention
 from model.config import ConfigError
 from model.flamingo import Flamingo
+from model.language_model import Layer, Place
 from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
 from tests.training.default.data import make_folder
 from training.batch import TrainingBatch, collate
@@ -20,8 +21,9 @@ from training.default import matching
 from training.default.catalogue import Catalogue
 from training.default.discriminants import Discriminants, discriminants
 from training.default.episodes import LIMITS, Episodes
-from training.default.matching import TextAndMatchingLoss, induction_heads, mismatch, names_before, read
+from training.default.matching import TextAndMatchingLoss, mismatch, names_before, probe, read
 from training.default.states import one_image
+from training.examples import Tokens
 
 HEADS = {1: torch.tensor([0, 3]), 2: torch.tensor([2])}
 
@@ -43,8 +45,14 @@ def found(catalogue: Catalogue) -> Discriminants:
 
 
 @pytest.fixture
-def batch(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> TrainingBatch:
-    monkeypatch.setattr(episodes_module, "LIMITS", replace(LIMITS, max_tokens=2048))
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' tokenizer writes words in many tokens."""
+    for module in (episodes_module, matching):
+        monkeypatch.setattr(module, "LIMITS", replace(LIMITS, max_tokens=2048))
+
+
+@pytest.fixture
+def batch(catalogue: Catalogue, roomy: None) -> TrainingBatch:
     made = [Episodes(catalogue, prompt_tokenizer(), 0, 4)(number) for number in range(4)]
     media = {digest: shown for one in made for digest, shown in one.media.items()}
     return collate([one.tokens for one in made], media, torch.device("cpu"))
@@ -104,23 +112,45 @@ def test_mismatch_is_nothing_where_all_look_as_wanted() -> None:
     assert float(mismatch(even, wanted, seen)) == pytest.approx(by_hand, rel=1e-4)
 
 
-def test_induction_heads_look_behind_what_stood_there_before() -> None:
-    count, length = matching.COUNT, matching.LENGTH
-    places = torch.arange(2 * length)
-    query, key = torch.zeros(2 * length, 2, length), torch.zeros(2 * length, 2, length)
-    key[places[1:], 0, places[:-1] % length] = 40.0  # the first head's keys: what stood one place before
-    query[places, 0, places % length] = 40.0
-    key[places, 1, places % length] = 40.0  # the second's: what stands here
-    query[places, 1, places % length] = 40.0
-    share = matching._looks_behind(query.repeat(count, 1, 1), key.repeat(count, 1, 1))
+class LooksAtNames:
+    """A decoder of one layer, whose first head looks at the names before, its second at where it stands."""
+
+    def __init__(self, names: tuple[int, ...]) -> None:
+        self.names = names
+
+    def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        query, key = torch.zeros(len(x), 2, 64), torch.zeros(len(x), 2, 64)
+        query[:, 0, 0] = key[list(self.names), 0, 0] = 40.0
+        places = torch.arange(len(x))
+        query[places, 1, places] = key[places, 1, places] = 40.0
+        return query, key
+
+
+def test_heads_are_found_by_how_much_they_look_at_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Tokens(token_ids=[0] * 40, media_index=[-1] * 40, target=[False] * 40, media=[], names=(3, 9, 20, 31))
+    looks = LooksAtNames(one.names)
+    monkeypatch.setattr(matching, "query_and_key", lambda layer, x, place, rows: looks.queries_and_keys(x[rows]))
+    layer, x = tiny_model(CONFIGS["flamingo"]).language_model.layers[0], torch.zeros(80, 32)
+    assert isinstance(layer, Layer)
+    share = matching._looks_at_names(layer, x, Place(), [0, 40, 80], [one, one])
     assert share[0] > 0.99
     assert share[1] < 0.01
 
 
-def test_a_model_without_any_is_refused(model: Flamingo, found: Discriminants) -> None:
-    assert not induction_heads(model.language_model)
-    with pytest.raises(ConfigError, match="induction heads"):
-        TextAndMatchingLoss(model, one_image(prompt_tokenizer()), found)
+def test_the_probe_asks_for_names_that_stood_there_before(roomy: None) -> None:
+    tokenizer = prompt_tokenizer()
+    sequences = probe(tokenizer)
+    assert len(sequences) == matching.COUNT
+    for one in sequences:
+        begun = [one.token_ids[name : name + 3] for name in one.names]
+        assert len(begun) == 2 * matching.NUM_WORDS
+        assert all(name in begun[: matching.NUM_WORDS] for name in begun[matching.NUM_WORDS :])
+
+
+def test_a_model_without_any_is_refused(model: Flamingo, found: Discriminants, roomy: None) -> None:
+    tokenizer = prompt_tokenizer()
+    with pytest.raises(ConfigError, match="looks at the names before"):
+        TextAndMatchingLoss(model, one_image(tokenizer), found, probe(tokenizer))
 
 
 def test_descent_makes_the_heads_look_at_what_is_alike(
@@ -145,5 +175,5 @@ def test_descent_makes_the_heads_look_at_what_is_alike(
 def matching_loss(model: Flamingo, found: Discriminants) -> TextAndMatchingLoss:
     """Of a tiny model, whose heads are given: random ones look behind nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matching, "induction_heads", lambda decoder: HEADS)
-        return TextAndMatchingLoss(model, one_image(prompt_tokenizer()), found)
+        patch.setattr(matching, "name_heads", lambda decoder, sequences: HEADS)
+        return TextAndMatchingLoss(model, one_image(prompt_tokenizer()), found, [])
