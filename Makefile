@@ -62,4 +62,5 @@ train-default: setup .venv/dev.stamp
 	$(BIN)/python -m training training/default/likeness.yaml --pause-file $(PAUSE)
 	$(BIN)/python -m training training/default/matching.yaml --pause-file $(PAUSE)
 	$(BIN)/python -m training training/default/faint.yaml --pause-file $(PAUSE)
-	$(BIN)/python -m training.default.ship $(addprefix $(RUNS)/,alignment binding likeness matching faint)
+	$(BIN)/python -m training training/default/finish.yaml --pause-file $(PAUSE)
+	$(BIN)/python -m training.default.ship $(addprefix $(RUNS)/,alignment binding likeness matching faint finish)

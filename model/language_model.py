@@ -160,6 +160,10 @@ class LanguageModel(nn.Module):
         table = self.embed if self.head is None else self.head
         return table.logits(self.norm(x))
 
+    def logits_of(self, x: Tensor, token_ids: Tensor) -> Tensor:  # [W, D], [N] -> [W, N]
+        table = self.embed if self.head is None else self.head
+        return self.norm(x) @ table(token_ids).to(x.dtype).T
+
 
 def alibi_slopes(num_heads: int, bias_max: int, device: torch.device) -> Tensor:
     """2^(-bias_max h / H) for head h of H; a number of heads that is no power of two takes every other slope of the

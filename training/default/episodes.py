@@ -41,6 +41,7 @@ class Item:
     answer: str
     is_learned: bool
     template: Template
+    is_name: bool = True  # whether the answer says what the image is, whatever was asked and in whatever style
 
 
 Maker = Callable[["Episodes", Pool, Random], list[Item]]
@@ -112,7 +113,7 @@ def as_example(name: str, items: list[Item]) -> Example:
     names: set[int] = set()
     for one in items:
         segments += item(one.row, one.template, one.answer)
-        names.add(len(segments) - 2)
+        names |= {len(segments) - 2} if one.is_name else set()
         if one.is_learned:
             answers |= {len(segments) - 2, len(segments) - 1}
     return Example(name=name, segments=tuple(segments), answers=frozenset(answers), names=frozenset(names))
@@ -169,7 +170,7 @@ def captions(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
         record = self.catalogue.records[row]
         tag = record.tags[0] if record.tags else record.category
         text = style.format(label=thing, style=record.style, category=record.category, tag=tag)
-        items.append(Item(row, text, place > 0, template))
+        items.append(Item(row, text, place > 0, template, is_name=False))
     return items
 
 
@@ -186,7 +187,8 @@ def yes_no(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
     for thing in rng.sample(things, 6):
         asked = thing if rng.random() < 0.5 else rng.choice(things)
         template = Template(YES_NO_QUESTION.format(label=asked))
-        items.append(Item(rng.choice(pool.images[thing]), "yes" if asked == thing else "no", True, template))
+        answer = "yes" if asked == thing else "no"
+        items.append(Item(rng.choice(pool.images[thing]), answer, True, template, is_name=False))
     return items
 
 

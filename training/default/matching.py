@@ -28,17 +28,18 @@ from training.default.templates import ANSWERS
 from training.default.words import vocabularies
 from training.examples import Tokens, tokenize
 
-EACH, TOGETHER = 1.0, 2.0  # beside a target's loss
+EACH, TOGETHER, SAID = 1.0, 2.0, 2.0  # beside a target's loss
 # of the probe: so many sequences, of so many words; a head counts with so much of its attention on the names before
 COUNT, NUM_WORDS, SEED = 16, 5, 0
 LEAST = 0.25
-NEVER = -1e9
+NEVER, FAINTEST = -1e9, 1e-6
 
 Heads = Mapping[int, Tensor]  # layer -> numbers of its heads
 
 
 class TextAndMatchingLoss(TextAndSimilarityLoss):
-    """Each head by itself, and all of them by their mean score: what one of them can not tell apart, another shall.
+    """Each head by itself, and all of them by their mean score: what one of them can not tell apart, another shall. And
+    what is said in the end: a word is as likely as the images that it named are alike, and no word by itself.
     `sequences`: what the heads are found by (`probe`)."""
 
     def __init__(
@@ -56,11 +57,15 @@ class TextAndMatchingLoss(TextAndSimilarityLoss):
             raise ConfigError("objective text_and_matching: no head of this language model looks at the names before")
 
     def text(self, batch: TrainingBatch, media: MediaCache) -> Tensor:
-        logits, scores = read(self.flamingo, batch, media, self.heads)
+        decoder = self.flamingo.language_model
+        x, scores = read(self.flamingo, batch, media, self.heads)
+        logits = decoder.logits(x[batch.batch.last_token])
         text = F.cross_entropy(logits.float(), batch.targets, reduction="sum")
         wanted, seen = self._wanted(batch), names_before(batch)
         unlike = EACH * mismatch(scores, wanted, seen) + TOGETHER * mismatch(scores.mean(0), wanted, seen)
-        return text + batch.num_targets * unlike
+        words = batch.batch.token_ids[batch.names]
+        said = decoder.logits_of(x[batch.names - 1], words)
+        return text + batch.num_targets * (unlike + SAID * mismatch(*by_word(said, wanted, seen, words), seen))
 
     def _wanted(self, batch: TrainingBatch) -> Tensor:
         """[N, N]: the log-odds with which the images of two names are alike."""
@@ -70,7 +75,7 @@ class TextAndMatchingLoss(TextAndSimilarityLoss):
 
 
 def read(model: Flamingo, batch: TrainingBatch, media: MediaCache, heads: Heads) -> tuple[Tensor, Tensor]:
-    """Logits, and the scores [heads, N, N] of each name for what is asked in front of each: one forward gives both."""
+    """[T, D] behind the decoder, and the scores [heads, N, N] of each name for what is asked in front of each."""
     decoder, packed = model.language_model, batch.batch
     place = decoder.place(packed, media.pages.dtype)
     scores = []
@@ -81,8 +86,7 @@ def read(model: Flamingo, batch: TrainingBatch, media: MediaCache, heads: Heads)
             key = query_and_key(layer, x, place, batch.names)[1]
             scores.append(scores_of(query[:, heads[number]], key[:, heads[number]]))
 
-    x = run(model, packed, media, place, look)
-    return decoder.logits(x[packed.last_token]), torch.cat(scores)
+    return run(model, packed, media, place, look), torch.cat(scores)
 
 
 def run(
@@ -137,6 +141,14 @@ def probe(tokenizer: PromptTokenizer) -> list[Tokens]:
         shown = [Item(0, word, True, template) for word in [*words, *rng.choices(words, k=NUM_WORDS)]]
         made.append(tokenize(as_example(f"probe {number}", shown), tokenizer, LIMITS, rng))
     return made
+
+
+def by_word(said: Tensor, wanted: Tensor, seen: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-odds of names [N, N] each, where names of a word [N] share alike what is said of it, and what is wanted."""
+    same = (words[:, None] == words).float()
+    shared = (seen.float() @ same).clamp(min=1.0).log()
+    of_word = wanted.masked_fill(~seen, NEVER).softmax(-1) @ same
+    return said - shared, of_word.clamp(min=FAINTEST).log() - shared
 
 
 @torch.no_grad()
