@@ -23,12 +23,13 @@ from model.tokenizer import PromptTokenizer
 from training.batch import TrainingBatch
 from training.default.discriminants import Discriminants
 from training.default.episodes import LIMITS, Item, as_example
-from training.default.similarity import TEMPERATURE, TextAndSimilarityLoss, cosines, wanted_of
+from training.default.similarity import TextAndSimilarityLoss, cosines, wanted_of
 from training.default.templates import ANSWERS
 from training.default.words import vocabularies
 from training.examples import Tokens, tokenize
 
 EACH, TOGETHER, SAID = 1.0, 2.0, 2.0  # beside a target's loss
+TEMPERATURE = 0.05  # the sharper, the less of what is said is the frozen model's own liking for a word
 # of the probe: so many sequences, of so many words; a head counts with so much of its attention on the names before
 COUNT, NUM_WORDS, SEED = 16, 5, 0
 LEAST = 0.25
