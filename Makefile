@@ -59,8 +59,5 @@ train-default: setup .venv/dev.stamp
 	$(BIN)/python -m training.default_data
 	$(BIN)/python -m training training/default/alignment.yaml --pause-file $(PAUSE)
 	$(BIN)/python -m training training/default/binding.yaml --pause-file $(PAUSE)
-	$(BIN)/python -m training training/default/likeness.yaml --pause-file $(PAUSE)
 	$(BIN)/python -m training training/default/matching.yaml --pause-file $(PAUSE)
-	$(BIN)/python -m training training/default/faint.yaml --pause-file $(PAUSE)
-	$(BIN)/python -m training training/default/finish.yaml --pause-file $(PAUSE)
-	$(BIN)/python -m training.default.ship $(addprefix $(RUNS)/,alignment binding likeness matching faint finish)
+	$(BIN)/python -m training.default.ship $(addprefix $(RUNS)/,alignment binding matching)

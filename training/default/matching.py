@@ -28,7 +28,7 @@ from training.default.templates import ANSWERS
 from training.default.words import vocabularies
 from training.examples import Tokens, tokenize
 
-EACH, TOGETHER, SAID = 1.0, 2.0, 2.0  # beside a target's loss
+EACH, TOGETHER, SAID = 1.0, 2.0, 2.0  # beside a target's loss; the first two in a sequence, and again across them
 TEMPERATURE = 0.05  # the sharper, the less of what is said is the frozen model's own liking for a word
 # of the probe: so many sequences, of so many words; a head counts with so much of its attention on the names before
 COUNT, NUM_WORDS, SEED = 16, 5, 0
@@ -62,16 +62,17 @@ class TextAndMatchingLoss(TextAndSimilarityLoss):
         x, scores = read(self.flamingo, batch, media, self.heads)
         logits = decoder.logits(x[batch.batch.last_token])
         text = F.cross_entropy(logits.float(), batch.targets, reduction="sum")
-        wanted, seen = self._wanted(batch), names_before(batch)
-        unlike = EACH * mismatch(scores, wanted, seen) + TOGETHER * mismatch(scores.mean(0), wanted, seen)
+        pages = pages_of(batch)
+        wanted, seen = self._wanted(batch, pages), names_before(batch)
+        choices = torch.stack([seen, names_nearer_the_start(batch, pages)])
+        unlike = EACH * mismatch(scores[:, None], wanted, choices).mean(0)
+        unlike += TOGETHER * mismatch(scores.mean(0), wanted, choices)
         words = batch.batch.token_ids[batch.names]
         said = decoder.logits_of(x[batch.names - 1], words)
-        return text + batch.num_targets * (unlike + SAID * mismatch(*by_word(said, wanted, seen, words), seen))
+        return text + batch.num_targets * (unlike.sum() + SAID * mismatch(*by_word(said, wanted, seen, words), seen))
 
-    def _wanted(self, batch: TrainingBatch) -> Tensor:
+    def _wanted(self, batch: TrainingBatch, pages: Tensor) -> Tensor:
         """[N, N]: the log-odds with which the images of two names are alike."""
-        assert batch.batch.media_slot is not None
-        pages = batch.batch.media_slot[batch.names].long()
         return cosines(wanted_of(batch, self.discriminants))[pages][:, pages] / TEMPERATURE
 
 
@@ -122,14 +123,26 @@ def names_before(batch: TrainingBatch) -> Tensor:
     return (sequence[:, None] == sequence) & (batch.names[:, None] > batch.names)
 
 
+def names_nearer_the_start(batch: TrainingBatch, pages: Tensor) -> Tensor:
+    """[N, N]: whether the second of two names is another image's and stands at an earlier place than the first one, of any
+    sequence: many more comparisons than a sequence has, of the same queries and keys."""
+    place = batch.batch.positions[batch.names]
+    return (place[:, None] > place) & (pages[:, None] != pages)
+
+
+def pages_of(batch: TrainingBatch) -> Tensor:  # [N], the image of each name
+    assert batch.batch.media_slot is not None
+    return batch.batch.media_slot[batch.names].long()
+
+
 def mismatch(scores: Tensor, wanted: Tensor, seen: Tensor) -> Tensor:
-    """The mean divergence of where queries look among the names that they have `seen` [N, N], as `scores` [.., N, N]
-    have it, from `wanted` [N, N] (log-odds both). A query with no choice does not count."""
+    """The mean divergence of where queries look among the names that they have `seen` [.., N, N], as `scores` [.., N, N]
+    have it, from `wanted` [N, N] (log-odds both): [..]. A query with no choice does not count."""
     found = scores.masked_fill(~seen, NEVER).log_softmax(-1)
     target = wanted.masked_fill(~seen, NEVER).log_softmax(-1)
     apart = (target.exp() * (target - found)).sum(-1)  # [.., N]
     chooses = (seen.sum(-1) > 1).float()
-    return (apart * chooses).sum(-1).mean() / chooses.sum().clamp(min=1.0)
+    return (apart * chooses).sum(-1) / chooses.sum(-1).clamp(min=1.0)
 
 
 def probe(tokenizer: PromptTokenizer) -> list[Tokens]:

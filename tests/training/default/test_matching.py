@@ -21,7 +21,16 @@ from training.default import matching
 from training.default.catalogue import Catalogue
 from training.default.discriminants import Discriminants, discriminants
 from training.default.episodes import LIMITS, Episodes
-from training.default.matching import TextAndMatchingLoss, by_word, mismatch, names_before, probe, read
+from training.default.matching import (
+    TextAndMatchingLoss,
+    by_word,
+    mismatch,
+    names_before,
+    names_nearer_the_start,
+    pages_of,
+    probe,
+    read,
+)
 from training.default.states import one_image
 from training.examples import Tokens
 
@@ -124,10 +133,22 @@ def test_only_names_before_in_the_same_sequence_are_seen(batch: TrainingBatch) -
         assert row.tolist() == [first <= name < asked for name in batch.names.tolist()]
 
 
+def test_across_sequences_other_images_are_compared_that_stand_nearer_the_start(batch: TrainingBatch) -> None:
+    pages = pages_of(batch)
+    assert batch.batch.media_slot is not None
+    assert pages.tolist() == [int(batch.batch.media_slot[name]) for name in batch.names.tolist()]
+    found = names_nearer_the_start(batch, pages)
+    places = [int(batch.batch.positions[name]) for name in batch.names.tolist()]
+    for asked, row in enumerate(found.tolist()):
+        wanted = [places[n] < places[asked] and pages[n] != pages[asked] for n in range(len(places))]
+        assert row == wanted
+    assert int(found.sum()) > 2 * int(names_before(batch).sum())
+
+
 def test_mismatch_is_nothing_where_all_look_as_wanted() -> None:
     wanted = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
     seen = torch.ones(5, 5, dtype=torch.bool).tril(-1)
-    assert float(mismatch((wanted + torch.arange(5.0)[:, None]).expand(3, 5, 5), wanted, seen)) < 1e-6
+    assert float(mismatch((wanted + torch.arange(5.0)[:, None]).expand(3, 5, 5), wanted, seen).max()) < 1e-6
     ahead = torch.where(seen, wanted, 100.0)
     assert float(mismatch(ahead, wanted, seen)) < 1e-6  # what is not seen does not count
     even = torch.zeros(5, 5)
@@ -186,7 +207,7 @@ def test_descent_makes_the_heads_look_at_what_is_alike(
 
     def apart() -> Tensor:
         _, scores = read(model, batch, model.fresh_media(loss.visual_tokens(batch.media)), HEADS)
-        return mismatch(scores, loss._wanted(batch), names_before(batch))
+        return mismatch(scores, loss._wanted(batch, pages_of(batch)), names_before(batch)).mean()
 
     first = float(apart().detach())
     for _ in range(40):
