@@ -112,7 +112,7 @@ class TrainConfig:
     # scratch: the folder's language model in shape alone, with random weights
     language_model: Literal["keep", "scratch"] = "keep"
     # text: the next token's loss; the others: stages of the default model
-    objective: Literal["text", "alignment", "text_and_similarity", "text_and_matching"] = "text"
+    objective: Literal["text", "alignment", "text_and_matching"] = "text"
     out: str
     steps: int
     sets: tuple[SetConfig, ...]

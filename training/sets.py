@@ -17,7 +17,6 @@ from training.default.catalogue import Catalogue
 from training.default.discriminants import Discriminants, fit_discriminants
 from training.default.episodes import Episodes
 from training.default.matching import TextAndMatchingLoss, probe
-from training.default.similarity import TextAndSimilarityLoss
 from training.default.states import one_image
 from training.distributed import World
 from training.mixture import DataSet, Generated, Mixture, Prepared, Stream, owned
@@ -70,8 +69,6 @@ def loss_of(config: TrainConfig, tokenizer: PromptTokenizer) -> Callable[[Flamin
     if shown := [one.name for one in config.sets if one.kind not in MADE_SETS]:
         raise ConfigError(f"objective {config.objective} needs cached features, which {', '.join(shown)} has not")
     prompt, folder = one_image(tokenizer), Path(config.sets[0].shards).expanduser()
-    if config.objective == "text_and_similarity":
-        return lambda model: TextAndSimilarityLoss(model, prompt, _discriminants(model, folder))
     if config.objective == "text_and_matching":
         return lambda model: TextAndMatchingLoss(model, prompt, _discriminants(model, folder), probe(tokenizer))
     if any(one.kind != "alignment" for one in config.sets):

@@ -21,9 +21,11 @@ from model.flamingo import Flamingo
 from model.language_model import LanguageModel, Layer, Place
 from model.tokenizer import PromptTokenizer
 from training.batch import TrainingBatch
+from training.bridge import BridgeLoss
 from training.default.discriminants import Discriminants
 from training.default.episodes import LIMITS, Item, as_example
-from training.default.similarity import TextAndSimilarityLoss, cosines, wanted_of
+from training.default.similarity import cosines, similarity_loss, wanted_of
+from training.default.states import media_states
 from training.default.templates import ANSWERS
 from training.default.words import vocabularies
 from training.examples import Tokens, tokenize
@@ -38,10 +40,13 @@ NEVER, FAINTEST = -1e9, 1e-6
 Heads = Mapping[int, Tensor]  # layer -> numbers of its heads
 
 
-class TextAndMatchingLoss(TextAndSimilarityLoss):
-    """Each head by itself, and all of them by their mean score: what one of them can not tell apart, another shall. And
-    what is said in the end: a word is as likely as the images that it named are alike, and no word by itself.
-    `sequences`: what the heads are found by (`probe`)."""
+class TextAndMatchingLoss(BridgeLoss):
+    """The text's, the similarities' (`training/default/similarity.py`), and the comparing's: each head by itself, and all
+    of them by their mean score, for what one can not tell apart, another shall. And what is said in the end: a word is
+    as likely as the images that it named are alike, and no word by itself.
+
+    For sets whose media are cached features. `prompt` shows one image (`one_image`); by `sequences` heads are found
+    (`probe`)."""
 
     def __init__(
         self,
@@ -50,26 +55,35 @@ class TextAndMatchingLoss(TextAndSimilarityLoss):
         discriminants: Discriminants,
         sequences: Sequence[Tokens],
     ) -> None:
-        super().__init__(flamingo, prompt, discriminants)
+        super().__init__(flamingo)
+        self.prompt, self.discriminants = prompt, discriminants
         if flamingo.config.language_model.position == "alibi":
             raise ConfigError("objective text_and_matching reads queries and keys as they are: no ALiBi decoder")
         self.heads = name_heads(flamingo.language_model, sequences)
         if not self.heads:
             raise ConfigError("objective text_and_matching: no head of this language model looks at the names before")
 
-    def text(self, batch: TrainingBatch, media: MediaCache) -> Tensor:
-        decoder = self.flamingo.language_model
-        x, scores = read(self.flamingo, batch, media, self.heads)
-        logits = decoder.logits(x[batch.batch.last_token])
+    def forward(self, batch: TrainingBatch) -> Tensor:
+        model = self.flamingo
+        tokens = self.visual_tokens(batch.media)  # [M, R, D]
+        media = model.fresh_media(tokens)
+        states = media_states(model, media, self.prompt)
+        x, scores = read(model, batch, media, self.heads)
+        logits = model.language_model.logits(x[batch.batch.last_token])
         text = F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        alike = similarity_loss(batch, self.discriminants, tokens.mean(1), states)
+        return text + alike + batch.num_targets * self._unlike(batch, x, scores)
+
+    def _unlike(self, batch: TrainingBatch, x: Tensor, scores: Tensor) -> Tensor:
+        """How far from the images' likeness what is looked up is, and what is said."""
         pages = pages_of(batch)
         wanted, seen = self._wanted(batch, pages), names_before(batch)
         choices = torch.stack([seen, names_nearer_the_start(batch, pages)])
-        unlike = EACH * mismatch(scores[:, None], wanted, choices).mean(0)
-        unlike += TOGETHER * mismatch(scores.mean(0), wanted, choices)
+        each = mismatch(scores[:, None], wanted, choices).mean(0)
+        together = mismatch(scores.mean(0), wanted, choices)
         words = batch.batch.token_ids[batch.names]
-        said = decoder.logits_of(x[batch.names - 1], words)
-        return text + batch.num_targets * (unlike.sum() + SAID * mismatch(*by_word(said, wanted, seen, words), seen))
+        said = self.flamingo.language_model.logits_of(x[batch.names - 1], words)
+        return (EACH * each + TOGETHER * together).sum() + SAID * mismatch(*by_word(said, wanted, seen, words), seen)
 
     def _wanted(self, batch: TrainingBatch, pages: Tensor) -> Tensor:
         """[N, N]: the log-odds with which the images of two names are alike."""

@@ -7,40 +7,15 @@ no more alike than any two. Here it is held to the similarities among a batch's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.cache import MediaCache
-from model.flamingo import Flamingo
 from training.batch import TrainingBatch
-from training.bridge import BridgeLoss
 from training.default.discriminants import Discriminants
-from training.default.states import media_states
 
 TEMPERATURE = 0.1
 WEIGHT = 2.0
-
-
-class TextAndSimilarityLoss(BridgeLoss):
-    """For sets whose media are cached features; `prompt` shows one image (`one_image`)."""
-
-    def __init__(self, flamingo: Flamingo, prompt: Sequence[int], discriminants: Discriminants) -> None:
-        super().__init__(flamingo)
-        self.prompt, self.discriminants = prompt, discriminants
-
-    def forward(self, batch: TrainingBatch) -> Tensor:
-        model = self.flamingo
-        tokens = self.visual_tokens(batch.media)  # [M, R, D]
-        media = model.fresh_media(tokens)
-        states = media_states(model, media, self.prompt)
-        return self.text(batch, media) + similarity_loss(batch, self.discriminants, tokens.mean(1), states)
-
-    def text(self, batch: TrainingBatch, media: MediaCache) -> Tensor:
-        logits = self.flamingo(batch.batch, None, media)
-        return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
 
 
 def similarity_loss(batch: TrainingBatch, discriminants: Discriminants, *seen: Tensor) -> Tensor:
