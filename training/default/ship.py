@@ -19,7 +19,7 @@ from model.zoo.bridge import save_bridge
 from model.zoo.default import BRIDGE
 from training.bridge import is_bridge
 
-SMOOTH = 0.9
+SMOOTH = 10.0  # lines of the log, or fewer: a tenth of a short run's
 
 
 def ship(run: Path, file: Path) -> int:
@@ -65,9 +65,10 @@ def _draw_gates(lines: list[dict[str, Any]], file: Path) -> None:
 
 def smoothed(values: list[float]) -> list[float]:
     """A running mean that starts at the first value."""
+    new = 1 / min(SMOOTH, max(1.0, len(values) / 10))
     out = values[:1]
     for value in values[1:]:
-        out.append(SMOOTH * out[-1] + (1 - SMOOTH) * value)
+        out.append((1 - new) * out[-1] + new * value)
     return out
 
 
