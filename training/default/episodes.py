@@ -196,11 +196,11 @@ def yes_no(self: Episodes, pool: Pool, rng: Random) -> list[Item]:
 NOVEL = (novel_words, novel_categories)
 # shares of a step's sequences
 MAKERS: tuple[tuple[Maker, float], ...] = (
-    (novel_words, 0.40),
+    (novel_words, 0.38),
     (novel_categories, 0.18),
     (real_names, 0.08),
-    (naming, 0.17),
-    (captions, 0.07),
+    (naming, 0.14),
+    (captions, 0.12),
     (kinds, 0.05),
     (yes_no, 0.05),
 )
