@@ -1,9 +1,9 @@
 """`python -m training.default.ship RUN ...`: the mean of the last two runs' bridges into `model/zoo/`, 8 bits a weight, and
 the runs' curves.
 
-The last run goes on from the one before it, and halfway back is where a run's weights are best on pictures unlike its own
-(Wortsman et al., 2022). The file is what `model.zoo` joins to the experts; the pictures go
-beside it, for the model card.
+The last run goes on from the one before it; their mean keeps more of what the earlier weights could do with pictures unlike
+those of training (Wortsman et al., 2022). The file is what `model.zoo` joins to the experts; the pictures go beside it, for
+the model card.
 """
 
 from __future__ import annotations
