@@ -86,9 +86,10 @@ def with_discriminants(model: Flamingo, data: Path) -> Flamingo:
     if (there := found.directions.shape[1]) != feature_dim:
         raise ConfigError(f"{data} holds features of {there} numbers, the encoder's have {feature_dim}")
     tensors = model.state_dict()
-    tensors["resampler.input.weight"] = found.directions
+    spread = found.spread(resampler.dim)
+    tensors["resampler.input.weight"] = spread
     # what `start_as_mean` put there stays
-    tensors["resampler.input.bias"] = tensors["resampler.input.bias"] - found.directions @ found.mean
+    tensors["resampler.input.bias"] = tensors["resampler.input.bias"] - spread @ found.mean
     return rebuilt(model.config, tensors)
 
 

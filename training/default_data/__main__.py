@@ -1,4 +1,4 @@
-"""`python -m training.default_data [--folder DIR]`: build the default model's images and cache their features."""
+"""`python -m training.default_data [--folder DIR]`: build the default model's images, cache what the encoder makes of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from model.zoo.default import prepare
+from model.zoo.config import VISION_FILE
+from model.zoo.default import find, prepare
 from training.default_data.build import build
+from training.default_data.classes import keep_classes
 from training.default_data.features import cache_features
 
 FOLDER = Path.home() / ".cache" / "flamboyance" / "default-data"
@@ -23,6 +25,7 @@ def main() -> None:
     records = build(options.folder)
     if not options.images_only:
         cache_features(options.folder, records, prepare(), options.threads)
+        keep_classes(options.folder, find(VISION_FILE))
 
 
 if __name__ == "__main__":

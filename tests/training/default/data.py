@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from tests.tiny_models import VISION
+from training.default_data.classes import save_classes
 from training.default_data.features import feature_file
 from training.default_data.records import Record, write_records
 
@@ -50,4 +52,5 @@ def make_folder(folder: Path, per_label: int = 8) -> Path:
     np.save(
         feature_file(folder, [*records, *photographs]), np.random.default_rng(0).normal(size=shape).astype(np.float16)
     )
+    save_classes(folder, torch.randn(20, VISION.feature_dim, generator=torch.Generator().manual_seed(0)))
     return folder

@@ -1,4 +1,4 @@
-"""Directions that tell things apart: those in which things differ, not those in which pictures of a thing do."""
+"""Directions that tell things apart: in which things or classes differ, and pictures of a thing do not."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from model.config import ConfigError
 from training.default.discriminants import LENGTH, Discriminants, discriminants, random_domain
 
 WIDTH, DIM = 24, 6
+CLASSES = F.pad(torch.randn(30, DIM, generator=torch.Generator().manual_seed(9)), (0, WIDTH - DIM))
 
 
 def things(count: int, per_thing: int, seed: int) -> list[Tensor]:
@@ -27,7 +28,7 @@ def things(count: int, per_thing: int, seed: int) -> list[Tensor]:
 
 @pytest.fixture(scope="module")
 def found() -> Discriminants:
-    return discriminants(things(100, 20, 0), DIM)
+    return discriminants(things(100, 20, 0), CLASSES, DIM)
 
 
 def nearest(pictures: list[Tensor]) -> float:
@@ -41,6 +42,20 @@ def test_other_things_are_told_apart_better_than_by_their_features(found: Discri
     mean = torch.cat(unseen).mean(0)
     assert nearest([one - mean for one in unseen]) < 0.2
     assert nearest([found(one) for one in unseen]) > 0.6
+
+
+def test_what_classes_differ_in_is_kept_though_no_thing_does() -> None:
+    """A coordinate in which all drawings are alike, and photographs of the encoder's classes are not."""
+    coordinate = WIDTH // 2
+    known = F.pad(torch.randn(30, 1, generator=torch.Generator().manual_seed(9)), (coordinate, WIDTH - coordinate - 1))
+    kept = [discriminants(things(100, 20, 0), classes, DIM).directions for classes in (CLASSES, known)]
+    of_it = [float(F.normalize(one, dim=-1)[:, coordinate].norm()) for one in kept]
+    assert of_it[0] < 0.3 and of_it[1] > 0.9
+
+
+def test_spread_keeps_every_distance(found: Discriminants) -> None:
+    apart = torch.cat(things(4, 3, 2)) - found.mean
+    torch.testing.assert_close(torch.cdist(found(apart), found(apart)), torch.cdist(*2 * [apart @ found.spread(16).T]))
 
 
 def test_pictures_are_as_long_as_they_should_be_and_lie_around_zero(found: Discriminants) -> None:
@@ -71,4 +86,4 @@ def test_a_strange_domain_has_a_mean_and_each_picture_something_of_its_own(found
 
 def test_more_directions_than_numbers_are_refused() -> None:
     with pytest.raises(ConfigError, match="25 discriminants were asked for, of features of 24 numbers"):
-        discriminants(things(3, 2, 0), 25)
+        discriminants(things(3, 2, 0), CLASSES, 25)

@@ -93,9 +93,8 @@ def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def found(catalogue: Catalogue) -> Discriminants:
-    return discriminants(
-        [torch.stack([catalogue.pooled(row) for row in rows]) for rows in catalogue.labels.values()], 8
-    )
+    things = [torch.stack([catalogue.pooled(row) for row in rows]) for rows in catalogue.labels.values()]
+    return discriminants(things, torch.randn(20, things[0].shape[1]), 8)
 
 
 @pytest.mark.usefixtures("roomy")
