@@ -1,4 +1,4 @@
-"""`python -m training.default_data [--folder DIR]`: build the default model's images, cache what the encoder makes of them."""
+"""`python -m training.default_data [--folder DIR]`: make the default model's images and what its encoder makes of them."""
 
 from __future__ import annotations
 
