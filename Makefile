@@ -60,5 +60,4 @@ train-default: setup .venv/dev.stamp
 	$(BIN)/python -m training training/default/alignment.yaml --pause-file $(PAUSE)
 	$(BIN)/python -m training training/default/binding.yaml --pause-file $(PAUSE)
 	$(BIN)/python -m training training/default/matching.yaml --pause-file $(PAUSE)
-	$(BIN)/python -m training training/default/refining.yaml --pause-file $(PAUSE)
-	$(BIN)/python -m training.default.ship $(addprefix $(RUNS)/,alignment binding matching refining)
+	$(BIN)/python -m training.default.ship $(addprefix $(RUNS)/,alignment binding matching)

@@ -1,43 +1,32 @@
-"""`python -m training.default.ship RUN ...`: the mean of the last two runs' bridges into `model/zoo/`, 8 bits a weight, and
-the runs' curves.
+"""`python -m training.default.ship RUN ...`: the last run's bridge into `model/zoo/`, 8 bits a weight, and all runs' curves.
 
-The last run goes on from the one before it; their mean keeps more of what the earlier weights could do with pictures unlike
-those of training (Wortsman et al., 2022). The file is what `model.zoo` joins to the experts; the pictures go beside it, for
-the model card.
+The file is what `model.zoo` joins to the experts; the pictures go beside it, for the model card.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import torch
 from matplotlib import pyplot
-from torch import Tensor
 
 from model.checkpoint.native import load_folder
 from model.zoo.bridge import save_bridge
 from model.zoo.default import BRIDGE
 from training.bridge import is_bridge
 
-MEAN_OF = 2
 SMOOTH = 10.0  # lines of the log, or fewer: a tenth of a short run's
 
 
-def ship(runs: Sequence[Path], file: Path) -> int:
-    """The mean of the runs' bridges; gives the file's size."""
-    bridges = [bridge_of(run / "model") for run in runs]
-    save_bridge(file, {name: torch.stack([one[name] for one in bridges]).mean(0) for name in bridges[0]})
+def ship(run: Path, file: Path) -> int:
+    """Gives the file's size."""
+    model = load_folder(run / "model", "cpu", torch.float32)
+    save_bridge(file, {name: tensor for name, tensor in model.state_dict().items() if is_bridge(name)})
     return file.stat().st_size
-
-
-def bridge_of(folder: Path) -> dict[str, Tensor]:
-    model = load_folder(folder, "cpu", torch.float32)
-    return {name: tensor for name, tensor in model.state_dict().items() if is_bridge(name)}
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -89,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     matplotlib.use("agg")
     runs = [run.expanduser() for run in options.run]
-    size = ship(runs[-MEAN_OF:], BRIDGE)
+    size = ship(runs[-1], BRIDGE)
     draw(runs, BRIDGE.parent)
     print(f"{BRIDGE}: {size / 1e6:.1f} MB")
 
