@@ -1,4 +1,4 @@
-"""`python -m training.default.ship RUN ...`: the last run's bridge into `model/zoo/`, 8 bits a weight, and the curves of all.
+"""`python -m training.default.ship RUN ...`: the last run's bridge into `model/zoo/`, 8 bits a weight, and all curves.
 
 The file is what `model.zoo` joins to the experts; the pictures go beside it, for the model card.
 """
