@@ -55,8 +55,9 @@ def test_what_classes_differ_in_is_kept_though_no_thing_does() -> None:
 
 
 def test_spread_keeps_every_distance(found: Discriminants) -> None:
-    apart = torch.cat(things(4, 3, 2)) - found.mean
-    torch.testing.assert_close(torch.cdist(found(apart), found(apart)), torch.cdist(*2 * [apart @ found.spread(16).T]))
+    pictures = torch.cat(things(4, 3, 2))
+    spread = pictures @ found.spread(16).T
+    torch.testing.assert_close(torch.cdist(spread, spread), torch.cdist(found(pictures), found(pictures)))
 
 
 def test_pictures_are_as_long_as_they_should_be_and_lie_around_zero(found: Discriminants) -> None:
