@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.table import Sample
 from server.engine.engine import Engine
-from server.engine.wire import Finished, Generate, MediaPixels, MediaWanted, Outbound, Token
+from server.wire import Finished, Generate, MediaPixels, MediaWanted, Outbound, Token
 
 
 class BenchFailed(RuntimeError):

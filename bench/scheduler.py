@@ -23,7 +23,7 @@ from server.engine.engine import Engine
 from server.engine.results import Result
 from server.engine.runner import Runner
 from server.engine.scheduler import Plan
-from server.engine.wire import MediaWanted
+from server.wire import MediaWanted
 
 QUICK = {"sequences": [1, 8], "steps": 20, "shots": 1}
 AT_MOST_MS = 1.0

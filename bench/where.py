@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.table import Cell
 from server.engine.engine import Engine
-from server.engine.wire import Generate
+from server.wire import Generate
 
 MOST = 5
 

@@ -20,8 +20,8 @@ from model.config import VisionConfig
 from model.media import MediaLimits, load_image, resize
 from model.prompt import EndOfChunk, Media, Segment, Text, encode
 from model.tokenizer import PromptTokenizer
-from server.engine.wire import Generate, Sampling
 from server.media.source import source_digest
+from server.wire import Generate, Sampling
 
 NOUNS = ("dog", "cat", "horse", "bird", "boat", "train", "house", "tree", "street", "table", "cup", "child")
 ADJECTIVES = ("red", "green", "small", "large", "old", "white", "wooden", "sleepy")

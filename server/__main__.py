@@ -20,13 +20,13 @@ from model.zoo.default import DefaultModelError, prepare
 from server import logs
 from server.admission import Admission
 from server.app import create_app
-from server.engine.client import FACTORY, EngineClient
+from server.engine_client.client import FACTORY, EngineClient
 from server.errors import DatabaseUnavailable, ShuttingDown
-from server.fewshot.database import Database, DatabaseError
 from server.media.pool import DecodePool
 from server.metrics import Metrics
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError, read_settings
+from server.store.database import Database, DatabaseError
 
 # time for the last error events to be written, once everything was aborted
 LAST_WORDS_SECONDS = 2

@@ -17,7 +17,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from server.admission import Admission
-from server.api import (
+from server.api.body import JSONResponse
+from server.api.guard import Guard
+from server.api.routes import (
     chat,
     classify,
     completions,
@@ -31,25 +33,23 @@ from server.api import (
     score,
     support_sets,
 )
-from server.api.body import JSONResponse
-from server.api.guard import Guard
-from server.engine.client import Client
+from server.engine_client.client import Client
 from server.errors import ServerError, http_error_body
-from server.fewshot.database import Database
-from server.fewshot.evaluation_runner import EvaluationRunner
-from server.fewshot.evaluation_store import Evaluations
-from server.fewshot.keeper import Keeper
+from server.fewshot.maintenance import Maintenance
 from server.fewshot.retrieval import Retrieval
-from server.fewshot.support_sets import SupportSets
 from server.fewshot.warming import Warming
 from server.media.fetch import Fetcher
 from server.media.intake import Intake
 from server.media.pool import DecodePool
 from server.media.store import MediaStore
 from server.metrics import Metrics
+from server.quality.evaluation_runner import EvaluationRunner
+from server.quality.evaluation_store import Evaluations
 from server.served_model import ServedModel
 from server.services import Services
 from server.settings import Settings
+from server.store.database import Database
+from server.store.support_sets import SupportSets
 
 # what proxies write into their logs when a client went; nobody receives it
 CLIENT_CLOSED_REQUEST = 499
@@ -112,9 +112,9 @@ async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
     await asyncio.to_thread(services.store.sweep)
     await asyncio.to_thread(services.support_sets.database.prepare)
     await services.client.start()
-    evaluating, keeper = EvaluationRunner(services), _keeper(services)
+    evaluating, maintenance = EvaluationRunner(services), _maintenance(services)
     await evaluating.start()
-    keeping = asyncio.create_task(keeper.run())
+    keeping = asyncio.create_task(maintenance.run())
     try:
         yield
     finally:
@@ -127,8 +127,8 @@ async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
         services.support_sets.database.close()
 
 
-def _keeper(services: Services) -> Keeper:
-    return Keeper(
+def _maintenance(services: Services) -> Maintenance:
+    return Maintenance(
         services.support_sets,
         services.warming,
         services.client,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from server.engine.wire import FinishReason
+from server.wire import FinishReason
 
 Reply = TypeVar("Reply")
 

@@ -45,7 +45,7 @@ class ServerError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
-    is_for_now: ClassVar[bool] = False
+    is_retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -57,7 +57,7 @@ class ServerError(Exception):
 
     def headers(self) -> dict[str, str]:
         # clients of OpenAI's API heed it; by themselves they would also repeat what fails again
-        return {"X-Should-Retry": "true" if self.is_for_now else "false"}
+        return {"X-Should-Retry": "true" if self.is_retryable else "false"}
 
 
 class InvalidRequest(ServerError):
@@ -99,7 +99,7 @@ class UnsupportedMediaType(InvalidRequest):
 class BodyTimeout(InvalidRequest):
     status = 408
     code = "body_timeout"
-    is_for_now = True
+    is_retryable = True
 
 
 class BodyTooLarge(InvalidRequest):
@@ -172,7 +172,7 @@ class Unavailable(ServerError):
     status = 503
     type = "unavailable_error"
     code = "unavailable"
-    is_for_now = True
+    is_retryable = True
     retry_after: ClassVar[int] = 1
 
     def headers(self) -> dict[str, str]:
@@ -204,7 +204,7 @@ class EngineDied(Unavailable):
     code = "engine_died"
     retry_after = 5
     # it may be this request that kills: whoever sends it again shall do so knowingly
-    is_for_now = False
+    is_retryable = False
 
 
 class DatabaseUnavailable(Unavailable):

@@ -9,7 +9,7 @@ from server.media.source import EncodedMedia
 
 
 @dataclass(frozen=True, slots=True)
-class ReadPrompt:
+class PreparedPrompt:
     encoded: EncodedPrompt
     media: dict[bytes, EncodedMedia]
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from server.admission import Admission
-from server.engine.client import Client
+from server.engine_client.client import Client
 from server.errors import ModelNotFound
-from server.fewshot.evaluation_store import Evaluations
 from server.fewshot.retrieval import Retrieval
-from server.fewshot.support_sets import SupportSets
 from server.fewshot.warming import Warming
 from server.media.intake import Intake
 from server.media.pool import DecodePool
 from server.media.store import MediaStore
 from server.metrics import Metrics
+from server.quality.evaluation_store import Evaluations
 from server.served_model import ServedModel
 from server.settings import Settings
+from server.store.support_sets import SupportSets
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from model.reference import generate
 from model.vision import normalise
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
-from server.engine.wire import (
+from server.wire import (
     Admitted,
     Embedded,
     Finished,

@@ -22,8 +22,8 @@ from model.tokenizer import PromptTokenizer
 from model.zoo.config import LANGUAGE_MODEL_FILE
 from model.zoo.default import find, prepare
 from server.engine.build import build
-from server.engine.wire import Generate
 from server.served_model import ServedModel
+from server.wire import Generate
 
 QUICK = {"repeats": 1, "prompt_tokens": 8, "new_tokens": 4, "prefill_tokens": 32}
 PACKAGES = ("llama-cpp-python", LANGUAGE_MODEL_FILE.distribution)

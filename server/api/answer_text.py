@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.tokenizer import PromptTokenizer
-from server.engine.detokenizer import Detokenizer, StopStrings
-from server.engine.wire import Finished, FinishReason, Generate, Token, TokenLogprob
+from server.api.detokenizer import Detokenizer, StopStrings
 from server.media.source import EncodedMedia
+from server.wire import Finished, FinishReason, Generate, Token, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,12 @@ from server.api.generation import Generation
 from server.api.logprobs import completion_logprobs, prompt_logprobs
 from server.api.prompts import check_length
 from server.api.sampling import sampling
-from server.api.schemas import GenerationFields, StreamOptions
 from server.api.sse import EventStream, unless_disconnected
-from server.engine.wire import Generate
-from server.read_prompt import ReadPrompt
+from server.read_prompt import PreparedPrompt
+from server.schemas.completions import GenerationFields, StreamOptions
 from server.served_model import ServedModel
 from server.services import Services
+from server.wire import Generate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,12 @@ class Shape(Protocol):
 
 
 def make_order(
-    fields: GenerationFields, wanted: Wanted, prompt: ReadPrompt, services: Services, request_id: str, accepted: float
+    fields: GenerationFields,
+    wanted: Wanted,
+    prompt: PreparedPrompt,
+    services: Services,
+    request_id: str,
+    accepted: float,
 ) -> Order:
     """Raises `InvalidRequest` for what cannot be ordered. `accepted`: when the request came, by the monotonic clock."""
     model = services.model
@@ -136,7 +141,7 @@ class Beside:
     """What may stand beside a choice's text, and was asked for."""
 
     model: ServedModel
-    prompt: ReadPrompt
+    prompt: PreparedPrompt
     prompt_logprobs: bool = False
     token_ids: bool = False
 

@@ -24,12 +24,12 @@ from dataclasses import dataclass, field
 
 from model.config import FlamingoConfig
 from model.prompt import EndOfChunk, Media, PromptError, Segment, Text, encode
-from server.api.chat_schemas import AssistantMessage, InputImagePart, Message, SystemMessage, UserMessage, UserPart
 from server.errors import InvalidRequest
 from server.fewshot.templates import LINE_END, Query, Shot, Template, TemplateError, built_in, with_end
 from server.media.intake import Intake
-from server.media.parts import ImageUrlPart, MediaPart, MediaUrl
-from server.read_prompt import ReadPrompt
+from server.read_prompt import PreparedPrompt
+from server.schemas.chat import AssistantMessage, InputImagePart, Message, SystemMessage, UserMessage, UserPart
+from server.schemas.media import ImageUrlPart, MediaPart, MediaUrl
 from server.served_model import ServedModel
 
 PLAIN = Template(name="plain", shot="{media}{question} {answer}")
@@ -38,7 +38,7 @@ PLAIN_UNSPACED = Template(name="plain", shot="{media}{question}{answer}")
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class PositionedMedia:
     """A media part and where it stands in the request, such as `messages[0].content[1]`."""
 
     param: str
@@ -49,10 +49,10 @@ class Shown:
 class Turn:
     """What a user said and showed, and what was answered; the query has no answer."""
 
-    said: list[str | Shown] = field(default_factory=list)
+    said: list[str | PositionedMedia] = field(default_factory=list)
     answer: str = ""
 
-    def say(self, said: Sequence[str | Shown]) -> None:
+    def say(self, said: Sequence[str | PositionedMedia]) -> None:
         """Texts side by side become one."""
         for one in said:
             if isinstance(one, str) and self.said and isinstance(self.said[-1], str):
@@ -65,8 +65,8 @@ class Turn:
         return "\n".join(said for said in self.said if isinstance(said, str))
 
     @property
-    def shown(self) -> list[Shown]:
-        return [said for said in self.said if isinstance(said, Shown)]
+    def shown(self) -> list[PositionedMedia]:
+        return [said for said in self.said if isinstance(said, PositionedMedia)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Conversation:
 class ChatPrompt:
     """`template`: what an answer ends with, and what the model writes before it that is not the answer's."""
 
-    prompt: ReadPrompt
+    prompt: PreparedPrompt
     template: Template
 
 
@@ -96,7 +96,7 @@ async def read_chat(messages: Sequence[Message], template: str, model: ServedMod
         encoded = encode(segments, model.tokenizer)
     except PromptError as error:
         raise InvalidRequest(str(error), param="messages") from None
-    return ChatPrompt(ReadPrompt(encoded, {found.digest: found for found in reversed(media.values())}), written)
+    return ChatPrompt(PreparedPrompt(encoded, {found.digest: found for found in reversed(media.values())}), written)
 
 
 def read_conversation(messages: Sequence[Message]) -> Conversation:
@@ -171,7 +171,7 @@ def _plain_question(turn: Turn, digests: Mapping[str, bytes]) -> Iterator[Segmen
         yield Text(said) if isinstance(said, str) else Media(digests[said.param])
 
 
-def _media_first(said: Sequence[str | Shown]) -> list[str | Shown]:
+def _media_first(said: Sequence[str | PositionedMedia]) -> list[str | PositionedMedia]:
     last = max((place for place, one in enumerate(said) if isinstance(one, str)), default=-1)
     return [*said[: max(last, 0)], *said[last + 1 :], *said[max(last, 0) : last + 1]]
 
@@ -197,17 +197,19 @@ def _written(message: SystemMessage | AssistantMessage) -> str:
     return message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
 
 
-def _said(message: UserMessage, param: str) -> list[str | Shown]:
+def _said(message: UserMessage, param: str) -> list[str | PositionedMedia]:
     if isinstance(message.content, str):
         return [message.content]
     return [_one(part, f"{param}[{place}]") for place, part in enumerate(message.content)]
 
 
-def _one(part: UserPart, param: str) -> str | Shown:
+def _one(part: UserPart, param: str) -> str | PositionedMedia:
     if isinstance(part, MediaPart):
-        return Shown(param, part)
+        return PositionedMedia(param, part)
     if isinstance(part, InputImagePart):
-        return Shown(param, ImageUrlPart(type="image_url", image_url=MediaUrl(url=part.image_url, detail=part.detail)))
+        return PositionedMedia(
+            param, ImageUrlPart(type="image_url", image_url=MediaUrl(url=part.image_url, detail=part.detail))
+        )
     return part.text
 
 

@@ -6,11 +6,11 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 
-from server.api.schemas_support_sets import ExampleFields
 from server.errors import InvalidMedia, ServerError
-from server.fewshot.examples import NewExample
 from server.media.source import EncodedMedia
+from server.schemas.support_sets import ExampleFields
 from server.services import Services
+from server.store.records import NewExample
 
 # read side by side
 PORTION = 32

@@ -14,9 +14,9 @@ from typing import Any
 from model.tokenizer import PromptTokenizer
 from server.admission import Ticket
 from server.api.answer_text import AnswerText, Order, Piece
-from server.engine.client import Client
-from server.engine.wire import Admitted, Finished, FinishReason, PromptScored, Token, TokenLogprob
+from server.engine_client.client import Client
 from server.metrics import Metrics
+from server.wire import Admitted, Finished, FinishReason, PromptScored, Token, TokenLogprob
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from model.tokenizer import PromptTokenizer
 from server.api.answer_text import ShownToken
-from server.engine.detokenizer import REPLACEMENT, token_text
-from server.engine.wire import TokenLogprob
+from server.api.detokenizer import REPLACEMENT, token_text
+from server.wire import TokenLogprob
 
 # JSON has no minus infinity
 LOWEST = -9999.0

@@ -8,31 +8,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from model.prompt import EndOfChunk, Media, PromptError, Segment, Text, encode, index_media
-from server.api.schemas import Part, Prompt, TextPart
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.media.intake import Intake
-from server.media.parts import MediaPart
 from server.media.source import EncodedMedia
-from server.read_prompt import ReadPrompt
+from server.read_prompt import PreparedPrompt
+from server.schemas.completions import Part, Prompt, TextPart
+from server.schemas.media import MediaPart
 from server.served_model import ServedModel
 
 
-async def read_prompt(prompt: Prompt, model: ServedModel, intake: Intake, param: str = "prompt") -> ReadPrompt:
+async def read_prompt(prompt: Prompt, model: ServedModel, intake: Intake, param: str = "prompt") -> PreparedPrompt:
     """Raises `InvalidRequest` or `MediaNotFound` that names the part at fault; `param` is the prompt's own name."""
     try:
         if isinstance(prompt, str):
-            return ReadPrompt(encode([Text(prompt)], model.tokenizer), {})
+            return PreparedPrompt(encode([Text(prompt)], model.tokenizer), {})
         token_ids = [part for part in prompt if isinstance(part, int)]
         if token_ids:
-            return ReadPrompt(index_media(known_ids(token_ids, model.num_token_ids, param), [], model.tokenizer), {})
+            return PreparedPrompt(
+                index_media(known_ids(token_ids, model.num_token_ids, param), [], model.tokenizer), {}
+            )
         parts = [part for part in prompt if not isinstance(part, int)]
         segments, media = await read_parts(parts, intake, param)
-        return ReadPrompt(encode(segments, model.tokenizer), media)
+        return PreparedPrompt(encode(segments, model.tokenizer), media)
     except PromptError as error:
         raise InvalidRequest(str(error), param=param) from None
 
 
-def check_length(prompt: ReadPrompt, max_tokens: int, max_model_len: int) -> None:
+def check_length(prompt: PreparedPrompt, max_tokens: int, max_model_len: int) -> None:
     if prompt.num_tokens + max_tokens > max_model_len:
         raise ContextLengthExceeded(
             f"the prompt has {prompt.num_tokens} tokens and max_tokens is {max_tokens}: "

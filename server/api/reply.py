@@ -9,8 +9,8 @@ from starlette.requests import Request
 
 from server.admission import Ticket
 from server.asking import Asking
-from server.engine.wire import FinishReason
 from server.services import Services
+from server.wire import FinishReason
 
 logger = logging.getLogger(__name__)
 

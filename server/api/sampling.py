@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from server.api.schemas import BEAM_WIDTH, GenerationFields
-from server.engine.grammar import GrammarError, source
-from server.engine.wire import Grammar, Sampling
 from server.errors import InvalidRequest, UnsupportedParameter
+from server.grammar import GrammarError, source
+from server.schemas.completions import BEAM_WIDTH, GenerationFields
+from server.wire import Grammar, Sampling
 
 
 def sampling(

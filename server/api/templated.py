@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, TypeVar
 
-from server.api.schemas import GenerationFields, StructuredOutputs
 from server.fewshot.templates import Template
+from server.schemas.completions import GenerationFields, StructuredOutputs
 from server.served_model import ServedModel
 
 FieldsType = TypeVar("FieldsType", bound=GenerationFields)

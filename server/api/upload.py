@@ -14,11 +14,11 @@ from starlette.requests import Request
 
 from model.media import MediaError, media_type_of
 from server.api.body import read_body, stream_body
-from server.api.schemas import read
 from server.errors import InvalidMedia, InvalidRequest, UnsupportedMediaType, UnsupportedParameter
 from server.media.intake import Intake
 from server.media.source import EncodedMedia, Kind, check_size, encoded, from_base64
-from server.schema import Schema
+from server.schemas.base import Schema
+from server.schemas.completions import read
 from server.settings import Settings
 
 FORM = "multipart/form-data"

@@ -1,7 +1,7 @@
 """Encodes media: frames through vision encoder and resampler into pages, and what else is kept of them.
 
 Media of one length go in one batch. Visual tokens that come from host memory need only their keys and values, some media
-at once. What is not finite is kept nowhere, and its key is noted as spoilt.
+at once. What is not finite is kept nowhere, and its key is noted as nonfinite.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Encoder:
                 self._media.host.put(key, tokens.clone())
                 self._media.pooled.put(key, vector.copy())
             else:
-                self._media.spoilt.add(key)
+                self._media.nonfinite.add(key)
 
     def features(self, clips: Sequence[NDArray[np.uint8]]) -> Tensor:
         """Frames [F, h, w, 3] of M media, all of one length -> [M, F, P, Dv]"""

@@ -1,7 +1,7 @@
 """The engine's loop is one sentence: schedule -> run -> commit -> emit.
 
 Requests come in as messages of `wire`, events go out as messages of `wire`; nothing here knows of HTTP or processes. What a
-request makes of its results is its own business (`work` and its kinds).
+request makes of its results is its own business (see `tasks`).
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ import numpy as np
 
 from model.flamingo import Flamingo
 from model.tokenizer import PromptTokenizer
-from server.engine.answers import Answers, finished
-from server.engine.beams import BeamSearch
 from server.engine.block_pool import BlockPool
 from server.engine.config import EngineConfig
-from server.engine.embedding import MediaEmbedding, TextEmbedding
-from server.engine.grammar import GrammarError, Grammars
 from server.engine.graphs import Recorder
-from server.engine.inspection import Inspection
 from server.engine.media_cache import MediaCache
 from server.engine.results import Result
 from server.engine.runner import Runner
 from server.engine.sampler import Sampler
 from server.engine.scheduler import Plan, Scheduler
-from server.engine.scoring import Scoring
 from server.engine.sequence import Sequence
-from server.engine.wire import (
+from server.engine.tasks.answers import Answers, finished
+from server.engine.tasks.beams import BeamSearch
+from server.engine.tasks.embedding import MediaEmbedding, TextEmbedding
+from server.engine.tasks.inspection import Inspection
+from server.engine.tasks.scoring import Scoring
+from server.engine.tasks.task import RequestError, Task, wanted
+from server.grammar import GrammarError, Grammars
+from server.wire import (
     Abort,
     Embed,
     EmbedText,
@@ -42,7 +43,6 @@ from server.engine.wire import (
     Request,
     Score,
 )
-from server.engine.work import RequestError, Work, wanted
 
 
 class Engine:
@@ -66,8 +66,8 @@ class Engine:
         self.runner = Runner(model, config, Sampler(tokenizer.suppressed_ids, tokenizer.eos_ids), self.media, record)
         self._eos = frozenset(tokenizer.eos_ids)
         self._grammars = Grammars(tokenizer)
-        self._requests: dict[str, Work] = {}
-        self._having_turns: dict[str, Work] = {}
+        self._requests: dict[str, Task] = {}
+        self._having_turns: dict[str, Task] = {}
         self._serials = count()
         self._events: list[Outbound] = []
         self._is_stuck = False
@@ -83,44 +83,44 @@ class Engine:
     def add(self, request: Request) -> None:
         self._is_stuck = False
         try:
-            work = self._work(request)
+            task = self._task(request)
         except (RequestError, GrammarError) as error:
             num_answers = request.sampling.n if isinstance(request, Generate) else 1
             self._events += finished(request.request_id, range(num_answers), "error", str(error))
             return
-        self._requests[request.request_id] = work
-        if work.has_turns:
-            self._having_turns[request.request_id] = work
-        self._events += work.begin()
+        self._requests[request.request_id] = task
+        if task.has_turns:
+            self._having_turns[request.request_id] = task
+        self._events += task.begin()
 
     def abort(self, abort: Abort) -> None:
         self._is_stuck = False
-        if (work := self._requests.get(abort.request_id)) is None:
+        if (task := self._requests.get(abort.request_id)) is None:
             return
         if abort.index is None:
-            self._drop(work, "abort")
+            self._drop(task, "abort")
         else:
-            self._hear(work, work.end_answer(abort.index))
+            self._hear(task, task.end_answer(abort.index))
 
     def supply(self, media: MediaPixels) -> None:
         self._is_stuck = False
         frames = np.frombuffer(media.data, np.uint8).reshape(media.shape)
-        for work in self._requests.values():
-            work.supply(media.digest, frames)
+        for task in self._requests.values():
+            task.supply(media.digest, frames)
         self.media.supply(
             media.digest,
             frames,
-            for_page=any(media.digest in work.media for work in self._requests.values()),
-            for_pooling=any(work.pools(media.digest) for work in self._requests.values()),
+            for_page=any(media.digest in task.media for task in self._requests.values()),
+            for_pooling=any(task.pools(media.digest) for task in self._requests.values()),
         )
 
     def fail_media(self, failure: MediaFailed) -> None:
         """The requests that show this media fail, and no other."""
         self._is_stuck = False
         self.media.fail(failure.digest)
-        for work in list(self._requests.values()):
-            if failure.digest in work.media:
-                self._drop(work, "error", failure.message)
+        for task in list(self._requests.values()):
+            if failure.digest in task.media:
+                self._drop(task, "error", failure.message)
 
     def pin(self, pin: Pin) -> None:
         for key in filter(None, map(self.media.key, pin.digests)):
@@ -148,7 +148,7 @@ class Engine:
             "num_preemptions": self.scheduler.num_preemptions,
         }
 
-    def _work(self, request: Request) -> Work:
+    def _task(self, request: Request) -> Task:
         """A request in hand; raises `RequestError` for one that could never run."""
         if request.request_id in self._requests:
             raise RequestError(f"request id {request.request_id} is in use")
@@ -221,12 +221,12 @@ class Engine:
             raise RequestError(f"layers {sorted(unknown)} are none of the gated ones {list(gated)}")
 
     def _schedule(self) -> Plan:
-        for work in self._having_turns.values():
-            work.prepare()
+        for task in self._having_turns.values():
+            task.prepare()
         plan = self.scheduler.schedule()
         self._events += wanted(plan.wanted)
-        for work in self._having_turns.values():
-            self._events += work.plan(plan)
+        for task in self._having_turns.values():
+            self._events += task.plan(plan)
         return plan
 
     def _emit(self, plan: Plan, results: list[Result]) -> list[Outbound]:
@@ -235,44 +235,44 @@ class Engine:
         for result in results:
             self._take(result)
         turning = self._turning()
-        for work in turning:
-            self._hear(work, work.turn())
-        self.media.discard(self.media.spoilt)
-        self.media.spoilt.clear()
+        for task in turning:
+            self._hear(task, task.turn())
+        self.media.discard(self.media.nonfinite)
+        self.media.nonfinite.clear()
         self._is_stuck = not (plan.rows or plan.encodings or turning)
         events, self._events = self._events, []
         return events
 
-    def _turning(self) -> list[Work]:
+    def _turning(self) -> list[Task]:
         """Who has a turn behind this step; of those that need a forward of their own, the first to come."""
-        able = [work for work in self._having_turns.values() if work.can_turn]
-        return [work for work in able if not work.turn_is_forward] + [w for w in able if w.turn_is_forward][:1]
+        able = [task for task in self._having_turns.values() if task.can_turn]
+        return [task for task in able if not task.turn_is_forward] + [w for w in able if w.turn_is_forward][:1]
 
     def _take(self, result: Result) -> None:
         sequence = result.row.sequence
         if sequence.is_finished:
             return
-        work = self._requests[sequence.request_id]
+        task = self._requests[sequence.request_id]
         if result.failed:
             suspects = list(sequence.held)
-            self._drop(work, "error", result.failed)
+            self._drop(task, "error", result.failed)
             self.media.discard(suspects)
         else:
-            self._hear(work, work.take(result))
+            self._hear(task, task.take(result))
 
-    def _hear(self, work: Work, events: Iterator[Outbound]) -> None:
+    def _hear(self, task: Task, events: Iterator[Outbound]) -> None:
         self._events += events
-        if work.is_over:
-            self._forget(work)
+        if task.is_over:
+            self._forget(task)
 
-    def _drop(self, work: Work, reason: FinishReason, error: str = "") -> None:
+    def _drop(self, task: Task, reason: FinishReason, error: str = "") -> None:
         """The whole request ends, in whatever state it is."""
-        self._events += work.fail(reason, error)
-        self._forget(work)
+        self._events += task.fail(reason, error)
+        self._forget(task)
 
-    def _forget(self, work: Work) -> None:
-        del self._requests[work.request_id]
-        self._having_turns.pop(work.request_id, None)
-        work.release()
+    def _forget(self, task: Task) -> None:
+        del self._requests[task.request_id]
+        self._having_turns.pop(task.request_id, None)
+        task.release()
         needed = {self.media.key(source) for other in self._requests.values() for source in other.media}
         self.media.forget_frames({key for key in needed if key is not None})

@@ -171,13 +171,13 @@ class MediaSlots:
 
 
 class MediaCache:
-    """The worker's one owner of media. `salt` names preprocessing and weights; no torch work happens here."""
+    """The worker's one owner of media. `salt` names preprocessing and weights; no torch task happens here."""
 
     def __init__(self, num_slots: int, host_bytes: int, salt: bytes) -> None:
         self.slots = MediaSlots(num_slots)
         self.host = HostTier(host_bytes)
         self.pooled = PooledFeatures(MAX_POOLED)
-        self.spoilt: set[bytes] = set()  # whose encoding was not finite, in this step
+        self.nonfinite: set[bytes] = set()  # whose encoding was not finite, in this step
         self._salt = salt
         self._aliases: OrderedDict[bytes, bytes] = OrderedDict()
         self._frames: dict[bytes, np.ndarray] = {}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from server.engine.sampler import Sampler, is_greedy, token_logprobs
 from server.engine.scheduler import Row
-from server.engine.wire import TokenLogprob
+from server.wire import TokenLogprob
 
 NOT_FINITE = "the model's output is not finite"
 

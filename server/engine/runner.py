@@ -42,7 +42,7 @@ class Runner:
         self.config = config
         self.device, self.dtype = weight.device, weight.dtype
         self._sampler = sampler
-        self._spoilt = media.spoilt
+        self._nonfinite = media.nonfinite
         project = MediaProjection(model)  # takes memory for a moment: before the caches do
         self._kv = KVCache.zeros(model.config, config.num_blocks, config.block_size, self.dtype, self.device)
         self._media = MediaCache.zeros(model.config, config.num_media_slots, self.dtype, self.device)
@@ -68,7 +68,7 @@ class Runner:
         step = self._graphs.run if self._graphs is not None and self._is_decode(plan.rows, wanted) else self._forward
         results = read_logits(plan.rows, wanted, step(batch), self._sampler)
         for result in results:
-            if not self._spoilt.isdisjoint(result.row.sequence.held):
+            if not self._nonfinite.isdisjoint(result.row.sequence.held):
                 result.failed = NOT_FINITE
         return results
 

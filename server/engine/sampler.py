@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.likeliest import likeliest
 from server.engine.sequence import Sequence
-from server.engine.wire import Sampling, TokenLogprob
+from server.wire import Sampling, TokenLogprob
 
 
 class Sampler:

@@ -7,8 +7,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 
 from server.engine.block_pool import block_hash
-from server.engine.grammar import Matcher
-from server.engine.wire import Generate, Sampling
+from server.grammar import Matcher
+from server.wire import Generate, Sampling
 
 
 class Sequence:

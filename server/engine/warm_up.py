@@ -8,7 +8,7 @@ beginning is computed while the first decodes.
 from __future__ import annotations
 
 from server.engine.engine import Engine
-from server.engine.wire import Generate, MediaPixels, MediaWanted, Sampling
+from server.wire import Generate, MediaPixels, MediaWanted, Sampling
 
 DIGEST = b"warm-up" + bytes(25)
 NUM_TOKENS = 48

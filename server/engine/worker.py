@@ -20,7 +20,8 @@ import msgspec
 import zmq
 
 from server import logs
-from server.engine.wire import (
+from server.settings import Settings
+from server.wire import (
     Abort,
     Beat,
     Embed,
@@ -38,7 +39,6 @@ from server.engine.wire import (
     decode_inbound,
     encode,
 )
-from server.settings import Settings
 
 MAX_MESSAGE_BYTES = 256 * 2**20
 BEAT_SECONDS = 0.5

@@ -17,15 +17,15 @@ import numpy as np
 from PIL import Image
 
 from server.asking import Asking, replied
-from server.engine.wire import Score, Scored
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.fewshot.candidates import Candidate, continuation_ids
 from server.fewshot.prompting import Assembled, write
 from server.fewshot.scoring import Array, Weighing, probabilities, ranking, scores, shot_orders
 from server.fewshot.templates import Query
 from server.media.source import EncodedMedia, source_digest
-from server.read_prompt import ReadPrompt
+from server.read_prompt import PreparedPrompt
 from server.services import Services
+from server.wire import Score, Scored
 
 NO_TEXT = "N/A"
 GREY = (128, 128, 128)
@@ -91,13 +91,13 @@ async def classify(
 
 
 async def score_all(
-    prompts: Sequence[ReadPrompt], ids: list[list[int]], asking: Asking, services: Services
+    prompts: Sequence[PreparedPrompt], ids: list[list[int]], asking: Asking, services: Services
 ) -> list[Scored]:
     """The candidates behind each of the prompts, all under way at once; the first failure ends the others."""
     return await replied(asking, together([_score(prompt, ids, asking, services) for prompt in prompts]))
 
 
-def check_candidates(prompts: Sequence[ReadPrompt], ids: Sequence[list[int]], max_model_len: int) -> None:
+def check_candidates(prompts: Sequence[PreparedPrompt], ids: Sequence[list[int]], max_model_len: int) -> None:
     longest = max(prompt.num_tokens for prompt in prompts)
     for place, candidate in enumerate(ids):
         if not candidate:
@@ -110,7 +110,7 @@ def check_candidates(prompts: Sequence[ReadPrompt], ids: Sequence[list[int]], ma
             )
 
 
-def cost(prompts: Sequence[ReadPrompt], ids: Sequence[list[int]], scored: Sequence[Scored]) -> Cost:
+def cost(prompts: Sequence[PreparedPrompt], ids: Sequence[list[int]], scored: Sequence[Scored]) -> Cost:
     shown = [prompt.encoded.media for prompt in prompts]
     return Cost(
         prompts=len(prompts),
@@ -126,7 +126,7 @@ def cost(prompts: Sequence[ReadPrompt], ids: Sequence[list[int]], scored: Sequen
 
 def _prompts(
     assembled: Assembled, orders: Sequence[Sequence[int]], weighing: Weighing, services: Services
-) -> list[ReadPrompt]:
+) -> list[PreparedPrompt]:
     """Order by order: the query, then the content-free ones."""
     queries = [assembled.query, *(_content_free(assembled.query, weighing) if weighing.calibration != "none" else ())]
     media = {**assembled.prompt.media, GREY_MEDIA.digest: GREY_MEDIA}
@@ -152,7 +152,7 @@ def _weighed(candidates: Sequence[Candidate], ids: Sequence[list[int]], sums: Ar
     ]
 
 
-async def _score(prompt: ReadPrompt, ids: list[list[int]], asking: Asking, services: Services) -> Scored:
+async def _score(prompt: PreparedPrompt, ids: list[list[int]], asking: Asking, services: Services) -> Scored:
     request = Score(
         request_id=f"{asking.request_id}-{uuid.uuid4().hex[:8]}",
         token_ids=prompt.encoded.token_ids,

@@ -15,13 +15,11 @@ from model.config import FlamingoConfig
 from model.prompt import PromptError, encode
 from model.tokenizer import PromptTokenizer
 from server.errors import ContextLengthExceeded, InvalidRequest
-from server.fewshot.examples import SupportSet
-from server.fewshot.fields import ExamplesFields, FewShotFields, TemplateChoice
-from server.fewshot.retrieval import SPACES, Asked, compared_text
+from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.shots import (
     SUPPORT_SET,
     FoundShots,
-    Used,
+    UsedShot,
     check_given,
     check_media,
     chosen_shots,
@@ -31,17 +29,19 @@ from server.fewshot.shots import (
 )
 from server.fewshot.templates import Query, Shot, Template, TemplateError, built_in, places, with_end
 from server.media.source import EncodedMedia
-from server.read_prompt import ReadPrompt
+from server.read_prompt import PreparedPrompt
+from server.schemas.fewshot import ExamplesFields, FewShotFields, TemplateChoice
 from server.served_model import ServedModel
 from server.services import Services
+from server.store.records import SupportSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembled:
     """A prompt and what it was made of. `shots` and `used` stand side by side, in prompt order."""
 
-    prompt: ReadPrompt
-    used: list[Used]
+    prompt: PreparedPrompt
+    used: list[UsedShot]
     template: Template
     shots: list[Shot]
     query: Query
@@ -82,7 +82,7 @@ async def assemble(
     _check_query(fields, template)
     check_given(fields, template)
     given = await read_given(shown_in(fields), services)
-    asked = Asked(media=given["query"], text=compared_text(fields.query.question, fields.query.text))
+    asked = SimilarityQuery(media=given["query"], text=compared_text(fields.query.question, fields.query.text))
     if fields.examples is None:
         found = given_shots(fields, given)
     else:
@@ -101,7 +101,7 @@ def write(
     query: Query,
     media: Mapping[bytes, EncodedMedia],
     tokenizer: PromptTokenizer,
-) -> ReadPrompt:
+) -> PreparedPrompt:
     """Any shots in any order before any query. Raises `InvalidRequest` for what the template or the model cannot show."""
     try:
         encoded = encode(template.render(shots, query), tokenizer)
@@ -109,7 +109,7 @@ def write(
         raise _refusal(error) from None
     except PromptError as error:
         raise InvalidRequest(str(error), param="query") from None
-    return ReadPrompt(encoded, {digest: media[digest] for digest in encoded.media})
+    return PreparedPrompt(encoded, {digest: media[digest] for digest in encoded.media})
 
 
 def template_of(choice: TemplateChoice, config: FlamingoConfig) -> Template:
@@ -163,7 +163,7 @@ def _fitted(
     """With all shots, or, if that was asked for, without the first ones that the model's context has no room for."""
     _check_values(template, found, query)
 
-    def prompt(num_left_out: int) -> ReadPrompt:
+    def prompt(num_left_out: int) -> PreparedPrompt:
         return write(template, found.shots[num_left_out:], query, media, model.tokenizer)
 
     def fits(num_left_out: int) -> bool:

@@ -15,16 +15,16 @@ from typing import Literal
 
 import numpy as np
 
-from server.engine.client import Client
+from server.engine_client.client import Client
 from server.errors import ContextLengthExceeded, InvalidRequest
-from server.fewshot.examples import Example, SupportSet
-from server.fewshot.fields import Strategy
 from server.fewshot.selection import Similar
-from server.fewshot.support_sets import SupportSets
 from server.fewshot.vector_index import RecentIndexes, VectorIndex, Vectors
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore
+from server.schemas.fewshot import Strategy
 from server.served_model import ServedModel
+from server.store.records import Example, SupportSet
+from server.store.support_sets import SupportSets
 
 Space = Literal["media", "text"]
 
@@ -39,7 +39,7 @@ BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class SimilarityQuery:
     """What examples are compared with."""
 
     media: Sequence[EncodedMedia]
@@ -62,7 +62,9 @@ class Retrieval:
         self._took = took
         self._indexes = RecentIndexes()
 
-    async def most_similar(self, found: SupportSet, strategy: Strategy, asked: Asked, k: int) -> list[Similar]:
+    async def most_similar(
+        self, found: SupportSet, strategy: Strategy, asked: SimilarityQuery, k: int
+    ) -> list[Similar]:
         """The `k` most similar examples by their places, best first. Raises `InvalidRequest` for a query or an example
         without what is compared, and what the engine raises."""
         spaces = SPACES[strategy]
@@ -103,7 +105,7 @@ class Retrieval:
         """What a vector depends on besides what it is of."""
         return f"{self._model.fingerprint}-{self._client.info.get('dtype', '')}"
 
-    async def _query_vector(self, space: Space, asked: Asked) -> Vectors:
+    async def _query_vector(self, space: Space, asked: SimilarityQuery) -> Vectors:
         """[D]"""
         if space == "text":
             return _mean(await self._text_vectors([self._text_ids(asked.text, "query")], is_kept=False))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from server.fewshot.fields import Order, Strategy
+from server.schemas.fewshot import Order, Strategy
 
 
 class SelectionError(ValueError):

@@ -10,14 +10,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from server.errors import InvalidRequest, ServerError, SupportSetNotFound
-from server.fewshot.examples import Example, SupportSet
-from server.fewshot.fields import ExamplesFields, FewShotFields, Shown
-from server.fewshot.retrieval import Asked
+from server.fewshot.retrieval import SimilarityQuery
 from server.fewshot.selection import SIMILARITY, Chosen, SelectionError, Similar, check, select
 from server.fewshot.templates import Shot, Template, places
-from server.media.parts import MediaPart
 from server.media.source import EncodedMedia
+from server.schemas.fewshot import ExamplesFields, FewShotFields, MediaFields
+from server.schemas.media import MediaPart
 from server.services import Services
+from server.store.records import Example, SupportSet
 
 DEFAULT_K = 4
 # the paper's "zero-shot": two examples without their pictures
@@ -28,7 +28,7 @@ _BEHIND_SHORT_FORM = re.compile(r"(?<=\.image)\.(image_url\.url|image_id|video_i
 
 
 @dataclass(frozen=True, slots=True)
-class Used:
+class UsedShot:
     """A shot as the answer tells of it. `score`: its similarity to the query, where a strategy has looked at it."""
 
     id: str | None
@@ -40,7 +40,7 @@ class Used:
 class FoundShots:
     """In prompt order, `used` and `shots` side by side, with the bytes behind their media."""
 
-    used: list[Used] = field(default_factory=list)
+    used: list[UsedShot] = field(default_factory=list)
     shots: list[Shot] = field(default_factory=list)
     media: dict[bytes, EncodedMedia] = field(default_factory=dict)
     support_set: SupportSet | None = None
@@ -59,7 +59,7 @@ def check_given(fields: FewShotFields, template: Template) -> None:
 def given_shots(fields: FewShotFields, media: Mapping[str, list[EncodedMedia]]) -> FoundShots:
     """`media`: of each shot, by where it stands in the request."""
     return FoundShots(
-        used=[Used(given.id, given.label) for given in fields.shots],
+        used=[UsedShot(given.id, given.label) for given in fields.shots],
         shots=[
             Shot(
                 media=tuple(one.digest for one in media.get(f"shots[{number}]", ())),
@@ -73,13 +73,13 @@ def given_shots(fields: FewShotFields, media: Mapping[str, list[EncodedMedia]]) 
     )
 
 
-def shown_in(fields: FewShotFields) -> dict[str, Shown]:
+def shown_in(fields: FewShotFields) -> dict[str, MediaFields]:
     """What shows media that are read, by where it stands in the request."""
     shots = {} if fields.zero_shot else {f"shots[{number}]": shot for number, shot in enumerate(fields.shots)}
     return {**shots, "query": fields.query}
 
 
-async def read_given(shown: Mapping[str, Shown], services: Services) -> dict[str, list[EncodedMedia]]:
+async def read_given(shown: Mapping[str, MediaFields], services: Services) -> dict[str, list[EncodedMedia]]:
     """The media of each. Raises what the intake raises, with the client's own name of what is at fault."""
     parts: dict[str, MediaPart] = {}
     for param, holder in shown.items():
@@ -102,7 +102,7 @@ async def chosen_shots(
     fields: FewShotFields,
     wanted: ExamplesFields,
     template: Template,
-    asked: Asked,
+    asked: SimilarityQuery,
     services: Services,
     without: Collection[str],
 ) -> FoundShots:
@@ -120,7 +120,7 @@ async def chosen_shots(
     media = await services.media.find_all(names, SUPPORT_SET)
     digests = {one.id: one.digest for one in media}
     return FoundShots(
-        used=[Used(one.example.id, one.example.label, one.score) for one in chosen],
+        used=[UsedShot(one.example.id, one.example.label, one.score) for one in chosen],
         shots=[
             Shot(
                 media=() if fields.zero_shot else tuple(digests[name] for name in example.media),
@@ -138,7 +138,7 @@ async def chosen_shots(
 async def choose(
     support_set: SupportSet,
     wanted: ExamplesFields,
-    asked: Asked,
+    asked: SimilarityQuery,
     services: Services,
     *,
     is_text_only: bool = False,

@@ -6,14 +6,14 @@ A request with the strategy "first" and the same template and `k` then finds all
 from __future__ import annotations
 
 from server.errors import ContextLengthExceeded, InvalidRequest
-from server.fewshot.examples import SupportSet
-from server.fewshot.fields import FewShotFields, TemplateChoice
 from server.fewshot.prompting import template_of, write
-from server.fewshot.retrieval import Asked
+from server.fewshot.retrieval import SimilarityQuery
 from server.fewshot.shots import chosen_shots
 from server.fewshot.templates import Query
 from server.fewshot.warming import Prefix
+from server.schemas.fewshot import FewShotFields, TemplateChoice
 from server.services import Services
+from server.store.records import SupportSet
 
 # stands where a query's own words will: whole blocks before it are what is kept
 ANY_QUERY = Query(text="?", question="?")
@@ -26,7 +26,7 @@ async def prefix_of(support_set: SupportSet, choice: TemplateChoice, k: int | No
     fields = FewShotFields.model_validate({"query": {}, "examples": wanted, "template": choice})
     assert fields.examples is not None
     try:
-        found = await chosen_shots(fields, fields.examples, template, Asked(media=(), text=""), services, ())
+        found = await chosen_shots(fields, fields.examples, template, SimilarityQuery(media=(), text=""), services, ())
     except InvalidRequest as error:
         error.param = "k" if error.param == "examples.k" else "template"
         raise

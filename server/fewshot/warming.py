@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from model.prompt import EncodedPrompt, Media, encode
-from server.engine.client import Client
-from server.engine.wire import Admitted, Generate, Sampling
+from server.engine_client.client import Client
 from server.errors import EngineNotReady, ServerError
-from server.fewshot.examples import SupportSet
 from server.fewshot.retrieval import Retrieval
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore
 from server.served_model import ServedModel
+from server.store.records import SupportSet
+from server.wire import Admitted, Generate, Sampling
 
 # behind every priority that a client may ask for
 LAST_PRIORITY = 2**20
@@ -62,20 +62,20 @@ class Prefix:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class WarmTarget:
     """What shall be warm besides the media."""
 
     prefix: Prefix | None = None
     with_texts: bool = False
 
-    def covers(self, other: Wish) -> bool:
+    def covers(self, other: WarmTarget) -> bool:
         has_texts = self.with_texts or not other.with_texts
         if other.prefix is None or self.prefix is None:
             return has_texts and other.prefix is None
         return has_texts and self.prefix.encoded == other.prefix.encoded
 
 
-MEDIA_ALONE = Wish()
+MEDIA_ALONE = WarmTarget()
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ class _Entry:
     """`life`: of the worker that this was told of."""
 
     life: object
-    wish: Wish
+    wish: WarmTarget
     warmth: Warmth
     task: asyncio.Task[None] | None = None
 
@@ -113,7 +113,7 @@ class Warming:
             counts[self.warmth(set_id, version).status] += 1
         return counts
 
-    async def warm(self, support_set: SupportSet, wish: Wish = MEDIA_ALONE, *, wait: bool = False) -> Warmth:
+    async def warm(self, support_set: SupportSet, wish: WarmTarget = MEDIA_ALONE, *, wait: bool = False) -> Warmth:
         """Begin, unless all that is under way; with `wait`, come back when it has ended. Raises `EngineNotReady`."""
         if self._client.state != "ready":
             raise EngineNotReady(f"the model is not ready: the engine is {self._client.state}")
@@ -132,7 +132,7 @@ class Warming:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self, support_set: SupportSet, wish: Wish, former: asyncio.Task[None] | None) -> _Entry:
+    def _begin(self, support_set: SupportSet, wish: WarmTarget, former: asyncio.Task[None] | None) -> _Entry:
         entry = _Entry(self.life, wish, Warmth(status="warming", num_media=len(support_set.media)))
         entry.task = asyncio.create_task(self._run(entry, support_set, former))
         self._tasks.add(entry.task)

@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping
 
 from server.errors import InvalidMedia, InvalidRequest, UnsupportedParameter
 from server.media.fetch import Fetcher
-from server.media.parts import ImageIdPart, ImageUrlPart, MediaPart, VideoIdPart, VideoUrlPart
 from server.media.source import EncodedMedia, Kind, read_data_url
 from server.media.store import MediaStore, not_found
+from server.schemas.media import ImageIdPart, ImageUrlPart, MediaPart, VideoIdPart, VideoUrlPart
 from server.settings import Settings
 
 

@@ -10,9 +10,9 @@ from bench import random_models
 from bench.workload import TEXT_LENGTH, Prompts, frames_of, greedy, picture, text
 from model.tokenizer import PromptTokenizer
 from server.api.prompts import read_prompt
-from server.api.schemas import CompletionRequest
 from server.media.intake import Intake
 from server.media.store import MediaStore
+from server.schemas.completions import CompletionRequest
 from server.served_model import ServedModel
 from server.settings import Settings
 

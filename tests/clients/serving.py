@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from model.checkpoint.native import save_folder
 from server.app import create_app
-from server.engine.client import EngineClient
+from server.engine_client.client import EngineClient
 from server.media.pool import DecodePool
 from server.metrics import Metrics
 from server.served_model import ServedModel

@@ -10,11 +10,11 @@ from fastapi import FastAPI
 from model.config import FlamingoConfig
 from model.prompt import EndOfChunk, Media, Segment, Text, encode
 from server.app import create_app
-from server.fewshot.examples import NewExample
 from server.media.source import EncodedMedia, encoded
 from server.metrics import Metrics
 from server.served_model import ServedModel
 from server.settings import Settings
+from server.store.records import NewExample
 from tests.server.conftest import data_url, picture
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient
 

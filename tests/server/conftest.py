@@ -1,21 +1,28 @@
-"""The HTTP side in front of a client that tells a story: no worker, no weights."""
+"""Fixtures for the HTTP side with a scripted client (no worker, no weights), and for SQLite and PostgreSQL databases."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 from fastapi import FastAPI
 from PIL import Image
 
 from server.app import create_app
+from server.media.store import MediaStore
 from server.metrics import Metrics
 from server.settings import Settings
+from server.store.database import Database
+from server.store.support_sets import SupportSets
 from tests.server.fakes import FakeClient, served_model
+from tests.server.postgresql import postgresql
 
 
 @pytest.fixture
@@ -66,3 +73,44 @@ def data_url(data: bytes, media_type: str = "image/png") -> str:
 
 def image_part(data: bytes | None = None) -> dict[str, object]:
     return {"type": "image_url", "image_url": {"url": data_url(picture() if data is None else data)}}
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    with postgresql() as url:
+        yield url
+
+
+@contextmanager
+def _fresh_schema(server: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {name}")
+        yield f"{server}&options=-csearch_path%3D{name}"
+        connection.execute(f"DROP SCHEMA {name} CASCADE")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'data' / 'test.db'}"
+        return
+    with _fresh_schema(request.getfixturevalue("postgresql_url")) as url:
+        yield url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> MediaStore:
+    return MediaStore(str(tmp_path / "media"))
+
+
+@pytest.fixture
+def support_sets(database: Database, store: MediaStore) -> SupportSets:
+    return SupportSets(database, store, max_examples=20)

@@ -12,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import FlamingoConfig
-from server.engine.client import State
-from server.engine.wire import (
+from server.engine_client.client import State
+from server.errors import ServerError
+from server.media.source import EncodedMedia
+from server.served_model import ServedModel
+from server.wire import (
     Admitted,
     AttentionMap,
     Event,
@@ -28,9 +31,6 @@ from server.engine.wire import (
     Token,
     TokenLogprob,
 )
-from server.errors import ServerError
-from server.media.source import EncodedMedia
-from server.served_model import ServedModel
 from tests.tiny_models import CONFIGS, prompt_tokenizer
 
 CONFIG: FlamingoConfig = CONFIGS["openflamingo"]

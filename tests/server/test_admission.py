@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.admission import Admission
-from server.engine.wire import Generate
+from server.wire import Generate
 from tests.server.fakes import FakeClient, eventually
 
 pytestmark = pytest.mark.anyio

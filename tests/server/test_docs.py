@@ -8,17 +8,17 @@ from pathlib import Path
 
 from fastapi.routing import APIRoute
 
-from server.api.chat_schemas import ChatRequest
-from server.api.embeddings import EmbeddingsRequest
-from server.api.evaluations import EvaluateRequest
 from server.api.guard import OPEN_PATHS
-from server.api.inspect import InspectRequest
-from server.api.schemas import CompletionRequest, GenerationFields
-from server.api.schemas_classify import ClassifyRequest
+from server.api.routes.embeddings import EmbeddingsRequest
+from server.api.routes.evaluations import EvaluateRequest
+from server.api.routes.inspect import InspectRequest
 from server.app import ROUTERS
 from server.errors import ServerError
-from server.fewshot.fields import FewShotFields
 from server.metrics import Metrics
+from server.schemas.chat import ChatRequest
+from server.schemas.classify import ClassifyRequest
+from server.schemas.completions import CompletionRequest, GenerationFields
+from server.schemas.fewshot import FewShotFields
 from server.settings import Settings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

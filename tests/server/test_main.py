@@ -114,7 +114,7 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 @pytest.fixture
 def told(folder: Path, tmp_path: Path) -> Iterator[Server]:
-    with running(folder, tmp_path / "log", "-m", "tests.server.told_server") as server:
+    with running(folder, tmp_path / "log", "-m", "tests.server.scripted_server") as server:
         yield server
 
 

@@ -51,7 +51,7 @@ def test_a_killed_server_keeps_what_it_acknowledged_and_no_halves(folder: Path, 
     acknowledged: dict[str, bytes] = {}
     luck = random.Random(0)
     for turn in range(ROUNDS):
-        with running(folder, tmp_path / "log", "-m", "tests.server.told_server") as server:
+        with running(folder, tmp_path / "log", "-m", "tests.server.scripted_server") as server:
             before = len(acknowledged)
             threads = [
                 threading.Thread(
@@ -75,6 +75,6 @@ def test_a_killed_server_keeps_what_it_acknowledged_and_no_halves(folder: Path, 
             data = store.get(name).data
             assert name == f"img_{source_digest(data, 'image').hex()}"
             assert store.describe(name).width == 350
-    with running(folder, tmp_path / "log", "-m", "tests.server.told_server") as server:
+    with running(folder, tmp_path / "log", "-m", "tests.server.scripted_server") as server:
         for name, data in acknowledged.items():
             assert server.http.get(f"/v1/images/{name}/content").content == data

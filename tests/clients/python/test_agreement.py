@@ -8,12 +8,14 @@ import pytest
 
 import flamboyance_client as client
 from flamboyance_client.prompt import Part
-from server.api import schemas, schemas_classify, schemas_support_sets
-from server.api.evaluations import EvaluateRequest
-from server.api.fewshot import FewShotCompletionRequest
-from server.api.inspect import InspectRequest
-from server.fewshot import fields
-from server.schema import Schema
+from server.api.routes.evaluations import EvaluateRequest
+from server.api.routes.fewshot import FewShotCompletionRequest
+from server.api.routes.inspect import InspectRequest
+from server.schemas import classify as schemas_classify
+from server.schemas import completions as schemas
+from server.schemas import fewshot as fields
+from server.schemas import support_sets as schemas_support_sets
+from server.schemas.base import Schema
 
 # the client sets these two where a stream is asked for
 STREAMING = {"stream", "stream_options"}

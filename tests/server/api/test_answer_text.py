@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.api.answer_text import AnswerText, Order
-from server.engine.wire import Generate, Sampling, Token
+from server.wire import Generate, Sampling, Token
 from tests.server.fakes import EOS, TOKENIZER
 
 

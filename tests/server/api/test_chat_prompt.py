@@ -13,8 +13,8 @@ from model.config import FlamingoConfig
 from model.prompt import EndOfChunk, Media, Segment, Text
 from server.api import chat_prompt
 from server.api.chat_prompt import find_template, lay_out, read_conversation
-from server.api.chat_schemas import ChatRequest
 from server.errors import InvalidRequest
+from server.schemas.chat import ChatRequest
 from tests.tiny_models import CONFIGS
 
 CONFIG = CONFIGS["openflamingo"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from model.reference import encode, generate, log_probs
 from server.engine.engine import Engine
-from server.engine.wire import Abort, Finished, Generate, MediaFailed, MediaWanted, Sampling
+from server.wire import Abort, Finished, Generate, MediaFailed, MediaWanted, Sampling
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.batch import Batch
 from server.engine.engine import Engine
-from server.engine.wire import Sampling
+from server.wire import Sampling
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from server.engine.sampler import Sampler, draw, is_greedy
 from server.engine.sequence import Sequence
-from server.engine.wire import Generate, Sampling
+from server.wire import Generate, Sampling
 
 PROBS = torch.tensor([0.4, 0.3, 0.2, 0.1])
 LOGITS = PROBS.log()[None]

@@ -9,10 +9,10 @@ import pytest
 from fastapi import FastAPI
 
 from server.api.prompts import read_prompt
-from server.api.schemas import CompletionRequest, read
 from server.errors import InvalidRequest
-from server.fewshot.fields import FewShotFields
 from server.fewshot.prompting import Assembled, assemble
+from server.schemas.completions import CompletionRequest, read
+from server.schemas.fewshot import FewShotFields
 from server.services import Services
 from tests.server.conftest import data_url, image_part, picture
 

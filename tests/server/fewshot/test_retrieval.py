@@ -12,10 +12,10 @@ import pytest
 from fastapi import FastAPI
 
 from model.prompt import Media, Segment, Text
-from server.fewshot.examples import NewExample, SupportSetInfo
-from server.fewshot.support_sets import SupportSets
 from server.media.source import EncodedMedia
 from server.settings import Settings
+from server.store.records import NewExample, SupportSetInfo
+from server.store.support_sets import SupportSets
 from tests.server.colours import (
     COLOURS,
     END,

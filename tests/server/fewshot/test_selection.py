@@ -9,9 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from server.fewshot.examples import Example
-from server.fewshot.fields import Order, Strategy
 from server.fewshot.selection import DEFAULT_ORDER, SIMILARITY, Chosen, SelectionError, Similar, select
+from server.schemas.fewshot import Order, Strategy
+from server.store.records import Example
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 ORDERS: tuple[Order, ...] = get_args(Order)

@@ -11,11 +11,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.engine.wire import Event
 from server.errors import EngineFailed
-from server.fewshot.examples import NewExample, SupportSetInfo
-from server.fewshot.support_sets import SupportSets
 from server.settings import Settings
+from server.store.records import NewExample, SupportSetInfo
+from server.store.support_sets import SupportSets
+from server.wire import Event
 from tests.server.colours import COLOURS, PICTURES, QUERY, application, chosen, example, refusal, url
 from tests.server.fakes import TOKENIZER, FakeClient, eventually
 

@@ -12,8 +12,8 @@ from model.media import MediaLimits
 from server.media import decoder
 from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, decode_reply, frames_of, with_length
 from tests.server.conftest import picture
-from tests.server.media.films import film
 from tests.server.media.test_pool import VISION
+from tests.server.media.videos import film
 
 
 def test_an_image_is_one_frame() -> None:

@@ -18,8 +18,8 @@ from server.media.fetch import Fetcher, Resolve, resolve
 from server.media.source import EncodedMedia, source_digest
 from server.settings import Settings
 from tests.server.conftest import picture
-from tests.server.media.films import film
-from tests.server.media.web import Web, Write, answer
+from tests.server.media.fake_web import Web, Write, answer
+from tests.server.media.videos import film
 
 pytestmark = pytest.mark.anyio
 RED = picture("red")

@@ -12,14 +12,14 @@ import pytest
 from server.app import create_app
 from server.errors import InvalidMedia, InvalidRequest, MediaNotFetched, MediaNotFound
 from server.media.intake import Intake
-from server.media.parts import ImageIdPart, ImageUrlPart
 from server.media.source import source_digest
 from server.media.store import MediaStore
 from server.metrics import Metrics
+from server.schemas.media import ImageIdPart, ImageUrlPart
 from server.settings import Settings
 from tests.server.conftest import data_url, picture
 from tests.server.fakes import FakeClient, served_model
-from tests.server.media.web import Web, Write, answer
+from tests.server.media.fake_web import Web, Write, answer
 
 pytestmark = pytest.mark.anyio
 RED, BLUE = picture("red"), picture("blue")

@@ -21,7 +21,7 @@ from server.media.pool import DecodePool
 from server.media.source import EncodedMedia, Kind, source_digest
 from server.settings import Settings
 from tests.server.conftest import picture
-from tests.server.media.films import film
+from tests.server.media.videos import film
 
 pytestmark = pytest.mark.anyio
 VISION = VisionConfig(

@@ -1,0 +1,86 @@
+"""Which model is served, and its tokenizer: /v1/models, /tokenize, /detokenize."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.api.body import JSONResponse, read_body
+from server.api.chat_prompt import read_chat
+from server.api.detokenizer import token_text
+from server.api.prompts import known_ids, read_prompt
+from server.api.services import GivenServices
+from server.errors import InvalidRequest
+from server.read_prompt import PreparedPrompt
+from server.schemas.chat import TokenizeRequest
+from server.schemas.completions import DetokenizeRequest, read
+from server.services import Services
+
+router = APIRouter()
+STARTED = int(time.time())
+
+
+@router.get("/v1/models")
+async def list_models(services: GivenServices) -> Response:
+    return JSONResponse({"object": "list", "data": [_card(services)]})
+
+
+@router.get("/v1/models/{name:path}")
+async def show_model(name: str, services: GivenServices) -> Response:
+    services.check_model(name)
+    return JSONResponse(_card(services))
+
+
+def _card(services: Services) -> dict[str, Any]:
+    model, config = services.model, services.model.config
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": STARTED,
+        "owned_by": "flamboyance",
+        "root": config.name,
+        "family": config.family,
+        "max_model_len": model.max_model_len,
+        "vision": {
+            "image_size": config.vision.image_size,
+            "visual_tokens": config.resampler.num_latents,
+            "max_media_per_request": services.settings.max_media_per_request,
+        },
+    }
+
+
+@router.post("/tokenize")
+async def tokenize(request: Request, services: GivenServices) -> Response:
+    """The ids that a prompt is given to the model as, family markers included."""
+    fields = read(TokenizeRequest, await read_body(request, services.settings))
+    services.check_model(fields.model)
+    encoded = (await _read(fields, services)).encoded
+    body = {
+        "tokens": encoded.token_ids,
+        "media_index": encoded.media_index,
+        "count": len(encoded.token_ids),
+        "max_model_len": services.model.max_model_len,
+    }
+    if fields.return_token_strs:
+        body["token_strs"] = [token_text(services.model.tokenizer, token_id) for token_id in encoded.token_ids]
+    return JSONResponse(body)
+
+
+async def _read(fields: TokenizeRequest, services: Services) -> PreparedPrompt:
+    if (fields.prompt is None) == (not fields.messages):
+        raise InvalidRequest("prompt and messages are two forms of what is tokenized: give one", param="prompt")
+    if fields.prompt is not None:
+        return await read_prompt(fields.prompt, services.model, services.media)
+    return (await read_chat(fields.messages, fields.template, services.model, services.media)).prompt
+
+
+@router.post("/detokenize")
+async def detokenize(request: Request, services: GivenServices) -> Response:
+    fields = read(DetokenizeRequest, await read_body(request, services.settings))
+    services.check_model(fields.model)
+    ids = known_ids(fields.tokens, services.model.num_token_ids, "tokens")
+    return JSONResponse({"prompt": services.model.tokenizer.decode(ids, skip_special_tokens=False)})

@@ -1,0 +1,145 @@
+"""What a chat request may hold: messages of the three roles, and OpenAI's names for a length, a form, log-probabilities."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from server.schemas.base import Schema, tag_of
+from server.schemas.completions import MAX_LOGPROBS, GenerationFields, Prompt, StructuredOutputs, TextPart
+from server.schemas.media import ImageIdPart, ImageUrlPart, VideoIdPart, VideoUrlPart
+
+MAX_MESSAGES = 2048
+# a Flamingo's answers are short, and one that never ends its chunk would go on to the end of its context
+DEFAULT_MAX_TOKENS = 256
+
+
+class InputTextPart(Schema):
+    type: Literal["input_text"]
+    text: str
+
+
+class InputImagePart(Schema):
+    """As the Responses API writes an image."""
+
+    type: Literal["input_image"]
+    image_url: str
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+UserPart = Annotated[
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImageUrlPart, Tag("<image_url>")]
+    | Annotated[VideoUrlPart, Tag("<video_url>")]
+    | Annotated[ImageIdPart, Tag("<image_id>")]
+    | Annotated[VideoIdPart, Tag("<video_id>")]
+    | Annotated[InputTextPart, Tag("<input_text>")]
+    | Annotated[InputImagePart, Tag("<input_image>")],
+    Discriminator(tag_of("type")),
+]
+
+
+def _content_tag(value: Any) -> str:
+    return "<string>" if isinstance(value, str) else "<parts>"
+
+
+Content = Annotated[
+    Annotated[str, Tag("<string>")] | Annotated[list[UserPart], Tag("<parts>")], Discriminator(_content_tag)
+]
+Written = Annotated[
+    Annotated[str, Tag("<string>")] | Annotated[list[TextPart], Tag("<parts>")], Discriminator(_content_tag)
+]
+
+
+class SystemMessage(Schema):
+    role: Literal["system", "developer"]
+    content: Written
+
+
+class UserMessage(Schema):
+    role: Literal["user"]
+    content: Content
+
+
+class AssistantMessage(Schema):
+    role: Literal["assistant"]
+    content: Written
+
+
+Message = Annotated[
+    Annotated[SystemMessage, Tag("<system>")]
+    | Annotated[SystemMessage, Tag("<developer>")]
+    | Annotated[UserMessage, Tag("<user>")]
+    | Annotated[AssistantMessage, Tag("<assistant>")],
+    Discriminator(tag_of("role")),
+]
+
+
+class TextFormat(Schema):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Schema):
+    type: Literal["json_object"]
+
+
+class NamedSchema(Schema):
+    """`strict` changes nothing: an answer always keeps to its schema."""
+
+    name: str = Field(max_length=256)
+    description: str = ""
+    json_schema: dict[str, Any] = Field(alias="schema")
+    strict: bool = True
+
+
+class JsonSchemaFormat(Schema):
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("<text>")]
+    | Annotated[JsonObjectFormat, Tag("<json_object>")]
+    | Annotated[JsonSchemaFormat, Tag("<json_schema>")],
+    Discriminator(tag_of("type")),
+]
+
+
+class ChatRequest(GenerationFields):
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
+    max_completion_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    response_format: ResponseFormat = TextFormat(type="text")
+    template: Annotated[str, Field(min_length=1, max_length=128)] = "plain"
+    # what this server does anyway: nothing is stored, the answer is text, no tool is called
+    store: Literal[False] = False
+    modalities: list[Literal["text"]] = Field([])
+    tool_choice: Literal["none"] = "none"
+
+    @property
+    def length(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def form(self) -> StructuredOutputs:
+        match self.response_format:
+            case JsonObjectFormat():
+                return StructuredOutputs(json={"type": "object"})
+            case JsonSchemaFormat():
+                return StructuredOutputs(json=self.response_format.json_schema.json_schema)
+            case TextFormat():
+                return self.structured_outputs
+
+
+class TokenizeRequest(Schema):
+    """A prompt, or the messages of a chat. `add_special_tokens`: a family's markers are always written."""
+
+    model: str | None = None
+    prompt: Prompt | None = None
+    messages: list[Message] = Field([], max_length=MAX_MESSAGES)
+    template: Annotated[str, Field(min_length=1, max_length=128)] = "plain"
+    return_token_strs: bool = False
+    add_special_tokens: Literal[True] = True

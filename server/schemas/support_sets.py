@@ -1,0 +1,183 @@
+"""What a client may send about support sets. In a change of a set `null` takes a value away; elsewhere it is not given."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, model_validator
+
+from server.schemas.base import Schema
+from server.schemas.fewshot import Comparing, ShotFields, TemplateChoice
+from server.store.support_sets import ID_PREFIX
+
+MAX_TEXT = 65536
+MAX_METADATA_BYTES = 16384
+# ten years
+MAX_TTL = 315_360_000
+
+
+def _no_zero(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a text may not hold the character U+0000")
+    return text
+
+
+def _small(metadata: dict[str, Any]) -> dict[str, Any]:
+    size = len(json.dumps(metadata, ensure_ascii=False).encode())
+    if size > MAX_METADATA_BYTES:
+        raise ValueError(f"{size} bytes of metadata, the limit is {MAX_METADATA_BYTES}")
+    return metadata
+
+
+def _is_no_id(name: str) -> str:
+    if name.startswith(ID_PREFIX):
+        raise ValueError(f"names do not begin with {ID_PREFIX}: ids do")
+    return name
+
+
+def _in_future(moment: float) -> float:
+    if not time.time() < moment < time.time() + MAX_TTL:
+        raise ValueError(f"must be in the future, by at most {MAX_TTL} seconds")
+    return moment
+
+
+StoredText = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_no_zero)]
+Metadata = Annotated[dict[str, Any], AfterValidator(_small)]
+SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"), AfterValidator(_is_no_id)]
+ExampleId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
+Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
+QueryVersion = Annotated[int, Field(ge=1, le=2**31 - 1, strict=False)]
+Moment = Annotated[float, AfterValidator(_in_future)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_TTL)]
+
+
+class ExampleFields(ShotFields):
+    """A shot to keep. Without an id it gets one."""
+
+    id: ExampleId | None = None
+    text: StoredText = ""
+    question: StoredText = ""
+    label: StoredText = ""
+    metadata: Metadata = Field({})
+
+    @model_validator(mode="after")
+    def _shows_something(self) -> ExampleFields:
+        if not (self.parts() or self.text or self.label):
+            raise ValueError("an example has media, a text or a label")
+        return self
+
+
+def _different(examples: list[ExampleFields]) -> list[ExampleFields]:
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise ValueError(f"two examples have the id {example.id!r}")
+        seen |= {example.id} if example.id is not None else set()
+    return examples
+
+
+Examples = Annotated[list[ExampleFields], AfterValidator(_different)]
+
+
+class Lifetime(Schema):
+    """How long a set lasts, in one of two forms; without one, until it is deleted."""
+
+    ttl_seconds: Seconds | None = None
+    expires_at: Moment | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Lifetime:
+        if self.ttl_seconds is not None and self.expires_at is not None:
+            raise ValueError("ttl_seconds and expires_at are two forms of one field: give one")
+        return self
+
+    def end(self, now: float) -> float | None:
+        return self.expires_at if self.ttl_seconds is None else now + self.ttl_seconds
+
+
+class CreateRequest(Lifetime):
+    name: SetName | None = None
+    examples: Examples = Field([])
+    pinned: bool = False
+    metadata: Metadata = Field({})
+
+
+class UpdateRequest(Lifetime):
+    name: SetName | None = None
+    pinned: bool = False
+    metadata: Metadata | None = None
+    expected_version: Version | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, values: Any) -> Any:
+        return values  # here it is
+
+    def changes(self, now: float) -> dict[str, Any]:
+        given, changes = self.model_fields_set, dict[str, Any]()
+        if "name" in given:
+            changes["name"] = self.name
+        if given & {"ttl_seconds", "expires_at"}:
+            changes["expires_at"] = self.end(now)
+        if "pinned" in given:
+            changes["is_pinned"] = self.pinned
+        if "metadata" in given:
+            changes["metadata"] = self.metadata or {}
+        return changes
+
+
+class PutExamplesRequest(Schema):
+    examples: Annotated[Examples, Field(min_length=1)]
+    expected_version: Version | None = None
+
+
+class WarmRequest(Schema):
+    """With a template, the shots too: the first `k` examples in their order, as a prompt of that template begins.
+    `strategy`: what it compares is embedded, media in any case."""
+
+    version: Version | None = None
+    strategy: Comparing = "rices_image"
+    template: TemplateChoice | None = None
+    k: int | None = Field(None, ge=1, le=1024)
+    wait: bool = False
+
+    @model_validator(mode="after")
+    def _k_is_of_a_template(self) -> WarmRequest:
+        if self.k is not None and self.template is None:
+            raise ValueError("k is for a template: without one every media is warmed, and no shots")
+        return self
+
+
+class ListRequest(Schema):
+    limit: Annotated[int, Field(ge=1, le=1000, strict=False)] = 100
+    after: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")] = ""
+
+
+class ListVersionsRequest(Schema):
+    limit: Annotated[int, Field(ge=1, le=1000, strict=False)] = 100
+    after: Annotated[int, Field(ge=0, le=2**31 - 1, strict=False)] = 0
+
+
+class ListExamplesRequest(ListRequest):
+    version: QueryVersion | None = None
+
+
+class VersionRequest(Schema):
+    version: QueryVersion | None = None
+
+
+class ExpectedRequest(Schema):
+    expected_version: QueryVersion | None = None
+
+
+class RemoveExamplesRequest(ExpectedRequest):
+    """`id`: of the examples, with commas between them."""
+
+    id: Annotated[str, Field(min_length=1, max_length=2**20)]
+
+    @property
+    def ids(self) -> list[str]:
+        return list(dict.fromkeys(re.split(r",\s*", self.id)))

@@ -1,0 +1,236 @@
+"""POST /v1/chat/completions as a client sees it: shapes, streams, what is refused and how."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from server.errors import EngineDied
+from server.media.source import source_digest
+from server.wire import Grammar
+from tests.server.conftest import image_part, picture
+from tests.server.fakes import TOKENIZER, FakeClient
+
+pytestmark = pytest.mark.anyio
+
+ASKED = [{"role": "user", "content": "Name:"}]
+
+
+async def post(http: httpx.AsyncClient, **fields: object) -> httpx.Response:
+    return await http.post("/v1/chat/completions", json={"messages": ASKED, **fields})
+
+
+async def chat(http: httpx.AsyncClient, **fields: object) -> dict[str, Any]:
+    response = await post(http, **fields)
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+async def stream(http: httpx.AsyncClient, **fields: object) -> list[Any]:
+    response = await post(http, stream=True, **fields)
+    assert response.status_code == 200, response.text
+    *lines, done = [line for line in response.text.split("\n\n") if line and not line.startswith(":")]
+    assert done == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def joined(chunks: list[Any], index: int = 0) -> str:
+    choices = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
+    return "".join(choice["delta"]["content"] for choice in choices)
+
+
+async def test_a_chat_completion_has_openais_shape(http: httpx.AsyncClient, client: FakeClient) -> None:
+    client.answer = " a cat"
+    body = await chat(http, model="tiny")
+    assert body.pop("id").startswith("chatcmpl-")
+    assert body.pop("created") > 1_700_000_000
+    usage = body.pop("usage")
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (5, 7, 12)
+    assert body == {
+        "object": "chat.completion",
+        "model": "tiny",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "a cat", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+    }
+    assert client.requests[0].token_ids == TOKENIZER.encode_plain("Name:")
+
+
+async def test_turns_reach_the_engine_as_shots(http: httpx.AsyncClient, client: FakeClient) -> None:
+    red, blue = picture("red"), picture("blue")
+    messages = [
+        {"role": "user", "content": [image_part(red), {"type": "text", "text": "a"}]},
+        {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None},
+        {"role": "user", "content": [{"type": "text", "text": "c"}, image_part(blue)]},
+    ]
+    body = await chat(http, messages=messages, return_token_ids=True)
+    image, end = TOKENIZER.media_token_id, TOKENIZER.id_of("<|endofchunk|>")
+    ids = [image, *TOKENIZER.encode_plain("a b"), end, image, *TOKENIZER.encode_plain("c")]
+    assert body["choices"][0]["prompt_token_ids"] == client.requests[0].token_ids == ids
+    assert client.requests[0].media == [source_digest(red, "image"), source_digest(blue, "image")]
+    assert body["usage"]["fewshot_details"]["media"] == 2
+
+
+async def test_a_stream_names_the_role_then_says_the_same_piece_by_piece(
+    http: httpx.AsyncClient, client: FakeClient
+) -> None:
+    client.answer = " a cat"
+    role, *rest, usage = await stream(http, stream_options={"include_usage": True})
+    assert role["choices"] == [
+        {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+    ]
+    assert joined(rest) == "a cat"
+    assert all(chunk["choices"][0]["delta"].keys() == {"content"} for chunk in rest)
+    assert [chunk["choices"][0]["finish_reason"] for chunk in rest] == [None] * 6 + ["stop"]
+    assert {chunk["object"] for chunk in [role, *rest, usage]} == {"chat.completion.chunk"}
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] == 7
+
+
+async def test_several_answers_lose_the_lead_once_each(http: httpx.AsyncClient, client: FakeClient) -> None:
+    client.answer = "  a cat"
+    body = await chat(http, n=2)
+    assert [choice["message"]["content"] for choice in body["choices"]] == [" a cat"] * 2
+    chunks = await stream(http, n=2)
+    assert [joined(chunks, index) for index in range(2)] == [" a cat"] * 2
+
+
+async def test_an_answer_keeps_a_space_that_the_template_did_not_ask_for(
+    http: httpx.AsyncClient, client: FakeClient
+) -> None:
+    client.answer = " a cat"
+    body = await chat(http, messages=[{"role": "user", "content": "Name: "}])
+    assert body["choices"][0]["message"]["content"] == " a cat"
+
+
+async def test_log_probabilities_are_a_list_of_tokens(http: httpx.AsyncClient, client: FakeClient) -> None:
+    client.answer = "aé"
+    choice = (await chat(http, logprobs=True, top_logprobs=1))["choices"][0]
+    first, half, *_ = choice["logprobs"]["content"]
+    assert first == {
+        "token": "a",
+        "logprob": -0.5,
+        "bytes": [97],
+        "top_logprobs": [{"token": "a", "logprob": -0.5, "bytes": [97]}],
+    }
+    assert half["bytes"] is None
+    choice = (await chat(http, logprobs=True))["choices"][0]
+    assert choice["logprobs"]["content"][0]["top_logprobs"] == []
+    (chunk, *_) = [c for c in await stream(http, logprobs=True) if c["choices"][0]["logprobs"]]
+    assert chunk["choices"][0]["logprobs"]["content"][0]["token"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("fields", "max_tokens"),
+    [
+        ({"max_tokens": 7}, 7),
+        ({"max_completion_tokens": 7}, 7),
+        ({"max_tokens": 7, "max_completion_tokens": 7}, 7),
+        ({}, 64 - 5),  # the default, cut to the room there is
+    ],
+)
+async def test_the_length_has_two_names(
+    http: httpx.AsyncClient, client: FakeClient, fields: dict[str, int], max_tokens: int
+) -> None:
+    await chat(http, **fields)
+    assert client.requests[0].sampling.max_tokens == max_tokens
+
+
+async def test_sampling_fields_reach_the_engine(http: httpx.AsyncClient, client: FakeClient) -> None:
+    fields = {"temperature": 0.5, "top_p": 0.9, "seed": 7, "presence_penalty": 1.0, "ignore_eos": True}
+    await chat(http, stop=["x"], user="me", **fields)
+    sampling = client.requests[0].sampling
+    assert {name: getattr(sampling, name) for name in fields} == fields
+
+
+SCHEMA = {"type": "object", "properties": {"animal": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "grammar"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, Grammar(kind="json", text='{"type":"object"}')),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
+            Grammar(kind="json", text=json.dumps(SCHEMA, separators=(",", ":"))),
+        ),
+        # the space between question and answer, which the model writes, is no part of a choice
+        ({"structured_outputs": {"choice": ["cat", "dog"]}}, Grammar(kind="choice", choices=(" cat", " dog"))),
+    ],
+)
+async def test_the_form_of_an_answer_reaches_the_engine(
+    http: httpx.AsyncClient, client: FakeClient, fields: dict[str, Any], grammar: Grammar | None
+) -> None:
+    await chat(http, **fields)
+    assert client.requests[0].sampling.grammar == grammar
+
+
+CALL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"tools": [CALL]}, 422, "tools"),
+        ({"audio": {"voice": "x"}}, 422, "audio"),
+        ({"modalities": ["text", "audio"]}, 400, "modalities[1]"),
+        ({"tool_choice": "auto"}, 400, "tool_choice"),
+        ({"store": True}, 400, "store"),
+        ({"echo": True}, 422, "echo"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 422, "messages[0]"),
+        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, 422, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 422, "messages[0].content[0]"),
+        (
+            {"messages": [{"role": "system", "content": [image_part()]}, *ASKED]},
+            422,
+            "messages[0].content[0].image_url",
+        ),
+        ({"messages": [{"role": "user", "content": ""}]}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": [image_part(b"")]}]}, 400, "messages[0].content[0].image_url.url"),
+        ({"messages": [{"role": "user", "content": [image_part()] * 4}]}, 400, "messages"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, 400, "max_completion_tokens"),
+        ({"max_tokens": 100}, 400, "max_tokens"),
+        ({"top_logprobs": 1}, 400, "top_logprobs"),
+        ({"logprobs": 1}, 400, "logprobs"),
+        ({"response_format": {"type": "xml"}}, 422, "response_format"),
+        (
+            {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "x"}},
+            400,
+            "response_format",
+        ),
+        ({"template": "chatml"}, 400, "template"),
+        ({"model": "other"}, 404, None),
+    ],
+)
+async def test_what_cannot_be_honoured_is_refused_by_name(
+    http: httpx.AsyncClient, client: FakeClient, fields: dict[str, Any], status: int, param: str | None
+) -> None:
+    response = await post(http, **fields)
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param), response.text
+    assert client.requests == []
+
+
+async def test_an_error_before_the_first_token_is_a_status_and_after_it_an_event(
+    http: httpx.AsyncClient, client: FakeClient
+) -> None:
+    async def fail(place: int) -> None:
+        if place == at:
+            raise EngineDied("died")
+
+    client.before, at = fail, 0
+    assert (await post(http, stream=True)).status_code == 503
+    at = 2
+    *chunks, error = await stream(http)
+    assert joined(chunks) == "a "
+    assert error == EngineDied("died").body()

@@ -1,0 +1,163 @@
+"""/v1/classify and /v1/score in front of a real engine: probabilities are those of the reference, worked out directly."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from model.media import MediaLimits
+from model.prompt import EndOfChunk, Media, Segment, Text, encode
+from model.reference import encode as encode_media
+from model.reference import log_probs
+from model.vision import normalise
+from server.app import create_app
+from server.engine.engine import Engine
+from server.fewshot.classification import GREY_MEDIA
+from server.media.decoder import Decode, Frames, frames_of
+from server.media.source import EncodedMedia, encoded
+from server.metrics import Metrics
+from server.served_model import ServedModel
+from server.settings import Settings
+from server.wire import Score, Scored
+from tests.engine_client import CONFIG, MODELS, Client
+from tests.server.conftest import data_url, picture
+from tests.server.fakes import FakeClient
+from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer
+
+pytestmark = pytest.mark.anyio
+
+# of different lengths, and one the beginning of another
+LABELS = ("cat", "dog", "ca")
+COLOURS = ("red", "blue", "lime")
+PICTURES = {label: encoded(picture(colour), "image", "") for label, colour in zip(LABELS, COLOURS, strict=True)}
+ASKED = encoded(picture("orange", (9, 30)), "image", "")
+ALL = {one.digest: one for one in (*PICTURES.values(), ASKED, GREY_MEDIA)}
+
+
+class EngineHere(FakeClient):
+    """Scores with an engine in this process."""
+
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        self.family: Family = family
+        self._behind = Client(Engine(MODELS[family], tokenizer_of(family), CONFIG, salt=b"here"), {})
+
+    async def score(self, request: Score, media: Mapping[bytes, EncodedMedia]) -> Scored:
+        for digest, one in media.items():
+            self._behind.pictures[digest] = frames(one, self.family)
+        self._behind.engine.add(request)
+        self._behind.run()
+        return self._behind.scored[request.request_id]
+
+
+def tokenizer_of(family: Family) -> Any:
+    return prompt_tokenizer(CONFIGS[family].prompt)
+
+
+def frames(media: EncodedMedia, family: Family) -> np.ndarray:
+    found = frames_of(Decode(kind="image", data=media.data), CONFIGS[family].vision, MediaLimits())
+    assert isinstance(found, Frames)
+    return np.frombuffer(found.data, np.uint8).reshape(found.shape).copy()
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Family:
+    found: Family = request.param
+    return found
+
+
+@pytest.fixture
+async def http(family: Family, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    model = ServedModel("tiny", CONFIGS[family], tokenizer_of(family), max_model_len=CONFIG.max_model_len)
+    app = create_app(EngineHere(family), model, Settings(data_dir=tmp_path), Metrics("tiny"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+        yield client
+    await app.state.services.decoder.stop()
+
+
+def directly(family: Family, prompt: Sequence[Segment], candidate: str) -> float:
+    """The candidate written behind the prompt as an answered shot is, all in one forward without any cache."""
+    model, tokenizer = MODELS[family], tokenizer_of(family)
+    before = encode(prompt, tokenizer)
+    *others, last = prompt
+    assert isinstance(last, Text)
+    whole = encode([*others, Text(last.text + candidate)], tokenizer)
+    length = len(before.token_ids)
+    assert whole.token_ids[:length] == before.token_ids
+    pixels = [normalise(torch.from_numpy(frames(ALL[d], family)), model.config.vision) for d in whole.media]
+    logs = log_probs(model, whole.token_ids, whole.media_index, encode_media(model, pixels))
+    return sum(float(logs[place - 1, whole.token_ids[place]]) for place in range(length, len(whole.token_ids)))
+
+
+def prompt_of(shots: Sequence[str], query: EncodedMedia, lead: str) -> list[Segment]:
+    segments: list[Segment] = []
+    for label in shots:
+        segments += [Media(PICTURES[label].digest), Text(f"Output:{lead}{label}"), EndOfChunk()]
+    return [*segments, Media(query.digest), Text("Output:")]
+
+
+def softmax(values: np.ndarray) -> np.ndarray:
+    return np.exp(values) / np.exp(values).sum(-1, keepdims=True)
+
+
+async def classify(http: httpx.AsyncClient, **fields: Any) -> tuple[list[float], list[float]]:
+    shots = [{"image": data_url(PICTURES[label].data), "label": label} for label in LABELS]
+    answer = await http.post("/v1/classify", json={"shots": shots, "query": {"image": data_url(ASKED.data)}, **fields})
+    assert answer.status_code == 200, answer.text
+    by_label = {one["label"]: one for one in answer.json()["candidates"]}
+    return [by_label[label]["logprob"] for label in LABELS], [by_label[label]["probability"] for label in LABELS]
+
+
+def lead_of(family: Family) -> str:
+    return "" if family == "openflamingo" else " "
+
+
+async def test_probabilities_are_the_references(http: httpx.AsyncClient, family: Family) -> None:
+    lead = lead_of(family)
+    expected = np.array([directly(family, prompt_of(LABELS, ASKED, lead), lead + label) for label in LABELS])
+    logprobs, probabilities = await classify(http)
+    assert logprobs == pytest.approx(expected, abs=1e-3)
+    assert probabilities == pytest.approx(softmax(expected), abs=1e-4)
+    lengths = [len(lead + label) for label in LABELS]
+    _, by_mean = await classify(http, normalisation="mean")
+    assert by_mean == pytest.approx(softmax(expected / lengths), abs=1e-4)
+
+
+async def test_calibrated_probabilities_are_the_references(http: httpx.AsyncClient, family: Family) -> None:
+    lead = lead_of(family)
+    asked, grey = (
+        softmax(np.array([directly(family, prompt_of(LABELS, query, lead), lead + label) for label in LABELS]))
+        for query in (ASKED, GREY_MEDIA)
+    )
+    _, probabilities = await classify(http, calibration="contextual")
+    assert probabilities == pytest.approx(asked / grey / (asked / grey).sum(), abs=1e-4)
+
+
+async def test_all_orders_are_the_references_mean(http: httpx.AsyncClient, family: Family) -> None:
+    lead = lead_of(family)
+    expected = np.mean(
+        [
+            [directly(family, prompt_of(order, ASKED, lead), lead + label) for label in LABELS]
+            for order in permutations(LABELS)
+        ],
+        axis=0,
+    )
+    logprobs, probabilities = await classify(http, permutations=24)
+    assert logprobs == pytest.approx(expected, abs=1e-3)
+    logs = [np.log(probability) for probability in probabilities]
+    assert logs - np.mean(logs) == pytest.approx(expected - expected.mean(), abs=1e-3)
+
+
+async def test_raw_scores_are_the_references(http: httpx.AsyncClient, family: Family) -> None:
+    prompt = [{"type": "image_url", "image_url": {"url": data_url(ASKED.data)}}, {"type": "text", "text": "It is"}]
+    answer = await http.post("/v1/score", json={"prompt": prompt, "candidates": [" a", " cat"]})
+    segments: list[Segment] = [Media(ASKED.digest), Text("It is")]
+    expected = [directly(family, segments, candidate) for candidate in (" a", " cat")]
+    assert [one["logprob"] for one in answer.json()["data"]] == pytest.approx(expected, abs=1e-3)

@@ -1,0 +1,55 @@
+"""Live, ready and progress say what they promise: an idle server is ready, a busy one that stands still is not."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from server.engine_client.client import State
+from tests.server.fakes import FakeClient
+
+pytestmark = pytest.mark.anyio
+
+
+async def ready(http: httpx.AsyncClient) -> tuple[int, str]:
+    response = await http.get("/health/ready")
+    return response.status_code, response.json()["status"]
+
+
+async def test_an_idle_server_is_ready(http: httpx.AsyncClient) -> None:
+    assert await ready(http) == (200, "ready")
+    health = (await http.get("/health")).json()
+    assert health == {"status": "ready", "model": "tiny", "engine": {"device": "fake"}}
+
+
+@pytest.mark.parametrize("state", ["starting", "restarting", "failed", "stopped"])
+async def test_a_worker_that_does_not_serve_is_not_ready_but_the_server_lives(
+    http: httpx.AsyncClient, client: FakeClient, state: State
+) -> None:
+    client.state = state
+    assert await ready(http) == (503, state)
+    assert (await http.get("/health")).status_code == 503
+    assert (await http.get("/health/live")).status_code == 200
+
+
+async def test_a_worker_without_progress_is_not_ready(http: httpx.AsyncClient, client: FakeClient) -> None:
+    client.step_age = 119.0
+    assert await ready(http) == (200, "ready")
+    client.step_age = 121.0
+    assert await ready(http) == (503, "stalled")
+    progress = await http.get("/health/progress")
+    assert (progress.status_code, progress.json()["last_step_age_seconds"]) == (503, 121.0)
+    assert "flamboyance:last_step_age_seconds" in (await http.get("/metrics")).text
+
+
+async def test_a_server_that_shuts_down_is_not_ready_and_refuses(http: httpx.AsyncClient, app: FastAPI) -> None:
+    app.state.services.admission.close()
+    assert await ready(http) == (503, "shutting_down")
+    response = await http.post("/v1/completions", json={"prompt": "x"})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "shutting_down")
+    assert response.headers["connection"] == "close"
+
+
+async def test_the_version_tells_the_engines(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/version")).json() == {"version": "0.1.0", "engine": {"device": "fake"}}

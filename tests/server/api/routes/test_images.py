@@ -1,0 +1,303 @@
+"""/v1/images: what is uploaded, in whichever form, is decoded, named by content, shown, listed and deleted."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from server.media.source import encoded, source_digest
+from server.services import Services
+from server.settings import Settings
+from server.store.records import NewExample
+from tests.server.conftest import data_url, picture
+from tests.server.fakes import FakeClient
+from tests.server.media.videos import film
+
+pytestmark = pytest.mark.anyio
+RED = picture("red", (20, 10))
+RED_ID = f"img_{source_digest(RED, 'image').hex()}"
+NOBODY = "img_" + "0" * 64
+PNG = {"Content-Type": "image/png"}
+
+
+@pytest.fixture
+def services(app: FastAPI) -> Services:
+    services: Services = app.state.services
+    return services
+
+
+async def upload(http: httpx.AsyncClient, data: bytes = RED, content_type: str = "image/png") -> dict[str, Any]:
+    response = await http.post("/v1/images", content=data, headers={"Content-Type": content_type})
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+def assert_refused(response: httpx.Response, status: int, code: str, param: str | None) -> None:
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (status, code, param), error
+
+
+async def test_the_same_bytes_have_one_id_in_every_form(http: httpx.AsyncClient, services: Services) -> None:
+    first = await upload(http)
+    assert first["created_at"] > 1_600_000_000
+    assert first == {
+        "id": RED_ID,
+        "object": "image",
+        "bytes": len(RED),
+        "media_type": "image/png",
+        "width": 20,
+        "height": 10,
+        "frames": 1,
+        "created_at": first["created_at"],
+    }
+    forms: list[dict[str, Any]] = [
+        {"content": RED, "headers": PNG},
+        {"content": RED, "headers": {"Content-Type": "application/octet-stream"}},
+        {"files": {"file": ("a.png", RED, "image/png")}},
+        {"files": {"file": RED}},
+        {"json": {"data": base64.b64encode(RED).decode()}},
+        {"json": {"url": data_url(RED)}},
+    ]
+    for form in forms:
+        response = await http.post("/v1/images", **form)
+        assert (response.status_code, response.json()) == (200, first), form
+    assert list(services.store.names()) == [RED_ID]
+    assert "media_stored_total{" in (metrics := services.metrics.expose().decode())
+    assert 'media_stored_total{model_name="tiny"} 1.0' in metrics
+
+
+@pytest.mark.parametrize("form", ["raw", "form", "data", "url"])
+async def test_a_video_is_known_by_its_bytes(http: httpx.AsyncClient, form: str) -> None:
+    data = film(["red", "lime", "blue"])
+    letters = base64.b64encode(data).decode()
+    bodies: dict[str, dict[str, Any]] = {
+        "raw": {"content": data, "headers": {"Content-Type": "video/mp4"}},
+        "form": {"files": {"file": ("a.mp4", data, "video/mp4")}},
+        "data": {"json": {"data": letters}},
+        "url": {"json": {"url": f"data:video/mp4;base64,{letters}"}},
+    }
+    answer = (await http.post("/v1/images", **bodies[form])).json()
+    assert answer["id"] == f"vid_{source_digest(data, 'video').hex()}"
+    assert (answer["object"], answer["media_type"], answer["frames"]) == ("video", "video/mp4", 3)
+    assert (answer["width"], answer["height"]) == (32, 32)
+
+
+BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
+    ("cut off", {"content": RED[:40], "headers": PNG}, 400, "invalid_media", "body"),
+    ("cut off in a form", {"files": {"file": RED[:40]}}, 400, "invalid_media", "file"),
+    ("cut off in JSON", {"json": {"data": base64.b64encode(RED[:40]).decode()}}, 400, "invalid_media", "data"),
+    ("cut off in a URL", {"json": {"url": data_url(RED[:40])}}, 400, "invalid_media", "url"),
+    (
+        "half a film",
+        {"content": film(["red"])[:-30], "headers": {"Content-Type": "video/mp4"}},
+        400,
+        "invalid_media",
+        "body",
+    ),
+    ("nothing", {"content": b"", "headers": PNG}, 400, "invalid_media", "body"),
+    (
+        "SVG",
+        {"content": b"<svg onload='x'/>", "headers": {"Content-Type": "image/svg+xml"}},
+        400,
+        "invalid_media",
+        "body",
+    ),
+    ("HTML", {"files": {"file": ("a.png", b"<script>", "image/png")}}, 400, "invalid_media", "file"),
+    ("image as video", {"content": RED, "headers": {"Content-Type": "video/mp4"}}, 400, "invalid_media", "body"),
+    ("video as image", {"files": {"file": ("a", film(["red"]), "image/png")}}, 400, "invalid_media", "file"),
+    ("video as image URL", {"json": {"url": data_url(film(["red"]))}}, 400, "invalid_media", "url"),
+    ("too many bytes", {"content": RED + bytes(2**17), "headers": PNG}, 400, "invalid_media", "body"),
+    ("too many in a form", {"files": {"file": RED + bytes(2**17)}}, 400, "invalid_media", "file"),
+    ("too many in JSON", {"json": {"data": base64.b64encode(bytes(2**17 + 1)).decode()}}, 400, "invalid_media", "data"),
+    ("body too large", {"content": bytes(2**18 + 1), "headers": PNG}, 413, "body_too_large", None),
+    ("form too large", {"files": {"file": bytes(2**18)}}, 413, "body_too_large", None),
+    (
+        "text",
+        {"content": b"hello", "headers": {"Content-Type": "text/plain"}},
+        415,
+        "unsupported_media_type",
+        "Content-Type",
+    ),
+    ("no type", {"content": RED}, 415, "unsupported_media_type", "Content-Type"),
+    ("no base64", {"json": {"data": "%%%"}}, 400, "invalid_media", "data"),
+    ("nothing in JSON", {"json": {}}, 400, "invalid_value", None),
+    ("both in JSON", {"json": {"data": "YQ==", "url": "data:,"}}, 400, "invalid_value", None),
+    ("unknown field", {"json": {"data": "YQ==", "purpose": "vision"}}, 422, "unsupported_parameter", "purpose"),
+    ("unknown in a form", {"files": {"file": RED}, "data": {"purpose": "x"}}, 422, "unsupported_parameter", "purpose"),
+    ("another name", {"files": {"image": RED}}, 422, "unsupported_parameter", "image"),
+    ("two files", {"files": [("file", RED), ("file", RED)]}, 400, "invalid_value", "file"),
+    ("text as file", {"files": {"other": ""}, "data": {}}, 422, "unsupported_parameter", "other"),
+    ("a form's text", {"data": {"file": "x"}, "files": [("file", (None, "x"))]}, 400, "invalid_value", "file"),
+    ("no form", {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "invalid_value", "file"),
+    ("a URL", {"json": {"url": "https://a.org/b.png"}}, 422, "unsupported_parameter", "url"),
+    ("a file's URL", {"json": {"url": "file:///etc/passwd"}}, 400, "invalid_value", "url"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "code", "param"), [bad[1:] for bad in BAD], ids=[bad[0] for bad in BAD])
+async def test_a_bad_upload_is_refused_by_name_and_nothing_is_stored(
+    http: httpx.AsyncClient, services: Services, body: dict[str, Any], status: int, code: str, param: str | None
+) -> None:
+    assert_refused(await http.post("/v1/images", **body), status, code, param)
+    assert list(services.store.names()) == []
+
+
+async def test_a_decoder_that_dies_fails_the_upload(http: httpx.AsyncClient, services: Services) -> None:
+    await upload(http, picture("blue"))
+    for process in services.decoder._processes:
+        os.kill(process.pid, signal.SIGKILL)
+        await process.wait()
+    assert_refused(await http.post("/v1/images", content=RED, headers=PNG), 400, "invalid_media", "body")
+    assert not services.store.exists(RED_ID)
+    await upload(http)
+
+
+async def test_a_full_queue_refuses_uploads(http: httpx.AsyncClient, services: Services, settings: Settings) -> None:
+    services.admission.move(waiting=settings.max_num_queued)
+    assert_refused(await http.post("/v1/images", content=RED, headers=PNG), 503, "overloaded", None)
+
+
+async def test_one_is_shown_and_its_bytes_cannot_run(http: httpx.AsyncClient) -> None:
+    card = await upload(http)
+    shown = await http.get(f"/v1/images/{RED_ID}")
+    assert (shown.status_code, shown.json()) == (200, card)
+    content = await http.get(f"/v1/images/{RED_ID}/content")
+    assert (content.status_code, content.content) == (200, RED)
+    assert content.headers["content-type"] == "image/png"
+    assert content.headers["x-content-type-options"] == "nosniff"
+    assert "sandbox" in content.headers["content-security-policy"]
+    assert "default-src 'none'" in content.headers["content-security-policy"]
+    again = await http.get(f"/v1/images/{RED_ID}/content", headers={"If-None-Match": content.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+async def test_head_has_the_status_and_no_body(http: httpx.AsyncClient) -> None:
+    await upload(http)
+    for path, status in ((RED_ID, 200), (f"{RED_ID}/content", 200), (NOBODY, 404), ("x", 404)):
+        response = await http.head(f"/v1/images/{path}")
+        assert (response.status_code, response.content) == (status, b"")
+        assert (await http.get(f"/v1/images/{path}")).headers["content-type"] == response.headers["content-type"]
+
+
+@pytest.mark.parametrize("name", [NOBODY, "x", "img_" + "%2E%2E%2F" * 9, RED_ID.upper()])
+async def test_what_is_not_there_is_a_404(http: httpx.AsyncClient, name: str) -> None:
+    for response in (
+        await http.get(f"/v1/images/{name}"),
+        await http.get(f"/v1/images/{name}/content"),
+        await http.delete(f"/v1/images/{name}"),
+    ):
+        assert response.status_code == 404
+        assert response.json()["error"]["code"] in ("image_not_found", "not_found")
+
+
+async def test_what_is_deleted_is_gone_and_may_come_again(http: httpx.AsyncClient) -> None:
+    await upload(http)
+    response = await http.delete(f"/v1/images/{RED_ID}")
+    assert response.json() == {"id": RED_ID, "object": "image", "deleted": True}
+    assert_refused(await http.get(f"/v1/images/{RED_ID}"), 404, "image_not_found", "image_id")
+    assert_refused(await http.delete(f"/v1/images/{RED_ID}"), 404, "image_not_found", "image_id")
+    assert (await upload(http))["id"] == RED_ID
+
+
+async def test_what_a_support_set_shows_is_not_deleted(http: httpx.AsyncClient, services: Services) -> None:
+    await upload(http)
+    sets, shown = services.support_sets, [NewExample(id="a", media=(encoded(RED, "image", "media"),))]
+    support_set = await sets.create("animals", shown)
+    assert_refused(await http.delete(f"/v1/images/{RED_ID}"), 409, "image_in_use", None)
+    assert (await http.get(f"/v1/images/{RED_ID}/content")).content == RED
+    await sets.delete(support_set.id)
+    await sets.sweep()  # what was uploaded by itself stays
+    assert (await http.delete(f"/v1/images/{RED_ID}")).status_code == 200
+
+
+async def test_what_came_with_a_support_set_stays_once_it_is_uploaded(
+    http: httpx.AsyncClient, services: Services
+) -> None:
+    support_set = await services.support_sets.create("a", [NewExample(id="a", media=(encoded(RED, "image", "m"),))])
+    assert (await upload(http))["id"] == RED_ID
+    await services.support_sets.delete(support_set.id)
+    await services.support_sets.sweep()
+    assert (await http.get(f"/v1/images/{RED_ID}")).status_code == 200
+
+
+async def test_pages_hold_each_media_once(http: httpx.AsyncClient) -> None:
+    names = sorted([(await upload(http, picture("red", (10 + i, 10))))["id"] for i in range(7)])
+    film_id = (await upload(http, film(["red"]), "video/mp4"))["id"]
+    seen, after = [], ""
+    while True:
+        page = (await http.get("/v1/images", params={"limit": 3, "after": after})).json()
+        seen += [card["id"] for card in page["data"]]
+        assert (page["object"], page["first_id"], page["last_id"]) == (
+            "list",
+            seen[len(seen) // 3 * 3 - 3],
+            seen[-1],
+        ) or (not page["has_more"])
+        if not page["has_more"]:
+            break
+        assert len(page["data"]) == 3
+        after = page["last_id"]
+    assert seen == [*names, film_id]
+    only = (await http.get("/v1/images", params={"object": "video"})).json()
+    assert [card["id"] for card in only["data"]] == [film_id]
+    empty = (await http.get("/v1/images", params={"after": film_id})).json()
+    assert empty == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "param"),
+    [
+        ("limit=0", 400, "limit"),
+        ("limit=1001", 400, "limit"),
+        ("limit=x", 400, "limit"),
+        ("limit=1&limit=2", 400, "limit"),
+        ("object=sound", 400, "object"),
+        ("order=desc", 422, "order"),
+    ],
+)
+async def test_a_bad_query_is_refused_by_name(http: httpx.AsyncClient, query: str, status: int, param: str) -> None:
+    response = await http.get(f"/v1/images?{query}")
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param), response.text
+
+
+# in prompts
+
+
+async def complete(http: httpx.AsyncClient, *parts: dict[str, Any]) -> httpx.Response:
+    return await http.post("/v1/completions", json={"prompt": [*parts, {"type": "text", "text": "x"}]})
+
+
+async def test_an_id_stands_for_its_media(http: httpx.AsyncClient, client: FakeClient) -> None:
+    await upload(http)
+    film_id = (await upload(http, film(["red"]), "video/mp4"))["id"]
+    by_id = {"type": "image_id", "image_id": RED_ID}
+    response = await complete(http, by_id, {"type": "video_id", "video_id": film_id}, by_id)
+    assert response.status_code == 200, response.text
+    assert response.json()["usage"]["fewshot_details"]["media"] == 3
+    assert {media.id: media.data for media in client.media[0].values()} == {RED_ID: RED, film_id: film(["red"])}
+    await complete(http, {"type": "image_url", "image_url": {"url": data_url(RED)}})
+    # the same media for the engine, however it came
+    assert client.requests[1].media[0] == client.requests[0].media[0] == client.requests[0].media[2]
+
+
+async def test_a_media_that_is_not_stored_is_named_by_its_place(http: httpx.AsyncClient) -> None:
+    await upload(http)
+    known = {"type": "image_id", "image_id": RED_ID}
+    for part, param in (
+        ({"type": "image_id", "image_id": NOBODY}, "prompt[1].image_id"),
+        ({"type": "video_id", "video_id": RED_ID}, "prompt[1].video_id"),
+        ({"type": "video_id", "video_id": "vid_" + RED_ID[4:]}, "prompt[1].video_id"),
+    ):
+        assert_refused(await complete(http, known, part), 404, "image_not_found", param)
+
+
+async def test_ids_count_towards_the_media_of_a_prompt(http: httpx.AsyncClient) -> None:
+    await upload(http)
+    response = await complete(http, *[{"type": "image_id", "image_id": RED_ID}] * 4)
+    assert_refused(response, 400, "invalid_value", "prompt")

@@ -1,0 +1,140 @@
+"""Text that is shown while it is made equals the text that is there at the end, and stops where it must."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+
+from model.tokenizer import PromptTokenizer
+from server.api.detokenizer import Detokenizer, StopStrings, token_text
+from tests.tiny_models import PROMPT, byte_tokenizer, prompt_tokenizer
+
+BYTES = prompt_tokenizer()
+
+
+def llama_like() -> PromptTokenizer:
+    """Words that begin with `▁`, bytes for all else, the first space stripped: Llama's way."""
+    words = [
+        "<unk>",
+        "</s>",
+        "<image>",
+        "<|endofchunk|>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+        "▁a",
+        "▁cat",
+        "s",
+        "▁",
+    ]
+
+    def make() -> Tokenizer:
+        vocabulary = {word: i for i, word in enumerate(words)}
+        tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        tokenizer.add_special_tokens(["</s>", "<image>", "<|endofchunk|>"])
+        return tokenizer
+
+    return PromptTokenizer(make(), make(), PROMPT)
+
+
+LLAMA = llama_like()
+
+
+def pieces(tokenizer: PromptTokenizer, ids: list[int], context: list[int] | None = None) -> list[str]:
+    detokenizer = Detokenizer(tokenizer, context or [])
+    return [*(detokenizer.push(token_id) for token_id in ids), detokenizer.finish()]
+
+
+@given(st.text(max_size=40))
+def test_text_comes_out_whole_and_never_with_half_a_character(text: str) -> None:
+    shown = pieces(BYTES, BYTES.encode_plain(text))
+    assert "".join(shown) == text
+    assert all("\ufffd" not in piece for piece in shown) or "\ufffd" in text
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_the_context_is_not_shown_again(before: str, text: str) -> None:
+    shown = pieces(BYTES, BYTES.encode_plain(text), BYTES.encode_plain(before))
+    assert "".join(shown) == text
+
+
+@given(st.lists(st.integers(0, BYTES.id_of("<|endofchunk|>")), max_size=40))
+def test_any_ids_end_as_the_tokenizer_decodes_them_up_to_broken_characters(ids: list[int]) -> None:
+    shown, whole = "".join(pieces(BYTES, ids)), BYTES.decode(ids)
+    assert shown.replace("\ufffd", "") == whole.replace("\ufffd", "")
+
+
+def test_a_character_in_pieces_is_shown_with_its_last_byte() -> None:
+    assert pieces(BYTES, BYTES.encode_plain("a€b")) == ["a", "", "", "€", "b", ""]
+
+
+def test_bytes_that_never_become_a_character_do_not_hold_the_text_for_ever() -> None:
+    broken = BYTES.encode_plain("€")[0]
+    detokenizer = Detokenizer(BYTES)
+    assert sum(bool(detokenizer.push(broken)) for _ in range(40)) >= 4
+
+
+def test_a_space_at_the_border_to_the_prompt_is_kept() -> None:
+    a, cat, s = (LLAMA.id_of(word) for word in ("▁a", "▁cat", "s"))
+    assert pieces(LLAMA, [cat, s], context=[a]) == [" cat", "s", ""]
+    assert pieces(LLAMA, [cat, s]) == ["cat", "s", ""]
+
+
+@pytest.mark.parametrize("text", ["a €", "naïve 😀 cat"])
+def test_byte_fallback_characters_are_whole(text: str) -> None:
+    ids = [LLAMA.id_of(f"<0x{byte:02X}>") for byte in text.encode()]
+    shown = pieces(LLAMA, ids)
+    assert "".join(shown) == LLAMA.decode(ids)
+    assert all("\ufffd" not in piece for piece in shown)
+
+
+def stopped(stop: list[str], texts: list[str], *, include: bool = False) -> tuple[list[str], bool]:
+    checker = StopStrings(stop, include=include)
+    shown = [checker.push(text) for text in texts]
+    return [*shown, checker.finish()], checker.is_stopped
+
+
+def test_a_stop_string_over_several_pieces_is_never_shown() -> None:
+    assert stopped(["STOP"], ["a S", "TO", "P b"]) == (["a ", "", "", ""], True)
+
+
+def test_what_only_began_like_a_stop_string_is_shown_later() -> None:
+    assert stopped(["STOP"], ["a S", "TO", "x", "S"]) == (["a ", "", "STOx", "", "S"], False)
+
+
+def test_the_stop_string_can_be_included() -> None:
+    assert stopped(["\n\n"], ["a\n", "\nb"], include=True) == (["a", "\n\n", ""], True)
+
+
+def test_of_two_stop_strings_the_one_that_is_complete_first_counts() -> None:
+    assert stopped(["abcd", "bc"], ["xab", "cd"]) == (["x", "a", ""], True)
+
+
+@given(
+    st.text("ab", max_size=30),
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.lists(st.integers(1, 5), min_size=30, max_size=30),
+)
+def test_however_the_text_is_cut_it_stops_at_the_same_place(text: str, stop: list[str], cuts: list[int]) -> None:
+    ends = [end for end in range(1, len(text) + 1) if any(text[:end].endswith(s) for s in stop)]
+    expected = (
+        text if not ends else min((text[: ends[0] - len(s)] for s in stop if text[: ends[0]].endswith(s)), key=len)
+    )
+    texts, rest = [], text
+    for cut in cuts:
+        texts.append(rest[:cut])
+        rest = rest[cut:]
+    shown, is_stopped = stopped(stop, [*texts, rest])
+    assert "".join(shown) == expected
+    assert is_stopped == bool(ends)
+
+
+def test_a_token_is_named_by_its_text_or_else_by_its_spelling() -> None:
+    assert token_text(BYTES, BYTES.encode_plain("a")[0]) == "a"
+    assert token_text(BYTES, BYTES.encode_plain(" ")[0]) == " "
+    assert token_text(BYTES, BYTES.encode_plain("€")[0]) == byte_tokenizer().id_to_token(BYTES.encode_plain("€")[0])
+    assert token_text(BYTES, BYTES.media_token_id) == "<image>"
+    assert token_text(LLAMA, LLAMA.id_of("▁cat")) == " cat"

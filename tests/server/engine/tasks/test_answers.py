@@ -1,0 +1,185 @@
+"""Several answers, beams and grammars: each is what its definition says, and leaves its neighbours alone."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.flamingo import Flamingo
+from model.reference import encode, log_probs
+from server.wire import Abort, Finished, Generate, Grammar, Sampling
+from tests.engine_client import (
+    CONFIG,
+    FEW_SHOT,
+    IMAGE,
+    MODELS,
+    Prompt,
+    assert_all_is_back,
+    assert_like_the_reference,
+    client,
+)
+from tests.tiny_models import FAMILIES, Family, prompt_tokenizer
+
+
+def test_n_answers_share_the_prompt() -> None:
+    answer = client("flamingo")
+    hot = Sampling(max_tokens=6, temperature=1.0, seed=7, ignore_eos=True, n=3)
+    answer.engine.add(FEW_SHOT.request("a", hot))
+    most_shared = 0
+    while answer.engine.has_work():
+        answer.step()
+        used = {block for sequence in answer.engine.scheduler.running for block in sequence.block_table}
+        most_shared = max(most_shared, sum(answer.engine.blocks.references(block) == 3 for block in used))
+    assert most_shared == (len(FEW_SHOT.request("x").token_ids) - 1) // CONFIG.block_size
+    by_index = {i: [t.token_id for t in answer.tokens["a"] if t.index == i] for i in range(3)}
+    assert all(len(tokens) == 6 for tokens in by_index.values())
+    assert len({tuple(tokens) for tokens in by_index.values()}) > 1
+    single = client("flamingo")
+    single.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=6, temperature=1.0, seed=7, ignore_eos=True)))
+    single.run()
+    assert by_index[0] == single.ids("a")
+    assert_all_is_back(answer.engine)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3, 9])
+@pytest.mark.parametrize("index", [0, 1])
+def test_an_answer_that_is_wanted_no_further_ends_and_the_others_go_on(index: int, num_steps: int) -> None:
+    whole, cut = client("flamingo"), client("flamingo")
+    sampling = Sampling(max_tokens=9, temperature=1.0, seed=7, ignore_eos=True, n=3)
+    for answer in (whole, cut):
+        answer.engine.add(FEW_SHOT.request("a", sampling))
+        for _ in range(num_steps):
+            answer.step()
+        if answer is cut:
+            for _ in range(2):  # the second one comes too late for anything
+                answer.engine.abort(Abort("a", index))
+        answer.run()
+    for other in {0, 1, 2} - {index}:
+        assert [t for t in cut.tokens["a"] if t.index == other] == [t for t in whole.tokens["a"] if t.index == other]
+    assert cut.finished["a"] == Finished(request_id="a", index=index, finish_reason="abort")
+    assert sum(t.index == index for t in cut.tokens["a"]) <= num_steps
+    assert_all_is_back(cut.engine)
+
+
+def test_the_last_answer_that_is_ended_ends_the_request() -> None:
+    answer = client("flamingo")
+    answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=9, ignore_eos=True, n=2)))
+    answer.step()
+    for index in (1, 0, 5):
+        answer.engine.abort(Abort("a", index))
+    answer.run(2)
+    assert_all_is_back(answer.engine)
+
+
+def test_beams_tell_all_or_nothing() -> None:
+    answer = client("flamingo")
+    answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=4, beam_width=3, n=2)))
+    answer.step()
+    answer.engine.abort(Abort("a", 1))
+    answer.run()
+    assert {token.index for token in answer.tokens["a"]} == {0, 1}
+    assert_all_is_back(answer.engine)
+
+
+def beam_oracle(model: Flamingo, request: Generate, pixels: list[Tensor], eos: set[int]) -> list[list[int]]:
+    """Beam search as its definition reads, with the whole prompt run again for every beam."""
+    sampling, media = request.sampling, encode(model, pixels)
+    live: list[tuple[float, list[int]]] = [(0.0, [])]
+    ended: list[tuple[float, list[int]]] = []
+    for length in range(1, sampling.max_tokens + 1):
+        grown = []
+        for score, tokens in live:
+            index = request.media_index + [request.media_index[-1]] * len(tokens)
+            row = log_probs(model, request.token_ids + tokens, index, media)[-1].clone()
+            row[IMAGE] = -torch.inf
+            grown += [(score + float(lp), [*tokens, i]) for i, lp in enumerate(row)]
+        grown.sort(key=lambda g: -g[0])
+        best = grown[: 2 * sampling.beam_width]
+        ended += [
+            (score / length**sampling.length_penalty, tokens)
+            for score, tokens in best[: sampling.beam_width]
+            if tokens[-1] in eos
+        ]
+        live = [g for g in best if g[1][-1] not in eos][: sampling.beam_width]
+        ended = sorted(ended, key=lambda e: -e[0])[: sampling.beam_width]
+        full = len(ended) == sampling.beam_width
+        if full and ended[-1][0] >= live[0][0] / length**sampling.length_penalty:
+            break
+    else:
+        ended += [(score / sampling.max_tokens**sampling.length_penalty, tokens) for score, tokens in live]
+    return [tokens for _, tokens in sorted(ended, key=lambda e: -e[0])[: sampling.n]]
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beam_search_is_its_definition(family: Family, penalty: float) -> None:
+    answer = client(family)
+    sampling = Sampling(max_tokens=5, beam_width=3, n=2, length_penalty=penalty)
+    prompt = Prompt(((0, 5), (1, 4)))
+    request = prompt.request("a", sampling)
+    answer.engine.add(request)
+    answer.engine.add(FEW_SHOT.request("neighbour"))
+    answer.run()
+    eos = set(prompt_tokenizer().eos_ids)
+    expected = beam_oracle(MODELS[family], request, prompt.pixels(MODELS[family]), eos)
+    found = [[t.token_id for t in answer.tokens["a"] if t.index == i] for i in range(2)]
+    assert found == expected
+    assert_like_the_reference(family, FEW_SHOT, answer, "neighbour")
+    assert_all_is_back(answer.engine)
+
+
+def test_beams_among_few_blocks_come_to_an_end() -> None:
+    config = replace(CONFIG, block_size=2, num_blocks=32, max_model_len=40)
+    answer = client("flamingo", config)
+    sampling = Sampling(max_tokens=8, beam_width=3, ignore_eos=True)
+    alone = client("flamingo")
+    for i in range(4):
+        request = Prompt(((i, 7),)).request(str(i), sampling)
+        answer.engine.add(request)
+        alone.engine.add(request)
+    answer.run()
+    alone.run()
+    for i in range(4):
+        assert answer.ids(str(i)) == alone.ids(str(i))
+    assert_all_is_back(answer.engine)
+
+
+def test_beams_that_never_fit_are_refused() -> None:
+    answer = client("flamingo", replace(CONFIG, num_blocks=10, max_model_len=40))
+    answer.engine.add(Prompt(((0, 7),)).request("a", Sampling(max_tokens=30, beam_width=4)))
+    answer.run()
+    assert "4 beams need" in answer.finished["a"].error
+
+
+@pytest.mark.parametrize(
+    ("grammar", "form"),
+    [
+        (Grammar(kind="choice", choices=("cat", "dog", "a dog")), r"cat|dog|a dog"),
+        (Grammar(kind="regex", text=r"[0-9]{3}-[a-c]+x"), r"[0-9]{3}-[a-c]+x"),
+        (Grammar(kind="json", text='{"type": "integer", "minimum": 10, "maximum": 99}'), r"[1-9][0-9]"),
+    ],
+)
+def test_a_grammar_gives_the_answer_its_form(grammar: Grammar, form: str) -> None:
+    answer = client("flamingo")
+    free = Sampling(max_tokens=40, temperature=2.0, seed=1, grammar=grammar, n=2)
+    answer.engine.add(FEW_SHOT.request("a", free))
+    answer.engine.add(FEW_SHOT.request("neighbour"))
+    answer.run()
+    tokenizer = prompt_tokenizer()
+    for index in range(2):
+        text = tokenizer.decode([t.token_id for t in answer.tokens["a"] if t.index == index])
+        assert re.fullmatch(form, text), text
+    assert_like_the_reference("flamingo", FEW_SHOT, answer, "neighbour")
+    assert_all_is_back(answer.engine)
+
+
+def test_what_is_no_grammar_fails_its_request() -> None:
+    answer = client("flamingo")
+    answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=4, grammar=Grammar(kind="regex", text="(("))))
+    answer.run()
+    assert answer.finished["a"].finish_reason == "error"
+    assert answer.finished["a"].error

@@ -1,0 +1,319 @@
+"""Vectors of media and texts: what they are, that no media is encoded twice, and that nothing stays behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from model.batch import whole_sequences
+from model.flamingo import Flamingo
+from model.vision import normalise
+from server.engine.tasks.embedding import WINDOW
+from server.wire import Abort, Embed, EmbedText, MediaFailed, MediaWanted
+from tests.engine_client import (
+    CONFIG,
+    FEW_SHOT,
+    MODELS,
+    Client,
+    Prompt,
+    assert_all_is_back,
+    assert_like_the_reference,
+    client,
+    frames,
+    source,
+)
+from tests.tiny_models import FAMILIES, Family
+
+
+def embed(request_id: str, pictures: Sequence[int]) -> Embed:
+    return Embed(request_id=request_id, media=[source(picture) for picture in pictures])
+
+
+def vector(model: Flamingo, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    features = model.vision(normalise(torch.from_numpy(picture), model.config.vision))  # [F, P, Dv]
+    mean: NDArray[np.float32] = features.mean((0, 1)).numpy()
+    return mean / np.linalg.norm(mean)
+
+
+def encoded(answer: Client, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many media go through the vision encoder, from now on, a batch an entry."""
+    counts: list[int] = []
+    features = answer.engine.runner.model.features
+
+    def watched(pixels: torch.Tensor) -> torch.Tensor:
+        counts.append(len(pixels))
+        return features(pixels)
+
+    monkeypatch.setattr(answer.engine.runner.model, "features", watched)
+    return counts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_medias_vector_is_the_mean_of_its_features(family: Family) -> None:
+    answer = client(family)
+    answer.pictures[b"v" * 32] = clip = frames(7, num_frames=3)
+    answer.engine.add(Embed(request_id="a", media=[source(0), b"v" * 32, source(1), source(0)]))
+    answer.run()
+    expected = [vector(MODELS[family], picture) for picture in (frames(0), clip, frames(1), frames(0))]
+    assert answer.embedded["a"] == pytest.approx(np.stack(expected), abs=1e-5)
+    assert np.linalg.norm(answer.embedded["a"], axis=-1) == pytest.approx(np.ones(4), abs=1e-5)
+    assert sorted(answer.wanted) == sorted({source(0), source(1), b"v" * 32})
+    assert_all_is_back(answer.engine)
+
+
+def test_what_a_prompt_has_encoded_is_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = client("openflamingo")
+    answer.engine.add(FEW_SHOT.request("prompt"))
+    answer.run()
+    answer.wanted.clear()
+    counts = encoded(answer, monkeypatch)
+    answer.engine.add(embed("a", range(4)))
+    answer.run()
+    assert (counts, answer.wanted) == ([], [])
+    expected = [vector(MODELS["openflamingo"], frames(i)) for i in range(4)]
+    assert answer.embedded["a"] == pytest.approx(np.stack(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("host_media_bytes", [0, 1 << 20])
+def test_what_was_embedded_is_not_encoded_again_for_a_prompt(
+    host_media_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = client("flamingo", replace(CONFIG, host_media_bytes=host_media_bytes))
+    answer.engine.add(embed("a", range(4)))
+    answer.run()
+    answer.wanted.clear()
+    counts = encoded(answer, monkeypatch)
+    answer.engine.add(FEW_SHOT.request("prompt"))
+    answer.run()
+    assert (counts, answer.wanted) == ([], [])
+    assert (answer.admitted["prompt"].media_encoded, answer.admitted["prompt"].media_cached) == (0, 4)
+    assert_like_the_reference("flamingo", FEW_SHOT, answer, "prompt")
+    assert_all_is_back(answer.engine)
+
+
+def test_embedding_takes_no_filled_slot_where_host_memory_keeps_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = client("flamingo", replace(CONFIG, num_media_slots=2))
+    for picture in (0, 1):
+        answer.engine.add(Prompt(((picture, 5),)).request(str(picture)))
+        answer.run()
+    answer.engine.add(embed("a", range(2, 6)))
+    answer.run()
+    assert all(answer.engine.media.slots.find(answer.engine.media.key(source(i)) or b"") is not None for i in (0, 1))
+    counts = encoded(answer, monkeypatch)
+    answer.engine.add(Prompt(((4, 5),)).request("later"))
+    answer.run()
+    assert counts == []
+    assert_like_the_reference("flamingo", Prompt(((4, 5),)), answer, "later")
+
+
+def test_a_prompt_and_an_embedding_that_want_one_media_at_once_encode_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = client("idefics")
+    counts = encoded(answer, monkeypatch)
+    answer.engine.add(FEW_SHOT.request("prompt"))
+    answer.engine.add(embed("a", [3, 2, 1, 0]))
+    answer.engine.add(embed("b", [0, 1]))
+    answer.run()
+    assert sum(counts) == 4
+    assert len(answer.wanted) == 4
+    assert answer.embedded["b"] == pytest.approx(answer.embedded["a"][[3, 2]])
+    assert_like_the_reference("idefics", FEW_SHOT, answer, "prompt")
+    assert_all_is_back(answer.engine)
+
+
+def test_a_vector_that_was_dropped_is_worked_out_again_and_the_page_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = client("flamingo")
+    answer.engine.media.pooled.max_entries = 2
+    for name, pictures in (("a", [0, 1]), ("b", [2, 3])):
+        answer.engine.add(embed(name, pictures))
+        answer.run()
+    answer.wanted.clear()
+    counts = encoded(answer, monkeypatch)
+    answer.engine.add(embed("again", [0]))
+    answer.run()
+    assert (counts, answer.wanted) == ([1], [source(0)])
+    assert answer.embedded["again"][0] == pytest.approx(answer.embedded["a"][0], abs=1e-6)
+    answer.engine.add(FEW_SHOT.request("prompt"))
+    answer.run()
+    assert counts == [1]
+    assert_all_is_back(answer.engine)
+
+
+def test_pixels_are_asked_for_a_few_media_at_a_time() -> None:
+    answer = client("flamingo")
+    digests = [bytes([i]) * 32 for i in range(3 * WINDOW)]
+    answer.pictures |= {digest: frames(i) for i, digest in enumerate(digests)}
+    answer.engine.add(Embed(request_id="a", media=digests))
+    most = 0
+    while answer.engine.has_work():
+        answer.step()
+        most = max(most, len(answer.engine.media._frames))
+    assert most <= WINDOW
+    assert answer.embedded["a"].shape == (3 * WINDOW, 16)
+    assert len(answer.wanted) == 3 * WINDOW
+    assert_all_is_back(answer.engine)
+
+
+def test_waiting_for_pixels_is_no_work() -> None:
+    answer = client("flamingo")
+    answer.engine.add(embed("a", [0]))
+    assert answer.engine.step() == [MediaWanted(source(0))]
+    assert answer.engine.is_waiting_for_media()
+    assert answer.engine.step() == []
+    answer.engine.abort(Abort("a"))
+    answer.run()
+    assert answer.finished["a"].finish_reason == "abort"
+    assert_all_is_back(answer.engine)
+
+
+def test_a_media_that_cannot_be_had_fails_its_embedding_alone() -> None:
+    answer = client("flamingo")
+    answer.engine.add(embed("bad", [0, 1]))
+    answer.engine.add(embed("good", [1]))
+    for event in answer.engine.step():
+        if event != MediaWanted(source(0)):
+            answer.take(event)
+    answer.engine.fail_media(MediaFailed(digest=source(0), message="not an image"))
+    answer.run()
+    assert answer.finished["bad"].error == "not an image"
+    assert answer.embedded["good"].shape == (1, 16)
+    assert_all_is_back(answer.engine)
+
+
+def test_features_that_are_not_finite_fail_the_embedding_and_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = client("flamingo")
+    with monkeypatch.context() as patched:
+        patched.setattr(MODELS["flamingo"], "features", lambda pixels: torch.full((len(pixels), 1, 4, 16), torch.nan))
+        answer.engine.add(embed("a", [0, 1]))
+        answer.run()
+    assert answer.finished["a"].error == "the model's output is not finite"
+    assert_all_is_back(answer.engine)
+    answer.engine.add(embed("again", [0, 1]))
+    answer.engine.add(Prompt(((0, 5),)).request("prompt"))
+    answer.run()
+    assert np.isfinite(answer.embedded["again"]).all()
+    assert_like_the_reference("flamingo", Prompt(((0, 5),)), answer, "prompt")
+    assert_all_is_back(answer.engine)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_mix_of_prompts_and_embeddings(data: st.DataObject) -> None:
+    config = replace(
+        CONFIG,
+        num_media_slots=data.draw(st.integers(1, 4)),
+        host_media_bytes=data.draw(st.sampled_from([0, 600, 1 << 20])),
+        max_frames_idle=data.draw(st.integers(1, 4)),
+    )
+    answer = client("flamingo", config)
+    answer.engine.media.pooled.max_entries = data.draw(st.integers(1, 8))
+    pictures = st.lists(st.integers(0, 5), min_size=1, max_size=6)
+    asked = data.draw(st.lists(st.tuples(pictures, st.sampled_from(["prompt", "embed", "abort"])), max_size=6))
+    for i, (shown, kind) in enumerate(asked):
+        prompt = Prompt(tuple((picture, 3) for picture in shown))
+        answer.engine.add(prompt.request(str(i)) if kind == "prompt" else embed(str(i), shown))
+        for _ in range(data.draw(st.integers(0, 3))):
+            answer.step()
+        if kind == "abort":
+            answer.engine.abort(Abort(str(i)))
+    answer.run()
+    for i, (shown, kind) in enumerate(asked):
+        if kind == "prompt":
+            assert_like_the_reference("flamingo", Prompt(tuple((picture, 3) for picture in shown)), answer, str(i))
+        elif kind == "embed":
+            expected = np.stack([vector(MODELS["flamingo"], frames(picture)) for picture in shown])
+            assert answer.embedded[str(i)] == pytest.approx(expected, abs=1e-5)
+    assert_all_is_back(answer.engine)
+
+
+# texts
+
+TEXTS = [[1, 2, 3], [4], list(range(40)), [5, 6], [1, 2, 3]]
+
+
+def text_vector(model: Flamingo, ids: list[int]) -> NDArray[np.float32]:
+    """What comes out of the last norm on the way to the head, in a forward that has no gated layers."""
+    hidden: list[torch.Tensor] = []
+    handle = model.language_model.norm.register_forward_hook(lambda module, given, out: hidden.append(out))
+    try:
+        batch = whole_sequences([ids], [[-1] * len(ids)])
+        x = model.language_model.embed_tokens(batch)
+        place = model.language_model.place(batch, x.dtype)
+        for layer in model.language_model.layers:
+            x = layer(x, place, batch, None)
+        model.language_model.logits(x)
+    finally:
+        handle.remove()
+    mean: NDArray[np.float32] = hidden[0].mean(0).numpy()
+    return mean / np.linalg.norm(mean)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("max_tokens_per_step", [4, 512])
+def test_a_texts_vector_is_the_mean_of_its_last_hidden_states(family: Family, max_tokens_per_step: int) -> None:
+    answer = client(family, replace(CONFIG, max_tokens_per_step=max_tokens_per_step))
+    answer.engine.add(EmbedText(request_id="a", texts=TEXTS))
+    answer.run()
+    expected = np.stack([text_vector(MODELS[family], ids) for ids in TEXTS])
+    assert answer.embedded["a"] == pytest.approx(expected, abs=1e-5)
+    assert_all_is_back(answer.engine)
+
+
+def test_texts_are_embedded_beside_answers_and_change_none() -> None:
+    answer = client("idefics", replace(CONFIG, max_tokens_per_step=8))
+    answer.engine.add(FEW_SHOT.request("prompt"))
+    answer.engine.add(EmbedText(request_id="a", texts=TEXTS))
+    answer.engine.add(EmbedText(request_id="gone", texts=TEXTS))
+    answer.step()
+    answer.engine.abort(Abort("gone"))
+    answer.run()
+    assert answer.embedded["a"].shape == (5, 32)
+    assert "gone" not in answer.embedded
+    assert_like_the_reference("idefics", FEW_SHOT, answer, "prompt")
+    assert_all_is_back(answer.engine)
+
+
+def test_one_forward_of_texts_a_step_however_many_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = client("flamingo", replace(CONFIG, max_tokens_per_step=4))
+    forwards: list[int] = []
+    embed_texts = answer.engine.runner.embed_texts
+
+    def watched(texts: Sequence[list[int]]) -> NDArray[np.float32]:
+        forwards.append(len(texts))
+        return embed_texts(texts)
+
+    monkeypatch.setattr(answer.engine.runner, "embed_texts", watched)
+    answer.engine.add(FEW_SHOT.request("prompt"))
+    for name in "abc":
+        answer.engine.add(EmbedText(request_id=name, texts=TEXTS))
+    while answer.engine.has_work():
+        before = len(forwards)
+        answer.step()
+        assert len(forwards) - before <= 1
+    # 4 tokens of texts together, and the one of 40 alone
+    assert forwards == [2, 1, 1, 1] * 3
+    assert all((answer.embedded[name] == answer.embedded["a"]).all() for name in "bc")
+    assert_like_the_reference("flamingo", FEW_SHOT, answer, "prompt")
+    assert_all_is_back(answer.engine)
+
+
+@pytest.mark.parametrize(("texts", "message"), [([[1], []], "without tokens"), ([[1] * 129], "129 tokens exceeds")])
+def test_texts_that_cannot_be_embedded_are_refused(texts: list[list[int]], message: str) -> None:
+    answer = client("flamingo")
+    answer.engine.add(EmbedText(request_id="a", texts=texts))
+    answer.run()
+    assert message in answer.finished["a"].error
+
+
+def test_nothing_to_embed_is_no_vectors() -> None:
+    answer = client("flamingo")
+    answer.engine.add(EmbedText(request_id="texts", texts=[]))
+    answer.engine.add(embed("media", []))
+    answer.run()
+    assert answer.embedded["texts"].size == answer.embedded["media"].size == 0

@@ -1,0 +1,149 @@
+"""Inspections: the same numbers as the model's own forward gives, beside others, and nothing left behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from model.inspect import media_weights, patch_shares, picture_grid
+from model.reference import encode
+from model.vision import normalise
+from server.engine.engine import Engine
+from server.wire import Abort, AttentionMap, Inspect, MediaFailed, MediaWanted
+from tests.engine_client import (
+    CONFIG,
+    FEW_SHOT,
+    MODELS,
+    PICTURES,
+    Client,
+    Prompt,
+    assert_all_is_back,
+    assert_like_the_reference,
+    client,
+    frames,
+    source,
+)
+from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer, tiny_model
+
+
+def inspect(request_id: str, prompt: Prompt, token: int, layers: list[int] | None = None) -> Inspect:
+    request = prompt.request(request_id)
+    return Inspect(
+        request_id=request_id,
+        token_ids=request.token_ids,
+        media_index=request.media_index,
+        media=request.media,
+        token=token,
+        layers=layers or [],
+    )
+
+
+def grid(found: AttentionMap) -> NDArray[np.float32]:
+    return np.frombuffer(found.data, np.float32).reshape(found.shape)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tokens_view_is_the_models(family: Family, fold: bool) -> None:
+    engine = Engine(tiny_model(CONFIGS[family]), prompt_tokenizer(), replace(CONFIG, fold_gates=fold))
+    answer, model = Client(engine, dict(PICTURES)), MODELS[family]
+    config, request = model.config, FEW_SHOT.request("x")
+    token = len(request.token_ids) - 4  # it reads the third media
+    answer.engine.add(inspect("mean", FEW_SHOT, token))
+    answer.engine.add(inspect("last", FEW_SHOT, token, [config.gated_layers[-1]]))
+    answer.run()
+    media = encode(model, FEW_SHOT.pixels(model))
+    seen = media_weights(model, request.token_ids, request.media_index, media, token, config.gated_layers)
+    shown = normalise(torch.from_numpy(frames(2)), config.vision)
+    patches = patch_shares(model.resampler, model.features(shown[None])[0])
+    (mean,), (last,) = answer.inspected["mean"].maps, answer.inspected["last"].maps
+    assert (mean.layers, last.layers) == (list(config.gated_layers), [config.gated_layers[-1]])
+    weights = torch.stack(list(seen.values())).mean(0)
+    assert mean.visual_tokens == pytest.approx(weights.tolist(), abs=1e-5)
+    assert last.visual_tokens == pytest.approx(seen[config.gated_layers[-1]].tolist(), abs=1e-5)
+    assert grid(mean) == pytest.approx(picture_grid(weights, patches, config.vision).numpy(), abs=1e-5)
+    assert grid(mean).shape == (1, 2, 2)
+    assert float(grid(last).sum()) == pytest.approx(1, abs=1e-5)
+    assert [gate.layer for gate in answer.inspected["mean"].gates] == list(config.gated_layers)
+    assert all(0 < gate.attention < 1 for gate in answer.inspected["mean"].gates)
+    assert_all_is_back(answer.engine)
+
+
+def test_a_video_has_a_grid_a_frame() -> None:
+    answer = client("idefics")
+    answer.pictures[source(0)] = frames(0, num_frames=5)
+    answer.engine.add(inspect("a", Prompt(((0, 5),)), 3))
+    answer.run()
+    assert grid(answer.inspected["a"].maps[0]).shape == (5, 2, 2)
+
+
+def test_a_token_before_all_media_has_gates_and_no_map_and_wants_no_pixels() -> None:
+    answer = client("openflamingo")
+    answer.engine.add(inspect("a", FEW_SHOT, 1))
+    answer.run()
+    assert answer.wanted == []
+    assert answer.inspected["a"].maps == []
+    assert len(answer.inspected["a"].gates) == 2
+
+
+def test_media_behind_the_token_are_not_asked_for() -> None:
+    answer = client("flamingo")
+    answer.engine.add(inspect("a", FEW_SHOT, 5))
+    answer.run()
+    assert answer.wanted == [source(0)]
+
+
+def test_beside_answers_it_changes_none_and_what_is_cached_is_asked_for_again() -> None:
+    answer = client("flamingo", replace(CONFIG, max_tokens_per_step=8))
+    answer.engine.add(FEW_SHOT.request("before"))
+    answer.run()
+    answer.engine.add(FEW_SHOT.request("prompt"))
+    answer.engine.add(inspect("a", FEW_SHOT, 12))
+    answer.engine.add(inspect("gone", FEW_SHOT, 12))
+    answer.engine.abort(Abort("gone"))
+    answer.run()
+    assert sorted(answer.wanted) == sorted([source(i) for i in range(4)] + [source(i) for i in range(2)])
+    assert "gone" not in answer.inspected
+    assert len(answer.inspected["a"].maps) == 1
+    assert_like_the_reference("flamingo", FEW_SHOT, answer, "prompt")
+    assert_all_is_back(answer.engine)
+
+
+def test_a_media_that_cannot_be_had_fails_the_inspection() -> None:
+    answer = client("flamingo")
+    answer.engine.add(inspect("a", FEW_SHOT, 5))
+    assert answer.engine.step() == [MediaWanted(source(0))]
+    assert answer.engine.is_waiting_for_media()
+    answer.engine.fail_media(MediaFailed(digest=source(0), message="not an image"))
+    answer.run()
+    assert answer.finished["a"].error == "not an image"
+    assert_all_is_back(answer.engine)
+
+
+def test_no_memory_for_it_fails_the_inspection_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("told to")
+
+    answer = client("flamingo")
+    answer.engine.add(FEW_SHOT.request("prompt"))
+    answer.engine.add(inspect("a", FEW_SHOT, 5))
+    monkeypatch.setattr("server.engine.tasks.inspection.inspect.media_weights", exhausted)
+    answer.run()
+    assert "no memory" in answer.finished["a"].error
+    assert_like_the_reference("flamingo", FEW_SHOT, answer, "prompt")
+    assert_all_is_back(answer.engine)
+
+
+@pytest.mark.parametrize(
+    ("token", "layers", "message"),
+    [(27, [], "token 27 is none of 27"), (-1, [], "token -1"), (3, [0, 9], r"layers [0, 9] are none of")],
+)
+def test_what_cannot_be_inspected_is_refused(token: int, layers: list[int], message: str) -> None:
+    answer = client("openflamingo")
+    answer.engine.add(inspect("a", FEW_SHOT, token, layers))
+    answer.run()
+    assert message in answer.finished["a"].error

@@ -1,0 +1,135 @@
+"""What is pinned stays in the worker, whichever one it is; what has expired goes; and the metrics say so."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from server.errors import DatabaseUnavailable
+from server.fewshot import maintenance as maintenance_module
+from server.fewshot.maintenance import Maintenance
+from server.media.source import source_digest
+from tests.server.conftest import data_url, image_part, picture
+from tests.server.fakes import FakeClient, eventually
+
+pytestmark = pytest.mark.anyio
+
+SETS = "/v1/support_sets"
+
+
+def example(name: str, colour: str) -> dict[str, Any]:
+    return {"id": name, "text": name, "media": [image_part(picture(colour))]}
+
+
+async def create(http: httpx.AsyncClient, name: str, **fields: Any) -> None:
+    response = await http.post(SETS, json={"name": name, **fields})
+    assert response.status_code == 200, response.text
+
+
+@pytest.fixture
+def maintenance(app: FastAPI) -> Maintenance:
+    services = app.state.services
+    return Maintenance(services.support_sets, services.warming, services.client, services.metrics, sweep_interval=3600)
+
+
+def digests(*colours: str) -> set[bytes]:
+    return {source_digest(picture(colour), "image") for colour in colours}
+
+
+async def test_media_of_pinned_sets_stay_in_every_worker(
+    http: httpx.AsyncClient, client: FakeClient, maintenance: Maintenance
+) -> None:
+    await create(http, "s", examples=[example("a", "red"), example("b", "blue")], pinned=True)
+    await create(http, "t", examples=[example("a", "blue"), example("b", "green")], pinned=True)
+    await create(http, "u", examples=[example("a", "black")])
+    await maintenance.turn()
+    assert client.pinned == digests("red", "blue", "green")
+    num_requests = len(client.requests)
+    await maintenance.turn()
+    assert len(client.requests) == num_requests
+    await http.patch(f"{SETS}/s", json={"pinned": False})
+    await maintenance.turn()
+    assert client.pinned == digests("blue", "green")
+    client.info, client.pinned = {"pid": "of another worker"}, set()
+    await maintenance.turn()
+    assert client.pinned == digests("blue", "green")
+    await http.delete(f"{SETS}/t")
+    await maintenance.turn()
+    assert client.pinned == set()
+
+
+async def test_a_pinned_set_is_embedded_and_so_is_what_is_added(
+    http: httpx.AsyncClient, client: FakeClient, maintenance: Maintenance
+) -> None:
+    await create(http, "s", examples=[example("a", "red"), example("b", "blue")], pinned=True)
+    await create(http, "t", examples=[example("a", "green")])
+    await maintenance.turn()
+    assert {media.digest for media in client.embedded} == digests("red", "blue")
+    await http.post(f"{SETS}/s/examples", json={"examples": [example("c", "black")]})
+    await maintenance.turn()
+    client.info = {"pid": "of another worker"}
+    await maintenance.turn()
+    assert [media.digest for media in client.embedded[2:]] == [*digests("black")]
+    query = {"query": {"image": data_url(picture("white"))}}
+    assert (await http.post(f"{SETS}/s/search", json=query)).is_success
+    assert [media.digest for media in client.embedded[3:]] == [*digests("white")]
+
+
+@pytest.mark.parametrize("way", ["worker", "sweep"])
+async def test_a_set_that_cannot_be_warmed_is_tried_again_with_a_new_worker_or_a_sweep(
+    http: httpx.AsyncClient, client: FakeClient, maintenance: Maintenance, app: FastAPI, way: str
+) -> None:
+    await create(http, "s", examples=[example("a", "red")], pinned=True)
+    media = (await http.get(f"{SETS}/s/examples/a")).json()["media"][0]["image_id"]
+    app.state.services.store.delete(media)
+    await maintenance.turn()
+    app.state.services.store.put(picture("red"), "image")
+    await maintenance.turn()
+    assert client.pinned == set()
+    if way == "worker":
+        client.info = {"pid": "of another worker"}
+    else:
+        maintenance._next_sweep = 0
+    await maintenance.turn()
+    assert client.pinned == digests("red")
+
+
+async def test_expired_sets_are_swept_and_counted(
+    http: httpx.AsyncClient, maintenance: Maintenance, app: FastAPI
+) -> None:
+    await create(http, "s", examples=[example("a", "red")], ttl_seconds=0.05)
+    await create(http, "t", examples=[example("a", "blue")])
+    await http.post(f"{SETS}/t/warm", json={"wait": True})
+    await asyncio.sleep(0.06)
+    await maintenance.turn()
+    metrics = (await http.get("/metrics")).text
+    assert 'flamboyance:support_sets{model_name="tiny",status="ready"} 1.0' in metrics
+    assert 'flamboyance:support_sets{model_name="tiny",status="pending"} 0.0' in metrics
+    assert f'flamboyance:support_set_media_bytes{{model_name="tiny"}} {float(len(picture("blue")))}' in metrics
+    stored = app.state.services.store
+    assert set(stored.names()) == {f"img_{digest.hex()}" for digest in digests("blue")}
+
+
+async def test_the_task_goes_on_after_an_error_and_wakes_at_a_change(
+    http: httpx.AsyncClient, client: FakeClient, maintenance: Maintenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance_module, "POLL_SECONDS", 3600)
+    errors = [DatabaseUnavailable("gone"), RuntimeError("a bug")]
+    turn = maintenance.turn
+
+    async def turn_at_last() -> None:
+        if errors:
+            maintenance._support_sets.changed.set()
+            raise errors.pop()
+        await turn()
+
+    monkeypatch.setattr(maintenance, "turn", turn_at_last)
+    task = asyncio.create_task(maintenance.run())
+    await eventually(lambda: not errors)
+    await create(http, "s", examples=[example("a", "red")], pinned=True)
+    await eventually(lambda: client.pinned == digests("red"))
+    task.cancel()

@@ -1,0 +1,200 @@
+"""What POST /v1/completions refuses, with which status and code, and the name of what is at fault."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.api.prompts import read_prompt
+from server.api.sampling import sampling
+from server.errors import InvalidRequest, MediaNotFound
+from server.media.intake import Intake
+from server.media.store import MediaStore
+from server.schemas.completions import CompletionRequest, read
+from server.settings import Settings
+from tests.server.conftest import data_url, image_part
+from tests.server.fakes import CONFIG, TOKENIZER, FakeClient, served_model
+
+pytestmark = pytest.mark.anyio
+INTAKE = Intake(Settings(), MediaStore("memory://nothing"))
+LAST_ID = CONFIG.language_model.num_token_ids - 1
+
+
+def url_part(url: str, kind: str = "image_url") -> list[dict[str, object]]:
+    return [{"type": kind, kind: {"url": url}}]
+
+
+BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
+    ("no prompt", {}, 400, "invalid_value", "prompt"),
+    ("prompt of no kind", {"prompt": 3}, 400, "invalid_value", "prompt"),
+    ("empty text", {"prompt": ""}, 400, "invalid_value", "prompt"),
+    ("no parts", {"prompt": []}, 400, "invalid_value", "prompt"),
+    ("several prompts", {"prompt": ["a", "b"]}, 422, "unsupported_parameter", "prompt[0]"),
+    ("unknown field", {"prompt": "x", "tempratur": 1}, 422, "unsupported_parameter", "tempratur"),
+    ("unknown option", {"prompt": "x", "stream_options": {"x": 1}}, 422, "unsupported_parameter", "stream_options.x"),
+    ("number as text", {"prompt": "x", "max_tokens": "3"}, 400, "invalid_value", "max_tokens"),
+    ("negative max_tokens", {"prompt": "x", "max_tokens": -1}, 400, "invalid_value", "max_tokens"),
+    ("too many tokens", {"prompt": "x", "max_tokens": 64}, 400, "context_length_exceeded", "max_tokens"),
+    ("too long a prompt", {"prompt": "x" * 65}, 400, "context_length_exceeded", "prompt"),
+    ("min above max", {"prompt": "x", "min_tokens": 9, "max_tokens": 8}, 400, "invalid_value", "min_tokens"),
+    ("cold", {"prompt": "x", "temperature": -0.1}, 400, "invalid_value", "temperature"),
+    ("NaN", {"prompt": "x", "temperature": float("nan")}, 400, "invalid_value", "temperature"),
+    ("infinity", {"prompt": "x", "repetition_penalty": float("inf")}, 400, "invalid_value", "repetition_penalty"),
+    ("top_p 0", {"prompt": "x", "top_p": 0}, 400, "invalid_value", "top_p"),
+    ("top_k -2", {"prompt": "x", "top_k": -2}, 400, "invalid_value", "top_k"),
+    ("min_p 2", {"prompt": "x", "min_p": 2}, 400, "invalid_value", "min_p"),
+    ("penalty", {"prompt": "x", "presence_penalty": 3}, 400, "invalid_value", "presence_penalty"),
+    ("bias on text", {"prompt": "x", "logit_bias": {"a": 1}}, 400, "invalid_value", "logit_bias"),
+    ("bias too far", {"prompt": "x", "logit_bias": {"1": 101}}, 400, "invalid_value", "logit_bias.1"),
+    ("bias beyond", {"prompt": "x", "logit_bias": {"99999": 1}}, 400, "invalid_value", "logit_bias"),
+    ("stop id beyond", {"prompt": "x", "stop_token_ids": [1, 99999]}, 400, "invalid_value", "stop_token_ids[1]"),
+    ("empty stop", {"prompt": "x", "stop": [""]}, 400, "invalid_value", "stop[0]"),
+    ("many stops", {"prompt": "x", "stop": ["a"] * 17}, 400, "invalid_value", "stop"),
+    ("logprobs", {"prompt": "x", "logprobs": 21}, 400, "invalid_value", "logprobs"),
+    ("seed", {"prompt": "x", "seed": 2**63}, 400, "invalid_value", "seed"),
+    ("n", {"prompt": "x", "n": 17}, 400, "invalid_value", "n"),
+    ("best_of alone", {"prompt": "x", "best_of": 2}, 422, "unsupported_parameter", "best_of"),
+    ("few beams", {"prompt": "x", "n": 3, "best_of": 2, "use_beam_search": True}, 400, "invalid_value", "best_of"),
+    (
+        "two forms",
+        {"prompt": "x", "structured_outputs": {"choice": ["a"], "regex": "a"}},
+        400,
+        "invalid_value",
+        "structured_outputs",
+    ),
+    ("bad regex", {"prompt": "x", "structured_outputs": {"regex": "a("}}, 400, "invalid_value", "structured_outputs"),
+    ("bad schema", {"prompt": "x", "structured_outputs": {"json": "{"}}, 400, "invalid_value", "structured_outputs"),
+    ("no choice", {"prompt": "x", "structured_outputs": {"choice": []}}, 400, "invalid_value", "structured_outputs"),
+    (
+        "form of beams",
+        {"prompt": "x", "use_beam_search": True, "structured_outputs": {"regex": "a"}},
+        422,
+        "unsupported_parameter",
+        "structured_outputs",
+    ),
+    ("request id", {"prompt": "x", "request_id": "a b"}, 400, "invalid_value", "request_id"),
+    ("token beyond", {"prompt": [1, LAST_ID + 1]}, 400, "invalid_value", "prompt[1]"),
+    ("negative token", {"prompt": [1, -1]}, 400, "invalid_value", "prompt[1]"),
+    ("media token, no media", {"prompt": [TOKENIZER.media_token_id]}, 400, "invalid_value", "prompt"),
+    ("mixed", {"prompt": [1, "a"]}, 400, "invalid_value", "prompt[1]"),
+    ("part of no kind", {"prompt": [{"text": "x"}]}, 422, "unsupported_parameter", "prompt[0]"),
+    (
+        "image_id",
+        {"prompt": [{"type": "text", "text": "x"}, {"type": "image_id", "image_id": "img_1"}]},
+        404,
+        "image_not_found",
+        "prompt[1].image_id",
+    ),
+    ("http", {"prompt": url_part("https://a/b.png")}, 422, "unsupported_parameter", "prompt[0].image_url.url"),
+    (
+        "video by http",
+        {"prompt": url_part("http://a/b", "video_url")},
+        422,
+        "unsupported_parameter",
+        "prompt[0].video_url.url",
+    ),
+    ("file", {"prompt": url_part("file:///etc/passwd")}, 400, "invalid_value", "prompt[0].image_url.url"),
+    ("path", {"prompt": url_part("/etc/passwd")}, 400, "invalid_value", "prompt[0].image_url.url"),
+    ("not base64", {"prompt": url_part("data:image/png,abc")}, 400, "invalid_value", "prompt[0].image_url.url"),
+    (
+        "broken base64",
+        {"prompt": url_part("data:image/png;base64,a$==")},
+        400,
+        "invalid_media",
+        "prompt[0].image_url.url",
+    ),
+    (
+        "unpadded base64",
+        {"prompt": url_part("data:image/png;base64,YQ")},
+        400,
+        "invalid_media",
+        "prompt[0].image_url.url",
+    ),
+    ("no bytes", {"prompt": url_part("data:image/png;base64,")}, 400, "invalid_media", "prompt[0].image_url.url"),
+    (
+        "text as image",
+        {"prompt": url_part(data_url(b"x", "text/html"))},
+        400,
+        "invalid_value",
+        "prompt[0].image_url.url",
+    ),
+    ("large media", {"prompt": url_part(data_url(b"x" * 131_080))}, 400, "invalid_media", "prompt[0].image_url.url"),
+    ("many media", {"prompt": [image_part()] * 4}, 400, "invalid_value", "prompt"),
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "param"), [case[1:] for case in BAD], ids=[case[0] for case in BAD]
+)
+async def test_bad_input_is_refused_by_name(
+    http: httpx.AsyncClient, client: FakeClient, fields: dict[str, Any], status: int, code: str, param: str | None
+) -> None:
+    # json.dumps, unlike httpx, writes NaN as some clients do
+    response = await http.post("/v1/completions", content=json.dumps(fields))
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (status, code, param), error
+    assert error["type"] == ("not_found_error" if status == 404 else "invalid_request_error")
+    assert error["message"]
+    assert client.requests == []
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"null", b"[]", b"\xff", b'{"prompt":"\\ud800"}', b"[" * 10_000])
+async def test_a_body_that_is_no_json_object_is_refused(http: httpx.AsyncClient, body: bytes) -> None:
+    response = await http.post("/v1/completions", content=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid_value"
+
+
+async def test_another_model_is_not_found(http: httpx.AsyncClient) -> None:
+    response = await http.post("/v1/completions", json={"prompt": "x", "model": "gpt-4"})
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8) | st.sampled_from(["type", "text"]), inner)
+    ),
+    max_leaves=12,
+)
+PARTS = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["text", "image_url", "video_url", "end_of_chunk", "image_id"])},
+        optional={
+            "image_id": JSON,
+            "text": JSON,
+            "image_url": JSON | st.fixed_dictionaries({"url": st.text() | st.just("data:,")}),
+        },
+    ),
+    max_size=4,
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"prompt": JSON | PARTS | st.lists(st.integers(-2, LAST_ID + 2))},
+        optional={name: JSON for name in CompletionRequest.model_fields if name != "prompt"},
+    )
+)
+def test_any_json_is_read_or_refused_by_name(body: dict[str, Any]) -> None:
+    error = refusal(json.dumps(body).encode())
+    if error is not None and error.param is not None:
+        assert re.split(r"[.\[]", error.param)[0] in body
+
+
+def refusal(body: bytes) -> InvalidRequest | MediaNotFound | None:
+    try:
+        fields = read(CompletionRequest, body)
+        asyncio.run(read_prompt(fields.prompt, served_model(), INTAKE))
+        sampling(fields, fields.max_tokens, LAST_ID + 1, fields.logprobs, None)
+    except (InvalidRequest, MediaNotFound) as error:
+        return error
+    return None

@@ -1,0 +1,154 @@
+"""An engine that a real worker process runs: no model, no torch, so that it starts in no time."""
+
+from __future__ import annotations
+
+import gc
+import time
+from array import array
+from collections import deque
+from typing import Any
+
+from server.settings import Settings
+from server.wire import (
+    Abort,
+    Admitted,
+    Embed,
+    Embedded,
+    EmbedText,
+    Finished,
+    Gates,
+    Generate,
+    Inspect,
+    Inspected,
+    MediaFailed,
+    MediaPixels,
+    MediaWanted,
+    Outbound,
+    Pin,
+    Request,
+    Score,
+    Scored,
+    Token,
+)
+
+RAISE, SLEEP, FAIL = 1, 2, 3
+
+
+class ToldEngine:
+    """Repeats the prompt, a token a step, up to `max_tokens`, once it holds the media that the prompt shows.
+
+    A seed is an order: `RAISE` makes the step fail, `SLEEP` hangs, `FAIL` is given up. Other kinds of requests get
+    their own numbers back: a candidate's ids, a media's first byte, a text's length, a token's place.
+    """
+
+    def __init__(self) -> None:
+        self.requests: dict[str, deque[int]] = {}
+        self.left: dict[str, int] = {}
+        self.waiting: dict[str, Request] = {}
+        self.pinned: set[bytes] = set()
+        self.held: set[bytes] = set()
+        self.wanted: set[bytes] = set()
+        self.events: list[Outbound] = []
+        self.num_aborted = 0
+
+    def add(self, request: Request) -> None:
+        self.waiting[request.request_id] = request
+        new = [digest for digest in dict.fromkeys(media_of(request)) if digest not in self.held | self.wanted]
+        self.wanted.update(new)
+        self.events += map(MediaWanted, new)
+
+    def abort(self, abort: Abort) -> None:
+        self.num_aborted += 1
+        if abort.index is not None:
+            self.events.append(Finished(request_id=abort.request_id, index=abort.index, finish_reason="abort"))
+            return
+        self.waiting.pop(abort.request_id, None)
+        self.requests.pop(abort.request_id, None)
+
+    def supply(self, media: MediaPixels) -> None:
+        assert len(media.data) == media.shape[0] * media.shape[1] * media.shape[2] * media.shape[3]
+        self.wanted.discard(media.digest)
+        self.held.add(media.digest)
+
+    def fail_media(self, failure: MediaFailed) -> None:
+        self.wanted.discard(failure.digest)
+        for name, request in list(self.waiting.items()):
+            if failure.digest in media_of(request):
+                del self.waiting[name]
+                self.events.append(Finished(request_id=name, finish_reason="error", error=failure.message))
+
+    def pin(self, pin: Pin) -> None:
+        self.pinned = self.pinned | set(pin.digests) if pin.is_kept else self.pinned - set(pin.digests)
+
+    def has_work(self) -> bool:
+        return bool(self.requests or self.waiting or self.events)
+
+    def is_waiting_for_media(self) -> bool:
+        return bool(self.waiting) and not self.requests and not self.events
+
+    def gauges(self) -> dict[str, float]:
+        return {
+            "num_preemptions": float(self.num_aborted),
+            "media_slots_in_use": float(len(self.held)),
+            "media_slots_pinned": float(len(self.pinned)),
+            "num_frozen_objects": float(gc.get_freeze_count()),
+        }
+
+    def step(self) -> list[Outbound]:
+        for name, request in list(self.waiting.items()):
+            if self.held.issuperset(media_of(request)):
+                del self.waiting[name]
+                if not isinstance(request, Generate):
+                    self.events.append(reply(request))
+                    continue
+                if request.sampling.seed == RAISE:
+                    raise RuntimeError("told to")
+                if request.sampling.seed == SLEEP:
+                    time.sleep(600)
+                if request.sampling.seed == FAIL:
+                    self.events.append(Finished(request_id=name, finish_reason="error", error="told to fail"))
+                    continue
+                self.requests[name] = deque(request.token_ids)
+                self.left[name] = request.sampling.max_tokens
+                self.events.append(Admitted(request_id=name, queue_seconds=0.0, media_encoded=len(request.media)))
+        for name, ids in list(self.requests.items()):
+            ids.rotate(-1)
+            self.left[name] -= 1
+            is_last = self.left[name] == 0
+            self.events.append(Token(request_id=name, token_id=ids[-1], finish_reason="length" if is_last else None))
+            if is_last:
+                del self.requests[name]
+        time.sleep(0.002)
+        events, self.events = self.events, []
+        return events
+
+
+def media_of(request: Request) -> list[bytes]:
+    return [] if isinstance(request, EmbedText) else request.media
+
+
+def reply(request: Score | Embed | EmbedText | Inspect) -> Outbound:
+    name = request.request_id
+    match request:
+        case Score():
+            logprobs = [[-float(token_id) for token_id in ids] for ids in request.candidates]
+            return Scored(request_id=name, logprobs=logprobs, media_encoded=len(request.media))
+        case Embed():
+            return embedded(name, [digest[0] for digest in request.media])
+        case EmbedText():
+            return embedded(name, [len(ids) for ids in request.texts])
+        case Inspect():
+            gates = [Gates(layer=request.token, attention=0.0, feed_forward=0.0)]
+            return Inspected(request_id=name, gates=gates, maps=[])
+
+
+def embedded(name: str, numbers: list[int]) -> Embedded:
+    return Embedded(request_id=name, shape=(len(numbers), 1), data=array("f", numbers).tobytes())
+
+
+def build(settings: Settings) -> tuple[ToldEngine, dict[str, Any]]:
+    return ToldEngine(), {"device": "told"}
+
+
+def build_fails(settings: Settings) -> tuple[ToldEngine, dict[str, Any]]:
+    raise RuntimeError("no such weights")

@@ -1,0 +1,15 @@
+"""`python -m tests.server.scripted_server`: the server as it is, with a told engine in its worker."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from server import logs
+from server.__main__ import serve
+from server.settings import read_settings
+
+if __name__ == "__main__":
+    settings = read_settings(sys.argv[1:])
+    logs.configure(settings.log_level, settings.log_format)
+    sys.exit(asyncio.run(serve(settings, factory="tests.server.scripted_engine:build")))
