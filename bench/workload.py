@@ -92,9 +92,7 @@ class Prompt:
         encoded = encode(self.segments(), tokenizer)
         return Generate(
             request_id=request_id,
-            token_ids=encoded.token_ids,
-            media_index=encoded.media_index,
-            media=encoded.media,
+            prompt=encoded,
             sampling=sampling,
         )
 
@@ -141,4 +139,4 @@ def greedy(max_tokens: int) -> Sampling:
 
 
 def mean_length(requests: Sequence[Generate]) -> float:
-    return sum(len(request.token_ids) for request in requests) / max(len(requests), 1)
+    return sum(len(request.prompt.token_ids) for request in requests) / max(len(requests), 1)

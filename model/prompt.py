@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from model.tokenizer import PromptTokenizer
@@ -37,9 +37,16 @@ Segment = Text | Media | EndOfChunk
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedPrompt:
+    """Token ids, and the media index of each into `media`, which holds digests; -1 means that a token reads none."""
+
     token_ids: list[int]
     media_index: list[int]
     media: list[bytes]
+
+    def followed_by(self, token_ids: list[int]) -> EncodedPrompt:
+        """Return the prompt with more text tokens, which read its last media."""
+        index = [self.media_index[-1]] * len(token_ids)
+        return replace(self, token_ids=self.token_ids + token_ids, media_index=self.media_index + index)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from model.prompt import EncodedPrompt
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -50,13 +52,10 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """One prompt to prefill and `sampling.n` answers to decode. `media_index[t]` indexes `media` (-1: none), which holds
-    32-byte digests."""
+    """One prompt to prefill and `sampling.n` answers to decode. The prompt's media are 32-byte digests."""
 
     request_id: str
-    token_ids: list[int]
-    media_index: list[int]
-    media: list[bytes]
+    prompt: EncodedPrompt
     sampling: Sampling
     priority: int = 0
     arrived: float = 0.0
@@ -67,9 +66,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     is empty."""
 
     request_id: str
-    token_ids: list[int]
-    media_index: list[int]
-    media: list[bytes]
+    prompt: EncodedPrompt
     candidates: list[list[int]]
     priority: int = 0
     arrived: float = 0.0
@@ -94,9 +91,7 @@ class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     are gated layers by the language-model layer behind them; empty: the mean over all of them."""
 
     request_id: str
-    token_ids: list[int]
-    media_index: list[int]
-    media: list[bytes]
+    prompt: EncodedPrompt
     token: int
     layers: list[int] = []
 

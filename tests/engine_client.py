@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model.flamingo import Flamingo
+from model.prompt import EncodedPrompt
 from model.reference import generate
 from model.vision import normalise
 from server.engine.config import EngineConfig
@@ -127,7 +128,13 @@ class Prompt:
                 token_ids.append((31 * place + 7 * i + 3 * picture) % 256)
                 media_index.append(len(media) - 1)
         return Generate(
-            request_id=request_id, token_ids=token_ids, media_index=media_index, media=media, sampling=sampling
+            request_id=request_id,
+            prompt=EncodedPrompt(
+                token_ids=token_ids,
+                media_index=media_index,
+                media=media,
+            ),
+            sampling=sampling,
         )
 
     def pixels(self, model: Flamingo) -> list[Tensor]:
@@ -149,8 +156,8 @@ def assert_like_the_reference(
     assert len(tokens) == num_tokens
     expected = generate(
         model,
-        request.token_ids,
-        request.media_index,
+        request.prompt.token_ids,
+        request.prompt.media_index,
         prompt.pixels(model),
         max_tokens=num_tokens,
         suppressed_ids=[IMAGE],

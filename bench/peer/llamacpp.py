@@ -18,6 +18,7 @@ from bench.peer.llamacpp_model import LlamaCpp
 from bench.table import Bar, Report, Run, interleave
 from bench.where import decode_step
 from bench.workload import greedy, text
+from model.prompt import EncodedPrompt
 from model.tokenizer import PromptTokenizer
 from model.zoo.config import LANGUAGE_MODEL_FILE
 from model.zoo.default import find, prepare
@@ -124,9 +125,7 @@ class Bench:
 def _request(request_id: str, token_ids: list[int], max_tokens: int) -> Generate:
     return Generate(
         request_id=request_id,
-        token_ids=token_ids,
-        media_index=[-1] * len(token_ids),
-        media=[],
+        prompt=EncodedPrompt(token_ids=token_ids, media_index=[-1] * len(token_ids), media=[]),
         sampling=greedy(max_tokens),
     )
 

@@ -63,7 +63,7 @@ class AnswerText:
         self.finish_reason: FinishReason | None = None
         self._index = index
         self._request = order.request
-        self._text = Detokenizer(tokenizer, () if order.echo else order.request.token_ids)
+        self._text = Detokenizer(tokenizer, () if order.echo else order.request.prompt.token_ids)
         self._stop = StopStrings(order.stop, include=order.include_stop)
         self._lead = "" if order.echo else order.lead
         self._length = 0
@@ -72,7 +72,7 @@ class AnswerText:
         """The prompt as the first piece. Stop strings do not apply to it."""
         self.is_begun = True
         piece = Piece("", index=self._index)
-        ids = self._request.token_ids
+        ids = self._request.prompt.token_ids
         for token_id, score in zip(ids, scores or [None] * len(ids), strict=True):
             piece.tokens.append(ShownToken(token_id, self._length, score, is_prompt=True))
             piece.text += self._counted(self._text.push(token_id))

@@ -75,9 +75,7 @@ def make_order(
     request = Generate(
         # a client may use its id twice, the engine must not
         request_id=f"{request_id}-{uuid.uuid4().hex[:8]}",
-        token_ids=prompt.encoded.token_ids,
-        media_index=prompt.encoded.media_index,
-        media=prompt.encoded.media,
+        prompt=prompt.encoded,
         sampling=sampling(fields, max_tokens, model.num_token_ids, wanted.logprobs, wanted.prompt_logprobs),
         priority=fields.priority,
         arrived=accepted,

@@ -64,15 +64,15 @@ class Generation:
     def usage(self) -> dict[str, Any]:
         request, admitted = self._order.request, self._admitted
         return {
-            "prompt_tokens": len(request.token_ids),
+            "prompt_tokens": len(request.prompt.token_ids),
             "completion_tokens": self.num_tokens,
-            "total_tokens": len(request.token_ids) + self.num_tokens,
+            "total_tokens": len(request.prompt.token_ids) + self.num_tokens,
             "prompt_tokens_details": {"cached_tokens": admitted.cached_tokens if admitted else 0},
             "fewshot_details": {
-                "media": len(request.media),
+                "media": len(request.prompt.media),
                 "media_encoded": admitted.media_encoded if admitted else 0,
                 "media_cached": admitted.media_cached if admitted else 0,
-                "media_deduplicated": len(request.media) - len(set(request.media)),
+                "media_deduplicated": len(request.prompt.media) - len(set(request.prompt.media)),
                 **self._order.details,
             },
         }
@@ -83,10 +83,10 @@ class Generation:
             return
         self._ticket.started()
         self._admitted = event
-        metrics, num_prompt_tokens = self._metrics, len(self._order.request.token_ids)
+        metrics, num_prompt_tokens = self._metrics, len(self._order.request.prompt.token_ids)
         metrics.request_queue_time.observe(event.queue_seconds)
         metrics.request_prompt_tokens.observe(num_prompt_tokens)
-        metrics.request_media.observe(len(self._order.request.media))
+        metrics.request_media.observe(len(self._order.request.prompt.media))
         metrics.prompt_tokens.inc(num_prompt_tokens)
         metrics.prompt_tokens_cached.inc(event.cached_tokens)
         metrics.media_encoded.inc(event.media_encoded)
@@ -133,8 +133,8 @@ class Generation:
             extra={
                 "request_id": self._order.request.request_id,
                 "finish_reason": reason,
-                "prompt_tokens": len(self._order.request.token_ids),
-                "media": len(self._order.request.media),
+                "prompt_tokens": len(self._order.request.prompt.token_ids),
+                "media": len(self._order.request.prompt.media),
                 "completion_tokens": self.num_tokens,
                 "first_token_seconds": None if first is None else round(first, 4),
                 "seconds": round(seconds, 4),

@@ -179,7 +179,7 @@ class Engine:
         return Answers(request, sequences, beams, self.scheduler, self._eos)
 
     def _check(self, request: Generate) -> None:
-        length, sampling = len(request.token_ids), request.sampling
+        length, sampling = len(request.prompt.token_ids), request.sampling
         limit = self.config.max_model_len
         if length + sampling.max_tokens > limit:
             raise RequestError(
@@ -194,7 +194,7 @@ class Engine:
     def _check_score(self, request: Score) -> None:
         if not request.candidates or not all(request.candidates):
             raise RequestError("no candidates, or one without tokens")
-        length, longest = len(request.token_ids), max(map(len, request.candidates))
+        length, longest = len(request.prompt.token_ids), max(map(len, request.candidates))
         if length + longest > self.config.max_model_len:
             limit = self.config.max_model_len
             raise RequestError(f"{length} prompt tokens and a candidate of {longest} exceed max_model_len {limit}")
@@ -212,7 +212,7 @@ class Engine:
             raise RequestError(f"a text of {longest} tokens exceeds max_model_len {self.config.max_model_len}")
 
     def _check_inspection(self, request: Inspect) -> None:
-        length, gated = len(request.token_ids), self.runner.model.config.gated_layers
+        length, gated = len(request.prompt.token_ids), self.runner.model.config.gated_layers
         if length > self.config.max_model_len:
             raise RequestError(f"{length} tokens exceed max_model_len {self.config.max_model_len}")
         if not 0 <= request.token < length:

@@ -24,10 +24,10 @@ class Sequence:
         self.request_id = request.request_id
         self.index = index  # which of the request's answers
         self.sampling: Sampling = request.sampling
-        self.token_ids = list(request.token_ids)
-        self.media_index = list(request.media_index)
-        self.sources = list(request.media)
-        self.num_prompt_tokens = len(request.token_ids)
+        self.token_ids = list(request.prompt.token_ids)
+        self.media_index = list(request.prompt.media_index)
+        self.sources = list(request.prompt.media)
+        self.num_prompt_tokens = len(request.prompt.token_ids)
         self.serial = serial
         self.order = (request.priority, request.arrived, serial)
         self.arrived = request.arrived

@@ -7,6 +7,7 @@ beginning is computed while the first decodes.
 
 from __future__ import annotations
 
+from model.prompt import EncodedPrompt
 from server.engine.engine import Engine
 from server.wire import Generate, MediaPixels, MediaWanted, Sampling
 
@@ -39,8 +40,6 @@ def _request(name: str, media_token_id: int, length: int) -> Generate:
     sampling = Sampling(max_tokens=NUM_NEW, temperature=0.0, ignore_eos=True, logprobs=0)
     return Generate(
         request_id=f"warm-up-{name}",
-        token_ids=token_ids,
-        media_index=[0] * length,
-        media=[DIGEST],
+        prompt=EncodedPrompt(token_ids=token_ids, media_index=[0] * length, media=[DIGEST]),
         sampling=sampling,
     )

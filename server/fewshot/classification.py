@@ -155,9 +155,7 @@ def _weighed(candidates: Sequence[Candidate], ids: Sequence[list[int]], sums: Ar
 async def _score(prompt: PreparedPrompt, ids: list[list[int]], asking: Asking, services: Services) -> Scored:
     request = Score(
         request_id=f"{asking.request_id}-{uuid.uuid4().hex[:8]}",
-        token_ids=prompt.encoded.token_ids,
-        media_index=prompt.encoded.media_index,
-        media=prompt.encoded.media,
+        prompt=prompt.encoded,
         candidates=ids,
         priority=asking.priority,
         arrived=asking.arrived,

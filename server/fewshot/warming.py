@@ -186,9 +186,7 @@ class Warming:
     async def _show(self, entry: _Entry, prompt: EncodedPrompt, media: Mapping[bytes, EncodedMedia]) -> None:
         request = Generate(
             request_id=f"warm-{uuid.uuid4().hex}",
-            token_ids=prompt.token_ids,
-            media_index=prompt.media_index,
-            media=prompt.media,
+            prompt=prompt,
             sampling=Sampling(max_tokens=0),
             priority=LAST_PRIORITY,
             arrived=time.monotonic(),

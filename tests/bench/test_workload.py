@@ -43,8 +43,8 @@ def test_queries_differ_and_share_their_support_set(tokenizer: PromptTokenizer) 
     assert first.shots == second.shots
     assert first.query.picture != second.query.picture
     requests = [p.request("x", tokenizer, greedy(1)) for p in (first, second)]
-    assert requests[0].media[:3] == requests[1].media[:3]
-    assert len(requests[0].token_ids) == len(requests[1].token_ids)
+    assert requests[0].prompt.media[:3] == requests[1].prompt.media[:3]
+    assert len(requests[0].prompt.token_ids) == len(requests[1].prompt.token_ids)
 
 
 def test_a_question_about_a_picture_seen_before_is_new_in_its_text_alone(tokenizer: PromptTokenizer) -> None:
@@ -59,7 +59,7 @@ def test_a_question_about_a_picture_seen_before_is_new_in_its_text_alone(tokeniz
 def test_every_media_has_its_frames(tokenizer: PromptTokenizer) -> None:
     asked = Prompts(tokenizer).shared(2, 2)
     frames = frames_of(asked, CONFIG.vision)
-    assert frames.keys() == {digest for p in asked for digest in p.request("x", tokenizer, greedy(1)).media}
+    assert frames.keys() == {digest for p in asked for digest in p.request("x", tokenizer, greedy(1)).prompt.media}
     assert {f.shape for f in frames.values()} == {(1, SIZE.image_size, SIZE.image_size, 3)}
 
 
@@ -69,5 +69,5 @@ def test_over_http_a_prompt_is_the_same_tokens_and_media(tokenizer: PromptTokeni
     asked = CompletionRequest.model_validate({"prompt": prompt.parts()})
     intake = Intake(Settings.model_validate({}), MediaStore("memory://"))
     read = asyncio.run(read_prompt(asked.prompt, ServedModel("tiny", CONFIG, tokenizer, 1024), intake))
-    assert read.encoded.token_ids == request.token_ids
-    assert read.encoded.media == request.media
+    assert read.encoded.token_ids == request.prompt.token_ids
+    assert read.encoded.media == request.prompt.media

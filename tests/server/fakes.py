@@ -137,7 +137,7 @@ class FakeClient:
         return Inspected(
             request_id=request.request_id,
             gates=[Gates(layer=layer, attention=0.5, feed_forward=-0.25) for layer in CONFIG.gated_layers],
-            maps=maps if request.media_index[request.token] >= 0 else [],
+            maps=maps if request.prompt.media_index[request.token] >= 0 else [],
         )
 
     async def embed(self, media: Sequence[EncodedMedia]) -> NDArray[np.float32]:
@@ -159,7 +159,7 @@ class FakeClient:
         sampling = request.sampling
         yield self.admitted
         if sampling.prompt_logprobs is not None:
-            scores = [scored(i, sampling.prompt_logprobs) for i in request.token_ids]
+            scores = [scored(i, sampling.prompt_logprobs) for i in request.prompt.token_ids]
             yield PromptScored(request_id="", logprobs=[None, *scores[1:]])
         if sampling.max_tokens == 0:
             for index in range(sampling.n):

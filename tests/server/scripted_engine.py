@@ -108,9 +108,11 @@ class ToldEngine:
                 if request.sampling.seed == FAIL:
                     self.events.append(Finished(request_id=name, finish_reason="error", error="told to fail"))
                     continue
-                self.requests[name] = deque(request.token_ids)
+                self.requests[name] = deque(request.prompt.token_ids)
                 self.left[name] = request.sampling.max_tokens
-                self.events.append(Admitted(request_id=name, queue_seconds=0.0, media_encoded=len(request.media)))
+                self.events.append(
+                    Admitted(request_id=name, queue_seconds=0.0, media_encoded=len(request.prompt.media))
+                )
         for name, ids in list(self.requests.items()):
             ids.rotate(-1)
             self.left[name] -= 1
@@ -124,7 +126,13 @@ class ToldEngine:
 
 
 def media_of(request: Request) -> list[bytes]:
-    return [] if isinstance(request, EmbedText) else request.media
+    match request:
+        case EmbedText():
+            return []
+        case Embed():
+            return request.media
+        case _:
+            return request.prompt.media
 
 
 def reply(request: Score | Embed | EmbedText | Inspect) -> Outbound:
@@ -132,7 +140,7 @@ def reply(request: Score | Embed | EmbedText | Inspect) -> Outbound:
     match request:
         case Score():
             logprobs = [[-float(token_id) for token_id in ids] for ids in request.candidates]
-            return Scored(request_id=name, logprobs=logprobs, media_encoded=len(request.media))
+            return Scored(request_id=name, logprobs=logprobs, media_encoded=len(request.prompt.media))
         case Embed():
             return embedded(name, [digest[0] for digest in request.media])
         case EmbedText():

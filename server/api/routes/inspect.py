@@ -63,7 +63,7 @@ async def _answer(fields: InspectRequest, asking: Asking, services: Services) ->
         "model": services.model.name,
         "tokens": [
             {"id": token_id, "text": services.model.tokenizer.token(token_id), "media": None if media < 0 else media}
-            for token_id, media in zip(order.token_ids, order.media_index, strict=True)
+            for token_id, media in zip(order.prompt.token_ids, order.prompt.media_index, strict=True)
         ],
         "num_prompt_tokens": prompt.num_tokens,
         "token": order.token,
@@ -75,10 +75,11 @@ async def _answer(fields: InspectRequest, asking: Asking, services: Services) ->
 def _order(
     fields: InspectRequest, prompt: PreparedPrompt, answer_ids: list[int], asking: Asking, services: Services
 ) -> Inspect:
-    token_ids = [*prompt.encoded.token_ids, *answer_ids]
-    token = len(token_ids) - 1 if fields.token is None else fields.token
-    if token >= len(token_ids):
-        raise InvalidRequest(f"token is {token}, prompt and answer have {len(token_ids)}", param="token")
+    inspected = prompt.encoded.followed_by(answer_ids)
+    length = len(inspected.token_ids)
+    token = length - 1 if fields.token is None else fields.token
+    if token >= length:
+        raise InvalidRequest(f"token is {token}, prompt and answer have {length}", param="token")
     gated = services.model.config.gated_layers
     for place, layer in enumerate(fields.layers):
         if layer not in gated:
@@ -86,9 +87,7 @@ def _order(
             raise InvalidRequest(message, param=f"layers[{place}]")
     return Inspect(
         request_id=f"{asking.request_id}-{uuid.uuid4().hex[:8]}",
-        token_ids=token_ids,
-        media_index=[*prompt.encoded.media_index, *[prompt.encoded.media_index[-1]] * len(answer_ids)],
-        media=prompt.encoded.media,
+        prompt=inspected,
         token=token,
         layers=list(dict.fromkeys(fields.layers)),
     )

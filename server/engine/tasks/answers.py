@@ -51,7 +51,7 @@ class Answers(Task):
 
     @property
     def media(self) -> Collection[bytes]:
-        return self.request.media
+        return self.request.prompt.media
 
     def begin(self) -> Iterator[Outbound]:
         yield from wanted(self._scheduler.add(self._live[0]))

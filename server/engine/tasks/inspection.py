@@ -31,7 +31,7 @@ class Inspection(Task):
         self._runner = runner
         self._cache = media
         # what comes behind the token is not seen
-        self._media = request.media[: request.media_index[request.token] + 1]
+        self._media = request.prompt.media[: request.prompt.media_index[request.token] + 1]
         self._frames: dict[bytes, NDArray[np.uint8]] = {}
 
     @property
@@ -74,8 +74,8 @@ class Inspection(Task):
         visual_tokens = torch.cat([model.resampler(one[None]) for one in features]).to(self._runner.dtype)
         seen = inspect.media_weights(
             model,
-            request.token_ids,
-            request.media_index,
+            request.prompt.token_ids,
+            request.prompt.media_index,
             model.fresh_media(visual_tokens),
             request.token,
             request.layers or model.config.gated_layers,

@@ -32,7 +32,7 @@ class Scoring(Task):
 
     @property
     def media(self) -> Collection[bytes]:
-        return self._request.media
+        return self._request.prompt.media
 
     def admitted(self, sequence: Sequence) -> Iterator[Outbound]:
         self._queue_seconds = queue_seconds(sequence)
@@ -78,7 +78,7 @@ class Scoring(Task):
     def _candidate(self, place: int) -> Sequence:
         """The prompt and all of the candidate's tokens but the last, which nothing follows."""
         token_ids = self._request.candidates[place]
-        start = len(self._request.token_ids)
+        start = len(self._request.prompt.token_ids)
         targets = {start + i: [token_id] for i, token_id in enumerate(token_ids[1:])}
         return self._stem.fork(place, token_ids[:-1], targets)
 
@@ -98,14 +98,12 @@ class Scoring(Task):
 def _stem(request: Score, serial: int) -> Sequence:
     prompt = Generate(
         request_id=request.request_id,
-        token_ids=request.token_ids,
-        media_index=request.media_index,
-        media=request.media,
+        prompt=request.prompt,
         sampling=Sampling(max_tokens=0),
         priority=request.priority,
         arrived=request.arrived,
     )
-    last = len(request.token_ids) - 1
+    last = len(request.prompt.token_ids) - 1
     stem = Sequence(prompt, serial, targets={last: [candidate[0] for candidate in request.candidates]})
     stem.is_stem = True
     return stem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from model.prompt import EncodedPrompt
 from server.api.answer_text import AnswerText, Order
 from server.wire import Generate, Sampling, Token
 from tests.server.fakes import EOS, TOKENIZER
@@ -14,9 +15,7 @@ def pieces(text: str, *, lead: str, stop: str = "", echo: bool = False) -> list[
     ids = [*TOKENIZER.encode_plain(text), EOS]
     request = Generate(
         request_id="",
-        token_ids=TOKENIZER.encode_plain("?"),
-        media_index=[-1],
-        media=[],
+        prompt=EncodedPrompt(token_ids=TOKENIZER.encode_plain("?"), media_index=[-1], media=[]),
         sampling=Sampling(max_tokens=99),
     )
     order = Order(request=request, media={}, stop=[stop] if stop else [], lead=lead, echo=echo)

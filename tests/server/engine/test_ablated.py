@@ -16,7 +16,9 @@ from tests.tiny_models import prompt_tokenizer, tiny_model
 def test_greedy_tokens_are_the_references(name: str, fold_gates: bool) -> None:
     model = tiny_model(ABLATED[name])
     request, pixels = FEW_SHOT.request("a"), FEW_SHOT.pixels(model)
-    expected = generate(model, request.token_ids, request.media_index, pixels, max_tokens=6, suppressed_ids=[IMAGE])
+    expected = generate(
+        model, request.prompt.token_ids, request.prompt.media_index, pixels, max_tokens=6, suppressed_ids=[IMAGE]
+    )
     if fold_gates:
         model.fold_gates()
     answer = Client(Engine(model, prompt_tokenizer(), CONFIG), dict(PICTURES))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import msgspec
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -48,7 +49,9 @@ def test_the_ablation_that_reads_all_previous_media() -> None:
     answer.engine.add(request)
     answer.run()
     pixels = FEW_SHOT.pixels(model)
-    expected = generate(model, request.token_ids, request.media_index, pixels, max_tokens=6, suppressed_ids=[IMAGE])
+    expected = generate(
+        model, request.prompt.token_ids, request.prompt.media_index, pixels, max_tokens=6, suppressed_ids=[IMAGE]
+    )
     assert answer.ids("a") == expected.token_ids
     assert_all_is_back(answer.engine)
 
@@ -111,13 +114,15 @@ def test_prompt_log_probabilities_are_the_references() -> None:
     answer.engine.add(request)
     answer.run()
     model = MODELS["openflamingo"]
-    expected = log_probs(model, request.token_ids, request.media_index, encode(model, FEW_SHOT.pixels(model)))
+    expected = log_probs(
+        model, request.prompt.token_ids, request.prompt.media_index, encode(model, FEW_SHOT.pixels(model))
+    )
     scored = answer.scores["a"].logprobs
     assert scored[0] is None
-    assert len(scored) == len(request.token_ids)
+    assert len(scored) == len(request.prompt.token_ids)
     for place, score in enumerate(scored[1:]):
         assert score is not None
-        assert score.token_id == request.token_ids[place + 1]
+        assert score.token_id == request.prompt.token_ids[place + 1]
         assert score.logprob == pytest.approx(float(expected[place, score.token_id]), abs=1e-4)
         best = expected[place].topk(2)
         assert [i for i, _ in score.top] == best.indices.tolist()
@@ -133,9 +138,7 @@ def test_prompt_and_output_fed_back_have_the_same_log_probabilities() -> None:
     ids = answer.ids("a")
     whole = Generate(
         request_id="b",
-        token_ids=request.token_ids + ids,
-        media_index=request.media_index + [request.media_index[-1]] * len(ids),
-        media=request.media,
+        prompt=request.prompt.followed_by(ids),
         sampling=Sampling(max_tokens=0, prompt_logprobs=0),
     )
     answer.engine.add(whole)
@@ -156,13 +159,15 @@ def test_what_was_seen_before_costs_nothing() -> None:
     assert (answer.admitted["cold"].media_encoded, answer.admitted["cold"].cached_tokens) == (4, 0)
     warm = answer.admitted["warm"]
     assert (warm.media_encoded, warm.media_cached) == (0, 4)
-    assert warm.cached_tokens == (len(FEW_SHOT.request("x").token_ids) - 1) // CONFIG.block_size * CONFIG.block_size
+    assert (
+        warm.cached_tokens == (len(FEW_SHOT.request("x").prompt.token_ids) - 1) // CONFIG.block_size * CONFIG.block_size
+    )
     assert_like_the_reference("openflamingo", FEW_SHOT, answer, "warm")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_being_computed_is_computed_once(family: Family) -> None:
-    answer, length = client(family), len(FEW_SHOT.request("x").token_ids)
+    answer, length = client(family), len(FEW_SHOT.request("x").prompt.token_ids)
     whole_blocks = (length - 1) // CONFIG.block_size * CONFIG.block_size
     for i in range(4):
         answer.engine.add(FEW_SHOT.request(str(i)))
@@ -203,7 +208,7 @@ def test_same_text_beside_another_picture_is_another_prefix() -> None:
     for i, picture in enumerate((0, 1)):
         request = Prompt(((0, 11), (2, 3))).request(str(i))
         media = [source(picture), source(2)]
-        answer.engine.add(Generate(**{**{f: getattr(request, f) for f in request.__struct_fields__}, "media": media}))
+        answer.engine.add(msgspec.structs.replace(request, prompt=replace(request.prompt, media=media)))
         answer.run()
     assert answer.admitted["1"].cached_tokens == 0
     assert answer.tokens["0"][0].logprob != answer.tokens["1"][0].logprob
@@ -252,9 +257,7 @@ def test_a_media_that_cannot_be_had_fails_its_requests_alone() -> None:
     answer.engine.add(
         Generate(
             request_id="bad",
-            token_ids=request.token_ids,
-            media_index=request.media_index,
-            media=[bad],
+            prompt=replace(request.prompt, media=[bad]),
             sampling=GREEDY,
         )
     )
@@ -276,9 +279,7 @@ def test_a_waiting_neighbour_does_not_hold_others_up() -> None:
     answer.engine.add(
         Generate(
             request_id="slow",
-            token_ids=request.token_ids,
-            media_index=request.media_index,
-            media=[held_back],
+            prompt=replace(request.prompt, media=[held_back]),
             sampling=GREEDY,
         )
     )

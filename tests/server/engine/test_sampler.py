@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.prompt import EncodedPrompt
 from server.engine.sampler import Sampler, draw, is_greedy
 from server.engine.sequence import Sequence
 from server.wire import Generate, Sampling
@@ -17,7 +18,16 @@ LOGITS = PROBS.log()[None]
 
 def sequence(sampling: Sampling, prompt: tuple[int, ...] = (0,), output: tuple[int, ...] = ()) -> Sequence:
     made = Sequence(
-        Generate(request_id="r", token_ids=list(prompt), media_index=[-1] * len(prompt), media=[], sampling=sampling), 0
+        Generate(
+            request_id="r",
+            prompt=EncodedPrompt(
+                token_ids=list(prompt),
+                media_index=[-1] * len(prompt),
+                media=[],
+            ),
+            sampling=sampling,
+        ),
+        0,
     )
     for token_id in output:
         made.append(token_id)

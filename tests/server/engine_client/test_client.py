@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.prompt import EncodedPrompt
 from server.engine_client.client import EngineClient
 from server.errors import EngineDied, EngineFailed, EngineNotReady, InvalidMedia, MediaNotFound, ShuttingDown
 from server.media.decoder import Frames
@@ -85,9 +86,11 @@ def stream(
     ids = TOKENIZER.encode_plain(prompt)
     request = Generate(
         request_id=name,
-        token_ids=ids,
-        media_index=[-1] * len(ids),
-        media=[m.digest for m in shown],
+        prompt=EncodedPrompt(
+            token_ids=ids,
+            media_index=[-1] * len(ids),
+            media=[m.digest for m in shown],
+        ),
         sampling=Sampling(max_tokens=10**6, seed=order),
     )
     return engine.stream(request, {m.digest: m for m in shown})
@@ -292,13 +295,29 @@ def score(name: str, *shown: EncodedMedia) -> Score:
     ids = TOKENIZER.encode_plain("abc")
     digests = [m.digest for m in shown]
     return Score(
-        request_id=name, token_ids=ids, media_index=[-1] * 3, media=digests, candidates=[[1, 2], [3]], priority=1
+        request_id=name,
+        prompt=EncodedPrompt(
+            token_ids=ids,
+            media_index=[-1] * 3,
+            media=digests,
+        ),
+        candidates=[[1, 2], [3]],
+        priority=1,
     )
 
 
 async def test_scores_and_inspections_come_back_whole(engine: EngineClient, decoder: FakeDecoder) -> None:
     a = media("a")
-    inspect = Inspect(request_id="2", token_ids=[1, 2], media_index=[0, 0], media=[a.digest], token=1, layers=[3])
+    inspect = Inspect(
+        request_id="2",
+        prompt=EncodedPrompt(
+            token_ids=[1, 2],
+            media_index=[0, 0],
+            media=[a.digest],
+        ),
+        token=1,
+        layers=[3],
+    )
     scored, inspected, generated = await asyncio.gather(
         engine.score(score("1", a), {a.digest: a}),
         engine.inspect(inspect, {a.digest: a}),
@@ -360,7 +379,13 @@ async def test_a_score_dies_with_its_worker(engine: EngineClient, decoder: FakeD
 async def test_one_answer_of_several_is_ended_and_the_stream_goes_on(engine: EngineClient) -> None:
     ids = TOKENIZER.encode_plain("abc")
     request = Generate(
-        request_id="1", token_ids=ids, media_index=[-1] * 3, media=[], sampling=Sampling(max_tokens=40, n=2)
+        request_id="1",
+        prompt=EncodedPrompt(
+            token_ids=ids,
+            media_index=[-1] * 3,
+            media=[],
+        ),
+        sampling=Sampling(max_tokens=40, n=2),
     )
     reasons: dict[int, str] = {}
     was_ended = False

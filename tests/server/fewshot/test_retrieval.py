@@ -66,7 +66,7 @@ async def test_examples_are_written_as_shots_would_be(
     expected: list[Segment] = []
     for place, label in ((0, "warm"), (1, "cold")):
         expected += [Media(PICTURES[place].digest), Text(f"Output:{label}"), END]
-    assert client.requests[0].token_ids == token_ids(*expected, Media(QUERY.digest), Text("Output:"))
+    assert client.requests[0].prompt.token_ids == token_ids(*expected, Media(QUERY.digest), Text("Output:"))
     assert [media.data for media in client.media[0].values()] == [PICTURES[0].data, PICTURES[1].data, QUERY.data]
     assert body["fewshot"] | {"shots": []} == {
         "template": "classification",

@@ -60,7 +60,7 @@ async def test_a_fetched_media_is_the_one_that_is_sent(http: httpx.AsyncClient, 
     response = await complete(http, url_part(web, "/red.png"), url_part(web, "/blue.png"), sent)
     assert response.status_code == 200, response.text
     request = client.requests[0]
-    assert request.media == [source_digest(data, "image") for data in (RED, BLUE, RED)]
+    assert request.prompt.media == [source_digest(data, "image") for data in (RED, BLUE, RED)]
     assert {digest: media.data for digest, media in client.media[0].items()} == {
         source_digest(data, "image"): data for data in (RED, BLUE)
     }

@@ -62,7 +62,7 @@ async def test_a_chat_completion_has_openais_shape(http: httpx.AsyncClient, clie
             }
         ],
     }
-    assert client.requests[0].token_ids == TOKENIZER.encode_plain("Name:")
+    assert client.requests[0].prompt.token_ids == TOKENIZER.encode_plain("Name:")
 
 
 async def test_turns_reach_the_engine_as_shots(http: httpx.AsyncClient, client: FakeClient) -> None:
@@ -75,8 +75,8 @@ async def test_turns_reach_the_engine_as_shots(http: httpx.AsyncClient, client: 
     body = await chat(http, messages=messages, return_token_ids=True)
     image, end = TOKENIZER.media_token_id, TOKENIZER.id_of("<|endofchunk|>")
     ids = [image, *TOKENIZER.encode_plain("a b"), end, image, *TOKENIZER.encode_plain("c")]
-    assert body["choices"][0]["prompt_token_ids"] == client.requests[0].token_ids == ids
-    assert client.requests[0].media == [source_digest(red, "image"), source_digest(blue, "image")]
+    assert body["choices"][0]["prompt_token_ids"] == client.requests[0].prompt.token_ids == ids
+    assert client.requests[0].prompt.media == [source_digest(red, "image"), source_digest(blue, "image")]
     assert body["usage"]["fewshot_details"]["media"] == 2
 
 

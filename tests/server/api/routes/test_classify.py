@@ -68,9 +68,9 @@ async def test_the_prompt_is_the_templates_and_candidates_follow_it(
 ) -> None:
     await classify(http)
     (request,) = client.scores
-    text = TOKENIZER.decode(request.token_ids, skip_special_tokens=False)
+    text = TOKENIZER.decode(request.prompt.token_ids, skip_special_tokens=False)
     assert text == "<image>Output:cat<|endofchunk|><image>Output:dog<|endofchunk|><image>Output:"
-    assert request.media == [source(RED), source(GREEN), source(BLUE)]
+    assert request.prompt.media == [source(RED), source(GREEN), source(BLUE)]
     assert [TOKENIZER.decode(one) for one in request.candidates] == ["cat", "dog"]
 
 
@@ -80,7 +80,7 @@ async def test_a_custom_template_leads_its_candidates_with_its_space(
     await classify(http, template={"shot": "{media}It is {label}"})
     (request,) = client.scores
     assert [TOKENIZER.decode(one) for one in request.candidates] == [" cat", " dog"]
-    assert TOKENIZER.decode(request.token_ids).endswith("It is")
+    assert TOKENIZER.decode(request.prompt.token_ids).endswith("It is")
 
 
 async def test_a_label_may_be_written_otherwise(http: httpx.AsyncClient, client: FakeClient) -> None:
@@ -105,7 +105,7 @@ async def test_an_inflated_label_is_calibrated_away(http: httpx.AsyncClient, cli
 
     def logprobs(request: Score, candidate: list[int]) -> list[float]:
         label = TOKENIZER.decode(candidate)
-        seen = truth[label] if request.media[-1] == source(BLUE) else 0.5
+        seen = truth[label] if request.prompt.media[-1] == source(BLUE) else 0.5
         return [math.log(seen * (5 if label == "cat" else 1))] + [0.0] * (len(candidate) - 1)
 
     client.logprobs = logprobs
@@ -121,11 +121,13 @@ async def test_content_free_queries(http: httpx.AsyncClient, client: FakeClient)
     template = {"shot": "{media}{question} {label}"}
     shots = [{**shot, "question": "which?"} for shot in SHOTS]
     await classify(http, shots=shots, query=query, template=template, calibration="contextual", content_free="both")
-    texts = [TOKENIZER.decode(request.token_ids, skip_special_tokens=False) for request in client.scores]
+    texts = [TOKENIZER.decode(request.prompt.token_ids, skip_special_tokens=False) for request in client.scores]
     before = "<image>which? cat<|endofchunk|><image>which? dog<|endofchunk|>"
     assert texts == [f"{before}<image>which?", f"{before}<image>N/A", f"{before}N/A"]
-    assert [request.media[-1] for request in client.scores] == [source(BLUE), GREY_MEDIA.digest, source(GREEN)]
-    assert all(set(request.media) == set(media) for request, media in zip(client.scores, client.media, strict=True))
+    assert [request.prompt.media[-1] for request in client.scores] == [source(BLUE), GREY_MEDIA.digest, source(GREEN)]
+    assert all(
+        set(request.prompt.media) == set(media) for request, media in zip(client.scores, client.media, strict=True)
+    )
     assert len({str(request.candidates) for request in client.scores}) == 1
 
 
@@ -133,7 +135,7 @@ async def test_permutations_are_averaged(http: httpx.AsyncClient, client: FakeCl
     """A recency bias: the last shot's label is three times as likely."""
 
     def logprobs(request: Score, candidate: list[int]) -> list[float]:
-        last = {source(RED): "cat", source(GREEN): "dog"}[request.media[-2]]
+        last = {source(RED): "cat", source(GREEN): "dog"}[request.prompt.media[-2]]
         return [math.log(3 if TOKENIZER.decode(candidate) == last else 1)] + [0.0] * (len(candidate) - 1)
 
     client.logprobs = logprobs
@@ -152,7 +154,7 @@ async def test_what_was_used_and_what_it_cost(http: httpx.AsyncClient, client: F
         "normalisation": "sum",
         "calibration": "contextual",
     }
-    length = len(client.scores[0].token_ids)
+    length = len(client.scores[0].prompt.token_ids)
     assert found["usage"]["prompt_tokens"] == found["usage"]["total_tokens"] == 4 * length
     assert found["usage"]["completion_tokens"] == 0
     details = found["usage"]["fewshot_details"]

@@ -66,7 +66,7 @@ async def test_a_completion_has_openais_shape(http: httpx.AsyncClient, client: F
             "fewshot_details": {"media": 0, "media_encoded": 1, "media_cached": 0, "media_deduplicated": 0},
         },
     }
-    assert client.requests[0].token_ids == TOKENIZER.encode_plain("hello")
+    assert client.requests[0].prompt.token_ids == TOKENIZER.encode_plain("hello")
     assert client.requests[0].sampling.max_tokens == 16
 
 
@@ -78,8 +78,8 @@ async def test_parts_become_tokens_with_a_media_index_and_equal_pictures_one_dig
     body = await complete(http, prompt=parts, return_token_ids=True)
     image, end = TOKENIZER.media_token_id, TOKENIZER.id_of("<|endofchunk|>")
     assert body["choices"][0]["prompt_token_ids"] == [image, *TOKENIZER.encode_plain("a"), end, image, image]
-    assert client.requests[0].media_index == [0, 0, 0, 1, 2]
-    assert client.requests[0].media == [source_digest(data, "image") for data in (red, blue, red)]
+    assert client.requests[0].prompt.media_index == [0, 0, 0, 1, 2]
+    assert client.requests[0].prompt.media == [source_digest(data, "image") for data in (red, blue, red)]
     assert {digest: media.data for digest, media in client.media[0].items()} == {
         source_digest(data, "image"): data for data in (red, blue)
     }
@@ -101,14 +101,14 @@ async def test_a_video_is_a_media_of_another_kind(http: httpx.AsyncClient, clien
 
 async def test_token_ids_are_a_prompt(http: httpx.AsyncClient, client: FakeClient) -> None:
     await complete(http, prompt=[5, 6, 7])
-    assert client.requests[0].token_ids == [5, 6, 7]
-    assert client.requests[0].media_index == [-1, -1, -1]
+    assert client.requests[0].prompt.token_ids == [5, 6, 7]
+    assert client.requests[0].prompt.media_index == [-1, -1, -1]
 
 
 async def test_text_cannot_spell_a_marker(http: httpx.AsyncClient, client: FakeClient) -> None:
     await complete(http, prompt="<image></s>")
-    assert TOKENIZER.media_token_id not in client.requests[0].token_ids
-    assert EOS not in client.requests[0].token_ids
+    assert TOKENIZER.media_token_id not in client.requests[0].prompt.token_ids
+    assert EOS not in client.requests[0].prompt.token_ids
 
 
 async def test_several_answers_are_several_choices(http: httpx.AsyncClient, client: FakeClient) -> None:

@@ -70,7 +70,7 @@ async def running(services: Services) -> AsyncIterator[EvaluationRunner]:
 
 
 def right_of(request: Score) -> str:
-    return LABEL_OF[request.media[-1]]
+    return LABEL_OF[request.prompt.media[-1]]
 
 
 def sure(share: float) -> Any:
@@ -111,10 +111,10 @@ async def test_every_example_is_left_out_once(http: httpx.AsyncClient, client: F
         assert made["status"] == "queued"
         found = await ended(http, made["id"])
     assert found["status"] == "completed"
-    assert Counter(request.media[-1] for request in client.scores) == Counter(LABEL_OF.keys())
+    assert Counter(request.prompt.media[-1] for request in client.scores) == Counter(LABEL_OF.keys())
     for request in client.scores:
-        assert request.media[-1] not in request.media[:-1]
-        assert len(request.media) == 3
+        assert request.prompt.media[-1] not in request.prompt.media[:-1]
+        assert len(request.prompt.media) == 3
         assert request.priority == PRIORITY
     (cell,) = found["cells"]
     assert (cell["strategy"], cell["k"], cell["seed"]) == ("random", 2, 4)
@@ -125,7 +125,7 @@ async def test_every_example_is_left_out_once(http: httpx.AsyncClient, client: F
     assert cell["nll"] == pytest.approx(-math.log(0.8))
     assert cell["latency"]["queries"] == 6
     assert 0 < cell["latency"]["median_seconds"] <= cell["latency"]["p90_seconds"]
-    assert cell["cost"]["prompt_tokens"] == len(client.scores[0].token_ids)
+    assert cell["cost"]["prompt_tokens"] == len(client.scores[0].prompt.token_ids)
     assert found["progress"] == {"cells": 1, "cells_done": 1, "queries": 6, "queries_done": 6}
     assert found["labels"] == ["warm", "cold"]
     assert found["baseline"]["accuracy"] == 0.5
@@ -137,7 +137,7 @@ async def test_what_is_recommended_can_be_sent_as_it_is(
     """More shots help up to two."""
 
     def logprobs(request: Score, candidate: list[int]) -> list[float]:
-        label, shots = TOKENIZER.decode(candidate).strip(), len(request.media) - 1
+        label, shots = TOKENIZER.decode(candidate).strip(), len(request.prompt.media) - 1
         share = 0.9 if shots >= 2 else 0.4
         return [math.log(share if label == right_of(request) else 1 - share)] + [0.0] * (len(candidate) - 1)
 
@@ -172,8 +172,8 @@ async def test_rices_never_chooses_the_left_out_example(
     async with running(services):
         found = await ended(http, (await evaluate(http, k=[5], strategies=["rices_image"]))["id"])
     assert found["status"] == "completed"
-    assert all(sorted(request.media) == sorted(LABEL_OF) for request in client.scores)
-    assert all(request.media[-1] not in request.media[:-1] for request in client.scores)
+    assert all(sorted(request.prompt.media) == sorted(LABEL_OF) for request in client.scores)
+    assert all(request.prompt.media[-1] not in request.prompt.media[:-1] for request in client.scores)
 
 
 async def test_weighing_reaches_the_classification(
@@ -217,7 +217,7 @@ async def test_a_cell_that_cannot_be_fails_alone(
     http: httpx.AsyncClient, client: FakeClient, services: Services
 ) -> None:
     def logprobs(request: Score, candidate: list[int]) -> list[float]:
-        if len(request.media) > 2:
+        if len(request.prompt.media) > 2:
             raise InvalidMedia("broken picture")
         return list(sure(0.7)(request, candidate))
 
@@ -327,7 +327,7 @@ async def test_a_bug_fails_its_evaluation_and_no_other(
     http: httpx.AsyncClient, client: FakeClient, services: Services
 ) -> None:
     def logprobs(request: Score, candidate: list[int]) -> list[float]:
-        if len(request.media) == 2:
+        if len(request.prompt.media) == 2:
             raise ZeroDivisionError
         return list(sure(0.7)(request, candidate))
 

@@ -74,8 +74,8 @@ async def test_an_answer_is_a_completion_that_tells_its_shots(http: httpx.AsyncC
         Media(QUERY.digest),
         Text("Output:"),
     ]
-    assert request.token_ids == token_ids(*expected)
-    assert request.media == [PICTURES[0].digest, PICTURES[0].digest, QUERY.digest]
+    assert request.prompt.token_ids == token_ids(*expected)
+    assert request.prompt.media == [PICTURES[0].digest, PICTURES[0].digest, QUERY.digest]
     assert body["id"] == "cmpl-mine"
     assert body["object"] == "text_completion"
     assert body["choices"] == [{"index": 0, "text": "a cat", "logprobs": None, "finish_reason": "stop"}]
@@ -108,7 +108,7 @@ async def test_the_prompt_is_that_of_a_completion_written_by_hand(http: httpx.As
     response = await http.post("/v1/completions", json={"prompt": parts, "seed": 3})
     assert response.status_code == 200
     ours, theirs = client.requests
-    names = ("token_ids", "media_index", "media", "sampling")
+    names = ("prompt", "sampling")
     assert [getattr(ours, name) for name in names] == [getattr(theirs, name) for name in names]
 
 
@@ -134,14 +134,14 @@ async def test_zero_shot_shows_two_examples_without_their_pictures(
 ) -> None:
     body = await complete(http, examples={"support_set": "colours"}, zero_shot=True)
     texts: list[Segment] = [Text("Output:a red one"), END, Text("\nOutput:a green one"), END, LINE]
-    assert client.requests[0].token_ids == token_ids(*texts, Media(QUERY.digest), Text("Output:"))
-    assert client.requests[0].media == [QUERY.digest]
+    assert client.requests[0].prompt.token_ids == token_ids(*texts, Media(QUERY.digest), Text("Output:"))
+    assert client.requests[0].prompt.media == [QUERY.digest]
     assert [one["id"] for one in body["fewshot"]["shots"]] == ["e0", "e1"]
 
 
 async def test_a_query_needs_no_shots(http: httpx.AsyncClient, client: FakeClient) -> None:
     assert (await complete(http))["fewshot"]["shots"] == []
-    assert client.requests[0].token_ids == token_ids(Media(QUERY.digest), Text("Output:"))
+    assert client.requests[0].prompt.token_ids == token_ids(Media(QUERY.digest), Text("Output:"))
 
 
 # where an answer ends, and what it begins with
@@ -167,7 +167,7 @@ async def test_an_answer_ends_with_its_template_unless_the_client_says_otherwise
         Media(PICTURES[0].digest),
         Text("Output: cold\n"),
     ]
-    assert client.requests[0].token_ids == token_ids(*segments, Media(QUERY.digest), Text("Output:"))
+    assert client.requests[0].prompt.token_ids == token_ids(*segments, Media(QUERY.digest), Text("Output:"))
 
 
 async def test_a_choice_begins_with_the_space_that_the_template_leads_with(
@@ -276,5 +276,5 @@ async def test_a_family_writes_its_own_way(client: FakeClient, settings: Setting
         Media(QUERY.digest),
         Text("Output:"),
     ]
-    assert client.requests[0].token_ids == token_ids(*expected)
+    assert client.requests[0].prompt.token_ids == token_ids(*expected)
     assert body["choices"][0]["text"] == "a cat"

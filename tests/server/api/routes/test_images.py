@@ -283,7 +283,9 @@ async def test_an_id_stands_for_its_media(http: httpx.AsyncClient, client: FakeC
     assert {media.id: media.data for media in client.media[0].values()} == {RED_ID: RED, film_id: film(["red"])}
     await complete(http, {"type": "image_url", "image_url": {"url": data_url(RED)}})
     # the same media for the engine, however it came
-    assert client.requests[1].media[0] == client.requests[0].media[0] == client.requests[0].media[2]
+    assert (
+        client.requests[1].prompt.media[0] == client.requests[0].prompt.media[0] == client.requests[0].prompt.media[2]
+    )
 
 
 async def test_a_media_that_is_not_stored_is_named_by_its_place(http: httpx.AsyncClient) -> None:

@@ -28,15 +28,15 @@ async def test_the_last_token_of_the_answer_unless_another_is_named(
     found = await inspect(http, PROMPT, answer=" cat", request_id="me")
     (request,) = client.inspections
     answer = TOKENIZER.encode_plain(" cat")
-    assert request.token_ids == [*TOKENIZER.encode_plain("x"), IMAGE, *TOKENIZER.encode_plain("A"), *answer]
-    assert request.media_index == [-1, 0, 0, 0, 0, 0, 0]
+    assert request.prompt.token_ids == [*TOKENIZER.encode_plain("x"), IMAGE, *TOKENIZER.encode_plain("A"), *answer]
+    assert request.prompt.media_index == [-1, 0, 0, 0, 0, 0, 0]
     assert (request.token, request.layers) == (6, [])
     assert (found["id"], found["object"], found["model"]) == ("inspect-me", "inspection", "tiny")
     assert (found["token"], found["num_prompt_tokens"]) == (6, 3)
     assert [token["media"] for token in found["tokens"]] == [None, 0, 0, 0, 0, 0, 0]
-    assert [token["id"] for token in found["tokens"]] == request.token_ids
+    assert [token["id"] for token in found["tokens"]] == request.prompt.token_ids
     assert found["tokens"][1]["text"] == "<image>"
-    assert list(client.media[0]) == request.media
+    assert list(client.media[0]) == request.prompt.media
 
 
 async def test_gates_and_one_map_over_all_layers(http: httpx.AsyncClient) -> None:

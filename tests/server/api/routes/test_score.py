@@ -29,19 +29,19 @@ async def test_every_token_of_a_candidate_is_scored(http: httpx.AsyncClient, cli
         assert one["token_logprobs"] == told_logprobs(request, one["token_ids"])
         assert one["logprob"] == pytest.approx(sum(one["token_logprobs"]))
         assert one["num_tokens"] == len(one["tokens"])
-    assert found["usage"]["prompt_tokens"] == len(request.token_ids) == 2
+    assert found["usage"]["prompt_tokens"] == len(request.prompt.token_ids) == 2
     assert found["usage"]["fewshot_details"]["media"] == 1
 
 
 async def test_ids_are_taken_as_they_are(http: httpx.AsyncClient, client: FakeClient) -> None:
     found = await score(http, [5, 6], [[1, 2, 3], "a"])
-    assert client.scores[0].token_ids == [5, 6]
+    assert client.scores[0].prompt.token_ids == [5, 6]
     assert [one["token_ids"] for one in found["data"]] == [[1, 2, 3], TOKENIZER.encode_plain("a")]
 
 
 async def test_text_alone(http: httpx.AsyncClient, client: FakeClient) -> None:
     await score(http, "two and", [" two"], priority=3)
-    assert TOKENIZER.decode(client.scores[0].token_ids) == "two and"
+    assert TOKENIZER.decode(client.scores[0].prompt.token_ids) == "two and"
     assert client.scores[0].priority == 3
 
 

@@ -256,7 +256,7 @@ async def test_warming_shows_every_media_once_behind_all_others(http: httpx.Asyn
     assert card["warm"]["num_media"] == len(client.requests) == 2
     assert card["warm"]["media_encoded"] == 2 * client.admitted.media_encoded
     for request, media in zip(client.requests, client.media, strict=True):
-        assert (request.media, request.sampling.max_tokens) == (list(media), 0)
+        assert (request.prompt.media, request.sampling.max_tokens) == (list(media), 0)
         assert request.priority > 1000
     assert (await http.get(f"{SETS}/s")).json()["status"] == "ready"
     await http.post(f"{SETS}/s/examples", json={"examples": [example("d")]})
@@ -270,14 +270,16 @@ async def test_warming_computes_the_shots_as_a_request_begins(http: httpx.AsyncC
     await create(http, examples=[example(name, colour) for name, colour in (("a", "red"), ("b", "blue"))])
     card = (await http.post(f"{SETS}/s/warm", json={"wait": True, "template": "caption", "k": 2})).json()
     assert card["status"] == "ready"
-    prefix = client.requests[-1].token_ids
+    prefix = client.requests[-1].prompt.token_ids
     assert card["warm"]["prompt_tokens"] == len(prefix)
     query = {"query": {"image": data_url(picture("green"))}, "template": "caption", "max_tokens": 1}
     asked = await http.post(
         "/v1/fewshot/completions", json={"examples": {"support_set": "s", "k": 2, "order": "stored"}, **query}
     )
     assert asked.is_success, asked.text
-    shared = next(i for i, (a, b) in enumerate(zip(prefix, client.requests[-1].token_ids, strict=False)) if a != b)
+    shared = next(
+        i for i, (a, b) in enumerate(zip(prefix, client.requests[-1].prompt.token_ids, strict=False)) if a != b
+    )
     end_of_shots = len(prefix) - 1 - prefix[::-1].index(TOKENIZER.id_of("<|endofchunk|>"))
     assert shared > end_of_shots
     assert error(await http.post(f"{SETS}/s/warm", json={"template": "none"})) == (400, "invalid_value", "template")

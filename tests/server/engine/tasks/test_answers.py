@@ -34,7 +34,7 @@ def test_n_answers_share_the_prompt() -> None:
         answer.step()
         used = {block for sequence in answer.engine.scheduler.running for block in sequence.block_table}
         most_shared = max(most_shared, sum(answer.engine.blocks.references(block) == 3 for block in used))
-    assert most_shared == (len(FEW_SHOT.request("x").token_ids) - 1) // CONFIG.block_size
+    assert most_shared == (len(FEW_SHOT.request("x").prompt.token_ids) - 1) // CONFIG.block_size
     by_index = {i: [t.token_id for t in answer.tokens["a"] if t.index == i] for i in range(3)}
     assert all(len(tokens) == 6 for tokens in by_index.values())
     assert len({tuple(tokens) for tokens in by_index.values()}) > 1
@@ -93,8 +93,8 @@ def beam_oracle(model: Flamingo, request: Generate, pixels: list[Tensor], eos: s
     for length in range(1, sampling.max_tokens + 1):
         grown = []
         for score, tokens in live:
-            index = request.media_index + [request.media_index[-1]] * len(tokens)
-            row = log_probs(model, request.token_ids + tokens, index, media)[-1].clone()
+            index = request.prompt.media_index + [request.prompt.media_index[-1]] * len(tokens)
+            row = log_probs(model, request.prompt.token_ids + tokens, index, media)[-1].clone()
             row[IMAGE] = -torch.inf
             grown += [(score + float(lp), [*tokens, i]) for i, lp in enumerate(row)]
         grown.sort(key=lambda g: -g[0])

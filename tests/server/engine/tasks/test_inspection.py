@@ -34,9 +34,7 @@ def inspect(request_id: str, prompt: Prompt, token: int, layers: list[int] | Non
     request = prompt.request(request_id)
     return Inspect(
         request_id=request_id,
-        token_ids=request.token_ids,
-        media_index=request.media_index,
-        media=request.media,
+        prompt=request.prompt,
         token=token,
         layers=layers or [],
     )
@@ -52,12 +50,12 @@ def test_a_tokens_view_is_the_models(family: Family, fold: bool) -> None:
     engine = Engine(tiny_model(CONFIGS[family]), prompt_tokenizer(), replace(CONFIG, fold_gates=fold))
     answer, model = Client(engine, dict(PICTURES)), MODELS[family]
     config, request = model.config, FEW_SHOT.request("x")
-    token = len(request.token_ids) - 4  # it reads the third media
+    token = len(request.prompt.token_ids) - 4  # it reads the third media
     answer.engine.add(inspect("mean", FEW_SHOT, token))
     answer.engine.add(inspect("last", FEW_SHOT, token, [config.gated_layers[-1]]))
     answer.run()
     media = encode(model, FEW_SHOT.pixels(model))
-    seen = media_weights(model, request.token_ids, request.media_index, media, token, config.gated_layers)
+    seen = media_weights(model, request.prompt.token_ids, request.prompt.media_index, media, token, config.gated_layers)
     shown = normalise(torch.from_numpy(frames(2)), config.vision)
     patches = patch_shares(model.resampler, model.features(shown[None])[0])
     (mean,), (last,) = answer.inspected["mean"].maps, answer.inspected["last"].maps

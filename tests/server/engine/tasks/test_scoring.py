@@ -41,9 +41,7 @@ def score(request_id: str, prompt: Prompt, candidates: Sequence[Sequence[int]], 
     request = prompt.request(request_id)
     return Score(
         request_id=request_id,
-        token_ids=request.token_ids,
-        media_index=request.media_index,
-        media=request.media,
+        prompt=request.prompt,
         candidates=[list(candidate) for candidate in candidates],
         priority=priority,
     )
@@ -51,9 +49,9 @@ def score(request_id: str, prompt: Prompt, candidates: Sequence[Sequence[int]], 
 
 def reference(family: Family, prompt: Prompt, candidate: Sequence[int], media: MediaCache) -> list[float]:
     request, model = prompt.request("x"), MODELS[family]
-    index = request.media_index + [request.media_index[-1]] * len(candidate)
-    table = log_probs(model, [*request.token_ids, *candidate], index, media)
-    first = len(request.token_ids) - 1
+    index = request.prompt.media_index + [request.prompt.media_index[-1]] * len(candidate)
+    table = log_probs(model, [*request.prompt.token_ids, *candidate], index, media)
+    first = len(request.prompt.token_ids) - 1
     return [float(table[first + place, token_id]) for place, token_id in enumerate(candidate)]
 
 
@@ -98,7 +96,7 @@ def test_the_prompt_is_computed_once_and_its_blocks_are_shared(monkeypatch: pyte
     monkeypatch.setattr(answer.engine.runner, "_forward", watched)
     answer.engine.add(score("a", FEW_SHOT, CANDIDATES))
     answer.run()
-    length = len(FEW_SHOT.request("x").token_ids)
+    length = len(FEW_SHOT.request("x").prompt.token_ids)
     assert sum(row.count for plan in plans for row in plan.rows if row.start < length) == length
     # the last token of a candidate is not computed, and those of one token not at all
     last = [plan for plan in plans if plan.rows][-1]
@@ -178,9 +176,9 @@ def test_the_ablation_that_reads_all_previous_media() -> None:
     answer.run()
     media = encode(model, FEW_SHOT.pixels(model))
     for candidate, got in zip(CANDIDATES, answer.scored["a"].logprobs, strict=True):
-        index = request.media_index + [request.media_index[-1]] * len(candidate)
-        table = log_probs(model, request.token_ids + candidate, index, media)
-        first = len(request.token_ids) - 1
+        index = request.prompt.media_index + [request.prompt.media_index[-1]] * len(candidate)
+        table = log_probs(model, request.prompt.token_ids + candidate, index, media)
+        first = len(request.prompt.token_ids) - 1
         assert got == pytest.approx([float(table[first + i, t]) for i, t in enumerate(candidate)], abs=1e-4)
     assert_all_is_back(answer.engine)
 
