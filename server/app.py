@@ -33,20 +33,21 @@ from server.api.routes import (
     score,
     support_sets,
 )
+from server.api.services import Services
 from server.engine_client.client import Client
 from server.errors import ServerError, http_error_body
 from server.fewshot.maintenance import Maintenance
 from server.fewshot.retrieval import Retrieval
+from server.fewshot.shots import ShotSource
 from server.fewshot.warming import Warming
 from server.media.fetch import Fetcher
 from server.media.intake import Intake
 from server.media.pool import DecodePool
 from server.media.store import MediaStore
 from server.metrics import Metrics
-from server.quality.evaluation_runner import EvaluationRunner
+from server.quality.evaluation_runner import EvaluationRunner, LeaveOneOut
 from server.quality.evaluation_store import Evaluations
 from server.served_model import ServedModel
-from server.services import Services
 from server.settings import Settings
 from server.store.database import Database
 from server.store.support_sets import SupportSets
@@ -79,6 +80,7 @@ def create_app(
     store = MediaStore(settings.media_store_url)
     decoder = decoder or DecodePool(model.config.vision, settings)
     sets = SupportSets(Database(settings.database_url), store, decoder, max_examples=settings.max_set_examples)
+    intake = Intake(settings, store, Fetcher(settings, took=metrics.media_fetch.observe))
     retrieval = Retrieval(client, model, sets, store, took=metrics.retrieval.observe)
     services = Services(
         settings=settings,
@@ -87,12 +89,12 @@ def create_app(
         admission=Admission(settings.max_num_queued, metrics),
         metrics=metrics,
         store=store,
-        media=Intake(settings, store, Fetcher(settings, took=metrics.media_fetch.observe)),
+        intake=intake,
         decoder=decoder,
         support_sets=sets,
+        shots=ShotSource(intake, sets, retrieval),
         warming=Warming(client, model, store, retrieval),
         evaluations=Evaluations(sets.database),
-        retrieval=retrieval,
     )
     # the interface is described in docs/api.md; FastAPI's own pages would fetch scripts from elsewhere
     app = FastAPI(title="Flamboyance", openapi_url=None, lifespan=partial(_lifespan, services=services))
@@ -112,7 +114,7 @@ async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
     await asyncio.to_thread(services.store.sweep)
     await asyncio.to_thread(services.support_sets.database.prepare)
     await services.client.start()
-    evaluating, maintenance = EvaluationRunner(services), _maintenance(services)
+    evaluating, maintenance = _evaluation_runner(services), _maintenance(services)
     await evaluating.start()
     keeping = asyncio.create_task(maintenance.run())
     try:
@@ -125,6 +127,11 @@ async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
         await services.decoder.stop()
         await asyncio.gather(keeping, return_exceptions=True)
         services.support_sets.database.close()
+
+
+def _evaluation_runner(services: Services) -> EvaluationRunner:
+    leave_one_out = LeaveOneOut(services.shots, services.client, services.model, services.metrics)
+    return EvaluationRunner(services.evaluations, leave_one_out, services.settings.evaluation_queries)
 
 
 def _maintenance(services: Services) -> Maintenance:

@@ -1,20 +1,19 @@
-"""One answer's text while it is made: tokens in, pieces to show out, up to its finish reason."""
+"""The text of one answer while it is made: tokens in, pieces to show out, up to its finish reason."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from model.tokenizer import PromptTokenizer
 from server.api.detokenizer import Detokenizer, StopStrings
-from server.media.source import EncodedMedia
-from server.wire import Finished, FinishReason, Generate, Token, TokenLogprob
+from server.api.generation import GenerationRequest
+from server.wire import Finished, FinishReason, Token, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
 class ShownToken:
-    """A token, where its text begins in the answer, and its log-probability if one was asked for."""
+    """A token, the offset of its text in the answer, and its log-probability if one was requested."""
 
     token_id: int
     offset: int
@@ -24,8 +23,8 @@ class ShownToken:
 
 @dataclass(slots=True)
 class Piece:
-    """What there is to show next of an answer. Text may lag behind tokens: half characters and what may become a stop
-    string are held back."""
+    """The next part of an answer to show. Its text may lag behind its tokens: half characters, and text that may become a
+    stop string, are held back."""
 
     text: str
     tokens: list[ShownToken] = field(default_factory=list)
@@ -38,41 +37,24 @@ class Piece:
         self.finish_reason = later.finish_reason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What a route asks for. `echo` puts the prompt's text in front of each answer's.
-
-    `lead` is taken off an answer's beginning: what the prompt's template puts there, and the model writes, is no answer.
-    `details` stand in `usage.fewshot_details` beside the counts of media.
-    """
-
-    request: Generate
-    media: Mapping[bytes, EncodedMedia]
-    stop: Sequence[str] = ()
-    include_stop: bool = False
-    echo: bool = False
-    lead: str = ""
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-
 class AnswerText:
-    def __init__(self, order: Order, index: int, tokenizer: PromptTokenizer) -> None:
+    def __init__(self, generation: GenerationRequest, index: int, tokenizer: PromptTokenizer) -> None:
         self.is_begun = False
         self.num_tokens = 0
-        self.last_token: float | None = None
         self.finish_reason: FinishReason | None = None
         self._index = index
-        self._request = order.request
-        self._text = Detokenizer(tokenizer, () if order.echo else order.request.prompt.token_ids)
-        self._stop = StopStrings(order.stop, include=order.include_stop)
-        self._lead = "" if order.echo else order.lead
+        self._prompt_ids = generation.prompt.encoded.token_ids
+        self._min_tokens = generation.sampling.min_tokens
+        self._text = Detokenizer(tokenizer, () if generation.echo else self._prompt_ids)
+        self._stop = StopStrings(generation.stop, include=generation.include_stop)
+        self._lead = "" if generation.echo else generation.lead
         self._length = 0
 
     def echo(self, scores: Sequence[TokenLogprob | None]) -> Piece:
-        """The prompt as the first piece. Stop strings do not apply to it."""
+        """Return the prompt as the first piece. Stop strings do not apply to it."""
         self.is_begun = True
         piece = Piece("", index=self._index)
-        ids = self._request.prompt.token_ids
+        ids = self._prompt_ids
         for token_id, score in zip(ids, scores or [None] * len(ids), strict=True):
             piece.tokens.append(ShownToken(token_id, self._length, score, is_prompt=True))
             piece.text += self._counted(self._text.push(token_id))
@@ -85,24 +67,24 @@ class AnswerText:
             self.num_tokens += 1
             piece.tokens.append(ShownToken(event.token_id, self._length, event.logprob))
             if event.finish_reason != "stop":  # else it is an end-of-sequence or stop token, which has no text
-                piece.text = self._let_through(self._text.push(event.token_id))
+                piece.text = self._filter(self._text.push(event.token_id))
         if event.finish_reason is not None:
-            piece.text += self._let_through(self._text.finish()) + self._stop.finish()
+            piece.text += self._filter(self._text.finish()) + self._stop.finish()
         if self._stop.is_stopped:
             piece.finish_reason = "stop"
         self.finish_reason = piece.finish_reason
         return piece
 
-    def _let_through(self, text: str) -> str:
+    def _filter(self, text: str) -> str:
         text = self._counted(self._without_lead(text))
-        return self._stop.push(text) if self.num_tokens > self._request.sampling.min_tokens else text
+        return self._stop.push(text) if self.num_tokens > self._min_tokens else text
 
     def _without_lead(self, text: str) -> str:
-        """The lead may come in pieces, and an answer may do without it."""
+        """Remove the lead, which may come in pieces, or not at all."""
         if not self._lead:
             return text
         shorter = min(len(text), len(self._lead))
-        common = next((place for place in range(shorter) if text[place] != self._lead[place]), shorter)
+        common = next((i for i in range(shorter) if text[i] != self._lead[i]), shorter)
         self._lead = self._lead[common:] if common == len(text) else ""
         return text[common:]
 

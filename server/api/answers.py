@@ -1,184 +1,207 @@
-"""From a read prompt to a response: the one path of every route that generates, in the shape that the route gives it.
+"""From a generation request to a response: the engine's events become answers, whole or in pieces.
 
-A `Shape` knows how an answer looks, whole and in pieces, and nothing of how text is made.
+Every route that generates goes through here, so text, stop strings and usage mean the same everywhere. A `Shape` knows how
+an answer looks, and nothing of how its text is made.
 """
 
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.admission import Ticket
-from server.api.answer_text import Order, Piece
+from model.tokenizer import PromptTokenizer
+from server.api.answer_text import AnswerText, Piece
 from server.api.body import JSONResponse
-from server.api.generation import Generation
+from server.api.generation import GenerationRequest
 from server.api.logprobs import completion_logprobs, prompt_logprobs
-from server.api.prompts import check_length
-from server.api.sampling import sampling
+from server.api.services import Services
 from server.api.sse import EventStream, unless_disconnected
-from server.read_prompt import PreparedPrompt
-from server.schemas.completions import GenerationFields, StreamOptions
-from server.served_model import ServedModel
-from server.services import Services
-from server.wire import Generate
+from server.engine_client.client import Client
+from server.request_record import RequestRecord
+from server.schemas.generation import CompletionFields, GenerationFields, StreamOptions
+from server.wire import Admitted, Finished, Generate, PromptScored, Token, TokenLogprob
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What routes call by different names: the length, and what is shown beside the text (see `Order`)."""
+class Answers:
+    """The answers to one request while the engine makes them."""
 
-    max_tokens: int
-    # a default is cut to the room there is, a number that was asked for is not
-    is_default: bool
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    echo: bool = False
-    lead: str = ""
-    details: Mapping[str, Any] = field(default_factory=dict)
+    def __init__(
+        self, generation: GenerationRequest, client: Client, tokenizer: PromptTokenizer, record: RequestRecord
+    ) -> None:
+        self.prompt_scores: list[TokenLogprob | None] = []
+        self.record = record
+        self._generation = generation
+        self._client = client
+        self._is_admitted = False
+        self._answers = [AnswerText(generation, index, tokenizer) for index in range(generation.sampling.n)]
+        self._request = Generate(
+            request_id=record.new_engine_id(),
+            prompt=generation.prompt.encoded,
+            sampling=generation.sampling,
+            priority=record.priority,
+            arrived=record.arrived,
+        )
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Yield pieces of all answers up to the last finish reason. Closed early, it aborts the request."""
+        prompt = self._generation.prompt
+        self.record.add_prompt(prompt.num_tokens, prompt.encoded.media)
+        with self.record:
+            async with aclosing(self._client.stream(self._request, prompt.media)) as events:
+                async for event in events:
+                    match event:
+                        case Admitted():
+                            self._admit(event)
+                        case PromptScored():
+                            self.prompt_scores = event.logprobs
+                        case _:
+                            for piece in self._take(event):
+                                yield piece
+                            if self._are_finished():
+                                return
+
+    def _admit(self, event: Admitted) -> None:
+        """Count the first of several answers: it computes the prompt for all."""
+        if not self._is_admitted:
+            self._is_admitted = True
+            self.record.admitted(event, self._generation.prompt.num_tokens)
+
+    def _take(self, event: Token | Finished) -> Iterator[Piece]:
+        answer = self._answers[event.index]
+        if answer.finish_reason is not None:
+            return  # a stop string ended it, which the engine does not know
+        if self._generation.echo and not answer.is_begun:
+            yield answer.echo(self.prompt_scores)
+        if isinstance(event, Token):
+            self.record.token(event.index)
+        piece = answer.take(event)
+        yield piece
+        if piece.finish_reason is not None and event.finish_reason is None and not self._are_finished():
+            # without this the engine would decode on until the last answer ends
+            self._client.end_answer(self._request.request_id, event.index)
+
+    def _are_finished(self) -> bool:
+        """Return whether every answer has a finish reason; the record then has the last one's."""
+        reasons = [answer.finish_reason for answer in self._answers if answer.finish_reason is not None]
+        if len(reasons) == len(self._answers):
+            self.record.finish_reason = reasons[-1]
+        return len(reasons) == len(self._answers)
 
 
 class Shape(Protocol):
     """How a route's answer looks."""
 
     def head(self, *, is_stream: bool) -> dict[str, Any]:
-        """What stands around the choices, in each chunk of a stream too."""
+        """Return what surrounds the choices, in each chunk of a stream too."""
         ...
 
-    def choice(self, whole: Piece, generation: Generation) -> dict[str, Any]: ...
+    def choice(self, whole: Piece, answers: Answers) -> dict[str, Any]: ...
 
-    def deltas(self, piece: Piece, generation: Generation, *, is_first: bool) -> Iterator[dict[str, Any]]:
-        """One piece as the choices of one or more chunks; `is_first` of its answer."""
+    def deltas(self, piece: Piece, answers: Answers, *, is_first: bool) -> Iterator[dict[str, Any]]:
+        """Yield a piece as the choices of one or more chunks; `is_first` of its answer."""
         ...
 
 
-def make_order(
-    fields: GenerationFields,
-    wanted: Wanted,
-    prompt: PreparedPrompt,
+async def complete(
+    request: Request,
     services: Services,
-    request_id: str,
-    accepted: float,
-) -> Order:
-    """Raises `InvalidRequest` for what cannot be ordered. `accepted`: when the request came, by the monotonic clock."""
-    model = services.model
-    room = max(0, model.max_model_len - prompt.num_tokens)
-    max_tokens = min(wanted.max_tokens, room) if wanted.is_default else wanted.max_tokens
-    check_length(prompt, max_tokens, model.max_model_len)
-    request = Generate(
-        # a client may use its id twice, the engine must not
-        request_id=f"{request_id}-{uuid.uuid4().hex[:8]}",
-        prompt=prompt.encoded,
-        sampling=sampling(fields, max_tokens, model.num_token_ids, wanted.logprobs, wanted.prompt_logprobs),
-        priority=fields.priority,
-        arrived=accepted,
-    )
-    return Order(
-        request=request,
-        media=prompt.media,
-        stop=fields.stop_strings,
-        include_stop=fields.include_stop_str_in_output,
-        echo=wanted.echo,
-        lead=wanted.lead,
-        details=wanted.details,
-    )
+    record: RequestRecord,
+    fields: CompletionFields,
+    generation: GenerationRequest,
+) -> Response:
+    """Answer in the shape of a completion."""
+    shape = CompletionShape(f"cmpl-{fields.request_id or record.request_id}", generation, services, fields)
+    return await respond(request, services, record, fields, generation, shape)
 
 
 async def respond(
     request: Request,
     services: Services,
-    ticket: Ticket,
+    record: RequestRecord,
     fields: GenerationFields,
-    order: Order,
+    generation: GenerationRequest,
     shape: Shape,
-    told: Mapping[str, Any] = MappingProxyType({}),
 ) -> Response:
-    """`told` stands beside the choices, in a stream beside the first."""
-    generation = Generation(order, services.client, services.model.tokenizer, services.metrics, ticket)
+    """Generate, and answer whole or as a stream."""
+    record.priority = fields.priority
+    answers = Answers(generation, services.client, services.model.tokenizer, record)
     if fields.stream:
-        bodies = chunks(generation, shape, fields.stream_options, told)
+        bodies = chunks(answers, shape, fields.stream_options, dict(generation.extras))
         return EventStream(bodies, keep_alive=services.settings.keep_alive)
-    return JSONResponse(await unless_disconnected(request.receive, whole(generation, shape, fields.n, told)))
+    return JSONResponse(await unless_disconnected(request.receive, whole(answers, shape, generation)))
 
 
-async def whole(generation: Generation, shape: Shape, num_answers: int, told: Mapping[str, Any]) -> dict[str, Any]:
-    wholes = [Piece("", index=index) for index in range(num_answers)]
-    async with aclosing(generation.pieces()) as pieces:
+async def whole(answers: Answers, shape: Shape, generation: GenerationRequest) -> dict[str, Any]:
+    wholes = [Piece("", index=index) for index in range(generation.sampling.n)]
+    async with aclosing(answers.pieces()) as pieces:
         async for piece in pieces:
             wholes[piece.index].add(piece)
-    choices = [shape.choice(answer, generation) for answer in wholes]
-    return {**shape.head(is_stream=False), **told, "choices": choices, "usage": generation.usage()}
+    choices = [shape.choice(answer, answers) for answer in wholes]
+    return {**shape.head(is_stream=False), **generation.extras, "choices": choices, "usage": answers.record.usage()}
 
 
 async def chunks(
-    generation: Generation, shape: Shape, options: StreamOptions, told: Mapping[str, Any]
+    answers: Answers, shape: Shape, options: StreamOptions, extras: dict[str, Any]
 ) -> AsyncGenerator[dict[str, Any], None]:
     head, begun = shape.head(is_stream=True), set[int]()
-    async with aclosing(generation.pieces()) as pieces:
+    async with aclosing(answers.pieces()) as pieces:
         async for piece in pieces:
-            for choice in shape.deltas(piece, generation, is_first=piece.index not in begun):
-                chunk = {**head, **told, "choices": [choice]}
-                told = {}
+            for choice in shape.deltas(piece, answers, is_first=piece.index not in begun):
+                chunk = {**head, **extras, "choices": [choice]}
+                extras = {}
                 if options.include_usage or options.continuous_usage_stats:
-                    chunk["usage"] = generation.usage() if options.continuous_usage_stats else None
+                    chunk["usage"] = answers.record.usage() if options.continuous_usage_stats else None
                 yield chunk
             begun.add(piece.index)
     if options.include_usage:
-        yield {**head, "choices": [], "usage": generation.usage()}
+        yield {**head, "choices": [], "usage": answers.record.usage()}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Beside:
-    """What may stand beside a choice's text, and was asked for."""
-
-    model: ServedModel
-    prompt: PreparedPrompt
-    prompt_logprobs: bool = False
-    token_ids: bool = False
-
-    def of(self, piece: Piece, generation: Generation, *, is_first: bool) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        if self.prompt_logprobs and is_first:
-            found["prompt_logprobs"] = prompt_logprobs(generation.prompt_scores, self.model.tokenizer)
-        if self.token_ids:
-            found["prompt_token_ids"] = self.prompt.encoded.token_ids if is_first else None
-            found["token_ids"] = [token.token_id for token in piece.tokens if not token.is_prompt]
-        return found
+def choice_extras(
+    generation: GenerationRequest, piece: Piece, answers: Answers, tokenizer: PromptTokenizer, *, is_first: bool
+) -> dict[str, Any]:
+    """Return what was requested next to a choice's text: the prompt's log-probabilities, token ids."""
+    extras: dict[str, Any] = {}
+    if generation.shows_prompt_logprobs and is_first:
+        extras["prompt_logprobs"] = prompt_logprobs(answers.prompt_scores, tokenizer)
+    if generation.shows_token_ids:
+        extras["prompt_token_ids"] = generation.prompt.encoded.token_ids if is_first else None
+        extras["token_ids"] = [token.token_id for token in piece.tokens if not token.is_prompt]
+    return extras
 
 
 class CompletionShape:
     """OpenAI's completion: text, and log-probabilities as four lists."""
 
-    def __init__(self, request_id: str, beside: Beside, *, logprobs: bool) -> None:
-        self._created = int(time.time())
-        self._id = f"cmpl-{request_id}"
-        self._beside = beside
-        self._logprobs = logprobs
+    def __init__(
+        self, answer_id: str, generation: GenerationRequest, services: Services, fields: CompletionFields
+    ) -> None:
+        self._head = {
+            "id": answer_id,
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": services.model.name,
+        }
+        self._generation = generation
+        self._tokenizer = services.model.tokenizer
+        self._shows_logprobs = fields.logprobs is not None
 
     def head(self, *, is_stream: bool) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": "text_completion",
-            "created": self._created,
-            "model": self._beside.model.name,
-        }
+        return self._head
 
-    def choice(self, whole: Piece, generation: Generation) -> dict[str, Any]:
-        return next(self.deltas(whole, generation, is_first=True))
+    def choice(self, whole: Piece, answers: Answers) -> dict[str, Any]:
+        return next(self.deltas(whole, answers, is_first=True))
 
-    def deltas(self, piece: Piece, generation: Generation, *, is_first: bool) -> Iterator[dict[str, Any]]:
-        tokenizer = self._beside.model.tokenizer
+    def deltas(self, piece: Piece, answers: Answers, *, is_first: bool) -> Iterator[dict[str, Any]]:
         yield {
             "index": piece.index,
             "text": piece.text,
-            "logprobs": completion_logprobs(piece.tokens, tokenizer) if self._logprobs else None,
+            "logprobs": completion_logprobs(piece.tokens, self._tokenizer) if self._shows_logprobs else None,
             "finish_reason": piece.finish_reason,
-            **self._beside.of(piece, generation, is_first=is_first),
+            **choice_extras(self._generation, piece, answers, self._tokenizer, is_first=is_first),
         }

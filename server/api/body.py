@@ -10,8 +10,20 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.api.services import Services
 from server.errors import BodyTimeout, BodyTooLarge
+from server.schemas.base import ModelRequest, SchemaType, read
 from server.settings import Settings
+
+
+async def read_request(
+    schema: type[SchemaType], request: Request, services: Services, empty: bytes = b""
+) -> SchemaType:
+    """Read and validate a JSON body; `empty` stands for one without bytes. Raises `InvalidRequest`, `ModelNotFound`."""
+    fields = read(schema, await read_body(request, services.settings) or empty)
+    if isinstance(fields, ModelRequest):
+        services.check_model(fields.model)
+    return fields
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:

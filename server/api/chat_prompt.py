@@ -1,20 +1,20 @@
-"""A conversation becomes a few-shot prompt: each question with its answer is a shot, the last question the query.
+"""Turns a conversation into a few-shot prompt: each question with its answer is a shot, the last question the query.
 
-A Flamingo was never taught to chat, so there is no chat template to apply. With the template "plain" this
+A Flamingo is not trained to chat, so it has no chat template. With the template "plain" this
 
     system     Name the animal.
     user       [image 1] What is this?
     assistant  a cat
     user       What is this? [image 2]
 
-is written (for a family with an end-of-chunk token; without one, a line's end stands in its place) as
+is written as follows, for a family with an end-of-chunk token (others end the line instead):
 
     Name the animal.
     <image 1>What is this? a cat<|endofchunk|><image 2>What is this?
 
-and the model goes on with " a dog", whose space is the template's. Text and media keep their order, but for media behind
-all text of a turn: they go before its last text, since text reads the media before it. The templates of few-shot
-requests (`caption`, `vqa`) write the same turns their own way: what the user says is the question.
+and the model continues with " a dog", whose space is the template's. Text and media keep their order, except that media
+after all text of a turn move before its last text, since text reads the media before it. The templates of few-shot
+requests (`caption`, `vqa`) write the same turns in their own way: the user's text is the question.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from model.config import FlamingoConfig
-from model.prompt import EndOfChunk, Media, PromptError, Segment, Text, encode
+from model.prompt import EndOfChunk, Media, Segment, Text
 from server.errors import InvalidRequest
 from server.fewshot.templates import LINE_END, Query, Shot, Template, TemplateError, built_in, with_end
 from server.media.intake import Intake
-from server.read_prompt import PreparedPrompt
+from server.prompt import PreparedPrompt, by_digest, encode_segments, join_texts
 from server.schemas.chat import AssistantMessage, InputImagePart, Message, SystemMessage, UserMessage, UserPart
-from server.schemas.media import ImageUrlPart, MediaPart, MediaUrl
+from server.schemas.prompt import ImageUrlPart, MediaPart, MediaUrl
 from server.served_model import ServedModel
 
 PLAIN = Template(name="plain", shot="{media}{question} {answer}")
@@ -39,7 +39,7 @@ PLAIN_UNSPACED = Template(name="plain", shot="{media}{question}{answer}")
 
 @dataclass(frozen=True, slots=True)
 class PositionedMedia:
-    """A media part and where it stands in the request, such as `messages[0].content[1]`."""
+    """A media part and its path in the request, such as `messages[0].content[1]`."""
 
     param: str
     part: MediaPart
@@ -47,26 +47,26 @@ class PositionedMedia:
 
 @dataclass(slots=True)
 class Turn:
-    """What a user said and showed, and what was answered; the query has no answer."""
+    """Text and media of a user's turn, and the answer to it; the query has no answer."""
 
-    said: list[str | PositionedMedia] = field(default_factory=list)
+    content: list[str | PositionedMedia] = field(default_factory=list)
     answer: str = ""
 
-    def say(self, said: Sequence[str | PositionedMedia]) -> None:
-        """Texts side by side become one."""
-        for one in said:
-            if isinstance(one, str) and self.said and isinstance(self.said[-1], str):
-                self.said[-1] += one
-            elif one:
-                self.said.append(one)
+    def add(self, content: Sequence[str | PositionedMedia]) -> None:
+        """Append content; neighbouring texts become one."""
+        for item in content:
+            if isinstance(item, str) and self.content and isinstance(self.content[-1], str):
+                self.content[-1] += item
+            elif item:
+                self.content.append(item)
 
     @property
     def text(self) -> str:
-        return "\n".join(said for said in self.said if isinstance(said, str))
+        return "\n".join(item for item in self.content if isinstance(item, str))
 
     @property
-    def shown(self) -> list[PositionedMedia]:
-        return [said for said in self.said if isinstance(said, PositionedMedia)]
+    def media(self) -> list[PositionedMedia]:
+        return [item for item in self.content if isinstance(item, PositionedMedia)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,55 +78,50 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """`template`: what an answer ends with, and what the model writes before it that is not the answer's."""
+    """A prepared conversation, and the template that wrote it: where an answer ends, and the lead before it."""
 
     prompt: PreparedPrompt
     template: Template
 
 
-async def read_chat(messages: Sequence[Message], template: str, model: ServedModel, intake: Intake) -> ChatPrompt:
-    """Raises `InvalidRequest` or `MediaNotFound` that names what is at fault."""
+async def prepare_chat(messages: Sequence[Message], template: str, model: ServedModel, intake: Intake) -> ChatPrompt:
+    """Prepare the prompt of a conversation. Raises `InvalidRequest` or `MediaNotFound`, which name the field at fault."""
     conversation = read_conversation(messages)
-    shown = [shown for turn in [*conversation.shots, conversation.query] for shown in turn.shown]
-    media = await intake.read_all({shown.param: shown.part for shown in shown}, "messages")
-    digests = {param: found.digest for param, found in media.items()}
-    written = find_template(template, conversation.query, model.config)
-    segments = lay_out(conversation, written, digests)
-    try:
-        encoded = encode(segments, model.tokenizer)
-    except PromptError as error:
-        raise InvalidRequest(str(error), param="messages") from None
-    return ChatPrompt(PreparedPrompt(encoded, {found.digest: found for found in reversed(media.values())}), written)
+    parts = {item.param: item.part for turn in [*conversation.shots, conversation.query] for item in turn.media}
+    media = await intake.read_all(parts, "messages")
+    chosen = find_template(template, conversation.query, model.config)
+    segments = lay_out(conversation, chosen, {param: item.digest for param, item in media.items()})
+    return ChatPrompt(encode_segments(segments, by_digest(media.values()), model.tokenizer, "messages"), chosen)
 
 
 def read_conversation(messages: Sequence[Message]) -> Conversation:
-    """Messages of one role that follow each other are one. Raises `InvalidRequest` for an order that is no conversation."""
+    """Read messages as turns; neighbours of one role are joined. Raises `InvalidRequest` for roles out of order."""
     system: list[str] = []
     turns: list[Turn] = []
     previous: Message | None = None
-    for place, message in enumerate(messages):
+    for index, message in enumerate(messages):
         match message:
             case SystemMessage():
                 if turns:
-                    raise _out_of_order(place, "a system message stands before all others")
-                system.append(_written(message))
+                    raise _out_of_order(index, "a system message must come before all others")
+                system.append(_text(message))
             case UserMessage():
                 is_next = isinstance(previous, UserMessage)
                 if not is_next:
                     turns.append(Turn())
-                turns[-1].say([LINE_END] * is_next + _said(message, f"messages[{place}].content"))
+                turns[-1].add([LINE_END] * is_next + _content(message, f"messages[{index}].content"))
             case AssistantMessage():
                 if not turns:
-                    raise _out_of_order(place, "an assistant's message answers a user's, and there is none before it")
-                turns[-1].answer += (LINE_END if isinstance(previous, AssistantMessage) else "") + _written(message)
+                    raise _out_of_order(index, "an assistant's message must follow a user's")
+                turns[-1].answer += (LINE_END if isinstance(previous, AssistantMessage) else "") + _text(message)
         previous = message
     if not isinstance(previous, UserMessage):
-        raise _out_of_order(len(messages) - 1, "the last message must be a user's: it is what is answered")
+        raise _out_of_order(len(messages) - 1, "the last message must be a user's: it is the one to answer")
     return Conversation("\n".join(system), turns[:-1], turns[-1])
 
 
 def find_template(name: str, query: Turn, config: FlamingoConfig) -> Template:
-    """Raises `InvalidRequest` for a name that this model's family does not know."""
+    """Return the template of this name. Raises `InvalidRequest` for one that this model's family does not have."""
     known = built_in(config)
     if name == PLAIN.name:
         return with_end(PLAIN if _gap(query) else PLAIN_UNSPACED, config.prompt)
@@ -136,7 +131,7 @@ def find_template(name: str, query: Turn, config: FlamingoConfig) -> Template:
 
 
 def lay_out(conversation: Conversation, template: Template, digests: Mapping[str, bytes]) -> list[Segment]:
-    """`digests`: each shown media's, by its place. Raises `InvalidRequest` for a turn that the template cannot write."""
+    """Return the prompt's segments; `digests` has each media's by its path. Raises `InvalidRequest`."""
     system: list[Segment] = [Text(conversation.system + LINE_END)] if conversation.system else []
     if template.name == PLAIN.name:
         end = Text(template.end) if template.end else EndOfChunk()
@@ -144,7 +139,7 @@ def lay_out(conversation: Conversation, template: Template, digests: Mapping[str
         rest += _plain_question(conversation.query, digests)
     else:
         rest = _render(template, conversation, digests)
-    return joined_texts([*system, *rest])
+    return join_texts([*system, *rest])
 
 
 def _render(template: Template, conversation: Conversation, digests: Mapping[str, bytes]) -> list[Segment]:
@@ -157,7 +152,7 @@ def _render(template: Template, conversation: Conversation, digests: Mapping[str
 
 
 def _media(turn: Turn, digests: Mapping[str, bytes]) -> tuple[bytes, ...]:
-    return tuple(digests[shown.param] for shown in turn.shown)
+    return tuple(digests[item.param] for item in turn.media)
 
 
 def _plain_shot(turn: Turn, digests: Mapping[str, bytes], end: Segment) -> Iterator[Segment]:
@@ -167,43 +162,33 @@ def _plain_shot(turn: Turn, digests: Mapping[str, bytes], end: Segment) -> Itera
 
 
 def _plain_question(turn: Turn, digests: Mapping[str, bytes]) -> Iterator[Segment]:
-    for said in _media_first(turn.said):
-        yield Text(said) if isinstance(said, str) else Media(digests[said.param])
+    for item in _media_first(turn.content):
+        yield Text(item) if isinstance(item, str) else Media(digests[item.param])
 
 
-def _media_first(said: Sequence[str | PositionedMedia]) -> list[str | PositionedMedia]:
-    last = max((place for place, one in enumerate(said) if isinstance(one, str)), default=-1)
-    return [*said[: max(last, 0)], *said[last + 1 :], *said[max(last, 0) : last + 1]]
+def _media_first(content: Sequence[str | PositionedMedia]) -> list[str | PositionedMedia]:
+    """Move media after the last text before it."""
+    last = max((index for index, item in enumerate(content) if isinstance(item, str)), default=-1)
+    return [*content[: max(last, 0)], *content[last + 1 :], *content[max(last, 0) : last + 1]]
 
 
 def _gap(turn: Turn) -> str:
-    """Between a question and its answer."""
-    last = next((said for said in reversed(_media_first(turn.said)) if isinstance(said, str)), "")
+    """Return what separates the question from its answer."""
+    last = next((item for item in reversed(_media_first(turn.content)) if isinstance(item, str)), "")
     return "" if last[-1:].isspace() else PLAIN.lead
 
 
-def joined_texts(segments: Sequence[Segment]) -> list[Segment]:
-    """Neighbouring texts as one: some families put a token between two."""
-    joined: list[Segment] = []
-    for segment in segments:
-        if isinstance(segment, Text) and joined and isinstance(joined[-1], Text):
-            joined[-1] = Text(joined[-1].text + segment.text)
-        elif segment != Text(""):
-            joined.append(segment)
-    return joined
-
-
-def _written(message: SystemMessage | AssistantMessage) -> str:
+def _text(message: SystemMessage | AssistantMessage) -> str:
     return message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
 
 
-def _said(message: UserMessage, param: str) -> list[str | PositionedMedia]:
+def _content(message: UserMessage, param: str) -> list[str | PositionedMedia]:
     if isinstance(message.content, str):
         return [message.content]
-    return [_one(part, f"{param}[{place}]") for place, part in enumerate(message.content)]
+    return [_item(part, f"{param}[{index}]") for index, part in enumerate(message.content)]
 
 
-def _one(part: UserPart, param: str) -> str | PositionedMedia:
+def _item(part: UserPart, param: str) -> str | PositionedMedia:
     if isinstance(part, MediaPart):
         return PositionedMedia(param, part)
     if isinstance(part, InputImagePart):
@@ -213,5 +198,5 @@ def _one(part: UserPart, param: str) -> str | PositionedMedia:
     return part.text
 
 
-def _out_of_order(place: int, message: str) -> InvalidRequest:
-    return InvalidRequest(message, param=f"messages[{place}].role")
+def _out_of_order(index: int, message: str) -> InvalidRequest:
+    return InvalidRequest(message, param=f"messages[{index}].role")

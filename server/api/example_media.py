@@ -7,23 +7,23 @@ import uuid
 from collections.abc import Sequence
 
 from server.errors import InvalidMedia, ServerError
+from server.media.intake import Intake
 from server.media.source import EncodedMedia
 from server.schemas.support_sets import ExampleFields
-from server.services import Services
 from server.store.records import NewExample
 
 # read side by side
 PORTION = 32
 
 
-async def read_examples(examples: Sequence[ExampleFields], services: Services) -> list[NewExample]:
+async def read_examples(examples: Sequence[ExampleFields], intake: Intake) -> list[NewExample]:
     """Raises what the intake raises, naming the example at fault; `InvalidMedia` for more bytes than one request may
     bring, wherever they come from."""
     read: list[list[EncodedMedia]] = []
-    num_bytes, limit = 0, services.settings.max_body_bytes
+    num_bytes, limit = 0, intake.settings.max_body_bytes
     for start in range(0, len(examples), PORTION):
         some = enumerate(examples[start : start + PORTION], start)
-        found = await asyncio.gather(*(_media(example, f"examples[{place}]", services) for place, example in some))
+        found = await asyncio.gather(*(_media(example, f"examples[{place}]", intake) for place, example in some))
         num_bytes += sum(len(one.data) for media in found for one in media if one.is_at_hand)
         if num_bytes > limit:
             raise InvalidMedia(f"{num_bytes} bytes of media in one request, the limit is {limit}", param="examples")
@@ -42,13 +42,13 @@ def _new(example: ExampleFields, media: Sequence[EncodedMedia]) -> NewExample:
     )
 
 
-async def _media(example: ExampleFields, param: str, services: Services) -> list[EncodedMedia]:
+async def _media(example: ExampleFields, param: str, intake: Intake) -> list[EncodedMedia]:
     if example.image is None:
-        return [await services.media.read(part, f"{param}.media[{i}]") for i, part in enumerate(example.parts())]
+        return [await intake.read(part, f"{param}.media[{i}]") for i, part in enumerate(example.parts())]
     # the client knows the short form by its own name
     param = f"{param}.image"
     try:
-        (found,) = [await services.media.read(part, param) for part in example.parts()]
+        (found,) = [await intake.read(part, param) for part in example.parts()]
     except ServerError as error:
         error.param = param
         raise

@@ -1,142 +1,184 @@
-"""One request while it runs: the engine's events become pieces of its answers, and the counts for `usage`.
+"""From the fields of a request to what the engine is asked to generate: one frozen `GenerationRequest` for every route.
 
-Every route that generates goes through here, so text, stop strings, usage and metrics mean the same everywhere.
+Checks that concern more than one field are made here.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from model.tokenizer import PromptTokenizer
-from server.admission import Ticket
-from server.api.answer_text import AnswerText, Order, Piece
-from server.engine_client.client import Client
-from server.metrics import Metrics
-from server.wire import Admitted, Finished, FinishReason, PromptScored, Token, TokenLogprob
+import msgspec
 
-logger = logging.getLogger(__name__)
+from server.errors import InvalidRequest, UnsupportedParameter
+from server.fewshot.templates import Template
+from server.grammar import GrammarError, source
+from server.prompt import PreparedPrompt, check_length, check_token_ids
+from server.schemas.generation import BEAM_WIDTH, CompletionFields, GenerationFields, StructuredOutputs
+from server.served_model import ServedModel
+from server.wire import Grammar, Sampling
 
 
-class Generation:
-    def __init__(
-        self, order: Order, client: Client, tokenizer: PromptTokenizer, metrics: Metrics, ticket: Ticket
-    ) -> None:
-        self.prompt_scores: list[TokenLogprob | None] = []
-        self._order = order
-        self._client = client
-        self._metrics = metrics
-        self._ticket = ticket
-        self._admitted: Admitted | None = None
-        self._time_to_first_token: float | None = None
-        self._answers = [AnswerText(order, index, tokenizer) for index in range(order.request.sampling.n)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """A prompt, how to continue it, and what the answer shows.
 
-    @property
-    def num_tokens(self) -> int:
-        return sum(answer.num_tokens for answer in self._answers)
+    `lead` is removed from the beginning of an answer: the space between question and answer, which the model writes.
+    `extras` stand next to the choices, in a stream next to the first of them.
+    """
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Pieces of all answers up to the last one's finish reason. Closed early, it aborts the request."""
-        reason: FinishReason = "abort"
-        try:
-            async with aclosing(self._client.stream(self._order.request, self._order.media)) as events:
-                async for event in events:
-                    match event:
-                        case Admitted():
-                            self._admit(event)
-                        case PromptScored():
-                            self.prompt_scores = event.logprobs
-                        case _:
-                            for piece in self._take(event):
-                                yield piece
-                            if reasons := self._finish_reasons():
-                                reason = reasons[-1]
-                                return
-        except Exception:
-            reason = "error"
-            raise
-        finally:
-            self._end(reason)
+    prompt: PreparedPrompt
+    sampling: Sampling
+    stop: Sequence[str] = ()
+    include_stop: bool = False
+    lead: str = ""
+    echo: bool = False
+    shows_prompt_logprobs: bool = False
+    shows_token_ids: bool = False
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
-    def usage(self) -> dict[str, Any]:
-        request, admitted = self._order.request, self._admitted
-        return {
-            "prompt_tokens": len(request.prompt.token_ids),
-            "completion_tokens": self.num_tokens,
-            "total_tokens": len(request.prompt.token_ids) + self.num_tokens,
-            "prompt_tokens_details": {"cached_tokens": admitted.cached_tokens if admitted else 0},
-            "fewshot_details": {
-                "media": len(request.prompt.media),
-                "media_encoded": admitted.media_encoded if admitted else 0,
-                "media_cached": admitted.media_cached if admitted else 0,
-                "media_deduplicated": len(request.prompt.media) - len(set(request.prompt.media)),
-                **self._order.details,
-            },
-        }
 
-    def _admit(self, event: Admitted) -> None:
-        """Counted once, with the first of several answers: it computes the prompt for all."""
-        if self._admitted is not None:
-            return
-        self._ticket.started()
-        self._admitted = event
-        metrics, num_prompt_tokens = self._metrics, len(self._order.request.prompt.token_ids)
-        metrics.request_queue_time.observe(event.queue_seconds)
-        metrics.request_prompt_tokens.observe(num_prompt_tokens)
-        metrics.request_media.observe(len(self._order.request.prompt.media))
-        metrics.prompt_tokens.inc(num_prompt_tokens)
-        metrics.prompt_tokens_cached.inc(event.cached_tokens)
-        metrics.media_encoded.inc(event.media_encoded)
-        metrics.media_cached.inc(event.media_cached)
+def completion_request(
+    fields: CompletionFields,
+    prompt: PreparedPrompt,
+    model: ServedModel,
+    *,
+    template: Template | None = None,
+    extras: Mapping[str, Any] | None = None,
+) -> GenerationRequest:
+    """Raises `InvalidRequest`. `template`: the one that wrote the prompt, if one did."""
+    # an echoed prompt shows its log-probabilities, too
+    counts = [fields.prompt_logprobs, fields.logprobs if fields.echo else None]
+    sampling = make_sampling(
+        fields,
+        prompt,
+        model,
+        template,
+        max_tokens=fields.max_tokens,
+        is_default="max_tokens" not in fields.model_fields_set,
+        logprobs=fields.logprobs,
+        prompt_logprobs=max((count for count in counts if count is not None), default=None),
+    )
+    return GenerationRequest(
+        prompt=prompt,
+        sampling=sampling,
+        stop=stop_strings(fields, template),
+        include_stop=fields.include_stop_str_in_output,
+        lead=template.lead if template else "",
+        echo=fields.echo,
+        shows_prompt_logprobs=fields.prompt_logprobs is not None,
+        shows_token_ids=fields.return_token_ids,
+        extras=extras or {},
+    )
 
-    def _take(self, event: Token | Finished) -> Iterator[Piece]:
-        answer = self._answers[event.index]
-        if answer.finish_reason is not None:
-            return  # ended by a stop string, which the engine does not know
-        if self._order.echo and not answer.is_begun:
-            yield answer.echo(self.prompt_scores)
-        if isinstance(event, Token):
-            self._clock(answer)
-        piece = answer.take(event)
-        yield piece
-        if piece.finish_reason is not None and event.finish_reason is None and not self._finish_reasons():
-            # its stop string: the engine must be told, or it decodes on until the last answer ends
-            self._client.end_answer(self._order.request.request_id, event.index)
 
-    def _finish_reasons(self) -> list[FinishReason]:
-        """Those of all answers, once each has one."""
-        reasons = [answer.finish_reason for answer in self._answers if answer.finish_reason is not None]
-        return reasons if len(reasons) == len(self._answers) else []
+def stop_strings(fields: GenerationFields, template: Template | None) -> list[str]:
+    """Return the request's stop strings or, where it gives none, the end of the template's shots."""
+    if template and template.end and "stop" not in fields.model_fields_set:
+        return [template.end]
+    return [fields.stop] if isinstance(fields.stop, str) else fields.stop
 
-    def _clock(self, answer: AnswerText) -> None:
-        now = time.monotonic()
-        self._metrics.generation_tokens.inc()
-        if self._time_to_first_token is None:
-            self._time_to_first_token = now - self._order.request.arrived
-            self._metrics.time_to_first_token.observe(self._time_to_first_token)
-        if answer.last_token is not None:
-            self._metrics.inter_token_latency.observe(now - answer.last_token)
-        answer.last_token = now
 
-    def _end(self, reason: FinishReason) -> None:
-        seconds = time.monotonic() - self._order.request.arrived
-        self._metrics.finished(reason)
-        if reason in ("stop", "length"):
-            self._metrics.e2e_request_latency.observe(seconds)
-            self._metrics.request_generation_tokens.observe(self.num_tokens)
-        first = self._time_to_first_token
-        logger.info(
-            "request finished",
-            extra={
-                "request_id": self._order.request.request_id,
-                "finish_reason": reason,
-                "prompt_tokens": len(self._order.request.prompt.token_ids),
-                "media": len(self._order.request.prompt.media),
-                "completion_tokens": self.num_tokens,
-                "first_token_seconds": None if first is None else round(first, 4),
-                "seconds": round(seconds, 4),
-            },
+def make_sampling(
+    fields: GenerationFields,
+    prompt: PreparedPrompt,
+    model: ServedModel,
+    template: Template | None,
+    *,
+    max_tokens: int,
+    is_default: bool,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+) -> Sampling:
+    """Raises `InvalidRequest`. A default number of tokens is cut to the room there is, a requested one is refused."""
+    room = max(0, model.max_model_len - prompt.num_tokens)
+    max_tokens = min(max_tokens, room) if is_default else max_tokens
+    check_length(prompt.num_tokens, max_tokens, "max_tokens is", "max_tokens", model.max_model_len)
+    if fields.min_tokens > max_tokens:
+        raise InvalidRequest(
+            f"min_tokens is {fields.min_tokens}, more than max_tokens {max_tokens}", param="min_tokens"
         )
+    return Sampling(
+        max_tokens=max_tokens,
+        min_tokens=fields.min_tokens,
+        temperature=fields.temperature,
+        top_p=fields.top_p,
+        top_k=max(fields.top_k, 0),
+        min_p=fields.min_p,
+        presence_penalty=fields.presence_penalty,
+        frequency_penalty=fields.frequency_penalty,
+        repetition_penalty=fields.repetition_penalty,
+        logit_bias=_logit_bias(fields, model.num_token_ids),
+        seed=fields.seed,
+        ignore_eos=fields.ignore_eos,
+        stop_token_ids=_stop_token_ids(fields, template, model),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        n=fields.n,
+        beam_width=_beam_width(fields),
+        length_penalty=fields.length_penalty,
+        early_stopping=fields.early_stopping,
+        grammar=_grammar(fields, template.lead if template else ""),
+    )
+
+
+def _stop_token_ids(fields: GenerationFields, template: Template | None, model: ServedModel) -> tuple[int, ...]:
+    """The ids of the request, and the end-of-chunk token where it ends a template's shots and no text does."""
+    ids = check_token_ids(fields.stop_token_ids, model.num_token_ids, "stop_token_ids")
+    end = model.config.prompt.end_of_chunk
+    if template and not template.end and end not in model.config.prompt.eos:
+        return (*ids, model.tokenizer.id_of(end))
+    return tuple(ids)
+
+
+def _beam_width(fields: GenerationFields) -> int:
+    """A search keeps `best_of` beams and answers with the `n` best; without a search, `best_of` has no meaning."""
+    if not fields.use_beam_search:
+        if fields.best_of not in (None, fields.n):
+            raise UnsupportedParameter("best_of other than n needs use_beam_search", param="best_of")
+        return 0
+    width = max(BEAM_WIDTH, fields.n) if fields.best_of is None else fields.best_of
+    if width < fields.n:
+        raise InvalidRequest(f"best_of is {width}, less than n {fields.n}", param="best_of")
+    return width
+
+
+def _grammar(fields: GenerationFields, lead: str) -> Grammar | None:
+    form = fields.form
+    if len(form.model_fields_set) > 1:
+        raise InvalidRequest("structured_outputs takes one of choice, regex, json", param="structured_outputs")
+    if not form.model_fields_set:
+        return None
+    if fields.use_beam_search:
+        raise UnsupportedParameter("structured_outputs does not go with use_beam_search", param="structured_outputs")
+    try:
+        grammar = _read_form(form, lead)
+        source(grammar)
+    except GrammarError as error:
+        raise InvalidRequest(f"structured_outputs: {error}", param="structured_outputs") from None
+    return grammar
+
+
+def _read_form(form: StructuredOutputs, lead: str) -> Grammar:
+    """The answer's form, after the lead; JSON may begin with spaces as it is."""
+    if "choice" in form.model_fields_set:
+        return Grammar(kind="choice", choices=tuple(lead + choice for choice in form.choice))
+    if "regex" in form.model_fields_set:
+        return Grammar(kind="regex", text=f"{re.escape(lead)}(?:{form.regex})" if lead and form.regex else form.regex)
+    schema = form.json_schema
+    return Grammar(kind="json", text=schema if isinstance(schema, str) else msgspec.json.encode(schema).decode())
+
+
+def _logit_bias(fields: GenerationFields, num_token_ids: int) -> dict[int, float]:
+    """JSON's keys are strings: token ids in decimal."""
+    bias = {}
+    for key, value in fields.logit_bias.items():
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise InvalidRequest(f"logit_bias: {key[:32]!r} is no token id", param="logit_bias")
+        if int(key) >= num_token_ids:
+            message = f"logit_bias: token id {key} is not below the vocabulary's size {num_token_ids}"
+            raise InvalidRequest(message, param="logit_bias")
+        bias[int(key)] = value
+    return bias

@@ -1,27 +1,73 @@
-"""A route is handed the services, and a ticket where it serves a request, as arguments."""
+"""The services behind the routes, made once by `create_app` and handed to each route as arguments.
+
+No module below `server.api` knows this container: each function there takes what it uses.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends
 from starlette.requests import Request
 
-from server.admission import Ticket
-from server.services import Services
+from server.admission import Admission, Ticket
+from server.engine_client.client import Client
+from server.errors import ModelNotFound
+from server.fewshot.shots import ShotSource
+from server.fewshot.warming import Warming
+from server.media.intake import Intake
+from server.media.pool import DecodePool
+from server.media.store import MediaStore
+from server.metrics import Metrics
+from server.quality.evaluation_store import Evaluations
+from server.request_record import RequestRecord
+from server.served_model import ServedModel
+from server.settings import Settings
+from server.store.support_sets import SupportSets
 
 
-def _services(request: Request) -> Services:
+@dataclass(frozen=True, slots=True)
+class Services:
+    settings: Settings
+    model: ServedModel
+    client: Client
+    admission: Admission
+    metrics: Metrics
+    store: MediaStore
+    intake: Intake
+    decoder: DecodePool
+    support_sets: SupportSets
+    shots: ShotSource
+    warming: Warming
+    evaluations: Evaluations
+
+    def check_model(self, name: str | None) -> None:
+        """Raises `ModelNotFound` for a name that is not the served model's."""
+        if name is not None and name != self.model.name:
+            raise ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {self.model.name!r}")
+
+
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
 
-def _ticket(services: Annotated[Services, Depends(_services)]) -> Iterator[Ticket]:
-    # left after the last byte of the response was sent
+async def _ticket(services: Annotated[Services, Depends(_services)]) -> AsyncIterator[Ticket]:
+    # released after the last byte of the response was sent
     with services.admission.ticket() as ticket:
         yield ticket
 
 
+async def _record(
+    request: Request,
+    services: Annotated[Services, Depends(_services)],
+    ticket: Annotated[Ticket, Depends(_ticket)],
+) -> RequestRecord:
+    return RequestRecord(request.state.request_id, services.metrics, ticket)
+
+
 GivenServices = Annotated[Services, Depends(_services)]
 GivenTicket = Annotated[Ticket, Depends(_ticket)]
+GivenRecord = Annotated[RequestRecord, Depends(_record)]

@@ -5,9 +5,6 @@ What the bytes are is told by the bytes; a Content-Type that says otherwise is r
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import model_validator
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -17,27 +14,13 @@ from server.api.body import read_body, stream_body
 from server.errors import InvalidMedia, InvalidRequest, UnsupportedMediaType, UnsupportedParameter
 from server.media.intake import Intake
 from server.media.source import EncodedMedia, Kind, check_size, encoded, from_base64
-from server.schemas.base import Schema
-from server.schemas.completions import read
+from server.schemas.base import read
+from server.schemas.images import UploadRequest
 from server.settings import Settings
 
 FORM = "multipart/form-data"
 FORM_FIELD = "file"
 RAW = ("image/", "video/", "application/octet-stream")
-
-
-class UploadRequest(Schema):
-    """`data` is base64; `url` is what stands in a prompt's image_url or video_url part. One of the two."""
-
-    data: str | None = None
-    url: str | None = None
-    object: Literal["image", "video"] = "image"
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> UploadRequest:
-        if (self.data is None) == (self.url is None):
-            raise ValueError("give one of data and url")
-        return self
 
 
 async def read_upload(request: Request, settings: Settings, intake: Intake) -> EncodedMedia:

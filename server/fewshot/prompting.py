@@ -1,6 +1,6 @@
-"""A few-shot request becomes a prompt: shots given or chosen, the query, and a template that writes them.
+"""Turns a few-shot request into a prompt: shots given or selected, the query, and a template that writes them.
 
-Every route that shows shots comes through `assemble`, so a support set, a strategy and a template mean the same to all.
+Every route that shows shots calls `assemble`, so a support set, a strategy and a template mean the same to all.
 """
 
 from __future__ import annotations
@@ -12,33 +12,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.config import FlamingoConfig
-from model.prompt import PromptError, encode
-from model.tokenizer import PromptTokenizer
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.shots import (
     SUPPORT_SET,
     FoundShots,
+    ShotSource,
     UsedShot,
     check_given,
     check_media,
-    chosen_shots,
     given_shots,
-    read_given,
-    shown_in,
+    media_fields,
 )
-from server.fewshot.templates import Query, Shot, Template, TemplateError, built_in, places, with_end
+from server.fewshot.templates import Query, Shot, Template, TemplateError, built_in, placeholders, with_end
 from server.media.source import EncodedMedia
-from server.read_prompt import PreparedPrompt
+from server.prompt import PreparedPrompt, by_digest, encode_segments
 from server.schemas.fewshot import ExamplesFields, FewShotFields, TemplateChoice
 from server.served_model import ServedModel
-from server.services import Services
 from server.store.records import SupportSet
+
+# stands where a query's own words will: whole blocks before it are what stays warm
+ANY_QUERY = Query(text="?", question="?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assembled:
-    """A prompt and what it was made of. `shots` and `used` stand side by side, in prompt order."""
+class AssembledPrompt:
+    """A prompt and its parts; `shots` and `used` describe the same shots, in prompt order."""
 
     prompt: PreparedPrompt
     used: list[UsedShot]
@@ -49,19 +48,19 @@ class Assembled:
     examples: ExamplesFields | None = None
     num_left_out: int = 0
 
-    def told(self) -> dict[str, Any]:
-        """The `fewshot` of an answer."""
+    def report(self) -> dict[str, Any]:
+        """Return the field `fewshot` of an answer."""
         return {
             "template": self.template.name,
             "strategy": self.examples.strategy if self.examples else None,
             "support_set": self.support_set.id if self.support_set else None,
             "version": self.support_set.version if self.support_set else None,
-            "shots": [{"id": used.id, "score": used.score, "label": used.label or None} for used in self.used],
+            "shots": [{"id": shot.id, "score": shot.score, "label": shot.label or None} for shot in self.used],
             "shots_left_out": self.num_left_out,
         }
 
     def usage(self) -> dict[str, Any]:
-        """What an answer's `usage.fewshot_details` says besides media."""
+        """Return what `usage.fewshot_details` of an answer states about its shots."""
         return {
             "shots_used": len(self.used),
             "support_set": self.support_set.id if self.support_set else None,
@@ -70,29 +69,55 @@ class Assembled:
 
 
 async def assemble(
-    fields: FewShotFields, services: Services, *, room: int = 0, without: Collection[str] = ()
-) -> Assembled:
-    """`room`: tokens that `truncate_shots` leaves free. `without`: ids of examples that may not become shots.
+    fields: FewShotFields, model: ServedModel, source: ShotSource, *, room: int = 0, without: Collection[str] = ()
+) -> AssembledPrompt:
+    """Assemble the prompt of a few-shot request.
 
+    `room`: tokens that `truncate_shots` leaves free. `without`: ids of examples that may not become shots.
     Raises `InvalidRequest` that names the field at fault, and what a support set, its media and the engine raise.
     """
     if fields.shots and fields.examples is not None:
-        raise InvalidRequest("shots and examples are two ways to the same: give one", param="examples")
-    template = template_of(fields.template, services.model.config)
+        raise InvalidRequest("shots and examples exclude each other: give one", param="examples")
+    template = find_template(fields.template, model.config)
     _check_query(fields, template)
     check_given(fields, template)
-    given = await read_given(shown_in(fields), services)
-    asked = SimilarityQuery(media=given["query"], text=compared_text(fields.query.question, fields.query.text))
+    media = await source.read_media(media_fields(fields))
     if fields.examples is None:
-        found = given_shots(fields, given)
+        found = given_shots(fields, media)
     else:
-        found = await chosen_shots(fields, fields.examples, template, asked, services, without)
-    digests = tuple(one.digest for one in asked.media)
-    query = Query(media=digests, text=fields.query.text, question=fields.query.question)
-    _check_num_media(found, query, services.settings.max_media_per_request, _shots_param(fields))
-    media = {**found.media, **{one.digest: one for one in asked.media}}
-    # long texts take a while to become tokens
-    return await asyncio.to_thread(_fitted, fields, found, query, template, media, services.model, room)
+        compared = SimilarityQuery(media=media["query"], text=compared_text(fields.query.question, fields.query.text))
+        found = await source.select(fields.examples, template, compared, is_text_only=fields.zero_shot, without=without)
+    query = Query(
+        media=tuple(item.digest for item in media["query"]), text=fields.query.text, question=fields.query.question
+    )
+    _check_num_media(found, query, source.intake.settings.max_media_per_request, _shots_param(fields))
+    # tokenizing a long text would block the event loop
+    all_media = {**found.media, **by_digest(media["query"])}
+    return await asyncio.to_thread(_fit, fields, found, query, template, all_media, model, room)
+
+
+async def assemble_prefix(
+    support_set: SupportSet, choice: TemplateChoice, k: int | None, model: ServedModel, source: ShotSource
+) -> PreparedPrompt:
+    """Return how a prompt with the first `k` examples begins; None: as many as a request without `k` shows.
+
+    A request with the strategy "first" and the same template and `k` then finds all its shots computed. Raises
+    `InvalidRequest` for examples that the template cannot show, `ContextLengthExceeded`.
+    """
+    template = find_template(choice, model.config)
+    fields = ExamplesFields(support_set=support_set.id, version=support_set.version, k=k, order="stored")
+    try:
+        found = await source.select(fields, template, SimilarityQuery(media=(), text=""))
+    except InvalidRequest as error:
+        error.param = "k" if error.param == "examples.k" else "template"
+        raise
+    prompt = write(template, found.shots, ANY_QUERY, found.media, model)
+    if prompt.num_tokens > model.max_model_len:
+        message = (
+            f"{len(found.shots)} shots have {prompt.num_tokens} tokens, the model reads at most {model.max_model_len}"
+        )
+        raise ContextLengthExceeded(message, param="k")
+    return prompt
 
 
 def write(
@@ -100,20 +125,18 @@ def write(
     shots: Sequence[Shot],
     query: Query,
     media: Mapping[bytes, EncodedMedia],
-    tokenizer: PromptTokenizer,
+    model: ServedModel,
 ) -> PreparedPrompt:
-    """Any shots in any order before any query. Raises `InvalidRequest` for what the template or the model cannot show."""
+    """Write shots in any order before any query. Raises `InvalidRequest` for a prompt that cannot be written."""
     try:
-        encoded = encode(template.render(shots, query), tokenizer)
+        segments = template.render(shots, query)
     except TemplateError as error:
         raise _refusal(error) from None
-    except PromptError as error:
-        raise InvalidRequest(str(error), param="query") from None
-    return PreparedPrompt(encoded, {digest: media[digest] for digest in encoded.media})
+    return encode_segments(segments, media, model.tokenizer, "query")
 
 
-def template_of(choice: TemplateChoice, config: FlamingoConfig) -> Template:
-    """A template by name or of the client's own, for this model. Raises `InvalidRequest`."""
+def find_template(choice: TemplateChoice, config: FlamingoConfig) -> Template:
+    """Return the named template, or the client's own, for this model. Raises `InvalidRequest`."""
     known = built_in(config)
     if isinstance(choice, str):
         if choice not in known:
@@ -126,12 +149,12 @@ def template_of(choice: TemplateChoice, config: FlamingoConfig) -> Template:
 
 
 def _check_query(fields: FewShotFields, template: Template) -> None:
-    """What the template shows is there; what is there is shown, or compared with, or it would have no meaning."""
+    """Check that the query has what the template shows, and nothing that is neither shown nor compared."""
     query = fields.query
     check_media(bool(query.parts()), "query", template, "the query")
     compares = fields.examples is not None and "text" in SPACES.get(fields.examples.strategy, ())
     for name, value in (("question", query.question), ("text", query.text)):
-        is_shown = name in places(template.beginning)
+        is_shown = name in placeholders(template.beginning)
         if is_shown and not value:
             raise InvalidRequest(
                 f"the template {template.name!r} shows {{{name}}}, and the query has none", param="query"
@@ -151,7 +174,7 @@ def _shots_param(fields: FewShotFields) -> str:
     return "shots" if fields.examples is None else "examples.k"
 
 
-def _fitted(
+def _fit(
     fields: FewShotFields,
     found: FoundShots,
     query: Query,
@@ -159,12 +182,12 @@ def _fitted(
     media: Mapping[bytes, EncodedMedia],
     model: ServedModel,
     room: int,
-) -> Assembled:
-    """With all shots, or, if that was asked for, without the first ones that the model's context has no room for."""
-    _check_values(template, found, query)
+) -> AssembledPrompt:
+    """Write the prompt with all shots or, where requested, without the first ones that exceed the model's context."""
+    _check_shots(template, found, query)
 
     def prompt(num_left_out: int) -> PreparedPrompt:
-        return write(template, found.shots[num_left_out:], query, media, model.tokenizer)
+        return write(template, found.shots[num_left_out:], query, media, model)
 
     def fits(num_left_out: int) -> bool:
         return prompt(num_left_out).num_tokens + room <= model.max_model_len
@@ -174,10 +197,10 @@ def _fitted(
     if whole.num_tokens > model.max_model_len:
         raise ContextLengthExceeded(
             f"the prompt has {whole.num_tokens} tokens with its {len(found.shots)} shots and "
-            f"{prompt(len(found.shots)).num_tokens} without, this model reads {model.max_model_len}",
+            f"{prompt(len(found.shots)).num_tokens} without, the model reads at most {model.max_model_len}",
             param=_shots_param(fields) if found.shots else "query",
         )
-    return Assembled(
+    return AssembledPrompt(
         prompt=whole,
         used=found.used[left_out:],
         template=template,
@@ -189,8 +212,8 @@ def _fitted(
     )
 
 
-def _check_values(template: Template, found: FoundShots, query: Query) -> None:
-    """A shot without what the template shows is named as the client knows it."""
+def _check_shots(template: Template, found: FoundShots, query: Query) -> None:
+    """Check that each shot has what the template shows; an example is named by its id."""
     try:
         template.render(found.shots, query)
     except TemplateError as error:

@@ -1,7 +1,7 @@
-"""Which examples of a support set become shots, and in which order they stand in the prompt.
+"""Selects which examples of a support set become shots, and their order in the prompt.
 
-A strategy picks from the most to the least wanted; an order then places what was picked. All of it is a function of
-its arguments: a seed gives the same shots for as long as the set's version is the same.
+A strategy picks examples, the most wanted first; an order then arranges them. Everything here is a pure function: a seed
+gives the same shots for as long as the set's version is the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from server.schemas.fewshot import Order, Strategy
 
 
 class SelectionError(ValueError):
-    """A choice that these examples cannot give; the message is for the user. `field` is the one at fault."""
+    """A selection that these examples do not allow; the message is for the user, `field` is the one at fault."""
 
     def __init__(self, message: str, *, field: str) -> None:
         super().__init__(message)
@@ -35,23 +35,23 @@ Item = TypeVar("Item", bound=Labelled)
 
 @dataclass(frozen=True, slots=True)
 class Similar:
-    """An example by its place among all, and its similarity to the query, -1 to 1."""
+    """An example by its index in the set, and its similarity to the query, -1 to 1."""
 
-    place: int
+    index: int
     score: float
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen(Generic[Item]):
-    """`score` is None where the strategy does not look at the query."""
+class Selected(Generic[Item]):
+    """A selected example; `score` is None if the strategy does not compare examples with the query."""
 
     example: Item
     score: float | None = None
 
 
-# strategies that look at the query
+# strategies that compare examples with the query
 SIMILARITY: frozenset[Strategy] = frozenset({"rices_image", "rices_text", "mixed"})
-# the paper puts what is most like the query nearest to it
+# the paper puts the most similar example next to the query
 DEFAULT_ORDER: dict[Strategy, Order] = {
     "first": "stored",
     "random": "as_selected",
@@ -71,47 +71,46 @@ def select(
     order: Order | None = None,
     similar: Sequence[Similar] = (),
     without: Collection[int] = (),
-) -> list[Chosen[Item]]:
-    """`k` examples in prompt order. `similar`: for strategies of `SIMILARITY`, the most similar, best first.
+) -> list[Selected[Item]]:
+    """Return `k` examples in prompt order. `similar`: for strategies of `SIMILARITY`, the most similar, best first.
 
-    `without`: places of examples that may not be chosen. What is picked is then what would be picked with them, the next
-    ones in their stead: left out of a random draw, an example leaves the draw's others as they are.
-
-    Raises `SelectionError`: more than there are, a label that is missing, an order that has no meaning.
+    `without`: indices of examples that may not be selected. The next ones of the draw replace them, so that leaving an
+    example out does not change the others. Raises `SelectionError`.
     """
     check(strategy, len(examples) - len(without), k, order)
     num_picked = k + len(without)
     scores: dict[int, float] = {}
     if strategy in SIMILARITY:
-        scores = {found.place: found.score for found in similar[:num_picked]}
+        scores = {example.index: example.score for example in similar[:num_picked]}
         picked = list(scores)
     else:
         picked = _PICK[strategy](examples, num_picked, random.Random(seed))
-    places = [place for place in picked if place not in without][:k]
-    return [
-        Chosen(examples[place], scores.get(place)) for place in _placed(places, order or DEFAULT_ORDER[strategy], seed)
-    ]
+    kept = [index for index in picked if index not in without][:k]
+    ordered = _ordered(kept, order or DEFAULT_ORDER[strategy], seed)
+    return [Selected(examples[index], scores.get(index)) for index in ordered]
 
 
 def check(strategy: Strategy, num_examples: int, k: int, order: Order | None) -> None:
-    """What can be refused before anything is compared."""
+    """Check what can be refused before anything is compared. Raises `SelectionError`."""
     if k > num_examples:
-        raise SelectionError(f"k is {k}, and there are {num_examples} examples to choose from", field="k")
+        raise SelectionError(f"k is {k}, and there are {num_examples} examples to select from", field="k")
     if order == "similar_last" and strategy not in SIMILARITY:
-        raise SelectionError(f"similar_last needs a strategy that compares, and {strategy} does not", field="order")
+        raise SelectionError(
+            f"similar_last needs a strategy that compares examples, {strategy} does not", field="order"
+        )
 
 
-def _placed(places: list[int], order: Order, seed: int) -> list[int]:
+def _ordered(indices: list[int], order: Order, seed: int) -> list[int]:
     match order:
         case "as_selected":
-            return places
+            return indices
         case "similar_last":
-            return places[::-1]
+            return indices[::-1]
         case "stored":
-            return sorted(places)
+            return sorted(indices)
         case "shuffled":
-            # other random numbers than those that picked
-            return random.Random(f"order {seed}").sample(places, len(places))
+            # independent of the random numbers that picked
+            return random.Random(f"order {seed}").sample(indices, len(indices))
 
 
 def _first(examples: Sequence[Labelled], k: int, rng: random.Random) -> list[int]:
@@ -119,22 +118,22 @@ def _first(examples: Sequence[Labelled], k: int, rng: random.Random) -> list[int
 
 
 def _random(examples: Sequence[Labelled], k: int, rng: random.Random) -> list[int]:
-    """More shots begin with those of fewer."""
+    """Draw so that a larger `k` begins with the examples of a smaller one."""
     return rng.sample(range(len(examples)), len(examples))[:k]
 
 
 def _balanced(examples: Sequence[Labelled], k: int, rng: random.Random) -> list[int]:
-    """In rounds that show each label once, in an order of their own: counts differ by one at most while labels last."""
+    """Draw in rounds of one example per label, so that the counts of labels differ by at most one."""
     by_label: dict[str, list[int]] = {}
-    for place, example in enumerate(examples):
+    for index, example in enumerate(examples):
         if not example.label:
-            raise SelectionError(f"balanced needs labels, and the example {example.id!r} has none", field="strategy")
-        by_label.setdefault(example.label, []).append(place)
-    for places in by_label.values():
-        rng.shuffle(places)
+            raise SelectionError(f"balanced needs labels, the example {example.id!r} has none", field="strategy")
+        by_label.setdefault(example.label, []).append(index)
+    for indices in by_label.values():
+        rng.shuffle(indices)
     picked: list[int] = []
     while len(picked) < k:
-        labels = [label for label, places in by_label.items() if places]
+        labels = [label for label, indices in by_label.items() if indices]
         rng.shuffle(labels)
         picked += [by_label[label].pop() for label in labels[: k - len(picked)]]
     return picked

@@ -1,30 +1,30 @@
-"""How shots and a query are written: a template is text with named places, and rendering it gives a prompt's segments.
+"""Templates write shots and a query: text with named placeholders, rendered as a prompt's segments.
 
-A place is filled once and literally. What fills it stays text, whatever it spells: only `model.prompt` writes markers.
+A placeholder is filled once and literally. Its value stays text, whatever it spells: only `model.prompt` writes markers.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 from model.config import FlamingoConfig, PromptConfig
 from model.prompt import EndOfChunk, Media, Segment, Text
+from server.prompt import join_texts
 
-PLACES = ("media", "text", "question", "answer", "label")
-# what a model without an end-of-chunk token reads and writes after an answer
+PLACEHOLDERS = ("media", "text", "question", "answer", "label")
+# ends an answer of a model without an end-of-chunk token
 LINE_END = "\n"
 
-_PLACE = re.compile(r"\{(\w+)\}")
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class TemplateError(ValueError):
-    """A template that cannot be used, or shots that it cannot be filled with; the message is for the user.
+    """A template that cannot be used, or shots that it cannot write; the message is for the user.
 
-    `shot` is the place of the shot at fault in the prompt, None if it is the query or the template itself.
+    `shot` is the index of the shot at fault, None if the fault is the query's or the template's.
     """
 
     def __init__(self, message: str, *, shot: int | None = None) -> None:
@@ -34,7 +34,7 @@ class TemplateError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shot:
-    """A worked example. Of `text` and `label` one may be "": the other is then the answer."""
+    """A worked example. `text` or `label` may be empty: the other is then the answer."""
 
     media: tuple[bytes, ...] = ()
     text: str = ""
@@ -44,7 +44,7 @@ class Shot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """What is to be answered: the last media, and what is said about them."""
+    """The question to answer: the last media, and the text about them."""
 
     media: tuple[bytes, ...] = ()
     text: str = ""
@@ -53,9 +53,9 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """`shot` in full with its answer, `end` after it ("": the family's end of chunk), `separator` before what follows.
+    """The text of a shot with its answer, what ends it (empty: the end-of-chunk token), and what separates shots.
 
-    `query` is the beginning of a shot; "" takes all of `shot` before its answer, without the spaces that lead to it.
+    `query` is the beginning of a shot; if empty, it is `shot` up to the answer, without the spaces before the answer.
     """
 
     name: str
@@ -66,41 +66,43 @@ class Template:
 
     def __post_init__(self) -> None:
         for field, text in (("shot", self.shot), ("query", self.query)):
-            _check_places(field, text)
+            _check_placeholders(field, text)
         if self._target is None:
             raise TemplateError("shot: a template's shot needs {answer}, {label} or {text} for its answer")
-        if self.query and self.answer in places(self.query):
+        if self.query and self.answer in placeholders(self.query):
             raise TemplateError(f"query: {{{self.answer}}} is the answer, which a query does not have")
-        if ("media" in places(self.beginning)) != self.has_media:
-            raise TemplateError("query: {media} stands before the answer in the shot and in the query, or in neither")
-        if not places(self.beginning) <= {"media", "text", "question"}:
-            raise TemplateError("query: a query has {media}, {text} and {question} only")
+        if ("media" in placeholders(self.beginning)) != self.has_media:
+            raise TemplateError(
+                "query: {media} must come before the answer in both the shot and the query, or in neither"
+            )
+        if not placeholders(self.beginning) <= {"media", "text", "question"}:
+            raise TemplateError("query: only {media}, {text} and {question} are allowed")
 
     @property
     def answer(self) -> str:
-        """The place that the answer fills: the shot's last."""
+        """The placeholder of the answer: the shot's last."""
         assert self._target is not None
         return self._target.group(1)
 
     @property
     def beginning(self) -> str:
-        """What a query is written with."""
+        """The text of a query, with its placeholders."""
         return self.query or self._before_answer.rstrip()
 
     @property
     def lead(self) -> str:
-        """What stands between a query's end and its answer: the space of `Output: a cat`, which the model writes."""
+        """The text between a query's end and its answer: the space of `Output: a cat`, which the model writes."""
         before, beginning = self._before_answer, self.beginning
         return before[len(before.rstrip()) :] if beginning == beginning.rstrip() else ""
 
     @property
     def has_media(self) -> bool:
-        return "media" in places(self.shot)
+        return "media" in placeholders(self.shot)
 
     def render(self, shots: Sequence[Shot], query: Query) -> list[Segment]:
-        """Segments of the whole prompt. Shots without media are written without: the paper's text-only examples.
+        """Return the segments of the whole prompt. Shots may lack media: the paper's text-only examples.
 
-        Raises `TemplateError` for a place with nothing to fill it, media apart.
+        Raises `TemplateError` for any other placeholder without a value.
         """
         segments: list[Segment] = []
         for number, shot in enumerate(shots):
@@ -108,21 +110,21 @@ class Template:
             segments += [Text(self.end) if self.end else EndOfChunk(), Text(self.separator)]
         values = {"text": query.text, "question": query.question}
         segments += self._filled(self.beginning, values, query.media, None)
-        return list(_joined(segments))
+        return join_texts(segments)
 
     def continuation(self, answer: str) -> str:
-        """A candidate as it would follow the query: scored as text, without the end."""
+        """Return an answer as it would follow the query, without the end."""
         return self.lead + answer
 
     def _values(self, shot: Shot) -> dict[str, str]:
-        # a text that the template shows in its own place is not the answer
-        label = shot.label or ("" if "text" in places(self.shot) else shot.text)
+        # a text that has a placeholder of its own is not the answer
+        label = shot.label or ("" if "text" in placeholders(self.shot) else shot.text)
         return {"text": shot.text, "question": shot.question, "answer": shot.text or shot.label, "label": label}
 
     def _filled(
         self, template: str, values: Mapping[str, str], media: Sequence[bytes], shot: int | None
     ) -> Iterator[Segment]:
-        for number, piece in enumerate(_PLACE.split(template)):
+        for number, piece in enumerate(_PLACEHOLDER.split(template)):
             if number % 2 == 0:
                 yield Text(piece)
             elif piece == "media":
@@ -130,8 +132,8 @@ class Template:
             elif values[piece]:
                 yield Text(values[piece])
             else:
-                who = "the query" if shot is None else f"shot {shot}"
-                raise TemplateError(f"the template {self.name!r} shows {{{piece}}}, and {who} has none", shot=shot)
+                owner = "the query" if shot is None else f"shot {shot}"
+                raise TemplateError(f"the template {self.name!r} shows {{{piece}}}, and {owner} has none", shot=shot)
 
     @property
     def _before_answer(self) -> str:
@@ -140,40 +142,31 @@ class Template:
 
     @property
     def _target(self) -> re.Match[str] | None:
-        found = [match for match in _PLACE.finditer(self.shot) if match.group(1) in ("answer", "label", "text")]
-        return found[-1] if found else None
+        answers = [match for match in _PLACEHOLDER.finditer(self.shot) if match.group(1) in ("answer", "label", "text")]
+        return answers[-1] if answers else None
 
 
-def places(template: str) -> set[str]:
-    return set(_PLACE.findall(template))
+def placeholders(template: str) -> set[str]:
+    return set(_PLACEHOLDER.findall(template))
 
 
-def _check_places(field: str, template: str) -> None:
-    if unknown := sorted(places(template) - set(PLACES)):
-        known = " ".join(f"{{{place}}}" for place in PLACES)
-        raise TemplateError(f"{field}: there is no place {{{unknown[0]}}}, only {known}")
-    counts = Counter(_PLACE.findall(template))
-    if twice := next((place for place, count in counts.items() if count > 1), None):
-        # else a short template could make a long text of every word that it is filled with
-        raise TemplateError(f"{field}: {{{twice}}} may stand once")
+def _check_placeholders(field: str, template: str) -> None:
+    if unknown := sorted(placeholders(template) - set(PLACEHOLDERS)):
+        known = " ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+        raise TemplateError(f"{field}: unknown placeholder {{{unknown[0]}}}, known are {known}")
+    counts = Counter(_PLACEHOLDER.findall(template))
+    if repeated := next((name for name, count in counts.items() if count > 1), None):
+        # otherwise a short template could repeat a long text many times
+        raise TemplateError(f"{field}: {{{repeated}}} may be used once only")
 
 
-def _joined(segments: Iterable[Segment]) -> Iterator[Segment]:
-    """Neighbouring texts as one: families that trim a text, or put a token between two, see what the template shows."""
-    for is_text, run in groupby(segments, key=lambda segment: isinstance(segment, Text)):
-        if not is_text:
-            yield from run
-        elif text := "".join(segment.text for segment in run if isinstance(segment, Text)):
-            yield Text(text)
-
-
-# as the paper writes them: what the default model has been trained on
+# as the paper writes them; the default model is trained on these
 PAPER = (
     Template(name="caption", shot="{media}Output: {answer}"),
     Template(name="vqa", shot="{media}Question: {question} Answer: {answer}"),
     Template(name="classification", shot="{media}Output: {label}"),
 )
-# what OpenFlamingo's checkpoints were measured with: no space before an answer, lines between shots
+# as OpenFlamingo's evaluation writes them: no space before an answer, a line break between shots
 OPENFLAMINGO = (
     Template(name="caption", shot="{media}Output:{answer}", separator="\n"),
     Template(name="vqa", shot="{media}Question:{question} Short answer:{answer}", separator="\n"),
@@ -182,13 +175,13 @@ OPENFLAMINGO = (
 
 
 def built_in(config: FlamingoConfig) -> dict[str, Template]:
-    """By name, as this model's family writes them."""
+    """Return the built-in templates by name, as this model's family writes them."""
     family = OPENFLAMINGO if config.family == "openflamingo" else PAPER
     return {template.name: template for template in family}
 
 
 def with_end(template: Template, prompt: PromptConfig) -> Template:
-    """The template for a model that may have no end-of-chunk token: there an answer ends with its line."""
+    """Return the template for a model that may have no end-of-chunk token: an answer then ends with its line."""
     if template.end or prompt.end_of_chunk:
         return template
     return replace(template, end=LINE_END)

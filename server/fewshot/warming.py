@@ -23,6 +23,7 @@ from server.errors import EngineNotReady, ServerError
 from server.fewshot.retrieval import Retrieval
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore
+from server.prompt import PreparedPrompt
 from server.served_model import ServedModel
 from server.store.records import SupportSet
 from server.wire import Admitted, Generate, Sampling
@@ -53,19 +54,11 @@ class Warmth:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Prefix:
-    """The shots as a prompt begins with them."""
-
-    encoded: EncodedPrompt
-    media: Mapping[bytes, EncodedMedia]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmTarget:
     """What shall be warm besides the media."""
 
-    prefix: Prefix | None = None
+    prefix: PreparedPrompt | None = None
     with_texts: bool = False
 
     def covers(self, other: WarmTarget) -> bool:

@@ -12,7 +12,7 @@ from server.errors import InvalidMedia, InvalidRequest, UnsupportedParameter
 from server.media.fetch import Fetcher
 from server.media.source import EncodedMedia, Kind, read_data_url
 from server.media.store import MediaStore, not_found
-from server.schemas.media import ImageIdPart, ImageUrlPart, MediaPart, VideoIdPart, VideoUrlPart
+from server.schemas.prompt import ImageIdPart, ImageUrlPart, MediaPart, VideoIdPart, VideoUrlPart
 from server.settings import Settings
 
 

@@ -1,7 +1,7 @@
-"""Evaluations at work: one at a time, behind all other traffic, a cell after the other, each kept when it is finished.
+"""Runs evaluations: one at a time, after all other traffic, cell by cell, each stored when it is finished.
 
-Its requests have the last priority and only a few run at once. An engine that is away is waited for; a cell that cannot
-be (a prompt that is too long, say) has failed, and the others go on.
+Its requests have the last priority and only a few run at once. While the engine is unavailable it waits; a cell that
+cannot be computed (a prompt that is too long, for instance) fails, and the others go on.
 """
 
 from __future__ import annotations
@@ -18,27 +18,29 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from server.asking import Asking
+from server.engine_client.client import Client
 from server.errors import ServerError, Unavailable
-from server.fewshot.candidates import Candidate
-from server.fewshot.classification import classify, together
-from server.fewshot.prompting import assemble, template_of
+from server.fewshot.classification import classify, run_together
+from server.fewshot.prompting import assemble, find_template
 from server.fewshot.retrieval import SPACES
-from server.fewshot.scoring import Weighing
-from server.fewshot.templates import places
-from server.media.source import PREFIXES
+from server.fewshot.shots import ShotSource
+from server.fewshot.templates import placeholders
+from server.metrics import Metrics
 from server.quality.evaluation import Cell, Outcome, cell_result, failed_cell
-from server.quality.evaluation_store import Evaluation
-from server.schemas.fewshot import FewShotFields, Order
-from server.services import Services
+from server.quality.evaluation_store import Evaluation, Evaluations
+from server.quality.plan import Plan, answer_of
+from server.request_record import RequestRecord
+from server.schemas.fewshot import ExamplesFields, FewShotFields, QueryFields
+from server.schemas.prompt import stored_media_part
+from server.served_model import ServedModel
 from server.store.records import Example
 
-# behind every client's: lower runs first
+# after every client's request: lower runs first
 PRIORITY = 2**31 - 1
-# how often a lease is renewed and progress written, and how often somebody looks for evaluations of other servers
+# how often a lease is renewed and progress written, and how often evaluations of other servers are looked for
 RENEW_SECONDS = 2.0
 POLL_SECONDS = 10.0
-# queries of a cell that run alone, on media that are warm, for its latency
+# queries of a cell that run alone, on warm media, to measure its latency
 MAX_TIMED = 8
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0
 CANCEL_SECONDS = 5.0
@@ -48,23 +50,77 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """All that was settled when an evaluation was asked for. `queries`: ids of the examples that are left out in turn."""
+@dataclass(frozen=True, slots=True)
+class LeaveOneOut:
+    """Answers an example of a support set with shots from the others, as `/v1/classify` would."""
 
-    template: Any
-    order: Order | None
-    candidates: list[Candidate]
-    weighing: Weighing
-    cells: list[Cell]
-    queries: list[str]
+    shots: ShotSource
+    client: Client
+    model: ServedModel
+    metrics: Metrics
+
+    async def answer(self, evaluation: Evaluation, plan: Plan, cell: Cell, query: Example, is_timed: bool) -> Outcome:
+        record = RequestRecord(evaluation.id, self.metrics)
+        record.priority = PRIORITY
+        fields = self._fields(evaluation, plan, cell, query)
+        assembled = await assemble(fields, self.model, self.shots, without=[query.id])
+        weighing = replace(plan.weighing, seed=cell.seed)
+        result = await classify(assembled, plan.candidates, weighing, record, self.model, self.client)
+        labels = [candidate.label for candidate in plan.candidates]
+        return Outcome(
+            truth=labels.index(answer_of(query)),
+            probabilities=[candidate.probability for candidate in result.candidates],
+            prompt_tokens=record.prompt_tokens,
+            cached_tokens=record.cached_tokens,
+            media=record.media,
+            media_encoded=record.media_encoded,
+            seconds=time.monotonic() - record.arrived if is_timed else None,
+        )
+
+    async def warm(self, queries: Sequence[Example]) -> None:
+        """Encode the media of these queries, as those of the shots are by now."""
+        store = self.shots.intake.store
+        names = [media_id for query in queries for media_id in query.media]
+        media = await asyncio.to_thread(lambda: [store.find(name) for name in names])
+        if media:
+            await self.client.embed(media)
+
+    async def queries(self, evaluation: Evaluation, plan: Plan) -> list[Example]:
+        """Raises `SupportSetNotFound`."""
+        version = await self.shots.support_sets.get_version(evaluation.support_set, evaluation.version)
+        by_id = {example.id: example for example in version.examples}
+        return [by_id[example_id] for example_id in plan.queries]
+
+    def _fields(self, evaluation: Evaluation, plan: Plan, cell: Cell, query: Example) -> FewShotFields:
+        template = find_template(plan.template, self.model.config)
+        shown = placeholders(template.beginning)
+        compares_text = "text" in SPACES.get(cell.strategy, ())
+        return FewShotFields(
+            examples=ExamplesFields(
+                support_set=evaluation.support_set,
+                version=evaluation.version,
+                k=cell.k,
+                strategy=cell.strategy,
+                order=plan.order if cell.k else None,
+                seed=cell.seed,
+            ),
+            query=QueryFields(
+                media=[stored_media_part(media_id) for media_id in query.media] if template.has_media else [],
+                question=query.question if "question" in shown or compares_text else "",
+                text=query.text if "text" in shown else "",
+            ),
+            template=plan.template,
+        )
 
 
 class EvaluationRunner:
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._evaluations = services.evaluations
-        # of this life of this server
+    """Takes evaluations from the database, one at a time, for as long as the server runs."""
+
+    def __init__(self, evaluations: Evaluations, leave_one_out: LeaveOneOut, num_lanes: int) -> None:
+        self._evaluations = evaluations
+        self._leave_one_out = leave_one_out
+        self._num_lanes = num_lanes
+        # of this run of this server
         self._holder = uuid.uuid4().hex
         self._working: asyncio.Task[None] | None = None
 
@@ -72,7 +128,7 @@ class EvaluationRunner:
         self._working = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
-        """Whatever is under way is let go of, to be taken up behind its last finished cell."""
+        """Release the evaluation under way, which continues after its last finished cell at the next start."""
         if self._working is not None:
             await _end(self._working)
             await self._evaluations.let_go(self._holder)
@@ -84,7 +140,7 @@ class EvaluationRunner:
                 while (evaluation := await self._evaluations.claim(self._holder)) is not None:
                     await self._run(evaluation)
             except Exception:
-                # the database is away, most likely: what was begun is still there when it is back
+                # probably the database is unavailable: the evaluation is still there when it is back
                 logger.exception("evaluations are interrupted")
             with suppress(TimeoutError):
                 # not wait_for, which may swallow a cancellation that comes with the event
@@ -92,7 +148,7 @@ class EvaluationRunner:
                     await self._evaluations.added.wait()
 
     async def _run(self, evaluation: Evaluation) -> None:
-        running = _Running(evaluation, self._services, self._holder)
+        running = _RunningEvaluation(evaluation, self._evaluations, self._leave_one_out, self._num_lanes, self._holder)
         working = asyncio.create_task(running.work())
         renewing = asyncio.create_task(running.renew())
         try:
@@ -105,142 +161,91 @@ class EvaluationRunner:
 
 
 async def _end(*tasks: asyncio.Task[None]) -> None:
-    """Cancelled, and again if need be: where a failure meets a cancellation, a task group raises the failure."""
+    """Cancel tasks, repeatedly if need be: a task group raises a failure that meets a cancellation."""
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:
             task.cancel()
         await asyncio.wait(pending, timeout=CANCEL_SECONDS)
 
 
-class _Running:
-    """One evaluation under way."""
+class _RunningEvaluation:
+    """One evaluation under way, leased to `holder`."""
 
-    def __init__(self, evaluation: Evaluation, services: Services, holder: str) -> None:
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        evaluations: Evaluations,
+        leave_one_out: LeaveOneOut,
+        num_lanes: int,
+        holder: str,
+    ) -> None:
         self._evaluation = evaluation
-        self._services = services
+        self._evaluations = evaluations
+        self._leave_one_out = leave_one_out
+        self._num_lanes = num_lanes
         self._holder = holder
         self._plan = msgspec.convert(evaluation.plan["settled"], Plan)
         self._queries_done = len(evaluation.cells) * len(self._plan.queries)
 
     async def renew(self) -> None:
-        """Returns when this is no longer to be worked on: it was cancelled, deleted, or has another holder."""
-        while await self._services.evaluations.renew(self._evaluation.id, self._holder, self._queries_done):
+        """Return when the evaluation was cancelled, deleted, or taken over by another holder."""
+        while await self._evaluations.renew(self._evaluation.id, self._holder, self._queries_done):
             await asyncio.sleep(RENEW_SECONDS)
 
     async def work(self) -> None:
-        evaluations, name = self._services.evaluations, self._evaluation.id
+        evaluations, evaluation_id = self._evaluations, self._evaluation.id
         try:
-            queries = await self._queries()
-            for place, cell in enumerate(self._plan.cells):
-                if place in self._evaluation.cells:
+            queries = await self._leave_one_out.queries(self._evaluation, self._plan)
+            for index, cell in enumerate(self._plan.cells):
+                if index in self._evaluation.cells:
                     continue
-                result = await self._cell(cell, queries)
-                self._queries_done = (place + 1) * len(queries)
-                if not await evaluations.finish_cell(name, self._holder, place, result, self._queries_done):
+                result = await self._run_cell(cell, queries)
+                self._queries_done = (index + 1) * len(queries)
+                if not await evaluations.finish_cell(evaluation_id, self._holder, index, result, self._queries_done):
                     return
-            await evaluations.finish(name, self._holder, "completed")
+            await evaluations.finish(evaluation_id, self._holder, "completed")
         except Unavailable:
-            raise  # it is taken up again
+            raise  # it is claimed again
         except ServerError as error:
             await self._fail(error)
         except Exception:
-            logger.exception("an evaluation failed", extra={"evaluation": name})
+            logger.exception("an evaluation failed", extra={"evaluation": evaluation_id})
             await self._fail(ServerError("internal error"))
 
     async def _fail(self, error: ServerError) -> None:
-        name, shown = self._evaluation.id, {"code": error.code, "message": error.message}
-        await self._services.evaluations.finish(name, self._holder, "failed", shown)
+        report = {"code": error.code, "message": error.message}
+        await self._evaluations.finish(self._evaluation.id, self._holder, "failed", report)
 
-    async def _queries(self) -> list[Example]:
-        found = await self._services.support_sets.get_version(self._evaluation.support_set, self._evaluation.version)
-        by_id = {example.id: example for example in found.examples}
-        return [by_id[name] for name in self._plan.queries]
-
-    async def _cell(self, cell: Cell, queries: Sequence[Example]) -> dict[str, Any]:
-        """Most queries a few at once, the last ones alone and by the clock."""
+    async def _run_cell(self, cell: Cell, queries: Sequence[Example]) -> dict[str, Any]:
+        """Run most queries a few at a time, the last ones alone to measure their latency."""
         timed = queries[-MAX_TIMED:]
         others, outcomes = iter(queries[: -len(timed)]), list[Outcome]()
-        lanes = self._services.settings.evaluation_queries
         try:
-            await together([self._lane(cell, others, outcomes) for _ in range(lanes)])
-            await self._warm(timed)
-            await self._lane(cell, iter(timed), outcomes, is_timed=True)
+            await run_together([self._run_lane(cell, others, outcomes) for _ in range(self._num_lanes)])
+            await _when_available(partial(self._leave_one_out.warm, timed))
+            await self._run_lane(cell, iter(timed), outcomes, is_timed=True)
         except Unavailable:
             raise
         except ServerError as error:
             return failed_cell(cell, error.code, error.message)
         return cell_result(cell, outcomes, [candidate.label for candidate in self._plan.candidates])
 
-    async def _lane(
+    async def _run_lane(
         self, cell: Cell, queries: Iterator[Example], outcomes: list[Outcome], *, is_timed: bool = False
     ) -> None:
+        """Answer queries one after the other; lanes share the iterator."""
         for query in queries:
-            outcomes.append(await _patiently(partial(self._outcome, cell, query, is_timed)))
+            answer = partial(self._leave_one_out.answer, self._evaluation, self._plan, cell, query, is_timed)
+            outcomes.append(await _when_available(answer))
             self._queries_done += 1
 
-    async def _warm(self, queries: Sequence[Example]) -> None:
-        """Have the media of these encoded, as those of the shots are by now."""
-        names = [media for query in queries for media in query.media]
-        media = await asyncio.to_thread(lambda: [self._services.store.find(name) for name in names])
-        if media:
-            await _patiently(partial(self._services.client.embed, media))
 
-    async def _outcome(self, cell: Cell, query: Example, is_timed: bool) -> Outcome:
-        began = time.monotonic()
-        assembled = await assemble(self._fields(cell, query), self._services, without=[query.id])
-        asking = Asking(request_id=self._evaluation.id, arrived=began, priority=PRIORITY)
-        weighing = replace(self._plan.weighing, seed=cell.seed)
-        found = await classify(assembled, self._plan.candidates, weighing, asking, self._services)
-        return Outcome(
-            truth=next(place for place, one in enumerate(self._plan.candidates) if one.label == truth_of(query)),
-            probabilities=[one.probability for one in found.weighed],
-            prompt_tokens=found.cost.prompt_tokens,
-            cached_tokens=found.cost.cached_tokens,
-            media=found.cost.media,
-            media_encoded=found.cost.media_encoded,
-            seconds=time.monotonic() - began if is_timed else None,
-        )
-
-    def _fields(self, cell: Cell, query: Example) -> FewShotFields:
-        template = template_of(self._plan.template, self._services.model.config)
-        shown = places(template.beginning)
-        compares_text = "text" in SPACES.get(cell.strategy, ())
-        return FewShotFields.model_validate(
-            {
-                "examples": {
-                    "support_set": self._evaluation.support_set,
-                    "version": self._evaluation.version,
-                    "k": cell.k,
-                    "strategy": cell.strategy,
-                    "order": self._plan.order if cell.k else None,
-                    "seed": cell.seed,
-                },
-                "query": {
-                    "media": [_part(name) for name in query.media] if template.has_media else [],
-                    "question": query.question if "question" in shown or compares_text else "",
-                    "text": query.text if "text" in shown else "",
-                },
-                "template": self._plan.template,
-            }
-        )
-
-
-def _part(media: str) -> dict[str, str]:
-    kind = "video_id" if media.startswith(PREFIXES["video"]) else "image_id"
-    return {"type": kind, kind: media}
-
-
-def truth_of(example: Example) -> str:
-    """What an example counts as: its label, or, where it has none, its text."""
-    return example.label or example.text
-
-
-async def _patiently(ask: Callable[[], Awaitable[Result]]) -> Result:
-    """The engine may be loading or being restarted: then it is asked again, with growing pauses."""
+async def _when_available(work: Callable[[], Awaitable[Result]]) -> Result:
+    """Do the work, repeated with growing pauses while the engine is loading or restarting."""
     pause = FIRST_PAUSE
     while True:
         try:
-            return await ask()
+            return await work()
         except Unavailable as error:
             logger.info("an evaluation waits", extra={"code": error.code, "pause_seconds": pause})
             await asyncio.sleep(pause)

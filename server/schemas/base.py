@@ -1,11 +1,20 @@
-"""What every schema of a request holds to: unknown fields are refused, `null` is "not given", nothing is converted."""
+"""The base of every request schema: unknown fields are refused by name, `null` means "not given", nothing is converted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import json
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.datastructures import QueryParams
+
+from server.errors import InvalidRequest, UnsupportedParameter
+
+SchemaType = TypeVar("SchemaType", bound="Schema")
+
+RequestId = Annotated[str, Field(pattern=r"^[\w.:-]{1,128}$")]
+User = Annotated[str, Field(max_length=256)]
 
 
 class Schema(BaseModel):
@@ -17,6 +26,92 @@ class Schema(BaseModel):
         return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
 
 
-# tags of unions stand in angle brackets, so that they are told apart from the client's own names in a location
+class ModelRequest(Schema):
+    """A request that may name the model."""
+
+    model: str | None = None
+
+
+class TrackedRequest(ModelRequest):
+    """A request whose answer carries an id, which the client may choose."""
+
+    request_id: RequestId | None = None
+    user: User | None = None
+
+
+class PrioritizedRequest(TrackedRequest):
+    """A request that waits in the engine's queue; a lower priority runs first."""
+
+    priority: int = Field(0, ge=-(2**31), le=2**31 - 1)
+
+
+class ListRequest(Schema):
+    """The query of a route that lists: up to `limit` entries after the entry `after`."""
+
+    limit: Annotated[int, Field(ge=1, le=1000, strict=False)] = 20
+    after: Annotated[str, Field(max_length=128)] = ""
+
+
+def list_page(entries: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
+    """Return the answer of a route that lists; `entries` holds one more than `limit` where more follow."""
+    data = entries[:limit]
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": len(entries) > len(data),
+    }
+
+
 def tag_of(field: str) -> Callable[[Any], str]:
-    return lambda value: f"<{value.get(field)}>" if isinstance(value, dict) else f"<{type(value).__name__}>"
+    """Return a discriminator by `field`. Tags stand in angle brackets, which tells them from a client's own names."""
+
+    def tag(value: Any) -> str:
+        name = value.get(field) if isinstance(value, dict) else getattr(value, field, type(value).__name__)
+        return f"<{name}>"
+
+    return tag
+
+
+def read(schema: type[SchemaType], body: bytes) -> SchemaType:
+    """Raises `InvalidRequest` that names the first field at fault, an unknown field before all others."""
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
+        problem = next((p for p in problems if p["type"] in UNSUPPORTED), problems[0])
+    raise _refusal(problem["type"], _param(problem["loc"]), problem["msg"], problem.get("ctx", {}))
+
+
+def read_query(schema: type[SchemaType], query: QueryParams) -> SchemaType:
+    """The same for what stands behind the question mark; a name that comes twice is refused."""
+    if twice := next((name for name in query if len(query.getlist(name)) > 1), None):
+        raise InvalidRequest(f"{twice[:64]}: given more than once", param=twice[:64])
+    return read(schema, json.dumps(dict(query)).encode())
+
+
+# pydantic's names of "this server has no such field" and "no such kind of part"
+UNSUPPORTED = {"extra_forbidden", "union_tag_invalid"}
+
+
+def _refusal(kind: str, param: str | None, message: str, context: dict[str, Any]) -> InvalidRequest:
+    if kind == "extra_forbidden":
+        return UnsupportedParameter(f"unknown parameter {param}", param=param)
+    if kind == "union_tag_invalid":
+        found, known = (context[name].replace("<", "").replace(">", "") for name in ("tag", "expected_tags"))
+        return UnsupportedParameter(f"{param}: no support for {found[:64]}, only {known}", param=param)
+    if kind == "json_invalid":
+        return InvalidRequest(f"the body is not JSON: {message.removeprefix('Invalid JSON: ')}")
+    return InvalidRequest(f"{param or 'the body'}: {message}", param=param)
+
+
+def _param(location: tuple[int | str, ...]) -> str | None:
+    """("prompt", "<parts>", 2, "<image_url>", "image_url", "url") -> prompt[2].image_url.url"""
+    text = ""
+    for step in location:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        elif not step.startswith("<"):
+            text += f".{step}" if text else step
+    return text or None

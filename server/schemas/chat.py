@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from server.schemas.base import Schema, tag_of
-from server.schemas.completions import MAX_LOGPROBS, GenerationFields, Prompt, StructuredOutputs, TextPart
-from server.schemas.media import ImageIdPart, ImageUrlPart, VideoIdPart, VideoUrlPart
+from server.schemas.generation import MAX_LOGPROBS, GenerationFields, StructuredOutputs
+from server.schemas.prompt import ImageIdPart, ImageUrlPart, TextPart, VideoIdPart, VideoUrlPart
 
 MAX_MESSAGES = 2048
 # a Flamingo's answers are short, and one that never ends its chunk would go on to the end of its context
@@ -76,6 +76,9 @@ Message = Annotated[
 ]
 
 
+TemplateName = Annotated[str, Field(min_length=1, max_length=128)]
+
+
 class TextFormat(Schema):
     type: Literal["text"]
 
@@ -113,7 +116,7 @@ class ChatRequest(GenerationFields):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat = TextFormat(type="text")
-    template: Annotated[str, Field(min_length=1, max_length=128)] = "plain"
+    template: TemplateName = "plain"
     # what this server does anyway: nothing is stored, the answer is text, no tool is called
     store: Literal[False] = False
     modalities: list[Literal["text"]] = Field([])
@@ -132,14 +135,3 @@ class ChatRequest(GenerationFields):
                 return StructuredOutputs(json=self.response_format.json_schema.json_schema)
             case TextFormat():
                 return self.structured_outputs
-
-
-class TokenizeRequest(Schema):
-    """A prompt, or the messages of a chat. `add_special_tokens`: a family's markers are always written."""
-
-    model: str | None = None
-    prompt: Prompt | None = None
-    messages: list[Message] = Field([], max_length=MAX_MESSAGES)
-    template: Annotated[str, Field(min_length=1, max_length=128)] = "plain"
-    return_token_strs: bool = False
-    add_special_tokens: Literal[True] = True

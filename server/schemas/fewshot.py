@@ -6,9 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from server.fewshot.scoring import Calibration, ContentFree, Normalisation, Weighing
 from server.media.source import PREFIXES
-from server.schemas.base import Schema, tag_of
-from server.schemas.media import ImageIdPart, ImageUrlPart, MediaPart, MediaUrl, VideoIdPart, VideoUrlPart
+from server.schemas.base import ModelRequest, PrioritizedRequest, Schema, tag_of
+from server.schemas.generation import CompletionFields
+from server.schemas.prompt import (
+    ImageIdPart,
+    ImageUrlPart,
+    MediaPart,
+    MediaUrl,
+    Prompt,
+    VideoIdPart,
+    VideoUrlPart,
+    stored_media_part,
+)
 
 MAX_SHOTS = 1024
 MAX_TEMPLATE = 16384
@@ -45,10 +56,8 @@ class MediaFields(Schema):
 
 
 def _part(image: str) -> MediaPart:
-    if image.startswith(PREFIXES["image"]):
-        return ImageIdPart(type="image_id", image_id=image)
-    if image.startswith(PREFIXES["video"]):
-        return VideoIdPart(type="video_id", video_id=image)
+    if image.startswith(tuple(PREFIXES.values())):
+        return stored_media_part(image)
     return ImageUrlPart(type="image_url", image_url=MediaUrl(url=image))
 
 
@@ -114,11 +123,70 @@ class FewShotFields(Schema):
     truncate_shots: bool = False
 
 
-class SearchRequest(Schema):
+class FewShotCompletionRequest(CompletionFields, FewShotFields):
+    pass
+
+
+class SearchRequest(ModelRequest):
     """Which examples of a support set are most like the query?"""
 
-    model: str | None = None
     query: QueryFields
     version: Version | None = None
     k: int = Field(default=8, ge=1, le=MAX_SHOTS)
     strategy: Comparing = "rices_image"
+
+
+MAX_CANDIDATES = 1024
+MAX_PERMUTATIONS = 24
+
+CandidateText = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class LabelledCandidate(Schema):
+    """`label` names it in the answer, `text` is what the model would write."""
+
+    label: Annotated[str, Field(min_length=1, max_length=256)]
+    text: CandidateText
+
+
+CandidateField = Annotated[
+    Annotated[CandidateText, Tag("<string>")] | Annotated[LabelledCandidate, Tag("<candidate>")],
+    Discriminator(lambda value: "<string>" if isinstance(value, str) else "<candidate>"),
+]
+
+
+class WeighingFields(Schema):
+    """How the scores of candidates become probabilities."""
+
+    normalisation: Normalisation = "sum"
+    calibration: Calibration = "none"
+    content_free: ContentFree = "grey"
+    permutations: int = Field(1, ge=1, le=MAX_PERMUTATIONS)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
+
+    def weighing(self) -> Weighing:
+        return Weighing(
+            normalisation=self.normalisation,
+            calibration=self.calibration,
+            content_free=self.content_free,
+            permutations=self.permutations,
+            seed=self.seed,
+        )
+
+
+class ClassifyRequest(FewShotFields, WeighingFields, PrioritizedRequest):
+    template: TemplateChoice = "classification"
+    candidates: list[CandidateField] = Field([], max_length=MAX_CANDIDATES)
+    top_k: int | None = Field(None, ge=1, le=MAX_CANDIDATES)
+
+
+ScoredCandidate = Annotated[
+    Annotated[CandidateText, Tag("<string>")]
+    | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=4096), Tag("<token ids>")],
+    Discriminator(lambda value: "<string>" if isinstance(value, str) else "<token ids>"),
+]
+
+
+class ScoreRequest(PrioritizedRequest):
+    prompt: Prompt
+    candidates: list[ScoredCandidate] = Field(min_length=1, max_length=MAX_CANDIDATES)

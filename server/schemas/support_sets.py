@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from server.schemas.base import Schema
-from server.schemas.fewshot import Comparing, ShotFields, TemplateChoice
+from server.schemas.base import ListRequest, Schema
+from server.schemas.fewshot import Comparing, ShotFields, TemplateChoice, Version
 from server.store.support_sets import ID_PREFIX
 
 MAX_TEXT = 65536
@@ -48,7 +48,6 @@ StoredText = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_no_zero)
 Metadata = Annotated[dict[str, Any], AfterValidator(_small)]
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"), AfterValidator(_is_no_id)]
 ExampleId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
-Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
 QueryVersion = Annotated[int, Field(ge=1, le=2**31 - 1, strict=False)]
 Moment = Annotated[float, AfterValidator(_in_future)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_TTL)]
@@ -151,7 +150,7 @@ class WarmRequest(Schema):
         return self
 
 
-class ListRequest(Schema):
+class ListSetsRequest(ListRequest):
     limit: Annotated[int, Field(ge=1, le=1000, strict=False)] = 100
     after: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")] = ""
 
@@ -161,7 +160,7 @@ class ListVersionsRequest(Schema):
     after: Annotated[int, Field(ge=0, le=2**31 - 1, strict=False)] = 0
 
 
-class ListExamplesRequest(ListRequest):
+class ListExamplesRequest(ListSetsRequest):
     version: QueryVersion | None = None
 
 

@@ -9,10 +9,10 @@ import pytest
 from bench import random_models
 from bench.workload import TEXT_LENGTH, Prompts, frames_of, greedy, picture, text
 from model.tokenizer import PromptTokenizer
-from server.api.prompts import read_prompt
 from server.media.intake import Intake
 from server.media.store import MediaStore
-from server.schemas.completions import CompletionRequest
+from server.prompt import prepare_prompt
+from server.schemas.generation import CompletionRequest
 from server.served_model import ServedModel
 from server.settings import Settings
 
@@ -68,6 +68,6 @@ def test_over_http_a_prompt_is_the_same_tokens_and_media(tokenizer: PromptTokeni
     request = prompt.request("x", tokenizer, greedy(1))
     asked = CompletionRequest.model_validate({"prompt": prompt.parts()})
     intake = Intake(Settings.model_validate({}), MediaStore("memory://"))
-    read = asyncio.run(read_prompt(asked.prompt, ServedModel("tiny", CONFIG, tokenizer, 1024), intake))
+    read = asyncio.run(prepare_prompt(asked.prompt, ServedModel("tiny", CONFIG, tokenizer, 1024), intake))
     assert read.encoded.token_ids == request.prompt.token_ids
     assert read.encoded.media == request.prompt.media

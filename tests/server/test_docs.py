@@ -9,16 +9,15 @@ from pathlib import Path
 from fastapi.routing import APIRoute
 
 from server.api.guard import OPEN_PATHS
-from server.api.routes.embeddings import EmbeddingsRequest
-from server.api.routes.evaluations import EvaluateRequest
-from server.api.routes.inspect import InspectRequest
 from server.app import ROUTERS
 from server.errors import ServerError
 from server.metrics import Metrics
 from server.schemas.chat import ChatRequest
-from server.schemas.classify import ClassifyRequest
-from server.schemas.completions import CompletionRequest, GenerationFields
-from server.schemas.fewshot import FewShotFields
+from server.schemas.embeddings import EmbeddingsRequest
+from server.schemas.evaluations import EvaluateRequest
+from server.schemas.fewshot import ClassifyRequest, FewShotFields
+from server.schemas.generation import CompletionRequest, GenerationFields
+from server.schemas.inspect import InspectRequest
 from server.settings import Settings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

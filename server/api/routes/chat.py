@@ -1,7 +1,4 @@
-"""POST /v1/chat/completions in OpenAI's shape: turns become shots, the last one the query (see `chat_prompt`).
-
-The same path as a completion: read, check, order, answer; what differs is how a prompt is said and an answer looks.
-"""
+"""POST /v1/chat/completions in OpenAI's shape: turns become shots, the last one the query (see `chat_prompt`)."""
 
 from __future__ import annotations
 
@@ -14,93 +11,95 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.answer_text import Piece
-from server.api.answers import Beside, Wanted, make_order, respond
-from server.api.body import read_body
-from server.api.chat_prompt import read_chat
-from server.api.generation import Generation
+from server.api.answers import Answers, choice_extras, respond
+from server.api.body import read_request
+from server.api.chat_prompt import ChatPrompt, prepare_chat
+from server.api.generation import GenerationRequest, make_sampling, stop_strings
 from server.api.logprobs import chat_logprobs
-from server.api.services import GivenServices, GivenTicket
-from server.api.templated import in_template
+from server.api.services import GivenRecord, GivenServices, Services
 from server.errors import InvalidRequest
-from server.schemas.chat import DEFAULT_MAX_TOKENS, ChatRequest, TextFormat
-from server.schemas.completions import read
+from server.schemas.chat import DEFAULT_MAX_TOKENS, ChatRequest
+from server.served_model import ServedModel
 
 router = APIRouter()
 
 
 @router.post("/v1/chat/completions")
-async def create_chat_completion(request: Request, services: GivenServices, ticket: GivenTicket) -> Response:
-    accepted, request_id = time.monotonic(), request.state.request_id
-    fields = read(ChatRequest, await read_body(request, services.settings))
-    services.check_model(fields.model)
+async def create_chat_completion(request: Request, services: GivenServices, record: GivenRecord) -> Response:
+    fields = await read_request(ChatRequest, request, services)
     _check(fields)
-    chat = await read_chat(fields.messages, fields.template, services.model, services.media)
-    fields = in_template(_plain_form(fields), chat.template, services.model)
-    order = make_order(fields, _wanted(fields, chat.template.lead), chat.prompt, services, request_id, accepted)
-    beside = Beside(model=services.model, prompt=chat.prompt, token_ids=fields.return_token_ids)
-    shape = ChatShape(fields.request_id or request_id, beside, fields.top_logprobs, logprobs=fields.logprobs)
-    return await respond(request, services, ticket, fields, order, shape)
+    chat = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
+    generation = chat_request(fields, chat, services.model)
+    shape = ChatShape(f"chatcmpl-{fields.request_id or record.request_id}", generation, services, fields)
+    return await respond(request, services, record, fields, generation, shape)
 
 
 def _check(fields: ChatRequest) -> None:
-    """What one field alone does not tell."""
+    """Check what concerns more than one field."""
     if None not in (fields.max_tokens, fields.max_completion_tokens) and fields.max_tokens != fields.length:
         message = "max_tokens and max_completion_tokens are two names of one number: these differ"
         raise InvalidRequest(message, param="max_completion_tokens")
     if fields.top_logprobs is not None and not fields.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     if fields.response_format.type != "text" and fields.structured_outputs.model_fields_set:
-        message = "response_format and structured_outputs both say which form the answer has: give one"
+        message = "response_format and structured_outputs both state the form of the answer: give one"
         raise InvalidRequest(message, param="response_format")
 
 
-def _plain_form(fields: ChatRequest) -> ChatRequest:
-    """The form of the answer under the one name that all routes share."""
-    return fields.model_copy(update={"structured_outputs": fields.form, "response_format": TextFormat(type="text")})
-
-
-def _wanted(fields: ChatRequest, lead: str) -> Wanted:
-    return Wanted(
+def chat_request(fields: ChatRequest, chat: ChatPrompt, model: ServedModel) -> GenerationRequest:
+    """Raises `InvalidRequest`."""
+    sampling = make_sampling(
+        fields,
+        chat.prompt,
+        model,
+        chat.template,
         max_tokens=DEFAULT_MAX_TOKENS if fields.length is None else fields.length,
         is_default=fields.length is None,
         logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
-        lead=lead,
+    )
+    return GenerationRequest(
+        prompt=chat.prompt,
+        sampling=sampling,
+        stop=stop_strings(fields, chat.template),
+        include_stop=fields.include_stop_str_in_output,
+        lead=chat.template.lead,
+        shows_token_ids=fields.return_token_ids,
     )
 
 
 class ChatShape:
-    """OpenAI's chat completion. A stream's first chunk of an answer says whose it is, the rest what is added."""
+    """OpenAI's chat completion. The first chunk of a streamed answer has the role, the others what is added."""
 
-    def __init__(self, request_id: str, beside: Beside, top_logprobs: int | None, *, logprobs: bool) -> None:
+    def __init__(self, answer_id: str, generation: GenerationRequest, services: Services, fields: ChatRequest) -> None:
+        self._id = answer_id
         self._created = int(time.time())
-        self._id = f"chatcmpl-{request_id}"
-        self._beside = beside
-        self._num_top = top_logprobs or 0
-        self._logprobs = logprobs
+        self._model = services.model
+        self._generation = generation
+        self._fields = fields
 
     def head(self, *, is_stream: bool) -> dict[str, Any]:
         return {
             "id": self._id,
             "object": "chat.completion.chunk" if is_stream else "chat.completion",
             "created": self._created,
-            "model": self._beside.model.name,
+            "model": self._model.name,
         }
 
-    def choice(self, whole: Piece, generation: Generation) -> dict[str, Any]:
+    def choice(self, whole: Piece, answers: Answers) -> dict[str, Any]:
         message = {"role": "assistant", "content": whole.text, "refusal": None}
-        return {"index": whole.index, "message": message, **self._rest(whole, generation, is_first=True)}
+        return {"index": whole.index, "message": message, **self._rest(whole, answers, is_first=True)}
 
-    def deltas(self, piece: Piece, generation: Generation, *, is_first: bool) -> Iterator[dict[str, Any]]:
+    def deltas(self, piece: Piece, answers: Answers, *, is_first: bool) -> Iterator[dict[str, Any]]:
         if is_first:
             delta = {"role": "assistant", "content": ""}
             yield {"index": piece.index, "delta": delta, "logprobs": None, "finish_reason": None}
         delta = {"content": piece.text}
-        yield {"index": piece.index, "delta": delta, **self._rest(piece, generation, is_first=is_first)}
+        yield {"index": piece.index, "delta": delta, **self._rest(piece, answers, is_first=is_first)}
 
-    def _rest(self, piece: Piece, generation: Generation, *, is_first: bool) -> dict[str, Any]:
-        tokenizer = self._beside.model.tokenizer
+    def _rest(self, piece: Piece, answers: Answers, *, is_first: bool) -> dict[str, Any]:
+        tokenizer, num_top = self._model.tokenizer, self._fields.top_logprobs or 0
         return {
-            "logprobs": chat_logprobs(piece.tokens, tokenizer, self._num_top) if self._logprobs else None,
+            "logprobs": chat_logprobs(piece.tokens, tokenizer, num_top) if self._fields.logprobs else None,
             "finish_reason": piece.finish_reason,
-            **self._beside.of(piece, generation, is_first=is_first),
+            **choice_extras(self._generation, piece, answers, tokenizer, is_first=is_first),
         }

@@ -10,8 +10,7 @@ from starlette.responses import Response
 
 from server import metrics as metrics_module
 from server.api.body import JSONResponse
-from server.api.services import GivenServices
-from server.services import Services
+from server.api.services import GivenServices, Services
 
 VERSION = "0.1.0"
 

@@ -10,22 +10,20 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fastapi import APIRouter
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse
-from server.api.services import GivenServices, GivenTicket
+from server.api.services import GivenServices, GivenTicket, Services
 from server.api.upload import read_upload
 from server.errors import MediaNotFound, StorageUnavailable
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore, StoredMedia
-from server.schemas.base import Schema
-from server.schemas.completions import read_query
-from server.services import Services
+from server.schemas.base import list_page, read_query
+from server.schemas.images import ListImagesRequest
 
 router = APIRouter()
 
@@ -40,15 +38,9 @@ CONTENT_HEADERS = {
 }
 
 
-class ListRequest(Schema):
-    limit: Annotated[int, Field(ge=1, le=1000, strict=False)] = 20
-    after: Annotated[str, Field(max_length=128)] = ""
-    object: Literal["image", "video"] | None = None
-
-
 @router.post("/v1/images")
 async def upload_image(request: Request, services: GivenServices, ticket: GivenTicket) -> Response:
-    media = await read_upload(request, services.settings, services.media)
+    media = await read_upload(request, services.settings, services.intake)
     for _ in range(MAX_ATTEMPTS):
         await _keep(media, services)
         try:
@@ -61,18 +53,9 @@ async def upload_image(request: Request, services: GivenServices, ticket: GivenT
 @router.get("/v1/images")
 async def list_images(request: Request, services: GivenServices) -> Response:
     """In the order of their ids, which is no order of time."""
-    fields = read_query(ListRequest, request.query_params)
+    fields = read_query(ListImagesRequest, request.query_params)
     page = await asyncio.to_thread(_page, services.store, fields)
-    shown = page[: fields.limit]
-    return JSONResponse(
-        {
-            "object": "list",
-            "data": [_card(stored) for stored in shown],
-            "first_id": shown[0].id if shown else None,
-            "last_id": shown[-1].id if shown else None,
-            "has_more": len(page) > len(shown),
-        }
-    )
+    return JSONResponse(list_page([_card(stored) for stored in page], fields.limit))
 
 
 @router.api_route("/v1/images/{image_id}", methods=["GET", "HEAD"])
@@ -113,7 +96,7 @@ def _is_checked(store: MediaStore, name: str) -> bool:
     return store.exists(name) and store.describe(name).num_frames is not None
 
 
-def _page(store: MediaStore, fields: ListRequest) -> list[StoredMedia]:
+def _page(store: MediaStore, fields: ListImagesRequest) -> list[StoredMedia]:
     """One more than asked for, where there is one. What is deleted meanwhile is left out."""
     return list(islice(_described(store, store.names(fields.object, after=fields.after)), fields.limit + 1))
 

@@ -9,16 +9,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import JSONResponse, read_body
-from server.api.chat_prompt import read_chat
+from server.api.body import JSONResponse, read_request
+from server.api.chat_prompt import prepare_chat
 from server.api.detokenizer import token_text
-from server.api.prompts import known_ids, read_prompt
-from server.api.services import GivenServices
+from server.api.services import GivenServices, Services
 from server.errors import InvalidRequest
-from server.read_prompt import PreparedPrompt
-from server.schemas.chat import TokenizeRequest
-from server.schemas.completions import DetokenizeRequest, read
-from server.services import Services
+from server.prompt import PreparedPrompt, check_token_ids, prepare_prompt
+from server.schemas.models import DetokenizeRequest, TokenizeRequest
 
 router = APIRouter()
 STARTED = int(time.time())
@@ -55,10 +52,9 @@ def _card(services: Services) -> dict[str, Any]:
 
 @router.post("/tokenize")
 async def tokenize(request: Request, services: GivenServices) -> Response:
-    """The ids that a prompt is given to the model as, family markers included."""
-    fields = read(TokenizeRequest, await read_body(request, services.settings))
-    services.check_model(fields.model)
-    encoded = (await _read(fields, services)).encoded
+    """The ids of a prompt as the model reads it, family markers included."""
+    fields = await read_request(TokenizeRequest, request, services)
+    encoded = (await _prepare(fields, services)).encoded
     body = {
         "tokens": encoded.token_ids,
         "media_index": encoded.media_index,
@@ -70,17 +66,16 @@ async def tokenize(request: Request, services: GivenServices) -> Response:
     return JSONResponse(body)
 
 
-async def _read(fields: TokenizeRequest, services: Services) -> PreparedPrompt:
+async def _prepare(fields: TokenizeRequest, services: Services) -> PreparedPrompt:
     if (fields.prompt is None) == (not fields.messages):
-        raise InvalidRequest("prompt and messages are two forms of what is tokenized: give one", param="prompt")
+        raise InvalidRequest("give either prompt or messages", param="prompt")
     if fields.prompt is not None:
-        return await read_prompt(fields.prompt, services.model, services.media)
-    return (await read_chat(fields.messages, fields.template, services.model, services.media)).prompt
+        return await prepare_prompt(fields.prompt, services.model, services.intake)
+    return (await prepare_chat(fields.messages, fields.template, services.model, services.intake)).prompt
 
 
 @router.post("/detokenize")
 async def detokenize(request: Request, services: GivenServices) -> Response:
-    fields = read(DetokenizeRequest, await read_body(request, services.settings))
-    services.check_model(fields.model)
-    ids = known_ids(fields.tokens, services.model.num_token_ids, "tokens")
+    fields = await read_request(DetokenizeRequest, request, services)
+    ids = check_token_ids(fields.tokens, services.model.num_token_ids, "tokens")
     return JSONResponse({"prompt": services.model.tokenizer.decode(ids, skip_special_tokens=False)})

@@ -1,4 +1,4 @@
-"""POST /v1/score: log-probabilities of given continuations of a prompt, token by token. The prompt is computed once."""
+"""POST /v1/score: log-probabilities of given continuations of a prompt, per token. The prompt is computed once."""
 
 from __future__ import annotations
 
@@ -10,84 +10,55 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.prompt import PromptError, Segment, Text, encode
-from model.tokenizer import PromptTokenizer
-from server.api.body import JSONResponse, read_body
-from server.api.prompts import known_ids, read_parts, read_prompt
-from server.api.reply import asking_of
-from server.api.routes.classify import usage
-from server.api.services import GivenServices, GivenTicket
+from server.api.body import JSONResponse, read_request
+from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
-from server.asking import Asking
 from server.errors import InvalidRequest
-from server.fewshot.candidates import continuation_ids
-from server.fewshot.classification import check_candidates, cost, score_all
-from server.read_prompt import PreparedPrompt
-from server.schemas.classify import ScoreRequest
-from server.schemas.completions import Prompt, read
-from server.services import Services
+from server.fewshot.classification import score_prompts
+from server.prompt import PreparedPrompt, check_token_ids, continuation_ids, prepare_prompt
+from server.request_record import RequestRecord
+from server.schemas.fewshot import ScoreRequest
+from server.served_model import ServedModel
 
 router = APIRouter()
 
 
 @router.post("/v1/score")
-async def create_score(request: Request, services: GivenServices, ticket: GivenTicket) -> Response:
-    accepted = time.monotonic()
-    fields = read(ScoreRequest, await read_body(request, services.settings))
-    services.check_model(fields.model)
-    asking = asking_of(request, services, ticket, fields.priority, accepted)
-    return JSONResponse(await unless_disconnected(request.receive, _answer(fields, asking, services)))
+async def create_score(request: Request, services: GivenServices, record: GivenRecord) -> Response:
+    fields = await read_request(ScoreRequest, request, services)
+    return JSONResponse(await unless_disconnected(request.receive, _score(fields, record, services)))
 
 
-async def _answer(fields: ScoreRequest, asking: Asking, services: Services) -> dict[str, Any]:
-    prompt, segments = await read_segments(fields.prompt, services)
-    ids = [_ids(one, place, segments, services) for place, one in enumerate(fields.candidates)]
-    check_candidates([prompt], ids, services.model.max_model_len)
-    (scored,) = await score_all([prompt], ids, asking, services)
-    token = services.model.tokenizer.token
+async def _score(fields: ScoreRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
+    model = services.model
+    prompt = await prepare_prompt(fields.prompt, model, services.intake)
+    candidate_ids = [_ids(candidate, index, prompt, model) for index, candidate in enumerate(fields.candidates)]
+    record.priority = fields.priority
+    (scored,) = await score_prompts([prompt], candidate_ids, record, model, services.client)
     return {
-        "id": f"score-{fields.request_id or asking.request_id}",
+        "id": f"score-{fields.request_id or record.request_id}",
         "object": "score",
         "created": int(time.time()),
-        "model": services.model.name,
+        "model": model.name,
         "data": [
             {
-                "index": place,
+                "index": index,
                 "logprob": math.fsum(logprobs),
-                "num_tokens": len(tokens),
-                "token_ids": tokens,
-                "tokens": [token(token_id) for token_id in tokens],
+                "num_tokens": len(ids),
+                "token_ids": ids,
+                "tokens": [model.tokenizer.token(token_id) for token_id in ids],
                 "token_logprobs": logprobs,
             }
-            for place, (tokens, logprobs) in enumerate(zip(ids, scored.logprobs, strict=True))
+            for index, (ids, logprobs) in enumerate(zip(candidate_ids, scored.logprobs, strict=True))
         ],
-        "usage": usage(cost([prompt], ids, [scored])),
+        "usage": record.usage(),
     }
 
 
-async def read_segments(prompt: Prompt, services: Services) -> tuple[PreparedPrompt, list[Segment] | None]:
-    """The prompt, and its segments; None where the client has made it of token ids."""
-    if isinstance(prompt, str):
-        return await read_prompt(prompt, services.model, services.media), [Text(prompt)]
-    parts = [part for part in prompt if not isinstance(part, int)]
-    if len(parts) < len(prompt):
-        return await read_prompt(prompt, services.model, services.media), None
-    segments, media = await read_parts(parts, services.media, "prompt")
-    try:
-        return PreparedPrompt(encode(segments, services.model.tokenizer), media), segments
-    except PromptError as error:
-        raise InvalidRequest(str(error), param="prompt") from None
-
-
-def continued_ids(segments: list[Segment] | None, text: str, tokenizer: PromptTokenizer) -> list[int]:
-    """Ids of `text` behind a prompt of these segments, or behind one of token ids."""
-    return tokenizer.encode_plain(text) if segments is None else continuation_ids(segments, text, tokenizer)
-
-
-def _ids(candidate: str | list[int], place: int, segments: list[Segment] | None, services: Services) -> list[int]:
-    model, param = services.model, f"candidates[{place}]"
+def _ids(candidate: str | list[int], index: int, prompt: PreparedPrompt, model: ServedModel) -> list[int]:
     if isinstance(candidate, str):
-        return continued_ids(segments, candidate, model.tokenizer)
+        return continuation_ids(prompt.segments, candidate, model.tokenizer)
+    param = f"candidates[{index}]"
     if model.tokenizer.media_token_id in candidate:
-        raise InvalidRequest("a candidate shows no media of its own", param=param)
-    return known_ids(candidate, model.num_token_ids, param)
+        raise InvalidRequest("a candidate may not contain the media token", param=param)
+    return check_token_ids(candidate, model.num_token_ids, param)

@@ -15,20 +15,22 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import JSONResponse, read_body
+from server.api.body import JSONResponse, read_body, read_request
 from server.api.example_media import read_examples
-from server.api.services import GivenServices, GivenTicket
+from server.api.services import GivenServices, GivenTicket, Services
+from server.api.sse import unless_disconnected
 from server.errors import ExampleNotFound, InvalidRequest
-from server.fewshot.retrieval import SPACES
-from server.fewshot.warm_prefix import prefix_of
+from server.fewshot.prompting import assemble_prefix
+from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.warming import WarmTarget
-from server.media.source import PREFIXES
-from server.schemas.completions import read, read_query
+from server.schemas.base import list_page, read, read_query
+from server.schemas.fewshot import SearchRequest
+from server.schemas.prompt import stored_media_part
 from server.schemas.support_sets import (
     CreateRequest,
     ExpectedRequest,
     ListExamplesRequest,
-    ListRequest,
+    ListSetsRequest,
     ListVersionsRequest,
     PutExamplesRequest,
     RemoveExamplesRequest,
@@ -36,7 +38,6 @@ from server.schemas.support_sets import (
     VersionRequest,
     WarmRequest,
 )
-from server.services import Services
 from server.store.records import Example, SupportSetInfo
 from server.store.support_sets import IdempotencyKey
 
@@ -51,7 +52,7 @@ async def create_support_set(request: Request, services: GivenServices, ticket: 
     fields = read(CreateRequest, body)
     info = await services.support_sets.create(
         fields.name,
-        await read_examples(fields.examples, services),
+        await read_examples(fields.examples, services.intake),
         expires_at=fields.end(time.time()),
         is_pinned=fields.pinned,
         metadata=fields.metadata,
@@ -63,9 +64,9 @@ async def create_support_set(request: Request, services: GivenServices, ticket: 
 @router.get("/v1/support_sets")
 async def list_support_sets(request: Request, services: GivenServices) -> Response:
     """In the order of their creation."""
-    fields = read_query(ListRequest, request.query_params)
+    fields = read_query(ListSetsRequest, request.query_params)
     page = await services.support_sets.page(fields.after, fields.limit + 1)
-    return JSONResponse(_listed([_card(info, services) for info in page], fields.limit))
+    return JSONResponse(list_page([_card(info, services) for info in page], fields.limit))
 
 
 @router.get("/v1/support_sets/{support_set}")
@@ -78,7 +79,7 @@ async def show_support_set(support_set: str, request: Request, services: GivenSe
 async def update_support_set(
     support_set: str, request: Request, services: GivenServices, ticket: GivenTicket
 ) -> Response:
-    fields = read(UpdateRequest, await read_body(request, services.settings))
+    fields = await read_request(UpdateRequest, request, services)
     changes = fields.changes(time.time())
     info = await services.support_sets.update(support_set, changes, expected_version=fields.expected_version)
     return JSONResponse(_card(info, services))
@@ -105,7 +106,7 @@ async def put_examples(support_set: str, request: Request, services: GivenServic
     fields = read(PutExamplesRequest, body)
     info = await services.support_sets.put_examples(
         support_set,
-        await read_examples(fields.examples, services),
+        await read_examples(fields.examples, services.intake),
         expected_version=fields.expected_version,
         idempotency_key=_idempotency_key(request, body),
     )
@@ -118,8 +119,8 @@ async def list_examples(support_set: str, request: Request, services: GivenServi
     fields = read_query(ListExamplesRequest, request.query_params)
     found = await services.support_sets.get_version(support_set, fields.version)
     start = _place(found.examples, fields.after, found.version) + 1 if fields.after else 0
-    shown = [example_card(example) for example in found.examples[start : start + fields.limit + 1]]
-    return JSONResponse({**_listed(shown, fields.limit), "version": found.version})
+    shown = [_example_card(example) for example in found.examples[start : start + fields.limit + 1]]
+    return JSONResponse({**list_page(shown, fields.limit), "version": found.version})
 
 
 @router.get("/v1/support_sets/{support_set}/examples/{example_id}")
@@ -129,7 +130,7 @@ async def show_example(support_set: str, example_id: str, request: Request, serv
     example = next((example for example in found.examples if example.id == example_id), None)
     if example is None:
         raise ExampleNotFound(f"version {found.version} of the support set has no example {example_id[:128]!r}")
-    return JSONResponse(example_card(example))
+    return JSONResponse(_example_card(example))
 
 
 @router.delete("/v1/support_sets/{support_set}/examples/{example_id}")
@@ -152,12 +153,37 @@ async def warm_support_set(
     support_set: str, request: Request, services: GivenServices, ticket: GivenTicket
 ) -> Response:
     """Comes back at once, or with `wait` when the set is warm."""
-    fields = read(WarmRequest, await read_body(request, services.settings) or b"{}")
+    fields = await read_request(WarmRequest, request, services, empty=b"{}")
     found = await services.support_sets.get_version(support_set, fields.version)
-    prefix = None if fields.template is None else await prefix_of(found, fields.template, fields.k, services)
-    wish = WarmTarget(prefix=prefix, with_texts="text" in SPACES[fields.strategy])
-    await services.warming.warm(found, wish, wait=fields.wait)
+    prefix = None
+    if fields.template is not None:
+        prefix = await assemble_prefix(found, fields.template, fields.k, services.model, services.shots)
+    target = WarmTarget(prefix=prefix, with_texts="text" in SPACES[fields.strategy])
+    await services.warming.warm(found, target, wait=fields.wait)
     return JSONResponse(_card(await services.support_sets.get(found.id, found.version), services))
+
+
+@router.post("/v1/support_sets/{support_set}/search")
+async def search_support_set(
+    support_set: str, request: Request, services: GivenServices, ticket: GivenTicket
+) -> Response:
+    """The examples of a support set that are most similar to a query."""
+    fields = await read_request(SearchRequest, request, services)
+    return JSONResponse(await unless_disconnected(request.receive, _search(support_set, fields, services)))
+
+
+async def _search(name: str, fields: SearchRequest, services: Services) -> dict[str, Any]:
+    support_set = await services.support_sets.get_version(name, fields.version)
+    media = (await services.shots.read_media({"query": fields.query}))["query"]
+    query = SimilarityQuery(media=media, text=compared_text(fields.query.question, fields.query.text))
+    similar = await services.shots.retrieval.most_similar(support_set, fields.strategy, query, fields.k)
+    return {
+        "object": "list",
+        "support_set": support_set.id,
+        "version": support_set.version,
+        "strategy": fields.strategy,
+        "data": [{**_example_card(support_set.examples[hit.index]), "score": hit.score} for hit in similar],
+    }
 
 
 def _idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:
@@ -175,18 +201,6 @@ def _place(examples: tuple[Example, ...], example_id: str, version: int) -> int:
     if place is None:
         raise InvalidRequest(f"version {version} has no example {example_id!r} to go on behind", param="after")
     return place
-
-
-def _listed(cards: list[dict[str, Any]], limit: int) -> dict[str, Any]:
-    """`cards`: one more than asked for, where there is one."""
-    shown = cards[:limit]
-    return {
-        "object": "list",
-        "data": shown,
-        "first_id": shown[0]["id"] if shown else None,
-        "last_id": shown[-1]["id"] if shown else None,
-        "has_more": len(cards) > len(shown),
-    }
 
 
 def _put_card(info: SupportSetInfo, services: Services) -> dict[str, Any]:
@@ -215,19 +229,14 @@ def _card(info: SupportSetInfo, services: Services) -> dict[str, Any]:
     }
 
 
-def example_card(example: Example) -> dict[str, Any]:
+def _example_card(example: Example) -> dict[str, Any]:
     """Its fields are those of a request, so that it may be sent again."""
     return {
         "id": example.id,
         "object": "support_set.example",
-        "media": [_media_part(name) for name in example.media],
+        "media": [stored_media_part(media_id).model_dump() for media_id in example.media],
         "text": example.text,
         "question": example.question,
         "label": example.label,
         "metadata": example.metadata,
     }
-
-
-def _media_part(name: str) -> dict[str, str]:
-    kind = "video_id" if name.startswith(PREFIXES["video"]) else "image_id"
-    return {"type": kind, kind: name}

@@ -5,21 +5,20 @@ from __future__ import annotations
 import pytest
 
 from model.prompt import EncodedPrompt
-from server.api.answer_text import AnswerText, Order
-from server.wire import Generate, Sampling, Token
+from server.api.answer_text import AnswerText
+from server.api.generation import GenerationRequest
+from server.prompt import PreparedPrompt
+from server.wire import Sampling, Token
 from tests.server.fakes import EOS, TOKENIZER
 
 
 def pieces(text: str, *, lead: str, stop: str = "", echo: bool = False) -> list[tuple[str, int]]:
     """Text and offset of each token of one byte, up to the end."""
     ids = [*TOKENIZER.encode_plain(text), EOS]
-    request = Generate(
-        request_id="",
-        prompt=EncodedPrompt(token_ids=TOKENIZER.encode_plain("?"), media_index=[-1], media=[]),
-        sampling=Sampling(max_tokens=99),
-    )
-    order = Order(request=request, media={}, stop=[stop] if stop else [], lead=lead, echo=echo)
-    answer, found = AnswerText(order, 0, TOKENIZER), []
+    prompt = PreparedPrompt(EncodedPrompt(token_ids=TOKENIZER.encode_plain("?"), media_index=[-1], media=[]), {}, None)
+    sampling = Sampling(max_tokens=99)
+    generation = GenerationRequest(prompt=prompt, sampling=sampling, stop=[stop] if stop else [], lead=lead, echo=echo)
+    answer, found = AnswerText(generation, 0, TOKENIZER), []
     for token_id in ids:
         piece = answer.take(Token(request_id="", token_id=token_id, finish_reason="stop" if token_id == EOS else None))
         found.append((piece.text, piece.tokens[0].offset))

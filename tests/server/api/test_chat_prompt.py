@@ -37,7 +37,7 @@ def written(messages: Sequence[dict[str, Any]], template: str = "plain", config:
     """The prompt as one string, a media as its id."""
     conversation = read_conversation(ChatRequest.model_validate({"messages": messages}).messages)
     turns = [*conversation.shots, conversation.query]
-    digests = {s.param: str(getattr(s.part, "image_id", "<url>")).encode() for turn in turns for s in turn.shown}
+    digests = {s.param: str(getattr(s.part, "image_id", "<url>")).encode() for turn in turns for s in turn.media}
     found = find_template(template, conversation.query, config)
     return "".join(map(spelt, lay_out(conversation, found, digests)))
 

@@ -9,7 +9,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from model.prompt import EndOfChunk, Media, Segment, Text, encode
 from model.tokenizer import PromptTokenizer
-from server.fewshot.candidates import Candidate, continuation_ids, distinct
+from server.fewshot.classification import Candidate, label_candidates
+from server.prompt import continuation_ids
 from tests.tiny_models import CONFIGS, FAMILIES, PROMPT, Family, prompt_tokenizer
 
 CAT = bytes(32)
@@ -108,4 +109,4 @@ def test_an_empty_prompt_has_candidates_too() -> None:
 
 
 def test_labels_are_candidates_once() -> None:
-    assert distinct(["dog", "", "cat", "dog"]) == [Candidate("dog", "dog"), Candidate("cat", "cat")]
+    assert label_candidates(["dog", "", "cat", "dog"]) == [Candidate("dog", "dog"), Candidate("cat", "cat")]

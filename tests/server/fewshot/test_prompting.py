@@ -8,12 +8,13 @@ import msgspec
 import pytest
 from fastapi import FastAPI
 
-from server.api.prompts import read_prompt
+from server.api.services import Services
 from server.errors import InvalidRequest
-from server.fewshot.prompting import Assembled, assemble
-from server.schemas.completions import CompletionRequest, read
+from server.fewshot.prompting import AssembledPrompt, assemble
+from server.prompt import prepare_prompt
+from server.schemas.base import read
 from server.schemas.fewshot import FewShotFields
-from server.services import Services
+from server.schemas.generation import CompletionRequest
 from tests.server.conftest import data_url, image_part, picture
 
 pytestmark = pytest.mark.anyio
@@ -26,14 +27,14 @@ def services(app: FastAPI) -> Services:
     return found
 
 
-async def assembled(services: Services, **body: Any) -> Assembled:
-    return await assemble(read(FewShotFields, msgspec.json.encode(body)), services)
+async def assembled(services: Services, **body: Any) -> AssembledPrompt:
+    return await assemble(read(FewShotFields, msgspec.json.encode(body)), services.model, services.shots)
 
 
 async def by_hand(services: Services, *parts: Any) -> list[int]:
     prompt = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     fields = read(CompletionRequest, msgspec.json.encode({"prompt": prompt}))
-    return (await read_prompt(fields.prompt, services.model, services.media)).encoded.token_ids
+    return (await prepare_prompt(fields.prompt, services.model, services.intake)).encoded.token_ids
 
 
 END = {"type": "end_of_chunk"}

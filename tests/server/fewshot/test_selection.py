@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from server.fewshot.selection import DEFAULT_ORDER, SIMILARITY, Chosen, SelectionError, Similar, select
+from server.fewshot.selection import DEFAULT_ORDER, SIMILARITY, Selected, SelectionError, Similar, select
 from server.schemas.fewshot import Order, Strategy
 from server.store.records import Example
 
@@ -22,7 +22,7 @@ def examples(labels: str) -> list[Example]:
     return [Example(id=str(place), media=(), label=label) for place, label in enumerate(labels)]
 
 
-def ids(chosen: list[Chosen[Example]]) -> list[int]:
+def ids(chosen: list[Selected[Example]]) -> list[int]:
     return [int(one.example.id) for one in chosen]
 
 

@@ -79,15 +79,18 @@ def test_a_text_with_a_place_of_its_own_is_no_label() -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ({"shot": "{media}Output: {caption}"}, r"shot: there is no place \{caption\}"),
-        ({"shot": "{media}{answer}{media}"}, r"shot: \{media\} may stand once"),
-        ({"shot": "{media}{answer}{answer}"}, r"shot: \{answer\} may stand once"),
-        ({"shot": "{answer}{media}"}, r"query: \{media\} stands before the answer"),
-        ({"shot": "{media}{answer}", "query": "Say:"}, r"query: \{media\} stands"),
-        ({"shot": "{answer}", "query": "{media}"}, r"query: \{media\} stands"),
+        ({"shot": "{media}Output: {caption}"}, r"shot: unknown placeholder \{caption\}"),
+        ({"shot": "{media}{answer}{media}"}, r"shot: \{media\} may be used once only"),
+        ({"shot": "{media}{answer}{answer}"}, r"shot: \{answer\} may be used once only"),
+        ({"shot": "{answer}{media}"}, r"query: \{media\} must come before the answer"),
+        ({"shot": "{media}{answer}", "query": "Say:"}, r"query: \{media\} must come"),
+        ({"shot": "{answer}", "query": "{media}"}, r"query: \{media\} must come"),
         ({"shot": "{media}Output:"}, "needs"),
         ({"shot": "{media}{answer}", "query": "{media}{answer}"}, r"query: \{answer\} is the answer"),
-        ({"shot": "{media}{text} {answer}", "query": "{media}{label}"}, "query: a query has"),
+        (
+            {"shot": "{media}{text} {answer}", "query": "{media}{label}"},
+            "query: only .media., .text. and .question. are allowed",
+        ),
     ],
 )
 def test_what_is_no_template_is_refused(template: dict[str, str], message: str) -> None:

@@ -25,7 +25,7 @@ def test_search_is_brute_force(num_vectors: int, width: int) -> None:
     scores = vectors.astype(np.float64) @ query
     for k in {1, 2, min(10, num_vectors), num_vectors, num_vectors + 5}:
         found = VectorIndex(vectors).search(query, k)
-        assert [one.place for one in found] == np.argsort(-scores, kind="stable")[:k].tolist()
+        assert [hit.index for hit in found] == np.argsort(-scores, kind="stable")[:k].tolist()
         assert [one.score for one in found] == pytest.approx(sorted(scores, reverse=True)[:k], abs=1e-6)
 
 
@@ -36,7 +36,7 @@ def test_of_equals_the_first_stored_comes_first(copies: list[int], k: int, asked
     found = VectorIndex(originals[copies]).search(originals[asked], k)
     order = np.argsort(-(originals @ originals[asked]), kind="stable").tolist()
     ranks = [order.index(copy) for copy in copies]
-    assert [one.place for one in found] == sorted(range(len(copies)), key=lambda place: ranks[place])[:k]
+    assert [hit.index for hit in found] == sorted(range(len(copies)), key=lambda place: ranks[place])[:k]
 
 
 def test_a_score_is_never_beyond_one_and_none_wanted_is_none_found() -> None:

@@ -15,7 +15,7 @@ from server.media.intake import Intake
 from server.media.source import source_digest
 from server.media.store import MediaStore
 from server.metrics import Metrics
-from server.schemas.media import ImageIdPart, ImageUrlPart
+from server.schemas.prompt import ImageIdPart, ImageUrlPart
 from server.settings import Settings
 from tests.server.conftest import data_url, picture
 from tests.server.fakes import FakeClient, served_model

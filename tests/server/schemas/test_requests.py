@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.prompts import read_prompt
-from server.api.sampling import sampling
+from server.api.generation import completion_request
 from server.errors import InvalidRequest, MediaNotFound
 from server.media.intake import Intake
 from server.media.store import MediaStore
-from server.schemas.completions import CompletionRequest, read
+from server.prompt import prepare_prompt
+from server.schemas.base import read
+from server.schemas.generation import CompletionRequest
 from server.settings import Settings
 from tests.server.conftest import data_url, image_part
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient, served_model
@@ -193,8 +194,8 @@ def test_any_json_is_read_or_refused_by_name(body: dict[str, Any]) -> None:
 def refusal(body: bytes) -> InvalidRequest | MediaNotFound | None:
     try:
         fields = read(CompletionRequest, body)
-        asyncio.run(read_prompt(fields.prompt, served_model(), INTAKE))
-        sampling(fields, fields.max_tokens, LAST_ID + 1, fields.logprobs, None)
+        prompt = asyncio.run(prepare_prompt(fields.prompt, served_model(), INTAKE))
+        completion_request(fields, prompt, served_model())
     except (InvalidRequest, MediaNotFound) as error:
         return error
     return None

@@ -27,6 +27,16 @@ def text_vector(ids: list[int]) -> Any:
     return pytest.approx(unit_vector(repr(ids).encode(), CONFIG.language_model.dim).tolist())
 
 
+def usage(prompt_tokens: int = 0, media: int = 0, media_deduplicated: int = 0) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": 0,
+        "total_tokens": prompt_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "fewshot_details": {"media": media, "media_deduplicated": media_deduplicated},
+    }
+
+
 async def test_a_text(http: httpx.AsyncClient, client: FakeClient) -> None:
     ids = TOKENIZER.encode_plain("a cat")
     found = await embed(http, "a cat", model="tiny", user="me")
@@ -35,7 +45,7 @@ async def test_a_text(http: httpx.AsyncClient, client: FakeClient) -> None:
         "object": "list",
         "data": [{"object": "embedding", "index": 0, "embedding": text_vector(ids)}],
         "model": "tiny",
-        "usage": {"prompt_tokens": 5, "total_tokens": 5, "fewshot_details": {"media": 0}},
+        "usage": usage(prompt_tokens=5),
     }
 
 
@@ -79,7 +89,7 @@ async def test_media(http: httpx.AsyncClient, client: FakeClient) -> None:
     width = CONFIG.vision.feature_dim
     expected = [unit_vector(one.digest, width).tolist() for one in (red, blue, red)]
     assert [one["embedding"] for one in found["data"]] == [pytest.approx(one) for one in expected]
-    assert found["usage"] == {"prompt_tokens": 0, "total_tokens": 0, "fewshot_details": {"media": 3}}
+    assert found["usage"] == usage(media=3, media_deduplicated=1)
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,14 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from server.api.services import Services
 from server.app import create_app
 from server.errors import EngineNotReady, InvalidMedia
 from server.media.source import encoded
 from server.metrics import Metrics
 from server.quality import evaluation_runner
-from server.quality.evaluation_runner import PRIORITY, EvaluationRunner
+from server.quality.evaluation_runner import PRIORITY, EvaluationRunner, LeaveOneOut
 from server.quality.evaluation_store import LEASE_SECONDS
-from server.services import Services
 from server.settings import Settings
 from server.store.records import NewExample
 from server.wire import Score
@@ -61,7 +61,8 @@ async def services(app: FastAPI) -> Services:
 
 @asynccontextmanager
 async def running(services: Services) -> AsyncIterator[EvaluationRunner]:
-    runner = EvaluationRunner(services)
+    leave_one_out = LeaveOneOut(services.shots, services.client, services.model, services.metrics)
+    runner = EvaluationRunner(services.evaluations, leave_one_out, services.settings.evaluation_queries)
     await runner.start()
     try:
         yield runner

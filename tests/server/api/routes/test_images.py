@@ -11,8 +11,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from server.api.services import Services
 from server.media.source import encoded, source_digest
-from server.services import Services
 from server.settings import Settings
 from server.store.records import NewExample
 from tests.server.conftest import data_url, picture

@@ -1,0 +1,126 @@
+"""Prepares a prompt for the engine: token ids, a media index per token, and the encoded media by digest.
+
+Media are checked and named here, not decoded. `model.prompt` alone knows how segments become token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from model.prompt import EncodedPrompt, EndOfChunk, Media, PromptError, Segment, Text, encode, index_media
+from model.tokenizer import PromptTokenizer
+from server.errors import ContextLengthExceeded, InvalidRequest
+from server.media.intake import Intake
+from server.media.source import EncodedMedia
+from server.schemas.prompt import MediaPart, Part, Prompt, TextPart
+from server.served_model import ServedModel
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPrompt:
+    """A prompt as the engine reads it, with its media by digest; `segments` is None for a prompt of token ids."""
+
+    encoded: EncodedPrompt
+    media: Mapping[bytes, EncodedMedia]
+    segments: Sequence[Segment] | None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.encoded.token_ids)
+
+
+async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake, param: str = "prompt") -> PreparedPrompt:
+    """Prepare the prompt of a request. Raises `InvalidRequest` or `MediaNotFound`, which name the part at fault."""
+    if isinstance(prompt, str):
+        return encode_segments([Text(prompt)], {}, model.tokenizer, param)
+    token_ids = [part for part in prompt if isinstance(part, int)]
+    if token_ids:
+        return _index_token_ids(check_token_ids(token_ids, model.num_token_ids, param), model.tokenizer, param)
+    parts = {f"{param}[{index}]": part for index, part in enumerate(prompt) if not isinstance(part, int)}
+    media = await intake.read_all({path: part for path, part in parts.items() if isinstance(part, MediaPart)}, param)
+    segments = [_segment(part, media.get(path)) for path, part in parts.items()]
+    return encode_segments(segments, by_digest(media.values()), model.tokenizer, param)
+
+
+def encode_segments(
+    segments: Sequence[Segment], media: Mapping[bytes, EncodedMedia], tokenizer: PromptTokenizer, param: str
+) -> PreparedPrompt:
+    """Encode segments; `media` may hold more than they show. Raises `InvalidRequest` that names `param`."""
+    try:
+        encoded = encode(segments, tokenizer)
+    except PromptError as error:
+        raise InvalidRequest(str(error), param=param) from None
+    return PreparedPrompt(encoded, {digest: media[digest] for digest in encoded.media}, segments)
+
+
+def by_digest(media: Iterable[EncodedMedia]) -> dict[bytes, EncodedMedia]:
+    """Index media by digest; of several with one digest the first counts."""
+    indexed: dict[bytes, EncodedMedia] = {}
+    for item in media:
+        indexed.setdefault(item.digest, item)
+    return indexed
+
+
+def check_token_ids(token_ids: list[int], num_token_ids: int, param: str) -> list[int]:
+    """Return the ids. Raises `InvalidRequest` for an id that is not in the vocabulary."""
+    for index, token_id in enumerate(token_ids):
+        if token_id >= num_token_ids:
+            message = f"token id {token_id} is not below the vocabulary's size {num_token_ids}"
+            raise InvalidRequest(message, param=f"{param}[{index}]")
+    return token_ids
+
+
+def check_length(num_prompt_tokens: int, num_new_tokens: int, new: str, param: str, max_model_len: int) -> None:
+    """Raises `ContextLengthExceeded` where prompt and `new`, the field `param`, exceed the model's context."""
+    if num_prompt_tokens + num_new_tokens > max_model_len:
+        raise ContextLengthExceeded(
+            f"the prompt has {num_prompt_tokens} tokens and {new} {num_new_tokens}: "
+            f"together more than the {max_model_len} that this model reads",
+            param=param if num_prompt_tokens < max_model_len else "prompt",
+        )
+
+
+def continuation_ids(segments: Sequence[Segment] | None, text: str, tokenizer: PromptTokenizer) -> list[int]:
+    """Return the ids of `text` after a prompt of these segments, as if both had been encoded as one text.
+
+    Where the tokenizer would merge across the border, so that the prompt's ids change, and after a prompt of token ids,
+    the text is encoded alone.
+    """
+    if segments is None:
+        return tokenizer.encode_plain(text)
+    tail = _from_last_marker(segments)
+    prefix = encode(tail, tokenizer).token_ids if tail else []
+    joined = encode(join_texts([*tail, Text(text)]), tokenizer).token_ids
+    return joined[len(prefix) :] if joined[: len(prefix)] == prefix else tokenizer.encode_plain(text)
+
+
+def join_texts(segments: Iterable[Segment]) -> list[Segment]:
+    """Join neighbouring texts and drop empty ones: some families trim each text, or put a token between two."""
+    joined: list[Segment] = []
+    for is_text, run in groupby(segments, key=lambda segment: isinstance(segment, Text)):
+        if not is_text:
+            joined += run
+        elif text := "".join(segment.text for segment in run if isinstance(segment, Text)):
+            joined.append(Text(text))
+    return joined
+
+
+def _index_token_ids(token_ids: list[int], tokenizer: PromptTokenizer, param: str) -> PreparedPrompt:
+    try:
+        return PreparedPrompt(index_media(token_ids, [], tokenizer), {}, None)
+    except PromptError as error:
+        raise InvalidRequest(str(error), param=param) from None
+
+
+def _segment(part: Part, media: EncodedMedia | None) -> Segment:
+    if media is not None:
+        return Media(media.digest)
+    return Text(part.text) if isinstance(part, TextPart) else EndOfChunk()
+
+
+def _from_last_marker(segments: Sequence[Segment]) -> list[Segment]:
+    """A marker is an id of its own, so the segments before the last one do not affect what follows it."""
+    markers = [index for index, segment in enumerate(segments) if not isinstance(segment, Text)]
+    return list(segments[markers[-1] :]) if markers else list(segments)

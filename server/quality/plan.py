@@ -1,0 +1,91 @@
+"""The plan of an evaluation: settled and checked when it is requested, stored, and followed by whoever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.errors import InvalidRequest
+from server.fewshot.classification import Candidate, check_distinct, label_candidates, read_candidates
+from server.fewshot.prompting import find_template
+from server.fewshot.scoring import Weighing
+from server.fewshot.selection import SelectionError, check
+from server.fewshot.templates import Template
+from server.quality.evaluation import Cell, grid, stratified
+from server.schemas.evaluations import EvaluateRequest
+from server.schemas.fewshot import Order
+from server.served_model import ServedModel
+from server.store.records import Example, SupportSet
+
+MAX_CELLS = 256
+DEFAULT_K = (0, 1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What an evaluation computes; `queries` has the ids of the examples that are left out in turn."""
+
+    template: Any
+    order: Order | None
+    candidates: list[Candidate]
+    weighing: Weighing
+    cells: list[Cell]
+    queries: list[str]
+
+
+def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedModel, max_media: int) -> Plan:
+    """Raises `InvalidRequest` for an evaluation that these examples do not allow."""
+    examples = support_set.examples
+    template = find_template(fields.template, model.config)
+    cells = _cells(fields, len(examples) - 1, template, max_media)
+    indices = stratified([answer_of(example) for example in examples], fields.max_queries, fields.seed)
+    candidates = read_candidates(fields.candidates) or check_distinct(label_candidates(map(answer_of, examples)))
+    _check_answers(examples, {candidate.label for candidate in candidates})
+    return Plan(
+        template=fields.template if isinstance(fields.template, str) else fields.template.model_dump(),
+        order=fields.order,
+        candidates=candidates,
+        weighing=fields.weighing(),
+        cells=cells,
+        queries=[examples[index].id for index in indices],
+    )
+
+
+def answer_of(example: Example) -> str:
+    """Return the right answer to an example: its label or, without one, its text."""
+    return example.label or example.text
+
+
+def _cells(fields: EvaluateRequest, num_others: int, template: Template, max_media: int) -> list[Cell]:
+    if num_others < 1:
+        raise InvalidRequest("leaving one out needs a support set of two examples or more", param="k")
+    most = min(num_others, max_media - 1) if template.has_media else num_others
+    ks = fields.k or [k for k in DEFAULT_K if k <= most]
+    strategies = fields.strategies or (["random", "rices_image"] if template.has_media else ["random"])
+    is_shuffled = fields.order == "shuffled" or fields.permutations > 1
+    cells = grid(ks, strategies, fields.seeds, is_shuffled=is_shuffled)
+    if len(cells) > MAX_CELLS:
+        message = f"{len(cells)} cells of k, strategy and seed, the limit is {MAX_CELLS}"
+        raise InvalidRequest(message, param="k")
+    for cell in cells:
+        if cell.k:
+            _check_cell(cell, num_others, fields.order)
+    return cells
+
+
+def _check_cell(cell: Cell, num_others: int, order: Order | None) -> None:
+    try:
+        check(cell.strategy, num_others, cell.k, order)
+    except SelectionError as error:
+        raise InvalidRequest(f"{error} (one is left out)", param=error.field) from None
+
+
+def _check_answers(examples: Sequence[Example], labels: set[str]) -> None:
+    for example in examples:
+        if not answer_of(example):
+            message = f"the example {example.id!r} has neither label nor text: it has no right answer"
+            raise InvalidRequest(message, param="candidates")
+        if answer_of(example) not in labels:
+            message = f"the example {example.id!r} is {answer_of(example)[:80]!r}, which is no candidate"
+            raise InvalidRequest(message, param="candidates")

@@ -1,0 +1,144 @@
+"""The record of one request: its metrics, its line in the log and its `usage`, whatever the engine computes for it."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from server.admission import Ticket
+from server.metrics import Metrics
+from server.wire import Admitted, FinishReason, Scored
+
+logger = logging.getLogger(__name__)
+
+
+class RequestRecord:
+    """What a request costs, from its arrival to its end; use it as a context manager around the engine's work.
+
+    It ends with `finish_reason`, with "error" after an exception, or with "abort" when it is cancelled. A record without a
+    ticket is of the server's own work: its tokens and media are counted, its end is not.
+    """
+
+    def __init__(self, request_id: str, metrics: Metrics, ticket: Ticket | None = None) -> None:
+        self.request_id = request_id
+        self.arrived = time.monotonic()
+        self.priority = 0
+        self.finish_reason: FinishReason = "stop"
+        self.num_shots: int | None = None
+        self.details: dict[str, Any] = {}  # what a route adds to `usage.fewshot_details`
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.media = 0
+        self.media_deduplicated = 0
+        self._metrics = metrics
+        self._ticket = ticket
+        self._is_admitted = False
+        self._caches: list[Admitted | Scored] = []
+        self._first_token: float | None = None
+        self._last_token: dict[int, float] = {}
+
+    def new_engine_id(self) -> str:
+        """Return an id for one of the engine's requests: a client may use its own id twice, the engine must not."""
+        return f"{self.request_id}-{uuid.uuid4().hex[:8]}"
+
+    def add_prompt(self, num_tokens: int, media: Sequence[bytes] = ()) -> None:
+        """Count a prompt that the engine is about to compute, and the digests of its media."""
+        self.prompt_tokens += num_tokens
+        self.media += len(media)
+        self.media_deduplicated += len(media) - len(set(media))
+
+    def admitted(self, event: Admitted | Scored, num_tokens: int) -> None:
+        """Count what the engine found in its caches for a prompt of `num_tokens`, whose first step has begun."""
+        self._caches.append(event)
+        self._metrics.prompt_tokens_cached.inc(event.cached_tokens)
+        self._metrics.media_encoded.inc(event.media_encoded)
+        self._metrics.media_cached.inc(event.media_cached)
+        if not self._is_admitted and self._ticket is not None:
+            self._metrics.request_queue_time.observe(event.queue_seconds)
+        self.answered(num_tokens)
+
+    def answered(self, num_tokens: int) -> None:
+        """Count the tokens of a prompt that the engine has begun, or answered without reporting that it began."""
+        self._is_admitted = True
+        self._metrics.prompt_tokens.inc(num_tokens)
+        if self._ticket is not None:
+            self._ticket.started()
+
+    def token(self, index: int) -> None:
+        """Count a token of the answer number `index`."""
+        now = time.monotonic()
+        self.completion_tokens += 1
+        self._metrics.generation_tokens.inc()
+        if self._first_token is None:
+            self._first_token = now - self.arrived
+            self._metrics.time_to_first_token.observe(self._first_token)
+        if (last := self._last_token.get(index)) is not None:
+            self._metrics.inter_token_latency.observe(now - last)
+        self._last_token[index] = now
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(event.cached_tokens for event in self._caches)
+
+    @property
+    def media_encoded(self) -> int:
+        return sum(event.media_encoded for event in self._caches)
+
+    def usage(self) -> dict[str, Any]:
+        """Return the usage in OpenAI's shape, with `fewshot_details`; media by cache only where the engine reports it."""
+        by_cache = {
+            "media_encoded": self.media_encoded,
+            "media_cached": sum(event.media_cached for event in self._caches),
+        }
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "fewshot_details": {
+                "media": self.media,
+                **(by_cache if self._caches else {}),
+                "media_deduplicated": self.media_deduplicated,
+                **self.details,
+            },
+        }
+
+    def __enter__(self) -> RequestRecord:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.finish_reason = "error" if isinstance(error, Exception) else "abort"
+        if self._ticket is not None:
+            self._finish()
+
+    def _finish(self) -> None:
+        seconds = time.monotonic() - self.arrived
+        self._metrics.finished(self.finish_reason)
+        if self._is_admitted:
+            self._metrics.request_prompt_tokens.observe(self.prompt_tokens)
+            self._metrics.request_media.observe(self.media)
+            if self.num_shots is not None:
+                self._metrics.request_shots.observe(self.num_shots)
+        if self.finish_reason in ("stop", "length"):
+            self._metrics.e2e_request_latency.observe(seconds)
+            if self.completion_tokens:
+                self._metrics.request_generation_tokens.observe(self.completion_tokens)
+        logger.info(
+            "request finished",
+            extra={
+                "request_id": self.request_id,
+                "finish_reason": self.finish_reason,
+                "prompt_tokens": self.prompt_tokens,
+                "media": self.media,
+                "completion_tokens": self.completion_tokens,
+                "first_token_seconds": None if self._first_token is None else round(self._first_token, 4),
+                "seconds": round(seconds, 4),
+            },
+        )

@@ -1,0 +1,83 @@
+"""A prompt in a request: text, token ids, or a list of parts; media are named by URL or by the id of a stored one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from server.media.source import PREFIXES
+from server.schemas.base import Schema, tag_of
+
+# short enough for an error message to repeat it; the media store checks whether it exists
+MediaId = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class MediaUrl(Schema):
+    url: str
+    # OpenAI's hint on resolution: a Flamingo reads every picture at its encoder's one size
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class ImageUrlPart(Schema):
+    type: Literal["image_url"]
+    image_url: MediaUrl
+
+
+class VideoUrlPart(Schema):
+    type: Literal["video_url"]
+    video_url: MediaUrl
+
+
+class ImageIdPart(Schema):
+    type: Literal["image_id"]
+    image_id: MediaId
+
+
+class VideoIdPart(Schema):
+    type: Literal["video_id"]
+    video_id: MediaId
+
+
+MediaPart = ImageUrlPart | VideoUrlPart | ImageIdPart | VideoIdPart
+
+
+def stored_media_part(media_id: str) -> ImageIdPart | VideoIdPart:
+    """Return the part that shows a stored image or video."""
+    if media_id.startswith(PREFIXES["video"]):
+        return VideoIdPart(type="video_id", video_id=media_id)
+    return ImageIdPart(type="image_id", image_id=media_id)
+
+
+class TextPart(Schema):
+    type: Literal["text"]
+    text: str
+
+
+class EndOfChunkPart(Schema):
+    type: Literal["end_of_chunk"]
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImageUrlPart, Tag("<image_url>")]
+    | Annotated[VideoUrlPart, Tag("<video_url>")]
+    | Annotated[ImageIdPart, Tag("<image_id>")]
+    | Annotated[VideoIdPart, Tag("<video_id>")]
+    | Annotated[EndOfChunkPart, Tag("<end_of_chunk>")],
+    Discriminator(tag_of("type")),
+]
+
+
+def _prompt_tag(value: Any) -> str:
+    if isinstance(value, str):
+        return "<string>"
+    return "<token ids>" if isinstance(value, list) and value and isinstance(value[0], int) else "<parts>"
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("<string>")]
+    | Annotated[list[Annotated[int, Field(ge=0)]], Tag("<token ids>")]
+    | Annotated[list[Part], Tag("<parts>")],
+    Discriminator(_prompt_tag),
+]

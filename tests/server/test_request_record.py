@@ -1,0 +1,94 @@
+"""Every route that reaches the engine is counted alike: metrics, the log line and `usage`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from server.errors import EngineDied
+from tests.server.conftest import data_url, image_part, picture
+from tests.server.fakes import FakeClient
+
+pytestmark = pytest.mark.anyio
+
+RED, BLUE = data_url(picture("red")), data_url(picture("blue"))
+SHOTS = [{"image": RED, "label": "cat"}, {"image": BLUE, "label": "dog"}]
+FEW_SHOT = {"shots": SHOTS, "query": {"image": RED}}
+PARTS = [image_part(), {"type": "text", "text": "a cat"}]
+
+# a request to every route that reaches the engine, and the media that it shows
+REQUESTS: dict[str, tuple[dict[str, Any], int]] = {
+    "/v1/completions": ({"prompt": PARTS, "max_tokens": 2}, 1),
+    "/v1/chat/completions": ({"messages": [{"role": "user", "content": PARTS}], "max_tokens": 2}, 1),
+    "/v1/fewshot/completions": ({**FEW_SHOT, "template": "classification", "max_tokens": 2}, 3),
+    "/v1/classify": ({**FEW_SHOT}, 3),
+    "/v1/score": ({"prompt": PARTS, "candidates": ["a", "b"]}, 1),
+    "/v1/embeddings": ({"input": [image_part()]}, 1),
+    "/v1/inspect": ({"prompt": PARTS}, 1),
+}
+
+
+def metric(app: FastAPI, name: str) -> float:
+    """The sum of a metric's samples of this name."""
+    lines = app.state.services.metrics.expose().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"flamboyance:{name}{{"))
+
+
+@pytest.mark.parametrize("route", REQUESTS)
+async def test_a_request_is_counted_once(
+    http: httpx.AsyncClient, app: FastAPI, route: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    body, num_media = REQUESTS[route]
+    with caplog.at_level(logging.INFO, "server.request_record"):
+        response = await http.post(route, json=body, headers={"X-Request-Id": "mine"})
+    assert response.status_code == 200, response.text
+    usage = response.json()["usage"]
+    assert usage["fewshot_details"]["media"] == num_media
+    assert metric(app, "request_success_total") == 1
+    assert metric(app, "request_media_count") == metric(app, "request_prompt_tokens_count") == 1
+    assert metric(app, "request_media_sum") == num_media
+    assert metric(app, "request_prompt_tokens_sum") == metric(app, "prompt_tokens_total") == usage["prompt_tokens"]
+    assert metric(app, "e2e_request_latency_seconds_count") == 1
+    assert metric(app, "num_requests_waiting") == metric(app, "num_requests_running") == 0
+    (line,) = [record for record in caplog.records if record.message == "request finished"]
+    fields = vars(line)
+    assert (fields["request_id"], fields["media"]) == ("mine", num_media)
+    assert (fields["prompt_tokens"], fields["finish_reason"]) == (
+        usage["prompt_tokens"],
+        "length" if "max_tokens" in body else "stop",
+    )
+
+
+@pytest.mark.parametrize("route", ["/v1/fewshot/completions", "/v1/classify"])
+async def test_shots_are_counted(http: httpx.AsyncClient, app: FastAPI, route: str) -> None:
+    assert (await http.post(route, json=REQUESTS[route][0])).status_code == 200
+    assert (metric(app, "request_shots_count"), metric(app, "request_shots_sum")) == (1, 2)
+
+
+async def test_several_prompts_of_one_request_are_one_request(http: httpx.AsyncClient, app: FastAPI) -> None:
+    body = {**FEW_SHOT, "permutations": 2, "calibration": "contextual"}
+    usage = (await http.post("/v1/classify", json=body)).json()["usage"]
+    assert usage["fewshot_details"]["prompts"] == 4
+    assert (metric(app, "request_prompt_tokens_count"), metric(app, "request_queue_time_seconds_count")) == (1, 1)
+    assert metric(app, "request_prompt_tokens_sum") == metric(app, "prompt_tokens_total") == usage["prompt_tokens"]
+
+
+@pytest.mark.parametrize("route", ["/v1/embeddings", "/v1/score", "/v1/inspect"])
+async def test_a_failure_of_the_engine_is_counted_as_an_error(
+    http: httpx.AsyncClient, app: FastAPI, client: FakeClient, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def die(*arguments: object) -> None:
+        raise EngineDied("gone")
+
+    for method in ("embed", "score", "inspect"):
+        monkeypatch.setattr(client, method, die)
+    assert (await http.post(route, json=REQUESTS[route][0])).status_code == 503
+    errors = [
+        line for line in app.state.services.metrics.expose().decode().splitlines() if 'finished_reason="error"' in l
+    ]
+    assert [float(line.rpartition(" ")[2]) for line in errors if "request_success_total" in line] == [1]
+    assert metric(app, "request_prompt_tokens_count") == 0
