@@ -32,6 +32,7 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
+	$(BIN)/python -m tests.language.check
 
 # installed again when pyproject.toml has changed; `flamboyance` itself is run from here and has no packages to install
 .venv/runtime.stamp: pyproject.toml | $(BIN)/python
