@@ -39,11 +39,11 @@ SAME_TOKENS = "greedy tokens equal the peer's"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(_parser(), arguments, QUICK)
-    theirs, ours = checkpoint(options.size)
-    settings = server_settings(options, ours, dtype="float32")
+    peer_folder, imported_folder = checkpoint(options.size)
+    settings = server_settings(options, imported_folder, dtype="float32")
     engine, _ = build(settings)
     model = ServedModel.load(settings)
-    peer = Peer(theirs, model.tokenizer, model.config.vision)
+    peer = Peer(peer_folder, model.tokenizer, model.config.vision)
     facts = {**as_settings(options), "parameters": peer.num_parameters, "dtype": "float32"}
     report = Report("Few-shot requests compared with IDEFICS in transformers", facts, PACKAGES)
     bench = Bench(options, model, Driver(engine), peer, report)
@@ -180,9 +180,9 @@ class Bench:
         requests = [prompt.request(str(i), self._model.tokenizer, sampling) for i, prompt in enumerate(prompts)]
         return self._engine.run(requests, frames_of(prompts, self._model.config.vision), clients)
 
-    def _compare_tokens(self, ours: Outcome, theirs: Outcome) -> None:
-        for our_trace, their_trace in zip(ours.traces, theirs.traces, strict=True):
-            self._token_pairs += zip(our_trace.token_ids, their_trace.token_ids, strict=False)
+    def _compare_tokens(self, ours: Outcome, peer: Outcome) -> None:
+        for our_trace, peer_trace in zip(ours.traces, peer.traces, strict=True):
+            self._token_pairs += zip(our_trace.token_ids, peer_trace.token_ids, strict=False)
 
     def finish(self) -> None:
         """Check the agreement of the tokens: two programs with different answers cannot be compared."""

@@ -38,15 +38,15 @@ Inputs = dict[str, Tensor]
 
 
 def checkpoint(name: str) -> tuple[Path, Path]:
-    """Return the folder of transformers and ours, and build them first if they do not exist."""
-    theirs = cache_folder(f"idefics-{name}", asdict(SIZES[name]))
-    ours = theirs.with_name(f"{theirs.name}-imported")
-    if not (theirs / "tokenizer.json").exists():
-        _save(theirs, SIZES[name])
-    if not (ours / "config.json").exists():
-        command = [sys.executable, "-m", "model.checkpoint", "import", "idefics", "--from", str(theirs)]
-        subprocess.run([*command, "--out", str(ours)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return theirs, ours
+    """Return the folders of the checkpoint of transformers and of the imported one, and build missing ones first."""
+    peer_folder = cache_folder(f"idefics-{name}", asdict(SIZES[name]))
+    imported_folder = peer_folder.with_name(f"{peer_folder.name}-imported")
+    if not (peer_folder / "tokenizer.json").exists():
+        _save(peer_folder, SIZES[name])
+    if not (imported_folder / "config.json").exists():
+        command = [sys.executable, "-m", "model.checkpoint", "import", "idefics", "--from", str(peer_folder)]
+        subprocess.run([*command, "--out", str(imported_folder)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return peer_folder, imported_folder
 
 
 def _save(folder: Path, size: Size) -> None:

@@ -101,14 +101,14 @@ def _check_media(report: Report, spec: Spec, device: torch.device, dtype: torch.
     if dtype != torch.bfloat16:
         return
     has_page = slots >= 0  # the results of contenders for a token without a page are unspecified
-    others: dict[str, contenders.Contender] = {
+    implementations: dict[str, contenders.Contender] = {
         "dense mask": contenders.dense_mask,
         "einsum": contenders.einsum,
         "gather": contenders.gather,
     }
     if device.type == "cuda":
-        others |= contenders.varlen(pages, slots.clamp(min=0))
-    for name, contender in others.items():
+        implementations |= contenders.varlen(pages, slots.clamp(min=0))
+    for name, contender in implementations.items():
         run = partial(contender, query, pages, slots.clamp(min=0), 0.1)
         check_other(report, case, name, run, expected, has_page)
 
