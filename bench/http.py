@@ -1,7 +1,7 @@
-"""What HTTP costs: `python -m bench.http [--model FOLDER]`.
+"""The cost of HTTP: `python -m bench.http [--model FOLDER]`.
 
-The same requests to the engine in this process and, streamed over HTTP, to a server of the same settings in its own,
-round by round. The engine alone is handed decoded pictures; the server is sent JPEGs, and decodes each once.
+In each round, the same requests go to the engine in this process and, streamed over HTTP, to a server with the same
+settings in its own process. The engine receives decoded images; the server receives JPEGs and decodes each once.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 
-from bench.drive import Driver
-from bench.options import add_model, model_folder, parse, server_settings, shown
+from bench.driver import Driver
+from bench.options import add_model, as_settings, model_folder, parse, server_settings
 from bench.serving import HttpDriver, serving
 from bench.table import Bar, Report, Run, interleave
 from bench.workload import Prompts, frames_of, greedy
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(_parser(), arguments, QUICK)
     settings = server_settings(options, model_folder(options.model))
     engine, info = build(settings)
-    report = Report("The server against its own engine", {**shown(options), "dtype": info["dtype"]})
+    report = Report("The server compared with its engine alone", {**as_settings(options), "dtype": info["dtype"]})
     with serving(settings) as server:
         bench = Http(options, ServedModel.load(settings), Driver(engine), server)
         interleave([bench.round(2)])  # warm-up
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Http:
+    """Compares the token rates of an engine and of a server."""
+
     def __init__(self, options: argparse.Namespace, model: ServedModel, engine: Driver, server: HttpDriver) -> None:
         self._options = options
         self._model = model
@@ -53,33 +55,35 @@ class Http:
                 "engine tokens/s": rates["engine"].median,
                 "server tokens/s": rates["server"].median,
                 "server / engine": ratio.median,
-                "seen": ratio.spread(),
+                "range": ratio.spread(),
             }
         )
         name = f"server / engine at {concurrency} clients"
         report.bars.append(Bar(name=name, value=ratio.median, at_least=AT_LEAST))
 
     def round(self, concurrency: int) -> Mapping[str, Run]:
-        """The same prompts, new to both; tokens a second."""
-        asked = self._prompts.shared(self._options.requests, self._options.shots)
+        """Return runs of the same prompts, new to both sides, in tokens per second."""
+        prompts = self._prompts.sharing_shots(self._options.requests, self._options.shots)
         sampling = greedy(self._options.new_tokens)
-        requests = [p.request(str(i), self._model.tokenizer, sampling) for i, p in enumerate(asked)]
-        frames = frames_of(asked, self._model.config.vision)
-        num_tokens = len(asked) * sampling.max_tokens
+        requests = [prompt.request(str(i), self._model.tokenizer, sampling) for i, prompt in enumerate(prompts)]
+        frames = frames_of(prompts, self._model.config.vision)
+        num_tokens = len(prompts) * sampling.max_tokens
         return {
             "engine": lambda: num_tokens / self._engine.run(requests, frames, concurrency).seconds,
-            "server": lambda: num_tokens / self._server.run(asked, sampling.max_tokens, concurrency),
+            "server": lambda: num_tokens / self._server.run(prompts, sampling.max_tokens, concurrency),
         }
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m bench.http", description=__doc__)
-    add_model(made, "default")
-    made.add_argument("--shots", type=int, default=8, help="examples of a prompt (default: 8)")
-    made.add_argument("--requests", type=int, default=64, help="requests of a round (default: 64)")
-    made.add_argument("--new-tokens", type=int, default=32, help="tokens of an answer (default: 32)")
-    made.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16], help="clients, a row each")
-    return made
+    parser = argparse.ArgumentParser(prog="python -m bench.http", description=__doc__)
+    add_model(parser, "default")
+    parser.add_argument("--shots", type=int, default=8, help="shots per prompt (default: 8)")
+    parser.add_argument("--requests", type=int, default=64, help="requests per round (default: 64)")
+    parser.add_argument("--new-tokens", type=int, default=32, help="tokens per answer (default: 32)")
+    parser.add_argument(
+        "--concurrency", type=int, nargs="+", default=[1, 4, 16], help="numbers of clients, one row per number"
+    )
+    return parser
 
 
 if __name__ == "__main__":

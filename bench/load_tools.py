@@ -1,7 +1,7 @@
-"""Other people's load tools on this server, unmodified: `python -m bench.load_tools [guidellm] [aiperf]`.
+"""Third-party load tools, unmodified, against this server: `python -m bench.load_tools [guidellm] [aiperf]`.
 
-Each is installed into a virtual environment of its own, and asks a server of the given model for text and for images,
-streamed and whole. A row says what the tool itself counted; a request that failed ends the command with status 1.
+Each tool is installed into its own virtual environment, and sends requests with text and with images, streamed and not.
+A row holds the tool's own counts. The command exits with status 1 if any request failed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.drive import BenchFailed
-from bench.options import add_model, model_folder, parse, server_settings, shown
+from bench.driver import BenchFailed
+from bench.options import add_model, as_settings, model_folder, parse, server_settings
 from bench.serving import HOST, serving
 from bench.table import Bar, Report, Row
 
@@ -29,32 +29,34 @@ SIDE = 224
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
+    """A kind of request that the tools send."""
+
     route: str
-    images: int
+    num_images: int
     is_stream: bool
 
     @property
     def name(self) -> str:
-        what = f"text and {self.images} images" if self.images else "text"
-        return f"{self.route}, {what}, {'streamed' if self.is_stream else 'whole'}"
+        content = f"text and {self.num_images} images" if self.num_images else "text"
+        return f"{self.route}, {content}, {'streamed' if self.is_stream else 'not streamed'}"
 
 
 CASES = [
-    Case(route=route, images=images, is_stream=is_stream)
-    for route, images in (("completions", 0), ("chat/completions", 0), ("chat/completions", 2))
+    Case(route=route, num_images=num_images, is_stream=is_stream)
+    for route, num_images in (("completions", 0), ("chat/completions", 0), ("chat/completions", 2))
     for is_stream in (True, False)
-] + [Case(route="embeddings", images=0, is_stream=False)]
+] + [Case(route="embeddings", num_images=0, is_stream=False)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How much is asked, of whom. `tokenizer` is the model's folder: neither tool needs more of it than tokenizer.json."""
+    """The target and the size of a load. `tokenizer` is the model's folder; both tools need only its tokenizer.json."""
 
     url: str
     model: str
     tokenizer: Path
-    requests: int
-    clients: int
+    num_requests: int
+    num_clients: int
     prompt_tokens: int
     new_tokens: int
 
@@ -64,15 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = model_folder(options.model)
     tools = options.tools or list(PACKAGES)
     binaries = {tool: install(tool, Path(options.venvs)) for tool in tools}
-    report = Report("Load tools of others, unmodified", shown(options))
+    report = Report("Third-party load tools, unmodified", as_settings(options))
     with serving(server_settings(options, folder)) as server:
         for tool, binary in binaries.items():
             load = Load(
                 url=f"http://{HOST}:{server.port}",
                 model=json.loads((folder / "config.json").read_text())["name"],
                 tokenizer=folder,
-                requests=options.requests,
-                clients=options.clients,
+                num_requests=options.requests,
+                num_clients=options.clients,
                 prompt_tokens=options.prompt_tokens,
                 new_tokens=options.new_tokens,
             )
@@ -87,25 +89,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def install(tool: str, venvs: Path) -> Path:
-    """The tool's own command; its environment is made once."""
+    """Return the path of a tool's command, and install the tool first if it is missing."""
     folder = venvs / tool
     binary = folder / "bin" / tool
     if not binary.exists():
-        print(f"installing {tool} into {folder}, once", file=sys.stderr)
+        print(f"installing {tool} into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True)
         subprocess.run([folder / "bin" / "pip", "install", "--quiet", PACKAGES[tool]], check=True)
     return binary
 
 
 def run(tool: str, binary: Path, case: Case, load: Load) -> Row:
+    """Run one case with a tool and read its report. Raises `BenchFailed` if the tool fails."""
     command, read = TOOLS[tool]
     with tempfile.TemporaryDirectory() as folder:
         arguments = [str(binary), *command(case, load, Path(folder))]
-        done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True)
-        if done.returncode:
-            raise BenchFailed(
-                f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
-            )
+        process = subprocess.run(arguments, cwd=folder, capture_output=True, text=True)
+        if process.returncode:
+            output = f"{process.stdout[-4000:]}{process.stderr[-4000:]}"
+            raise BenchFailed(f"{' '.join(arguments)} ended with status {process.returncode}:\n{output}")
         return read(Path(folder))
 
 
@@ -113,11 +115,11 @@ def guidellm(case: Case, load: Load, folder: Path) -> Iterator[str]:
     yield "run"
     target = f"kind=openai_http,target={load.url},request_format=/v1/{case.route}"
     yield from ("--backend", f"{target},stream={str(case.is_stream).lower()}")
-    yield from ("--profile", f"kind=concurrent,streams={load.clients}")
-    yield from ("--constraint", f"kind=max_requests,count={load.requests}")
+    yield from ("--profile", f"kind=concurrent,streams={load.num_clients}")
+    yield from ("--constraint", f"kind=max_requests,count={load.num_requests}")
     yield from ("--tokenizer", f"kind=hf_auto,model={load.tokenizer}")
     yield from ("--data", f"kind=synthetic_text,prompt_tokens={load.prompt_tokens},output_tokens={load.new_tokens}")
-    for seed in range(case.images):  # more than one a dataset it does not combine with text
+    for seed in range(case.num_images):  # it cannot combine text with a dataset of several images per row
         yield from ("--data", f"kind=synthetic_image,width={SIDE},height={SIDE},seed={seed}")
     yield from ("--output", f"kind=json,path={folder / 'report.json'}", "--disable-console")
 
@@ -144,14 +146,21 @@ def aiperf(case: Case, load: Load, folder: Path) -> Iterator[str]:
     yield from ("--endpoint-type", case.route.removesuffix("/completions"))
     if case.is_stream:
         yield "--streaming"
-    yield from ("--request-count", str(load.requests), "--concurrency", str(load.clients), "--workers-max", "1")
+    yield from ("--request-count", str(load.num_requests), "--concurrency", str(load.num_clients), "--workers-max", "1")
     yield from ("--synthetic-input-tokens-mean", str(load.prompt_tokens), "--synthetic-input-tokens-stddev", "0")
     if case.route != "embeddings":
         yield from ("--output-tokens-mean", str(load.new_tokens), "--output-tokens-stddev", "0")
         yield from ("--extra-inputs", "ignore_eos:true")
-    if case.images:
+    if case.num_images:
         yield from ("--image-width-mean", str(SIDE), "--image-height-mean", str(SIDE), "--image-format", "png")
-        yield from ("--image-width-stddev", "0", "--image-height-stddev", "0", "--image-batch-size", str(case.images))
+        yield from (
+            "--image-width-stddev",
+            "0",
+            "--image-height-stddev",
+            "0",
+            "--image-batch-size",
+            str(case.num_images),
+        )
     yield from ("--ui", "simple", "--artifact-dir", str(folder))
 
 
@@ -176,16 +185,16 @@ def _number(cell: str | int | float | None) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m bench.load_tools", description=__doc__)
-    made.add_argument("tools", nargs="*", choices=[*PACKAGES, []], help="which (default: all)")
-    add_model(made, "default")
-    made.add_argument("--requests", type=int, default=16, help="requests of a case (default: 16)")
-    made.add_argument("--clients", type=int, default=2, help="requests at once (default: 2)")
-    made.add_argument("--prompt-tokens", type=int, default=16, help="tokens of a prompt's text (default: 16)")
-    made.add_argument("--new-tokens", type=int, default=8, help="tokens of an answer (default: 8)")
+    parser = argparse.ArgumentParser(prog="python -m bench.load_tools", description=__doc__)
+    parser.add_argument("tools", nargs="*", choices=[*PACKAGES, []], help="the tools to run (default: all)")
+    add_model(parser, "default")
+    parser.add_argument("--requests", type=int, default=16, help="requests per case (default: 16)")
+    parser.add_argument("--clients", type=int, default=2, help="concurrent requests (default: 2)")
+    parser.add_argument("--prompt-tokens", type=int, default=16, help="text tokens per prompt (default: 16)")
+    parser.add_argument("--new-tokens", type=int, default=8, help="tokens per answer (default: 8)")
     home = Path.home() / ".cache" / "flamboyance" / "load-tools"
-    made.add_argument("--venvs", default=str(home), help="folder that they are installed into")
-    return made
+    parser.add_argument("--venvs", default=str(home), help="folder that the tools are installed into")
+    return parser
 
 
 if __name__ == "__main__":

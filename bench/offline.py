@@ -1,7 +1,7 @@
-"""The engine without HTTP: `python -m bench.offline [--model FOLDER]`.
+"""The speed of the engine without HTTP: `python -m bench.offline [--model FOLDER]`.
 
-Few-shot requests that share one support set, at several numbers of clients: time to the first token, between tokens, and
-tokens a second. The support set is new to the engine when a row begins, so its cost is in the row, once.
+Few-shot requests share one support set. For several numbers of clients, a row reports the time to the first token, the time
+between tokens, and tokens per second. The support set is new to the engine in each round, which pays for it once.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench.drive import Driver, Outcome
-from bench.options import add_model, model_folder, parse, server_settings, shown
+from bench.driver import Driver, Outcome
+from bench.options import add_model, as_settings, model_folder, parse, server_settings
 from bench.table import Report, Sample
 from bench.workload import Prompts, frames_of, greedy, mean_length
 from server.engine.build import build
@@ -34,45 +34,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Offline:
+    """Runs rounds of few-shot requests on an engine in this process."""
+
     def __init__(self, options: argparse.Namespace) -> None:
         settings = server_settings(options, model_folder(options.model))
         engine, info = build(settings)
         self.options = options
         self.model = ServedModel.load(settings)
-        self.report = Report("The engine without HTTP", {**shown(options), **{fact: info[fact] for fact in FACTS}})
+        self.report = Report(
+            "The engine without HTTP", {**as_settings(options), **{fact: info[fact] for fact in FACTS}}
+        )
         self.prompt_length = 0.0
         self._driver = Driver(engine)
         self._prompts = Prompts(self.model.tokenizer)
 
     def run(self, num_requests: int, concurrency: int) -> Outcome:
-        asked = self._prompts.shared(num_requests, self.options.shots)
+        prompts = self._prompts.sharing_shots(num_requests, self.options.shots)
         sampling = greedy(self.options.new_tokens)
-        requests = [p.request(str(i), self.model.tokenizer, sampling) for i, p in enumerate(asked)]
+        requests = [prompt.request(str(i), self.model.tokenizer, sampling) for i, prompt in enumerate(prompts)]
         self.prompt_length = mean_length(requests)
-        return self._driver.run(requests, frames_of(asked, self.model.config.vision), concurrency)
+        return self._driver.run(requests, frames_of(prompts, self.model.config.vision), concurrency)
 
 
 def _columns(outcomes: Sequence[Outcome]) -> dict[str, float | str]:
-    """Rates by round; times of all rounds' requests together."""
+    """Summarise rates per round, and times over the requests of all rounds."""
     rate = Sample(tuple(outcome.tokens_per_second for outcome in outcomes))
     first = Sample(tuple(t for outcome in outcomes for t in outcome.first_token.values))
     between = Sample(tuple(t for outcome in outcomes for t in outcome.between_tokens.values))
     return {
         "tokens/s": rate.median,
-        "seen": rate.spread(),
+        "range": rate.spread(),
         **{f"first token p{p} ms": 1000 * first.percentile(p) for p in PERCENTILES},
         **{f"between p{p} ms": 1000 * between.percentile(p) for p in PERCENTILES if between.values},
     }
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m bench.offline", description=__doc__)
-    add_model(made, "200m")
-    made.add_argument("--shots", type=int, default=8, help="examples of a prompt (default: 8)")
-    made.add_argument("--requests", type=int, default=64, help="requests of a row (default: 64)")
-    made.add_argument("--new-tokens", type=int, default=32, help="tokens of an answer (default: 32)")
-    made.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16], help="clients, a row each")
-    return made
+    parser = argparse.ArgumentParser(prog="python -m bench.offline", description=__doc__)
+    add_model(parser, "200m")
+    parser.add_argument("--shots", type=int, default=8, help="shots per prompt (default: 8)")
+    parser.add_argument("--requests", type=int, default=64, help="requests per row (default: 64)")
+    parser.add_argument("--new-tokens", type=int, default=32, help="tokens per answer (default: 32)")
+    parser.add_argument(
+        "--concurrency", type=int, nargs="+", default=[1, 4, 16], help="numbers of clients, one row per number"
+    )
+    return parser
 
 
 if __name__ == "__main__":

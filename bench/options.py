@@ -1,6 +1,6 @@
-"""What every benchmark may be told: which model, in which numbers, on how many threads, and any setting of the server.
+"""The command-line options that all benchmarks share: the model, the number of threads, and any setting of the server.
 
-`--quick` means toy sizes: it shows that a benchmark runs, not how fast anything is. A flag that is given still wins.
+`--quick` selects toy sizes: it shows that a benchmark runs, not how fast anything is. Explicit options still win.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from bench import random_models
 from model.zoo.default import prepare
 from server.settings import Settings
 
-KNOWN = ", ".join(random_models.SIZES)
+RANDOM_MODELS = ", ".join(random_models.SIZES)
 
 
 def parse(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None, quick: Mapping[str, Any]
 ) -> argparse.Namespace:
-    """`quick` holds the toy sizes by option."""
+    """Parse the arguments and set torch's threads. `quick` maps options to their toy sizes."""
     add_common(parser)
     if parser.parse_args(arguments).quick:
-        # one thread: with more, a toy on a busy machine does little but wait at barriers
+        # One thread: with more, a toy model on a busy machine mostly waits at barriers.
         parser.set_defaults(threads=1, **quick)
     options = parser.parse_args(arguments)
     if options.threads is not None:
@@ -35,9 +35,11 @@ def parse(
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, default=None, help="threads of a model (default: torch's choice)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3); medians are shown")
-    parser.add_argument("--quick", action="store_true", help="toy sizes: that it runs, not how fast")
+    parser.add_argument(
+        "--threads", type=int, default=None, help="number of threads of a model (default: torch's choice)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="number of rounds (default: 3); the table shows medians")
+    parser.add_argument("--quick", action="store_true", help="use toy sizes, to check that the benchmark runs")
     parser.add_argument(
         "--set",
         nargs="+",
@@ -45,13 +47,15 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=VALUE",
         dest="settings",
-        help="settings of the server, by their names in its YAML file",
+        help="settings of the server, with the names of its YAML file",
     )
 
 
 def add_model(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
-        "--model", default=default, help=f"a folder, 'default', or random weights: {KNOWN} (default: {default})"
+        "--model",
+        default=default,
+        help=f"a model folder, 'default', or random weights: {RANDOM_MODELS} (default: {default})",
     )
 
 
@@ -62,13 +66,13 @@ def model_folder(name: str) -> Path:
 
 
 def server_settings(options: argparse.Namespace, folder: Path, **values: Any) -> Settings:
-    """The engine in this process and the server in another read the same settings, so they are the same engine."""
-    given = {"model": str(folder), "num_threads": torch.get_num_threads(), **values, **dict(options.settings)}
-    return Settings.model_validate(given)
+    """Return the settings of the server, which also configure an engine in this process in the same way."""
+    fields = {"model": str(folder), "num_threads": torch.get_num_threads(), **values, **dict(options.settings)}
+    return Settings.model_validate(fields)
 
 
-def shown(options: argparse.Namespace) -> dict[str, Any]:
-    """For the head of a table."""
+def as_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options as the settings at the head of a report."""
     values = {**vars(options), "settings": dict(options.settings) or None}
     return {name.replace("_", " "): value for name, value in values.items() if value is not None}
 

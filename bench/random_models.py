@@ -1,6 +1,6 @@
-"""Model folders with random weights: speed does not depend on what a model knows, so none has to be downloaded.
+"""Model folders with random weights: speed does not depend on training, so no model has to be downloaded.
 
-Made once, into a cache; the tokenizer has a token a byte, then as many that no text uses as the vocabulary has room for.
+Each folder is built once, in a cache. The tokenizer has one token per byte; unused tokens fill the rest of the vocabulary.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BEGIN, END, MEDIA, FAKE = "<s>", "</s>", "<image>", "<fake_token_around_image>"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """An IDEFICS-like model by its widths; heads have 64 channels where the width allows."""
+    """The widths of an IDEFICS-like model. Heads have 64 channels where the width allows."""
 
     dim: int
     num_layers: int
@@ -68,7 +68,7 @@ SIZES = {
         num_latents=4,
         resampler_layers=1,
     ),
-    # a language model of GPT-2's widths before ViT-B/16
+    # A language model with GPT-2's widths and a ViT-B/16.
     "200m": Size(
         dim=768,
         num_layers=16,
@@ -88,15 +88,15 @@ SIZES = {
 
 
 def tokenizer(size: Size) -> Tokenizer:
-    """One id a byte, fillers up to the vocabulary's size, and IDEFICS's two media markers behind it."""
+    """Return a tokenizer with one id per byte, fillers up to the vocabulary's size, then IDEFICS's two media markers."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [BEGIN, END, *letters]
     tokens += [f"filler{i}" for i in range(size.vocab_size - len(tokens))]
-    made = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(token, special=True) for token in (BEGIN, END, FAKE, MEDIA)])
-    return made
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (BEGIN, END, FAKE, MEDIA)])
+    return tokenizer
 
 
 def config(name: str, size: Size) -> FlamingoConfig:
@@ -176,18 +176,18 @@ def _language_model(size: Size) -> LanguageModelConfig:
 
 
 def folder(name: str) -> Path:
-    """The random model's folder, made first if it is not there."""
-    made = cached(f"random-{name}", asdict(SIZES[name]))
-    if not (made / "config.json").exists():
+    """Return the folder of a random model, and build the folder first if it does not exist."""
+    path = cache_folder(f"random-{name}", asdict(SIZES[name]))
+    if not (path / "config.json").exists():
         model = random_model(config(name, SIZES[name]))
-        save_folder(made, model.config, model.state_dict().items(), tokenizer(SIZES[name]).to_str())
-    return made
+        save_folder(path, model.config, model.state_dict().items(), tokenizer(SIZES[name]).to_str())
+    return path
 
 
-def random_model(of: FlamingoConfig, seed: int = 0) -> Flamingo:
-    """Normal weights of 0.02, and gates that are open, so that pictures reach the answer."""
+def random_model(config: FlamingoConfig, seed: int = 0) -> Flamingo:
+    """Return a model with normal weights (std 0.02) and open gates, so that images influence the answer."""
     torch.manual_seed(seed)
-    model = Flamingo(of).eval().requires_grad_(False)
+    model = Flamingo(config).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if name.endswith("_gate"):
             parameter.fill_(1.0)
@@ -196,7 +196,7 @@ def random_model(of: FlamingoConfig, seed: int = 0) -> Flamingo:
     return model
 
 
-def cached(name: str, made_from: dict[str, Any]) -> Path:
-    """A place in the cache whose name ends in a digest of all that the thing is made from."""
-    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:8]
+def cache_folder(name: str, inputs: dict[str, Any]) -> Path:
+    """Return the path of a folder in the cache, whose name ends in a digest of the inputs that it is built from."""
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
     return Path(tempfile.gettempdir()) / "flamboyance-bench" / f"{name}-{digest}"

@@ -1,7 +1,7 @@
-"""What a step costs besides the model: `python -m bench.scheduler`.
+"""The cost of an engine step without the model: `python -m bench.scheduler`.
 
-The engine with a runner that computes nothing and answers at once, so that schedule, commit and emit are all that is
-left. Every sequence decodes, a token a step, after a prompt with shots; so blocks fill and are published as in service.
+The engine's runner computes nothing and returns at once, so that only schedule, commit and emit remain. Every sequence
+decodes one token per step after a prompt with shots, so that blocks fill and are published as in service.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 
 from bench import random_models
-from bench.drive import BenchFailed, pixels
-from bench.options import parse, shown
+from bench.driver import BenchFailed, pixels
+from bench.options import as_settings, parse
 from bench.table import Bar, Report, Sample
 from bench.workload import Prompts, frames_of, greedy
 from model.config import FlamingoConfig
@@ -27,27 +27,27 @@ from server.wire import MediaWanted
 
 QUICK = {"sequences": [1, 8], "steps": 20, "shots": 1}
 AT_MOST_MS = 1.0
-WIDEST = 256
+LARGEST_BATCH = 256
 BLOCK_SIZE = 16
-ANY_TOKEN = 5
+TOKEN_ID = 5
 
 
 class FakeRunner(Runner):
-    """Any token for each row that samples, no tensor touched; it notes when it was called and when it was done."""
+    """A runner that returns a constant token for each row that samples, and records the times of its call and return."""
 
     def __init__(self) -> None:
         self.called = self.done = 0.0
 
     def run(self, plan: Plan) -> list[Result]:
         self.called = time.perf_counter()
-        results = [Result(row, token_id=ANY_TOKEN) if row.samples else Result(row) for row in plan.rows]
+        results = [Result(row, token_id=TOKEN_ID) if row.samples else Result(row) for row in plan.rows]
         self.done = time.perf_counter()
         return results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(_parser(), arguments, QUICK)
-    report = Report("The scheduler's cost of a step, milliseconds", shown(options))
+    report = Report("Cost of a scheduler step, in milliseconds", as_settings(options))
     for num_sequences in options.sequences:
         _measure(report, num_sequences, options)
     report.print()
@@ -61,24 +61,24 @@ def _measure(report: Report, num_sequences: int, options: argparse.Namespace) ->
     _fill(engine, config, num_sequences, options)
     schedule, rest = zip(*(_timed_step(engine, runner) for _ in range(options.steps)), strict=True)
     if len(engine.scheduler.running) != num_sequences:
-        raise BenchFailed(f"{len(engine.scheduler.running)} sequences run at the end, wanted were {num_sequences}")
+        raise BenchFailed(f"{len(engine.scheduler.running)} sequences run at the end, expected {num_sequences}")
     total = Sample(tuple(map(sum, zip(schedule, rest, strict=True))))
     report.add(
         {
             "sequences": num_sequences,
             "step": total.median,
             "p90": total.percentile(90),
-            "most": max(total.values),
+            "max": max(total.values),
             "schedule": Sample(schedule).median,
             "commit and emit": Sample(rest).median,
         }
     )
-    if num_sequences == WIDEST:
-        report.bars.append(Bar(name=f"step of {WIDEST} sequences", value=total.median, at_most=AT_MOST_MS))
+    if num_sequences == LARGEST_BATCH:
+        report.bars.append(Bar(name=f"step of {LARGEST_BATCH} sequences", value=total.median, at_most=AT_MOST_MS))
 
 
 def _timed_step(engine: Engine, runner: FakeRunner) -> tuple[float, float]:
-    """Milliseconds before the runner was called, and since it was done."""
+    """Return the milliseconds before the call of the runner, and those after its return."""
     began = time.perf_counter()
     engine.step()
     return 1000 * (runner.called - began), 1000 * (time.perf_counter() - runner.done)
@@ -99,11 +99,11 @@ def _engine(config: FlamingoConfig, num_sequences: int) -> Engine:
 
 
 def _fill(engine: Engine, config: FlamingoConfig, num_sequences: int, options: argparse.Namespace) -> None:
-    """Every sequence running, its prompt computed."""
+    """Add sequences, and step until all are running with their prompts computed."""
     tokenizer = PromptTokenizer.load(random_models.folder("tiny"), config.prompt)
-    prompts = Prompts(tokenizer).shared(num_sequences, options.shots)
+    prompts = Prompts(tokenizer).sharing_shots(num_sequences, options.shots)
     frames = frames_of(prompts, config.vision)
-    # the first ones decode while the last ones wait for their pictures
+    # The first sequences decode while the last ones wait for their images.
     sampling = greedy(options.steps + 2 * num_sequences + 64)
     for i, prompt in enumerate(prompts):
         engine.add(prompt.request(str(i), tokenizer, sampling))
@@ -114,11 +114,17 @@ def _fill(engine: Engine, config: FlamingoConfig, num_sequences: int, options: a
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m bench.scheduler", description=__doc__)
-    made.add_argument("--sequences", type=int, nargs="+", default=[1, 64, 256], help="running at once, a row each")
-    made.add_argument("--steps", type=int, default=300, help="steps of a row (default: 300)")
-    made.add_argument("--shots", type=int, default=8, help="examples of each prompt (default: 8)")
-    return made
+    parser = argparse.ArgumentParser(prog="python -m bench.scheduler", description=__doc__)
+    parser.add_argument(
+        "--sequences",
+        type=int,
+        nargs="+",
+        default=[1, 64, 256],
+        help="numbers of running sequences, one row per number",
+    )
+    parser.add_argument("--steps", type=int, default=300, help="steps per row (default: 300)")
+    parser.add_argument("--shots", type=int, default=8, help="shots per prompt (default: 8)")
+    return parser
 
 
 if __name__ == "__main__":

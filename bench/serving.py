@@ -1,7 +1,7 @@
-"""A real server in a process of its own, and the closed loop of HTTP clients that load it.
+"""A real server in its own process, and a closed loop of HTTP clients that loads it.
 
-The clients are threads on the standard library's connections: what they cost is little, and it is the server's machine
-that they cost it on.
+The clients are threads with connections of the standard library, because they run on the server's machine and must cost
+little.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from bench.drive import BenchFailed
+from bench.driver import BenchFailed
 from bench.table import ROOT
 from bench.workload import Prompt
 from server.settings import Settings
@@ -34,17 +34,17 @@ DONE = b"data: [DONE]"
 
 
 class HttpDriver:
-    """What `bench.drive.Driver` is to an engine, for the server at a port."""
+    """The counterpart of `bench.driver.Driver` for a server at a port."""
 
     def __init__(self, port: int) -> None:
         self.port = port
 
     def run(self, prompts: Sequence[Prompt], max_tokens: int, concurrency: int) -> float:
-        """Seconds until every answer was there, read as a stream."""
+        """Stream all answers, and return the seconds until the last one is complete."""
         bodies = [_body(prompt, max_tokens) for prompt in prompts]
-        share = [bodies[client::concurrency] for client in range(concurrency)]
+        shares = [bodies[client::concurrency] for client in range(concurrency)]
         failures: list[Exception] = []
-        clients = [threading.Thread(target=self._client, args=(bodies, max_tokens, failures)) for bodies in share]
+        clients = [threading.Thread(target=self._run_client, args=(share, max_tokens, failures)) for share in shares]
         began = time.perf_counter()
         for client in clients:
             client.start()
@@ -54,7 +54,7 @@ class HttpDriver:
             raise failures[0]
         return time.perf_counter() - began
 
-    def _client(self, bodies: Sequence[bytes], max_tokens: int, failures: list[Exception]) -> None:
+    def _run_client(self, bodies: Sequence[bytes], max_tokens: int, failures: list[Exception]) -> None:
         connection = http.client.HTTPConnection(HOST, self.port, timeout=REQUEST_SECONDS)
         try:
             for body in bodies:
@@ -85,18 +85,18 @@ def _complete(connection: http.client.HTTPConnection, body: bytes, max_tokens: i
     connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
     response = connection.getresponse()
     if response.status != 200:
-        raise BenchFailed(f"the server answered {response.status}: {response.read().decode()}")
+        raise BenchFailed(f"the server responded with status {response.status}: {response.read().decode()}")
     lines = [line for line in response.read().split(b"\n") if line.startswith(b"data: ")]
     if not lines or lines[-1].strip() != DONE:
         raise BenchFailed(f"the stream ended with {lines[-1:]}")
     usage = json.loads(lines[-2].removeprefix(b"data: "))["usage"]
     if usage["completion_tokens"] != max_tokens:
-        raise BenchFailed(f"the answer has {usage['completion_tokens']} tokens, asked were {max_tokens}")
+        raise BenchFailed(f"the answer has {usage['completion_tokens']} tokens, expected {max_tokens}")
 
 
 @contextmanager
 def serving(settings: Settings) -> Iterator[HttpDriver]:
-    """`python -m server` with just these settings, until the block ends."""
+    """Run `python -m server` with exactly these settings until the block ends."""
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "server.log").open("w+") as log:
         file, port = Path(folder) / "settings.yaml", _free_port()
         values = {**settings.model_dump(mode="json", exclude_defaults=True), "host": HOST, "port": port}
@@ -104,15 +104,15 @@ def serving(settings: Settings) -> Iterator[HttpDriver]:
         server = subprocess.Popen(
             [sys.executable, "-m", "server", "--config", str(file)], cwd=ROOT, stdout=log, stderr=log
         )
-        # a benchmark that is told to end must not leave its server behind
+        # A benchmark that receives SIGTERM must stop its server too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
-            yield _wait(server, HttpDriver(port), Path(folder) / "server.log")
+            yield _wait_until_ready(server, HttpDriver(port), Path(folder) / "server.log")
         finally:
             _stop(server)
 
 
-def _wait(server: subprocess.Popen[bytes], driver: HttpDriver, log: Path) -> HttpDriver:
+def _wait_until_ready(server: subprocess.Popen[bytes], driver: HttpDriver, log: Path) -> HttpDriver:
     end = time.monotonic() + START_SECONDS
     while not driver.is_ready():
         if server.poll() is not None or time.monotonic() > end:

@@ -1,7 +1,7 @@
-"""A claim of speed is a table: the machine, the versions, rows of medians, and as last line the same as JSON.
+"""The report of a benchmark: the machine, the versions, a table of medians, and the same as JSON in the last line.
 
-Two programs are compared by turns, so that what else the machine does meets both; a ratio is the median of the pairs'
-ratios, and a spread is the least and the most that was seen.
+Two programs are compared in alternation, so that other load on the machine affects both. A ratio is the median of the
+ratios of the pairs; a spread is the minimum and the maximum.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Run = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One quantity, measured several times."""
+    """The values of one quantity that was measured several times."""
 
     values: tuple[float, ...]
 
@@ -39,27 +39,27 @@ class Sample:
         return statistics.median(self.values)
 
     def over(self, other: Sample) -> Sample:
-        """Pair by pair: what was measured in the same round is compared."""
-        return Sample(tuple(mine / theirs for mine, theirs in zip(self.values, other.values, strict=True)))
+        """Return the ratios to another sample, round by round."""
+        return Sample(tuple(value / base for value, base in zip(self.values, other.values, strict=True)))
 
     def percentile(self, percent: float) -> float:
-        """The smallest value that at least `percent` of the values do not exceed."""
-        place = max(-(-len(self.values) * percent // 100), 1)
-        return sorted(self.values)[int(place) - 1]
+        """Return the smallest value that at least `percent` of the values do not exceed."""
+        rank = max(-(-len(self.values) * percent // 100), 1)
+        return sorted(self.values)[int(rank) - 1]
 
     def spread(self, digits: int = 3) -> str:
         return f"{min(self.values):.{digits}g} .. {max(self.values):.{digits}g}"
 
 
 def interleave(rounds: Iterable[Mapping[str, Run]]) -> dict[str, Sample]:
-    """Rounds of the same runs, one after the other; a run returns what it measured."""
+    """Run rounds of the same runs one after the other, and collect the values that each run returns."""
     measured = [{name: run() for name, run in runs.items()} for runs in rounds]
     return {name: Sample(tuple(values[name] for values in measured)) for name in measured[0]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """A promise: the measured value is at least, or at most, the limit."""
+    """A target of a benchmark: the measured value must be at least, or at most, a limit."""
 
     name: str
     value: float
@@ -73,11 +73,11 @@ class Bar:
 
     def __str__(self) -> str:
         limit = f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
-        return f"{'met   ' if self.is_met else 'MISSED'}{GAP}{self.name}: {self.value:.3g}, wanted {limit}"
+        return f"{'met   ' if self.is_met else 'MISSED'}{GAP}{self.name}: {self.value:.3g}, target {limit}"
 
 
 class Report:
-    """Collects rows and bars; `print` shows them. Time runs from the report's making."""
+    """Collects rows and bars, and prints them. The reported time runs from the construction of the report."""
 
     def __init__(self, title: str, settings: Mapping[str, Any], packages: Sequence[str] = ()) -> None:
         self.title = title
@@ -92,8 +92,9 @@ class Report:
 
     def print(self) -> None:
         print(f"{self.title}\n")
-        print(aligned([{"": name, " ": _shown(value)} for name, value in {**self.machine, **self.settings}.items()]))
-        print(f"\n{aligned(self.rows)}\n")
+        facts = {**self.machine, **self.settings}
+        print(format_table([{"": name, " ": _format_cell(value)} for name, value in facts.items()]))
+        print(f"\n{format_table(self.rows)}\n")
         for bar in self.bars:
             print(bar)
         print(json.dumps(self.as_json()))
@@ -109,10 +110,10 @@ class Report:
         }
 
 
-def aligned(rows: Sequence[Row]) -> str:
-    """Text to the left, numbers to the right; a row may lack cells."""
+def format_table(rows: Sequence[Row]) -> str:
+    """Format rows as text, with text aligned left and numbers right. A row may lack cells."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [columns] + [[_shown(row.get(name)) for name in columns] for row in rows]
+    cells = [columns] + [[_format_cell(row.get(name)) for name in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     is_number = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in columns]
     lines = [
@@ -122,7 +123,7 @@ def aligned(rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in lines if line.strip(" ") or not columns)
 
 
-def _shown(cell: object) -> str:
+def _format_cell(cell: object) -> str:
     if cell is None:
         return ""
     if isinstance(cell, float):
@@ -131,7 +132,7 @@ def _shown(cell: object) -> str:
 
 
 def machine(packages: Sequence[str]) -> dict[str, Cell]:
-    """What a number depends on besides the code: where it was measured, with what, and how busy the place was."""
+    """Return the conditions of a measurement: the hardware, the versions, the commit and the load before the start."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -154,7 +155,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    found = subprocess.run(
+    process = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    return found.stdout.strip() or "not a git checkout"
+    return process.stdout.strip() or "not a git checkout"

@@ -1,6 +1,7 @@
-"""Few-shot requests that share their support sets, as a server meets them: made from seeds, the same on every machine.
+"""Few-shot requests that share their support sets, generated from seeds and therefore the same on every machine.
 
-A prompt is shots and a query, each a picture and a text; it can be had as tokens for an engine and as parts for HTTP.
+A prompt is shots and a query, each an image and a text. It converts to a request of an engine and to the parts of the HTTP
+API.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from server.wire import Generate, Sampling
 NOUNS = ("dog", "cat", "horse", "bird", "boat", "train", "house", "tree", "street", "table", "cup", "child")
 ADJECTIVES = ("red", "green", "small", "large", "old", "white", "wooden", "sleepy")
 VERBS = ("stands", "sits", "waits", "rests", "stays", "hides")
-PLACES = ("in the snow", "on the grass", "by a river", "near the sea", "under a bridge", "beside a wall")
+LOCATIONS = ("in the snow", "on the grass", "by a river", "near the sea", "under a bridge", "beside a wall")
 TEXT_LENGTH = 24
 SIDE = 224
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A smooth random picture, as the JPEG that a client would send."""
+class JpegImage:
+    """A smooth random image, encoded as the JPEG that a client would send."""
 
     data: bytes
 
@@ -46,29 +47,32 @@ class Picture:
 
 
 @lru_cache(maxsize=4096)
-def picture(seed: int) -> Picture:
+def random_image(seed: int) -> JpegImage:
+    """Return the image of a seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
-    return Picture(stream.getvalue())
+    return JpegImage(stream.getvalue())
 
 
-def text(seed: int) -> str:
-    """A caption of one length in all, so that a byte tokenizer gives prompts of one length, and a batch no padding."""
+def random_text(seed: int) -> str:
+    """Return the caption of a seed. All have the same length, so that with a byte tokenizer a batch needs no padding."""
     draw = random.Random(seed)
-    caption = " ".join(map(draw.choice, (ADJECTIVES, NOUNS, VERBS, PLACES)))
+    caption = " ".join(map(draw.choice, (ADJECTIVES, NOUNS, VERBS, LOCATIONS)))
     return caption[:TEXT_LENGTH].rstrip().ljust(TEXT_LENGTH, ".")
 
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    picture: Picture
+    """An image and its text."""
+
+    image: JpegImage
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Shots, then the query whose text is to be continued. `has_ends`: the family ends a shot with a token."""
+    """Shots, then the query whose text the model continues. `has_ends` says that the family ends each shot with a token."""
 
     shots: tuple[Shot, ...]
     query: Shot
@@ -76,17 +80,17 @@ class Prompt:
 
     def segments(self) -> list[Segment]:
         ends: list[Segment] = [EndOfChunk()] if self.has_ends else []
-        shots = [s for shot in self.shots for s in (Media(shot.picture.digest), Text(shot.text), *ends)]
-        return [*shots, Media(self.query.picture.digest), Text(self.query.text)]
+        shots = [s for shot in self.shots for s in (Media(shot.image.digest), Text(shot.text), *ends)]
+        return [*shots, Media(self.query.image.digest), Text(self.query.text)]
 
     def parts(self) -> list[dict[str, Any]]:
-        """As the HTTP API takes it."""
+        """Return the prompt as parts of the HTTP API."""
         ends = [{"type": "end_of_chunk"}] if self.has_ends else []
         shots = [part for shot in self.shots for part in (*_parts(shot), *ends)]
         return [*shots, *_parts(self.query)]
 
-    def pictures(self) -> list[Picture]:
-        return [shot.picture for shot in (*self.shots, self.query)]
+    def images(self) -> list[JpegImage]:
+        return [shot.image for shot in (*self.shots, self.query)]
 
     def request(self, request_id: str, tokenizer: PromptTokenizer, sampling: Sampling) -> Generate:
         encoded = encode(self.segments(), tokenizer)
@@ -98,45 +102,46 @@ class Prompt:
 
 
 def _parts(shot: Shot) -> tuple[dict[str, Any], dict[str, Any]]:
-    url = "data:image/jpeg;base64," + base64.b64encode(shot.picture.data).decode()
+    url = "data:image/jpeg;base64," + base64.b64encode(shot.image.data).decode()
     return {"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": shot.text}
 
 
 class Prompts:
-    """A source of prompts of which no two share a seed: pictures and texts that nobody has seen yet."""
+    """A source of prompts with images and texts that no earlier prompt had."""
 
     def __init__(self, tokenizer: PromptTokenizer, seed: int = 0) -> None:
         self._has_ends = bool(tokenizer.prompt.end_of_chunk)
         self._next = seed << 32
 
-    def shot(self) -> Shot:
+    def new_shot(self) -> Shot:
         self._next += 1
-        return Shot(picture(self._next), text(self._next))
+        return Shot(random_image(self._next), random_text(self._next))
 
-    def support_set(self, num_shots: int) -> tuple[Shot, ...]:
-        return tuple(self.shot() for _ in range(num_shots))
+    def new_support_set(self, num_shots: int) -> tuple[Shot, ...]:
+        return tuple(self.new_shot() for _ in range(num_shots))
 
-    def ask(self, shots: tuple[Shot, ...], seen: Picture | None = None) -> Prompt:
-        """A new question; about a new picture, unless one is given."""
-        new = self.shot()
-        return Prompt(shots, new if seen is None else Shot(seen, new.text), self._has_ends)
+    def new_prompt(self, shots: tuple[Shot, ...], image: JpegImage | None = None) -> Prompt:
+        """Return a prompt with a new query text, and with a new query image unless `image` is set."""
+        query = self.new_shot()
+        return Prompt(shots, query if image is None else Shot(image, query.text), self._has_ends)
 
-    def shared(self, num_prompts: int, num_shots: int) -> list[Prompt]:
-        """Different queries with one support set, new on each call."""
-        shots = self.support_set(num_shots)
-        return [self.ask(shots) for _ in range(num_prompts)]
+    def sharing_shots(self, num_prompts: int, num_shots: int) -> list[Prompt]:
+        """Return prompts with different queries and one new support set."""
+        shots = self.new_support_set(num_shots)
+        return [self.new_prompt(shots) for _ in range(num_prompts)]
 
 
 def frames_of(prompts: Iterable[Prompt], config: VisionConfig) -> dict[bytes, np.ndarray]:
-    """Decoded media by source digest: decoding is not what is measured."""
-    pictures = {p.digest: p for prompt in prompts for p in prompt.pictures()}
-    return {digest: p.frames(config) for digest, p in pictures.items()}
+    """Return the decoded media of prompts by source digest, so that a measurement does not include decoding."""
+    images = {image.digest: image for prompt in prompts for image in prompt.images()}
+    return {digest: image.frames(config) for digest, image in images.items()}
 
 
 def greedy(max_tokens: int) -> Sampling:
-    """Exactly `max_tokens` tokens, the likeliest each time: every program under test can do this."""
+    """Return greedy sampling of exactly `max_tokens` tokens, which every program under test supports."""
     return Sampling(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
 
 
 def mean_length(requests: Sequence[Generate]) -> float:
+    """Return the mean number of prompt tokens."""
     return sum(len(request.prompt.token_ids) for request in requests) / max(len(requests), 1)

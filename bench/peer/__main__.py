@@ -1,6 +1,6 @@
-"""Flamboyance beside another program on the same weights: `python -m bench.peer idefics` and `... llamacpp`.
+"""Flamboyance compared with another program on the same weights: `python -m bench.peer idefics` and `... llamacpp`.
 
-A peer is imported only when it is asked for: nobody needs llama.cpp to be measured against transformers.
+A peer is imported only when it is requested, so that a comparison with transformers does not need llama.cpp.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The peer: IDEFICS in transformers. Its checkpoint has random weights, is saved as its library saves it, and imported
-with our own command; so both programs run the same model.
+"""The peer: IDEFICS in transformers, with a checkpoint of random weights that transformers saves and our command imports.
 
-`generate` is driven as its documentation says; a clock among its stopping criteria notes when each token came. Within a
-request it keeps the vision encoder's features, and runs resampler and media keys and values anew for each token.
+`generate` is called as its documentation describes; a stopping criterion records the time of each token. Within a request
+the peer keeps the vision encoder's features, and computes the resampler and the media keys and values again for each token.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from bench.drive import BenchFailed, Outcome, Trace
-from bench.random_models import BEGIN, END, SIZES, Size, cached, tokenizer
+from bench.driver import BenchFailed, Outcome, Trace
+from bench.random_models import BEGIN, END, SIZES, Size, cache_folder, tokenizer
 from bench.table import ROOT
 from bench.workload import Prompt
 from model.config import VisionConfig
@@ -39,21 +38,21 @@ Inputs = dict[str, Tensor]
 
 
 def checkpoint(name: str) -> tuple[Path, Path]:
-    """The folder of transformers and ours, made first if they are not there."""
-    theirs = cached(f"idefics-{name}", asdict(SIZES[name]))
-    ours = theirs.with_name(f"{theirs.name}-imported")
-    if not (theirs / "tokenizer.json").exists():
-        _save(theirs, SIZES[name])
-    if not (ours / "config.json").exists():
-        command = [sys.executable, "-m", "model.checkpoint", "import", "idefics", "--from", str(theirs)]
-        subprocess.run([*command, "--out", str(ours)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return theirs, ours
+    """Return the folders of the checkpoint of transformers and of the imported one, and build missing ones first."""
+    peer_folder = cache_folder(f"idefics-{name}", asdict(SIZES[name]))
+    imported_folder = peer_folder.with_name(f"{peer_folder.name}-imported")
+    if not (peer_folder / "tokenizer.json").exists():
+        _save(peer_folder, SIZES[name])
+    if not (imported_folder / "config.json").exists():
+        command = [sys.executable, "-m", "model.checkpoint", "import", "idefics", "--from", str(peer_folder)]
+        subprocess.run([*command, "--out", str(imported_folder)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return peer_folder, imported_folder
 
 
 def _save(folder: Path, size: Size) -> None:
     torch.manual_seed(0)
     IdeficsForVisionText2Text(_config(size)).save_pretrained(folder)
-    # the tokenizer last: it shows that the folder is whole
+    # The tokenizer is saved last: its presence shows that the folder is complete.
     PreTrainedTokenizerFast(tokenizer_object=tokenizer(size), bos_token=BEGIN, eos_token=END).save_pretrained(folder)
 
 
@@ -93,8 +92,10 @@ def _config(size: Size) -> IdeficsConfig:
 
 
 class Perceived(IdeficsForVisionText2Text):
-    """Keeps the perceiver's output that it was handed: the library's own `generate` would, after the first token, pass
-    it on as the vision encoder's too, and refuse both."""
+    """IDEFICS that accepts precomputed perceiver embeddings for all tokens.
+
+    After the first token, the library's `generate` would also pass them on as the vision encoder's output, and reject both.
+    """
 
     def _update_model_kwargs_for_generation(
         self,
@@ -102,10 +103,10 @@ class Perceived(IdeficsForVisionText2Text):
         model_kwargs: dict[str, Any],
         is_encoder_decoder: bool = False,
         num_new_tokens: int = 1,
-        **rest: Any,
+        **options: Any,
     ) -> dict[str, Any]:
         updated = super()._update_model_kwargs_for_generation(
-            outputs, model_kwargs, is_encoder_decoder, num_new_tokens=num_new_tokens, **rest
+            outputs, model_kwargs, is_encoder_decoder, num_new_tokens=num_new_tokens, **options
         )
         if updated.get("perceiver_embeddings") is not None:
             updated["image_hidden_states"] = None
@@ -113,7 +114,7 @@ class Perceived(IdeficsForVisionText2Text):
 
 
 class Clock(StoppingCriteria):
-    """Stops nothing; notes the time of each token."""
+    """A stopping criterion that never stops, and records the time of each token."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -124,6 +125,8 @@ class Clock(StoppingCriteria):
 
 
 class Peer:
+    """IDEFICS in transformers, loaded from a folder, in float32."""
+
     def __init__(self, folder: Path, tokenizer: PromptTokenizer, vision: VisionConfig) -> None:
         self.model = Perceived.from_pretrained(folder, dtype=torch.float32).eval()
         self._tokenizer = tokenizer
@@ -135,10 +138,10 @@ class Peer:
         return sum(parameter.numel() for parameter in module.parameters())
 
     def inputs(self, prompts: Sequence[Prompt]) -> Inputs:
-        """A batch of prompts of one length and as many pictures each."""
+        """Return a batch of prompts, which must agree in length and number of images."""
         encoded = [encode(prompt.segments(), self._tokenizer) for prompt in prompts]
         if len({(len(e.token_ids), len(e.media)) for e in encoded}) > 1:
-            raise BenchFailed("the prompts of a batch differ in length or number of pictures")
+            raise BenchFailed("the prompts of a batch differ in length or number of images")
         index = torch.tensor([e.media_index for e in encoded])  # [S, T]
         return {
             "input_ids": torch.tensor([e.token_ids for e in encoded]),
@@ -148,19 +151,19 @@ class Peer:
         }
 
     def _pixels(self, prompt: Prompt) -> Tensor:  # [M, 3, h, w]
-        frames = torch.stack([torch.from_numpy(p.frames(self._vision)[0].copy()) for p in prompt.pictures()])
+        frames = torch.stack([torch.from_numpy(image.frames(self._vision)[0].copy()) for image in prompt.images()])
         return normalise(frames, self._vision)
 
     @torch.inference_mode()
     def perceive(self, inputs: Inputs) -> Inputs:
-        """The same inputs with the resampler's output in place of pixels."""
+        """Return the same inputs with the resampler's output instead of pixels."""
         core = self.model.model
         features = core.vision_model(pixel_values=inputs["pixel_values"].flatten(0, 1)).last_hidden_state
-        kept = {name: tensor for name, tensor in inputs.items() if name != "pixel_values"}
-        return {**kept, "perceiver_embeddings": core.perceiver_resampler(features)}
+        text = {name: tensor for name, tensor in inputs.items() if name != "pixel_values"}
+        return {**text, "perceiver_embeddings": core.perceiver_resampler(features)}
 
     def run(self, inputs: Inputs, max_tokens: int) -> Outcome:
-        """Greedy, exactly `max_tokens` for each sequence of the batch."""
+        """Generate exactly `max_tokens` greedy tokens for each sequence of the batch."""
         clock, length = Clock(), inputs["input_ids"].shape[1]
         began = time.perf_counter()
         answer = self.model.generate(

@@ -1,7 +1,7 @@
-"""Text alone, against llama.cpp: `python -m bench.peer llamacpp`.
+"""Text-only requests compared with llama.cpp: `python -m bench.peer llamacpp`.
 
-Our default model without media and llama.cpp on the file that it was converted from, on as many threads, by turns:
-tokens a second when one sequence and when several decode, and of a prompt.
+Our default model without media and llama.cpp on the file that the model was converted from run on the same number of
+threads, in alternation. Rows are tokens per second: decoding one sequence, decoding several, and prefill.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from contextlib import closing
 
 import torch
 
-from bench.drive import Driver, Outcome
-from bench.options import parse, server_settings, shown
+from bench.driver import Driver, Outcome
+from bench.options import as_settings, parse, server_settings
 from bench.peer.llamacpp_model import LlamaCpp
+from bench.profile_step import decode_step
 from bench.table import Bar, Report, Run, interleave
-from bench.where import decode_step
-from bench.workload import greedy, text
+from bench.workload import greedy, random_text
 from model.prompt import EncodedPrompt
 from model.tokenizer import PromptTokenizer
 from model.zoo.config import LANGUAGE_MODEL_FILE
@@ -28,7 +28,7 @@ from server.wire import Generate
 
 QUICK = {"repeats": 1, "prompt_tokens": 8, "new_tokens": 4, "prefill_tokens": 32}
 PACKAGES = ("llama-cpp-python", LANGUAGE_MODEL_FILE.distribution)
-# ours / llama.cpp
+# Minimum ratios, ours / llama.cpp; decode by batch size.
 DECODE_BARS = {1: 1.0, 8: 1.5}
 PREFILL_BAR = 2.5
 
@@ -37,13 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(_parser(), arguments, QUICK)
     settings = server_settings(options, prepare())
     engine, info = build(settings)
-    report = Report(
-        "Text alone, beside llama.cpp, tokens a second", {**shown(options), "dtype": info["dtype"]}, PACKAGES
-    )
+    facts = {**as_settings(options), "dtype": info["dtype"]}
+    report = Report("Text-only requests compared with llama.cpp, in tokens per second", facts, PACKAGES)
     model = ServedModel.load(settings)
     bench = Bench(options, model.tokenizer, Driver(engine), report)
     for batch in DECODE_BARS:
-        bench.where(batch, model.config.language_model.num_layers)
+        bench.profile(batch, model.config.language_model.num_layers)
         bench.decode(batch)
     bench.prefill()
     report.print()
@@ -51,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Bench:
+    """Measures both programs and collects the rows of the report."""
+
     def __init__(self, options: argparse.Namespace, tokenizer: PromptTokenizer, engine: Driver, report: Report) -> None:
         self.report = report
         self._options = options
@@ -63,8 +64,8 @@ class Bench:
         name, length = f"decode, batch {batch}", self._options.prompt_tokens
         self._measure(name, batch, length, self._options.new_tokens, DECODE_BARS[batch])
 
-    def where(self, batch: int, num_layers: int) -> None:
-        """Our side's operators, beside the settings at the head of the table."""
+    def profile(self, batch: int, num_layers: int) -> None:
+        """Add the operators of our decode step to the settings at the head of the report."""
         requests = [_request(str(i), self._prompt(self._options.prompt_tokens), 4) for i in range(batch)]
         for name, value in decode_step(self._engine.engine, requests, num_layers).items():
             self.report.settings[f"{name}, batch {batch}"] = value
@@ -75,8 +76,8 @@ class Bench:
 
     def _measure(self, name: str, batch: int, length: int, max_tokens: int, at_least: float) -> None:
         file, threads = find(LANGUAGE_MODEL_FILE), torch.get_num_threads()
-        room = LlamaCpp(file, num_threads=threads, num_sequences=batch, length=length + max_tokens)
-        with closing(room) as peer:
+        model = LlamaCpp(file, num_threads=threads, num_sequences=batch, length=length + max_tokens)
+        with closing(model) as peer:
             interleave([self._round(peer, batch, length, max_tokens)])  # warm-up
             self._compare(peer, name, batch, length, max_tokens, at_least)
 
@@ -86,25 +87,25 @@ class Bench:
         ratio = rates["ours"].over(rates["llama.cpp"])
         self.report.add(
             {
-                "what": name,
+                "case": name,
                 "ours": rates["ours"].median,
                 "llama.cpp": rates["llama.cpp"].median,
                 "ratio": ratio.median,
-                "seen": ratio.spread(),
+                "range": ratio.spread(),
                 "same first token": f"{sum(self._agreed)} of {len(self._agreed)}",
             }
         )
         self.report.bars.append(Bar(name=f"{name}, ours / llama.cpp", value=ratio.median, at_least=at_least))
 
     def _round(self, peer: LlamaCpp, batch: int, length: int, max_tokens: int) -> Mapping[str, Run]:
-        """The same prompts, new to both."""
+        """Return runs of the same prompts, new to both programs."""
         prompts = [self._prompt(length) for _ in range(batch)]
         requests = [_request(str(i), prompt, max_tokens) for i, prompt in enumerate(prompts)]
-        first: list[list[int]] = []
+        first_tokens: list[list[int]] = []
 
         def measure(outcome: Outcome) -> float:
-            first.append([trace.token_ids[0] for trace in outcome.traces])
-            self._agreed += [a == b for a, b in zip(*first, strict=True)] if len(first) == 2 else []
+            first_tokens.append([trace.token_ids[0] for trace in outcome.traces])
+            self._agreed += [a == b for a, b in zip(*first_tokens, strict=True)] if len(first_tokens) == 2 else []
             if max_tokens > 1:
                 return outcome.decode_tokens_per_second
             return batch * length / max(outcome.first_token.values)
@@ -118,7 +119,7 @@ class Bench:
         token_ids: list[int] = []
         while len(token_ids) < length:
             self._num_texts += 1
-            token_ids += self._tokenizer.encode_plain(text(self._num_texts) + " ")
+            token_ids += self._tokenizer.encode_plain(random_text(self._num_texts) + " ")
         return token_ids[:length]
 
 
@@ -131,8 +132,8 @@ def _request(request_id: str, token_ids: list[int], max_tokens: int) -> Generate
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m bench.peer llamacpp", description=__doc__)
-    made.add_argument("--prompt-tokens", type=int, default=32, help="before the decoded ones (default: 32)")
-    made.add_argument("--new-tokens", type=int, default=64, help="decoded tokens of a sequence (default: 64)")
-    made.add_argument("--prefill-tokens", type=int, default=512, help="of the prompt that is timed (default: 512)")
-    return made
+    parser = argparse.ArgumentParser(prog="python -m bench.peer llamacpp", description=__doc__)
+    parser.add_argument("--prompt-tokens", type=int, default=32, help="prompt tokens, decode rows (default: 32)")
+    parser.add_argument("--new-tokens", type=int, default=64, help="decoded tokens per sequence (default: 64)")
+    parser.add_argument("--prefill-tokens", type=int, default=512, help="prompt tokens, prefill row (default: 512)")
+    return parser

@@ -1,4 +1,4 @@
-"""The peer: llama.cpp through its Python binding's low-level calls, several sequences in one batch.
+"""The peer: llama.cpp through the low-level calls of its Python binding, with several sequences in one batch.
 
 It reads the file of quantised weights that our default model was converted from.
 """
@@ -13,23 +13,26 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from bench.drive import BenchFailed, Outcome, Trace
+from bench.driver import BenchFailed, Outcome, Trace
 
 
 @llama_cpp.llama_log_callback
 def _silent(level: int, text: bytes, data: Any) -> None:
-    """Its loader prints a page."""
+    """Discard a log message: the loader prints a page."""
 
 
 class LlamaCpp:
-    """Room for `num_sequences` of `length` tokens. Both of its thread counts are set: prompts have their own."""
+    """A llama.cpp context for `num_sequences` sequences of `length` tokens.
+
+    Both thread counts are set, because llama.cpp has a separate one for prompts.
+    """
 
     def __init__(self, file: Path, *, num_threads: int, num_sequences: int, length: int) -> None:
         llama_cpp.llama_log_set(_silent, None)
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
         if not self._model:
-            raise BenchFailed(f"llama.cpp does not load {file}")
+            raise BenchFailed(f"llama.cpp cannot load {file}")
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = num_sequences * length
         parameters.n_batch = parameters.n_ubatch = num_sequences * length
@@ -45,7 +48,7 @@ class LlamaCpp:
         llama_cpp.llama_model_free(self._model)
 
     def run(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Outcome:
-        """Greedy, all prompts as one batch, then a token for each in a step."""
+        """Generate greedy tokens: all prompts as one batch, then one token per sequence and step."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         began = time.perf_counter()
         traces = tuple(Trace(began) for _ in prompts)
@@ -56,27 +59,28 @@ class LlamaCpp:
         return Outcome(traces, time.perf_counter() - began)
 
     def _decode(self, parts: Sequence[Sequence[int]], starts: Sequence[int], traces: Sequence[Trace]) -> None:
-        """One call for every sequence's new tokens; the likeliest next token of each goes to its trace."""
-        lasts = self._fill(parts, starts)
+        """Decode the new tokens of all sequences in one call, and append each greedy next token to its trace."""
+        last_positions = self._fill(parts, starts)
         if status := llama_cpp.llama_decode(self._context, self._batch):
-            raise BenchFailed(f"llama_decode answered {status}")
-        for trace, last in zip(traces, lasts, strict=True):
-            logits = llama_cpp.llama_get_logits_ith(self._context, last)
+            raise BenchFailed(f"llama_decode returned {status}")
+        for trace, position in zip(traces, last_positions, strict=True):
+            logits = llama_cpp.llama_get_logits_ith(self._context, position)
             trace.token_ids.append(int(np.ctypeslib.as_array(logits, (self._vocab_size,)).argmax()))
         now = time.perf_counter()
         for trace in traces:
             trace.times.append(now)
 
     def _fill(self, parts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[int]:
-        batch, place, lasts = self._batch, 0, []
+        """Fill the batch, and return the position of each sequence's last token, whose logits are requested."""
+        batch, position, last_positions = self._batch, 0, []
         for sequence, (part, start) in enumerate(zip(parts, starts, strict=True)):
             for offset, token_id in enumerate(part):
-                batch.token[place] = token_id
-                batch.pos[place] = start + offset
-                batch.n_seq_id[place] = 1
-                batch.seq_id[place][0] = sequence
-                batch.logits[place] = offset == len(part) - 1
-                place += 1
-            lasts.append(place - 1)
-        batch.n_tokens = place
-        return lasts
+                batch.token[position] = token_id
+                batch.pos[position] = start + offset
+                batch.n_seq_id[position] = 1
+                batch.seq_id[position][0] = sequence
+                batch.logits[position] = offset == len(part) - 1
+                position += 1
+            last_positions.append(position - 1)
+        batch.n_tokens = position
+        return last_positions

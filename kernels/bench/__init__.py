@@ -1,1 +1,1 @@
-"""`python -m kernels.bench`: what the operators reach on this machine, against what its memory and matrices allow."""
+"""The kernel benchmark, `python -m kernels.bench`, compares the operators with the bandwidth and FLOPs of the machine."""

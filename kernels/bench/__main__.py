@@ -1,6 +1,7 @@
-"""`python -m kernels.bench [--toy] [--out FILE] [--launches FILE]`: six stages, the table last, JSON beside it.
+"""The command `python -m kernels.bench [--toy] [--out FILE] [--launches FILE]` runs six stages and prints a table last.
 
-In full for a GPU, under ten minutes on one H100; as a toy for a processor, to show that all of it runs.
+It also writes the rows as JSON. Full sizes need a GPU and take under ten minutes on one H100; toy sizes check on a CPU that
+everything runs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from kernels.bench.measure import Report, Stopwatch
 from kernels.bench.sizes import FULL, SMALL, Sizes
 from kernels.bench.step import measure_first_token, measure_step
 
-SECONDS = {1: 40, 2: 60, 3: 180, 4: 90, 5: 150, 6: 60}  # at most, then what is left of a stage is noted as such
+# Time limits per stage; measurements after the limit are reported as out of time.
+MAX_SECONDS = {1: 40, 2: 60, 3: 180, 4: 90, 5: 150, 6: 60}
 
 
 def run(sizes: Sizes, device: torch.device, stages: set[int]) -> Report:
@@ -31,33 +33,37 @@ def run(sizes: Sizes, device: torch.device, stages: set[int]) -> Report:
         machine = measure_machine(report, watch, sizes)
         if 2 in stages:
             print("stage 2", flush=True)
-            with report.stage(SECONDS[2]):
+            with report.stage(MAX_SECONDS[2]):
                 check_all(report, watch, sizes)
         measures = {3: measure_core, 4: measure_layer, 5: measure_step, 6: measure_first_token}
         for number, measure in measures.items():
             if number in stages:
                 print(f"stage {number}", flush=True)
-                with report.stage(SECONDS[number]):
+                with report.stage(MAX_SECONDS[number]):
                     measure(report, watch, sizes, machine)
     return report
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__)
-    parser.add_argument("--toy", action="store_true", help="small sizes; a machine without a GPU has no others")
-    parser.add_argument("--out", type=Path, default=Path("kernels-bench.json"), help="where the JSON goes")
-    parser.add_argument("--launches", type=Path, help="where faster rows of the launch table go, if there are any")
-    parser.add_argument("--stages", default="1,2,3,4,5,6", help="which, by number; the first is always measured")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--toy", action="store_true", help="toy sizes, the only ones on a machine without a GPU")
+    parser.add_argument(
+        "--out", type=Path, default=Path("kernels-bench.json"), help="file for the JSON (default: kernels-bench.json)"
+    )
+    parser.add_argument("--launches", type=Path, help="file for faster rows of the launch table, if any")
+    parser.add_argument(
+        "--stages", default="1,2,3,4,5,6", help="numbers of the stages to run (default: all); stage 1 always runs"
+    )
+    options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    toy = given.toy or device.type == "cpu"
+    is_toy = options.toy or device.type == "cpu"
     torch.manual_seed(0)
     begin = time.monotonic()
-    report = run(SMALL if toy else FULL, device, {int(number) for number in given.stages.split(",")})
-    about = {**describe(), "sizes": "toy" if toy else "full", "seconds": round(time.monotonic() - begin, 1)}
-    report.write(given.out, about)
-    if given.launches:
-        given.launches.write_text(json.dumps(report.launches, indent=1) + "\n", encoding="utf-8")
+    report = run(SMALL if is_toy else FULL, device, {int(number) for number in options.stages.split(",")})
+    about = {**describe(), "sizes": "toy" if is_toy else "full", "seconds": round(time.monotonic() - begin, 1)}
+    report.write(options.out, about)
+    if options.launches:
+        options.launches.write_text(json.dumps(report.launches, indent=1) + "\n", encoding="utf-8")
     print("\n".join(f"{key}: {value}" for key, value in about.items()))
     print(report.table())
 

@@ -1,6 +1,6 @@
-"""Media attention as others do it, on the same pages: what the kernel is measured against and checked with.
+"""Other implementations of media attention on the same pages, for comparison of speed and results with the kernel.
 
-Each takes a query [T, H, K], pages [M, H, 2, R, K] and slots [T], and gives [T, H, K].
+Each takes a query [T, H, K], pages [M, H, 2, R, K] and slots [T], and returns [T, H, K].
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 Contender = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
-def _one_row(pages: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of all pages in one row: [H, M * R, K]"""
+def _concatenate(pages: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the keys and values of all pages as one sequence, [H, M * R, K] each."""
     key, value = pages.permute(2, 1, 0, 3, 4).flatten(2, 3)
     return key, value
 
 
 def _mask(pages: Tensor, slots: Tensor) -> Tensor:
-    """[T, M * R], what the usual way builds from the places of the media tokens."""
-    owner = torch.arange(len(pages), device=slots.device).repeat_interleave(pages.shape[3])
-    return slots[:, None] == owner
+    """Return the mask [T, M * R] that is usually built from the positions of the media tokens."""
+    key_slots = torch.arange(len(pages), device=slots.device).repeat_interleave(pages.shape[3])
+    return slots[:, None] == key_slots
 
 
 def dense_mask(query: Tensor, pages: Tensor, slots: Tensor, scale: float) -> Tensor:
-    """One attention over all media, masked (as IDEFICS' server does)."""
-    key, value = _one_row(pages)
+    """Attend to all media at once with a mask, as the server of IDEFICS does."""
+    key, value = _concatenate(pages)
     mask = _mask(pages, slots)
     return F.scaled_dot_product_attention(query.transpose(0, 1)[None], key[None], value[None], mask, scale=scale)[
         0
@@ -38,8 +38,8 @@ def dense_mask(query: Tensor, pages: Tensor, slots: Tensor, scale: float) -> Ten
 
 
 def einsum(query: Tensor, pages: Tensor, slots: Tensor, scale: float) -> Tensor:
-    """Scores of all media in memory, masked, softmax, sum (as OpenFlamingo does)."""
-    key, value = _one_row(pages)
+    """Materialise the scores of all media, mask them, and apply softmax, as OpenFlamingo does."""
+    key, value = _concatenate(pages)
     scores = torch.einsum("thk,hnk->htn", query * scale, key)
     scores = scores.masked_fill(~_mask(pages, slots), torch.finfo(scores.dtype).min)
     scores = scores - scores.amax(-1, keepdim=True).detach()
@@ -47,20 +47,20 @@ def einsum(query: Tensor, pages: Tensor, slots: Tensor, scale: float) -> Tensor:
 
 
 def gather(query: Tensor, pages: Tensor, slots: Tensor, scale: float) -> Tensor:
-    """Every token fetches its own copy of its page."""
-    own = pages[slots.long()]  # [T, H, 2, R, K]
-    return F.scaled_dot_product_attention(query[:, :, None], own[:, :, 0], own[:, :, 1], scale=scale)[:, :, 0]
+    """Gather a copy of the page of each token."""
+    gathered = pages[slots.long()]  # [T, H, 2, R, K]
+    return F.scaled_dot_product_attention(query[:, :, None], gathered[:, :, 0], gathered[:, :, 1], scale=scale)[:, :, 0]
 
 
 def _runs(slots: Tensor) -> tuple[Tensor, Tensor, int]:
-    """First rows of the runs [n + 1], their pages [n], and the longest run; made outside of what is timed."""
+    """Return the start rows of the runs [n + 1], their pages [n], and the longest run; not part of the measured time."""
     pages, lengths = torch.unique_consecutive(slots, return_counts=True)
     starts = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
     return starts, pages, int(lengths.max())
 
 
 def as_rows(pages: Tensor) -> tuple[Tensor, Tensor]:
-    """The pool itself as keys [rows, H, K] and values: page p begins at row 2 H R p. No copy."""
+    """Return views of the pool as keys and values, [rows, H, K] each; page p begins at row 2 H R p."""
     num_pages, num_heads, _, num_keys, head_dim = pages.shape
     rows = 2 * num_heads * num_keys * (num_pages - 1) + num_keys
     shape, strides = (rows, num_heads, head_dim), (head_dim, 2 * num_keys * head_dim, 1)
@@ -70,16 +70,16 @@ def as_rows(pages: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def varlen(pages: Tensor, slots: Tensor) -> dict[str, Contender]:
-    """Torch's packed attentions: a run is a sequence whose keys begin at its page and end R keys later."""
+    """Return torch's packed attentions. A run is a sequence whose keys are the R keys of its page."""
     starts, run_pages, longest = _runs(slots)
     _, num_heads, _, num_keys, _ = pages.shape
     key_starts = F.pad(run_pages.to(torch.int32) * (2 * num_heads * num_keys), (0, 1))
-    used = torch.full_like(run_pages, num_keys, dtype=torch.int32)
+    key_lengths = torch.full_like(run_pages, num_keys, dtype=torch.int32)
 
     def flash(query: Tensor, pages: Tensor, slots: Tensor, scale: float) -> Tensor:
         out: Any = torch.ops.aten._flash_attention_forward(
             query, *as_rows(pages), starts, key_starts, longest, num_keys, 0.0, False, False,
-            scale=scale, seqused_k=used,
+            scale=scale, seqused_k=key_lengths,
         )  # fmt: skip
         result: Tensor = out[0]
         return result
@@ -88,7 +88,7 @@ def varlen(pages: Tensor, slots: Tensor) -> dict[str, Contender]:
         key, value = as_rows(pages)
         out: Any = torch.ops.aten._efficient_attention_forward(
             query[None], key[None], value[None], None, starts, key_starts, longest, num_keys, 0.0, 0,
-            scale=scale, seqlen_k=used,
+            scale=scale, seqlen_k=key_lengths,
         )  # fmt: skip
         result: Tensor = out[0][0]
         return result
@@ -97,19 +97,19 @@ def varlen(pages: Tensor, slots: Tensor) -> dict[str, Contender]:
 
 
 def flex(pages: Tensor, slots: Tensor) -> Contender:
-    """FlexAttention, compiled; its block mask is made here, outside of what is timed, as a server could not."""
+    """Return compiled FlexAttention. The measured time excludes its block mask, which a server would build per step."""
     num_keys = pages.shape[3]
 
-    def owns(batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
+    def is_visible(batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
         return slots[row] == key // num_keys
 
     mask = create_block_mask(
-        owns, None, None, len(slots), len(pages) * num_keys, device=str(slots.device), BLOCK_SIZE=(64, 64)
+        is_visible, None, None, len(slots), len(pages) * num_keys, device=str(slots.device), BLOCK_SIZE=(64, 64)
     )
     attend: Any = torch.compile(flex_attention)
 
     def run(query: Tensor, pages: Tensor, slots: Tensor, scale: float) -> Tensor:
-        key, value = _one_row(pages)
+        key, value = _concatenate(pages)
         out: Tensor = attend(query.transpose(0, 1)[None], key[None], value[None], block_mask=mask, scale=scale)
         return out[0].transpose(0, 1)
 

@@ -1,4 +1,4 @@
-"""Stage 3, media attention alone: decode and prefill, against its bytes, against others, against its own variants."""
+"""Stage 3: media attention in decode and prefill, compared with its bandwidth bound, other implementations and variants."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels import media_attention as operator
 from kernels.backend import use_triton
 from kernels.bench import contenders
-from kernels.bench.correctness import device_tiles, launched
+from kernels.bench.correctness import device_tiles, use_launch
 from kernels.bench.machine import Machine
 from kernels.bench.measure import Call, Report, Stopwatch, Timing
 from kernels.bench.sizes import Sizes, Spec
@@ -28,15 +28,15 @@ DTYPE = torch.bfloat16
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One shape: a query, a pool that no cache holds, and a table of slots a launch."""
+    """The inputs of one shape: a query, a pool larger than any cache, and one slot table per launch."""
 
-    what: str
+    case: str
     spec: Spec
     query: Tensor
     pages: Tensor
     slots: list[Tensor]
-    num_bytes: float  # that one launch must move
-    pages_in_prompt: int
+    num_bytes: float  # moved per launch, at least
+    num_prompt_pages: int
 
     @property
     def scale(self) -> float:
@@ -45,79 +45,82 @@ class Workload:
     def _tables(self) -> list[tuple[Tensor, Tensor | None]]:
         return [(slots, device_tiles(slots, self.spec.media_head_dim, DTYPE)) for slots in self.slots]
 
-    def ours(self) -> list[Call]:
+    def kernel_calls(self) -> list[Call]:
         return [
             partial(media_attention, self.query, self.pages, slots, scale=self.scale, tiles=tiles)
             for slots, tiles in self._tables()
         ]
 
-    def varied(self, variant: Variant) -> list[Call]:
+    def variant_calls(self, variant: Variant) -> list[Call]:
         return [partial(variant, self.query, self.pages, slots, tiles, self.scale) for slots, tiles in self._tables()]
 
-    def theirs(self, contender: contenders.Contender, slots: Tensor, pages: Tensor) -> Call:
+    def contender_call(self, contender: contenders.Contender, slots: Tensor, pages: Tensor) -> Call:
         return partial(contender, self.query, pages, slots, self.scale)
 
 
-def _pool(spec: Spec, sizes: Sizes, device: torch.device, least: int) -> Tensor:
+def _pool(spec: Spec, sizes: Sizes, device: torch.device, min_pages: int) -> Tensor:
     page = (spec.media_heads, 2, spec.num_latents, spec.media_head_dim)
     size = 2 * torch.Size(page).numel()
-    return torch.randn(max(sizes.pool_bytes // size, least), *page, device=device, dtype=DTYPE)
+    return torch.randn(max(sizes.pool_bytes // size, min_pages), *page, device=device, dtype=DTYPE)
 
 
 def _workload(spec: Spec, sizes: Sizes, device: torch.device, num_tokens: int, run: int) -> Workload:
-    """Runs of `run` tokens, each on a page of its own; decode has runs of one."""
-    runs = -(-num_tokens // run)
-    pages = _pool(spec, sizes, device, 2 * runs)
+    """Build runs of `run` tokens, each with its own page; decode has runs of one token."""
+    num_runs = -(-num_tokens // run)
+    pages = _pool(spec, sizes, device, 2 * num_runs)
     query = torch.randn(num_tokens, spec.media_heads, spec.media_head_dim, device=device, dtype=DTYPE)
     slots = []
     for launch in range(sizes.launches):
-        own = (torch.randperm(runs) + launch * runs) % len(pages)
-        slots.append(own.repeat_interleave(run)[:num_tokens].to(device, torch.int32))
+        run_pages = (torch.randperm(num_runs) + launch * num_runs) % len(pages)
+        slots.append(run_pages.repeat_interleave(run)[:num_tokens].to(device, torch.int32))
     page_bytes = 2 * 2 * spec.num_latents * spec.media_inner
     kind = "decode" if run == 1 else "prefill"
-    what = f"{spec.name} {kind}, {num_tokens} tokens, {runs} pages"
-    return Workload(what, spec, query, pages, slots, runs * page_bytes + 4.0 * num_tokens * spec.media_inner, runs)
+    case = f"{spec.name} {kind}, {num_tokens} tokens, {num_runs} pages"
+    num_bytes = num_runs * page_bytes + 4.0 * num_tokens * spec.media_inner
+    return Workload(case, spec, query, pages, slots, num_bytes, num_runs)
 
 
-def _others(load: Workload, sizes: Sizes, device: torch.device) -> dict[str, Callable[[], list[Call]]]:
-    """The usual ways see the pages of the prompt in one row; the packed and gathering ones see the pool."""
-    runs = load.pages_in_prompt
-    prompt, slots = load.pages[:runs].contiguous(), load.slots[0]
+def _contenders(load: Workload, sizes: Sizes, device: torch.device) -> dict[str, Callable[[], list[Call]]]:
+    """Return the calls of other implementations: the common ones read the prompt's pages, packed and gather the pool."""
+    num_runs = load.num_prompt_pages
+    prompt, slots = load.pages[:num_runs].contiguous(), load.slots[0]
     order = torch.unique_consecutive(slots, return_inverse=True)[1].to(torch.int32)
-    ways: dict[str, Callable[[], list[Call]]] = {}
-    if runs <= 64:  # beyond, a mask over every sequence's media is no contender
-        ways["dense mask"] = lambda: [load.theirs(contenders.dense_mask, order, prompt)]
-        ways["einsum"] = lambda: [load.theirs(contenders.einsum, order, prompt)]
-    if len(slots) == runs:
-        ways["gather"] = lambda: [load.theirs(contenders.gather, s, load.pages) for s in load.slots]
+    contender_calls: dict[str, Callable[[], list[Call]]] = {}
+    if num_runs <= 64:  # for more, a mask over the media of all sequences is not competitive
+        contender_calls["dense mask"] = lambda: [load.contender_call(contenders.dense_mask, order, prompt)]
+        contender_calls["einsum"] = lambda: [load.contender_call(contenders.einsum, order, prompt)]
+    if len(slots) == num_runs:
+        contender_calls["gather"] = lambda: [load.contender_call(contenders.gather, s, load.pages) for s in load.slots]
     if device.type == "cuda":
         for name in ("FA2 varlen of torch", "efficient varlen of torch"):
-            ways[name] = partial(_packed, load, name)
-    if sizes.compile and runs <= 64 and len(slots) > runs:
+            contender_calls[name] = partial(_packed, load, name)
+    if sizes.compile and num_runs <= 64 and len(slots) > num_runs:
         compiled = torch.compile(contenders.einsum)
-        ways["einsum, compiled"] = lambda: [load.theirs(compiled, order, prompt)]
-        ways["FlexAttention, compiled"] = lambda: [load.theirs(contenders.flex(prompt, order), order, prompt)]
-    return ways
+        contender_calls["einsum, compiled"] = lambda: [load.contender_call(compiled, order, prompt)]
+        contender_calls["FlexAttention, compiled"] = lambda: [
+            load.contender_call(contenders.flex(prompt, order), order, prompt)
+        ]
+    return contender_calls
 
 
 def _packed(load: Workload, name: str) -> list[Call]:
-    return [load.theirs(contenders.varlen(load.pages, slots)[name], slots, load.pages) for slots in load.slots]
+    return [load.contender_call(contenders.varlen(load.pages, slots)[name], slots, load.pages) for slots in load.slots]
 
 
 def _time(watch: Stopwatch, calls: Callable[[], list[Call]]) -> Timing:
     return watch.time(calls())
 
 
-def _fastest(report: Report, watch: Stopwatch, load: Workload, floor: float) -> None:
-    """What a row of the launch table is chosen from: the fastest, unless the shipped one is within the noise of it."""
+def _fastest(report: Report, watch: Stopwatch, load: Workload, bound: float) -> None:
+    """Report the fastest launch as a row of the launch table, unless the shipped one is within the noise."""
     head_dim = load.spec.media_head_dim
     shipped = launch_config("media", head_dim, DTYPE)
     times: dict[Launch, float] = {}
-    for block, stages in itertools.product((16, 32), (2, 3)):  # more rows a tile would change a row's bits
+    for block, stages in itertools.product((16, 32), (2, 3)):  # larger tiles would change the bits of a row
         launch = replace(shipped, block=block, num_stages=stages)
-        with launched("media", head_dim, DTYPE, launch):
-            who = f"ours, {block} rows, {stages} stages"
-            timing = report.timed(STAGE, load.what, who, floor, partial(_time, watch, load.ours))
+        with use_launch("media", head_dim, DTYPE, launch):
+            name = f"ours, {block} rows, {stages} stages"
+            timing = report.timed(STAGE, load.case, name, bound, partial(_time, watch, load.kernel_calls))
         if timing is not None:
             times[launch] = timing.microseconds
     best = min(times, key=lambda launch: times[launch], default=shipped)
@@ -126,17 +129,17 @@ def _fastest(report: Report, watch: Stopwatch, load: Workload, floor: float) -> 
         report.launches.append({**row, **asdict(best)})
 
 
-def _heads(report: Report, watch: Stopwatch, load: Workload, floor: float) -> None:
+def _heads(report: Report, watch: Stopwatch, load: Workload, bound: float) -> None:
     for heads in (1, 2, 4, 8):
         with patch.object(operator, "_heads_per_program", return_value=heads):
-            who = f"ours, {heads} heads a program"
-            report.timed(STAGE, load.what, who, floor, partial(_time, watch, load.ours))
+            name = f"ours, {heads} heads per program"
+            report.timed(STAGE, load.case, name, bound, partial(_time, watch, load.kernel_calls))
 
 
-def _variants(report: Report, watch: Stopwatch, load: Workload, floor: float) -> None:
-    """Other ways to write the kernel for decode; where one cannot run, its row says why."""
-    for who, variant in VARIANTS.items():
-        report.timed(STAGE, load.what, who, floor, partial(_time, watch, partial(load.varied, variant)))
+def _variants(report: Report, watch: Stopwatch, load: Workload, bound: float) -> None:
+    """Measure variants of the decode kernel. The row of a variant that cannot run states the reason."""
+    for name, variant in VARIANTS.items():
+        report.timed(STAGE, load.case, name, bound, partial(_time, watch, partial(load.variant_calls, variant)))
 
 
 def measure_core(report: Report, watch: Stopwatch, sizes: Sizes, machine: Machine) -> None:
@@ -144,13 +147,13 @@ def measure_core(report: Report, watch: Stopwatch, sizes: Sizes, machine: Machin
     for spec in sizes.core:
         for num_tokens, run in shapes:
             load = _workload(spec, sizes, watch.device, num_tokens, run)
-            floor = machine.floor(load.num_bytes)
-            report.timed(STAGE, load.what, "ours", floor, partial(_time, watch, load.ours))
-            for who, calls in _others(load, sizes, watch.device).items():
-                report.timed(STAGE, load.what, who, floor, partial(_time, watch, calls))
+            bound = machine.bound(load.num_bytes)
+            report.timed(STAGE, load.case, "ours", bound, partial(_time, watch, load.kernel_calls))
+            for name, calls in _contenders(load, sizes, watch.device).items():
+                report.timed(STAGE, load.case, name, bound, partial(_time, watch, calls))
             if run == 1:
-                _variants(report, watch, load, floor)
+                _variants(report, watch, load, bound)
             if use_triton(load.query) and num_tokens in (sizes.core_decode[-2], sizes.prefill[0]):
-                _heads(report, watch, load, floor)
+                _heads(report, watch, load, bound)
             if use_triton(load.query) and num_tokens == sizes.prefill[0]:
-                _fastest(report, watch, load, floor)
+                _fastest(report, watch, load, bound)

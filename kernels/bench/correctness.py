@@ -1,4 +1,4 @@
-"""Stage 2, right before fast: every dtype against the reference, and a row's result the same wherever it stands."""
+"""Stage 2: comparison with the references in each dtype, and invariance of a row under its position in the batch."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 @contextmanager
-def launched(operator: str, head_dim: int, dtype: torch.dtype, launch: Launch) -> Iterator[None]:
-    """Another row of the launch table for as long as this lasts."""
+def use_launch(operator: str, head_dim: int, dtype: torch.dtype, launch: Launch) -> Iterator[None]:
+    """Replace a row of the launch table until the block ends."""
     key = (operator, configs.architecture(), head_dim, str(dtype).removeprefix("torch."))
     before = dict(configs.TABLE)
     configs.TABLE[key] = launch
@@ -44,7 +44,7 @@ def launched(operator: str, head_dim: int, dtype: torch.dtype, launch: Launch) -
 
 
 def device_tiles(slots: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor | None:
-    """The table as a server makes it: from host memory, once a step."""
+    """Return the tile table as a server builds it, from host memory once per step."""
     if not use_triton(slots):
         return None
     records = tile_records(slots.cpu(), launch_config("media", head_dim, dtype).block)
@@ -52,27 +52,32 @@ def device_tiles(slots: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor | N
 
 
 def _poison(device: torch.device) -> None:
-    """Leave NaN where torch's allocator will put the next outputs."""
+    """Leave NaN in memory that torch's allocator will reuse for the next outputs."""
     for size in (1 << 16, 1 << 22):
         torch.full((size,), float("nan"), device=device)
 
 
-def check(report: Report, what: str, who: str, actual: Tensor, expected: Tensor) -> None:
+def check(report: Report, case: str, name: str, actual: Tensor, expected: Tensor) -> None:
     error, limit = relative_error(actual, expected), TOLERANCE[actual.dtype]
     verdict = "ok" if error <= limit else f"WRONG: more than {limit:.0e}"
-    report.add(Row(STAGE, what, who, 1e6 * error, "ppm", note=verdict))
+    report.add(Row(STAGE, case, name, 1e6 * error, "ppm", note=verdict))
 
 
 def check_other(
-    report: Report, what: str, who: str, run: Callable[[], Tensor], expected: Tensor, seen: Tensor | slice = slice(None)
+    report: Report,
+    case: str,
+    name: str,
+    run: Callable[[], Tensor],
+    expected: Tensor,
+    rows: Tensor | slice = slice(None),
 ) -> None:
-    """One that is not served, and may be refused by this machine or by torch."""
+    """Check an implementation that is not served, and that this machine or torch may reject."""
     try:
         actual = run()
-    except (RuntimeError, NotImplementedError, TypeError) as refusal:
-        report.add(Row(STAGE, what, who, None, note=f"refused: {str(refusal).splitlines()[0][:80]}"))
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        report.add_rejected(STAGE, case, name, error)
     else:
-        check(report, what, who, actual[seen], expected[seen])
+        check(report, case, name, actual[rows], expected[rows])
 
 
 def _inputs(spec: Spec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,26 +91,26 @@ def _check_media(report: Report, spec: Spec, device: torch.device, dtype: torch.
     _poison(device)
     query, pages, slots = _inputs(spec, device, dtype)
     expected = media_attention_reference(query.float(), pages.float(), slots, scale=0.1)
-    what = f"media, {spec.name}, {str(dtype).removeprefix('torch.')}"
+    case = f"media, {spec.name}, {str(dtype).removeprefix('torch.')}"
     tiles = device_tiles(slots, spec.media_head_dim, dtype)
     actual = media_attention(query, pages, slots, scale=0.1, tiles=tiles)
-    check(report, what, "ours", actual, expected)
-    check(report, what, "ours, table of the device", media_attention(query, pages, slots, scale=0.1), expected)
-    for who, variant in VARIANTS.items():
-        check_other(report, what, who, partial(variant, query, pages, slots, tiles, 0.1), expected)
+    check(report, case, "ours", actual, expected)
+    check(report, case, "ours, tile table from the device", media_attention(query, pages, slots, scale=0.1), expected)
+    for name, variant in VARIANTS.items():
+        check_other(report, case, name, partial(variant, query, pages, slots, tiles, 0.1), expected)
     if dtype != torch.bfloat16:
         return
-    seen = slots >= 0  # what the others give for a token without a page is their own affair
-    others: dict[str, contenders.Contender] = {
+    has_page = slots >= 0  # the results of contenders for a token without a page are unspecified
+    implementations: dict[str, contenders.Contender] = {
         "dense mask": contenders.dense_mask,
         "einsum": contenders.einsum,
         "gather": contenders.gather,
     }
     if device.type == "cuda":
-        others |= contenders.varlen(pages, slots.clamp(min=0))
-    for who, contender in others.items():
+        implementations |= contenders.varlen(pages, slots.clamp(min=0))
+    for name, contender in implementations.items():
         run = partial(contender, query, pages, slots.clamp(min=0), 0.1)
-        check_other(report, what, who, run, expected, seen)
+        check_other(report, case, name, run, expected, has_page)
 
 
 def _check_text(report: Report, device: torch.device, dtype: torch.dtype) -> None:
@@ -121,27 +126,27 @@ def _check_text(report: Report, device: torch.device, dtype: torch.dtype) -> Non
         expected = paged_attention_reference(query.float(), kv_cache.float(), *rest, scale=0.1, alibi_slopes=slopes)
         for shared in (0, 20):
             out = paged_attention(query, kv_cache, *rest, scale=0.1, alibi_slopes=slopes, num_shared_blocks=shared)
-            what = f"paged {name}, {shared} shared, {str(dtype).removeprefix('torch.')}"
-            check(report, what, "ours", out, expected)
+            case = f"paged {name}, {shared} shared, {str(dtype).removeprefix('torch.')}"
+            check(report, case, "ours", out, expected)
 
 
 def _check_resampler(report: Report, device: torch.device, dtype: torch.dtype) -> None:
     _poison(device)
     inputs = [torch.randn(2, n, 4, 64, device=device).to(dtype) for n in (64, 257, 257, 64, 64)]
     expected = resampler_attention_reference(*(x.float() for x in inputs), scale=0.1)
-    what = f"resampler, {str(dtype).removeprefix('torch.')}"
-    check(report, what, "ours", resampler_attention(*inputs, scale=0.1), expected)
+    case = f"resampler, {str(dtype).removeprefix('torch.')}"
+    check(report, case, "ours", resampler_attention(*inputs, scale=0.1), expected)
 
 
-def _same_everywhere(run: Callable[[Tensor, Tensor], Tensor], row: Tensor, slot: int) -> bool:
-    """One row alone, in each place of a tile, among random neighbours and among NaN."""
+def _is_invariant(run: Callable[[Tensor, Tensor], Tensor], row: Tensor, slot: int) -> bool:
+    """Return whether a row's bits are the same alone and at each index of a tile, with random and with NaN neighbours."""
     slots = torch.full((16,), slot, dtype=torch.int32, device=row.device)
     alone = run(row, slots[:1])[0]
     for neighbours in (torch.randn_like(row.expand(16, -1, -1)), torch.full_like(row.expand(16, -1, -1), float("nan"))):
-        for place in range(16):
+        for index in range(16):
             query = neighbours.clone()
-            query[place] = row[0]
-            if not torch.equal(run(query, slots)[place], alone):
+            query[index] = row[0]
+            if not torch.equal(run(query, slots)[index], alone):
                 return False
     return True
 
@@ -152,16 +157,18 @@ def _check_invariance(report: Report, spec: Spec, device: torch.device) -> None:
     def run(query: Tensor, slots: Tensor) -> Tensor:
         return media_attention(query, pages, slots, scale=0.1)
 
-    same = _same_everywhere(run, query[:1], 3)
-    report.add(Row(STAGE, f"media, {spec.name}: a row's bits", "ours", float(same), "", note="1: the same everywhere"))
+    is_same = _is_invariant(run, query[:1], 3)
+    report.add(
+        Row(STAGE, f"media, {spec.name}: bits of a row", "ours", float(is_same), "", note="1: the same in every batch")
+    )
     if not use_triton(query) or interpreting():
         return
     slots = torch.full((len(query),), 3, dtype=torch.int32, device=device)
     narrow = run(query, slots)
     wide = replace(launch_config("media", spec.media_head_dim, query.dtype), block=32)
-    with launched("media", spec.media_head_dim, query.dtype, wide):
-        same = torch.equal(run(query, slots), narrow)
-    report.add(Row(STAGE, f"media, {spec.name}: 16 rows and 32", "ours", float(same), "", note="1: the same bits"))
+    with use_launch("media", spec.media_head_dim, query.dtype, wide):
+        is_same = torch.equal(run(query, slots), narrow)
+    report.add(Row(STAGE, f"media, {spec.name}: 16 rows and 32", "ours", float(is_same), "", note="1: the same bits"))
 
 
 def check_all(report: Report, watch: Stopwatch, sizes: Sizes) -> None:

@@ -1,4 +1,4 @@
-"""Stage 4, one gated layer: as the reference writes it, with its gates folded, and by the skinny normed linear."""
+"""Stage 4: one gated layer as in the reference, with folded gates, and with the normed linear for few rows."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ DTYPE = torch.bfloat16
 EPS = 1e-5
 
 
-def weight(out: int, into: int, device: torch.device) -> Tensor:
-    return torch.randn(out, into, device=device, dtype=DTYPE) * into**-0.5
+def weight(num_outputs: int, num_inputs: int, device: torch.device) -> Tensor:
+    return torch.randn(num_outputs, num_inputs, device=device, dtype=DTYPE) * num_inputs**-0.5
 
 
 @dataclass(frozen=True, slots=True)
 class GatedLayer:
-    """Random weights of the right sizes; x [T, D], pages [M, H, 2, R, K]."""
+    """A gated layer with random weights; x [T, D], pages [M, H, 2, R, K]."""
 
     spec: Spec
     norm: Tensor
@@ -58,14 +58,14 @@ class GatedLayer:
         return out.flatten(1)
 
     def plain(self, x: Tensor, pages: Tensor, slots: Tensor, tiles: Tensor | None) -> Tensor:
-        """As the paper's figure: gates apart."""
+        """Compute the layer as in the figure of the Flamingo paper, with separate gates."""
         h = self.attend(layer_norm(x, self.norm, self.norm, EPS) @ self.query.T, pages, slots, tiles)
         x = gated_residual(x, h @ self.output.T, self.gate)
         h = F.gelu(layer_norm(x, self.norm, self.norm, EPS) @ self.up.T)
         return gated_residual(x, h @ self.down.T, self.gate)
 
     def folded(self, x: Tensor, pages: Tensor, slots: Tensor, tiles: Tensor | None) -> Tensor:
-        """tanh(gate) inside `output` and `down`, so that cuBLAS adds the residual."""
+        """Compute the layer with tanh(gate) folded into `output` and `down`, so that cuBLAS adds the residual."""
         h = self.attend(layer_norm(x, self.norm, self.norm, EPS) @ self.query.T, pages, slots, tiles)
         x = torch.addmm(x, h, self.output.T)
         return torch.addmm(x, F.gelu(layer_norm(x, self.norm, self.norm, EPS) @ self.up.T), self.down.T)
@@ -82,7 +82,7 @@ class GatedLayer:
         slots: Tensor,
         tiles: Tensor | None,
     ) -> Tensor:
-        """As `folded`, the norms inside the products."""
+        """Compute the layer as `folded` does, with the norms fused into the products."""
         query, up = normed
         h = self.attend(normed_linear(x, query, eps=EPS), pages, slots, tiles)
         x = torch.addmm(x, h, self.output.T)
@@ -100,11 +100,11 @@ def measure_layer(report: Report, watch: Stopwatch, sizes: Sizes, machine: Machi
             kv = torch.randn(shape, device=watch.device, dtype=DTYPE)
             slots = torch.arange(pages, dtype=torch.int32, device=watch.device).repeat_interleave(run)[:num_tokens]
             x = torch.randn(num_tokens, spec.dim, device=watch.device, dtype=DTYPE)
-            rest = (x, kv, slots, device_tiles(slots, spec.media_head_dim, DTYPE))
-            floor = machine.floor(2.0 * (weights + kv.numel() + 2 * x.numel()), 2.0 * weights * num_tokens)
-            what = f"{spec.name}, {num_tokens} tokens"
-            ways = {"gates apart": partial(layer.plain, *rest), "gates folded": partial(layer.folded, *rest)}
+            inputs = (x, kv, slots, device_tiles(slots, spec.media_head_dim, DTYPE))
+            bound = machine.bound(2.0 * (weights + kv.numel() + 2 * x.numel()), 2.0 * weights * num_tokens)
+            case = f"{spec.name}, {num_tokens} tokens"
+            variants = {"gates separate": partial(layer.plain, *inputs), "gates folded": partial(layer.folded, *inputs)}
             if num_tokens <= MAX_ROWS:
-                ways["gates and norms folded"] = partial(layer.skinny, folded, *rest)
-            for who, call in ways.items():
-                report.timed(STAGE, what, who, floor, partial(watch.time, [call]))
+                variants["gates and norms folded"] = partial(layer.skinny, folded, *inputs)
+            for name, call in variants.items():
+                report.timed(STAGE, case, name, bound, partial(watch.time, [call]))

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Stage 1, the machine's own speed: every percentage of the later stages is of these numbers."""
+"""Stage 1: the bandwidth and FLOPs of the machine, which define the bounds of the later stages."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from kernels.bench.measure import Report, Row, Stopwatch
 from kernels.bench.sizes import Sizes
 
 STAGE = "1 machine"
-CHUNK = 8192  # elements of a program's load
+CHUNK = 8192  # elements per load of a program
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    read: float  # bytes a microsecond
-    flops: float  # bfloat16 operations a microsecond
-    node: float  # microseconds a kernel of a graph
+    """The measured speed of the machine."""
 
-    def floor(self, num_bytes: float, flops: float = 0.0) -> float:
+    read: float  # bytes per microsecond
+    flops: float  # bfloat16 operations per microsecond
+    node: float  # microseconds per kernel of a graph
+
+    def bound(self, num_bytes: float, flops: float = 0.0) -> float:
+        """Return the minimum time in microseconds to read the bytes and compute the operations."""
         return max(num_bytes / self.read, flops / self.flops)
 
 
 @jit
 def _read(x, out, chunks, CHUNK: tl.constexpr):
-    """Nothing but reading: 16 bytes a thread, one number written a program."""
+    """Read memory, 16 bytes per thread, and write one number per program."""
     total = tl.zeros([CHUNK], tl.float32)
     first = tl.program_id(0).to(tl.int64) * chunks * CHUNK
     for chunk in range(0, chunks):
@@ -53,11 +56,11 @@ def measure_machine(report: Report, watch: Stopwatch, sizes: Sizes) -> Machine:
     copy = watch.time([lambda: target.copy_(x)]).microseconds
     a, b = torch.randn(2, n, n, device=device).bfloat16()
     product = watch.time([lambda: torch.mm(a, b)]).microseconds
-    one = torch.zeros(1, device=device)
-    node = watch.time([one.zero_] * 100).microseconds
+    element = torch.zeros(1, device=device)
+    node = watch.time([element.zero_] * 100).microseconds
     machine = Machine(sizes.read_bytes / read, 2 * n**3 / product, node)
     report.add(Row(STAGE, "read", "our kernel", machine.read / 1e3, "GB/s"))
-    report.add(Row(STAGE, "copy, read and written", "torch", 2 * sizes.read_bytes / copy / 1e3, "GB/s"))
+    report.add(Row(STAGE, "copy, bytes read and written", "torch", 2 * sizes.read_bytes / copy / 1e3, "GB/s"))
     report.add(Row(STAGE, f"product of {n} x {n}, bfloat16", "torch", machine.flops / 1e6, "TFLOP/s"))
-    report.add(Row(STAGE, "one empty kernel", "graph" if device.type == "cuda" else "loop", node))
+    report.add(Row(STAGE, "empty kernel", "graph" if device.type == "cuda" else "loop", node))
     return machine

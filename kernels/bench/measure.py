@@ -1,4 +1,4 @@
-"""Time as a number and a spread: replays of a captured graph on a GPU, a plain loop on a processor."""
+"""Time measurement and its report. A GPU replays a captured graph; a CPU runs a plain loop."""
 
 from __future__ import annotations
 
@@ -18,35 +18,39 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    microseconds: float  # median of the replays, a call
-    spread: float  # between two rounds, as a share of the smaller
-    how: str  # graph, eager, or cpu
+    """The time of a call and the spread of its measurement."""
+
+    microseconds: float  # per call, median of the replays
+    spread: float  # difference between two rounds, relative to the smaller
+    method: str  # graph, eager, or cpu
 
 
 @dataclass(frozen=True, slots=True)
 class Stopwatch:
+    """Measures the time of calls on a device."""
+
     device: torch.device
     replays: int
 
     def time(self, calls: Sequence[Call], *, graph: bool = True) -> Timing:
-        """The calls stand for one another on different memory, so that no cache serves them."""
+        """Return the time per call. The calls do the same work on different memory, so that no cache serves them."""
         for call in calls:
             call()
         if self.device.type != "cuda":
-            return self._summed(lambda: [call() for call in calls], len(calls), "cpu")
+            return self._measure(lambda: [call() for call in calls], len(calls), "cpu")
         if not graph:
-            return self._summed(lambda: [call() for call in calls], len(calls), "eager")
+            return self._measure(lambda: [call() for call in calls], len(calls), "eager")
         captured = torch.cuda.CUDAGraph()
         with torch.cuda.graph(captured):
             for call in calls:
                 call()
-        return self._summed(captured.replay, len(calls), "graph")
+        return self._measure(captured.replay, len(calls), "graph")
 
-    def _summed(self, run: Call, num_calls: int, how: str) -> Timing:
+    def _measure(self, run: Call, num_calls: int, method: str) -> Timing:
         once = self._once_on_gpu if self.device.type == "cuda" else self._once_on_cpu
         first, second = (statistics.median(once(run) for _ in range(self.replays)) for _ in range(2))
-        least = min(first, second)
-        return Timing(least / num_calls, abs(first - second) / least, how)
+        fastest = min(first, second)
+        return Timing(fastest / num_calls, abs(first - second) / fastest, method)
 
     def _once_on_gpu(self, run: Call) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -64,27 +68,29 @@ class Stopwatch:
 
 @dataclass(frozen=True, slots=True)
 class Row:
+    """One measured value of an implementation in a case."""
+
     stage: str
-    what: str
-    who: str
+    case: str
+    name: str  # of the implementation
     value: float | None
     unit: str = "us"
-    floor: float | None = None  # the least that this machine's bandwidth or arithmetic allows, in the same unit
+    bound: float | None = None  # the minimum that the bandwidth and FLOPs of the machine allow, in the same unit
     note: str = ""
 
     @property
-    def of_floor(self) -> float | None:
-        return None if self.floor is None or not self.value else self.floor / self.value
+    def of_bound(self) -> float | None:
+        return None if self.bound is None or not self.value else self.bound / self.value
 
     def line(self) -> str:
         value = "-" if self.value is None else f"{self.value:,.2f} {self.unit}"
-        share = "" if self.of_floor is None else f"{100 * self.of_floor:.0f}% of the bound"
-        return f"{self.what:44} {self.who:28} {value:>18} {share:>20}  {self.note}".rstrip()
+        share = "" if self.of_bound is None else f"{100 * self.of_bound:.0f}% of the bound"
+        return f"{self.case:44} {self.name:28} {value:>18} {share:>20}  {self.note}".rstrip()
 
 
 @dataclass(slots=True)
 class Report:
-    """Rows in the order of their measurement, and the clock that ends a stage early rather than the whole."""
+    """Collects rows in the order of their measurement, and skips the rest of a stage after its time limit."""
 
     rows: list[Row] = field(default_factory=list)
     launches: list[dict[str, Any]] = field(default_factory=list)  # rows for `kernels.configs.load`
@@ -100,18 +106,22 @@ class Report:
         self.rows.append(row)
         print(f"  {row.line()}", flush=True)
 
-    def timed(self, stage: str, what: str, who: str, floor: float | None, run: Callable[[], Timing]) -> Timing | None:
-        """Measure and note; a contender that this machine or torch refuses is noted with its words."""
+    def add_rejected(self, stage: str, case: str, name: str, error: Exception) -> None:
+        """Add a row for an implementation that this machine or torch rejects."""
+        self.add(Row(stage, case, name, None, note=f"rejected: {str(error).splitlines()[0][:80]}"))
+
+    def timed(self, stage: str, case: str, name: str, bound: float | None, run: Callable[[], Timing]) -> Timing | None:
+        """Measure an implementation and add its row. Return None if it is rejected or the stage is out of time."""
         if time.monotonic() > self.deadline:
-            self.add(Row(stage, what, who, None, note="out of time"))
+            self.add(Row(stage, case, name, None, note="out of time"))
             return None
         try:
             timing = run()
-        except (RuntimeError, NotImplementedError, ValueError, TypeError) as refusal:
-            self.add(Row(stage, what, who, None, note=f"refused: {str(refusal).splitlines()[0][:80]}"))
+        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+            self.add_rejected(stage, case, name, error)
             return None
-        note = f"{timing.how}, spread {100 * timing.spread:.0f}%"
-        self.add(Row(stage, what, who, timing.microseconds, floor=floor, note=note))
+        note = f"{timing.method}, spread {100 * timing.spread:.0f}%"
+        self.add(Row(stage, case, name, timing.microseconds, bound=bound, note=note))
         return timing
 
     def table(self) -> str:
@@ -124,7 +134,7 @@ class Report:
         return "\n".join(lines)
 
     def write(self, file: Path, about: dict[str, Any]) -> None:
-        rows = [{**asdict(row), "of_floor": row.of_floor} for row in self.rows]
+        rows = [{**asdict(row), "of_bound": row.of_bound} for row in self.rows]
         file.write_text(
             json.dumps({"about": about, "launches": self.launches, "rows": rows}, indent=1) + "\n", encoding="utf-8"
         )

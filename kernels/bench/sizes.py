@@ -1,4 +1,4 @@
-"""What is measured: models and batches as data, in full for a GPU and as a toy for a processor."""
+"""The measured models and batches as data: full sizes for a GPU, toy sizes for a CPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """As much of a model as a step's cost depends on."""
+    """The parameters of a model that determine the cost of a step."""
 
     name: str
     num_layers: int
@@ -16,7 +16,7 @@ class Spec:
     head_dim: int
     ffn_dim: int
     vocab_size: int
-    interval: int  # a gated layer in front of every so many layers
+    interval: int  # a gated layer precedes every `interval`-th layer
     media_heads: int
     media_head_dim: int
     media_dim: int
@@ -32,14 +32,14 @@ class Spec:
 
     @property
     def step_params(self) -> int:
-        """Parameters that one decode step reads; the media's keys and values are cached."""
+        """Return the number of parameters that one decode step reads; media keys and values are cached."""
         layer = 4 * self.dim**2 + 2 * self.dim * self.ffn_dim
         gated = 2 * self.dim * self.media_inner + 2 * self.dim * self.ffn_dim
         return self.num_layers * layer + self.vocab_size * self.dim + self.gated_layers * gated
 
     @property
     def text_bytes(self) -> int:
-        """Keys and values of one token in all layers, in 16 bits."""
+        """Return the bytes of the keys and values of one token in all layers, in 16 bits."""
         return self.num_layers * 2 * self.dim * 2
 
     @property
@@ -67,6 +67,8 @@ TOY = Spec(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
+    """The sizes of one run of the benchmark."""
+
     core: tuple[Spec, ...]
     models: tuple[Spec, ...]
     decode: tuple[int, ...]  # sequences
@@ -75,11 +77,11 @@ class Sizes:
     step: tuple[int, ...]
     shots: int
     shot_tokens: int
-    own_tokens: int
-    pool_bytes: int  # pages that the launches of one measurement rotate through
+    query_tokens: int
+    pool_bytes: int  # of the pages that the launches of one measurement cycle through
     read_bytes: int
     matmul: int
-    launches: int  # in one graph
+    launches: int  # per graph
     replays: int
     vision_layers: int
     vision_tokens: int
@@ -96,11 +98,11 @@ class Sizes:
 
 FULL = Sizes(
     core=(OF_9B, IDEFICS_9B), models=(OF_3B, OF_9B), decode=(1, 8, 64), core_decode=(1, 8, 64, 512),
-    prefill=(960, 8192), step=(1, 8, 64), shots=32, shot_tokens=30, own_tokens=20, pool_bytes=1 << 30,
+    prefill=(960, 8192), step=(1, 8, 64), shots=32, shot_tokens=30, query_tokens=20, pool_bytes=1 << 30,
     read_bytes=4 << 30, matmul=8192, launches=32, replays=50, vision_layers=24, vision_tokens=257, compile=True,
 )  # fmt: skip
 SMALL = Sizes(
     core=(TOY,), models=(TOY,), decode=(1, 3), core_decode=(1, 3), prefill=(48,), step=(1, 2), shots=4,
-    shot_tokens=8, own_tokens=4, pool_bytes=1 << 16, read_bytes=1 << 20, matmul=64, launches=2, replays=2,
+    shot_tokens=8, query_tokens=4, pool_bytes=1 << 16, read_bytes=1 << 20, matmul=64, launches=2, replays=2,
     vision_layers=1, vision_tokens=9, compile=False,
 )  # fmt: skip

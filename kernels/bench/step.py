@@ -1,7 +1,7 @@
-"""Stages 5 and 6, a whole model of random weights: one decode step, and the way to the first token.
+"""Stages 5 and 6: one decode step and the time to the first token of a whole model with random weights.
 
-The language model is MPT's shape (ALiBi, no biases). The step is what a server replays: all layers, the logits, the
-choice of a token; nothing of it waits for the host.
+The language model has the shape of MPT (ALiBi, no biases). A step is the work that a server replays without waiting for the
+host: all layers, the logits, and the selection of a token.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ BLOCK_SIZE = 16
 
 @dataclass(frozen=True, slots=True)
 class Layer:
+    """The weights of a language model layer, with the gated layer before it, if any."""
+
     qkv: Tensor
     output: Tensor
     up: Tensor
@@ -38,7 +40,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """One step's batch; `images` [S * T * R, Dv] only for the way that projects them anew at every step."""
+    """The batch of one step. `images` [S * T * R, Dv] is set only to project all images at every step."""
 
     token_ids: Tensor
     slots: Tensor
@@ -51,11 +53,13 @@ class Inputs:
     plan: Plan | None
     kv_cache: Tensor  # [L, N, 2, H, B, K]
     pages: Tensor  # [M, X, H, 2, R, K]
-    last: Tensor  # rows whose logits are wanted
+    last: Tensor  # rows whose logits are computed
     images: Tensor | None = None
 
 
 class Model:
+    """A model with random weights of the sizes of a `Spec`."""
+
     def __init__(self, spec: Spec, device: torch.device) -> None:
         self.spec, self.device = spec, device
         self.norm = torch.ones(spec.dim, device=device, dtype=DTYPE)
@@ -87,14 +91,14 @@ class Model:
         x = torch.addmm(x, h.flatten(1), layer.output.T)
         return torch.addmm(x, F.gelu(layer_norm(x, self.norm, None, EPS) @ layer.up.T), layer.down.T)
 
-    def _projected_anew(self, gated: GatedLayer, x: Tensor, images: Tensor) -> Tensor:
-        """Without a cache of the media: keys and values of all images of each sequence, and a mask that leaves one."""
+    def _project_and_attend(self, gated: GatedLayer, x: Tensor, images: Tensor) -> Tensor:
+        """Attend without a media cache: project all images of each sequence, and mask all but the last one."""
         spec, num_sequences = self.spec, len(x)
         kv = (images @ self.to_kv.T).view(num_sequences, -1, 2, spec.media_heads, spec.media_head_dim)
         key, value = kv.transpose(1, 3).unbind(2)  # [S, H, T * R, K]
         query = (layer_norm(x, self.norm, self.norm, EPS) @ gated.query.T).view(num_sequences, spec.media_heads, 1, -1)
-        places = torch.arange(key.shape[2], device=x.device)
-        mask = (places >= key.shape[2] - spec.num_latents).expand(num_sequences, 1, 1, -1)
+        positions = torch.arange(key.shape[2], device=x.device)
+        mask = (positions >= key.shape[2] - spec.num_latents).expand(num_sequences, 1, 1, -1)
         out = F.scaled_dot_product_attention(query, key, value, mask, scale=spec.media_head_dim**-0.5)
         return out.flatten(1)
 
@@ -103,7 +107,7 @@ class Model:
         gated_index = 0
         for index, layer in enumerate(self.layers):
             if layer.gated is not None and inputs.images is not None:
-                h = self._projected_anew(layer.gated, x, inputs.images)
+                h = self._project_and_attend(layer.gated, x, inputs.images)
                 x = torch.addmm(x, h, layer.gated.output.T)
                 up = F.gelu(layer_norm(x, self.norm, self.norm, EPS) @ layer.gated.up.T)
                 x = torch.addmm(x, up, layer.gated.down.T)
@@ -118,31 +122,41 @@ class Model:
 def make_inputs(
     model: Model, sizes: Sizes, num_sequences: int, new_tokens: int, context: int, *, shared: bool
 ) -> Inputs:
-    """Sequences of `context` tokens, the last `new_tokens` of them in this step; shared: one support set for all."""
+    """Build sequences of `context` tokens, of which this step computes the last `new_tokens`.
+
+    `shared` means one support set for all sequences.
+    """
     spec, device = model.spec, model.device
-    per_sequence = -(-context // BLOCK_SIZE)
-    common = sizes.shared_tokens // BLOCK_SIZE if shared else 0
-    own = per_sequence - common
+    num_blocks = -(-context // BLOCK_SIZE)
+    num_shared_blocks = sizes.shared_tokens // BLOCK_SIZE if shared else 0
+    num_own_blocks = num_blocks - num_shared_blocks
     table = torch.cat(
         [
-            torch.arange(common).expand(num_sequences, -1),
-            common + torch.arange(num_sequences * own).view(num_sequences, own),
+            torch.arange(num_shared_blocks).expand(num_sequences, -1),
+            num_shared_blocks + torch.arange(num_sequences * num_own_blocks).view(num_sequences, num_own_blocks),
         ],
         1,
     ).to(device, torch.int32)
-    places = torch.arange(context - new_tokens, context, device=device)
-    mapping = (table[:, places // BLOCK_SIZE].long() * BLOCK_SIZE + places % BLOCK_SIZE).flatten()
+    positions = torch.arange(context - new_tokens, context, device=device)
+    mapping = (table[:, positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE).flatten()
     starts = torch.arange(num_sequences + 1, device=device, dtype=torch.int32) * new_tokens
     lengths = torch.full((num_sequences,), context, device=device, dtype=torch.int32)
     rows = num_sequences * new_tokens
     num_pages = sizes.images if new_tokens > 1 else num_sequences
     slots = (torch.arange(rows, device=device) * num_pages // rows).to(torch.int32)
-    shape = (spec.num_layers, common + num_sequences * own, 2, spec.num_heads, BLOCK_SIZE, spec.head_dim)
+    pool_size = num_shared_blocks + num_sequences * num_own_blocks
+    shape = (spec.num_layers, pool_size, 2, spec.num_heads, BLOCK_SIZE, spec.head_dim)
     page = (num_pages, spec.gated_layers, spec.media_heads, 2, spec.num_latents, spec.media_head_dim)
     plan = None
     if use_triton(slots):
         plan = paged_plan(
-            starts.cpu(), lengths.cpu(), rows, group=1, head_dim=spec.head_dim, dtype=DTYPE, shared=common > 0
+            starts.cpu(),
+            lengths.cpu(),
+            rows,
+            group=1,
+            head_dim=spec.head_dim,
+            dtype=DTYPE,
+            shared=num_shared_blocks > 0,
         ).to(device)
     return Inputs(
         token_ids=torch.randint(spec.vocab_size, (rows,), device=device),
@@ -152,7 +166,7 @@ def make_inputs(
         query_starts=starts,
         context_lengths=lengths,
         slot_mapping=mapping,
-        num_shared_blocks=common if num_sequences > 1 else 0,
+        num_shared_blocks=num_shared_blocks if num_sequences > 1 else 0,
         plan=plan,
         kv_cache=torch.randn(shape, device=device, dtype=DTYPE),
         pages=torch.randn(page, device=device, dtype=DTYPE),
@@ -160,34 +174,34 @@ def make_inputs(
     )
 
 
-def _floor(machine: Machine, spec: Spec, sizes: Sizes, num_sequences: int, *, shared: bool) -> float:
-    own = sizes.own_tokens + (0 if shared else sizes.shared_tokens)
-    text = (num_sequences * own + (sizes.shared_tokens if shared else 0)) * spec.text_bytes
+def _bound(machine: Machine, spec: Spec, sizes: Sizes, num_sequences: int, *, shared: bool) -> float:
+    tokens_per_sequence = sizes.query_tokens + (0 if shared else sizes.shared_tokens)
+    text = (num_sequences * tokens_per_sequence + (sizes.shared_tokens if shared else 0)) * spec.text_bytes
     num_bytes = 2.0 * spec.step_params + text + num_sequences * spec.media_bytes
-    return machine.floor(num_bytes, 2.0 * spec.step_params * num_sequences)
+    return machine.bound(num_bytes, 2.0 * spec.step_params * num_sequences)
 
 
 def measure_step(report: Report, watch: Stopwatch, sizes: Sizes, machine: Machine) -> None:
-    context = sizes.shared_tokens + sizes.own_tokens
+    context = sizes.shared_tokens + sizes.query_tokens
     for spec in sizes.models:
         model = Model(spec, watch.device)
         for num_sequences in sizes.step:
             for shared in (True, False):
                 inputs = make_inputs(model, sizes, num_sequences, 1, context, shared=shared)
-                floor = _floor(machine, spec, sizes, num_sequences, shared=shared)
-                what = f"{spec.name}, {num_sequences} sequences of {context}"
-                who = "ours, support set shared" if shared else "ours, each its own"
-                report.timed(STEP, what, who, floor, partial(watch.time, [partial(model.forward, inputs)]))
+                bound = _bound(machine, spec, sizes, num_sequences, shared=shared)
+                case = f"{spec.name}, {num_sequences} sequences of {context}"
+                name = "ours, shared support set" if shared else "ours, separate support sets"
+                report.timed(STEP, case, name, bound, partial(watch.time, [partial(model.forward, inputs)]))
         images = torch.randn(
             inputs.pages.shape[0] * sizes.images * spec.num_latents, spec.media_dim, device=watch.device, dtype=DTYPE
         )
-        anew = partial(model.forward, replace(inputs, images=images))
-        report.timed(STEP, what, "media projected at every step", floor, partial(watch.time, [anew]))
+        reprojecting = partial(model.forward, replace(inputs, images=images))
+        report.timed(STEP, case, "media projected at every step", bound, partial(watch.time, [reprojecting]))
 
 
 @dataclass(frozen=True, slots=True)
 class Vision:
-    """A Vision Transformer and a resampler by their products: what an image costs before its pages exist."""
+    """The matrix products of a Vision Transformer and a resampler: the cost of encoding an image."""
 
     blocks: list[Tensor]
     num_heads: int
@@ -200,7 +214,7 @@ class Vision:
         return cls([weight(*shape, device) for shape in shapes], max(dim // 64, 1), sizes.vision_tokens)
 
     def encode(self, images: int) -> Tensor:
-        """[images * tokens, Dv]"""
+        """Return the features of zero images, [images * tokens, Dv]."""
         first = self.blocks[0]
         dim = first.shape[1]
         x = torch.zeros(images, self.tokens, dim, device=first.device, dtype=DTYPE)
@@ -224,20 +238,20 @@ def _first_token(model: Model, vision: Vision, inputs: Inputs, *, encoded: int, 
 
 
 def measure_first_token(report: Report, watch: Stopwatch, sizes: Sizes, machine: Machine) -> None:
-    context = sizes.shared_tokens + sizes.own_tokens
+    context = sizes.shared_tokens + sizes.query_tokens
     for spec in sizes.models:
         model, vision = Model(spec, watch.device), Vision.random(spec, sizes, watch.device)
         whole = make_inputs(model, sizes, 1, context, context, shared=False)
-        own = make_inputs(model, sizes, 1, sizes.own_tokens, context, shared=False)
-        ladder = {
+        query = make_inputs(model, sizes, 1, sizes.query_tokens, context, shared=False)
+        cases_of_cache = {
             "nothing cached": partial(_first_token, encoded=sizes.images, projected=sizes.images, inputs=whole),
-            "images' tokens cached": partial(_first_token, encoded=0, projected=sizes.images, inputs=whole),
-            "and their pages": partial(_first_token, encoded=0, projected=0, inputs=whole),
-            "and the text; a new image": partial(_first_token, encoded=1, projected=1, inputs=own),
+            "visual tokens cached": partial(_first_token, encoded=0, projected=sizes.images, inputs=whole),
+            "visual tokens and pages cached": partial(_first_token, encoded=0, projected=0, inputs=whole),
+            "all but a new image cached": partial(_first_token, encoded=1, projected=1, inputs=query),
         }
-        for who, rung in ladder.items():
-            tokens = sizes.own_tokens if "text" in who else context
-            floor = machine.floor(2.0 * spec.step_params, 2.0 * spec.step_params * tokens)
-            call = partial(rung, model, vision)
-            what = f"{spec.name}, {sizes.images} images, {context} tokens"
-            report.timed(FIRST_TOKEN, what, who, floor, partial(watch.time, [call], graph=False))
+        for name, run in cases_of_cache.items():
+            tokens = sizes.query_tokens if run.keywords["inputs"] is query else context
+            bound = machine.bound(2.0 * spec.step_params, 2.0 * spec.step_params * tokens)
+            call = partial(run, model, vision)
+            case = f"{spec.name}, {sizes.images} images, {context} tokens"
+            report.timed(FIRST_TOKEN, case, name, bound, partial(watch.time, [call], graph=False))

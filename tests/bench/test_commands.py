@@ -1,4 +1,4 @@
-"""Every benchmark runs, at toy sizes, as a user starts it; its last line is JSON with the rows it promises."""
+"""Tests that every benchmark command runs at toy sizes, and that its last line is JSON with the expected rows."""
 
 from __future__ import annotations
 
@@ -12,77 +12,78 @@ import pytest
 
 from bench.table import ROOT
 
-SECONDS = 600
+TIMEOUT_SECONDS = 600
 
 
-def last_line(*command: str) -> dict[str, Any]:
-    finished = subprocess.run(
+def run_quick(*command: str) -> dict[str, Any]:
+    """Run a command with `--quick` and return the report in its last line."""
+    process = subprocess.run(
         [sys.executable, "-m", *command, "--quick"],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=TIMEOUT_SECONDS,
         check=False,
     )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    found: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
-    assert found.keys() == {"title", "machine", "settings", "rows", "bars", "seconds"}
-    assert found["settings"]["quick"] is True
-    return found
+    assert process.returncode == 0, process.stdout + process.stderr
+    report: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    assert report.keys() == {"title", "machine", "settings", "rows", "bars", "seconds"}
+    assert report["settings"]["quick"] is True
+    return report
 
 
-def bars(found: dict[str, Any]) -> list[str]:
-    return [bar["name"] for bar in found["bars"]]
+def bar_names(report: dict[str, Any]) -> list[str]:
+    return [bar["name"] for bar in report["bars"]]
 
 
 def test_offline() -> None:
-    found = last_line("bench.offline")
-    assert [row["clients"] for row in found["rows"]] == [1, 4]
-    for row in found["rows"]:
+    report = run_quick("bench.offline")
+    assert [row["clients"] for row in report["rows"]] == [1, 4]
+    for row in report["rows"]:
         assert row["tokens/s"] > 0
         assert row["first token p50 ms"] <= row["first token p99 ms"]
 
 
 def test_scheduler() -> None:
-    found = last_line("bench.scheduler")
-    assert [row["sequences"] for row in found["rows"]] == [1, 8]
-    assert all(0 < row["schedule"] < row["step"] <= row["p90"] <= row["most"] for row in found["rows"])
+    report = run_quick("bench.scheduler")
+    assert [row["sequences"] for row in report["rows"]] == [1, 8]
+    assert all(0 < row["schedule"] < row["step"] <= row["p90"] <= row["max"] for row in report["rows"])
 
 
 def test_http() -> None:
-    found = last_line("bench.http")
-    assert bars(found) == ["server / engine at 2 clients"]
-    assert found["rows"][0].keys() == {"clients", "engine tokens/s", "server tokens/s", "server / engine", "seen"}
+    report = run_quick("bench.http")
+    assert bar_names(report) == ["server / engine at 2 clients"]
+    assert report["rows"][0].keys() == {"clients", "engine tokens/s", "server tokens/s", "server / engine", "range"}
 
 
 def test_fewshot() -> None:
-    found = last_line("bench.fewshot")
-    assert bars(found) == [
-        f"first token, 4 shots, {chosen}, new picture / no shots"
-        for chosen in ("first", "rices_image", "rices_image stored")
+    report = run_quick("bench.fewshot")
+    assert bar_names(report) == [
+        f"first token, 4 shots, {strategy}, new image / no shots"
+        for strategy in ("first", "rices_image", "rices_image stored")
     ]
-    rows = {(row["what"], row["picture"]): row for row in found["rows"]}
-    assert len(rows) == len(found["rows"]) == 18
+    rows = {(row["case"], row["image"]): row for row in report["rows"]}
+    assert len(rows) == len(report["rows"]) == 18
     assert all(row["ms"] > 0 for row in rows.values())
     assert rows["first token, 0 shots", "new"]["cached"] == 0
-    # the warm shots were found computed, and so they were where similarity chose them, in the set's order
-    for chosen in ("first", "rices_image stored"):
-        row = rows[f"first token, 4 shots, {chosen}", "new"]
+    # The warm shots are cached, also those that similarity selects when they keep the order of the support set.
+    for strategy in ("first", "rices_image stored"):
+        row = rows[f"first token, 4 shots, {strategy}", "new"]
         assert row["prompt tokens"] - row["cached"] < rows["first token, 0 shots", "new"]["prompt tokens"] + 16
     assert ("classify, 4 shots, first", "seen") in rows
     assert ("first token, 4 shots, rices_image, cold", "new") in rows
 
 
-def test_idefics_and_ours_answer_alike() -> None:
-    found = last_line("bench.peer", "idefics")
-    measured = [row["what"] for row in found["rows"]]
-    assert "first token ms, 2 shots, warm" in measured
-    assert "decode tokens/s, 2 shots" in measured
-    assert "tokens/s, 2 shots, engine, 2 clients" in measured
-    assert "tokens/s, 2 shots, server, 2 clients" in measured
-    assert "tokens/s, 2 shots, peer, perceived, batch 2" in measured
-    agreement = found["bars"][-1]
-    assert agreement["name"] == "the peer's greedy tokens are ours"
+def test_idefics_gives_the_same_tokens() -> None:
+    report = run_quick("bench.peer", "idefics")
+    cases = [row["case"] for row in report["rows"]]
+    assert "first token ms, 2 shots, warm" in cases
+    assert "decode tokens/s, 2 shots" in cases
+    assert "tokens/s, 2 shots, engine, 2 clients" in cases
+    assert "tokens/s, 2 shots, server, 2 clients" in cases
+    assert "tokens/s, 2 shots, peer, perceived, batch 2" in cases
+    agreement = report["bars"][-1]
+    assert agreement["name"] == "greedy tokens equal the peer's"
     assert agreement["is_met"]
 
 
@@ -91,13 +92,13 @@ def test_idefics_and_ours_answer_alike() -> None:
     reason="llama.cpp takes minutes to compile and is not in the dev extra: pip install '.[bench]'",
 )
 def test_llamacpp() -> None:
-    found = last_line("bench.peer", "llamacpp")
-    assert [row["what"] for row in found["rows"]] == ["decode, batch 1", "decode, batch 8", "prefill, 32 tokens"]
-    assert len(found["bars"]) == 3
+    report = run_quick("bench.peer", "llamacpp")
+    assert [row["case"] for row in report["rows"]] == ["decode, batch 1", "decode, batch 8", "prefill, 32 tokens"]
+    assert len(report["bars"]) == 3
 
 
-def test_an_unknown_peer_is_named_with_those_that_are_known() -> None:
-    command = [sys.executable, "-m", "bench.peer", "nobody"]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert finished.returncode == 2
-    assert "{idefics,llamacpp}" in finished.stderr
+def test_an_unknown_peer_prints_the_known_peers() -> None:
+    command = [sys.executable, "-m", "bench.peer", "unknown"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert "{idefics,llamacpp}" in process.stderr

@@ -1,4 +1,4 @@
-"""What the load tools are told and how their reports are read, with a tool that only writes a report in its place."""
+"""Tests of the commands of the load tools and of the parsing of their reports, with a fake tool that writes a report."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 
-from bench.drive import BenchFailed
+from bench.driver import BenchFailed
 from bench.load_tools import CASES, QUICK, TOOLS, Case, Load, _parser, install, run
-from bench.options import parse, shown
+from bench.options import as_settings, parse
 
 LOAD = Load(
     url="http://127.0.0.1:1",
     model="tiny",
     tokenizer=Path("/models/tiny"),
-    requests=4,
-    clients=2,
+    num_requests=4,
+    num_clients=2,
     prompt_tokens=16,
     new_tokens=8,
 )
-IMAGES = Case(route="chat/completions", images=2, is_stream=True)
+IMAGES = Case(route="chat/completions", num_images=2, is_stream=True)
 GUIDELLM = {
     "benchmarks": [
         {
@@ -42,8 +42,8 @@ AIPERF = {
 }
 
 
-def fake(folder: Path, file: str, report: dict[str, Any], status: int = 0) -> Path:
-    """A tool that writes where it is told to, and ends."""
+def fake_tool(folder: Path, file: str, report: dict[str, Any], status: int = 0) -> Path:
+    """Create a tool that writes a report to a file and exits with a status."""
     binary = folder / "tool"
     code = (
         f"#!{sys.executable}\nimport pathlib, sys\n"
@@ -58,36 +58,36 @@ def fake(folder: Path, file: str, report: dict[str, Any], status: int = 0) -> Pa
     ("tool", "file", "report"),
     [("guidellm", "report.json", GUIDELLM), ("aiperf", "profile_export_aiperf.json", AIPERF)],
 )
-def test_a_row_is_what_the_tool_counted(tool: str, file: str, report: dict[str, Any], tmp_path: Path) -> None:
-    row = run(tool, fake(tmp_path, file, report), IMAGES, LOAD)
+def test_a_row_holds_the_counts_of_the_tool(tool: str, file: str, report: dict[str, Any], tmp_path: Path) -> None:
+    row = run(tool, fake_tool(tmp_path, file, report), IMAGES, LOAD)
     assert row == {"answered": 3, "failed": 1, "latency ms": 500.0, "first token ms": 20.0}
 
 
-def test_a_tool_that_fails_is_heard(tmp_path: Path) -> None:
+def test_a_failing_tool_raises_with_its_output(tmp_path: Path) -> None:
     with pytest.raises(BenchFailed, match="out of luck"):
-        run("aiperf", fake(tmp_path, "x", {}, status=3), IMAGES, LOAD)
+        run("aiperf", fake_tool(tmp_path, "x", {}, status=3), IMAGES, LOAD)
 
 
-def test_a_tool_that_is_there_is_not_installed_again(tmp_path: Path) -> None:
+def test_an_installed_tool_is_not_installed_again(tmp_path: Path) -> None:
     (tmp_path / "guidellm" / "bin").mkdir(parents=True)
-    binary = fake(tmp_path / "guidellm" / "bin", "x", {}).rename(tmp_path / "guidellm" / "bin" / "guidellm")
+    binary = fake_tool(tmp_path / "guidellm" / "bin", "x", {}).rename(tmp_path / "guidellm" / "bin" / "guidellm")
     assert install("guidellm", tmp_path) == binary
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_a_case_is_asked_for_as_it_is(tool: str) -> None:
+def test_a_command_contains_the_details_of_its_case(tool: str) -> None:
     command, _ = TOOLS[tool]
-    spoken = [" ".join(command(case, LOAD, Path("/out"))) for case in CASES]
-    assert len(set(spoken)) == len(CASES)
-    for case, line in zip(CASES, spoken, strict=True):
+    commands = [" ".join(command(case, LOAD, Path("/out"))) for case in CASES]
+    assert len(set(commands)) == len(CASES)
+    for case, line in zip(CASES, commands, strict=True):
         assert LOAD.url in line
         assert str(LOAD.tokenizer) in line
-        assert ("image" in line) == bool(case.images)
+        assert ("image" in line) == bool(case.num_images)
         assert ("--streaming" in line or "stream=true" in line) == case.is_stream
 
 
-@pytest.mark.parametrize(("tools", "meant"), [([], []), (["aiperf"], ["aiperf"])])
-def test_what_it_is_told_stands_in_its_last_line(tools: list[str], meant: list[str]) -> None:
+@pytest.mark.parametrize(("tools", "expected"), [([], []), (["aiperf"], ["aiperf"])])
+def test_the_options_can_be_written_to_the_last_line(tools: list[str], expected: list[str]) -> None:
     options = parse(_parser(), [*tools, "--requests", "3"], QUICK)
-    told = json.loads(json.dumps(shown(options)))
-    assert (told["tools"], told["requests"]) == (meant, 3)
+    settings = json.loads(json.dumps(as_settings(options)))
+    assert (settings["tools"], settings["requests"]) == (expected, 3)

@@ -1,4 +1,4 @@
-"""The table's arithmetic and form: medians of pairs, rounds by turns, and a last line that is JSON."""
+"""Tests of the report: medians of ratios, alternating runs, the format of the table, and the JSON in the last line."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import json
 
 import pytest
 
-from bench.table import Bar, Report, Sample, aligned, interleave
+from bench.table import Bar, Report, Sample, format_table, interleave
 
 
-def test_a_ratio_is_the_median_of_the_pairs_ratios() -> None:
-    slow_round_in_the_middle = Sample((1.0, 10.0, 1.2)), Sample((2.0, 20.0, 2.0))
-    ratio = slow_round_in_the_middle[0].over(slow_round_in_the_middle[1])
+def test_a_ratio_is_the_median_of_the_ratios_of_pairs() -> None:
+    # The second round was slow for both.
+    ratio = Sample((1.0, 10.0, 1.2)).over(Sample((2.0, 20.0, 2.0)))
     assert ratio.values == (0.5, 0.5, 0.6)
     assert ratio.median == 0.5
     assert ratio.spread() == "0.5 .. 0.6"
 
 
-def test_samples_of_different_rounds_are_no_pairs() -> None:
+def test_samples_with_different_numbers_of_rounds_have_no_ratio() -> None:
     with pytest.raises(ValueError, match="shorter"):
         Sample((1.0, 2.0)).over(Sample((1.0,)))
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(0, 1.0), (50, 2.0), (75, 3.0), (76, 4.0), (99, 4.0), (100, 4.0)])
-def test_percentiles_are_values_that_were_seen(percent: float, expected: float) -> None:
+def test_a_percentile_is_a_measured_value(percent: float, expected: float) -> None:
     assert Sample((4.0, 1.0, 3.0, 2.0)).percentile(percent) == expected
 
 
-def test_runs_take_turns() -> None:
+def test_runs_alternate() -> None:
     order: list[str] = []
 
     def run(name: str, value: float) -> float:
@@ -54,8 +54,8 @@ def test_a_bar_is_met_at_its_limit(bar: Bar, is_met: bool) -> None:
     assert str(bar).startswith("met" if is_met else "MISSED")
 
 
-def test_words_stand_left_and_numbers_right() -> None:
-    table = aligned([{"what": "decode", "ms": 1.25}, {"what": "x", "ms": 12345.6, "note": "late"}])
+def test_text_is_aligned_left_and_numbers_right() -> None:
+    table = format_table([{"what": "decode", "ms": 1.25}, {"what": "x", "ms": 12345.6, "note": "late"}])
     assert table.splitlines() == [
         "what        ms  note",
         "decode    1.25",

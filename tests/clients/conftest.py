@@ -1,4 +1,4 @@
-"""One tiny server for the tests of all clients."""
+"""The fixture of one tiny server that the tests of all clients share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server over a real socket in this process: its application behind uvicorn, and, where wanted, a tiny real engine."""
+"""The server on a real socket in this process, in uvicorn, optionally with a real engine of a tiny model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEY = "a-key-of-the-tests"
 
 @contextmanager
 def listening(app: FastAPI) -> Iterator[str]:
-    """The application's URL while it is served."""
+    """Serve an application until the block ends, and return its URL."""
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))
     thread = Thread(target=server.run)
     thread.start()
@@ -41,7 +41,7 @@ def listening(app: FastAPI) -> Iterator[str]:
 
 @contextmanager
 def tiny_server(folder: Path) -> Iterator[str]:
-    """The whole server with a tiny model: its worker, its decode pool, its store. `folder`: where all of it may lie."""
+    """Run the whole server with a tiny model: its worker, its decode pool and its store. All files are in `folder`."""
     model_folder = folder / "tiny"
     save_folder(model_folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
     settings = Settings(
@@ -55,8 +55,8 @@ def tiny_server(folder: Path) -> Iterator[str]:
         yield url
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
-    while not is_so():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""OpenAI's own Python client, unmodified, against this server over a socket: what it asks for it understands."""
+"""Tests of OpenAI's Python client, unmodified, with this server on a socket."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ def data_url(colour: str) -> str:
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def asked(text: str, colour: str) -> ChatCompletionMessageParam:
-    """In the order in which OpenAI's documents show it: the text first."""
+def question(text: str, colour: str) -> ChatCompletionMessageParam:
+    """Return a message with the text before the image, as in OpenAI's documentation."""
     content: Any = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": data_url(colour)}}]
     return {"role": "user", "content": content}
 
 
 MESSAGES: list[ChatCompletionMessageParam] = [
     {"role": "system", "content": "Say the colour."},
-    asked("Which?", "red"),
+    question("Which?", "red"),
     {"role": "assistant", "content": "red"},
-    asked("Which?", "blue"),
+    question("Which?", "blue"),
 ]
 GREEDY: dict[str, Any] = {"model": CONFIG.name, "temperature": 0, "extra_body": {"ignore_eos": True}}
 
 
-def test_chat_whole_and_streamed_are_one_answer(client: OpenAI) -> None:
+def test_chat_gives_the_same_answer_streamed_and_not(client: OpenAI) -> None:
     whole = client.chat.completions.create(messages=MESSAGES, max_completion_tokens=8, **GREEDY)
     (choice,) = whole.choices
     assert (choice.message.role, choice.finish_reason) == ("assistant", "length")
@@ -77,19 +77,19 @@ def test_chat_whole_and_streamed_are_one_answer(client: OpenAI) -> None:
     assert streamed[-1].usage.total_tokens == whole.usage.total_tokens
 
 
-def test_an_answer_may_be_sent_back_as_it_came(client: OpenAI) -> None:
+def test_an_answer_can_be_sent_back_unchanged(client: OpenAI) -> None:
     first = client.chat.completions.create(messages=MESSAGES, max_tokens=4, **GREEDY)
     answer: Any = first.choices[0].message
-    again = client.chat.completions.create(
-        messages=[*MESSAGES, answer, asked("Which?", "green")], max_tokens=4, **GREEDY
+    second = client.chat.completions.create(
+        messages=[*MESSAGES, answer, question("Which?", "green")], max_tokens=4, **GREEDY
     )
-    assert again.usage is not None
-    assert again.usage.prompt_tokens > (first.usage.prompt_tokens if first.usage else 0)
+    assert second.usage is not None
+    assert second.usage.prompt_tokens > (first.usage.prompt_tokens if first.usage else 0)
 
 
-def test_another_picture_is_another_answer(client: OpenAI) -> None:
+def test_another_image_gives_another_answer(client: OpenAI) -> None:
     def scores(colour: str) -> list[float]:
-        reply = client.chat.completions.create(messages=[asked("a", colour)], max_tokens=2, logprobs=True, **GREEDY)
+        reply = client.chat.completions.create(messages=[question("a", colour)], max_tokens=2, logprobs=True, **GREEDY)
         logprobs = reply.choices[0].logprobs
         assert logprobs is not None
         assert logprobs.content is not None
@@ -119,14 +119,14 @@ class Colour(BaseModel):
     is_red: bool
 
 
-def test_an_answer_in_the_form_of_a_class(client: OpenAI) -> None:
+def test_an_answer_is_parsed_into_a_class(client: OpenAI) -> None:
     reply = client.chat.completions.parse(
         messages=MESSAGES, response_format=Colour, max_tokens=300, model=CONFIG.name, seed=1
     )
     assert isinstance(reply.choices[0].message.parsed, Colour)
 
 
-def test_the_streaming_helper_collects_what_it_saw(client: OpenAI) -> None:
+def test_the_streaming_helper_collects_the_whole_answer(client: OpenAI) -> None:
     form = {"structured_outputs": {"choice": ["red", "blue"]}}
     with client.chat.completions.stream(messages=MESSAGES, model=CONFIG.name, extra_body=form) as stream:
         deltas = [event.delta for event in stream if event.type == "content.delta"]
@@ -147,14 +147,14 @@ def test_completions_whole_and_streamed(client: OpenAI) -> None:
 
 
 def test_embeddings_of_texts(client: OpenAI) -> None:
-    """In the base64 that this client asks for by itself, and in numbers."""
+    """Embeddings in base64, which this client requests by default, equal those in numbers."""
     reply = client.embeddings.create(model=CONFIG.name, input=["a cat", "a dog", "a cat"])
-    cat, dog, again = (row.embedding for row in reply.data)
-    assert cat == pytest.approx(again, abs=1e-5)
-    assert cat != pytest.approx(dog, abs=1e-5)
-    assert sum(value * value for value in cat) == pytest.approx(1, abs=1e-3)
+    first_cat, dog, second_cat = (row.embedding for row in reply.data)
+    assert first_cat == pytest.approx(second_cat, abs=1e-5)
+    assert first_cat != pytest.approx(dog, abs=1e-5)
+    assert sum(value * value for value in first_cat) == pytest.approx(1, abs=1e-3)
     numbers = client.embeddings.create(model=CONFIG.name, input="a cat", encoding_format="float")
-    assert numbers.data[0].embedding == pytest.approx(cat, abs=1e-5)
+    assert numbers.data[0].embedding == pytest.approx(first_cat, abs=1e-5)
     assert reply.usage.prompt_tokens == len("a cat") * 3
 
 
@@ -173,7 +173,7 @@ def test_models(client: OpenAI) -> None:
         ({"messages": []}, BadRequestError, "messages"),
     ],
 )
-def test_refusals_are_the_clients_own_errors(
+def test_errors_are_raised_as_the_errors_of_the_client(
     client: OpenAI, fields: dict[str, Any], kind: type[APIStatusError], param: str | None
 ) -> None:
     with pytest.raises(kind) as caught:
@@ -183,10 +183,10 @@ def test_refusals_are_the_clients_own_errors(
     assert caught.value.request_id == caught.value.response.headers["x-request-id"]
 
 
-def test_a_stranger_is_refused(url: str) -> None:
-    stranger = OpenAI(base_url=f"{url}/v1", api_key="not-the-key", max_retries=0)
-    with stranger, pytest.raises(AuthenticationError):
-        stranger.models.list()
+def test_a_wrong_key_is_rejected(url: str) -> None:
+    unauthorised = OpenAI(base_url=f"{url}/v1", api_key="not-the-key", max_retries=0)
+    with unauthorised, pytest.raises(AuthenticationError):
+        unauthorised.models.list()
 
 
 @pytest.fixture
@@ -195,65 +195,65 @@ def engine() -> FakeClient:
 
 
 @pytest.fixture
-def patient(engine: FakeClient, tmp_path: Path) -> Iterator[OpenAI]:
-    """A client that tries once more, in front of an engine that tells a story."""
+def retrying_client(engine: FakeClient, tmp_path: Path) -> Iterator[OpenAI]:
+    """A client with one retry, and a server with a fake engine."""
     app = create_app(engine, served_model(), Settings(data_dir=tmp_path, decode_processes=1), Metrics("tiny"))
     with listening(app) as url, OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=1) as client:
         yield client
 
 
-def ask(client: OpenAI, **options: Any) -> str | None:
+def complete(client: OpenAI, **options: Any) -> str | None:
     reply = client.chat.completions.create(messages=[{"role": "user", "content": "x"}], model="tiny", **options)
     return reply.choices[0].message.content
 
 
-def test_a_refusal_for_now_is_tried_again_and_a_failure_is_not(engine: FakeClient, patient: OpenAI) -> None:
-    async def fail(place: int) -> None:
+def test_a_temporary_error_is_retried_and_an_engine_failure_is_not(engine: FakeClient, retrying_client: OpenAI) -> None:
+    async def fail(index: int) -> None:
         if len(engine.requests) == 1:
             raise error
 
     engine.before = fail
     error: Exception = Overloaded("full")
-    assert ask(patient) == "a cat"
+    assert complete(retrying_client) == "a cat"
     assert len(engine.requests) == 2
-    # a request that may have killed the engine is no better, though the engine comes back
+    # A request that may have killed the engine is not retried either, although the engine restarts.
     for fatal in (EngineFailed("gave up"), EngineDied("died")):
         engine.requests.clear()
         error = fatal
         with pytest.raises(InternalServerError):
-            ask(patient)
+            complete(retrying_client)
         assert len(engine.requests) == 1
 
 
-def test_an_overloaded_server_is_an_error_that_says_when_to_return(engine: FakeClient, patient: OpenAI) -> None:
-    async def fail(place: int) -> None:
+def test_an_overloaded_server_states_when_to_retry(engine: FakeClient, retrying_client: OpenAI) -> None:
+    async def fail(index: int) -> None:
         raise Overloaded("full")
 
     engine.before = fail
     with pytest.raises(InternalServerError) as caught:
-        ask(patient.with_options(max_retries=0))
+        complete(retrying_client.with_options(max_retries=0))
     assert (caught.value.status_code, caught.value.code) == (503, "overloaded")
     assert caught.value.response.headers["retry-after"] == "1"
     assert caught.value.response.headers["x-should-retry"] == "true"
 
 
-def test_an_impatient_client_gives_up_and_its_request_is_aborted(engine: FakeClient, patient: OpenAI) -> None:
-    async def hang(place: int) -> None:
+def test_a_client_timeout_aborts_the_request(engine: FakeClient, retrying_client: OpenAI) -> None:
+    async def hang(index: int) -> None:
         await asyncio.sleep(60)
 
     engine.before = hang
     with pytest.raises(APITimeoutError):
-        ask(patient.with_options(max_retries=0), timeout=0.2)
+        complete(retrying_client.with_options(max_retries=0), timeout=0.2)
     wait_until(lambda: engine.aborted == [request.request_id for request in engine.requests])
 
 
-def test_an_error_inside_a_stream_is_raised(engine: FakeClient, patient: OpenAI) -> None:
-    async def fail(place: int) -> None:
-        if place == 2:
+def test_an_error_inside_a_stream_raises(engine: FakeClient, retrying_client: OpenAI) -> None:
+    async def fail(index: int) -> None:
+        if index == 2:
             raise EngineFailed("gave up")
 
     engine.before = fail
-    events = patient.chat.completions.create(
+    events = retrying_client.chat.completions.create(
         messages=[{"role": "user", "content": "x"}], model="tiny", stream=True, max_tokens=9
     )
     with pytest.raises(APIError, match="gave up"):

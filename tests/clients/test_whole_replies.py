@@ -1,4 +1,4 @@
-"""Vectors, scores and inspections over a socket, from a tiny real engine; vectors as OpenAI's own client asks for them."""
+"""Tests of embeddings, scores and inspections on a socket, with a real engine of a tiny model."""
 
 from __future__ import annotations
 
@@ -37,36 +37,36 @@ def image(colour: str) -> dict[str, Any]:
     }
 
 
-def text(written: str) -> dict[str, str]:
-    return {"type": "text", "text": written}
+def text(value: str) -> dict[str, str]:
+    return {"type": "text", "text": value}
 
 
 def post(http: httpx.Client, path: str, **fields: Any) -> dict[str, Any]:
-    answer = http.post(path, json=fields)
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
+    response = http.post(path, json=fields)
+    assert response.status_code == 200, response.text
+    reply: dict[str, Any] = response.json()
+    return reply
 
 
-def test_texts_have_vectors(client: OpenAI) -> None:
-    packed = client.embeddings.create(
+def test_texts_are_embedded(client: OpenAI) -> None:
+    base64_reply = client.embeddings.create(
         model=CONFIG.name, input=["a cat", "a dog", "a cat"]
-    )  # the client asks for base64
-    plain = client.embeddings.create(model=CONFIG.name, input=["a cat", "a dog"], encoding_format="float")
-    vectors = np.array([one.embedding for one in packed.data])
+    )  # the client requests base64
+    float_reply = client.embeddings.create(model=CONFIG.name, input=["a cat", "a dog"], encoding_format="float")
+    vectors = np.array([item.embedding for item in base64_reply.data])
     assert vectors.shape == (3, CONFIG.language_model.dim)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3), abs=1e-5)
     assert vectors[0] == pytest.approx(vectors[2], abs=1e-5)
     assert float(vectors[0] @ vectors[1]) < 0.9999
-    assert np.array([one.embedding for one in plain.data]) == pytest.approx(vectors[:2], abs=1e-5)
-    assert packed.usage.total_tokens == 15
+    assert np.array([item.embedding for item in float_reply.data]) == pytest.approx(vectors[:2], abs=1e-5)
+    assert base64_reply.usage.total_tokens == 15
     with pytest.raises(UnprocessableEntityError, match="dimensions"):
         client.embeddings.create(model=CONFIG.name, input="a", dimensions=4)
 
 
-def test_media_have_vectors_and_are_encoded_once(http: httpx.Client) -> None:
-    found = post(http, "/v1/embeddings", input=[image("orange"), image("teal"), image("orange")])
-    vectors = np.array([one["embedding"] for one in found["data"]])
+def test_media_are_embedded_and_encoded_once(http: httpx.Client) -> None:
+    reply = post(http, "/v1/embeddings", input=[image("orange"), image("teal"), image("orange")])
+    vectors = np.array([item["embedding"] for item in reply["data"]])
     assert vectors.shape == (3, CONFIG.vision.feature_dim)
     assert vectors[0] == pytest.approx(vectors[2])
     assert vectors[0] != pytest.approx(vectors[1], abs=1e-3)
@@ -75,7 +75,7 @@ def test_media_have_vectors_and_are_encoded_once(http: httpx.Client) -> None:
     assert (details["media_encoded"], details["media_cached"]) == (0, 2)
 
 
-def test_a_score_is_what_the_echoed_prompt_says(http: httpx.Client) -> None:
+def test_a_score_equals_the_log_probabilities_of_the_echoed_prompt(http: httpx.Client) -> None:
     prompt, candidate = [image("navy"), text("Output:")], " a cat"
     scored = post(http, "/v1/score", prompt=prompt, candidates=[candidate, "b"])["data"][0]
     whole = [prompt[0], text("Output:" + candidate)]
@@ -84,14 +84,14 @@ def test_a_score_is_what_the_echoed_prompt_says(http: httpx.Client) -> None:
     assert scored["token_logprobs"] == pytest.approx(echoed["logprobs"]["token_logprobs"][-count:], abs=1e-4)
 
 
-def test_an_inspection_shows_gates_and_where_a_token_looks(http: httpx.Client) -> None:
+def test_an_inspection_returns_gates_and_the_attention_of_a_token(http: httpx.Client) -> None:
     prompt = [text("x"), image("red"), text("A"), image("lime"), text("B")]
-    found = post(http, "/v1/inspect", prompt=prompt, answer=" cat")
-    assert [token["media"] for token in found["tokens"]] == [None, 0, 0, 1, 1, 1, 1, 1, 1]
-    assert (found["token"], found["num_prompt_tokens"]) == (8, 5)
-    assert [gate["layer"] for gate in found["gates"]] == list(CONFIG.gated_layers)
-    assert all(0.4 < gate["attention"] < 1 for gate in found["gates"])  # though they are folded into the weights
-    (attention,) = found["attention"]
+    reply = post(http, "/v1/inspect", prompt=prompt, answer=" cat")
+    assert [token["media"] for token in reply["tokens"]] == [None, 0, 0, 1, 1, 1, 1, 1, 1]
+    assert (reply["token"], reply["num_prompt_tokens"]) == (8, 5)
+    assert [gate["layer"] for gate in reply["gates"]] == list(CONFIG.gated_layers)
+    assert all(0.4 < gate["attention"] < 1 for gate in reply["gates"])  # though they are folded into the weights
+    (attention,) = reply["attention"]
     assert attention["layers"] == list(CONFIG.gated_layers)
     assert sum(attention["visual_tokens"]) == pytest.approx(1, abs=1e-5)
     assert np.array(attention["grid"]).shape == (1, 2, 2)
@@ -101,7 +101,7 @@ def test_an_inspection_shows_gates_and_where_a_token_looks(http: httpx.Client) -
     assert post(http, "/v1/inspect", prompt=prompt, token=0)["attention"] == []
 
 
-def test_an_answer_that_its_stop_string_ended_does_not_hold_its_place(http: httpx.Client) -> None:
+def test_a_stop_string_does_not_change_the_text_before_it(http: httpx.Client) -> None:
     free = post(http, "/v1/completions", prompt="x", n=2, max_tokens=200, ignore_eos=True, seed=3, temperature=1.5)
     stop = free["choices"][0]["text"][3:5]
     cut = post(

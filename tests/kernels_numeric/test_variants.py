@@ -1,4 +1,4 @@
-"""The benchmark's variants of media attention give what the served kernel gives; how early they start is another matter."""
+"""Tests that the variants of the benchmark agree with the reference of media attention, apart from their timing."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from kernels.bench.variants import early_loads, multiply_add
 from kernels.media_attention import media_attention_reference, media_tiles
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-RUN_HERE = {"early_loads": early_loads, "multiply_add": multiply_add}
+INTERPRETED = {"early_loads": early_loads, "multiply_add": multiply_add}
 Check = Callable[..., None]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
-# slots, heads, keys a page, head size
+# slots, heads, keys per page, head size
 SHAPES = {
     "decode": ([4, -1, 2], 2, 64, 64),
     "tiles": ([-1] * 3 + [5] * 18 + [0] * 2, 2, 64, 64),
@@ -28,13 +28,13 @@ SHAPES = {
 
 
 def pool(heads: int, keys: int, head_dim: int, dtype: torch.dtype) -> Tensor:
-    """The second of two layers of a pool of six pages: a view with a page stride of its own."""
+    """Return the second of two layers of a pool of six pages, a view with its own page stride."""
     return torch.randn(6, 2, heads, 2, keys, head_dim).to(dtype)[:, 1]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-@pytest.mark.parametrize("attend", RUN_HERE.values(), ids=RUN_HERE.keys())
+@pytest.mark.parametrize("attend", INTERPRETED.values(), ids=INTERPRETED.keys())
 def test_output(attend: Attend, shape: tuple[list[int], int, int, int], dtype: torch.dtype, close: Check) -> None:
     rows, heads, keys, head_dim = shape
     slots, kv = torch.tensor(rows, dtype=torch.int32), pool(heads, keys, head_dim, dtype)
@@ -44,9 +44,9 @@ def test_output(attend: Attend, shape: tuple[list[int], int, int, int], dtype: t
     assert not actual[slots < 0].any()
 
 
-@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # numpy, about the token without a page
-@pytest.mark.parametrize("attend", RUN_HERE.values(), ids=RUN_HERE.keys())
-def test_empty_tiles_and_pages_that_nobody_reads_may_hold_anything(attend: Attend) -> None:
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # from numpy, for the token without a page
+@pytest.mark.parametrize("attend", INTERPRETED.values(), ids=INTERPRETED.keys())
+def test_empty_tiles_and_unread_pages_do_not_affect_the_result(attend: Attend) -> None:
     slots, kv = torch.tensor([2, -1, 1], dtype=torch.int32), pool(2, 64, 64, torch.float32)
     query = torch.randn(3, 2, 64)
     tiles = media_tiles(slots, 64, torch.float32)
@@ -58,12 +58,12 @@ def test_empty_tiles_and_pages_that_nobody_reads_may_hold_anything(attend: Atten
     assert torch.equal(attend(query, kv, slots, padded, 0.3), expected)
 
 
-def test_what_cannot_run_says_so() -> None:
+def test_an_unsupported_call_raises() -> None:
     slots, kv, query = torch.zeros(1, dtype=torch.int32), torch.randn(1, 2, 2, 64, 64), torch.randn(1, 2, 64)
     tiles = media_tiles(slots, 64, torch.float32)
-    with pytest.raises(BackendError, match="sm_90 or later, this is interpreter"):
+    with pytest.raises(BackendError, match="sm_90 or later, got interpreter"):
         partial(early_loads, pdl=True)(query, kv, slots, tiles, 0.3)
-    with pytest.raises(BackendError, match="GPU only"):
+    with pytest.raises(BackendError, match="only on a GPU"):
         multiply_add(query, kv, slots, None, 0.3)
-    with pytest.raises(ValueError, match="one page each, and was given 2"):
+    with pytest.raises(ValueError, match="one page per token, got 2"):
         multiply_add(query, kv, torch.zeros(1, 2, dtype=torch.int32), tiles, 0.3)

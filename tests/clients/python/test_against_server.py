@@ -1,4 +1,4 @@
-"""The client against the server itself over a socket: its application, its worker, its decode pool, a tiny model."""
+"""Tests of the client with a real server on a socket: its application, its worker, its decode pool and a tiny model."""
 
 from __future__ import annotations
 
@@ -34,45 +34,45 @@ def client(url: str) -> Iterator[Client]:
         yield client
 
 
-def picture(colour: str) -> bytes:
+def png(colour: str) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (9, 7), colour).save(stream, "PNG")
     return stream.getvalue()
 
 
-PROMPT: Prompt = [*shot(picture("red"), "red"), image(picture("blue")), "a"]
+PROMPT: Prompt = [*shot(png("red"), "red"), image(png("blue")), "a"]
 
 
-def awaited(url: str, prompt: Prompt, **options: Any) -> tuple[Completion, list[Completion]]:
-    async def both() -> tuple[Completion, list[Completion]]:
+def complete_async(url: str, prompt: Prompt, **options: Any) -> tuple[Completion, list[Completion]]:
+    async def run() -> tuple[Completion, list[Completion]]:
         async with AsyncClient(url, api_key=KEY) as client:
             whole = await client.complete(prompt, **options)
             async with client.stream(prompt, **options) as events:
                 return whole, [event async for event in events]
 
-    return asyncio.run(both())
+    return asyncio.run(run())
 
 
-def test_whole_streamed_and_awaited_are_one_answer(url: str, client: Client) -> None:
+def test_complete_stream_and_the_async_client_give_the_same_answer(url: str, client: Client) -> None:
     options: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
     whole = client.complete(PROMPT, **options)
     with client.stream(PROMPT, **options) as stream:
         events = list(stream)
-    awaited_whole, awaited_events = awaited(url, PROMPT, **options)
+    async_completion, async_events = complete_async(url, PROMPT, **options)
 
     (choice,) = whole.choices
     assert choice.token_ids is not None
     assert len(choice.token_ids) == 8
     assert choice.finish_reason == "length"
-    assert choice == awaited_whole.choices[0]
-    for streamed in (events, awaited_events):
+    assert choice == async_completion.choices[0]
+    for streamed in (events, async_events):
         assert "".join(event.text for event in streamed) == whole.text
         assert sum((c.token_ids or () for e in streamed for c in e.choices), ()) == choice.token_ids
         assert streamed[-1].usage is not None
         assert streamed[-1].usage.completion_tokens == 8
 
 
-def test_several_answers_come_apart(client: Client) -> None:
+def test_the_choices_of_a_stream_are_separated_by_index(client: Client) -> None:
     options: dict[str, Any] = {"n": 3, "max_tokens": 6, "seed": 1, "ignore_eos": True}
     whole = client.complete(PROMPT, **options)
     with client.stream(PROMPT, **options) as events:
@@ -83,23 +83,23 @@ def test_several_answers_come_apart(client: Client) -> None:
     assert len({choice.text for choice in whole.choices}) == 3
 
 
-def test_an_answer_has_the_form_that_was_asked_for(client: Client) -> None:
+def test_an_answer_has_the_requested_form(client: Client) -> None:
     reply = client.complete(PROMPT, max_tokens=8, structured_outputs={"choice": ["red", "blue"]})
     assert reply.text in {"red", "blue"}
     assert reply.finish_reason == "stop"
 
 
-def test_another_picture_is_another_answer(client: Client) -> None:
+def test_another_image_gives_another_answer(client: Client) -> None:
     scores = []
     for colour in ("blue", "green"):
-        reply = client.complete([image(picture(colour)), "a"], max_tokens=0, echo=True, logprobs=0)
+        reply = client.complete([image(png(colour)), "a"], max_tokens=0, echo=True, logprobs=0)
         assert reply.choices[0].logprobs is not None
         scores.append(reply.choices[0].logprobs.token_logprobs)
     assert scores[0][0] is None
     assert scores[0] != scores[1]
 
 
-def test_usage_counts_media_and_what_was_cached(client: Client) -> None:
+def test_usage_counts_media_and_cached_media(client: Client) -> None:
     client.complete(PROMPT, max_tokens=1)
     usage = client.complete(PROMPT, max_tokens=1).usage
     assert usage is not None
@@ -119,7 +119,7 @@ def test_leaving_a_stream_aborts_the_generation(url: str, client: Client, caplog
     with client.stream("a", max_tokens=500, temperature=0, ignore_eos=True) as events:
         next(iter(events))
     wait_until(lambda: num_aborted() == before + 1)
-    client.complete("a", max_tokens=1)  # what the server had to say of it, it has said by now
+    client.complete("a", max_tokens=1)  # the server has logged any error of the abort by now
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
@@ -135,7 +135,7 @@ def test_models_and_health(client: Client) -> None:
     assert health.raw["engine"]["device"] == "cpu"
 
 
-def test_refusals_name_what_is_at_fault(url: str, client: Client) -> None:
+def test_errors_name_the_field(url: str, client: Client) -> None:
     with pytest.raises(BadRequest) as caught:
         client.complete(["a", image("http://example.org/a.png")])
     assert (caught.value.status, caught.value.param) == (422, "prompt[1].image_url.url")
@@ -145,14 +145,14 @@ def test_refusals_name_what_is_at_fault(url: str, client: Client) -> None:
     with pytest.raises(NotFound) as missing:
         client.complete("a", model="other")
     assert missing.value.code == "model_not_found"
-    with Client(url) as stranger, pytest.raises(NotAuthorised):
-        stranger.models()
+    with Client(url) as unauthorised, pytest.raises(NotAuthorised):
+        unauthorised.models()
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
-def test_bytes_that_are_no_picture(client: Client, streamed: bool) -> None:
+def test_invalid_image_bytes_raise(client: Client, streamed: bool) -> None:
     broken = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\nnot at all").decode()
-    ask = client.stream([image(broken), "a"]).__enter__ if streamed else lambda: client.complete([image(broken), "a"])
+    send = client.stream([image(broken), "a"]).__enter__ if streamed else lambda: client.complete([image(broken), "a"])
     with pytest.raises(BadRequest) as caught:
-        ask()
+        send()
     assert (caught.value.code, caught.value.param) == ("invalid_media", "prompt[0].image_url.url")

@@ -1,4 +1,4 @@
-"""Client and server say the same: every field of the server's requests is an option, and none is invented."""
+"""Tests that the options of the client are exactly the fields of the server's requests."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from server.schemas import fewshot as fields
 from server.schemas import support_sets as schemas_support_sets
 from server.schemas.base import Schema
 
-# the client sets these two where a stream is asked for
+# The client sets these two fields for streams.
 STREAMING = {"stream", "stream_options"}
-# on the server two names of one field
+# The server has two names for this field.
 ANSWER = {"answer"}
 
 PAIRS: list[tuple[Any, type[Schema], set[str]]] = [
@@ -41,19 +41,19 @@ PAIRS: list[tuple[Any, type[Schema], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("ours", "theirs", "apart"), PAIRS, ids=[ours.__name__ for ours, *_ in PAIRS])
-def test_the_options_are_the_servers_fields(ours: Any, theirs: type[Schema], apart: set[str]) -> None:
-    names = {field.alias or name for name, field in theirs.model_fields.items()}
-    assert get_type_hints(ours).keys() == names - apart
+@pytest.mark.parametrize(("options", "schema", "other_fields"), PAIRS, ids=[options.__name__ for options, *_ in PAIRS])
+def test_options_match_the_fields_of_the_server(options: Any, schema: type[Schema], other_fields: set[str]) -> None:
+    names = {field.alias or name for name, field in schema.model_fields.items()}
+    assert get_type_hints(options).keys() == names - other_fields
 
 
-def test_a_shot_and_an_example_are_the_servers() -> None:
+def test_shots_and_examples_match_the_server() -> None:
     assert get_type_hints(client.Shot).keys() == fields.ShotFields.model_fields.keys() | ANSWER
     assert get_type_hints(client.Example).keys() == schemas_support_sets.ExampleFields.model_fields.keys() | ANSWER
 
 
 @pytest.mark.parametrize(
-    ("kind", "field", "theirs"),
+    ("options", "field", "annotation"),
     [
         (client.Selection, "strategy", fields.Strategy),
         (client.Selection, "order", fields.Order),
@@ -64,18 +64,18 @@ def test_a_shot_and_an_example_are_the_servers() -> None:
         ),
     ],
 )
-def test_choices_are_the_servers(kind: Any, field: str, theirs: Any) -> None:
-    assert leaves(get_type_hints(kind)[field]) - {type(None)} == leaves(theirs)
+def test_literal_values_match_the_server(options: Any, field: str, annotation: Any) -> None:
+    assert leaves(get_type_hints(options)[field]) - {type(None)} == leaves(annotation)
 
 
 def leaves(kind: Any) -> set[Any]:
-    """The values of a literal, of any depth of unions."""
-    found = get_args(kind)
-    return {leaf for one in found for leaf in leaves(one)} if found else {kind}
+    """Return the values of a literal or of nested unions of literals."""
+    arguments = get_args(kind)
+    return {leaf for argument in arguments for leaf in leaves(argument)} if arguments else {kind}
 
 
-def test_the_parts_are_the_servers_parts() -> None:
-    ours = {get_args(get_type_hints(kind)["type"]) for kind in get_args(Part)}
+def test_prompt_parts_match_the_server() -> None:
+    client_types = {get_args(get_type_hints(kind)["type"]) for kind in get_args(Part)}
     tagged = get_args(get_args(schemas.Part)[0])
-    theirs = {get_args(get_args(part)[0].model_fields["type"].annotation) for part in tagged}
-    assert ours == theirs
+    server_types = {get_args(get_args(part)[0].model_fields["type"].annotation) for part in tagged}
+    assert client_types == server_types

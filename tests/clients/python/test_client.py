@@ -1,4 +1,4 @@
-"""Both clients against one imagined server (`httpx.MockTransport`): same calls, same replies, same errors."""
+"""Tests of both clients with a fake server (`httpx.MockTransport`): same calls, same replies, same errors."""
 
 from __future__ import annotations
 
@@ -63,32 +63,32 @@ COMPLETION: dict[str, Any] = {
         "prompt_tokens_details": {"cached_tokens": 1},
         "fewshot_details": {"images_encoded": 1},
     },
-    "a_field_of_tomorrow": True,
+    "future_field": True,
 }
 
 
-class Both(Protocol):
-    """One client seen from the tests: the async one is run to the end of each call."""
+class AnyClient(Protocol):
+    """A client as the tests use it. Each call of the async client runs to its end."""
 
     def complete(self, prompt: Any, **options: Any) -> Completion: ...
-    def stream(self, prompt: Any, take: int = ..., **options: Any) -> list[Completion]: ...
+    def stream(self, prompt: Any, max_events: int = ..., **options: Any) -> list[Completion]: ...
     def models(self) -> tuple[Model, ...]: ...
     def health(self) -> Health: ...
 
 
-class Waiting:
+class SyncClient:
     def __init__(self, handler: Handler, **settings: Any) -> None:
         self.client = Client("http://server", transport=httpx.MockTransport(handler), **settings)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.client, name)
 
-    def stream(self, prompt: Any, take: int = 1000, **options: Any) -> list[Completion]:
+    def stream(self, prompt: Any, max_events: int = 1000, **options: Any) -> list[Completion]:
         with self.client.stream(prompt, **options) as events:
-            return [event for _, event in zip(range(take), events, strict=False)]
+            return [event for _, event in zip(range(max_events), events, strict=False)]
 
 
-class Awaited:
+class AwaitedClient:
     def __init__(self, handler: Handler, **settings: Any) -> None:
         self.handler, self.settings = handler, settings
 
@@ -102,37 +102,37 @@ class Awaited:
 
         return lambda *arguments, **options: asyncio.run(call(*arguments, **options))
 
-    def stream(self, prompt: Any, take: int = 1000, **options: Any) -> list[Completion]:
+    def stream(self, prompt: Any, max_events: int = 1000, **options: Any) -> list[Completion]:
         async def collect() -> list[Completion]:
-            taken: list[Completion] = []
+            received: list[Completion] = []
             async with self.new() as client, client.stream(prompt, **options) as events:
                 async for event in events:
-                    taken.append(event)
-                    if len(taken) == take:
+                    received.append(event)
+                    if len(received) == max_events:
                         break
-            return taken
+            return received
 
         return asyncio.run(collect())
 
 
-@pytest.fixture(params=[Waiting, Awaited], ids=["sync", "async"])
-def connect(request: pytest.FixtureRequest) -> Callable[..., Both]:
-    client: Callable[..., Both] = request.param
+@pytest.fixture(params=[SyncClient, AwaitedClient], ids=["sync", "async"])
+def connect(request: pytest.FixtureRequest) -> Callable[..., AnyClient]:
+    client: Callable[..., AnyClient] = request.param
     return client
 
 
 @pytest.fixture
-def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that a client would have slept."""
-    slept: list[float] = []
+def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Replace the sleep of the clients, and record its seconds."""
+    delays: list[float] = []
 
-    async def nap(seconds: float) -> None:
-        slept.append(seconds)
+    async def sleep(seconds: float) -> None:
+        delays.append(seconds)
 
-    # the client's own: servers of other tests sleep too
-    monkeypatch.setattr("flamboyance_client.client.time", SimpleNamespace(**{**vars(time), "sleep": slept.append}))
-    monkeypatch.setattr("flamboyance_client.client.asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": nap}))
-    return slept
+    # Only in the module of the client, because servers of other tests sleep too.
+    monkeypatch.setattr("flamboyance_client.client.time", SimpleNamespace(**{**vars(time), "sleep": delays.append}))
+    monkeypatch.setattr("flamboyance_client.client.asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    return delays
 
 
 def fixed(status: int, body: Any = None, **headers: str) -> Handler:
@@ -148,17 +148,17 @@ def chunk(text: str, **fields: Any) -> dict[str, Any]:
     return {"id": "cmpl-1", "model": "tiny", "choices": [{"index": 0, "text": text, **fields}]}
 
 
-def test_a_completion_is_asked_for_and_read(connect: Callable[..., Both]) -> None:
-    seen: list[httpx.Request] = []
+def test_a_completion_is_sent_and_parsed(connect: Callable[..., AnyClient]) -> None:
+    requests: list[httpx.Request] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
-        seen.append(request)
+        requests.append(request)
         return httpx.Response(200, json=COMPLETION)
 
     client = connect(handler, api_key="secret", model="tiny")
     reply = client.complete(["A", image("data:,")], max_tokens=2, stop=["\n"], seed=None, logprobs=0, echo=True)
 
-    (request,) = seen
+    (request,) = requests
     assert (request.method, str(request.url)) == ("POST", "http://server/v1/completions")
     assert request.headers["authorization"] == "Bearer secret"
     assert json.loads(request.content) == {
@@ -173,7 +173,7 @@ def test_a_completion_is_asked_for_and_read(connect: Callable[..., Both]) -> Non
     assert reply.raw == COMPLETION
 
 
-def test_every_part_of_a_completion_is_read(connect: Callable[..., Both]) -> None:
+def test_all_fields_of_a_completion_are_parsed(connect: Callable[..., AnyClient]) -> None:
     reply = connect(fixed(200, COMPLETION)).complete("A")
     (choice,) = reply.choices
     assert choice.token_ids == (5, 6)
@@ -190,22 +190,22 @@ def test_every_part_of_a_completion_is_read(connect: Callable[..., Both]) -> Non
     assert reply.usage.fewshot_details == {"images_encoded": 1}
 
 
-def test_an_unknown_option_never_leaves(connect: Callable[..., Both]) -> None:
+def test_an_unknown_option_raises_before_sending(connect: Callable[..., AnyClient]) -> None:
     with pytest.raises(TypeError, match="max_tokns"):
         connect(fixed(200, COMPLETION)).complete("A", max_tokns=3)
 
 
-def test_a_stream_is_read_to_its_end(connect: Callable[..., Both]) -> None:
+def test_a_stream_yields_all_its_events(connect: Callable[..., AnyClient]) -> None:
     usage = {"id": "cmpl-1", "model": "tiny", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}
     handler = events(chunk(" a"), chunk(" \u2028é", finish_reason="length"), usage)
-    taken = connect(handler).stream("A")
-    assert [event.text for event in taken] == [" a", " \u2028é", ""]
-    assert taken[1].finish_reason == "length"
-    assert taken[2].usage is not None
-    assert taken[2].usage.total_tokens == 3
+    received = connect(handler).stream("A")
+    assert [event.text for event in received] == [" a", " \u2028é", ""]
+    assert received[1].finish_reason == "length"
+    assert received[2].usage is not None
+    assert received[2].usage.total_tokens == 3
 
 
-def test_a_stream_asks_for_usage(connect: Callable[..., Both]) -> None:
+def test_a_stream_requests_the_usage(connect: Callable[..., AnyClient]) -> None:
     bodies: list[Any] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -218,18 +218,18 @@ def test_a_stream_asks_for_usage(connect: Callable[..., Both]) -> None:
     ]
 
 
-def test_a_stream_may_be_left_early(connect: Callable[..., Both]) -> None:
-    assert [event.text for event in connect(events(chunk("a"), chunk("b"))).stream("A", take=1)] == ["a"]
+def test_a_stream_can_be_left_early(connect: Callable[..., AnyClient]) -> None:
+    assert [event.text for event in connect(events(chunk("a"), chunk("b"))).stream("A", max_events=1)] == ["a"]
 
 
-def test_an_error_event_raises(connect: Callable[..., Both]) -> None:
+def test_an_error_event_raises(connect: Callable[..., AnyClient]) -> None:
     error = {"error": {"message": "worker died", "type": "server_error", "param": None, "code": "engine_dead"}}
     with pytest.raises(StreamFailed, match="worker died") as caught:
         connect(events(chunk("a"), error)).stream("A")
     assert (caught.value.type, caught.value.code, caught.value.status) == ("server_error", "engine_dead", None)
 
 
-def test_a_stream_cut_off_is_not_a_whole_one(connect: Callable[..., Both]) -> None:
+def test_a_truncated_stream_raises(connect: Callable[..., AnyClient]) -> None:
     with pytest.raises(UnexpectedReply, match="ended before"):
         connect(events(chunk("a"), done=False)).stream("A")
 
@@ -249,8 +249,8 @@ def test_a_stream_cut_off_is_not_a_whole_one(connect: Callable[..., Both]) -> No
         (503, Unavailable),
     ],
 )
-def test_a_status_has_its_error(
-    connect: Callable[..., Both], naps: list[float], status: int, kind: type[ApiError], streamed: bool
+def test_a_status_raises_its_error(
+    connect: Callable[..., AnyClient], delays: list[float], status: int, kind: type[ApiError], streamed: bool
 ) -> None:
     body = {"error": {"message": "no such thing", "type": "t", "param": "p", "code": "c"}}
     handler = fixed(status, body, **{"x-request-id": "r-1", "retry-after": "9"})
@@ -267,10 +267,10 @@ def test_a_status_has_its_error(
         "c",
     )
     assert (error.request_id, error.retry_after) == ("r-1", 9.0)
-    assert naps == ([9.0, 9.0] if kind is Unavailable else [])
+    assert delays == ([9.0, 9.0] if kind is Unavailable else [])
 
 
-def test_a_refusal_for_now_is_repeated(connect: Callable[..., Both], naps: list[float]) -> None:
+def test_a_temporary_error_is_retried(connect: Callable[..., AnyClient], delays: list[float]) -> None:
     replies = iter([httpx.Response(503, headers={"retry-after": "2"}), httpx.Response(429), None])
     bodies: list[bytes] = []
 
@@ -279,36 +279,40 @@ def test_a_refusal_for_now_is_repeated(connect: Callable[..., Both], naps: list[
         return next(replies) or httpx.Response(200, json=COMPLETION)
 
     assert connect(handler).complete("A").text == " cat."
-    assert naps[0] == 2.0
-    assert len(naps) == 2
+    assert delays[0] == 2.0
+    assert len(delays) == 2
     assert len(set(bodies)) == 1
 
 
 @pytest.mark.parametrize("body", [b"<html>bad gateway</html>", b'"odd"', b"[]", b'{"error": "short"}', b"\xff"])
-def test_an_error_need_not_be_json(connect: Callable[..., Both], body: bytes) -> None:
+def test_an_error_body_need_not_be_json(connect: Callable[..., AnyClient], body: bytes) -> None:
     with pytest.raises(ServerFault) as caught:
         connect(lambda request: httpx.Response(502, content=body)).complete("A")
     assert caught.value.message
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"choices": [{}]}', b'{"choices": 3}'])
-def test_a_reply_of_another_shape_is_refused(connect: Callable[..., Both], body: bytes) -> None:
+def test_a_malformed_reply_raises(connect: Callable[..., AnyClient], body: bytes) -> None:
     with pytest.raises(UnexpectedReply):
         connect(lambda request: httpx.Response(200, content=body)).complete("A")
 
 
 @pytest.mark.parametrize(
-    ("failure", "kind", "tries"),
+    ("failure", "kind", "attempts"),
     [
         (httpx.ConnectError("refused"), NotConnected, 3),
         (httpx.ConnectTimeout(""), NotConnected, 3),
         (httpx.ReadTimeout("slow"), TimedOut, 1),
-        (httpx.RemoteProtocolError("broke off"), TransportError, 1),
+        (httpx.RemoteProtocolError("connection lost"), TransportError, 1),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_transport_failures_are_ours(
-    connect: Callable[..., Both], naps: list[float], failure: Exception, kind: type[TransportError], tries: int
+def test_transport_errors_are_converted(
+    connect: Callable[..., AnyClient],
+    delays: list[float],
+    failure: Exception,
+    kind: type[TransportError],
+    attempts: int,
 ) -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         raise failure
@@ -317,25 +321,25 @@ def test_transport_failures_are_ours(
         connect(handler).complete("A")
     assert type(caught.value) is kind
     assert str(caught.value)
-    assert len(naps) == tries - 1
+    assert len(delays) == attempts - 1
 
 
-def test_models(connect: Callable[..., Both]) -> None:
+def test_models(connect: Callable[..., AnyClient]) -> None:
     client = connect(fixed(200, {"object": "list", "data": [{"id": "tiny", "max_model_len": 64}]}))
     (model,) = client.models()
     assert (model.id, model.raw["max_model_len"]) == ("tiny", 64)
 
 
 @pytest.mark.parametrize(("status", "ready"), [(200, True), (503, False)])
-def test_health_is_an_answer_not_an_error(
-    connect: Callable[..., Both], naps: list[float], status: int, ready: bool
+def test_an_unhealthy_server_is_a_reply_and_no_error(
+    connect: Callable[..., AnyClient], delays: list[float], status: int, ready: bool
 ) -> None:
     health = connect(fixed(status, {"status": "starting"})).health()
     assert (health.ready, health.raw) == (ready, {"status": "starting"})
-    assert naps == []
+    assert delays == []
 
 
-def test_clients_close_with_their_block() -> None:
+def test_a_client_closes_at_the_end_of_its_block() -> None:
     with Client(transport=httpx.MockTransport(fixed(200, {"data": []}))) as client:
         assert isinstance(client, AbstractContextManager)
         assert client.models() == ()

@@ -1,4 +1,4 @@
-"""`__all__` names what the package offers: every error of the tree, everything imported, nothing that is not there."""
+"""Tests that `__all__` lists all imported names and all errors."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from flamboyance_client import errors
 
 
 def test_everything_imported_is_exported() -> None:
-    offered = {n for n in vars(flamboyance_client) if not n.startswith("_")}
-    modules = {n for n in offered if type(getattr(flamboyance_client, n)).__name__ == "module"}
-    assert offered - modules == set(flamboyance_client.__all__)
+    exported = {n for n in vars(flamboyance_client) if not n.startswith("_")}
+    modules = {n for n in exported if type(getattr(flamboyance_client, n)).__name__ == "module"}
+    assert exported - modules == set(flamboyance_client.__all__)
 
 
-def test_the_error_tree_is_drawn_and_exported() -> None:
+def test_the_error_tree_is_documented_and_exported() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert errors.__doc__
     for kind in kinds:

@@ -1,4 +1,4 @@
-"""From files to an answer through the client and the whole server: uploads, a support set, shots chosen, a label."""
+"""Tests from files to an answer with the client and the whole server: uploads, support sets, shots and labels."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ README = ROOT / "clients" / "python" / "README.md"
 COLOURS = ("red", "green", "blue", "yellow")
 
 
-def picture(colour: str, width: int = 9) -> bytes:
+def png(colour: str, width: int = 9) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (width, 7), colour).save(stream, "PNG")
     return stream.getvalue()
 
 
-EXAMPLES: list[Example] = [example(picture(colour), f"It is {colour}.", label=colour, id=colour) for colour in COLOURS]
+EXAMPLES: list[Example] = [example(png(colour), f"It is {colour}.", label=colour, id=colour) for colour in COLOURS]
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +57,15 @@ def colours(client: Client) -> SupportSet:
     return client.support_sets.create(name="colours", examples=EXAMPLES, metadata={"of": "tests"})
 
 
-def test_an_upload_is_known_by_its_content(client: Client) -> None:
-    stored = client.images.upload(picture("red", 11))
+def test_the_id_of_an_upload_depends_on_its_content(client: Client) -> None:
+    stored = client.images.upload(png("red", 11))
     assert (stored.object, stored.width, stored.height) == ("image", 11, 7)
-    assert client.images.upload(picture("red", 11)) == stored == client.images.get(stored.id)
-    assert client.images.content(stored.id) == picture("red", 11)
-    assert stored.id in [one.id for one in client.images.list()]
-    sent = client.complete([image(picture("red", 11)), "a"], max_tokens=4, temperature=0)
-    named = client.complete([{"type": "image_id", "image_id": stored.id}, "a"], max_tokens=4, temperature=0)
-    assert named.choices == sent.choices
+    assert client.images.upload(png("red", 11)) == stored == client.images.get(stored.id)
+    assert client.images.content(stored.id) == png("red", 11)
+    assert stored.id in [item.id for item in client.images.list()]
+    by_content = client.complete([image(png("red", 11)), "a"], max_tokens=4, temperature=0)
+    by_id = client.complete([{"type": "image_id", "image_id": stored.id}, "a"], max_tokens=4, temperature=0)
+    assert by_id.choices == by_content.choices
     assert client.images.delete(stored.id)
     with pytest.raises(NotFound) as caught:
         client.images.get(stored.id)
@@ -73,127 +73,127 @@ def test_an_upload_is_known_by_its_content(client: Client) -> None:
 
 
 def test_a_support_set_has_versions(client: Client) -> None:
-    made = client.support_sets.create(examples=EXAMPLES[:2])
-    assert (made.version, made.num_examples) == (1, 2)
-    more = client.support_sets.put(made.id, EXAMPLES[2:], expected_version=1)
-    assert (more.version, more.num_examples) == (2, 4)
-    assert [*made.example_ids, *more.example_ids] == [one.id for one in client.support_sets.examples(made.id)]
+    first = client.support_sets.create(examples=EXAMPLES[:2])
+    assert (first.version, first.num_examples) == (1, 2)
+    second = client.support_sets.put(first.id, EXAMPLES[2:], expected_version=1)
+    assert (second.version, second.num_examples) == (2, 4)
+    assert [*first.example_ids, *second.example_ids] == [
+        example.id for example in client.support_sets.examples(first.id)
+    ]
     with pytest.raises(BadRequest) as caught:
-        client.support_sets.put(made.id, EXAMPLES[:1], expected_version=1)
+        client.support_sets.put(first.id, EXAMPLES[:1], expected_version=1)
     assert (caught.value.status, caught.value.code) == (409, "version_conflict")
-    less = client.support_sets.remove(made.id, ["red", "blue"])
-    assert [one.id for one in client.support_sets.examples(made.id)] == ["green", "yellow"]
-    assert [one.id for one in client.support_sets.examples(made.id, version=1)] == ["red", "green"]
-    assert client.support_sets.get(made.id).version == less.version == 3
-    named = client.support_sets.update(made.id, name="some", metadata={"a": 1})
-    assert client.support_sets.update("some", metadata=None).raw["metadata"] == {}
-    assert named.id in [one.id for one in client.support_sets.list()]
-    assert client.support_sets.delete("some")
+    third = client.support_sets.remove(first.id, ["red", "blue"])
+    assert [example.id for example in client.support_sets.examples(first.id)] == ["green", "yellow"]
+    assert [example.id for example in client.support_sets.examples(first.id, version=1)] == ["red", "green"]
+    assert client.support_sets.get(first.id).version == third.version == 3
+    renamed = client.support_sets.update(first.id, name="renamed", metadata={"a": 1})
+    assert client.support_sets.update("renamed", metadata=None).raw["metadata"] == {}
+    assert renamed.id in [item.id for item in client.support_sets.list()]
+    assert client.support_sets.delete("renamed")
     with pytest.raises(NotFound):
-        client.support_sets.get("some")
+        client.support_sets.get("renamed")
 
 
-def test_shots_are_chosen_out_of_the_set_and_told(client: Client, colours: SupportSet) -> None:
+def test_the_reply_lists_the_shots_that_were_selected_from_the_set(client: Client, colours: SupportSet) -> None:
     options: dict[str, Any] = {
         "examples": {"support_set": "colours", "k": 2, "strategy": "rices_image"},
         "max_tokens": 4,
         "temperature": 0,
     }
-    reply = client.fewshot.complete(query(picture("blue")), **options)
+    reply = client.fewshot.complete(query(png("blue")), **options)
     assert "blue" in [shot["id"] for shot in reply.fewshot["shots"]]
     assert len(reply.fewshot["shots"]) == 2
-    with client.fewshot.stream(query(picture("blue")), **options) as events:
+    with client.fewshot.stream(query(png("blue")), **options) as events:
         assert "".join(event.text for event in events) == reply.text
-    (nearest, _) = client.support_sets.search("colours", query(picture("blue")), k=2)
+    (nearest, _) = client.support_sets.search("colours", query(png("blue")), k=2)
     assert nearest.id == "blue"
     assert nearest.score == pytest.approx(1, abs=1e-3)
 
 
-def test_a_label_with_its_probability(client: Client, colours: SupportSet) -> None:
-    found = client.classify(
-        query(picture("red")), examples={"support_set": "colours", "k": 2}, calibration="contextual"
-    )
-    assert found.probabilities.keys() == set(COLOURS)
-    assert sum(found.probabilities.values()) == pytest.approx(1)
-    assert found.confidence == max(found.probabilities.values()) == found.probabilities[found.label]
+def test_a_classification_has_probabilities(client: Client, colours: SupportSet) -> None:
+    result = client.classify(query(png("red")), examples={"support_set": "colours", "k": 2}, calibration="contextual")
+    assert result.probabilities.keys() == set(COLOURS)
+    assert sum(result.probabilities.values()) == pytest.approx(1)
+    assert result.confidence == max(result.probabilities.values()) == result.probabilities[result.label]
 
 
-def test_scores_vectors_and_what_a_token_reads(client: Client) -> None:
-    one, two = client.score([image(picture("red")), "a"], [" cat", " dog"])
-    assert one.logprob == pytest.approx(sum(one.token_logprobs))
-    assert len(one.tokens) == len(two.tokens) == 4
-    (first, again) = client.embed([image(picture("red")), image(picture("red"))])
-    assert first == again
+def test_scores_embeddings_and_inspections(client: Client) -> None:
+    cat, dog = client.score([image(png("red")), "a"], [" cat", " dog"])
+    assert cat.logprob == pytest.approx(sum(cat.token_logprobs))
+    assert len(cat.tokens) == len(dog.tokens) == 4
+    (first, second) = client.embed([image(png("red")), image(png("red"))])
+    assert first == second
     assert sum(value * value for value in first) == pytest.approx(1, abs=1e-3)
-    assert client.inspect([image(picture("red")), "a"])["object"] == "inspection"
+    assert client.inspect([image(png("red")), "a"])["object"] == "inspection"
 
 
-def test_an_evaluation_runs_to_its_recommendation(client: Client, colours: SupportSet) -> None:
-    begun = client.support_sets.evaluate("colours", k=[0, 1], strategies=["random"])
+def test_an_evaluation_completes_with_a_recommendation(client: Client, colours: SupportSet) -> None:
+    started = client.support_sets.evaluate("colours", k=[0, 1], strategies=["random"])
     deadline = time.monotonic() + 120
-    while not (evaluation := client.evaluations.get(begun.id)).is_over:
+    while not (evaluation := client.evaluations.get(started.id)).is_over:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert evaluation.status == "completed", evaluation.raw
     assert len(evaluation.cells) == 2
     assert evaluation.recommendation is not None
-    assert begun.id in [one.id for one in client.evaluations.list(support_set=colours.id)]
-    assert client.evaluations.delete(begun.id)
+    assert started.id in [item.id for item in client.evaluations.list(support_set=colours.id)]
+    assert client.evaluations.delete(started.id)
 
 
 def test_warm_media_are_not_encoded_again(client: Client, colours: SupportSet) -> None:
     assert client.support_sets.warm("colours", wait=True).status == "ready"
-    reply = client.fewshot.complete(query(picture("red")), examples={"support_set": "colours"}, max_tokens=1)
+    reply = client.fewshot.complete(query(png("red")), examples={"support_set": "colours"}, max_tokens=1)
     assert reply.usage is not None
     assert reply.usage.fewshot_details["media_encoded"] == 0
 
 
-def test_a_warm_set_is_compared_without_a_look_at_its_media(url: str, client: Client) -> None:
+def test_a_warm_set_is_compared_without_decoding_its_media(url: str, client: Client) -> None:
     def num_decoded() -> float:
         lines = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text.splitlines()
         (line,) = [line for line in lines if line.startswith("flamboyance:media_decode_seconds_count")]
         return float(line.rpartition(" ")[2])
 
-    fresh = [example(picture(colour, 13), colour) for colour in COLOURS]
-    made, before = client.support_sets.create(examples=fresh), num_decoded()
-    warm = client.support_sets.warm(made.id, strategy="mixed", wait=True).raw["warm"]
+    new_examples = [example(png(colour, 13), colour) for colour in COLOURS]
+    support_set, before = client.support_sets.create(examples=new_examples), num_decoded()
+    warm = client.support_sets.warm(support_set.id, strategy="mixed", wait=True).raw["warm"]
     assert (warm["media_embedded"], warm["texts_embedded"]) == (4, 4)
     assert num_decoded() == before + 4
-    nearest: Selection = {"support_set": made.id, "k": 2, "strategy": "mixed"}
-    client.fewshot.complete(query(picture("white", 13), text="which?"), examples=nearest, max_tokens=1)
+    nearest: Selection = {"support_set": support_set.id, "k": 2, "strategy": "mixed"}
+    client.fewshot.complete(query(png("white", 13), text="which?"), examples=nearest, max_tokens=1)
     assert num_decoded() == before + 5
 
 
-def test_awaited_is_the_same(url: str, client: Client, colours: SupportSet) -> None:
+def test_the_async_client_gives_the_same_answers(url: str, client: Client, colours: SupportSet) -> None:
     options: dict[str, Any] = {"shots": EXAMPLES[:2], "max_tokens": 4, "temperature": 0}
 
-    async def ask() -> tuple[Completion, str, Classification, tuple[str, ...]]:
-        async with AsyncClient(url, api_key=KEY) as other:
-            whole = await other.fewshot.complete(query(picture("blue")), **options)
-            async with other.fewshot.stream(query(picture("blue")), **options) as events:
+    async def run() -> tuple[Completion, str, Classification, tuple[str, ...]]:
+        async with AsyncClient(url, api_key=KEY) as async_client:
+            whole = await async_client.fewshot.complete(query(png("blue")), **options)
+            async with async_client.fewshot.stream(query(png("blue")), **options) as events:
                 text = "".join([event.text async for event in events])
-            label = await other.classify(query(picture("blue")), candidates=["red", "blue"], shots=EXAMPLES[:2])
-            return whole, text, label, tuple(one.id for one in await other.support_sets.examples("colours"))
+            label = await async_client.classify(query(png("blue")), candidates=["red", "blue"], shots=EXAMPLES[:2])
+            return whole, text, label, tuple(item.id for item in await async_client.support_sets.examples("colours"))
 
-    whole, text, label, ids = asyncio.run(ask())
-    assert client.fewshot.complete(query(picture("blue")), **options).text == whole.text == text
+    whole, text, label, ids = asyncio.run(run())
+    assert client.fewshot.complete(query(png("blue")), **options).text == whole.text == text
     assert label.probabilities.keys() == {"red", "blue"}
     assert ids == COLOURS
 
 
-def test_what_is_at_fault_is_named(client: Client) -> None:
+def test_an_error_names_the_field(client: Client) -> None:
     with pytest.raises(ApiError) as caught:
-        client.fewshot.complete(query(picture("red")), shots=[example(b"no picture at all", "a")])
+        client.fewshot.complete(query(png("red")), shots=[example(b"not an image", "a")])
     assert (caught.value.code, caught.value.param) == ("invalid_media", "shots[0].image")
 
 
-def test_the_readmes_support_set_is_one(
+def test_the_support_set_snippet_of_the_readme_runs(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (source,) = [block for block in README.read_text().split("```python\n") if block.count("support_sets.create")]
     code = source.partition("```")[0].replace('"http://127.0.0.1:8000"', f'"{url}", api_key="{KEY}"')
     monkeypatch.chdir(ROOT / "docs" / "examples")
     exec(compile(code, str(README), "exec"), {})
-    label, *reply = capsys.readouterr().out.splitlines()  # random weights may answer with line breaks
+    label, *reply = capsys.readouterr().out.splitlines()  # answers of random weights may contain line breaks
     assert label.split()[0] in ("cat", "cup", "rocket", "astronaut")
     assert reply[-1].count(".jpg") == 2

@@ -1,4 +1,4 @@
-"""Parts as they travel: what a path, bytes, a PIL image and a URL become."""
+"""Tests of prompt parts as they are sent, from paths, bytes, PIL images and URLs."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ SIGNED = {
     "video/mp4": b"\x00\x00\x00\x20ftypisom",
     "image/avif": b"\x00\x00\x00\x20ftypavif",
     "video/webm": b"\x1a\x45\xdf\xa3rest",
-    "application/octet-stream": b"nothing known",
+    "application/octet-stream": b"unknown format",
 }
 
 
-def content(url: str) -> tuple[str, bytes]:
+def decode(url: str) -> tuple[str, bytes]:
     head, _, data = url.partition(";base64,")
     return head.removeprefix("data:"), base64.b64decode(data, validate=True)
 
 
-def sent(source: Media) -> tuple[str, bytes]:
-    return content(image(source)["image_url"]["url"])
+def decoded_image(source: Media) -> tuple[str, bytes]:
+    return decode(image(source)["image_url"]["url"])
 
 
 @pytest.mark.parametrize(("kind", "data"), SIGNED.items(), ids=lambda value: value if isinstance(value, str) else "")
-def test_bytes_are_known_by_their_signature(kind: str, data: bytes) -> None:
-    assert sent(data) == (kind, data)
+def test_the_signature_of_bytes_gives_their_type(kind: str, data: bytes) -> None:
+    assert decoded_image(data) == (kind, data)
 
 
-def test_the_signature_wins_over_the_file_name(tmp_path: Path) -> None:
+def test_the_signature_takes_precedence_over_the_file_name(tmp_path: Path) -> None:
     file = tmp_path / "wrong.gif"
     file.write_bytes(SIGNED["image/png"])
-    assert sent(file) == ("image/png", SIGNED["image/png"])
-    assert sent(str(file)) == ("image/png", SIGNED["image/png"])
+    assert decoded_image(file) == ("image/png", SIGNED["image/png"])
+    assert decoded_image(str(file)) == ("image/png", SIGNED["image/png"])
 
 
-def test_the_file_name_helps_where_there_is_no_signature(tmp_path: Path) -> None:
+def test_the_file_name_gives_the_type_of_bytes_without_a_signature(tmp_path: Path) -> None:
     file = tmp_path / "clip.mpeg"
-    file.write_bytes(b"nothing known")
-    assert content(video(file)["video_url"]["url"]) == ("video/mpeg", b"nothing known")
+    file.write_bytes(b"unknown format")
+    assert decode(video(file)["video_url"]["url"]) == ("video/mpeg", b"unknown format")
 
 
 @pytest.mark.parametrize("url", ["data:image/png;base64,AAAA", "http://example.org/a.png", "https://example.org/a.png"])
-def test_a_url_stays_a_url(url: str) -> None:
+def test_a_url_is_sent_unchanged(url: str) -> None:
     assert image(url)["image_url"]["url"] == url
     assert video(url)["video_url"]["url"] == url
 
@@ -61,7 +61,7 @@ def test_a_url_stays_a_url(url: str) -> None:
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "1", "P"])
 def test_a_pil_image_keeps_every_pixel(mode: str) -> None:
     original = Image.effect_noise((7, 5), 90).convert(mode)
-    kind, data = sent(original)
+    kind, data = decoded_image(original)
     assert kind == "image/png"
     returned = Image.open(io.BytesIO(data))
     assert (returned.mode, returned.tobytes()) == (original.mode, original.tobytes())
@@ -70,18 +70,18 @@ def test_a_pil_image_keeps_every_pixel(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["CMYK", "HSV", "F"])
 def test_a_pil_image_that_png_cannot_hold_is_sent_as_rgb(mode: str) -> None:
     original = Image.new(mode, (4, 3))
-    returned = Image.open(io.BytesIO(sent(original)[1]))
+    returned = Image.open(io.BytesIO(decoded_image(original)[1]))
     assert (returned.mode, returned.tobytes()) == ("RGB", original.convert("RGB").tobytes())
 
 
-def test_nothing_is_not_a_media() -> None:
+def test_empty_media_raise() -> None:
     with pytest.raises(ValueError, match="0 bytes"):
         image(b"")
 
 
 def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        image(tmp_path / "none.png")
+        image(tmp_path / "missing.png")
 
 
 def test_a_shot_is_an_image_its_text_and_an_end() -> None:

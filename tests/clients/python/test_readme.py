@@ -1,4 +1,4 @@
-"""The README's examples run as they stand, against an imagined server and the pictures of docs/examples."""
+"""Tests that the examples of the README run unchanged, with a fake server and the images of docs/examples."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ README = ROOT / "clients" / "python" / "README.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 CHOICES = {"id": "cmpl-1", "model": "tiny", "choices": [{"index": 0, "text": " heron"}]}
 
-
-OTHERS = {
+REPLIES = {
     "/v1/support_sets": {"id": "ss_1", "version": 1},
     "/v1/classify": {"label": "heron", "confidence": 1.0, "candidates": []},
     "/v1/fewshot/completions": {**CHOICES, "fewshot": {"shots": [{"id": "cat"}]}},
@@ -23,8 +22,8 @@ OTHERS = {
 
 
 def reply(request: httpx.Request) -> httpx.Response:
-    if request.url.path in OTHERS:
-        return httpx.Response(200, json=OTHERS[request.url.path])
+    if request.url.path in REPLIES:
+        return httpx.Response(200, json=REPLIES[request.url.path])
     if json.loads(request.content).get("stream"):
         return httpx.Response(200, text=f"data: {json.dumps(CHOICES)}\n\ndata: [DONE]\n\n")
     return httpx.Response(200, json=CHOICES)
@@ -34,7 +33,7 @@ async def reply_async(_: object, request: httpx.Request) -> httpx.Response:
     return reply(request)
 
 
-def test_there_are_examples() -> None:
+def test_the_readme_has_four_examples() -> None:
     assert len(EXAMPLES) == 4
 
 

@@ -1,4 +1,4 @@
-"""Which failures are worth another try, and when: pure, so no test here waits."""
+"""Tests of the retry policy. Its functions are pure, so no test waits."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def busy(seconds: float | None) -> Unavailable:
     ],
     ids=str,
 )
-def test_the_servers_figure(headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after_is_parsed(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after(headers, NOW) == seconds
 
 
-def test_the_servers_figure_is_taken_at_its_word() -> None:
+def test_the_stated_delay_is_used_up_to_the_maximum() -> None:
     assert Retries().delay(1, busy(3.5)) == 3.5
     assert Retries(max_delay=3.0).delay(1, busy(3.5)) is None
 
@@ -49,21 +49,21 @@ def test_delays_grow_to_the_limit() -> None:
         assert ceiling / 2 <= delay <= ceiling
 
 
-def test_tries_end() -> None:
+def test_the_number_of_retries_is_limited() -> None:
     assert Retries(limit=2).delay(2, busy(0.0)) == 0.0
     assert Retries(limit=2).delay(3, busy(0.0)) is None
     assert Retries(limit=0).delay(1, busy(0.0)) is None
 
 
 @pytest.mark.parametrize(
-    ("error", "repeated"),
+    ("error", "is_retried"),
     [
         (NotConnected("refused"), True),
-        (TimedOut("the server may be at work"), False),
+        (TimedOut("the server may have started"), False),
         (ServerFault(Refusal(message="bug", status=500)), False),
         (BadRequest(Refusal(message="bad", status=400)), False),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_only_what_cannot_have_begun_is_repeated(error: FlamboyanceError, repeated: bool) -> None:
-    assert (Retries().delay(1, error) is not None) == repeated
+def test_only_requests_that_were_not_started_are_retried(error: FlamboyanceError, is_retried: bool) -> None:
+    assert (Retries().delay(1, error) is not None) == is_retried

@@ -1,4 +1,4 @@
-"""The event parser: the same events whatever the line ends and wherever the network cuts the bytes."""
+"""Tests of the event parser with all line endings, and with bytes split at any position."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def parse(pieces: list[bytes]) -> list[str]:
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["lf", "crlf"])
 @given(cuts=st.lists(st.integers(0, 120), max_size=12).map(sorted))
-def test_cuts_do_not_matter(end: str, cuts: list[int]) -> None:
+def test_events_do_not_depend_on_the_splits(end: str, cuts: list[int]) -> None:
     data = STREAM.replace("\n", end).encode()
     edges = [0, *cuts, len(data)]
     assert parse([data[a:b] for a, b in pairwise(edges)]) == EVENTS
 
 
 def test_lone_carriage_returns_end_lines() -> None:
-    # the last event stays open until its last CR is known not to be half of a CRLF
+    # The last event is incomplete until its last CR is known not to be the first half of a CRLF.
     assert parse([STREAM.replace("\n", "\r").encode(), b"\n"]) == EVENTS
 
 
-def test_an_event_that_never_ended_is_not_an_event() -> None:
+def test_an_incomplete_event_is_not_returned() -> None:
     assert parse([b"data: one\n\ndata: tw"]) == ["one"]

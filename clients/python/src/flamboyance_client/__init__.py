@@ -1,4 +1,4 @@
-"""Client of Flamboyance, the few-shot inference server for Flamingo-family vision-language models.
+"""The Python client of Flamboyance, the few-shot inference server for Flamingo-family vision-language models.
 
 with Client() as client:
     prompt = [*shot("cat.jpg", "This is a cat."), image("dog.jpg"), "This is a"]

@@ -1,6 +1,6 @@
-"""The server's public API as pure functions: a call is built as data and its reply is read from bytes, nothing is sent.
+"""The server's public API as pure functions that build calls as data and parse replies from bytes, without sending.
 
-Both clients, the waiting one and the async one, are thin senders of what stands here.
+Both clients, the blocking one and the async one, are thin senders of these calls.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from flamboyance_client.errors import ApiError, Refusal, StreamFailed, UnexpectedReply, error_fields, kind_of
+from flamboyance_client.errors import ApiError, Refusal, StreamFailed, UnexpectedReply, error_fields, error_type
 from flamboyance_client.fewshot import Query
 from flamboyance_client.options import ClassifyOptions, FewShotOptions, InspectOptions, Options, ScoreOptions
 from flamboyance_client.prompt import Part, Prompt, to_wire
@@ -26,72 +26,77 @@ DONE = "[DONE]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(Generic[Reply]):
-    """One request as data. `read` makes the reply from a status that `accepts` holds and the body."""
+    """A request as data. `read` parses the reply from the body and from a status in `accepts`."""
 
     method: str
     path: str
     read: Callable[[int, bytes], Reply]
     body: Json | None = None
-    # bytes in place of JSON, with their type
+    # Bytes to send instead of JSON, and their media type.
     content: bytes | None = None
     content_type: str | None = None
     query: Mapping[str, str | int] = field(default_factory=dict)
     accepts: frozenset[int] = frozenset({200})
-    # False: a refusal is the answer, as for a health check
-    repeats: bool = True
+    # A health check is not retried: an unavailable server is its answer.
+    is_retryable: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """`model` is sent with each request that names none."""
+    """Builds the calls of the API. `model` is sent with each request that sets no model."""
 
     model: str | None = None
 
     def complete(self, prompt: Prompt, options: Options, *, stream: bool = False) -> Call[Completion]:
-        return self._generate("/v1/completions", {"prompt": to_wire(prompt)}, given(Options, options), stream)
+        return self._generate("/v1/completions", {"prompt": to_wire(prompt)}, checked_options(Options, options), stream)
 
     def fewshot(self, query: Query, options: FewShotOptions, *, stream: bool = False) -> Call[Completion]:
-        return self._generate("/v1/fewshot/completions", {"query": query}, given(FewShotOptions, options), stream)
+        return self._generate(
+            "/v1/fewshot/completions", {"query": query}, checked_options(FewShotOptions, options), stream
+        )
 
     def classify(self, query: Query, options: ClassifyOptions) -> Call[Classification]:
-        return self._ask("/v1/classify", {"query": query}, given(ClassifyOptions, options), Classification.parse)
+        return self._post(
+            "/v1/classify", {"query": query}, checked_options(ClassifyOptions, options), Classification.parse
+        )
 
     def score(
         self, prompt: Prompt, candidates: Sequence[str | Sequence[int]], options: ScoreOptions
     ) -> Call[tuple[Score, ...]]:
-        what = {"prompt": to_wire(prompt), "candidates": list(candidates)}
-        return self._ask("/v1/score", what, given(ScoreOptions, options), scores)
+        fields = {"prompt": to_wire(prompt), "candidates": list(candidates)}
+        return self._post("/v1/score", fields, checked_options(ScoreOptions, options), scores)
 
     def embed(self, inputs: str | Sequence[str | Part]) -> Call[tuple[tuple[float, ...], ...]]:
-        """Texts, or media: not both at once, their vectors are of different spaces."""
-        return self._ask("/v1/embeddings", {"input": inputs}, {}, vectors)
+        """Embed either texts or media, whose vectors are in different spaces."""
+        return self._post("/v1/embeddings", {"input": inputs}, {}, vectors)
 
     def inspect(self, prompt: Prompt, options: InspectOptions) -> Call[Json]:
-        return self._ask("/v1/inspect", {"prompt": to_wire(prompt)}, given(InspectOptions, options), dict)
+        return self._post("/v1/inspect", {"prompt": to_wire(prompt)}, checked_options(InspectOptions, options), dict)
 
     def models(self) -> Call[tuple[Model, ...]]:
-        return Call(method="GET", path="/v1/models", read=reading(parse_models))
+        return Call(method="GET", path="/v1/models", read=json_reader(parse_models))
 
     def health(self) -> Call[Health]:
-        return Call(method="GET", path="/health", read=_read_health, accepts=frozenset({200, 503}), repeats=False)
+        return Call(method="GET", path="/health", read=_read_health, accepts=frozenset({200, 503}), is_retryable=False)
 
-    def _generate(self, path: str, what: Json, options: Json, stream: bool) -> Call[Completion]:
+    def _generate(self, path: str, fields: Json, options: Json, stream: bool) -> Call[Completion]:
         streaming = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
-        return self._ask(path, what, {**options, **streaming}, Completion.parse)
+        return self._post(path, fields, {**options, **streaming}, Completion.parse)
 
-    def _ask(self, path: str, what: Json, options: Json, parse: Callable[[Json], Reply]) -> Call[Reply]:
+    def _post(self, path: str, fields: Json, options: Json, parse: Callable[[Json], Reply]) -> Call[Reply]:
         model = {} if self.model is None else {"model": self.model}
-        return Call(method="POST", path=path, body={**model, **options, **what}, read=reading(parse))
+        return Call(method="POST", path=path, body={**model, **options, **fields}, read=json_reader(parse))
 
 
-def given(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given. Raises `TypeError` for one that `kind` does not have."""
+def checked_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are not None. Raises `TypeError` for an option that `kind` does not have."""
     if unknown := sorted(options.keys() - kind.__annotations__.keys()):
         raise TypeError(f"unknown option {', '.join(unknown)}")
     return {name: value for name, value in options.items() if value is not None}
 
 
-def reading(parse: Callable[[Json], Reply]) -> Callable[[int, bytes], Reply]:
+def json_reader(parse: Callable[[Json], Reply]) -> Callable[[int, bytes], Reply]:
+    """Return a reader that parses the JSON object of a reply's body."""
     return lambda status, body: parse(_object(body))
 
 
@@ -110,27 +115,27 @@ def _object(data: bytes | str) -> Json:
 
 
 def api_error(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
-    """The error that a status outside a call's `accepts` stands for, whoever sent it: a proxy's need not be JSON."""
+    """Return the error for a status outside a call's `accepts`. The body may come from a proxy and need not be JSON."""
     try:
         fields = error_fields(json.loads(body))
     except ValueError:
         fields = {}
     fields.setdefault("message", body[:200].decode("utf-8", "replace") or "no message")
-    head: dict[str, Any] = {"status": status, "request_id": headers.get("x-request-id")}
-    return kind_of(status)(Refusal(**fields, **head, retry_after=retry_after(headers)))
+    response: dict[str, Any] = {"status": status, "request_id": headers.get("x-request-id")}
+    return error_type(status)(Refusal(**fields, **response, retry_after=retry_after(headers)))
 
 
 class CompletionEvents:
-    """Reads a stream's bytes into completions; an error event raises, and so does an end without `[DONE]`."""
+    """Parses the bytes of a stream into completions. Raises on an error event, and on an end without `[DONE]`."""
 
     def __init__(self) -> None:
         self._parser = EventParser()
-        self._done = False
+        self._is_done = False
 
     def feed(self, received: bytes) -> Iterator[Completion]:
         for data in self._parser.feed(received):
-            if self._done or data == DONE:
-                self._done = True
+            if self._is_done or data == DONE:
+                self._is_done = True
                 continue
             values = _object(data)
             if fields := error_fields(values):
@@ -138,5 +143,5 @@ class CompletionEvents:
             yield Completion.parse(values)
 
     def finish(self) -> None:
-        if not self._done:
+        if not self._is_done:
             raise UnexpectedReply(f"the stream ended before {DONE}")

@@ -1,4 +1,4 @@
-"""The two senders: `Client` waits, `AsyncClient` is awaited. What is sent and how replies are read stands in `api`."""
+"""The blocking `Client` and the `AsyncClient`. They send the calls that `api` and `stored` build and parse."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from flamboyance_client.retries import Retries
 Reply = TypeVar("Reply")
 
 BASE_URL = "http://127.0.0.1:8000"
-# reading is slow by nature: the first token of a long prompt may take its time
+# The read timeout is long, because the first token of a long prompt may take minutes.
 TIMEOUT = httpx.Timeout(connect=5.0, read=600.0, write=60.0, pool=5.0)
 RETRIES = Retries()
 
 
 class Client:
-    """Talks to one server. Use it as a context manager, or `close()` it, to give its connections back."""
+    """A client of one server. Use it as a context manager, or call `close()`, to release its connections."""
 
     def __init__(
         self,
@@ -60,7 +60,10 @@ class Client:
         return self._send(self._api.complete(prompt, options))
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AbstractContextManager[Iterator[Completion]]:
-        """`with client.stream(...) as events: for event in events: ...`; leaving early ends it."""
+        """Stream a completion: `with client.stream(...) as events: for event in events: ...`.
+
+        Leaving the block early ends the generation.
+        """
         return self._stream(self._api.complete(prompt, options, stream=True))
 
     @contextmanager
@@ -107,19 +110,19 @@ class Client:
         return call.read(response.status_code, body)
 
     def _open(self, call: Call[Any]) -> httpx.Response:
-        """A reply that the call accepts, its body still to be read, after as many tries as are allowed."""
-        tries = 1
+        """Send a call, with retries, and return an accepted response whose body is not yet read."""
+        attempts = 1
         while True:
             try:
-                return self._try(call)
+                return self._send_once(call)
             except FlamboyanceError as error:
-                delay = self._retries.delay(tries, error) if call.repeats else None
+                delay = self._retries.delay(attempts, error) if call.is_retryable else None
                 if delay is None:
                     raise
             time.sleep(delay)
-            tries += 1
+            attempts += 1
 
-    def _try(self, call: Call[Any]) -> httpx.Response:
+    def _send_once(self, call: Call[Any]) -> httpx.Response:
         request = self._http.build_request(**_request(call))
         with _transport_errors():
             response = self._http.send(request, stream=True)
@@ -130,7 +133,7 @@ class Client:
 
 
 class AsyncClient:
-    """The same for asyncio: `async with AsyncClient() as client: await client.complete(...)`."""
+    """The client for asyncio: `async with AsyncClient() as client: await client.complete(...)`."""
 
     def __init__(
         self,
@@ -158,7 +161,10 @@ class AsyncClient:
     def stream(
         self, prompt: Prompt, **options: Unpack[Options]
     ) -> AbstractAsyncContextManager[AsyncIterator[Completion]]:
-        """`async with client.stream(...) as events: async for event in events: ...`; leaving early ends it."""
+        """Stream a completion: `async with client.stream(...) as events: async for event in events: ...`.
+
+        Leaving the block early ends the generation.
+        """
         return self._stream(self._api.complete(prompt, options, stream=True))
 
     @asynccontextmanager
@@ -206,18 +212,18 @@ class AsyncClient:
         return call.read(response.status_code, body)
 
     async def _open(self, call: Call[Any]) -> httpx.Response:
-        tries = 1
+        attempts = 1
         while True:
             try:
-                return await self._try(call)
+                return await self._send_once(call)
             except FlamboyanceError as error:
-                delay = self._retries.delay(tries, error) if call.repeats else None
+                delay = self._retries.delay(attempts, error) if call.is_retryable else None
                 if delay is None:
                     raise
             await asyncio.sleep(delay)
-            tries += 1
+            attempts += 1
 
-    async def _try(self, call: Call[Any]) -> httpx.Response:
+    async def _send_once(self, call: Call[Any]) -> httpx.Response:
         request = self._http.build_request(**_request(call))
         with _transport_errors():
             response = await self._http.send(request, stream=True)
@@ -257,16 +263,16 @@ def _headers(api_key: str | None) -> Mapping[str, str]:
 
 @contextmanager
 def _transport_errors() -> Iterator[None]:
-    """httpx's failures as this package's."""
+    """Convert the errors of httpx to those of this package."""
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-        raise NotConnected(_words(error)) from error
+        raise NotConnected(_message(error)) from error
     except httpx.TimeoutException as error:
-        raise TimedOut(_words(error)) from error
+        raise TimedOut(_message(error)) from error
     except httpx.TransportError as error:
-        raise TransportError(_words(error)) from error
+        raise TransportError(_message(error)) from error
 
 
-def _words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) or type(error).__name__

@@ -1,17 +1,17 @@
-"""Everything this package raises on purpose, in one tree:
+"""The errors that this package raises form one tree:
 
     FlamboyanceError
-    ├── TransportError        no reply: the connection failed or broke off
+    ├── TransportError        no reply: the connection failed or was lost
     │   ├── NotConnected      no connection could be made, so nothing was sent
     │   └── TimedOut          connected, but no reply in the time allowed
     ├── ApiError              the server answered with an error, see `status`, `type`, `param` and `code`
-    │   ├── BadRequest        400, 413, 415, 422 and other 4xx: the request itself is at fault
+    │   ├── BadRequest        400, 413, 415, 422 and other 4xx: the request is invalid
     │   ├── NotAuthorised     401, 403
     │   ├── NotFound          404: no such model, image or route
-    │   ├── Unavailable       429, 503: refused for now, `retry_after` says for how long if the server did
+    │   ├── Unavailable       429, 503: temporary; `retry_after` is set if the server states a delay
     │   ├── ServerFault       any other 5xx
-    │   └── StreamFailed      the reply had begun well and then carried an error event
-    └── UnexpectedReply       the reply is not what the server's documentation promises, or ended too early
+    │   └── StreamFailed      the stream started normally and then carried an error event
+    └── UnexpectedReply       the reply does not have the documented form, or ended too early
 
 A mistake in a call (an unknown option, an unreadable file) raises Python's own TypeError, ValueError or OSError.
 """
@@ -45,7 +45,7 @@ class UnexpectedReply(FlamboyanceError):
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """What the server said: its error object, and what the reply's head added."""
+    """The fields of the server's error object, with the status and the headers of the response."""
 
     message: str
     type: str | None = None
@@ -58,8 +58,8 @@ class Refusal:
 
 class ApiError(FlamboyanceError):
     def __init__(self, refusal: Refusal) -> None:
-        where = f"{refusal.status}: " if refusal.status is not None else ""
-        super().__init__(where + refusal.message)
+        prefix = f"{refusal.status}: " if refusal.status is not None else ""
+        super().__init__(prefix + refusal.message)
         self.message = refusal.message
         self.type = refusal.type
         self.param = refusal.param
@@ -93,7 +93,7 @@ class StreamFailed(ApiError):
     pass
 
 
-KINDS: Mapping[int, type[ApiError]] = {
+ERROR_TYPES: Mapping[int, type[ApiError]] = {
     401: NotAuthorised,
     403: NotAuthorised,
     404: NotFound,
@@ -102,16 +102,16 @@ KINDS: Mapping[int, type[ApiError]] = {
 }
 
 
-def kind_of(status: int) -> type[ApiError]:
-    return KINDS.get(status, ServerFault if status >= 500 else BadRequest)
+def error_type(status: int) -> type[ApiError]:
+    return ERROR_TYPES.get(status, ServerFault if status >= 500 else BadRequest)
 
 
 def error_fields(body: Any) -> dict[str, Any]:
-    """The error object of a body, or of one event of a stream; {} where there is none."""
+    """Return the fields of the error object in a body or a stream event, or {} if it has none."""
     error = body.get("error") if isinstance(body, dict) else None
     if isinstance(error, str):
         return {"message": error}
     if not isinstance(error, dict):
         return {}
-    known = {name: error.get(name) for name in ("type", "param", "code")}
-    return {"message": str(error.get("message") or "no message"), **known}
+    fields = {name: error.get(name) for name in ("type", "param", "code")}
+    return {"message": str(error.get("message") or "no message"), **fields}

@@ -1,7 +1,7 @@
-"""What few-shot requests are made of: worked examples, a query, where shots come from, and candidates for an answer.
+"""The fields of few-shot requests: worked examples, a query, the selection of shots, and candidates for an answer.
 
-All are plain dictionaries, as they travel. Media come from a path, from bytes or from a PIL image, or are named by the id
-of an upload (`img_…`, `vid_…`).
+All are plain dictionaries, in the form in which they are sent. Media are a path, bytes, a PIL image, or the id of an upload
+(`img_…`, `vid_…`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from flamboyance_client.prompt import ImageIdPart, ImagePart, Media, VideoIdPart
 
 Json = Mapping[str, Any]
 MediaPart = ImagePart | VideoPart | ImageIdPart | VideoIdPart
-Shown = Media | Sequence[MediaPart]
+QueryMedia = Media | Sequence[MediaPart]
 
-_IDS = ("img_", "vid_")
+_ID_PREFIXES = ("img_", "vid_")
 
 
 class Query(TypedDict, total=False):
-    """The unanswered question: what is shown and what is said."""
+    """A query without an answer: its media, its text and its question."""
 
     image: str
     media: Sequence[MediaPart]
@@ -28,7 +28,7 @@ class Query(TypedDict, total=False):
 
 
 class Shot(Query, total=False):
-    """A worked example."""
+    """A worked example: a query with its answer or label."""
 
     id: str
     answer: str
@@ -36,13 +36,13 @@ class Shot(Query, total=False):
 
 
 class Example(Shot, total=False):
-    """A shot to keep in a support set."""
+    """A shot to store in a support set."""
 
     metadata: Json
 
 
 class Selection(TypedDict, total=False):
-    """Shots out of a support set; without a version, its last."""
+    """A selection of shots from a support set; without a version, from its latest."""
 
     support_set: str
     version: int | None
@@ -53,7 +53,7 @@ class Selection(TypedDict, total=False):
 
 
 class Template(TypedDict, total=False):
-    """A template of your own, with the places {media} {text} {question} {answer} {label}."""
+    """A custom template, with the placeholders {media} {text} {question} {answer} {label}."""
 
     shot: str
     query: str
@@ -62,26 +62,26 @@ class Template(TypedDict, total=False):
 
 
 class Candidate(TypedDict):
-    """A label, and the text that the model would write for it."""
+    """A label and the text that the model would generate for it."""
 
     label: str
     text: str
 
 
-def query(media: Shown | None = None, *, text: str | None = None, question: str | None = None) -> Query:
-    """The last media and what is said about them, to be answered."""
-    made: Query = {}
+def query(media: QueryMedia | None = None, *, text: str | None = None, question: str | None = None) -> Query:
+    """Return a query: the media at the end of the prompt, with their text and question."""
+    fields: Query = {}
     if media is not None:
-        _show(made, media)
+        _set_media(fields, media)
     if text is not None:
-        made["text"] = text
+        fields["text"] = text
     if question is not None:
-        made["question"] = question
-    return made
+        fields["question"] = question
+    return fields
 
 
 def example(
-    media: Shown | None = None,
+    media: QueryMedia | None = None,
     answer: str | None = None,
     *,
     label: str | None = None,
@@ -89,19 +89,19 @@ def example(
     id: str | None = None,
     metadata: Json | None = None,
 ) -> Example:
-    """A worked example, for a request's `shots` or for a support set, which alone keeps `metadata`."""
-    made: Example = {}
+    """Return a worked example for the `shots` of a request or for a support set. Only a support set stores `metadata`."""
+    fields: Example = {}
     if media is not None:
-        _show(made, media)
-    given = {"answer": answer, "label": label, "question": question, "id": id, "metadata": metadata}
-    made.update({name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]
-    return made
+        _set_media(fields, media)
+    optional = {"answer": answer, "label": label, "question": question, "id": id, "metadata": metadata}
+    fields.update({name: value for name, value in optional.items() if value is not None})  # type: ignore[typeddict-item]
+    return fields
 
 
-def _show(made: Query, media: Shown) -> None:
-    if isinstance(media, str) and media.startswith(_IDS):
-        made["image"] = media
+def _set_media(fields: Query, media: QueryMedia) -> None:
+    if isinstance(media, str) and media.startswith(_ID_PREFIXES):
+        fields["image"] = media
     elif isinstance(media, Sequence) and not isinstance(media, str | bytes):
-        made["media"] = list(media)
+        fields["media"] = list(media)
     else:
-        made["image"] = to_url(media)
+        fields["image"] = to_url(media)

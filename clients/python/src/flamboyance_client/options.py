@@ -1,4 +1,4 @@
-"""The fields of requests besides what they are about, route by route. One that is left out, or None, is not sent."""
+"""The optional fields of requests, by route. A field that is missing or None is not sent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flamboyance_client.fewshot import Candidate, Example, Json, Selection, Shot
 
 
 class StructuredOutputs(TypedDict, total=False):
-    """The form that an answer must have; one of the three."""
+    """The required form of an answer: exactly one of the three fields."""
 
     choice: Sequence[str]
     regex: str
@@ -17,7 +17,7 @@ class StructuredOutputs(TypedDict, total=False):
 
 
 class Options(TypedDict, total=False):
-    """Fields of a completion request besides the prompt. One that is left out, or None, takes the server's default."""
+    """The fields of a completion request other than the prompt. A missing field or None means the server's default."""
 
     model: str | None
     max_tokens: int | None
@@ -50,8 +50,8 @@ class Options(TypedDict, total=False):
     user: str | None
 
 
-class Prompting(TypedDict, total=False):
-    """Which shots stand before the query, and how all of it is written."""
+class PromptOptions(TypedDict, total=False):
+    """The fields that select the shots and the template of a few-shot prompt."""
 
     shots: Sequence[Shot] | None
     examples: Selection | None
@@ -60,12 +60,12 @@ class Prompting(TypedDict, total=False):
     truncate_shots: bool | None
 
 
-class FewShotOptions(Prompting, Options, total=False):
-    """Fields of a few-shot completion besides the query."""
+class FewShotOptions(PromptOptions, Options, total=False):
+    """The fields of a few-shot completion other than the query."""
 
 
-class Weighing(TypedDict, total=False):
-    """How the scores of candidates become probabilities."""
+class ProbabilityOptions(TypedDict, total=False):
+    """The fields that control how the scores of candidates become probabilities."""
 
     normalisation: Literal["sum", "mean"] | None
     calibration: Literal["none", "contextual"] | None
@@ -74,8 +74,8 @@ class Weighing(TypedDict, total=False):
     seed: int | None
 
 
-class ClassifyOptions(Prompting, Weighing, total=False):
-    """Fields of a classification besides the query."""
+class ClassifyOptions(PromptOptions, ProbabilityOptions, total=False):
+    """The fields of a classification other than the query."""
 
     model: str | None
     candidates: Sequence[str | Candidate] | None
@@ -86,7 +86,7 @@ class ClassifyOptions(Prompting, Weighing, total=False):
 
 
 class ScoreOptions(TypedDict, total=False):
-    """Fields of a scoring besides the prompt and the candidates."""
+    """The fields of a score request other than the prompt and the candidates."""
 
     model: str | None
     priority: int | None
@@ -95,7 +95,7 @@ class ScoreOptions(TypedDict, total=False):
 
 
 class InspectOptions(TypedDict, total=False):
-    """Fields of an inspection besides the prompt."""
+    """The fields of an inspection other than the prompt."""
 
     model: str | None
     answer: str | None
@@ -105,8 +105,8 @@ class InspectOptions(TypedDict, total=False):
     user: str | None
 
 
-class EvaluateOptions(Weighing, total=False):
-    """Fields of a leave-one-out evaluation of a support set."""
+class EvaluateOptions(ProbabilityOptions, total=False):
+    """The fields of a leave-one-out evaluation of a support set."""
 
     model: str | None
     version: int | None
@@ -120,7 +120,7 @@ class EvaluateOptions(Weighing, total=False):
 
 
 class NewSet(TypedDict, total=False):
-    """Fields of a new support set; all may be left out."""
+    """The fields of a new support set, all optional."""
 
     name: str | None
     examples: Sequence[Example] | None
@@ -131,7 +131,7 @@ class NewSet(TypedDict, total=False):
 
 
 class SetChanges(TypedDict, total=False):
-    """Changes of a support set. Here None takes a value away."""
+    """The changes of a support set. Here None removes a value."""
 
     name: str | None
     ttl_seconds: float | None
@@ -142,7 +142,7 @@ class SetChanges(TypedDict, total=False):
 
 
 class SearchOptions(TypedDict, total=False):
-    """Fields of a search for the most similar examples."""
+    """The fields of a search for the most similar examples."""
 
     model: str | None
     version: int | None
@@ -151,8 +151,11 @@ class SearchOptions(TypedDict, total=False):
 
 
 class WarmOptions(TypedDict, total=False):
-    """`strategy`: what it compares is embedded, media in any case. With a template, the first `k` shots are computed too;
-    `wait` answers when all is there."""
+    """The fields of a warm request.
+
+    Media are always encoded and embedded; texts are embedded if `strategy` compares them. With a template, the first `k`
+    shots are computed too. With `wait`, the server replies when everything is ready.
+    """
 
     version: int | None
     strategy: Literal["rices_image", "rices_text", "mixed"] | None

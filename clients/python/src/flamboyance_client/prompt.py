@@ -1,8 +1,8 @@
-"""A prompt is a string or a list of parts: text, images and videos in the order in which the model shall see them.
+"""A prompt is a string or a list of parts: text, images and videos in the order in which the model sees them.
 
-Parts are plain dictionaries, as they travel. A string in the list is a text part; a list of numbers is a prompt of
-text alone as token ids. Media come from a path, from bytes or from a PIL image, and travel inside the request; a URL is
-passed on as it is.
+Parts are plain dictionaries, in the form in which they are sent. A string in the list is a text part; a list of numbers is
+a text-only prompt as token ids. Media are a path, bytes or a PIL image, and are sent inside the request; a URL is sent
+unchanged.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict, TypeGuard
 
 
 class TextPart(TypedDict):
@@ -49,12 +49,13 @@ class EndOfChunkPart(TypedDict):
 
 
 Part = TextPart | ImagePart | VideoPart | ImageIdPart | VideoIdPart | EndOfChunkPart
-# all numbers or none: one union, since type checkers infer a mixed list only from a single sequence type
+# A list holds only numbers or no numbers. The type is one union, because type checkers infer a mixed list only from a
+# single sequence type.
 Prompt = str | Sequence[str | int | Part]
 
 
 class PilImage(Protocol):
-    """What is used of `PIL.Image.Image`: Pillow itself is not needed unless you bring one."""
+    """The part of `PIL.Image.Image` that the client uses, so that Pillow is not a dependency."""
 
     @property
     def mode(self) -> str: ...
@@ -86,22 +87,22 @@ def text(value: str) -> TextPart:
 
 
 def image(source: Media) -> ImagePart:
-    """An image from a path, a URL, an encoded file's bytes or a PIL image (sent as PNG, without loss)."""
+    """Return an image from a path, a URL, the bytes of an encoded file, or a PIL image (sent as PNG, lossless)."""
     return {"type": "image_url", "image_url": {"url": to_url(source)}}
 
 
 def video(source: str | Path | bytes) -> VideoPart:
-    """A video from a path, a URL or an encoded file's bytes."""
+    """Return a video from a path, a URL or the bytes of an encoded file."""
     return {"type": "video_url", "video_url": {"url": to_url(source)}}
 
 
 def end_of_chunk() -> EndOfChunkPart:
-    """Ends the text that belongs to one media; a family that has no such marker refuses it by name."""
+    """Return the marker that ends the text of one media item. Families without this marker reject it."""
     return {"type": "end_of_chunk"}
 
 
 def shot(media: Media, answer: str, *, end: bool = True) -> list[Part]:
-    """One worked example: an image, the text that goes with it, and the end of its chunk."""
+    """Return the parts of one worked example: an image, its text, and the end of its chunk."""
     return [image(media), text(answer), *([end_of_chunk()] if end else [])]
 
 
@@ -111,20 +112,23 @@ def to_wire(prompt: Prompt) -> str | list[Part | int]:
     return [text(part) if isinstance(part, str) else part for part in prompt]
 
 
-def is_url(source: Media) -> bool:
+def is_url(source: Media) -> TypeGuard[str]:
     return isinstance(source, str) and source.startswith(_URL_SCHEMES)
 
 
 def to_url(source: Media) -> str:
-    """A media as a data URL; a URL as it is."""
-    if isinstance(source, str) and source.startswith(_URL_SCHEMES):
+    """Return a media item as a data URL, and a URL unchanged."""
+    if is_url(source):
         return source
-    data, kind = encoded(source)
-    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    data, content_type = encode_media(source)
+    return f"data:{content_type};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def encoded(source: Media) -> tuple[bytes, str]:
-    """A media's bytes and their type, which the bytes know better than the file's name."""
+def encode_media(source: Media) -> tuple[bytes, str]:
+    """Return the bytes of a media item and their media type.
+
+    The type comes from the signature of the bytes, or else from the file's name. Raises `ValueError` for empty media.
+    """
     guess = None
     if isinstance(source, str | Path):
         path = Path(source)
@@ -133,11 +137,11 @@ def encoded(source: Media) -> tuple[bytes, str]:
         data = source if isinstance(source, bytes) else _png(source)
     if not data:
         raise ValueError("the media is empty: 0 bytes")
-    kind = next((kind for at, sign, kind in _SIGNATURES if data[at : at + len(sign)] == sign), guess)
-    return data, kind or "application/octet-stream"
+    matches = (kind for offset, sign, kind in _SIGNATURES if data[offset : offset + len(sign)] == sign)
+    return data, next(matches, guess) or "application/octet-stream"
 
 
-def _png(picture: PilImage) -> bytes:
+def _png(image: PilImage) -> bytes:
     stream = io.BytesIO()
-    (picture if picture.mode in _PNG_MODES else picture.convert("RGB")).save(stream, format="PNG")
+    (image if image.mode in _PNG_MODES else image.convert("RGB")).save(stream, format="PNG")
     return stream.getvalue()

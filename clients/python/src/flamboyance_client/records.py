@@ -1,4 +1,4 @@
-"""What the routes beside completions answer with, as frozen data. `raw` keeps the whole object; see the server's docs."""
+"""The replies of all routes except completions, as frozen data. `raw` holds the whole object; see the server's docs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page(Generic[Item]):
-    """Part of a list. While `has_more`, the next begins behind `last_id`."""
+    """A page of a list. While `has_more` is true, the next page starts after `last_id`."""
 
     data: tuple[Item, ...]
     has_more: bool = False
@@ -27,13 +27,13 @@ class Page(Generic[Item]):
 
     @classmethod
     def parse(cls, values: Json, item: Callable[[Json], Item]) -> Self:
-        data = tuple(item(one) for one in required(values, "data", list, "page"))
+        data = tuple(item(entry) for entry in required(values, "data", list, "page"))
         return cls(data=data, has_more=bool(values.get("has_more")), last_id=values.get("last_id"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredMedia:
-    """An uploaded image or video; its id stands in prompts, shots and support sets."""
+    """An uploaded image or video, whose id can be used in prompts, shots and support sets."""
 
     id: str
     object: str = "image"
@@ -45,13 +45,13 @@ class StoredMedia:
 
     @classmethod
     def parse(cls, values: Json) -> Self:
-        known = {name: values.get(name) for name in ("bytes", "width", "height", "frames")}
-        return cls(id=required(values, "id", str, "media"), object=values.get("object", "image"), **known, raw=values)
+        details = {name: values.get(name) for name in ("bytes", "width", "height", "frames")}
+        return cls(id=required(values, "id", str, "media"), object=values.get("object", "image"), **details, raw=values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupportSet:
-    """A version of a set; `example_ids`: of the examples just put, in their order, as `create` and `put` are answered."""
+    """A version of a support set. The replies of `create` and `put` hold the ids of the new examples, in order."""
 
     id: str
     version: int
@@ -76,7 +76,7 @@ class SupportSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredExample:
-    """An example of a support set; found by a search, it has a `score`."""
+    """An example of a support set. Results of a search have a `score`."""
 
     id: str
     text: str = ""
@@ -100,6 +100,8 @@ class StoredExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeighedCandidate:
+    """A candidate of a classification with its probability."""
+
     label: str
     probability: float
     logprob: float
@@ -113,7 +115,7 @@ class WeighedCandidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classification:
-    """The likeliest label, and all candidates beside it; `fewshot` names the shots that were shown."""
+    """The most probable label and all candidates. `fewshot` lists the shots of the prompt."""
 
     label: str
     confidence: float
@@ -140,7 +142,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A continuation's log-probability, its sum and token by token."""
+    """The log-probability of a continuation, as a sum and per token."""
 
     logprob: float
     token_logprobs: tuple[float, ...]
@@ -157,7 +159,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """A leave-one-out evaluation, done or under way; a list shows it without `cells`."""
+    """A leave-one-out evaluation, finished or not. Lists omit its `cells`."""
 
     id: str
     status: str
@@ -181,11 +183,11 @@ class Evaluation:
 
 
 def scores(values: Json) -> tuple[Score, ...]:
-    return tuple(Score.parse(one) for one in required(values, "data", list, "scores"))
+    return tuple(Score.parse(entry) for entry in required(values, "data", list, "scores"))
 
 
 def vectors(values: Json) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(one["embedding"]) for one in required(values, "data", list, "embeddings"))
+    return tuple(tuple(entry["embedding"]) for entry in required(values, "data", list, "embeddings"))
 
 
 def is_deleted(values: Json) -> bool:

@@ -1,7 +1,7 @@
-"""What comes back, as frozen data. Fields that a newer server adds are ignored; `raw` keeps the whole object.
+"""Completions and other replies as frozen data. Unknown fields of newer servers are ignored; `raw` holds the whole object.
 
-A stream's events have a completion's shape: there `text` is what was added, and the last events carry the finish
-reasons and the usage.
+The events of a stream have the form of a completion: `text` is the new text, and the last events hold the finish reasons
+and the usage.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from flamboyance_client.errors import UnexpectedReply
 Json = Mapping[str, Any]
 
 
-def required(values: Json, name: str, kind: type, what: str) -> Any:
+def required(values: Json, name: str, kind: type, path: str) -> Any:
+    """Return a field of a reply. Raises `UnexpectedReply` if it is missing or has another type."""
     value = values.get(name)
     if not isinstance(value, kind):
-        raise UnexpectedReply(f"{what}.{name}: expected {kind.__name__}, got {value!r}")
+        raise UnexpectedReply(f"{path}.{name}: expected {kind.__name__}, got {value!r}")
     return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logprobs:
-    """Log-probabilities token by token; the first token of an echoed prompt has none."""
+    """Log-probabilities per token. The first token of an echoed prompt has none."""
 
     tokens: tuple[str, ...]
     token_logprobs: tuple[float | None, ...]
@@ -44,13 +45,15 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
+    """One answer of a completion."""
+
     index: int
     text: str
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
     token_ids: tuple[int, ...] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
-    # for each prompt token None or {token id: {"logprob": ..., "decoded_token": ...}}
+    # Per prompt token: None or {token id: {"logprob": ..., "decoded_token": ...}}
     prompt_logprobs: tuple[Json | None, ...] | None = None
 
     @classmethod
@@ -72,7 +75,7 @@ def _tuple(values: list[Any] | None) -> tuple[Any, ...] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What the request cost. `fewshot_details` counts its media: encoded, cached, deduplicated."""
+    """The token counts of a request. `fewshot_details` counts its media: encoded, cached, deduplicated."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -95,17 +98,19 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
+    """A completion, or one event of its stream."""
+
     id: str
     model: str
     choices: tuple[Choice, ...]
     usage: Usage | None = None
-    # of a few-shot completion: which shots were shown, and how they were chosen
+    # Few-shot completions only: the shots of the prompt and their selection.
     fewshot: Json = field(default_factory=dict)
     raw: Json = field(default_factory=dict, repr=False)
 
     @property
     def text(self) -> str:
-        """The first choice's text; an event that carries only the usage has none."""
+        """Return the text of the first choice, or an empty string for an event with only the usage."""
         return self.choices[0].text if self.choices else ""
 
     @property
@@ -126,6 +131,8 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
+    """A served model."""
+
     id: str
     raw: Json = field(default_factory=dict, repr=False)
 
@@ -140,7 +147,7 @@ def parse_models(values: Json) -> tuple[Model, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """`ready`: the server would take a request now."""
+    """The health of the server. `ready` means that it accepts requests."""
 
     ready: bool
     raw: Json = field(default_factory=dict, repr=False)

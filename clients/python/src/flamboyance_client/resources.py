@@ -1,4 +1,4 @@
-"""What a waiting client has under `fewshot`, `images`, `support_sets` and `evaluations`: a method a call."""
+"""The resources of a blocking client, `fewshot`, `images`, `support_sets` and `evaluations`, with one method per call."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Protocol, TypeVar, Unpack
 
 from flamboyance_client.api import Api, Call
 from flamboyance_client.fewshot import Example, Query
-from flamboyance_client.kept import PAGE, EvaluationCalls, ImageCalls, SupportSetCalls
 from flamboyance_client.options import EvaluateOptions, FewShotOptions, NewSet, SearchOptions, SetChanges, WarmOptions
 from flamboyance_client.prompt import Media
 from flamboyance_client.records import Evaluation, Page, StoredExample, StoredMedia, SupportSet
 from flamboyance_client.replies import Completion
+from flamboyance_client.stored import PAGE, EvaluationCalls, ImageCalls, SupportSetCalls
 
 Reply = TypeVar("Reply")
 
@@ -25,7 +25,7 @@ Stream = Callable[[Call[Completion]], AbstractContextManager[Iterator[Completion
 
 
 class FewShot:
-    """Answers behind worked examples, given as `shots` or chosen out of a support set by `examples`."""
+    """Answers to queries after worked examples, passed as `shots` or selected from a support set with `examples`."""
 
     def __init__(self, api: Api, send: Send, stream: Stream) -> None:
         self._api, self._send, self._stream = api, send, stream
@@ -38,7 +38,7 @@ class FewShot:
 
 
 class Images:
-    """Images and videos that are sent once and named by id from then on."""
+    """Images and videos that are uploaded once and then referred to by id."""
 
     def __init__(self, send: Send) -> None:
         self._calls, self._send = ImageCalls(), send
@@ -60,7 +60,7 @@ class Images:
 
 
 class SupportSets:
-    """Named, versioned lists of worked examples. A set goes by its name or its id."""
+    """Named, versioned lists of worked examples. `name` is the name or the id of a set."""
 
     def __init__(self, send: Send, model: str | None) -> None:
         self._calls, self._send = SupportSetCalls(model=model), send
@@ -75,14 +75,14 @@ class SupportSets:
         return self._send(self._calls.list(limit, after))
 
     def update(self, name: str, /, **changes: Unpack[SetChanges]) -> SupportSet:
-        """`None` takes a value away."""
+        """Update fields of a set. `None` removes a value."""
         return self._send(self._calls.update(name, changes))
 
     def delete(self, name: str) -> bool:
         return self._send(self._calls.delete(name))
 
     def put(self, name: str, examples: Sequence[Example], *, expected_version: int | None = None) -> SupportSet:
-        """Adds examples, or replaces those whose ids are there."""
+        """Add examples, and replace those whose ids exist."""
         return self._send(self._calls.put(name, examples, expected_version))
 
     def remove(self, name: str, ids: Sequence[str], *, expected_version: int | None = None) -> SupportSet:
@@ -100,7 +100,7 @@ class SupportSets:
         return self._send(self._calls.warm(name, options))
 
     def evaluate(self, name: str, **options: Unpack[EvaluateOptions]) -> Evaluation:
-        """Begins a leave-one-out evaluation; `evaluations.get` tells how far it is."""
+        """Start a leave-one-out evaluation; `evaluations.get` returns its progress."""
         return self._send(self._calls.evaluate(name, options))
 
 

@@ -1,7 +1,7 @@
-"""When a refused request is sent again, and after how long.
+"""The rules for retries: the errors after which a request is sent again, and the delay before that.
 
-Only what leaves no work under way is repeated: a refusal for now (429, 503) and a connection that was never made.
-A server that names a time is taken at its word; one that asks for more patience than `max_delay` gets no second try.
+A request is retried only if the server has not started it: after a temporary rejection (429, 503) or a failed connection.
+The delay that the server states is used as it is; if it exceeds `max_delay`, the request is not retried.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from flamboyance_client.errors import FlamboyanceError, NotConnected, Unavailabl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retries:
-    """`limit` tries after the first; 0 turns them off."""
+    """The retry policy: at most `limit` retries; 0 disables them."""
 
     limit: int = 2
     first_delay: float = 0.5
     max_delay: float = 30.0
 
     def delay(self, tries: int, error: FlamboyanceError) -> float | None:
-        """Seconds to wait after that many failed tries, the last with `error`; None: give up."""
+        """Return the seconds to wait after `tries` failed attempts, the last with `error`, or None to give up."""
         if tries > self.limit or not isinstance(error, Unavailable | NotConnected):
             return None
-        asked = error.retry_after if isinstance(error, Unavailable) else None
-        if asked is not None:
-            return asked if asked <= self.max_delay else None
-        # half fixed, half random, so that clients refused together do not return together
+        stated = error.retry_after if isinstance(error, Unavailable) else None
+        if stated is not None:
+            return stated if stated <= self.max_delay else None
+        # Half fixed, half random, so that clients that were rejected together do not retry together.
         ceiling = min(self.first_delay * 2.0 ** (tries - 1), self.max_delay)
         return ceiling / 2 + random.uniform(0, ceiling / 2)
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """Seconds from `retry-after-ms` or `retry-after` (seconds or a date); None if neither says anything."""
+    """Return the seconds of `retry-after-ms` or `retry-after` (seconds or a date), or None if neither is valid."""
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     value = headers.get("retry-after")

@@ -1,6 +1,6 @@
-"""Where a decode step goes: torch's operators, how many calls of each and for how long, as its profiler sees one step.
+"""A profile of one decode step: the number of calls and the time of each torch operator, from torch's profiler.
 
-What is left of the step is the kernels that Numba compiles, the interpreter between calls, and the profiler's own cost.
+The rest of the step is kernels that Numba compiles, the interpreter between calls, and the overhead of the profiler.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from bench.table import Cell
 from server.engine.engine import Engine
 from server.wire import Generate
 
-MOST = 5
+NUM_SLOWEST = 5
 
 
 def decode_step(engine: Engine, requests: Sequence[Generate], num_layers: int) -> dict[str, Cell]:
-    """One step of requests of text alone, after their prompts; those that take longest by name."""
+    """Profile one decode step of text-only requests; return the totals and the slowest operators by name."""
     for request in requests:
         engine.add(request)
     for _ in range(2):
@@ -32,9 +32,9 @@ def decode_step(engine: Engine, requests: Sequence[Generate], num_layers: int) -
         if event.cpu_parent is None:
             calls[event.name] += 1
             microseconds[event.name] += round(event.cpu_time_total)
-    slowest = [f"{name} {us / 1000:.2f} ms in {calls[name]}" for name, us in microseconds.most_common(MOST)]
-    count = sum(calls.values())
+    slowest = [f"{name} {us / 1000:.2f} ms in {calls[name]}" for name, us in microseconds.most_common(NUM_SLOWEST)]
+    count, milliseconds = sum(calls.values()), sum(microseconds.values()) / 1000
     return {
-        "torch calls": f"{count} a step, {count / num_layers:.1f} a layer, {sum(microseconds.values()) / 1000:.2f} ms",
-        "longest": ", ".join(slowest),
+        "torch calls": f"{count} per step, {count / num_layers:.1f} per layer, {milliseconds:.2f} ms",
+        "slowest": ", ".join(slowest),
     }

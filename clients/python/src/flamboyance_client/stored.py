@@ -1,4 +1,4 @@
-"""Calls about what the server keeps: uploads, support sets and their evaluations. Built as data, as in `api`."""
+"""The calls about stored resources: uploads, support sets and evaluations. They are built as data, as in `api`."""
 
 from __future__ import annotations
 
@@ -7,88 +7,92 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from flamboyance_client.api import Call, given, reading
+from flamboyance_client.api import Call, checked_options, json_reader
 from flamboyance_client.fewshot import Example, Query
 from flamboyance_client.options import EvaluateOptions, NewSet, SearchOptions, SetChanges, WarmOptions
-from flamboyance_client.prompt import Media, encoded, is_url
+from flamboyance_client.prompt import Media, encode_media, is_url
 from flamboyance_client.records import Evaluation, Page, StoredExample, StoredMedia, SupportSet, is_deleted
 
 PAGE = 100
 
 
 class ImageCalls:
+    """Builds the calls of `/v1/images`."""
+
     def upload(self, media: Media) -> Call[StoredMedia]:
-        """Sent as bytes; of a URL the server is told, and fetches it where it may."""
-        read = reading(StoredMedia.parse)
+        """Upload media as bytes. A URL is passed to the server, which fetches it if its settings permit."""
+        read = json_reader(StoredMedia.parse)
         if is_url(media):
             return Call(method="POST", path="/v1/images", body={"url": media}, read=read)
-        data, kind = encoded(media)
-        return Call(method="POST", path="/v1/images", content=data, content_type=kind, read=read)
+        data, content_type = encode_media(media)
+        return Call(method="POST", path="/v1/images", content=data, content_type=content_type, read=read)
 
     def get(self, media_id: str) -> Call[StoredMedia]:
-        return Call(method="GET", path=_path("images", media_id), read=reading(StoredMedia.parse))
+        return Call(method="GET", path=_path("images", media_id), read=json_reader(StoredMedia.parse))
 
     def content(self, media_id: str) -> Call[bytes]:
         return Call(method="GET", path=f"{_path('images', media_id)}/content", read=lambda status, body: body)
 
     def list(self, limit: int, after: str | None) -> Call[Page[StoredMedia]]:
-        read = reading(lambda values: Page[StoredMedia].parse(values, StoredMedia.parse))
+        read = json_reader(lambda values: Page[StoredMedia].parse(values, StoredMedia.parse))
         return Call(method="GET", path="/v1/images", query=_query(limit=limit, after=after), read=read)
 
     def delete(self, media_id: str) -> Call[bool]:
-        return Call(method="DELETE", path=_path("images", media_id), read=reading(is_deleted))
+        return Call(method="DELETE", path=_path("images", media_id), read=json_reader(is_deleted))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupportSetCalls:
+    """Builds the calls of `/v1/support_sets`. `model` is sent with the calls that run a model."""
+
     model: str | None = None
 
     def create(self, fields: NewSet) -> Call[SupportSet]:
-        return _send("POST", "/v1/support_sets", given(NewSet, fields))
+        return _set_call("POST", "/v1/support_sets", checked_options(NewSet, fields))
 
     def get(self, name: str, version: int | None) -> Call[SupportSet]:
         path, query = _path("support_sets", name), _query(version=version)
-        return Call(method="GET", path=path, query=query, read=reading(SupportSet.parse))
+        return Call(method="GET", path=path, query=query, read=json_reader(SupportSet.parse))
 
     def list(self, limit: int, after: str | None) -> Call[Page[SupportSet]]:
-        read = reading(lambda values: Page[SupportSet].parse(values, SupportSet.parse))
+        read = json_reader(lambda values: Page[SupportSet].parse(values, SupportSet.parse))
         return Call(method="GET", path="/v1/support_sets", query=_query(limit=limit, after=after), read=read)
 
     def update(self, name: str, changes: SetChanges) -> Call[SupportSet]:
-        given(SetChanges, changes)
-        return _send("PATCH", _path("support_sets", name), dict(changes))
+        checked_options(SetChanges, changes)
+        return _set_call("PATCH", _path("support_sets", name), dict(changes))
 
     def delete(self, name: str) -> Call[bool]:
-        return Call(method="DELETE", path=_path("support_sets", name), read=reading(is_deleted))
+        return Call(method="DELETE", path=_path("support_sets", name), read=json_reader(is_deleted))
 
     def put(self, name: str, examples: Sequence[Example], expected_version: int | None) -> Call[SupportSet]:
         expected = {} if expected_version is None else {"expected_version": expected_version}
-        return _send("POST", _path("support_sets", name, "examples"), {"examples": list(examples), **expected})
+        return _set_call("POST", _path("support_sets", name, "examples"), {"examples": list(examples), **expected})
 
     def remove(self, name: str, ids: Sequence[str], expected_version: int | None) -> Call[SupportSet]:
         query = _query(id=",".join(ids), expected_version=expected_version)
         path = _path("support_sets", name, "examples")
-        return Call(method="DELETE", path=path, query=query, read=reading(SupportSet.parse))
+        return Call(method="DELETE", path=path, query=query, read=json_reader(SupportSet.parse))
 
     def examples(self, name: str, version: int | None, limit: int, after: str | None) -> Call[Page[StoredExample]]:
         query = _query(version=version, limit=limit, after=after)
-        read = reading(lambda values: Page[StoredExample].parse(values, StoredExample.parse))
+        read = json_reader(lambda values: Page[StoredExample].parse(values, StoredExample.parse))
         return Call(method="GET", path=_path("support_sets", name, "examples"), query=query, read=read)
 
     def search(self, name: str, query: Query, options: SearchOptions) -> Call[Page[StoredExample]]:
-        body = self._with_model({**given(SearchOptions, options), "query": query})
-        read = reading(lambda values: Page[StoredExample].parse(values, StoredExample.parse))
+        body = self._with_model({**checked_options(SearchOptions, options), "query": query})
+        read = json_reader(lambda values: Page[StoredExample].parse(values, StoredExample.parse))
         return Call(method="POST", path=_path("support_sets", name, "search"), body=body, read=read)
 
     def warm(self, name: str, options: WarmOptions) -> Call[SupportSet]:
-        return _send("POST", _path("support_sets", name, "warm"), given(WarmOptions, options))
+        return _set_call("POST", _path("support_sets", name, "warm"), checked_options(WarmOptions, options))
 
     def evaluate(self, name: str, options: EvaluateOptions) -> Call[Evaluation]:
         return Call(
             method="POST",
             path=_path("support_sets", name, "evaluate"),
-            body=self._with_model(given(EvaluateOptions, options)),
-            read=reading(Evaluation.parse),
+            body=self._with_model(checked_options(EvaluateOptions, options)),
+            read=json_reader(Evaluation.parse),
             accepts=frozenset({202}),
         )
 
@@ -97,28 +101,30 @@ class SupportSetCalls:
 
 
 class EvaluationCalls:
+    """Builds the calls of `/v1/evaluations`."""
+
     def get(self, evaluation_id: str) -> Call[Evaluation]:
-        return Call(method="GET", path=_path("evaluations", evaluation_id), read=reading(Evaluation.parse))
+        return Call(method="GET", path=_path("evaluations", evaluation_id), read=json_reader(Evaluation.parse))
 
     def list(self, support_set: str | None, limit: int, after: str | None) -> Call[Page[Evaluation]]:
         query = _query(support_set=support_set, limit=limit, after=after)
-        read = reading(lambda values: Page[Evaluation].parse(values, Evaluation.parse))
+        read = json_reader(lambda values: Page[Evaluation].parse(values, Evaluation.parse))
         return Call(method="GET", path="/v1/evaluations", query=query, read=read)
 
     def cancel(self, evaluation_id: str) -> Call[Evaluation]:
         path = _path("evaluations", evaluation_id, "cancel")
-        return Call(method="POST", path=path, read=reading(Evaluation.parse))
+        return Call(method="POST", path=path, read=json_reader(Evaluation.parse))
 
     def delete(self, evaluation_id: str) -> Call[bool]:
-        return Call(method="DELETE", path=_path("evaluations", evaluation_id), read=reading(is_deleted))
+        return Call(method="DELETE", path=_path("evaluations", evaluation_id), read=json_reader(is_deleted))
 
 
-def _send(method: str, path: str, body: dict[str, Any]) -> Call[SupportSet]:
-    return Call(method=method, path=path, body=body, read=reading(SupportSet.parse))
+def _set_call(method: str, path: str, body: dict[str, Any]) -> Call[SupportSet]:
+    return Call(method=method, path=path, body=body, read=json_reader(SupportSet.parse))
 
 
-def _path(*steps: str) -> str:
-    return "/v1/" + "/".join(quote(step, safe="") for step in steps)
+def _path(*segments: str) -> str:
+    return "/v1/" + "/".join(quote(segment, safe="") for segment in segments)
 
 
 def _query(**values: str | int | None) -> dict[str, str | int]:

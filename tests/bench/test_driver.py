@@ -1,11 +1,11 @@
-"""The driver against a real engine of a tiny model, and what an outcome says of times that are known."""
+"""Tests of the driver with a real engine of a tiny model, and of the statistics of an outcome."""
 
 from __future__ import annotations
 
 import pytest
 
 from bench import random_models
-from bench.drive import BenchFailed, Driver, Outcome, Trace
+from bench.driver import BenchFailed, Driver, Outcome, Trace
 from bench.workload import Prompts, frames_of, greedy
 from model.tokenizer import PromptTokenizer
 from server.engine.config import EngineConfig
@@ -28,38 +28,38 @@ def driver(tokenizer: PromptTokenizer) -> Driver:
 
 @pytest.mark.parametrize("concurrency", [1, 2, 8])
 def test_every_request_gets_its_tokens_in_order(driver: Driver, tokenizer: PromptTokenizer, concurrency: int) -> None:
-    asked = Prompts(tokenizer).shared(5, 2)
-    requests = [p.request(str(i), tokenizer, greedy(3)) for i, p in enumerate(asked)]
-    most = 0
+    prompts = Prompts(tokenizer).sharing_shots(5, 2)
+    requests = [prompt.request(str(i), tokenizer, greedy(3)) for i, prompt in enumerate(prompts)]
+    max_in_flight = 0
     add = driver.engine.add
 
-    def watched_add(request: object) -> None:
-        nonlocal most
+    def counting_add(request: object) -> None:
+        nonlocal max_in_flight
         add(request)  # type: ignore[arg-type]
-        most = max(most, len(driver.engine.scheduler.running) + len(driver.engine.scheduler.waiting))
+        max_in_flight = max(max_in_flight, len(driver.engine.scheduler.running) + len(driver.engine.scheduler.waiting))
 
-    driver.engine.add = watched_add  # type: ignore[method-assign]
-    outcome = driver.run(requests, frames_of(asked, CONFIG.vision), concurrency)
+    driver.engine.add = counting_add  # type: ignore[method-assign]
+    outcome = driver.run(requests, frames_of(prompts, CONFIG.vision), concurrency)
     assert [len(trace.token_ids) for trace in outcome.traces] == [3] * 5
     assert outcome.num_tokens == 15
-    assert most == min(concurrency, 5)
+    assert max_in_flight == min(concurrency, 5)
     assert all(trace.times == sorted(trace.times) and trace.times[0] >= trace.added for trace in outcome.traces)
-    alone = driver.run(requests[:1], frames_of(asked, CONFIG.vision), 1)
+    alone = driver.run(requests[:1], frames_of(prompts, CONFIG.vision), 1)
     assert alone.traces[0].token_ids == outcome.traces[0].token_ids
 
 
-def test_a_request_that_is_refused_ends_the_measurement(driver: Driver, tokenizer: PromptTokenizer) -> None:
-    asked = Prompts(tokenizer).ask(())
+def test_a_rejected_request_fails_the_measurement(driver: Driver, tokenizer: PromptTokenizer) -> None:
+    prompt = Prompts(tokenizer).new_prompt(())
     with pytest.raises(BenchFailed, match="exceed max_model_len 512"):
-        driver.run([asked.request("long", tokenizer, greedy(600))], {}, 1)
+        driver.run([prompt.request("long", tokenizer, greedy(600))], {}, 1)
 
 
-def test_decoding_is_counted_while_all_decode() -> None:
+def test_the_decode_rate_covers_the_time_in_which_all_sequences_decode() -> None:
     early = Trace(added=0.0, token_ids=[1] * 5, times=[1.0, 2.0, 3.0, 4.0, 5.0])
     late = Trace(added=0.5, token_ids=[1] * 4, times=[3.0, 4.0, 5.0, 6.0])
     outcome = Outcome((early, late), seconds=6.0)
     assert outcome.tokens_per_second == 9 / 6
     assert outcome.first_token.values == (1.0, 2.5)
     assert outcome.between_tokens.values == (1.0,) * 7
-    # from 3 s, when both have their first token, to 5 s, when one is done: two tokens each
+    # Two tokens each from 3 s, when both have their first token, to 5 s, when the first sequence finishes.
     assert outcome.decode_tokens_per_second == 4 / 2

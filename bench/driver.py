@@ -1,6 +1,6 @@
-"""Drives an engine in this process, with no HTTP around it: a closed loop of so many clients, and when each token came.
+"""A closed-loop driver of an engine in this process, without HTTP, that records the time of each token.
 
-A closed loop sends the next request of a client when its last one has ended, as a load generator with a fixed number of
+A closed loop sends a client's next request when its previous one has finished, as a load generator with a fixed number of
 connections does.
 """
 
@@ -20,12 +20,12 @@ from server.wire import Finished, Generate, MediaPixels, MediaWanted, Outbound, 
 
 
 class BenchFailed(RuntimeError):
-    """A program under test did not do what was asked, so its time means nothing."""
+    """Raised when a program under test did not complete the measured work, so that its time is meaningless."""
 
 
 @dataclass(slots=True)
 class Trace:
-    """One request: when it was handed over, and when each of its tokens came."""
+    """The timeline of one request: when it was added, and when each of its tokens was generated."""
 
     added: float
     token_ids: list[int] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a list of requests, in their order."""
+    """The traces of a list of requests, in the order of the requests."""
 
     traces: tuple[Trace, ...]
     seconds: float
@@ -65,21 +65,27 @@ class Outcome:
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Of all sequences together, from when the last has its first token until the first is done."""
+        """The rate of all sequences together, from the last first token until the first sequence finishes."""
         begin = max(trace.times[0] for trace in self.traces)
         end = min(trace.times[-1] for trace in self.traces)
-        counted = sum(begin < t <= end for trace in self.traces for t in trace.times)
-        return counted / (end - begin)
+        num_tokens = sum(begin < t <= end for trace in self.traces for t in trace.times)
+        return num_tokens / (end - begin)
 
 
 class Driver:
+    """Runs requests through an engine and collects their traces."""
+
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._open: dict[str, Trace] = {}
         self._frames: Mapping[bytes, np.ndarray] = {}
 
     def run(self, requests: Sequence[Generate], frames: Mapping[bytes, np.ndarray], concurrency: int) -> Outcome:
-        """`frames` holds decoded media by source digest; ids of requests must differ."""
+        """Run all requests, `concurrency` at a time.
+
+        `frames` holds decoded media by source digest. The ids of the requests must differ. Raises `BenchFailed` when a
+        request does not finish normally.
+        """
         self._frames = frames
         waiting, traces = deque(requests), dict[str, Trace]()
         began = time.perf_counter()
@@ -89,10 +95,10 @@ class Driver:
                 traces[request.request_id] = self._open[request.request_id] = Trace(time.perf_counter())
                 self.engine.add(request)
             for event in self.engine.step():
-                self._take(event)
+                self._handle(event)
         return Outcome(tuple(traces.values()), time.perf_counter() - began)
 
-    def _take(self, event: Outbound) -> None:
+    def _handle(self, event: Outbound) -> None:
         match event:
             case MediaWanted(digest):
                 self.engine.supply(pixels(digest, self._frames[digest]))
