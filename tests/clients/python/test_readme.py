@@ -1,4 +1,4 @@
-"""The README's examples run as they stand, against an imagined server and the pictures of docs/examples."""
+"""The README's examples run as they stand, against an imagined server and the images of docs/examples."""
 
 from __future__ import annotations
 
