@@ -1,4 +1,4 @@
-"""The scripts of docs/examples run against a tiny model, and answer right with the default model and default settings."""
+"""The scripts of docs/examples run with a tiny model; they and the README's Python answer right with the default model."""
 
 from __future__ import annotations
 
@@ -120,6 +120,16 @@ def test_the_default_model_classifies_the_textures(default_server: Server) -> No
     assert json.loads(reason).startswith("rices_image with k=4 answers 1.000 of 6 ")
     assert [answer for _, _, answer, _ in answers(lines)] == list(TEXTURES)
     assert min(confidence for *_, confidence in answers(lines)) > MIN_CONFIDENCE
+
+
+def test_the_readmes_python_classifies_a_texture(
+    default_server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    exec(compile(code.replace("http://127.0.0.1:8000", str(default_server.http.base_url)), "README.md", "exec"), {})
+    label, confidence = capsys.readouterr().out.split()
+    assert (label, float(confidence) > MIN_CONFIDENCE) == ("gravel", True)
 
 
 def test_a_support_set_of_a_folder_by_label(server: Server, tmp_path: Path) -> None:
