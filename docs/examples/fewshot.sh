@@ -1,19 +1,31 @@
 #!/usr/bin/env bash
-# Three photographs with a word for each, then a fourth without: the model writes the fourth's. Streams as it writes.
+# Three drawings with a made-up word each are the shots; then another drawing of each thing, and the model writes its word.
 #   docs/examples/fewshot.sh [http://127.0.0.1:8000]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 server=${1:-http://127.0.0.1:8000}
 
-image() { printf '{"type":"image_url","image_url":{"url":"data:image/jpeg;base64,%s"}}' "$(base64 <"$1" | tr -d '\n')"; }
+image() { printf '{"type":"image_url","image_url":{"url":"data:image/png;base64,%s"}}' "$(base64 <"$1" | tr -d '\n')"; }
 text() { printf '{"type":"text","text":"%s"}' "$1"; }
 shot() { printf '%s,%s,{"type":"end_of_chunk"},' "$(image "$1")" "$(text "$2")"; }
 
-{
+request() { # the query's file
     printf '{"prompt":['
-    shot cat.jpg "This is a cat."
-    shot coffee.jpg "This is a cup of coffee."
-    shot rocket.jpg "This is a rocket."
-    printf '%s,%s' "$(image raccoon.jpg)" "$(text "This is a")"
-    printf '],"max_tokens":12,"temperature":0,"stream":true,"stream_options":{"include_usage":true}}'
-} | curl --silent --show-error --no-buffer --header "Content-Type: application/json" --data-binary @- "$server/v1/completions"
+    shot noto-elephant.png "This is a dax."
+    shot noto-bicycle.png "This is a wug."
+    shot noto-banana.png "This is a blicket."
+    printf '%s,%s' "$(image "$1")" "$(text "This is a")"
+    printf '],"max_tokens":12,"temperature":0,"stop":"."}'
+}
+
+ask() { # the query's file, the expected word
+    local answer
+    answer=$(request "$1" | curl --silent --show-error --fail-with-body --header "Content-Type: application/json" \
+        --data-binary @- "$server/v1/completions") || { echo "$1: $answer" >&2; exit 1; }
+    printf '%s: expected "%s", answered "%s"\n%s\n' \
+        "$1" "$2" "$(sed -En 's/.*"text": ?" ?([^"]*)".*/\1/p' <<<"$answer")" "$answer"
+}
+
+ask fluent-elephant.png dax
+ask fluent-bicycle.png wug
+ask fluent-banana.png blicket

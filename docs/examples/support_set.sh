@@ -1,22 +1,14 @@
 #!/usr/bin/env bash
-# From pictures in folders by label, FOLDER/LABEL/*.jpg, to a support set; how well it answers, by shots and strategy; and
-# a picture that it classifies. Without a folder, what is alive and what is made, out of the photographs here.
-#   docs/examples/support_set.sh [http://127.0.0.1:8000 [FOLDER QUERY.jpg]]
+# Registers images in folders by label, SHOTS/LABEL/*.jpg, as a support set; evaluates it by leave-one-out; and classifies
+# other images, QUERIES/LABEL/*.jpg, as the evaluation recommends. Without folders, the textures of docs/examples.
+#   docs/examples/support_set.sh [http://127.0.0.1:8000 [SHOTS QUERIES]]
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 server=${1:-http://127.0.0.1:8000}
+shots=${2:-$here/textures/shots}
+queries=${3:-$here/textures/queries}
 
-pictures() { # label <tab> file, a line each
-    if [ -z "${1:-}" ]; then
-        printf '%s\t%s\n' alive "$here/cat.jpg" made "$here/coffee.jpg" alive "$here/astronaut.jpg" made "$here/rocket.jpg"
-        return
-    fi
-    for file in "$1"/*/*.jpg; do
-        printf '%s\t%s\n' "$(basename "$(dirname "$file")")" "$file"
-    done
-}
-
-call() { # path, then curl's own options; a refusal is shown and ends all
+call() { # path, then curl's own options; an error response is printed and ends the script
     local path=$1 answer
     shift
     answer=$(curl --silent --show-error --fail-with-body "$server$path" "$@") || { echo "$path: $answer" >&2; exit 1; }
@@ -24,25 +16,39 @@ call() { # path, then curl's own options; a refusal is shown and ends all
 }
 send() { call "$1" --header "Content-Type: application/json" --data-binary "$2"; }
 upload() { call /v1/images --header "Content-Type: application/octet-stream" --data-binary "@$1" | field id; }
-field() { sed -En "s/^\{([^{]*,)?\"$1\": ?\"([^\"]*)\".*/\2/p"; } # of an object, before any object in it
+field() { sed -En "s/^\{([^{]*,)?\"$1\": ?\"?([^\",]*).*/\2/p"; }   # a field before the first nested object
+nested() { sed -En "s/.*\"$1\": ?(\{[^}]*\}|\"[^\"]*\").*/\1/p"; } # an object or a string, at any depth
+label() { basename "$(dirname "$1")"; }
 
-examples=$(pictures "${2:-}" | while IFS=$'\t' read -r label file; do
+# register and warm
+files=("$shots"/*/*.jpg)
+examples=
+for file in "${files[@]}"; do
     image=$(upload "$file")
-    printf '{"image":"%s","label":"%s"},' "$image" "$label"
-done)
+    examples+="{\"image\":\"$image\",\"label\":\"$(label "$file")\"},"
+done
 set=$(send /v1/support_sets "{\"ttl_seconds\":3600,\"examples\":[${examples%,}]}" | field id)
-send "/v1/support_sets/$set/warm" '{"wait":true}'
+send "/v1/support_sets/$set/warm" '{"wait":true}' | nested label_counts
 
-evaluation=$(send "/v1/support_sets/$set/evaluate" '{"strategies":["first","rices_image"]}' | field id)
+# evaluate: are four shots better drawn at random, or chosen by their similarity to the query?
+k=$((${#files[@]} > 4 ? 4 : ${#files[@]} - 1))
+evaluation=$(send "/v1/support_sets/$set/evaluate" "{\"k\":[$k],\"strategies\":[\"random\",\"rices_image\"]}" | field id)
 while true; do
-    found=$(call "/v1/evaluations/$evaluation")
-    case $(field status <<<"$found") in
+    result=$(call "/v1/evaluations/$evaluation")
+    case $(field status <<<"$result") in
         queued | running) sleep 1 ;;
         completed) break ;;
-        *) echo "the evaluation did not end well: $found" >&2; exit 1 ;;
+        *) echo "the evaluation did not complete: $result" >&2; exit 1 ;;
     esac
 done
-printf '%s\n' "$found"
+nested reason <<<"$result"
 
-query=$(upload "${3:-$here/raccoon.jpg}")
-send /v1/classify "{\"query\":{\"image\":\"$query\"},\"examples\":{\"support_set\":\"$set\",\"k\":4,\"strategy\":\"rices_image\"}}"
+# classify
+recommended=$(nested examples <<<"$result")
+for file in "$queries"/*/*.jpg; do
+    image=$(upload "$file")
+    answer=$(send /v1/classify "{\"query\":{\"image\":\"$image\"},\"examples\":$recommended}")
+    confidence=$(field confidence <<<"$answer")
+    printf '%s: expected "%s", answered "%s" (confidence %s)\n' \
+        "${file#"$queries"/}" "$(label "$file")" "$(field label <<<"$answer")" "${confidence:0:5}"
+done

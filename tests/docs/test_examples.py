@@ -1,8 +1,10 @@
-"""The scripts of docs/examples do what they say, against a real server of a tiny model."""
+"""The scripts of docs/examples run with a tiny model; they and the README's Python answer right with the default model."""
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +13,18 @@ from typing import Any
 import pytest
 
 from model.checkpoint.native import save_folder
+from model.zoo.default import prepare
 from tests.server.conftest import picture
 from tests.server.test_main import ROOT, Server, running
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
 CONFIG = CONFIGS["openflamingo"]
 EXAMPLES = ROOT / "docs" / "examples"
+WORDS = {"elephant": "dax", "bicycle": "wug", "banana": "blicket"}
+TEXTURES = ("brick", "grass", "gravel")
+ANSWER = re.compile(r'(\S.*): expected "(.*)", answered "(.*?)"(?: \(confidence ([\d.]+)\))?')
+MIN_CONFIDENCE = 0.9
+MAX_BYTES = 30_000
 SECONDS = 120
 
 
@@ -28,8 +36,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def default_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(prepare(), tmp_path_factory.mktemp("log") / "log", "-m", "server") as server:
+        yield server
+
+
 def run(script: str, server: Server, *arguments: str) -> list[str]:
-    """Lines of what it prints."""
+    """Return the lines of the script's output."""
     done = start(script, server, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()
@@ -40,42 +54,103 @@ def start(script: str, server: Server, *arguments: str) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
 
 
-def answers(lines: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    warmed, evaluation, found = map(json.loads, lines)
-    assert warmed["status"] == "ready"
-    assert evaluation["status"] == "completed"
-    assert evaluation["recommendation"]["examples"]["strategy"] in ("first", "rices_image")
-    return warmed, evaluation, found
+def answers(lines: list[str]) -> list[tuple[str, str, str, float]]:
+    """Return file, expected word, answered word and confidence (0 if the script prints none) of each answer."""
+    matches = [ANSWER.fullmatch(line) for line in lines]
+    return [(m[1], m[2], m[3], float(m[4] or 0)) for m in matches if m]
 
 
-def test_a_support_set_of_the_photographs(server: Server) -> None:
-    warmed, _, found = answers(run("support_set.sh", server))
-    assert warmed["label_counts"] == {"alive": 2, "made": 2}
-    assert found["label"] in ("alive", "made")
-    assert len(found["fewshot"]["shots"]) == 4
+def data_url(file: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def latest(server: Server, path: str) -> dict[str, Any]:
+    """Return the newest item of a list, as its own route shows it."""
+    newest = server.http.get(f"{path}/{server.http.get(path).json()['last_id']}")
+    item: dict[str, Any] = newest.json()
+    return item
+
+
+@pytest.mark.parametrize("file", [*EXAMPLES.rglob("*.png"), *EXAMPLES.rglob("*.jpg")], ids=lambda file: file.name)
+def test_an_example_image_is_small(file: Path) -> None:
+    assert file.stat().st_size < MAX_BYTES
+
+
+def test_the_few_shot_script_prints_each_answer_next_to_the_expected_word(server: Server) -> None:
+    lines = run("fewshot.sh", server)
+    assert [(file, word) for file, word, *_ in answers(lines[::2])] == [
+        (f"fluent-{name}.png", word) for name, word in WORDS.items()
+    ]
+    assert [len(json.loads(line)["choices"]) for line in lines[1::2]] == [1, 1, 1]
+
+
+def test_the_default_model_names_each_drawing_with_its_made_up_word(default_server: Server) -> None:
+    lines = run("fewshot.sh", default_server)
+    assert [answer for _, _, answer, _ in answers(lines)] == list(WORDS.values())
+    usage = [json.loads(line)["usage"]["fewshot_details"] for line in lines[1::2]]
+    assert [details["media_encoded"] for details in usage] == [4, 1, 1]
+
+
+def test_the_default_model_is_sure_of_the_drawings(default_server: Server) -> None:
+    """The template writes the script's own prompts."""
+    shots = [{"image": data_url(EXAMPLES / f"noto-{name}.png"), "label": word} for name, word in WORDS.items()]
+    for name, word in WORDS.items():
+        fields = {
+            "shots": shots,
+            "query": {"image": data_url(EXAMPLES / f"fluent-{name}.png")},
+            "template": {"shot": "{media}This is a {label}."},
+        }
+        answer = default_server.http.post("/v1/classify", json=fields).json()
+        assert (answer["label"], answer["confidence"] > MIN_CONFIDENCE) == (word, True), answer
+
+
+def test_the_support_set_script_evaluates_and_classifies_the_textures(server: Server) -> None:
+    counts, reason, *lines = run("support_set.sh", server)
+    assert json.loads(counts) == dict.fromkeys(TEXTURES, 2)
+    assert "of 6 left-out examples" in json.loads(reason)
+    assert [(file, label) for file, label, *_ in answers(lines)] == [(f"{name}/3.jpg", name) for name in TEXTURES]
+    assert {answer for _, _, answer, _ in answers(lines)} <= set(TEXTURES)
+    assert latest(server, "/v1/support_sets")["status"] == "ready"
+    evaluation = latest(server, "/v1/evaluations")
+    assert (evaluation["status"], evaluation["request"]["k"]) == ("completed", [4])
+
+
+def test_the_default_model_classifies_the_textures(default_server: Server) -> None:
+    _, reason, *lines = run("support_set.sh", default_server)
+    assert json.loads(reason).startswith("rices_image with k=4 answers 1.000 of 6 ")
+    assert [answer for _, _, answer, _ in answers(lines)] == list(TEXTURES)
+    assert min(confidence for *_, confidence in answers(lines)) > MIN_CONFIDENCE
+
+
+def test_the_readmes_python_classifies_a_texture(
+    default_server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    exec(compile(code.replace("http://127.0.0.1:8000", str(default_server.http.base_url)), "README.md", "exec"), {})
+    label, confidence = capsys.readouterr().out.split()
+    assert (label, float(confidence) > MIN_CONFIDENCE) == ("gravel", True)
 
 
 def test_a_support_set_of_a_folder_by_label(server: Server, tmp_path: Path) -> None:
-    for place, colour in enumerate(("red", "green", "blue", "white")):
-        file = tmp_path / "its pictures" / ("warm" if colour == "red" else "not so warm") / f"{colour} one.jpg"
+    shots, queries = tmp_path / "its images", tmp_path / "queries"
+    for index, colour in enumerate(("red", "green", "blue", "white")):
+        file = shots / ("warm" if colour == "red" else "not so warm") / f"{colour} one.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(picture(colour, (20, 10 + place)))
-    query = tmp_path / "query.jpg"
+        file.write_bytes(picture(colour, (20, 10 + index)))
+    query = queries / "not so warm" / "purple one.jpg"
+    query.parent.mkdir(parents=True)
     query.write_bytes(picture("purple"))
-    warmed, _, found = answers(run("support_set.sh", server, str(tmp_path / "its pictures"), str(query)))
-    assert warmed["label_counts"] == {"warm": 1, "not so warm": 3}
-    assert {candidate["label"] for candidate in found["candidates"]} == {"warm", "not so warm"}
+    counts, _, *lines = run("support_set.sh", server, str(shots), str(queries))
+    assert json.loads(counts) == {"warm": 1, "not so warm": 3}
+    ((name, expected, answer, _),) = answers(lines)
+    assert (name, expected) == ("not so warm/purple one.jpg", "not so warm")
+    assert answer in ("warm", "not so warm")
 
 
-def test_a_refusal_ends_the_script_and_is_shown(server: Server, tmp_path: Path) -> None:
-    query = tmp_path / "query.jpg"
-    query.write_bytes(b"no picture")
+def test_an_error_response_ends_the_script_and_is_printed(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "b.jpg").write_bytes(b"no picture")
-    done = start("support_set.sh", server, str(tmp_path), str(query))
+    (tmp_path / "a" / "b.jpg").write_bytes(b"no image")
+    done = start("support_set.sh", server, str(tmp_path), str(tmp_path))
     assert done.returncode == 1
     assert "invalid_media" in done.stderr
-
-
-def test_an_answer_behind_three_photographs(server: Server) -> None:
-    assert "data: [DONE]" in run("fewshot.sh", server)

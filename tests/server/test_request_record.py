@@ -88,7 +88,7 @@ async def test_a_failure_of_the_engine_is_counted_as_an_error(
         monkeypatch.setattr(client, method, die)
     assert (await http.post(route, json=REQUESTS[route][0])).status_code == 503
     errors = [
-        line for line in app.state.services.metrics.expose().decode().splitlines() if 'finished_reason="error"' in l
+        line for line in app.state.services.metrics.expose().decode().splitlines() if 'finished_reason="error"' in line
     ]
     assert [float(line.rpartition(" ")[2]) for line in errors if "request_success_total" in line] == [1]
     assert metric(app, "request_prompt_tokens_count") == 0

@@ -17,7 +17,7 @@ CARD = "DATA_CARD.md"
 
 INTRODUCTION = """# The default model's data
 
-Made by `python -m training.default_data` from packages of public registries; no image is kept in the repository.
+Made by `python -m training.default_data` from packages of public registries. No training image is kept in the repository.
 A category is held out where the SHA-256 of its name falls into the first fifth (`training/default_data/split.py`):
 its images are never trained on. A source marked "evaluation" is never trained on at all.
 

@@ -1,7 +1,7 @@
 """Where the default model's images come from, as data: packages of public registries, with their licences.
 
 What the bridge trains on is permissive, CC-BY or public domain; the one source under another licence is for the
-evaluation only, and no image of any is kept in this repository.
+evaluation only. The repository keeps no image that is trained on: the drawings in docs/examples are of held-out categories.
 """
 
 from __future__ import annotations

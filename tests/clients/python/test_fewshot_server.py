@@ -194,6 +194,6 @@ def test_the_support_set_snippet_of_the_readme_runs(
     code = source.partition("```")[0].replace('"http://127.0.0.1:8000"', f'"{url}", api_key="{KEY}"')
     monkeypatch.chdir(ROOT / "docs" / "examples")
     exec(compile(code, str(README), "exec"), {})
-    label, *reply = capsys.readouterr().out.splitlines()  # answers of random weights may contain line breaks
-    assert label.split()[0] in ("cat", "cup", "rocket", "astronaut")
-    assert reply[-1].count(".jpg") == 2
+    label, *reply = capsys.readouterr().out.splitlines()  # random weights may answer with line breaks
+    assert label.split()[0] in ("dax", "wug", "blicket")
+    assert reply[-1].count(".png") == 2

@@ -35,7 +35,7 @@ from model.zoo.config import DEFAULT, LANGUAGE_MODEL_FILE, VISION_FILE
 from model.zoo.convert import convert, save_once
 from model.zoo.default import DefaultModelError, find, is_ready, locate, prepare
 
-PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "docs" / "examples"
+PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "photographs"
 # ImageNet's five domestic cats, and its espresso and cup
 CLASSES = {"cat.jpg": range(281, 286), "coffee.jpg": (967, 968)}
 

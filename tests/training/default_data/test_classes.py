@@ -13,7 +13,7 @@ from model.zoo.default import find, prepare
 from training.default_data.classes import keep_classes, read_classes
 from training.default_data.features import encode
 
-EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
+PHOTOGRAPHS = Path(__file__).parents[2] / "photographs"
 CATS, CUPS = range(281, 286), (504, 967, 968)  # of ImageNet's classes
 
 
@@ -21,6 +21,6 @@ CATS, CUPS = range(281, 286), (504, 967, 968)  # of ImageNet's classes
 def test_classes_name_what_a_photograph_shows(tmp_path: Path, image: str, classes: range | tuple[int, ...]) -> None:
     keep_classes(tmp_path, find(VISION_FILE))
     with torch.inference_mode():
-        features = encode(load_folder(prepare(), "cpu", torch.float32).vision, [EXAMPLES / image])  # [1, P, Dv]
+        features = encode(load_folder(prepare(), "cpu", torch.float32).vision, [PHOTOGRAPHS / image])  # [1, P, Dv]
     pooled = torch.from_numpy(features).float().mean(dim=(0, 1))
     assert int((read_classes(tmp_path) @ pooled).argmax()) in classes
