@@ -107,7 +107,7 @@ def _refusal(kind: str, param: str | None, message: str, context: dict[str, Any]
 
 
 def _param(location: tuple[int | str, ...]) -> str | None:
-    """("prompt", "<parts>", 2, "<image_url>", "image_url", "url") -> prompt[2].image_url.url"""
+    """Return the path of a location: ("prompt", "<parts>", 2, "<image_url>", "image_url") is `prompt[2].image_url`."""
     text = ""
     for step in location:
         if isinstance(step, int):

@@ -128,7 +128,7 @@ class FewShotCompletionRequest(CompletionFields, FewShotFields):
 
 
 class SearchRequest(ModelRequest):
-    """Which examples of a support set are most like the query?"""
+    """A search for the examples of a support set that are most similar to a query."""
 
     query: QueryFields
     version: Version | None = None

@@ -8,14 +8,11 @@ import pytest
 
 import flamboyance_client as client
 from flamboyance_client.prompt import Part
-from server.api.routes.evaluations import EvaluateRequest
-from server.api.routes.fewshot import FewShotCompletionRequest
-from server.api.routes.inspect import InspectRequest
-from server.schemas import classify as schemas_classify
-from server.schemas import completions as schemas
-from server.schemas import fewshot as fields
-from server.schemas import support_sets as schemas_support_sets
+from server.schemas import fewshot, generation, support_sets
 from server.schemas.base import Schema
+from server.schemas.evaluations import EvaluateRequest
+from server.schemas.inspect import InspectRequest
+from server.schemas.prompt import Part as ServerPart
 
 # The client sets these two fields for streams.
 STREAMING = {"stream", "stream_options"}
@@ -23,43 +20,43 @@ STREAMING = {"stream", "stream_options"}
 ANSWER = {"answer"}
 
 PAIRS: list[tuple[Any, type[Schema], set[str]]] = [
-    (client.Options, schemas.CompletionRequest, {"prompt", *STREAMING}),
-    (client.FewShotOptions, FewShotCompletionRequest, {"query", *STREAMING}),
-    (client.ClassifyOptions, schemas_classify.ClassifyRequest, {"query"}),
-    (client.ScoreOptions, schemas_classify.ScoreRequest, {"prompt", "candidates"}),
+    (client.Options, generation.CompletionRequest, {"prompt", *STREAMING}),
+    (client.FewShotOptions, fewshot.FewShotCompletionRequest, {"query", *STREAMING}),
+    (client.ClassifyOptions, fewshot.ClassifyRequest, {"query"}),
+    (client.ScoreOptions, fewshot.ScoreRequest, {"prompt", "candidates"}),
     (client.InspectOptions, InspectRequest, {"prompt"}),
     (client.EvaluateOptions, EvaluateRequest, set()),
-    (client.NewSet, schemas_support_sets.CreateRequest, set()),
-    (client.SetChanges, schemas_support_sets.UpdateRequest, set()),
-    (client.SearchOptions, fields.SearchRequest, {"query"}),
-    (client.WarmOptions, schemas_support_sets.WarmRequest, set()),
-    (client.Query, fields.QueryFields, set()),
-    (client.Selection, fields.ExamplesFields, set()),
-    (client.Template, fields.TemplateFields, set()),
-    (client.Candidate, schemas_classify.LabelledCandidate, set()),
-    (client.StructuredOutputs, schemas.StructuredOutputs, set()),
+    (client.NewSet, support_sets.CreateRequest, set()),
+    (client.SetChanges, support_sets.UpdateRequest, set()),
+    (client.SearchOptions, fewshot.SearchRequest, {"query"}),
+    (client.WarmOptions, support_sets.WarmRequest, set()),
+    (client.Query, fewshot.QueryFields, set()),
+    (client.Selection, fewshot.ExamplesFields, set()),
+    (client.Template, fewshot.TemplateFields, set()),
+    (client.Candidate, fewshot.LabelledCandidate, set()),
+    (client.StructuredOutputs, generation.StructuredOutputs, set()),
 ]
 
 
 @pytest.mark.parametrize(("options", "schema", "other_fields"), PAIRS, ids=[options.__name__ for options, *_ in PAIRS])
 def test_options_match_the_fields_of_the_server(options: Any, schema: type[Schema], other_fields: set[str]) -> None:
-    names = {field.alias or name for name, field in schema.model_fields.items()}
+    names = {field.alias or name for name, field in schema.model_fewshot.items()}
     assert get_type_hints(options).keys() == names - other_fields
 
 
 def test_shots_and_examples_match_the_server() -> None:
-    assert get_type_hints(client.Shot).keys() == fields.ShotFields.model_fields.keys() | ANSWER
-    assert get_type_hints(client.Example).keys() == schemas_support_sets.ExampleFields.model_fields.keys() | ANSWER
+    assert get_type_hints(client.Shot).keys() == fewshot.ShotFields.model_fewshot.keys() | ANSWER
+    assert get_type_hints(client.Example).keys() == support_sets.ExampleFields.model_fewshot.keys() | ANSWER
 
 
 @pytest.mark.parametrize(
     ("options", "field", "annotation"),
     [
-        (client.Selection, "strategy", fields.Strategy),
-        (client.Selection, "order", fields.Order),
-        (client.SearchOptions, "strategy", fields.Comparing),
+        (client.Selection, "strategy", fewshot.Strategy),
+        (client.Selection, "order", fewshot.Order),
+        (client.SearchOptions, "strategy", fewshot.Comparing),
         *(
-            (client.ClassifyOptions, name, schemas_classify.ClassifyRequest.model_fields[name].annotation)
+            (client.ClassifyOptions, name, fewshot.ClassifyRequest.model_fields[name].annotation)
             for name in ("normalisation", "calibration", "content_free")
         ),
     ],
@@ -76,6 +73,6 @@ def leaves(kind: Any) -> set[Any]:
 
 def test_prompt_parts_match_the_server() -> None:
     client_types = {get_args(get_type_hints(kind)["type"]) for kind in get_args(Part)}
-    tagged = get_args(get_args(schemas.Part)[0])
+    tagged = get_args(get_args(ServerPart)[0])
     server_types = {get_args(get_args(part)[0].model_fields["type"].annotation) for part in tagged}
     assert client_types == server_types
