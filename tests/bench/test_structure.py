@@ -95,7 +95,7 @@ def test_traces_are_sets() -> None:
 
 
 def test_the_command_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--static", "--entries", "server.settings", "server.engine.wire"]) == 0
+    assert main(["--static", "--entries", "server.settings", "server.wire"]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     imported = {row["of"]: row for row in printed["rows"] if row["measure"] == "modules imported"}
     assert all(row["number"] > row["packages"] > 0 for row in imported.values())

@@ -40,13 +40,13 @@ PAIRS: list[tuple[Any, type[Schema], set[str]]] = [
 
 @pytest.mark.parametrize(("options", "schema", "other_fields"), PAIRS, ids=[options.__name__ for options, *_ in PAIRS])
 def test_options_match_the_fields_of_the_server(options: Any, schema: type[Schema], other_fields: set[str]) -> None:
-    names = {field.alias or name for name, field in schema.model_fewshot.items()}
+    names = {field.alias or name for name, field in schema.model_fields.items()}
     assert get_type_hints(options).keys() == names - other_fields
 
 
 def test_shots_and_examples_match_the_server() -> None:
-    assert get_type_hints(client.Shot).keys() == fewshot.ShotFields.model_fewshot.keys() | ANSWER
-    assert get_type_hints(client.Example).keys() == support_sets.ExampleFields.model_fewshot.keys() | ANSWER
+    assert get_type_hints(client.Shot).keys() == fewshot.ShotFields.model_fields.keys() | ANSWER
+    assert get_type_hints(client.Example).keys() == support_sets.ExampleFields.model_fields.keys() | ANSWER
 
 
 @pytest.mark.parametrize(
