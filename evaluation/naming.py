@@ -13,8 +13,7 @@ import torch
 
 from evaluation.binding import joined
 from evaluation.ranking import Branch, Piece, Ranker
-from model.batch import whole_sequences
-from model.cache import MediaCache
+from model.batch import MediaPages, whole_sequences
 from model.flamingo import Flamingo
 from model.prompt import Segment
 from model.reference import log_probs
@@ -94,7 +93,7 @@ class Naming:
             pages.append(pages[-1])
         return self.tokenizer.decode(ids[len(prompt.token_ids) :])
 
-    def _media(self, rows: Sequence[int]) -> MediaCache:
+    def _media(self, rows: Sequence[int]) -> MediaPages:
         features = torch.stack([self.catalogue.features(row) for row in rows]).to(self._dtype)
         return self.model.fresh_media(self.model.resampler(features))
 
@@ -107,6 +106,6 @@ class Naming:
 def perplexity(model: Flamingo, token_ids: list[int]) -> float:
     """Of a text with no media in it."""
     batch = whole_sequences([token_ids], [[-1] * len(token_ids)])
-    media = MediaCache.zeros(model.config, 0, next(model.resampler.parameters()).dtype, "cpu")
+    media = MediaPages.zeros(model.config, 0, next(model.resampler.parameters()).dtype, "cpu")
     rows = model(batch, None, media).float().log_softmax(-1)[:-1]
     return float(rows.gather(1, torch.tensor(token_ids[1:])[:, None]).mean().neg().exp())

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.media_attention import plan_media
-from model.batch import Batch
-from model.cache import KVCache, MediaCache
+from model.batch import Batch, KVCache, MediaPages
 from model.config import FlamingoConfig
 from model.gated_cross_attention import GatedCrossAttention
 from model.language_model import LanguageModel
@@ -34,14 +33,14 @@ class Flamingo(nn.Module):
             }
         )
 
-    def forward(self, batch: Batch, kv_cache: KVCache | None, media_cache: MediaCache) -> Tensor:
+    def forward(self, batch: Batch, kv_cache: KVCache | None, media_pages: MediaPages) -> Tensor:
         """Packed token ids [T] -> logits [W, V + A] of the rows in `batch.last_token`."""
         x = self.language_model.embed_tokens(batch)  # [T, D]
         place = self.language_model.place(batch, x.dtype, None if kv_cache is None else kv_cache.layer(0))
         tiles = plan_media(x, batch.media_slot, self.config.gated.head_dim)
         for i, layer in enumerate(self.language_model.layers):
             if str(i) in self.gated:
-                x = self.gated[str(i)](x, media_cache.layer(i), batch.media_slot, tiles)  # text reads its own image
+                x = self.gated[str(i)](x, media_pages.layer(i), batch.media_slot, tiles)  # text reads its own image
             x = layer(x, place, batch, None if kv_cache is None else kv_cache.layer(i))
         return self.language_model.logits(x[batch.last_token])
 
@@ -56,9 +55,9 @@ class Flamingo(nn.Module):
         """Visual tokens [M, R, D] -> the pages of all gated layers [M, X, H, 2, R, K]."""
         return torch.stack([gated.project_media(visual_tokens) for gated in self._gated_layers()], dim=1)
 
-    def fresh_media(self, visual_tokens: Tensor) -> MediaCache:
-        """A media cache that holds just these media, page m for media m."""
-        return MediaCache(self.media_kv(visual_tokens), {layer: x for x, layer in enumerate(self.config.gated_layers)})
+    def fresh_media(self, visual_tokens: Tensor) -> MediaPages:
+        """Return the pages of just these media, page m for media m."""
+        return MediaPages(self.media_kv(visual_tokens), {layer: x for x, layer in enumerate(self.config.gated_layers)})
 
     def fold_gates(self) -> None:
         """For inference: gates go into the weights behind them (float32 before the cast)."""

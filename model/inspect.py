@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.media_attention import plan_media
-from model.batch import whole_sequences
-from model.cache import MediaCache
+from model.batch import MediaPages, whole_sequences
 from model.config import VisionConfig
 from model.flamingo import Flamingo
 from model.gated_cross_attention import GatedCrossAttention
@@ -45,7 +44,7 @@ def media_weights(
     model: Flamingo,
     token_ids: Sequence[int],
     media_index: Sequence[int],
-    media: MediaCache,
+    media: MediaPages,
     token: int,
     layers: Collection[int],
 ) -> dict[int, Tensor]:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.batch import whole_sequences
-from model.cache import MediaCache
+from model.batch import MediaPages, whole_sequences
 from model.flamingo import Flamingo
 
 
@@ -22,11 +21,11 @@ class Generation:
     logprobs: list[float]
 
 
-def encode(model: Flamingo, pixels: Sequence[Tensor]) -> MediaCache:
+def encode(model: Flamingo, pixels: Sequence[Tensor]) -> MediaPages:
     """A page for each media; `pixels` holds one [F, 3, h, w] a media."""
     config = model.config
     if not pixels:
-        return MediaCache.zeros(config, 0, next(model.parameters()).dtype, next(model.parameters()).device)
+        return MediaPages.zeros(config, 0, next(model.parameters()).dtype, next(model.parameters()).device)
     return model.fresh_media(torch.cat([model.encode_media(p[None]) for p in pixels]))
 
 
@@ -39,7 +38,7 @@ def media_slots(model: Flamingo, media_index: Sequence[int]) -> list[int] | list
 
 
 @torch.inference_mode()
-def log_probs(model: Flamingo, token_ids: Sequence[int], media_index: Sequence[int], media: MediaCache) -> Tensor:
+def log_probs(model: Flamingo, token_ids: Sequence[int], media_index: Sequence[int], media: MediaPages) -> Tensor:
     """Log-probabilities [T, V + A] float32 of what follows each token."""
     device = next(model.parameters()).device
     batch = whole_sequences([list(token_ids)], [media_slots(model, media_index)], device)  # type: ignore[arg-type]

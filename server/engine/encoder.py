@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model import cache
+from model.batch import MediaPages
 from model.flamingo import Flamingo
 from model.vision import normalise
 from server.engine.media_cache import Encoding, MediaCache
@@ -27,7 +27,7 @@ REBUILT_TOGETHER = 8
 class Encoder:
     """Owns the model's media side; `pages` are the device's slots, `media` says what is kept where."""
 
-    def __init__(self, model: Flamingo, project: MediaProjection, pages: cache.MediaCache, media: MediaCache) -> None:
+    def __init__(self, model: Flamingo, project: MediaProjection, pages: MediaPages, media: MediaCache) -> None:
         self._model = model
         self._project = project
         self._pages = pages.pages

@@ -13,13 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.batch import Batch, whole_sequences
-from model.cache import KVCache, MediaCache
+from model.batch import Batch, KVCache, MediaPages, whole_sequences
 from model.flamingo import Flamingo
-from server.engine import media_cache
 from server.engine.config import EngineConfig
 from server.engine.encoder import Encoder, unit
 from server.engine.graphs import DecodeGraphs, Recorder, bucket_sizes
+from server.engine.media_cache import MediaCache
 from server.engine.media_projection import MediaProjection
 from server.engine.results import NOT_FINITE, Result, read_logits, wanted_tokens
 from server.engine.sampler import Sampler
@@ -34,7 +33,7 @@ class Runner:
         model: Flamingo,
         config: EngineConfig,
         sampler: Sampler,
-        media: media_cache.MediaCache,
+        media: MediaCache,
         record: Recorder | None = None,
     ) -> None:
         weight = model.language_model.embed.weight
@@ -45,7 +44,7 @@ class Runner:
         self._nonfinite = media.nonfinite
         project = MediaProjection(model)  # takes memory for a moment: before the caches do
         self._kv = KVCache.zeros(model.config, config.num_blocks, config.block_size, self.dtype, self.device)
-        self._media = MediaCache.zeros(model.config, config.num_media_slots, self.dtype, self.device)
+        self._media = MediaPages.zeros(model.config, config.num_media_slots, self.dtype, self.device)
         self.encoder = Encoder(model, project, self._media, media)
         self._graphs = None if record is None else self._record(record)
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.batch import Batch
-from model.cache import KVCache
+from model.batch import Batch, KVCache
 from model.config import FlamingoConfig
 from model.cpu import (
     ENCODER_ROWS,

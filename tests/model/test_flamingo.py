@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.batch import Batch, whole_sequences
-from model.cache import MediaCache
+from model.batch import Batch, MediaPages, whole_sequences
 from model.flamingo import Flamingo
 from model.reference import encode, generate, log_probs, media_slots
 from model.resampler import interpolate_frames
@@ -181,7 +180,7 @@ def test_generation_stops_at_the_end_of_sequence() -> None:
 def test_a_prompt_without_media_runs() -> None:
     model = tiny_model(CONFIGS["openflamingo"])
     empty = encode(model, [])
-    assert isinstance(empty, MediaCache)
+    assert isinstance(empty, MediaPages)
     assert log_probs(model, [1, 2, 3], [-1, -1, -1], empty).isfinite().all()
 
 

@@ -14,8 +14,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 
-from model.batch import whole_sequences
-from model.cache import MediaCache
+from model.batch import MediaPages, whole_sequences
 from model.checkpoint.native import load_folder, save_folder
 from model.config import FlamingoConfig, VisionConfig
 from model.flamingo import Flamingo
@@ -102,7 +101,7 @@ def pretrain(model: Flamingo, tokenizer: Tokenizer, kinds: Kinds, steps: int, se
     decoder = model.language_model.requires_grad_(True)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     rng, last = Random(f"{seed}/text"), float("nan")
-    no_media = MediaCache.zeros(model.config, 0, torch.float32, "cpu")
+    no_media = MediaPages.zeros(model.config, 0, torch.float32, "cpu")
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 20) * (1.0 - step / steps)

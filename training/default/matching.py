@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.batch import Batch, whole_sequences
-from model.cache import MediaCache
+from model.batch import Batch, MediaPages, whole_sequences
 from model.config import ConfigError
 from model.flamingo import Flamingo
 from model.language_model import LanguageModel, Layer, Place
@@ -90,7 +89,7 @@ class TextAndMatchingLoss(BridgeLoss):
         return cosines(wanted_of(batch, self.discriminants))[pages][:, pages] / TEMPERATURE
 
 
-def read(model: Flamingo, batch: TrainingBatch, media: MediaCache, heads: Heads) -> tuple[Tensor, Tensor]:
+def read(model: Flamingo, batch: TrainingBatch, media: MediaPages, heads: Heads) -> tuple[Tensor, Tensor]:
     """[T, D] behind the decoder, and the scores [heads, N, N] of each name for what is asked in front of each."""
     decoder, packed = model.language_model, batch.batch
     place = decoder.place(packed, media.pages.dtype)
@@ -106,7 +105,7 @@ def read(model: Flamingo, batch: TrainingBatch, media: MediaCache, heads: Heads)
 
 
 def run(
-    model: Flamingo, batch: Batch, media: MediaCache, place: Place, look: Callable[[int, Layer, Tensor], None]
+    model: Flamingo, batch: Batch, media: MediaPages, place: Place, look: Callable[[int, Layer, Tensor], None]
 ) -> Tensor:
     """[T, D] behind the decoder, as `Flamingo.forward`; `look` is shown what each layer reads."""
     x = model.language_model.embed_tokens(batch)

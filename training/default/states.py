@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from model.batch import Batch, whole_sequences
-from model.cache import MediaCache
+from model.batch import Batch, MediaPages, whole_sequences
 from model.flamingo import Flamingo
 from model.tokenizer import PromptTokenizer
 
@@ -15,7 +14,7 @@ DEPTH = 5  # decoder layers that are run: two gated layers are among them
 BEFORE, BEHIND = "\n", "Output:"
 
 
-def early_states(model: Flamingo, batch: Batch, media: MediaCache) -> Tensor:
+def early_states(model: Flamingo, batch: Batch, media: MediaPages) -> Tensor:
     """[T, D] behind `DEPTH` decoder layers."""
     decoder = model.language_model
     x = decoder.embed_tokens(batch)
@@ -33,7 +32,7 @@ def one_image(tokenizer: PromptTokenizer) -> tuple[int, ...]:
     return (*before, tokenizer.media_token_id, *behind)
 
 
-def media_states(model: Flamingo, media: MediaCache, prompt: Sequence[int]) -> Tensor:
+def media_states(model: Flamingo, media: MediaPages, prompt: Sequence[int]) -> Tensor:
     """[M, D]: of each page, the state behind a prompt that shows it alone."""
     pages = range(len(media.pages))
     reads = [[-1] + [page] * (len(prompt) - 1) for page in pages]

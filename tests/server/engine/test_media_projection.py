@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.cache import MediaCache
+from model.batch import MediaPages
 from model.cpu import FLOAT32, Format, use_fast_formats
 from model.flamingo import Flamingo
-from server.engine import media_cache
 from server.engine.encoder import REBUILT_TOGETHER, Encoder
-from server.engine.media_cache import Encoding
+from server.engine.media_cache import Encoding, MediaCache
 from server.engine.media_projection import MediaProjection
 from tests.tiny_models import CONFIGS, FAMILIES, Family, tiny_model
 
@@ -101,8 +100,8 @@ def test_media_from_host_memory_each_come_into_their_own_slot(family: Family) ->
     untouched, model = two_like(family)
     num_media = REBUILT_TOGETHER + 3
     tokens = visual_tokens(model, num_media)
-    pages = MediaCache.zeros(model.config, num_media + 2, torch.float32, "cpu")
-    encoder = Encoder(model, MediaProjection(model), pages, media_cache.MediaCache(num_media + 2, 1 << 20, b""))
+    pages = MediaPages.zeros(model.config, num_media + 2, torch.float32, "cpu")
+    encoder = Encoder(model, MediaProjection(model), pages, MediaCache(num_media + 2, 1 << 20, b""))
     slots = [(5 * place + 1) % (num_media + 2) for place in range(num_media)]
     encoder.run([Encoding(bytes([n]), slot, None, tokens[n]) for n, slot in enumerate(slots)])
     assert_near(pages.pages[slots], untouched.media_kv(tokens))

@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.batch import Batch
-from model.cache import MediaCache
+from model.batch import Batch, MediaPages
 from model.reference import encode, log_probs
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
@@ -47,7 +46,7 @@ def score(request_id: str, prompt: Prompt, candidates: Sequence[Sequence[int]], 
     )
 
 
-def reference(family: Family, prompt: Prompt, candidate: Sequence[int], media: MediaCache) -> list[float]:
+def reference(family: Family, prompt: Prompt, candidate: Sequence[int], media: MediaPages) -> list[float]:
     request, model = prompt.request("x"), MODELS[family]
     index = request.prompt.media_index + [request.prompt.media_index[-1]] * len(candidate)
     table = log_probs(model, [*request.prompt.token_ids, *candidate], index, media)
