@@ -13,7 +13,7 @@ import torch
 
 from evaluation.binding import joined
 from evaluation.ranking import Branch, Piece, Ranker
-from model.batch import MediaPages, whole_sequences
+from model.batch import NO_CACHE, MediaPages, whole_sequences
 from model.flamingo import Flamingo
 from model.prompt import Segment
 from model.reference import log_probs
@@ -107,5 +107,5 @@ def perplexity(model: Flamingo, token_ids: list[int]) -> float:
     """Of a text with no media in it."""
     batch = whole_sequences([token_ids], [[-1] * len(token_ids)])
     media = MediaPages.zeros(model.config, 0, next(model.resampler.parameters()).dtype, "cpu")
-    rows = model(batch, None, media).float().log_softmax(-1)[:-1]
+    rows = model(batch, NO_CACHE, media).float().log_softmax(-1)[:-1]
     return float(rows.gather(1, torch.tensor(token_ids[1:])[:, None]).mean().neg().exp())

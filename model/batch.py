@@ -85,7 +85,11 @@ class MediaPages:
     """
 
     pages: Tensor
-    layer_of: dict[int, int]  # language-model layer -> index among the gated layers
+    gated_layers: tuple[int, ...]  # the language-model layers that have a gated layer before them
+    _layers: dict[int, Tensor] = field(init=False, repr=False)  # views, created once
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_layers", dict(zip(self.gated_layers, self.pages.unbind(1), strict=True)))
 
     @classmethod
     def zeros(
@@ -93,7 +97,7 @@ class MediaPages:
     ) -> MediaPages:
         gated, layers = config.gated, config.gated_layers
         shape = (num_pages, len(layers), gated.num_heads, 2, config.resampler.num_latents, gated.head_dim)
-        return cls(torch.zeros(shape, dtype=dtype, device=device), {layer: x for x, layer in enumerate(layers)})
+        return cls(torch.zeros(shape, dtype=dtype, device=device), layers)
 
     def layer(self, index: int) -> Tensor:
-        return self.pages[:, self.layer_of[index]]  # [M, H, 2, R, K]
+        return self._layers[index]  # [M, H, 2, R, K]

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from kernels.decode_attention import decode_attention
 from kernels.norm import add_rms_norm, rms_norm
 from kernels.swiglu import swiglu
-from model.batch import Batch
-from model.language_model import Layer, Place
+from model.language_model import Layer, StepContext
 from model.layers import RMSNorm
 
 
@@ -34,12 +33,12 @@ class DecodeLayer(nn.Module):
         is_llama = isinstance(layer.attention_norm, RMSNorm) and layer.attention.query_norm is None
         return is_llama and not layer.parallel and layer.feed_forward.is_swiglu
 
-    def forward(self, x: Tensor, place: Place, batch: Batch, kv: Tensor | None) -> Tensor:
-        if place.decoding is None or place.cos is None or place.sin is None or kv is None:
-            return self.layer(x, place, batch, kv)
+    def forward(self, x: Tensor, step: StepContext, kv: Tensor | None) -> Tensor:
+        if step.decoding is None or step.cos is None or step.sin is None or kv is None:
+            return self.layer(x, step, kv)
         qkv, output, up, down = self._products
         (attention_norm, ffn_norm), (attention_eps, ffn_eps) = self._norms, self._eps
         heads = qkv(rms_norm(x, attention_norm, attention_eps))
-        attended = output(decode_attention(heads, place.cos, place.sin, kv, place.decoding, self._scale))
+        attended = output(decode_attention(heads, step.cos, step.sin, kv, step.decoding, self._scale))
         h, normed = add_rms_norm(x, attended, ffn_norm, ffn_eps)
         return h + down(swiglu(up(normed)))

@@ -36,7 +36,7 @@ class Openness:
 
 def openness(model: Flamingo) -> list[Openness]:
     """Of every gated layer, named by the language-model layer behind it."""
-    return [Openness(layer, *_gated(model, layer).openness()) for layer in model.config.gated_layers]
+    return [Openness(layer, *gated.openness()) for layer, gated in model.gated_layers().items()]
 
 
 @torch.inference_mode()
@@ -58,24 +58,18 @@ def media_weights(
     slots = media_slots(model, media_index[: token + 1])  # what comes later is not seen
     batch = whole_sequences([list(token_ids[: token + 1])], [slots], device)  # type: ignore[arg-type]
     x = model.language_model.embed_tokens(batch)  # [T, D]
-    place = model.language_model.place(batch, x.dtype)
+    step = model.language_model.step_context(batch, x.dtype)
     tiles = plan_media(x, batch.media_slot, model.config.gated.head_dim)
     first = 0 if model.config.gated.attends == "all_previous" else media_index[token]
     seen: dict[int, Tensor] = {}
-    for i, layer in enumerate(model.language_model.layers):
-        if str(i) in model.gated:
+    for i, gated, layer in model.layers():
+        if gated is not None:
             pages = media.layer(i)
             if i in layers:
-                seen[i] = _shares(_gated(model, i), x[token:], pages[first : media_index[token] + 1])
-            x = model.gated[str(i)](x, pages, batch.media_slot, tiles)
-        x = layer(x, place, batch, None)
+                seen[i] = _shares(gated, x[token:], pages[first : media_index[token] + 1])
+            x = gated(x, pages, batch.media_slot, tiles)
+        x = layer(x, step, None)
     return seen
-
-
-def _gated(model: Flamingo, layer: int) -> GatedCrossAttention:
-    gated = model.gated[str(layer)]
-    assert isinstance(gated, GatedCrossAttention)
-    return gated
 
 
 def _shares(gated: GatedCrossAttention, x: Tensor, pages: Tensor) -> Tensor:

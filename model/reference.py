@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.batch import MediaPages, whole_sequences
+from model.batch import NO_CACHE, MediaPages, whole_sequences
 from model.flamingo import Flamingo
 
 
@@ -42,7 +42,7 @@ def log_probs(model: Flamingo, token_ids: Sequence[int], media_index: Sequence[i
     """Log-probabilities [T, V + A] float32 of what follows each token."""
     device = next(model.parameters()).device
     batch = whole_sequences([list(token_ids)], [media_slots(model, media_index)], device)  # type: ignore[arg-type]
-    return model(batch, None, media).float().log_softmax(-1)
+    return model(batch, NO_CACHE, media).float().log_softmax(-1)
 
 
 @torch.inference_mode()

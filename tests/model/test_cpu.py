@@ -185,7 +185,7 @@ def test_a_decode_step_in_few_calls_is_the_layers_own() -> None:
     media = fast.fresh_media(torch.zeros(1, 4, 16))
     own, kept = cache.blocks.clone(), cache.blocks.clone()
     expected = plain(batch, KVCache(own), media)
-    assert fast.language_model.place(batch, torch.float32, cache.layer(0)).decoding is not None
+    assert fast.language_model.step_context(batch, torch.float32, cache.layer(0)).decoding is not None
     torch.testing.assert_close(fast(batch, KVCache(kept), media), expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(kept, own, atol=1e-4, rtol=0)
 

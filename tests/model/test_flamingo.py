@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.batch import Batch, MediaPages, whole_sequences
+from model.batch import NO_CACHE, Batch, MediaPages, whole_sequences
 from model.flamingo import Flamingo
 from model.reference import encode, generate, log_probs, media_slots
 from model.resampler import interpolate_frames
@@ -27,9 +27,9 @@ def bare(model: Flamingo, batch: Batch) -> Tensor:
     """The language model alone."""
     lm = model.language_model
     x = lm.embed_tokens(batch)
-    place = lm.place(batch, x.dtype)
+    step = lm.step_context(batch, x.dtype)
     for layer in lm.layers:
-        x = layer(x, place, batch, None)
+        x = layer(x, step, None)
     return lm.logits(x)
 
 
@@ -43,14 +43,14 @@ def test_closed_gates_leave_the_language_model_bit_for_bit(family: Family, fold:
     if fold:
         model.fold_gates()
     batch = whole_sequences([TOKENS], [INDEX])
-    assert torch.equal(model(batch, None, encode(model, pixels(1, 2))), bare(model, batch))
+    assert torch.equal(model(batch, NO_CACHE, encode(model, pixels(1, 2))), bare(model, batch))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_open_gates_do_change_it(family: Family) -> None:
     model = tiny_model(CONFIGS[family])
     batch = whole_sequences([TOKENS], [INDEX])
-    assert not torch.allclose(model(batch, None, encode(model, pixels(1, 2))), bare(model, batch), atol=1e-2)
+    assert not torch.allclose(model(batch, NO_CACHE, encode(model, pixels(1, 2))), bare(model, batch), atol=1e-2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -116,10 +116,10 @@ def test_a_layer_that_needs_media_leaves_what_reads_none(
         for index in ([-1] * len(TOKENS), INDEX)
     )
     alone = bare(model, text)
-    assert torch.equal(model(text, None, media), alone)
-    assert torch.equal(model(replace(text, media_slot=None), None, media), alone)
-    assert not torch.equal(as_paper(text, None, media), alone)
-    torch.testing.assert_close(model(mixed, None, media)[:1], alone[:1])
+    assert torch.equal(model(text, NO_CACHE, media), alone)
+    assert torch.equal(model(replace(text, media_slot=None), NO_CACHE, media), alone)
+    assert not torch.equal(as_paper(text, NO_CACHE, media), alone)
+    torch.testing.assert_close(model(mixed, NO_CACHE, media)[:1], alone[:1])
     layer = config.gated_layers[0]
     seen = (torch.randn(len(TOKENS), config.language_model.dim), media.layer(layer), mixed.media_slot)
     assert torch.equal(model.gated[str(layer)](*seen)[1:], as_paper.gated[str(layer)](*seen)[1:])
@@ -129,8 +129,8 @@ def test_packing_sequences_does_not_mix_them() -> None:
     model = tiny_model(CONFIGS["idefics"])
     media = encode(model, pixels(1, 2))
     first, second = TOKENS, [7, 257, 8]
-    packed = model(whole_sequences([first, second], [INDEX, [-1, 1, 1]]), None, media)
-    alone = model(whole_sequences([second], [[-1, 1, 1]]), None, media)
+    packed = model(whole_sequences([first, second], [INDEX, [-1, 1, 1]]), NO_CACHE, media)
+    alone = model(whole_sequences([second], [[-1, 1, 1]]), NO_CACHE, media)
     torch.testing.assert_close(packed[len(first) :], alone, atol=1e-5, rtol=0)
 
 
@@ -189,4 +189,4 @@ def test_a_batch_that_reads_no_media_is_the_same_without_slots(family: Family) -
     model = tiny_model(CONFIGS[family])
     batch = whole_sequences([[1, 2, 3]], [[-1, -1, -1]])
     empty = encode(model, [])
-    assert torch.equal(model(batch, None, empty), model(replace(batch, media_slot=None), None, empty))
+    assert torch.equal(model(batch, NO_CACHE, empty), model(replace(batch, media_slot=None), NO_CACHE, empty))

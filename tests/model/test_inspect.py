@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.batch import whole_sequences
+from model.batch import NO_CACHE, whole_sequences
 from model.config import FlamingoConfig, ResamplerConfig
 from model.flamingo import Flamingo
 from model.gated_cross_attention import GatedCrossAttention
@@ -43,7 +43,7 @@ def test_the_weights_are_those_that_the_attention_takes_its_values_by(family: Fa
     for layer in config.gated_layers:
         attention = gated(model, layer).attention
         attention.output.register_forward_pre_hook(lambda module, given, at=layer: read.update({at: given[0]}))
-    model(whole_sequences([TOKENS], [media_slots(model, INDEX)]), None, media)  # type: ignore[arg-type]
+    model(whole_sequences([TOKENS], [media_slots(model, INDEX)]), NO_CACHE, media)  # type: ignore[arg-type]
     for token in (2, 6):
         seen = media_weights(model, TOKENS, INDEX, media, token, config.gated_layers)
         assert tuple(seen) == config.gated_layers

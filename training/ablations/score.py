@@ -8,6 +8,7 @@ from random import Random
 
 import torch
 
+from model.batch import NO_CACHE
 from model.flamingo import Flamingo
 from model.tokenizer import PromptTokenizer
 from training.ablations.data import Kinds, Query, asked
@@ -37,7 +38,7 @@ def _judged(model: Flamingo, tokenizer: PromptTokenizer, kinds: Kinds, query: Qu
     device = model.language_model.embed.weight.device
     batch = collate([one.tokens for one in prepared], media, device, all_previous=all_previous)
     pages = BridgeLoss(model).visual_tokens(batch.media)
-    logits = model(batch.batch, None, model.fresh_media(pages)).float()
+    logits = model(batch.batch, NO_CACHE, model.fresh_media(pages)).float()
     losses = -logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
     means = [float(part.mean()) for part in losses.split([one.tokens.num_targets for one in prepared])]
     own = kinds.names.index(query.kind)

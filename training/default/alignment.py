@@ -101,9 +101,9 @@ def _label_states(model: Flamingo, label_ids: Sequence[Sequence[int]]) -> Tensor
         ids = [list(one) for one in label_ids[first : first + 64]]
         batch = whole_sequences(ids, [[-1] * len(one) for one in ids], decoder.embed.weight.device)
         x = F.embedding(batch.token_ids, decoder.embed.weight)  # names hold no new token
-        place = decoder.place(batch, x.dtype)
+        step = decoder.step_context(batch, x.dtype)
         for layer in list(decoder.layers)[:DEPTH]:
-            x = layer(x, place, batch, None)
+            x = layer(x, step, None)
         states.append(x[batch.query_starts[1:].long() - 1].float())
     return torch.cat(states)
 

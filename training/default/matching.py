@@ -17,7 +17,7 @@ from torch import Tensor
 from model.batch import Batch, MediaPages, whole_sequences
 from model.config import ConfigError
 from model.flamingo import Flamingo
-from model.language_model import LanguageModel, Layer, Place
+from model.language_model import LanguageModel, Layer, StepContext
 from model.tokenizer import PromptTokenizer
 from training.batch import TrainingBatch
 from training.bridge import BridgeLoss
@@ -92,37 +92,37 @@ class TextAndMatchingLoss(BridgeLoss):
 def read(model: Flamingo, batch: TrainingBatch, media: MediaPages, heads: Heads) -> tuple[Tensor, Tensor]:
     """[T, D] behind the decoder, and the scores [heads, N, N] of each name for what is asked in front of each."""
     decoder, packed = model.language_model, batch.batch
-    place = decoder.place(packed, media.pages.dtype)
+    step = decoder.step_context(packed, media.pages.dtype)
     scores = []
 
     def look(number: int, layer: Layer, x: Tensor) -> None:
         if number in heads:
-            query = query_and_key(layer, x, place, batch.names - 1)[0]
-            key = query_and_key(layer, x, place, batch.names)[1]
+            query = query_and_key(layer, x, step, batch.names - 1)[0]
+            key = query_and_key(layer, x, step, batch.names)[1]
             scores.append(scores_of(query[:, heads[number]], key[:, heads[number]]))
 
-    return run(model, packed, media, place, look), torch.cat(scores)
+    return run(model, packed, media, step, look), torch.cat(scores)
 
 
 def run(
-    model: Flamingo, batch: Batch, media: MediaPages, place: Place, look: Callable[[int, Layer, Tensor], None]
+    model: Flamingo, batch: Batch, media: MediaPages, step: StepContext, look: Callable[[int, Layer, Tensor], None]
 ) -> Tensor:
     """[T, D] behind the decoder, as `Flamingo.forward`; `look` is shown what each layer reads."""
     x = model.language_model.embed_tokens(batch)
-    for i, layer in enumerate(model.language_model.layers):
-        if str(i) in model.gated:
-            x = model.gated[str(i)](x, media.layer(i), batch.media_slot)
+    for i, gated, layer in model.layers():
+        if gated is not None:
+            x = gated(x, media.layer(i), batch.media_slot)
         assert isinstance(layer, Layer)
         look(i, layer, x)
-        x = layer(x, place, batch, None)
+        x = layer(x, step, None)
     return x
 
 
-def query_and_key(layer: Layer, x: Tensor, place: Place, rows: Tensor) -> tuple[Tensor, Tensor]:
+def query_and_key(layer: Layer, x: Tensor, step: StepContext, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Of some rows of what the layer reads [T, D]: [N, H, K] each, a group's key repeated for each of its queries."""
-    if place.cos is not None and place.sin is not None:
-        place = place._replace(cos=place.cos[rows], sin=place.sin[rows])
-    query, key, _ = layer.attention.project(layer.attention_norm(x[rows]), place)
+    if step.cos is not None and step.sin is not None:
+        step = step._replace(cos=step.cos[rows], sin=step.sin[rows])
+    query, key, _ = layer.attention.project(layer.attention_norm(x[rows]), step)
     return query, key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
 
 
@@ -184,25 +184,25 @@ def name_heads(decoder: LanguageModel, sequences: Sequence[Tokens]) -> dict[int,
     ids = [one.token_ids for one in sequences]
     batch = whole_sequences(ids, [[-1] * len(one) for one in ids], decoder.embed.weight.device)
     x = decoder.embed_tokens(batch).to(decoder.embed.weight.dtype)
-    place = decoder.place(batch, x.dtype)
+    step = decoder.step_context(batch, x.dtype)
     found = {}
     for i, layer in enumerate(decoder.layers):
         assert isinstance(layer, Layer)
-        share = _looks_at_names(layer, x, place, batch.query_starts.tolist(), sequences)
+        share = _looks_at_names(layer, x, step, batch.query_starts.tolist(), sequences)
         if len(heads := (share > LEAST).nonzero().squeeze(1)):
             found[i] = heads
-        x = layer(x, place, batch, None)
+        x = layer(x, step, None)
     return found
 
 
 def _looks_at_names(
-    layer: Layer, x: Tensor, place: Place, starts: Sequence[int], sequences: Sequence[Tokens]
+    layer: Layer, x: Tensor, step: StepContext, starts: Sequence[int], sequences: Sequence[Tokens]
 ) -> Tensor:
     """[H]: the mean attention that lies on names, of the places in front of the second half of them."""
     shares = []
     for first, one in zip(starts, sequences, strict=False):
         rows = torch.arange(first, first + len(one.token_ids), device=x.device)
-        scores = scores_of(*query_and_key(layer, x, place, rows))  # [H, T, T]
+        scores = scores_of(*query_and_key(layer, x, step, rows))  # [H, T, T]
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
         attention = scores.masked_fill(later, float("-inf")).softmax(-1)
         asked = torch.tensor(one.names[len(one.names) // 2 :], device=x.device) - 1

@@ -18,11 +18,11 @@ def early_states(model: Flamingo, batch: Batch, media: MediaPages) -> Tensor:
     """[T, D] behind `DEPTH` decoder layers."""
     decoder = model.language_model
     x = decoder.embed_tokens(batch)
-    place = decoder.place(batch, x.dtype)
-    for i in range(min(DEPTH, len(decoder.layers))):
-        if str(i) in model.gated:
-            x = model.gated[str(i)](x, media.layer(i), batch.media_slot)
-        x = decoder.layers[i](x, place, batch, None)
+    step = decoder.step_context(batch, x.dtype)
+    for i, gated, layer in model.layers()[:DEPTH]:
+        if gated is not None:
+            x = gated(x, media.layer(i), batch.media_slot)
+        x = layer(x, step, None)
     return x
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from kernels.causal_attention import causal_attention
+from model.batch import NO_CACHE, whole_sequences
 from model.config import ConfigError
 from model.flamingo import Flamingo
-from model.language_model import Layer, Place
+from model.language_model import Layer, StepContext
 from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
 from tests.training.default.data import make_folder
 from training.batch import TrainingBatch, collate
@@ -84,7 +85,7 @@ def test_the_forward_is_the_models_own(model: Flamingo, batch: TrainingBatch, fo
     media = model.fresh_media(loss.visual_tokens(batch.media))
     x, _ = read(model, batch, media, HEADS)
     logits = model.language_model.logits(x[batch.batch.last_token])
-    torch.testing.assert_close(logits, model(batch.batch, None, media))
+    torch.testing.assert_close(logits, model(batch.batch, NO_CACHE, media))
     words = batch.batch.token_ids[batch.names]
     torch.testing.assert_close(
         model.language_model.logits_of(x, words), model.language_model.logits(x)[:, words], atol=1e-5, rtol=1e-4
@@ -174,10 +175,10 @@ class LooksAtNames:
 def test_heads_are_found_by_how_much_they_look_at_names(monkeypatch: pytest.MonkeyPatch) -> None:
     one = Tokens(token_ids=[0] * 40, media_index=[-1] * 40, target=[False] * 40, media=[], names=(3, 9, 20, 31))
     looks = LooksAtNames(one.names)
-    monkeypatch.setattr(matching, "query_and_key", lambda layer, x, place, rows: looks.queries_and_keys(x[rows]))
+    monkeypatch.setattr(matching, "query_and_key", lambda layer, x, step, rows: looks.queries_and_keys(x[rows]))
     layer, x = tiny_model(CONFIGS["flamingo"]).language_model.layers[0], torch.zeros(80, 32)
     assert isinstance(layer, Layer)
-    share = matching._looks_at_names(layer, x, Place(), [0, 40, 80], [one, one])
+    share = matching._looks_at_names(layer, x, StepContext(whole_sequences([[0]], [[-1]])), [0, 40, 80], [one, one])
     assert share[0] > 0.99
     assert share[1] < 0.01
 

@@ -244,9 +244,9 @@ def text_vector(model: Flamingo, ids: list[int]) -> NDArray[np.float32]:
     try:
         batch = whole_sequences([ids], [[-1] * len(ids)])
         x = model.language_model.embed_tokens(batch)
-        place = model.language_model.place(batch, x.dtype)
+        step = model.language_model.step_context(batch, x.dtype)
         for layer in model.language_model.layers:
-            x = layer(x, place, batch, None)
+            x = layer(x, step, None)
         model.language_model.logits(x)
     finally:
         handle.remove()
