@@ -7,7 +7,7 @@ exactly zero. With several pages a token (the "all previous images" ablation) th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,12 +15,15 @@ from torch import Tensor
 from kernels.backend import jit, jit_runtime, tl, triton, use_triton
 from kernels.configs import LOG2_E, launch_config
 from kernels.media_gradients import media_gradients
-from kernels.media_runs import attend_by_runs
+from kernels.media_runs import MediaRuns, attend_by_runs
 from kernels.norm import rms_norm, rms_norm_reference
 from kernels.tile_access import load_tile, store_tile
 from kernels.tiles import by_row, tile_records
 
-PROGRAMS = 8 * 132  # what fills an H100
+PROGRAMS = 8 * 132  # enough to fill an H100
+
+# which rows read which page, built once per step: the tile table of `media_tiles` for Triton, runs for torch
+MediaPlan: TypeAlias = Tensor | MediaRuns
 
 
 def media_attention_reference(
@@ -32,7 +35,7 @@ def media_attention_reference(
     query_norm: Tensor | None = None,
     query_norm_eps: float = 1e-6,
     media_scale: Tensor | None = None,
-    tiles: Tensor | None = None,
+    plan: MediaPlan | None = None,
 ) -> Tensor:
     """Dense and slow: every token meets its own copy of its pages. A page named twice counts twice."""
     q = query.float()
@@ -276,13 +279,14 @@ def _readable(media_kv: Tensor, *, may_copy: bool) -> Tensor:
 
 
 def media_tiles(media_slot: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
-    """The table that `media_attention` takes as `tiles`: made once a step, from host memory, it serves all layers."""
     return tile_records(media_slot, launch_config("media", head_dim, dtype).block)
 
 
-def plan_media(query: Tensor, media_slot: Tensor | None, head_dim: int) -> Tensor | None:
-    """`media_tiles` for all layers of a step, made where the slots are; None where plain torch will serve."""
-    return None if media_slot is None or not use_triton(query) else media_tiles(media_slot, head_dim, query.dtype)
+def plan_media(x: Tensor, media_slot: Tensor | None, head_dim: int) -> MediaPlan | None:
+    """Return the plan that all layers of a step share, for the backend and dtype of `x`; None if no token reads a page."""
+    if media_slot is None:
+        return None
+    return media_tiles(media_slot, head_dim, x.dtype) if use_triton(x) else MediaRuns(media_slot)
 
 
 def media_attention(
@@ -294,24 +298,24 @@ def media_attention(
     query_norm: Tensor | None = None,
     query_norm_eps: float = 1e-6,
     media_scale: Tensor | None = None,
-    tiles: Tensor | None = None,
+    plan: MediaPlan | None = None,
 ) -> Tensor:
-    """query [T, H, K]; media_kv [M, H, 2, R, K], a view of the pool will do; media_slot [T] or [T, J], -1: none;
-    query_norm [K], the RMSNorm of each head's query; media_scale [M, H, 2, R] for int8 pages; tiles: `media_tiles`
+    """query [T, H, K]; media_kv [M, H, 2, R, K], possibly a view of the pool; media_slot [T] or [T, J], -1 for none;
+    query_norm [K], the RMSNorm of each head's query; media_scale [M, H, 2, R] for int8 pages; plan: `plan_media`
     -> [T, H, K]"""
     grad = torch.is_grad_enabled() and (query.requires_grad or media_kv.requires_grad)
     if not use_triton(query):
         if query_norm is not None:
             query = rms_norm(query, query_norm, query_norm_eps)
-        return attend_by_runs(query, _whole(media_kv, media_scale).to(query.dtype), media_slot, scale)
+        runs = plan if isinstance(plan, MediaRuns) else MediaRuns(media_slot)
+        return attend_by_runs(query, _whole(media_kv, media_scale).to(query.dtype), runs, scale)
     if query_norm is not None and (grad or media_slot.dim() == 2):  # the kernel's own norm has no gradient
         query, query_norm = rms_norm(query, query_norm, query_norm_eps), None
     if media_scale is not None and (grad or media_slot.dim() == 2):
         raise ValueError("pages of 8 bits serve tokens of one page each, without gradients")
     query = _inner_contiguous(query)
     media_kv = _readable(media_kv, may_copy=grad)
-    if tiles is None:
-        tiles = media_tiles(media_slot, query.shape[2], query.dtype)
+    tiles = plan if isinstance(plan, Tensor) else media_tiles(media_slot, query.shape[2], query.dtype)
     if grad:
         out: Tensor = _MediaAttention.apply(query, media_kv, media_slot, tiles, scale)
         return out

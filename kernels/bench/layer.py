@@ -54,7 +54,7 @@ class GatedLayer:
 
     def attend(self, query: Tensor, pages: Tensor, slots: Tensor, tiles: Tensor | None) -> Tensor:
         query = query.view(len(query), self.spec.media_heads, self.spec.media_head_dim)
-        out = media_attention(query, pages, slots, scale=self.spec.media_head_dim**-0.5, tiles=tiles)
+        out = media_attention(query, pages, slots, scale=self.spec.media_head_dim**-0.5, plan=tiles)
         return out.flatten(1)
 
     def plain(self, x: Tensor, pages: Tensor, slots: Tensor, tiles: Tensor | None) -> Tensor:

@@ -141,7 +141,7 @@ def test_empty_tiles_are_passed_over(close: Check, gradients: Callable[..., list
     records = tile_records(slots, 16)
     padded = torch.zeros(9, 4, dtype=torch.int32)
     padded[[0, 2, 5, 8]] = records
-    tables = gradients(lambda q, p: media_attention(q, p, slots, scale=0.3, tiles=padded), query, kv)
+    tables = gradients(lambda q, p: media_attention(q, p, slots, scale=0.3, plan=padded), query, kv)
     expected = gradients(lambda q, p: media_attention(q, p, slots, scale=0.3), query, kv)
     for got, want in zip(tables, expected, strict=True):
         assert torch.equal(got, want)

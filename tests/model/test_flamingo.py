@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Literal
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 
+from kernels import media_runs
 from model.batch import NO_CACHE, Batch, MediaPages, whole_sequences
 from model.flamingo import Flamingo
 from model.reference import encode, generate, log_probs, media_slots
@@ -123,6 +125,15 @@ def test_a_layer_that_needs_media_leaves_what_reads_none(
     layer = config.gated_layers[0]
     seen = (torch.randn(len(TOKENS), config.language_model.dim), media.layer(layer), mixed.media_slot)
     assert torch.equal(model.gated[str(layer)](*seen)[1:], as_paper.gated[str(layer)](*seen)[1:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_forward_plans_its_media_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(CONFIGS[family])
+    runs_of = Mock(wraps=media_runs._runs)
+    monkeypatch.setattr(media_runs, "_runs", runs_of)
+    model(whole_sequences([TOKENS], [INDEX]), NO_CACHE, encode(model, pixels(1, 2)))
+    runs_of.assert_called_once_with(INDEX)
 
 
 def test_packing_sequences_does_not_mix_them() -> None:
