@@ -15,7 +15,7 @@ from model.batch import Batch, KVCache, MediaPages, NoCache
 from model.config import FlamingoConfig
 from model.gated_cross_attention import GatedCrossAttention
 from model.language_model import LanguageModel
-from model.resampler import PerceiverResampler
+from model.resampler_ablations import build_resampler
 from model.vision import VisionEncoder
 
 
@@ -24,7 +24,7 @@ class Flamingo(nn.Module):
         super().__init__()
         self.config = config
         self.vision = VisionEncoder(config.vision)
-        self.resampler = PerceiverResampler(config.resampler, config.vision.feature_dim)
+        self.resampler = build_resampler(config.resampler, config.vision.feature_dim)
         self.language_model = LanguageModel(config.language_model)
         self.gated = nn.ModuleDict(
             {

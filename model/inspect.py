@@ -20,7 +20,8 @@ from model.config import VisionConfig
 from model.flamingo import Flamingo
 from model.gated_cross_attention import GatedCrossAttention
 from model.reference import media_slots
-from model.resampler import PerceiverResampler, ResamplerAttention, ResamplerLayer, TransformerLayer
+from model.resampler import Resampler, ResamplerAttention, ResamplerLayer
+from model.resampler_ablations import MLPResampler, TransformerLayer, TransformerResampler
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -84,25 +85,25 @@ def _shares(gated: GatedCrossAttention, x: Tensor, pages: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def patch_shares(resampler: PerceiverResampler, features: Tensor) -> Tensor:
+def patch_shares(resampler: Resampler, features: Tensor) -> Tensor:
     """What each visual token is made of: features [F, P, Dv] of one media -> [R, F, P] float32, each row summing to one."""
-    placed = resampler.placed(features[None])  # [1, F * P, D]
-    if resampler.kind == "mlp":
-        shares = _averaged_shares(resampler, placed)
-    elif resampler.kind == "transformer":
-        shares = _shares_of_all(resampler, placed, resampler.latents)
+    embedded = resampler.embed(features[None])  # [1, F * P, D]
+    if isinstance(resampler, MLPResampler):
+        shares = _averaged_shares(resampler, embedded)
+    elif isinstance(resampler, TransformerResampler):
+        shares = _shares_of_all(resampler, embedded, resampler.latents)
     else:
-        shares = rollout(_latent_maps(resampler, placed, resampler.latents), placed.shape[1])
+        shares = rollout(_latent_maps(resampler, embedded, resampler.latents), embedded.shape[1])
     return shares.unflatten(-1, features.shape[:2])
 
 
-def _averaged_shares(resampler: PerceiverResampler, features: Tensor) -> Tensor:
+def _averaged_shares(resampler: Resampler, features: Tensor) -> Tensor:
     """No attention at all: what the mean itself makes of each feature."""
     each = torch.eye(features.shape[1], device=features.device)
     return F.adaptive_avg_pool1d(each[None], resampler.num_latents)[0].T
 
 
-def _latent_maps(resampler: PerceiverResampler, features: Tensor, latents: Tensor) -> list[Tensor]:
+def _latent_maps(resampler: Resampler, features: Tensor, latents: Tensor) -> list[Tensor]:
     maps, latents = [], latents[None]
     for layer in resampler.layers:
         assert isinstance(layer, ResamplerLayer)
@@ -130,7 +131,7 @@ def rollout(maps: Sequence[Tensor], num_features: int) -> Tensor:
     return _to_one(carried)
 
 
-def _shares_of_all(resampler: PerceiverResampler, features: Tensor, latents: Tensor) -> Tensor:
+def _shares_of_all(resampler: Resampler, features: Tensor, latents: Tensor) -> Tensor:
     """The rollout where features attend too, all to all."""
     num_features = features.shape[1]
     x = torch.cat([features, latents[None]], dim=1)  # [1, N + R, D]
