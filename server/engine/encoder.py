@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.batch import MediaPages
-from model.flamingo import Flamingo
+from model.inference import InferenceModel
 from model.vision import normalise
 from server.engine.media_cache import Encoding, MediaCache
-from server.engine.media_projection import MediaProjection
 
 # of media whose visual tokens come from host memory: their pages are computed beside the slots
 REBUILT_TOGETHER = 8
@@ -27,12 +26,12 @@ REBUILT_TOGETHER = 8
 class Encoder:
     """Owns the model's media side; `pages` are the device's slots, `media` says what is kept where."""
 
-    def __init__(self, model: Flamingo, project: MediaProjection, pages: MediaPages, media: MediaCache) -> None:
-        self._model = model
-        self._project = project
+    def __init__(self, model: InferenceModel, pages: MediaPages, media: MediaCache) -> None:
+        self._model = model.flamingo
+        self._project = model.project_media
         self._pages = pages.pages
         self._media = media
-        self._pixel_dtype = next(model.vision.parameters()).dtype
+        self._pixel_dtype = next(self._model.vision.parameters()).dtype
 
     def run(self, encodings: Sequence[Encoding]) -> None:
         by_length: dict[int, list[Encoding]] = defaultdict(list)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.batch import Batch
+from model.inference import prepare_for_inference
 from server.engine.engine import Engine
 from server.wire import Sampling
 from tests.engine_client import (
@@ -128,7 +129,8 @@ def test_a_picture_that_was_encoded_to_nonsense_is_encoded_again(part: str, monk
 
 def test_a_page_that_went_bad_is_made_again() -> None:
     """Also one that is pinned: nobody could ever use it."""
-    answer = Client(Engine(tiny_model(CONFIGS["flamingo"]), prompt_tokenizer(), CONFIG), dict(PICTURES))
+    served = prepare_for_inference(tiny_model(CONFIGS["flamingo"]))
+    answer = Client(Engine(served, prompt_tokenizer(), CONFIG), dict(PICTURES))
     prompt = Prompt(((0, 5),))
     answer.engine.add(prompt.request("before"))
     answer.run()

@@ -12,8 +12,8 @@ from server.engine.graphs import Buffers, Step, bucket_sizes
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
-    MODELS,
     PICTURES,
+    SERVED,
     Client,
     Prompt,
     assert_all_is_back,
@@ -42,7 +42,7 @@ def test_replayed_steps_give_the_reference(family: Family) -> None:
         return replay
 
     config = replace(CONFIG, num_blocks=256)
-    answer = Client(Engine(MODELS[family], prompt_tokenizer(), config, record=record), dict(PICTURES))
+    answer = Client(Engine(SERVED[family], prompt_tokenizer(), config, record=record), dict(PICTURES))
     asked = [FEW_SHOT, *(Prompt(((i, 3 + i), (i + 1, 4))) for i in range(4))]
     for i, prompt in enumerate(asked):
         answer.engine.add(prompt.request(str(i)))

@@ -21,6 +21,7 @@ from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
     MODELS,
+    SERVED,
     Client,
     Prompt,
     assert_all_is_back,
@@ -189,7 +190,9 @@ def test_a_media_that_cannot_be_had_fails_its_embedding_alone() -> None:
 def test_features_that_are_not_finite_fail_the_embedding_and_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("flamingo")
     with monkeypatch.context() as patched:
-        patched.setattr(MODELS["flamingo"], "features", lambda pixels: torch.full((len(pixels), 1, 4, 16), torch.nan))
+        patched.setattr(
+            SERVED["flamingo"].flamingo, "features", lambda pixels: torch.full((len(pixels), 1, 4, 16), torch.nan)
+        )
         answer.engine.add(embed("a", [0, 1]))
         answer.run()
     assert answer.finished["a"].error == "the model's output is not finite"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.batch import Batch, MediaPages
+from model.inference import prepare_for_inference
 from model.reference import encode, log_probs
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
@@ -25,6 +26,7 @@ from tests.engine_client import (
     FEW_SHOT,
     MODELS,
     PICTURES,
+    SERVED,
     Client,
     Prompt,
     assert_all_is_back,
@@ -156,7 +158,7 @@ def test_recorded_steps_take_no_more_rows_than_they_have() -> None:
         return lambda: step()
 
     config = replace(CONFIG, max_sequences=2, num_blocks=256)
-    answer = Client(Engine(MODELS["flamingo"], prompt_tokenizer(), config, record=record), dict(PICTURES))
+    answer = Client(Engine(SERVED["flamingo"], prompt_tokenizer(), config, record=record), dict(PICTURES))
     candidates = [[i, 9] for i in range(7)]
     answer.engine.add(score("a", FEW_SHOT, candidates))
     answer.engine.add(FEW_SHOT.request("beams", Sampling(max_tokens=5, beam_width=3)))
@@ -168,8 +170,9 @@ def test_recorded_steps_take_no_more_rows_than_they_have() -> None:
 
 def test_the_ablation_that_reads_all_previous_media() -> None:
     config = CONFIGS["flamingo"]
-    model = tiny_model(replace(config, gated=replace(config.gated, attends="all_previous")))
-    answer = Client(Engine(model, prompt_tokenizer(), CONFIG), dict(PICTURES))
+    config = replace(config, gated=replace(config.gated, attends="all_previous"))
+    model, served = tiny_model(config), prepare_for_inference(tiny_model(config))
+    answer = Client(Engine(served, prompt_tokenizer(), CONFIG), dict(PICTURES))
     request = score("a", FEW_SHOT, CANDIDATES)
     answer.engine.add(request)
     answer.run()
@@ -308,7 +311,6 @@ def test_the_longest_pool_is_used_to_the_last_block() -> None:
         max_sequences=4,
         max_tokens_per_step=8,
         max_model_len=32,
-        fold_gates=False,
     )
     answer = client("flamingo", config)
     prompt, candidates = Prompt(((0, 9), (1, 10))), [[i] * 11 for i in range(3)]
