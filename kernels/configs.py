@@ -42,7 +42,6 @@ DEFAULTS = {
     "paged_prefill": Launch(16, 4, 2),
     "paged_decode": Launch(16, 4, 2),
     "row": Launch(1, 4, 1),
-    "skinny": Launch(16, 4, 3),
 }
 
 NVIDIA = ("sm_80", "sm_90", "sm_100")

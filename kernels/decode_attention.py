@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """A decode step's self-attention behind the fused projection: rotation, store, and each row over its own blocks.
 
 All rows are the last tokens of their sequences, so that where a key goes follows from the block table. On a processor it

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """Attention of decoding rows as one compiled loop: each sequence's one query goes through that sequence's own blocks.
 
 Nothing is gathered and nothing is padded; a row's sums are the same whoever decodes beside it. One thread: where there is

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """x + tanh(gate) * branch: how a gated layer adds itself to the language model (paper, figure 4).
 
 For training, and for serving with the gates left apart; otherwise tanh(gate) is folded into the branch's last weight.

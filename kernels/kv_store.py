@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """Write each token's key and value into its block of the cache, in place; slot -1 (padding) is skipped."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """Each row's likeliest token, and whether the row is finite: all that greedy decoding asks of its logits.
 
 A loop reads the logits as the model gave them, where torch's operators make a float32 copy first and go through it a time

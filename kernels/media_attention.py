@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """Masked cross-attention: each text token attends to the R keys of one media's page, or to none (paper, section 3.1.3).
 
 A token names its page by number, so that no mask of tokens times media exists anywhere; a token without a page gets
@@ -55,7 +54,10 @@ def media_attention_reference(
 
 
 def quantise_pages(media_kv: Tensor) -> tuple[Tensor, Tensor]:
-    """Pages in 8 bits, one scale a key or value: [M, H, 2, R, K] -> int8 of that shape, float32 [M, H, 2, R]."""
+    """Quantise pages to 8 bits: [M, H, 2, R, K] -> int8 of that shape, and a float32 scale per key or value [M, H, 2, R].
+
+    Pages of 8 bits are optional; the server does not use them yet.
+    """
     media_scale = media_kv.float().abs().amax(-1).clamp(min=1e-30) / 127
     return (media_kv.float() / media_scale[..., None]).round().to(torch.int8), media_scale
 

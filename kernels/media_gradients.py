@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """The backward pass of media attention: one kernel for the query, one for the pages.
 
 The weights are computed again from the log-sum-exp that the forward pass left; each gradient is summed by one

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """Causal self-attention over the blocks of the text cache: prefill and decode of any mix of sequences.
 
 The first `num_shared_blocks` blocks may be the same for every sequence (a support set): they are then read once for

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """The resampler's attention: latents attend to [features; latents] (paper, section 3.1), without building that row.
 
 Any number of features: an image's patches or all frames of a video.

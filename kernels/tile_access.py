@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """Loads and stores of a tile of rows, for all kernels: masked over rows always, over columns only where it must be."""
 
 from __future__ import annotations

