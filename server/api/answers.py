@@ -24,6 +24,7 @@ from server.api.sse import EventStream, unless_disconnected
 from server.engine_client.client import Client
 from server.request_record import RequestRecord
 from server.schemas.generation import CompletionFields, GenerationFields, StreamOptions
+from server.served_model import ServedModel
 from server.wire import Admitted, Finished, Generate, PromptScored, Token, TokenLogprob
 
 
@@ -107,18 +108,6 @@ class Shape(Protocol):
         ...
 
 
-async def complete(
-    request: Request,
-    services: Services,
-    record: RequestRecord,
-    fields: CompletionFields,
-    generation: GenerationRequest,
-) -> Response:
-    """Answer in the shape of a completion."""
-    shape = CompletionShape(f"cmpl-{fields.request_id or record.request_id}", generation, services, fields)
-    return await respond(request, services, record, fields, generation, shape)
-
-
 async def respond(
     request: Request,
     services: Services,
@@ -179,16 +168,16 @@ class CompletionShape:
     """OpenAI's completion: text, and log-probabilities as four lists."""
 
     def __init__(
-        self, answer_id: str, generation: GenerationRequest, services: Services, fields: CompletionFields
+        self, answer_id: str, generation: GenerationRequest, model: ServedModel, fields: CompletionFields
     ) -> None:
         self._head = {
-            "id": answer_id,
+            "id": f"cmpl-{answer_id}",
             "object": "text_completion",
             "created": int(time.time()),
-            "model": services.model.name,
+            "model": model.name,
         }
         self._generation = generation
-        self._tokenizer = services.model.tokenizer
+        self._tokenizer = model.tokenizer
         self._shows_logprobs = fields.logprobs is not None
 
     def head(self, *, is_stream: bool) -> dict[str, Any]:

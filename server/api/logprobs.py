@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from model.tokenizer import PromptTokenizer
-from server.api.answer_text import ShownToken
-from server.api.detokenizer import REPLACEMENT, token_text
+from server.api.answer_text import REPLACEMENT, ShownToken, token_text
 from server.wire import TokenLogprob
 
 # JSON has no minus infinity

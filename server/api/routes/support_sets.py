@@ -5,9 +5,12 @@ A set is named in the path by its id or its name. Every change of its examples m
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import time
+import uuid
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,18 +19,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_body, read_request
-from server.api.example_media import read_examples
 from server.api.services import GivenServices, GivenTicket, Services
 from server.api.sse import unless_disconnected
-from server.errors import ExampleNotFound, InvalidRequest
+from server.errors import ExampleNotFound, InvalidMedia, InvalidRequest, ServerError
 from server.fewshot.prompting import assemble_prefix
 from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.warming import WarmTarget
+from server.media.intake import Intake
+from server.media.source import EncodedMedia
 from server.schemas.base import list_page, read, read_query
 from server.schemas.fewshot import SearchRequest
 from server.schemas.prompt import stored_media_part
 from server.schemas.support_sets import (
     CreateRequest,
+    ExampleFields,
     ExpectedRequest,
     ListExamplesRequest,
     ListSetsRequest,
@@ -38,10 +43,13 @@ from server.schemas.support_sets import (
     VersionRequest,
     WarmRequest,
 )
-from server.store.records import Example, SupportSetInfo
+from server.store.records import Example, NewExample, SupportSetInfo
 from server.store.support_sets import IdempotencyKey
 
 router = APIRouter()
+
+# examples whose media are read at once
+MAX_CONCURRENT = 32
 
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -240,3 +248,43 @@ def _example_card(example: Example) -> dict[str, Any]:
         "label": example.label,
         "metadata": example.metadata,
     }
+
+
+async def read_examples(examples: Sequence[ExampleFields], intake: Intake) -> list[NewExample]:
+    """Raises what the intake raises, naming the example at fault; `InvalidMedia` for more bytes than one request may
+    bring, wherever they come from."""
+    read: list[list[EncodedMedia]] = []
+    num_bytes, limit = 0, intake.settings.max_body_bytes
+    for start in range(0, len(examples), MAX_CONCURRENT):
+        some = enumerate(examples[start : start + MAX_CONCURRENT], start)
+        found = await asyncio.gather(*(_media(example, f"examples[{place}]", intake) for place, example in some))
+        num_bytes += sum(len(one.data) for media in found for one in media if one.is_at_hand)
+        if num_bytes > limit:
+            raise InvalidMedia(f"{num_bytes} bytes of media in one request, the limit is {limit}", param="examples")
+        read += found
+    return [_new(example, media) for example, media in zip(examples, read, strict=True)]
+
+
+def _new(example: ExampleFields, media: Sequence[EncodedMedia]) -> NewExample:
+    return NewExample(
+        id=f"ex_{uuid.uuid4().hex}" if example.id is None else example.id,
+        media=tuple(media),
+        text=example.text,
+        label=example.label,
+        question=example.question,
+        metadata=example.metadata,
+    )
+
+
+async def _media(example: ExampleFields, param: str, intake: Intake) -> list[EncodedMedia]:
+    if example.image is None:
+        return [await intake.read(part, f"{param}.media[{i}]") for i, part in enumerate(example.parts())]
+    # the client knows the short form by its own name
+    param = f"{param}.image"
+    try:
+        (found,) = [await intake.read(part, param) for part in example.parts()]
+    except ServerError as error:
+        error.param = param
+        raise
+    found.param = param
+    return [found]
