@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from evaluation.intervals import Share
 from flamboyance_client import Client, Evaluation, Selection, example, query
-from flamboyance_client.options import Weighing
+from flamboyance_client.options import ProbabilityOptions
 from training.default.words import HELD_OUT_WORDS
 from training.default_data.records import DEFAULT_FOLDER, Record, read_records
 from training.default_data.split import is_held_out
@@ -47,7 +47,7 @@ class Options:
     permutations: int
 
     @property
-    def weighing(self) -> Weighing:
+    def weighing(self) -> ProbabilityOptions:
         return {
             "calibration": self.calibration,
             "normalisation": self.normalisation,
