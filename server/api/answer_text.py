@@ -34,31 +34,31 @@ class Detokenizer:
     def __init__(self, decoder: Decoder, context: Sequence[int] = ()) -> None:
         self._decoder = decoder
         self._window = _whole_characters(decoder, context)
-        self._shown = len(self._window)
+        self._num_emitted = len(self._window)
 
     def push(self, token_id: int) -> str:
         """Return the text that this token completes; "" while a character is incomplete."""
         self._window.append(token_id)
-        text = self._unshown()
-        if (text.endswith(REPLACEMENT) or not text) and len(self._window) - self._shown < MAX_HELD:
+        text = self._unemitted()
+        if (text.endswith(REPLACEMENT) or not text) and len(self._window) - self._num_emitted < MAX_HELD:
             return ""
         self._advance()
         return text
 
     def finish(self) -> str:
         """Return the rest, as the decoder shows an incomplete character."""
-        text = self._unshown()
+        text = self._unemitted()
         self._advance()
         return text
 
-    def _unshown(self) -> str:
-        before = self._decoder.decode(self._window[: self._shown])
+    def _unemitted(self) -> str:
+        before = self._decoder.decode(self._window[: self._num_emitted])
         return self._decoder.decode(self._window)[len(before) :]
 
     def _advance(self) -> None:
-        """Use the ids shown last as the next context: they begin and end with a whole character."""
-        self._window = self._window[self._shown :]
-        self._shown = len(self._window)
+        """Use the ids decoded last as the next context: they begin and end with a whole character."""
+        self._window = self._window[self._num_emitted :]
+        self._num_emitted = len(self._window)
 
 
 def _whole_characters(decoder: Decoder, ids: Sequence[int]) -> list[int]:
@@ -87,9 +87,9 @@ class StopStrings:
             self.is_stopped = True
             return self._held[: start + length * self._include]
         keep = max(map(self._overlap, self._stop))
-        shown = self._held[: len(self._held) - keep]
-        self._held = self._held[len(shown) :]
-        return shown
+        certain = self._held[: len(self._held) - keep]
+        self._held = self._held[len(certain) :]
+        return certain
 
     def finish(self) -> str:
         """Return the text that was held back and is no stop string."""
@@ -123,8 +123,10 @@ class ShownToken:
 
 @dataclass(slots=True)
 class Piece:
-    """The next part of an answer to show. Its text may lag behind its tokens: half characters, and text that may become a
-    stop string, are held back."""
+    """The next part of an answer to show.
+
+    Its text may come later than its tokens: half characters, and text that may become a stop string, are held back.
+    """
 
     text: str
     tokens: list[ShownToken] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""From a generation request to a response: the engine's events become answers, whole or in pieces.
+"""Answers a generation request: the engine's events become answers, whole or in pieces.
 
 Every route that generates goes through here, so text, stop strings and usage mean the same everywhere. A `Shape` knows how
 an answer looks, and nothing of how its text is made.
@@ -95,7 +95,7 @@ class Answers:
 
 
 class Shape(Protocol):
-    """How a route's answer looks."""
+    """The form of a route's answer."""
 
     def head(self, *, is_stream: bool) -> dict[str, Any]:
         """Return what surrounds the choices, in each chunk of a stream too."""

@@ -1,4 +1,4 @@
-"""Which model is served, and its tokenizer: /v1/models, /tokenize, /detokenize."""
+"""Routes of the served model and its tokenizer: `/v1/models`, `/tokenize`, `/detokenize`."""
 
 from __future__ import annotations
 
