@@ -33,12 +33,12 @@ class DecodeLayer(nn.Module):
         is_llama = isinstance(layer.attention_norm, RMSNorm) and layer.attention.query_norm is None
         return is_llama and not layer.parallel and layer.feed_forward.is_swiglu
 
-    def forward(self, x: Tensor, step: StepContext, kv: Tensor | None) -> Tensor:
-        if step.decoding is None or step.cos is None or step.sin is None or kv is None:
-            return self.layer(x, step, kv)
+    def forward(self, x: Tensor, context: StepContext, kv: Tensor | None) -> Tensor:
+        if context.decoding is None or context.cos is None or context.sin is None or kv is None:
+            return self.layer(x, context, kv)
         qkv, output, up, down = self._products
         (attention_norm, ffn_norm), (attention_eps, ffn_eps) = self._norms, self._eps
         heads = qkv(rms_norm(x, attention_norm, attention_eps))
-        attended = output(decode_attention(heads, step.cos, step.sin, kv, step.decoding, self._scale))
+        attended = output(decode_attention(heads, context.cos, context.sin, kv, context.decoding, self._scale))
         h, normed = add_rms_norm(x, attended, ffn_norm, ffn_eps)
         return h + down(swiglu(up(normed)))

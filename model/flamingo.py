@@ -36,12 +36,12 @@ class Flamingo(nn.Module):
     def forward(self, batch: Batch, kv_cache: KVCache | NoCache, media_pages: MediaPages) -> Tensor:
         """Packed token ids [T] -> logits [W, V + A] of the rows in `batch.last_token`."""
         x = self.language_model.embed_tokens(batch)  # [T, D]
-        step = self.language_model.step_context(batch, x.dtype, kv_cache.layer(0))
+        context = self.language_model.step_context(batch, x.dtype, kv_cache.layer(0))
         plan = plan_media(x, batch.media_slot, self.config.gated.head_dim)
         for i, gated, layer in self.layers():
             if gated is not None:
                 x = gated(x, media_pages.layer(i), batch.media_slot, plan)  # text reads its own image
-            x = layer(x, step, kv_cache.layer(i))
+            x = layer(x, context, kv_cache.layer(i))
         return self.language_model.logits(x[batch.last_token])
 
     def layers(self) -> list[tuple[int, GatedCrossAttention | None, nn.Module]]:

@@ -59,7 +59,7 @@ def media_weights(
     slots = media_slots(model, media_index[: token + 1])  # what comes later is not seen
     batch = whole_sequences([list(token_ids[: token + 1])], [slots], device)  # type: ignore[arg-type]
     x = model.language_model.embed_tokens(batch)  # [T, D]
-    step = model.language_model.step_context(batch, x.dtype)
+    context = model.language_model.step_context(batch, x.dtype)
     plan = plan_media(x, batch.media_slot, model.config.gated.head_dim)
     first = 0 if model.config.gated.attends == "all_previous" else media_index[token]
     seen: dict[int, Tensor] = {}
@@ -69,7 +69,7 @@ def media_weights(
             if i in layers:
                 seen[i] = _shares(gated, x[token:], pages[first : media_index[token] + 1])
             x = gated(x, pages, batch.media_slot, plan)
-        x = layer(x, step, None)
+        x = layer(x, context, None)
     return seen
 
 

@@ -47,25 +47,25 @@ class SelfAttention(nn.Module):
         self.query_norm = make_norm(config.norm, query, config.norm_eps, config.norm_bias) if config.qk_norm else None
         self.key_norm = make_norm(config.norm, key, config.norm_eps, config.norm_bias) if config.qk_norm else None
 
-    def forward(self, x: Tensor, step: StepContext, kv: Tensor | None) -> Tensor:
-        query, key, value = self.project(x, step)
-        attended = self._attend(query, key, value, step, kv)  # [T, H, K]
+    def forward(self, x: Tensor, context: StepContext, kv: Tensor | None) -> Tensor:
+        query, key, value = self.project(x, context)
+        attended = self._attend(query, key, value, context, kv)  # [T, H, K]
         return self.output(attended.flatten(-2))
 
-    def project(self, x: Tensor, step: StepContext) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, context: StepContext) -> tuple[Tensor, Tensor, Tensor]:
         """x [T, D] -> queries [T, H, K], keys and values [T, G, K], rotated to their positions."""
         query_key, value = self.qkv(x).split_with_sizes(self.widths, dim=-1)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = query_key.split(self.query_key_widths, dim=-1)
             query_key = torch.cat([self.query_norm(query), self.key_norm(key)], dim=-1)
         heads = query_key.unflatten(-1, (-1, self.head_dim))  # [T, H + G, K]
-        if step.cos is not None and step.sin is not None:
-            heads = rotate_(heads, step.cos, step.sin)
+        if context.cos is not None and context.sin is not None:
+            heads = rotate_(heads, context.cos, context.sin)
         query, key = heads.split_with_sizes(self.num_heads, dim=1)
         return query, key, value.unflatten(-1, (-1, self.head_dim))
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, step: StepContext, kv: Tensor | None) -> Tensor:
-        batch, scale, slopes = step.batch, self.head_dim**-0.5, step.alibi_slopes
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: StepContext, kv: Tensor | None) -> Tensor:
+        batch, scale, slopes = context.batch, self.head_dim**-0.5, context.alibi_slopes
         if kv is None:
             return causal_attention(query, key, value, batch.query_starts, scale=scale, alibi_slopes=slopes)
         assert batch.slot_mapping is not None
@@ -81,7 +81,7 @@ class SelfAttention(nn.Module):
             scale=scale,
             alibi_slopes=slopes,
             num_shared_blocks=batch.num_shared_blocks,
-            plan=step.plan,
+            plan=context.plan,
         )
 
 
@@ -98,8 +98,8 @@ class Layer(nn.Module):
             config.dim, config.ffn_dim, config.activation, gated=config.gated_ffn, bias=config.ffn_bias
         )
 
-    def forward(self, x: Tensor, step: StepContext, kv: Tensor | None) -> Tensor:
-        h = x + self.attention(self.attention_norm(x), step, kv)
+    def forward(self, x: Tensor, context: StepContext, kv: Tensor | None) -> Tensor:
+        h = x + self.attention(self.attention_norm(x), context, kv)
         return h + self.feed_forward(self.ffn_norm(x if self.parallel else h))
 
 
@@ -150,9 +150,9 @@ class LanguageModel(nn.Module):
     def hidden_states(self, batch: Batch) -> Tensor:
         """What the head would read of each token, [T, D]: the frozen model alone, no gated layers and no cache."""
         x = self.embed_tokens(batch)
-        step = self.step_context(batch, x.dtype)
+        context = self.step_context(batch, x.dtype)
         for layer in self.layers:
-            x = layer(x, step, None)
+            x = layer(x, context, None)
         return self.norm(x)
 
     def logits(self, x: Tensor) -> Tensor:  # [W, D] -> [W, V + A]

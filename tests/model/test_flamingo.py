@@ -29,9 +29,9 @@ def bare(model: Flamingo, batch: Batch) -> Tensor:
     """The language model alone."""
     lm = model.language_model
     x = lm.embed_tokens(batch)
-    step = lm.step_context(batch, x.dtype)
+    context = lm.step_context(batch, x.dtype)
     for layer in lm.layers:
-        x = layer(x, step, None)
+        x = layer(x, context, None)
     return lm.logits(x)
 
 

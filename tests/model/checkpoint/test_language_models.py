@@ -85,9 +85,9 @@ def randomise(module: Any) -> Any:
 def log_probs(model: LanguageModel, token_ids: list[int]) -> Tensor:
     batch = whole_sequences([token_ids], [[-1] * len(token_ids)])
     x = model.embed_tokens(batch)
-    step = model.step_context(batch, x.dtype)
+    context = model.step_context(batch, x.dtype)
     for layer in model.layers:
-        x = layer(x, step, None)
+        x = layer(x, context, None)
     return model.logits(x).log_softmax(-1)
 
 

@@ -247,9 +247,9 @@ def text_vector(model: Flamingo, ids: list[int]) -> NDArray[np.float32]:
     try:
         batch = whole_sequences([ids], [[-1] * len(ids)])
         x = model.language_model.embed_tokens(batch)
-        step = model.language_model.step_context(batch, x.dtype)
+        context = model.language_model.step_context(batch, x.dtype)
         for layer in model.language_model.layers:
-            x = layer(x, step, None)
+            x = layer(x, context, None)
         model.language_model.logits(x)
     finally:
         handle.remove()
