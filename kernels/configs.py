@@ -16,8 +16,6 @@ import torch
 
 from kernels.backend import interpreting, triton
 
-LOG2_E = 1.4426950408889634  # the kernels compute exp2
-
 
 @dataclass(frozen=True, slots=True)
 class Launch:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from kernels.compiled import compiled_for, length
-from kernels.decode_rows import DecodeRows, attend_row
 from kernels.kv_store import kv_store, store_token
 from kernels.paged_attention import paged_attention
+from kernels.paged_attention_cpu import DecodeRows, attend_row
 from kernels.rotary import rotate_, turn_heads
 
 

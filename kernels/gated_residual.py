@@ -34,17 +34,9 @@ def _forward(x, branch, factor, out, D, SCALAR: tl.constexpr, BLOCK: tl.constexp
 
 @jit_runtime("num_rows")
 def _backward(
-    grad_out,
-    branch,
-    factor,
-    grad_branch,
-    grad_factor,
-    num_rows,
-    D,
-    SCALAR: tl.constexpr,
-    BLOCK: tl.constexpr,
+    grad_out, branch, factor, grad_branch, grad_factor, num_rows, D, SCALAR: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
-):
+):  # fmt: skip
     """The branch's gradient, and the factor's summed over ROWS rows: [rows / ROWS, D], for torch to sum on."""
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = columns < D

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from kernels.causal_attention import causal_attention
-from kernels.decode_rows import DecodeRows
 from kernels.kv_store import kv_store
 from kernels.paged_attention import Plan, paged_attention, plan_step
-from kernels.paged_gather import GatherPlan
+from kernels.paged_attention_cpu import DecodeRows, GatherPlan
 from kernels.rotary import rotary_angles, rotate_
 from model.batch import Batch
 from model.config import LanguageModelConfig

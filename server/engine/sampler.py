@@ -12,7 +12,7 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
-from kernels.likeliest import likeliest
+from kernels.greedy_argmax import greedy_argmax
 from server.engine.sequence import Sequence
 from server.wire import Sampling, TokenLogprob
 
@@ -39,7 +39,7 @@ class Sampler:
 
     def likeliest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [S, V], spent, of sequences that are all greedy -> token ids [S], and whether each row is finite."""
-        return likeliest(logits, self._suppressed_on(logits.device))
+        return greedy_argmax(logits, self._suppressed_on(logits.device))
 
     def _suppressed_on(self, device: torch.device) -> Tensor:
         if self._suppressed.device != device:
