@@ -7,6 +7,7 @@ the blocks that hold the keys and values of each. The engine decides which block
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,7 +32,9 @@ class Batch:
 
 
 def whole_sequences(
-    token_ids: list[list[int]], media_slot: list[list[int]] | list[list[list[int]]], device: torch.device | str = "cpu"
+    token_ids: Sequence[Sequence[int]],
+    media_slot: Sequence[Sequence[int] | Sequence[Sequence[int]]],
+    device: torch.device | str = "cpu",
 ) -> Batch:
     """Return a batch of whole sequences, for a forward without a cache that gives the logits of every token."""
     lengths = torch.tensor([0] + [len(ids) for ids in token_ids])

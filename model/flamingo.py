@@ -7,6 +7,8 @@ and gated cross-attention. The same class trains (no cache, media freshly projec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -67,6 +69,13 @@ class Flamingo(nn.Module):
     def fresh_media(self, visual_tokens: Tensor) -> MediaPages:
         """Return the pages of just these media, page m for media m."""
         return MediaPages(self.media_kv(visual_tokens), self.config.gated_layers)
+
+    def media_slots(self, media_index: Sequence[int]) -> list[int] | list[list[int]]:
+        """Return the slots of tokens where page m is media m; for "all previous images", every page up to the index."""
+        if self.config.gated.attends == "last":
+            return list(media_index)
+        most = max([*media_index, 0]) + 1
+        return [[m if m <= index else -1 for m in range(most)] for index in media_index]
 
     def fold_gates(self) -> None:
         """For inference: multiply each gate into the weights that it scales (in float32, before the cast)."""

@@ -19,7 +19,6 @@ from model.batch import MediaPages, whole_sequences
 from model.config import VisionConfig
 from model.flamingo import Flamingo
 from model.gated_cross_attention import GatedCrossAttention
-from model.reference import media_slots
 from model.resampler import Resampler, ResamplerAttention, ResamplerLayer
 from model.resampler_ablations import MLPResampler, TransformerLayer, TransformerResampler
 
@@ -56,8 +55,8 @@ def media_weights(
     """
     assert media_index[token] >= 0
     device = next(model.parameters()).device
-    slots = media_slots(model, media_index[: token + 1])  # what comes later is not seen
-    batch = whole_sequences([list(token_ids[: token + 1])], [slots], device)  # type: ignore[arg-type]
+    slots = model.media_slots(media_index[: token + 1])  # what comes later is not seen
+    batch = whole_sequences([token_ids[: token + 1]], [slots], device)
     x = model.language_model.embed_tokens(batch)  # [T, D]
     context = model.language_model.step_context(batch, x.dtype)
     plan = plan_media(x, batch.media_slot, model.config.gated.head_dim)

@@ -29,19 +29,11 @@ def encode(model: Flamingo, pixels: Sequence[Tensor]) -> MediaPages:
     return model.fresh_media(torch.cat([model.encode_media(p[None]) for p in pixels]))
 
 
-def media_slots(model: Flamingo, media_index: Sequence[int]) -> list[int] | list[list[int]]:
-    """With a page a media, a token's slot is its media index; "all previous" reads every page up to it."""
-    if model.config.gated.attends == "last":
-        return list(media_index)
-    most = max([*media_index, 0]) + 1
-    return [[m if m <= index else -1 for m in range(most)] for index in media_index]
-
-
 @torch.inference_mode()
 def log_probs(model: Flamingo, token_ids: Sequence[int], media_index: Sequence[int], media: MediaPages) -> Tensor:
     """Log-probabilities [T, V + A] float32 of what follows each token."""
     device = next(model.parameters()).device
-    batch = whole_sequences([list(token_ids)], [media_slots(model, media_index)], device)  # type: ignore[arg-type]
+    batch = whole_sequences([token_ids], [model.media_slots(media_index)], device)
     return model(batch, NO_CACHE, media).float().log_softmax(-1)
 
 

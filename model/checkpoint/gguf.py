@@ -18,8 +18,8 @@ from gguf import GGMLQuantizationType, GGUFReader, dequantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError
 from model.checkpoint.mapping import Plan, Recipe, Source, convert
+from model.checkpoint.tensor_files import CheckpointError
 from model.config import LanguageModelConfig
 
 # every tensor of the file is wanted

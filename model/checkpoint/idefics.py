@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError, Neutral, refuse_fields
 from model.checkpoint.folder_tokenizer import FolderTokenizer, read_tokenizer
 from model.checkpoint.language_models import convert_language_model, language_model_config
 from model.checkpoint.mapping import Plan, Recipe, Source, convert
 from model.checkpoint.native import save_folder
-from model.checkpoint.tensor_files import open_folder, read_json
+from model.checkpoint.tensor_files import CheckpointError, Neutral, open_folder, read_json, refuse_fields
 from model.checkpoint.vision_models import clip_config, convert_hugging_face_clip, read_preprocessor
 from model.config import (
     FlamingoConfig,

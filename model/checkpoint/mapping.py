@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.checkpoint.errors import Shape, refuse_misfits
+from model.checkpoint.tensor_files import Shape, refuse_misfits
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError, refuse_misfits
-from model.checkpoint.tensor_files import SafetensorsFiles, weight_files
+from model.checkpoint.tensor_files import CheckpointError, SafetensorsFiles, refuse_misfits, weight_files
 from model.config import FlamingoConfig, load_config
 from model.flamingo import Flamingo
 

@@ -18,12 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError, refuse_misfits
 from model.checkpoint.folder_tokenizer import FolderTokenizer, read_tokenizer
 from model.checkpoint.language_models import Family, convert_language_model, family_of, language_model_config
 from model.checkpoint.mapping import Plan, Recipe, Source, convert
 from model.checkpoint.native import save_folder
-from model.checkpoint.tensor_files import only_tensors, open_folder, read_json, read_pickle
+from model.checkpoint.tensor_files import (
+    CheckpointError,
+    only_tensors,
+    open_folder,
+    read_json,
+    read_pickle,
+    refuse_misfits,
+)
 from model.checkpoint.vision_models import load_clip_folder, open_clip_tower
 from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, PromptConfig, ResamplerConfig, VisionConfig
 

@@ -9,15 +9,23 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError, Shape
+Shape: TypeAlias = tuple[int, ...]
+# field -> the values that ask for nothing; any other is a feature that is not implemented
+Neutral: TypeAlias = Mapping[str, tuple[Any, ...]]
+
+MAX_LISTED = 20
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot become this model."""
 
 
 class SafetensorsFiles(Mapping[str, Tensor]):
@@ -111,3 +119,36 @@ def _open_safetensors(file: Path, device: torch.device | str) -> Any:
         return safe_open(file, framework="pt", device=str(device))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error
+
+
+def refuse_fields(where: str, fields: Mapping[str, Any], neutral: Neutral) -> None:
+    """Raise for the first field that asks for something; a field that is absent asks for nothing."""
+    for name, values in neutral.items():
+        if name in fields and fields[name] not in values:
+            raise CheckpointError(f"{where}{name} = {fields[name]!r} is not implemented")
+
+
+def refuse_misfits(
+    what: str,
+    *,
+    missing: Sequence[str] = (),
+    unexpected: Sequence[str] = (),
+    misshapen: Mapping[str, tuple[Shape, Shape]] | None = None,
+) -> None:
+    """Raise with all names, and both shapes of what is misshapen (found, wanted); return if there is nothing to say."""
+    shapes = [
+        f"{name}: found {list(found)}, wanted {list(wanted)}" for name, (found, wanted) in (misshapen or {}).items()
+    ]
+    complaints = [
+        f"{title} ({len(lines)}): {'; '.join(_shorten(lines))}"
+        for title, lines in (("missing", missing), ("unexpected", unexpected), ("misshapen", shapes))
+        if lines
+    ]
+    if complaints:
+        raise CheckpointError(f"{what} does not fit the model. " + ". ".join(complaints))
+
+
+def _shorten(lines: Sequence[str]) -> list[str]:
+    if len(lines) <= MAX_LISTED:
+        return list(lines)
+    return [*lines[:MAX_LISTED], f"and {len(lines) - MAX_LISTED} more"]

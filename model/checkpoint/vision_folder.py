@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError, refuse_misfits
+from model.checkpoint.tensor_files import CheckpointError, refuse_misfits
 from model.config import VisionConfig, from_dict
 from model.vision import VisionEncoder
 

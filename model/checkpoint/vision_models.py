@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError, Neutral, Shape, refuse_fields
 from model.checkpoint.language_models import activation
 from model.checkpoint.mapping import Plan, Recipe, Source, convert
-from model.checkpoint.tensor_files import open_folder, read_json
+from model.checkpoint.tensor_files import CheckpointError, Neutral, Shape, open_folder, read_json, refuse_fields
 from model.config import VisionConfig
 from model.vision import VisionEncoder
 

@@ -16,6 +16,7 @@ from model.cpu import (
     GROUP,
     ROUNDED,
     ROWS,
+    DecodeLayer,
     FastLinear,
     FastTable,
     Format,
@@ -24,7 +25,6 @@ from model.cpu import (
     quantise_groups,
     use_fast_formats,
 )
-from model.decode_layer import DecodeLayer
 from model.flamingo import Flamingo
 from model.layers import TokenTable
 from model.reference import encode, log_probs

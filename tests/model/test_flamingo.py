@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels import media_runs
 from model.batch import NO_CACHE, Batch, MediaPages, whole_sequences
 from model.flamingo import Flamingo
-from model.reference import encode, generate, log_probs, media_slots
+from model.reference import encode, generate, log_probs
 from model.resampler import interpolate_frames
 from tests.tiny_models import CONFIGS, FAMILIES, Family, tiny_model
 
@@ -82,7 +82,7 @@ def gated_output(attends: Literal["last", "all_previous"], *seeds: int) -> Tenso
     model = tiny_model(replace(config, gated=replace(config.gated, attends=attends)))
     media = encode(model, pixels(*seeds))
     x = torch.randn(len(TOKENS), config.language_model.dim, generator=torch.Generator().manual_seed(0))
-    slots = torch.tensor(media_slots(model, INDEX), dtype=torch.int32)
+    slots = torch.tensor(model.media_slots(INDEX), dtype=torch.int32)
     output: Tensor = model.gated["0"](x, media.layer(0), slots)
     return output
 
@@ -113,7 +113,7 @@ def test_a_layer_that_needs_media_leaves_what_reads_none(
     media = encode(model, pixels(1, 2))
     text, mixed = (
         replace(
-            whole_sequences([TOKENS], [INDEX]), media_slot=torch.tensor(media_slots(model, index), dtype=torch.int32)
+            whole_sequences([TOKENS], [INDEX]), media_slot=torch.tensor(model.media_slots(index), dtype=torch.int32)
         )
         for index in ([-1] * len(TOKENS), INDEX)
     )

@@ -13,7 +13,6 @@ from model.config import FlamingoConfig, ResamplerConfig
 from model.flamingo import Flamingo
 from model.gated_cross_attention import GatedCrossAttention
 from model.inspect import media_weights, openness, patch_shares, picture_grid, rollout
-from model.reference import media_slots
 from model.resampler import PerceiverResampler, ResamplerLayer
 from model.resampler_ablations import TransformerLayer, TransformerResampler
 from tests.tiny_models import CONFIGS, FAMILIES, RESAMPLER, VISION, Family, tiny_model
@@ -44,7 +43,7 @@ def test_the_weights_are_those_that_the_attention_takes_its_values_by(family: Fa
     for layer in config.gated_layers:
         attention = gated(model, layer).attention
         attention.output.register_forward_pre_hook(lambda module, given, at=layer: read.update({at: given[0]}))
-    model(whole_sequences([TOKENS], [media_slots(model, INDEX)]), NO_CACHE, media)  # type: ignore[arg-type]
+    model(whole_sequences([TOKENS], [model.media_slots(INDEX)]), NO_CACHE, media)
     for token in (2, 6):
         seen = media_weights(model, TOKENS, INDEX, media, token, config.gated_layers)
         assert tuple(seen) == config.gated_layers

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.batch import whole_sequences
-from model.checkpoint.errors import CheckpointError
 from model.checkpoint.gguf import GGUFFile
+from model.checkpoint.tensor_files import CheckpointError
 from model.config import LanguageModelConfig
 from model.language_model import LanguageModel
 from model.zoo.config import LANGUAGE_MODEL_FILE

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from model.batch import whole_sequences
-from model.checkpoint.errors import CheckpointError
 from model.checkpoint.language_models import convert_language_model, language_model_config
+from model.checkpoint.tensor_files import CheckpointError
 from model.config import ConfigError
 from model.language_model import LanguageModel
 

@@ -20,8 +20,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 from transformers.models.idefics.configuration_idefics import IdeficsVisionConfig
 from transformers.models.idefics.vision import IdeficsVisionTransformer
 
-from model.checkpoint.errors import CheckpointError
-from model.checkpoint.tensor_files import read_pickle
+from model.checkpoint.tensor_files import CheckpointError, read_pickle
 from model.checkpoint.vision_models import (
     clip_config,
     convert_efficientnet_lite,

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError
 from model.checkpoint.native import load_folder
+from model.checkpoint.tensor_files import CheckpointError
 from model.config import load_config
 from model.flamingo import Flamingo
 from model.media import MediaLimits, load_image, resize
