@@ -12,10 +12,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kernels.backend import jit_runtime, tl, triton, use_compiled, use_triton
+from kernels.backend import jit_runtime, tl, triton, use_triton
 from kernels.causal_attention import alibi_bias
 from kernels.configs import Launch, launch_config
-from kernels.kv_store import is_contiguous_in_blocks
 from kernels.paged_attention_cpu import GatherPlan, attend, gather_blocks, gather_plan
 from kernels.tiles import LOG2_E, block_width, load_tile, online_softmax, store_tile, tile_records, with_whole_heads
 
@@ -200,26 +199,9 @@ def plan_step(
             query_starts, context_lengths, num_tokens,
             group=num_heads // num_kv_heads, head_dim=head_dim, dtype=kv_cache.dtype, shared=num_shared_blocks > 0,
         )  # fmt: skip
-    return _gather_plan(
+    return gather_plan(
         kv_cache, block_table, query_starts, context_lengths, num_heads=num_heads, alibi_slopes=alibi_slopes
     )
-
-
-def _gather_plan(
-    kv_cache: Tensor,
-    block_table: Tensor,
-    query_starts: Tensor,
-    context_lengths: Tensor,
-    *,
-    num_heads: int,
-    alibi_slopes: Tensor | None,
-) -> GatherPlan:
-    may_compile = use_compiled(kv_cache[:0]) and is_contiguous_in_blocks(kv_cache)
-    return gather_plan(
-        block_table, query_starts, context_lengths,
-        block_size=kv_cache.shape[3], num_kv_heads=kv_cache.shape[2], dtype=kv_cache.dtype, alibi_slopes=alibi_slopes,
-        num_heads=num_heads if may_compile else 0, block_bytes=kv_cache[:1].nbytes,
-    )  # fmt: skip
 
 
 def _launch(
@@ -301,20 +283,16 @@ def paged_attention(
 
     Raises `ValueError` for a cache in a layout that the kernel cannot read.
     """
-    shared = num_shared_blocks if len(context_lengths) > 1 else 0
-    if not use_triton(query):
-        if not isinstance(plan, GatherPlan):
-            plan = _gather_plan(
-                kv_cache, block_table, query_starts, context_lengths,
-                num_heads=query.shape[1], alibi_slopes=alibi_slopes,
-            )  # fmt: skip
-        return attend(query, kv_cache, plan, scale)
-    query = with_whole_heads(query)
-    _check_cache(kv_cache)
-    if not isinstance(plan, Plan):
-        group = query.shape[1] // kv_cache.shape[2]
-        plan = paged_plan(
-            query_starts, context_lengths, len(query),
-            group=group, head_dim=query.shape[2], dtype=query.dtype, shared=shared > 0,
+    if use_triton(query):
+        query = with_whole_heads(query)
+        _check_cache(kv_cache)
+    if plan is None:
+        plan = plan_step(
+            kv_cache, block_table, query_starts, context_lengths,
+            num_tokens=len(query), num_heads=query.shape[1], alibi_slopes=alibi_slopes,
+            num_shared_blocks=num_shared_blocks,
         )  # fmt: skip
+    if isinstance(plan, GatherPlan):
+        return attend(query, kv_cache, plan, scale)
+    shared = num_shared_blocks if len(context_lengths) > 1 else 0
     return _launch(query, kv_cache, block_table, scale, alibi_slopes, shared, plan)

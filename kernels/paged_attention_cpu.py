@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.backend import use_compiled
 from kernels.causal_attention import alibi_bias
 from kernels.compiled import compiled_for, exp, inlined, length, load, store
+from kernels.kv_store import is_contiguous_in_blocks
 from kernels.tiles import with_whole_heads
 
 # query heads times keys of all decoding rows, up to which a loop on one thread beats gathering for a product on two
@@ -71,31 +73,30 @@ class GatherPlan:
 
 
 def gather_plan(
+    kv_cache: Tensor,
     block_table: Tensor,
     query_starts: Tensor,
     context_lengths: Tensor,
     *,
-    block_size: int,
-    num_kv_heads: int,
-    dtype: torch.dtype,
+    num_heads: int,
     alibi_slopes: Tensor | None = None,
-    num_heads: int = 0,
-    block_bytes: int = 0,
 ) -> GatherPlan:
-    """`num_heads` and `block_bytes` of one layer are needed only where the compiled loop may serve."""
+    """Build the plan for all layers; `kv_cache` [N, 2, G, B, K] is any layer's, `num_heads` counts query heads."""
+    _, _, num_kv_heads, block_size, _ = kv_cache.shape
     starts, contexts = query_starts.tolist(), context_lengths.tolist()
     rows = [(i, first, end) for i, (first, end) in enumerate(pairwise(starts)) if end > first]
     decoding = [i for i, first, end in rows if end == first + 1]
+    may_loop = use_compiled(kv_cache[:0]) and is_contiguous_in_blocks(kv_cache)
     is_little = sum(contexts[i] for i in decoding) * num_heads <= MAX_LOOP_SCORES
     gathered = None
-    if not (num_heads and is_little):
+    if not (may_loop and is_little):
         gathered = _decode_plan(block_table, starts, contexts, decoding, block_size, num_kv_heads, alibi_slopes)
-    is_much = gathered is not None and len(gathered.unshared) * block_bytes >= MAX_GATHERED_BYTES
+    is_much = gathered is not None and len(gathered.unshared) * kv_cache[:1].nbytes >= MAX_GATHERED_BYTES
     decode: DecodePlan | DecodeRows | None = gathered
-    if num_heads and (is_little or is_much):
+    if may_loop and (is_little or is_much):
         decode = _decode_rows(block_table, query_starts, context_lengths, decoding, alibi_slopes)
     spans = [
-        _span_plan(first, end, block_table[i], contexts[i], block_size, dtype, alibi_slopes)
+        _span_plan(first, end, block_table[i], contexts[i], block_size, kv_cache.dtype, alibi_slopes)
         for i, first, end in rows
         if end > first + 1
     ]

@@ -1,13 +1,15 @@
-"""Tensors on disk as mappings from name to tensor, read when asked for and never executed.
+"""Tensors on disk as mappings from name to tensor, read on access and never executed; and the check that they fit a model.
 
 A folder holds safetensors or PyTorch files, whole or in shards with an index; a `.pt` file holds a dictionary. Both are
-mapped into memory, so a conversion holds what it makes and not also what it reads.
+mapped into memory, so that a conversion does not hold its sources as well as its results. One error lists everything that
+does not fit.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 Shape: TypeAlias = tuple[int, ...]
-# field -> the values that ask for nothing; any other is a feature that is not implemented
+# field -> its neutral values; any other value is a feature that is not implemented
 Neutral: TypeAlias = Mapping[str, tuple[Any, ...]]
 
 MAX_LISTED = 20
@@ -52,17 +54,17 @@ class SafetensorsFiles(Mapping[str, Tensor]):
 
 
 def open_folder(folder: Path, stems: tuple[str, ...] = ("model", "pytorch_model")) -> Mapping[str, Tensor]:
-    """The tensors of a Hugging Face folder: safetensors if there are any, PyTorch files otherwise."""
+    """Open the tensors of a Hugging Face folder: safetensors if there are any, PyTorch files otherwise."""
     for kind in ("safetensors", "bin"):
         for stem in stems:
             if files := weight_files(folder, f"{stem}.{kind}"):
                 return SafetensorsFiles(files) if kind == "safetensors" else _merged(files)
-    wanted = " or ".join(f"{stem}.{kind}[.index.json]" for stem in stems for kind in ("safetensors", "bin"))
-    raise CheckpointError(f"{folder} holds no weights: none of {wanted}")
+    names = " or ".join(f"{stem}.{kind}[.index.json]" for stem in stems for kind in ("safetensors", "bin"))
+    raise CheckpointError(f"{folder} holds no weights: none of {names}")
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
-    """`name` itself, or the shards that `name.index.json` lists; empty if the folder has neither."""
+    """Return `name` itself, or the shards that `name.index.json` lists; an empty list if the folder has neither."""
     if (whole := folder / name).is_file():
         return [whole]
     index = folder / f"{name}.index.json"
@@ -70,14 +72,14 @@ def weight_files(folder: Path, name: str) -> list[Path]:
         return []
     shards = sorted(set(read_json(index).get("weight_map", {}).values()))
     for shard in shards:
-        # an index is data from elsewhere: it may only name files beside it
+        # an index is untrusted data: it may only name files of its own folder
         if Path(shard).name != shard or not (folder / shard).is_file():
-            raise CheckpointError(f"{index} lists {shard!r}, which is no file of {folder}")
+            raise CheckpointError(f"{index} lists {shard!r}, which is not a file of {folder}")
     return [folder / shard for shard in shards]
 
 
 def read_pickle(file: Path) -> dict[str, Any]:
-    """What `torch.save` wrote, of plain data only: anything that would run code is refused."""
+    """Read plain data that `torch.save` wrote; anything that would run code is refused."""
     if not file.is_file():
         raise CheckpointError(f"{file} is not a file")
     try:
@@ -104,9 +106,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def only_tensors(values: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
-    """The dictionary itself, once it is certain that it holds tensors by name and nothing else."""
-    if other := [str(name) for name, value in values.items() if not isinstance(value, Tensor)]:
-        raise CheckpointError(f"{origin} holds more than tensors: {', '.join(other[:20])}")
+    """Return the values; `CheckpointError` names those that are not tensors."""
+    if others := [str(name) for name, value in values.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{origin} holds more than tensors: {', '.join(others[:20])}")
     return dict(values)
 
 
@@ -121,34 +123,43 @@ def _open_safetensors(file: Path, device: torch.device | str) -> Any:
         raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error
 
 
-def refuse_fields(where: str, fields: Mapping[str, Any], neutral: Neutral) -> None:
-    """Raise for the first field that asks for something; a field that is absent asks for nothing."""
+def refuse_fields(prefix: str, fields: Mapping[str, Any], neutral: Neutral) -> None:
+    """Raise `CheckpointError` for the first field whose value is not neutral; an absent field is neutral."""
     for name, values in neutral.items():
         if name in fields and fields[name] not in values:
-            raise CheckpointError(f"{where}{name} = {fields[name]!r} is not implemented")
+            raise CheckpointError(f"{prefix}{name} = {fields[name]!r} is not implemented")
 
 
-def refuse_misfits(
-    what: str,
-    *,
-    missing: Sequence[str] = (),
-    unexpected: Sequence[str] = (),
-    misshapen: Mapping[str, tuple[Shape, Shape]] | None = None,
+def check_shapes(
+    origin: str,
+    expected: Mapping[str, Shape],
+    stored: Mapping[str, Shape],
+    ignored: re.Pattern[str] | None = None,
 ) -> None:
-    """Raise with all names, and both shapes of what is misshapen (found, wanted); return if there is nothing to say."""
-    shapes = [
-        f"{name}: found {list(found)}, wanted {list(wanted)}" for name, (found, wanted) in (misshapen or {}).items()
-    ]
-    complaints = [
-        f"{title} ({len(lines)}): {'; '.join(_shorten(lines))}"
-        for title, lines in (("missing", missing), ("unexpected", unexpected), ("misshapen", shapes))
-        if lines
-    ]
-    if complaints:
-        raise CheckpointError(f"{what} does not fit the model. " + ". ".join(complaints))
+    """Raise one `CheckpointError` with every tensor that is missing, unexpected or of another shape.
+
+    Stored tensors whose name matches `ignored` may be there or not.
+    """
+    unexpected = [name for name in stored if name not in expected and not (ignored and ignored.search(name))]
+    problems = {
+        "missing": [name for name in expected if name not in stored],
+        "unexpected": unexpected,
+        "misshapen": [
+            f"{name}: found {list(stored[name])}, expected {list(shape)}"
+            for name, shape in expected.items()
+            if stored.get(name, shape) != shape
+        ],
+    }
+    lines = [f"{title} ({len(names)}): {'; '.join(_shorten(names))}" for title, names in problems.items() if names]
+    if lines:
+        raise CheckpointError(f"{origin} does not fit the model. " + ". ".join(lines))
 
 
-def _shorten(lines: Sequence[str]) -> list[str]:
-    if len(lines) <= MAX_LISTED:
-        return list(lines)
-    return [*lines[:MAX_LISTED], f"and {len(lines) - MAX_LISTED} more"]
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _shorten(names: Sequence[str]) -> list[str]:
+    if len(names) <= MAX_LISTED:
+        return list(names)
+    return [*names[:MAX_LISTED], f"and {len(names) - MAX_LISTED} more"]

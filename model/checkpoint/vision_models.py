@@ -17,7 +17,15 @@ from torch import Tensor
 
 from model.checkpoint.language_models import activation
 from model.checkpoint.mapping import Plan, Recipe, Source, convert
-from model.checkpoint.tensor_files import CheckpointError, Neutral, Shape, open_folder, read_json, refuse_fields
+from model.checkpoint.tensor_files import (
+    CheckpointError,
+    Neutral,
+    Shape,
+    open_folder,
+    read_json,
+    refuse_fields,
+    shapes_of,
+)
 from model.config import VisionConfig
 from model.vision import VisionEncoder
 
@@ -245,8 +253,7 @@ def _clip_plan(config: VisionConfig, names: Mapping[str, tuple[str, ...]], prefi
 
 def _encoder_shapes(config: VisionConfig) -> dict[str, Shape]:
     with torch.device("meta"):
-        encoder = VisionEncoder(config).encoder
-    return {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+        return shapes_of(VisionEncoder(config).encoder.state_dict())
 
 
 def _stacked(sources: list[str], shape: Shape) -> Recipe:

@@ -280,4 +280,4 @@ def test_one_error_lists_all_that_does_not_fit() -> None:
     message = str(caught.value)
     assert "missing (1): model.norm.weight" in message
     assert "unexpected (1): model.layers.0.mlp.extra.weight" in message
-    assert "model.layers.1.self_attn.k_proj.weight: found [24, 48], wanted [48, 48]" in message
+    assert "model.layers.1.self_attn.k_proj.weight: found [24, 48], expected [48, 48]" in message

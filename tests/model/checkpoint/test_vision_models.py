@@ -190,7 +190,7 @@ def test_what_does_not_fit_is_listed_under_its_own_name() -> None:
     with pytest.raises(CheckpointError) as caught:
         convert_hugging_face_clip(settings, tensors)
     assert "missing (1): vision_model.pre_layrnorm.bias" in str(caught.value)
-    assert "vision_model.embeddings.position_embedding.weight: found [17, 24], wanted [5, 24]" in str(caught.value)
+    assert "vision_model.embeddings.position_embedding.weight: found [17, 24], expected [5, 24]" in str(caught.value)
 
 
 def efficientnet_file() -> Path:
