@@ -40,7 +40,7 @@ def test_auto_serves_a_cpu_with_what_numba_compiles_and_says_why() -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_triton_asked_for_where_it_cannot_run_raises_and_changes_nothing() -> None:
-    with pytest.raises(BackendError, match="asked for, but torch sees no GPU"):
+    with pytest.raises(BackendError, match="requested, but torch sees no GPU"):
         select("triton")
     assert describe()["requested"] == "auto"
 
@@ -56,7 +56,7 @@ def test_triton_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_triton_asked_for_and_handed_a_tensor_of_the_cpu_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_obstacle", lambda: None)
     select("triton")
-    with pytest.raises(BackendError, match="a tensor on cpu"):
+    with pytest.raises(BackendError, match="a tensor is on cpu"):
         use_triton(torch.zeros(1))
 
 
@@ -64,7 +64,7 @@ def test_the_reference_asked_for_is_taken_whatever_there_is(monkeypatch: pytest.
     monkeypatch.setattr(backend, "_obstacle", lambda: None)
     select("reference")
     assert not use_triton(torch.zeros(1))
-    assert (describe()["backend"], describe()["reason"]) == ("reference", "asked for")
+    assert (describe()["backend"], describe()["reason"]) == ("reference", "requested")
 
 
 def test_a_backend_that_is_none_is_refused_by_name() -> None:
