@@ -125,11 +125,11 @@ def clip_config(config: Mapping[str, Any]) -> VisionConfig:
     return _clip(
         image_size=values["image_size"],
         patch_size=values["patch_size"],
-        width=values["hidden_size"],
+        feature_dim=values["hidden_size"],
         num_layers=values["num_hidden_layers"],
         num_heads=values["num_attention_heads"],
         ffn_dim=values["intermediate_size"],
-        hidden_act=values["hidden_act"],
+        activation=activation(values["hidden_act"]),
         norm_eps=values["layer_norm_eps"],
     )
 
@@ -145,44 +145,26 @@ def open_clip_config(config: Mapping[str, Any]) -> VisionConfig:
     sized = _clip(
         image_size=values["image_size"],
         patch_size=values["patch_size"],
-        width=values["width"],
+        feature_dim=values["width"],
         num_layers=values["layers"],
         num_heads=values["width"] // values["head_width"],
         ffn_dim=int(values["width"] * values["mlp_ratio"]),
-        hidden_act="quick_gelu" if model.get("quick_gelu") else "gelu",
-        norm_eps=1e-5,
+        activation="quick_gelu" if model.get("quick_gelu") else "gelu",
     )
     return _with_colours(sized, preprocess.get("mean"), preprocess.get("std"))
 
 
-def _clip(
-    *,
-    image_size: Any,
-    patch_size: Any,
-    width: int,
-    num_layers: Any,
-    num_heads: int,
-    ffn_dim: int,
-    hidden_act: str,
-    norm_eps: float,
-) -> VisionConfig:
-    for name, value in (("image_size", image_size), ("patch_size", patch_size), ("layers", num_layers)):
-        if not isinstance(value, int):
-            raise CheckpointError(f"{CONFIG}{name} = {value!r} is not implemented, it must be one number")
+def _clip(**sizes: Any) -> VisionConfig:
+    for name in ("image_size", "patch_size", "num_layers"):
+        if not isinstance(sizes[name], int):
+            raise CheckpointError(f"{CONFIG}{name} = {sizes[name]!r} is not implemented, it must be one number")
     return VisionConfig(
         architecture="clip_vit",
-        image_size=image_size,
-        feature_dim=width,
-        num_patches=(image_size // patch_size) ** 2,
+        num_patches=(sizes["image_size"] // sizes["patch_size"]) ** 2,
         mean=CLIP_MEAN,
         std=CLIP_STD,
         resize="crop",
-        patch_size=patch_size,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        ffn_dim=ffn_dim,
-        activation=activation(hidden_act),
-        norm_eps=norm_eps,
+        **sizes,
     )
 
 
