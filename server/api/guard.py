@@ -16,8 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.api.body import JSONResponse
 from server.errors import Unauthorized
 
-# probes and scrapers carry no key
-OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"})
+# Probes and scrapers carry no key. A browser sends none when it opens a page, and the document and its page hold nothing
+# of a server's model, data or settings.
+DOCS_PATHS = frozenset({"/openapi.json", "/docs", "/docs/docs.js", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"})
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"}) | DOCS_PATHS
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 

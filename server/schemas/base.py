@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 from starlette.datastructures import QueryParams
 
 from server.errors import InvalidRequest, UnsupportedParameter
@@ -16,6 +18,8 @@ SchemaType = TypeVar("SchemaType", bound="Schema")
 RequestId = Annotated[str, Field(pattern=r"^[\w.:-]{1,128}$")]
 User = Annotated[str, Field(max_length=256)]
 
+NULL = {"type": "null"}
+
 
 class Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -24,6 +28,29 @@ class Schema(BaseModel):
     @classmethod
     def _null_is_not_given(cls, values: Any) -> Any:
         return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Document null as a value of every optional field."""
+        reference = handler(schema)
+        document = handler.resolve_ref_schema(reference)
+        fields = document.get("properties", {})
+        for name in fields.keys() - document.get("required", ()):
+            fields[name] = or_null(fields[name])
+        return reference
+
+
+def or_null(field: JsonSchemaValue) -> JsonSchemaValue:
+    """Return the JSON schema of a field that may also be null."""
+    about = {key: value for key, value in field.items() if key in {"default", "description"}}
+    value = {key: value for key, value in field.items() if key not in about}
+    choices = value.get("anyOf", [value])
+    if NULL in choices or "null" in value.get("type", ()):
+        return field
+    if "type" not in value or "const" in value:
+        return {"anyOf": [*choices, NULL], **about}
+    enum = {"enum": [*value["enum"], None]} if "enum" in value else {}
+    return {**value, "type": [value["type"], "null"], **enum, **about}
 
 
 class ModelRequest(Schema):

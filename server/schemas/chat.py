@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from server.schemas.base import Schema, tag_of
+from server.schemas.base import NULL, Schema, tag_of
 from server.schemas.generation import MAX_LOGPROBS, GenerationFields, StructuredOutputs
 from server.schemas.prompt import ImageIdPart, ImageUrlPart, TextPart, VideoIdPart, VideoUrlPart
 
@@ -21,7 +21,7 @@ class InputTextPart(Schema):
 
 
 class InputImagePart(Schema):
-    """As the Responses API writes an image."""
+    """An image as the Responses API writes it."""
 
     type: Literal["input_image"]
     image_url: str
@@ -63,6 +63,10 @@ class UserMessage(Schema):
 
 
 class AssistantMessage(Schema):
+    """A message as a response has it: fields without a value may be sent back as null."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": NULL})
+
     role: Literal["assistant"]
     content: Written
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from server.fewshot.scoring import Calibration, ContentFree, Normalisation, Weighing
 from server.media.source import PREFIXES
@@ -77,6 +79,13 @@ class ShotFields(MediaFields):
         if values.get("text") is not None:
             raise ValueError("text and answer are two names of one field: give one")
         return {("text" if key == "answer" else key): value for key, value in values.items() if key != "text"}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        reference = super().__get_pydantic_json_schema__(schema, handler)
+        fields = handler.resolve_ref_schema(reference)["properties"]
+        fields["answer"] = {**fields["text"], "description": "Another name of `text`."}
+        return reference
 
 
 class QueryFields(MediaFields):

@@ -23,5 +23,11 @@ class UploadRequest(Schema):
         return self
 
 
+class UploadForm(Schema):
+    """A form with the bytes of an image or a video."""
+
+    file: bytes
+
+
 class ListImagesRequest(ListRequest):
     object: Literal["image", "video"] | None = None

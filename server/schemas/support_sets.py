@@ -7,7 +7,9 @@ import re
 import time
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from server.schemas.base import ListRequest, Schema
 from server.schemas.fewshot import Comparing, ShotFields, TemplateChoice, Version
@@ -114,6 +116,14 @@ class UpdateRequest(Lifetime):
     @classmethod
     def _null_is_not_given(cls, values: Any) -> Any:
         return values  # here it is
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Document no defaults: a field that is left out stays as it is."""
+        reference = handler(schema)
+        for field in handler.resolve_ref_schema(reference)["properties"].values():
+            field.pop("default", None)
+        return reference
 
     def changes(self, now: float) -> dict[str, Any]:
         given, changes = self.model_fields_set, dict[str, Any]()
