@@ -1,13 +1,14 @@
 """The OpenAPI document: routes describe themselves with `describe`, and `openapi_document` collects the descriptions.
 
-Routes read their bodies and queries themselves, so FastAPI knows only their paths and docstrings. The schemas of requests are
-those that validate them; the schemas of responses are those that the tests validate real responses with.
+Routes read their bodies and queries themselves, so FastAPI knows only their paths and docstrings. Requests are described by
+the schemas that validate them, responses by schemas that the tests validate real responses with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
+from itertools import chain
 from typing import Any
 
 from fastapi.openapi.utils import get_openapi
@@ -41,7 +42,7 @@ from server.errors import (
     Unauthorized,
     UnsupportedParameter,
 )
-from server.schemas.base import NULL, ModelRequest, Schema, or_null
+from server.schemas.base import ModelRequest, Schema, or_null
 from server.schemas.responses.base import Error, ResponseSchema
 
 # the errors of a route, by what it works with; `describe` adds those of reading a request
@@ -199,15 +200,15 @@ def _complete(operation: dict[str, Any], method: str, *, is_open: bool) -> None:
 
 
 def _discriminator(members: Sequence[JsonSchemaValue], schemas: Mapping[str, JsonSchemaValue]) -> dict[str, Any]:
-    """Return the field of constants that tells the objects of a union apart, and the schema of each constant."""
-    fields = [schemas[member["$ref"].removeprefix(SCHEMAS)]["properties"] for member in members]
-    name = next(name for name in fields[0] if all(_constants(each.get(name, {})) for each in fields))
-    schema_by_constant = {
-        constant: member["$ref"]
-        for member, each in zip(members, fields, strict=True)
-        for constant in _constants(each[name])
-    }
-    return {"propertyName": name, "mapping": schema_by_constant}
+    """Return the field whose constants tell the objects of a union apart, and the schema of each constant."""
+    references = [member["$ref"] for member in members]
+    fields = [schemas[reference.removeprefix(SCHEMAS)]["properties"] for reference in references]
+    for name in fields[0]:
+        constants = [_constants(each.get(name, {})) for each in fields]
+        if all(constants) and sum(map(len, constants)) == len(set(chain(*constants))):
+            pairs = zip(references, constants, strict=True)
+            return {"propertyName": name, "mapping": {value: ref for ref, values in pairs for value in values}}
+    raise ValueError(f"no field tells these apart: {', '.join(references)}")
 
 
 def _constants(field: JsonSchemaValue) -> list[str]:
@@ -301,11 +302,12 @@ def _query_parameters(query: type[Schema] | None) -> Iterator[dict[str, Any]]:
 
 def _not_null(field: JsonSchemaValue) -> JsonSchemaValue:
     """Return the schema of a field without null, which a query cannot hold, and without a default that is empty."""
-    about = {key: value for key, value in field.items() if key != "anyOf" and (key != "default" or value)}
-    (value,) = [choice for choice in field.get("anyOf", [{}]) if choice != NULL]
-    if isinstance(kinds := about.get("type"), list):
-        about["type"] = kinds[0]
-    return {**value, **about}
+    schema = {key: value for key, value in field.items() if key != "default" or value}
+    if isinstance(schema["type"], list):
+        schema["type"] = schema["type"][0]
+    if "enum" in schema:
+        schema["enum"] = [value for value in schema["enum"] if value is not None]
+    return schema
 
 
 def _header_parameter(name: str) -> dict[str, Any]:

@@ -18,7 +18,15 @@ SchemaType = TypeVar("SchemaType", bound="Schema")
 RequestId = Annotated[str, Field(pattern=r"^[\w.:-]{1,128}$")]
 User = Annotated[str, Field(max_length=256)]
 
+LIMIT = "The most entries of a page."
+AFTER = "The `last_id` of the page before."
+
 NULL = {"type": "null"}
+
+
+def with_example(**fields: Any) -> ConfigDict:
+    """Return the configuration of a schema whose documentation has an example."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
 class Schema(BaseModel):
@@ -56,27 +64,27 @@ def or_null(field: JsonSchemaValue) -> JsonSchemaValue:
 class ModelRequest(Schema):
     """A request that may name the model."""
 
-    model: str | None = None
+    model: str | None = Field(None, description="The name of the served model.")
 
 
 class TrackedRequest(ModelRequest):
     """A request whose answer carries an id, which the client may choose."""
 
-    request_id: RequestId | None = None
-    user: User | None = None
+    request_id: RequestId | None = Field(None, description="Becomes part of the `id` of the response.")
+    user: User | None = Field(None, description="Accepted and not used.")
 
 
 class PrioritizedRequest(TrackedRequest):
     """A request that waits in the engine's queue; a lower priority runs first."""
 
-    priority: int = Field(0, ge=-(2**31), le=2**31 - 1)
+    priority: int = Field(0, ge=-(2**31), le=2**31 - 1, description="Lower priorities run first.")
 
 
 class ListRequest(Schema):
     """The query of a route that lists: up to `limit` entries after the entry `after`."""
 
-    limit: Annotated[int, Field(ge=1, le=1000, strict=False)] = 20
-    after: Annotated[str, Field(max_length=128)] = ""
+    limit: Annotated[int, Field(ge=1, le=1000, strict=False, description=LIMIT)] = 20
+    after: Annotated[str, Field(max_length=128, description=AFTER)] = ""
 
 
 def list_page(entries: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:

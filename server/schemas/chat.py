@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from server.schemas.base import NULL, Schema, tag_of
+from server.schemas.base import NULL, Schema, tag_of, with_example
 from server.schemas.generation import MAX_LOGPROBS, GenerationFields, StructuredOutputs
 from server.schemas.prompt import ImageIdPart, ImageUrlPart, TextPart, VideoIdPart, VideoUrlPart
 
@@ -92,7 +92,7 @@ class JsonObjectFormat(Schema):
 
 
 class NamedSchema(Schema):
-    """`strict` changes nothing: an answer always keeps to its schema."""
+    """A JSON schema. `strict` has no effect: an answer always conforms to its schema."""
 
     name: str = Field(max_length=256)
     description: str = ""
@@ -114,13 +114,17 @@ ResponseFormat = Annotated[
 
 
 class ChatRequest(GenerationFields):
+    model_config = with_example(messages=[{"role": "user", "content": "What is a flamingo?"}], max_tokens=8)
+
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
-    max_completion_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
-    logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    max_tokens: int | None = Field(None, ge=0, le=2**31 - 1, description="As `max_completion_tokens`.")
+    max_completion_tokens: int | None = Field(
+        None, ge=0, le=2**31 - 1, description=f"Without it {DEFAULT_MAX_TOKENS}, if there is room."
+    )
+    logprobs: bool = Field(False, description="Return the log-probabilities of the tokens.")
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Most likely tokens to return for each.")
     response_format: ResponseFormat = TextFormat(type="text")
-    template: TemplateName = "plain"
+    template: TemplateName = Field("plain", description="`plain`, or the name of a template of few-shot requests.")
     # what this server does anyway: nothing is stored, the answer is text, no tool is called
     store: Literal[False] = False
     modalities: list[Literal["text"]] = Field([])

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from server.schemas.base import ListRequest, Schema
 
 
 class UploadRequest(Schema):
-    """`data` is base64; `url` is what stands in a prompt's image_url or video_url part. One of the two."""
+    """An image or a video, as `data` or as `url`."""
 
-    data: str | None = None
-    url: str | None = None
+    data: str | None = Field(None, description="The bytes in base64.")
+    url: str | None = Field(None, description="As in a prompt.")
     object: Literal["image", "video"] = "image"
 
     @model_validator(mode="after")
@@ -30,4 +30,4 @@ class UploadForm(Schema):
 
 
 class ListImagesRequest(ListRequest):
-    object: Literal["image", "video"] | None = None
+    object: Literal["image", "video"] | None = Field(None, description="List these alone.")

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validato
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from server.schemas.base import ListRequest, Schema
+from server.schemas.base import AFTER, LIMIT, ListRequest, Schema, with_example
 from server.schemas.fewshot import Comparing, ShotFields, TemplateChoice, Version
 from server.store.support_sets import ID_PREFIX
 
@@ -19,6 +19,7 @@ MAX_TEXT = 65536
 MAX_METADATA_BYTES = 16384
 # ten years
 MAX_TTL = 315_360_000
+EXPECTED_VERSION = "Change nothing unless this is the latest version."
 
 
 def _no_zero(text: str) -> str:
@@ -56,7 +57,7 @@ Seconds = Annotated[float, Field(gt=0, le=MAX_TTL)]
 
 
 class ExampleFields(ShotFields):
-    """A shot to keep. Without an id it gets one."""
+    """A worked example to store. Without an id it is given one."""
 
     id: ExampleId | None = None
     text: StoredText = ""
@@ -86,8 +87,8 @@ Examples = Annotated[list[ExampleFields], AfterValidator(_different)]
 class Lifetime(Schema):
     """How long a set lasts, in one of two forms; without one, until it is deleted."""
 
-    ttl_seconds: Seconds | None = None
-    expires_at: Moment | None = None
+    ttl_seconds: Seconds | None = Field(None, description="Seconds until the set expires.")
+    expires_at: Moment | None = Field(None, description="The same as a time in Unix seconds.")
 
     @model_validator(mode="after")
     def _one_form(self) -> Lifetime:
@@ -100,6 +101,8 @@ class Lifetime(Schema):
 
 
 class CreateRequest(Lifetime):
+    model_config = with_example(name="sums", examples=[{"id": "a1", "question": "2 + 2?", "text": "4"}])
+
     name: SetName | None = None
     examples: Examples = Field([])
     pinned: bool = False
@@ -110,7 +113,7 @@ class UpdateRequest(Lifetime):
     name: SetName | None = None
     pinned: bool = False
     metadata: Metadata | None = None
-    expected_version: Version | None = None
+    expected_version: Version | None = Field(None, description=EXPECTED_VERSION)
 
     @model_validator(mode="before")
     @classmethod
@@ -139,19 +142,20 @@ class UpdateRequest(Lifetime):
 
 
 class PutExamplesRequest(Schema):
+    model_config = with_example(examples=[{"id": "a2", "question": "3 + 3?", "text": "6"}])
+
     examples: Annotated[Examples, Field(min_length=1)]
-    expected_version: Version | None = None
+    expected_version: Version | None = Field(None, description=EXPECTED_VERSION)
 
 
 class WarmRequest(Schema):
-    """With a template, the shots too: the first `k` examples in their order, as a prompt of that template begins.
-    `strategy`: what it compares is embedded, media in any case."""
+    """The parts of a version to compute in advance: media always, vectors for the strategy, shots with a template."""
 
     version: Version | None = None
     strategy: Comparing = "rices_image"
     template: TemplateChoice | None = None
-    k: int | None = Field(None, ge=1, le=1024)
-    wait: bool = False
+    k: int | None = Field(None, ge=1, le=1024, description="Shots to compute, the first of the set.")
+    wait: bool = Field(False, description="Respond when the version is warm.")
 
     @model_validator(mode="after")
     def _k_is_of_a_template(self) -> WarmRequest:
@@ -161,31 +165,31 @@ class WarmRequest(Schema):
 
 
 class ListSetsRequest(ListRequest):
-    limit: Annotated[int, Field(ge=1, le=1000, strict=False)] = 100
-    after: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")] = ""
+    limit: Annotated[int, Field(ge=1, le=1000, strict=False, description=LIMIT)] = 100
+    after: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$", description=AFTER)] = ""
 
 
 class ListVersionsRequest(Schema):
-    limit: Annotated[int, Field(ge=1, le=1000, strict=False)] = 100
-    after: Annotated[int, Field(ge=0, le=2**31 - 1, strict=False)] = 0
+    limit: Annotated[int, Field(ge=1, le=1000, strict=False, description=LIMIT)] = 100
+    after: Annotated[
+        int, Field(ge=0, le=2**31 - 1, strict=False, description="The last version of the page before.")
+    ] = 0
 
 
 class ListExamplesRequest(ListSetsRequest):
-    version: QueryVersion | None = None
+    version: QueryVersion | None = Field(None, description="The latest one, if not given.")
 
 
 class VersionRequest(Schema):
-    version: QueryVersion | None = None
+    version: QueryVersion | None = Field(None, description="The latest one, if not given.")
 
 
 class ExpectedRequest(Schema):
-    expected_version: QueryVersion | None = None
+    expected_version: QueryVersion | None = Field(None, description=EXPECTED_VERSION)
 
 
 class RemoveExamplesRequest(ExpectedRequest):
-    """`id`: of the examples, with commas between them."""
-
-    id: Annotated[str, Field(min_length=1, max_length=2**20)]
+    id: Annotated[str, Field(min_length=1, max_length=2**20, description="The ids of examples, separated by commas.")]
 
     @property
     def ids(self) -> list[str]:
