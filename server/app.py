@@ -49,6 +49,8 @@ from server.served_model import ServedModel
 from server.services import Services
 from server.settings import Settings
 from server.store.database import Database
+from server.store.embeddings import EmbeddingStore
+from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 
 # what proxies write into their logs when a client went; nobody receives it
@@ -78,8 +80,10 @@ def create_app(
     """`decoder`: one of its own, unless it may share the client's."""
     store = MediaStore(settings.media_store_url)
     decoder = decoder or DecodePool(model.config.vision, settings)
-    sets = SupportSets(Database(settings.database_url), store, decoder, max_examples=settings.max_set_examples)
-    retrieval = Retrieval(client, model, sets, store, took=metrics.retrieval.observe)
+    database = Database(settings.database_url)
+    media_references = MediaReferences(database, store, decoder)
+    embedding_store = EmbeddingStore(database)
+    retrieval = Retrieval(client, model, embedding_store, store, took=metrics.retrieval.observe)
     services = Services(
         settings=settings,
         model=model,
@@ -89,9 +93,12 @@ def create_app(
         store=store,
         media=Intake(settings, store, Fetcher(settings, took=metrics.media_fetch.observe)),
         decoder=decoder,
-        support_sets=sets,
+        database=database,
+        media_references=media_references,
+        embeddings=embedding_store,
+        support_sets=SupportSets(database, media_references, max_examples=settings.max_set_examples),
         warming=Warming(client, model, store, retrieval),
-        evaluations=Evaluations(sets.database),
+        evaluations=Evaluations(database),
         retrieval=retrieval,
     )
     # the interface is described in docs/api.md; FastAPI's own pages would fetch scripts from elsewhere
@@ -110,7 +117,7 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
     await asyncio.to_thread(services.store.sweep)
-    await asyncio.to_thread(services.support_sets.database.prepare)
+    await services.database.prepare()
     await services.client.start()
     evaluating, maintenance = EvaluationRunner(services), _maintenance(services)
     await evaluating.start()
@@ -124,12 +131,13 @@ async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
         await services.client.stop()
         await services.decoder.stop()
         await asyncio.gather(keeping, return_exceptions=True)
-        services.support_sets.database.close()
+        services.database.close()
 
 
 def _maintenance(services: Services) -> Maintenance:
     return Maintenance(
         services.support_sets,
+        services.embeddings,
         services.warming,
         services.client,
         services.metrics,

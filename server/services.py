@@ -16,6 +16,9 @@ from server.metrics import Metrics
 from server.quality.evaluation_store import Evaluations
 from server.served_model import ServedModel
 from server.settings import Settings
+from server.store.database import Database
+from server.store.embeddings import EmbeddingStore
+from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 
 
@@ -29,6 +32,9 @@ class Services:
     store: MediaStore
     media: Intake
     decoder: DecodePool
+    database: Database
+    media_references: MediaReferences
+    embeddings: EmbeddingStore
     support_sets: SupportSets
     warming: Warming
     evaluations: Evaluations

@@ -109,6 +109,10 @@ class MediaStore:
         with _storage_errors():
             return MEDIA_ID.fullmatch(name) is not None and bool(self._fs.exists(self._path(name)))
 
+    def is_decoded(self, name: str) -> bool:
+        """Return whether it is stored, and was decoded before."""
+        return self.exists(name) and self.describe(name).num_frames is not None
+
     def size(self, name: str) -> int:
         """Bytes of the media. Raises `MediaNotFound`."""
         return self.describe(name).num_bytes

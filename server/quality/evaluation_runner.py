@@ -75,7 +75,7 @@ class EvaluationRunner:
         """Whatever is under way is let go of, to be taken up behind its last finished cell."""
         if self._working is not None:
             await _end(self._working)
-            await self._evaluations.let_go(self._holder)
+            await self._evaluations.release(self._holder)
 
     async def _work(self) -> None:
         while True:

@@ -37,8 +37,8 @@ from server.schemas.support_sets import (
     WarmRequest,
 )
 from server.services import Services
+from server.store.idempotency import IdempotencyKey
 from server.store.records import Example, SupportSetInfo
-from server.store.support_sets import IdempotencyKey
 
 router = APIRouter()
 

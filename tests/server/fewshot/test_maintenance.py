@@ -33,7 +33,14 @@ async def create(http: httpx.AsyncClient, name: str, **fields: Any) -> None:
 @pytest.fixture
 def maintenance(app: FastAPI) -> Maintenance:
     services = app.state.services
-    return Maintenance(services.support_sets, services.warming, services.client, services.metrics, sweep_interval=3600)
+    return Maintenance(
+        services.support_sets,
+        services.embeddings,
+        services.warming,
+        services.client,
+        services.metrics,
+        sweep_interval=3600,
+    )
 
 
 def digests(*colours: str) -> set[bytes]:
