@@ -15,7 +15,7 @@ from contextlib import suppress
 from server.engine_client.client import Client
 from server.errors import ServerError, SupportSetNotFound
 from server.fewshot.warming import Warming
-from server.media.source import PREFIXES
+from server.media.source import digest_of
 from server.metrics import Metrics
 from server.store.embeddings import EmbeddingStore
 from server.store.records import SupportSet, Totals
@@ -114,4 +114,4 @@ class Maintenance:
 
 
 def _digests(media: Iterable[str]) -> list[bytes]:
-    return [bytes.fromhex(name[len(PREFIXES["image"]) :]) for name in media]
+    return [digest_of(media_id) for media_id in media]

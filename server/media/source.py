@@ -48,8 +48,17 @@ class EncodedMedia:
 
 
 def media_id(kind: Kind, digest: bytes) -> str:
-    """img_ or vid_ and the digest in 64 hexadecimal digits."""
+    """Return the id: `img_` or `vid_`, and the digest in 64 hexadecimal digits."""
     return PREFIXES[kind] + digest.hex()
+
+
+def kind_of(media_id: str) -> Kind | None:
+    """Return the kind that the id's prefix states, None for any other text."""
+    return next((kind for kind, prefix in PREFIXES.items() if media_id.startswith(prefix)), None)
+
+
+def digest_of(media_id: str) -> bytes:
+    return bytes.fromhex(media_id.partition("_")[2])
 
 
 def source_digest(data: bytes, kind: Kind) -> bytes:

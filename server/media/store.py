@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from model.media import MediaError, media_type_of
 from server.errors import MediaNotFound, StorageUnavailable
-from server.media.source import PREFIXES, EncodedMedia, Kind, encoded, media_id, source_digest
+from server.media.source import EncodedMedia, Kind, digest_of, encoded, kind_of, media_id, source_digest
 
 MEDIA_ID = re.compile(r"(img|vid)_[0-9a-f]{64}", re.ASCII)
 # the first line of a file is shorter
@@ -86,11 +86,10 @@ class MediaStore:
 
     def find(self, name: str, param: str = "") -> EncodedMedia:
         """Without its bytes, which are read when they are asked for. Raises `MediaNotFound`."""
-        if not self.exists(name):
+        kind = kind_of(name)
+        if kind is None or not self.exists(name):
             raise not_found(name, param)
-        kind: Kind = "image" if name.startswith(PREFIXES["image"]) else "video"
-        digest = bytes.fromhex(name.removeprefix(PREFIXES[kind]))
-        return EncodedMedia(kind=kind, data=lambda: self.get(name, param).data, digest=digest, param=param)
+        return EncodedMedia(kind=kind, data=lambda: self.get(name, param).data, digest=digest_of(name), param=param)
 
     def get(self, name: str, param: str = "") -> EncodedMedia:
         """Raises `MediaNotFound`; bytes that are no longer those of their id count as lost."""
@@ -125,9 +124,9 @@ class MediaStore:
 
     def names(self, kind: Kind | None = None, *, after: str = "") -> Iterator[str]:
         """Ids in their order, those behind `after` only."""
-        prefixes = sorted(prefix for own, prefix in PREFIXES.items() if kind in (None, own))
         for folder in self._listed(self._root):
-            if folder.startswith(tuple(prefixes)) and folder >= after[:FOLDER_CHARS]:
+            is_listed = kind_of(folder) == kind if kind else kind_of(folder) is not None
+            if is_listed and folder >= after[:FOLDER_CHARS]:
                 yield from (name for name in self._listed(f"{self._root}/{folder}") if name > after)
 
     def sweep(self) -> None:

@@ -26,7 +26,7 @@ from server.fewshot.prompting import assemble, template_of
 from server.fewshot.retrieval import SPACES
 from server.fewshot.scoring import Weighing
 from server.fewshot.templates import places
-from server.media.source import PREFIXES
+from server.media.source import kind_of
 from server.quality.evaluation import Cell, Outcome, cell_result, failed_cell
 from server.quality.evaluation_store import Evaluation
 from server.schemas.fewshot import FewShotFields, Order
@@ -226,7 +226,7 @@ class _Running:
 
 
 def _part(media: str) -> dict[str, str]:
-    kind = "video_id" if media.startswith(PREFIXES["video"]) else "image_id"
+    kind = f"{kind_of(media)}_id"
     return {"type": kind, kind: media}
 
 

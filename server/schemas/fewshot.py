@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from server.media.source import PREFIXES
+from server.media.source import kind_of
 from server.schemas.base import Schema, tag_of
 from server.schemas.media import ImageIdPart, ImageUrlPart, MediaPart, MediaUrl, VideoIdPart, VideoUrlPart
 
@@ -45,11 +45,13 @@ class MediaFields(Schema):
 
 
 def _part(image: str) -> MediaPart:
-    if image.startswith(PREFIXES["image"]):
-        return ImageIdPart(type="image_id", image_id=image)
-    if image.startswith(PREFIXES["video"]):
-        return VideoIdPart(type="video_id", video_id=image)
-    return ImageUrlPart(type="image_url", image_url=MediaUrl(url=image))
+    match kind_of(image):
+        case "image":
+            return ImageIdPart(type="image_id", image_id=image)
+        case "video":
+            return VideoIdPart(type="video_id", video_id=image)
+        case None:
+            return ImageUrlPart(type="image_url", image_url=MediaUrl(url=image))
 
 
 class ShotFields(MediaFields):

@@ -22,7 +22,7 @@ from server.errors import ExampleNotFound, InvalidRequest
 from server.fewshot.retrieval import SPACES
 from server.fewshot.warm_prefix import prefix_of
 from server.fewshot.warming import WarmTarget
-from server.media.source import PREFIXES
+from server.media.source import kind_of
 from server.schemas.completions import read, read_query
 from server.schemas.support_sets import (
     CreateRequest,
@@ -229,5 +229,5 @@ def example_card(example: Example) -> dict[str, Any]:
 
 
 def _media_part(name: str) -> dict[str, str]:
-    kind = "video_id" if name.startswith(PREFIXES["video"]) else "image_id"
+    kind = f"{kind_of(name)}_id"
     return {"type": kind, kind: name}
