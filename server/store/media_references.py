@@ -140,7 +140,7 @@ class MediaReferences:
     def _sizes(self, media: Mapping[str, EncodedMedia]) -> tuple[dict[str, int], set[str]]:
         """Return the number of bytes of each, and the ids of those that are stored already."""
         sizes = {
-            media_id: len(item.data) if item.is_at_hand else self._store.size(media_id)
+            media_id: len(item.data) if item.is_at_hand else self._store.describe(media_id).num_bytes
             for media_id, item in media.items()
         }
         return sizes, {media_id for media_id in media if self._store.exists(media_id)}

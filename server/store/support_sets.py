@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,12 +17,11 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from server.store import idempotency, media_references, versions
-from server.store.database import Database, Result, Transaction, new_id
+from server.store.database import Database, Transaction, new_id
 from server.store.idempotency import IdempotencyKey
 from server.store.media_references import MediaReferences
 from server.store.records import Example, NewExample, SupportSet, SupportSetInfo, Totals, VersionInfo
 from server.store.tables import SupportSetRow
-from server.store.versions import Draft
 
 ID_PREFIX = "ss_"
 # the examples of recently read versions, in memory: versions never change
@@ -84,14 +83,24 @@ class SupportSets:
         idempotency_key: IdempotencyKey | None = None,
     ) -> SupportSetInfo:
         """Create a set at version 1. Raises `NameTaken`, `TooManyExamples` and `IdempotencyConflict`."""
-        draft = Draft(
-            id=new_id(ID_PREFIX), name=name, expires_at=expires_at, is_pinned=is_pinned, metadata=dict(metadata or {})
-        )
+        set_id = new_id(ID_PREFIX)
 
-        def add(session: Session, now: float) -> SupportSetInfo:
-            return self._put(session, versions.add_set(session, draft, now), examples, now)
+        def create(session: Session, now: float) -> SupportSetInfo:
+            row = SupportSetRow(
+                id=set_id,
+                name=name,
+                version=0,
+                created_at=now,
+                updated_at=now,
+                expires_at=expires_at,
+                is_pinned=is_pinned,
+                next_position=0,
+                metadata_=dict(metadata or {}),
+            )
+            versions.add_set(session, row, now)
+            return self._put(session, row, now, examples)
 
-        return await self._store(examples, add, "", idempotency_key)
+        return await self._store(examples, create, "", idempotency_key)
 
     async def put_examples(
         self,
@@ -106,7 +115,7 @@ class SupportSets:
 
         def put(session: Session, now: float) -> SupportSetInfo:
             row = versions.find(session, id_or_name, now, lock=True, expected_version=expected_version)
-            return self._put(session, row, examples, now)
+            return self._put(session, row, now, examples)
 
         set_id = await self._database.read(lambda session, now: versions.find(session, id_or_name, now).id)
         return await self._store(examples, put, set_id, idempotency_key)
@@ -116,26 +125,14 @@ class SupportSets:
     ) -> SupportSetInfo:
         """Create the next version, without these examples. Raises `SupportSetNotFound`, `ExampleNotFound` and
         `VersionConflict`."""
-
-        def remove(session: Session, now: float) -> SupportSetInfo:
-            row = versions.find(session, id_or_name, now, lock=True, expected_version=expected_version)
-            versions.remove_examples(session, row, ids, now)
-            return versions.info(session, row)
-
-        return await self._change(remove)
+        return await self._change(id_or_name, expected_version, partial(versions.remove_examples, ids=ids))
 
     async def update(
         self, id_or_name: str, changes: Mapping[str, Any], *, expected_version: int | None = None
     ) -> SupportSetInfo:
         """Change any of name, expires_at, is_pinned and metadata, which creates no version. Raises
         `SupportSetNotFound`, `NameTaken` and `VersionConflict`."""
-
-        def update(session: Session, now: float) -> SupportSetInfo:
-            row = versions.find(session, id_or_name, now, lock=True, expected_version=expected_version)
-            versions.update_set(session, row, changes, now)
-            return versions.info(session, row)
-
-        return await self._change(update)
+        return await self._change(id_or_name, expected_version, partial(versions.update_set, changes=changes))
 
     async def delete(self, id_or_name: str, *, expected_version: int | None = None) -> str:
         """Delete a set and return its id. The next sweep deletes its media. Raises `SupportSetNotFound` and
@@ -146,7 +143,9 @@ class SupportSets:
             session.delete(row)
             return row.id
 
-        return await self._change(delete)
+        set_id = await self._database.write(delete)
+        self.changed.set()
+        return set_id
 
     async def sweep(self) -> None:
         """Delete expired sets, old answers of requests with an `Idempotency-Key`, and media that came with sets which
@@ -155,10 +154,17 @@ class SupportSets:
         await self._database.write(idempotency.delete_old)
         await self._media.sweep()
 
-    async def _change(self, transaction: Transaction[Result]) -> Result:
-        result = await self._database.write(transaction)
+    async def _change(
+        self, id_or_name: str, expected_version: int | None, change: Callable[[Session, SupportSetRow, float], None]
+    ) -> SupportSetInfo:
+        def transaction(session: Session, now: float) -> SupportSetInfo:
+            row = versions.find(session, id_or_name, now, lock=True, expected_version=expected_version)
+            change(session, row, now)
+            return versions.info(session, row)
+
+        info = await self._database.write(transaction)
         self.changed.set()
-        return result
+        return info
 
     async def _store(
         self,
@@ -178,8 +184,8 @@ class SupportSets:
         self.changed.set()
         return info
 
-    def _put(self, session: Session, row: SupportSetRow, examples: Sequence[NewExample], now: float) -> SupportSetInfo:
-        versions.put_examples(session, row, examples, self._max_examples, now)
+    def _put(self, session: Session, row: SupportSetRow, now: float, examples: Sequence[NewExample]) -> SupportSetInfo:
+        versions.put_examples(session, row, now, examples, self._max_examples)
         return replace(versions.info(session, row), example_ids=tuple(example.id for example in examples))
 
     def _version(self, id_or_name: str, version: int | None, session: Session, now: float) -> SupportSet:

@@ -7,7 +7,6 @@ does not exist for any function here, whether it has been swept or not.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -20,35 +19,12 @@ from server.store.records import Example, NewExample, SupportSetInfo, VersionInf
 from server.store.tables import ExampleMediaRow, ExampleRow, MediaRow, SupportSetRow, VersionRow
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
-    """The fields of a new support set, without its examples."""
-
-    id: str
-    name: str | None
-    expires_at: float | None
-    is_pinned: bool
-    metadata: dict[str, Any]
-
-
-def add_set(session: Session, draft: Draft, now: float) -> SupportSetRow:
-    """Add an empty set at version 0. Raises `NameTaken`."""
-    if draft.name is not None:
-        _check_name(session, draft.name, now)
-    row = SupportSetRow(
-        id=draft.id,
-        name=draft.name,
-        version=0,
-        created_at=now,
-        updated_at=now,
-        expires_at=draft.expires_at,
-        is_pinned=draft.is_pinned,
-        next_position=0,
-        metadata_=draft.metadata,
-    )
+def add_set(session: Session, row: SupportSetRow, now: float) -> None:
+    """Add an empty set. Raises `NameTaken`."""
+    if row.name is not None:
+        _check_name(session, row.name, now)
     session.add(row)
     session.flush()
-    return row
 
 
 def find(
@@ -85,7 +61,7 @@ def delete_expired(session: Session, now: float) -> None:
     session.execute(delete(SupportSetRow).where(SupportSetRow.expires_at <= now))
 
 
-def update_set(session: Session, row: SupportSetRow, changes: Mapping[str, Any], now: float) -> None:
+def update_set(session: Session, row: SupportSetRow, now: float, changes: Mapping[str, Any]) -> None:
     """Change any of name, expires_at, is_pinned and metadata. Raises `NameTaken`."""
     name = changes.get("name")
     if name is not None and name != row.name:
@@ -97,7 +73,7 @@ def update_set(session: Session, row: SupportSetRow, changes: Mapping[str, Any],
 
 
 def put_examples(
-    session: Session, row: SupportSetRow, examples: Sequence[NewExample], max_examples: int, now: float
+    session: Session, row: SupportSetRow, now: float, examples: Sequence[NewExample], max_examples: int
 ) -> None:
     """Begin the next version with these examples: one whose id exists is replaced in its position, others are
     appended. Raises `TooManyExamples`."""
@@ -112,7 +88,7 @@ def put_examples(
     _insert(session, row, examples, replaced)
 
 
-def remove_examples(session: Session, row: SupportSetRow, ids: Sequence[str], now: float) -> None:
+def remove_examples(session: Session, row: SupportSetRow, now: float, ids: Sequence[str]) -> None:
     """Begin the next version without these examples. Raises `ExampleNotFound`, which names the missing ones."""
     removed = _positions(session, row, set(ids))
     if missing := [example_id for example_id in ids if example_id not in removed]:
