@@ -49,7 +49,7 @@ async def serve(settings: Settings, *, factory: str = FACTORY) -> int:
     decoder = DecodePool(model.config.vision, settings)
     client = EngineClient(settings, decoder, metrics, factory=factory)
     app = create_app(client, model, settings, metrics, decoder)
-    await asyncio.to_thread(_check_database, app.state.services.support_sets.database)
+    await _check_database(app.state.services.database)
     server = Server(
         uvicorn.Config(
             app,
@@ -68,10 +68,10 @@ async def serve(settings: Settings, *, factory: str = FACTORY) -> int:
     return await watching
 
 
-def _check_database(database: Database) -> None:
+async def _check_database(database: Database) -> None:
     """Before anything is loaded. Raises `DatabaseError` for one that this server must not, or cannot, use."""
     try:
-        database.prepare()
+        await database.prepare()
     except DatabaseUnavailable as error:
         raise DatabaseError(f"database: {error.message}") from None
 

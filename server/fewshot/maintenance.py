@@ -15,9 +15,11 @@ from contextlib import suppress
 from server.engine_client.client import Client
 from server.errors import ServerError, SupportSetNotFound
 from server.fewshot.warming import Warming
-from server.media.source import PREFIXES
+from server.media.source import digest_of
 from server.metrics import Metrics
-from server.store.support_sets import SupportSet, SupportSets, Totals
+from server.store.embeddings import EmbeddingStore
+from server.store.records import SupportSet, Totals
+from server.store.support_sets import SupportSets
 
 # how soon a new worker, or another server's change, is seen
 POLL_SECONDS = 2.0
@@ -27,9 +29,17 @@ logger = logging.getLogger(__name__)
 
 class Maintenance:
     def __init__(
-        self, support_sets: SupportSets, warming: Warming, client: Client, metrics: Metrics, *, sweep_interval: float
+        self,
+        support_sets: SupportSets,
+        embeddings: EmbeddingStore,
+        warming: Warming,
+        client: Client,
+        metrics: Metrics,
+        *,
+        sweep_interval: float,
     ) -> None:
         self._support_sets = support_sets
+        self._embeddings = embeddings
         self._warming = warming
         self._client = client
         self._metrics = metrics
@@ -59,6 +69,7 @@ class Maintenance:
         self._support_sets.changed.clear()
         if is_due:
             await self._support_sets.sweep()
+            await self._embeddings.sweep()
             self._next_sweep = time.monotonic() + self._sweep_interval
             self._failed.clear()
         if is_due or is_changed:
@@ -103,4 +114,4 @@ class Maintenance:
 
 
 def _digests(media: Iterable[str]) -> list[bytes]:
-    return [bytes.fromhex(name[len(PREFIXES["image"]) :]) for name in media]
+    return [digest_of(media_id) for media_id in media]

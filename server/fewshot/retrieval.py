@@ -23,8 +23,8 @@ from server.media.source import EncodedMedia
 from server.media.store import MediaStore
 from server.schemas.fewshot import Strategy
 from server.served_model import ServedModel
+from server.store.embeddings import EmbeddingStore
 from server.store.records import Example, SupportSet
-from server.store.support_sets import SupportSets
 
 Space = Literal["media", "text"]
 
@@ -51,13 +51,13 @@ class Retrieval:
         self,
         client: Client,
         model: ServedModel,
-        support_sets: SupportSets,
+        embeddings: EmbeddingStore,
         store: MediaStore,
         took: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._client = client
         self._model = model
-        self._support_sets = support_sets
+        self._embeddings = embeddings
         self._store = store
         self._took = took
         self._indexes = RecentIndexes()
@@ -144,13 +144,13 @@ class Retrieval:
     ) -> dict[str, Vectors]:
         """By key. What is embedded now is kept for later if `is_kept`: a query may never come again."""
         wanted = list(keys)
-        vectors = await self._support_sets.embeddings(wanted, self._embedder)
+        vectors = await self._embeddings.get(wanted, self._embedder)
         missing = [key for key in wanted if key not in vectors]
         for start in range(0, len(missing), BATCH):
             some = missing[start : start + BATCH]
             new = dict(zip(some, await embed(some), strict=True))
             if is_kept:
-                await self._support_sets.put_embeddings(new, self._embedder)
+                await self._embeddings.put(new, self._embedder)
             vectors |= new
         return vectors
 

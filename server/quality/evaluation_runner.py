@@ -131,7 +131,7 @@ class EvaluationRunner:
         """Release the evaluation under way, which continues after its last finished cell at the next start."""
         if self._working is not None:
             await _end(self._working)
-            await self._evaluations.let_go(self._holder)
+            await self._evaluations.release(self._holder)
 
     async def _work(self) -> None:
         while True:

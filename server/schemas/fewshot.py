@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.fewshot.scoring import Calibration, ContentFree, Normalisation, Weighing
-from server.media.source import PREFIXES
+from server.media.source import kind_of
 from server.schemas.base import ModelRequest, PrioritizedRequest, Schema, tag_of
 from server.schemas.generation import CompletionFields
 from server.schemas.prompt import (
@@ -56,7 +56,7 @@ class MediaFields(Schema):
 
 
 def _part(image: str) -> MediaPart:
-    if image.startswith(tuple(PREFIXES.values())):
+    if kind_of(image) is not None:
         return stored_media_part(image)
     return ImageUrlPart(type="image_url", image_url=MediaUrl(url=image))
 

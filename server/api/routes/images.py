@@ -91,24 +91,20 @@ async def show_content(image_id: str, request: Request, services: GivenServices)
 @router.delete("/v1/images/{image_id}")
 async def delete_image(image_id: str, services: GivenServices) -> Response:
     stored = await asyncio.to_thread(services.store.describe, image_id, "image_id")
-    await services.support_sets.delete_media(image_id)
+    await services.media_references.delete(image_id)
     return JSONResponse({"id": stored.id, "object": stored.kind, "deleted": True})
 
 
 async def _keep(media: EncodedMedia, services: Services) -> None:
     """Decode and store media, unless the same bytes are stored, and mark them as uploaded."""
-    if not await asyncio.to_thread(_is_checked, services.store, media.id):
+    if not await asyncio.to_thread(services.store.is_decoded, media.id):
         started = time.monotonic()
         frames = await services.decoder.decode(media)
         services.metrics.media_decode.observe(time.monotonic() - started)
         num_frames = frames.shape[0]
         await asyncio.to_thread(services.store.put, media.data, media.kind, size=frames.size, num_frames=num_frames)
         services.metrics.media_stored.inc()
-    await services.support_sets.mark_uploaded(media.id, len(media.data))
-
-
-def _is_checked(store: MediaStore, name: str) -> bool:
-    return store.exists(name) and store.describe(name).num_frames is not None
+    await services.media_references.mark_uploaded(media.id, len(media.data))
 
 
 def _page(store: MediaStore, fields: ListImagesRequest) -> list[StoredMedia]:

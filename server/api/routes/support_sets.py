@@ -43,8 +43,8 @@ from server.schemas.support_sets import (
     VersionRequest,
     WarmRequest,
 )
+from server.store.idempotency import IdempotencyKey
 from server.store.records import Example, NewExample, SupportSet, SupportSetInfo
-from server.store.support_sets import IdempotencyKey
 
 router = APIRouter()
 

@@ -17,8 +17,9 @@ from typing import Any
 from server.media.source import EncodedMedia, encoded
 from server.media.store import MediaStore
 from server.store.database import Database
-from server.store.records import NewExample
-from server.store.support_sets import SupportSetInfo, SupportSets
+from server.store.media_references import MediaReferences
+from server.store.records import NewExample, SupportSetInfo
+from server.store.support_sets import SupportSets
 
 SHARED = "shared"
 IDS = [f"e{number}" for number in range(8)]
@@ -77,7 +78,8 @@ def main(url: str, folder: str) -> None:
                 os.waitpid(pid, 0)
                 say(ended=pid)
             continue
-        support_sets = SupportSets(Database(url), MediaStore(folder))
+        database = Database(url)
+        support_sets = SupportSets(database, MediaReferences(database, MediaStore(folder)))
         writer = write_alone if kind == "alone" else write_shared
         asyncio.run(writer(support_sets, *map(int, numbers)))
         os._exit(0)

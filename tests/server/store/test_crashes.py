@@ -145,7 +145,7 @@ async def test_processes_side_by_side_make_versions_without_gap(
 def test_a_fresh_database_is_made_once_by_all_who_start_at_once(database_url: str) -> None:
     async def prepare() -> None:
         databases = [Database(database_url) for _ in range(6)]
-        await asyncio.gather(*(asyncio.to_thread(database.prepare) for database in databases))
+        await asyncio.gather(*(database.prepare() for database in databases))
         for database in databases:
             database.close()
 
