@@ -81,7 +81,7 @@ def create_app(
     decoder = decoder or DecodePool(model.config.vision, settings)
     sets = SupportSets(Database(settings.database_url), store, decoder, max_examples=settings.max_set_examples)
     intake = Intake(settings, store, Fetcher(settings, took=metrics.media_fetch.observe))
-    retrieval = Retrieval(client, model, sets, store, took=metrics.retrieval.observe)
+    retrieval = Retrieval(client, model, sets, store, observe=metrics.retrieval.observe)
     services = Services(
         settings=settings,
         model=model,

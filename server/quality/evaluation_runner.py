@@ -20,7 +20,7 @@ import msgspec
 
 from server.engine_client.client import Client
 from server.errors import ServerError, Unavailable
-from server.fewshot.classification import classify, run_together
+from server.fewshot.classification import classify, run_concurrently
 from server.fewshot.prompting import assemble, find_template
 from server.fewshot.retrieval import SPACES
 from server.fewshot.shots import ShotSource
@@ -219,9 +219,9 @@ class _RunningEvaluation:
     async def _run_cell(self, cell: Cell, queries: Sequence[Example]) -> dict[str, Any]:
         """Run most queries a few at a time, the last ones alone to measure their latency."""
         timed = queries[-MAX_TIMED:]
-        others, outcomes = iter(queries[: -len(timed)]), list[Outcome]()
+        untimed, outcomes = iter(queries[: -len(timed)]), list[Outcome]()
         try:
-            await run_together([self._run_lane(cell, others, outcomes) for _ in range(self._num_lanes)])
+            await run_concurrently([self._run_lane(cell, untimed, outcomes) for _ in range(self._num_lanes)])
             await _when_available(partial(self._leave_one_out.warm, timed))
             await self._run_lane(cell, iter(timed), outcomes, is_timed=True)
         except Unavailable:

@@ -12,8 +12,8 @@ from model.prompt import EndOfChunk, Media, Text
 from server.api.routes.fewshot import FewShotCompletionRequest
 from server.fewshot.selection import DEFAULT_ORDER
 from server.fewshot.templates import OPENFLAMINGO, PAPER, Query, Shot
+from server.schemas.base import read
 from server.schemas.fewshot import FewShotFields, Order, SearchRequest, Strategy
-from server.schemas.generation import read
 from tests.server.test_docs import API, names, rows, section
 
 SECTION = section(API, "Few-shot completions")
