@@ -1,6 +1,6 @@
-"""The HTTP application: routes, the guard in front of them, and every error in one shape.
+"""The HTTP application: routes, the guard in front of them, and one shape for all errors.
 
-Everything it works with is an argument, so a test hands it a client with no engine behind.
+Its dependencies are arguments, so tests can pass a client without an engine.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from server.settings import Settings
 from server.store.database import Database
 from server.store.support_sets import SupportSets
 
-# what proxies write into their logs when a client went; nobody receives it
+# the status that proxies log when a client has disconnected; it is never sent
 CLIENT_CLOSED_REQUEST = 499
 
 ROUTERS = (
@@ -76,7 +76,7 @@ logger = logging.getLogger(__name__)
 def create_app(
     client: Client, model: ServedModel, settings: Settings, metrics: Metrics, decoder: DecodePool | None = None
 ) -> FastAPI:
-    """`decoder`: one of its own, unless it may share the client's."""
+    """Create the application; `decoder` is the client's, to be shared, or None for a new one."""
     store = MediaStore(settings.media_store_url)
     decoder = decoder or DecodePool(model.config.vision, settings)
     sets = SupportSets(Database(settings.database_url), store, decoder, max_examples=settings.max_set_examples)
@@ -96,15 +96,15 @@ def create_app(
         warming=Warming(client, model, store, retrieval),
         evaluations=Evaluations(sets.database),
     )
-    # the interface is described in docs/api.md; FastAPI's own pages would fetch scripts from elsewhere
+    # docs/api.md documents the interface; FastAPI's pages would load scripts from another host
     app = FastAPI(title="Flamboyance", openapi_url=None, lifespan=partial(_lifespan, services=services))
     app.state.services = services
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ServerError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_http)
-    app.add_exception_handler(ClientDisconnect, _forget)
-    app.add_exception_handler(Exception, _fail)
+    app.add_exception_handler(ClientDisconnect, _client_disconnected)
+    app.add_exception_handler(Exception, _report_bug)
     app.add_middleware(Guard, api_key=None if settings.api_key is None else settings.api_key.get_secret_value())
     return app
 
@@ -114,18 +114,18 @@ async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
     await asyncio.to_thread(services.store.sweep)
     await asyncio.to_thread(services.support_sets.database.prepare)
     await services.client.start()
-    evaluating, maintenance = _evaluation_runner(services), _maintenance(services)
-    await evaluating.start()
-    keeping = asyncio.create_task(maintenance.run())
+    evaluation_runner = _evaluation_runner(services)
+    await evaluation_runner.start()
+    maintenance = asyncio.create_task(_maintenance(services).run())
     try:
         yield
     finally:
-        keeping.cancel()
-        await evaluating.stop()
+        maintenance.cancel()
+        await evaluation_runner.stop()
         await services.warming.stop()
         await services.client.stop()
         await services.decoder.stop()
-        await asyncio.gather(keeping, return_exceptions=True)
+        await asyncio.gather(maintenance, return_exceptions=True)
         services.support_sets.database.close()
 
 
@@ -146,7 +146,7 @@ def _maintenance(services: Services) -> Maintenance:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServerError)
-    request.app.state.services.metrics.refused(error.code)
+    request.app.state.services.metrics.count_refused(error.code)
     logger.info(
         "request refused",
         extra={
@@ -166,11 +166,11 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     return JSONResponse(body, error.status_code, error.headers)
 
 
-async def _forget(request: Request, error: Exception) -> Response:
+async def _client_disconnected(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-async def _fail(request: Request, error: Exception) -> Response:
-    """A bug: the client learns that, and the log the rest."""
+async def _report_bug(request: Request, error: Exception) -> Response:
+    """Return an internal error; the details of a bug are only logged."""
     logger.error("request failed", exc_info=error, extra={"request_id": request.state.request_id})
     return JSONResponse(ServerError("internal error").body(), 500)
