@@ -1,6 +1,6 @@
-"""The HTTP application: routes, the guard in front of them, and every error in one shape.
+"""The HTTP application: routes, the guard in front of them, and one shape for all errors.
 
-Everything it works with is an argument, so a test hands it a client with no engine behind.
+Its dependencies are arguments, so tests can pass a client without an engine.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from server.store.embeddings import EmbeddingStore
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 
-# what proxies write into their logs when a client went; nobody receives it
+# the status that proxies log when a client has disconnected; it is never sent
 CLIENT_CLOSED_REQUEST = 499
 
 ROUTERS = (
@@ -78,14 +78,14 @@ logger = logging.getLogger(__name__)
 def create_app(
     client: Client, model: ServedModel, settings: Settings, metrics: Metrics, decoder: DecodePool | None = None
 ) -> FastAPI:
-    """Build the application around an engine's client. Without `decoder`, it has a decode pool of its own."""
+    """Create the application; `decoder` is the client's, to be shared, or None for a new one."""
     store = MediaStore(settings.media_store_url)
     decoder = decoder or DecodePool(model.config.vision, settings)
     database = Database(settings.database_url)
     media_references, embeddings = MediaReferences(database, store, decoder), EmbeddingStore(database)
     support_sets = SupportSets(database, media_references, max_examples=settings.max_set_examples)
     intake = Intake(settings, store, Fetcher(settings, took=metrics.media_fetch.observe))
-    retrieval = Retrieval(client, model, embeddings, store, took=metrics.retrieval.observe)
+    retrieval = Retrieval(client, model, embeddings, store, observe=metrics.retrieval.observe)
     shots, warming = ShotSource(intake, support_sets, retrieval), Warming(client, model, store, retrieval)
     evaluations = Evaluations(database)
     services = Services(
@@ -109,7 +109,7 @@ def create_app(
     maintenance = Maintenance(
         support_sets, embeddings, warming, client, metrics, sweep_interval=settings.sweep_interval
     )
-    # the interface is described in docs/api.md; FastAPI's own pages would fetch scripts from elsewhere
+    # docs/api.md documents the interface; FastAPI's pages would load scripts from another host
     lifespan = partial(_lifespan, services=services, runner=runner, maintenance=maintenance)
     app = FastAPI(title="Flamboyance", openapi_url=None, lifespan=lifespan)
     app.state.services = services
@@ -117,8 +117,8 @@ def create_app(
         app.include_router(router)
     app.add_exception_handler(ServerError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_http)
-    app.add_exception_handler(ClientDisconnect, _forget)
-    app.add_exception_handler(Exception, _fail)
+    app.add_exception_handler(ClientDisconnect, _client_disconnected)
+    app.add_exception_handler(Exception, _report_bug)
     app.add_middleware(Guard, api_key=None if settings.api_key is None else settings.api_key.get_secret_value())
     return app
 
@@ -146,7 +146,7 @@ async def _lifespan(
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServerError)
-    request.app.state.services.metrics.refused(error.code)
+    request.app.state.services.metrics.count_refused(error.code)
     logger.info(
         "request refused",
         extra={
@@ -166,11 +166,11 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     return JSONResponse(body, error.status_code, error.headers)
 
 
-async def _forget(request: Request, error: Exception) -> Response:
+async def _client_disconnected(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-async def _fail(request: Request, error: Exception) -> Response:
-    """A bug: the client learns that, and the log the rest."""
+async def _report_bug(request: Request, error: Exception) -> Response:
+    """Return an internal error; the details of a bug are only logged."""
     logger.error("request failed", exc_info=error, extra={"request_id": request.state.request_id})
     return JSONResponse(ServerError("internal error").body(), 500)
