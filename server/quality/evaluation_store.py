@@ -37,13 +37,13 @@ class EvaluationRow(Base):
     version: Mapped[int]
     status: Mapped[str] = mapped_column(String(16), index=True)
     plan: Mapped[dict[str, Any]] = mapped_column(JSON)
-    queries_done: Mapped[int]
+    queries_done: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    holder: Mapped[str] = mapped_column(String(64))
-    held_until: Mapped[float]
+    holder: Mapped[str] = mapped_column(String(64), default="")
+    held_until: Mapped[float] = mapped_column(default=0.0)
 
 
 class CellRow(Base):
@@ -97,10 +97,7 @@ class Evaluations:
                 version=version,
                 status="queued",
                 plan=dict(plan),
-                queries_done=0,
                 created_at=now,
-                holder="",
-                held_until=0.0,
             )
             session.add(row)
             session.flush()

@@ -16,17 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text
+from sqlalchemy import Connection, Engine, create_engine, event, exc, insert, select, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import (
-    ArgumentError,
-    DBAPIError,
-    IntegrityError,
-    InterfaceError,
-    NoSuchModuleError,
-    OperationalError,
-)
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from server.errors import DatabaseUnavailable
@@ -118,14 +109,14 @@ class Database:
             try:
                 with Session(engine, expire_on_commit=False) as session, session.begin():
                     return transaction(session, time.time())
-            except DBAPIError as error:
+            except exc.DBAPIError as error:
                 if not _is_contention(error):
                     raise _refusal(error) from error
                 if attempt == MAX_ATTEMPTS:
-                    if isinstance(error, IntegrityError):  # no other transaction comes first that often
+                    if isinstance(error, exc.IntegrityError):  # no other transaction comes first that often
                         raise
                     raise DatabaseUnavailable("the database is busy: too many writers at once") from error
-            except PoolTimeout as error:
+            except exc.TimeoutError as error:
                 raise DatabaseUnavailable("the database is busy: too many transactions at once") from error
             time.sleep(pause * random.uniform(0.5, 1.5))
             pause *= 2
@@ -146,7 +137,7 @@ def chunked(values: Sequence[Item]) -> Iterator[Sequence[Item]]:
 def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except exc.ArgumentError:
         raise DatabaseError(
             "database: expected a URL of the form sqlite:///FILE or postgresql://USER@HOST/NAME"
         ) from None
@@ -166,7 +157,7 @@ def _engine(url: URL) -> Engine:
             event.listen(engine, "begin", _begin_postgresql)
             return engine
         engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **POOL)
-    except (ImportError, NoSuchModuleError):
+    except (ImportError, exc.NoSuchModuleError):
         raise DatabaseError("database: PostgreSQL needs the package psycopg: pip install 'psycopg[binary]'") from None
     event.listen(engine, "do_connect", _create_folder)
     event.listen(engine, "connect", _open_sqlite)
@@ -212,13 +203,13 @@ def _create_tables(session: Session, _now: float) -> None:
         session.execute(insert(SchemaVersion).values(id=1, version=SCHEMA_VERSION))
 
 
-def _is_contention(error: DBAPIError) -> bool:
+def _is_contention(error: exc.DBAPIError) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     return state in RETRIED_STATES or "FOREIGN KEY" in str(error.orig) or "UNIQUE constraint" in str(error.orig)
 
 
-def _refusal(error: DBAPIError) -> Exception:
-    if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+def _refusal(error: exc.DBAPIError) -> Exception:
+    if isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated:
         logger.error("the database does not respond", extra={"error": str(error.orig).strip()})
         return DatabaseUnavailable("the database does not respond")
     return error

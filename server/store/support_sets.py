@@ -89,12 +89,10 @@ class SupportSets:
             row = SupportSetRow(
                 id=set_id,
                 name=name,
-                version=0,
                 created_at=now,
                 updated_at=now,
                 expires_at=expires_at,
                 is_pinned=is_pinned,
-                next_position=0,
                 metadata_=dict(metadata or {}),
             )
             versions.add_set(session, row, now)

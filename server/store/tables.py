@@ -25,13 +25,13 @@ class SupportSetRow(Base):
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str | None] = mapped_column(String(128), unique=True)
-    version: Mapped[int]
+    version: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[float]
     updated_at: Mapped[float]
     expires_at: Mapped[float | None] = mapped_column(index=True)
     is_pinned: Mapped[bool]
     # of the next new example
-    next_position: Mapped[int] = mapped_column("next_place")
+    next_position: Mapped[int] = mapped_column("next_place", default=0)
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
 
 
@@ -44,9 +44,9 @@ class VersionRow(Base):
     version: Mapped[int] = mapped_column(primary_key=True)
     created_at: Mapped[float]
     num_examples: Mapped[int]
-    num_added: Mapped[int]
-    num_replaced: Mapped[int]
-    num_removed: Mapped[int]
+    num_added: Mapped[int] = mapped_column(default=0)
+    num_replaced: Mapped[int] = mapped_column(default=0)
+    num_removed: Mapped[int] = mapped_column(default=0)
 
 
 class ExampleRow(Base):

@@ -83,7 +83,7 @@ def put_examples(
     if num_examples > max_examples:
         message = f"the support set would have {num_examples} examples, the limit is {max_examples}"
         raise TooManyExamples(message, param="examples")
-    _begin_version(session, row, num_examples, now, num_added=num_added, num_replaced=len(replaced))
+    _begin_version(session, row, now, num_examples=num_examples, num_added=num_added, num_replaced=len(replaced))
     _end(session, row, list(replaced))
     _insert(session, row, examples, replaced)
 
@@ -93,7 +93,8 @@ def remove_examples(session: Session, row: SupportSetRow, now: float, ids: Seque
     removed = _positions(session, row, set(ids))
     if missing := [example_id for example_id in ids if example_id not in removed]:
         raise ExampleNotFound(f"the support set has no example {', '.join(map(repr, missing[:20]))}", param="id")
-    _begin_version(session, row, _num_examples(session, row) - len(removed), now, num_removed=len(removed))
+    num_examples = _num_examples(session, row) - len(removed)
+    _begin_version(session, row, now, num_examples=num_examples, num_removed=len(removed))
     _end(session, row, list(removed))
 
 
@@ -195,29 +196,10 @@ def _positions(session: Session, row: SupportSetRow, ids: set[str]) -> dict[str,
     return positions
 
 
-def _begin_version(
-    session: Session,
-    row: SupportSetRow,
-    num_examples: int,
-    now: float,
-    *,
-    num_added: int = 0,
-    num_replaced: int = 0,
-    num_removed: int = 0,
-) -> None:
+def _begin_version(session: Session, row: SupportSetRow, now: float, **counts: int) -> None:
     row.version += 1
     row.updated_at = now
-    session.add(
-        VersionRow(
-            set_id=row.id,
-            version=row.version,
-            created_at=now,
-            num_examples=num_examples,
-            num_added=num_added,
-            num_replaced=num_replaced,
-            num_removed=num_removed,
-        )
-    )
+    session.add(VersionRow(set_id=row.id, version=row.version, created_at=now, **counts))
     session.flush()
 
 

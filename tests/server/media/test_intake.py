@@ -151,10 +151,8 @@ async def test_the_media_of_a_prompt_share_a_limit(settings: Settings, tmp_path:
 
 async def test_stored_media_are_found_in_order_and_a_missing_one_is_named(intake: Intake) -> None:
     names = [intake.store.put(RED + bytes([number]), "image") for number in (2, 0, 1)]
-    found = await intake.find_all(names, "examples")
-    assert [(media.id, media.param, media.is_at_hand) for media in found] == [
-        (name, "examples", False) for name in names
-    ]
+    media = await intake.find_all(names, "examples")
+    assert [(item.id, item.param, item.is_at_hand) for item in media] == [(name, "examples", False) for name in names]
     missing = "img_" + 64 * "0"
     with pytest.raises(MediaNotFound, match=missing) as caught:
         await intake.find_all([names[0], missing], "examples")

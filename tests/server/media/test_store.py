@@ -66,13 +66,13 @@ def test_media_stored_without_being_decoded_are_described_later(store: MediaStor
 
 def test_bytes_are_read_on_first_use(store: MediaStore) -> None:
     name = store.put(RED, "image")
-    found = store.find(name, param="prompt[0].image_id")
-    assert (found.id, found.digest, found.kind) == (name, source_digest(RED, "image"), "image")
-    assert not found.is_at_hand
-    assert found.data == RED
+    stored = store.find(name, param="prompt[0].image_id")
+    assert (stored.id, stored.digest, stored.kind) == (name, source_digest(RED, "image"), "image")
+    assert not stored.is_at_hand
+    assert stored.data == RED
     store.delete(name)
     with pytest.raises(MediaNotFound) as caught:
-        _ = found.data
+        _ = stored.data
     assert caught.value.param == "prompt[0].image_id"
 
 

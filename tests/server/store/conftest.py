@@ -1,4 +1,4 @@
-"""A fixed clock for the database, and examples with media for support sets."""
+"""A clock that tests set, and examples with media for support sets."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from server.store.records import NewExample
 RED, GREEN, BLUE = (encoded(data, "image", "") for data in (b"red", b"green", b"blue"))
 
 
-def example(name: str, *media: EncodedMedia, **fields: Any) -> NewExample:
-    return NewExample(id=name, media=media, **{"text": f"text of {name}", **fields})
+def example(example_id: str, *media: EncodedMedia, **fields: Any) -> NewExample:
+    return NewExample(id=example_id, media=media, **{"text": f"text of {example_id}", **fields})
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""Embeddings in the database: the same bytes come back, for their model only, until they are old or their media go."""
+"""Embeddings in the database: exact, per model, and deleted when they are old or their media are deleted."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ async def test_embeddings_are_stored_by_model_and_deleted_with_their_media(
     await support_sets.create("s", [example("a", RED)])
     await embeddings.put(vectors, "model-a")
     await embeddings.put({**vectors, "new": np.zeros(3, np.float32)}, "model-a")
-    found = await embeddings.get([RED.id, "text", "other"], "model-a")
-    assert found.keys() == vectors.keys()
+    stored = await embeddings.get([RED.id, "text", "other"], "model-a")
+    assert stored.keys() == vectors.keys()
     for key, vector in vectors.items():
-        assert found[key].dtype == np.float32
-        assert found[key].tobytes() == vector.tobytes()
+        assert stored[key].dtype == np.float32
+        assert stored[key].tobytes() == vector.tobytes()
     assert await embeddings.get([RED.id], "model-b") == {}
     await support_sets.delete("s")
     await support_sets.sweep()

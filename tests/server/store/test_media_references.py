@@ -1,4 +1,4 @@
-"""Media of support sets: they stay while any version refers to them, and uploaded ones until their client deletes them."""
+"""Media of support sets: they stay while any version refers to them; uploaded ones stay until their client deletes them."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ async def test_concurrent_uploads_and_sets_that_refer_to_them(
         store.put(media.data, "image")
         await media_references.mark_uploaded(media.id, len(media.data))
 
-    made = (support_sets.create(media.id, [example("a", media)]) for media in many)
-    await asyncio.gather(*made, *map(upload, many))
+    creating = (support_sets.create(media.id, [example("a", media)]) for media in many)
+    await asyncio.gather(*creating, *map(upload, many))
     for media in many:
         await support_sets.delete(media.id)
     await support_sets.sweep()
@@ -106,21 +106,21 @@ async def test_bytes_of_referred_media_are_counted_once(
     assert (await support_sets.totals()).num_bytes == len(RED.data + BLUE.data)
 
 
-async def test_media_of_a_request_under_way_are_not_swept(
+async def test_media_of_a_request_in_progress_are_not_swept(
     support_sets: SupportSets, store: MediaStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = MediaStore.put
-    seen = []
+    is_stored = []
 
-    def put_slowly(self: MediaStore, *given: Any, **named: Any) -> str:
-        name = put(self, *given, **named)
+    def put_slowly(self: MediaStore, *arguments: Any, **keywords: Any) -> str:
+        media_id = put(self, *arguments, **keywords)
         asyncio.run(support_sets.sweep())
-        seen.append(store.exists(name))
-        return name
+        is_stored.append(store.exists(media_id))
+        return media_id
 
     monkeypatch.setattr(MediaStore, "put", put_slowly)
     await support_sets.create("s", [example("a", RED, GREEN)])
-    assert seen == [True, True]
+    assert is_stored == [True, True]
 
 
 async def test_media_stored_too_slowly_are_stored_again(
@@ -129,13 +129,13 @@ async def test_media_stored_too_slowly_are_stored_again(
     put = MediaStore.put
     delays = [1e6]
 
-    def put_and_sweep(self: MediaStore, *given: Any, **named: Any) -> str:
-        name = put(self, *given, **named)
+    def put_and_sweep(self: MediaStore, *arguments: Any, **keywords: Any) -> str:
+        media_id = put(self, *arguments, **keywords)
         if delays:
             clock.now += delays.pop()
             asyncio.run(support_sets.sweep())
-            assert not store.exists(name)
-        return name
+            assert not store.exists(media_id)
+        return media_id
 
     monkeypatch.setattr(MediaStore, "put", put_and_sweep)
     await support_sets.create("s", [example("a", RED)])
@@ -143,11 +143,11 @@ async def test_media_stored_too_slowly_are_stored_again(
     assert store.get(RED.id).data == b"red"
 
 
-async def test_a_stored_media_that_is_gone_is_refused(support_sets: SupportSets, store: MediaStore) -> None:
+async def test_stored_media_that_were_deleted_are_refused(support_sets: SupportSets, store: MediaStore) -> None:
     store.put(RED.data, "image")
-    found = store.find(RED.id, "examples[0].media[0].image_id")
+    stored = store.find(RED.id, "examples[0].media[0].image_id")
     store.delete(RED.id)
     with pytest.raises(MediaNotFound):
-        await support_sets.create("s", [example("a", found)])
+        await support_sets.create("s", [example("a", stored)])
     with pytest.raises(SupportSetNotFound):
         await support_sets.get("s")

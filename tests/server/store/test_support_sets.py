@@ -29,9 +29,9 @@ async def ids(support_sets: SupportSets, name: str, version: int | None = None) 
     return [e.id for e in (await support_sets.get_version(name, version)).examples]
 
 
-async def test_a_set_is_read_as_it_was_made(support_sets: SupportSets, clock: Clock) -> None:
-    given = example("a", RED, GREEN, RED, label="warm", question="which?", metadata={"fold": 3, "tags": ["x"]})
-    info = await support_sets.create("colours", [given, example("b")], metadata={"owner": "tests"}, expires_at=2e6)
+async def test_a_set_is_read_as_it_was_created(support_sets: SupportSets, clock: Clock) -> None:
+    labelled = example("a", RED, GREEN, RED, label="warm", question="which?", metadata={"fold": 3, "tags": ["x"]})
+    info = await support_sets.create("colours", [labelled, example("b")], metadata={"owner": "tests"}, expires_at=2e6)
     assert info == await support_sets.get("colours") == await support_sets.get(info.id)
     assert (info.name, info.version, info.num_examples, info.num_media, info.num_bytes) == ("colours", 1, 2, 2, 8)
     assert (info.created_at, info.expires_at, info.is_pinned, info.metadata) == (1e6, 2e6, False, {"owner": "tests"})
@@ -44,7 +44,7 @@ async def test_a_set_is_read_as_it_was_made(support_sets: SupportSets, clock: Cl
     assert info.label_counts == {"warm": 1}
 
 
-async def test_every_change_makes_a_version_and_old_ones_stay(support_sets: SupportSets) -> None:
+async def test_every_change_creates_a_version_and_earlier_ones_stay(support_sets: SupportSets) -> None:
     await support_sets.create("s", [example("a", RED), example("b", GREEN), example("c")])
     await support_sets.put_examples("s", [example("b", BLUE, text="new"), example("d")])
     await support_sets.remove_examples("s", ["a", "c"])
@@ -83,7 +83,7 @@ async def test_an_unknown_set_version_or_example_is_named(support_sets: SupportS
     assert await ids(support_sets, "s") == ["a"]
 
 
-async def test_a_change_of_another_version_is_refused(support_sets: SupportSets) -> None:
+async def test_a_change_that_expects_another_version_is_refused(support_sets: SupportSets) -> None:
     await support_sets.create("s", [example("a")])
     await support_sets.put_examples("s", [example("b")], expected_version=1)
     with pytest.raises(VersionConflict, match="at version 2, not 1"):
@@ -97,7 +97,7 @@ async def test_a_change_of_another_version_is_refused(support_sets: SupportSets)
     assert await ids(support_sets, "s") == ["a", "b"]
 
 
-async def test_writers_side_by_side_each_get_a_version_of_their_own(support_sets: SupportSets) -> None:
+async def test_concurrent_writers_each_create_a_version(support_sets: SupportSets) -> None:
     await support_sets.create("s", [])
     put = [support_sets.put_examples("s", [example(f"e{number}", RED)]) for number in range(12)]
     infos = await asyncio.gather(*put)
@@ -106,7 +106,7 @@ async def test_writers_side_by_side_each_get_a_version_of_their_own(support_sets
         assert info.num_examples == info.version - 1 == len(await ids(support_sets, "s", info.version))
 
 
-async def test_of_those_who_expect_one_version_only_one_succeeds(support_sets: SupportSets) -> None:
+async def test_only_one_of_several_writers_that_expect_a_version_succeeds(support_sets: SupportSets) -> None:
     await support_sets.create("s", [])
     put = [support_sets.put_examples("s", [example(f"e{i}")], expected_version=1) for i in range(8)]
     results = await asyncio.gather(*put, return_exceptions=True)
@@ -125,7 +125,7 @@ async def test_a_name_is_taken_once(support_sets: SupportSets) -> None:
     assert (await support_sets.update(other.id, {"name": "s"})).id == (await support_sets.get("s")).id == other.id
 
 
-async def test_an_update_changes_what_it_names_and_no_version(support_sets: SupportSets, clock: Clock) -> None:
+async def test_an_update_changes_only_its_fields_and_no_version(support_sets: SupportSets, clock: Clock) -> None:
     info = await support_sets.create("s", [example("a")], metadata={"a": 1})
     clock.now += 5
     changed = await support_sets.update("s", {"is_pinned": True, "metadata": {"b": 2}, "expires_at": clock.now + 9})
@@ -135,7 +135,7 @@ async def test_an_update_changes_what_it_names_and_no_version(support_sets: Supp
     assert await support_sets.pinned() == [(info.id, 1)]
 
 
-async def test_a_set_holds_so_many_examples_and_no_more(support_sets: SupportSets) -> None:
+async def test_the_number_of_examples_is_limited(support_sets: SupportSets) -> None:
     with pytest.raises(TooManyExamples, match="21 examples, the limit is 20"):
         await support_sets.create("s", [example(f"e{i}") for i in range(21)])
     await support_sets.create("s", [example(f"e{i}") for i in range(20)])
@@ -145,7 +145,7 @@ async def test_a_set_holds_so_many_examples_and_no_more(support_sets: SupportSet
     assert (await support_sets.get("s")).version == 2
 
 
-async def test_an_expired_set_is_gone_at_once_and_its_name_free(
+async def test_an_expired_set_is_not_found_and_its_name_is_free(
     support_sets: SupportSets, store: MediaStore, clock: Clock
 ) -> None:
     info = await support_sets.create("s", [example("a", RED)], expires_at=clock.now + 10, is_pinned=True)
@@ -197,15 +197,15 @@ async def test_concurrent_repetitions_of_a_request_take_effect_once(
     assert not store.exists(RED.id)  # no repetition holds a lease
 
 
-async def test_sets_come_in_pages_the_oldest_first(support_sets: SupportSets, clock: Clock) -> None:
-    made = []
+async def test_pages_list_the_oldest_sets_first(support_sets: SupportSets, clock: Clock) -> None:
+    created = []
     for number in range(5):
         clock.now += 1
-        made.append((await support_sets.create(f"s{number}", [])).id)
+        created.append((await support_sets.create(f"s{number}", [])).id)
     first = await support_sets.page("", 2)
-    await support_sets.delete(first[1].id)  # a page goes on behind a set that has gone
+    await support_sets.delete(first[1].id)  # a page may follow a deleted set
     rest = await support_sets.page(first[1].id, 10)
-    assert [info.id for info in [*first, *rest]] == made
+    assert [info.id for info in [*first, *rest]] == created
 
 
 async def test_more_ids_than_fit_into_one_statement(database: Database, media_references: MediaReferences) -> None:
