@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_body, read_request
-from server.api.services import GivenServices, GivenTicket, Services
+from server.api.services import GivenRecord, GivenServices, GivenTicket, Services
 from server.api.sse import unless_disconnected
 from server.errors import ExampleNotFound, InvalidMedia, InvalidRequest, ServerError
 from server.fewshot.prompting import assemble_prefix
@@ -27,6 +27,7 @@ from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.warming import WarmTarget
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
+from server.request_record import RequestRecord
 from server.schemas.base import list_page, read, read_query
 from server.schemas.fewshot import SearchRequest
 from server.schemas.prompt import stored_media_part
@@ -173,18 +174,21 @@ async def warm_support_set(
 
 @router.post("/v1/support_sets/{support_set}/search")
 async def search_support_set(
-    support_set: str, request: Request, services: GivenServices, ticket: GivenTicket
+    support_set: str, request: Request, services: GivenServices, record: GivenRecord
 ) -> Response:
     """The examples of a support set that are most similar to a query."""
     fields = await read_request(SearchRequest, request, services)
-    return JSONResponse(await unless_disconnected(request.receive, _search(support_set, fields, services)))
+    return JSONResponse(await unless_disconnected(request.receive, _search(support_set, fields, record, services)))
 
 
-async def _search(name: str, fields: SearchRequest, services: Services) -> dict[str, Any]:
+async def _search(name: str, fields: SearchRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
     support_set = await services.support_sets.get_version(name, fields.version)
     media = (await services.shots.read_media({"query": fields.query}))["query"]
     query = SimilarityQuery(media=media, text=compared_text(fields.query.question, fields.query.text))
-    similar = await services.shots.retrieval.most_similar(support_set, fields.strategy, query, fields.k)
+    record.add_prompt(0, [item.digest for item in media])
+    with record:
+        similar = await services.shots.retrieval.most_similar(support_set, fields.strategy, query, fields.k)
+        record.answered(0)
     return {
         "object": "list",
         "support_set": support_set.id,
