@@ -21,7 +21,7 @@ from server.engine.results import Result
 from server.engine.runner import Runner
 from server.engine.sampler import Sampler
 from server.engine.scheduler import Plan, Scheduler
-from server.engine.sequence import Sequence
+from server.engine.sequence import Order, Sequence
 from server.engine.tasks.answers import Answers, finished
 from server.engine.tasks.beams import BeamSearch
 from server.engine.tasks.embedding import MediaEmbedding, TextEmbedding
@@ -157,7 +157,7 @@ class Engine:
                 return self._answers(request)
             case Score():
                 self._check_score(request)
-                return Scoring(request, next(self._serials), self.scheduler)
+                return Scoring(request, self._order(request), self.scheduler)
             case Embed():
                 return MediaEmbedding(request, self.media)
             case EmbedText():
@@ -169,14 +169,19 @@ class Engine:
 
     def _answers(self, request: Generate) -> Answers:
         self._check(request)
-        serial, sampling = next(self._serials), request.sampling
+        sampling, order = request.sampling, self._order(request)
         num_sequences = 1 if sampling.beam_width else sampling.n
-        sequences = [Sequence(request, serial, index) for index in range(num_sequences)]
+        sequences = [
+            Sequence(request.request_id, request.prompt, sampling, order, index) for index in range(num_sequences)
+        ]
         beams = BeamSearch(sequences[0], self._eos) if sampling.beam_width else None
         if sampling.grammar is not None and beams is None:
             for sequence in sequences:
                 sequence.matcher = self._grammars.matcher(sampling.grammar)
         return Answers(request, sequences, beams, self.scheduler, self._eos)
+
+    def _order(self, request: Generate | Score) -> Order:
+        return Order(request.priority, request.arrived, next(self._serials))
 
     def _check(self, request: Generate) -> None:
         length, sampling = len(request.prompt.token_ids), request.sampling

@@ -5,32 +5,46 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
+from model.prompt import EncodedPrompt
 from server.engine.block_pool import block_hash
 from server.grammar import Matcher
-from server.wire import Generate, Sampling
+from server.wire import Sampling
+
+
+class Order(NamedTuple):
+    """Which request goes first: the one of lower priority number, then of earlier arrival, then of lower number."""
+
+    priority: int = 0
+    arrived: float = 0.0  # time.monotonic(); 0: unknown
+    number: int = 0
 
 
 class Sequence:
     """Tokens [0, num_computed) have their K/V in `block_table`; the rest are to be computed, the last one sampled from.
 
-    With `targets` nothing is sampled: by position, ids whose log-probabilities after it are wanted.
+    With `targets`, nothing is sampled: they map a position to the ids whose log-probabilities after it are reported.
     """
 
     def __init__(
-        self, request: Generate, serial: int, index: int = 0, targets: Mapping[int, list[int]] | None = None
+        self,
+        request_id: str,
+        prompt: EncodedPrompt,
+        sampling: Sampling,
+        order: Order,
+        index: int = 0,
+        targets: Mapping[int, list[int]] | None = None,
     ) -> None:
-        self.request = request
-        self.request_id = request.request_id
+        self.request_id = request_id
+        self.prompt = prompt
+        self.sampling = sampling
+        self.order = order
         self.index = index  # which of the request's answers
-        self.sampling: Sampling = request.sampling
-        self.token_ids = list(request.prompt.token_ids)
-        self.media_index = list(request.prompt.media_index)
-        self.sources = list(request.prompt.media)
-        self.num_prompt_tokens = len(request.prompt.token_ids)
-        self.serial = serial
-        self.order = (request.priority, request.arrived, serial)
-        self.arrived = request.arrived
+        self.token_ids = list(prompt.token_ids)
+        self.media_index = list(prompt.media_index)
+        self.sources = list(prompt.media)
+        self.num_prompt_tokens = len(prompt.token_ids)
         self.keys: list[bytes] = []  # content keys, once every source is known
         self.block_table: list[int] = []
         self.num_computed = 0
@@ -41,7 +55,7 @@ class Sequence:
         self.is_waiting = False
         self.is_finished = False
         self.is_scored = False  # its prompt's log-probabilities were sent
-        seed = request.sampling.seed
+        seed = sampling.seed
         self.random = random.Random(f"{seed}/{index}" if index and seed is not None else seed)
         self.logprobs: list[float] = []  # of generated tokens, where a beam search asks for them
         self.matcher: Matcher | None = None
@@ -81,7 +95,7 @@ class Sequence:
         self, index: int, token_ids: Iterable[int] = (), targets: Mapping[int, list[int]] | None = None
     ) -> Sequence:
         """The same tokens once more, with others behind, and nothing of the caches in hand."""
-        child = Sequence(self.request, self.serial, index, targets)
+        child = Sequence(self.request_id, self.prompt, self.sampling, self.order, index, targets)
         child.token_ids, child.media_index = list(self.token_ids), list(self.media_index)
         child.keys, child.logprobs, child._hashes = list(self.keys), list(self.logprobs), list(self._hashes)
         child.was_admitted = True

@@ -193,7 +193,8 @@ def finished(request_id: str, indices: Iterable[int], reason: FinishReason, erro
 
 
 def queue_seconds(sequence: Sequence) -> float:
-    return max(time.monotonic() - sequence.arrived, 0) if sequence.arrived else 0.0
+    arrived = sequence.order.arrived
+    return max(time.monotonic() - arrived, 0) if arrived else 0.0
 
 
 def num_encoded(sequence: Sequence) -> int:

@@ -11,18 +11,18 @@ from collections.abc import Collection, Iterator
 
 from server.engine.results import Result
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Sequence
+from server.engine.sequence import Order, Sequence
 from server.engine.tasks.answers import num_encoded, queue_seconds
 from server.engine.tasks.task import Task, wanted
-from server.wire import Generate, Outbound, Sampling, Score, Scored
+from server.wire import Outbound, Sampling, Score, Scored
 
 
 class Scoring(Task):
-    def __init__(self, request: Score, serial: int, scheduler: Scheduler) -> None:
+    def __init__(self, request: Score, order: Order, scheduler: Scheduler) -> None:
         super().__init__(request.request_id)
         self._request = request
         self._scheduler = scheduler
-        self._stem = _stem(request, serial)
+        self._stem = _stem(request, order)
         self._is_stem_done = False
         self._queue_seconds = 0.0
         self._waiting = deque(place for place, candidate in enumerate(request.candidates) if len(candidate) > 1)
@@ -95,15 +95,9 @@ class Scoring(Task):
         )
 
 
-def _stem(request: Score, serial: int) -> Sequence:
-    prompt = Generate(
-        request_id=request.request_id,
-        prompt=request.prompt,
-        sampling=Sampling(max_tokens=0),
-        priority=request.priority,
-        arrived=request.arrived,
-    )
+def _stem(request: Score, order: Order) -> Sequence:
     last = len(request.prompt.token_ids) - 1
-    stem = Sequence(prompt, serial, targets={last: [candidate[0] for candidate in request.candidates]})
+    targets = {last: [candidate[0] for candidate in request.candidates]}
+    stem = Sequence(request.request_id, request.prompt, Sampling(max_tokens=0), order, targets=targets)
     stem.is_stem = True
     return stem

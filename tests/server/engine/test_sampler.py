@@ -9,26 +9,16 @@ from hypothesis import strategies as st
 
 from model.prompt import EncodedPrompt
 from server.engine.sampler import Sampler, draw, is_greedy
-from server.engine.sequence import Sequence
-from server.wire import Generate, Sampling
+from server.engine.sequence import Order, Sequence
+from server.wire import Sampling
 
 PROBS = torch.tensor([0.4, 0.3, 0.2, 0.1])
 LOGITS = PROBS.log()[None]
 
 
 def sequence(sampling: Sampling, prompt: tuple[int, ...] = (0,), output: tuple[int, ...] = ()) -> Sequence:
-    made = Sequence(
-        Generate(
-            request_id="r",
-            prompt=EncodedPrompt(
-                token_ids=list(prompt),
-                media_index=[-1] * len(prompt),
-                media=[],
-            ),
-            sampling=sampling,
-        ),
-        0,
-    )
+    encoded = EncodedPrompt(token_ids=list(prompt), media_index=[-1] * len(prompt), media=[])
+    made = Sequence("r", encoded, sampling, Order())
     for token_id in output:
         made.append(token_id)
     return made
