@@ -83,8 +83,13 @@ def _choose(results: list[Result], logits: list[Tensor], sampler: Sampler) -> Te
     sequences = [result.row.sequence for result in results]
     for result, sequence, row in zip(results, sequences, logits, strict=True):
         if width := sequence.sampling.beam_width:
-            result.candidates = sampler.candidates(row.log_softmax(-1), 2 * width)
+            result.candidates = sampler.candidates(row.log_softmax(-1), num_candidates(width))
     return sampler.sample(torch.stack(logits), sequences) if logits else torch.empty(0)
+
+
+def num_candidates(beam_width: int) -> int:
+    """Return how many candidates each beam reports: enough to continue all beams even if each of them could end."""
+    return 2 * beam_width
 
 
 def _report(results: list[Result], wanted: Sequence[range], parts: Sequence[Tensor]) -> None:

@@ -18,15 +18,12 @@ from server.engine.sequence import Sequence
 
 @dataclass(slots=True)
 class Row:
-    """One sequence's part of a step: `count` tokens from `start`. It samples if that reaches the sequence's end."""
+    """One sequence's part of a step: `count` tokens from `start`. It `samples` if that reaches the sequence's end."""
 
     sequence: Sequence
     start: int
     count: int
-
-    @property
-    def samples(self) -> bool:
-        return self.start + self.count == len(self.sequence)
+    samples: bool
 
 
 @dataclass(slots=True)
@@ -182,7 +179,8 @@ class Scheduler:
         return max(self.config.max_sequences - len(self.running) + num_stems, 0)
 
     def _plan_row(self, plan: Plan, sequence: Sequence, count: int) -> None:
-        plan.rows.append(Row(sequence, sequence.num_computed, count))
+        start = sequence.num_computed
+        plan.rows.append(Row(sequence, start, count, samples=start + count == len(sequence.token_ids)))
         plan.tokens_left -= count
 
     def _admit(self, plan: Plan, sequence: Sequence, num_cached_media: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -19,6 +20,9 @@ class Order(NamedTuple):
     priority: int = 0
     arrived: float = 0.0  # time.monotonic(); 0: unknown
     number: int = 0
+
+    def seconds_since_arrival(self) -> float:
+        return max(time.monotonic() - self.arrived, 0) if self.arrived else 0.0
 
 
 class Sequence:
@@ -54,7 +58,6 @@ class Sequence:
         self.was_admitted = False
         self.is_waiting = False
         self.is_finished = False
-        self.is_scored = False  # its prompt's log-probabilities were sent
         seed = sampling.seed
         self.random = random.Random(f"{seed}/{index}" if index and seed is not None else seed)
         self.logprobs: list[float] = []  # of generated tokens, where a beam search asks for them
@@ -69,6 +72,10 @@ class Sequence:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_encoded_media(self) -> int:
+        return len(set(self.keys)) - self.num_cached_media
 
     @property
     def is_computed(self) -> bool:

@@ -1,7 +1,7 @@
-"""An `Inspect` in hand: one token's view of its picture, from a forward of its own behind a step.
+"""An `Inspect`: one token's view of its image, from a forward of its own between steps.
 
-All its media are encoded anew, from pixels: a picture's patches are in no cache. It is meant for looking into the model,
-not for traffic.
+All its media are encoded anew, from pixels: the patches of an image are in no cache. It is meant for looking into the
+model, not for traffic.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from server.engine.media_cache import MediaCache
 from server.engine.results import NOT_FINITE
 from server.engine.runner import Runner
 from server.engine.scheduler import Plan
-from server.engine.tasks.task import Task, wanted
+from server.engine.tasks.task import RequestError, SideTask, media_wanted
 from server.wire import AttentionMap, Gates, Inspect, Inspected, Outbound
 
 
-class Inspection(Task):
-    turn_is_forward = True
+class Inspection(SideTask):
+    """Raises `RequestError` for a prompt that is too long, and for a token or layer that does not exist."""
+
+    is_forward_pass = True
 
     def __init__(self, request: Inspect, runner: Runner, media: MediaCache) -> None:
         super().__init__(request.request_id)
+        _check(request, runner.config.max_model_len, runner.model.config.gated_layers)
         self._request = request
         self._runner = runner
         self._cache = media
-        # what comes behind the token is not seen
+        # media after the token are not read
         self._media = request.prompt.media[: request.prompt.media_index[request.token] + 1]
         self._frames: dict[bytes, NDArray[np.uint8]] = {}
 
@@ -39,27 +42,25 @@ class Inspection(Task):
         return self._media
 
     def plan(self, plan: Plan) -> Iterator[Outbound]:
-        yield from wanted(self._cache.want([source for source in self._media if source not in self._frames]))
+        return media_wanted(self._cache.want([source for source in self._media if source not in self._frames]))
 
-    def supply(self, source: bytes, frames: NDArray[np.uint8]) -> None:
+    def receive(self, source: bytes, frames: NDArray[np.uint8]) -> None:
         if source in self._media:
             self._frames[source] = frames
 
     @property
-    def can_turn(self) -> bool:
+    def can_run(self) -> bool:
         return all(source in self._frames for source in self._media)
 
-    def turn(self) -> Iterator[Outbound]:
-        if not self.can_turn:
-            return
-        self.is_over = True
+    def run_between_steps(self) -> Iterator[Outbound]:
+        self.is_finished = True
         try:
             maps = self._maps() if self._media else []
         except torch.OutOfMemoryError:
-            yield from self.fail("error", "the device has no memory for this inspection")
+            yield from self.end("error", "the device has no memory for this inspection")
             return
         if any(not np.isfinite(np.frombuffer(m.data, np.float32)).all() for m in maps):
-            yield from self.fail("error", NOT_FINITE)
+            yield from self.end("error", NOT_FINITE)
             return
         gates = [
             Gates(layer=gate.layer, attention=gate.attention, feed_forward=gate.feed_forward)
@@ -71,8 +72,8 @@ class Inspection(Task):
     def _maps(self) -> list[AttentionMap]:
         request, model = self._request, self._runner.model
         features = [self._features(source) for source in self._media]
-        visual_tokens = torch.cat([model.resampler(one[None]) for one in features]).to(self._runner.dtype)
-        seen = inspect.media_weights(
+        visual_tokens = torch.cat([model.resampler(f[None]) for f in features]).to(self._runner.dtype)
+        weights = inspect.media_weights(
             model,
             request.prompt.token_ids,
             request.prompt.media_index,
@@ -82,8 +83,8 @@ class Inspection(Task):
         )
         patches = inspect.patch_shares(model.resampler, features[-1])
         if request.layers:
-            return [self._map([layer], seen[layer], patches) for layer in request.layers]
-        return [self._map(list(seen), torch.stack(list(seen.values())).mean(0), patches)]
+            return [self._map([layer], weights[layer], patches) for layer in request.layers]
+        return [self._map(list(weights), torch.stack(list(weights.values())).mean(0), patches)]
 
     def _features(self, source: bytes) -> Tensor:  # [F, P, Dv]
         return self._runner.encoder.features([self._frames[source]])[0]
@@ -93,3 +94,13 @@ class Inspection(Task):
         return AttentionMap(
             layers=layers, visual_tokens=shares.tolist(), shape=grid.shape, data=grid.astype(np.float32).tobytes()
         )
+
+
+def _check(request: Inspect, max_model_len: int, gated_layers: Collection[int]) -> None:
+    length = len(request.prompt.token_ids)
+    if length > max_model_len:
+        raise RequestError(f"{length} prompt tokens exceed max_model_len {max_model_len}")
+    if not 0 <= request.token < length:
+        raise RequestError(f"token is {request.token}, must be at least 0 and below the prompt's {length} tokens")
+    if unknown := set(request.layers).difference(gated_layers):
+        raise RequestError(f"layers {sorted(unknown)} are not gated layers: the model has {list(gated_layers)}")

@@ -65,6 +65,16 @@ def test_an_answer_that_is_wanted_no_further_ends_and_the_others_go_on(index: in
     assert_all_is_back(cut.engine)
 
 
+@pytest.mark.parametrize("beam_width", [0, 3])
+def test_without_tokens_to_generate_every_answer_ends_after_the_prompt(beam_width: int) -> None:
+    engine = client("flamingo").engine
+    engine.add(Prompt(((-1, 5),)).request("a", Sampling(max_tokens=0, beam_width=beam_width, n=2, prompt_logprobs=1)))
+    events = [event for _ in range(4) for event in engine.step()]
+    ended = [Finished(request_id="a", index=index, finish_reason="length") for index in range(2)]
+    assert [event for event in events if isinstance(event, Finished)] == ended
+    assert_all_is_back(engine)
+
+
 def test_the_last_answer_that_is_ended_ends_the_request() -> None:
     answer = client("flamingo")
     answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=9, ignore_eos=True, n=2)))

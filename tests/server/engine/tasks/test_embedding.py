@@ -303,7 +303,7 @@ def test_one_forward_of_texts_a_step_however_many_ask(monkeypatch: pytest.Monkey
     assert_all_is_back(answer.engine)
 
 
-@pytest.mark.parametrize(("texts", "message"), [([[1], []], "without tokens"), ([[1] * 129], "129 tokens exceeds")])
+@pytest.mark.parametrize(("texts", "message"), [([[1], []], "at least one token"), ([[1] * 129], "129 tokens exceeds")])
 def test_texts_that_cannot_be_embedded_are_refused(texts: list[list[int]], message: str) -> None:
     answer = client("flamingo")
     answer.engine.add(EmbedText(request_id="a", texts=texts))

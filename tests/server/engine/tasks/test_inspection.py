@@ -138,7 +138,11 @@ def test_no_memory_for_it_fails_the_inspection_alone(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("token", "layers", "message"),
-    [(27, [], "token 27 is none of 27"), (-1, [], "token -1"), (3, [0, 9], r"layers [0, 9] are none of")],
+    [
+        (27, [], "token is 27, must be at least 0 and below the prompt's 27 tokens"),
+        (-1, [], "token is -1"),
+        (3, [0, 9], r"layers [0, 9] are not gated layers"),
+    ],
 )
 def test_what_cannot_be_inspected_is_refused(token: int, layers: list[int], message: str) -> None:
     answer = client("openflamingo")

@@ -261,7 +261,11 @@ def test_an_aborted_score_gives_everything_back_at_any_step() -> None:
 
 @pytest.mark.parametrize(
     ("candidates", "message"),
-    [([], "no candidates"), ([[1], []], "without tokens"), ([[1], [1] * 120], "a candidate of 120 exceed")],
+    [
+        ([], "candidates must not be empty"),
+        ([[1], []], "at least one token"),
+        ([[1], [1] * 120], "a candidate of 120 tokens exceed"),
+    ],
 )
 def test_what_cannot_be_scored_is_refused(candidates: list[list[int]], message: str) -> None:
     answer = client("flamingo")
@@ -276,7 +280,7 @@ def test_a_candidate_that_never_fits_beside_its_prompt_is_refused() -> None:
     answer = client("flamingo", replace(CONFIG, block_size=16, num_blocks=2, max_model_len=32))
     answer.engine.add(score("a", Prompt(((0, 24),)), [[1] * 7]))
     answer.run()
-    assert "prompt and candidate need 3 blocks, there are 2" in answer.finished["a"].error
+    assert "prompt and candidate need 3 blocks, the engine has 2" in answer.finished["a"].error
 
 
 def test_a_candidate_whose_output_is_not_finite_fails_the_score_alone(monkeypatch: pytest.MonkeyPatch) -> None:
