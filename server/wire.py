@@ -12,7 +12,20 @@ import msgspec
 
 from model.prompt import EncodedPrompt
 
+WORKER_MODULE = "server.engine.worker"
+ENGINE_FACTORY = "server.engine.build:build"
+MAX_MESSAGE_BYTES = 256 * 2**20
+
 FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """The first line of the worker's input. `factory`, as `module:function`, builds the engine and its `Ready.info` from
+    settings; the worker connects to the socket at `address`."""
+
+    factory: str
+    address: str
+    settings: str
 
 
 class Grammar(msgspec.Struct, frozen=True, kw_only=True):

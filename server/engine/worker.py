@@ -22,6 +22,7 @@ import zmq
 from server import logs
 from server.settings import Settings
 from server.wire import (
+    MAX_MESSAGE_BYTES,
     Abort,
     Beat,
     Embed,
@@ -36,22 +37,14 @@ from server.wire import (
     Ready,
     Request,
     Score,
+    Start,
     decode_inbound,
     encode,
 )
 
-MAX_MESSAGE_BYTES = 256 * 2**20
 BEAT_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
-
-
-class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """`factory` is `module:function`: `Settings` -> the engine, and what `/version` shall say of it."""
-
-    factory: str
-    address: str
-    settings: str
 
 
 class EngineLike(Protocol):
