@@ -6,7 +6,7 @@ becomes of a request's results is the business of its task (see `tasks`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from itertools import chain
 
 import numpy as np
@@ -24,7 +24,7 @@ from server.engine.scheduler import Plan, Scheduler
 from server.engine.tasks.factory import TaskFactory
 from server.engine.tasks.task import RequestError, SequenceTask, SideTask, Task, finished, media_wanted
 from server.grammar import GrammarError
-from server.wire import Abort, FinishReason, Generate, MediaFailed, MediaPixels, Outbound, Pin, Request
+from server.wire import Abort, Generate, MediaFailed, MediaPixels, Outbound, Pin, Request
 
 
 class Engine:
@@ -81,9 +81,9 @@ class Engine:
         self._is_stuck = False
         if abort.index is None:
             if (task := self._find(abort.request_id)) is not None:
-                self._end(task, "abort")
+                self._handle(task, task.end("abort"))
         elif (sequences := self._sequence_tasks.get(abort.request_id)) is not None:
-            self._emit_from(sequences, sequences.end_answer(abort.index))
+            self._handle(sequences, sequences.end_answer(abort.index))
 
     def supply(self, media: MediaPixels) -> None:
         self._is_stuck = False
@@ -103,7 +103,7 @@ class Engine:
         self.media.fail(failure.digest)
         for task in list(self._tasks()):
             if failure.digest in task.media:
-                self._end(task, "error", failure.message)
+                self._handle(task, task.end("error", failure.message))
 
     def pin(self, pin: Pin) -> None:
         for key in filter(None, map(self.media.key, pin.digests)):
@@ -148,7 +148,7 @@ class Engine:
                 self._emit_result(result)
         side_tasks = self._next_side_tasks()
         for task in side_tasks:
-            self._emit_from(task, task.run_between_steps())
+            self._handle(task, task.run_between_steps())
         self.media.discard(self.media.nonfinite)
         self.media.nonfinite.clear()
         self._is_stuck = not (plan.rows or plan.encodings or side_tasks)
@@ -159,25 +159,20 @@ class Engine:
         task = self._sequence_tasks[result.row.sequence.request_id]
         if result.failed:
             suspects = list(result.row.sequence.held)
-            self._end(task, "error", result.failed)
+            self._handle(task, task.end("error", result.failed))
             self.media.discard(suspects)
         else:
-            self._emit_from(task, task.handle_result(result))
+            self._handle(task, task.handle_result(result))
 
     def _next_side_tasks(self) -> list[SideTask]:
         """Return the side tasks to run after this step: of those that need a forward of their own, only the first."""
         able = [task for task in self._side_tasks.values() if task.can_run]
         return [t for t in able if not t.is_forward_pass] + [t for t in able if t.is_forward_pass][:1]
 
-    def _emit_from(self, task: Task, events: Iterator[Outbound]) -> None:
+    def _handle(self, task: Task, events: Iterable[Outbound]) -> None:
         self._events += events
         if task.is_finished:
             self._forget(task)
-
-    def _end(self, task: Task, reason: FinishReason, error: str = "") -> None:
-        """End a whole request, in whatever state it is."""
-        self._events += task.end(reason, error)
-        self._forget(task)
 
     def _forget(self, task: Task) -> None:
         self._side_tasks.pop(task.request_id, None)
@@ -186,7 +181,7 @@ class Engine:
         needed = {self.media.key(source) for other in self._tasks() for source in other.media}
         self.media.forget_frames({key for key in needed if key is not None})
 
-    def _tasks(self) -> Iterator[Task]:
+    def _tasks(self) -> Iterable[Task]:
         return chain(self._sequence_tasks.values(), self._side_tasks.values())
 
     def _find(self, request_id: str) -> Task | None:

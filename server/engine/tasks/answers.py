@@ -5,7 +5,7 @@ The first answer computes the prompt; the others are held back until they can sh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 
 from server.engine.config import EngineConfig
 from server.engine.results import Result
@@ -47,10 +47,10 @@ class Answers(SequenceTask):
     def media(self) -> Collection[bytes]:
         return self._request.prompt.media
 
-    def begin(self) -> Iterator[Outbound]:
+    def begin(self) -> Iterable[Outbound]:
         return media_wanted(self._scheduler.add(self._live[0]))
 
-    def handle_admission(self, sequence: Sequence) -> Iterator[Outbound]:
+    def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
         yield Admitted(
             request_id=self.request_id,
             queue_seconds=sequence.order.seconds_since_arrival(),
@@ -59,81 +59,79 @@ class Answers(SequenceTask):
             media_cached=sequence.num_cached_media,
         )
 
-    def handle_result(self, result: Result) -> Iterator[Outbound]:
-        sequence = result.row.sequence
-        if sequence.wants_prompt_logprobs:
-            yield from self._score_prompt(result)
+    def handle_result(self, result: Result) -> Iterable[Outbound]:
+        events = self._score_prompt(result) if result.row.sequence.wants_prompt_logprobs else []
         if not result.row.samples:
-            return
+            return events
         if self._request.sampling.max_tokens == 0:
-            self.is_finished = True
-            yield from self.end("length")
-            return
+            return [*events, *self.end("length")]
         if self._held_back:
-            yield from self._begin_others()
-        yield from self._advance(result)
+            events += self._begin_others()
+        events += self._advance(result)
+        return events
 
-    def end_answer(self, index: int) -> Iterator[Outbound]:
-        yield from self._begin_others()
+    def end_answer(self, index: int) -> Iterable[Outbound]:
+        events = self._begin_others()
         if index in self._live:
-            yield from self._end_early(self._live[index], "abort")
+            events += self._end_early(self._live[index], "abort")
+        return events
 
-    def end(self, reason: FinishReason, error: str = "") -> Iterator[Outbound]:
-        open_indices = sorted([*self._live, *(sequence.index for sequence in self._held_back)])
-        return finished(self.request_id, open_indices, reason, error)
+    def _unfinished_answers(self) -> Iterable[int]:
+        return sorted([*self._live, *(sequence.index for sequence in self._held_back)])
 
     def release(self) -> None:
         for sequence in self._live.values():
             self._scheduler.finish(sequence)
         self._live = {}
 
-    def _begin_others(self) -> Iterator[Outbound]:
+    def _begin_others(self) -> list[Outbound]:
         """Queue the answers that were held back: they share the blocks of the computed prompt."""
-        others, self._held_back = self._held_back, []
-        for sequence in others:
-            self._live[sequence.index] = sequence
-            yield from media_wanted(self._scheduler.add(sequence))
+        sequences, self._held_back = self._held_back, []
+        self._live.update((sequence.index, sequence) for sequence in sequences)
+        return media_wanted(source for sequence in sequences for source in self._scheduler.add(sequence))
 
-    def _score_prompt(self, result: Result) -> Iterator[Outbound]:
+    def _score_prompt(self, result: Result) -> list[Outbound]:
         """Collect prompt log-probabilities by position; send them once the prompt is computed, before its first token."""
         sequence = result.row.sequence
-        if sequence.num_output_tokens:
-            return
         self._prompt_logprobs.update(enumerate(result.prompt_logprobs, start=result.row.start + 1))
-        if result.row.samples and not self._is_prompt_scored:
-            self._is_prompt_scored = True
-            logprobs = [self._prompt_logprobs.get(i) for i in range(sequence.num_prompt_tokens)]
-            yield PromptScored(request_id=self.request_id, logprobs=logprobs)
+        if self._is_prompt_scored or not result.row.samples:
+            return []
+        self._is_prompt_scored = True
+        logprobs = [self._prompt_logprobs.get(i) for i in range(sequence.num_prompt_tokens)]
+        return [PromptScored(request_id=self.request_id, logprobs=logprobs)]
 
-    def _advance(self, result: Result) -> Iterator[Outbound]:
+    def _advance(self, result: Result) -> Iterable[Outbound]:
         """Append the sampled token to its answer."""
         sequence, token_id = result.row.sequence, result.token_id
         assert token_id is not None
         sequence.append(token_id)
         reason = self._finish_reason(sequence, token_id)
-        yield Token(
-            request_id=self.request_id,
-            index=sequence.index,
-            token_id=token_id,
-            logprob=result.logprob,
-            finish_reason=reason,
-        )
+        events: list[Outbound] = [
+            Token(
+                request_id=self.request_id,
+                index=sequence.index,
+                token_id=token_id,
+                logprob=result.logprob,
+                finish_reason=reason,
+            )
+        ]
         if reason is not None:
             self._finish(sequence)
         elif sequence.matcher is not None:
             sequence.matcher.accept(token_id)
             if sequence.matcher.is_complete:
-                yield from self._end_early(sequence, "stop")
+                events += self._end_early(sequence, "stop")
+        return events
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         if token_id in self._stop_ids:
             return "stop"
         return "length" if sequence.num_output_tokens >= sequence.sampling.max_tokens else None
 
-    def _end_early(self, sequence: Sequence, reason: FinishReason) -> Iterator[Outbound]:
+    def _end_early(self, sequence: Sequence, reason: FinishReason) -> list[Outbound]:
         """End one answer without a last token."""
-        yield from finished(self.request_id, [sequence.index], reason)
         self._finish(sequence)
+        return finished(self.request_id, [sequence.index], reason)
 
     def _finish(self, sequence: Sequence) -> None:
         """Release one answer; with the last of them, the request is finished."""

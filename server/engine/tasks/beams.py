@@ -6,7 +6,7 @@ their candidates; then the best continue, and a beam that ends competes by its s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from server.engine.results import Result, num_candidates
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.answers import Answers
-from server.engine.tasks.task import RequestError, finished
+from server.engine.tasks.task import RequestError
 from server.grammar import Grammars
 from server.wire import FinishReason, Generate, Outbound, Sampling, Token, TokenLogprob
 
@@ -111,22 +111,22 @@ class BeamAnswers(Answers):
     def _create_sequences(self, order: Order, grammars: Grammars) -> list[Sequence]:
         return [Sequence(self.request_id, self._request.prompt, self._request.sampling, order)]
 
-    def end_answer(self, index: int) -> Iterator[Outbound]:
+    def end_answer(self, index: int) -> Iterable[Outbound]:
         """Do nothing: no answer was sent yet, and the search goes on for the others."""
-        return iter(())
+        return []
 
-    def end(self, reason: FinishReason, error: str = "") -> Iterator[Outbound]:
-        return finished(self.request_id, range(self._request.sampling.n), reason, error)
+    def _unfinished_answers(self) -> Iterable[int]:
+        return range(self._request.sampling.n)
 
-    def _advance(self, result: Result) -> Iterator[Outbound]:
+    def _advance(self, result: Result) -> Iterable[Outbound]:
         """Note the candidates of one beam; after the last one, all beams take their step."""
         if not self._search.report(result.row.sequence, result.candidates):
-            return
+            return []
         if moves := self._search.advance():
             self._continue(moves)
-        else:
-            self.is_finished = True
-            yield from self._best_answers()
+            return []
+        self.is_finished = True
+        return self._best_answers()
 
     def _continue(self, moves: list[Move]) -> None:
         """Append each move's token to its parent, or to a fork of it from its second move on."""
@@ -148,7 +148,7 @@ class BeamAnswers(Answers):
             self._scheduler.queue(child)  # it is computed again when there are blocks
         return child
 
-    def _best_answers(self) -> Iterator[Outbound]:
+    def _best_answers(self) -> Iterable[Outbound]:
         for index, best in enumerate(self._search.ended[: self._request.sampling.n]):
             last = len(best.token_ids) - 1
             for position, (token_id, logprob) in enumerate(zip(best.token_ids, best.logprobs, strict=True)):

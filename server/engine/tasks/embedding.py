@@ -7,7 +7,7 @@ features leaves its visual tokens: none is encoded twice. Pixels are requested f
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ class MediaEmbedding(SideTask):
     def needs_pooling(self, source: bytes) -> bool:
         return source in self._missing
 
-    def plan(self, plan: Plan) -> Iterator[Outbound]:
+    def plan(self, plan: Plan) -> Iterable[Outbound]:
         """Encode media whose pixels are here, within the step's frames; request the pixels of the others."""
         lacking = []
         for source in self._missing[:WINDOW]:
@@ -69,7 +69,7 @@ class MediaEmbedding(SideTask):
     def _is_settled(self, source: bytes) -> bool:
         return self._vector(source) is not None or self._cache.key(source) in self._cache.nonfinite
 
-    def run_between_steps(self) -> Iterator[Outbound]:
+    def run_between_steps(self) -> Iterable[Outbound]:
         for key in self._held:
             self._cache.slots.release(key)
         self._held.clear()
@@ -77,13 +77,12 @@ class MediaEmbedding(SideTask):
             if (vector := self._vector(source)) is not None:
                 self._vectors[source] = vector
             elif self._cache.key(source) in self._cache.nonfinite:
-                self.is_finished = True
-                yield from self.end("error", NOT_FINITE)
-                return
+                return self.end("error", NOT_FINITE)
         self._missing = [source for source in self._missing if source not in self._vectors]
-        if not self._missing:
-            self.is_finished = True
-            yield _embedded(self.request_id, [self._vectors[source] for source in self._request.media])
+        if self._missing:
+            return []
+        self.is_finished = True
+        return [_embedded(self.request_id, [self._vectors[source] for source in self._request.media])]
 
     def _vector(self, source: bytes) -> NDArray[np.float32] | None:
         key = self._cache.key(source)
@@ -114,17 +113,14 @@ class TextEmbedding(SideTask):
     def can_run(self) -> bool:
         return True
 
-    def run_between_steps(self) -> Iterator[Outbound]:
+    def run_between_steps(self) -> Iterable[Outbound]:
         if texts := self._next_texts():
             vectors = self._runner.embed_texts(texts)
             self._vectors.extend(vectors)
             if not np.isfinite(vectors).all():
-                self.is_finished = True
-                yield from self.end("error", NOT_FINITE)
-                return
-        if not self._texts:
-            self.is_finished = True
-            yield _embedded(self.request_id, self._vectors)
+                return self.end("error", NOT_FINITE)
+        self.is_finished = not self._texts
+        return [_embedded(self.request_id, self._vectors)] if self.is_finished else []
 
     def _next_texts(self) -> list[list[int]]:
         texts: list[list[int]] = []

@@ -6,7 +6,7 @@ model, not for traffic.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class Inspection(SideTask):
     def media(self) -> Collection[bytes]:
         return self._media
 
-    def plan(self, plan: Plan) -> Iterator[Outbound]:
+    def plan(self, plan: Plan) -> Iterable[Outbound]:
         return media_wanted(self._cache.want([source for source in self._media if source not in self._frames]))
 
     def receive(self, source: bytes, frames: NDArray[np.uint8]) -> None:
@@ -52,21 +52,19 @@ class Inspection(SideTask):
     def can_run(self) -> bool:
         return all(source in self._frames for source in self._media)
 
-    def run_between_steps(self) -> Iterator[Outbound]:
+    def run_between_steps(self) -> Iterable[Outbound]:
         self.is_finished = True
         try:
             maps = self._maps() if self._media else []
         except torch.OutOfMemoryError:
-            yield from self.end("error", "the device has no memory for this inspection")
-            return
+            return self.end("error", "the device has no memory for this inspection")
         if any(not np.isfinite(np.frombuffer(m.data, np.float32)).all() for m in maps):
-            yield from self.end("error", NOT_FINITE)
-            return
+            return self.end("error", NOT_FINITE)
         gates = [
             Gates(layer=gate.layer, attention=gate.attention, feed_forward=gate.feed_forward)
             for gate in inspect.openness(self._runner.model)
         ]
-        yield Inspected(request_id=self.request_id, gates=gates, maps=maps)
+        return [Inspected(request_id=self.request_id, gates=gates, maps=maps)]
 
     @torch.inference_mode()
     def _maps(self) -> list[AttentionMap]:

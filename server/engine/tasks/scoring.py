@@ -7,7 +7,7 @@ fit in one step. The others are forked from the stem when candidates have ended.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 
 from server.engine.config import EngineConfig
 from server.engine.results import Result
@@ -37,7 +37,7 @@ class Scoring(SequenceTask):
     def media(self) -> Collection[bytes]:
         return self._request.prompt.media
 
-    def begin(self) -> Iterator[Outbound]:
+    def begin(self) -> Iterable[Outbound]:
         return media_wanted(self._scheduler.add(self._stem))
 
     def prepare(self) -> None:
@@ -50,11 +50,11 @@ class Scoring(SequenceTask):
         if self._first and not self._waiting:
             self._finish_stem()
 
-    def handle_admission(self, sequence: Sequence) -> Iterator[Outbound]:
+    def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
         self._queue_seconds = sequence.order.seconds_since_arrival()
-        return iter(())
+        return []
 
-    def handle_result(self, result: Result) -> Iterator[Outbound]:
+    def handle_result(self, result: Result) -> Iterable[Outbound]:
         sequence = result.row.sequence
         if sequence is self._stem:
             self._first = next(iter(result.target_logprobs.values()), self._first)
@@ -63,9 +63,8 @@ class Scoring(SequenceTask):
             later.update((position, logprobs[0]) for position, logprobs in result.target_logprobs.items())
             if result.row.samples:
                 self._scheduler.finish(self._live.pop(sequence.index))
-        if self._first and not self._waiting and not self._live:
-            self.is_finished = True
-            yield self._scored()
+        self.is_finished = bool(self._first) and not self._waiting and not self._live
+        return [self._scored()] if self.is_finished else []
 
     def release(self) -> None:
         self._finish_stem()

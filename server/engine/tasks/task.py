@@ -6,7 +6,7 @@ A `SequenceTask` has sequences, which take part in the engine's steps; a `SideTa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import ClassVar
 
 import numpy as np
@@ -23,7 +23,7 @@ class RequestError(ValueError):
 
 
 class Task(ABC):
-    """One request. Once it `is_finished`, it has returned its last event, and the engine releases it."""
+    """One request. Once it `is_finished`, it has returned its last event, and the engine forgets it."""
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
@@ -34,30 +34,34 @@ class Task(ABC):
     def media(self) -> Collection[bytes]:
         """Sources that the request still needs: it fails if one of them fails."""
 
-    def end(self, reason: FinishReason, error: str = "") -> Iterator[Outbound]:
-        """Return the events that end the whole request, without a last token."""
-        return finished(self.request_id, [0], reason, error)
+    def end(self, reason: FinishReason, error: str = "") -> Iterable[Outbound]:
+        """End the whole request, in whatever state it is, without a last token."""
+        self.is_finished = True
+        return finished(self.request_id, self._unfinished_answers(), reason, error)
+
+    def _unfinished_answers(self) -> Iterable[int]:
+        return [0]
 
 
 class SequenceTask(Task):
     @abstractmethod
-    def begin(self) -> Iterator[Outbound]:
+    def begin(self) -> Iterable[Outbound]:
         """Queue the first sequence and request its media."""
 
     def prepare(self) -> None:
         """Prepare for a step that is about to be scheduled."""
 
     @abstractmethod
-    def handle_admission(self, sequence: Sequence) -> Iterator[Outbound]:
+    def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
         """Note that one of the sequences has run for the first time."""
 
     @abstractmethod
-    def handle_result(self, result: Result) -> Iterator[Outbound]:
+    def handle_result(self, result: Result) -> Iterable[Outbound]:
         """Turn the result of one of the sequences' rows into events."""
 
-    def end_answer(self, index: int) -> Iterator[Outbound]:
+    def end_answer(self, index: int) -> Iterable[Outbound]:
         """Abort one of several answers."""
-        return iter(())
+        return []
 
     @abstractmethod
     def release(self) -> None:
@@ -76,9 +80,9 @@ class SideTask(Task):
     def receive(self, source: bytes, frames: NDArray[np.uint8]) -> None:
         """Receive the pixels of a media item, whichever task requested them."""
 
-    def plan(self, plan: Plan) -> Iterator[Outbound]:
+    def plan(self, plan: Plan) -> Iterable[Outbound]:
         """Add media to encode to a step's plan, after the sequences' own; request those that are missing."""
-        return iter(())
+        return []
 
     @property
     @abstractmethod
@@ -86,14 +90,14 @@ class SideTask(Task):
         """Whether the next round would do something."""
 
     @abstractmethod
-    def run_between_steps(self) -> Iterator[Outbound]:
+    def run_between_steps(self) -> Iterable[Outbound]:
         """Run one round."""
 
 
-def media_wanted(sources: Iterable[bytes]) -> Iterator[Outbound]:
-    return (MediaWanted(source) for source in sources)
+def media_wanted(sources: Iterable[bytes]) -> list[Outbound]:
+    return [MediaWanted(source) for source in sources]
 
 
-def finished(request_id: str, indices: Iterable[int], reason: FinishReason, error: str = "") -> Iterator[Outbound]:
+def finished(request_id: str, indices: Iterable[int], reason: FinishReason, error: str = "") -> list[Outbound]:
     """Return one event per answer that ends without a last token."""
-    return (Finished(request_id=request_id, index=i, finish_reason=reason, error=error) for i in indices)
+    return [Finished(request_id=request_id, index=i, finish_reason=reason, error=error) for i in indices]
