@@ -125,7 +125,7 @@ class Engine:
             "num_requests_waiting": len(self.scheduler.waiting),
             "kv_cache_usage_perc": 1 - self.blocks.num_available / self.blocks.num_blocks,
             "media_slots_in_use": self.media.slots.num_in_use,
-            "media_host_bytes": self.media.host.num_bytes,
+            "media_host_bytes": self.media.host.size,
             "media_slots_pinned": self.media.slots.num_pinned,
             "media_evictions": self.media.slots.num_evictions,
             "num_preemptions": self.scheduler.num_preemptions,
@@ -135,7 +135,7 @@ class Engine:
         for sequences in self._sequence_tasks.values():
             sequences.prepare()
         plan = self.scheduler.schedule()
-        self._events += media_wanted(plan.wanted)
+        self._events += media_wanted(plan.missing_media)
         for task in self._side_tasks.values():
             self._events += task.plan(plan)
         return plan

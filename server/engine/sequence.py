@@ -66,9 +66,6 @@ class Sequence:
         self.is_stem = False  # once computed, it is there for others to go on from
         self._hashes: list[bytes] = []  # of the full blocks, in order
 
-    def __len__(self) -> int:
-        return len(self.token_ids)
-
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens

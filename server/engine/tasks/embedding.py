@@ -46,7 +46,7 @@ class MediaEmbedding(SideTask):
             key = self._cache.key(source)
             if key is None or not self._is_provided(key, plan):
                 lacking.append(source)
-        return media_wanted(self._cache.want(lacking))
+        return media_wanted(self._cache.request(lacking))
 
     def _is_provided(self, key: bytes, plan: Plan) -> bool:
         """Return whether no pixels need to be sent: the vector is cached or in this step, or its frames are here."""
@@ -54,11 +54,10 @@ class MediaEmbedding(SideTask):
             return True
         if not self._cache.has_frames(key):
             return False
-        cost = self._cache.num_frames_of(key)
-        if cost <= plan.frames_left or not plan.encodings:  # media with more frames than the budget are encoded alone
-            plan.frames_left -= cost
+        num_frames = self._cache.num_frames(key)
+        if plan.has_room_for(num_frames):
             encoding = self._cache.begin_pooling(key)
-            plan.encodings.append(encoding)
+            plan.add_encoding(encoding, num_frames)
             self._held += [key] if encoding.slot is not None else []
         return True
 

@@ -42,7 +42,7 @@ class Inspection(SideTask):
         return self._media
 
     def plan(self, plan: Plan) -> Iterable[Outbound]:
-        return media_wanted(self._cache.want([source for source in self._media if source not in self._frames]))
+        return media_wanted(self._cache.request([source for source in self._media if source not in self._frames]))
 
     def receive(self, source: bytes, frames: NDArray[np.uint8]) -> None:
         if source in self._media:

@@ -119,7 +119,7 @@ def test_a_picture_that_was_encoded_to_nonsense_is_encoded_again(part: str, monk
         answer.engine.add(FEW_SHOT.request("a"))
         answer.run()
     assert answer.finished["a"].error == NOT_FINITE
-    assert not answer.engine.media.host.num_bytes
+    assert not answer.engine.media.host.size
     answer.engine.add(FEW_SHOT.request("b"))
     answer.run()
     assert_like_the_reference("openflamingo", FEW_SHOT, answer, "b")

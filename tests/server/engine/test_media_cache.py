@@ -4,45 +4,46 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from server.engine.media_cache import HostTier, MediaCache, MediaSlots, PooledFeatures, content_key
+from server.engine.media_cache import LruCache, MediaCache, MediaSlots, content_key
 
 A, B, C, D, E = (letter * 32 for letter in (b"a", b"b", b"c", b"d", b"e"))
 
 
 def test_the_longest_idle_media_gives_way() -> None:
     slots = MediaSlots(2)
-    slots.place(A)
-    slots.place(B)
+    slots.assign(A)
+    slots.assign(B)
     slots.release(A)
     slots.release(B)
     slots.acquire(A)
     slots.release(A)  # B is now the longest idle
-    slots.place(C)
+    slots.assign(C)
     assert (slots.find(A) is None, slots.find(B) is None) == (False, True)
     assert slots.num_evictions == 1
 
 
 def test_a_media_in_use_never_gives_way() -> None:
     slots = MediaSlots(2)
-    slots.place(A)
-    slots.place(B)
+    slots.assign(A)
+    slots.assign(B)
     slots.release(B)
     assert slots.num_available == 1
-    assert slots.place(C) != slots.find(A)
+    assert slots.assign(C) != slots.find(A)
 
 
 def test_pins_stay_within_a_quarter_and_hold() -> None:
     slots = MediaSlots(4)
     for key in (A, B, C, D):
-        slots.place(key)
+        slots.assign(key)
         slots.release(key)
     assert slots.pin(A)
     assert slots.pin(A)
     assert not slots.pin(B)  # a second one of four is beyond the quarter
     assert not slots.pin(E)  # it has no slot
     for key in (b"1" * 32, b"2" * 32, b"3" * 32):
-        slots.place(key)
+        slots.assign(key)
         slots.release(key)
     assert slots.find(A) is not None
     slots.unpin(A)
@@ -52,15 +53,15 @@ def test_pins_stay_within_a_quarter_and_hold() -> None:
 
 
 def test_the_host_tier_counts_bytes() -> None:
-    host = HostTier(100)
+    host = LruCache[torch.Tensor](100, lambda tokens: tokens.nbytes)
     host.put(A, torch.zeros(10))  # 40 bytes
     host.put(B, torch.zeros(10))
     assert host.get(A) is not None
     host.put(C, torch.zeros(10))
     assert (A in host, B in host, C in host) == (True, False, True)
-    assert host.num_bytes == 80
+    assert host.size == 80
     host.put(D, torch.zeros(100))  # larger than all there is
-    assert host.num_bytes == 0
+    assert host.size == 0
 
 
 def test_a_key_is_of_pixels_shape_and_salt() -> None:
@@ -75,11 +76,11 @@ def test_a_key_is_of_pixels_shape_and_salt() -> None:
 
 def test_a_source_is_asked_for_once_until_it_is_answered() -> None:
     media = MediaCache(2, 1000, b"")
-    assert media.want([A, B, A]) == [A, B]
-    assert media.want([A, C]) == [C]
+    assert media.request([A, B, A]) == [A, B]
+    assert media.request([A, C]) == [C]
     media.supply(A, np.zeros((1, 2, 2, 3), np.uint8))
     media.fail(B)
-    assert media.want([A, B, C]) == [A, B]
+    assert media.request([A, B, C]) == [A, B]
 
 
 def test_two_sources_of_one_picture_have_one_key() -> None:
@@ -92,7 +93,7 @@ def test_two_sources_of_one_picture_have_one_key() -> None:
 
 
 def test_vectors_of_the_least_recently_used_media_go_first() -> None:
-    pooled = PooledFeatures(2)
+    pooled = LruCache[NDArray[np.float32]](2)
     for key in (A, B):
         pooled.put(key, np.ones(3, np.float32))
     assert pooled.get(A) is not None
@@ -104,14 +105,14 @@ def test_vectors_of_the_least_recently_used_media_go_first() -> None:
 def test_what_is_discarded_leaves_its_slot_free_unless_somebody_holds_it() -> None:
     media = MediaCache(num_slots=4, host_bytes=1 << 20, salt=b"")
     for key in (A, B, C):
-        media.slots.place(key)
+        media.slots.assign(key)
         media.host.put(key, torch.zeros(10))
     media.slots.release(A)
     media.slots.release(B)
     media.slots.pin(B)
     media.discard([A, B, C, D])
     assert [media.slots.find(key) is None for key in (A, B, C)] == [True, True, False]
-    assert (media.slots.num_free, media.slots.num_pinned, media.host.num_bytes) == (3, 0, 0)
+    assert (media.slots.num_free, media.slots.num_pinned, media.host.size) == (3, 0, 0)
 
 
 def pooling(media: MediaCache, picture: int) -> tuple[bytes, int | None]:

@@ -129,7 +129,7 @@ def test_a_prompt_and_an_embedding_that_want_one_media_at_once_encode_it_once(mo
 
 def test_a_vector_that_was_dropped_is_worked_out_again_and_the_page_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("flamingo")
-    answer.engine.media.pooled.max_entries = 2
+    answer.engine.media.pooled.max_size = 2
     for name, pictures in (("a", [0, 1]), ("b", [2, 3])):
         answer.engine.add(embed(name, pictures))
         answer.run()
@@ -212,7 +212,7 @@ def test_any_mix_of_prompts_and_embeddings(data: st.DataObject) -> None:
         max_frames_idle=data.draw(st.integers(1, 4)),
     )
     answer = client("flamingo", config)
-    answer.engine.media.pooled.max_entries = data.draw(st.integers(1, 8))
+    answer.engine.media.pooled.max_size = data.draw(st.integers(1, 8))
     pictures = st.lists(st.integers(0, 5), min_size=1, max_size=6)
     asked = data.draw(st.lists(st.tuples(pictures, st.sampled_from(["prompt", "embed", "abort"])), max_size=6))
     for i, (shown, kind) in enumerate(asked):
