@@ -115,7 +115,7 @@ class Engine:
     def step(self) -> list[Outbound]:
         plan = self._schedule()
         results = self.runner.run(plan)
-        self.scheduler.commit(plan, {result.row.sequence for result in results if result.failed})
+        self.scheduler.commit(plan, {result.row.sequence for result in results if result.error})
         return self._emit(plan, results)
 
     def gauges(self) -> dict[str, float]:
@@ -157,9 +157,9 @@ class Engine:
 
     def _emit_result(self, result: Result) -> None:
         task = self._sequence_tasks[result.row.sequence.request_id]
-        if result.failed:
-            suspects = list(result.row.sequence.held)
-            self._handle(task, task.end("error", result.failed))
+        if result.error:
+            suspects = list(result.row.sequence.media_slots)
+            self._handle(task, task.end("error", result.error))
             self.media.discard(suspects)
         else:
             self._handle(task, task.handle_result(result))

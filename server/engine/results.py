@@ -1,13 +1,14 @@
-"""From a step's logits to what each row gave: a token, log-probabilities that were asked for, or the news that it failed.
+"""From a step's logits to the result of each row: a token, the requested log-probabilities, or an error.
 
-Each row's last logits are read even where nobody wants them, to see that they are finite: what a row wrote into the caches
-is found by others only after that.
+The last logits of each row are read even if nothing is sampled from them, to check that they are finite: other sequences
+can share what a row wrote into the caches only after that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -21,70 +22,46 @@ NOT_FINITE = "the model's output is not finite"
 
 @dataclass(slots=True)
 class Result:
-    """What a row of the plan gave: nothing but K/V, or log-probabilities, or a token; or `failed`."""
+    """The result of a row: a token, log-probabilities, or only K/V; or the `error` that fails its sequence."""
 
     row: Row
     token_id: int | None = None
     logprob: TokenLogprob | None = None
-    # for tokens start + 1 .. of the prompt, in order
+    # of tokens start + 1 .. of the prompt, in order
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     # of the sequence's targets, by position
     target_logprobs: dict[int, list[float]] = field(default_factory=dict)
-    # of a beam, instead of a token
+    # of a beam, in place of a token
     candidates: list[tuple[int, float]] = field(default_factory=list)
-    failed: str = ""
+    error: str = ""
 
 
-def wanted_tokens(row: Row) -> range:
-    """The tokens whose logits are read: those that are scored, and the last one."""
+def logit_positions(row: Row) -> range:
+    """Return the positions whose logits are read: those after which log-probabilities are reported, and the last one."""
     end, scored = row.start + row.count, row.sequence.scored
     first = max(row.start, scored.start) if row.start < scored.stop else end - 1
     return range(min(first, end - 1), end)
 
 
-def read_logits(rows: Sequence[Row], wanted: Sequence[range], logits: Tensor, sampler: Sampler) -> list[Result]:
-    """Logits [W, V] of the model's dtype, spent; `len(wanted[i])` of them for row i."""
+def read_logits(rows: Sequence[Row], positions: Sequence[range], logits: Tensor, sampler: Sampler) -> list[Result]:
+    """Logits [W, V] of the model's dtype, overwritten: `len(positions[i])` of them belong to row i."""
     if len(logits) == len(rows) and all(map(_is_greedy, rows)):
-        return _read_likeliest(rows, logits, sampler)
+        return _read_greedy(rows, logits, sampler)
     logits = logits.float()
     results = [Result(row) for row in rows]
-    parts = logits.split([len(tokens) for tokens in wanted])
-    # a row's maximum is NaN where any of its logits is
+    parts = logits.split(list(map(len, positions)))
+    # a row's maximum is NaN if any of its logits is
     is_finite = logits.amax(-1).isfinite()
     sampling = [i for i, row in enumerate(rows) if row.samples and not row.sequence.targets]
-    chosen = _choose([results[i] for i in sampling], [parts[i][-1] for i in sampling], sampler)
-    for result, good in zip(results, is_finite.split([len(tokens) for tokens in wanted]), strict=True):
-        if not bool(good.all()):
-            result.failed = NOT_FINITE
-    for i, token_id in zip(sampling, chosen.tolist(), strict=True):
+    token_ids = _choose([results[i] for i in sampling], [parts[i][-1] for i in sampling], sampler)
+    for result, is_part_finite in zip(results, is_finite.split(list(map(len, positions))), strict=True):
+        if not bool(is_part_finite.all()):
+            result.error = NOT_FINITE
+    for i, token_id in zip(sampling, token_ids.tolist(), strict=True):
         results[i].token_id = token_id
-    _report(results, wanted, parts)
-    _report_targets(results, wanted, logits)
+    _report_logprobs(results, positions, parts)
+    _report_targets(results, positions, logits)
     return results
-
-
-def _is_greedy(row: Row) -> bool:
-    """Whether nothing is asked of the row's logits but the likeliest token, if that."""
-    sequence = row.sequence
-    asks_more = sequence.targets or sequence.sampling.logprobs is not None or sequence.wants_prompt_logprobs
-    return not asks_more and (not row.samples or is_greedy(sequence))
-
-
-def _read_likeliest(rows: Sequence[Row], logits: Tensor, sampler: Sampler) -> list[Result]:
-    token_ids, is_finite = sampler.likeliest(logits)
-    return [
-        Result(row, token_id=token_id if row.samples else None, failed="" if good else NOT_FINITE)
-        for row, token_id, good in zip(rows, token_ids.tolist(), is_finite.tolist(), strict=True)
-    ]
-
-
-def _choose(results: list[Result], logits: list[Tensor], sampler: Sampler) -> Tensor:
-    """Sample, for the rows that do; the ids are still on the device. Beams get candidates instead."""
-    sequences = [result.row.sequence for result in results]
-    for result, sequence, row in zip(results, sequences, logits, strict=True):
-        if width := sequence.sampling.beam_width:
-            result.candidates = sampler.candidates(row.log_softmax(-1), num_candidates(width))
-    return sampler.sample(torch.stack(logits), sequences) if logits else torch.empty(0)
 
 
 def num_candidates(beam_width: int) -> int:
@@ -92,42 +69,64 @@ def num_candidates(beam_width: int) -> int:
     return 2 * beam_width
 
 
-def _report(results: list[Result], wanted: Sequence[range], parts: Sequence[Tensor]) -> None:
-    """Log-probabilities, of prompts and of sampled tokens, for those who asked."""
-    for result, tokens, part in zip(results, wanted, parts, strict=True):
-        if result.failed:
+def _is_greedy(row: Row) -> bool:
+    """Return whether nothing but the most likely token is read from the row's logits, if that."""
+    sequence = row.sequence
+    reports_logprobs = sequence.targets or sequence.sampling.logprobs is not None or sequence.wants_prompt_logprobs
+    return not reports_logprobs and (not row.samples or is_greedy(sequence))
+
+
+def _read_greedy(rows: Sequence[Row], logits: Tensor, sampler: Sampler) -> list[Result]:
+    token_ids, is_finite = sampler.greedy(logits)
+    return [
+        Result(row, token_id=token_id if row.samples else None, error="" if is_row_finite else NOT_FINITE)
+        for row, token_id, is_row_finite in zip(rows, token_ids.tolist(), is_finite.tolist(), strict=True)
+    ]
+
+
+def _choose(results: list[Result], logits: list[Tensor], sampler: Sampler) -> Tensor:
+    """Sample for each result; the ids stay on the device. Beams get candidates as well."""
+    sequences = [result.row.sequence for result in results]
+    for result, sequence, row in zip(results, sequences, logits, strict=True):
+        if width := sequence.sampling.beam_width:
+            result.candidates = sampler.candidates(row.log_softmax(-1), num_candidates(width))
+    return sampler.sample(torch.stack(logits), sequences) if logits else torch.empty(0)
+
+
+def _report_logprobs(results: list[Result], positions: Sequence[range], parts: Sequence[Tensor]) -> None:
+    """Set the log-probabilities of prompts and of sampled tokens that the requests ask for."""
+    for result, span, part in zip(results, positions, parts, strict=True):
+        if result.error:
             continue
         sampling = result.row.sequence.sampling
         if result.row.sequence.wants_prompt_logprobs:
-            result.prompt_logprobs = _prompt_logprobs(result.row, tokens, part)
+            result.prompt_logprobs = _prompt_logprobs(result.row, span, part)
         if sampling.logprobs is not None and result.token_id is not None:
             row = part[-1:].log_softmax(-1)
             (result.logprob,) = token_logprobs(row, [result.token_id], [sampling.logprobs])
 
 
-def _prompt_logprobs(row: Row, tokens: range, logits: Tensor) -> list[TokenLogprob]:
-    """Of the prompt tokens that follow `tokens`; the last prompt token is followed by none."""
+def _prompt_logprobs(row: Row, positions: range, logits: Tensor) -> list[TokenLogprob]:
+    """Return those of the prompt tokens that follow `positions`; none follows the last prompt token."""
     sequence = row.sequence
-    following = [sequence.token_ids[t + 1] for t in tokens if t + 1 < sequence.num_prompt_tokens]
+    following = [sequence.token_ids[at + 1] for at in positions if at + 1 < sequence.num_prompt_tokens]
     num_top = [sequence.sampling.prompt_logprobs or 0] * len(following)
     return token_logprobs(logits[: len(following)].log_softmax(-1), following, num_top)
 
 
-def _report_targets(results: list[Result], wanted: Sequence[range], logits: Tensor) -> None:
-    """All rows' targets at once: many candidates are a step of many short rows."""
-    starts = [0]
-    for tokens in wanted:
-        starts.append(starts[-1] + len(tokens))
-    asked = [
-        (result, position, start + place, result.row.sequence.targets[position])
-        for result, start, tokens in zip(results, starts, wanted, strict=False)
-        for place, position in enumerate(tokens)
-        if position in result.row.sequence.targets and not result.failed
+def _report_targets(results: list[Result], positions: Sequence[range], logits: Tensor) -> None:
+    """Set the targets' log-probabilities of all rows at once: many candidates are a step of many short rows."""
+    starts = accumulate(map(len, positions), initial=0)
+    targets = [
+        (result, position, start + offset, result.row.sequence.targets[position])
+        for result, start, span in zip(results, starts, positions, strict=False)
+        for offset, position in enumerate(span)
+        if position in result.row.sequence.targets and not result.error
     ]
-    if not asked:
+    if not targets:
         return
-    logprobs = logits[[row for _, _, row, _ in asked]].log_softmax(-1)
-    rows = [row for row, (_, _, _, ids) in enumerate(asked) for _ in ids]
-    values = iter(logprobs[rows, [i for _, _, _, ids in asked for i in ids]].tolist())
-    for result, position, _, ids in asked:
+    logprobs = logits[[row for _, _, row, _ in targets]].log_softmax(-1)
+    rows = [row for row, (_, _, _, ids) in enumerate(targets) for _ in ids]
+    values = iter(logprobs[rows, [i for _, _, _, ids in targets for i in ids]].tolist())
+    for result, position, _, ids in targets:
         result.target_logprobs[position] = [next(values) for _ in ids]

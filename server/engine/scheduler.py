@@ -93,7 +93,7 @@ class Scheduler:
         child.num_computed = parent.num_computed
         if remainder:
             self._copies.append((parent.block_table[num_full], new_blocks[0]))
-        child.held = {key: self.media.slots.acquire(key) for key in parent.held}
+        child.media_slots = {key: self.media.slots.acquire(key) for key in parent.media_slots}
         insort(self.running, child, key=lambda s: s.order)
         return True
 
@@ -263,9 +263,9 @@ class Scheduler:
         self.blocks.release(sequence.block_table)
         sequence.block_table = []
         sequence.num_computed = 0
-        for key in sequence.held:
+        for key in sequence.media_slots:
             self.media.slots.release(key)
-        sequence.held.clear()
+        sequence.media_slots.clear()
 
     def _num_runnable(self, sequence: Sequence, plan: Plan) -> int:
         """Return how many tokens can run now: within the token budget, up to the first whose media are not available."""
@@ -282,11 +282,11 @@ class Scheduler:
         """Hold a slot for every page that a token with this media index reads."""
         for read in range(media + 1) if self._all_previous else (media,):
             key = sequence.keys[read]
-            if key not in sequence.held:
+            if key not in sequence.media_slots:
                 slot = self._slot(key, sequence.sources[read], plan)
                 if slot is None:
                     return False
-                sequence.held[key] = slot
+                sequence.media_slots[key] = slot
         return True
 
     def _slot(self, key: bytes, source: bytes, plan: Plan) -> int | None:
@@ -310,6 +310,6 @@ class Scheduler:
         media = max(sequence.media_index[next_token], 0)
         # only this one: media that come again later must not keep their slots from those in between
         current = sequence.keys[media] if sequence.keys else None
-        for key in [key for key in sequence.held if key != current]:
+        for key in [key for key in sequence.media_slots if key != current]:
             self.media.slots.release(key)
-            del sequence.held[key]
+            del sequence.media_slots[key]

@@ -1,4 +1,4 @@
-"""A sequence: tokens so far, which media each reads, and what it holds of the caches. The scheduler alone changes it."""
+"""A sequence: its tokens so far, which media each reads, and the blocks and slots that it holds of the caches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from server.wire import Sampling
 
 
 class Order(NamedTuple):
-    """Which request goes first: the one of lower priority number, then of earlier arrival, then of lower number."""
+    """A request's position in the queue: smallest `priority` first, then earliest arrival, then first received."""
 
     priority: int = 0
     arrived: float = 0.0  # time.monotonic(); 0: unknown
@@ -26,7 +26,7 @@ class Order(NamedTuple):
 
 
 class Sequence:
-    """Tokens [0, num_computed) have their K/V in `block_table`; the rest are to be computed, the last one sampled from.
+    """Tokens [0, num_computed) have their K/V in `block_table`; the rest are to be computed, and the last is sampled from.
 
     With `targets`, nothing is sampled: they map a position to the ids whose log-probabilities after it are reported.
     """
@@ -49,21 +49,21 @@ class Sequence:
         self.media_index = list(prompt.media_index)
         self.sources = list(prompt.media)
         self.num_prompt_tokens = len(prompt.token_ids)
-        self.keys: list[bytes] = []  # content keys, once every source is known
+        self.keys: list[bytes] = []  # content keys, complete once every source is known
         self.block_table: list[int] = []
         self.num_computed = 0
-        self.num_cached_tokens = 0  # found in the prefix cache when it first ran
-        self.num_cached_media = 0  # that needed no pixels then
-        self.held: dict[bytes, int] = {}  # media key -> slot, one reference each
+        self.num_cached_tokens = 0  # in the prefix cache when it first ran
+        self.num_cached_media = 0  # media that needed no pixels then
+        self.media_slots: dict[bytes, int] = {}  # key -> slot, with one reference each
         self.was_admitted = False
         self.is_waiting = False
         self.is_finished = False
         seed = sampling.seed
         self.random = random.Random(f"{seed}/{index}" if index and seed is not None else seed)
-        self.logprobs: list[float] = []  # of generated tokens, where a beam search asks for them
+        self.logprobs: list[float] = []  # of generated tokens, in a beam search
         self.matcher: Matcher | None = None
         self.targets = targets or {}
-        self.is_stem = False  # once computed, it is there for others to go on from
+        self.is_stem = False  # it is computed only for others to be forked from it
         self._hashes: list[bytes] = []  # of the full blocks, in order
 
     @property
@@ -80,25 +80,25 @@ class Sequence:
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        """One of several answers asks for all of them."""
+        """Whether to report the prompt's log-probabilities; the first of several answers does."""
         return self.sampling.prompt_logprobs is not None and self.index == 0
 
     @property
     def scored(self) -> range:
-        """Positions after which log-probabilities of given tokens are wanted: they must be computed, cached or not."""
+        """Positions after which log-probabilities are reported: they must be computed even if they are cached."""
         if self.wants_prompt_logprobs:
             return range(self.num_prompt_tokens - 1)
         return range(min(self.targets), max(self.targets) + 1) if self.targets else range(0)
 
     def append(self, token_id: int) -> None:
-        """A generated token reads the media that the one before it reads."""
+        """Append a generated token, which reads the media item that the token before it reads."""
         self.token_ids.append(token_id)
         self.media_index.append(self.media_index[-1])
 
     def fork(
         self, index: int, token_ids: Iterable[int] = (), targets: Mapping[int, list[int]] | None = None
     ) -> Sequence:
-        """The same tokens once more, with others behind, and nothing of the caches in hand."""
+        """Return a sequence with the same tokens, followed by `token_ids`, that holds nothing of the caches."""
         child = Sequence(self.request_id, self.prompt, self.sampling, self.order, index, targets)
         child.token_ids, child.media_index = list(self.token_ids), list(self.media_index)
         child.keys, child.logprobs, child._hashes = list(self.keys), list(self.logprobs), list(self._hashes)
@@ -108,14 +108,14 @@ class Sequence:
         return child
 
     def first_token_of(self, media: int) -> int:
-        """The first token at or after which media number `media` is the current one."""
+        """Return the position of the first token with this media index or a later one."""
         return bisect_left(self.media_index, media)
 
     def block_hash(self, block: int, block_size: int) -> bytes:
-        """Hash of full block number `block`; a chain, computed once."""
+        """Return the hash of a full block by its number. Hashes form a chain and are computed once."""
         while len(self._hashes) <= block:
             start = len(self._hashes) * block_size
             span = slice(start, start + block_size)
-            read = [self.keys[i] if i >= 0 else b"" for i in self.media_index[span]]
-            self._hashes.append(block_hash(self._hashes[-1] if self._hashes else b"", self.token_ids[span], read))
+            keys = [self.keys[i] if i >= 0 else b"" for i in self.media_index[span]]
+            self._hashes.append(block_hash(self._hashes[-1] if self._hashes else b"", self.token_ids[span], keys))
         return self._hashes[block]

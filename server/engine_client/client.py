@@ -18,36 +18,15 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from server import wire
 from server.engine_client.media_supply import MediaDecoder, MediaSupply, RequestMedia
 from server.engine_client.supervisor import State, Supervisor, WorkerProcess
 from server.errors import EngineDied, EngineFailed, EngineNotReady, ServerError
 from server.media.source import EncodedMedia
 from server.metrics import Metrics
 from server.settings import Settings
-from server.wire import (
-    ENGINE_FACTORY,
-    Abort,
-    Beat,
-    Embed,
-    Embedded,
-    EmbedText,
-    Event,
-    Finished,
-    Generate,
-    Inspect,
-    Inspected,
-    MediaWanted,
-    Outbound,
-    Pin,
-    Ready,
-    Reply,
-    Request,
-    Score,
-    Scored,
-    Token,
-)
 
-ReplyType = TypeVar("ReplyType", Scored, Embedded, Inspected)
+ReplyType = TypeVar("ReplyType", wire.Scored, wire.Embedded, wire.Inspected)
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +49,16 @@ class Client(Protocol):
 
     def fail_all(self, error: ServerError) -> None: ...
 
-    def stream(self, request: Generate, media: Mapping[bytes, EncodedMedia]) -> AsyncGenerator[Event, None]: ...
+    def stream(
+        self, request: wire.Generate, media: Mapping[bytes, EncodedMedia]
+    ) -> AsyncGenerator[wire.Event, None]: ...
 
     def end_answer(self, request_id: str, index: int) -> None:
         """Abort one of several answers; its stream still reports its end, with "abort"."""
 
-    async def score(self, request: Score, media: Mapping[bytes, EncodedMedia]) -> Scored: ...
+    async def score(self, request: wire.Score, media: Mapping[bytes, EncodedMedia]) -> wire.Scored: ...
 
-    async def inspect(self, request: Inspect, media: Mapping[bytes, EncodedMedia]) -> Inspected: ...
+    async def inspect(self, request: wire.Inspect, media: Mapping[bytes, EncodedMedia]) -> wire.Inspected: ...
 
     async def embed(self, media: Sequence[EncodedMedia]) -> NDArray[np.float32]:
         """Return [M, Dv]: the frozen vision encoder's features, mean over frames and patches, of length one."""
@@ -95,15 +76,15 @@ class _Stream:
     """One open request."""
 
     media: RequestMedia
-    events: asyncio.Queue[Event | Reply | ServerError] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[wire.Event | wire.Reply | ServerError] = field(default_factory=asyncio.Queue)
     is_finished: bool = False
 
-    async def next(self) -> Event | Reply:
+    async def next(self) -> wire.Event | wire.Reply:
         """Raises what the request failed with."""
         event = await self.events.get()
         if isinstance(event, ServerError):
             raise event
-        if isinstance(event, Finished) and event.finish_reason == "error":
+        if isinstance(event, wire.Finished) and event.finish_reason == "error":
             self.is_finished = True
             raise self.media.error or EngineFailed(event.error or "the engine could not finish this request")
         return event
@@ -111,7 +92,7 @@ class _Stream:
 
 class EngineClient:
     def __init__(
-        self, settings: Settings, decoder: MediaDecoder, metrics: Metrics, *, factory: str = ENGINE_FACTORY
+        self, settings: Settings, decoder: MediaDecoder, metrics: Metrics, *, factory: str = wire.ENGINE_FACTORY
     ) -> None:
         self._metrics = metrics
         self._supervisor = Supervisor(settings, factory, metrics)
@@ -153,41 +134,45 @@ class EngineClient:
         for stream in self._streams.values():
             stream.events.put_nowait(error)
 
-    async def stream(self, request: Generate, media: Mapping[bytes, EncodedMedia]) -> AsyncGenerator[Event, None]:
+    async def stream(
+        self, request: wire.Generate, media: Mapping[bytes, EncodedMedia]
+    ) -> AsyncGenerator[wire.Event, None]:
         """Yield events until each answer has its finish reason. Closed before that, abort the request."""
         with self._open(request, media) as stream:
             num_open = request.sampling.n
             while num_open:
                 event = await stream.next()
-                assert not isinstance(event, Reply)
-                if isinstance(event, Token | Finished) and event.finish_reason is not None:
+                assert not isinstance(event, wire.Reply)
+                if isinstance(event, wire.Token | wire.Finished) and event.finish_reason is not None:
                     num_open -= 1
                 stream.is_finished = not num_open
                 yield event
 
     def end_answer(self, request_id: str, index: int) -> None:
         if (worker := self._supervisor.worker) is not None and request_id in self._streams:
-            worker.send(Abort(request_id, index))
+            worker.send(wire.Abort(request_id, index))
 
-    async def score(self, request: Score, media: Mapping[bytes, EncodedMedia]) -> Scored:
-        return await self._reply(request, media, Scored)
+    async def score(self, request: wire.Score, media: Mapping[bytes, EncodedMedia]) -> wire.Scored:
+        return await self._reply(request, media, wire.Scored)
 
-    async def inspect(self, request: Inspect, media: Mapping[bytes, EncodedMedia]) -> Inspected:
-        return await self._reply(request, media, Inspected)
+    async def inspect(self, request: wire.Inspect, media: Mapping[bytes, EncodedMedia]) -> wire.Inspected:
+        return await self._reply(request, media, wire.Inspected)
 
     async def embed(self, media: Sequence[EncodedMedia]) -> NDArray[np.float32]:
-        request = Embed(request_id=f"embed-{uuid.uuid4().hex}", media=[m.digest for m in media])
-        return _vectors(await self._reply(request, {m.digest: m for m in media}, Embedded))
+        request = wire.Embed(request_id=f"embed-{uuid.uuid4().hex}", media=[m.digest for m in media])
+        return _vectors(await self._reply(request, {m.digest: m for m in media}, wire.Embedded))
 
     async def embed_text(self, texts: Sequence[list[int]]) -> NDArray[np.float32]:
-        request = EmbedText(request_id=f"embed-{uuid.uuid4().hex}", texts=list(texts))
-        return _vectors(await self._reply(request, {}, Embedded))
+        request = wire.EmbedText(request_id=f"embed-{uuid.uuid4().hex}", texts=list(texts))
+        return _vectors(await self._reply(request, {}, wire.Embedded))
 
     def pin(self, digests: Sequence[bytes], is_kept: bool) -> None:
         if (worker := self._supervisor.worker) is not None:
-            worker.send(Pin(digests=list(digests), is_kept=is_kept))
+            worker.send(wire.Pin(digests=list(digests), is_kept=is_kept))
 
-    async def _reply(self, request: Request, media: Mapping[bytes, EncodedMedia], kind: type[ReplyType]) -> ReplyType:
+    async def _reply(
+        self, request: wire.Request, media: Mapping[bytes, EncodedMedia], kind: type[ReplyType]
+    ) -> ReplyType:
         """Return the one reply of a request. Cancelled before that, abort the request."""
         with self._open(request, media) as stream:
             while not isinstance(event := await stream.next(), kind):
@@ -196,7 +181,7 @@ class EngineClient:
             return event
 
     @contextmanager
-    def _open(self, request: Request, media: Mapping[bytes, EncodedMedia]) -> Iterator[_Stream]:
+    def _open(self, request: wire.Request, media: Mapping[bytes, EncodedMedia]) -> Iterator[_Stream]:
         worker = self._supervisor.ready_worker()
         if not self._streams:
             self._last_progress = time.monotonic()
@@ -208,7 +193,7 @@ class EngineClient:
             finally:
                 del self._streams[request.request_id]
                 if not stream.is_finished:
-                    worker.send(Abort(request.request_id))
+                    worker.send(wire.Abort(request.request_id))
 
     async def _serve(self) -> None:
         async with aclosing(self._supervisor.workers()) as workers:
@@ -218,14 +203,14 @@ class EngineClient:
                 finally:
                     self._end_requests()
 
-    def _handle(self, worker: WorkerProcess, message: Outbound) -> None:
+    def _handle(self, worker: WorkerProcess, message: wire.Outbound) -> None:
         match message:
-            case Beat():
+            case wire.Beat():
                 self._last_progress = time.monotonic() - message.last_step_age
                 self._metrics.engine.values = message.gauges
-            case Ready():
+            case wire.Ready():
                 self._supervisor.become_ready(worker, message.info)
-            case MediaWanted():
+            case wire.MediaWanted():
                 self._supply.send(message.digest, worker)
             case _:
                 self._last_progress = time.monotonic()
@@ -241,5 +226,5 @@ class EngineClient:
         self._supply.cancel()
 
 
-def _vectors(embedded: Embedded) -> NDArray[np.float32]:
+def _vectors(embedded: wire.Embedded) -> NDArray[np.float32]:
     return np.frombuffer(embedded.data, np.float32).reshape(embedded.shape)

@@ -26,7 +26,7 @@ def sequence(sampling: Sampling, prompt: tuple[int, ...] = (0,), output: tuple[i
 
 def drawn(sampling: Sampling, uniform: float) -> int:
     cut = bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p)
-    return int(draw(LOGITS, [sampling], [uniform], cut=cut)[0])
+    return int(draw(LOGITS, [sampling], [uniform], truncate=cut)[0])
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_a_row_draws_the_same_alone_and_among_others(uniform: list[float], top_k
     rows = torch.randn(len(uniform), 11, generator=torch.Generator().manual_seed(1))
     samplings = [Sampling(max_tokens=1, top_k=top_k, top_p=top_p, temperature=0.5 + i) for i in range(len(uniform))]
     cut = bool(top_k or top_p < 1)
-    together = draw(rows, samplings, uniform, cut=cut).tolist()
-    alone = [int(draw(rows[i : i + 1], [samplings[i]], [uniform[i]], cut=cut)[0]) for i in range(len(uniform))]
+    together = draw(rows, samplings, uniform, truncate=cut).tolist()
+    alone = [int(draw(rows[i : i + 1], [samplings[i]], [uniform[i]], truncate=cut)[0]) for i in range(len(uniform))]
     assert together == alone
 
 
@@ -127,6 +127,6 @@ def test_the_likeliest_token_is_the_sampled_one() -> None:
     logits[0, 7] = logits[1, 39] = 9
     sequences = [sequence(Sampling(max_tokens=1, temperature=0)) for _ in logits]
     expected = sampler.sample(logits.clone(), sequences)
-    token_ids, is_finite = sampler.likeliest(logits)
+    token_ids, is_finite = sampler.greedy(logits)
     assert torch.equal(token_ids, expected)
     assert is_finite.all()
