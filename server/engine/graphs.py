@@ -51,7 +51,7 @@ def record_cuda(step: Step) -> Step:
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """Static tensors into which a step's integers are written before it is replayed; a bucket's batch is their first rows."""
+    """Static tensors to which a step's integers are written before it is replayed; a bucket's batch is their first rows."""
 
     token_ids: Tensor
     positions: Tensor
