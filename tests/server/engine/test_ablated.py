@@ -13,7 +13,7 @@ from tests.tiny_models import prompt_tokenizer, tiny_model
 
 @pytest.mark.parametrize("name", ABLATED)
 @pytest.mark.parametrize("fold_gates", [False, True])
-def test_greedy_tokens_are_the_references(name: str, fold_gates: bool) -> None:
+def test_greedy_tokens_equal_the_reference(name: str, fold_gates: bool) -> None:
     model = tiny_model(ABLATED[name])
     request, pixels = FEW_SHOT.request("a"), FEW_SHOT.pixels(model)
     expected = generate(

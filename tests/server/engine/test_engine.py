@@ -108,7 +108,7 @@ def test_few_blocks_force_preemption(family: Family) -> None:
     assert_all_is_back(answer.engine)
 
 
-def test_prompt_log_probabilities_are_the_references() -> None:
+def test_prompt_log_probabilities_equal_the_reference() -> None:
     answer = client("openflamingo", replace(CONFIG, max_tokens_per_step=7))
     request = FEW_SHOT.request("a", Sampling(max_tokens=0, prompt_logprobs=2))
     answer.engine.add(request)
@@ -148,7 +148,7 @@ def test_prompt_and_output_fed_back_have_the_same_log_probabilities() -> None:
     assert again == pytest.approx(before, abs=1e-4)
 
 
-def test_what_was_seen_before_costs_nothing() -> None:
+def test_a_repeated_prompt_is_cached() -> None:
     answer = client("openflamingo")
     answer.engine.add(FEW_SHOT.request("cold"))
     answer.run()
@@ -166,7 +166,7 @@ def test_what_was_seen_before_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_being_computed_is_computed_once(family: Family) -> None:
+def test_concurrent_prompts_are_computed_once(family: Family) -> None:
     answer, length = client(family), len(FEW_SHOT.request("x").prompt.token_ids)
     whole_blocks = (length - 1) // CONFIG.block_size * CONFIG.block_size
     for i in range(4):
@@ -178,7 +178,7 @@ def test_what_is_being_computed_is_computed_once(family: Family) -> None:
     assert_all_is_back(answer.engine)
 
 
-def test_who_waits_for_a_block_goes_on_without_the_one_that_computes_it() -> None:
+def test_a_sequence_continues_if_the_one_that_computes_its_block_is_aborted() -> None:
     answer = client("openflamingo", replace(CONFIG, max_tokens_per_step=CONFIG.block_size))
     for name in ("first", "second"):
         answer.engine.add(FEW_SHOT.request(name))
@@ -190,7 +190,7 @@ def test_who_waits_for_a_block_goes_on_without_the_one_that_computes_it() -> Non
     assert_all_is_back(answer.engine)
 
 
-def test_other_order_reuses_media_and_not_text() -> None:
+def test_another_order_reuses_media_but_not_text() -> None:
     answer = client("openflamingo")
     answer.engine.add(FEW_SHOT.request("a"))
     answer.run()
@@ -203,7 +203,7 @@ def test_other_order_reuses_media_and_not_text() -> None:
     assert_like_the_reference("openflamingo", other, answer, "b")
 
 
-def test_same_text_beside_another_picture_is_another_prefix() -> None:
+def test_the_same_text_with_another_image_is_another_prefix() -> None:
     answer = client("flamingo")
     for i, picture in enumerate((0, 1)):
         request = Prompt(((0, 11), (2, 3))).request(str(i))
@@ -214,7 +214,7 @@ def test_same_text_beside_another_picture_is_another_prefix() -> None:
     assert answer.tokens["0"][0].logprob != answer.tokens["1"][0].logprob
 
 
-def test_two_encodings_of_one_picture_share_a_slot() -> None:
+def test_two_encodings_of_one_image_share_a_slot() -> None:
     answer = client("flamingo")
     answer.engine.add(Prompt(((0, 9),)).request("png"))
     answer.run()
@@ -240,7 +240,7 @@ def test_an_evicted_page_comes_back_from_the_host_without_pixels() -> None:
     assert_like_the_reference("idefics", again, answer, "again")
 
 
-def test_media_wanted_by_several_is_asked_for_once() -> None:
+def test_common_media_are_requested_once() -> None:
     answer = client("flamingo")
     for i in range(5):
         answer.engine.add(Prompt(((0, 5), (1, i + 1))).request(str(i)))
@@ -248,7 +248,7 @@ def test_media_wanted_by_several_is_asked_for_once() -> None:
     assert sorted(answer.wanted) == sorted([source(0), source(1)])
 
 
-def test_a_media_that_cannot_be_had_fails_its_requests_alone() -> None:
+def test_failed_media_fail_only_their_requests() -> None:
     answer = client("flamingo")
     bad = b"?" * 32
     good = Prompt(((0, 5),))
@@ -272,7 +272,7 @@ def test_a_media_that_cannot_be_had_fails_its_requests_alone() -> None:
     assert_all_is_back(answer.engine)
 
 
-def test_a_waiting_neighbour_does_not_hold_others_up() -> None:
+def test_a_sequence_that_waits_does_not_delay_others() -> None:
     answer = client("flamingo")
     held_back = b"!" * 32
     request = Prompt(((0, 5),)).request("slow")
@@ -320,7 +320,7 @@ def test_nan_logits_fail_one_request_and_freed_pages_do_not_leak() -> None:
     assert_all_is_back(engine)
 
 
-def test_alone_and_among_others_is_the_same() -> None:
+def test_a_crowd_does_not_change_an_answer() -> None:
     alone = client("idefics")
     alone.engine.add(FEW_SHOT.request("a"))
     alone.run()
@@ -346,7 +346,7 @@ def sampled(seed: int, crowd: Sequence[int] = ()) -> list[int]:
     return answer.ids("a")
 
 
-def test_a_seed_gives_the_same_tokens_whatever_the_batch() -> None:
+def test_a_seed_gives_the_same_tokens_in_any_batch() -> None:
     assert sampled(3) == sampled(3, range(6))
     assert sampled(3) != sampled(4)
 
@@ -366,14 +366,14 @@ def test_eos_stops_and_is_ignored_on_demand() -> None:
     assert answer.tokens["free"][-1].finish_reason == "length"
 
 
-def test_a_request_too_long_is_refused_with_both_numbers() -> None:
+def test_a_request_that_is_too_long_is_refused_with_both_numbers() -> None:
     answer = client("flamingo")
     answer.engine.add(Prompt(((-1, 120),)).request("long", Sampling(max_tokens=20)))
     answer.run()
     assert "120 prompt tokens and max_tokens 20 exceed max_model_len 128" in answer.finished["long"].error
 
 
-def test_priority_goes_first() -> None:
+def test_requests_are_admitted_by_priority() -> None:
     answer = client("flamingo", replace(CONFIG, max_sequences=1))
     for name, priority in (("late", 5), ("early", -1)):
         request = Prompt(((0, 5),)).request(name)

@@ -57,7 +57,7 @@ class Faulty:
 
 @pytest.mark.parametrize("step", range(1, NUM_STEPS + 3))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_prompt_that_failed_succeeds_when_it_comes_again(family: Family, step: int) -> None:
+def test_a_prompt_that_failed_succeeds_when_it_is_sent_again(family: Family, step: int) -> None:
     """Whichever step it was: of a piece that gives no token, too, nothing may stay in the prefix cache."""
     answer = client(family, SMALL_STEPS)
     fault = Faulty(answer.engine, step)
@@ -72,7 +72,7 @@ def test_a_prompt_that_failed_succeeds_when_it_comes_again(family: Family, step:
     assert_all_is_back(answer.engine)
 
 
-def test_what_was_computed_before_the_fault_is_still_found() -> None:
+def test_blocks_computed_before_the_fault_are_still_cached() -> None:
     answer = client("flamingo", SMALL_STEPS)
     Faulty(answer.engine, 3)
     answer.engine.add(FEW_SHOT.request("a"))
@@ -82,7 +82,7 @@ def test_what_was_computed_before_the_fault_is_still_found() -> None:
     assert 0 < answer.admitted["b"].cached_tokens <= 16
 
 
-def test_neighbours_in_the_same_step_go_on() -> None:
+def test_neighbours_in_the_same_step_continue() -> None:
     answer = client("idefics", replace(CONFIG, max_tokens_per_step=40))
     Faulty(answer.engine, 3)
     neighbour = Prompt(((4, 6), (5, 3)))
@@ -107,7 +107,7 @@ def test_several_answers_fail_together() -> None:
 
 
 @pytest.mark.parametrize("part", ["resampler", "features"])
-def test_a_picture_that_was_encoded_to_nonsense_is_encoded_again(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_with_nonfinite_encoding_is_encoded_again(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("openflamingo")
     model = answer.engine.runner.model
     right = getattr(model, part)
@@ -126,7 +126,7 @@ def test_a_picture_that_was_encoded_to_nonsense_is_encoded_again(part: str, monk
     assert_all_is_back(answer.engine)
 
 
-def test_a_page_that_went_bad_is_made_again() -> None:
+def test_a_corrupt_page_is_computed_again() -> None:
     """Also one that is pinned: nobody could ever use it."""
     answer = Client(Engine(tiny_model(CONFIGS["flamingo"]), prompt_tokenizer(), CONFIG), dict(PICTURES))
     prompt = Prompt(((0, 5),))

@@ -29,7 +29,7 @@ def test_buckets_cover_every_batch() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_replayed_steps_give_the_reference(family: Family) -> None:
+def test_replayed_steps_equal_the_reference(family: Family) -> None:
     replays: list[int] = []
 
     def record(step: Step) -> Step:

@@ -11,7 +11,7 @@ from server.engine.media_cache import LruCache, MediaCache, MediaSlots, content_
 A, B, C, D, E = (letter * 32 for letter in (b"a", b"b", b"c", b"d", b"e"))
 
 
-def test_the_longest_idle_media_gives_way() -> None:
+def test_the_longest_idle_media_item_is_evicted() -> None:
     slots = MediaSlots(2)
     slots.assign(A)
     slots.assign(B)
@@ -24,7 +24,7 @@ def test_the_longest_idle_media_gives_way() -> None:
     assert slots.num_evictions == 1
 
 
-def test_a_media_in_use_never_gives_way() -> None:
+def test_media_in_use_are_never_evicted() -> None:
     slots = MediaSlots(2)
     slots.assign(A)
     slots.assign(B)
@@ -33,7 +33,7 @@ def test_a_media_in_use_never_gives_way() -> None:
     assert slots.assign(C) != slots.find(A)
 
 
-def test_pins_stay_within_a_quarter_and_hold() -> None:
+def test_pins_hold_and_take_at_most_a_quarter_of_the_slots() -> None:
     slots = MediaSlots(4)
     for key in (A, B, C, D):
         slots.assign(key)
@@ -52,7 +52,7 @@ def test_pins_stay_within_a_quarter_and_hold() -> None:
     assert slots.num_pinned == 0
 
 
-def test_the_host_tier_counts_bytes() -> None:
+def test_the_size_of_an_lru_cache_is_in_the_units_of_its_values() -> None:
     host = LruCache[torch.Tensor](100, lambda tokens: tokens.nbytes)
     host.put(A, torch.zeros(10))  # 40 bytes
     host.put(B, torch.zeros(10))
@@ -74,7 +74,7 @@ def test_a_key_is_of_pixels_shape_and_salt() -> None:
     assert len(key) == 32
 
 
-def test_a_source_is_asked_for_once_until_it_is_answered() -> None:
+def test_a_source_is_requested_once_until_it_is_answered() -> None:
     media = MediaCache(2, 1000, b"")
     assert media.request([A, B, A]) == [A, B]
     assert media.request([A, C]) == [C]
@@ -83,7 +83,7 @@ def test_a_source_is_asked_for_once_until_it_is_answered() -> None:
     assert media.request([A, B, C]) == [A, B]
 
 
-def test_two_sources_of_one_picture_have_one_key() -> None:
+def test_two_sources_of_one_image_have_one_key() -> None:
     media = MediaCache(2, 1000, b"")
     frames = np.zeros((1, 2, 2, 3), np.uint8)
     media.supply(A, frames)
@@ -92,7 +92,7 @@ def test_two_sources_of_one_picture_have_one_key() -> None:
     assert media.key(C) is None
 
 
-def test_vectors_of_the_least_recently_used_media_go_first() -> None:
+def test_the_least_recently_used_value_is_dropped_first() -> None:
     pooled = LruCache[NDArray[np.float32]](2)
     for key in (A, B):
         pooled.put(key, np.ones(3, np.float32))
@@ -102,7 +102,7 @@ def test_vectors_of_the_least_recently_used_media_go_first() -> None:
     assert pooled.get(B) is None
 
 
-def test_what_is_discarded_leaves_its_slot_free_unless_somebody_holds_it() -> None:
+def test_discarding_media_frees_slots_without_references() -> None:
     media = MediaCache(num_slots=4, host_bytes=1 << 20, salt=b"")
     for key in (A, B, C):
         media.slots.assign(key)
@@ -126,7 +126,7 @@ def pooling(media: MediaCache, picture: int) -> tuple[bytes, int | None]:
     return key, encoding.slot
 
 
-def test_a_media_that_is_embedded_takes_a_free_slot_and_nobodys_while_host_memory_keeps_it() -> None:
+def test_pooling_takes_only_a_free_slot_if_host_memory_keeps_the_tokens() -> None:
     media = MediaCache(num_slots=1, host_bytes=1 << 20, salt=b"")
     first, slot = pooling(media, 1)
     assert slot == 0
@@ -136,7 +136,7 @@ def test_a_media_that_is_embedded_takes_a_free_slot_and_nobodys_while_host_memor
     assert media.slots.num_evictions == 0
 
 
-def test_without_host_memory_it_takes_the_longest_idle_slot() -> None:
+def test_pooling_without_host_memory_takes_the_longest_idle_slot() -> None:
     media = MediaCache(num_slots=1, host_bytes=0, salt=b"")
     first, _ = pooling(media, 1)
     assert pooling(media, 2)[1] is None  # the only slot is held
@@ -145,7 +145,7 @@ def test_without_host_memory_it_takes_the_longest_idle_slot() -> None:
     assert (slot, media.slots.find(first), media.slots.find(third)) == (0, None, 0)
 
 
-def test_frames_that_only_a_vector_lacks_do_not_go_with_a_page_from_the_host() -> None:
+def test_frames_for_pooling_are_kept_when_a_page_comes_from_the_host() -> None:
     media = MediaCache(num_slots=2, host_bytes=1 << 20, salt=b"")
     frames = np.zeros((1, 2, 2, 3), np.uint8)
     key = content_key(frames, b"")

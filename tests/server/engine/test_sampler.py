@@ -42,7 +42,7 @@ def drawn(sampling: Sampling, uniform: float) -> int:
         (Sampling(max_tokens=1, top_k=3, top_p=0.65, min_p=0.1), [0, 1]),
     ],
 )
-def test_cuts_keep_just_these(sampling: Sampling, kept: list[int]) -> None:
+def test_truncation_keeps_exactly_these_tokens(sampling: Sampling, kept: list[int]) -> None:
     grid = [i / 1000 for i in range(1000)] + [1 - 2**-53]
     counts = [sum(drawn(sampling, u) == token for u in grid) / len(grid) for token in range(4)]
     expected = [float(PROBS[i] / PROBS[kept].sum()) if i in kept else 0.0 for i in range(4)]
@@ -91,7 +91,7 @@ def test_each_parameter_moves_the_best_token(
     assert sampler.sample(LOGITS.clone(), [sequence(sampling, prompt, output)]).tolist() == [best]
 
 
-def test_what_is_suppressed_is_never_sampled() -> None:
+def test_suppressed_ids_are_never_sampled() -> None:
     sampler = Sampler([0, 1], [])
     assert sampler.sample(LOGITS.clone(), [sequence(Sampling(max_tokens=1, temperature=0))]).tolist() == [2]
     assert [i for i, _ in sampler.candidates(LOGITS[0], 2)] == [2, 3]
@@ -118,11 +118,11 @@ def test_the_end_of_sequence_waits_for_min_tokens() -> None:
         (Sampling(max_tokens=9, temperature=0, frequency_penalty=0.1), False),
     ],
 )
-def test_who_takes_the_likeliest_token_as_it_is(sampling: Sampling, greedy: bool) -> None:
+def test_sequences_without_other_parameters_are_greedy(sampling: Sampling, greedy: bool) -> None:
     assert is_greedy(sequence(sampling, output=(1,))) is greedy
 
 
-def test_the_likeliest_token_is_the_sampled_one() -> None:
+def test_the_greedy_token_is_the_sampled_one() -> None:
     logits, sampler = torch.randn(5, 40), Sampler([7, 39], [3])
     logits[0, 7] = logits[1, 39] = 9
     sequences = [sequence(Sampling(max_tokens=1, temperature=0)) for _ in logits]

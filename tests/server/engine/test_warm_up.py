@@ -15,7 +15,7 @@ from tests.tiny_models import FAMILIES, Family
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("max_model_len", [16, 128])
-def test_it_comes_to_an_end_and_leaves_nothing(family: Family, max_model_len: int) -> None:
+def test_the_warm_up_ends_and_leaves_nothing(family: Family, max_model_len: int) -> None:
     answer = client(family, replace(CONFIG, max_model_len=max_model_len))
     engine = answer.engine
     warm_up(engine, IMAGE, image_size=8)
@@ -41,7 +41,7 @@ def test_a_prompt_is_computed_while_another_decodes(monkeypatch: pytest.MonkeyPa
     assert {False} in kinds
 
 
-def test_answers_afterwards_are_the_reference_s() -> None:
+def test_answers_after_the_warm_up_equal_the_reference() -> None:
     answer = client("idefics")
     warm_up(answer.engine, IMAGE, image_size=8)
     answer.engine.add(FEW_SHOT.request("a"))

@@ -47,7 +47,7 @@ def test_n_answers_share_the_prompt() -> None:
 
 @pytest.mark.parametrize("num_steps", [0, 1, 3, 9])
 @pytest.mark.parametrize("index", [0, 1])
-def test_an_answer_that_is_wanted_no_further_ends_and_the_others_go_on(index: int, num_steps: int) -> None:
+def test_an_aborted_answer_ends_and_the_others_continue(index: int, num_steps: int) -> None:
     whole, cut = client("flamingo"), client("flamingo")
     sampling = Sampling(max_tokens=9, temperature=1.0, seed=7, ignore_eos=True, n=3)
     for answer in (whole, cut):
@@ -66,7 +66,7 @@ def test_an_answer_that_is_wanted_no_further_ends_and_the_others_go_on(index: in
 
 
 @pytest.mark.parametrize("beam_width", [0, 3])
-def test_without_tokens_to_generate_every_answer_ends_after_the_prompt(beam_width: int) -> None:
+def test_with_max_tokens_0_every_answer_ends_after_the_prompt(beam_width: int) -> None:
     engine = client("flamingo").engine
     engine.add(Prompt(((-1, 5),)).request("a", Sampling(max_tokens=0, beam_width=beam_width, n=2, prompt_logprobs=1)))
     events = [event for _ in range(4) for event in engine.step()]
@@ -75,7 +75,7 @@ def test_without_tokens_to_generate_every_answer_ends_after_the_prompt(beam_widt
     assert_all_is_back(engine)
 
 
-def test_the_last_answer_that_is_ended_ends_the_request() -> None:
+def test_aborting_the_last_answer_ends_the_request() -> None:
     answer = client("flamingo")
     answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=9, ignore_eos=True, n=2)))
     answer.step()
@@ -85,7 +85,7 @@ def test_the_last_answer_that_is_ended_ends_the_request() -> None:
     assert_all_is_back(answer.engine)
 
 
-def test_beams_tell_all_or_nothing() -> None:
+def test_a_beam_search_ignores_the_abort_of_one_answer() -> None:
     answer = client("flamingo")
     answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=4, beam_width=3, n=2)))
     answer.step()
@@ -126,7 +126,7 @@ def beam_oracle(model: Flamingo, request: Generate, pixels: list[Tensor], eos: s
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_beam_search_is_its_definition(family: Family, penalty: float) -> None:
+def test_beam_search_matches_its_definition(family: Family, penalty: float) -> None:
     answer = client(family)
     sampling = Sampling(max_tokens=5, beam_width=3, n=2, length_penalty=penalty)
     prompt = Prompt(((0, 5), (1, 4)))
@@ -142,7 +142,7 @@ def test_beam_search_is_its_definition(family: Family, penalty: float) -> None:
     assert_all_is_back(answer.engine)
 
 
-def test_beams_among_few_blocks_come_to_an_end() -> None:
+def test_beams_with_few_blocks_finish() -> None:
     config = replace(CONFIG, block_size=2, num_blocks=32, max_model_len=40)
     answer = client("flamingo", config)
     sampling = Sampling(max_tokens=8, beam_width=3, ignore_eos=True)
@@ -173,7 +173,7 @@ def test_beams_that_never_fit_are_refused() -> None:
         (Grammar(kind="json", text='{"type": "integer", "minimum": 10, "maximum": 99}'), r"[1-9][0-9]"),
     ],
 )
-def test_a_grammar_gives_the_answer_its_form(grammar: Grammar, form: str) -> None:
+def test_answers_match_their_grammar(grammar: Grammar, form: str) -> None:
     answer = client("flamingo")
     free = Sampling(max_tokens=40, temperature=2.0, seed=1, grammar=grammar, n=2)
     answer.engine.add(FEW_SHOT.request("a", free))
@@ -187,7 +187,7 @@ def test_a_grammar_gives_the_answer_its_form(grammar: Grammar, form: str) -> Non
     assert_all_is_back(answer.engine)
 
 
-def test_what_is_no_grammar_fails_its_request() -> None:
+def test_an_invalid_grammar_fails_its_request() -> None:
     answer = client("flamingo")
     answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=4, grammar=Grammar(kind="regex", text="(("))))
     answer.run()

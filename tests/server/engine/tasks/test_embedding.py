@@ -56,7 +56,7 @@ def encoded(answer: Client, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_medias_vector_is_the_mean_of_its_features(family: Family) -> None:
+def test_the_vector_of_a_media_item_is_the_mean_of_its_features(family: Family) -> None:
     answer = client(family)
     answer.pictures[b"v" * 32] = clip = frames(7, num_frames=3)
     answer.engine.add(Embed(request_id="a", media=[source(0), b"v" * 32, source(1), source(0)]))
@@ -68,7 +68,7 @@ def test_a_medias_vector_is_the_mean_of_its_features(family: Family) -> None:
     assert_all_is_back(answer.engine)
 
 
-def test_what_a_prompt_has_encoded_is_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_media_encoded_for_a_prompt_are_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("openflamingo")
     answer.engine.add(FEW_SHOT.request("prompt"))
     answer.run()
@@ -82,7 +82,7 @@ def test_what_a_prompt_has_encoded_is_not_encoded_again(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("host_media_bytes", [0, 1 << 20])
-def test_what_was_embedded_is_not_encoded_again_for_a_prompt(
+def test_embedded_media_are_not_encoded_again_for_a_prompt(
     host_media_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = client("flamingo", replace(CONFIG, host_media_bytes=host_media_bytes))
@@ -98,7 +98,7 @@ def test_what_was_embedded_is_not_encoded_again_for_a_prompt(
     assert_all_is_back(answer.engine)
 
 
-def test_embedding_takes_no_filled_slot_where_host_memory_keeps_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedding_evicts_no_page_if_host_memory_keeps_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("flamingo", replace(CONFIG, num_media_slots=2))
     for picture in (0, 1):
         answer.engine.add(Prompt(((picture, 5),)).request(str(picture)))
@@ -113,7 +113,7 @@ def test_embedding_takes_no_filled_slot_where_host_memory_keeps_its_tokens(monke
     assert_like_the_reference("flamingo", Prompt(((4, 5),)), answer, "later")
 
 
-def test_a_prompt_and_an_embedding_that_want_one_media_at_once_encode_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_and_an_embedding_encode_their_common_media_once(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("idefics")
     counts = encoded(answer, monkeypatch)
     answer.engine.add(FEW_SHOT.request("prompt"))
@@ -127,7 +127,7 @@ def test_a_prompt_and_an_embedding_that_want_one_media_at_once_encode_it_once(mo
     assert_all_is_back(answer.engine)
 
 
-def test_a_vector_that_was_dropped_is_worked_out_again_and_the_page_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evicted_vector_is_computed_again_and_the_page_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("flamingo")
     answer.engine.media.pooled.max_size = 2
     for name, pictures in (("a", [0, 1]), ("b", [2, 3])):
@@ -145,7 +145,7 @@ def test_a_vector_that_was_dropped_is_worked_out_again_and_the_page_stays(monkey
     assert_all_is_back(answer.engine)
 
 
-def test_pixels_are_asked_for_a_few_media_at_a_time() -> None:
+def test_pixels_are_requested_for_a_few_media_at_a_time() -> None:
     answer = client("flamingo")
     digests = [bytes([i]) * 32 for i in range(3 * WINDOW)]
     answer.pictures |= {digest: frames(i) for i, digest in enumerate(digests)}
@@ -160,7 +160,7 @@ def test_pixels_are_asked_for_a_few_media_at_a_time() -> None:
     assert_all_is_back(answer.engine)
 
 
-def test_waiting_for_pixels_is_no_work() -> None:
+def test_a_step_that_waits_for_pixels_does_nothing() -> None:
     answer = client("flamingo")
     answer.engine.add(embed("a", [0]))
     assert answer.engine.step() == [MediaWanted(source(0))]
@@ -172,7 +172,7 @@ def test_waiting_for_pixels_is_no_work() -> None:
     assert_all_is_back(answer.engine)
 
 
-def test_a_media_that_cannot_be_had_fails_its_embedding_alone() -> None:
+def test_failed_media_fail_only_their_embedding() -> None:
     answer = client("flamingo")
     answer.engine.add(embed("bad", [0, 1]))
     answer.engine.add(embed("good", [1]))
@@ -186,7 +186,7 @@ def test_a_media_that_cannot_be_had_fails_its_embedding_alone() -> None:
     assert_all_is_back(answer.engine)
 
 
-def test_features_that_are_not_finite_fail_the_embedding_and_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nonfinite_features_fail_the_embedding_and_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("flamingo")
     with monkeypatch.context() as patched:
         patched.setattr(MODELS["flamingo"], "features", lambda pixels: torch.full((len(pixels), 1, 4, 16), torch.nan))
@@ -256,7 +256,7 @@ def text_vector(model: Flamingo, ids: list[int]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("max_tokens_per_step", [4, 512])
-def test_a_texts_vector_is_the_mean_of_its_last_hidden_states(family: Family, max_tokens_per_step: int) -> None:
+def test_the_vector_of_a_text_is_the_mean_of_its_last_hidden_states(family: Family, max_tokens_per_step: int) -> None:
     answer = client(family, replace(CONFIG, max_tokens_per_step=max_tokens_per_step))
     answer.engine.add(EmbedText(request_id="a", texts=TEXTS))
     answer.run()
@@ -265,7 +265,7 @@ def test_a_texts_vector_is_the_mean_of_its_last_hidden_states(family: Family, ma
     assert_all_is_back(answer.engine)
 
 
-def test_texts_are_embedded_beside_answers_and_change_none() -> None:
+def test_embedding_texts_does_not_change_answers() -> None:
     answer = client("idefics", replace(CONFIG, max_tokens_per_step=8))
     answer.engine.add(FEW_SHOT.request("prompt"))
     answer.engine.add(EmbedText(request_id="a", texts=TEXTS))
@@ -279,7 +279,7 @@ def test_texts_are_embedded_beside_answers_and_change_none() -> None:
     assert_all_is_back(answer.engine)
 
 
-def test_one_forward_of_texts_a_step_however_many_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_forward_of_texts_per_step_for_any_number_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("flamingo", replace(CONFIG, max_tokens_per_step=4))
     forwards: list[int] = []
     embed_texts = answer.engine.runner.embed_texts
@@ -311,7 +311,7 @@ def test_texts_that_cannot_be_embedded_are_refused(texts: list[list[int]], messa
     assert message in answer.finished["a"].error
 
 
-def test_nothing_to_embed_is_no_vectors() -> None:
+def test_an_empty_request_gives_no_vectors() -> None:
     answer = client("flamingo")
     answer.engine.add(EmbedText(request_id="texts", texts=[]))
     answer.engine.add(embed("media", []))

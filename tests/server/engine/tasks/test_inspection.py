@@ -46,7 +46,7 @@ def grid(found: AttentionMap) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_tokens_view_is_the_models(family: Family, fold: bool) -> None:
+def test_maps_are_those_of_the_models_forward(family: Family, fold: bool) -> None:
     engine = Engine(tiny_model(CONFIGS[family]), prompt_tokenizer(), replace(CONFIG, fold_gates=fold))
     answer, model = Client(engine, dict(PICTURES)), MODELS[family]
     config, request = model.config, FEW_SHOT.request("x")
@@ -71,7 +71,7 @@ def test_a_tokens_view_is_the_models(family: Family, fold: bool) -> None:
     assert_all_is_back(answer.engine)
 
 
-def test_a_video_has_a_grid_a_frame() -> None:
+def test_a_video_has_one_grid_per_frame() -> None:
     answer = client("idefics")
     answer.pictures[source(0)] = frames(0, num_frames=5)
     answer.engine.add(inspect("a", Prompt(((0, 5),)), 3))
@@ -79,7 +79,7 @@ def test_a_video_has_a_grid_a_frame() -> None:
     assert grid(answer.inspected["a"].maps[0]).shape == (5, 2, 2)
 
 
-def test_a_token_before_all_media_has_gates_and_no_map_and_wants_no_pixels() -> None:
+def test_a_token_before_all_media_has_gates_and_no_map() -> None:
     answer = client("openflamingo")
     answer.engine.add(inspect("a", FEW_SHOT, 1))
     answer.run()
@@ -88,14 +88,14 @@ def test_a_token_before_all_media_has_gates_and_no_map_and_wants_no_pixels() -> 
     assert len(answer.inspected["a"].gates) == 2
 
 
-def test_media_behind_the_token_are_not_asked_for() -> None:
+def test_media_after_the_token_are_not_requested() -> None:
     answer = client("flamingo")
     answer.engine.add(inspect("a", FEW_SHOT, 5))
     answer.run()
     assert answer.wanted == [source(0)]
 
 
-def test_beside_answers_it_changes_none_and_what_is_cached_is_asked_for_again() -> None:
+def test_inspecting_does_not_change_answers_and_requests_cached_media_again() -> None:
     answer = client("flamingo", replace(CONFIG, max_tokens_per_step=8))
     answer.engine.add(FEW_SHOT.request("before"))
     answer.run()
@@ -111,7 +111,7 @@ def test_beside_answers_it_changes_none_and_what_is_cached_is_asked_for_again() 
     assert_all_is_back(answer.engine)
 
 
-def test_a_media_that_cannot_be_had_fails_the_inspection() -> None:
+def test_failed_media_fail_the_inspection() -> None:
     answer = client("flamingo")
     answer.engine.add(inspect("a", FEW_SHOT, 5))
     assert answer.engine.step() == [MediaWanted(source(0))]
@@ -122,9 +122,9 @@ def test_a_media_that_cannot_be_had_fails_the_inspection() -> None:
     assert_all_is_back(answer.engine)
 
 
-def test_no_memory_for_it_fails_the_inspection_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_fails_only_the_inspection(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*arguments: object) -> None:
-        raise torch.OutOfMemoryError("told to")
+        raise torch.OutOfMemoryError
 
     answer = client("flamingo")
     answer.engine.add(FEW_SHOT.request("prompt"))
@@ -144,7 +144,7 @@ def test_no_memory_for_it_fails_the_inspection_alone(monkeypatch: pytest.MonkeyP
         (3, [0, 9], r"layers [0, 9] are not gated layers"),
     ],
 )
-def test_what_cannot_be_inspected_is_refused(token: int, layers: list[int], message: str) -> None:
+def test_an_invalid_token_or_layer_is_refused(token: int, layers: list[int], message: str) -> None:
     answer = client("openflamingo")
     answer.engine.add(inspect("a", FEW_SHOT, token, layers))
     answer.run()

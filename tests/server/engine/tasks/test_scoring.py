@@ -107,7 +107,7 @@ def test_the_prompt_is_computed_once_and_its_blocks_are_shared(monkeypatch: pyte
     assert_all_is_back(answer.engine)
 
 
-def test_one_token_each_costs_no_step_of_its_own() -> None:
+def test_candidates_of_one_token_need_no_further_step() -> None:
     answer = client("flamingo", replace(CONFIG, max_tokens_per_step=64))
     plans = steps(answer)
     candidates = [[i] for i in range(200)]
@@ -119,7 +119,7 @@ def test_one_token_each_costs_no_step_of_its_own() -> None:
     assert_all_is_back(answer.engine)
 
 
-def test_what_was_cached_is_told_as_for_answers() -> None:
+def test_cached_tokens_and_media_are_reported_as_for_answers() -> None:
     answer = client("idefics")
     answer.engine.add(score("cold", FEW_SHOT, CANDIDATES[:2]))
     answer.run()
@@ -137,7 +137,7 @@ def test_what_was_cached_is_told_as_for_answers() -> None:
 
 
 @pytest.mark.parametrize("max_sequences", [1, 3, 8])
-def test_many_candidates_go_in_waves(max_sequences: int) -> None:
+def test_many_candidates_run_in_waves(max_sequences: int) -> None:
     answer = client("flamingo", replace(CONFIG, max_sequences=max_sequences, max_tokens_per_step=64))
     plans = steps(answer)
     candidates = [[i, 255 - i, i % 7] for i in range(256)]
@@ -150,7 +150,7 @@ def test_many_candidates_go_in_waves(max_sequences: int) -> None:
     assert_all_is_back(answer.engine)
 
 
-def test_recorded_steps_take_no_more_rows_than_they_have() -> None:
+def test_steps_with_more_rows_than_were_recorded_are_not_replayed() -> None:
     """Candidates of two tokens are decode steps to the graphs; beams may be more rows than sequences may run."""
 
     def record(step: Step) -> Step:
@@ -244,7 +244,7 @@ def test_few_blocks_force_preemption(family: Family) -> None:
     assert_all_is_back(answer.engine)
 
 
-def test_an_aborted_score_gives_everything_back_at_any_step() -> None:
+def test_an_aborted_score_releases_everything_at_any_step() -> None:
     for num_steps in count():
         answer = client("flamingo", replace(CONFIG, max_sequences=2))
         answer.engine.add(score("a", FEW_SHOT, CANDIDATES))
@@ -267,7 +267,7 @@ def test_an_aborted_score_gives_everything_back_at_any_step() -> None:
         ([[1], [1] * 120], "a candidate of 120 tokens exceed"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(candidates: list[list[int]], message: str) -> None:
+def test_invalid_candidates_are_refused(candidates: list[list[int]], message: str) -> None:
     answer = client("flamingo")
     answer.engine.add(score("a", FEW_SHOT, candidates))
     answer.run()
@@ -276,14 +276,14 @@ def test_what_cannot_be_scored_is_refused(candidates: list[list[int]], message: 
     assert_all_is_back(answer.engine)
 
 
-def test_a_candidate_that_never_fits_beside_its_prompt_is_refused() -> None:
+def test_a_candidate_that_never_fits_with_its_prompt_is_refused() -> None:
     answer = client("flamingo", replace(CONFIG, block_size=16, num_blocks=2, max_model_len=32))
     answer.engine.add(score("a", Prompt(((0, 24),)), [[1] * 7]))
     answer.run()
     assert "prompt and candidate need 3 blocks, the engine has 2" in answer.finished["a"].error
 
 
-def test_a_candidate_whose_output_is_not_finite_fails_the_score_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_candidate_with_nonfinite_output_fails_only_its_score(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("flamingo")
     plans = steps(answer)
     forward = answer.engine.runner._forward
@@ -304,7 +304,7 @@ def test_a_candidate_whose_output_is_not_finite_fails_the_score_alone(monkeypatc
     assert_all_is_back(answer.engine)
 
 
-def test_the_longest_pool_is_used_to_the_last_block() -> None:
+def test_a_score_may_use_the_last_block() -> None:
     config = EngineConfig(
         block_size=4,
         num_blocks=9,
