@@ -1,5 +1,5 @@
-"""The block pool by its invariants: no block has two owners by accident, every block comes back, the cache finds what it
-published and nothing else."""
+"""The block pool by its invariants: each block has the owners that hold it, all blocks are released, and the cache finds
+exactly the blocks that were published."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def test_the_least_recently_used_block_is_evicted_first_and_a_prefix_last() -> N
     pool = BlockPool(3)
     blocks = pool.allocate(3)
     assert blocks is not None
-    for place, block in enumerate(blocks):
-        pool.publish(block, bytes([place]))
+    for i, block in enumerate(blocks):
+        pool.publish(block, bytes([i]))
     pool.release(blocks)
     pool.allocate(1)
-    assert [pool.find(bytes([place])) is None for place in range(3)] == [False, False, True]
+    assert [pool.find(bytes([i])) is None for i in range(3)] == [False, False, True]
 
 
 def test_the_first_block_published_for_a_hash_is_found() -> None:

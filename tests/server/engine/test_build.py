@@ -1,4 +1,4 @@
-"""From settings to an engine: what was asked for and cannot be had ends the start, by name."""
+"""From settings to an engine: startup fails, by name, if a requested backend or format cannot run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Media slots and the host tier: references, least recently used, pins within their quota, bytes within their limit."""
+"""Media slots and caches: references, least recently used first, pins within their quota, sizes within their limits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_pins_hold_and_take_at_most_a_quarter_of_the_slots() -> None:
         slots.release(key)
     assert slots.pin(A)
     assert slots.pin(A)
-    assert not slots.pin(B)  # a second one of four is beyond the quarter
+    assert not slots.pin(B)  # two of four slots are more than a quarter
     assert not slots.pin(E)  # it has no slot
     for key in (b"1" * 32, b"2" * 32, b"3" * 32):
         slots.assign(key)
@@ -115,10 +115,10 @@ def test_discarding_media_frees_slots_without_references() -> None:
     assert (media.slots.num_free, media.slots.num_pinned, media.host.size) == (3, 0, 0)
 
 
-def pooling(media: MediaCache, picture: int) -> tuple[bytes, int | None]:
-    frames = np.full((1, 2, 2, 3), picture, np.uint8)
-    media.supply(bytes([picture]) * 32, frames, for_page=False, for_pooling=True)
-    key = media.key(bytes([picture]) * 32)
+def pooling(media: MediaCache, image: int) -> tuple[bytes, int | None]:
+    frames = np.full((1, 2, 2, 3), image, np.uint8)
+    media.supply(bytes([image]) * 32, frames, for_page=False, for_pooling=True)
+    key = media.key(bytes([image]) * 32)
     assert key is not None
     assert media.has_frames(key)
     encoding = media.begin_pooling(key)

@@ -1,4 +1,4 @@
-"""Sampling: cuts keep the right tokens, draws follow the distribution, each parameter does what it is defined to do."""
+"""Sampling: truncation keeps the right tokens, draws follow the distribution, and each parameter has its defined effect."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PROBS = torch.tensor([0.4, 0.3, 0.2, 0.1])
 LOGITS = PROBS.log()[None]
 
 
-def sequence(sampling: Sampling, prompt: tuple[int, ...] = (0,), output: tuple[int, ...] = ()) -> Sequence:
+def make_sequence(sampling: Sampling, prompt: tuple[int, ...] = (0,), output: tuple[int, ...] = ()) -> Sequence:
     encoded = EncodedPrompt(token_ids=list(prompt), media_index=[-1] * len(prompt), media=[])
-    made = Sequence("r", encoded, sampling, Order())
+    sequence = Sequence("r", encoded, sampling, Order())
     for token_id in output:
-        made.append(token_id)
-    return made
+        sequence.append(token_id)
+    return sequence
 
 
 def drawn(sampling: Sampling, uniform: float) -> int:
@@ -88,19 +88,19 @@ def test_each_parameter_moves_the_best_token(
     sampling: Sampling, prompt: tuple[int, ...], output: tuple[int, ...], best: int
 ) -> None:
     sampler = Sampler([], [])
-    assert sampler.sample(LOGITS.clone(), [sequence(sampling, prompt, output)]).tolist() == [best]
+    assert sampler.sample(LOGITS.clone(), [make_sequence(sampling, prompt, output)]).tolist() == [best]
 
 
 def test_suppressed_ids_are_never_sampled() -> None:
     sampler = Sampler([0, 1], [])
-    assert sampler.sample(LOGITS.clone(), [sequence(Sampling(max_tokens=1, temperature=0))]).tolist() == [2]
+    assert sampler.sample(LOGITS.clone(), [make_sequence(Sampling(max_tokens=1, temperature=0))]).tolist() == [2]
     assert [i for i, _ in sampler.candidates(LOGITS[0], 2)] == [2, 3]
 
 
 def test_the_end_of_sequence_waits_for_min_tokens() -> None:
     sampler = Sampler([], [0])
-    early = sequence(Sampling(max_tokens=9, temperature=0, min_tokens=2), output=(3,))
-    late = sequence(Sampling(max_tokens=9, temperature=0, min_tokens=2), output=(3, 3))
+    early = make_sequence(Sampling(max_tokens=9, temperature=0, min_tokens=2), output=(3,))
+    late = make_sequence(Sampling(max_tokens=9, temperature=0, min_tokens=2), output=(3, 3))
     assert sampler.sample(LOGITS.repeat(2, 1), [early, late]).tolist() == [1, 0]
 
 
@@ -119,13 +119,13 @@ def test_the_end_of_sequence_waits_for_min_tokens() -> None:
     ],
 )
 def test_sequences_without_other_parameters_are_greedy(sampling: Sampling, greedy: bool) -> None:
-    assert is_greedy(sequence(sampling, output=(1,))) is greedy
+    assert is_greedy(make_sequence(sampling, output=(1,))) is greedy
 
 
 def test_the_greedy_token_is_the_sampled_one() -> None:
     logits, sampler = torch.randn(5, 40), Sampler([7, 39], [3])
     logits[0, 7] = logits[1, 39] = 9
-    sequences = [sequence(Sampling(max_tokens=1, temperature=0)) for _ in logits]
+    sequences = [make_sequence(Sampling(max_tokens=1, temperature=0)) for _ in logits]
     expected = sampler.sample(logits.clone(), sequences)
     token_ids, is_finite = sampler.greedy(logits)
     assert torch.equal(token_ids, expected)

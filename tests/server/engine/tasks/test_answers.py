@@ -1,4 +1,4 @@
-"""Several answers, beams and grammars: each is what its definition says, and leaves its neighbours alone."""
+"""Several answers, beams and grammars: each conforms to its definition and does not affect its neighbours."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from server.wire import Abort, Finished, Generate, Grammar, Sampling
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
-    IMAGE,
+    IMAGE_TOKEN,
     MODELS,
     Prompt,
-    assert_all_is_back,
-    assert_like_the_reference,
+    assert_all_released,
+    assert_equals_reference,
     client,
 )
 from tests.tiny_models import FAMILIES, Family, prompt_tokenizer
@@ -42,7 +42,7 @@ def test_n_answers_share_the_prompt() -> None:
     single.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=6, temperature=1.0, seed=7, ignore_eos=True)))
     single.run()
     assert by_index[0] == single.ids("a")
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 3, 9])
@@ -55,14 +55,14 @@ def test_an_aborted_answer_ends_and_the_others_continue(index: int, num_steps: i
         for _ in range(num_steps):
             answer.step()
         if answer is cut:
-            for _ in range(2):  # the second one comes too late for anything
+            for _ in range(2):  # the second abort has no effect
                 answer.engine.abort(Abort("a", index))
         answer.run()
     for other in {0, 1, 2} - {index}:
         assert [t for t in cut.tokens["a"] if t.index == other] == [t for t in whole.tokens["a"] if t.index == other]
     assert cut.finished["a"] == Finished(request_id="a", index=index, finish_reason="abort")
     assert sum(t.index == index for t in cut.tokens["a"]) <= num_steps
-    assert_all_is_back(cut.engine)
+    assert_all_released(cut.engine)
 
 
 @pytest.mark.parametrize("beam_width", [0, 3])
@@ -72,7 +72,7 @@ def test_with_max_tokens_0_every_answer_ends_after_the_prompt(beam_width: int) -
     events = [event for _ in range(4) for event in engine.step()]
     ended = [Finished(request_id="a", index=index, finish_reason="length") for index in range(2)]
     assert [event for event in events if isinstance(event, Finished)] == ended
-    assert_all_is_back(engine)
+    assert_all_released(engine)
 
 
 def test_aborting_the_last_answer_ends_the_request() -> None:
@@ -82,7 +82,7 @@ def test_aborting_the_last_answer_ends_the_request() -> None:
     for index in (1, 0, 5):
         answer.engine.abort(Abort("a", index))
     answer.run(2)
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
 def test_a_beam_search_ignores_the_abort_of_one_answer() -> None:
@@ -92,11 +92,11 @@ def test_a_beam_search_ignores_the_abort_of_one_answer() -> None:
     answer.engine.abort(Abort("a", 1))
     answer.run()
     assert {token.index for token in answer.tokens["a"]} == {0, 1}
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
 def beam_oracle(model: Flamingo, request: Generate, pixels: list[Tensor], eos: set[int]) -> list[list[int]]:
-    """Beam search as its definition reads, with the whole prompt run again for every beam."""
+    """Run beam search as it is defined, with the whole prompt computed again for every beam."""
     sampling, media = request.sampling, encode(model, pixels)
     live: list[tuple[float, list[int]]] = [(0.0, [])]
     ended: list[tuple[float, list[int]]] = []
@@ -105,7 +105,7 @@ def beam_oracle(model: Flamingo, request: Generate, pixels: list[Tensor], eos: s
         for score, tokens in live:
             index = request.prompt.media_index + [request.prompt.media_index[-1]] * len(tokens)
             row = log_probs(model, request.prompt.token_ids + tokens, index, media)[-1].clone()
-            row[IMAGE] = -torch.inf
+            row[IMAGE_TOKEN] = -torch.inf
             grown += [(score + float(lp), [*tokens, i]) for i, lp in enumerate(row)]
         grown.sort(key=lambda g: -g[0])
         best = grown[: 2 * sampling.beam_width]
@@ -136,10 +136,10 @@ def test_beam_search_matches_its_definition(family: Family, penalty: float) -> N
     answer.run()
     eos = set(prompt_tokenizer().eos_ids)
     expected = beam_oracle(MODELS[family], request, prompt.pixels(MODELS[family]), eos)
-    found = [[t.token_id for t in answer.tokens["a"] if t.index == i] for i in range(2)]
-    assert found == expected
-    assert_like_the_reference(family, FEW_SHOT, answer, "neighbour")
-    assert_all_is_back(answer.engine)
+    answers = [[t.token_id for t in answer.tokens["a"] if t.index == i] for i in range(2)]
+    assert answers == expected
+    assert_equals_reference(family, FEW_SHOT, answer, "neighbour")
+    assert_all_released(answer.engine)
 
 
 def test_beams_with_few_blocks_finish() -> None:
@@ -155,7 +155,7 @@ def test_beams_with_few_blocks_finish() -> None:
     alone.run()
     for i in range(4):
         assert answer.ids(str(i)) == alone.ids(str(i))
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
 def test_beams_that_never_fit_are_refused() -> None:
@@ -183,8 +183,8 @@ def test_answers_match_their_grammar(grammar: Grammar, form: str) -> None:
     for index in range(2):
         text = tokenizer.decode([t.token_id for t in answer.tokens["a"] if t.index == index])
         assert re.fullmatch(form, text), text
-    assert_like_the_reference("flamingo", FEW_SHOT, answer, "neighbour")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference("flamingo", FEW_SHOT, answer, "neighbour")
+    assert_all_released(answer.engine)
 
 
 def test_an_invalid_grammar_fails_its_request() -> None:
