@@ -58,7 +58,7 @@ class Matcher:
 
     @property
     def is_complete(self) -> bool:
-        """Whether only the end of the answer may follow."""
+        """True if only the end of the answer may follow."""
         return self._matcher.is_stopped()
 
     def allowed(self, vocab_size: int) -> np.ndarray:

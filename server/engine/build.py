@@ -1,4 +1,4 @@
-"""From settings to an engine: the folder's weights on the device, and caches as large as the settings allow.
+"""Builds an engine from settings: the model folder's weights on the device, and caches as large as the settings allow.
 
 The only file of the server that both reads settings and imports torch; the worker calls it by name.
 """

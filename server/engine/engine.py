@@ -1,7 +1,7 @@
 """The engine's loop is one sentence: schedule -> run -> commit -> emit.
 
-Requests come in as messages of `wire`, events go out as messages of `wire`; nothing here knows of HTTP or processes. What
-becomes of a request's results is the business of its task (see `tasks`).
+It takes requests and returns events as messages of `wire`, and knows neither HTTP nor processes. A request's task (see
+`tasks`) turns its results into events.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from server.wire import Abort, Generate, MediaFailed, MediaPixels, Outbound, Pin
 
 
 class Engine:
-    """`salt` names weights and preprocessing in the media keys; `record` is the runner's. One loop owns an engine."""
+    """Runs requests on a model. `salt` names weights and preprocessing in the media keys; `record` is the runner's."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Decode steps that are recorded once and replayed: one graph per bucket of batch sizes, all on one set of static buffers.
+"""Records decode steps once and replays them: one graph per bucket of batch sizes, all on one set of static buffers.
 
 A step of S sequences is copied into the first S rows of the next larger bucket; the rows after them are padding that
 stores nothing, reads no media and attends to nothing. Recording is a function: `record_cuda` on a GPU, a stub in tests.
@@ -21,7 +21,7 @@ NONE = -1  # no media slot, no cache slot
 
 
 def bucket_sizes(max_sequences: int) -> list[int]:
-    """1, 2, 4, 8, then every 8th, up to `max_sequences`."""
+    """Return 1, 2, 4, 8, then every 8th, up to `max_sequences`."""
     sizes = [size for size in (1, 2, 4) if size < max_sequences]
     return [*sizes, *range(8, max_sequences, 8), max_sequences]
 

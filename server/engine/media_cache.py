@@ -1,4 +1,4 @@
-"""Media in the worker: pages in slots of the device, visual tokens in host memory, frames until they are encoded.
+"""Keeps the worker's media: pages in slots on the device, visual tokens in host memory, frames until they are encoded.
 
 A media item has two digests. The *source* digest is of the encoded bytes as the client sent them; a hit on it decodes
 nothing. The *key* is of the decoded frames, their shape, the preprocessing and the weights: two encodings of one image
@@ -35,7 +35,7 @@ class Encoding:
 
 
 def content_key(frames: np.ndarray, salt: bytes) -> bytes:
-    """256-bit key of decoded frames; `salt` names the preprocessing and the weights."""
+    """Return the 256-bit key of decoded frames; `salt` names the preprocessing and the weights."""
     digest = hashlib.blake2b(
         digest_size=32, person=b"flmbynce-media", salt=hashlib.blake2b(salt, digest_size=16).digest()
     )
@@ -45,7 +45,7 @@ def content_key(frames: np.ndarray, salt: bytes) -> bytes:
 
 
 class LruCache(Generic[Value]):
-    """Values by key, of at most `max_size` in total; the least recently used is dropped first."""
+    """A cache of values by key, of at most `max_size` in total; the least recently used value is dropped first."""
 
     def __init__(self, max_size: int, size_of: Callable[[Value], int] = lambda value: 1) -> None:
         self.max_size = max_size
@@ -74,8 +74,8 @@ class LruCache(Generic[Value]):
 
 
 class MediaSlots:
-    """Slots of the device's pages with reference counts. Without references a slot stays filled until another media item
-    needs it."""
+    """Slots for media pages, with reference counts. Without references, a slot stays filled until another media item needs
+    it."""
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
@@ -153,7 +153,7 @@ class MediaSlots:
 
 
 class MediaCache:
-    """The only owner of media in the worker. `salt` names preprocessing and weights; nothing here computes with torch."""
+    """The only owner of the worker's media. `salt` names preprocessing and weights; it computes nothing with torch."""
 
     def __init__(self, num_slots: int, host_bytes: int, salt: bytes) -> None:
         self.slots = MediaSlots(num_slots)

@@ -1,4 +1,4 @@
-"""From a step's logits to the result of each row: a token, the requested log-probabilities, or an error.
+"""Turns a step's logits into the result of each row: a token, the requested log-probabilities, or an error.
 
 The last logits of each row are read even if nothing is sampled from them, to check that they are finite: other sequences
 can share what a row wrote into the caches only after that.
@@ -44,7 +44,7 @@ def logit_positions(row: Row) -> range:
 
 
 def read_logits(rows: Sequence[Row], positions: Sequence[range], logits: Tensor, sampler: Sampler) -> list[Result]:
-    """Logits [W, V] of the model's dtype, overwritten: `len(positions[i])` of them belong to row i."""
+    """Read logits [W, V] of the model's dtype, of which `len(positions[i])` belong to row i. They are overwritten."""
     if len(logits) == len(rows) and all(map(_is_greedy, rows)):
         return _read_greedy(rows, logits, sampler)
     logits = logits.float()
@@ -70,7 +70,7 @@ def num_candidates(beam_width: int) -> int:
 
 
 def _is_greedy(row: Row) -> bool:
-    """Return whether nothing but the most likely token is read from the row's logits, if that."""
+    """Return whether at most the most likely token is read from the row's logits."""
     sequence = row.sequence
     reports_logprobs = sequence.targets or sequence.sampling.logprobs is not None or sequence.wants_prompt_logprobs
     return not reports_logprobs and (not row.samples or is_greedy(sequence))
@@ -107,7 +107,7 @@ def _report_logprobs(results: list[Result], positions: Sequence[range], parts: S
 
 
 def _prompt_logprobs(row: Row, positions: range, logits: Tensor) -> list[TokenLogprob]:
-    """Return those of the prompt tokens that follow `positions`; none follows the last prompt token."""
+    """Return the log-probabilities of the prompt tokens that follow `positions`; none follows the last prompt token."""
     sequence = row.sequence
     following = [sequence.token_ids[at + 1] for at in positions if at + 1 < sequence.num_prompt_tokens]
     num_top = [sequence.sampling.prompt_logprobs or 0] * len(following)

@@ -27,7 +27,7 @@ from server.engine.scheduler import Plan, Row
 
 
 class Runner:
-    """`record` turns a decode step into one that is replayed; None: no step is recorded."""
+    """Runs plans on one model. `record` turns a decode step into one that is replayed; None: no step is recorded."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""From logits to the next token, each row by its own parameters, its history and its random number.
+"""Chooses the next token from logits, in each row by its own parameters, history and random number.
 
 A row's random number comes from its sequence's generator, so a seed gives the same tokens whatever else is in the batch.
 Log-probabilities are of the model's own distribution, before any of the parameters here.
@@ -17,7 +17,7 @@ from server.wire import Sampling, TokenLogprob
 
 
 class Sampler:
-    """`suppressed_ids` (media markers, padding) are never sampled; `eos_ids` not before `min_tokens`."""
+    """Samples token ids: `suppressed_ids` (media markers, padding) never, and `eos_ids` not before `min_tokens`."""
 
     def __init__(self, suppressed_ids: abc.Sequence[int], eos_ids: abc.Sequence[int]) -> None:
         self._suppressed = torch.tensor(suppressed_ids, dtype=torch.long)
@@ -97,7 +97,7 @@ def _is_truncated(sampling: Sampling) -> bool:
 
 
 def draw(rows: Tensor, samplings: abc.Sequence[Sampling], uniform: abc.Sequence[float], *, truncate: bool) -> Tensor:
-    """Inverse-transform sampling: logits [R, V] and a number in [0, 1) per row -> token ids [R].
+    """Sample by inverse transform: logits [R, V] and a number in [0, 1) per row -> token ids [R].
 
     With `truncate`, tokens are sorted by probability, and those outside top-k, top-p or min-p get none.
     """

@@ -80,7 +80,7 @@ class Sequence:
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        """Whether to report the prompt's log-probabilities; the first of several answers does."""
+        """True if the prompt's log-probabilities are reported; of several answers, the first reports them."""
         return self.sampling.prompt_logprobs is not None and self.index == 0
 
     @property

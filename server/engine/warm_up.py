@@ -18,7 +18,7 @@ MAX_STEPS = 200
 
 
 def warm_up(engine: Engine, media_token_id: int, image_size: int) -> None:
-    """Leave the prefix cache empty; the image stays in its slot until another media item needs it."""
+    """Run the requests. The prefix cache is empty afterwards; the image keeps its slot until another one needs it."""
     length = min(NUM_PROMPT_TOKENS, engine.config.max_model_len - NUM_NEW_TOKENS)
     shape = (1, image_size, image_size, 3)
     pixels = MediaPixels(digest=DIGEST, shape=shape, data=bytes(image_size * image_size * 3))

@@ -1,4 +1,4 @@
-"""The process that owns the device. Its loop: inbox -> engine.step -> emit, and a beat about twice a second.
+"""Runs the process that owns the device: inbox -> engine.step -> emit, and a beat about twice a second.
 
 It is started as `python -m server.engine.worker` with `Start` as the first line of its input. The input stays open: its
 end means that the API process is gone, and ends this process too.
@@ -63,7 +63,7 @@ class Worker:
             self._run_once()
 
     def _run_once(self) -> None:
-        """Wait only if a step could do nothing."""
+        """Run one round of the loop; wait only if a step could do nothing."""
         is_busy = self._engine.has_work() and not self._engine.is_waiting_for_media()
         self._receive(0.0 if is_busy else self._next_beat - time.monotonic())
         if self._engine.has_work():

@@ -1,6 +1,6 @@
-"""The API process's side of the engine: it sends requests to the worker and hands their events and replies back.
+"""Sends requests from the API process to the worker, and returns their events and replies.
 
-While no worker is ready, requests are refused; a worker that dies fails the requests that it had.
+While no worker is ready, requests are refused. When a worker dies, its requests fail.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Client(Protocol):
-    """What the HTTP side needs of an engine."""
+    """The engine as the HTTP side sees it."""
 
     @property
     def state(self) -> State: ...
@@ -68,7 +68,7 @@ class Client(Protocol):
         one."""
 
     def pin(self, digests: Sequence[bytes], is_kept: bool) -> None:
-        """Ask to keep media on the device, or no longer. A hint: whether there was room is not reported."""
+        """Ask to keep media on the device, or to release them. A hint: it is not reported whether there was room."""
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ class _Stream:
     is_finished: bool = False
 
     async def next(self) -> wire.Event | wire.Reply:
-        """Raises what the request failed with."""
+        """Return the next event. Raises the error that the request failed with."""
         event = await self.events.get()
         if isinstance(event, ServerError):
             raise event
@@ -111,7 +111,7 @@ class EngineClient:
 
     @property
     def step_age(self) -> float:
-        """Seconds since the worker last made progress, 0 without work. A worker that hangs sends nothing at all."""
+        """Seconds since the worker last made progress; 0 without requests. A worker that hangs sends no messages."""
         return time.monotonic() - self._last_progress if self._streams and self.state == "ready" else 0.0
 
     async def start(self) -> None:
@@ -137,7 +137,7 @@ class EngineClient:
     async def stream(
         self, request: wire.Generate, media: Mapping[bytes, EncodedMedia]
     ) -> AsyncGenerator[wire.Event, None]:
-        """Yield events until each answer has its finish reason. Closed before that, abort the request."""
+        """Yield events until each answer has its finish reason; abort the request if closed before that."""
         with self._open(request, media) as stream:
             num_open = request.sampling.n
             while num_open:
@@ -173,7 +173,7 @@ class EngineClient:
     async def _reply(
         self, request: wire.Request, media: Mapping[bytes, EncodedMedia], kind: type[ReplyType]
     ) -> ReplyType:
-        """Return the one reply of a request. Cancelled before that, abort the request."""
+        """Return the reply of a request; abort the request if cancelled before that."""
         with self._open(request, media) as stream:
             while not isinstance(event := await stream.next(), kind):
                 pass

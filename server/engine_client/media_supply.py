@@ -54,8 +54,8 @@ class MediaSupply:
             self._open.discard(media)
 
     def send(self, digest: bytes, worker: WorkerProcess) -> None:
-        """Decode and send a media item. The worker requests it only once, so it gets an answer even if no request that
-        shows it is open any more."""
+        """Decode and send a media item. The worker requests it only once, so it always gets an answer, even if all requests
+        that show the media item have ended."""
         if digest in self._decoding:
             return
         media = self._offered(digest)

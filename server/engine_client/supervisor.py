@@ -1,7 +1,7 @@
-"""Keeps a worker process running: starts it, and starts it again, with growing pauses, each time that it has died.
+"""Keeps a worker process running: starts it, and restarts it with growing pauses when it has died. Pure asyncio.
 
-Each worker has a socket of its own, in a folder that only this user may enter: a message to a dead worker cannot reach the
-next one. Pure asyncio.
+Each worker has its own socket, in a folder that only this user may enter: a message to a dead worker cannot reach the next
+one.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class WorkerProcess:
         return cls(process, socket)
 
     def send(self, message: Inbound) -> None:
-        """Never waits: admission bounds the number of messages in flight."""
+        """Queue a message without waiting: admission bounds the number of messages in flight."""
         self._outbox.put_nowait(encode(message))
 
     async def serve(self, handle: Callable[[Outbound], None]) -> None:
@@ -113,7 +113,7 @@ def _bind(address: str) -> zmq.asyncio.Socket:
 
 
 class Supervisor:
-    """`worker` is the one that is ready, if there is one, and `info` what the last one reported when it became ready."""
+    """Starts workers one after another. `worker` is the current one, while it is ready; `info` is from its `Ready`."""
 
     def __init__(self, settings: Settings, factory: str, metrics: Metrics) -> None:
         self.state: State = "starting"
@@ -127,8 +127,8 @@ class Supervisor:
     async def workers(self) -> AsyncGenerator[WorkerProcess, None]:
         """Yield one worker after another; the caller serves each until it is dead.
 
-        There is no other after a worker that dies before any was ready: the reason, a wrong folder or too little memory,
-        would still be there.
+        A worker that dies before any was ready is the last one: a wrong folder or too little memory would stop the next
+        one too.
         """
         delay = FIRST_DELAY
         with tempfile.TemporaryDirectory(prefix="flamboyance-") as folder:  # created with mode 0700
@@ -157,7 +157,7 @@ class Supervisor:
         logger.info("the engine is ready", extra=info)
 
     def ready_worker(self) -> WorkerProcess:
-        """Raises `EngineNotReady`."""
+        """Return the worker. Raises `EngineNotReady`."""
         if self.worker is None:
             raise EngineNotReady(f"the model is not ready: the engine is {self.state}")
         return self.worker
@@ -169,7 +169,7 @@ class Supervisor:
             raise EngineDied("the engine could not be started")
 
     def close(self) -> None:
-        """Refuse requests from now on; whoever iterates over the workers ends the current one."""
+        """Refuse requests from now on. The current worker ends when `workers` is closed."""
         self.state, self.worker = "stopped", None
 
     async def _end(self, worker: WorkerProcess) -> None:

@@ -1,4 +1,4 @@
-"""A `Generate` whose answers are sampled independently, from the first step of the prompt to the last finish reason.
+"""Answers a `Generate` by independent sampling, from the first step of the prompt to the last finish reason.
 
 The first answer computes the prompt; the others are held back until they can share it.
 """
@@ -17,7 +17,7 @@ from server.wire import Admitted, FinishReason, Generate, Outbound, PromptScored
 
 
 class Answers(SequenceTask):
-    """Raises `RequestError` for a prompt that is too long, and `GrammarError`."""
+    """The answers of one request. Raises `RequestError` for a prompt that is too long, and `GrammarError`."""
 
     def __init__(
         self, request: Generate, order: Order, scheduler: Scheduler, eos_ids: frozenset[int], grammars: Grammars

@@ -1,4 +1,4 @@
-"""A `Generate` answered by beam search (the paper's decoding: width 3, appendix C.3).
+"""Answers a `Generate` by beam search (the paper's decoding: width 3, appendix C.3).
 
 Beams are ordinary sequences that share blocks and media. Each waits, with nothing left to compute, until all have reported
 their candidates; then the best continue, and a beam that ends competes by its score with those that ended before.
@@ -98,7 +98,7 @@ class BeamSearch:
 class BeamAnswers(Answers):
     """Beams in place of independent answers; all events are sent when the search is over.
 
-    Raises `RequestError` also for beams that need more blocks than there are.
+    Raises `RequestError` also if the beams need more blocks than the engine has.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class BeamAnswers(Answers):
         return [Sequence(self.request_id, self._request.prompt, self._request.sampling, order)]
 
     def end_answer(self, index: int) -> Iterable[Outbound]:
-        """Do nothing: no answer was sent yet, and the search goes on for the others."""
+        """Do nothing: no answer was sent yet, and the search continues for the others."""
         return []
 
     def _unfinished_answers(self) -> Iterable[int]:

@@ -1,4 +1,4 @@
-"""`Embed` and `EmbedText`: vectors of media and of texts, computed between the steps of those that generate.
+"""Answers `Embed` and `EmbedText`: vectors of media and of texts, computed between the steps of other requests.
 
 A media item that is encoded for any request leaves its pooled features in the cache, and one that is encoded for its
 features leaves its visual tokens: none is encoded twice. Pixels are requested for a few media at a time.
@@ -40,7 +40,7 @@ class MediaEmbedding(SideTask):
         return source in self._missing
 
     def plan(self, plan: Plan) -> Iterable[Outbound]:
-        """Encode media whose pixels are here, within the step's frames; request the pixels of the others."""
+        """Encode media whose pixels have arrived, within the step's frames; request the pixels of the others."""
         lacking = []
         for source in self._missing[:WINDOW]:
             key = self._cache.key(source)
@@ -49,7 +49,7 @@ class MediaEmbedding(SideTask):
         return media_wanted(self._cache.request(lacking))
 
     def _is_provided(self, key: bytes, plan: Plan) -> bool:
-        """Return whether no pixels need to be sent: the vector is cached or in this step, or its frames are here."""
+        """Return whether no pixels are missing: the vector is cached or in this step, or its frames have arrived."""
         if key in self._cache.pooled or any(key == e.key and e.frames is not None for e in plan.encodings):
             return True
         if not self._cache.has_frames(key):
@@ -89,7 +89,7 @@ class MediaEmbedding(SideTask):
 
 
 class TextEmbedding(SideTask):
-    """Each round computes texts of up to `max_tokens_per_step` tokens together; a longer text is computed alone.
+    """Computes texts of up to `max_tokens_per_step` tokens together in each round, and a longer text alone.
 
     Raises `RequestError` for texts that are empty or too long.
     """

@@ -27,7 +27,7 @@ class TaskFactory:
         self._numbers = count()
 
     def create(self, request: Request) -> SequenceTask | SideTask:
-        """Raises `RequestError` or `GrammarError` for a request that could never run."""
+        """Return the task of a request. Raises `RequestError` or `GrammarError` for a request that could never run."""
         scheduler, media = self._scheduler, self._scheduler.media
         match request:
             case Generate():

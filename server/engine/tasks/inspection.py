@@ -1,7 +1,7 @@
-"""An `Inspect`: one token's view of its image, from a forward of its own between steps.
+"""Answers an `Inspect`: one token's attention to its image, from a separate forward between steps.
 
-All its media are encoded anew, from pixels: the patches of an image are in no cache. It is meant for looking into the
-model, not for traffic.
+All its media are encoded again, from pixels: the patches of an image are not cached. It is meant for diagnosis, not for
+traffic.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from server.wire import AttentionMap, Gates, Inspect, Inspected, Outbound
 
 
 class Inspection(SideTask):
-    """Raises `RequestError` for a prompt that is too long, and for a token or layer that does not exist."""
+    """One inspection. Raises `RequestError` for a prompt that is too long, and a token or layer that does not exist."""
 
     is_forward_pass = True
 

@@ -1,4 +1,4 @@
-"""A `Score`: its prompt is computed once and stays as a stem, from which every candidate is forked with shared blocks.
+"""Answers a `Score`: the prompt is computed once, as a stem, from which every candidate is forked with shared blocks.
 
 The prompt's last logits give all first tokens at once; a candidate of n tokens then computes n - 1, all candidates that
 fit in one step. The others are forked from the stem when candidates have ended.
@@ -18,7 +18,7 @@ from server.wire import Outbound, Sampling, Score, Scored
 
 
 class Scoring(SequenceTask):
-    """Raises `RequestError` for candidates that are missing, empty or too long."""
+    """The candidates of one prompt. Raises `RequestError` for candidates that are missing, empty or too long."""
 
     def __init__(self, request: Score, order: Order, scheduler: Scheduler) -> None:
         super().__init__(request.request_id)
@@ -77,7 +77,7 @@ class Scoring(SequenceTask):
             self._scheduler.finish(self._stem)
 
     def _candidate(self, index: int) -> Sequence:
-        """Return the prompt with all tokens of a candidate but the last, whose successor nothing reads."""
+        """Return the prompt with all tokens of a candidate but the last, after which no logits are read."""
         token_ids = self._request.candidates[index]
         start = len(self._request.prompt.token_ids)
         targets = {start + i: [token_id] for i, token_id in enumerate(token_ids[1:])}

@@ -1,4 +1,4 @@
-"""A request while the engine works on it. A task checks its request when it is built.
+"""A task is a request that the engine works on; it checks the request when it is built.
 
 A `SequenceTask` has sequences, which take part in the engine's steps; a `SideTask` runs between steps.
 """
@@ -44,6 +44,8 @@ class Task(ABC):
 
 
 class SequenceTask(Task):
+    """A task whose sequences take part in steps."""
+
     @abstractmethod
     def begin(self) -> Iterable[Outbound]:
         """Queue the first sequence and request its media."""
@@ -69,12 +71,12 @@ class SequenceTask(Task):
 
 
 class SideTask(Task):
-    """A task whose round `is_forward_pass` delays the next step; after each step only one such round is run."""
+    """A task that runs in rounds, between steps. Of rounds that are a forward pass, only one is run after each step."""
 
     is_forward_pass: ClassVar[bool] = False
 
     def needs_pooling(self, source: bytes) -> bool:
-        """Return whether the task needs the features of a media item, even where its page is cached."""
+        """Return whether the task needs the features of a media item, even if its page is cached."""
         return False
 
     def receive(self, source: bytes, frames: NDArray[np.uint8]) -> None:
@@ -87,7 +89,7 @@ class SideTask(Task):
     @property
     @abstractmethod
     def can_run(self) -> bool:
-        """Whether the next round would do something."""
+        """True if the next round would do something."""
 
     @abstractmethod
     def run_between_steps(self) -> Iterable[Outbound]:

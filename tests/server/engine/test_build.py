@@ -1,4 +1,4 @@
-"""From settings to an engine: startup fails, by name, if a requested backend or format cannot run."""
+"""Building an engine from settings: startup fails if a requested backend or format cannot run."""
 
 from __future__ import annotations
 
