@@ -20,8 +20,8 @@ from model.config import FlamingoConfig
 from model.tokenizer import PromptTokenizer
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
-from server.engine.results import Result
 from server.engine.runner import Runner
+from server.engine.sampler import Result
 from server.engine.scheduler import Plan
 from server.wire import MediaWanted
 

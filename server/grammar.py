@@ -6,6 +6,7 @@ It does not import torch: the API process checks a grammar with the same functio
 from __future__ import annotations
 
 import json
+from functools import cached_property
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
@@ -42,11 +43,12 @@ class Grammars:
 
     def __init__(self, tokenizer: PromptTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._table: LLTokenizer | None = None
+
+    @cached_property
+    def _table(self) -> LLTokenizer:
+        return LLTokenizer(self._tokenizer.to_json(), eos_token=list(self._tokenizer.eos_ids))
 
     def matcher(self, grammar: Grammar) -> Matcher:
-        if self._table is None:
-            self._table = LLTokenizer(self._tokenizer.to_json(), eos_token=list(self._tokenizer.eos_ids))
         return Matcher(LLMatcher(self._table, source(grammar), log_level=0))
 
 

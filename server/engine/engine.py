@@ -17,9 +17,8 @@ from server.engine.block_pool import BlockPool
 from server.engine.config import EngineConfig
 from server.engine.graphs import Recorder
 from server.engine.media_cache import MediaCache
-from server.engine.results import Result
 from server.engine.runner import Runner
-from server.engine.sampler import Sampler
+from server.engine.sampler import Result, Sampler
 from server.engine.scheduler import Plan, Scheduler
 from server.engine.tasks.factory import TaskFactory
 from server.engine.tasks.task import RequestError, SequenceTask, SideTask, Task, finished, media_wanted

@@ -21,8 +21,7 @@ from server.engine.config import EngineConfig
 from server.engine.encoder import Encoder, unit
 from server.engine.graphs import DecodeGraphs, Recorder, bucket_sizes
 from server.engine.media_projection import MediaProjection
-from server.engine.results import NOT_FINITE, Result, logit_positions, read_logits
-from server.engine.sampler import Sampler
+from server.engine.sampler import NOT_FINITE, Result, Sampler, logit_positions
 from server.engine.scheduler import Plan, Row
 
 
@@ -66,7 +65,7 @@ class Runner:
         positions = [logit_positions(row) for row in plan.rows]
         batch = self._batch(plan.rows, positions)
         step = self._graphs.run if self._graphs is not None and self._is_decode(plan.rows, positions) else self._forward
-        results = read_logits(plan.rows, positions, step(batch), self._sampler)
+        results = self._sampler.read(plan.rows, positions, step(batch))
         for result in results:
             if not self._nonfinite.isdisjoint(result.row.sequence.media_slots):
                 result.error = NOT_FINITE

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from server.engine.config import EngineConfig
-from server.engine.results import Result
+from server.engine.sampler import Result
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.task import RequestError, SequenceTask, finished, media_wanted

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from server.engine.config import EngineConfig
-from server.engine.results import Result, num_candidates
+from server.engine.sampler import Result, num_candidates
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.answers import Answers

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from server.engine.config import EngineConfig
 from server.engine.media_cache import MediaCache
-from server.engine.results import NOT_FINITE
 from server.engine.runner import Runner
+from server.engine.sampler import NOT_FINITE
 from server.engine.scheduler import Plan
 from server.engine.tasks.task import RequestError, SideTask, media_wanted
 from server.wire import Embed, Embedded, EmbedText, Outbound

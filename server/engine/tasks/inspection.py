@@ -15,8 +15,8 @@ from torch import Tensor
 
 from model import inspect
 from server.engine.media_cache import MediaCache
-from server.engine.results import NOT_FINITE
 from server.engine.runner import Runner
+from server.engine.sampler import NOT_FINITE
 from server.engine.scheduler import Plan
 from server.engine.tasks.task import RequestError, SideTask, media_wanted
 from server.wire import AttentionMap, Gates, Inspect, Inspected, Outbound

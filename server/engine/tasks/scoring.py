@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Collection, Iterable
 
 from server.engine.config import EngineConfig
-from server.engine.results import Result
+from server.engine.sampler import Result
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.task import RequestError, SequenceTask, media_wanted

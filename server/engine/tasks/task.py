@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engine.results import Result
+from server.engine.sampler import Result
 from server.engine.scheduler import Plan
 from server.engine.sequence import Sequence
 from server.wire import Finished, FinishReason, MediaWanted, Outbound
