@@ -1,6 +1,6 @@
-"""The HTTP application: routes, the guard in front of them, and every error in one shape.
+"""The HTTP application: routes, the guard in front of them, and one shape for all errors.
 
-Everything it works with is an argument, so a test hands it a client with no engine behind.
+Its dependencies are arguments, so tests can pass a client without an engine.
 """
 
 from __future__ import annotations
@@ -54,9 +54,11 @@ from server.quality.evaluation_store import Evaluations
 from server.served_model import ServedModel
 from server.settings import Settings
 from server.store.database import Database
+from server.store.embeddings import EmbeddingStore
+from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 
-# what proxies write into their logs when a client went; nobody receives it
+# the status that proxies log when a client has disconnected; it is never sent
 CLIENT_CLOSED_REQUEST = 499
 
 ROUTERS = (
@@ -100,12 +102,16 @@ class Application(FastAPI):
 def create_app(
     client: Client, model: ServedModel, settings: Settings, metrics: Metrics, decoder: DecodePool | None = None
 ) -> FastAPI:
-    """`decoder`: one of its own, unless it may share the client's."""
+    """Create the application; `decoder` is the client's, to be shared, or None for a new one."""
     store = MediaStore(settings.media_store_url)
     decoder = decoder or DecodePool(model.config.vision, settings)
-    sets = SupportSets(Database(settings.database_url), store, decoder, max_examples=settings.max_set_examples)
+    database = Database(settings.database_url)
+    media_references, embeddings = MediaReferences(database, store, decoder), EmbeddingStore(database)
+    support_sets = SupportSets(database, media_references, max_examples=settings.max_set_examples)
     intake = Intake(settings, store, Fetcher(settings, took=metrics.media_fetch.observe))
-    retrieval = Retrieval(client, model, sets, store, took=metrics.retrieval.observe)
+    retrieval = Retrieval(client, model, embeddings, store, observe=metrics.retrieval.observe)
+    shots, warming = ShotSource(intake, support_sets, retrieval), Warming(client, model, store, retrieval)
+    evaluations = Evaluations(database)
     services = Services(
         settings=settings,
         model=model,
@@ -115,61 +121,54 @@ def create_app(
         store=store,
         intake=intake,
         decoder=decoder,
-        support_sets=sets,
-        shots=ShotSource(intake, sets, retrieval),
-        warming=Warming(client, model, store, retrieval),
-        evaluations=Evaluations(sets.database),
+        database=database,
+        media_references=media_references,
+        support_sets=support_sets,
+        shots=shots,
+        warming=warming,
+        evaluations=evaluations,
     )
-    app = Application(lifespan=partial(_lifespan, services=services))
+    leave_one_out = LeaveOneOut(shots, client, model, metrics)
+    runner = EvaluationRunner(evaluations, leave_one_out, settings.evaluation_queries)
+    maintenance = Maintenance(
+        support_sets, embeddings, warming, client, metrics, sweep_interval=settings.sweep_interval
+    )
+    app = Application(lifespan=partial(_lifespan, services=services, runner=runner, maintenance=maintenance))
     app.state.services = services
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ServerError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_http)
-    app.add_exception_handler(ClientDisconnect, _forget)
-    app.add_exception_handler(Exception, _fail)
+    app.add_exception_handler(ClientDisconnect, _client_disconnected)
+    app.add_exception_handler(Exception, _report_bug)
     app.add_middleware(Guard, api_key=None if settings.api_key is None else settings.api_key.get_secret_value())
     return app
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
+async def _lifespan(
+    app: FastAPI, services: Services, runner: EvaluationRunner, maintenance: Maintenance
+) -> AsyncIterator[None]:
     await asyncio.to_thread(services.store.sweep)
-    await asyncio.to_thread(services.support_sets.database.prepare)
+    await services.database.prepare()
     await services.client.start()
-    evaluating, maintenance = _evaluation_runner(services), _maintenance(services)
-    await evaluating.start()
-    keeping = asyncio.create_task(maintenance.run())
+    await runner.start()
+    maintaining = asyncio.create_task(maintenance.run())
     try:
         yield
     finally:
-        keeping.cancel()
-        await evaluating.stop()
+        maintaining.cancel()
+        await runner.stop()
         await services.warming.stop()
         await services.client.stop()
         await services.decoder.stop()
-        await asyncio.gather(keeping, return_exceptions=True)
-        services.support_sets.database.close()
-
-
-def _evaluation_runner(services: Services) -> EvaluationRunner:
-    leave_one_out = LeaveOneOut(services.shots, services.client, services.model, services.metrics)
-    return EvaluationRunner(services.evaluations, leave_one_out, services.settings.evaluation_queries)
-
-
-def _maintenance(services: Services) -> Maintenance:
-    return Maintenance(
-        services.support_sets,
-        services.warming,
-        services.client,
-        services.metrics,
-        sweep_interval=services.settings.sweep_interval,
-    )
+        await asyncio.gather(maintaining, return_exceptions=True)
+        services.database.close()
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServerError)
-    request.app.state.services.metrics.refused(error.code)
+    request.app.state.services.metrics.count_refused(error.code)
     logger.info(
         "request refused",
         extra={
@@ -189,11 +188,11 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     return JSONResponse(body, error.status_code, error.headers)
 
 
-async def _forget(request: Request, error: Exception) -> Response:
+async def _client_disconnected(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-async def _fail(request: Request, error: Exception) -> Response:
-    """A bug: the client learns that, and the log the rest."""
+async def _report_bug(request: Request, error: Exception) -> Response:
+    """Return an internal error; the details of a bug are only logged."""
     logger.error("request failed", exc_info=error, extra={"request_id": request.state.request_id})
     return JSONResponse(ServerError("internal error").body(), 500)

@@ -1,4 +1,4 @@
-"""What a few-shot request may hold: worked shots or where to take them from, the query, and how both are written."""
+"""Few-shot requests: shots or a support set to take them from, the query, and the template that writes them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from server.fewshot.scoring import Calibration, ContentFree, Normalisation, Weighing
-from server.media.source import PREFIXES
+from server.media.source import kind_of
 from server.schemas.base import ModelRequest, PrioritizedRequest, Schema, tag_of, with_example
 from server.schemas.generation import CompletionFields
 from server.schemas.prompt import (
@@ -32,7 +32,7 @@ Order = Literal["as_selected", "similar_last", "stored", "shuffled"]
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
-ShownPart = Annotated[
+StoredOrSentPart = Annotated[
     Annotated[ImageUrlPart, Tag("<image_url>")]
     | Annotated[VideoUrlPart, Tag("<video_url>")]
     | Annotated[ImageIdPart, Tag("<image_id>")]
@@ -42,15 +42,15 @@ ShownPart = Annotated[
 
 
 class MediaFields(Schema):
-    """Media in one of two forms: `media`, parts as in a prompt, or `image`, the URL or id of one."""
+    """Media in one of two forms: `media`, parts as in a prompt, or `image`, the URL or id of one image."""
 
     image: str | None = Field(default=None, min_length=1, description="The URL or id of one image, instead of `media`.")
-    media: list[ShownPart] = Field(default=[], max_length=64)
+    media: list[StoredOrSentPart] = Field(default=[], max_length=64)
 
     @model_validator(mode="after")
     def _one_form(self) -> MediaFields:
         if self.image is not None and self.media:
-            raise ValueError("image and media are two forms of one field: give one")
+            raise ValueError("give either image or media")
         return self
 
     def parts(self) -> list[MediaPart]:
@@ -58,7 +58,7 @@ class MediaFields(Schema):
 
 
 def _part(image: str) -> MediaPart:
-    if image.startswith(tuple(PREFIXES.values())):
+    if kind_of(image) is not None:
         return stored_media_part(image)
     return ImageUrlPart(type="image_url", image_url=MediaUrl(url=image))
 
@@ -77,7 +77,7 @@ class ShotFields(MediaFields):
         if not isinstance(values, dict) or values.get("answer") is None:
             return values
         if values.get("text") is not None:
-            raise ValueError("text and answer are two names of one field: give one")
+            raise ValueError("give either text or answer")
         return {("text" if key == "answer" else key): value for key, value in values.items() if key != "text"}
 
     @classmethod
@@ -124,16 +124,19 @@ TemplateChoice = Annotated[
 
 
 class FewShotFields(Schema):
-    """The same for every route that shows the model worked shots before it asks."""
+    """The fields of every route that shows the model shots before the query."""
 
     shots: list[ShotFields] = Field(default=[], max_length=MAX_SHOTS, description="Worked examples in prompt order.")
-    examples: ExamplesFields | None = Field(None, description="Shots from a support set instead.")
+    examples: ExamplesFields | None = Field(default=None, description="Shots from a support set instead.")
     query: QueryFields
     template: TemplateChoice = "caption"
     zero_shot: bool = Field(
-        False, description="Shots without media, which show only the form of an answer (the paper's)."
+        default=False,
+        description='Shots without media, which show only the form of an answer: the paper\'s "zero-shot".',
     )
-    truncate_shots: bool = Field(False, description="Leave out the first shots if the context has no room for all.")
+    truncate_shots: bool = Field(
+        default=False, description="Leave out the first shots if the context has no room for all."
+    )
 
 
 EXAMPLE = {
@@ -176,7 +179,7 @@ CandidateField = Annotated[
 
 
 class WeighingFields(Schema):
-    """How the scores of candidates become probabilities."""
+    """Options that turn the scores of candidates into probabilities."""
 
     normalisation: Normalisation = Field("sum", description="Of the log-probabilities of a candidate's tokens.")
     calibration: Calibration = Field(

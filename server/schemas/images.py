@@ -19,7 +19,7 @@ class UploadRequest(Schema):
     @model_validator(mode="after")
     def _one_of_two(self) -> UploadRequest:
         if (self.data is None) == (self.url is None):
-            raise ValueError("give one of data and url")
+            raise ValueError("give either data or url")
         return self
 
 

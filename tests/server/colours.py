@@ -1,4 +1,4 @@
-"""A support set of single-coloured pictures, and how a client asks with its shots."""
+"""A support set of single-coloured images, and few-shot requests that use it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from tests.server.conftest import data_url, picture
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
-PICTURES = [encoded(picture(colour), "image", "") for colour in COLOURS]
+IMAGES = [encoded(picture(colour), "image", "") for colour in COLOURS]
 QUERY = encoded(picture("purple"), "image", "")
 END, LINE = EndOfChunk(), Text("\n")
 
 
 def application(client: FakeClient, settings: Settings, config: FlamingoConfig = CONFIG) -> FastAPI:
-    """With room for a few shots of a few words."""
+    """Create an app whose context has room for a few shots of a few words."""
     return create_app(client, ServedModel("tiny", config, TOKENIZER, max_model_len=128), settings, Metrics("tiny"))
 
 
-def example(place: int, **fields: Any) -> NewExample:
-    given = {"text": f"a {COLOURS[place]} one", "label": "warm" if place in (0, 5) else "cold", **fields}
-    return NewExample(id=f"e{place}", media=given.pop("media", (PICTURES[place],)), **given)
+def example(index: int, **changes: Any) -> NewExample:
+    label = "warm" if index in (0, 5) else "cold"
+    fields = {"media": (IMAGES[index],), "text": f"a {COLOURS[index]} one", "label": label, **changes}
+    return NewExample(id=f"e{index}", **fields)
 
 
 def url(media: EncodedMedia) -> str:
@@ -49,7 +50,7 @@ async def complete(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
     return body
 
 
-async def chosen(http: httpx.AsyncClient, query: dict[str, Any] | None = None, **examples: Any) -> list[str]:
+async def shot_ids(http: httpx.AsyncClient, query: dict[str, Any] | None = None, **examples: Any) -> list[str]:
     fields = {"query": query} if query else {}
     body = await complete(http, examples={"support_set": "colours", **examples}, **fields)
     return [shot["id"] for shot in body["fewshot"]["shots"]]

@@ -68,7 +68,7 @@ async def test_a_place_in_the_queue_is_free_once_the_engine_has_begun(
     assert admission.num_waiting == 0
     opened.set()
     await asyncio.gather(*posts)
-    await asyncio.wait_for(admission.idle(), 5)
+    await asyncio.wait_for(admission.wait_until_idle(), 5)
 
 
 @pytest.mark.parametrize("body", [{"prompt": "x"}, {"prompt": "x", "stream": True}, {"prompt": "x", "m": 2}, {}])

@@ -41,7 +41,7 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: p
     ("text", "message"),
     [
         ("prot: 1", "unknown key prot"),
-        ("- 1", "holds a list"),
+        ("- 1", "contains a list"),
         ("port: x", "port: "),
         ("a: [", "settings.yaml"),
         ("shutdown_timeout: .nan", "shutdown_timeout: "),

@@ -52,7 +52,7 @@ class EngineHere(FakeClient):
 
     async def score(self, request: Score, media: Mapping[bytes, EncodedMedia]) -> Scored:
         for digest, one in media.items():
-            self._behind.pictures[digest] = frames(one, self.family)
+            self._behind.images[digest] = frames(one, self.family)
         self._behind.engine.add(request)
         self._behind.run()
         return self._behind.scored[request.request_id]

@@ -17,8 +17,8 @@ from server.store.records import SupportSetInfo
 from server.store.support_sets import SupportSets
 from tests.server.colours import (
     END,
+    IMAGES,
     LINE,
-    PICTURES,
     QUERY,
     application,
     complete,
@@ -61,7 +61,7 @@ async def colours(support_sets: SupportSets) -> SupportSetInfo:
 # shots in the request
 
 SHOTS: list[dict[str, Any]] = [
-    {"id": "one", "image": url(PICTURES[0]), "answer": "warm"},
+    {"id": "one", "image": url(IMAGES[0]), "answer": "warm"},
     {"media": [image_part()], "label": "cold"},
 ]
 
@@ -70,13 +70,13 @@ async def test_an_answer_is_a_completion_that_tells_its_shots(http: httpx.AsyncC
     body = await complete(http, shots=SHOTS, request_id="mine", max_tokens=9)
     (request,) = client.requests
     expected: list[Segment] = [
-        *shot(PICTURES[0], "warm"),
-        *shot(PICTURES[0], "cold"),
+        *shot(IMAGES[0], "warm"),
+        *shot(IMAGES[0], "cold"),
         Media(QUERY.digest),
         Text("Output:"),
     ]
     assert request.prompt.token_ids == token_ids(*expected)
-    assert request.prompt.media == [PICTURES[0].digest, PICTURES[0].digest, QUERY.digest]
+    assert request.prompt.media == [IMAGES[0].digest, IMAGES[0].digest, QUERY.digest]
     assert body["id"] == "cmpl-mine"
     assert body["object"] == "text_completion"
     assert body["choices"] == [{"index": 0, "text": "a cat", "logprobs": None, "finish_reason": "stop"}]
@@ -103,7 +103,7 @@ async def test_the_prompt_is_that_of_a_completion_written_by_hand(http: httpx.As
     await complete(http, shots=SHOTS, seed=3)
     end, line = {"type": "end_of_chunk"}, {"type": "text", "text": "\n"}
     parts: list[Any] = []
-    for given, answer in ((image_part(PICTURES[0].data), "warm"), (image_part(), "cold")):
+    for given, answer in ((image_part(IMAGES[0].data), "warm"), (image_part(), "cold")):
         parts += [given, {"type": "text", "text": f"Output:{answer}"}, end, line]
     parts += [image_part(QUERY.data), {"type": "text", "text": "Output:"}]
     response = await http.post("/v1/completions", json={"prompt": parts, "seed": 3})
@@ -163,9 +163,9 @@ async def test_an_answer_ends_with_its_template_unless_the_client_says_otherwise
         body = await complete(http, shots=SHOTS, template=LINES, max_tokens=30, **fields)
         assert body["choices"][0]["text"] == text
     segments: list[Segment] = [
-        Media(PICTURES[0].digest),
+        Media(IMAGES[0].digest),
         Text("Output: warm\n"),
-        Media(PICTURES[0].digest),
+        Media(IMAGES[0].digest),
         Text("Output: cold\n"),
     ]
     assert client.requests[0].prompt.token_ids == token_ids(*segments, Media(QUERY.digest), Text("Output:"))
@@ -275,7 +275,7 @@ async def test_a_family_writes_its_own_way(client: FakeClient, settings: Setting
         body = await complete(http, shots=SHOTS[:1])
     await app.state.services.decoder.stop()
     expected: list[Segment] = [
-        Media(PICTURES[0].digest),
+        Media(IMAGES[0].digest),
         Text("Output: warm"),
         END,
         Media(QUERY.digest),

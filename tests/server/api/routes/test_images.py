@@ -160,7 +160,7 @@ async def test_a_decoder_that_dies_fails_the_upload(http: httpx.AsyncClient, ser
 
 
 async def test_a_full_queue_refuses_uploads(http: httpx.AsyncClient, services: Services, settings: Settings) -> None:
-    services.admission.move(waiting=settings.max_num_queued)
+    services.admission.adjust(waiting=settings.max_num_queued)
     assert_refused(await http.post("/v1/images", content=RED, headers=PNG), 503, "overloaded", None)
 
 
