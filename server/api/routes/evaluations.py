@@ -9,12 +9,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import JSONResponse, read_request
+from server.api.body import JSONResponse, read_query, read_request
 from server.api.services import GivenServices, GivenTicket
 from server.quality.evaluation import baseline, recommend, summarise
 from server.quality.evaluation_store import Evaluation
 from server.quality.plan import answer_of, make_plan
-from server.schemas.base import list_page, read_query
+from server.schemas.base import list_page
 from server.schemas.evaluations import EvaluateRequest, ListEvaluationsRequest
 
 router = APIRouter()
@@ -40,7 +40,7 @@ async def create_evaluation(
 @router.get("/v1/evaluations")
 async def list_evaluations(request: Request, services: GivenServices) -> Response:
     """Evaluations without their cells, the oldest first."""
-    fields = read_query(ListEvaluationsRequest, request.query_params)
+    fields = read_query(ListEvaluationsRequest, request)
     page = await services.evaluations.page(fields.support_set, fields.after, fields.limit + 1)
     return JSONResponse(list_page([_head(evaluation) for evaluation in page], fields.limit))
 
