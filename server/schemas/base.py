@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
-from starlette.datastructures import QueryParams
 
 from server.errors import InvalidRequest, UnsupportedParameter
 
@@ -117,13 +115,6 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
         problems = error.errors(include_url=False, include_input=False)
         problem = next((p for p in problems if p["type"] in UNSUPPORTED), problems[0])
     raise _refusal(problem["type"], _param(problem["loc"]), problem["msg"], problem.get("ctx", {}))
-
-
-def read_query(schema: type[SchemaType], query: QueryParams) -> SchemaType:
-    """Read a query string as `read` reads a body; a repeated name is refused."""
-    if repeated := next((name for name in query if len(query.getlist(name)) > 1), None):
-        raise InvalidRequest(f"{repeated[:64]}: given more than once", param=repeated[:64])
-    return read(schema, json.dumps(dict(query)).encode())
 
 
 # pydantic's names for an unknown field and an unknown type of part

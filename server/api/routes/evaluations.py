@@ -9,14 +9,14 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import JSONResponse, read_request
+from server.api.body import JSONResponse, read_query, read_request
 from server.api.openapi import QUEUE, SUPPORT_SET, describe
 from server.api.services import GivenServices, GivenTicket
 from server.errors import DatabaseUnavailable, EvaluationNotFound
 from server.quality.evaluation import baseline, recommend, summarise
 from server.quality.evaluation_store import Evaluation
 from server.quality.plan import answer_of, make_plan
-from server.schemas.base import list_page, read_query
+from server.schemas.base import list_page
 from server.schemas.evaluations import EvaluateRequest, ListEvaluationsRequest
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.evaluations import EvaluationHeads, EvaluationReport
@@ -60,7 +60,7 @@ async def create_evaluation(
 )
 async def list_evaluations(request: Request, services: GivenServices) -> Response:
     """List evaluations without their cells, the oldest first."""
-    fields = read_query(ListEvaluationsRequest, request.query_params)
+    fields = read_query(ListEvaluationsRequest, request)
     page = await services.evaluations.page(fields.support_set, fields.after, fields.limit + 1)
     return JSONResponse(list_page([_head(evaluation) for evaluation in page], fields.limit))
 

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from model.media import MediaError, media_type_of
-from server.api.body import JSONResponse, read_body, stream_body
+from server.api.body import JSONResponse, read_body, read_query, stream_body
 from server.api.openapi import JSON, MEDIA, QUEUE, describe
 from server.api.services import GivenServices, GivenTicket, Services
 from server.errors import (
@@ -35,7 +35,7 @@ from server.errors import (
 from server.media.intake import Intake
 from server.media.source import EncodedMedia, Kind, check_size, encoded, from_base64
 from server.media.store import MediaStore, StoredMedia
-from server.schemas.base import list_page, read, read_query
+from server.schemas.base import list_page, read
 from server.schemas.images import ListImagesRequest, UploadForm, UploadRequest
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.images import StoredImage, StoredImages
@@ -96,7 +96,7 @@ async def upload_image(request: Request, services: GivenServices, ticket: GivenT
 )
 async def list_images(request: Request, services: GivenServices) -> Response:
     """List images and videos in the order of their ids, which is no order of time."""
-    fields = read_query(ListImagesRequest, request.query_params)
+    fields = read_query(ListImagesRequest, request)
     page = await asyncio.to_thread(_page, services.store, fields)
     return JSONResponse(list_page([_card(stored) for stored in page], fields.limit))
 

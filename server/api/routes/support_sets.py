@@ -18,7 +18,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import JSONResponse, read_body, read_request
+from server.api.body import JSONResponse, read_body, read_query, read_request
 from server.api.openapi import MEDIA, PROMPT, QUEUE, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices, GivenTicket, Services
 from server.api.sse import unless_disconnected
@@ -40,7 +40,7 @@ from server.fewshot.warming import WarmTarget
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
 from server.request_record import RequestRecord
-from server.schemas.base import list_page, read, read_query
+from server.schemas.base import list_page, read
 from server.schemas.fewshot import SearchRequest
 from server.schemas.prompt import stored_media_part
 from server.schemas.responses import support_sets as responses
@@ -104,7 +104,7 @@ async def create_support_set(request: Request, services: GivenServices, ticket: 
 )
 async def list_support_sets(request: Request, services: GivenServices) -> Response:
     """List support sets in the order of their creation."""
-    fields = read_query(ListSetsRequest, request.query_params)
+    fields = read_query(ListSetsRequest, request)
     page = await services.support_sets.page(fields.after, fields.limit + 1)
     return JSONResponse(list_page([_card(info, services) for info in page], fields.limit))
 
@@ -115,7 +115,7 @@ async def list_support_sets(request: Request, services: GivenServices) -> Respon
 )
 async def show_support_set(support_set: str, request: Request, services: GivenServices) -> Response:
     """Describe the latest or another version of a support set."""
-    fields = read_query(VersionRequest, request.query_params)
+    fields = read_query(VersionRequest, request)
     return JSONResponse(_card(await services.support_sets.get(support_set, fields.version), services))
 
 
@@ -138,7 +138,7 @@ async def update_support_set(
 )
 async def delete_support_set(support_set: str, request: Request, services: GivenServices) -> Response:
     """Delete a support set and the media that nothing else uses."""
-    fields = read_query(ExpectedRequest, request.query_params)
+    fields = read_query(ExpectedRequest, request)
     set_id = await services.support_sets.delete(support_set, expected_version=fields.expected_version)
     return JSONResponse({"id": set_id, "object": "support_set", "deleted": True})
 
@@ -149,7 +149,7 @@ async def delete_support_set(support_set: str, request: Request, services: Given
 )
 async def list_versions(support_set: str, request: Request, services: GivenServices) -> Response:
     """List the versions of a support set and what each of them changed."""
-    fields = read_query(ListVersionsRequest, request.query_params)
+    fields = read_query(ListVersionsRequest, request)
     page = await services.support_sets.versions(support_set, fields.after, fields.limit + 1)
     versions = [{"object": "support_set.version", **asdict(info)} for info in page[: fields.limit]]
     return JSONResponse({"object": "list", "data": versions, "has_more": len(page) > len(versions)})
@@ -184,7 +184,7 @@ async def put_examples(support_set: str, request: Request, services: GivenServic
 )
 async def list_examples(support_set: str, request: Request, services: GivenServices) -> Response:
     """List the examples of a version in their order."""
-    fields = read_query(ListExamplesRequest, request.query_params)
+    fields = read_query(ListExamplesRequest, request)
     version = await services.support_sets.get_version(support_set, fields.version)
     start = _index(version, fields.after) + 1 if fields.after else 0
     cards = [_example_card(example) for example in version.examples[start : start + fields.limit + 1]]
@@ -199,7 +199,7 @@ async def list_examples(support_set: str, request: Request, services: GivenServi
 )
 async def show_example(support_set: str, example_id: str, request: Request, services: GivenServices) -> Response:
     """Return an example."""
-    fields = read_query(VersionRequest, request.query_params)
+    fields = read_query(VersionRequest, request)
     version = await services.support_sets.get_version(support_set, fields.version)
     example = next((example for example in version.examples if example.id == example_id), None)
     if example is None:
@@ -213,7 +213,7 @@ async def show_example(support_set: str, example_id: str, request: Request, serv
 )
 async def delete_example(support_set: str, example_id: str, request: Request, services: GivenServices) -> Response:
     """Delete an example."""
-    expected = read_query(ExpectedRequest, request.query_params).expected_version
+    expected = read_query(ExpectedRequest, request).expected_version
     info = await services.support_sets.remove_examples(support_set, [example_id], expected_version=expected)
     return JSONResponse(_card(info, services))
 
@@ -226,7 +226,7 @@ async def delete_example(support_set: str, example_id: str, request: Request, se
 )
 async def delete_examples(support_set: str, request: Request, services: GivenServices) -> Response:
     """Delete several examples, or none if one of them does not exist."""
-    fields = read_query(RemoveExamplesRequest, request.query_params)
+    fields = read_query(RemoveExamplesRequest, request)
     expected = fields.expected_version
     info = await services.support_sets.remove_examples(support_set, fields.ids, expected_version=expected)
     return JSONResponse(_card(info, services))
