@@ -28,6 +28,7 @@ from server.settings import Settings
 from server.wire import Score, Scored
 from tests.engine_client import CONFIG, MODELS, Client
 from tests.server.conftest import data_url, picture
+from tests.server.documented import CHECKED
 from tests.server.fakes import FakeClient
 from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer
 
@@ -77,7 +78,9 @@ def family(request: pytest.FixtureRequest) -> Family:
 async def http(family: Family, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     model = ServedModel("tiny", CONFIGS[family], tokenizer_of(family), max_model_len=CONFIG.max_model_len)
     app = create_app(EngineHere(family), model, Settings(data_dir=tmp_path), Metrics("tiny"))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+    ) as client:
         yield client
     await app.state.services.decoder.stop()
 

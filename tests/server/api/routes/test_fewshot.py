@@ -30,6 +30,7 @@ from tests.server.colours import (
     url,
 )
 from tests.server.conftest import image_part
+from tests.server.documented import CHECKED
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient
 from tests.tiny_models import CONFIGS
 
@@ -185,7 +186,9 @@ async def test_a_choice_begins_with_the_space_that_the_template_leads_with(
 async def test_an_end_of_chunk_that_ends_no_sequence_ends_the_answer(client: FakeClient, settings: Settings) -> None:
     config = replace(CONFIG, prompt=replace(CONFIG.prompt, eos=("</s>",)))
     app = application(client, settings, config)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+    ) as http:
         await complete(http, shots=SHOTS[:1], stop_token_ids=[7])
     await app.state.services.decoder.stop()
     assert client.requests[0].sampling.stop_token_ids == (7, TOKENIZER.id_of("<|endofchunk|>"))
@@ -266,7 +269,9 @@ async def test_too_many_shots_are_refused_with_the_numbers_or_left_out_from_the_
 async def test_a_family_writes_its_own_way(client: FakeClient, settings: Settings) -> None:
     client.answer = " a cat"
     app = application(client, settings, CONFIGS["flamingo"])
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+    ) as http:
         body = await complete(http, shots=SHOTS[:1])
     await app.state.services.decoder.stop()
     expected: list[Segment] = [
