@@ -59,7 +59,8 @@ class Settings(BaseModel):
     )
     kernels: Literal["auto", "triton", "reference"] = Field(
         default="auto",
-        description="kernel backend; auto: Triton on a GPU, Numba on a CPU. Startup fails if the requested backend cannot run",
+        description="kernel backend; auto: Triton on a GPU, Numba on a CPU. "
+        "Startup fails if the requested backend cannot run",
     )
     weight_format: Literal["auto", "native", "int8", "int4"] = Field(
         default="auto", description="CPU: format of decoder weights; auto: four bits if the model has them, else native"

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.server.conftest import image_part
-from tests.server.fakes import TOKENIZER, FakeClient, told_logprobs
+from tests.server.fakes import TOKENIZER, FakeClient, fake_logprobs
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +26,7 @@ async def test_every_token_of_a_candidate_is_scored(http: httpx.AsyncClient, cli
     assert (found["object"], found["model"]) == ("score", "tiny")
     assert [TOKENIZER.decode(one["token_ids"]) for one in found["data"]] == [" cat", "nt"]
     for one in found["data"]:
-        assert one["token_logprobs"] == told_logprobs(request, one["token_ids"])
+        assert one["token_logprobs"] == fake_logprobs(request, one["token_ids"])
         assert one["logprob"] == pytest.approx(sum(one["token_logprobs"]))
         assert one["num_tokens"] == len(one["tokens"])
     assert found["usage"]["prompt_tokens"] == len(request.prompt.token_ids) == 2
