@@ -1,30 +1,30 @@
-"""Novel words taught by a prompt: does the model say the right one for an image of a category that it never saw?
+"""Binding measures whether a prompt teaches novel words: the model names an image of a category that it has never seen.
 
-An episode's shots come in rounds, every word once a round; queries branch off behind some of the rounds. Beside it: the
-same words over shuffled images, the same prompt with no image, the categories' real names in place of the novel words
-(what language adds), and the nearest mean of the encoder's pooled features.
+An episode's shots come in rounds, with every word once per round; queries branch off after some of the rounds. The controls
+are the same words with shuffled images, the same prompt without images, the categories' real names instead of the novel
+words (the contribution of language), and the nearest mean of the encoder's pooled features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from evaluation.ranking import Branch, Piece, Ranker
+from evaluation.ranking import Branch, Ranker, concatenate, encode_segments
 from model.flamingo import Flamingo
-from model.prompt import Segment
 from model.tokenizer import PromptTokenizer
 from training.default.catalogue import Catalogue, Rows
 from training.default.templates import Template, item
 from training.default.words import HELD_OUT_WORDS
-from training.examples import encode_segment
 
 TEMPLATE = Template("Output:")
 REAL_NAMES = "real names"
+NEAREST_MEAN = "nearest mean"
 VARIANTS = ("model", "shuffled", "blind", REAL_NAMES)
 
 
@@ -32,20 +32,23 @@ VARIANTS = ("model", "shuffled", "blind", REAL_NAMES)
 class Episode:
     words: tuple[str, ...]
     names: tuple[str, ...]  # of the words' categories
-    shots: tuple[tuple[int, int], ...]  # row of the image, number of its word; rounds of all words
-    query: int
-    answer: int  # number of the query's word
+    shots: tuple[tuple[int, int], ...]  # row of the image, index of its word; round by round, all words per round
+    query: int  # row of the image
+    answer: int  # index of the query's word
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """By the number of rounds: whether the answer was right, for each variant and for the nearest mean."""
+    """Whether the answer was correct, for each variant and the nearest mean, by the number of rounds."""
 
-    right: dict[str, dict[int, bool]]
+    is_correct: dict[str, dict[int, bool]]
 
 
-def make_episodes(categories: Rows, ways: int, rounds: int, count: int, seed: int) -> list[Episode]:
-    """Balanced: each place among the words is the answer equally often. Fewer categories than ways is an error."""
+def sample_episodes(categories: Rows, ways: int, rounds: int, count: int, seed: int) -> list[Episode]:
+    """Sample episodes in which every word index is the answer equally often.
+
+    Raises ValueError if fewer than `ways` categories have enough images.
+    """
     usable = sorted(name for name, rows in categories.items() if len(rows) > rounds)
     if len(usable) < ways:
         raise ValueError(f"{len(usable)} categories have more than {rounds} images, {ways} are needed")
@@ -55,9 +58,9 @@ def make_episodes(categories: Rows, ways: int, rounds: int, count: int, seed: in
         names, answer = rng.sample(usable, ways), number % ways
         images = [rng.sample(categories[name], rounds + 1) for name in names]
         shots = []
-        for turn in range(rounds):
+        for number_of_round in range(rounds):
             order = rng.sample(range(ways), ways)
-            shots += [(images[word][turn], word) for word in order]
+            shots += [(images[word][number_of_round], word) for word in order]
         words = tuple(rng.sample(HELD_OUT_WORDS, ways))
         episodes.append(Episode(words, tuple(names), tuple(shots), images[answer][rounds], answer))
     return episodes
@@ -70,59 +73,62 @@ class Binding:
 
     @torch.inference_mode()
     def judge(self, episode: Episode, rounds: Sequence[int], variants: Sequence[str] = VARIANTS) -> Outcome:
-        right = {"nearest mean": {turn: self._nearest(episode, turn) == episode.answer for turn in rounds}}
+        """Answer the episode after each number of rounds, in each variant and by the nearest mean."""
+        is_correct = {
+            NEAREST_MEAN: {
+                num_rounds: nearest_mean(episode, num_rounds, self._normalised_feature) == episode.answer
+                for num_rounds in rounds
+            }
+        }
         if not variants:
-            return Outcome(right)
+            return Outcome(is_correct)
         rows = list(dict.fromkeys([*(row for row, _ in episode.shots), episode.query]))
         features = torch.stack([self.catalogue.features(row) for row in rows]).to(self._dtype)
         ranker = Ranker(self.model, self.model.fresh_media(self.model.resampler(features)))
         pages = {row: page for page, row in enumerate(rows)}
-        right |= {name: self._ranked(ranker, _variant(episode, name), rounds, pages, name) for name in variants}
-        return Outcome(right)
+        is_correct |= {name: self._rank(ranker, _variant(episode, name), rounds, pages, name) for name in variants}
+        return Outcome(is_correct)
 
-    def _ranked(
+    def _normalised_feature(self, row: int) -> Tensor:
+        return F.normalize(self.catalogue.pooled(row), dim=0)
+
+    def _rank(
         self, ranker: Ranker, episode: Episode, rounds: Sequence[int], pages: dict[int, int], variant: str
     ) -> dict[int, bool]:
-        reads = {} if variant == "blind" else pages
+        pages = {} if variant == "blind" else pages
         shots = [
-            self._piece(item(row, TEMPLATE, episode.words[word]), reads.get(row, -1)) for row, word in episode.shots
+            encode_segments(item(row, TEMPLATE, episode.words[word]), self.tokenizer, pages.get(row, -1))
+            for row, word in episode.shots
         ]
-        ends = [sum(len(shot.token_ids) for shot in shots[: turn * len(episode.words)]) for turn in rounds]
-        page = reads.get(episode.query, -1)
+        ends = [sum(len(shot.token_ids) for shot in shots[: num_rounds * len(episode.words)]) for num_rounds in rounds]
+        page = pages.get(episode.query, -1)
         branches = []
         for end in ends:
             for word in episode.words:
-                *query, answer, close = item(episode.query, TEMPLATE, word)
-                branches.append(Branch(end, self._piece(query, page), self._piece([answer, close], page)))
-        scores = ranker.scores(joined(shots), branches)
+                *query, answer, end_of_answer = item(episode.query, TEMPLATE, word)
+                candidate = encode_segments([answer, end_of_answer], self.tokenizer, page)
+                branches.append(Branch(end, encode_segments(query, self.tokenizer, page), candidate))
+        scores = ranker.scores(concatenate(shots), branches)
         ways = len(episode.words)
-        best = [
-            max(range(ways), key=scores[place * ways : (place + 1) * ways].__getitem__) for place in range(len(rounds))
-        ]
-        return {turn: word == episode.answer for turn, word in zip(rounds, best, strict=True)}
-
-    def _piece(self, segments: Sequence[Segment], page: int) -> Piece:
-        ids = [token for segment in segments for token in encode_segment(segment, self.tokenizer)]
-        return Piece(ids, [page] * len(ids))
-
-    def _nearest(self, episode: Episode, turn: int) -> int:
-        shown = episode.shots[: turn * len(episode.words)]
-        means = [
-            torch.stack([F.normalize(self.catalogue.pooled(row), dim=0) for row, word in shown if word == wanted]).mean(
-                0
-            )
-            for wanted in range(len(episode.words))
-        ]
-        query = F.normalize(self.catalogue.pooled(episode.query), dim=0)
-        return int((torch.stack(means) - query).square().sum(-1).argmin())
+        best = [max(range(ways), key=scores[i * ways : (i + 1) * ways].__getitem__) for i in range(len(rounds))]
+        return {num_rounds: word == episode.answer for num_rounds, word in zip(rounds, best, strict=True)}
 
 
-def joined(pieces: Sequence[Piece]) -> Piece:
-    return Piece([t for p in pieces for t in p.token_ids], [page for p in pieces for page in p.pages])
+def nearest_mean(episode: Episode, num_rounds: int, feature: Callable[[int], Tensor]) -> int:
+    """Return the index of the word whose shots' mean feature is nearest to the query's feature.
+
+    `feature` returns the normalised feature [Dv] of a row.
+    """
+    shots = episode.shots[: num_rounds * len(episode.words)]
+    means = [
+        torch.stack([feature(row) for row, word in shots if word == index]).mean(0)
+        for index in range(len(episode.words))
+    ]
+    return int((torch.stack(means) - feature(episode.query)).square().sum(-1).argmin())
 
 
 def _variant(episode: Episode, name: str) -> Episode:
-    """Shuffled: the images of each round are dealt anew to its words."""
+    """Return the episode of a variant; "shuffled" assigns the images of each round to other words."""
     if name == REAL_NAMES:
         return replace(episode, words=episode.names)
     if name != "shuffled":
@@ -132,6 +138,6 @@ def _variant(episode: Episode, name: str) -> Episode:
     rows = [row for row, _ in episode.shots]
     shots: list[tuple[int, int]] = []
     for first in range(0, len(rows), ways):
-        dealt = rng.sample(rows[first : first + ways], ways)
-        shots += [(row, word) for row, (_, word) in zip(dealt, episode.shots[first : first + ways], strict=True)]
+        shuffled = rng.sample(rows[first : first + ways], ways)
+        shots += [(row, word) for row, (_, word) in zip(shuffled, episode.shots[first : first + ways], strict=True)]
     return replace(episode, shots=tuple(shots))

@@ -1,7 +1,8 @@
-"""`python -m evaluation.default`: the default model's tables, in process, from its folder and the cached features.
+"""Print the default model's evaluation tables, computed in process from its folder and the cached features.
 
-Held-out categories by likelihood ranking; the same prompts shuffled and blind; nearest mean; names, captions, style, and
-the text's perplexity. Progress goes to standard error, the tables to standard output; the last line is JSON.
+`python -m evaluation.default` ranks held-out categories by likelihood, next to shuffled and blind prompts and the nearest
+mean, and measures names, captions, style and perplexity. Progress goes to standard error, the tables to standard output;
+the last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from evaluation.binding import VARIANTS, Binding, Episode, Outcome, make_episodes
+from evaluation.binding import NEAREST_MEAN, VARIANTS, Binding, Episode, Outcome, sample_episodes
 from evaluation.intervals import Share, share
 from evaluation.naming import Naming, perplexity
 from model.checkpoint.native import load_folder
@@ -27,14 +28,13 @@ from model.flamingo import Flamingo
 from model.tokenizer import PromptTokenizer
 from model.zoo.default import prepare
 from training.default.catalogue import Catalogue
+from training.default_data.records import DEFAULT_FOLDER
 
 SEED = 17
-DATA = Path.home() / ".cache" / "flamboyance" / "default-data"
 TEXT = Path(__file__).resolve().parents[1] / "docs" / "architecture.md"
-# ways -> rounds of shots behind which a query branches off; 30 shots in all are six rounds of five words
+# ways -> the numbers of rounds after which queries branch off; six rounds of five words are 30 shots
 ROUNDS = {2: (1, 2, 5), 5: (1, 2, 5, 6)}
 KIND_ROUNDS = {5: (1, 2)}
-NEAREST = "nearest mean"
 NAMING_WAYS = 10
 
 
@@ -53,57 +53,57 @@ class Options:
         return () if self.encoder_only else VARIANTS
 
     def variants_of(self, number: int) -> tuple[str, ...]:
-        """Those that the number-th episode is judged by."""
+        """Return the variants in which the number-th episode is results."""
         return self.variants if self.controls is None or number < self.controls else self.variants[:1]
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*self.variants, NEAREST)
+        return (*self.variants, NEAREST_MEAN)
 
 
 def binding_table(catalogue: Catalogue, options: Options, folder: Path) -> dict[str, dict[str, Share]]:
-    """Rows "drawings, 5-way, 1 a word (5 in all)" -> columns."""
+    """Return the shares by row, such as "drawings, 5-way, 1 per word (5 in all)", and column."""
     rows: dict[str, dict[str, Share]] = {}
     domains = (
         ("drawings", catalogue.held_out_labels, ROUNDS),
         ("photographs", catalogue.photographs, ROUNDS),
         ("kinds of drawings", catalogue.held_out_kinds, KIND_ROUNDS),
     )
-    begin = (folder, options)
-    with ProcessPoolExecutor(options.processes, get_context("spawn"), _begin, begin) as pool:
-        for domain, categories, ways_of in domains:
-            for ways, rounds in ways_of.items():
-                episodes = make_episodes(categories, ways, max(rounds), options.episodes, SEED)
-                tasks = [(one, rounds, options.variants_of(number)) for number, one in enumerate(episodes)]
-                judged = pool.map(_judge, tasks, chunksize=5)
-                outcomes = list(_watched(judged, len(episodes), f"{domain} {ways}-way"))
-                for turn in rounds:
-                    name = f"{domain}, {ways}-way, {turn} a word ({turn * ways} in all)"
+    initial_arguments = (folder, options)
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), _initialise, initial_arguments) as pool:
+        for domain, categories, rounds_by_ways in domains:
+            for ways, rounds in rounds_by_ways.items():
+                episodes = sample_episodes(categories, ways, max(rounds), options.episodes, SEED)
+                tasks = [(episode, rounds, options.variants_of(number)) for number, episode in enumerate(episodes)]
+                results = pool.map(_judge, tasks, chunksize=5)
+                outcomes = list(_report_progress(results, len(episodes), f"{domain} {ways}-way"))
+                for num_rounds in rounds:
+                    name = f"{domain}, {ways}-way, {num_rounds} per word ({num_rounds * ways} in all)"
                     rows[name] = {
-                        column: share([one.right[column][turn] for one in outcomes if column in one.right])
+                        column: share([o.is_correct[column][num_rounds] for o in outcomes if column in o.is_correct])
                         for column in options.columns
                     }
     return rows
 
 
-# what a process judges with
-_binding: list[Binding] = []
+# the evaluator of a worker process, set once by its initialiser
+_process_binding: list[Binding] = []
 
 
-def _begin(folder: Path, options: Options) -> None:
+def _initialise(folder: Path, options: Options) -> None:
     torch.set_num_threads(1)
-    model = _served(folder, options)
-    _binding.append(Binding(model, PromptTokenizer.load(folder, model.config.prompt), Catalogue(options.data)))
+    model = _load_served(folder, options)
+    _process_binding.append(Binding(model, PromptTokenizer.load(folder, model.config.prompt), Catalogue(options.data)))
 
 
-def _served(folder: Path, options: Options) -> Flamingo:
+def _load_served(folder: Path, options: Options) -> Flamingo:
     model = load_folder(folder, "cpu", getattr(torch, options.dtype))
     model.fold_gates()
     return model
 
 
 def _judge(task: tuple[Episode, tuple[int, ...], tuple[str, ...]]) -> Outcome:
-    return _binding[0].judge(*task)
+    return _process_binding[0].judge(*task)
 
 
 def naming_table(naming: Naming, count: int) -> dict[str, dict[str, Share]]:
@@ -118,7 +118,10 @@ def naming_table(naming: Naming, count: int) -> dict[str, dict[str, Share]]:
 
 
 def perplexities(folder: Path, tokenizer: PromptTokenizer) -> dict[str, float]:
-    """The frozen language model's own, and with the bridge as it is served: gates folded, no media in the prompt."""
+    """Return the perplexities of the frozen language model alone and with the bridge as served, without media.
+
+    A served model's gates are folded into its weights.
+    """
     ids = tokenizer.encode_plain(TEXT.read_text(encoding="utf-8"))[:1024]
     alone, served = (load_folder(folder, "cpu", torch.float32) for _ in range(2))
     alone.gated.clear()
@@ -126,22 +129,22 @@ def perplexities(folder: Path, tokenizer: PromptTokenizer) -> dict[str, float]:
     return {"language model alone": perplexity(alone, ids), "with the bridge, no media": perplexity(served, ids)}
 
 
-def _watched(outcomes: Iterable[Outcome], count: int, name: str) -> Iterator[Outcome]:
-    began = time.monotonic()
+def _report_progress(outcomes: Iterable[Outcome], count: int, name: str) -> Iterator[Outcome]:
+    started = time.monotonic()
     for number, outcome in enumerate(outcomes, 1):
         yield outcome
         if number % 50 == 0:
-            print(f"{name}: {number} of {count}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+            print(f"{name}: {number} of {count}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
-def table(rows: dict[str, dict[str, Share]], columns: tuple[str, ...], chance: bool) -> str:
+def format_table(rows: dict[str, dict[str, Share]], columns: tuple[str, ...], chance: bool) -> str:
     head = ("", *columns, *(("chance",) if chance else ()))
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name, cells in rows.items():
-        shown = [str(cells[column]) for column in columns]
+        row = [str(cells[column]) for column in columns]
         if chance:
-            shown.append(f"{1 / int(name.split(', ')[1].removesuffix('-way')):.2f}")
-        lines.append(f"| {' | '.join((name, *shown))} |")
+            row.append(f"{1 / int(name.split(', ')[1].removesuffix('-way')):.2f}")
+        lines.append(f"| {' | '.join((name, *row))} |")
     return "\n".join(lines)
 
 
@@ -149,40 +152,59 @@ def measure(options: Options) -> dict[str, Any]:
     torch.set_num_threads(options.processes)
     folder = options.model or prepare()
     catalogue = Catalogue(options.data)
-    bound = binding_table(catalogue, options, folder)
-    print(table(bound, options.columns, chance=True), "\n", flush=True)
+    binding_rows = binding_table(catalogue, options, folder)
+    print(format_table(binding_rows, options.columns, chance=True), "\n", flush=True)
     if options.encoder_only:
-        return {"episodes": options.episodes, "shares": values(bound)}
-    model = _served(folder, options)
+        return {"episodes": options.episodes, "shares": share_values(binding_rows)}
+    model = _load_served(folder, options)
     tokenizer = PromptTokenizer.load(folder, model.config.prompt)
     naming = Naming(model, tokenizer, catalogue)
-    named = naming_table(naming, options.episodes)
-    print(table(named, ("model", "blind"), chance=False), f"(chance {1 / NAMING_WAYS:.2f})\n", sep="\n", flush=True)
+    naming_rows = naming_table(naming, options.episodes)
+    print(
+        format_table(naming_rows, ("model", "blind"), chance=False),
+        f"(chance {1 / NAMING_WAYS:.2f})\n",
+        sep="\n",
+        flush=True,
+    )
     style = share([naming.keeps_style(number, SEED) for number in range(max(12, options.episodes // 5))])
     print(f"third caption in the style of the first two: {style}\n", flush=True)
     text = perplexities(folder, tokenizer)
     print("\n".join(f"perplexity, {name}: {value:.3f}" for name, value in text.items()), "\n", flush=True)
-    shares = values({**bound, **named})
-    told = {"episodes": options.episodes, "controls": options.controls, "dtype": options.dtype, "shares": shares}
-    return {**told, "style": style.value, "perplexity": text}
+    return {
+        "episodes": options.episodes,
+        "controls": options.controls,
+        "dtype": options.dtype,
+        "shares": share_values({**binding_rows, **naming_rows}),
+        "style": style.value,
+        "perplexity": text,
+    }
 
 
-def values(rows: dict[str, dict[str, Share]]) -> dict[str, dict[str, float]]:
+def share_values(rows: dict[str, dict[str, Share]]) -> dict[str, dict[str, float]]:
     return {name: {column: cell.value for column, cell in cells.items()} for name, cells in rows.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.default", description=__doc__)
-    parser.add_argument("--episodes", type=int, default=500)
+    parser.add_argument("--episodes", type=int, default=500, help="episodes per row (default: 500)")
     parser.add_argument(
-        "--controls", type=int, help="episodes that are shuffled, blind and with real names too (default: all)"
+        "--controls",
+        type=int,
+        help="episodes that are also judged shuffled, blind and with real names (default: all)",
     )
     parser.add_argument("--model", type=Path, help="a model folder (default: the default model's)")
-    parser.add_argument("--data", type=Path, default=DATA, help=f"what training.default_data made (default: {DATA})")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the weights")
-    parser.add_argument("--processes", type=int, default=2, help="each with one thread, and the model's 0.7 GB")
     parser.add_argument(
-        "--encoder-only", action="store_true", help="nearest means alone: what the model is held against"
+        "--data",
+        type=Path,
+        default=DEFAULT_FOLDER,
+        help=f"the folder of training.default_data (default: {DEFAULT_FOLDER})",
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="the weights' dtype")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="worker processes, each with one thread and the model's 0.7 GB"
+    )
+    parser.add_argument(
+        "--encoder-only", action="store_true", help="print the nearest means only, which are the model's baseline"
     )
     print(json.dumps(measure(Options(**vars(parser.parse_args())))))
 

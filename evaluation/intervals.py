@@ -1,4 +1,4 @@
-"""Shares of right answers with their 95% intervals (Wilson), as a table's cell shows them."""
+"""Shares of correct answers have 95% Wilson intervals and print as the cell of a table."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Z = 1.959964
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    right: int
-    total: int
+    num_correct: int
+    num_answers: int
 
     @property
     def value(self) -> float:
-        return self.right / self.total
+        return self.num_correct / self.num_answers
 
     def interval(self) -> tuple[float, float]:
-        n, p = self.total, self.value
+        n, p = self.num_answers, self.value
         centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
         half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
         return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,8 +1,8 @@
-"""`python -m evaluation.leave_one_out URL`: does a support set's own leave-one-out say how well it will do?
+"""Compare support sets' leave-one-out estimates, computed by a server, with their accuracy on fresh images.
 
-Support sets of held-out categories under words that the model has never seen are built on the server and evaluated there;
-then fresh images of the same categories are classified with the same `examples`. A table sets estimate beside truth, for
-each strategy and k, over all sets; the last line is JSON.
+`python -m evaluation.leave_one_out URL` creates support sets of held-out categories under words that the model has never
+seen, and has the server evaluate them. It then classifies fresh images of the same categories with the same `examples`.
+A table compares estimate and accuracy for each strategy and k over all sets; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from typing import Any, Literal
 
 from evaluation.intervals import Share
 from flamboyance_client import Client, Evaluation, Selection, example, query
-from flamboyance_client.options import Weighing
+from flamboyance_client.options import ProbabilityOptions
 from training.default.words import HELD_OUT_WORDS
-from training.default_data.records import Record, read_records
-from training.default_data.split import held_out
+from training.default_data.records import DEFAULT_FOLDER, Record, read_records
+from training.default_data.split import is_held_out
 
-DATA = Path.home() / ".cache" / "flamboyance" / "default-data"
 SEED = 29
 POLL_SECONDS = 2.0
 
@@ -48,7 +47,7 @@ class Options:
     permutations: int
 
     @property
-    def weighing(self) -> Weighing:
+    def weighing(self) -> ProbabilityOptions:
         return {
             "calibration": self.calibration,
             "normalisation": self.normalisation,
@@ -57,16 +56,16 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """Images under the word that stands for their category: those of the support set, and those that it never holds."""
+class ImageSplit:
+    """Images with the word that stands for their category, divided into a support set's examples and fresh images."""
 
     examples: list[tuple[str, str]]
     fresh: list[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """One setting on one support set."""
+class Comparison:
+    """The estimate and the accuracy on fresh images of one setting on one support set."""
 
     strategy: str
     k: int
@@ -79,82 +78,90 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True)
-class Followed:
-    """What following a recommendation gave, and what the best setting would have given, on fresh images."""
+class FollowedRecommendation:
+    """The accuracy on fresh images of the recommended setting, and that of the best setting."""
 
     truth: float
     best: float
     k: int
 
 
-def categories(records: Sequence[Record], domain: str, least: int) -> dict[str, list[str]]:
-    """Images by what they show: held-out drawings by label, photographs by category."""
-    found: dict[str, list[str]] = {}
+def images_by_category(records: Sequence[Record], domain: str, min_images: int) -> dict[str, list[str]]:
+    """Group held-out drawings by label or photographs by category, with at least `min_images` per group."""
+    groups: dict[str, list[str]] = {}
     for record in records:
         if domain == "photograph" and record.domain == domain and record.category:
-            found.setdefault(record.category, []).append(record.image)
-        elif domain == "drawing" and record.trains and record.label and held_out(record.label):
-            found.setdefault(record.label, []).append(record.image)
-    return {name: images for name, images in sorted(found.items()) if len(images) >= least}
+            groups.setdefault(record.category, []).append(record.image)
+        elif domain == "drawing" and record.trains and record.label and is_held_out(record.label):
+            groups.setdefault(record.label, []).append(record.image)
+    return {name: images for name, images in sorted(groups.items()) if len(images) >= min_images}
 
 
-def draw(usable: Mapping[str, list[str]], options: Options, number: int) -> Drawn:
+def draw_split(categories: Mapping[str, list[str]], options: Options, number: int) -> ImageSplit:
     rng = Random(f"{SEED}/{options.domain}/{options.ways}/{number}")
-    names, words = rng.sample(sorted(usable), options.ways), rng.sample(HELD_OUT_WORDS, options.ways)
-    drawn = Drawn([], [])
+    names, words = rng.sample(sorted(categories), options.ways), rng.sample(HELD_OUT_WORDS, options.ways)
+    split = ImageSplit([], [])
     for name, word in zip(names, words, strict=True):
-        images = [(image, word) for image in rng.sample(usable[name], options.examples + options.fresh)]
-        drawn.examples.extend(images[: options.examples])
-        drawn.fresh.extend(images[options.examples :])
-    rng.shuffle(drawn.examples)
-    return drawn
+        images = [(image, word) for image in rng.sample(categories[name], options.examples + options.fresh)]
+        split.examples.extend(images[: options.examples])
+        split.fresh.extend(images[options.examples :])
+    rng.shuffle(split.examples)
+    return split
 
 
 class Server:
+    """The requests to the server with the command's options."""
+
     def __init__(self, options: Options, client: Client) -> None:
         self._options = options
         self._client = client
 
-    def create(self, drawn: Drawn) -> str:
-        examples = [example(self._options.data / image, label=word) for image, word in drawn.examples]
+    def create(self, split: ImageSplit) -> str:
+        examples = [example(self._options.data / image, label=word) for image, word in split.examples]
         return self._client.support_sets.create(examples=examples, ttl_seconds=24 * 3600).id
 
     def evaluate(self, support_set: str) -> Evaluation:
-        asked = self._options
-        found = self._client.support_sets.evaluate(
-            support_set, k=asked.k, strategies=asked.strategies, seeds=asked.seeds, **asked.weighing
+        """Evaluate a support set and wait for the result.
+
+        Raises RuntimeError if the evaluation does not complete.
+        """
+        options = self._options
+        evaluation = self._client.support_sets.evaluate(
+            support_set, k=options.k, strategies=options.strategies, seeds=options.seeds, **options.weighing
         )
-        while not found.is_over:
+        while not evaluation.is_over:
             time.sleep(POLL_SECONDS)
-            found = self._client.evaluations.get(found.id)
-        if found.status != "completed":
-            raise RuntimeError(f"evaluation {found.id} is {found.status}: {found.raw['error']}")
-        return found
+            evaluation = self._client.evaluations.get(evaluation.id)
+        if evaluation.status != "completed":
+            raise RuntimeError(f"evaluation {evaluation.id} is {evaluation.status}: {evaluation.raw['error']}")
+        return evaluation
 
     def classify(self, selection: Selection, image: str) -> str:
-        asked = query(self._options.data / image)
-        return self._client.classify(asked, examples=selection, **self._options.weighing).label
+        image_query = query(self._options.data / image)
+        return self._client.classify(image_query, examples=selection, **self._options.weighing).label
 
-    def forget(self, support_set: str) -> None:
+    def delete(self, support_set: str) -> None:
         self._client.support_sets.delete(support_set)
 
 
-def compare(server: Server, drawn: Drawn) -> tuple[list[Compared], Followed]:
-    support_set = server.create(drawn)
+def compare(server: Server, split: ImageSplit) -> tuple[list[Comparison], FollowedRecommendation]:
+    """Compare all settings on one support set, and delete the set from the server."""
+    support_set = server.create(split)
     try:
         evaluation = server.evaluate(support_set)
-        rows = [_compared(server, evaluation, cell, drawn) for cell in evaluation.cells]
+        rows = [_compare_cell(server, evaluation, cell, split) for cell in evaluation.cells]
     finally:
-        server.forget(support_set)
-    chosen = evaluation.raw["recommendation"]["examples"]
-    settings = {
+        server.delete(support_set)
+    recommendation = evaluation.raw["recommendation"]["examples"]
+    by_setting = {
         (cell["strategy"], cell["k"], cell["seed"]): row for cell, row in zip(evaluation.cells, rows, strict=True)
     }
-    followed = settings[chosen["strategy"], chosen["k"], chosen["seed"]]
-    return rows, Followed(followed.truth.value, max(row.truth.value for row in rows), chosen["k"])
+    followed = by_setting[recommendation["strategy"], recommendation["k"], recommendation["seed"]]
+    best = max(row.truth.value for row in rows)
+    return rows, FollowedRecommendation(followed.truth.value, best, recommendation["k"])
 
 
-def _compared(server: Server, evaluation: Evaluation, cell: Mapping[str, Any], drawn: Drawn) -> Compared:
+def _compare_cell(server: Server, evaluation: Evaluation, cell: Mapping[str, Any], split: ImageSplit) -> Comparison:
     selection: Selection = {
         "support_set": evaluation.raw["support_set"],
         "version": evaluation.raw["version"],
@@ -162,26 +169,26 @@ def _compared(server: Server, evaluation: Evaluation, cell: Mapping[str, Any], d
         "strategy": cell["strategy"],
         "seed": cell["seed"],
     }
-    right = sum(server.classify(selection, image) == word for image, word in drawn.fresh)
-    estimate, truth = Share(cell["correct"], cell["queries"]), Share(right, len(drawn.fresh))
-    return Compared(cell["strategy"], cell["k"], estimate, truth)
+    num_correct = sum(server.classify(selection, image) == word for image, word in split.fresh)
+    estimate, truth = Share(cell["correct"], cell["queries"]), Share(num_correct, len(split.fresh))
+    return Comparison(cell["strategy"], cell["k"], estimate, truth)
 
 
-# the table
-
-
-def by_setting(rows: Sequence[Compared]) -> Iterator[tuple[tuple[int, str], list[Compared]]]:
+def group_by_setting(rows: Sequence[Comparison]) -> Iterator[tuple[tuple[int, str], list[Comparison]]]:
     for setting in sorted({(row.k, row.strategy) for row in rows}):
         yield setting, [row for row in rows if (row.k, row.strategy) == setting]
 
 
-def summary(rows: Sequence[Compared]) -> dict[str, Any]:
-    """`bias`: mean of estimate minus truth, with its standard error; `spread`: its standard deviation over sets, and the
-    one that counting alone would give."""
+def summarise(rows: Sequence[Comparison]) -> dict[str, Any]:
+    """Summarise one setting over all sets.
+
+    `bias` is the mean of estimate minus truth, with its standard error; `spread` is the standard deviation of that
+    difference over sets, and `spread_of_counting` the one that finite counts alone would give.
+    """
     errors = [row.error for row in rows]
     spread = stdev(errors) if len(errors) > 1 else 0.0
     counting = fmean(_variance(row.estimate) + _variance(row.truth) for row in rows) ** 0.5
-    truth = Share(sum(row.truth.right for row in rows), sum(row.truth.total for row in rows))
+    truth = Share(sum(row.truth.num_correct for row in rows), sum(row.truth.num_answers for row in rows))
     low, high = truth.interval()
     return {
         "sets": len(rows),
@@ -192,28 +199,31 @@ def summary(rows: Sequence[Compared]) -> dict[str, Any]:
         "bias_error": spread / len(errors) ** 0.5,
         "spread": spread,
         "spread_of_counting": counting,
-        "covered": fmean(_covers(row) for row in rows),
+        "covered": fmean(_is_covered(row) for row in rows),
     }
 
 
 def _variance(share: Share) -> float:
-    # with one answer of each kind more, so that a share of one has some
-    value = (share.right + 1) / (share.total + 2)
-    return value * (1 - value) / share.total
+    # one correct and one wrong answer are added, so that a share of zero or one has some variance
+    value = (share.num_correct + 1) / (share.num_answers + 2)
+    return value * (1 - value) / share.num_answers
 
 
-def _covers(row: Compared) -> bool:
-    """Whether the estimate's interval holds what fresh images gave (which is itself counted, so not 95% of them do)."""
+def _is_covered(row: Comparison) -> bool:
+    """Return whether the estimate's interval contains the accuracy on fresh images.
+
+    That accuracy has its own counting error, so fewer than 95% of the intervals contain it.
+    """
     low, high = row.estimate.interval()
     return low <= row.truth.value <= high
 
 
-def table(found: Mapping[tuple[int, str], Mapping[str, Any]]) -> str:
+def format_table(summaries: Mapping[tuple[int, str], Mapping[str, Any]]) -> str:
     lines = [
         "| shots | estimate | fresh images | bias | spread (by counting) | in interval |",
         "|---|---|---|---|---|---|",
     ]
-    for (k, strategy), row in found.items():
+    for (k, strategy), row in summaries.items():
         low, high = row["truth_interval"]
         lines.append(
             f"| {strategy}, k={k} | {row['estimate']:.3f} | {row['truth']:.3f} [{low:.3f}, {high:.3f}] "
@@ -224,43 +234,50 @@ def table(found: Mapping[tuple[int, str], Mapping[str, Any]]) -> str:
 
 
 def measure(options: Options) -> dict[str, Any]:
-    usable = categories(read_records(options.data), options.domain, options.examples + options.fresh)
-    if len(usable) < options.ways:
-        raise SystemExit(f"{len(usable)} categories have enough images, {options.ways} are needed")
-    rows: list[Compared] = []
-    followed: list[Followed] = []
+    categories = images_by_category(read_records(options.data), options.domain, options.examples + options.fresh)
+    if len(categories) < options.ways:
+        raise SystemExit(f"error: {len(categories)} categories have enough images, --ways needs {options.ways}")
+    rows: list[Comparison] = []
+    recommendations: list[FollowedRecommendation] = []
     with Client(options.url, api_key=options.api_key) as client:
         for number in range(options.sets):
-            began = time.monotonic()
-            compared, one = compare(Server(options, client), draw(usable, options, number))
-            rows += compared
-            followed.append(one)
-            print(f"set {number + 1} of {options.sets}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-    found = {setting: summary(some) for setting, some in by_setting(rows)}
-    gave, best = fmean(one.truth for one in followed), fmean(one.best for one in followed)
-    print(table(found))
-    print(f"\nfollowing the recommendation: {gave:.3f}, with {fmean(one.k for one in followed):.1f} shots; ", end="")
-    print(f"the best setting of each set on these very images: {best:.3f}")
-    settings = [{"strategy": strategy, "k": k, **row} for (k, strategy), row in found.items()]
-    return {"sets": options.sets, "ways": options.ways, "settings": settings, "followed": gave, "best": best}
+            started = time.monotonic()
+            comparisons, recommendation = compare(Server(options, client), draw_split(categories, options, number))
+            rows += comparisons
+            recommendations.append(recommendation)
+            print(f"set {number + 1} of {options.sets}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    summaries = {setting: summarise(comparisons) for setting, comparisons in group_by_setting(rows)}
+    truth, best = fmean(r.truth for r in recommendations), fmean(r.best for r in recommendations)
+    print(format_table(summaries))
+    print(
+        f"\nfollowing the recommendation: {truth:.3f}, with {fmean(r.k for r in recommendations):.1f} shots; ", end=""
+    )
+    print(f"the best setting of each set on the same images: {best:.3f}")
+    settings = [{"strategy": strategy, "k": k, **row} for (k, strategy), row in summaries.items()]
+    return {"sets": options.sets, "ways": options.ways, "settings": settings, "followed": truth, "best": best}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.leave_one_out", description=__doc__)
-    parser.add_argument("url", help="of a server, as http://127.0.0.1:8000")
-    parser.add_argument("--api-key")
-    parser.add_argument("--data", type=Path, default=DATA, help=f"what training.default_data made (default: {DATA})")
+    parser.add_argument("url", help="the server's URL, such as http://127.0.0.1:8000")
+    parser.add_argument("--api-key", help="the server's API key, if it requires one")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=DEFAULT_FOLDER,
+        help=f"the folder of training.default_data (default: {DEFAULT_FOLDER})",
+    )
     parser.add_argument("--domain", choices=("drawing", "photograph"), default="drawing")
-    parser.add_argument("--sets", type=int, default=20)
-    parser.add_argument("--ways", type=int, default=5, help="categories of a set")
-    parser.add_argument("--examples", type=int, default=4, help="of each category in a set")
-    parser.add_argument("--fresh", type=int, default=3, help="queries of each category that no set holds")
-    parser.add_argument("--k", type=int, nargs="+", default=[2, 5, 10, 15])
-    parser.add_argument("--strategies", nargs="+", default=["random", "rices_image"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--sets", type=int, default=20, help="the number of support sets (default: 20)")
+    parser.add_argument("--ways", type=int, default=5, help="categories per set (default: 5)")
+    parser.add_argument("--examples", type=int, default=4, help="examples per category in a set (default: 4)")
+    parser.add_argument("--fresh", type=int, default=3, help="fresh images per category (default: 3)")
+    parser.add_argument("--k", type=int, nargs="+", default=[2, 5, 10, 15], help="numbers of shots")
+    parser.add_argument("--strategies", nargs="+", default=["random", "rices_image"], help="selection strategies")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the selection")
     parser.add_argument("--calibration", choices=("none", "contextual"), default="none")
     parser.add_argument("--normalisation", choices=("sum", "mean"), default="sum")
-    parser.add_argument("--permutations", type=int, default=1)
+    parser.add_argument("--permutations", type=int, default=1, help="orders of the shots to average (default: 1)")
     print(json.dumps(measure(Options(**vars(parser.parse_args())))))
 
 

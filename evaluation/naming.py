@@ -1,6 +1,6 @@
-"""Beyond taught words: names of known things in images never seen, captions of a set style, and text with no image.
+"""Naming measures names of known labels in held-out images, captions in a given style, and text without images.
 
-Each beside what the same model says blind, for a name that is merely likely must not count as seen.
+Names are compared with the blind model's, since a name that is merely likely must not count as recognised.
 """
 
 from __future__ import annotations
@@ -11,20 +11,17 @@ from random import Random
 
 import torch
 
-from evaluation.binding import joined
-from evaluation.ranking import Branch, Piece, Ranker
+from evaluation.ranking import Branch, PagedTokens, Ranker, concatenate, encode_segments
 from model.batch import whole_sequences
 from model.cache import MediaCache
 from model.flamingo import Flamingo
-from model.prompt import Segment
 from model.reference import log_probs
 from model.tokenizer import PromptTokenizer
 from training.default.catalogue import Catalogue
 from training.default.templates import Template, item
-from training.examples import encode_segment
 
 NAME, CAPTION = Template("This is a"), Template("Output:")
-# a caption's style, and what an answer in it looks like
+# a caption style, and the pattern of captions in that style
 STYLES = (
     ("[{label}]", r"\[[^\]]+\]"),
     ('"{label}"', r'"[^"]+"'),
@@ -42,46 +39,47 @@ class Naming:
         self._dtype = next(model.resampler.parameters()).dtype
 
     def cases(self, count: int, ways: int, seed: int) -> list[tuple[int, list[str]]]:
-        """An unseen image, and labels of which the first is its own."""
-        labels = self.catalogue.unseen_images
-        names = sorted(labels)
-        out = []
+        """Draw held-out images (rows), each with `ways` candidate labels, of which the first is correct."""
+        rows_by_label = self.catalogue.unseen_images
+        names = sorted(rows_by_label)
+        cases = []
         for number in range(count):
             rng = Random(f"{seed}/naming/{number}")
             label = rng.choice(names)
-            others = rng.sample([name for name in names if name != label], ways - 1)
-            out.append((rng.choice(labels[label]), [label, *others]))
-        return out
+            wrong_labels = rng.sample([name for name in names if name != label], ways - 1)
+            cases.append((rng.choice(rows_by_label[label]), [label, *wrong_labels]))
+        return cases
 
     @torch.inference_mode()
     def is_named(self, row: int, labels: Sequence[str], *, caption: bool, blind: bool) -> bool:
-        """By the mean log-probability of a token; a caption says more than the name."""
+        """Return whether the first label has the highest mean log-probability per token, as a name or in a caption."""
         template = CAPTION if caption else NAME
         page = -1 if blind else 0
         branches = []
         for label in labels:
             *query, answer, _ = item(row, template, f"a {label}" if caption else label)
-            branches.append(Branch(0, self._piece(query, page), self._piece([answer], page)))
-        scores = Ranker(self.model, self._media([row])).scores(Piece([], []), branches)
+            candidate = encode_segments([answer], self.tokenizer, page)
+            branches.append(Branch(0, encode_segments(query, self.tokenizer, page), candidate))
+        scores = Ranker(self.model, self._media([row])).scores(PagedTokens([], []), branches)
         means = [score / len(branch.candidate.token_ids) for score, branch in zip(scores, branches, strict=True)]
         return means.index(max(means)) == 0
 
     @torch.inference_mode()
     def keeps_style(self, number: int, seed: int) -> bool:
-        """Two captions in a style, a third image: is the model's answer written like them?"""
+        """Return whether the model captions a third image in the style of two captioned images."""
         rng = Random(f"{seed}/style/{number}")
         style, pattern = STYLES[number % len(STYLES)]
         labels = rng.sample(sorted(self.catalogue.unseen_images), 3)
         rows = [rng.choice(self.catalogue.unseen_images[label]) for label in labels]
         shots = [
-            self._piece(item(row, CAPTION, style.format(label=label)), page)
+            encode_segments(item(row, CAPTION, style.format(label=label)), self.tokenizer, page)
             for page, (row, label) in enumerate(zip(rows[:2], labels, strict=False))
         ]
         *query, _, _ = item(rows[2], CAPTION, "")
-        prompt = joined([*shots, self._piece(query, 2)])
-        return re.fullmatch(pattern, self._continued(prompt, rows).strip()) is not None
+        prompt = concatenate([*shots, encode_segments(query, self.tokenizer, 2)])
+        return re.fullmatch(pattern, self._generate(prompt, rows).strip()) is not None
 
-    def _continued(self, prompt: Piece, rows: Sequence[int]) -> str:
+    def _generate(self, prompt: PagedTokens, rows: Sequence[int]) -> str:
         media = self._media(rows)
         ids, pages = list(prompt.token_ids), list(prompt.pages)
         for _ in range(MAX_ANSWER):
@@ -98,14 +96,10 @@ class Naming:
         features = torch.stack([self.catalogue.features(row) for row in rows]).to(self._dtype)
         return self.model.fresh_media(self.model.resampler(features))
 
-    def _piece(self, segments: Sequence[Segment], page: int) -> Piece:
-        ids = [token for segment in segments for token in encode_segment(segment, self.tokenizer)]
-        return Piece(ids, [page] * len(ids))
-
 
 @torch.inference_mode()
 def perplexity(model: Flamingo, token_ids: list[int]) -> float:
-    """Of a text with no media in it."""
+    """Return the perplexity of a text without media."""
     batch = whole_sequences([token_ids], [[-1] * len(token_ids)])
     media = MediaCache.zeros(model.config, 0, next(model.resampler.parameters()).dtype, "cpu")
     rows = model(batch, None, media).float().log_softmax(-1)[:-1]

@@ -1,7 +1,7 @@
-"""Likelihood ranking: the log-probability of every candidate behind a query, at several lengths of one prompt of shots.
+"""Likelihood ranking scores candidates after a query by their log-probabilities, after several prefixes of one prompt.
 
-The shots are run once; queries and candidates branch off behind any of them. A key-value block holds a single token here,
-so that a branch is a table that names its prefix's tokens and then its own.
+The prompt's shots run once; queries and candidates branch off after any of them. A key-value block holds a single token
+here, so a branch's block table lists its prefix's tokens and then its own.
 """
 
 from __future__ import annotations
@@ -16,23 +16,36 @@ from torch import Tensor
 from model.batch import Batch
 from model.cache import KVCache, MediaCache
 from model.flamingo import Flamingo
+from model.prompt import Segment
+from model.tokenizer import PromptTokenizer
+from training.examples import encode_segment
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Tokens, and the page that each of them reads; -1: none."""
+class PagedTokens:
+    """Tokens and the page that each of them reads, -1 for none."""
 
     token_ids: list[int]
     pages: list[int]
 
 
+def encode_segments(segments: Sequence[Segment], tokenizer: PromptTokenizer, page: int) -> PagedTokens:
+    """Encode segments whose tokens all read the same page."""
+    ids = [token for segment in segments for token in encode_segment(segment, tokenizer)]
+    return PagedTokens(ids, [page] * len(ids))
+
+
+def concatenate(parts: Sequence[PagedTokens]) -> PagedTokens:
+    return PagedTokens([token for p in parts for token in p.token_ids], [page for p in parts for page in p.pages])
+
+
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """Behind the first `behind` tokens of the prefix: a query, then a candidate, whose tokens are scored."""
+    """A query and a candidate after the first `prefix_length` tokens of the prefix; the candidate's tokens are scored."""
 
-    behind: int
-    query: Piece
-    candidate: Piece
+    prefix_length: int
+    query: PagedTokens
+    candidate: PagedTokens
 
 
 class Ranker:
@@ -41,13 +54,13 @@ class Ranker:
         self._dtype = next(model.language_model.parameters()).dtype
 
     @torch.inference_mode()
-    def scores(self, prefix: Piece, branches: Sequence[Branch]) -> list[float]:
-        """The sum of the candidate's log-probabilities, for each branch."""
-        own = [len(b.query.token_ids) + len(b.candidate.token_ids) for b in branches]
-        cache = KVCache.zeros(self.model.config, len(prefix.token_ids) + sum(own), 1, self._dtype, "cpu")
+    def scores(self, prefix: PagedTokens, branches: Sequence[Branch]) -> list[float]:
+        """Return the sum of the candidate's log-probabilities for each branch."""
+        lengths = [len(b.query.token_ids) + len(b.candidate.token_ids) for b in branches]
+        cache = KVCache.zeros(self.model.config, len(prefix.token_ids) + sum(lengths), 1, self._dtype, "cpu")
         if prefix.token_ids:
             self.model(_prefix_batch(prefix), cache, self.media)
-        logits = self.model(_branch_batch(len(prefix.token_ids), branches, own), cache, self.media).float()
+        logits = self.model(_branch_batch(len(prefix.token_ids), branches, lengths), cache, self.media).float()
         rows = logits.log_softmax(-1).split([len(b.candidate.token_ids) for b in branches])
         return [
             float(part.gather(1, torch.tensor(b.candidate.token_ids)[:, None]).sum())
@@ -55,36 +68,36 @@ class Ranker:
         ]
 
 
-def _prefix_batch(prefix: Piece) -> Batch:
+def _prefix_batch(prefix: PagedTokens) -> Batch:
     length = len(prefix.token_ids)
-    places = torch.arange(length)
+    positions = torch.arange(length)
     return Batch(
         token_ids=torch.tensor(prefix.token_ids),
-        positions=places,
+        positions=positions,
         media_slot=_slots(prefix.pages),
         query_starts=torch.tensor([0, length], dtype=torch.int32),
-        last_token=places[-1:],
+        last_token=positions[-1:],
         context_lengths=torch.tensor([length], dtype=torch.int32),
-        block_table=places[None].to(torch.int32),
-        slot_mapping=places,
+        block_table=positions[None].to(torch.int32),
+        slot_mapping=positions,
     )
 
 
 def _slots(pages: Sequence[int]) -> Tensor | None:
-    """None where no token reads a media: the gated layers' attention is then left out."""
+    """Return the media slots, or None if no token reads a media item, so that the gated layers skip their attention."""
     return torch.tensor(pages, dtype=torch.int32) if any(page >= 0 for page in pages) else None
 
 
-def _branch_batch(prefix_length: int, branches: Sequence[Branch], own: Sequence[int]) -> Batch:
-    starts = list(accumulate(own, initial=0))
-    contexts = [b.behind + count for b, count in zip(branches, own, strict=True)]
+def _branch_batch(num_prefix_tokens: int, branches: Sequence[Branch], lengths: Sequence[int]) -> Batch:
+    starts = list(accumulate(lengths, initial=0))
+    contexts = [b.prefix_length + count for b, count in zip(branches, lengths, strict=True)]
     table = torch.zeros(len(branches), max(contexts), dtype=torch.int32)
-    for row, (branch, first, count) in enumerate(zip(branches, starts, own, strict=False)):
-        blocks = [*range(branch.behind), *range(prefix_length + first, prefix_length + first + count)]
+    for row, (branch, first, count) in enumerate(zip(branches, starts, lengths, strict=False)):
+        blocks = [*range(branch.prefix_length), *range(num_prefix_tokens + first, num_prefix_tokens + first + count)]
         table[row, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
     ids = [token for b in branches for token in (*b.query.token_ids, *b.candidate.token_ids)]
     pages = [page for b in branches for page in (*b.query.pages, *b.candidate.pages)]
-    positions = [b.behind + n for b, count in zip(branches, own, strict=True) for n in range(count)]
+    positions = [b.prefix_length + n for b, count in zip(branches, lengths, strict=True) for n in range(count)]
     # a candidate's token is predicted from the row before it
     scored = [
         first + len(b.query.token_ids) - 1 + n
@@ -99,5 +112,5 @@ def _branch_batch(prefix_length: int, branches: Sequence[Branch], own: Sequence[
         last_token=torch.tensor(scored),
         context_lengths=torch.tensor(contexts, dtype=torch.int32),
         block_table=table,
-        slot_mapping=prefix_length + torch.arange(len(ids)),
+        slot_mapping=num_prefix_tokens + torch.arange(len(ids)),
     )

@@ -49,7 +49,7 @@ async def serve(settings: Settings, *, factory: str = FACTORY) -> int:
     decoder = DecodePool(model.config.vision, settings)
     client = EngineClient(settings, decoder, metrics, factory=factory)
     app = create_app(client, model, settings, metrics, decoder)
-    await asyncio.to_thread(_check_database, app.state.services.support_sets.database)
+    await _check_database(app.state.services.database)
     server = Server(
         uvicorn.Config(
             app,
@@ -68,10 +68,10 @@ async def serve(settings: Settings, *, factory: str = FACTORY) -> int:
     return await watcher
 
 
-def _check_database(database: Database) -> None:
+async def _check_database(database: Database) -> None:
     """Check the database before the model is loaded. Raises `DatabaseError` if it is unavailable or of another version."""
     try:
-        database.prepare()
+        await database.prepare()
     except DatabaseUnavailable as error:
         raise DatabaseError(f"database: {error.message}") from None
 

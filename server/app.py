@@ -50,6 +50,8 @@ from server.quality.evaluation_store import Evaluations
 from server.served_model import ServedModel
 from server.settings import Settings
 from server.store.database import Database
+from server.store.embeddings import EmbeddingStore
+from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 
 # the status that proxies log when a client has disconnected; it is never sent
@@ -79,9 +81,13 @@ def create_app(
     """Create the application; `decoder` is the client's, to be shared, or None for a new one."""
     store = MediaStore(settings.media_store_url)
     decoder = decoder or DecodePool(model.config.vision, settings)
-    sets = SupportSets(Database(settings.database_url), store, decoder, max_examples=settings.max_set_examples)
+    database = Database(settings.database_url)
+    media_references, embeddings = MediaReferences(database, store, decoder), EmbeddingStore(database)
+    support_sets = SupportSets(database, media_references, max_examples=settings.max_set_examples)
     intake = Intake(settings, store, Fetcher(settings, took=metrics.media_fetch.observe))
-    retrieval = Retrieval(client, model, sets, store, observe=metrics.retrieval.observe)
+    retrieval = Retrieval(client, model, embeddings, store, observe=metrics.retrieval.observe)
+    shots, warming = ShotSource(intake, support_sets, retrieval), Warming(client, model, store, retrieval)
+    evaluations = Evaluations(database)
     services = Services(
         settings=settings,
         model=model,
@@ -91,13 +97,21 @@ def create_app(
         store=store,
         intake=intake,
         decoder=decoder,
-        support_sets=sets,
-        shots=ShotSource(intake, sets, retrieval),
-        warming=Warming(client, model, store, retrieval),
-        evaluations=Evaluations(sets.database),
+        database=database,
+        media_references=media_references,
+        support_sets=support_sets,
+        shots=shots,
+        warming=warming,
+        evaluations=evaluations,
+    )
+    leave_one_out = LeaveOneOut(shots, client, model, metrics)
+    runner = EvaluationRunner(evaluations, leave_one_out, settings.evaluation_queries)
+    maintenance = Maintenance(
+        support_sets, embeddings, warming, client, metrics, sweep_interval=settings.sweep_interval
     )
     # docs/api.md documents the interface; FastAPI's pages would load scripts from another host
-    app = FastAPI(title="Flamboyance", openapi_url=None, lifespan=partial(_lifespan, services=services))
+    lifespan = partial(_lifespan, services=services, runner=runner, maintenance=maintenance)
+    app = FastAPI(title="Flamboyance", openapi_url=None, lifespan=lifespan)
     app.state.services = services
     for router in ROUTERS:
         app.include_router(router)
@@ -110,38 +124,24 @@ def create_app(
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
+async def _lifespan(
+    app: FastAPI, services: Services, runner: EvaluationRunner, maintenance: Maintenance
+) -> AsyncIterator[None]:
     await asyncio.to_thread(services.store.sweep)
-    await asyncio.to_thread(services.support_sets.database.prepare)
+    await services.database.prepare()
     await services.client.start()
-    evaluation_runner = _evaluation_runner(services)
-    await evaluation_runner.start()
-    maintenance = asyncio.create_task(_maintenance(services).run())
+    await runner.start()
+    maintenance_task = asyncio.create_task(maintenance.run())
     try:
         yield
     finally:
-        maintenance.cancel()
-        await evaluation_runner.stop()
+        maintenance_task.cancel()
+        await runner.stop()
         await services.warming.stop()
         await services.client.stop()
         await services.decoder.stop()
-        await asyncio.gather(maintenance, return_exceptions=True)
-        services.support_sets.database.close()
-
-
-def _evaluation_runner(services: Services) -> EvaluationRunner:
-    leave_one_out = LeaveOneOut(services.shots, services.client, services.model, services.metrics)
-    return EvaluationRunner(services.evaluations, leave_one_out, services.settings.evaluation_queries)
-
-
-def _maintenance(services: Services) -> Maintenance:
-    return Maintenance(
-        services.support_sets,
-        services.warming,
-        services.client,
-        services.metrics,
-        sweep_interval=services.settings.sweep_interval,
-    )
+        await asyncio.gather(maintenance_task, return_exceptions=True)
+        services.database.close()
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

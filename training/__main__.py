@@ -1,4 +1,7 @@
-"""`python -m training CONFIG.yaml`, alone or under torchrun: train a bridge on shards, from its latest checkpoint on."""
+"""Train a bridge on shards, starting from the run's latest checkpoint.
+
+`python -m training CONFIG.yaml` runs in one process; torchrun starts several.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from model.zoo.default import DefaultModelError, prepare
 from training.config import TrainConfig, read_config
 from training.data.shards import ShardError
 from training.distributed import World, join, leave
-from training.sets import loss_of, make_mixture
+from training.sets import build_mixture, loss_factory
 from training.step import NonFiniteLoss
 from training.trainer import Trainer, load_model, run
 
@@ -23,15 +26,15 @@ def train(config: TrainConfig, world: World, pause_file: Path | None = None) -> 
     folder = prepare() if config.model == "default" else Path(config.model).expanduser()
     model = load_model(config, folder)
     tokenizer = PromptTokenizer.load(folder, model.config.prompt)
-    mixture = make_mixture(config, model.config, tokenizer, world)
-    trainer = Trainer(config, model, mixture, world, loss_of(config, tokenizer))
+    mixture = build_mixture(config, model.config, tokenizer, world)
+    trainer = Trainer(config, model, mixture, world, loss_factory(config, tokenizer))
     run(trainer, folder / "tokenizer.json", pause_file)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("config", type=Path)
-    parser.add_argument("--pause-file", type=Path, help="the run waits between steps for as long as this file exists")
+    parser.add_argument("--pause-file", type=Path, help="pause between steps while this file exists")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     world = join()

@@ -1,6 +1,6 @@
-"""Sequences packed into forwards: no padding anywhere, logits only where a token is to be predicted.
+"""Sequences are packed into forwards without padding, and logits are computed for target tokens only.
 
-A media that several sequences of a batch show is one page, encoded once.
+A media item that several sequences of a batch show is one page and is encoded once.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from training.examples import Tokens
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingBatch:
-    """`media` holds pixels [F, 3, h, w] or, from a cache, features [F, P, Dv]: a page each, in the pages' order."""
+    """A packed batch with its targets and media.
+
+    `media` holds one entry per page, in the pages' order: pixels [F, 3, h, w] or cached features [F, P, Dv].
+    """
 
     batch: Batch
-    targets: Tensor  # [W] int64, what follows each row of `batch.last_token`
+    targets: Tensor  # [W] int64, the token that follows each row of `batch.last_token`
     media: tuple[Tensor, ...]
-    names: Tensor  # [N] int64, the rows with which an image's name begins
+    names: Tensor  # [N] int64, the rows at which an image's name begins
 
     @property
     def num_targets(self) -> int:
@@ -30,15 +33,15 @@ class TrainingBatch:
 
 
 def pack(sequences: Iterable[Tokens], max_tokens: int) -> list[list[Tokens]]:
-    """Sequences in their order, as many together as fit."""
+    """Group sequences, in their order, into packs of at most `max_tokens` tokens."""
     packs: list[list[Tokens]] = []
-    room = 0
+    num_free = 0
     for sequence in sequences:
-        if not packs or len(sequence.token_ids) > room:
+        if not packs or len(sequence.token_ids) > num_free:
             packs.append([])
-            room = max_tokens
+            num_free = max_tokens
         packs[-1].append(sequence)
-        room -= len(sequence.token_ids)
+        num_free -= len(sequence.token_ids)
     return packs
 
 
@@ -51,23 +54,23 @@ def collate(
     if all_previous:
         batch = replace(batch, media_slot=_all_previous(sequences, pages).to(device))
     target = torch.tensor([flag for s in sequences for flag in s.target], device=device)
-    places = target.nonzero().squeeze(1)
+    target_positions = target.nonzero().squeeze(1)
     starts = batch.query_starts.tolist()
     names = [first + name for first, s in zip(starts, sequences, strict=False) for name in s.names]
     return TrainingBatch(
-        batch=replace(batch, last_token=places - 1),
-        targets=batch.token_ids[places],
+        batch=replace(batch, last_token=target_positions - 1),
+        targets=batch.token_ids[target_positions],
         media=tuple(media[digest].to(device) for digest in pages),
         names=torch.tensor(names, dtype=torch.long, device=device),
     )
 
 
 def _all_previous(sequences: Sequence[Tokens], pages: Mapping[bytes, int]) -> Tensor:
-    """media_slot [T, J] of the ablation in which text reads every image before it."""
-    most = max((len(s.media) for s in sequences), default=0) or 1
+    """Return media_slot [T, J] for the ablation in which text reads every image before it."""
+    max_media = max((len(s.media) for s in sequences), default=0) or 1
     rows = [
-        [pages[s.media[place]] if place <= index else -1 for place in range(len(s.media))]
-        + [-1] * (most - len(s.media))
+        [pages[digest] if number <= index else -1 for number, digest in enumerate(s.media)]
+        + [-1] * (max_media - len(s.media))
         for s in sequences
         for index in s.media_index
     ]

@@ -1,7 +1,8 @@
-"""What trains and what must not: the bridge and the new tokens' rows, between two experts that stay as they were.
+"""The bridge and the new tokens' rows train; the two experts between which they stand are frozen.
 
-A run may name an expert among what it `trains` (fine-tuning, and ablations). The digest of all that is frozen is taken
-before and after; a run that moved one bit of it fails. The encoder's batch statistics never move, trained or not.
+A run may also list an expert in `trains` (fine-tuning and ablations). The digest of all frozen weights is computed before
+and after the run, and a run that changed one bit of them fails. The encoder's batch statistics never change, even if the
+encoder trains.
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ def is_bridge(name: str) -> bool:
 
 
 def is_trained(name: str, trains: Sequence[str]) -> bool:
-    """Whether the parameter belongs to one of the named parts."""
+    """Return whether the parameter belongs to one of the parts in `trains`."""
     part = "bridge" if is_bridge(name) else name.partition(".")[0]
     return part in trains
 
 
 def freeze(model: Flamingo, dtype: torch.dtype, trains: Sequence[str] = ("bridge",)) -> None:
-    """What is frozen in `dtype`, what trains in float32 and with gradients. The encoder stays in float32, trained or not:
-    a convolutional one is faster so on a CPU, and its statistics are float32 in any case."""
+    """Cast frozen parameters to `dtype`, and trained ones to float32 with gradients.
+
+    The encoder always stays in float32: a convolutional encoder is faster in float32 on a CPU, and its statistics are
+    float32 in any case.
+    """
     for name, parameter in model.named_parameters():
         trained = is_trained(name, trains)
         parameter.requires_grad_(trained)
@@ -39,12 +43,12 @@ def freeze(model: Flamingo, dtype: torch.dtype, trains: Sequence[str] = ("bridge
             parameter.data = parameter.data.to(torch.float32 if trained else dtype)
 
 
-def bridge_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def frozen_digest(model: nn.Module, trains: Sequence[str] = ("bridge",)) -> str:
-    """SHA-256 of every frozen weight and of the encoder's statistics, in the order of their names."""
+    """Return the SHA-256 of every frozen weight and of the encoder's statistics, in the order of their names."""
     digest = hashlib.sha256()
     statistics = {name for name, _ in model.named_buffers()}
     for name, tensor in sorted(model.state_dict().items()):
@@ -55,12 +59,17 @@ def frozen_digest(model: nn.Module, trains: Sequence[str] = ("bridge",)) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return full.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return gather(tensor).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Return the whole tensor if FSDP sharded it, else the tensor itself; all processes must call this together."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
 
 
 class BridgeLoss(nn.Module):
-    """A batch to the sum of its targets' losses: one forward, so that sharding wraps it whole."""
+    """The sum of the targets' losses of a batch, as one forward, so that sharding wraps the whole of it."""
 
     def __init__(self, flamingo: Flamingo) -> None:
         super().__init__()
@@ -72,7 +81,7 @@ class BridgeLoss(nn.Module):
         return nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
 
     def visual_tokens(self, media: tuple[Tensor, ...]) -> Tensor:
-        """Pages [M, R, D] in the media's order; those with equally many frames go through the resampler together."""
+        """Return pages [M, R, D] in the media's order; media with equally many frames share one resampler call."""
         model = self.flamingo
         dtype = model.language_model.embed.weight.dtype
         if not media:
@@ -80,18 +89,20 @@ class BridgeLoss(nn.Module):
             return torch.zeros(0, resampler.num_latents, resampler.dim, dtype=dtype)
         features = self._features(media)
         by_frames: dict[int, list[int]] = {}
-        for place, one in enumerate(features):
-            by_frames.setdefault(len(one), []).append(place)
+        for index, frames in enumerate(features):
+            by_frames.setdefault(len(frames), []).append(index)
         parts = [
-            model.resampler(torch.stack([features[place] for place in places]).to(dtype))
-            for places in by_frames.values()
+            model.resampler(torch.stack([features[index] for index in indices]).to(dtype))
+            for indices in by_frames.values()
         ]
-        order = torch.tensor([place for places in by_frames.values() for place in places])
+        order = torch.tensor([index for indices in by_frames.values() for index in indices])
         return torch.cat(parts)[order.argsort().to(parts[0].device)]
 
     def _features(self, media: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Pixels [F, 3, h, w] each, or features [F, P, Dv] already -> the latter, by one call for all: an encoder that
-        is sharded is gathered equally often everywhere."""
+        """Return features [F, P, Dv] for media that are pixels [F, 3, h, w] or already features.
+
+        All pixels go through the encoder in one call, so that every process gathers a sharded encoder equally often.
+        """
         if media[0].dim() == 3:
             return media
-        return self.flamingo.vision(torch.cat(media)).split([len(one) for one in media])
+        return self.flamingo.vision(torch.cat(media)).split([len(frames) for frames in media])

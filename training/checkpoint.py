@@ -1,7 +1,8 @@
-"""A run's state on disk: bridge, optimizer and every stream's position, by torch.distributed.checkpoint.
+"""A run's state on disk is the bridge, the optimizer and every stream's position, in torch.distributed.checkpoint's format.
 
-A checkpoint arrives whole (it is written beside its place and renamed), any number of processes reads what another
-number wrote, and a run that goes on from one has the losses that it would have had. `export` makes the served folder.
+A checkpoint is written to a temporary folder and renamed, so it is never partial. Any number of processes can read what
+another number wrote, and a resumed run has the losses that it would have had without the interruption. `export` writes
+the folder that the server reads.
 """
 
 from __future__ import annotations
@@ -22,31 +23,32 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state
 from model.checkpoint.native import WEIGHTS, save_folder
 from model.checkpoint.tensor_files import SafetensorsFiles, weight_files
 from model.flamingo import Flamingo
+from training.bridge import gather
 from training.distributed import World
 
-KEPT = 2
+MAX_CHECKPOINTS = 2
 POSITIONS = "positions.json"
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], positions: dict[str, Any], world: World) -> Path:
-    """`tensors` of every process are its parts of the whole; `positions` are merged."""
-    place, partial = folder / f"step-{step:08}", folder / f".step-{step:08}"
-    everyone = world.merge(positions)
-    with _alone_is_meant():
+    """Save a checkpoint: each process's `tensors` are its shards, and the processes' `positions` are merged."""
+    path, partial = folder / f"step-{step:08}", folder / f".step-{step:08}"
+    streams = world.merge(positions)
+    with _without_single_process_warning():
         save_state(tensors, checkpoint_id=partial, no_dist=world.size == 1)
     if world.is_first:
-        (partial / POSITIONS).write_text(json.dumps({"step": step, "streams": everyone}), encoding="utf-8")
-        shutil.rmtree(place, ignore_errors=True)
-        partial.rename(place)
-        for old in sorted(folder.glob("step-*"))[:-KEPT]:
+        (partial / POSITIONS).write_text(json.dumps({"step": step, "streams": streams}), encoding="utf-8")
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+        for old in sorted(folder.glob("step-*"))[:-MAX_CHECKPOINTS]:
             shutil.rmtree(old)
     world.barrier()
-    return place
+    return path
 
 
 @contextmanager
-def _alone_is_meant() -> Iterator[None]:
-    """torch warns of a world of one even where it was asked for."""
+def _without_single_process_warning() -> Iterator[None]:
+    """Suppress torch's warning about a single process, which is intended here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         yield
@@ -56,16 +58,18 @@ def latest(folder: Path) -> Path | None:
     return max(folder.glob("step-*"), default=None)
 
 
-def load(place: Path, tensors: dict[str, Tensor], world: World) -> dict[str, Any]:
-    """Fills the tensors in place; gives back step and positions."""
-    with _alone_is_meant():
-        load_state(tensors, checkpoint_id=place, no_dist=world.size == 1)
-    positions: dict[str, Any] = json.loads((place / POSITIONS).read_text(encoding="utf-8"))
+def load(path: Path, tensors: dict[str, Tensor], world: World) -> dict[str, Any]:
+    """Load a checkpoint into the tensors, in place, and return its step and positions."""
+    with _without_single_process_warning():
+        load_state(tensors, checkpoint_id=path, no_dist=world.size == 1)
+    positions: dict[str, Any] = json.loads((path / POSITIONS).read_text(encoding="utf-8"))
     return positions
 
 
-def tensors_of(named: list[tuple[str, nn.Parameter]], optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Parameters and moments under the parameters' names; moments that are not there yet are made, as zeros."""
+def collect_tensors(
+    named: list[tuple[str, nn.Parameter]], optimizers: Iterable[torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    """Return parameters and moments under the parameters' names; moments that do not exist yet are created as zeros."""
     moments = {
         parameter: _moments(optimizer, parameter)
         for optimizer in optimizers
@@ -89,28 +93,27 @@ def _moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[
     return state
 
 
-def whole_tensors(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
-    """Every weight in float32, gathered from wherever it lies: all processes walk through this together."""
+def gather_weights(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
+    """Yield every weight in float32, gathered from its shards; all processes must iterate together."""
     for name, tensor in model.state_dict().items():
-        full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-        full = full.detach().cpu()
-        yield name.replace("_checkpoint_wrapped_module.", ""), full.float() if full.is_floating_point() else full
+        whole = gather(tensor).detach().cpu()
+        yield name.replace("_checkpoint_wrapped_module.", ""), whole.float() if whole.is_floating_point() else whole
 
 
-def as_they_came(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """A weight that is the folder's, but for a cast to bfloat16, as it lies there: what is frozen loses nothing."""
+def restore_stored_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Replace weights that equal the folder's after a cast to bfloat16 by the folder's, so frozen weights lose nothing."""
     stored = SafetensorsFiles(weight_files(folder, WEIGHTS))
     for name, tensor in tensors:
         if name in stored and stored.shape(name) == tuple(tensor.shape):
-            first = stored[name]
-            yield name, first if torch.equal(first.to(torch.bfloat16).to(tensor.dtype), tensor) else tensor
+            original = stored[name]
+            yield name, original if torch.equal(original.to(torch.bfloat16).to(tensor.dtype), tensor) else tensor
         else:
             yield name, tensor
 
 
 def export(model: Flamingo, tokenizer_json: Path, folder: Path, world: World) -> None:
-    """The folder that the server reads, of the run that began in the tokenizer's folder. One that is there is replaced."""
-    tensors = as_they_came(whole_tensors(model), tokenizer_json.parent)
+    """Write the folder that the server reads, replacing an existing one; the run began with the tokenizer's folder."""
+    tensors = restore_stored_weights(gather_weights(model), tokenizer_json.parent)
     if not world.is_first:
         for _ in tensors:
             pass

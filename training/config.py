@@ -1,6 +1,6 @@
-"""A training run as frozen data, read once from YAML: the model, the sets that it learns from, and how it steps.
+"""A training run is frozen data, read once from YAML: the model, the data sets, the optimizer and the schedule.
 
-An unknown key raises by its path; the run's folder keeps a copy of what was read.
+An unknown key raises a `ConfigError` that names its path.
 """
 
 from __future__ import annotations
@@ -13,39 +13,41 @@ import yaml
 
 from model.config import ConfigError, from_dict
 
-# episodes and alignment are the default model's own, sequences and captions the ablations': made from the folder of
-# `python -m training.default_data`; turned are episodes in made-up domains
+# The kinds after "videos" are generated from the folder of `python -m training.default_data`: episodes, turned (episodes
+# in generated domains) and alignment for the default model, sequences and captions for the ablations.
 SetKind = Literal["pairs", "documents", "videos", "episodes", "turned", "alignment", "sequences", "captions"]
-MADE_SETS = ("episodes", "turned", "alignment", "sequences", "captions")
-# what a run may train; a new token's rows belong to the bridge
-PARTS = ("bridge", "vision", "language_model")
+GENERATED_SETS = ("episodes", "turned", "alignment", "sequences", "captions")
+# the parts that a run may train; new tokens' rows belong to the bridge
+TRAINABLE_PARTS = ("bridge", "vision", "language_model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetConfig:
-    """One data set of the mixture. `weight` is the paper's lambda; `batch_size` counts examples of a step, all
-    processes together."""
+    """One data set of the mixture.
+
+    `weight` is the paper's lambda; `batch_size` counts examples per step, over all processes.
+    """
 
     name: str
     kind: SetKind
-    shards: str  # a glob of tar files; the data folder of a made set
+    shards: str  # a glob of tar files; the data folder of a generated set
     weight: float = 1.0
     batch_size: int = 8
     max_tokens: int = 256
     max_media: int = 5
-    # reading order is cut into so many streams, each owned by one process: the order is the same for any number of them
+    # the number of streams; each belongs to one process, so the order does not depend on the number of processes
     streams: int = 1
-    # records shuffled among each other, inside a shard
+    # the number of consecutive records of a shard that are shuffled together
     window: int = 256
-    # how often text reads the next image rather than the last, decided once a document
+    # the probability that a document's text reads the next image instead of the last one
     p_next: float = 0.0
-    # documents with fewer images are passed over, and images that fit their sentence worse than this
+    # documents with fewer images are skipped, and images whose similarity to their sentence is lower
     min_media: int = 1
     min_similarity: float = 0.24
-    # frames of a clip, taken at one a second
+    # the maximum number of frames per clip, sampled at one frame per second
     max_frames: int = 8
-    # how long the mean of a turned set's domains may be beside a picture, and what is each picture's own: two of a thing
-    # are less alike by it (`training/default/discriminants.py`)
+    # for turned sets (`training/default/discriminants.py`), both relative to an image's length: the maximum length of a
+    # domain's mean, and of the noise that each image gets, which makes two images of a label less alike
     strangeness: float = 0.0
     noise: float = 0.0
 
@@ -55,38 +57,38 @@ class SetConfig:
                 f"set {self.name}: batch_size {self.batch_size} is not a multiple of streams {self.streams}"
             )
         if not 0.0 <= self.p_next <= 1.0:
-            raise ConfigError(f"set {self.name}: p_next is {self.p_next}, must lie in 0..1")
+            raise ConfigError(f"set {self.name}: p_next is {self.p_next}, must be between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
     learning_rate: float = 1e-4
-    # gates are single numbers that start at zero: they may need larger steps than the matrices behind them
+    # relative to `learning_rate`; gates are scalars that start at zero and may need larger steps than the matrices
     gate_rate: float = 1.0
-    # and a resampler that begins with what matters (`model/zoo/bridge.py`) smaller ones
+    # relative to `learning_rate`; a resampler with a good initialisation (`model/zoo/bridge.py`) may need smaller steps
     resampler_rate: float = 1.0
     warmup_steps: int = 5000
-    # constant (the paper's pre-training), or down to `end` of the learning rate by the run's last step: along half a
-    # cosine, in a line, or by the same factor every step (the paper's fine-tuning, to a tenth)
+    # constant (the paper's pre-training), or a decay to the share `end` of the learning rate by the run's last step:
+    # along half a cosine, linearly, or by the same factor per step (the paper's fine-tuning, to a tenth)
     decay: Literal["constant", "cosine", "linear", "exponential"] = "constant"
     end: float = 0.1
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
-    # what moves the layers' matrices: AdamW (the paper), or Muon at so many times the learning rate
+    # the optimizer of the layers' matrices: AdamW (the paper), or Muon at `muon_rate` times the learning rate
     matrices: Literal["adamw", "muon"] = "adamw"
     muon_rate: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.end <= 1.0:
-            raise ConfigError(f"optim.end is {self.end}, must lie in 0..1")
+            raise ConfigError(f"optim.end is {self.end}, must be between 0 and 1")
         if self.decay == "exponential" and not self.end:
-            raise ConfigError("optim.end is 0, which decay exponential never reaches")
+            raise ConfigError("optim.end is 0, which an exponential decay never reaches")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AblateConfig:
-    """Where the untrained bridge is another than the folder's; "" and 0: as the folder has it (`model/config.py`)."""
+    """Changes to the untrained bridge's configuration; "" and 0 keep the folder's value (`model/config.py`)."""
 
     resampler: Literal["", "perceiver", "transformer", "mlp"] = ""
     gate: Literal["", "scalar", "channel", "none"] = ""
@@ -97,31 +99,31 @@ class AblateConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     model: str  # a model folder, or "default"
-    # keep: go on from the folder's bridge; start: from the untrained one, gates at zero
+    # keep: continue with the folder's bridge; start: begin with an untrained bridge, its gates at zero
     bridge: Literal["keep", "start"] = "keep"
-    # a folder of `python -m training.default_data`: an untrained bridge's resampler begins with what tells the things
-    # in its pictures apart (`training/default/discriminants.py`); "": with a random projection
+    # a folder of `python -m training.default_data`: an untrained bridge's resampler begins with the discriminants of its
+    # images (`training/default/discriminants.py`); "": with a random projection
     discriminants: str = ""
-    # a folder of `python -m training.contrastive`, whose encoder takes the place of the model's; "": the model's own
+    # a folder of `python -m training.contrastive`, whose encoder replaces the model's; "": keep the model's encoder
     vision: str = ""
-    # what moves; everything else stays as it is, bit for bit. The paper fine-tunes bridge and vision
+    # the parts that train; everything else stays unchanged, bit for bit. The paper fine-tunes bridge and vision
     trains: tuple[str, ...] = ("bridge",)
-    # side of the encoder's square; its table of places is stretched. 0: the model's own
+    # the side of the encoder's square input; its position embeddings are interpolated. 0: keep the model's size
     image_size: int = 0
     ablate: AblateConfig = AblateConfig()
-    # scratch: the folder's language model in shape alone, with random weights
+    # scratch: a language model of the same shape with random weights
     language_model: Literal["keep", "scratch"] = "keep"
-    # text: the next token's loss; the others: stages of the default model
+    # text: the next-token loss; the others are stages of the default model
     objective: Literal["text", "alignment", "text_and_matching"] = "text"
     out: str
     steps: int
     sets: tuple[SetConfig, ...]
     optim: OptimConfig = OptimConfig()
-    # all: gradients of all sets before each step (the paper); round_robin: one set a step, by turns (the ablation)
+    # all: every step adds up the gradients of all sets (the paper); round_robin: one set per step (the ablation)
     accumulate: Literal["all", "round_robin"] = "all"
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     activation_checkpointing: bool = False
-    # tokens of one forward: a set's batch is packed into as many as it needs
+    # the maximum number of tokens per forward; a set's batch is packed into as many forwards as it needs
     pack_tokens: int = 4096
     seed: int = 0
     checkpoint_steps: int = 500
@@ -129,30 +131,31 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if not self.sets:
-            raise ConfigError("sets is empty: there is nothing to learn from")
-        names = [one.name for one in self.sets]
+            raise ConfigError("sets is empty, must list at least one data set")
+        names = [data_set.name for data_set in self.sets]
         if len(set(names)) != len(names):
-            raise ConfigError(f"sets share a name: {', '.join(names)}")
+            raise ConfigError(f"sets must have different names: {', '.join(names)}")
         self._check_parts()
 
     def _check_parts(self) -> None:
-        if not self.trains or set(self.trains) - set(PARTS) or len(set(self.trains)) != len(self.trains):
-            raise ConfigError(f"trains is {list(self.trains)}, must be some of {', '.join(PARTS)}, each once")
+        if not self.trains or set(self.trains) - set(TRAINABLE_PARTS) or len(set(self.trains)) != len(self.trains):
+            parts = ", ".join(TRAINABLE_PARTS)
+            raise ConfigError(f"trains is {list(self.trains)}, must list one or more of {parts}, each once")
         if self.objective == "alignment" and "language_model" in self.trains:
-            raise ConfigError("objective alignment pulls images to the frozen language model: trains must not name it")
+            raise ConfigError("objective alignment needs a frozen language model: trains must not list language_model")
         if self.ablate != AblateConfig() and self.bridge != "start":
-            raise ConfigError("ablate is another bridge than the folder's, and needs `bridge: start`")
+            raise ConfigError("ablate changes the untrained bridge and needs `bridge: start`")
         if self.discriminants and self.bridge != "start":
-            raise ConfigError("discriminants are what an untrained bridge begins with, which needs `bridge: start`")
+            raise ConfigError("discriminants initialise an untrained bridge and need `bridge: start`")
         if self.vision and self.bridge != "start":
-            raise ConfigError("vision is another encoder than the bridge was trained on, and needs `bridge: start`")
+            raise ConfigError("vision replaces the encoder that the bridge was trained on and needs `bridge: start`")
         if self.language_model == "scratch" and "language_model" not in self.trains:
-            raise ConfigError("language_model scratch knows nothing, and trains does not name language_model")
-        for one in self.sets:
-            if one.kind in MADE_SETS and ("vision" in self.trains or self.image_size or self.vision):
+            raise ConfigError("language_model scratch has random weights: trains must list language_model")
+        for data_set in self.sets:
+            if data_set.kind in GENERATED_SETS and ("vision" in self.trains or self.image_size or self.vision):
                 raise ConfigError(
-                    f"set {one.name}: kind {one.kind} shows the default model's features as they were cached: "
-                    "neither `trains: [vision]` nor vision nor image_size can change them"
+                    f"set {data_set.name}: kind {data_set.kind} reads the default model's cached features, which cannot "
+                    "be combined with `trains: [vision]`, vision or image_size"
                 )
 
 
@@ -163,12 +166,12 @@ def read_config(file: Path) -> TrainConfig:
 def read_mapping(file: Path) -> dict[str, Any]:
     values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
-        raise ConfigError(f"{file} does not hold a mapping")
+        raise ConfigError(f"{file} must contain a YAML mapping")
     return values
 
 
 def parse_config(values: dict[str, Any]) -> TrainConfig:
-    listed = values.get("sets", ())
-    sets = tuple(from_dict(SetConfig, entry, f"config.sets[{i}]") for i, entry in enumerate(listed))
+    entries = values.get("sets", ())
+    sets = tuple(from_dict(SetConfig, entry, f"config.sets[{i}]") for i, entry in enumerate(entries))
     config: TrainConfig = from_dict(TrainConfig, {**values, "sets": sets})
     return config

@@ -1,6 +1,6 @@
-"""One process or many: how they find each other, what they sum, and how FSDP2 shares the weights out among them.
+"""Training runs in one process or many: this module joins them, reduces values over them and shards weights with FSDP2.
 
-`torchrun` starts many; a process that was started alone is a world of one, and needs no process group.
+`torchrun` starts many processes; a process that was started alone has a world of size one and needs no process group.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def most(self, value: int) -> int:
+    def max(self, value: int) -> int:
         if self.size == 1:
             return value
         largest = torch.tensor(value, device=self.device)
@@ -43,12 +43,12 @@ class World:
         return int(largest)
 
     def merge(self, part: dict[str, Any]) -> dict[str, Any]:
-        """Every process's entries in one dictionary, on all of them."""
+        """Return the entries of all processes in one dictionary, on every process."""
         if self.size == 1:
             return part
         parts: list[dict[str, Any]] = [{} for _ in range(self.size)]
         dist.all_gather_object(parts, part)
-        return {name: value for one in parts for name, value in one.items()}
+        return {name: value for entries in parts for name, value in entries.items()}
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -56,7 +56,7 @@ class World:
 
 
 def join() -> World:
-    """The world that torchrun describes, or a world of one."""
+    """Return the world that torchrun describes, or a world of size one."""
     on_gpu = torch.cuda.is_available()
     if not dist.is_torchelastic_launched():
         return World(device=torch.device("cuda" if on_gpu else "cpu"))
@@ -69,10 +69,10 @@ def join() -> World:
 
 
 def leave(world: World) -> None:
-    """The end of a run that ended well, and of its process if there are several: every process takes part.
+    """End a successful run; if there are several processes, all must call this, and each exits here.
 
-    Gloo's threads may still hold tensors of the last collectives. One that drops them while Python is being torn down
-    aborts the process, and with it a run that was done; so nothing is torn down.
+    Gloo's threads may still hold tensors of the last collectives. A thread that releases them during Python's shutdown
+    aborts the process, and with it a finished run, so Python's shutdown is skipped.
     """
     if world.size > 1:
         dist.barrier()
@@ -84,15 +84,17 @@ def leave(world: World) -> None:
 
 
 def checkpoint_activations(loss: BridgeLoss) -> None:
-    """Decoder layers are run again in the backward pass, rather than kept."""
+    """Recompute the decoder layers' activations in the backward pass instead of storing them."""
     layers = loss.flamingo.language_model.layers
-    for place, layer in enumerate(layers):
-        layers[place] = checkpoint_wrapper(layer)
+    for i, layer in enumerate(layers):
+        layers[i] = checkpoint_wrapper(layer)
 
 
 def shard(loss: BridgeLoss, precision: torch.dtype) -> None:
-    """Each decoder layer and each gated layer is gathered by itself, the rest with the whole: the resampler too, which
-    one process may call more often than another."""
+    """Shard each decoder layer and each gated layer as its own unit, and the rest with the whole loss.
+
+    The resampler belongs to the rest, because one process may call it more often than another.
+    """
     policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
     model = loss.flamingo
     for layer in (*model.language_model.layers, *model.gated.values()):

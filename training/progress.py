@@ -1,6 +1,6 @@
-"""A run as people see it: one line that moves, with rates and the time left, and TensorBoard's curves beside it.
+"""A run's progress is a status line in the terminal, with rates and the remaining time, and curves in TensorBoard.
 
-Losses of every set, the gradient's norm, the learning rate, and each gated layer's gates.
+The curves are every set's loss, the gradient norm, the learning rate, the tokens per second and each layer's gates.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from model.flamingo import Flamingo
+from training.bridge import gather
 from training.step import StepReport
 
 
-class Watch:
-    """`with Watch(...)`: `step` after each step. Processes other than the first show nothing."""
+class ProgressReporter:
+    """A context manager whose `report_step` is called after each step; only the first process enables it."""
 
-    def __init__(self, folder: Path, total: int, done: int, shown: bool) -> None:
-        self._writer = SummaryWriter(str(folder / "tensorboard")) if shown else None
+    def __init__(self, folder: Path, num_steps: int, num_steps_done: int, *, enabled: bool) -> None:
+        self._writer = SummaryWriter(str(folder / "tensorboard")) if enabled else None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -27,12 +28,12 @@ class Watch:
             TextColumn("{task.fields[rate]:.2f} steps/s"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            disable=not shown,
+            disable=not enabled,
         )
-        self._task = self._progress.add_task("training", total=total, completed=done, rate=0.0)
+        self._task = self._progress.add_task("training", total=num_steps, completed=num_steps_done, rate=0.0)
         self._seconds = 0.0
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ProgressReporter:
         self._progress.start()
         return self
 
@@ -43,7 +44,7 @@ class Watch:
         if self._writer is not None:
             self._writer.close()
 
-    def step(self, report: StepReport) -> None:
+    def report_step(self, report: StepReport) -> None:
         self._seconds = report.seconds if not self._seconds else 0.9 * self._seconds + 0.1 * report.seconds
         losses = " ".join(f"{name} {loss:.3f}" for name, loss in report.losses.items())
         self._progress.update(
@@ -52,7 +53,7 @@ class Watch:
         if self._writer is not None:
             self._write(self._writer, report)
 
-    def gates(self, model: Flamingo, step: int) -> None:
+    def report_gates(self, model: Flamingo, step: int) -> None:
         if self._writer is not None:
             for name, value in gate_values(model).items():
                 self._writer.add_scalar(f"gates/{name}", value, step)
@@ -66,7 +67,6 @@ class Watch:
 
 
 def gate_values(model: Flamingo) -> dict[str, float]:
-    """Mean |tanh(gate)| of every gate, by its name."""
-    gates = {name: value for name, value in model.named_parameters() if name.endswith("_gate")}
-    whole = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in gates.items()}
-    return {name: float(value.detach().float().tanh().abs().mean()) for name, value in whole.items()}
+    """Return the mean |tanh(gate)| of every gate by its name; all processes must call this together."""
+    gates = {name: gather(value) for name, value in model.named_parameters() if name.endswith("_gate")}
+    return {name: float(value.detach().float().tanh().abs().mean()) for name, value in gates.items()}

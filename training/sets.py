@@ -1,4 +1,4 @@
-"""From a run's configuration to what it reads and how it is scored: a stream for each kind of set, a loss an objective."""
+"""Build a run's data streams, one class per kind of set, and its loss, one class per objective."""
 
 from __future__ import annotations
 
@@ -10,41 +10,47 @@ from model.flamingo import Flamingo
 from model.tokenizer import PromptTokenizer
 from training.ablations.data import Captions, Kinds, Sequences
 from training.bridge import BridgeLoss
-from training.config import MADE_SETS, SetConfig, SetKind, TrainConfig
+from training.config import GENERATED_SETS, SetConfig, SetKind, TrainConfig
 from training.data.stream import ShardStream, find_shards
-from training.default.alignment import AlignmentLoss, Alignments, label_ids
+from training.default.alignment import AlignmentLoss, AlignmentPairs, encode_labels
 from training.default.catalogue import Catalogue
 from training.default.discriminants import Discriminants, fit_discriminants
 from training.default.episodes import Episodes
-from training.default.matching import TextAndMatchingLoss, probe
-from training.default.states import one_image
+from training.default.matching import TextAndMatchingLoss, probe_sequences
+from training.default.states import single_image_prompt
 from training.distributed import World
-from training.mixture import DataSet, Generated, Mixture, Prepared, Stream, owned
+from training.mixture import DataSet, GeneratedStream, Mixture, PreparedExample, Stream, owned_streams
 
 
-def make_mixture(config: TrainConfig, model: FlamingoConfig, tokenizer: PromptTokenizer, world: World) -> Mixture:
-    sets = [_set(one, config.seed, model, tokenizer, world) for one in config.sets]
+def build_mixture(config: TrainConfig, model: FlamingoConfig, tokenizer: PromptTokenizer, world: World) -> Mixture:
+    sets = [_build_set(data_set, config.seed, model, tokenizer, world) for data_set in config.sets]
     return Mixture(sets, config.accumulate)
 
 
-def _set(config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: PromptTokenizer, world: World) -> DataSet:
-    made = config.kind in MADE_SETS
-    make = (_made if made else _read)(config, seed, model, tokenizer)
-    streams = {index: make(index) for index in owned(config.streams, world.rank, world.size)}
+def _build_set(
+    config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: PromptTokenizer, world: World
+) -> DataSet:
+    is_generated = config.kind in GENERATED_SETS
+    stream_at = (_generated_streams if is_generated else _shard_streams)(config, seed, model, tokenizer)
+    streams = {index: stream_at(index) for index in owned_streams(config.streams, world.rank, world.size)}
     return DataSet(
         name=config.name, weight=config.weight, streams=streams, per_stream=config.batch_size // config.streams
     )
 
 
-def _read(config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: PromptTokenizer) -> Callable[[int], Stream]:
+def _shard_streams(
+    config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: PromptTokenizer
+) -> Callable[[int], Stream]:
     shards = find_shards(config.shards)
     return lambda index: ShardStream(shards, config, tokenizer, model.vision, seed=seed, index=index)
 
 
-def _made(config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: PromptTokenizer) -> Callable[[int], Stream]:
+def _generated_streams(
+    config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: PromptTokenizer
+) -> Callable[[int], Stream]:
     folder = Path(config.shards).expanduser()
     catalogue = Catalogue(folder)
-    makers: dict[SetKind, Callable[[], Callable[[int], Prepared]]] = {
+    makers: dict[SetKind, Callable[[], Callable[[int], PreparedExample]]] = {
         "episodes": lambda: Episodes(catalogue, tokenizer, seed, config.batch_size),
         "turned": lambda: Episodes(
             catalogue,
@@ -55,25 +61,30 @@ def _made(config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: Prompt
             config.strangeness,
             config.noise,
         ),
-        "alignment": lambda: Alignments(catalogue, tokenizer, seed),
+        "alignment": lambda: AlignmentPairs(catalogue, tokenizer, seed),
         "sequences": lambda: Sequences(Kinds(catalogue), tokenizer, seed),
         "captions": lambda: Captions(Kinds(catalogue), tokenizer, seed),
     }
     make = makers[config.kind]()
-    return lambda index: Generated(make, index, config.streams)
+    return lambda index: GeneratedStream(make, index, config.streams)
 
 
-def loss_of(config: TrainConfig, tokenizer: PromptTokenizer) -> Callable[[Flamingo], BridgeLoss]:
+def loss_factory(config: TrainConfig, tokenizer: PromptTokenizer) -> Callable[[Flamingo], BridgeLoss]:
     if config.objective == "text":
         return BridgeLoss
-    if shown := [one.name for one in config.sets if one.kind not in MADE_SETS]:
-        raise ConfigError(f"objective {config.objective} needs cached features, which {', '.join(shown)} has not")
-    prompt, folder = one_image(tokenizer), Path(config.sets[0].shards).expanduser()
+    if without_features := [data_set.name for data_set in config.sets if data_set.kind not in GENERATED_SETS]:
+        raise ConfigError(
+            f"objective {config.objective} needs sets with cached features, these have none: "
+            f"{', '.join(without_features)}"
+        )
+    prompt, folder = single_image_prompt(tokenizer), Path(config.sets[0].shards).expanduser()
     if config.objective == "text_and_matching":
-        return lambda model: TextAndMatchingLoss(model, prompt, _discriminants(model, folder), probe(tokenizer))
-    if any(one.kind != "alignment" for one in config.sets):
-        raise ConfigError("objective alignment learns from sets of kind alignment, and from no others")
-    labels = label_ids(sorted(Catalogue(folder).labels), tokenizer)
+        return lambda model: TextAndMatchingLoss(
+            model, prompt, _discriminants(model, folder), probe_sequences(tokenizer)
+        )
+    if any(data_set.kind != "alignment" for data_set in config.sets):
+        raise ConfigError("objective alignment accepts only sets of kind alignment")
+    labels = encode_labels(sorted(Catalogue(folder).labels), tokenizer)
     return lambda model: AlignmentLoss(model, labels, prompt, _discriminants(model, folder))
 
 

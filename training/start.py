@@ -1,7 +1,6 @@
-"""The model that a run begins with, where that is not what lies in the folder: another resolution, an ablated bridge, a
-language model off its grid or from scratch.
+"""Functions that change the model with which a run begins: its resolution, bridge, encoder or language model.
 
-A change gives a new model of another configuration, whose export is served as it was trained.
+Each returns a new model with its own configuration, whose export is served as it was trained.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from training.config import AblateConfig
 from training.default.discriminants import fit_discriminants
 
 
-def rebuilt(config: FlamingoConfig, tensors: dict[str, Tensor]) -> Flamingo:
-    """A model of exactly these tensors."""
+def rebuild(config: FlamingoConfig, tensors: dict[str, Tensor]) -> Flamingo:
+    """Return a model with exactly these tensors."""
     with torch.device("meta"):
         model = Flamingo(config)
     model.load_state_dict(tensors, assign=True)
@@ -33,23 +32,23 @@ def rebuilt(config: FlamingoConfig, tensors: dict[str, Tensor]) -> Flamingo:
 
 
 def with_free_weights(model: Flamingo) -> Flamingo:
-    """A language model that is trained leaves the grid that its layers may have been quantised to."""
+    """Return the model with weights declared as float: training takes a language model off its quantisation grid."""
     language_model = replace(model.config.language_model, weights="float")
-    return rebuilt(replace(model.config, language_model=language_model), model.state_dict())
+    return rebuild(replace(model.config, language_model=language_model), model.state_dict())
 
 
 def with_new_language_model(model: Flamingo, seed: int) -> Flamingo:
-    """Random weights in the language model's place; the rows of new tokens stay the bridge's."""
+    """Return the model with random weights in the language model; new tokens' rows keep the bridge's weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         scratch = LanguageModel(model.config.language_model).state_dict()
     fresh = {f"language_model.{name}": tensor for name, tensor in scratch.items()}
     kept = {name: tensor for name, tensor in model.state_dict().items() if is_bridge(name) or name not in fresh}
-    return rebuilt(model.config, {**fresh, **kept})
+    return rebuild(model.config, {**fresh, **kept})
 
 
 def with_vision(model: Flamingo, encoder: VisionEncoder) -> Flamingo:
-    """Another encoder, and the untrained bridge that reads its features."""
+    """Return the model with another encoder and an untrained bridge that reads the encoder's features."""
     config, patches = model.config, encoder.config.num_patches
     resampler = replace(
         config.resampler,
@@ -59,11 +58,11 @@ def with_vision(model: Flamingo, encoder: VisionEncoder) -> Flamingo:
     config = replace(config, vision=encoder.config, resampler=resampler)
     language_model = {n: t for n, t in model.state_dict().items() if n.startswith("language_model.")}
     vision = {f"vision.{name}": tensor for name, tensor in encoder.state_dict().items()}
-    return rebuilt(config, {**language_model, **vision, **start_bridge(config, model.language_model.embed.weight)})
+    return rebuild(config, {**language_model, **vision, **start_bridge(config, model.language_model.embed.weight)})
 
 
 def with_ablated_bridge(model: Flamingo, ablate: AblateConfig) -> Flamingo:
-    """The untrained bridge of another shape, between the same experts."""
+    """Return the model with an untrained bridge of another configuration between the same experts."""
     config = model.config
     gated = replace(
         config.gated,
@@ -74,38 +73,46 @@ def with_ablated_bridge(model: Flamingo, ablate: AblateConfig) -> Flamingo:
     resampler = replace(config.resampler, kind=ablate.resampler or config.resampler.kind)
     config = replace(config, gated=gated, resampler=resampler)
     experts = {name: tensor for name, tensor in model.state_dict().items() if not is_bridge(name)}
-    return rebuilt(config, {**experts, **start_bridge(config, model.language_model.embed.weight)})
+    return rebuild(config, {**experts, **start_bridge(config, model.language_model.embed.weight)})
 
 
 def with_discriminants(model: Flamingo, data: Path) -> Flamingo:
-    """The untrained resampler reads the discriminants of the pictures in `data`, in place of a random projection."""
+    """Return the model whose untrained resampler projects features to the discriminants of the images in `data`.
+
+    Raises ConfigError if the resampler has no input projection or the features have another width.
+    """
     resampler, feature_dim = model.config.resampler, model.config.vision.feature_dim
     if resampler.kind != "perceiver" or not resampler.input_projection:
         raise ConfigError(f"discriminants need a Perceiver with an input projection, the resampler is {resampler.kind}")
-    found = fit_discriminants(data, resampler.dim)
-    if (there := found.directions.shape[1]) != feature_dim:
-        raise ConfigError(f"{data} holds features of {there} numbers, the encoder's have {feature_dim}")
+    discriminants = fit_discriminants(data, resampler.dim)
+    if (width := discriminants.directions.shape[1]) != feature_dim:
+        raise ConfigError(f"discriminants: {data} holds features of width {width}, the encoder's have {feature_dim}")
     tensors = model.state_dict()
-    spread = found.spread(resampler.dim)
-    tensors["resampler.input.weight"] = spread
-    # what `start_as_mean` put there stays
-    tensors["resampler.input.bias"] = tensors["resampler.input.bias"] - spread @ found.mean
-    return rebuilt(model.config, tensors)
+    projection = discriminants.projection(resampler.dim)
+    tensors["resampler.input.weight"] = projection
+    # the bias that `start_as_mean` set is kept
+    tensors["resampler.input.bias"] = tensors["resampler.input.bias"] - projection @ discriminants.mean
+    return rebuild(model.config, tensors)
 
 
 def at_resolution(model: Flamingo, image_size: int) -> Flamingo:
-    """The model for squares of `image_size`: the encoder's and the resampler's tables of places are interpolated."""
+    """Return the model for square images of `image_size`: the encoder's and the resampler's positions are interpolated.
+
+    Raises ConfigError if the encoder's patches do not form a square.
+    """
     before = model.config.vision
     after = replace(before, image_size=image_size, num_patches=_num_patches(model, image_size))
-    if (old := grid(before)) is None or (new := grid(after)) is None:
-        raise ConfigError(f"image_size {image_size}: {before.num_patches} patches are no square, nothing to stretch")
+    if (old := grid_side(before)) is None or (new := grid_side(after)) is None:
+        raise ConfigError(
+            f"image_size {image_size}: {before.num_patches} patches do not form a square and cannot be interpolated"
+        )
     tensors = model.state_dict()
-    for name, num_first in _tables(model):
-        tensors[name] = stretched(tensors[name], old, new, num_first)
+    for name, num_first in _position_tables(model):
+        tensors[name] = interpolate_positions(tensors[name], old, new, num_first)
     resampler = model.config.resampler
     if resampler.num_spatial:
         resampler = replace(resampler, num_spatial=after.num_patches)
-    return rebuilt(replace(model.config, vision=after, resampler=resampler), tensors)
+    return rebuild(replace(model.config, vision=after, resampler=resampler), tensors)
 
 
 def _num_patches(model: Flamingo, image_size: int) -> int:
@@ -115,15 +122,15 @@ def _num_patches(model: Flamingo, image_size: int) -> int:
     return int((-(-image_size // model.vision.encoder.feature_info[-1]["reduction"])) ** 2)
 
 
-def grid(config: VisionConfig) -> int | None:
-    """The side of the square of patches."""
+def grid_side(config: VisionConfig) -> int | None:
+    """Return the side of the square that the patches form, or None if they do not."""
     patches = config.num_patches - config.keep_class_token
     side = isqrt(patches)
     return side if side * side == patches else None
 
 
-def _tables(model: Flamingo) -> list[tuple[str, int]]:
-    """Names of the tables with a row a patch, and how many rows in front are no patch's."""
+def _position_tables(model: Flamingo) -> list[tuple[str, int]]:
+    """Return the tables with one row per patch, each with the number of leading rows that belong to no patch."""
     config = model.config
     tables = []
     if config.vision.architecture == "clip_vit":
@@ -133,8 +140,8 @@ def _tables(model: Flamingo) -> list[tuple[str, int]]:
     return tables
 
 
-def stretched(table: Tensor, old: int, new: int, num_first: int) -> Tensor:
-    """A table [.., first + old * old, D] for new * new patches, bicubic; its first rows stay."""
+def interpolate_positions(table: Tensor, old: int, new: int, num_first: int) -> Tensor:
+    """Interpolate a table [.., first + old * old, D] to new * new patches (bicubic); its first rows are kept."""
     rows = table if table.dim() == 3 else table[None]
     out = resample_abs_pos_embed(rows, [new, new], [old, old], num_prefix_tokens=num_first)
     return out if table.dim() == 3 else out[0]

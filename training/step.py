@@ -1,6 +1,6 @@
-"""One step: gradients of every set added up, each set's loss a mean over all its targets, then clip and move.
+"""A step adds up the gradients of every set, each set's loss a mean over its targets, then clips and updates.
 
-A loss that is not finite stops the run before anything moves: what is on disk is the last good state.
+A loss or gradient that is not finite stops the run before the update, so the last checkpoint is a good state.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch.func import functional_call
 
 from model.config import ConfigError
 from training.batch import TrainingBatch, collate, pack
-from training.bridge import BridgeLoss, bridge_parameters
+from training.bridge import BridgeLoss, gather, trained_parameters
 from training.config import TrainConfig
 from training.distributed import World
-from training.mixture import DataSet, Mixture, Prepared
-from training.optim import make_optimizers, rate, set_rate
+from training.mixture import DataSet, Mixture, PreparedExample, merge_media
+from training.optim import build_optimizers, learning_rate_at, set_learning_rate
 
 VISION = "flamingo.vision."
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or the gradient is no number; nothing was changed."""
+    """The loss or the gradient is not finite; no weight was changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,27 +45,28 @@ class Stepper:
         self.loss = loss
         self.mixture = mixture
         self.world = world
-        self.named = list(bridge_parameters(loss))
+        self.named_parameters = list(trained_parameters(loss))
         if config.optim.matrices == "muon" and world.size > 1:
             raise ConfigError(
-                "optim.matrices muon needs whole matrices, which no process of several has: adamw, or one"
+                f"optim.matrices muon needs unsharded matrices, but {world.size} processes shard them: "
+                "use adamw or one process"
             )
-        self.optimizers = make_optimizers(self.named, config.optim)
+        self.optimizers = build_optimizers(self.named_parameters, config.optim)
         self._dtype = getattr(torch, config.precision)
 
     def step(self, number: int) -> StepReport:
-        began = time.monotonic()
+        started = time.monotonic()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         losses, tokens = {}, 0
-        for one in self.mixture.of_step(number):
-            losses[one.name], count = self._accumulate(one)
+        for data_set in self.mixture.sets_for_step(number):
+            losses[data_set.name], count = self._accumulate(data_set)
             tokens += count
-        _refuse(number, losses)
+        check_finite(number, losses)
         norm = self._clip()
-        _refuse(number, {"gradient norm": norm})
-        learning_rate = rate(number, self.config.steps, self.config.optim)
-        set_rate(self.optimizers, learning_rate)
+        check_finite(number, {"gradient norm": norm})
+        learning_rate = learning_rate_at(number, self.config.steps, self.config.optim)
+        set_learning_rate(self.optimizers, learning_rate)
         for optimizer in self.optimizers:
             optimizer.step()
         return StepReport(
@@ -74,46 +75,49 @@ class Stepper:
             gradient_norm=norm,
             learning_rate=learning_rate,
             num_tokens=tokens,
-            seconds=time.monotonic() - began,
+            seconds=time.monotonic() - started,
         )
 
-    def _accumulate(self, one: DataSet) -> tuple[float, int]:
-        """Adds the set's gradients; gives its loss over all processes, and this process's tokens."""
-        batches = self._batches(one.batch())
-        # every process runs as many forwards as the one with most: sharded weights are gathered by all together
-        spare = self.world.most(len(batches)) - len(batches)
-        counted = [(batch, 1.0) for batch in batches] + [(batches[-1], 0.0)] * spare
+    def _accumulate(self, data_set: DataSet) -> tuple[float, int]:
+        """Add the set's gradients; return its loss over all processes and this process's number of tokens."""
+        batches = self._batches(data_set.batch())
+        # every process runs the same number of forwards, since all processes gather sharded weights together
+        num_padding = self.world.max(len(batches)) - len(batches)
+        weighted = [(batch, 1.0) for batch in batches] + [(batches[-1], 0.0)] * num_padding
         device = self.world.device
         count = self.world.sum(torch.tensor(float(sum(b.num_targets for b in batches)), device=device))
         total = torch.zeros((), device=device)
-        for batch, weight in counted:
+        for batch, weight in weighted:
             value = weight * self._forward(batch)
             # FSDP takes the mean of the processes' gradients
-            (value * (one.weight * self.world.size / count.clamp(min=1.0))).backward()
+            (value * (data_set.weight * self.world.size / count.clamp(min=1.0))).backward()
             total += value.detach()
         mean = self.world.sum(total) / count.clamp(min=1.0)
         return float(mean), sum(len(b.batch.token_ids) for b in batches)
 
-    def _batches(self, prepared: list[Prepared]) -> list[TrainingBatch]:
-        media = {digest: shown for one in prepared for digest, shown in one.media.items()}
+    def _batches(self, examples: list[PreparedExample]) -> list[TrainingBatch]:
+        media = merge_media(examples)
         all_previous = self.loss.flamingo.config.gated.attends == "all_previous"
-        packs = pack((one.tokens for one in prepared), self.config.pack_tokens)
-        return [collate(together, media, self.world.device, all_previous=all_previous) for together in packs]
+        packs = pack((example.tokens for example in examples), self.config.pack_tokens)
+        return [collate(sequences, media, self.world.device, all_previous=all_previous) for sequences in packs]
 
     def _forward(self, batch: TrainingBatch) -> Tensor:
         if self.world.size > 1:
             return self.loss(batch)
-        # what trains is kept in float32, and runs in the run's precision; the encoder runs in its own
-        cast = {name: parameter if VISION in name else parameter.to(self._dtype) for name, parameter in self.named}
+        # trained parameters are float32 and are cast to the run's precision; the encoder keeps its own precision
+        cast = {
+            name: parameter if VISION in name else parameter.to(self._dtype)
+            for name, parameter in self.named_parameters
+        }
         out: Tensor = functional_call(self.loss, cast, (batch,))
         return out
 
     def _clip(self) -> float:
-        norm = torch.nn.utils.clip_grad_norm_([p for _, p in self.named], self.config.optim.clip, foreach=True)
-        whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        return float(whole)
+        parameters = [parameter for _, parameter in self.named_parameters]
+        return float(gather(torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.clip, foreach=True)))
 
 
-def _refuse(step: int, values: Mapping[str, float]) -> None:
+def check_finite(step: int, values: Mapping[str, float]) -> None:
+    """Raise NonFiniteLoss if a value is infinite or not a number."""
     if bad := [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]:
-        raise NonFiniteLoss(f"step {step}: {', '.join(bad)}; nothing was changed")
+        raise NonFiniteLoss(f"step {step}: {', '.join(bad)}; no weight was changed")

@@ -1,6 +1,6 @@
-"""A run from start or checkpoint to its end: step, show, save; the frozen weights' digest before and after.
+"""A run goes from its start or latest checkpoint to its end: it steps, reports and saves, and checks the frozen weights.
 
-Whoever makes the mixture decides what is learned: shards on disk (`python -m training`) or the default model's episodes.
+The mixture decides the training data: shards on disk or generated sets such as the default model's episodes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from model.checkpoint.native import load_folder
 from model.checkpoint.vision_folder import load_vision_folder
 from model.flamingo import Flamingo
 from training.bridge import BridgeLoss, freeze, frozen_digest
-from training.checkpoint import export, latest, load, save, tensors_of
+from training.checkpoint import collect_tensors, export, latest, load, save
 from training.config import TrainConfig
 from training.distributed import World, checkpoint_activations, shard
 from training.mixture import Mixture
-from training.progress import Watch, gate_values
+from training.progress import ProgressReporter, gate_values
 from training.start import (
     at_resolution,
     with_ablated_bridge,
@@ -37,12 +37,12 @@ log = logging.getLogger(__name__)
 PAUSE_SECONDS = 2.0
 
 
-class FrozenWeightsMoved(RuntimeError):
-    """An expert's weights are not those that the run began with."""
+class FrozenWeightsChanged(RuntimeError):
+    """A frozen weight differs from its value at the start of the run."""
 
 
 class Trainer:
-    """`make_loss` is called on the model as it will be trained: moved, cast and frozen."""
+    """A run's state and steps; `make_loss` receives the model on its device, with frozen parts cast and frozen."""
 
     def __init__(
         self,
@@ -65,54 +65,58 @@ class Trainer:
         if world.size > 1:
             shard(loss, dtype)
         self.stepper = Stepper(config, loss, mixture, world)
-        self.done = 0
+        self.num_steps_done = 0
 
     def resume(self) -> int:
-        """Goes on from the latest checkpoint if there is one; gives the number of steps done."""
-        if (place := latest(self.out / "checkpoints")) is not None:
-            positions = load(place, tensors_of(self.stepper.named, self.stepper.optimizers), self.world)
+        """Continue from the latest checkpoint, if one exists, and return the number of steps done."""
+        if (checkpoint := latest(self.out / "checkpoints")) is not None:
+            tensors = collect_tensors(self.stepper.named_parameters, self.stepper.optimizers)
+            positions = load(checkpoint, tensors, self.world)
             self.stepper.mixture.load_state(positions["streams"])
-            self.done = positions["step"]
-            log.info("going on from %s", place)
-        return self.done
+            self.num_steps_done = positions["step"]
+            log.info("resuming from %s", checkpoint)
+        return self.num_steps_done
 
     def steps(self) -> Iterator[StepReport]:
-        while self.done < self.config.steps:
-            report = self.stepper.step(self.done)
-            self.done += 1
+        while self.num_steps_done < self.config.steps:
+            report = self.stepper.step(self.num_steps_done)
+            self.num_steps_done += 1
             yield report
 
     def save(self) -> Path:
-        tensors = tensors_of(self.stepper.named, self.stepper.optimizers)
-        return save(self.out / "checkpoints", self.done, tensors, self.stepper.mixture.state(), self.world)
+        tensors = collect_tensors(self.stepper.named_parameters, self.stepper.optimizers)
+        return save(self.out / "checkpoints", self.num_steps_done, tensors, self.stepper.mixture.state(), self.world)
 
     def check_frozen(self) -> None:
-        if (found := frozen_digest(self.model, self.config.trains)) != self.digest:
-            raise FrozenWeightsMoved(f"the frozen weights' digest was {self.digest}, and is {found}")
+        """Raise FrozenWeightsChanged if a frozen weight changed since the start of the run."""
+        if (digest := frozen_digest(self.model, self.config.trains)) != self.digest:
+            raise FrozenWeightsChanged(
+                f"the frozen weights changed: their digest was {self.digest} and is now {digest}"
+            )
 
 
 def run(trainer: Trainer, tokenizer_json: Path, pause_file: Path | None = None) -> None:
-    """To the end of the run, and the served folder `out/model` behind it."""
-    config, out, first = trainer.config, trainer.out, trainer.world.is_first
-    done = trainer.resume()
-    with Watch(out, config.steps, done, shown=first) as watch:
+    """Train to the end of the run, then export the served folder `out/model`."""
+    config, out, is_first = trainer.config, trainer.out, trainer.world.is_first
+    num_steps_done = trainer.resume()
+    with ProgressReporter(out, config.steps, num_steps_done, enabled=is_first) as progress:
         for report in trainer.steps():
-            watch.step(report)
-            if trainer.done % config.log_steps == 0:
-                watch.gates(trainer.model, report.step)
-                _log(out, report, trainer, first)
-            if trainer.done % config.checkpoint_steps == 0 or trainer.done == config.steps:
+            progress.report_step(report)
+            if trainer.num_steps_done % config.log_steps == 0:
+                progress.report_gates(trainer.model, report.step)
+                _log(out, report, trainer, is_first)
+            if trainer.num_steps_done % config.checkpoint_steps == 0 or trainer.num_steps_done == config.steps:
                 trainer.save()
             _wait_while_paused(pause_file)
     trainer.check_frozen()
     export(trainer.model, tokenizer_json, out / "model", trainer.world)
-    log.info("frozen weights unchanged (sha256 %s); %s is ready to be served", trainer.digest[:12], out / "model")
+    log.info("frozen weights unchanged (SHA-256 %s); %s is ready to serve", trainer.digest[:12], out / "model")
 
 
-def _log(out: Path, report: StepReport, trainer: Trainer, first: bool) -> None:
-    """A line of JSON every few steps: what the model card's curves are drawn from."""
+def _log(out: Path, report: StepReport, trainer: Trainer, is_first: bool) -> None:
+    """Append a line of JSON, from which the model card's curves are drawn."""
     gates = gate_values(trainer.model)
-    if first:
+    if is_first:
         line = {**asdict(report), "gates": gates, "time": time.time()}
         with (out / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -124,7 +128,7 @@ def _wait_while_paused(pause_file: Path | None) -> None:
 
 
 def load_model(config: TrainConfig, folder: Path) -> Flamingo:
-    """On the CPU in float32: the trainer moves and casts."""
+    """Load the run's initial model on the CPU in float32; the trainer moves and casts it."""
     model = load_folder(folder, "cpu", torch.float32)
     if config.vision:
         model = with_vision(model, load_vision_folder(Path(config.vision).expanduser()))

@@ -1,14 +1,114 @@
-"""The text of one answer while it is made: tokens in, pieces to show out, up to its finish reason."""
+"""The text of one answer while it is made: tokens in, pieces to show out, up to its finish reason.
+
+Text is shown only when it is certain: never half a character, never the beginning of a stop string. A token alone has no
+text: the bytes of one character lie in several tokens, and a leading space depends on what comes before. So a small
+window of ids is decoded twice, without and with the new token, and the difference is its text.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from model.tokenizer import PromptTokenizer
-from server.api.detokenizer import Detokenizer, StopStrings
 from server.api.generation import GenerationRequest
 from server.wire import Finished, FinishReason, Token, TokenLogprob
+
+# ids of the prompt before the first token: enough for a decoder that strips or joins at the border
+CONTEXT = 4
+# a character has at most four bytes; ids that are no character after twice as many never become one
+MAX_HELD = 8
+REPLACEMENT = "\ufffd"
+
+
+class Decoder(Protocol):
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+
+    def token(self, token_id: int) -> str: ...
+
+
+class Detokenizer:
+    """Decodes one token at a time; `context` holds the ids before the first one, whose text is shown elsewhere."""
+
+    def __init__(self, decoder: Decoder, context: Sequence[int] = ()) -> None:
+        self._decoder = decoder
+        self._window = _whole_characters(decoder, context)
+        self._num_emitted = len(self._window)
+
+    def push(self, token_id: int) -> str:
+        """Return the text that this token completes; "" while a character is incomplete."""
+        self._window.append(token_id)
+        text = self._unemitted()
+        if (text.endswith(REPLACEMENT) or not text) and len(self._window) - self._num_emitted < MAX_HELD:
+            return ""
+        self._advance()
+        return text
+
+    def finish(self) -> str:
+        """Return the rest, as the decoder shows an incomplete character."""
+        text = self._unemitted()
+        self._advance()
+        return text
+
+    def _unemitted(self) -> str:
+        before = self._decoder.decode(self._window[: self._num_emitted])
+        return self._decoder.decode(self._window)[len(before) :]
+
+    def _advance(self) -> None:
+        """Use the ids decoded last as the next context: they begin and end with a whole character."""
+        self._window = self._window[self._num_emitted :]
+        self._num_emitted = len(self._window)
+
+
+def _whole_characters(decoder: Decoder, ids: Sequence[int]) -> list[int]:
+    """Return the last few ids that begin and end with a whole character, or none."""
+    tails = (list(ids[-length:]) for length in range(CONTEXT, CONTEXT + 4))
+    return next((tail for tail in tails if REPLACEMENT not in decoder.decode(tail)), [])
+
+
+class StopStrings:
+    """Passes text on up to the first stop string; an end that may become one is held back."""
+
+    def __init__(self, stop: Sequence[str], *, include: bool = False) -> None:
+        self._stop = stop
+        self._include = include
+        self._held = ""
+        self.is_stopped = False
+
+    def push(self, text: str) -> str:
+        if not self._stop or self.is_stopped:
+            return "" if self.is_stopped else text
+        self._held += text
+        matches = [(start, len(stop)) for stop in self._stop if (start := self._held.find(stop)) >= 0]
+        if matches:
+            # the one that is complete first ends the text, wherever another began
+            start, length = min(matches, key=lambda match: (match[0] + match[1], match[0]))
+            self.is_stopped = True
+            return self._held[: start + length * self._include]
+        keep = max(map(self._overlap, self._stop))
+        certain = self._held[: len(self._held) - keep]
+        self._held = self._held[len(certain) :]
+        return certain
+
+    def finish(self) -> str:
+        """Return the text that was held back and is no stop string."""
+        text, self._held = ("" if self.is_stopped else self._held), ""
+        return text
+
+    def _overlap(self, stop: str) -> int:
+        """Return the length of the longest end of the held text that begins `stop`."""
+        longest = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+
+
+def token_text(decoder: Decoder, token_id: int) -> str:
+    """Return a token's name for log-probabilities: its text if it has one by itself, otherwise its spelling."""
+    spelling = decoder.token(token_id)
+    text = decoder.decode([token_id], skip_special_tokens=False)
+    if REPLACEMENT in text or not text:
+        return spelling
+    return f" {text}" if spelling.startswith("▁") and not text.startswith(" ") else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +123,10 @@ class ShownToken:
 
 @dataclass(slots=True)
 class Piece:
-    """The next part of an answer to show. Its text may lag behind its tokens: half characters, and text that may become a
-    stop string, are held back."""
+    """The next part of an answer to show.
+
+    Its text may come later than its tokens: half characters, and text that may become a stop string, are held back.
+    """
 
     text: str
     tokens: list[ShownToken] = field(default_factory=list)

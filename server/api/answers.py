@@ -1,4 +1,4 @@
-"""From a generation request to a response: the engine's events become answers, whole or in pieces.
+"""Answers a generation request: the engine's events become answers, whole or in pieces.
 
 Every route that generates goes through here, so text, stop strings and usage mean the same everywhere. A `Shape` knows how
 an answer looks, and nothing of how its text is made.
@@ -24,6 +24,7 @@ from server.api.sse import EventStream, unless_disconnected
 from server.engine_client.client import Client
 from server.request_record import RequestRecord
 from server.schemas.generation import CompletionFields, GenerationFields, StreamOptions
+from server.served_model import ServedModel
 from server.wire import Admitted, Finished, Generate, PromptScored, Token, TokenLogprob
 
 
@@ -94,7 +95,7 @@ class Answers:
 
 
 class Shape(Protocol):
-    """How a route's answer looks."""
+    """The form of a route's answer."""
 
     def head(self, *, is_stream: bool) -> dict[str, Any]:
         """Return what surrounds the choices, in each chunk of a stream too."""
@@ -105,18 +106,6 @@ class Shape(Protocol):
     def deltas(self, piece: Piece, answers: Answers, *, is_first: bool) -> Iterator[dict[str, Any]]:
         """Yield a piece as the choices of one or more chunks; `is_first` of its answer."""
         ...
-
-
-async def complete(
-    request: Request,
-    services: Services,
-    record: RequestRecord,
-    fields: CompletionFields,
-    generation: GenerationRequest,
-) -> Response:
-    """Answer in the shape of a completion."""
-    shape = CompletionShape(f"cmpl-{fields.request_id or record.request_id}", generation, services, fields)
-    return await respond(request, services, record, fields, generation, shape)
 
 
 async def respond(
@@ -179,16 +168,16 @@ class CompletionShape:
     """OpenAI's completion: text, and log-probabilities as four lists."""
 
     def __init__(
-        self, answer_id: str, generation: GenerationRequest, services: Services, fields: CompletionFields
+        self, answer_id: str, generation: GenerationRequest, model: ServedModel, fields: CompletionFields
     ) -> None:
         self._head = {
-            "id": answer_id,
+            "id": f"cmpl-{answer_id}",
             "object": "text_completion",
             "created": int(time.time()),
-            "model": services.model.name,
+            "model": model.name,
         }
         self._generation = generation
-        self._tokenizer = services.model.tokenizer
+        self._tokenizer = model.tokenizer
         self._shows_logprobs = fields.logprobs is not None
 
     def head(self, *, is_stream: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reading a request's body with a limit that holds while it arrives, whatever its headers promise."""
+"""Reads request bodies: a limit of size holds while a body arrives, whatever its headers announce."""
 
 from __future__ import annotations
 
@@ -27,15 +27,13 @@ async def read_request(
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
-    body = bytearray()
-    async for piece in stream_body(request, settings):
-        body += piece
-    return bytes(body)
+    """Raises `BodyTooLarge`, `BodyTimeout`."""
+    return b"".join([piece async for piece in stream_body(request, settings)])
 
 
 async def stream_body(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
-    """Raises `BodyTooLarge`, `BodyTimeout`."""
-    size, limit = 0, settings.max_body_bytes
+    """Yield the body in pieces, within the limits of size and time. Raises `BodyTooLarge`, `BodyTimeout`."""
+    limit, size = settings.max_body_bytes, 0
     _check_size(int(request.headers.get("content-length", 0)), limit)
     try:
         async with asyncio.timeout(settings.body_timeout):

@@ -1,4 +1,4 @@
-"""From the fields of a request to what the engine is asked to generate: one frozen `GenerationRequest` for every route.
+"""Turns the fields of a request into one frozen `GenerationRequest`, for every route that generates.
 
 Checks that concern more than one field are made here.
 """

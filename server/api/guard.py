@@ -1,4 +1,4 @@
-"""What stands in front of every route: a request id, in the answer's header and in the logs, and the API key.
+"""Middleware before every route: it checks the API key, and gives each request an id for its answer and the logs.
 
 Pure ASGI, so that streams pass through untouched.
 """
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.api.body import JSONResponse
 from server.errors import Unauthorized
 
-# probes and scrapers carry no key
+# probes and scrapers send no key
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"})
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
@@ -49,14 +49,14 @@ class Guard:
         if self._key is None or path in OPEN_PATHS:
             return True
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        # digests have one length, so the time taken says nothing of the key
+        # digests have one length, so the time taken reveals nothing about the key
         return scheme.lower() == "bearer" and hmac.compare_digest(_digest(key.strip()), self._key)
 
 
 def _request_id(headers: Headers) -> str:
-    """The client's, where it is one that a log line and a header can carry."""
-    given = headers.get("x-request-id", "")
-    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    """Return the client's request id, if a log line and a header can carry it, or a new one."""
+    request_id = headers.get("x-request-id", "")
+    return request_id if REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex
 
 
 def _digest(key: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's shapes: a completion's four lists side by side, a chat's list of tokens."""
+"""Log-probabilities in OpenAI's shapes: four parallel lists for a completion, a list of tokens for a chat."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from model.tokenizer import PromptTokenizer
-from server.api.answer_text import ShownToken
-from server.api.detokenizer import REPLACEMENT, token_text
+from server.api.answer_text import REPLACEMENT, ShownToken, token_text
 from server.wire import TokenLogprob
 
 # JSON has no minus infinity
@@ -15,7 +14,7 @@ LOWEST = -9999.0
 
 
 def completion_logprobs(tokens: Sequence[ShownToken], tokenizer: PromptTokenizer) -> dict[str, list[Any]]:
-    """The first token of a prompt has no log-probability: null."""
+    """Return the four lists of a completion; the first token of a prompt has no log-probability: null."""
     scores = [token.logprob for token in tokens]
     return {
         "tokens": [token_text(tokenizer, token.token_id) for token in tokens],
@@ -26,7 +25,7 @@ def completion_logprobs(tokens: Sequence[ShownToken], tokenizer: PromptTokenizer
 
 
 def _top(score: TokenLogprob, tokenizer: PromptTokenizer) -> dict[str, float]:
-    """The most likely tokens, and the one that was taken. Of two with one text the likelier one stays."""
+    """Return the most likely tokens and the sampled one; of two with one text, the likelier one."""
     top: dict[str, float] = {}
     for token_id, logprob in [*score.top, (score.token_id, score.logprob)]:
         top.setdefault(token_text(tokenizer, token_id), max(logprob, LOWEST))
@@ -34,7 +33,7 @@ def _top(score: TokenLogprob, tokenizer: PromptTokenizer) -> dict[str, float]:
 
 
 def chat_logprobs(tokens: Sequence[ShownToken], tokenizer: PromptTokenizer, num_top: int) -> dict[str, Any]:
-    """An entry a token, with the `num_top` likeliest in its place."""
+    """Return one entry per token, with its `num_top` most likely alternatives."""
     content = [
         {
             **_chat_token(score.token_id, score.logprob, tokenizer),
@@ -47,7 +46,7 @@ def chat_logprobs(tokens: Sequence[ShownToken], tokenizer: PromptTokenizer, num_
 
 
 def _chat_token(token_id: int, logprob: float, tokenizer: PromptTokenizer) -> dict[str, Any]:
-    """`bytes` is null for a token that is no text by itself, such as half a character."""
+    """Return a token's entry; `bytes` is null for a token that is no text by itself, such as half a character."""
     text = tokenizer.decode([token_id], skip_special_tokens=False)
     is_text = bool(text) and REPLACEMENT not in text
     token = token_text(tokenizer, token_id)
@@ -57,13 +56,13 @@ def _chat_token(token_id: int, logprob: float, tokenizer: PromptTokenizer) -> di
 def prompt_logprobs(
     scores: Sequence[TokenLogprob | None], tokenizer: PromptTokenizer
 ) -> list[dict[str, dict[str, Any]] | None]:
-    """vLLM's shape: for each prompt token null or {token id: {logprob, decoded_token}}."""
+    """Return vLLM's shape: for each prompt token null or {token id: {logprob, decoded_token}}."""
     return [None if score is None else _by_id(score, tokenizer) for score in scores]
 
 
 def _by_id(score: TokenLogprob, tokenizer: PromptTokenizer) -> dict[str, dict[str, Any]]:
-    found = {**dict(score.top), score.token_id: score.logprob}
+    logprobs = {**dict(score.top), score.token_id: score.logprob}
     return {
         str(token_id): {"logprob": max(logprob, LOWEST), "decoded_token": token_text(tokenizer, token_id)}
-        for token_id, logprob in found.items()
+        for token_id, logprob in logprobs.items()
     }

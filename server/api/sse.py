@@ -1,7 +1,7 @@
-"""Server-sent events, and noticing that a client has gone, for responses that stream and for those that do not.
+"""Server-sent events, and detection of disconnected clients for all responses.
 
-While nothing happens a comment line keeps proxies from closing the connection. An error before the first event is an
-ordinary response with its status; after it, it is an event, and the stream still ends with [DONE].
+In a silent stream, comment lines keep proxies from closing the connection. An error before the first event is an
+ordinary response with its status; a later one is an event, and the stream still ends with [DONE].
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    """Await `work`; if the client goes first, it is cancelled and `ClientDisconnect` raised."""
+    """Await `work`; if the client disconnects first, cancel it and raise `ClientDisconnect`."""
     working = asyncio.create_task(work)
     leaving = asyncio.create_task(_disconnect(receive))
     try:
@@ -56,7 +56,7 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, bodies: AsyncGenerator[Any, None], *, keep_alive: float) -> None:
-        # as starlette's own streams: without a body there is no content-length
+        # like starlette's own streams: without a body there is no content-length
         self.status_code = 200
         self.background = None
         self.init_headers(HEADERS)
@@ -68,13 +68,13 @@ class EventStream(Response):
         try:
             await unless_disconnected(receive, self._send_all(send))
         except ClientDisconnect:
-            # once the stream has begun there is no answer left to give
+            # once the stream has begun, no other answer is possible
             if not self._is_begun:
                 raise
 
     async def _send_all(self, send: Send) -> None:
         try:
-            async with aclosing(_with_silences(self._bodies, self._keep_alive)) as bodies:
+            async with aclosing(_with_keep_alives(self._bodies, self._keep_alive)) as bodies:
                 async for body in bodies:
                     await self._send(send, KEEP_ALIVE if body is None else event(body))
         except Exception as error:
@@ -96,15 +96,15 @@ def event(body: Any) -> bytes:
 
 
 def _shown(error: Exception) -> ServerError:
-    """An error of ours as it is; a bug without its insides."""
+    """Return one of our errors as it is, and any other as an internal error."""
     if isinstance(error, ServerError):
         return error
     logger.error("a stream failed", exc_info=error)
     return EngineFailed("internal error")
 
 
-async def _with_silences(bodies: AsyncGenerator[Any, None], seconds: float) -> AsyncGenerator[Any, None]:
-    """The same bodies, and None each time that nothing came for `seconds`."""
+async def _with_keep_alives(bodies: AsyncGenerator[Any, None], seconds: float) -> AsyncGenerator[Any, None]:
+    """Yield the bodies, and None whenever none came for `seconds`."""
     end = object()
     async with aclosing(bodies):
         while True:

@@ -15,9 +15,11 @@ from contextlib import suppress
 from server.engine_client.client import Client
 from server.errors import ServerError, SupportSetNotFound
 from server.fewshot.warming import Warming
-from server.media.source import PREFIXES
+from server.media.source import digest_of
 from server.metrics import Metrics
-from server.store.support_sets import SupportSet, SupportSets, Totals
+from server.store.embeddings import EmbeddingStore
+from server.store.records import SupportSet, Totals
+from server.store.support_sets import SupportSets
 
 # the longest delay until a new worker, or a change by another server, is noticed
 POLL_SECONDS = 2.0
@@ -29,9 +31,17 @@ class Maintenance:
     """Runs one round after the other until it is cancelled."""
 
     def __init__(
-        self, support_sets: SupportSets, warming: Warming, client: Client, metrics: Metrics, *, sweep_interval: float
+        self,
+        support_sets: SupportSets,
+        embeddings: EmbeddingStore,
+        warming: Warming,
+        client: Client,
+        metrics: Metrics,
+        *,
+        sweep_interval: float,
     ) -> None:
         self._support_sets = support_sets
+        self._embeddings = embeddings
         self._warming = warming
         self._client = client
         self._metrics = metrics
@@ -62,6 +72,7 @@ class Maintenance:
         self._support_sets.changed.clear()
         if is_due:
             await self._support_sets.sweep()
+            await self._embeddings.sweep()
             self._next_sweep = time.monotonic() + self._sweep_interval
             self._failed_versions.clear()
         if is_due or is_changed:
@@ -106,4 +117,4 @@ class Maintenance:
 
 
 def _digests(media: Iterable[str]) -> list[bytes]:
-    return [bytes.fromhex(name[len(PREFIXES["image"]) :]) for name in media]
+    return [digest_of(media_id) for media_id in media]

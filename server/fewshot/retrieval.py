@@ -26,8 +26,8 @@ from server.media.source import EncodedMedia
 from server.media.store import MediaStore
 from server.schemas.fewshot import Strategy
 from server.served_model import ServedModel
+from server.store.embeddings import EmbeddingStore
 from server.store.records import Example, SupportSet
-from server.store.support_sets import SupportSets
 
 Space = Literal["media", "text"]
 Vectors = NDArray[np.float32]
@@ -111,13 +111,13 @@ class Retrieval:
         self,
         client: Client,
         model: ServedModel,
-        support_sets: SupportSets,
+        embeddings: EmbeddingStore,
         store: MediaStore,
         observe: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._client = client
         self._model = model
-        self._support_sets = support_sets
+        self._embeddings = embeddings
         self._store = store
         self._observe = observe
         self._indexes = RecentIndexes()
@@ -212,13 +212,13 @@ class Retrieval:
     ) -> dict[str, Vectors]:
         """Return vectors by key; new ones are stored if `is_stored`, which a query is not: it may never come again."""
         keys = list(keys)
-        vectors = await self._support_sets.embeddings(keys, self._embedder)
+        vectors = await self._embeddings.get(keys, self._embedder)
         missing = [key for key in keys if key not in vectors]
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
             new = dict(zip(batch, await embed(batch), strict=True))
             if is_stored:
-                await self._support_sets.put_embeddings(new, self._embedder)
+                await self._embeddings.put(new, self._embedder)
             vectors |= new
         return vectors
 

@@ -130,7 +130,7 @@ class EvaluationRunner:
         """Release the running evaluation; it continues after its last finished cell at the next start."""
         if self._task is not None:
             await _cancel(self._task)
-            await self._evaluations.let_go(self._holder)
+            await self._evaluations.release(self._holder)
 
     async def _work(self) -> None:
         while True:

@@ -75,7 +75,7 @@ def tag_of(field: str) -> Callable[[Any], str]:
 
 
 def read(schema: type[SchemaType], body: bytes) -> SchemaType:
-    """Raises `InvalidRequest` that names the first field at fault, an unknown field before all others."""
+    """Validate a JSON body. Raises `InvalidRequest` that names the field at fault, unknown fields first."""
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
@@ -85,13 +85,13 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
 
 
 def read_query(schema: type[SchemaType], query: QueryParams) -> SchemaType:
-    """The same for what stands behind the question mark; a name that comes twice is refused."""
-    if twice := next((name for name in query if len(query.getlist(name)) > 1), None):
-        raise InvalidRequest(f"{twice[:64]}: given more than once", param=twice[:64])
+    """Read a query string as `read` reads a body; a repeated name is refused."""
+    if repeated := next((name for name in query if len(query.getlist(name)) > 1), None):
+        raise InvalidRequest(f"{repeated[:64]}: given more than once", param=repeated[:64])
     return read(schema, json.dumps(dict(query)).encode())
 
 
-# pydantic's names of "this server has no such field" and "no such kind of part"
+# pydantic's names for an unknown field and an unknown type of part
 UNSUPPORTED = {"extra_forbidden", "union_tag_invalid"}
 
 
@@ -99,8 +99,8 @@ def _refusal(kind: str, param: str | None, message: str, context: dict[str, Any]
     if kind == "extra_forbidden":
         return UnsupportedParameter(f"unknown parameter {param}", param=param)
     if kind == "union_tag_invalid":
-        found, known = (context[name].replace("<", "").replace(">", "") for name in ("tag", "expected_tags"))
-        return UnsupportedParameter(f"{param}: no support for {found[:64]}, only {known}", param=param)
+        tag, known = (context[name].replace("<", "").replace(">", "") for name in ("tag", "expected_tags"))
+        return UnsupportedParameter(f"{param}: no support for {tag[:64]}, only {known}", param=param)
     if kind == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {message.removeprefix('Invalid JSON: ')}")
     return InvalidRequest(f"{param or 'the body'}: {message}", param=param)

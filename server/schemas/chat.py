@@ -1,4 +1,4 @@
-"""What a chat request may hold: messages of the three roles, and OpenAI's names for a length, a form, log-probabilities."""
+"""Chat requests: messages, and OpenAI's names for length, form of the answer and log-probabilities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from server.schemas.generation import MAX_LOGPROBS, GenerationFields, Structured
 from server.schemas.prompt import ImageIdPart, ImageUrlPart, TextPart, VideoIdPart, VideoUrlPart
 
 MAX_MESSAGES = 2048
-# a Flamingo's answers are short, and one that never ends its chunk would go on to the end of its context
+# answers of a Flamingo are short; one that never ends its chunk would continue to the end of the context
 DEFAULT_MAX_TOKENS = 256
 
 
@@ -21,7 +21,7 @@ class InputTextPart(Schema):
 
 
 class InputImagePart(Schema):
-    """As the Responses API writes an image."""
+    """An image in the form of the Responses API."""
 
     type: Literal["input_image"]
     image_url: str
@@ -88,7 +88,7 @@ class JsonObjectFormat(Schema):
 
 
 class NamedSchema(Schema):
-    """`strict` changes nothing: an answer always keeps to its schema."""
+    """A JSON schema with a name; `strict` changes nothing, since an answer always conforms to its schema."""
 
     name: str = Field(max_length=256)
     description: str = ""
@@ -117,7 +117,7 @@ class ChatRequest(GenerationFields):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat = TextFormat(type="text")
     template: TemplateName = "plain"
-    # what this server does anyway: nothing is stored, the answer is text, no tool is called
+    # only the values that match the server's behaviour: nothing is stored, the answer is text, no tool is called
     store: Literal[False] = False
     modalities: list[Literal["text"]] = Field([])
     tool_choice: Literal["none"] = "none"

@@ -1,4 +1,4 @@
-"""What a few-shot request may hold: worked shots or where to take them from, the query, and how both are written."""
+"""Few-shot requests: shots or a support set to take them from, the query, and the template that writes them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.fewshot.scoring import Calibration, ContentFree, Normalisation, Weighing
-from server.media.source import PREFIXES
+from server.media.source import kind_of
 from server.schemas.base import ModelRequest, PrioritizedRequest, Schema, tag_of
 from server.schemas.generation import CompletionFields
 from server.schemas.prompt import (
@@ -30,7 +30,7 @@ Order = Literal["as_selected", "similar_last", "stored", "shuffled"]
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
-ShownPart = Annotated[
+StoredOrSentPart = Annotated[
     Annotated[ImageUrlPart, Tag("<image_url>")]
     | Annotated[VideoUrlPart, Tag("<video_url>")]
     | Annotated[ImageIdPart, Tag("<image_id>")]
@@ -40,15 +40,15 @@ ShownPart = Annotated[
 
 
 class MediaFields(Schema):
-    """Media in one of two forms: `media`, parts as in a prompt, or `image`, the URL or id of one."""
+    """Media in one of two forms: `media`, parts as in a prompt, or `image`, the URL or id of one image."""
 
     image: str | None = Field(default=None, min_length=1)
-    media: list[ShownPart] = Field(default=[], max_length=64)
+    media: list[StoredOrSentPart] = Field(default=[], max_length=64)
 
     @model_validator(mode="after")
     def _one_form(self) -> MediaFields:
         if self.image is not None and self.media:
-            raise ValueError("image and media are two forms of one field: give one")
+            raise ValueError("give either image or media")
         return self
 
     def parts(self) -> list[MediaPart]:
@@ -56,13 +56,13 @@ class MediaFields(Schema):
 
 
 def _part(image: str) -> MediaPart:
-    if image.startswith(tuple(PREFIXES.values())):
+    if kind_of(image) is not None:
         return stored_media_part(image)
     return ImageUrlPart(type="image_url", image_url=MediaUrl(url=image))
 
 
 class ShotFields(MediaFields):
-    """`answer` is another name of `text`."""
+    """A worked example in a request; `answer` is another name of `text`."""
 
     id: Name | None = None
     text: str = ""
@@ -75,7 +75,7 @@ class ShotFields(MediaFields):
         if not isinstance(values, dict) or values.get("answer") is None:
             return values
         if values.get("text") is not None:
-            raise ValueError("text and answer are two names of one field: give one")
+            raise ValueError("give either text or answer")
         return {("text" if key == "answer" else key): value for key, value in values.items() if key != "text"}
 
 
@@ -85,7 +85,7 @@ class QueryFields(MediaFields):
 
 
 class ExamplesFields(Schema):
-    """Shots out of a support set. Without a version, the set's last."""
+    """A selection of examples of a support set, of its latest version unless one is given."""
 
     support_set: Name
     version: Version | None = None
@@ -96,7 +96,7 @@ class ExamplesFields(Schema):
 
 
 class TemplateFields(Schema):
-    """A template of the client's own; see `server.fewshot.templates`."""
+    """A template defined by the client; see `server.fewshot.templates`."""
 
     shot: str = Field(min_length=1, max_length=MAX_TEMPLATE)
     query: str = Field(default="", max_length=MAX_TEMPLATE)
@@ -111,15 +111,15 @@ TemplateChoice = Annotated[
 
 
 class FewShotFields(Schema):
-    """The same for every route that shows the model worked shots before it asks."""
+    """The fields of every route that shows the model shots before the query."""
 
     shots: list[ShotFields] = Field(default=[], max_length=MAX_SHOTS)
     examples: ExamplesFields | None = None
     query: QueryFields
     template: TemplateChoice = "caption"
-    # the paper's "zero-shot": shots are shown without their media, and tell the form of an answer alone
+    # the paper's "zero-shot": shots without their media, which show only the form of an answer
     zero_shot: bool = False
-    # the first shots are left out if the model's context has no room for all
+    # leave out the first shots if the model's context has no room for all
     truncate_shots: bool = False
 
 
@@ -143,7 +143,7 @@ CandidateText = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
 class LabelledCandidate(Schema):
-    """`label` names it in the answer, `text` is what the model would write."""
+    """A candidate whose name in the response, `label`, is not the `text` that the model would write."""
 
     label: Annotated[str, Field(min_length=1, max_length=256)]
     text: CandidateText
@@ -156,7 +156,7 @@ CandidateField = Annotated[
 
 
 class WeighingFields(Schema):
-    """How the scores of candidates become probabilities."""
+    """Options that turn the scores of candidates into probabilities."""
 
     normalisation: Normalisation = "sum"
     calibration: Calibration = "none"

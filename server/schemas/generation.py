@@ -1,4 +1,4 @@
-"""How to generate and when to stop: the fields of completions, shared by every route that generates."""
+"""Generation options, shared by every route that generates, and the completion request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from server.schemas.prompt import Prompt
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_ANSWERS = 16
-# the width that Flamingo's paper searches with
+# the beam width of the Flamingo paper
 BEAM_WIDTH = 3
 
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
@@ -29,7 +29,7 @@ class StreamOptions(Schema):
 
 
 class StructuredOutputs(Schema):
-    """The form of the answer; one of the three."""
+    """The required form of the answer: one of the three."""
 
     choice: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(default=[], max_length=1024)
     regex: str = Field(default="", max_length=4096)
@@ -37,7 +37,7 @@ class StructuredOutputs(Schema):
 
 
 class GenerationFields(PrioritizedRequest):
-    """How to sample and when to stop: the same for every route that generates."""
+    """Sampling and stopping options of every route that generates."""
 
     temperature: float = Field(1.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -65,12 +65,12 @@ class GenerationFields(PrioritizedRequest):
 
     @property
     def form(self) -> StructuredOutputs:
-        """The form of the answer, however a route lets it be said."""
+        """The required form of the answer, whichever field of a route states it."""
         return self.structured_outputs
 
 
 class CompletionFields(GenerationFields):
-    """What is asked of a completion, whatever its prompt is made of."""
+    """The fields of a completion besides its prompt."""
 
     max_tokens: int = Field(16, ge=0, le=2**31 - 1)
     echo: bool = False

@@ -10,7 +10,7 @@ from server.schemas.base import ListRequest, Schema
 
 
 class UploadRequest(Schema):
-    """`data` is base64; `url` is what stands in a prompt's image_url or video_url part. One of the two."""
+    """An upload as JSON: `data` in base64, or a `url` as in a prompt's image_url or video_url part."""
 
     data: str | None = None
     url: str | None = None
@@ -19,7 +19,7 @@ class UploadRequest(Schema):
     @model_validator(mode="after")
     def _one_of_two(self) -> UploadRequest:
         if (self.data is None) == (self.url is None):
-            raise ValueError("give one of data and url")
+            raise ValueError("give either data or url")
         return self
 
 

@@ -11,7 +11,7 @@ from server.schemas.prompt import Prompt
 
 
 class InspectRequest(TrackedRequest):
-    """`token`: a position in prompt and answer; `layers`: gated ones, by the language-model layer behind each."""
+    """`token` is a position in prompt and answer; `layers` are gated layers, named by the layer that each precedes."""
 
     prompt: Prompt
     answer: str = Field("", max_length=2**16)

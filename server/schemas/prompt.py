@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from server.media.source import PREFIXES
+from server.media.source import kind_of
 from server.schemas.base import Schema, tag_of
 
 # short enough for an error message to repeat it; the media store checks whether it exists
@@ -44,7 +44,7 @@ MediaPart = ImageUrlPart | VideoUrlPart | ImageIdPart | VideoIdPart
 
 def stored_media_part(media_id: str) -> ImageIdPart | VideoIdPart:
     """Return the part that shows a stored image or video."""
-    if media_id.startswith(PREFIXES["video"]):
+    if kind_of(media_id) == "video":
         return VideoIdPart(type="video_id", video_id=media_id)
     return ImageIdPart(type="image_id", image_id=media_id)
 

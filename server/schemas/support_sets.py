@@ -1,4 +1,4 @@
-"""What a client may send about support sets. In a change of a set `null` takes a value away; elsewhere it is not given."""
+"""Requests about support sets. In a change of a set, `null` removes a value; elsewhere it means "not given"."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_TTL = 315_360_000
 
 def _no_zero(text: str) -> str:
     if "\0" in text:
-        raise ValueError("a text may not hold the character U+0000")
+        raise ValueError("a text may not contain the character U+0000")
     return text
 
 
@@ -34,7 +34,7 @@ def _small(metadata: dict[str, Any]) -> dict[str, Any]:
 
 def _is_no_id(name: str) -> str:
     if name.startswith(ID_PREFIX):
-        raise ValueError(f"names do not begin with {ID_PREFIX}: ids do")
+        raise ValueError(f"a name may not begin with {ID_PREFIX}, which marks ids")
     return name
 
 
@@ -54,7 +54,7 @@ Seconds = Annotated[float, Field(gt=0, le=MAX_TTL)]
 
 
 class ExampleFields(ShotFields):
-    """A shot to keep. Without an id it gets one."""
+    """An example to store; the server gives it an id if it has none."""
 
     id: ExampleId | None = None
     text: StoredText = ""
@@ -65,7 +65,7 @@ class ExampleFields(ShotFields):
     @model_validator(mode="after")
     def _shows_something(self) -> ExampleFields:
         if not (self.parts() or self.text or self.label):
-            raise ValueError("an example has media, a text or a label")
+            raise ValueError("an example needs media, a text or a label")
         return self
 
 
@@ -82,7 +82,7 @@ Examples = Annotated[list[ExampleFields], AfterValidator(_different)]
 
 
 class Lifetime(Schema):
-    """How long a set lasts, in one of two forms; without one, until it is deleted."""
+    """The lifetime of a set, in one of two forms; without one, the set stays until it is deleted."""
 
     ttl_seconds: Seconds | None = None
     expires_at: Moment | None = None
@@ -90,7 +90,7 @@ class Lifetime(Schema):
     @model_validator(mode="after")
     def _one_form(self) -> Lifetime:
         if self.ttl_seconds is not None and self.expires_at is not None:
-            raise ValueError("ttl_seconds and expires_at are two forms of one field: give one")
+            raise ValueError("give either ttl_seconds or expires_at")
         return self
 
     def end(self, now: float) -> float | None:
@@ -113,17 +113,17 @@ class UpdateRequest(Lifetime):
     @model_validator(mode="before")
     @classmethod
     def _null_is_not_given(cls, values: Any) -> Any:
-        return values  # here it is
+        return values  # here, null removes a value
 
     def changes(self, now: float) -> dict[str, Any]:
-        given, changes = self.model_fields_set, dict[str, Any]()
-        if "name" in given:
+        names, changes = self.model_fields_set, dict[str, Any]()
+        if "name" in names:
             changes["name"] = self.name
-        if given & {"ttl_seconds", "expires_at"}:
+        if names & {"ttl_seconds", "expires_at"}:
             changes["expires_at"] = self.end(now)
-        if "pinned" in given:
+        if "pinned" in names:
             changes["is_pinned"] = self.pinned
-        if "metadata" in given:
+        if "metadata" in names:
             changes["metadata"] = self.metadata or {}
         return changes
 
@@ -134,8 +134,10 @@ class PutExamplesRequest(Schema):
 
 
 class WarmRequest(Schema):
-    """With a template, the shots too: the first `k` examples in their order, as a prompt of that template begins.
-    `strategy`: what it compares is embedded, media in any case."""
+    """A request to warm all media and, with a template, also the first `k` examples as a prompt of that template begins.
+
+    `strategy` names what is embedded besides media.
+    """
 
     version: Version | None = None
     strategy: Comparing = "rices_image"
@@ -146,7 +148,7 @@ class WarmRequest(Schema):
     @model_validator(mode="after")
     def _k_is_of_a_template(self) -> WarmRequest:
         if self.k is not None and self.template is None:
-            raise ValueError("k is for a template: without one every media is warmed, and no shots")
+            raise ValueError("k needs a template: without one only media are warmed")
         return self
 
 
@@ -173,7 +175,7 @@ class ExpectedRequest(Schema):
 
 
 class RemoveExamplesRequest(ExpectedRequest):
-    """`id`: of the examples, with commas between them."""
+    """`id` has the ids of the examples, separated by commas."""
 
     id: Annotated[str, Field(min_length=1, max_length=2**20)]
 

@@ -1,11 +1,11 @@
-"""Episodes are balanced and clean, and the judge knows a model that sees from one that cannot."""
+"""Tests of the default model's evaluation: balanced episodes, naming cases, perplexity and the table."""
 
 from __future__ import annotations
 
 import pytest
 
-from evaluation.binding import Binding, make_episodes
-from evaluation.default import table
+from evaluation.binding import Binding, sample_episodes
+from evaluation.default import format_table
 from evaluation.intervals import Share
 from evaluation.naming import Naming, perplexity
 from model.tokenizer import PromptTokenizer
@@ -13,7 +13,7 @@ from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
 from tests.training.default.data import make_folder
 from training.default.catalogue import Catalogue
 from training.default.words import HELD_OUT_WORDS
-from training.default_data.split import held_out
+from training.default_data.split import is_held_out
 
 
 @pytest.fixture(scope="module")
@@ -26,40 +26,40 @@ def tokenizer() -> PromptTokenizer:
     return prompt_tokenizer()
 
 
-def test_episodes_are_balanced_and_never_show_the_query(catalogue: Catalogue) -> None:
-    episodes = make_episodes(catalogue.held_out_labels, 5, 3, 20, seed=0)
-    assert sorted(one.answer for one in episodes) == sorted(list(range(5)) * 4)
-    for one in episodes:
-        assert set(one.words) <= set(HELD_OUT_WORDS)
-        assert one.query not in {row for row, _ in one.shots}
-        labels = [{catalogue.records[row].label for row, word in one.shots if word == w} for w in range(5)]
+def test_episodes_are_balanced_and_their_shots_exclude_the_query(catalogue: Catalogue) -> None:
+    episodes = sample_episodes(catalogue.held_out_labels, 5, 3, 20, seed=0)
+    assert sorted(episode.answer for episode in episodes) == sorted(list(range(5)) * 4)
+    for episode in episodes:
+        assert set(episode.words) <= set(HELD_OUT_WORDS)
+        assert episode.query not in {row for row, _ in episode.shots}
+        labels = [{catalogue.records[row].label for row, word in episode.shots if word == w} for w in range(5)]
         assert [len(label) for label in labels] == [1] * 5
-        assert {catalogue.records[one.query].label} == labels[one.answer]
-        for turn in range(3):
-            assert sorted(word for _, word in one.shots[turn * 5 : turn * 5 + 5]) == list(range(5))
+        assert {catalogue.records[episode.query].label} == labels[episode.answer]
+        for first in (0, 5, 10):
+            assert sorted(word for _, word in episode.shots[first : first + 5]) == list(range(5))
 
 
-def test_kinds_are_held_out_whole_and_show_a_thing_once(catalogue: Catalogue) -> None:
+def test_held_out_kinds_have_one_image_per_label(catalogue: Catalogue) -> None:
     for kind, rows in catalogue.held_out_kinds.items():
-        assert held_out(kind)
+        assert is_held_out(kind)
         labels = [catalogue.records[row].label for row in rows]
         assert len(labels) == len(set(labels)) > 1
 
 
-def test_too_few_categories_are_an_error(catalogue: Catalogue) -> None:
+def test_too_few_categories_raise_an_error(catalogue: Catalogue) -> None:
     with pytest.raises(ValueError, match="categories have more than 99 images, 5 are needed"):
-        make_episodes(catalogue.held_out_labels, 5, 99, 1, seed=0)
+        sample_episodes(catalogue.held_out_labels, 5, 99, 1, seed=0)
 
 
-def test_a_judgement_has_every_column_and_round(catalogue: Catalogue, tokenizer: PromptTokenizer) -> None:
+def test_an_outcome_has_every_variant_and_number_of_rounds(catalogue: Catalogue, tokenizer: PromptTokenizer) -> None:
     binding = Binding(tiny_model(CONFIGS["flamingo"]), tokenizer, catalogue)
-    (episode,) = make_episodes(catalogue.photographs, 2, 3, 1, seed=0)
-    right = binding.judge(episode, (1, 3)).right
-    assert right.keys() == {"model", "shuffled", "blind", "real names", "nearest mean"}
-    assert all(set(by_round) == {1, 3} for by_round in right.values())
+    (episode,) = sample_episodes(catalogue.photographs, 2, 3, 1, seed=0)
+    is_correct = binding.judge(episode, (1, 3)).is_correct
+    assert is_correct.keys() == {"model", "shuffled", "blind", "real names", "nearest mean"}
+    assert all(set(by_rounds) == {1, 3} for by_rounds in is_correct.values())
 
 
-def test_names_are_asked_of_unseen_images_and_the_answer_is_among_the_candidates(
+def test_naming_cases_use_held_out_images_and_their_label_comes_first(
     catalogue: Catalogue, tokenizer: PromptTokenizer
 ) -> None:
     naming = Naming(tiny_model(CONFIGS["flamingo"]), tokenizer, catalogue)
@@ -70,7 +70,7 @@ def test_names_are_asked_of_unseen_images_and_the_answer_is_among_the_candidates
         assert isinstance(naming.is_named(row, labels, caption=True, blind=False), bool)
 
 
-def test_with_closed_gates_the_text_is_the_language_model_s() -> None:
+def test_closed_gates_leave_the_language_models_perplexity() -> None:
     open_model, closed, bare = (tiny_model(CONFIGS["flamingo"]) for _ in range(3))
     for name, gate in closed.named_parameters():
         if name.endswith("_gate"):
@@ -82,7 +82,7 @@ def test_with_closed_gates_the_text_is_the_language_model_s() -> None:
 
 
 def test_the_table_shows_intervals_and_chance() -> None:
-    rows = {"drawings, 5-way, 1 a word (5 in all)": {"model": Share(1, 2), "blind": Share(0, 2)}}
-    assert table(rows, ("model", "blind"), chance=True).splitlines()[-1] == (
-        "| drawings, 5-way, 1 a word (5 in all) | 0.500 [0.095, 0.905] | 0.000 [0.000, 0.658] | 0.20 |"
+    rows = {"drawings, 5-way, 1 per word (5 in all)": {"model": Share(1, 2), "blind": Share(0, 2)}}
+    assert format_table(rows, ("model", "blind"), chance=True).splitlines()[-1] == (
+        "| drawings, 5-way, 1 per word (5 in all) | 0.500 [0.095, 0.905] | 0.000 [0.000, 0.658] | 0.20 |"
     )

@@ -20,6 +20,7 @@ from server.media.store import MediaStore
 from server.metrics import Metrics
 from server.settings import Settings
 from server.store.database import Database
+from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 from tests.server.fakes import FakeClient, served_model
 from tests.server.postgresql import postgresql
@@ -58,7 +59,7 @@ async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
         yield client
     await app.state.services.decoder.stop()
-    app.state.services.support_sets.database.close()
+    app.state.services.database.close()
 
 
 def picture(colour: str = "red", size: tuple[int, int] = (20, 10)) -> bytes:
@@ -112,5 +113,10 @@ def store(tmp_path: Path) -> MediaStore:
 
 
 @pytest.fixture
-def support_sets(database: Database, store: MediaStore) -> SupportSets:
-    return SupportSets(database, store, max_examples=20)
+def media_references(database: Database, store: MediaStore) -> MediaReferences:
+    return MediaReferences(database, store)
+
+
+@pytest.fixture
+def support_sets(database: Database, media_references: MediaReferences) -> SupportSets:
+    return SupportSets(database, media_references, max_examples=20)

@@ -78,7 +78,7 @@ def test_every_field_of_a_chat_is_documented() -> None:
 
 def test_every_field_of_embeddings_and_inspections_is_documented() -> None:
     for title, schema in (("Embeddings", EmbeddingsRequest), ("Inspection", InspectRequest)):
-        fields = section(API, title).partition("| in the answer")[0]
+        fields = section(API, title).partition("| response field")[0]
         assert {name for row in rows(fields) for name in names(row[0])} == schema.model_fields.keys()
 
 

@@ -69,6 +69,13 @@ async def test_shots_are_counted(http: httpx.AsyncClient, app: FastAPI, route: s
     assert (metric(app, "request_shots_count"), metric(app, "request_shots_sum")) == (1, 2)
 
 
+async def test_a_search_is_counted(http: httpx.AsyncClient, app: FastAPI) -> None:
+    examples = [{"id": "a", "image": RED, "label": "cat"}]
+    assert (await http.post("/v1/support_sets", json={"name": "pets", "examples": examples})).status_code == 200
+    assert (await http.post("/v1/support_sets/pets/search", json={"query": {"image": BLUE}})).status_code == 200
+    assert metric(app, "request_success_total") == metric(app, "request_media_sum") == 1
+
+
 async def test_a_request_with_several_prompts_is_counted_once(http: httpx.AsyncClient, app: FastAPI) -> None:
     body = {**FEW_SHOT, "permutations": 2, "calibration": "contextual"}
     usage = (await http.post("/v1/classify", json=body)).json()["usage"]

@@ -1,4 +1,4 @@
-"""Packing: nothing lost, nothing padded, a media shown twice is one page, and packing changes no loss."""
+"""Tests of packing: order and limits, one page per media item, and a loss that does not depend on the packing."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def pixels(seed: int) -> torch.Tensor:
 MEDIA = {b"1": pixels(1), b"2": pixels(2)}
 
 
-def test_packs_hold_what_fits_in_order() -> None:
+def test_packs_keep_the_order_and_the_token_limit() -> None:
     packs = pack([FIRST, SECOND, FIRST, FIRST], len(FIRST.token_ids) + len(SECOND.token_ids))
     assert packs == [[FIRST, SECOND], [FIRST], [FIRST]]
 
 
-def test_a_media_of_two_sequences_is_one_page() -> None:
+def test_a_media_item_of_two_sequences_is_one_page() -> None:
     batch = collate([FIRST, SECOND], MEDIA, CPU)
     assert len(batch.media) == 2
     ids = batch.batch.token_ids.tolist()
@@ -39,31 +39,31 @@ def test_a_media_of_two_sequences_is_one_page() -> None:
 
 
 @pytest.mark.parametrize("family", ["openflamingo", "flamingo"])
-def test_packed_or_alone_the_loss_is_the_same(family: Family) -> None:
+def test_packing_does_not_change_the_loss(family: Family) -> None:
     loss = BridgeLoss(tiny_model(CONFIGS[family]))
-    together = loss(collate([FIRST, SECOND], MEDIA, CPU))
-    alone = sum(loss(collate([one], MEDIA, CPU)) for one in (FIRST, SECOND))
-    torch.testing.assert_close(together, alone)
+    packed = loss(collate([FIRST, SECOND], MEDIA, CPU))
+    separate = sum(loss(collate([sequence], MEDIA, CPU)) for sequence in (FIRST, SECOND))
+    torch.testing.assert_close(packed, separate)
 
 
-def test_the_loss_is_the_targets_log_probability() -> None:
+def test_the_loss_is_the_targets_negative_log_probability() -> None:
     model = tiny_model(CONFIGS["flamingo"])
     batch = collate([SECOND], MEDIA, CPU)
     media = model.fresh_media(model.encode_media(MEDIA[b"2"][None]))
-    every = model(batch.batch, None, media)
-    chosen = every.log_softmax(-1).gather(1, batch.targets[:, None])
-    torch.testing.assert_close(BridgeLoss(model)(batch), -chosen.sum())
+    logits = model(batch.batch, None, media)
+    target_log_probs = logits.log_softmax(-1).gather(1, batch.targets[:, None])
+    torch.testing.assert_close(BridgeLoss(model)(batch), -target_log_probs.sum())
 
 
-def test_media_of_different_lengths_keep_their_places() -> None:
+def test_media_of_different_lengths_keep_their_order() -> None:
     loss = BridgeLoss(tiny_model(CONFIGS["flamingo"]))
     video = torch.randn(3, 3, 8, 8)
     mixed = loss.visual_tokens((video, MEDIA[b"1"], video + 1, MEDIA[b"2"]))
-    alone = torch.cat([loss.visual_tokens((one,)) for one in (video, MEDIA[b"1"], video + 1, MEDIA[b"2"])])
-    torch.testing.assert_close(mixed, alone)
+    separate = torch.cat([loss.visual_tokens((media,)) for media in (video, MEDIA[b"1"], video + 1, MEDIA[b"2"])])
+    torch.testing.assert_close(mixed, separate)
 
 
-def test_cached_features_are_what_the_pixels_give() -> None:
+def test_cached_features_give_the_same_tokens_as_pixels() -> None:
     loss = BridgeLoss(tiny_model(CONFIGS["flamingo"]))
     features = loss.flamingo.vision(MEDIA[b"1"])[None]  # [F, P, Dv], one frame
     torch.testing.assert_close(loss.visual_tokens((features[0],)), loss.visual_tokens((MEDIA[b"1"],)))

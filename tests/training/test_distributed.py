@@ -1,4 +1,4 @@
-"""Two processes over gloo, weights sharded by FSDP2: the losses of one process, and a checkpoint that either reads."""
+"""Test that two processes with FSDP2 over gloo have the losses of one process and exchange checkpoints with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from model.checkpoint.native import load_folder
 from tests.training.toy import losses, make_run, make_trainer
-from training.bridge import bridge_parameters
+from training.bridge import trained_parameters
 from training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,12 +29,12 @@ world = join()
 config = parse_config(json.loads(Path(sys.argv[1]).read_text()))
 trainer = make_trainer(config, world)
 trainer.resume()
-seen = losses(trainer)
+step_losses = losses(trainer)
 trainer.save()
 trainer.check_frozen()
 export(trainer.model, Path(config.model) / "tokenizer.json", Path(config.out) / "model", world)
 if world.is_first:
-    Path(sys.argv[2]).write_text(json.dumps(seen))
+    Path(sys.argv[2]).write_text(json.dumps(step_losses))
 leave(world)
 """
 
@@ -50,8 +50,8 @@ def torchrun(folder: Path, config: TrainConfig) -> list[dict[str, float]]:
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
     )
     assert finished.returncode == 0, finished.stderr[-4000:]
-    seen: list[dict[str, float]] = json.loads((folder / "losses.json").read_text())
-    return seen
+    step_losses: list[dict[str, float]] = json.loads((folder / "losses.json").read_text())
+    return step_losses
 
 
 @pytest.mark.parametrize(
@@ -59,22 +59,22 @@ def torchrun(folder: Path, config: TrainConfig) -> list[dict[str, float]]:
     [("float32", ("bridge",)), ("bfloat16", ("bridge",)), ("float32", ("bridge", "vision", "language_model"))],
     ids=["float32", "bfloat16", "everything"],
 )
-def test_two_processes_have_the_losses_of_one_and_their_checkpoints_are_each_other_s(
+def test_two_processes_have_the_losses_of_one_and_their_checkpoint_resumes_on_one(
     tmp_path: Path, precision: str, trains: tuple[str, ...]
 ) -> None:
     config = make_run(tmp_path, steps=4, precision=precision, trains=trains)
-    alone = losses(make_trainer(replace(config, steps=6)))
-    together = torchrun(tmp_path, config)
+    one_process = losses(make_trainer(replace(config, steps=6)))
+    two_processes = torchrun(tmp_path, config)
     tolerance = 2e-5 if precision == "float32" else 2e-2
-    for one, two in zip(alone[:4], together, strict=True):
-        assert two == pytest.approx(one, rel=tolerance)
+    for expected_losses, step_losses in zip(one_process[:4], two_processes, strict=True):
+        assert step_losses == pytest.approx(expected_losses, rel=tolerance)
     resumed = make_trainer(replace(config, steps=6))
     assert resumed.resume() == 4
-    for one, two in zip(alone[4:], losses(resumed), strict=True):
-        assert two == pytest.approx(one, rel=10 * tolerance)
+    for expected_losses, step_losses in zip(one_process[4:], losses(resumed), strict=True):
+        assert step_losses == pytest.approx(expected_losses, rel=10 * tolerance)
     served = load_folder(tmp_path / "out" / "model", "cpu", torch.float32)
     trained = make_trainer(config)
     trained.resume()
-    found, came = served.state_dict(), load_folder(tmp_path / "model", "cpu", torch.float32).state_dict()
-    expected = {name: parameter.detach() for name, parameter in bridge_parameters(trained.model)}
-    assert all(torch.equal(tensor, expected.get(name, came[name])) for name, tensor in found.items())
+    original = load_folder(tmp_path / "model", "cpu", torch.float32).state_dict()
+    expected = {name: parameter.detach() for name, parameter in trained_parameters(trained.model)}
+    assert all(torch.equal(tensor, expected.get(name, original[name])) for name, tensor in served.state_dict().items())

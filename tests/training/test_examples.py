@@ -1,4 +1,4 @@
-"""Tokens and targets: the rules of the loss, windows and media limits, and text that reads the next image."""
+"""Tests of tokens and targets: the loss's rules, windows, media limits, and text that reads the next image."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def tokens(*segments: Segment, limits: Limits = WIDE, seed: int = 0, answers: fr
     return tokenize(Example(name="it", segments=segments, answers=answers), TOKENIZER, limits, Random(seed))
 
 
-def learned(sequence: Tokens) -> str:
+def target_text(sequence: Tokens) -> str:
     return TOKENIZER.decode(
         [t for t, flag in zip(sequence.token_ids, sequence.target, strict=True) if flag], skip_special_tokens=False
     )
 
 
-def test_a_pair_learns_its_text_its_chunk_s_end_and_the_end_of_text() -> None:
-    assert learned(tokens(Media(b"1"), Text("cat"), EndOfChunk())) == "cat<|endofchunk|></s>"
+def test_a_pairs_targets_are_its_text_the_end_of_chunk_and_the_end_of_text() -> None:
+    assert target_text(tokens(Media(b"1"), Text("cat"), EndOfChunk())) == "cat<|endofchunk|></s>"
 
 
-def test_nothing_before_the_first_image_is_learned_nor_between_a_chunk_s_end_and_the_next_image() -> None:
+def test_text_before_the_first_image_or_between_a_chunks_end_and_the_next_image_is_no_target() -> None:
     sequence = tokens(
         Text("ab"), Media(b"1"), Text("cd"), EndOfChunk(), Text("ef"), Media(b"2"), Text("gh"), EndOfChunk()
     )
-    assert learned(sequence) == "cd<|endofchunk|>gh<|endofchunk|></s>"
+    assert target_text(sequence) == "cd<|endofchunk|>gh<|endofchunk|></s>"
 
 
 def test_a_media_token_is_never_a_target() -> None:
@@ -41,23 +41,23 @@ def test_a_media_token_is_never_a_target() -> None:
     assert not any(flag for token, flag in zip(sequence.token_ids, sequence.target, strict=True) if token == IMAGE)
 
 
-def test_with_p_next_text_reads_the_image_behind_it_and_the_last_text_none() -> None:
+def test_with_p_next_text_reads_the_next_image_and_the_last_text_none() -> None:
     segments = (Text("ab"), EndOfChunk(), Media(b"1"), Text("cd"), EndOfChunk(), Media(b"2"), Text("ef"), EndOfChunk())
     sequence = tokens(*segments, limits=Limits(max_tokens=256, max_media=5, p_next=1.0))
     assert sequence.media_index == [0, 0, 0, 0, 1, 1, 1, 1, -1, -1, -1, -1]
-    assert learned(sequence) == "b<|endofchunk|>cd<|endofchunk|>"
+    assert target_text(sequence) == "b<|endofchunk|>cd<|endofchunk|>"
 
 
-def test_p_next_is_drawn_once_a_document() -> None:
+def test_p_next_is_drawn_once_per_document() -> None:
     limits = Limits(max_tokens=256, max_media=5, p_next=0.5)
-    seen = {
+    media_indices = {
         tuple(tokens(Text("a"), Media(b"1"), Text("b"), EndOfChunk(), limits=limits, seed=seed).media_index)
         for seed in range(20)
     }
-    assert seen == {(-1, 0, 0, 0, 0), (0, 0, -1, -1, -1)}
+    assert media_indices == {(-1, 0, 0, 0, 0), (0, 0, -1, -1, -1)}
 
 
-def test_a_sequence_ends_in_front_of_the_media_that_is_too_many() -> None:
+def test_a_sequence_ends_before_the_first_media_item_over_the_limit() -> None:
     segments = [part for n in range(4) for part in (Media(bytes([n])), Text("x"), EndOfChunk())]
     sequence = tokens(*segments, limits=Limits(max_tokens=256, max_media=2))
     assert sequence.media == [b"\0", b"\1"]
@@ -76,7 +76,7 @@ def test_a_window_keeps_each_media_with_its_token(seed: int) -> None:
             assert sequence.media[index].decode() == TOKENIZER.decode([token])
 
 
-def test_answers_are_learned_and_nothing_else() -> None:
+def test_only_answers_are_targets() -> None:
     segments = (
         Media(b"1"),
         Text("is"),
@@ -88,10 +88,10 @@ def test_answers_are_learned_and_nothing_else() -> None:
         EndOfChunk(),
     )
     sequence = tokens(*segments, answers=frozenset({6, 7}))
-    assert learned(sequence) == " dax<|endofchunk|>"
+    assert target_text(sequence) == " dax<|endofchunk|>"
     assert sequence.media_index[-1] == 1
 
 
-def test_an_example_with_answers_is_never_cut() -> None:
-    with pytest.raises(ValueError, match="it: 4 tokens and 1 media, the limits are 3 and 5"):
+def test_an_example_with_answers_over_the_limits_is_refused() -> None:
+    with pytest.raises(ValueError, match="example it has 4 tokens and 1 media, the limits are 3 and 5"):
         tokens(Media(b"1"), Text("abc"), answers=frozenset({1}), limits=Limits(max_tokens=3, max_media=5))

@@ -1,4 +1,4 @@
-"""What a run may train beside the bridge: exactly what it names moves, is taken up again, and is in what is served."""
+"""Tests of fine-tuning: exactly the parts that a run lists change, resume and are exported."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from model.checkpoint.native import load_folder
 from model.config import VisionConfig
 from tests.tiny_models import byte_tokenizer, tiny_model
 from tests.training.toy import CONFIG, losses, make_run, make_trainer
-from training.bridge import bridge_parameters, freeze, frozen_digest, is_bridge
-from training.trainer import FrozenWeightsMoved, Trainer, run
+from training.bridge import freeze, frozen_digest, is_bridge, trained_parameters
+from training.trainer import FrozenWeightsChanged, Trainer, run
 
 PARTS = [("bridge",), ("bridge", "vision"), ("vision",), ("bridge", "language_model"), ("language_model", "vision")]
-# a network with batch norms, whose affine parts train and whose statistics do not
+# a network with batch norms, whose affine parameters train and whose statistics do not
 NORMED = VisionConfig(
     architecture="test_efficientnet",
     image_size=64,
@@ -33,41 +33,39 @@ def part_of(name: str) -> str:
     return "bridge" if is_bridge(name) else name.split(".")[0]
 
 
-def copied(trainer: Trainer) -> dict[str, Tensor]:
+def copy_tensors(trainer: Trainer) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
 @pytest.mark.parametrize("trains", PARTS, ids="+".join)
-def test_what_is_named_moves_and_nothing_else(tmp_path: Path, trains: tuple[str, ...]) -> None:
+def test_only_the_listed_parts_change(tmp_path: Path, trains: tuple[str, ...]) -> None:
     trainer = make_trainer(make_run(tmp_path, trains=trains))
-    before = copied(trainer)
+    before = copy_tensors(trainer)
     losses(trainer)
     trainer.check_frozen()
-    moved = {
+    changed = {
         part_of(name) for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])
     }
-    assert moved == set(trains)
+    assert changed == set(trains)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("trains", PARTS[1:], ids="+".join)
-def test_a_run_that_was_killed_goes_on_with_the_same_losses_and_weights(
-    tmp_path: Path, trains: tuple[str, ...], precision: str
-) -> None:
+def test_a_resumed_run_has_the_same_losses_and_weights(tmp_path: Path, trains: tuple[str, ...], precision: str) -> None:
     config = make_run(tmp_path, steps=5, precision=precision, trains=trains)
-    straight = make_trainer(config)
-    whole = losses(straight)
-    killed = make_trainer(config)
-    first = [dict(next(killed.steps()).losses) for _ in range(3)]
-    killed.save()
+    uninterrupted = make_trainer(config)
+    expected_losses = losses(uninterrupted)
+    interrupted = make_trainer(config)
+    first = [dict(next(interrupted.steps()).losses) for _ in range(3)]
+    interrupted.save()
     resumed = make_trainer(config)
     assert resumed.resume() == 3
-    assert first + losses(resumed) == whole
-    expected = straight.model.state_dict()
+    assert first + losses(resumed) == expected_losses
+    expected = uninterrupted.model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model.state_dict().items())
 
 
-def test_the_served_folder_holds_what_was_trained_and_no_longer_says_that_it_is_quantised(tmp_path: Path) -> None:
+def test_the_served_folder_holds_the_trained_weights_and_declares_them_as_float(tmp_path: Path) -> None:
     quantised = replace(CONFIG, language_model=replace(CONFIG.language_model, weights="q4"))
     config = make_run(tmp_path, trains=("bridge", "vision", "language_model"), model=quantised)
     file = tmp_path / "tokenizer.json"
@@ -81,16 +79,16 @@ def test_the_served_folder_holds_what_was_trained_and_no_longer_says_that_it_is_
     assert replace(served.config, language_model=quantised.language_model) == quantised
 
 
-def test_a_frozen_language_model_keeps_its_grid(tmp_path: Path) -> None:
+def test_a_frozen_language_model_stays_declared_as_quantised(tmp_path: Path) -> None:
     quantised = replace(CONFIG, language_model=replace(CONFIG.language_model, weights="q4"))
     assert make_trainer(make_run(tmp_path, trains=("vision",), model=quantised)).model.config == quantised
 
 
 @pytest.mark.parametrize("trains", PARTS, ids="+".join)
-def test_the_digest_covers_what_stays_and_only_that(trains: tuple[str, ...]) -> None:
+def test_the_digest_covers_exactly_the_frozen_weights(trains: tuple[str, ...]) -> None:
     model = tiny_model(CONFIG)
     freeze(model, torch.float32, trains)
-    trained = {name for name, _ in bridge_parameters(model)}
+    trained = {name for name, _ in trained_parameters(model)}
     before = frozen_digest(model, trains)
     for name, tensor in model.state_dict().items():
         tensor.view(-1)[0] += 1.0
@@ -99,10 +97,10 @@ def test_the_digest_covers_what_stays_and_only_that(trains: tuple[str, ...]) -> 
         before = frozen_digest(model, trains)
 
 
-def test_statistics_of_a_trained_encoder_stay_and_are_watched(tmp_path: Path) -> None:
+def test_statistics_of_a_trained_encoder_stay_unchanged_and_are_checked(tmp_path: Path) -> None:
     normed = replace(CONFIG, vision=NORMED)
     trainer = make_trainer(make_run(tmp_path, steps=2, trains=("bridge", "vision"), model=normed))
-    before = copied(trainer)
+    before = copy_tensors(trainer)
     trainer.model.train()
     losses(trainer)
     trainer.check_frozen()
@@ -112,16 +110,16 @@ def test_statistics_of_a_trained_encoder_stay_and_are_watched(tmp_path: Path) ->
     assert all(torch.equal(before[name], after[name]) for name in statistics)
     assert not torch.equal(before["vision.encoder.bn1.weight"], after["vision.encoder.bn1.weight"])
     after[statistics[0]].add_(1.0)
-    with pytest.raises(FrozenWeightsMoved):
+    with pytest.raises(FrozenWeightsChanged):
         trainer.check_frozen()
 
 
-def test_a_higher_resolution_trains_and_is_served(tmp_path: Path) -> None:
+def test_a_higher_resolution_trains_and_can_be_served(tmp_path: Path) -> None:
     config = replace(make_run(tmp_path, steps=12, trains=("bridge", "vision")), image_size=16)
     trainer = make_trainer(config)
     assert trainer.model.config.vision.num_patches == 16
-    seen = losses(trainer)
-    assert seen[-1]["pairs"] < 0.8 * seen[0]["pairs"]
+    step_losses = losses(trainer)
+    assert step_losses[-1]["pairs"] < 0.8 * step_losses[0]["pairs"]
     file = tmp_path / "tokenizer.json"
     file.write_text(byte_tokenizer().to_str())
     run(trainer, file)
@@ -131,13 +129,13 @@ def test_a_higher_resolution_trains_and_is_served(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trains", PARTS, ids="+".join)
-def test_frozen_weights_are_served_as_they_came_whatever_the_run_s_precision(
+def test_frozen_weights_are_exported_unchanged_whatever_the_runs_precision(
     tmp_path: Path, trains: tuple[str, ...]
 ) -> None:
     config = make_run(tmp_path, steps=2, precision="bfloat16", trains=trains)
-    came = load_folder(tmp_path / "model", "cpu", torch.float32).state_dict()
+    original = load_folder(tmp_path / "model", "cpu", torch.float32).state_dict()
     trainer = make_trainer(config)
     run(trainer, tmp_path / "model" / "tokenizer.json")
-    trained = {name: p.detach() for name, p in bridge_parameters(trainer.model)}
+    trained = {name: p.detach() for name, p in trained_parameters(trainer.model)}
     served = load_folder(tmp_path / "out" / "model", "cpu", torch.float32).state_dict()
-    assert all(torch.equal(tensor, trained.get(name, came[name])) for name, tensor in served.items())
+    assert all(torch.equal(tensor, trained.get(name, original[name])) for name, tensor in served.items())

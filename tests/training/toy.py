@@ -1,4 +1,4 @@
-"""Toy data and runs for the tests of training: pictures of one colour with its name, in shards, and a tiny model."""
+"""Toy data and runs for the tests of training: images of one colour with its name, in shards, and a tiny model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.config import OptimConfig, SetConfig, TrainConfig
 from training.data.make import write_shards
 from training.data.shards import RawRecord
 from training.distributed import World
-from training.sets import loss_of, make_mixture
+from training.sets import build_mixture, loss_factory
 from training.trainer import Trainer, load_model
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
@@ -46,17 +46,17 @@ def make_run(
     trains: tuple[str, ...] = ("bridge",),
     model: FlamingoConfig = CONFIG,
 ) -> TrainConfig:
-    """A model folder, shards and a run over them."""
+    """Write a model folder and shards, and return a run over them."""
     save_folder(folder / "model", model, tiny_model(model).state_dict().items(), byte_tokenizer().to_str())
     write_shards(pairs(40), folder / "shards", 10)
-    one = SetConfig(
+    data_set = SetConfig(
         name="pairs", kind="pairs", shards=str(folder / "shards/*.tar"), batch_size=4, streams=streams, window=4
     )
     return TrainConfig(
         model=str(folder / "model"),
         out=str(folder / "out"),
         steps=steps,
-        sets=(one, replace(one, name="again", weight=0.2, batch_size=2)),
+        sets=(data_set, replace(data_set, name="again", weight=0.2, batch_size=2)),
         optim=OptimConfig(learning_rate=1e-2, warmup_steps=2),
         trains=trains,
         precision=precision,  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ def make_trainer(config: TrainConfig, world: World | None = None) -> Trainer:
     model = load_model(config, Path(config.model))
     tokenizer = prompt_tokenizer()
     return Trainer(
-        config, model, make_mixture(config, model.config, tokenizer, world), world, loss_of(config, tokenizer)
+        config, model, build_mixture(config, model.config, tokenizer, world), world, loss_factory(config, tokenizer)
     )
 
 

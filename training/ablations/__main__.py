@@ -1,7 +1,7 @@
-"""`python -m training.ablations [NAME ...] --steps N`: the paper's ablations at a small budget, and their table.
+"""Run the paper's ablations at a small budget and print their table; the last line of the output is JSON.
 
-Each is a whole run (resumed if it was stopped), exported, read back, and asked about unseen images. Results are kept beside
-the runs; the last line is JSON.
+`python -m training.ablations [NAME ...] --steps N` trains each ablation (an interrupted run resumes), exports the model
+and scores the export on held-out images. Results are stored next to the runs, and finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from model.checkpoint.native import load_folder
 from model.config import ConfigError
 from model.tokenizer import PromptTokenizer
 from model.zoo.default import DefaultModelError, prepare
-from training.ablations.ablation import BASE, Ablation, names, read_ablation
-from training.ablations.data import Kinds, queries
+from training.ablations.ablation import BASE, Ablation, ablation_names, read_ablation
+from training.ablations.data import Kinds, draw_queries
 from training.ablations.score import score
-from training.ablations.small import make_small
-from training.ablations.table import Result, table
+from training.ablations.small import build_small_model
+from training.ablations.table import Result, format_table
 from training.config import TrainConfig
 from training.default.catalogue import Catalogue
+from training.default_data.records import DEFAULT_FOLDER
 from training.distributed import World
-from training.sets import loss_of, make_mixture
+from training.sets import build_mixture, loss_factory
 from training.trainer import Trainer, load_model, run
 
-CACHE = Path.home() / ".cache" / "flamboyance"
+OUT = DEFAULT_FOLDER.parent / "ablations"
 SEED = 17
 
 
@@ -48,53 +49,57 @@ class Options:
     threads: int
 
 
-def placed(ablation: Ablation, options: Options, model: Path) -> TrainConfig:
-    """The ablation's run at this command's places and length. A run by turns sees each set as often as the base does."""
+def run_config(ablation: Ablation, options: Options, model: Path) -> TrainConfig:
+    """Return the ablation's run with this command's paths and number of steps.
+
+    A round-robin run has more steps, so that it sees each set as often as the base does.
+    """
     config = ablation.config
-    turns = len(config.sets) if config.accumulate == "round_robin" else 1
+    rounds = len(config.sets) if config.accumulate == "round_robin" else 1
     return replace(
         config,
         model=str(model),
         out=str(options.out / ablation.name),
-        steps=options.steps * turns,
-        sets=tuple(replace(one, shards=str(options.data)) for one in config.sets),
+        steps=options.steps * rounds,
+        sets=tuple(replace(data_set, shards=str(options.data)) for data_set in config.sets),
     )
 
 
-def measured(ablation: Ablation, config: TrainConfig, kinds: Kinds, num_queries: int) -> Result:
+def run_ablation(ablation: Ablation, config: TrainConfig, kinds: Kinds, num_queries: int) -> Result:
     folder, out = Path(config.model), Path(config.out)
     model = load_model(config, folder)
     tokenizer = PromptTokenizer.load(folder, model.config.prompt)
     world = World()
     trainer = Trainer(
-        config, model, make_mixture(config, model.config, tokenizer, world), world, loss_of(config, tokenizer)
+        config, model, build_mixture(config, model.config, tokenizer, world), world, loss_factory(config, tokenizer)
     )
-    began = time.monotonic()
+    started = time.monotonic()
     run(trainer, folder / "tokenizer.json")
-    seconds = time.monotonic() - began
-    found = score(load_folder(out / "model", "cpu", torch.float32), tokenizer, kinds, queries(kinds, num_queries, SEED))
-    return Result(ablation=ablation.name, steps=config.steps, seconds=seconds, **asdict(found))
+    seconds = time.monotonic() - started
+    exported = load_folder(out / "model", "cpu", torch.float32)
+    quality = score(exported, tokenizer, kinds, draw_queries(kinds, num_queries, SEED))
+    return Result(ablation=ablation.name, steps=config.steps, seconds=seconds, **asdict(quality))
 
 
-def measure(options: Options) -> list[Result]:
+def run_ablations(options: Options) -> list[Result]:
     torch.set_num_threads(options.threads)
     kinds = Kinds(Catalogue(options.data))
     model = options.model or options.out / "small"
     if options.model is None:
-        make_small(model, prepare(), kinds, options.pretrain_steps)
+        build_small_model(model, prepare(), kinds, options.pretrain_steps)
     results = []
     for name in options.names:
         ablation = read_ablation(name)
-        config, file = placed(ablation, options, model), options.out / f"{name}.json"
-        found = _kept(file, config.steps)
-        if found is None:
-            found = measured(ablation, config, kinds, options.queries)
-            file.write_text(json.dumps(asdict(found)), encoding="utf-8")
-        results.append(found)
+        config, file = run_config(ablation, options, model), options.out / f"{name}.json"
+        result = _stored_result(file, config.steps)
+        if result is None:
+            result = run_ablation(ablation, config, kinds, options.queries)
+            file.write_text(json.dumps(asdict(result)), encoding="utf-8")
+        results.append(result)
     return results
 
 
-def _kept(file: Path, steps: int) -> Result | None:
+def _stored_result(file: Path, steps: int) -> Result | None:
     if not file.exists():
         return None
     result = Result(**json.loads(file.read_text(encoding="utf-8")))
@@ -103,16 +108,19 @@ def _kept(file: Path, steps: int) -> Result | None:
 
 def parse(arguments: list[str]) -> Options:
     parser = argparse.ArgumentParser(prog="python -m training.ablations", description=__doc__)
-    parser.add_argument("names", nargs="*", default=names(), metavar="NAME", help=f"of {', '.join(names())}")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--data", type=Path, default=CACHE / "default-data", help="what training.default_data made")
+    names = ablation_names()
+    parser.add_argument("names", nargs="*", default=names, metavar="NAME", help=f"one of {', '.join(names)}")
+    parser.add_argument("--steps", type=int, default=300, help="training steps per run (default: 300)")
+    parser.add_argument("--queries", type=int, default=200, help="scored queries per run (default: 200)")
+    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
     parser.add_argument(
-        "--model", type=Path, help="a model folder whose experts to take (default: a small one is made)"
+        "--model", type=Path, help="a model folder whose experts are used (default: a small model is built)"
     )
-    parser.add_argument("--out", type=Path, default=CACHE / "ablations", help="where runs and results are kept")
-    parser.add_argument("--pretrain-steps", type=int, default=300, help="of the small model's decoder, on text")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=OUT, help="the folder of runs and results")
+    parser.add_argument(
+        "--pretrain-steps", type=int, default=300, help="steps of the small model's decoder on text (default: 300)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     return Options(**vars(parser.parse_args(arguments)))
 
 
@@ -120,10 +128,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = parse(sys.argv[1:])
     try:
-        results = measure(options)
+        results = run_ablations(options)
     except (CheckpointError, ConfigError, DefaultModelError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(table(results, [read_ablation(result.ablation) for result in results], BASE), "\n")
+    print(format_table(results, [read_ablation(result.ablation) for result in results], BASE), "\n")
     print(json.dumps([asdict(result) for result in results]))
 
 

@@ -1,8 +1,9 @@
-"""An ablation as data: `NAME.yaml` here holds what it changes of `base.yaml`, which is a run like any other.
+"""An ablation is data: `NAME.yaml` in this folder holds its changes to `base.yaml`, which is a run like any other.
 
+says      the description that the table shows
 run       keys of `TrainConfig` that replace the base's
-without   names of the base's sets that are left out
-paper     its overall score in the paper, and the score that the paper's own base has in the same table
+without   names of the base's sets that are removed
+paper     the overall score in the paper, and the score of the paper's base in the same table
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ BASE = "base"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Paper:
+class PaperScore:
     overall: float
     base: float
 
@@ -33,35 +34,35 @@ class Paper:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ablation:
     name: str
-    says: str
+    description: str
     config: TrainConfig
-    paper: Paper | None
+    paper: PaperScore | None
 
 
-def names() -> list[str]:
-    """The base first, the others in the alphabet's order."""
+def ablation_names() -> list[str]:
+    """Return the base first, then the ablations in alphabetical order."""
     return [BASE, *sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem != BASE)]
 
 
 def read_ablation(name: str) -> Ablation:
     base = _read(FOLDER / f"{BASE}.yaml")
     if name == BASE:
-        return Ablation(name=name, says="the base", config=parse_config(base), paper=None)
-    if name not in names():
-        raise ConfigError(f"{name!r} is no ablation: there are {', '.join(names())}")
+        return Ablation(name=name, description="base", config=parse_config(base), paper=None)
+    if name not in ablation_names():
+        raise ConfigError(f"{name!r} is not an ablation, must be one of {', '.join(ablation_names())}")
     values = _read(FOLDER / f"{name}.yaml")
     if unknown := sorted(values.keys() - {"says", "run", "without", "paper"}):
         raise ConfigError(f"{name}.yaml: unknown key {', '.join(unknown)}")
     config = parse_config({**base, **values.get("run", {})})
-    paper = from_dict(Paper, values["paper"], f"{name}.yaml: paper") if "paper" in values else None
-    left = _without(config, values.get("without", []), name)
-    return Ablation(name=name, says=values["says"], config=left, paper=paper)
+    paper = from_dict(PaperScore, values["paper"], f"{name}.yaml: paper") if "paper" in values else None
+    config = _without_sets(config, values.get("without", []), name)
+    return Ablation(name=name, description=values["says"], config=config, paper=paper)
 
 
-def _without(config: TrainConfig, left_out: list[str], name: str) -> TrainConfig:
-    if unknown := sorted(set(left_out) - {one.name for one in config.sets}):
-        raise ConfigError(f"{name}.yaml: the base has no set {', '.join(unknown)}")
-    return replace(config, sets=tuple(one for one in config.sets if one.name not in left_out))
+def _without_sets(config: TrainConfig, removed: list[str], name: str) -> TrainConfig:
+    if unknown := sorted(set(removed) - {data_set.name for data_set in config.sets}):
+        raise ConfigError(f"{name}.yaml: without: the base has no set {', '.join(unknown)}")
+    return replace(config, sets=tuple(data_set for data_set in config.sets if data_set.name not in removed))
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""A small model to ablate where there is time for minutes: the default model's encoder, and a little decoder that is first
-trained on text alone, so that there is something to freeze. Its folder is made once.
+"""A small model for ablations that take minutes: the default model's encoder and a small decoder.
+
+The decoder is first trained on text alone, so that it is worth freezing. The model's folder is built once.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from model.tokenizer import PromptTokenizer
 from model.zoo.bridge import start_bridge
 from model.zoo.config import DEFAULT
 from training.ablations.data import TEMPLATE, Kinds
-from training.start import rebuilt
+from training.start import rebuild
 
 log = logging.getLogger(__name__)
 END, MEDIA, CHUNK = "<|endoftext|>", "<image>", "<|endofchunk|>"
@@ -56,11 +57,11 @@ def small_config(vision: VisionConfig, vocab_size: int) -> FlamingoConfig:
     )
 
 
-def make_small(folder: Path, experts: Path, kinds: Kinds, steps: int, seed: int = 0) -> None:
-    """`experts`: a model folder whose encoder is taken. Does nothing where the folder is there."""
+def build_small_model(folder: Path, experts: Path, kinds: Kinds, steps: int, seed: int = 0) -> None:
+    """Build the small model in `folder`, with the encoder of the model folder `experts`, unless it exists already."""
     if (folder / "config.json").exists():
         return
-    tokenizer = make_tokenizer(list(texts(kinds, Random(seed), 4000)))
+    tokenizer = train_tokenizer(list(caption_texts(kinds, Random(seed), 4000)))
     encoder = load_folder(experts, "cpu", torch.float32).vision
     torch.manual_seed(seed)
     model = Flamingo(small_config(encoder.config, tokenizer.get_vocab_size() - 2)).requires_grad_(False)
@@ -70,21 +71,21 @@ def make_small(folder: Path, experts: Path, kinds: Kinds, steps: int, seed: int 
     tensors |= {f"vision.{name}": tensor for name, tensor in encoder.state_dict().items()}
     bridge = start_bridge(model.config, model.language_model.embed.weight)
     save_folder(
-        folder, model.config, rebuilt(model.config, {**tensors, **bridge}).state_dict().items(), tokenizer.to_str()
+        folder, model.config, rebuild(model.config, {**tensors, **bridge}).state_dict().items(), tokenizer.to_str()
     )
 
 
-def texts(kinds: Kinds, rng: Random, count: int) -> Iterator[str]:
-    """What the pictures' captions say, without the pictures."""
+def caption_texts(kinds: Kinds, rng: Random, count: int) -> Iterator[str]:
+    """Yield the images' captions without the images."""
     records = kinds.catalogue.records
     for _ in range(count):
         name = rng.choice(kinds.names)
-        label = records[rng.choice(kinds.trained[name])].label
+        label = records[rng.choice(kinds.training_rows[name])].label
         yield f"{TEMPLATE.prompt} {name}, {label}" if label and rng.random() < 0.5 else f"{TEMPLATE.prompt} {name}"
 
 
-def make_tokenizer(corpus: list[str]) -> Tokenizer:
-    """Byte pairs of the corpus; the end of text is the vocabulary's last, the bridge's two tokens follow it."""
+def train_tokenizer(corpus: list[str]) -> Tokenizer:
+    """Train a byte-pair tokenizer; the end of text is the vocabulary's last token, and the bridge's two tokens follow."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -97,17 +98,20 @@ def make_tokenizer(corpus: list[str]) -> Tokenizer:
 
 
 def pretrain(model: Flamingo, tokenizer: Tokenizer, kinds: Kinds, steps: int, seed: int) -> float:
-    """Next tokens of the texts, chunk's ends included: the bridge is closed. Gives the last loss."""
+    """Train the decoder on the captions' next tokens, including ends of chunks, and return the last loss.
+
+    The gates are closed, so the bridge has no effect.
+    """
     prompt = PromptTokenizer(Tokenizer.from_str(tokenizer.to_str()), tokenizer, model.config.prompt)
     decoder = model.language_model.requires_grad_(True)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    rng, last = Random(f"{seed}/text"), float("nan")
+    rng, last_loss = Random(f"{seed}/text"), float("nan")
     no_media = MediaCache.zeros(model.config, 0, torch.float32, "cpu")
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 20) * (1.0 - step / steps)
-        ids = [[*prompt.encode_plain(text), prompt.id_of(CHUNK)] for text in texts(kinds, rng, BATCH)]
-        batch = replace(whole_sequences(ids, [[-1] * len(one) for one in ids]), media_slot=None)
+        ids = [[*prompt.encode_plain(text), prompt.id_of(CHUNK)] for text in caption_texts(kinds, rng, BATCH)]
+        batch = replace(whole_sequences(ids, [[-1] * len(sequence) for sequence in ids]), media_slot=None)
         logits = model(batch, None, no_media)
         targets = batch.token_ids.roll(-1)
         targets[batch.query_starts[1:].long() - 1] = -100  # nothing follows a sequence's last token
@@ -115,6 +119,6 @@ def pretrain(model: Flamingo, tokenizer: Tokenizer, kinds: Kinds, steps: int, se
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        last = float(loss.detach())
+        last_loss = float(loss.detach())
     decoder.requires_grad_(False)
-    return last
+    return last_loss

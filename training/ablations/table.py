@@ -1,4 +1,4 @@
-"""The table of ablations: what each changes, the paper's score beside its base, and ours beside ours."""
+"""The table of ablations shows each change, the paper's score next to its base, and our score next to our base."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from training.ablations.ablation import Ablation
 
-HEAD = ("ablation", "paper: overall (its base)", "change", "accuracy", "change", "loss", "change", "s a step")
+HEAD = ("ablation", "paper: overall (its base)", "change", "accuracy", "change", "loss", "change", "s per step")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,12 +19,12 @@ class Result:
     loss: float
 
 
-def table(results: Sequence[Result], ablations: Sequence[Ablation], base: str) -> str:
-    """Changes are against the result called `base`, where it is among them."""
-    found = {result.ablation: result for result in results}
+def format_table(results: Sequence[Result], ablations: Sequence[Ablation], base: str) -> str:
+    """Return the table in Markdown; changes are relative to the result named `base`, if there is one."""
+    by_name = {result.ablation: result for result in results}
     lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
     for result, ablation in zip(results, ablations, strict=True):
-        lines.append("| " + " | ".join(_row(result, ablation, found.get(base))) + " |")
+        lines.append("| " + " | ".join(_row(result, ablation, by_name.get(base))) + " |")
     return "\n".join(lines)
 
 
@@ -32,7 +32,7 @@ def _row(result: Result, ablation: Ablation, base: Result | None) -> tuple[str, 
     paper = ablation.paper
     is_base = base is None or result is base
     return (
-        ablation.says,
+        ablation.description,
         f"{paper.overall:.1f} ({paper.base:.1f})" if paper else "",
         f"{paper.change:+.1f}" if paper else "",
         f"{100 * result.accuracy:.1f}",

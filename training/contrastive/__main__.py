@@ -1,6 +1,7 @@
-"""`python -m training.contrastive CONFIG.yaml`: train a vision encoder against texts, from its latest checkpoint on.
+"""Train a vision encoder contrastively with texts, starting from the run's latest checkpoint.
 
-One process: a contrast needs its whole batch together, and sharing it out is not built.
+`python -m training.contrastive CONFIG.yaml` runs in one process: the loss needs the whole batch, and distributing it is
+not implemented.
 """
 
 from __future__ import annotations
@@ -20,27 +21,27 @@ from training.contrastive.config import read_config
 from training.contrastive.trainer import ContrastiveTrainer
 from training.data.shards import ShardError
 from training.data.stream import find_shards
-from training.progress import Watch
+from training.progress import ProgressReporter
 from training.step import NonFiniteLoss
 
 log = logging.getLogger(__name__)
 
 
 def train(trainer: ContrastiveTrainer) -> Path:
-    """To the end of the run; gives the encoder's folder."""
+    """Train to the end of the run and return the encoder's folder."""
     config, out = trainer.config, trainer.out
-    done = trainer.resume()
-    with Watch(out, config.steps, done, shown=True) as watch:
+    num_steps_done = trainer.resume()
+    with ProgressReporter(out, config.steps, num_steps_done, enabled=True) as progress:
         for report in trainer.steps():
-            watch.step(report)
-            if trainer.done % config.log_steps == 0:
+            progress.report_step(report)
+            if trainer.num_steps_done % config.log_steps == 0:
                 with (out / "log.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps({**asdict(report), "scale": float(trainer.towers.scale.detach())}) + "\n")
-            if trainer.done % config.checkpoint_steps == 0 or trainer.done == config.steps:
+            if trainer.num_steps_done % config.checkpoint_steps == 0 or trainer.num_steps_done == config.steps:
                 trainer.save()
     if config.held_out:
         to_text, to_image = trainer.recall(find_shards(config.held_out))
-        print(f"recall at 1, held out: image to text {to_text:.3f}, text to image {to_image:.3f}")
+        print(f"recall at 1 on held-out pairs: image to text {to_text:.3f}, text to image {to_image:.3f}")
     return trainer.export()
 
 
@@ -50,13 +51,13 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if dist.is_torchelastic_launched():
-        sys.exit("error: contrastive training runs in one process, without torchrun")
+        sys.exit("error: contrastive training runs in one process and cannot be started by torchrun")
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         folder = train(ContrastiveTrainer(read_config(options.config), device))
     except (ConfigError, NonFiniteLoss, OSError, ShardError) as error:
         sys.exit(f"error: {error}")
-    log.info("%s holds the encoder: name it in a run's `vision`", folder)
+    log.info("%s holds the encoder; set a run's `vision` to it", folder)
 
 
 if __name__ == "__main__":

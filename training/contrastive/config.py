@@ -1,6 +1,7 @@
-"""A contrastive run as frozen data, read once from YAML: two towers, the sets of pairs, and how they step.
+"""A contrastive run is frozen data, read once from YAML: two towers, the sets of pairs and the optimizer.
 
-The defaults are the paper's (its appendix on the vision encoder); an unknown key is refused by its path.
+The defaults are the paper's (its appendix on the vision encoder); an unknown key raises a `ConfigError` that names its
+path.
 """
 
 from __future__ import annotations
@@ -15,20 +16,26 @@ from training.config import OptimConfig, read_mapping
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageConfig:
-    """The tower that is kept. `architecture` is a convolutional network of timm: nfnet_f0 to nfnet_f6, dm_nfnet_f6, ..."""
+    """The image tower, whose encoder is exported.
+
+    `architecture` is a convolutional network of timm: nfnet_f0 to nfnet_f6, dm_nfnet_f6, ...
+    """
 
     architecture: str
     image_size: int = 288
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     resize: Resize = "pad"
-    # a mirror image half of the time, other brightness and contrast
+    # mirror half of the images, and change brightness and contrast
     augment: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextConfig:
-    """BERT-like. `tokenizer` is a tokenizer.json; longer texts are cut."""
+    """The text tower, a BERT-like transformer.
+
+    `tokenizer` is the path of a tokenizer.json; texts longer than `max_tokens` are truncated.
+    """
 
     tokenizer: str
     dim: int = 768
@@ -44,7 +51,10 @@ class TextConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairsConfig:
-    """A set of pairs: shards of KEY.jpg and KEY.txt. Every step takes a batch of each set, contrasted within itself."""
+    """A set of pairs, in shards of KEY.jpg and KEY.txt.
+
+    Every step takes a batch of each set and contrasts the pairs within that batch.
+    """
 
     name: str
     shards: str
@@ -54,25 +64,26 @@ class PairsConfig:
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
-            raise ConfigError(f"set {self.name}: batch_size is {self.batch_size}, a contrast needs 2")
+            raise ConfigError(f"set {self.name}: batch_size is {self.batch_size}, must be at least 2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpeedConfig:
-    """The optimizer and its limits. The learning rate falls in a line to zero."""
+class ContrastiveOptimConfig:
+    """The optimizer and its gradient clipping; the learning rate falls linearly to zero."""
 
     optimizer: Literal["adam", "lamb"] = "adam"
     learning_rate: float = 1e-3
     warmup_steps: int = 0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    # each filter's gradient to this share of its norm (adaptive gradient clipping), image tower; 0: off
+    # image tower: the maximum norm of each filter's gradient, as a share of the filter's norm (adaptive gradient
+    # clipping); 0: off
     image_clip: float = 0.01
-    # the norm of all gradients of the text tower; 0: off
+    # text tower: the maximum norm of all gradients together; 0: off
     text_clip: float = 10.0
 
     @property
-    def course(self) -> OptimConfig:
+    def schedule(self) -> OptimConfig:
         return OptimConfig(learning_rate=self.learning_rate, warmup_steps=self.warmup_steps, decay="linear", end=0.0)
 
 
@@ -83,9 +94,9 @@ class ContrastiveConfig:
     image: ImageConfig
     text: TextConfig
     sets: tuple[PairsConfig, ...]
-    optim: SpeedConfig = SpeedConfig()
+    optim: ContrastiveOptimConfig = ContrastiveOptimConfig()
     joint_dim: int = 1376
-    # where the learned temperature starts
+    # the initial value of the learned temperature
     temperature: float = 0.07
     label_smoothing: float = 0.1
     # shards whose recall is printed at the end; "": none
@@ -96,13 +107,15 @@ class ContrastiveConfig:
     log_steps: int = 10
 
     def __post_init__(self) -> None:
-        names = [one.name for one in self.sets]
-        if not names or len(set(names)) != len(names):
-            raise ConfigError(f"sets must be some, each of its own name: {', '.join(names) or 'none'}")
+        if not self.sets:
+            raise ConfigError("sets is empty, must list at least one set")
+        names = [data_set.name for data_set in self.sets]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"sets must have different names: {', '.join(names)}")
         if self.temperature <= 0:
             raise ConfigError(f"temperature is {self.temperature}, must be positive")
         if not 0.0 <= self.label_smoothing < 1.0:
-            raise ConfigError(f"label_smoothing is {self.label_smoothing}, must lie in [0, 1)")
+            raise ConfigError(f"label_smoothing is {self.label_smoothing}, must be at least 0 and less than 1")
 
 
 def read_config(file: Path) -> ContrastiveConfig:
@@ -110,7 +123,7 @@ def read_config(file: Path) -> ContrastiveConfig:
 
 
 def parse_config(values: dict[str, Any]) -> ContrastiveConfig:
-    listed = values.get("sets", ())
-    sets = tuple(from_dict(PairsConfig, entry, f"config.sets[{i}]") for i, entry in enumerate(listed))
+    entries = values.get("sets", ())
+    sets = tuple(from_dict(PairsConfig, entry, f"config.sets[{i}]") for i, entry in enumerate(entries))
     config: ContrastiveConfig = from_dict(ContrastiveConfig, {**values, "sets": sets})
     return config

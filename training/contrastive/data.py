@@ -1,12 +1,11 @@
-"""Pairs from shards: pixels as the encoder reads them, and a text's tokens; bad records are passed over by name."""
+"""Pairs are read from shards as the encoder's pixels and the text's tokens; bad records are skipped and logged."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +19,12 @@ from model.prompt import Text
 from model.vision import normalise
 from training.config import SetConfig
 from training.contrastive.config import PairsConfig
-from training.data.complaints import BadRecord, Complaints
+from training.data.bad_record_log import BadRecord, BadRecordLog
 from training.data.records import parse
-from training.data.shards import Position, RawRecord, ShardError, read_shard, stream_records
-from training.data.stream import MOST_BAD_IN_A_ROW
+from training.data.shards import RawRecord, read_shard
+from training.data.stream import RecordStream
 
-SHADE = 0.25  # brightness and contrast change by up to so much
+MAX_SHADE = 0.25  # the maximum relative change of brightness and of contrast
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """A batch; texts are padded with zeros behind their lengths."""
+    """A batch of pairs; texts are padded with zeros after their lengths."""
 
     pixels: Tensor  # [B, 3, h, w]
     token_ids: Tensor  # [B, T] int64
@@ -47,8 +46,8 @@ class Pairs:
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
-    """How a record becomes a pair."""
+class PairReader:
+    """A reader that turns records into pairs."""
 
     tokenizer: Tokenizer
     vision: VisionConfig
@@ -67,57 +66,36 @@ class Reader:
         except MediaError as error:
             raise BadRecord("media cannot be decoded", str(error)) from None
         if self.augment:
-            square = augmented(square, rng)
+            square = augment(square, rng)
         return Pair(normalise(torch.from_numpy(square.copy())[None], self.vision)[0], ids)
 
 
-def augmented(square: NDArray[np.uint8], rng: Random) -> NDArray[np.uint8]:  # [h, w, 3]
+def augment(square: NDArray[np.uint8], rng: Random) -> NDArray[np.uint8]:  # [h, w, 3]
     if rng.random() < 0.5:
         square = square[:, ::-1]
-    brightness, contrast = (rng.uniform(1 - SHADE, 1 + SHADE) for _ in range(2))
+    brightness, contrast = (rng.uniform(1 - MAX_SHADE, 1 + MAX_SHADE) for _ in range(2))
     mean = square.mean()
     shaded = (square.astype(np.float32) - mean) * contrast + mean * brightness
     return shaded.clip(0, 255).astype(np.uint8)
 
 
-class PairStream:
-    """A set's pairs without end, from a position that can be taken up again."""
+class PairStream(RecordStream[Pair]):
+    """An endless stream of a set's pairs."""
 
-    def __init__(self, shards: Sequence[Path], config: PairsConfig, reader: Reader, seed: int) -> None:
+    def __init__(self, shards: Sequence[Path], config: PairsConfig, reader: PairReader, seed: int) -> None:
+        super().__init__(config.name, shards, seed=seed, window=config.window)
         self.config = config
-        self.complaints = Complaints(config.name)
-        self._shards, self._reader, self._seed = shards, reader, seed
+        self._reader = reader
         self._set = SetConfig(name=config.name, kind="pairs", shards=config.shards)
-        self._position = Position()
-        self._records = self._from(self._position)
 
     def batch(self) -> Pairs:
-        return together([self.take() for _ in range(self.config.batch_size)])
+        return collate_pairs([self.take() for _ in range(self.config.batch_size)])
 
-    def take(self) -> Pair:
-        for _ in range(MOST_BAD_IN_A_ROW):
-            self._position, record = next(self._records)
-            try:
-                # drawn from the place, not from a running generator: a resumed run draws the same
-                return self._reader.pair(record, self._set, Random(f"{self._seed}/{self._position}/{record.name}"))
-            except BadRecord as error:
-                self.complaints.add(record.name, error)
-        raise ShardError(f"set {self.config.name}: {MOST_BAD_IN_A_ROW} bad records in a row: {self.complaints.counts}")
-
-    def state(self) -> Any:
-        return asdict(self._position)
-
-    def load_state(self, state: Any) -> None:
-        self._position = Position(**state)
-        self._records = self._from(self._position)
-
-    def _from(self, start: Position) -> Iterator[tuple[Position, RawRecord]]:
-        return stream_records(
-            self._shards, seed=self._seed, window=self.config.window, index=0, num_streams=1, start=start
-        )
+    def _prepare(self, record: RawRecord, rng: Random) -> Pair:
+        return self._reader.pair(record, self._set, rng)
 
 
-def together(pairs: Sequence[Pair]) -> Pairs:
+def collate_pairs(pairs: Sequence[Pair]) -> Pairs:
     lengths = torch.tensor([len(pair.token_ids) for pair in pairs])
     token_ids = torch.zeros(len(pairs), int(lengths.max()), dtype=torch.int64)
     for row, pair in zip(token_ids, pairs, strict=True):
@@ -125,13 +103,13 @@ def together(pairs: Sequence[Pair]) -> Pairs:
     return Pairs(torch.stack([pair.pixels for pair in pairs]), token_ids, lengths)
 
 
-def every_pair(shards: Sequence[Path], reader: Reader) -> Iterator[Pair]:
-    """All good pairs of held-out shards, once."""
+def read_all_pairs(shards: Sequence[Path], reader: PairReader) -> Iterator[Pair]:
+    """Yield all good pairs of held-out shards once."""
     held_out = SetConfig(name="held_out", kind="pairs", shards="")
-    complaints = Complaints(held_out.name)
+    bad_records = BadRecordLog(held_out.name)
     for shard in shards:
         for record in read_shard(shard):
             try:
                 yield reader.pair(record, held_out, Random(record.name))
             except BadRecord as error:
-                complaints.add(record.name, error)
+                bad_records.add(record.name, error)

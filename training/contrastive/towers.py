@@ -1,6 +1,7 @@
-"""Two towers, images and texts in one space: means of features and of token states, projected, of length one.
+"""Two towers embed images and texts in one space: mean features and mean token states, projected and normalised.
 
-As in the paper's appendix on the vision encoder, and CLIP: the temperature is learned, both directions' losses are added.
+As in the paper's appendix on the vision encoder and in CLIP, the temperature is learned and the losses of both directions
+are added.
 """
 
 from __future__ import annotations
@@ -17,21 +18,24 @@ from model.config import ConfigError, VisionConfig
 from model.vision import VisionEncoder
 from training.contrastive.config import ContrastiveConfig, ImageConfig, TextConfig
 
-# CLIP's: beyond it the logits' range hurts more than the contrast gains
+# CLIP's limit: a larger scale makes the logits' range harmful
 MAX_SCALE = 100.0
 
 
 def vision_config(image: ImageConfig) -> VisionConfig:
-    """The frozen encoder that the image tower will be. Only networks whose features are a map are known."""
+    """Return the configuration of the frozen encoder that the image tower will become.
+
+    Raises ConfigError for a network that timm does not know, or whose features are not a channels-first map.
+    """
     name = image.architecture
     if not timm.is_model(name):
-        raise ConfigError(f"image.architecture {name!r} is no model of timm")
+        raise ConfigError(f"image.architecture {name!r} is not a model of timm")
     with torch.device("meta"):
         encoder: Any = timm.create_model(name, num_classes=0, global_pool="")
         features = encoder.eval().forward_features(torch.empty(1, 3, image.image_size, image.image_size))
     if features.dim() != 4 or features.shape[1] != encoder.num_features:
         raise ConfigError(
-            f"image.architecture {name!r} gives features {tuple(features.shape)}, no map of channels first"
+            f"image.architecture {name!r} gives features of shape {tuple(features.shape)}, must be a channels-first map"
         )
     return VisionConfig(
         architecture=name,
@@ -54,7 +58,7 @@ class ImageTower(nn.Module):
         return F.normalize(self.projection(self.vision(pixels).mean(1)).float(), dim=-1)
 
     def train(self, mode: bool = True) -> ImageTower:
-        """Here, and nowhere else, the encoder's own layers train: a batch norm takes its statistics from the batch."""
+        """Set the encoder's own layers to training mode too, only here: batch norms use the batch's statistics."""
         super().train(mode)
         self.vision.encoder.train(mode)
         return self
@@ -75,9 +79,9 @@ class TextTower(nn.Module):
             nn.init.normal_(table.weight, std=0.02)
 
     def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:  # [B, T], [B] -> [B, E]
-        places = torch.arange(token_ids.shape[1], device=token_ids.device)
-        is_text = places < lengths[:, None]  # [B, T]
-        x = self.norm(self.tokens(token_ids) + self.positions(places))
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        is_text = positions < lengths[:, None]  # [B, T]
+        x = self.norm(self.tokens(token_ids) + self.positions(positions))
         x = self.layers(x, src_key_padding_mask=~is_text)
         mean = (x * is_text[..., None]).sum(1) / lengths[:, None]
         return F.normalize(self.projection(mean).float(), dim=-1)
@@ -96,16 +100,16 @@ class Towers(nn.Module):
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, label_smoothing: float) -> Tensor:
-    """Each image to its text among the batch's, and each text to its image: the two losses' sum. [B, E], [B, E]"""
+    """Return the sum of the image-to-text and text-to-image losses of a batch, both embeddings [B, E]."""
     logits = scale * images @ texts.T
-    own = torch.arange(len(images), device=images.device)
-    to_text = F.cross_entropy(logits, own, label_smoothing=label_smoothing)
-    return to_text + F.cross_entropy(logits.T, own, label_smoothing=label_smoothing)
+    labels = torch.arange(len(images), device=images.device)
+    to_text = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    return to_text + F.cross_entropy(logits.T, labels, label_smoothing=label_smoothing)
 
 
 def recall(images: Tensor, texts: Tensor) -> tuple[float, float]:
-    """Recall at one: shares of images whose nearest text is their own, and of texts whose nearest image is."""
+    """Return recall at 1: the shares of images whose nearest text is theirs, and of texts whose nearest image is theirs."""
     scores = images @ texts.T
-    own = torch.arange(len(images), device=images.device)
-    to_text, to_image = (float((s.argmax(1) == own).float().mean()) for s in (scores, scores.T))
+    labels = torch.arange(len(images), device=images.device)
+    to_text, to_image = (float((s.argmax(1) == labels).float().mean()) for s in (scores, scores.T))
     return to_text, to_image

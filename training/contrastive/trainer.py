@@ -1,11 +1,11 @@
-"""A contrastive run: gradients of every set added up, clipped as each tower needs it, one move; resumed exactly; at its end
-the image tower's encoder is a folder that `model.checkpoint.vision_folder` reads.
+"""A contrastive run adds up the gradients of every set, clips each tower by its own rule and updates once per step.
+
+It resumes exactly, and at its end exports the image tower's encoder as a folder for `model.checkpoint.vision_folder`.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,16 +17,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from model.checkpoint.vision_folder import save_vision_folder
-from training.contrastive.config import ContrastiveConfig, SpeedConfig
-from training.contrastive.data import Pairs, PairStream, Reader, every_pair, together
+from training.checkpoint import MAX_CHECKPOINTS
+from training.contrastive.config import ContrastiveConfig, ContrastiveOptimConfig
+from training.contrastive.data import PairReader, Pairs, PairStream, collate_pairs, read_all_pairs
 from training.contrastive.towers import Towers, contrastive_loss, recall, vision_config
 from training.data.stream import find_shards
-from training.optim import rate
-from training.step import NonFiniteLoss, StepReport
+from training.optim import learning_rate_at
+from training.step import StepReport, check_finite
 
 log = logging.getLogger(__name__)
-KEPT = 2
-BATCH = 64
+BATCH = 64  # pairs per forward of the recall
 
 
 class ContrastiveTrainer:
@@ -37,19 +37,19 @@ class ContrastiveTrainer:
         torch.manual_seed(config.seed)
         self.towers = Towers(config, tokenizer.get_vocab_size()).to(device).train()
         vision = vision_config(config.image)
-        self.reader = Reader(tokenizer, vision, config.text.max_tokens, config.image.augment)
-        self.streams = [PairStream(find_shards(one.shards), one, self.reader, config.seed) for one in config.sets]
-        self.optimizer = make_optimizer(self.towers, config.optim)
-        self.done = 0
+        self.reader = PairReader(tokenizer, vision, config.text.max_tokens, config.image.augment)
+        self.streams = [PairStream(find_shards(pairs.shards), pairs, self.reader, config.seed) for pairs in config.sets]
+        self.optimizer = build_optimizer(self.towers, config.optim)
+        self.num_steps_done = 0
 
     def steps(self) -> Iterator[StepReport]:
-        while self.done < self.config.steps:
-            report = self._step(self.done)
-            self.done += 1
+        while self.num_steps_done < self.config.steps:
+            report = self._step(self.num_steps_done)
+            self.num_steps_done += 1
             yield report
 
     def _step(self, number: int) -> StepReport:
-        began, config = time.monotonic(), self.config
+        started, config = time.monotonic(), self.config
         self.optimizer.zero_grad(set_to_none=True)
         losses, tokens = {}, 0
         for stream in self.streams:
@@ -59,9 +59,8 @@ class ContrastiveTrainer:
             losses[stream.config.name] = float(loss.detach())
             tokens += int(batch.lengths.sum())
         norm = self._clip()
-        if bad := [name for name, value in {**losses, "gradient norm": norm}.items() if not math.isfinite(value)]:
-            raise NonFiniteLoss(f"step {number}: {', '.join(bad)} is no number; nothing was changed")
-        learning_rate = rate(number, config.steps, config.optim.course)
+        check_finite(number, {**losses, "gradient norm": norm})
+        learning_rate = learning_rate_at(number, config.steps, config.optim.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -71,7 +70,7 @@ class ContrastiveTrainer:
             gradient_norm=norm,
             learning_rate=learning_rate,
             num_tokens=tokens,
-            seconds=time.monotonic() - began,
+            seconds=time.monotonic() - started,
         )
 
     def _loss(self, batch: Pairs) -> Tensor:
@@ -84,7 +83,7 @@ class ContrastiveTrainer:
             return self.towers.image(batch.pixels), self.towers.text(batch.token_ids, batch.lengths)
 
     def _clip(self) -> float:
-        """Gives the norm of all gradients as they were."""
+        """Clip each tower's gradients and return the norm of all gradients before clipping."""
         towers, optim = self.towers, self.config.optim
         gradients = [p.grad for p in towers.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
@@ -95,37 +94,37 @@ class ContrastiveTrainer:
         return norm
 
     def save(self) -> Path:
-        """The file arrives whole; the last two are kept."""
+        """Save a checkpoint atomically and delete the oldest beyond `MAX_CHECKPOINTS`."""
         folder = self.out / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
-        place, partial = folder / f"step-{self.done:08}.pt", folder / "partial.pt"
+        path, partial = folder / f"step-{self.num_steps_done:08}.pt", folder / "partial.pt"
         state = {
-            "step": self.done,
+            "step": self.num_steps_done,
             "towers": self.towers.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "streams": {stream.config.name: stream.state() for stream in self.streams},
         }
         torch.save(state, partial)
-        partial.rename(place)
-        for old in sorted(folder.glob("step-*.pt"))[:-KEPT]:
+        partial.rename(path)
+        for old in sorted(folder.glob("step-*.pt"))[:-MAX_CHECKPOINTS]:
             old.unlink()
-        return place
+        return path
 
     def resume(self) -> int:
-        """Goes on from the latest checkpoint if there is one; gives the number of steps done."""
-        place = max((self.out / "checkpoints").glob("step-*.pt"), default=None)
-        if place is not None:
-            state = torch.load(place, map_location=self.device, weights_only=True)
+        """Continue from the latest checkpoint, if one exists, and return the number of steps done."""
+        path = max((self.out / "checkpoints").glob("step-*.pt"), default=None)
+        if path is not None:
+            state = torch.load(path, map_location=self.device, weights_only=True)
             self.towers.load_state_dict(state["towers"])
             self.optimizer.load_state_dict(state["optimizer"])
             for stream in self.streams:
                 stream.load_state(state["streams"][stream.config.name])
-            self.done = state["step"]
-            log.info("going on from %s", place)
-        return self.done
+            self.num_steps_done = state["step"]
+            log.info("resuming from %s", path)
+        return self.num_steps_done
 
     def export(self) -> Path:
-        """The image tower without its projection: what the bridge's training freezes."""
+        """Write the image tower without its projection to `out/vision`, as the encoder for the bridge's training."""
         vision = self.towers.image.vision
         folder = self.out / "vision"
         save_vision_folder(folder, vision.config, vision.state_dict())
@@ -133,26 +132,27 @@ class ContrastiveTrainer:
 
     @torch.inference_mode()
     def recall(self, shards: Sequence[Path]) -> tuple[float, float]:
-        """Recall at one among all pairs of these shards: image to text, text to image."""
-        reader = Reader(self.reader.tokenizer, self.reader.vision, self.reader.max_tokens, augment=False)
-        pairs = list(every_pair(shards, reader))
+        """Return recall at 1, image to text and text to image, among all pairs of these shards."""
+        reader = PairReader(self.reader.tokenizer, self.reader.vision, self.reader.max_tokens, augment=False)
+        pairs = list(read_all_pairs(shards, reader))
         self.towers.eval()
         parts = [
-            self._embed(together(pairs[first : first + BATCH]).to(self.device)) for first in range(0, len(pairs), BATCH)
+            self._embed(collate_pairs(pairs[first : first + BATCH]).to(self.device))
+            for first in range(0, len(pairs), BATCH)
         ]
         self.towers.train()
         return recall(torch.cat([images for images, _ in parts]), torch.cat([texts for _, texts in parts]))
 
 
-def make_optimizer(towers: Towers, config: SpeedConfig) -> torch.optim.Optimizer:
+def build_optimizer(towers: Towers, config: ContrastiveOptimConfig) -> torch.optim.Optimizer:
     decayed = [p for p in towers.parameters() if p.dim() >= 2]
-    others = [p for p in towers.parameters() if p.dim() < 2]
+    undecayed = [p for p in towers.parameters() if p.dim() < 2]
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": undecayed, "weight_decay": 0.0},
     ]
     if config.optimizer == "lamb":
-        # its own clipping of the whole norm is off: each tower is clipped by its own rule before
+        # LAMB's own clipping is off, because each tower has been clipped by its own rule
         optimizer: torch.optim.Optimizer = Lamb(groups, lr=config.learning_rate, betas=config.betas, max_grad_norm=None)
         return optimizer
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)

@@ -1,8 +1,11 @@
-"""`python -m training.data.make SOURCE --out DIR`: shards from a folder of files with texts, or from a JSONL.
+"""Build shards from a folder of media files with texts, or from a JSONL file.
 
-a folder   every image or video with a .txt of the same name beside it
-a JSONL    {"image": PATH, "text": ...}, {"video": PATH, "text": ...}, or a document {"texts": [...], "images": [PATH, ...]}
-           with null where the other list has its part; paths are relative to the JSONL
+`python -m training.data.make SOURCE --out DIR`, where SOURCE is:
+
+a folder   every image or video that has a .txt file of the same name next to it
+a JSONL    one object per line: {"image": PATH, "text": ...}, {"video": PATH, "text": ...}, or a document
+           {"texts": [...], "images": [PATH, ...]} with null where the other list has its part; paths are relative to the
+           JSONL file
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from training.data.records import IMAGES, VIDEOS
 from training.data.shards import RawRecord
 
 
-class MakeError(ValueError):
-    """A line or a file of the source that cannot become a record; the message names it."""
+class SourceError(ValueError):
+    """A line of the source that cannot become a record; the message names it."""
 
 
 def from_folder(folder: Path) -> Iterator[RawRecord]:
@@ -38,7 +41,7 @@ def from_jsonl(file: Path) -> Iterator[RawRecord]:
             try:
                 yield RawRecord(f"{file}:{number}", _files(json.loads(line), file.parent))
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise MakeError(f"{file}, line {number}: {error!r}") from None
+                raise SourceError(f"{file}, line {number} is not a valid record: {error!r}") from None
 
 
 def _files(entry: dict[str, Any], root: Path) -> dict[str, bytes]:
@@ -47,35 +50,35 @@ def _files(entry: dict[str, Any], root: Path) -> dict[str, bytes]:
         return {path.suffix.lower().lstrip("."): path.read_bytes(), "txt": entry["text"].encode()}
     images: list[str | None] = []
     files: dict[str, bytes] = {}
-    for place, image in enumerate(entry["images"]):
+    for i, image in enumerate(entry["images"]):
         if image is not None:
-            name = f"{place}{Path(image).suffix.lower()}"
+            name = f"{i}{Path(image).suffix.lower()}"
             files[name] = (root / image).read_bytes()
         images.append(None if image is None else name)
     return {"json": json.dumps({"texts": entry["texts"], "images": images}).encode(), **files}
 
 
 def write_shards(records: Iterable[RawRecord], folder: Path, per_shard: int) -> int:
-    """Gives the number of records written."""
+    """Write the records to tar files of `per_shard` records and return the number of records written."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = 0
-    for shard, together in enumerate(_batches(records, per_shard)):
+    num_written = 0
+    for shard, batch in enumerate(_batches(records, per_shard)):
         with tarfile.open(folder / f"{shard:06}.tar", "w") as archive:
-            for number, record in enumerate(together, written):
+            for number, record in enumerate(batch, num_written):
                 _add(archive, f"{number:09}", record)
-        written += len(together)
-    return written
+        num_written += len(batch)
+    return num_written
 
 
 def _batches(records: Iterable[RawRecord], size: int) -> Iterator[list[RawRecord]]:
-    together: list[RawRecord] = []
+    batch: list[RawRecord] = []
     for record in records:
-        together.append(record)
-        if len(together) == size:
-            yield together
-            together = []
-    if together:
-        yield together
+        batch.append(record)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _add(archive: tarfile.TarFile, key: str, record: RawRecord) -> None:
@@ -87,15 +90,15 @@ def _add(archive: tarfile.TarFile, key: str, record: RawRecord) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.data.make", description=__doc__)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--per-shard", type=int, default=1000)
+    parser.add_argument("source", type=Path, help="a folder or a JSONL file")
+    parser.add_argument("--out", type=Path, required=True, help="the folder for the shards")
+    parser.add_argument("--per-shard", type=int, default=1000, help="records per shard")
     options = parser.parse_args()
     source: Path = options.source
     try:
         records = from_folder(source) if source.is_dir() else from_jsonl(source)
         print(f"{write_shards(records, options.out, options.per_shard)} records in {options.out}")
-    except (MakeError, OSError) as error:
+    except (SourceError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -1,8 +1,8 @@
-"""What a shard's record says, by the kind of its set: an image or a clip with a text, or a document of both.
+"""A shard's record is parsed by the kind of its set: an image or clip with a text, or an interleaved document.
 
 pairs, videos   KEY.jpg (png, webp, gif / mp4, webm, mkv) and KEY.txt
-documents       KEY.json in MMC4's form (sentences, each image with its sentence and similarity) or in OBELICS' (two
-                lists, a text or an image at each place); images inside as base64, or beside it as KEY.0.jpg, ...
+documents       KEY.json in MMC4's format (sentences; each image with its sentence and similarity) or in OBELICS' format
+                (two lists with a text or an image at each index); images in the JSON as base64, or in files KEY.0.jpg, ...
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from model.prompt import EndOfChunk, Media, Segment, Text
 from training.config import SetConfig
-from training.data.complaints import BadRecord
+from training.data.bad_record_log import BadRecord
 from training.data.shards import RawRecord
 from training.examples import Example
 
@@ -43,18 +43,18 @@ def parse(record: RawRecord, config: SetConfig, rng: Random) -> Interleaved:
 def _pair(record: RawRecord, extensions: tuple[str, ...], rng: Random) -> Interleaved:
     file = next((record.files[extension] for extension in extensions if extension in record.files), None)
     if file is None:
-        raise BadRecord("no media", f"it has {', '.join(sorted(record.files))}")
-    text = _decoded(record.files.get("txt", b"")).strip()
+        raise BadRecord("no media", f"its files are {', '.join(sorted(record.files))}")
+    text = _decode(record.files.get("txt", b"")).strip()
     if not text:
         raise BadRecord("no text")
-    # half of the texts begin with a space, so that the model minds neither (paper, appendix A.1.1)
+    # half of the texts begin with a space, so that the model learns both forms (paper, appendix A.1.1)
     spaced = f" {text}" if rng.random() < 0.5 else text
     digest = hashlib.sha256(file).digest()
     segments = (Media(digest), Text(spaced), EndOfChunk())
     return Interleaved(Example(name=record.name, segments=segments), {digest: file})
 
 
-def _decoded(text: bytes) -> str:
+def _decode(text: bytes) -> str:
     try:
         return text.decode()
     except UnicodeDecodeError as error:
@@ -67,13 +67,13 @@ def _document(record: RawRecord, config: SetConfig) -> Interleaved:
     except (KeyError, ValueError) as error:
         raise BadRecord("no document", str(error)) from None
     if not isinstance(document, dict):
-        raise BadRecord("no document", f"JSON holds a {type(document).__name__}")
-    places = _mmc4(document, config) if "text_list" in document else _obelics(document, record)
-    return _interleave(record.name, places, config)
+        raise BadRecord("no document", f"its JSON is a {type(document).__name__}, must be an object")
+    parts = _mmc4(document, config) if "text_list" in document else _obelics(document, record)
+    return _interleave(record.name, parts, config)
 
 
 def _mmc4(document: dict[str, Any], config: SetConfig) -> list[str | bytes]:
-    """Each image in front of the sentence that it was matched with: the media's order is then the sentences'."""
+    """Return each image before the sentence to which it was matched, so the media follow the sentences' order."""
     try:
         sentences: list[str] = document["text_list"]
         before: dict[int, list[bytes]] = {}
@@ -81,14 +81,14 @@ def _mmc4(document: dict[str, Any], config: SetConfig) -> list[str | bytes]:
             if image.get("image_base64") and image["matched_sim"] >= config.min_similarity:
                 before.setdefault(image["matched_text_index"], []).append(_base64(image["image_base64"]))
     except (KeyError, TypeError) as error:
-        raise BadRecord("not MMC4's form", repr(error)) from None
-    return [part for place, sentence in enumerate(sentences) for part in (*before.get(place, ()), sentence)]
+        raise BadRecord("not MMC4's format", repr(error)) from None
+    return [part for i, sentence in enumerate(sentences) for part in (*before.get(i, ()), sentence)]
 
 
 def _obelics(document: dict[str, Any], record: RawRecord) -> list[str | bytes]:
     texts, images = document.get("texts"), document.get("images")
     if not isinstance(texts, list) or not isinstance(images, list) or len(texts) != len(images):
-        raise BadRecord("not OBELICS' form", "texts and images are not two lists of one length")
+        raise BadRecord("not OBELICS' format", "texts and images must be two lists of equal length")
     parts: list[str | bytes] = []
     for text, image in zip(texts, images, strict=True):
         if isinstance(text, str):
@@ -108,7 +108,7 @@ def _base64(text: str) -> bytes:
 
 
 def _interleave(name: str, parts: list[str | bytes], config: SetConfig) -> Interleaved:
-    """A chunk's end in front of every image but the first thing, and at the end of the document (paper, 3.2)."""
+    """Insert an end of chunk before every image that is not the first segment, and at the document's end (paper, 3.2)."""
     segments: list[Segment] = []
     files: dict[bytes, bytes] = {}
     for part in parts:
@@ -121,5 +121,5 @@ def _interleave(name: str, parts: list[str | bytes], config: SetConfig) -> Inter
             segments.append(Text(f" {part.strip()}" if joined else part.strip()))
     num_media = sum(isinstance(segment, Media) for segment in segments)
     if num_media < max(1, config.min_media):
-        raise BadRecord("too few images", f"{num_media}, the set wants {config.min_media}")
+        raise BadRecord("too few images", f"{num_media}, the set requires {config.min_media}")
     return Interleaved(Example(name=name, segments=(*segments, EndOfChunk())), files)

@@ -1,7 +1,7 @@
-"""Webdataset shards: tar files in which neighbours of one name are one record. Read in an order that can be gone on with.
+"""Webdataset shards are tar files in which adjacent files of one name form a record; they are read in a resumable order.
 
-An epoch shuffles the shards, deals them to the streams, and shuffles each shard's records within windows; everything
-follows from seed, epoch and place, so a position of three numbers is the whole state.
+An epoch shuffles the shards, distributes them over the streams, and shuffles each shard's records within windows. The
+order is determined by seed, epoch and index, so a position of three numbers is the whole state.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from random import Random
 
 
 class ShardError(ValueError):
-    """Shards that cannot be read from at all."""
+    """A set's shards cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawRecord:
-    """A record's files by their extension, everything behind the first dot: "jpg", "0.png", "json"."""
+    """A record's files by their extension, which is everything after the first dot: "jpg", "0.png", "json"."""
 
     name: str
     files: dict[str, bytes]
@@ -29,22 +29,22 @@ class RawRecord:
 @dataclass(frozen=True, slots=True)
 class Position:
     epoch: int = 0
-    shard: int = 0  # place in the epoch's order of this stream
-    record: int = 0  # records of that shard already given
+    shard: int = 0  # index in this stream's order of the epoch
+    record: int = 0  # the number of records of that shard already yielded
 
 
 def read_shard(file: Path, skip: int = 0) -> Iterator[RawRecord]:
-    """Records in the file's order; those skipped are not read, only passed."""
+    """Yield the records in the file's order; the contents of the first `skip` records are not read."""
     number, key, files = -1, None, dict[str, bytes]()
     with tarfile.open(file) as archive:
         for member in archive:
             if not member.isfile():
                 continue
-            found, extension = _split(member.name)
-            if found != key:
+            member_key, extension = _split(member.name)
+            if member_key != key:
                 if files:
                     yield RawRecord(f"{file.name}/{key}", files)
-                number, key, files = number + 1, found, {}
+                number, key, files = number + 1, member_key, {}
             if number >= skip and (stream := archive.extractfile(member)) is not None:
                 files[extension] = stream.read()
     if files:
@@ -60,20 +60,23 @@ def _split(name: str) -> tuple[str, str]:
 def stream_records(
     shards: Sequence[Path], *, seed: int, window: int, index: int, num_streams: int, start: Position
 ) -> Iterator[tuple[Position, RawRecord]]:
-    """A stream's records without end, each with the position behind it."""
+    """Yield a stream's records endlessly, each with the position after it.
+
+    Raises ShardError if there are fewer shards than streams, or if the stream's shards hold no record.
+    """
     if len(shards) < num_streams:
-        raise ShardError(f"{len(shards)} shards cannot be dealt to {num_streams} streams: each needs one")
+        raise ShardError(f"{len(shards)} shards cannot be distributed over {num_streams} streams: each needs one")
     epoch, first_shard, first_record = start.epoch, start.shard, start.record
     while True:
         order = _epoch_order(shards, seed, epoch)[index::num_streams]
-        given = 0
-        for place in range(first_shard, len(order)):
-            label = f"{seed}/{epoch}/{order[place].name}"
-            for number, record in enumerate(_shuffled(order[place], label, window, first_record), first_record):
-                given += 1
-                yield Position(epoch, place, number + 1), record
+        num_yielded = 0
+        for shard in range(first_shard, len(order)):
+            label = f"{seed}/{epoch}/{order[shard].name}"
+            for number, record in enumerate(_shuffle(order[shard], label, window, first_record), first_record):
+                num_yielded += 1
+                yield Position(epoch, shard, number + 1), record
             first_record = 0
-        if not given and first_shard == 0:
+        if not num_yielded and first_shard == 0:
             raise ShardError(f"the shards of stream {index} hold no record: {', '.join(map(str, order))}")
         epoch, first_shard = epoch + 1, 0
 
@@ -84,11 +87,11 @@ def _epoch_order(shards: Sequence[Path], seed: int, epoch: int) -> list[Path]:
     return order
 
 
-def _shuffled(file: Path, label: str, window: int, skip: int) -> Iterator[RawRecord]:
-    """Windows of records, each in an order of its own; `skip` counts records as given."""
-    number, behind = divmod(skip, window)
+def _shuffle(file: Path, label: str, window: int, skip: int) -> Iterator[RawRecord]:
+    """Yield the shard's records, shuffled within windows, without the first `skip` records of that order."""
+    number, num_skipped = divmod(skip, window)
     records = read_shard(file, number * window)
-    while together := list(islice(records, window)):
-        Random(f"{label}/{number}").shuffle(together)
-        yield from together[behind:]
-        number, behind = number + 1, 0
+    while batch := list(islice(records, window)):
+        Random(f"{label}/{number}").shuffle(batch)
+        yield from batch[num_skipped:]
+        number, num_skipped = number + 1, 0

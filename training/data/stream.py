@@ -1,12 +1,13 @@
-"""Shards to examples that a step can use: parsed, tokenized, their media decoded, and bad ones passed over by name."""
+"""Shards become an endless stream of examples: parsed, tokenized and decoded; bad records are skipped and logged."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,17 +19,71 @@ from model.prompt import PromptError
 from model.tokenizer import PromptTokenizer
 from model.vision import normalise
 from training.config import SetConfig
-from training.data.complaints import BadRecord, Complaints
+from training.data.bad_record_log import BadRecord, BadRecordLog
 from training.data.records import parse
 from training.data.shards import Position, RawRecord, ShardError, stream_records
 from training.examples import Limits, tokenize
-from training.mixture import Prepared
+from training.mixture import PreparedExample
 
-# a shard may hold some bad records; this many without a good one between is a mistake in the set
-MOST_BAD_IN_A_ROW = 10_000
+ExampleT = TypeVar("ExampleT")
+
+# a shard may hold some bad records; a longer run of them indicates an error in the set
+MAX_BAD_IN_A_ROW = 10_000
 
 
-class ShardStream:
+class RecordStream(ABC, Generic[ExampleT]):
+    """An endless stream of a set's examples that can be resumed from a position; bad records are skipped."""
+
+    def __init__(
+        self, set_name: str, shards: Sequence[Path], *, seed: int, window: int, index: int = 0, num_streams: int = 1
+    ) -> None:
+        self.bad_records = BadRecordLog(set_name)
+        self._shards, self._seed, self._window = shards, seed, window
+        self._index, self._num_streams = index, num_streams
+        self._position = Position()
+        self._records = self._records_from(self._position)
+
+    @abstractmethod
+    def _prepare(self, record: RawRecord, rng: Random) -> ExampleT:
+        """Turn a record into an example; raises BadRecord."""
+
+    def take(self) -> ExampleT:
+        """Return the next good example.
+
+        Raises ShardError after `MAX_BAD_IN_A_ROW` consecutive bad records.
+        """
+        for _ in range(MAX_BAD_IN_A_ROW):
+            self._position, record = next(self._records)
+            # seeded by the position rather than drawn from a running generator, so a resumed run draws the same
+            rng = Random(f"{self._seed}/{self._position}/{record.name}")
+            try:
+                return self._prepare(record, rng)
+            except BadRecord as error:
+                self.bad_records.add(record.name, error)
+        log = self.bad_records
+        raise ShardError(f"set {log.set_name}: {MAX_BAD_IN_A_ROW} bad records in a row: {log.counts}")
+
+    def state(self) -> Any:
+        return asdict(self._position)
+
+    def load_state(self, state: Any) -> None:
+        self._position = Position(**state)
+        self._records = self._records_from(self._position)
+
+    def _records_from(self, start: Position) -> Iterator[tuple[Position, RawRecord]]:
+        return stream_records(
+            self._shards,
+            seed=self._seed,
+            window=self._window,
+            index=self._index,
+            num_streams=self._num_streams,
+            start=start,
+        )
+
+
+class ShardStream(RecordStream[PreparedExample]):
+    """One of a set's streams of examples for the bridge."""
+
     def __init__(
         self,
         shards: Sequence[Path],
@@ -39,53 +94,22 @@ class ShardStream:
         seed: int,
         index: int = 0,
     ) -> None:
+        super().__init__(config.name, shards, seed=seed, window=config.window, index=index, num_streams=config.streams)
         self.config = config
-        self.complaints = Complaints(config.name)
-        self._shards, self._tokenizer, self._vision = shards, tokenizer, vision
-        self._seed, self._index = seed, index
+        self._tokenizer, self._vision = tokenizer, vision
         self._limits = Limits(max_tokens=config.max_tokens, max_media=config.max_media, p_next=config.p_next)
-        self._position = Position()
-        self._records = self._from(self._position)
 
-    def take(self) -> Prepared:
-        for _ in range(MOST_BAD_IN_A_ROW):
-            self._position, record = next(self._records)
-            try:
-                return self._prepare(record)
-            except BadRecord as error:
-                self.complaints.add(record.name, error)
-        raise ShardError(f"set {self.config.name}: {MOST_BAD_IN_A_ROW} bad records in a row: {self.complaints.counts}")
-
-    def state(self) -> Any:
-        return asdict(self._position)
-
-    def load_state(self, state: Any) -> None:
-        self._position = Position(**state)
-        self._records = self._from(self._position)
-
-    def _from(self, position: Position) -> Iterator[tuple[Position, RawRecord]]:
-        return stream_records(
-            self._shards,
-            seed=self._seed,
-            window=self.config.window,
-            index=self._index,
-            num_streams=self.config.streams,
-            start=position,
-        )
-
-    def _prepare(self, record: RawRecord) -> Prepared:
-        # drawn from the place, not from a running generator: a resumed run draws the same
-        rng = Random(f"{self._seed}/{self._position}/{record.name}")
+    def _prepare(self, record: RawRecord, rng: Random) -> PreparedExample:
         parsed = parse(record, self.config, rng)
         try:
             tokens = tokenize(parsed.example, self._tokenizer, self._limits, rng)
         except PromptError as error:
             raise BadRecord("cannot be a prompt", str(error)) from None
         if not tokens.num_targets:
-            raise BadRecord("nothing to learn")
-        return Prepared(tokens, {digest: self._shown(parsed.files[digest]) for digest in tokens.media})
+            raise BadRecord("no target token")
+        return PreparedExample(tokens, {digest: self._pixels(parsed.files[digest]) for digest in tokens.media})
 
-    def _shown(self, file: bytes) -> Tensor:  # -> [F, 3, h, w]
+    def _pixels(self, file: bytes) -> Tensor:  # -> [F, 3, h, w]
         limits = MediaLimits(max_frames=self.config.max_frames)
         try:
             frames = [load_image(file, limits)] if self.config.kind != "videos" else load_video(file, limits)
@@ -96,9 +120,13 @@ class ShardStream:
 
 
 def find_shards(pattern: str) -> list[Path]:
+    """Return the files that match a glob pattern, sorted.
+
+    Raises ShardError if no file matches.
+    """
     path = Path(pattern)
     base = Path(path.anchor) if path.is_absolute() else Path()
-    found = sorted(base.glob(str(path.relative_to(path.anchor) if path.is_absolute() else path)))
-    if not found:
+    shards = sorted(base.glob(str(path.relative_to(path.anchor) if path.is_absolute() else path)))
+    if not shards:
         raise ShardError(f"no shard matches {pattern}")
-    return found
+    return shards

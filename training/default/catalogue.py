@@ -1,6 +1,6 @@
-"""The default model's images as training and evaluation draw from them: by what they show, with their cached features.
+"""The catalogue groups the default model's images by label and category, with their cached features.
 
-Which image belongs to which side is decided in `default_data.split`, and asked here for both.
+Training and evaluation both draw from it; `default_data.split` decides which images belong to which.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from training.default_data.features import open_features
 from training.default_data.records import Record, read_records
-from training.default_data.split import held_out, held_out_image, training_rows
+from training.default_data.split import has_held_out_name, is_held_out, is_held_out_image, training_rows
 
 Rows = dict[str, list[int]]
 
@@ -25,16 +25,16 @@ class Catalogue:
         self._features = open_features(folder, self.records)
         self._pooled: dict[int, Tensor] = {}
 
-    def rows(self, wanted: Callable[[Record], bool], name: Callable[[Record], str], least: int) -> Rows:
-        """Rows of the wanted records by a name of theirs, where it has at least so many."""
-        return self._named([row for row, record in enumerate(self.records) if wanted(record)], name, least)
+    def rows(self, predicate: Callable[[Record], bool], name: Callable[[Record], str], min_rows: int) -> Rows:
+        """Return the rows of the records that satisfy `predicate`, by name, for names with at least `min_rows` rows."""
+        return self._group([row for row, record in enumerate(self.records) if predicate(record)], name, min_rows)
 
-    def _named(self, rows: Sequence[int], name: Callable[[Record], str], least: int) -> Rows:
-        found: Rows = {}
+    def _group(self, rows: Sequence[int], name: Callable[[Record], str], min_rows: int) -> Rows:
+        groups: Rows = {}
         for row in rows:
             if key := name(self.records[row]):
-                found.setdefault(key, []).append(row)
-        return {key: members for key, members in found.items() if len(members) >= least}
+                groups.setdefault(key, []).append(row)
+        return {key: members for key, members in groups.items() if len(members) >= min_rows}
 
     @cached_property
     def training(self) -> list[int]:
@@ -42,22 +42,22 @@ class Catalogue:
 
     @cached_property
     def labels(self) -> Rows:
-        return self._named(self.training, lambda record: record.label, 3)
+        return self._group(self.training, lambda record: record.label, 3)
 
     @cached_property
     def categories(self) -> Rows:
-        return self._named(self.training, lambda record: record.category, 6)
+        return self._group(self.training, lambda record: record.category, 6)
 
     @cached_property
     def held_out_labels(self) -> Rows:
-        return self.rows(lambda r: r.trains and held_out(r.label), lambda record: record.label, 2)
+        return self.rows(lambda r: r.trains and is_held_out(r.label), lambda record: record.label, 2)
 
     @cached_property
     def held_out_kinds(self) -> Rows:
-        """One image of each thing of a held-out kind: what its images share is the kind alone."""
-        rows = self.rows(lambda r: r.trains and held_out(r.category), lambda record: record.category, 2)
-        things = {kind: {self.records[row].label: row for row in members} for kind, members in rows.items()}
-        return {kind: sorted(of.values()) for kind, of in things.items() if len(of) >= 2}
+        """Return one image per label of each held-out category, so that its images share the category alone."""
+        rows = self.rows(lambda r: r.trains and is_held_out(r.category), lambda record: record.category, 2)
+        by_label = {kind: {self.records[row].label: row for row in members} for kind, members in rows.items()}
+        return {kind: sorted(labels.values()) for kind, labels in by_label.items() if len(labels) >= 2}
 
     @cached_property
     def photographs(self) -> Rows:
@@ -65,13 +65,13 @@ class Catalogue:
 
     @cached_property
     def unseen_images(self) -> Rows:
-        """Images never trained on, of labels that are."""
-        kept = self.rows(
-            lambda r: r.trains and held_out_image(r.image) and not held_out(r.label) and not held_out(r.category),
+        """Return held-out images of labels that training uses."""
+        held_out_rows = self.rows(
+            lambda r: r.trains and is_held_out_image(r.image) and not has_held_out_name(r),
             lambda record: record.label,
             1,
         )
-        return {label: rows for label, rows in kept.items() if label in self.labels}
+        return {label: rows for label, rows in held_out_rows.items() if label in self.labels}
 
     def features(self, row: int) -> Tensor:  # -> [F, P, Dv], one frame
         return torch.from_numpy(self._features[row].copy())[None]
@@ -82,9 +82,10 @@ class Catalogue:
         return self._pooled[row]
 
 
-def digest(row: int) -> bytes:
+def row_digest(row: int) -> bytes:
+    """Return the digest under which examples refer to the image of a row."""
     return row.to_bytes(8, "big")
 
 
-def row_of(media: bytes) -> int:
-    return int.from_bytes(media, "big")
+def row_of(media_digest: bytes) -> int:
+    return int.from_bytes(media_digest, "big")

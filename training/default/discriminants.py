@@ -1,11 +1,13 @@
-"""The directions in which the pictures of one thing agree and things differ (linear discriminants, Rao 1948).
+"""Linear discriminants (Rao 1948) are the feature directions in which labels differ most relative to a label's images.
 
-Fitted to features alone, in seconds. In what pictures of a thing agree is said by the training drawings; in what things
-differ, by them and by the classes of the frozen encoder's own classifier, or what tells photographs apart and no drawings
-would be lost. There are few, not many more than a head of the frozen decoder is wide: of many, what reaches the comparing
-would be a random projection. The resampler begins by reading them; what is held to similarities is held to theirs. Pictures
-are moved to made-up domains in them, so that only likeness can be learned from, and a photograph is no stranger than what
-was seen.
+They are fitted to features alone, in seconds. The covariance within a label is that of the training drawings. The
+covariance between labels is theirs and that of the classes of the frozen encoder's own classifier: without the classes,
+directions that distinguish photographs but no drawings would be lost. There are few directions, not many more than the
+width of a head of the frozen decoder: of many directions, only a random projection would reach the comparison.
+
+The resampler's input projection begins with them, and similarity losses compare images by them. Images are moved to
+generated domains along them, so that a model can learn from similarity only, and a photograph is no stranger than the
+training images.
 """
 
 from __future__ import annotations
@@ -24,16 +26,18 @@ from model.config import ConfigError
 from training.default.catalogue import Catalogue
 from training.default_data.classes import read_classes
 
-# of the covariance within a thing, to one that is equal everywhere: else what no drawing varies in would be blown up
+# of the covariance within a label towards an isotropic one; without it, directions in which no drawing varies would grow
 SHRINKAGE = 0.5
-CLASSES = 3.0  # the encoder's classes' share in how things differ, beside the drawings'
-NARROWER = 4  # times: than a visual token is
-LENGTH = 6.0  # of a picture's mean feature
+CLASS_WEIGHT = 3.0  # of the covariance between the encoder's classes, relative to that between the drawings' labels
+WIDTH_RATIO = 4  # the width of a visual token, divided by the number of directions
+LENGTH = 6.0  # the mean length of an image's discriminants
 SEED = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Discriminants:
+    """A linear map from features [.., Dv] to discriminants [.., D], and its pseudo-inverse."""
+
     mean: Tensor  # [Dv]
     directions: Tensor  # [D, Dv]
     inverse: Tensor  # [Dv, D]
@@ -41,13 +45,15 @@ class Discriminants:
     def __call__(self, features: Tensor) -> Tensor:  # [.., Dv] -> [.., D]
         return (features - self.mean) @ self.directions.T
 
-    def spread(self, width: int) -> Tensor:
-        """[width, Dv]: the directions in `width` coordinates, all distances kept. None of these is better than another:
-        attention heads share them out by their place."""
+    def projection(self, width: int) -> Tensor:
+        """Return a matrix [width, Dv] that maps features to `width` coordinates and keeps the discriminants' distances.
+
+        A random rotation makes all coordinates equally good, since attention heads divide them by index.
+        """
         return random_rotation(width, SEED)[:, : len(self.directions)] @ self.directions
 
-    def moved(self, features: Tensor, domain: Domain, seed: int) -> Tensor:
-        """Features [.., Dv] of one picture as they would be in `domain`; what is no discriminant of them stays."""
+    def move_to_domain(self, features: Tensor, domain: Domain, seed: int) -> Tensor:
+        """Return one image's features [.., Dv] as they would be in `domain`; their other components are unchanged."""
         before = self(features)
         after = before @ domain.rotation.T + domain.noise * random_direction(len(domain.offset), seed)
         after = after * (LENGTH / math.hypot(LENGTH, domain.noise)) + domain.offset
@@ -56,18 +62,22 @@ class Discriminants:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Domain:
-    """Where things differ in other directions, lie around another mean, and pictures of one thing are less alike: in
-    length, a picture stays as it is."""
+    """A generated domain: labels differ in other directions, around another mean, and a label's images are less alike.
+
+    The images keep their length.
+    """
 
     rotation: Tensor  # [D, D]
     offset: Tensor  # [D]
-    noise: float  # the length of what a picture has of its own
+    noise: float  # the length of the vector that is added to each image
 
 
 @lru_cache(maxsize=1)
 def random_domain(dim: int, strangeness: float, noise: float, seed: int) -> Domain:
-    """The mean at most `strangeness` times as long as a picture, the noise at most `noise` times. The last one is
-    remembered: a step's pictures share theirs."""
+    """Draw a domain whose mean is at most `strangeness` times as long as an image, and its noise at most `noise` times.
+
+    The last domain is cached, because all images of a step share it.
+    """
     rng = Random(seed)
     offset = strangeness * LENGTH * rng.random() * random_direction(dim, rng.getrandbits(63))
     noise = noise * LENGTH * rng.random()
@@ -76,35 +86,40 @@ def random_domain(dim: int, strangeness: float, noise: float, seed: int) -> Doma
 
 @cache
 def fit_discriminants(data: Path, width: int) -> Discriminants:
-    """Of the labelled training pictures in `data` (`training.default_data`), for visual tokens of `width` numbers."""
+    """Fit the discriminants of the labelled training images in `data`, for visual tokens of `width` numbers."""
     catalogue = Catalogue(data)
-    things = [torch.stack([catalogue.pooled(row) for row in rows]) for rows in catalogue.labels.values()]
-    return discriminants(things, read_classes(data), width // NARROWER)
+    images = [torch.stack([catalogue.pooled(row) for row in rows]) for rows in catalogue.labels.values()]
+    return compute_discriminants(images, read_classes(data), width // WIDTH_RATIO)
 
 
-def discriminants(things: list[Tensor], classes: Tensor, dim: int) -> Discriminants:
-    """The best `dim` directions. `things`: the mean features [n, Dv] of each thing's pictures; `classes` [C, Dv]: the
-    weights of a classifier that reads such features."""
-    if dim > (there := things[0].shape[1]):
-        raise ConfigError(f"{dim} discriminants were asked for, of features of {there} numbers")
-    pictures = torch.cat(things).double()
-    centres = torch.stack([one.double().mean(0) for one in things])
-    apart = pictures - torch.cat([c.expand(len(one), -1) for c, one in zip(centres, things, strict=True)])
-    within = apart.T @ apart / len(pictures)  # [Dv, Dv]
-    even = torch.eye(len(within), dtype=within.dtype) * within.trace() / len(within)
-    within = (1 - SHRINKAGE) * within + SHRINKAGE * even
-    # where pictures of a class spread like this, the best classifier's weights are its mean through `within`'s inverse
-    between = of_unit_trace(centres) + CLASSES * of_unit_trace(classes.double() @ within)
-    lengths, axes = torch.linalg.eigh(within)
-    whitening = axes * lengths.rsqrt()
-    _, best = torch.linalg.eigh(whitening.T @ between @ whitening)
-    found = (whitening @ best[:, -dim:]).T  # [D, Dv]
-    mean = pictures.mean(0)
-    found *= LENGTH / ((pictures - mean) @ found.T).norm(dim=-1).mean()
-    return Discriminants(mean.float(), found.float(), torch.linalg.pinv(found).float())
+def compute_discriminants(images_by_label: list[Tensor], classes: Tensor, dim: int) -> Discriminants:
+    """Return the best `dim` directions.
+
+    `images_by_label` holds the mean features [n, Dv] of each label's images, `classes` [C, Dv] the weights of a classifier
+    that reads such features. Raises ConfigError if `dim` exceeds the features' width.
+    """
+    if dim > (width := images_by_label[0].shape[1]):
+        raise ConfigError(f"{dim} discriminants were requested, but features of width {width} have at most {width}")
+    images = torch.cat(images_by_label).double()
+    centres = torch.stack([label.double().mean(0) for label in images_by_label])
+    deviations = images - torch.cat(
+        [centre.expand(len(label), -1) for centre, label in zip(centres, images_by_label, strict=True)]
+    )
+    within = deviations.T @ deviations / len(images)  # [Dv, Dv]
+    isotropic = torch.eye(len(within), dtype=within.dtype) * within.trace() / len(within)
+    within = (1 - SHRINKAGE) * within + SHRINKAGE * isotropic
+    # if a class's images have this covariance, the best classifier's weights are its mean times the inverse of `within`
+    between = unit_trace_covariance(centres) + CLASS_WEIGHT * unit_trace_covariance(classes.double() @ within)
+    eigenvalues, axes = torch.linalg.eigh(within)
+    whitening = axes * eigenvalues.rsqrt()
+    _, eigenvectors = torch.linalg.eigh(whitening.T @ between @ whitening)
+    directions = (whitening @ eigenvectors[:, -dim:]).T  # [D, Dv]
+    mean = images.mean(0)
+    directions *= LENGTH / ((images - mean) @ directions.T).norm(dim=-1).mean()
+    return Discriminants(mean.float(), directions.float(), torch.linalg.pinv(directions).float())
 
 
-def of_unit_trace(rows: Tensor) -> Tensor:  # [n, Dv] -> their covariance [Dv, Dv]
+def unit_trace_covariance(rows: Tensor) -> Tensor:  # [n, Dv] -> their covariance [Dv, Dv]
     covariance = torch.cov(rows.T)
     return covariance / covariance.trace()
 

@@ -1,8 +1,9 @@
-"""The comparing itself: where the frozen decoder looks a name up, it shall find the images that are like the one at hand.
+"""The matching loss supervises the comparison itself: the heads that look up names should find those of similar images.
 
-In front of a name, some heads of a language model look at the names before it, above all its induction heads (Olsson et
-al., 2022): they find what followed when the same stood there, and say it again. Here an image stands there. What they ask
-shall find the names whose images are as alike as the features' discriminants have it; no label is needed for that.
+Before a name, some heads of a language model attend to earlier names, above all its induction heads (Olsson et al., 2022):
+they find what followed an earlier occurrence of the current tokens, and repeat it. Here the current tokens end with an
+image. The loss trains the heads' queries and keys to match names in proportion to the similarity of their images'
+discriminants, which needs no label.
 """
 
 from __future__ import annotations
@@ -23,30 +24,34 @@ from model.tokenizer import PromptTokenizer
 from training.batch import TrainingBatch
 from training.bridge import BridgeLoss
 from training.default.discriminants import Discriminants
-from training.default.episodes import LIMITS, Item, as_example
-from training.default.similarity import cosines, similarity_loss, wanted_of
+from training.default.episodes import LIMITS, Item, build_example
+from training.default.similarity import cosines, similarity_loss, target_discriminants
 from training.default.states import media_states
 from training.default.templates import ANSWERS
 from training.default.words import vocabularies
 from training.examples import Tokens, tokenize
 
-EACH, TOGETHER, SAID = 1.0, 2.0, 2.0  # beside a target's loss; the first two in a sequence, and again across them
-TEMPERATURE = 0.05  # the sharper, the less of what is said is the frozen model's own liking for a word
-# of the probe: so many sequences, of so many words; a head counts with so much of its attention on the names before
-COUNT, NUM_WORDS, SEED = 16, 5, 0
-LEAST = 0.25
-NEVER, FAINTEST = -1e9, 1e-6
+# relative to a target's loss; the first two apply within sequences and again across them
+HEAD_WEIGHT, MEAN_HEAD_WEIGHT, WORD_WEIGHT = 1.0, 2.0, 2.0
+TEMPERATURE = 0.05  # a lower temperature reduces the frozen model's own preference for some words
+# the probe's size, and the minimum share of a head's attention on earlier names for the head to count
+NUM_SEQUENCES, NUM_WORDS, SEED = 16, 5, 0
+MIN_ATTENTION = 0.25
+MASKED, MIN_PROBABILITY = -1e9, 1e-6
 
-Heads = Mapping[int, Tensor]  # layer -> numbers of its heads
+Heads = Mapping[int, Tensor]  # layer -> indices of its heads
 
 
 class TextAndMatchingLoss(BridgeLoss):
-    """The text's, the similarities' (`training/default/similarity.py`), and the comparing's: each head by itself, and all
-    of them by their mean score, for what one can not tell apart, another shall. And what is said in the end: a word is
-    as likely as the images that it named are alike, and no word by itself.
+    """The sum of the text loss, the similarity loss (`training/default/similarity.py`) and the matching loss.
 
-    For sets whose media are cached features. `prompt` shows one image (`one_image`); by `sequences` heads are found
-    (`probe`)."""
+    The matching loss has three parts: each head by itself; all heads by their mean score, because one head may distinguish
+    what another cannot; and the predicted word, whose probability should follow the similarity of the images that it named
+    rather than the word's own frequency.
+
+    It accepts sets whose media are cached features. `prompt` shows one image (`single_image_prompt`), and `sequences` find
+    the heads (`probe_sequences`). Raises ConfigError for a decoder with ALiBi or without such heads.
+    """
 
     def __init__(
         self,
@@ -58,154 +63,168 @@ class TextAndMatchingLoss(BridgeLoss):
         super().__init__(flamingo)
         self.prompt, self.discriminants = prompt, discriminants
         if flamingo.config.language_model.position == "alibi":
-            raise ConfigError("objective text_and_matching reads queries and keys as they are: no ALiBi decoder")
-        self.heads = name_heads(flamingo.language_model, sequences)
+            raise ConfigError("objective text_and_matching does not support a language model with ALiBi positions")
+        self.heads = find_name_heads(flamingo.language_model, sequences)
         if not self.heads:
-            raise ConfigError("objective text_and_matching: no head of this language model looks at the names before")
+            raise ConfigError("objective text_and_matching: no head of this language model attends to earlier names")
 
     def forward(self, batch: TrainingBatch) -> Tensor:
         model = self.flamingo
         tokens = self.visual_tokens(batch.media)  # [M, R, D]
         media = model.fresh_media(tokens)
         states = media_states(model, media, self.prompt)
-        x, scores = read(model, batch, media, self.heads)
+        x, scores = forward_with_scores(model, batch, media, self.heads)
         logits = model.language_model.logits(x[batch.batch.last_token])
         text = F.cross_entropy(logits.float(), batch.targets, reduction="sum")
-        alike = similarity_loss(batch, self.discriminants, tokens.mean(1), states)
-        return text + alike + batch.num_targets * self._unlike(batch, x, scores)
+        similarity = similarity_loss(batch, self.discriminants, tokens.mean(1), states)
+        return text + similarity + batch.num_targets * self._matching_loss(batch, x, scores)
 
-    def _unlike(self, batch: TrainingBatch, x: Tensor, scores: Tensor) -> Tensor:
-        """How far from the images' likeness what is looked up is, and what is said."""
-        pages = pages_of(batch)
-        wanted, seen = self._wanted(batch, pages), names_before(batch)
-        choices = torch.stack([seen, names_nearer_the_start(batch, pages)])
-        each = mismatch(scores[:, None], wanted, choices).mean(0)
-        together = mismatch(scores.mean(0), wanted, choices)
+    def _matching_loss(self, batch: TrainingBatch, x: Tensor, scores: Tensor) -> Tensor:
+        """Return the divergence of the heads' attention and of the predicted words from the images' similarity."""
+        pages = name_pages(batch)
+        target, visible = self._target_log_odds(batch, pages), earlier_names_in_sequence(batch)
+        choices = torch.stack([visible, earlier_names_in_batch(batch, pages)])
+        per_head = mismatch(scores[:, None], target, choices).mean(0)
+        mean_head = mismatch(scores.mean(0), target, choices)
         words = batch.batch.token_ids[batch.names]
-        said = self.flamingo.language_model.logits_of(x[batch.names - 1], words)
-        return (EACH * each + TOGETHER * together).sum() + SAID * mismatch(*by_word(said, wanted, seen, words), seen)
+        logits = self.flamingo.language_model.logits_of(x[batch.names - 1], words)
+        word = mismatch(*log_odds_by_word(logits, target, visible, words), visible)
+        return (HEAD_WEIGHT * per_head + MEAN_HEAD_WEIGHT * mean_head).sum() + WORD_WEIGHT * word
 
-    def _wanted(self, batch: TrainingBatch, pages: Tensor) -> Tensor:
-        """[N, N]: the log-odds with which the images of two names are alike."""
-        return cosines(wanted_of(batch, self.discriminants))[pages][:, pages] / TEMPERATURE
+    def _target_log_odds(self, batch: TrainingBatch, pages: Tensor) -> Tensor:
+        """Return the log-odds [N, N] with which one name's query should find another: their images' similarity."""
+        return cosines(target_discriminants(batch, self.discriminants))[pages][:, pages] / TEMPERATURE
 
 
-def read(model: Flamingo, batch: TrainingBatch, media: MediaCache, heads: Heads) -> tuple[Tensor, Tensor]:
-    """[T, D] behind the decoder, and the scores [heads, N, N] of each name for what is asked in front of each."""
+def forward_with_scores(
+    model: Flamingo, batch: TrainingBatch, media: MediaCache, heads: Heads
+) -> tuple[Tensor, Tensor]:
+    """Return the states [T, D] after the decoder, and the heads' attention scores [heads, N, N] between names.
+
+    The query of a name is that of the token before it, the key that of its first token.
+    """
     decoder, packed = model.language_model, batch.batch
-    place = decoder.place(packed, media.pages.dtype)
+    context = decoder.place(packed, media.pages.dtype)
     scores = []
 
-    def look(number: int, layer: Layer, x: Tensor) -> None:
+    def observe(number: int, layer: Layer, x: Tensor) -> None:
         if number in heads:
-            query = query_and_key(layer, x, place, batch.names - 1)[0]
-            key = query_and_key(layer, x, place, batch.names)[1]
-            scores.append(scores_of(query[:, heads[number]], key[:, heads[number]]))
+            query = query_and_key(layer, x, context, batch.names - 1)[0]
+            key = query_and_key(layer, x, context, batch.names)[1]
+            scores.append(attention_scores(query[:, heads[number]], key[:, heads[number]]))
 
-    return run(model, packed, media, place, look), torch.cat(scores)
+    return run_decoder(model, packed, media, context, observe), torch.cat(scores)
 
 
-def run(
-    model: Flamingo, batch: Batch, media: MediaCache, place: Place, look: Callable[[int, Layer, Tensor], None]
+def run_decoder(
+    model: Flamingo, batch: Batch, media: MediaCache, context: Place, observe: Callable[[int, Layer, Tensor], None]
 ) -> Tensor:
-    """[T, D] behind the decoder, as `Flamingo.forward`; `look` is shown what each layer reads."""
+    """Return the states [T, D] after the decoder, as in `Flamingo.forward`; `observe` receives each layer's input."""
     x = model.language_model.embed_tokens(batch)
     for i, layer in enumerate(model.language_model.layers):
         if str(i) in model.gated:
             x = model.gated[str(i)](x, media.layer(i), batch.media_slot)
         assert isinstance(layer, Layer)
-        look(i, layer, x)
-        x = layer(x, place, batch, None)
+        observe(i, layer, x)
+        x = layer(x, context, batch, None)
     return x
 
 
-def query_and_key(layer: Layer, x: Tensor, place: Place, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Of some rows of what the layer reads [T, D]: [N, H, K] each, a group's key repeated for each of its queries."""
-    if place.cos is not None and place.sin is not None:
-        place = place._replace(cos=place.cos[rows], sin=place.sin[rows])
-    query, key, _ = layer.attention.project(layer.attention_norm(x[rows]), place)
+def query_and_key(layer: Layer, x: Tensor, context: Place, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return queries and keys [N, H, K] of `rows` of a layer's input [T, D]; a group's key is repeated per query head."""
+    if context.cos is not None and context.sin is not None:
+        context = context._replace(cos=context.cos[rows], sin=context.sin[rows])
+    query, key, _ = layer.attention.project(layer.attention_norm(x[rows]), context)
     return query, key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
 
 
-def scores_of(query: Tensor, key: Tensor) -> Tensor:  # [.., N, H, K] each -> [.., H, N, N]
+def attention_scores(query: Tensor, key: Tensor) -> Tensor:  # [.., N, H, K] each -> [.., H, N, N]
     return torch.einsum("...qhk,...nhk->...hqn", query.float(), key.float()) * query.shape[-1] ** -0.5
 
 
-def names_before(batch: TrainingBatch) -> Tensor:
-    """[N, N]: whether the second of two names stands before the first one in the same sequence."""
+def earlier_names_in_sequence(batch: TrainingBatch) -> Tensor:
+    """Return a mask [N, N] that is true where the second name precedes the first in the same sequence."""
     sequence = torch.bucketize(batch.names, batch.batch.query_starts.long(), right=True)
     return (sequence[:, None] == sequence) & (batch.names[:, None] > batch.names)
 
 
-def names_nearer_the_start(batch: TrainingBatch, pages: Tensor) -> Tensor:
-    """[N, N]: whether the second of two names is another image's and stands at an earlier place than the first one, of any
-    sequence: many more comparisons than a sequence has, of the same queries and keys."""
-    place = batch.batch.positions[batch.names]
-    return (place[:, None] > place) & (pages[:, None] != pages)
+def earlier_names_in_batch(batch: TrainingBatch, pages: Tensor) -> Tensor:
+    """Return a mask [N, N] that is true where the second name belongs to another image and has a smaller position.
+
+    The names may be in different sequences, which gives many more comparisons of the same queries and keys.
+    """
+    positions = batch.batch.positions[batch.names]
+    return (positions[:, None] > positions) & (pages[:, None] != pages)
 
 
-def pages_of(batch: TrainingBatch) -> Tensor:  # [N], the image of each name
+def name_pages(batch: TrainingBatch) -> Tensor:  # [N], the image of each name
     assert batch.batch.media_slot is not None
     return batch.batch.media_slot[batch.names].long()
 
 
-def mismatch(scores: Tensor, wanted: Tensor, seen: Tensor) -> Tensor:
-    """The mean divergence of where queries look among the names that they have `seen` [.., N, N], as `scores` [.., N, N]
-    have it, from `wanted` [N, N] (log-odds both): [..]. A query with no choice does not count."""
-    found = scores.masked_fill(~seen, NEVER).log_softmax(-1)
-    target = wanted.masked_fill(~seen, NEVER).log_softmax(-1)
-    apart = (target.exp() * (target - found)).sum(-1)  # [.., N]
-    chooses = (seen.sum(-1) > 1).float()
-    return (apart * chooses).sum(-1) / chooses.sum(-1).clamp(min=1.0)
+def mismatch(scores: Tensor, target: Tensor, visible: Tensor) -> Tensor:
+    """Return the mean divergence [..] of the distribution over `visible` names from the target distribution.
+
+    `scores` [.., N, N] and `target` [N, N] are log-odds of each query's choice, `visible` [.., N, N] masks the choices. A
+    query with fewer than two choices does not count.
+    """
+    log_probs = scores.masked_fill(~visible, MASKED).log_softmax(-1)
+    target_log_probs = target.masked_fill(~visible, MASKED).log_softmax(-1)
+    divergence = (target_log_probs.exp() * (target_log_probs - log_probs)).sum(-1)  # [.., N]
+    has_choice = (visible.sum(-1) > 1).float()
+    return (divergence * has_choice).sum(-1) / has_choice.sum(-1).clamp(min=1.0)
 
 
-def probe(tokenizer: PromptTokenizer) -> list[Tokens]:
-    """Sequences of names that have all stood there before, in every form of a prompt."""
-    rng, known = Random(SEED), vocabularies(tokenizer)
-    made = []
-    for number in range(COUNT):
-        words = rng.sample(known[number % 2], NUM_WORDS)
+def probe_sequences(tokenizer: PromptTokenizer) -> list[Tokens]:
+    """Return sequences whose second half repeats names of the first, in every form of a prompt."""
+    rng, words_by_kind = Random(SEED), vocabularies(tokenizer)
+    sequences = []
+    for number in range(NUM_SEQUENCES):
+        words = rng.sample(words_by_kind[number % 2], NUM_WORDS)
         template = rng.choice(ANSWERS)
-        shown = [Item(0, word, True, template) for word in [*words, *rng.choices(words, k=NUM_WORDS)]]
-        made.append(tokenize(as_example(f"probe {number}", shown), tokenizer, LIMITS, rng))
-    return made
+        items = [Item(0, word, True, template) for word in [*words, *rng.choices(words, k=NUM_WORDS)]]
+        sequences.append(tokenize(build_example(f"probe {number}", items), tokenizer, LIMITS, rng))
+    return sequences
 
 
-def by_word(said: Tensor, wanted: Tensor, seen: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-odds of names [N, N] each, where names of a word [N] share alike what is said of it, and what is wanted."""
-    same = (words[:, None] == words).float()
-    shared = (seen.float() @ same).clamp(min=1.0).log()
-    of_word = wanted.masked_fill(~seen, NEVER).softmax(-1) @ same
-    return said - shared, of_word.clamp(min=FAINTEST).log() - shared
+def log_odds_by_word(logits: Tensor, target: Tensor, visible: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    """Return predicted and target log-odds [N, N] of names, with a word's share divided equally among its names.
+
+    `logits` and `target` are [N, N], `words` [N] holds each name's word.
+    """
+    same_word = (words[:, None] == words).float()
+    log_num_names = (visible.float() @ same_word).clamp(min=1.0).log()
+    word_target = target.masked_fill(~visible, MASKED).softmax(-1) @ same_word
+    return logits - log_num_names, word_target.clamp(min=MIN_PROBABILITY).log() - log_num_names
 
 
 @torch.no_grad()
-def name_heads(decoder: LanguageModel, sequences: Sequence[Tokens]) -> dict[int, Tensor]:
-    """Who looks at the names before, where one is to be said: by their text alone, no media read and no gated layer run."""
-    ids = [one.token_ids for one in sequences]
-    batch = whole_sequences(ids, [[-1] * len(one) for one in ids], decoder.embed.weight.device)
+def find_name_heads(decoder: LanguageModel, sequences: Sequence[Tokens]) -> dict[int, Tensor]:
+    """Return the heads by layer that attend to earlier names before a name, on text alone: no media, no gated layers."""
+    ids = [sequence.token_ids for sequence in sequences]
+    batch = whole_sequences(ids, [[-1] * len(sequence) for sequence in ids], decoder.embed.weight.device)
     x = decoder.embed_tokens(batch).to(decoder.embed.weight.dtype)
-    place = decoder.place(batch, x.dtype)
-    found = {}
+    context = decoder.place(batch, x.dtype)
+    heads = {}
     for i, layer in enumerate(decoder.layers):
         assert isinstance(layer, Layer)
-        share = _looks_at_names(layer, x, place, batch.query_starts.tolist(), sequences)
-        if len(heads := (share > LEAST).nonzero().squeeze(1)):
-            found[i] = heads
-        x = layer(x, place, batch, None)
-    return found
+        attention = _attention_on_names(layer, x, context, batch.query_starts.tolist(), sequences)
+        if len(indices := (attention > MIN_ATTENTION).nonzero().squeeze(1)):
+            heads[i] = indices
+        x = layer(x, context, batch, None)
+    return heads
 
 
-def _looks_at_names(
-    layer: Layer, x: Tensor, place: Place, starts: Sequence[int], sequences: Sequence[Tokens]
+def _attention_on_names(
+    layer: Layer, x: Tensor, context: Place, starts: Sequence[int], sequences: Sequence[Tokens]
 ) -> Tensor:
-    """[H]: the mean attention that lies on names, of the places in front of the second half of them."""
+    """Return each head's mean attention [H] on names, at the positions before the second half of the names."""
     shares = []
-    for first, one in zip(starts, sequences, strict=False):
-        rows = torch.arange(first, first + len(one.token_ids), device=x.device)
-        scores = scores_of(*query_and_key(layer, x, place, rows))  # [H, T, T]
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-        attention = scores.masked_fill(later, float("-inf")).softmax(-1)
-        asked = torch.tensor(one.names[len(one.names) // 2 :], device=x.device) - 1
-        shares.append(attention[:, asked][:, :, list(one.names)].sum(-1).mean(-1))
+    for first, sequence in zip(starts, sequences, strict=False):
+        rows = torch.arange(first, first + len(sequence.token_ids), device=x.device)
+        scores = attention_scores(*query_and_key(layer, x, context, rows))  # [H, T, T]
+        is_later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+        attention = scores.masked_fill(is_later, float("-inf")).softmax(-1)
+        queries = torch.tensor(sequence.names[len(sequence.names) // 2 :], device=x.device) - 1
+        shares.append(attention[:, queries][:, :, list(sequence.names)].sum(-1).mean(-1))
     return torch.stack(shares).mean(0)

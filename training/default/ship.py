@@ -1,6 +1,7 @@
-"""`python -m training.default.ship RUN ...`: the last run's bridge into `model/zoo/`, 8 bits a weight, and all curves.
+"""Write the last stage's bridge to `model/zoo/` with 8 bits per weight, and plot the curves of all stages.
 
-The file is what `model.zoo` joins to the experts; the pictures go beside it, for the model card.
+`python -m training.default.ship RUN ...` takes the stages' run folders. `model.zoo` joins the bridge to the experts; the
+plots are stored next to it for the model card.
 """
 
 from __future__ import annotations
@@ -19,31 +20,31 @@ from model.zoo.bridge import save_bridge
 from model.zoo.default import BRIDGE
 from training.bridge import is_bridge
 
-SMOOTH = 10.0  # lines of the log, or fewer: a tenth of a short run's
+MAX_SMOOTHING = 10.0  # log lines per running mean; a tenth of the lines if the run is short
 
 
 def ship(run: Path, file: Path) -> int:
-    """Gives the file's size."""
+    """Write a run's bridge to the file and return the file's size in bytes."""
     model = load_folder(run / "model", "cpu", torch.float32)
     save_bridge(file, {name: tensor for name, tensor in model.state_dict().items() if is_bridge(name)})
     return file.stat().st_size
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """A line a step: what a run that was killed had logged behind its last checkpoint was run again."""
+    """Return the log with one line per step: the last one, since a resumed run repeats steps after its checkpoint."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return sorted({line["step"]: line for line in lines}.values(), key=lambda line: line["step"])
 
 
 def draw(runs: list[Path], folder: Path) -> None:
-    """Losses of all stages, a panel each, and the last stage's gates by layer."""
+    """Plot the losses of all stages, one panel per stage, and the last stage's gates by layer."""
     figure, panels = pyplot.subplots(1, len(runs), figsize=(5 * len(runs), 3.5), squeeze=False)
     for panel, run in zip(panels[0], runs, strict=True):
         lines = read_log(run)
         for name in lines[0]["losses"]:
             values = [line["losses"][name] for line in lines]
             panel.plot([line["step"] for line in lines], values, alpha=0.3)
-            panel.plot([line["step"] for line in lines], smoothed(values), label=name)
+            panel.plot([line["step"] for line in lines], smooth(values), label=name)
         panel.set(title=run.name, xlabel="step", ylabel="loss")
         panel.legend()
     figure.tight_layout()
@@ -58,23 +59,23 @@ def _draw_gates(lines: list[dict[str, Any]], file: Path) -> None:
             if name.endswith(kind):
                 panel.plot([x["step"] for x in lines], [x["gates"][name] for x in lines], label=name.split(".")[1])
         panel.set(title=kind, xlabel="step", ylabel="|tanh(gate)|")
-        panel.legend(title="in front of layer", fontsize=7, ncols=2)
+        panel.legend(title="before layer", fontsize=7, ncols=2)
     figure.tight_layout()
     figure.savefig(file, dpi=90)
 
 
-def smoothed(values: list[float]) -> list[float]:
-    """A running mean that starts at the first value."""
-    new = 1 / min(SMOOTH, max(1.0, len(values) / 10))
-    out = values[:1]
+def smooth(values: list[float]) -> list[float]:
+    """Return an exponential running mean that starts at the first value."""
+    weight = 1 / min(MAX_SMOOTHING, max(1.0, len(values) / 10))
+    means = values[:1]
     for value in values[1:]:
-        out.append((1 - new) * out[-1] + new * value)
-    return out
+        means.append((1 - weight) * means[-1] + weight * value)
+    return means
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.default.ship", description=__doc__)
-    parser.add_argument("run", type=Path, nargs="+", help="folders of the stages' runs")
+    parser.add_argument("run", type=Path, nargs="+", help="the stages' run folders, in their order")
     options = parser.parse_args()
     matplotlib.use("agg")
     runs = [run.expanduser() for run in options.run]

@@ -1,8 +1,8 @@
-"""Beside the text's loss: visual tokens, and what the decoder's first layers hold of them, shall be alike where the
-features' discriminants are, whatever the picture shows.
+"""The similarity loss keeps visual tokens and early decoder states as similar as the features' discriminants are.
 
-A bridge that has seen drawings alone keeps of a photograph what drawings have, and two photographs of a thing are then
-no more alike than any two. Here it is held to the similarities among a batch's images, which need no labels.
+It is added to the text loss. A bridge that has seen only drawings keeps of a photograph what drawings have in common, and
+two photographs of a label are then no more alike than any two photographs. This loss preserves the similarities among a
+batch's images, whatever they show, and needs no labels.
 """
 
 from __future__ import annotations
@@ -18,33 +18,35 @@ TEMPERATURE = 0.1
 WEIGHT = 2.0
 
 
-def similarity_loss(batch: TrainingBatch, discriminants: Discriminants, *seen: Tensor) -> Tensor:
-    """Mean features' discriminants and each of `seen` [M, D] have the same neighbours; weighed as a loss of every
-    target."""
-    wanted = wanted_of(batch, discriminants)
-    apart = torch.stack([disagreement(rows.float(), wanted) for rows in seen])
-    return WEIGHT * batch.num_targets * apart.sum()
+def similarity_loss(batch: TrainingBatch, discriminants: Discriminants, *representations: Tensor) -> Tensor:
+    """Return the divergence of each representation's [M, D] neighbours from those of the images' discriminants.
+
+    The loss is scaled by the number of targets.
+    """
+    target = target_discriminants(batch, discriminants)
+    divergences = torch.stack([neighbour_divergence(rows.float(), target) for rows in representations])
+    return WEIGHT * batch.num_targets * divergences.sum()
 
 
-def wanted_of(batch: TrainingBatch, discriminants: Discriminants) -> Tensor:
-    """[M, D]: the discriminants of each image's mean feature, whose similarities are those to be held to."""
-    return discriminants(torch.stack([one.float().mean((0, 1)) for one in batch.media]))
+def target_discriminants(batch: TrainingBatch, discriminants: Discriminants) -> Tensor:
+    """Return the discriminants [M, D] of the images' mean features, whose similarities are the target."""
+    return discriminants(torch.stack([features.float().mean((0, 1)) for features in batch.media]))
 
 
-def disagreement(seen: Tensor, wanted: Tensor) -> Tensor:
-    """[M, D] each -> the mean divergence of each image's neighbours, as `seen` has them, from `wanted`'s."""
-    target = neighbours(wanted)
-    return (target.exp() * (target - neighbours(seen))).sum(-1).mean()
+def neighbour_divergence(rows: Tensor, target: Tensor) -> Tensor:
+    """Return the mean divergence of the rows' neighbours from the target's; both [M, D]."""
+    target_log_probs = neighbour_log_probs(target)
+    return (target_log_probs.exp() * (target_log_probs - neighbour_log_probs(rows))).sum(-1).mean()
 
 
-def neighbours(rows: Tensor) -> Tensor:
-    """[M, D] -> [M, M - 1], log-probabilities of the other rows by their cosine."""
-    others = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    scores = cosines(rows)[others].view(len(rows), len(rows) - 1)
+def neighbour_log_probs(rows: Tensor) -> Tensor:
+    """Return each row's log-probabilities [M, M - 1] over the other rows [M, D], by their cosines."""
+    off_diagonal = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    scores = cosines(rows)[off_diagonal].view(len(rows), len(rows) - 1)
     return (scores / TEMPERATURE).log_softmax(-1)
 
 
 def cosines(rows: Tensor) -> Tensor:
-    """[M, D] -> [M, M], the rows' mean taken off all."""
+    """Return the cosines [M, M] between rows [M, D] after their mean is subtracted."""
     directions = F.normalize(rows - rows.mean(0), dim=-1)
     return directions @ directions.T

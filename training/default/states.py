@@ -1,4 +1,4 @@
-"""The forward's first layers alone: what the decoder holds of a picture once two gated layers have read it."""
+"""The forward's first layers give the decoder's state of an image after two gated layers have read it."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from model.cache import MediaCache
 from model.flamingo import Flamingo
 from model.tokenizer import PromptTokenizer
 
-DEPTH = 5  # decoder layers that are run: two gated layers are among them
-BEFORE, BEHIND = "\n", "Output:"
+NUM_LAYERS = 5  # the decoder layers that run; two gated layers run before some of them
+PREFIX, SUFFIX = "\n", "Output:"
 
 
 def early_states(model: Flamingo, batch: Batch, media: MediaCache) -> Tensor:
-    """[T, D] behind `DEPTH` decoder layers."""
+    """Return the states [T, D] after the first `NUM_LAYERS` decoder layers."""
     decoder = model.language_model
     x = decoder.embed_tokens(batch)
-    place = decoder.place(batch, x.dtype)
-    for i in range(min(DEPTH, len(decoder.layers))):
+    context = decoder.place(batch, x.dtype)
+    for i in range(min(NUM_LAYERS, len(decoder.layers))):
         if str(i) in model.gated:
             x = model.gated[str(i)](x, media.layer(i), batch.media_slot)
-        x = decoder.layers[i](x, place, batch, None)
+        x = decoder.layers[i](x, context, batch, None)
     return x
 
 
-def one_image(tokenizer: PromptTokenizer) -> tuple[int, ...]:
-    """A prompt of one image, which its second token is."""
-    before, behind = tokenizer.encode_plain(BEFORE), tokenizer.encode_plain(BEHIND)
-    return (*before, tokenizer.media_token_id, *behind)
+def single_image_prompt(tokenizer: PromptTokenizer) -> tuple[int, ...]:
+    """Return a prompt of one image, whose media token is the second token."""
+    prefix, suffix = tokenizer.encode_plain(PREFIX), tokenizer.encode_plain(SUFFIX)
+    return (*prefix, tokenizer.media_token_id, *suffix)
 
 
 def media_states(model: Flamingo, media: MediaCache, prompt: Sequence[int]) -> Tensor:
-    """[M, D]: of each page, the state behind a prompt that shows it alone."""
+    """Return each page's state [M, D] at the end of a prompt that shows the page alone."""
     pages = range(len(media.pages))
-    reads = [[-1] + [page] * (len(prompt) - 1) for page in pages]
-    batch = whole_sequences([list(prompt) for _ in pages], reads, media.pages.device)
+    media_slots = [[-1] + [page] * (len(prompt) - 1) for page in pages]
+    batch = whole_sequences([list(prompt) for _ in pages], media_slots, media.pages.device)
     return early_states(model, batch, media)[batch.query_starts[1:].long() - 1]

@@ -1,6 +1,6 @@
-"""How an image's text may be written: prompts before an answer, and styles of captions. Many, so that none is special.
+"""Templates write an image's text: prompts before an answer, and caption styles; there are many, so that none is special.
 
-The server's few-shot requests are written like the first ones, which the paper uses.
+The server's few-shot requests use the first template, which is the paper's.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.prompt import EndOfChunk, Media, Segment, Text
-from training.default.catalogue import digest
+from training.default.catalogue import row_digest
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """`<image>{prompt} answer{end}`; an empty end is the chunk's."""
+    """The text `<image>{prompt} answer{end}`; an empty end is the end of the chunk."""
 
     prompt: str
     end: str = ""
@@ -52,7 +52,7 @@ YES_NO_QUESTION = "Question: Is this a {label}? Answer:"
 
 
 def item(row: int, template: Template, answer: str) -> tuple[Segment, ...]:
-    """One image and its text; the answer and the end are the last two segments."""
+    """Return the segments of one image and its text; the answer and the end are the last two."""
     before = (Text(template.prompt),) if template.prompt else ()
     end = Text(template.end) if template.end else EndOfChunk()
-    return (Media(digest(row)), *before, Text(f" {answer}"), end)
+    return (Media(row_digest(row)), *before, Text(f" {answer}"), end)

@@ -1,12 +1,15 @@
-"""Words for names that only a prompt can teach: made-up ones, of which a fifth is never trained on, and words of the
-language that do not fit the picture (symbol tuning, Wei et al., 2023), so that no word is likelier than another."""
+"""Novel words are names that only a prompt can teach: invented words, and common words that do not fit the image.
+
+A fifth of the invented words is never trained on. Common words that do not fit are used so that no word is more likely
+than another (symbol tuning, Wei et al., 2023).
+"""
 
 from __future__ import annotations
 
 from random import Random
 
 from model.tokenizer import PromptTokenizer
-from training.default_data.split import held_out
+from training.default_data.split import is_held_out
 
 ONSETS = (
     "b",
@@ -37,7 +40,7 @@ CODAS = ("", "b", "d", "f", "g", "k", "l", "m", "n", "p", "rt", "sk", "t", "x", 
 NUM_WORDS = 1600
 
 
-def _make_words() -> tuple[str, ...]:
+def _invent_words() -> tuple[str, ...]:
     rng = Random("words")
     words: dict[str, None] = {}
     while len(words) < NUM_WORDS:
@@ -47,19 +50,22 @@ def _make_words() -> tuple[str, ...]:
     return tuple(words)
 
 
-WORDS = _make_words()
-TRAINED_WORDS = tuple(word for word in WORDS if not held_out(word))
-HELD_OUT_WORDS = tuple(word for word in WORDS if held_out(word))
+WORDS = _invent_words()
+TRAINED_WORDS = tuple(word for word in WORDS if not is_held_out(word))
+HELD_OUT_WORDS = tuple(word for word in WORDS if is_held_out(word))
 
 
 def common_words(tokenizer: PromptTokenizer) -> tuple[str, ...]:
-    """Lower-case words of three letters or more that are one token behind a space; none where tokens hold no space."""
+    """Return lower-case words of three or more letters that are one token after a space.
+
+    There are none if the vocabulary's tokens hold no space.
+    """
     tokens = (tokenizer.decode([token]) for token in range(len(tokenizer)))
     words = (token[1:] for token in tokens if token.startswith(" "))
-    kept = set(HELD_OUT_WORDS)
-    return tuple(w for w in words if len(w) > 2 and w.isascii() and w.isalpha() and w.islower() and w not in kept)
+    excluded = set(HELD_OUT_WORDS)
+    return tuple(w for w in words if len(w) > 2 and w.isascii() and w.isalpha() and w.islower() and w not in excluded)
 
 
 def vocabularies(tokenizer: PromptTokenizer) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Made-up words, and common ones, or made-up ones again where there are none."""
+    """Return invented words and common words; without common words, the invented words twice."""
     return TRAINED_WORDS, common_words(tokenizer) or TRAINED_WORDS

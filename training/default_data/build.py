@@ -1,6 +1,6 @@
-"""All sources -> a folder of images, their records and a data card; a source that is there already is left as it is.
+"""Build a folder of images, their records and a data card from all sources; sources already built are not rebuilt.
 
-Pictures are squared on white as the default model's `resize` would do it, and kept as WebP.
+Images are padded to squares with white, as the default model's `resize` does, and stored as WebP.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 def build(folder: Path) -> list[Record]:
     packages = folder / "packages"
     concepts = Concepts(fetch(EMOJIBASE, packages))
-    records = [record for source in SOURCES for record in _source(source, folder, concepts)]
+    records = [record for source in SOURCES for record in _build_source(source, folder, concepts)]
     write_records(folder, records)
     write_card(folder, records)
     return records
 
 
-def _source(source: Source, folder: Path, concepts: Concepts) -> list[Record]:
+def _build_source(source: Source, folder: Path, concepts: Concepts) -> list[Record]:
     done = folder / "sources" / f"{source.name}-{source.version.replace(':', '_')}"
     if (done / DATA).exists():
         return read_records(done)
@@ -46,8 +46,8 @@ def _source(source: Source, folder: Path, concepts: Concepts) -> list[Record]:
 
 def _save(image: Image.Image, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    picture = image.convert("RGBA")
-    picture.thumbnail((SIZE, SIZE), Image.Resampling.BICUBIC)
+    content = image.convert("RGBA")
+    content.thumbnail((SIZE, SIZE), Image.Resampling.BICUBIC)
     square = Image.new("RGB", (SIZE, SIZE), "white")
-    square.paste(picture, ((SIZE - picture.width) // 2, (SIZE - picture.height) // 2), picture)
+    square.paste(content, ((SIZE - content.width) // 2, (SIZE - content.height) // 2), content)
     square.save(file, "WEBP", quality=92, method=2)

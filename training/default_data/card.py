@@ -1,6 +1,6 @@
-"""The data card: what the default model's data is, source by source, under which licence, and what is held out.
+"""The data card lists the default model's data by source, with licences, counts and the held-out part.
 
-Written beside the data by the command that makes it, so that its numbers are the data's own.
+The command that builds the data writes the card next to it, so its numbers always match the data.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from training.default_data.records import Record
 from training.default_data.sources import EMOJIBASE, SOURCES, Source
-from training.default_data.split import held_out, training_rows
+from training.default_data.split import is_held_out, training_rows
 
 CARD = "DATA_CARD.md"
 
 INTRODUCTION = """# The default model's data
 
-Made by `python -m training.default_data` from packages of public registries. No training image is kept in the repository.
-A category is held out where the SHA-256 of its name falls into the first fifth (`training/default_data/split.py`):
+Built by `python -m training.default_data` from packages of public registries; the repository contains no training image.
+A category is held out if the SHA-256 of its name falls into the first fifth (`training/default_data/split.py`);
 its images are never trained on. A source marked "evaluation" is never trained on at all.
 
 | source | package | version | licence | attribution | images | used for |
@@ -33,16 +33,17 @@ def write_card(folder: Path, records: Sequence[Record]) -> None:
 
 
 def _row(source: Source, images: int) -> str:
-    used = "training" if source.trains else "evaluation"
+    purpose = "training" if source.trains else "evaluation"
     package = f"{source.package} ({source.registry})"
-    cells = (source.name, package, source.version, source.licence, source.attribution, str(images), used)
+    cells = (source.name, package, source.version, source.licence, source.attribution, str(images), purpose)
     return f"| {' | '.join(cells)} |\n"
 
 
 def _summary(records: Sequence[Record]) -> str:
     labels = {record.label for record in records if record.trains and record.label}
-    out = sorted(label for label in labels if held_out(label))
-    trained = len(training_rows(records))
+    num_held_out = sum(is_held_out(label) for label in labels)
+    num_trained = len(training_rows(records))
     return (
-        f"{len(records)} images, {trained} of them for training; {len(labels)} named concepts, {len(out)} held out.\n"
+        f"{len(records)} images, {num_trained} of them for training; {len(labels)} named concepts, "
+        f"{num_held_out} of them held out.\n"
     )

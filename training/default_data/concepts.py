@@ -1,6 +1,6 @@
-"""The concepts that the emoji packages draw: names, tags and kinds of emojibase, found by an icon's name or code.
+"""The concepts that the emoji packages draw have names, tags and kinds from emojibase and are looked up by name or code.
 
-Left out are skin tones, flags, letters, signs: their pictures differ by a colour or a letter, which nothing here reads.
+Skin tones, flags, letters and signs are excluded: their images differ by a colour or a letter, which the model cannot read.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 from training.default_data.packages import read_json
 
-LEFT_OUT_GROUPS = {"component", "flags"}
-LEFT_OUT_KINDS = {
+EXCLUDED_GROUPS = {"component", "flags"}
+EXCLUDED_KINDS = {
     "arrow", "zodiac", "av-symbol", "gender", "math", "punctuation", "currency", "keycap", "alphanum", "time",
     "transport-sign", "other-symbol", "family", "person-symbol",
 }  # fmt: skip
@@ -30,7 +30,7 @@ class Concept:
 
 
 class Concepts:
-    """Lookups from what an icon set calls a concept to the concept."""
+    """An index of concepts by the names and codes that icon sets use."""
 
     def __init__(self, archive: Path) -> None:
         with tarfile.open(archive) as package:
@@ -38,16 +38,16 @@ class Concepts:
             groups = read_json(package, "meta/groups.json")
             unicode_names = read_json(package, "meta/unicode-names.json")
         concepts = list(_concepts(data, groups))
-        self.by_code = {_plain(concept.code): concept for concept in concepts}
-        self.by_name = {squeeze(unicode_names.get(c.code, c.label)): c for c in concepts}
-        self.by_name |= {squeeze(concept.label): concept for concept in concepts}
+        self.by_code = {_normalise_code(concept.code): concept for concept in concepts}
+        self.by_name = {normalise_name(unicode_names.get(c.code, c.label)): c for c in concepts}
+        self.by_name |= {normalise_name(concept.label): concept for concept in concepts}
 
-    def named(self, icon: str) -> Concept | None:
-        """By an icon's name; numbered variants ("clinking-glasses-2") are their concept's."""
-        return self.by_name.get(squeeze(icon)) or self.by_name.get(squeeze(re.sub(r"-\d+$", "", icon)))
+    def find_by_name(self, icon: str) -> Concept | None:
+        """Find a concept by an icon's name; a numbered variant ("clinking-glasses-2") belongs to the unnumbered concept."""
+        return self.by_name.get(normalise_name(icon)) or self.by_name.get(normalise_name(re.sub(r"-\d+$", "", icon)))
 
-    def coded(self, code: str) -> Concept | None:
-        return self.by_code.get(_plain(code))
+    def find_by_code(self, code: str) -> Concept | None:
+        return self.by_code.get(_normalise_code(code))
 
 
 def _concepts(data: list[dict[str, Any]], groups: dict[str, Any]) -> Iterator[Concept]:
@@ -55,15 +55,15 @@ def _concepts(data: list[dict[str, Any]], groups: dict[str, Any]) -> Iterator[Co
         if "group" not in entry:
             continue
         group, kind = groups["groups"][str(entry["group"])], groups["subgroups"][str(entry["subgroup"])]
-        if group not in LEFT_OUT_GROUPS and kind not in LEFT_OUT_KINDS:
+        if group not in EXCLUDED_GROUPS and kind not in EXCLUDED_KINDS:
             tags = tuple(tag for tag in entry.get("tags", ()) if tag.isascii() and len(tag) > 2)
             yield Concept(entry["label"], entry["hexcode"], kind.replace("-", " "), tags)
 
 
-def _plain(code: str) -> str:
+def _normalise_code(code: str) -> str:
     return "-".join(part for part in code.lower().split("-") if part != "fe0f")
 
 
-def squeeze(name: str) -> str:
-    """Letters and digits only: icon sets differ in all else."""
+def normalise_name(name: str) -> str:
+    """Reduce a name to letters and digits; icon sets differ in everything else."""
     return re.sub(r"[^a-z0-9]", "", name.lower())

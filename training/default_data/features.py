@@ -1,6 +1,6 @@
-"""The frozen encoder's features of every image, once: float16 in one file that training and evaluation map into memory.
+"""The frozen encoder's features of every image are cached as float16 in one file that training and evaluation memory-map.
 
-Row n belongs to record n. Resumable: rows that are there stay.
+Row n belongs to record n. An interrupted run continues after the rows that it has written.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ BATCH = 16
 
 
 def feature_file(folder: Path, records: Sequence[Record]) -> Path:
-    """Named by the images in their order, so that no row can be another image's."""
+    """Return the cache's path, whose name is a hash of the image names in order, so that rows always match records."""
     digest = hashlib.sha256("\n".join(record.image for record in records).encode()).hexdigest()[:12]
     return folder / f"features-{digest}.npy"
 
 
 def open_features(folder: Path, records: Sequence[Record]) -> NDArray[np.float16]:
-    """Rows [N, P, Dv], read where they lie."""
+    """Return the rows [N, P, Dv], memory-mapped."""
     features: NDArray[np.float16] = np.load(feature_file(folder, records), mmap_mode="r")
     return features
 
@@ -50,14 +50,14 @@ def cache_features(folder: Path, records: Sequence[Record], model_folder: Path, 
     done = int(progress.read_text()) if progress.exists() else 0
     shape = (len(records), config.num_patches, config.feature_dim)
     rows = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, shape)
-    began = time.monotonic()
+    started = time.monotonic()
     for first in range(done, len(records), BATCH):
         batch = records[first : first + BATCH]
         rows[first : first + len(batch)] = encode(encoder, [folder / record.image for record in batch])
         progress.write_text(str(first + len(batch)))
         if first // BATCH % 40 == 0:
-            rate = (first - done + BATCH) / (time.monotonic() - began)
-            log.info("features: %d of %d, %.0f images a second", first, len(records), rate)
+            rate = (first - done + BATCH) / (time.monotonic() - started)
+            log.info("features: %d of %d, %.0f images per second", first, len(records), rate)
     rows.flush()
     partial.rename(file)
     progress.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""Packages of the registries, fetched by the registries' own clients into a cache: npm's and Debian's.
+"""Packages are fetched into a cache by the registries' own clients, npm's and Debian's.
 
-A package that is there is not fetched again; its version is part of its file's name.
+A cached package is not fetched again; its version is part of its file name.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ log = logging.getLogger(__name__)
 
 
 class PackageError(RuntimeError):
-    """A package could not be had; the message says which, and what the client said."""
+    """A package could not be fetched or read; the message names it and quotes the client."""
 
 
 def fetch(source: Source, cache: Path) -> Path:
-    """The package's file in the cache."""
+    """Return the package's file in the cache, and fetch it if it is missing.
+
+    Raises PackageError if the registry's client fails.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     file = cache / _file_name(source)
     if not file.exists():
         log.info("fetching %s %s from %s", source.package, source.version, source.registry)
         _run(_command(source), cache, source)
     if not file.exists():
-        raise PackageError(f"{source.package} {source.version} was fetched, but {file} is not there")
+        raise PackageError(f"{source.package} {source.version} was fetched, but {file} does not exist")
     return file
 
 
@@ -54,12 +57,12 @@ def _run(command: list[str], folder: Path, source: Source) -> None:
 def read_json(archive: tarfile.TarFile, name: str) -> Any:
     stream = archive.extractfile(f"package/{name}")
     if stream is None:
-        raise PackageError(f"{archive.name!r} holds no {name}")
+        raise PackageError(f"{archive.name!r} contains no {name}")
     return json.load(stream)
 
 
 def unpack_debian(file: Path, folder: Path) -> Path:
-    """The package's files under `folder`, unpacked once."""
+    """Unpack the package into `folder`, if it does not exist, and return the folder."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["dpkg-deb", "-x", str(file), str(folder)], check=True)

@@ -1,6 +1,6 @@
-"""Each kind of package as pairs of picture and record: icon sets drawn from SVG, WebP by code, folders of PNG.
+"""Each kind of package is read as pairs of image and record: icon sets rendered from SVG, WebP by code, folders of PNG.
 
-A picture is the square that the encoder reads, on white; one that cannot be drawn is named and left out.
+Images that cannot be rendered or decoded are logged and skipped.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ import resvg_py
 from PIL import Image
 
 from model.media import MediaError, MediaLimits, load_image
-from training.default_data.concepts import Concept, Concepts, squeeze
+from training.default_data.concepts import Concept, Concepts, normalise_name
 from training.default_data.packages import read_json, unpack_debian
 from training.default_data.records import Record
-from training.default_data.sources import Reader, Source
+from training.default_data.sources import ReaderName, Source
 
 log = logging.getLogger(__name__)
 SIZE = 224
 LIMITS = MediaLimits(max_pixels=16_000_000)
-# a photograph's cut-out has tens of thousands of colours, a drawing saved as PNG a few hundred
+# a photograph has tens of thousands of colours, a drawing stored as PNG a few hundred
 PHOTOGRAPH_COLOURS = 3000
 OPENCLIPART_FOLDERS = (
     "animals", "food", "plants", "transportation/vehicles", "transportation/boating", "tools", "recreation/toys",
     "recreation/music", "recreation/sports", "people/clothing", "buildings", "electronics", "computer/hardware",
     "education/books", "household", "geography/astronomy", "recreation/holiday", "recreation/party",
 )  # fmt: skip
-TUXPAINT_LEFT_OUT = ("symbols", "people", "town/flags", "town/roadsigns", "seasonal", "military")
+TUXPAINT_EXCLUDED = ("symbols", "people", "town/flags", "town/roadsigns", "seasonal", "military")
 
-Drawn = Iterator[tuple[Image.Image, Record]]
+ImageRecords = Iterator[tuple[Image.Image, Record]]
 
 
-def read(source: Source, package: Path, unpacked: Path, concepts: Concepts) -> Drawn:
+def read(source: Source, package: Path, unpacked: Path, concepts: Concepts) -> ImageRecords:
     return READERS[source.reader](source, package, unpacked, concepts)
 
 
-def _iconify(source: Source, package: Path, unpacked: Path, concepts: Concepts) -> Drawn:
+def _iconify(source: Source, package: Path, unpacked: Path, concepts: Concepts) -> ImageRecords:
     with tarfile.open(package) as archive:
         icons = read_json(archive, "icons.json")
     default = icons.get("width", 16), icons.get("height", 16)
-    seen: set[str] = set()
+    rendered_labels: set[str] = set()
     for name, icon in icons["icons"].items():
-        concept = concepts.named(name)
-        if concept is None or concept.label in seen:
+        concept = concepts.find_by_name(name)
+        if concept is None or concept.label in rendered_labels:
             continue
         width, height = icon.get("width", default[0]), icon.get("height", default[1])
         box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
@@ -55,23 +55,23 @@ def _iconify(source: Source, package: Path, unpacked: Path, concepts: Concepts) 
         try:
             png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, skip_system_fonts=True)
         except ValueError as error:
-            log.warning("%s: %s cannot be drawn: %s", source.name, name, error)
+            log.warning("%s: icon %s cannot be rendered: %s", source.name, name, error)
             continue
-        seen.add(concept.label)
-        yield Image.open(io.BytesIO(bytes(png))), _of_concept(source, concept)
+        rendered_labels.add(concept.label)
+        yield Image.open(io.BytesIO(bytes(png))), _concept_record(source, concept)
 
 
-def _webp_by_code(source: Source, package: Path, unpacked: Path, concepts: Concepts) -> Drawn:
+def _webp_by_code(source: Source, package: Path, unpacked: Path, concepts: Concepts) -> ImageRecords:
     with tarfile.open(package) as archive:
         for member in archive:
-            concept = concepts.coded(Path(member.name).stem) if member.name.endswith(".webp") else None
+            concept = concepts.find_by_code(Path(member.name).stem) if member.name.endswith(".webp") else None
             stream = archive.extractfile(member)
             if concept is not None and stream is not None:
-                yield Image.open(io.BytesIO(stream.read())), _of_concept(source, concept)
+                yield Image.open(io.BytesIO(stream.read())), _concept_record(source, concept)
 
 
-def _of_concept(source: Source, concept: Concept) -> Record:
-    return _record(source, squeeze(concept.label), concept.label, concept.kind, concept.tags)
+def _concept_record(source: Source, concept: Concept) -> Record:
+    return _record(source, normalise_name(concept.label), concept.label, concept.kind, concept.tags)
 
 
 def _record(source: Source, stem: str, label: str, category: str, tags: tuple[str, ...] = ()) -> Record:
@@ -88,37 +88,42 @@ def _record(source: Source, stem: str, label: str, category: str, tags: tuple[st
     )
 
 
-def _openclipart(source: Source, package: Path, unpacked: Path, concepts: Concepts) -> Drawn:
+def _openclipart(source: Source, package: Path, unpacked: Path, concepts: Concepts) -> ImageRecords:
     root = unpack_debian(package, unpacked) / "usr" / "share" / "openclipart" / "png"
     for folder in OPENCLIPART_FOLDERS:
         for file in sorted((root / folder).rglob("*.png")):
             kind = file.relative_to(root).parts[:-1]
-            label = _label_in(file.stem, concepts)
-            stem = squeeze("-".join((*kind, file.stem)))
-            yield from _opened(file, _record(source, stem, label, " ".join(kind[-2:]).replace("_", " ")))
+            label = _find_label(file.stem, concepts)
+            stem = normalise_name("-".join((*kind, file.stem)))
+            yield from _open_image(file, _record(source, stem, label, " ".join(kind[-2:]).replace("_", " ")))
 
 
-def _label_in(stem: str, concepts: Concepts) -> str:
-    """A file's name begins with what it shows and ends with who drew it: the longest beginning that is a concept."""
+def _find_label(stem: str, concepts: Concepts) -> str:
+    """Return the label of the longest prefix of a file name that is a concept; the name ends with the author.
+
+    Returns "" if no prefix is a concept.
+    """
     words = re.sub(r"[_\d]+", " ", stem).split()
     for count in range(min(3, len(words)), 0, -1):
-        if concept := concepts.by_name.get(squeeze("".join(words[:count]))):
+        if concept := concepts.by_name.get(normalise_name("".join(words[:count]))):
             return concept.label
     return ""
 
 
-def _tuxpaint(source: Source, package: Path, unpacked: Path, concepts: Concepts) -> Drawn:
+def _tuxpaint(source: Source, package: Path, unpacked: Path, concepts: Concepts) -> ImageRecords:
     root = unpack_debian(package, unpacked) / "usr" / "share" / "tuxpaint" / "stamps"
     for file in sorted(root.rglob("*.png")):
         kind = file.relative_to(root).parts[:-1]
-        place = "/".join(kind)
-        drawn = "cartoon" in kind or file.with_suffix(".svg").exists() or place.startswith(TUXPAINT_LEFT_OUT)
-        if drawn or not kind:
+        folder = "/".join(kind)
+        is_drawing = "cartoon" in kind or file.with_suffix(".svg").exists()
+        if is_drawing or folder.startswith(TUXPAINT_EXCLUDED) or not kind:
             continue
-        record = _record(source, squeeze("-".join((*kind, file.stem))), _description(file), kind[-1].replace("_", " "))
-        for image, opened in _opened(file, record):
+        record = _record(
+            source, normalise_name("-".join((*kind, file.stem))), _description(file), kind[-1].replace("_", " ")
+        )
+        for image, _ in _open_image(file, record):
             if num_colours(image) >= PHOTOGRAPH_COLOURS:
-                yield image, opened
+                yield image, record
 
 
 def _description(file: Path) -> str:
@@ -135,16 +140,16 @@ def num_colours(image: Image.Image) -> int:
     return len(small.getcolors(SIZE * SIZE) or ())
 
 
-def _opened(file: Path, record: Record) -> Drawn:
+def _open_image(file: Path, record: Record) -> ImageRecords:
     try:
         image = load_image(file.read_bytes(), LIMITS)
     except MediaError as error:
-        log.warning("%s cannot be read: %s", file, error)
+        log.warning("%s cannot be decoded: %s", file, error)
         return
     yield image, record
 
 
-READERS: dict[Reader, Callable[[Source, Path, Path, Concepts], Drawn]] = {
+READERS: dict[ReaderName, Callable[[Source, Path, Path, Concepts], ImageRecords]] = {
     "iconify": _iconify,
     "webp_by_code": _webp_by_code,
     "openclipart": _openclipart,

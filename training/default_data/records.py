@@ -1,6 +1,6 @@
-"""One image of the default model's data: where it lies, what it shows, and what may be done with it.
+"""A record describes one image of the default model's data: its path, content, source and licence.
 
-A line of `data.jsonl` each; the evaluation and the training read the same file.
+`data.jsonl` has one record per line; training and evaluation read the same file.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Literal
 
 DATA = "data.jsonl"
+DEFAULT_FOLDER = Path.home() / ".cache" / "flamboyance" / "default-data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     image: str  # path below the data folder
-    label: str  # what it shows; "" where only the category is known
-    category: str  # the kind of thing: "animal mammal", "food fruit"
+    label: str  # the name of what the image shows; "" if only the category is known
+    category: str  # for example "animal mammal" or "food fruit"
     tags: tuple[str, ...]
     source: str
     licence: str
     style: str
     domain: Literal["drawing", "photograph"]
-    trains: bool
+    trains: bool  # whether the source may be used for training
 
 
 def write_records(folder: Path, records: Iterable[Record]) -> None:

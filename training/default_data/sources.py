@@ -1,7 +1,8 @@
-"""Where the default model's images come from, as data: packages of public registries, with their licences.
+"""The sources of the default model's images are packages of public registries, listed here with their licences.
 
-What the bridge trains on is permissive, CC-BY or public domain; the one source under another licence is for the
-evaluation only. The repository keeps no image that is trained on: the drawings in docs/examples are of held-out categories.
+The bridge trains on permissively licensed, CC-BY and public-domain images only. The one source under another licence is
+used for evaluation only. This repository contains no training image: the drawings in docs/examples are of held-out
+categories.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Reader = Literal["iconify", "webp_by_code", "openclipart", "tuxpaint"]
+ReaderName = Literal["iconify", "webp_by_code", "openclipart", "tuxpaint"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +21,7 @@ class Source:
     version: str
     licence: str
     attribution: str
-    reader: Reader
+    reader: ReaderName
     style: str
     trains: bool = True
 

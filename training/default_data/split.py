@@ -1,6 +1,6 @@
-"""What training must never see: one function says whether a category is held out, in training and evaluation alike.
+"""One function decides, for training and evaluation alike, whether a category is held out and must never be trained on.
 
-A category is held out by its name alone: a fifth of all names, whatever the source that carries them.
+A category is held out by its name alone: a fifth of all names, whatever their source.
 """
 
 from __future__ import annotations
@@ -12,35 +12,46 @@ from pathlib import PurePosixPath
 
 from training.default_data.records import Record
 
-FIFTHS = 5
-# shorter names are found inside other words
-LEAST_LETTERS = 4
+NUM_PARTS = 5  # one of which is held out
+# shorter names occur inside other words
+MIN_LETTERS = 4
 
 
-def held_out(category: str) -> bool:
-    """Whether the category of this name belongs to the evaluation."""
-    return hashlib.sha256(category.strip().lower().encode()).digest()[0] % FIFTHS == 0
+def is_held_out(category: str) -> bool:
+    """Return whether a label or category of this name is held out for evaluation."""
+    return hashlib.sha256(category.strip().lower().encode()).digest()[0] % NUM_PARTS == 0
 
 
-def held_out_image(path: str) -> bool:
-    """One image in twelve of a known category is kept for the evaluation of naming."""
+def is_held_out_image(path: str) -> bool:
+    """Return whether the image is held out for the evaluation of naming, as one in twelve of a known category is."""
     return hashlib.sha256(path.encode()).digest()[1] % 12 == 0
 
 
+def has_held_out_name(record: Record) -> bool:
+    """Return whether the record's label or category is held out."""
+    return any(is_held_out(name) for name in (record.label, record.category) if name)
+
+
 def training_rows(records: Sequence[Record]) -> list[int]:
-    """Never an image of a held-out category, nor one kept for naming, nor one of a source for evaluation; and none
-    without a label whose file's name holds a held-out one."""
-    names = {_letters(record.label) for record in records if record.label and held_out(record.label)}
-    hidden = [name for name in names if len(name) >= LEAST_LETTERS]
-    return [row for row, record in enumerate(records) if _trains(record) and not _hides(record, hidden)]
+    """Return the rows that may be trained on.
+
+    Excluded are images with a held-out label or category, images held out for naming, images of evaluation sources, and
+    unlabelled images whose file name contains a held-out label.
+    """
+    names = {_letters(record.label) for record in records if record.label and is_held_out(record.label)}
+    held_out_names = [name for name in names if len(name) >= MIN_LETTERS]
+    return [
+        row
+        for row, record in enumerate(records)
+        if _is_training_record(record) and not _contains_name(record, held_out_names)
+    ]
 
 
-def _trains(record: Record) -> bool:
-    named = not (record.label and held_out(record.label)) and not held_out(record.category)
-    return record.trains and named and not held_out_image(record.image)
+def _is_training_record(record: Record) -> bool:
+    return record.trains and not has_held_out_name(record) and not is_held_out_image(record.image)
 
 
-def _hides(record: Record, names: Sequence[str]) -> bool:
+def _contains_name(record: Record, names: Sequence[str]) -> bool:
     stem = _letters(PurePosixPath(record.image).stem)
     return not record.label and any(name in stem for name in names)
 

@@ -16,7 +16,7 @@ from server.api.body import read_request
 from server.api.chat_prompt import ChatPrompt, prepare_chat
 from server.api.generation import GenerationRequest, make_sampling, stop_strings
 from server.api.logprobs import chat_logprobs
-from server.api.services import GivenRecord, GivenServices, Services
+from server.api.services import GivenRecord, GivenServices
 from server.errors import InvalidRequest
 from server.schemas.chat import DEFAULT_MAX_TOKENS, ChatRequest
 from server.served_model import ServedModel
@@ -30,7 +30,7 @@ async def create_chat_completion(request: Request, services: GivenServices, reco
     _check(fields)
     chat = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
     generation = chat_request(fields, chat, services.model)
-    shape = ChatShape(f"chatcmpl-{fields.request_id or record.request_id}", generation, services, fields)
+    shape = ChatShape(fields.request_id or record.request_id, generation, services.model, fields)
     return await respond(request, services, record, fields, generation, shape)
 
 
@@ -70,10 +70,10 @@ def chat_request(fields: ChatRequest, chat: ChatPrompt, model: ServedModel) -> G
 class ChatShape:
     """OpenAI's chat completion. The first chunk of a streamed answer has the role, the others what is added."""
 
-    def __init__(self, answer_id: str, generation: GenerationRequest, services: Services, fields: ChatRequest) -> None:
-        self._id = answer_id
+    def __init__(self, answer_id: str, generation: GenerationRequest, model: ServedModel, fields: ChatRequest) -> None:
+        self._id = f"chatcmpl-{answer_id}"
         self._created = int(time.time())
-        self._model = services.model
+        self._model = model
         self._generation = generation
         self._fields = fields
 

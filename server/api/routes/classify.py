@@ -39,12 +39,12 @@ async def create_classification(request: Request, services: GivenServices, recor
 
 
 async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
-    given = read_candidates(fields.candidates)
-    assembled = await assemble(fields, services.model, services.shots, room=_room(given, services))
+    candidates = read_candidates(fields.candidates)
+    assembled = await assemble(fields, services.model, services.shots, room=_room(candidates, services))
     record.priority = fields.priority
     record.num_shots = len(assembled.shots)
     record.details |= assembled.usage()
-    candidates = given or check_distinct(_labels(fields, assembled))
+    candidates = candidates or check_distinct(_labels(fields, assembled))
     result = await classify(assembled, candidates, fields.weighing(), record, services.model, services.client)
     ranked = result.ranked()
     return {

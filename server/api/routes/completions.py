@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.answers import complete
+from server.api.answers import CompletionShape, respond
 from server.api.body import read_request
 from server.api.generation import completion_request
 from server.api.services import GivenRecord, GivenServices
@@ -21,4 +21,5 @@ async def create_completion(request: Request, services: GivenServices, record: G
     fields = await read_request(CompletionRequest, request, services)
     prompt = await prepare_prompt(fields.prompt, services.model, services.intake)
     generation = completion_request(fields, prompt, services.model)
-    return await complete(request, services, record, fields, generation)
+    shape = CompletionShape(fields.request_id or record.request_id, generation, services.model, fields)
+    return await respond(request, services, record, fields, generation, shape)

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.answers import complete
+from server.api.answers import CompletionShape, respond
 from server.api.body import read_request
 from server.api.generation import completion_request
 from server.api.services import GivenRecord, GivenServices
@@ -32,4 +32,5 @@ async def create_fewshot_completion(request: Request, services: GivenServices, r
     generation = completion_request(
         fields, assembled.prompt, services.model, template=assembled.template, extras=extras
     )
-    return await complete(request, services, record, fields, generation)
+    shape = CompletionShape(fields.request_id or record.request_id, generation, services.model, fields)
+    return await respond(request, services, record, fields, generation, shape)

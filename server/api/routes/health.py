@@ -1,4 +1,4 @@
-"""How the server is: live (the process answers), ready (it would serve a request now), progress (the engine steps).
+"""Health checks: live (the process answers), ready (it would serve a request now), progress (the engine steps).
 
 An idle engine is ready; a busy one that has made no step for `stall_timeout` is not.
 """
@@ -58,7 +58,7 @@ async def metrics(services: GivenServices) -> Response:
 
 
 def readiness(services: Services) -> str:
-    """ "ready", or the first reason why not."""
+    """Return "ready", or the first reason why the server is not."""
     if services.admission.is_closed:
         return "shutting_down"
     if services.client.state != "ready":

@@ -1,6 +1,6 @@
-"""/v1/images: images and videos that are uploaded once and named by id from then on, in prompts and support sets.
+"""Routes of `/v1/images`: images and videos are uploaded once, then named by id in prompts and support sets.
 
-The id is the content's, so an upload may be repeated. Nothing is stored that the decode pool has not decoded to the end.
+The id is derived from the content, so an upload may be repeated. Only media that the decode pool has decoded are stored.
 """
 
 from __future__ import annotations
@@ -13,23 +13,38 @@ from itertools import islice
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import JSONResponse
+from model.media import MediaError, media_type_of
+from server.api.body import JSONResponse, read_body, stream_body
 from server.api.services import GivenServices, GivenTicket, Services
-from server.api.upload import read_upload
-from server.errors import MediaNotFound, StorageUnavailable
-from server.media.source import EncodedMedia
+from server.errors import (
+    InvalidMedia,
+    InvalidRequest,
+    MediaNotFound,
+    StorageUnavailable,
+    UnsupportedMediaType,
+    UnsupportedParameter,
+)
+from server.media.intake import Intake
+from server.media.source import EncodedMedia, Kind, check_size, encoded, from_base64
 from server.media.store import MediaStore, StoredMedia
-from server.schemas.base import list_page, read_query
-from server.schemas.images import ListImagesRequest
+from server.schemas.base import list_page, read, read_query
+from server.schemas.images import ListImagesRequest, UploadRequest
+from server.settings import Settings
 
 router = APIRouter()
 
-# times that a media may be swept away, with a support set that brought it, while it is uploaded
+FORM = "multipart/form-data"
+FORM_FIELD = "file"
+RAW = ("image/", "video/", "application/octet-stream")
+
+# how often an upload is repeated whose media item is swept at the same time, with the support set that brought it
 MAX_ATTEMPTS = 3
-# bytes of strangers: nothing in them may run or be taken for another type, and an id's never change
+# untrusted bytes: nothing in them may run or be taken for another type; the content of an id never changes
 CONTENT_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",
@@ -52,7 +67,7 @@ async def upload_image(request: Request, services: GivenServices, ticket: GivenT
 
 @router.get("/v1/images")
 async def list_images(request: Request, services: GivenServices) -> Response:
-    """In the order of their ids, which is no order of time."""
+    """List images and videos in the order of their ids, which is no order of time."""
     fields = read_query(ListImagesRequest, request.query_params)
     page = await asyncio.to_thread(_page, services.store, fields)
     return JSONResponse(list_page([_card(stored) for stored in page], fields.limit))
@@ -76,28 +91,24 @@ async def show_content(image_id: str, request: Request, services: GivenServices)
 @router.delete("/v1/images/{image_id}")
 async def delete_image(image_id: str, services: GivenServices) -> Response:
     stored = await asyncio.to_thread(services.store.describe, image_id, "image_id")
-    await services.support_sets.delete_media(image_id)
+    await services.media_references.delete(image_id)
     return JSONResponse({"id": stored.id, "object": stored.kind, "deleted": True})
 
 
 async def _keep(media: EncodedMedia, services: Services) -> None:
-    """Decoded, unless the same bytes have been, and stored; told to the support sets: they may show it, now or soon."""
-    if not await asyncio.to_thread(_is_checked, services.store, media.id):
+    """Decode and store media, unless the same bytes are stored, and mark them as uploaded."""
+    if not await asyncio.to_thread(services.store.is_decoded, media.id):
         started = time.monotonic()
         frames = await services.decoder.decode(media)
         services.metrics.media_decode.observe(time.monotonic() - started)
         num_frames = frames.shape[0]
         await asyncio.to_thread(services.store.put, media.data, media.kind, size=frames.size, num_frames=num_frames)
         services.metrics.media_stored.inc()
-    await services.support_sets.mark_uploaded(media.id, len(media.data))
-
-
-def _is_checked(store: MediaStore, name: str) -> bool:
-    return store.exists(name) and store.describe(name).num_frames is not None
+    await services.media_references.mark_uploaded(media.id, len(media.data))
 
 
 def _page(store: MediaStore, fields: ListImagesRequest) -> list[StoredMedia]:
-    """One more than asked for, where there is one. What is deleted meanwhile is left out."""
+    """Return up to one more than the limit. Media deleted in the meantime are left out."""
     return list(islice(_described(store, store.names(fields.object, after=fields.after)), fields.limit + 1))
 
 
@@ -118,3 +129,56 @@ def _card(stored: StoredMedia) -> dict[str, Any]:
         "frames": stored.num_frames,
         "created_at": stored.created,
     }
+
+
+async def read_upload(request: Request, settings: Settings, intake: Intake) -> EncodedMedia:
+    """Raises `InvalidRequest`."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "application/json":
+        return await _from_json(await read_body(request, settings), settings, intake)
+    if content_type == FORM:
+        data, content_type = await _from_form(request, settings)
+        return _media(data, content_type, settings, FORM_FIELD)
+    if content_type.startswith(RAW):
+        return _media(await read_body(request, settings), content_type, settings, "body")
+    message = f"a body of type {content_type[:64]!r}: send image/..., video/..., application/json or {FORM}"
+    raise UnsupportedMediaType(message, param="Content-Type")
+
+
+async def _from_json(body: bytes, settings: Settings, intake: Intake) -> EncodedMedia:
+    fields = read(UploadRequest, body)
+    if fields.data is not None:
+        return _media(from_base64(fields.data, settings.max_media_bytes, "data"), "", settings, "data")
+    assert fields.url is not None
+    kind: Kind = "video" if fields.url.lower().startswith("data:video/") else fields.object
+    return await intake.read_url(fields.url, kind, "url")
+
+
+async def _from_form(request: Request, settings: Settings) -> tuple[bytes, str]:
+    """Return the file's bytes and the content type that the form states."""
+    parser = MultiPartParser(request.headers, stream_body(request, settings), max_files=1, max_fields=1)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise InvalidRequest(f"the body is not a form with a file: {error.message}", param=FORM_FIELD) from None
+    try:
+        if unknown := next((name for name in form if name != FORM_FIELD), None):
+            raise UnsupportedParameter(f"unknown parameter {unknown[:64]}", param=unknown[:64])
+        file = form.get(FORM_FIELD)
+        if not isinstance(file, UploadFile):
+            raise InvalidRequest(f"the form has no file named {FORM_FIELD}", param=FORM_FIELD)
+        return await file.read(), (file.content_type or "").partition(";")[0].strip().lower()
+    finally:
+        await form.close()
+
+
+def _media(data: bytes, content_type: str, settings: Settings, param: str) -> EncodedMedia:
+    check_size(len(data), settings.max_media_bytes, param)
+    try:
+        media_type = media_type_of(data)
+    except MediaError as error:
+        raise InvalidMedia(str(error), param=param) from None
+    kind: Kind = "image" if media_type.startswith("image/") else "video"
+    if content_type not in ("", "application/octet-stream") and not content_type.startswith(f"{kind}/"):
+        raise InvalidMedia(f"the bytes are {media_type}, and were sent as {content_type[:64]}", param=param)
+    return encoded(data, kind, param)

@@ -1,4 +1,4 @@
-"""Which model is served, and its tokenizer: /v1/models, /tokenize, /detokenize."""
+"""Routes of the served model and its tokenizer: `/v1/models`, `/tokenize`, `/detokenize`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.api.answer_text import token_text
 from server.api.body import JSONResponse, read_request
 from server.api.chat_prompt import prepare_chat
-from server.api.detokenizer import token_text
 from server.api.services import GivenServices, Services
 from server.errors import InvalidRequest
 from server.prompt import PreparedPrompt, check_token_ids, prepare_prompt

@@ -1,13 +1,16 @@
-"""/v1/support_sets: named, versioned sets of worked examples that few-shot requests take their shots from.
+"""Routes of `/v1/support_sets`: named, versioned sets of examples from which few-shot requests take their shots.
 
-A set is named in the path by its id or its name. Every change of its examples makes a version; reads tell which one.
+A path names a set by its id or its name. Every change of its examples makes a version; answers state the version.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import time
+import uuid
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,18 +19,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_body, read_request
-from server.api.example_media import read_examples
-from server.api.services import GivenServices, GivenTicket, Services
+from server.api.services import GivenRecord, GivenServices, GivenTicket, Services
 from server.api.sse import unless_disconnected
-from server.errors import ExampleNotFound, InvalidRequest
+from server.errors import ExampleNotFound, InvalidMedia, InvalidRequest, ServerError
 from server.fewshot.prompting import assemble_prefix
 from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.warming import WarmTarget
+from server.media.intake import Intake
+from server.media.source import EncodedMedia
+from server.request_record import RequestRecord
 from server.schemas.base import list_page, read, read_query
 from server.schemas.fewshot import SearchRequest
 from server.schemas.prompt import stored_media_part
 from server.schemas.support_sets import (
     CreateRequest,
+    ExampleFields,
     ExpectedRequest,
     ListExamplesRequest,
     ListSetsRequest,
@@ -38,10 +44,13 @@ from server.schemas.support_sets import (
     VersionRequest,
     WarmRequest,
 )
-from server.store.records import Example, SupportSetInfo
-from server.store.support_sets import IdempotencyKey
+from server.store.idempotency import IdempotencyKey
+from server.store.records import Example, NewExample, SupportSet, SupportSetInfo
 
 router = APIRouter()
+
+# examples whose media are read at once
+MAX_CONCURRENT = 32
 
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -63,7 +72,7 @@ async def create_support_set(request: Request, services: GivenServices, ticket: 
 
 @router.get("/v1/support_sets")
 async def list_support_sets(request: Request, services: GivenServices) -> Response:
-    """In the order of their creation."""
+    """List support sets in the order of their creation."""
     fields = read_query(ListSetsRequest, request.query_params)
     page = await services.support_sets.page(fields.after, fields.limit + 1)
     return JSONResponse(list_page([_card(info, services) for info in page], fields.limit))
@@ -96,8 +105,8 @@ async def delete_support_set(support_set: str, request: Request, services: Given
 async def list_versions(support_set: str, request: Request, services: GivenServices) -> Response:
     fields = read_query(ListVersionsRequest, request.query_params)
     page = await services.support_sets.versions(support_set, fields.after, fields.limit + 1)
-    shown = [{"object": "support_set.version", **asdict(info)} for info in page[: fields.limit]]
-    return JSONResponse({"object": "list", "data": shown, "has_more": len(page) > len(shown)})
+    versions = [{"object": "support_set.version", **asdict(info)} for info in page[: fields.limit]]
+    return JSONResponse({"object": "list", "data": versions, "has_more": len(page) > len(versions)})
 
 
 @router.post("/v1/support_sets/{support_set}/examples")
@@ -115,21 +124,21 @@ async def put_examples(support_set: str, request: Request, services: GivenServic
 
 @router.get("/v1/support_sets/{support_set}/examples")
 async def list_examples(support_set: str, request: Request, services: GivenServices) -> Response:
-    """In the order of the set."""
+    """List examples in the order of the set."""
     fields = read_query(ListExamplesRequest, request.query_params)
-    found = await services.support_sets.get_version(support_set, fields.version)
-    start = _place(found.examples, fields.after, found.version) + 1 if fields.after else 0
-    shown = [_example_card(example) for example in found.examples[start : start + fields.limit + 1]]
-    return JSONResponse({**list_page(shown, fields.limit), "version": found.version})
+    version = await services.support_sets.get_version(support_set, fields.version)
+    start = _index(version, fields.after) + 1 if fields.after else 0
+    cards = [_example_card(example) for example in version.examples[start : start + fields.limit + 1]]
+    return JSONResponse({**list_page(cards, fields.limit), "version": version.version})
 
 
 @router.get("/v1/support_sets/{support_set}/examples/{example_id}")
 async def show_example(support_set: str, example_id: str, request: Request, services: GivenServices) -> Response:
     fields = read_query(VersionRequest, request.query_params)
-    found = await services.support_sets.get_version(support_set, fields.version)
-    example = next((example for example in found.examples if example.id == example_id), None)
+    version = await services.support_sets.get_version(support_set, fields.version)
+    example = next((example for example in version.examples if example.id == example_id), None)
     if example is None:
-        raise ExampleNotFound(f"version {found.version} of the support set has no example {example_id[:128]!r}")
+        raise ExampleNotFound(f"version {version.version} of the support set has no example {example_id[:128]!r}")
     return JSONResponse(_example_card(example))
 
 
@@ -152,31 +161,34 @@ async def delete_examples(support_set: str, request: Request, services: GivenSer
 async def warm_support_set(
     support_set: str, request: Request, services: GivenServices, ticket: GivenTicket
 ) -> Response:
-    """Comes back at once, or with `wait` when the set is warm."""
+    """Warm a support set; answer at once or, with `wait`, when it is warm."""
     fields = await read_request(WarmRequest, request, services, empty=b"{}")
-    found = await services.support_sets.get_version(support_set, fields.version)
+    version = await services.support_sets.get_version(support_set, fields.version)
     prefix = None
     if fields.template is not None:
-        prefix = await assemble_prefix(found, fields.template, fields.k, services.model, services.shots)
+        prefix = await assemble_prefix(version, fields.template, fields.k, services.model, services.shots)
     target = WarmTarget(prefix=prefix, with_texts="text" in SPACES[fields.strategy])
-    await services.warming.warm(found, target, wait=fields.wait)
-    return JSONResponse(_card(await services.support_sets.get(found.id, found.version), services))
+    await services.warming.warm(version, target, wait=fields.wait)
+    return JSONResponse(_card(await services.support_sets.get(version.id, version.version), services))
 
 
 @router.post("/v1/support_sets/{support_set}/search")
 async def search_support_set(
-    support_set: str, request: Request, services: GivenServices, ticket: GivenTicket
+    support_set: str, request: Request, services: GivenServices, record: GivenRecord
 ) -> Response:
     """The examples of a support set that are most similar to a query."""
     fields = await read_request(SearchRequest, request, services)
-    return JSONResponse(await unless_disconnected(request.receive, _search(support_set, fields, services)))
+    return JSONResponse(await unless_disconnected(request.receive, _search(support_set, fields, record, services)))
 
 
-async def _search(name: str, fields: SearchRequest, services: Services) -> dict[str, Any]:
+async def _search(name: str, fields: SearchRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
     support_set = await services.support_sets.get_version(name, fields.version)
     media = (await services.shots.read_media({"query": fields.query}))["query"]
     query = SimilarityQuery(media=media, text=compared_text(fields.query.question, fields.query.text))
-    similar = await services.shots.retrieval.most_similar(support_set, fields.strategy, query, fields.k)
+    record.add_prompt(0, [item.digest for item in media])
+    with record:
+        similar = await services.shots.retrieval.most_similar(support_set, fields.strategy, query, fields.k)
+        record.answered(0)
     return {
         "object": "list",
         "support_set": support_set.id,
@@ -191,16 +203,19 @@ def _idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:
     if key is None:
         return None
     if IDEMPOTENCY_KEY.fullmatch(key) is None:
-        message = "an Idempotency-Key has 1 to 255 printable characters of ASCII"
+        message = "an Idempotency-Key must have 1 to 255 printable ASCII characters"
         raise InvalidRequest(message, param="Idempotency-Key")
     return IdempotencyKey(key, hashlib.sha256(body).hexdigest())
 
 
-def _place(examples: tuple[Example, ...], example_id: str, version: int) -> int:
-    place = next((place for place, example in enumerate(examples) if example.id == example_id), None)
-    if place is None:
-        raise InvalidRequest(f"version {version} has no example {example_id!r} to go on behind", param="after")
-    return place
+def _index(version: SupportSet, example_id: str) -> int:
+    """Raises `InvalidRequest` for an example that is not in the version."""
+    index = next((index for index, example in enumerate(version.examples) if example.id == example_id), None)
+    if index is None:
+        raise InvalidRequest(
+            f"version {version.version} has no example {example_id!r} to continue after", param="after"
+        )
+    return index
 
 
 def _put_card(info: SupportSetInfo, services: Services) -> dict[str, Any]:
@@ -230,7 +245,7 @@ def _card(info: SupportSetInfo, services: Services) -> dict[str, Any]:
 
 
 def _example_card(example: Example) -> dict[str, Any]:
-    """Its fields are those of a request, so that it may be sent again."""
+    """Return the example with the fields of a request, so that it can be sent again."""
     return {
         "id": example.id,
         "object": "support_set.example",
@@ -240,3 +255,45 @@ def _example_card(example: Example) -> dict[str, Any]:
         "label": example.label,
         "metadata": example.metadata,
     }
+
+
+async def read_examples(examples: Sequence[ExampleFields], intake: Intake) -> list[NewExample]:
+    """Read the media of new examples, and give ids to examples without one.
+
+    Raises what the intake raises, naming the example at fault, and `InvalidMedia` for more bytes than a request may have.
+    """
+    read: list[list[EncodedMedia]] = []
+    num_bytes, limit = 0, intake.settings.max_body_bytes
+    for start in range(0, len(examples), MAX_CONCURRENT):
+        batch = enumerate(examples[start : start + MAX_CONCURRENT], start)
+        media = await asyncio.gather(*(_media(example, f"examples[{index}]", intake) for index, example in batch))
+        num_bytes += sum(len(item.data) for items in media for item in items if item.is_at_hand)
+        if num_bytes > limit:
+            raise InvalidMedia(f"{num_bytes} bytes of media in one request, the limit is {limit}", param="examples")
+        read += media
+    return [_new(example, media) for example, media in zip(examples, read, strict=True)]
+
+
+def _new(example: ExampleFields, media: Sequence[EncodedMedia]) -> NewExample:
+    return NewExample(
+        id=f"ex_{uuid.uuid4().hex}" if example.id is None else example.id,
+        media=tuple(media),
+        text=example.text,
+        label=example.label,
+        question=example.question,
+        metadata=example.metadata,
+    )
+
+
+async def _media(example: ExampleFields, param: str, intake: Intake) -> list[EncodedMedia]:
+    if example.image is None:
+        return [await intake.read(part, f"{param}.media[{i}]") for i, part in enumerate(example.parts())]
+    # the client named the short form
+    param = f"{param}.image"
+    try:
+        (media,) = [await intake.read(part, param) for part in example.parts()]
+    except ServerError as error:
+        error.param = param
+        raise
+    media.param = param
+    return [media]

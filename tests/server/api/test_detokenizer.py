@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from model.tokenizer import PromptTokenizer
-from server.api.detokenizer import Detokenizer, StopStrings, token_text
+from server.api.answer_text import Detokenizer, StopStrings, token_text
 from tests.tiny_models import PROMPT, byte_tokenizer, prompt_tokenizer
 
 BYTES = prompt_tokenizer()

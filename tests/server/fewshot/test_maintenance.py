@@ -13,6 +13,7 @@ from server.errors import DatabaseUnavailable
 from server.fewshot import maintenance as maintenance_module
 from server.fewshot.maintenance import Maintenance
 from server.media.source import source_digest
+from server.store.embeddings import EmbeddingStore
 from tests.server.conftest import data_url, image_part, picture
 from tests.server.fakes import FakeClient, eventually
 
@@ -33,7 +34,14 @@ async def create(http: httpx.AsyncClient, name: str, **fields: Any) -> None:
 @pytest.fixture
 def maintenance(app: FastAPI) -> Maintenance:
     services = app.state.services
-    return Maintenance(services.support_sets, services.warming, services.client, services.metrics, sweep_interval=3600)
+    return Maintenance(
+        services.support_sets,
+        EmbeddingStore(services.database),
+        services.warming,
+        services.client,
+        services.metrics,
+        sweep_interval=3600,
+    )
 
 
 def digests(*colours: str) -> set[bytes]:

@@ -82,8 +82,8 @@ async def test_an_error_names_the_invalid_field(
 @pytest.mark.parametrize(
     ("shot", "message"),
     [
-        ({"text": "a", "answer": "b"}, "two names of one field"),
-        ({"image": "x", "media": [image_part()]}, "two forms of one field"),
+        ({"text": "a", "answer": "b"}, "give either text or answer"),
+        ({"image": "x", "media": [image_part()]}, "give either image or media"),
         ({"caption": "a"}, "unknown parameter shots\\[0\\].caption"),
         ({"answer": 3}, "shots\\[0\\].text"),
     ],

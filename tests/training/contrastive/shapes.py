@@ -1,4 +1,4 @@
-"""Pictures of shapes in colours with their captions, as shards: what two towers can learn in half a minute."""
+"""Shards of images of coloured shapes with captions, which two towers can learn in half a minute."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from random import Random
 from PIL import Image, ImageDraw
 
 from tests.tiny_models import byte_tokenizer
-from training.contrastive.config import ContrastiveConfig, ImageConfig, PairsConfig, SpeedConfig, TextConfig
+from training.contrastive.config import ContrastiveConfig, ContrastiveOptimConfig, ImageConfig, PairsConfig, TextConfig
 from training.data.make import write_shards
 from training.data.shards import RawRecord
 
@@ -26,8 +26,8 @@ KINDS = [(colour, shape) for colour in COLOURS for shape in SHAPES]
 SIZE = 64
 
 
-def picture(colour: str, shape: str, rng: Random) -> bytes:
-    """Somewhere in the picture, of some size, on some pale ground."""
+def draw_shape(colour: str, shape: str, rng: Random) -> bytes:
+    """Draw a shape as PNG, at a random position, in a random size and on a random pale background."""
     image = Image.new("RGB", (SIZE, SIZE), tuple(rng.randint(225, 255) for _ in range(3)))
     draw = ImageDraw.Draw(image)
     r = rng.randint(18, 24)
@@ -52,19 +52,19 @@ def picture(colour: str, shape: str, rng: Random) -> bytes:
 
 
 def records(rounds: int, seed: str) -> list[RawRecord]:
-    """Every kind once a round, in the rounds' order: a window of one round has no caption twice."""
+    """Return every kind once per round, round by round, so that a window of one round contains no caption twice."""
     rng = Random(seed)
     return [
         RawRecord(
-            f"{turn}-{colour}-{shape}", {"png": picture(colour, shape, rng), "txt": f"a {colour} {shape}".encode()}
+            f"{number}-{colour}-{shape}", {"png": draw_shape(colour, shape, rng), "txt": f"a {colour} {shape}".encode()}
         )
-        for turn in range(rounds)
+        for number in range(rounds)
         for colour, shape in KINDS
     ]
 
 
 def make_run(folder: Path, *, steps: int, batch_size: int = len(KINDS), optimizer: str = "adam") -> ContrastiveConfig:
-    """Two sets, whose gradients are added up, and held-out pictures of every kind."""
+    """Write two sets and held-out images of every kind, and return a run over them."""
     (folder / "tokenizer.json").write_text(byte_tokenizer().to_str())
     for name in ("align", "ltip"):
         write_shards(records(4, name), folder / name, len(KINDS))
@@ -80,7 +80,7 @@ def make_run(folder: Path, *, steps: int, batch_size: int = len(KINDS), optimize
             PairsConfig(name=name, shards=str(folder / name / "*.tar"), batch_size=batch_size, window=len(KINDS))
             for name in ("align", "ltip")
         ),
-        optim=SpeedConfig(optimizer=optimizer, learning_rate=2e-3, warmup_steps=5),  # type: ignore[arg-type]
+        optim=ContrastiveOptimConfig(optimizer=optimizer, learning_rate=2e-3, warmup_steps=5),  # type: ignore[arg-type]
         joint_dim=64,
         label_smoothing=0.1,
         held_out=str(folder / "held" / "*.tar"),

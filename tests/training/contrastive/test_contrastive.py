@@ -1,6 +1,4 @@
-"""Contrastive pretraining: the loss is its definition, half a minute finds unseen pictures' captions, a killed run goes on
-as if it had not been, and the encoder is a model's.
-"""
+"""Tests of contrastive pretraining: the loss, clipping, learning on toy data, resuming, and the export of the encoder."""
 
 from __future__ import annotations
 
@@ -22,10 +20,10 @@ from model.checkpoint.vision_folder import load_vision_folder
 from model.config import ConfigError
 from tests.tiny_models import byte_tokenizer
 from tests.training import toy
-from tests.training.contrastive.shapes import KINDS, SIZE, make_run, picture
+from tests.training.contrastive.shapes import KINDS, SIZE, draw_shape, make_run
 from training.contrastive.__main__ import train
 from training.contrastive.config import ImageConfig, parse_config
-from training.contrastive.data import augmented
+from training.contrastive.data import augment
 from training.contrastive.towers import ImageTower, TextTower, contrastive_loss, recall, vision_config
 from training.contrastive.trainer import ContrastiveTrainer
 from training.data.stream import find_shards
@@ -43,25 +41,25 @@ def losses(trainer: ContrastiveTrainer) -> list[dict[str, float]]:
     return [dict(report.losses) for report in trainer.steps()]
 
 
-def test_the_loss_is_the_definition_both_ways_added() -> None:
+def test_the_loss_is_the_sum_of_both_directions_definitions() -> None:
     images, texts, scale, smoothing = unit(5, 0), unit(5, 1), torch.tensor(7.0), 0.1
     expected = 0.0
     for a, b in ((images, texts), (texts, images)):
         for row in range(5):
             logits = [float(scale * (a[row] * b[column]).sum()) for column in range(5)]
             log_total = math.log(sum(math.exp(x) for x in logits))
-            wanted = [smoothing / 5 + (1 - smoothing) * (column == row) for column in range(5)]
-            expected += sum(w * (log_total - x) for w, x in zip(wanted, logits, strict=True)) / 5
+            target = [smoothing / 5 + (1 - smoothing) * (column == row) for column in range(5)]
+            expected += sum(t * (log_total - x) for t, x in zip(target, logits, strict=True)) / 5
     assert float(contrastive_loss(images, texts, scale, smoothing)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_recall_counts_those_whose_nearest_is_their_own() -> None:
+def test_recall_counts_rows_whose_nearest_is_their_counterpart() -> None:
     images = torch.eye(4)
     assert recall(images, images) == (1.0, 1.0)
     assert recall(images, images[[1, 0, 2, 3]]) == (0.5, 0.5)
 
 
-def test_padding_changes_no_text() -> None:
+def test_padding_does_not_change_a_texts_embedding() -> None:
     config = parse_config(MINIMAL).text
     tower = TextTower(replace(config, dim=16, num_layers=2, num_heads=2, ffn_dim=32), 50, 8).eval()
     short, long = torch.tensor([[5, 6, 7]]), torch.tensor([[5, 6, 7, 9, 9], [1, 2, 3, 4, 5]])
@@ -69,7 +67,7 @@ def test_padding_changes_no_text() -> None:
     torch.testing.assert_close(tower(long, torch.tensor([3, 5]))[:1], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_half_a_minute_finds_the_captions_of_unseen_pictures(tmp_path: Path) -> None:
+def test_a_short_run_learns_to_match_held_out_images_and_captions(tmp_path: Path) -> None:
     trainer = ContrastiveTrainer(make_run(tmp_path, steps=50), CPU)
     shards = find_shards(trainer.config.held_out)
     before = trainer.recall(shards)
@@ -83,34 +81,34 @@ def test_half_a_minute_finds_the_captions_of_unseen_pictures(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("optimizer", "precision"), [("adam", "float32"), ("lamb", "bfloat16")])
-def test_a_run_that_was_killed_goes_on_with_the_same_losses_and_weights(
+def test_a_resumed_run_has_the_same_losses_and_weights(
     tmp_path: Path, optimizer: str, precision: Literal["float32", "bfloat16"]
 ) -> None:
     config = make_run(tmp_path, steps=5, batch_size=7, optimizer=optimizer)
     config = replace(config, image=replace(config.image, augment=True), precision=precision)
-    straight = ContrastiveTrainer(config, CPU)
-    whole = losses(straight)
-    killed = ContrastiveTrainer(config, CPU)
-    first = [dict(next(killed.steps()).losses) for _ in range(3)]
-    killed.save()
+    uninterrupted = ContrastiveTrainer(config, CPU)
+    expected_losses = losses(uninterrupted)
+    interrupted = ContrastiveTrainer(config, CPU)
+    first = [dict(next(interrupted.steps()).losses) for _ in range(3)]
+    interrupted.save()
     resumed = ContrastiveTrainer(config, CPU)
     assert resumed.resume() == 3
-    assert first + losses(resumed) == whole
-    expected = straight.towers.state_dict()
+    assert first + losses(resumed) == expected_losses
+    expected = uninterrupted.towers.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.towers.state_dict().items())
 
 
-def test_a_step_adds_up_both_sets_gradients(tmp_path: Path) -> None:
+def test_a_step_adds_the_gradients_of_both_sets(tmp_path: Path) -> None:
     config = make_run(tmp_path, steps=1, batch_size=6)
     config = replace(config, optim=replace(config.optim, image_clip=0.0, text_clip=0.0))
     both = ContrastiveTrainer(config, CPU)
     losses(both)
     total = [p.grad for p in both.towers.parameters()]
     parts = []
-    for one in config.sets:
-        alone = ContrastiveTrainer(replace(config, sets=(one,)), CPU)
-        losses(alone)
-        parts.append([p.grad for p in alone.towers.parameters()])
+    for data_set in config.sets:
+        single = ContrastiveTrainer(replace(config, sets=(data_set,)), CPU)
+        losses(single)
+        parts.append([p.grad for p in single.towers.parameters()])
     for whole, first, second in zip(total, *parts, strict=True):
         assert whole is not None
         assert first is not None
@@ -131,20 +129,22 @@ def test_each_tower_is_clipped_by_its_own_rule(tmp_path: Path) -> None:
     assert bool((gradient <= 0.01 * rows.clamp(min=1e-3) * 1.001).all())
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_moves_nothing(tmp_path: Path) -> None:
+def test_a_nonfinite_loss_stops_the_run_before_the_update(tmp_path: Path) -> None:
     trainer = ContrastiveTrainer(make_run(tmp_path, steps=2, batch_size=6), CPU)
     with torch.no_grad():
         trainer.towers.log_scale.fill_(torch.nan)
     before = trainer.towers.text.projection.weight.clone()
-    with pytest.raises(NonFiniteLoss, match="step 0: align, ltip, gradient norm is no number"):
+    with pytest.raises(NonFiniteLoss, match="step 0: align is nan, ltip is nan, gradient norm is nan; no weight"):
         losses(trainer)
     assert torch.equal(trainer.towers.text.projection.weight, before)
 
 
-def test_the_encoder_takes_a_models_place_and_is_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_encoder_replaces_a_models_encoder_and_can_be_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer = ContrastiveTrainer(make_run(tmp_path, steps=2, batch_size=6), CPU)
     folder = train(trainer)
-    assert "recall at 1, held out: image to text" in capsys.readouterr().out
+    assert "recall at 1 on held-out pairs: image to text" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "out" / "checkpoints").iterdir()) == ["step-00000002.pt"]
     encoder = load_vision_folder(folder)
     pixels = torch.randn(1, 3, SIZE, SIZE)
@@ -159,7 +159,7 @@ def test_the_encoder_takes_a_models_place_and_is_served(tmp_path: Path, capsys: 
     assert all(torch.equal(tensor, served.vision.state_dict()[name]) for name, tensor in encoder.state_dict().items())
 
 
-def test_what_is_no_vision_folder_is_named(tmp_path: Path) -> None:
+def test_an_invalid_vision_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no vision folder"):
         load_vision_folder(tmp_path)
     folder = ContrastiveTrainer(make_run(tmp_path, steps=1, batch_size=6), CPU).export()
@@ -170,7 +170,7 @@ def test_what_is_no_vision_folder_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [f"{kind}_f{n}" for kind in ("nfnet", "dm_nfnet") for n in range(7)])
-def test_the_papers_networks_are_built_by_name(name: str) -> None:
+def test_the_papers_networks_can_be_built_by_name(name: str) -> None:
     config = vision_config(ImageConfig(architecture=name))
     assert (config.feature_dim, config.num_patches) == (3072, 81)
     with torch.device("meta"):
@@ -180,14 +180,15 @@ def test_the_papers_networks_are_built_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("resnet_of_dreams", "is no model of timm"), ("test_vit", "no map of channels first")]
+    ("name", "message"),
+    [("resnet_of_dreams", "is not a model of timm"), ("test_vit", "must be a channels-first map")],
 )
-def test_networks_that_cannot_be_read_are_refused(name: str, message: str) -> None:
+def test_unsupported_networks_are_refused(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         vision_config(ImageConfig(architecture=name, image_size=160))
 
 
-def test_batch_norms_learn_here_though_the_encoder_is_frozen_everywhere_else() -> None:
+def test_the_image_towers_batch_norms_update_their_statistics_in_training_mode() -> None:
     tower = ImageTower(vision_config(ImageConfig(architecture="test_resnet", image_size=64)), 8).train()
     before = {name: tensor.clone() for name, tensor in tower.named_buffers() if "running_mean" in name}
     tower(torch.randn(4, 3, 64, 64))
@@ -197,16 +198,16 @@ def test_batch_norms_learn_here_though_the_encoder_is_frozen_everywhere_else() -
     assert not [module for module in tower.modules() if module.training]
 
 
-def test_augmented_pictures_differ_and_are_the_same_again() -> None:
+def test_augmented_images_depend_on_the_seed_alone() -> None:
     square = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    seen = [augmented(square, Random(seed)) for seed in range(6)]
-    assert all(one.shape == square.shape and one.dtype == np.uint8 for one in seen)
-    assert len({one.tobytes() for one in seen}) == 6
-    assert np.array_equal(seen[0], augmented(square, Random(0)))
+    images = [augment(square, Random(seed)) for seed in range(6)]
+    assert all(image.shape == square.shape and image.dtype == np.uint8 for image in images)
+    assert len({image.tobytes() for image in images}) == 6
+    assert np.array_equal(images[0], augment(square, Random(0)))
 
 
-def test_pictures_of_a_kind_differ() -> None:
-    assert picture("red", "bar", Random(0)) != picture("red", "bar", Random(1))
+def test_images_of_a_kind_differ() -> None:
+    assert draw_shape("red", "bar", Random(0)) != draw_shape("red", "bar", Random(1))
 
 
 MINIMAL: dict[str, object] = {
@@ -218,7 +219,7 @@ MINIMAL: dict[str, object] = {
 }
 
 
-def test_a_minimal_run_has_the_papers_choices() -> None:
+def test_a_minimal_run_has_the_papers_defaults() -> None:
     config = parse_config(MINIMAL)
     assert (config.joint_dim, config.label_smoothing, config.image.image_size) == (1376, 0.1, 288)
     assert (config.optim.image_clip, config.optim.text_clip, config.optim.learning_rate) == (0.01, 10.0, 1e-3)
@@ -229,13 +230,14 @@ def test_a_minimal_run_has_the_papers_choices() -> None:
     [
         ({"steppes": 1}, "config: unknown key steppes"),
         ({"optim": {"optimizer": "sgd"}}, "config.optim.optimizer: 'sgd' is none of 'adam', 'lamb'"),
-        ({"sets": []}, "sets must be some"),
-        ({"sets": [{"name": "a", "shards": "x", "batch_size": 1}]}, "batch_size is 1, a contrast needs 2"),
+        ({"sets": []}, "sets is empty, must list at least one set"),
+        ({"sets": [{"name": "a", "shards": "x"}] * 2}, "sets must have different names: a, a"),
+        ({"sets": [{"name": "a", "shards": "x", "batch_size": 1}]}, "batch_size is 1, must be at least 2"),
         ({"temperature": 0}, "temperature is 0.0, must be positive"),
         ({"label_smoothing": 1}, "label_smoothing is 1.0"),
         ({"text": {"tokenizer": "t", "dim": 10, "num_heads": 3}}, "text.dim 10 is not a multiple of text.num_heads 3"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(change: dict[str, object], message: str) -> None:
+def test_an_invalid_configuration_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config({**MINIMAL, **change})

@@ -1,4 +1,4 @@
-"""Shards from a folder and from a JSONL, through the command, and read back by the stream that trains on them."""
+"""Tests of the command that builds shards from a folder or a JSONL file, whose shards the training stream reads."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_a_folder_of_pictures_with_texts(tmp_path: Path) -> None:
+def test_a_folder_of_images_with_texts(tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "deep").mkdir(parents=True)
-    for place, (name, colour) in enumerate(COLOURS.items()):
-        file = (source / "deep" if place % 2 else source) / f"{name}.png"
+    for i, (name, colour) in enumerate(COLOURS.items()):
+        file = (source / "deep" if i % 2 else source) / f"{name}.png"
         file.write_bytes(png(colour))
         file.with_suffix(".txt").write_text(name)
     (source / "unnamed.png").write_bytes(png((1, 2, 3)))
@@ -37,7 +37,7 @@ def test_a_folder_of_pictures_with_texts(tmp_path: Path) -> None:
     assert texts == set(COLOURS)
 
 
-def test_a_jsonl_of_documents_is_read_back_as_it_was(tmp_path: Path) -> None:
+def test_a_jsonl_of_documents_is_read_back_unchanged(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(COLOURS["red"]))
     lines = tmp_path / "source.jsonl"
     lines.write_text(json.dumps({"texts": ["see", None, "red"], "images": [None, "a.png", None]}) + "\n")
@@ -50,7 +50,7 @@ def test_a_jsonl_of_documents_is_read_back_as_it_was(tmp_path: Path) -> None:
     assert len(prepared.media) == 1
 
 
-def test_a_line_that_cannot_be_a_record_is_named(tmp_path: Path) -> None:
+def test_an_invalid_line_is_named_in_the_error(tmp_path: Path) -> None:
     lines = tmp_path / "source.jsonl"
     lines.write_text('{"image": "absent.png", "text": "x"}\n')
     finished = make(str(lines), "--out", str(tmp_path / "shards"))

@@ -1,4 +1,4 @@
-"""Shards: records whole, an order that follows from the seed, resumed anywhere, dealt out without loss or doubling."""
+"""Tests of shards: complete records, an order determined by the seed, resuming, and distribution over streams."""
 
 from __future__ import annotations
 
@@ -27,44 +27,44 @@ def numbers(shards: list[Path], count: int, *, start: Position | None = None, in
     return [int(record.files["txt"]) for _, record in islice(stream, count)]
 
 
-def test_files_of_one_name_are_one_record(shards: list[Path]) -> None:
+def test_files_with_the_same_name_form_one_record(shards: list[Path]) -> None:
     first = next(read_shard(shards[0]))
     assert first == RawRecord("000000.tar/000000000", {"txt": b"0", "0.png": b"x", "json": b"{}"})
     assert len(list(read_shard(shards[-1]))) == COUNT % 5
     assert [record.files.get("txt") for record in read_shard(shards[0], skip=3)] == [b"3", b"4"]
 
 
-def test_an_epoch_gives_every_record_once_and_the_next_in_another_order(shards: list[Path]) -> None:
-    two = numbers(shards, 2 * COUNT)
-    assert sorted(two[:COUNT]) == sorted(two[COUNT:]) == list(range(COUNT))
-    assert two[:COUNT] != two[COUNT:] != list(range(COUNT))
-    assert numbers(shards, COUNT) == two[:COUNT]
+def test_an_epoch_yields_every_record_once_in_an_order_of_its_own(shards: list[Path]) -> None:
+    two_epochs = numbers(shards, 2 * COUNT)
+    assert sorted(two_epochs[:COUNT]) == sorted(two_epochs[COUNT:]) == list(range(COUNT))
+    assert two_epochs[:COUNT] != two_epochs[COUNT:] != list(range(COUNT))
+    assert numbers(shards, COUNT) == two_epochs[:COUNT]
 
 
-@pytest.mark.parametrize("taken", range(1, 2 * COUNT, 4))
-def test_any_position_goes_on_as_if_nothing_had_happened(shards: list[Path], taken: int) -> None:
+@pytest.mark.parametrize("num_taken", range(1, 2 * COUNT, 4))
+def test_a_stream_resumes_from_any_position(shards: list[Path], num_taken: int) -> None:
     stream = stream_records(shards, seed=7, window=3, index=0, num_streams=1, start=Position())
-    position = next(islice(stream, taken - 1, None))[0]
-    assert numbers(shards, 10, start=position) == numbers(shards, taken + 10)[taken:]
+    position = next(islice(stream, num_taken - 1, None))[0]
+    assert numbers(shards, 10, start=position) == numbers(shards, num_taken + 10)[num_taken:]
 
 
-def test_streams_share_an_epoch_out(shards: list[Path]) -> None:
-    given: list[int] = []
+def test_streams_divide_an_epoch(shards: list[Path]) -> None:
+    yielded: list[int] = []
     for index in (0, 1):
         stream = stream_records(shards, seed=7, window=3, index=index, num_streams=2, start=Position())
         for position, record in stream:
             if position.epoch:
                 break
-            given.append(int(record.files["txt"]))
-    assert sorted(given) == list(range(COUNT))
+            yielded.append(int(record.files["txt"]))
+    assert sorted(yielded) == list(range(COUNT))
 
 
 def test_more_streams_than_shards_are_refused(shards: list[Path]) -> None:
-    with pytest.raises(ShardError, match="5 shards cannot be dealt to 6 streams"):
+    with pytest.raises(ShardError, match="5 shards cannot be distributed over 6 streams"):
         numbers(shards, 1, of=6)
 
 
-def test_shards_without_a_record_are_an_error_and_not_an_endless_search(tmp_path: Path) -> None:
+def test_shards_without_records_raise_an_error(tmp_path: Path) -> None:
     write_shards([RawRecord("0", {})], tmp_path, 1)
     with pytest.raises(ShardError, match="hold no record"):
         numbers(list(tmp_path.glob("*.tar")), 1)

@@ -1,4 +1,4 @@
-"""Examples as a step gets them: media decoded, bad records counted and named, positions that include them."""
+"""Tests of the stream of examples: decoded media, bad records that are counted and logged, and resuming."""
 
 from __future__ import annotations
 
@@ -31,43 +31,44 @@ BROKEN = RawRecord("broken", {"png": b"\x89PNG\r\n\x1a\n", "txt": b"red"})
 SILENT = RawRecord("silent", {"png": png(COLOURS["red"]), "txt": b""})
 
 
-def test_a_picture_is_the_encoder_s_pixels(tmp_path: Path) -> None:
+def test_an_image_becomes_the_encoders_pixels(tmp_path: Path) -> None:
     prepared = stream(tmp_path, [GOOD]).take()
     (pixels,) = prepared.media.values()
     assert pixels.shape == (1, 3, 8, 8)
     assert pixels[0, :, 0, 0].tolist() == [1.0, -1.0, -1.0]
 
 
-def test_bad_records_are_passed_over_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_records_are_skipped_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     records = stream(tmp_path, [GOOD, BROKEN, SILENT, GOOD])
     with caplog.at_level(logging.WARNING):
-        for _ in range(5):  # two epochs whole, and one begun
+        for _ in range(5):  # two complete epochs and the beginning of a third
             records.take()
-    counts = records.complaints.counts
+    counts = records.bad_records.counts
     assert counts.keys() == {"media cannot be decoded", "no text"}
     assert all(count in (2, 3) for count in counts.values())
-    assert any("toy: 000000.tar/000000001 passed over: media cannot be decoded" in line for line in caplog.messages)
+    line = "set toy: skipped record 000000.tar/000000001: media cannot be decoded"
+    assert any(line in message for message in caplog.messages)
 
 
-def test_a_position_goes_on_behind_bad_records(tmp_path: Path) -> None:
+def test_a_stream_resumes_after_bad_records(tmp_path: Path) -> None:
     texts = [RawRecord(str(n), {"png": png((n * 20, 0, 0)), "txt": f"{n}".encode()}) for n in range(6)]
-    mixed = [one for text in texts for one in (text, BROKEN)]
-    whole, cut = (stream(tmp_path / name, mixed, window=4) for name in ("a", "b"))
-    expected = [whole.take().tokens for _ in range(12)]
-    first = [cut.take().tokens for _ in range(4)]
-    state = cut.state()
-    rest = stream(tmp_path / "b2", mixed, window=4)
-    rest.load_state(state)
-    assert first + [rest.take().tokens for _ in range(8)] == expected
+    mixed = [record for text in texts for record in (text, BROKEN)]
+    uninterrupted, interrupted = (stream(tmp_path / name, mixed, window=4) for name in ("a", "b"))
+    expected = [uninterrupted.take().tokens for _ in range(12)]
+    first = [interrupted.take().tokens for _ in range(4)]
+    state = interrupted.state()
+    resumed = stream(tmp_path / "b2", mixed, window=4)
+    resumed.load_state(state)
+    assert first + [resumed.take().tokens for _ in range(8)] == expected
 
 
-def test_nothing_but_bad_records_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.data.stream.MOST_BAD_IN_A_ROW", 10)
+def test_too_many_bad_records_in_a_row_raise_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.data.stream.MAX_BAD_IN_A_ROW", 10)
     with pytest.raises(ShardError, match=r"set toy: 10 bad records in a row: .*'no text': 10"):
         stream(tmp_path, [SILENT]).take()
 
 
-def test_no_shards_is_an_error(tmp_path: Path) -> None:
+def test_a_pattern_without_shards_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="no shard matches"):
         find_shards(str(tmp_path / "*.tar"))
 
@@ -86,7 +87,7 @@ def clip(seconds: int) -> bytes:
     return out.getvalue()
 
 
-def test_a_clip_is_a_frame_a_second(tmp_path: Path) -> None:
+def test_a_clip_has_one_frame_per_second(tmp_path: Path) -> None:
     videos = stream(tmp_path, [RawRecord("v", {"mp4": clip(3), "txt": b"grey"})], kind="videos")
     (pixels,) = videos.take().media.values()
     assert pixels.shape == (3, 3, 8, 8)

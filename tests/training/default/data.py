@@ -1,4 +1,4 @@
-"""A data folder as `training.default_data` makes one, of random features: enough labels for every kind of sequence."""
+"""A data folder like that of `training.default_data`, with random features and enough labels for every kind of sequence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sequences of the second stage: the same by number, nothing held out in them, a word learned only once it was taught."""
+"""Tests of the default model's sequences: determined by their number, free of held-out data, targets only when taught."""
 
 from __future__ import annotations
 
@@ -10,21 +10,16 @@ import torch
 
 from model.tokenizer import PromptTokenizer
 from tests.tiny_models import CONFIGS, PROMPT, byte_tokenizer, prompt_tokenizer, tiny_model
-from tests.training.default.data import make_folder
 from training.batch import collate
 from training.default import episodes as episodes_module
-from training.default.alignment import AlignmentLoss, Alignments, label_ids
+from training.default.alignment import AlignmentLoss, AlignmentPairs, encode_labels
 from training.default.catalogue import Catalogue, row_of
-from training.default.discriminants import Discriminants, discriminants
-from training.default.episodes import LIMITS, MAKERS, Episodes, Item, Maker, as_example, novel_words
-from training.default.states import one_image
+from training.default.discriminants import Discriminants
+from training.default.episodes import LIMITS, MAKERS, Episodes, Item, Maker, build_example, novel_words
+from training.default.states import single_image_prompt
 from training.default.words import HELD_OUT_WORDS, TRAINED_WORDS, common_words
-from training.default_data.split import held_out, held_out_image
-
-
-@pytest.fixture(scope="module")
-def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
-    return Catalogue(make_folder(tmp_path_factory.mktemp("data")))
+from training.default_data.split import is_held_out, is_held_out_image
+from training.mixture import merge_media
 
 
 @pytest.fixture(scope="module")
@@ -36,78 +31,74 @@ def items(episodes: Episodes, make: Maker, seed: int) -> list[Item]:
     return make(episodes, episodes.pool(Random(seed)), Random(seed))
 
 
-def test_nothing_held_out_is_trained_on(catalogue: Catalogue) -> None:
+def test_training_rows_exclude_held_out_data(catalogue: Catalogue) -> None:
     for rows in (*catalogue.labels.values(), *catalogue.categories.values()):
         for record in (catalogue.records[row] for row in rows):
             assert record.trains
-            assert not held_out(record.label)
-            assert not held_out(record.category)
-            assert not held_out_image(record.image)
-    assert all(held_out(label) for label in catalogue.held_out_labels)
+            assert not is_held_out(record.label)
+            assert not is_held_out(record.category)
+            assert not is_held_out_image(record.image)
+    assert all(is_held_out(label) for label in catalogue.held_out_labels)
     assert set(catalogue.photographs) == {
         f"photo {kind}" for kind in ("animal", "fruit", "tool", "vehicle", "plant", "cloth")
     }
 
 
-def test_unseen_images_are_of_known_labels(catalogue: Catalogue) -> None:
-    trained = {row for rows in catalogue.labels.values() for row in rows}
-    unseen = {row for rows in catalogue.unseen_images.values() for row in rows}
-    assert unseen
-    assert not unseen & trained
+def test_unseen_images_have_known_labels(catalogue: Catalogue) -> None:
+    training_rows = {row for rows in catalogue.labels.values() for row in rows}
+    unseen_rows = {row for rows in catalogue.unseen_images.values() for row in rows}
+    assert unseen_rows
+    assert not unseen_rows & training_rows
     assert catalogue.unseen_images.keys() <= catalogue.labels.keys()
 
 
 @pytest.mark.parametrize("make", [maker for maker, _ in MAKERS], ids=lambda maker: maker.__name__)
 @pytest.mark.parametrize("seed", range(6))
-def test_every_kind_of_sequence(episodes: Episodes, catalogue: Catalogue, make: Maker, seed: int) -> None:
-    made = items(episodes, make, seed)
-    assert 0 < len(made) <= LIMITS.max_media
-    assert any(one.is_learned for one in made)
+def test_every_kind_of_sequence_has_targets_and_training_rows(
+    episodes: Episodes, catalogue: Catalogue, make: Maker, seed: int
+) -> None:
+    sequence = items(episodes, make, seed)
+    assert 0 < len(sequence) <= LIMITS.max_media
+    assert any(item.is_learned for item in sequence)
     allowed = {row for rows in (*catalogue.labels.values(), *catalogue.categories.values()) for row in rows}
-    assert {one.row for one in made} <= allowed
+    assert {item.row for item in sequence} <= allowed
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_novel_word_is_learned_from_its_second_image_on(episodes: Episodes, seed: int) -> None:
-    seen: dict[str, set[str]] = {}
-    for one in items(episodes, novel_words, seed):
-        label = episodes.catalogue.records[one.row].label
-        assert one.answer in TRAINED_WORDS
-        assert one.is_learned == (one.answer in seen)
-        seen.setdefault(one.answer, set()).add(label)
-    assert all(len(labels) == 1 for labels in seen.values())
+def test_a_novel_word_is_a_target_from_its_second_image_on(episodes: Episodes, seed: int) -> None:
+    labels_by_word: dict[str, set[str]] = {}
+    for item in items(episodes, novel_words, seed):
+        label = episodes.catalogue.records[item.row].label
+        assert item.answer in TRAINED_WORDS
+        assert item.is_learned == (item.answer in labels_by_word)
+        labels_by_word.setdefault(item.answer, set()).add(label)
+    assert all(len(labels) == 1 for labels in labels_by_word.values())
 
 
-def test_a_number_is_a_sequence_and_neighbours_share_images(episodes: Episodes) -> None:
+def test_a_sequence_is_determined_by_its_number_and_a_step_shares_images(episodes: Episodes) -> None:
     first = [episodes(number) for number in range(8)]
-    assert [one.tokens for one in first] == [episodes(number).tokens for number in range(8)]
-    rows = {row_of(media) for one in first for media in one.media}
+    assert [example.tokens for example in first] == [episodes(number).tokens for number in range(8)]
+    rows = {row_of(media) for example in first for media in example.media}
     assert len(rows) <= 10 * 4 + 4 * 3
 
 
 @pytest.fixture
-def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests' tokenizer writes words in many tokens."""
+def long_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raise the limit of tokens, because the tests' tokenizer writes a word in many tokens."""
     monkeypatch.setattr(episodes_module, "LIMITS", replace(LIMITS, max_tokens=2048))
 
 
-@pytest.fixture(scope="module")
-def found(catalogue: Catalogue) -> Discriminants:
-    things = [torch.stack([catalogue.pooled(row) for row in rows]) for rows in catalogue.labels.values()]
-    return discriminants(things, torch.randn(20, things[0].shape[1], generator=torch.Generator().manual_seed(0)), 8)
-
-
-@pytest.mark.usefixtures("roomy")
-def test_discriminants_turn_together_in_a_step_and_anew_in_the_next(
-    catalogue: Catalogue, found: Discriminants, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("long_sequences")
+def test_all_images_of_a_step_are_rotated_alike_and_each_step_differently(
+    catalogue: Catalogue, discriminants: Discriminants, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(episodes_module, "view", lambda features, rng: features)
-    turned = Episodes(catalogue, prompt_tokenizer(), 0, 4, found)
+    monkeypatch.setattr(episodes_module, "random_view", lambda features, rng: features)
+    turned = Episodes(catalogue, prompt_tokenizer(), 0, 4, discriminants)
     rotations = []
     for step in range(2):
-        shown = {m: f for number in range(4 * step, 4 * step + 4) for m, f in turned(number).media.items()}
-        before = found(torch.cat([catalogue.features(row_of(media)) for media in shown]).float().flatten(0, 1))
-        after = found(torch.cat(list(shown.values())).flatten(0, 1))
+        media = merge_media(turned(number) for number in range(4 * step, 4 * step + 4))
+        before = discriminants(torch.cat([catalogue.features(row_of(key)) for key in media]).float().flatten(0, 1))
+        after = discriminants(torch.cat(list(media.values())).flatten(0, 1))
         rotation = torch.linalg.lstsq(before, after).solution
         torch.testing.assert_close(before @ rotation, after, atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(rotation @ rotation.T, torch.eye(8), atol=1e-3, rtol=0)
@@ -115,44 +106,44 @@ def test_discriminants_turn_together_in_a_step_and_anew_in_the_next(
     assert (rotations[0] - rotations[1]).norm() > 1
 
 
-@pytest.mark.usefixtures("roomy")
+@pytest.mark.usefixtures("long_sequences")
 @pytest.mark.parametrize("number", range(12))
-def test_turned_sequences_teach_novel_words_alone(catalogue: Catalogue, found: Discriminants, number: int) -> None:
+def test_turned_sequences_teach_only_novel_words(
+    catalogue: Catalogue, discriminants: Discriminants, number: int
+) -> None:
     tokenizer = prompt_tokenizer()
-    tokens = Episodes(catalogue, tokenizer, 0, 4, found)(number).tokens
-    said = tokenizer.decode([t for t, is_target in zip(tokens.token_ids, tokens.target, strict=True) if is_target])
-    assert any(word in said for word in TRAINED_WORDS)
-    assert not any(label in said for label in catalogue.labels)
+    tokens = Episodes(catalogue, tokenizer, 0, 4, discriminants)(number).tokens
+    targets = tokenizer.decode([t for t, is_target in zip(tokens.token_ids, tokens.target, strict=True) if is_target])
+    assert any(word in targets for word in TRAINED_WORDS)
+    assert not any(label in targets for label in catalogue.labels)
 
 
-def test_answers_and_their_ends_are_what_is_learned(episodes: Episodes) -> None:
-    made = items(episodes, novel_words, 3)
-    example = as_example("it", made)
+def test_only_answers_and_their_ends_are_targets(episodes: Episodes) -> None:
+    sequence = items(episodes, novel_words, 3)
+    example = build_example("it", sequence)
     assert example.answers is not None
-    assert len(example.answers) == 2 * sum(one.is_learned for one in made)
+    assert len(example.answers) == 2 * sum(item.is_learned for item in sequence)
 
 
 def test_alignment_pairs_two_images_of_a_label(catalogue: Catalogue) -> None:
-    pairs = Alignments(catalogue, prompt_tokenizer(), seed=0)
+    pairs = AlignmentPairs(catalogue, prompt_tokenizer(), seed=0)
     for number in range(0, 10, 2):
-        one, other = pairs(number), pairs(number + 1)
-        assert one.tokens.token_ids == other.tokens.token_ids
-        assert one.tokens.media != other.tokens.media
-        label = pairs.labels[one.tokens.token_ids[-1]]
-        assert {catalogue.records[row_of(m)].label for p in (one, other) for m in p.tokens.media} == {label}
+        first, second = pairs(number), pairs(number + 1)
+        assert first.tokens.token_ids == second.tokens.token_ids
+        assert first.tokens.media != second.tokens.media
+        label = pairs.labels[first.tokens.token_ids[-1]]
+        assert {catalogue.records[row_of(m)].label for p in (first, second) for m in p.tokens.media} == {label}
 
 
-def test_alignment_is_lower_where_images_fit_their_labels(catalogue: Catalogue, found: Discriminants) -> None:
-    """A few steps of descent on one batch: the loss can be learned at all, through the gates."""
+def test_a_few_steps_of_descent_lower_the_alignment_loss(catalogue: Catalogue, discriminants: Discriminants) -> None:
     tokenizer = prompt_tokenizer()
     model = tiny_model(CONFIGS["flamingo"]).requires_grad_(False)
     for part in (model.resampler, model.gated):
         part.requires_grad_(True)
-    pairs = Alignments(catalogue, tokenizer, seed=0)
-    loss = AlignmentLoss(model, label_ids(pairs.labels, tokenizer), one_image(tokenizer), found)
-    prepared = [pairs(number) for number in range(16)]
-    media = {digest: shown for one in prepared for digest, shown in one.media.items()}
-    batch = collate([one.tokens for one in prepared], media, torch.device("cpu"))
+    pairs = AlignmentPairs(catalogue, tokenizer, seed=0)
+    loss = AlignmentLoss(model, encode_labels(pairs.labels, tokenizer), single_image_prompt(tokenizer), discriminants)
+    examples = [pairs(number) for number in range(16)]
+    batch = collate([example.tokens for example in examples], merge_media(examples), torch.device("cpu"))
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=3e-3)
     values = []
     for _ in range(12):
@@ -164,12 +155,12 @@ def test_alignment_is_lower_where_images_fit_their_labels(catalogue: Catalogue, 
     assert values[-1] < 0.8 * values[0]
 
 
-def test_words_are_all_made_up_or_all_common(catalogue: Catalogue) -> None:
-    marked = byte_tokenizer()
-    marked.add_tokens([" house", " green", " Paris", " it", " x9y", "tree", f" {HELD_OUT_WORDS[0]}"])
-    tokenizer = PromptTokenizer(marked, byte_tokenizer(), PROMPT)
+def test_words_are_all_invented_or_all_common(catalogue: Catalogue) -> None:
+    extended = byte_tokenizer()
+    extended.add_tokens([" house", " green", " Paris", " it", " x9y", "tree", f" {HELD_OUT_WORDS[0]}"])
+    tokenizer = PromptTokenizer(extended, byte_tokenizer(), PROMPT)
     assert common_words(tokenizer) == ("house", "green")
     episodes = Episodes(catalogue, tokenizer, seed=0, per_pool=8)
-    drawn = [episodes.words(2, Random(seed)) for seed in range(40)]
-    assert all(set(words) == {"house", "green"} or set(words) <= set(TRAINED_WORDS) for words in drawn)
-    assert len({set(words) <= set(TRAINED_WORDS) for words in drawn}) == 2
+    word_lists = [episodes.words(2, Random(seed)) for seed in range(40)]
+    assert all(set(words) == {"house", "green"} or set(words) <= set(TRAINED_WORDS) for words in word_lists)
+    assert len({set(words) <= set(TRAINED_WORDS) for words in word_lists}) == 2

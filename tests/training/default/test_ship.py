@@ -1,4 +1,4 @@
-"""What is shipped of a run is its bridge, and nothing of the experts."""
+"""Test that only the bridge of a run is shipped, and nothing of the experts."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def test_a_runs_bridge_is_shipped(tmp_path: Path) -> None:
     shipped = load_bridge(tmp_path / "bridge.safetensors")
     assert shipped.keys() == {name for name in tensors if is_bridge(name)}
     for name, tensor in shipped.items():
-        # 8 bits a row of the larger matrices
+        # the larger matrices are stored as rows of 8 bits
         assert float((tensor - tensors[name]).abs().max()) <= float(tensors[name].abs().max()) / 200

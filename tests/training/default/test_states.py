@@ -1,4 +1,4 @@
-"""What the first layers hold of a picture: of each page its own, and as the whole forward has it."""
+"""Tests of the first layers' states: one per page, and equal to those of the whole forward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from training.default.states import early_states, media_states
 PROMPT = (5, 256, 9)
 
 
-def test_each_page_is_shown_alone() -> None:
+def test_each_pages_state_is_independent_of_the_other_pages() -> None:
     model = tiny_model(CONFIGS["flamingo"])
     config = model.config.resampler
     tokens = torch.randn(3, config.num_latents, config.dim, generator=torch.Generator().manual_seed(0))
@@ -23,7 +23,7 @@ def test_each_page_is_shown_alone() -> None:
     assert not torch.allclose(states[0], states[1], atol=1e-3)
 
 
-def test_they_are_the_states_that_the_decoder_goes_on_from() -> None:
+def test_early_states_equal_those_of_the_whole_forward() -> None:
     model = tiny_model(CONFIGS["flamingo"])
     config = model.config.resampler
     media = model.fresh_media(torch.randn(1, config.num_latents, config.dim))

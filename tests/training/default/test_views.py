@@ -1,4 +1,4 @@
-"""A view is another picture of the same thing: each change alone can be read back from the places and the channels."""
+"""Tests of random views: each change alone can be read from the positions and channels of the result."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from training.default import views
-from training.default.views import view
+from training.default.views import random_view
 
 
-class Drawn(Random):
-    """Draws what it is told."""
+class FixedRandom(Random):
+    """A random generator that returns fixed values."""
 
     def __init__(self, mirrored: bool, down: int, right: int) -> None:
         super().__init__(0)
@@ -26,8 +26,8 @@ class Drawn(Random):
 
 
 @pytest.fixture
-def places() -> torch.Tensor:
-    return torch.arange(9.0).repeat(2, 4, 1).permute(0, 2, 1).contiguous()  # [2, 9, 4]: each place holds its number
+def features() -> torch.Tensor:
+    return torch.arange(9.0).repeat(2, 4, 1).permute(0, 2, 1).contiguous()  # [2, 9, 4]: each position holds its index
 
 
 @pytest.mark.parametrize(
@@ -39,23 +39,23 @@ def places() -> torch.Tensor:
         (False, 0, -1, [1, 2, 2, 4, 5, 5, 7, 8, 8]),
     ],
 )
-def test_places_move(
-    monkeypatch: pytest.MonkeyPatch, places: torch.Tensor, mirrored: bool, down: int, right: int, expected: list[int]
+def test_positions_are_mirrored_and_shifted(
+    monkeypatch: pytest.MonkeyPatch, features: torch.Tensor, mirrored: bool, down: int, right: int, expected: list[int]
 ) -> None:
     monkeypatch.setattr(views, "JITTER", 0.0)
-    seen = view(places, Drawn(mirrored, down, right))
-    assert seen.shape == places.shape
-    assert (seen == torch.tensor(expected, dtype=torch.float32)[None, :, None]).all()
+    result = random_view(features, FixedRandom(mirrored, down, right))
+    assert result.shape == features.shape
+    assert (result == torch.tensor(expected, dtype=torch.float32)[None, :, None]).all()
 
 
-def test_a_channel_has_one_gain_near_one(places: torch.Tensor) -> None:
+def test_each_channel_has_one_gain_near_one(features: torch.Tensor) -> None:
     ones = torch.ones(2, 9, 1000, dtype=torch.float16)
-    seen = view(ones, Random(5))
-    assert seen.dtype == torch.float16
-    assert (seen == seen[:1, :1]).all()
-    assert 0.05 < float(seen[0, 0].float().log().std()) < 0.2
+    result = random_view(ones, Random(5))
+    assert result.dtype == torch.float16
+    assert (result == result[:1, :1]).all()
+    assert 0.05 < float(result[0, 0].float().log().std()) < 0.2
 
 
-def test_a_seed_is_a_view(places: torch.Tensor) -> None:
-    assert torch.equal(view(places, Random(3)), view(places, Random(3)))
-    assert len({view(places, Random(seed)).numpy().tobytes() for seed in range(8)}) == 8
+def test_a_view_is_determined_by_its_seed(features: torch.Tensor) -> None:
+    assert torch.equal(random_view(features, Random(3)), random_view(features, Random(3)))
+    assert len({random_view(features, Random(seed)).numpy().tobytes() for seed in range(8)}) == 8

@@ -1,4 +1,4 @@
-"""Packages to pictures, on toy packages: icons drawn and named, clip art labelled, photographs told from drawings."""
+"""Tests of building images from toy packages: rendered icons, labelled clip art, and photographs without drawings."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def emojibase(tmp_path: Path) -> Path:
     )
 
 
-def test_icons_are_drawn_under_their_concept_s_name(tmp_path: Path, emojibase: Path) -> None:
+def test_icons_are_rendered_under_their_concepts_name(tmp_path: Path, emojibase: Path) -> None:
     icons = {"width": 16, "icons": {"dog-face": {"body": ICON}, "flag-for-peru": {"body": ICON}, "odd": {"body": ICON}}}
     file = package(tmp_path / "noto.tgz", {"icons.json": icons})
     ((image, record),) = read(BY_NAME["noto"], file, tmp_path, Concepts(emojibase))
@@ -65,38 +65,38 @@ def test_icons_are_drawn_under_their_concept_s_name(tmp_path: Path, emojibase: P
     assert image.convert("RGB").getpixel((100, 100)) == (255, 0, 0)
 
 
-def test_pictures_by_code(tmp_path: Path, emojibase: Path) -> None:
-    picture = io.BytesIO()
-    Image.new("RGBA", (4, 4)).save(picture, "WEBP")
-    file = package(tmp_path / "3d.tgz", {"assets/1f436-fe0f.webp": picture.getvalue(), "assets/0031.webp": b""})
+def test_webp_images_are_found_by_code(tmp_path: Path, emojibase: Path) -> None:
+    webp = io.BytesIO()
+    Image.new("RGBA", (4, 4)).save(webp, "WEBP")
+    file = package(tmp_path / "3d.tgz", {"assets/1f436-fe0f.webp": webp.getvalue(), "assets/0031.webp": b""})
     assert [record.label for _, record in read(BY_NAME["fluent-3d"], file, tmp_path, Concepts(emojibase))] == [
         "dog face"
     ]
 
 
-def photograph(file: Path) -> None:
+def write_photograph(file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)).save(file)
 
 
-def test_clip_art_is_labelled_by_the_beginning_of_its_file_s_name(tmp_path: Path, emojibase: Path) -> None:
+def test_clip_art_is_labelled_by_the_prefix_of_its_file_name(tmp_path: Path, emojibase: Path) -> None:
     root = tmp_path / "unpacked" / "usr" / "share" / "openclipart" / "png"
     for name in ("dog_face_a_painter_01", "gufo_architetto_01"):
-        photograph(root / "animals" / "mammals" / f"{name}.png")
+        write_photograph(root / "animals" / "mammals" / f"{name}.png")
     (root / "animals" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    found = [r for _, r in read(BY_NAME["openclipart"], tmp_path, tmp_path / "unpacked", Concepts(emojibase))]
-    assert [(record.label, record.category) for record in found] == [
+    records = [r for _, r in read(BY_NAME["openclipart"], tmp_path, tmp_path / "unpacked", Concepts(emojibase))]
+    assert [(record.label, record.category) for record in records] == [
         ("dog face", "animals mammals"),
         ("", "animals mammals"),
     ]
 
 
-def test_stamps_are_photographs_only(tmp_path: Path, emojibase: Path) -> None:
+def test_only_photographs_are_read_from_stamps(tmp_path: Path, emojibase: Path) -> None:
     root = tmp_path / "unpacked" / "usr" / "share" / "tuxpaint" / "stamps"
-    photograph(root / "animals" / "birds" / "owl.png")
+    write_photograph(root / "animals" / "birds" / "owl.png")
     (root / "animals" / "birds" / "owl.txt").write_text("An owl.\nde=Eine Eule\n")
-    photograph(root / "animals" / "birds" / "cartoon" / "crow.png")
-    photograph(root / "symbols" / "music" / "clef.png")
+    write_photograph(root / "animals" / "birds" / "cartoon" / "crow.png")
+    write_photograph(root / "symbols" / "music" / "clef.png")
     Image.new("RGB", (50, 50), "red").save(root / "animals" / "birds" / "flat.png")
     ((_, record),) = read(BY_NAME["tuxpaint"], tmp_path, tmp_path / "unpacked", Concepts(emojibase))
     assert (record.label, record.category, record.domain, record.trains) == ("owl", "birds", "photograph", False)
@@ -106,7 +106,7 @@ def test_colours_are_counted() -> None:
     assert num_colours(Image.new("RGB", (30, 30), "red")) == 1
 
 
-def test_a_build_is_records_pictures_and_a_card_and_is_not_done_twice(
+def test_a_build_writes_records_images_and_a_card_and_is_not_repeated(
     tmp_path: Path, emojibase: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_module, "SOURCES", (BY_NAME["noto"],))
@@ -122,7 +122,7 @@ def test_a_build_is_records_pictures_and_a_card_and_is_not_done_twice(
     assert build(tmp_path) == records
 
 
-def test_a_package_that_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_cannot_be_fetched_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "404 not found")
 
@@ -132,7 +132,7 @@ def test_a_package_that_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pyte
         fetch(source, tmp_path)
 
 
-def test_nothing_that_trains_is_under_a_share_alike_or_gpl_licence() -> None:
+def test_no_training_source_has_a_share_alike_or_gpl_licence() -> None:
     assert {source.licence for source in SOURCES if source.trains} <= {
         "Apache-2.0",
         "MIT",

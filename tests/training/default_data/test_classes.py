@@ -1,4 +1,4 @@
-"""The encoder's classes are those of its own classifier: they say what a photograph shows."""
+"""Test that the encoder's stored classes are its own classifier's, which recognise a photograph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from model.checkpoint.native import load_folder
 from model.zoo.config import VISION_FILE
 from model.zoo.default import find, prepare
-from training.default_data.classes import keep_classes, read_classes
+from training.default_data.classes import extract_classes, read_classes
 from training.default_data.features import encode
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "photographs"
@@ -18,8 +18,8 @@ CATS, CUPS = range(281, 286), (504, 967, 968)  # of ImageNet's classes
 
 
 @pytest.mark.parametrize(("image", "classes"), [("cat.jpg", CATS), ("coffee.jpg", CUPS)])
-def test_classes_name_what_a_photograph_shows(tmp_path: Path, image: str, classes: range | tuple[int, ...]) -> None:
-    keep_classes(tmp_path, find(VISION_FILE))
+def test_classes_recognise_a_photograph(tmp_path: Path, image: str, classes: range | tuple[int, ...]) -> None:
+    extract_classes(tmp_path, find(VISION_FILE))
     with torch.inference_mode():
         features = encode(load_folder(prepare(), "cpu", torch.float32).vision, [PHOTOGRAPHS / image])  # [1, P, Dv]
     pooled = torch.from_numpy(features).float().mean(dim=(0, 1))

@@ -1,4 +1,4 @@
-"""Bad records are passed over, and never silently: counted by what was wrong, the first of each kind logged by name."""
+"""Bad records are skipped, but never silently: each reason is counted, and the first records of each reason are logged."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import logging
 from collections import Counter
 
 log = logging.getLogger(__name__)
-NAMED = 5
+MAX_LOGGED = 5
 
 
 class BadRecord(ValueError):
-    """A record that nothing can be learned from: `reason` is counted, the rest is said."""
+    """A record from which nothing can be learned: `reason` is counted, `detail` is only logged."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
 
 
-class Complaints:
+class BadRecordLog:
     def __init__(self, set_name: str) -> None:
         self.set_name = set_name
         self.counts: Counter[str] = Counter()
 
     def add(self, record: str, error: BadRecord) -> None:
         self.counts[error.reason] += 1
-        if self.counts[error.reason] <= NAMED:
-            log.warning("%s: %s passed over: %s", self.set_name, record, error)
+        if self.counts[error.reason] <= MAX_LOGGED:
+            log.warning("set %s: skipped record %s: %s", self.set_name, record, error)
