@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from starlette.datastructures import QueryParams
 
 from server.errors import InvalidRequest, UnsupportedParameter
 
@@ -84,11 +84,19 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
     raise _refusal(problem["type"], _param(problem["loc"]), problem["msg"], problem.get("ctx", {}))
 
 
-def read_query(schema: type[SchemaType], query: QueryParams) -> SchemaType:
+class QueryString(Protocol):
+    """A parsed query string, as starlette's `QueryParams`: schemas are used where no HTTP library is loaded."""
+
+    def multi_items(self) -> list[tuple[str, str]]: ...
+
+
+def read_query(schema: type[SchemaType], query: QueryString) -> SchemaType:
     """Read a query string as `read` reads a body; a repeated name is refused."""
-    if repeated := next((name for name in query if len(query.getlist(name)) > 1), None):
+    items = query.multi_items()
+    counts = Counter(name for name, _ in items)
+    if repeated := next((name for name, count in counts.items() if count > 1), None):
         raise InvalidRequest(f"{repeated[:64]}: given more than once", param=repeated[:64])
-    return read(schema, json.dumps(dict(query)).encode())
+    return read(schema, json.dumps(dict(items)).encode())
 
 
 # pydantic's names for an unknown field and an unknown type of part
