@@ -15,12 +15,12 @@ from server.media.source import encoded
 from server.quality.evaluation_runner import EvaluationRunner, LeaveOneOut
 from server.store.records import NewExample
 from server.wire import Score
-from tests.server.conftest import picture
+from tests.server.conftest import png
 from tests.server.fakes import TOKENIZER
 
 COLOURS = ("red", "darkred", "tomato", "blue", "navy", "skyblue")
 LABELS = dict(zip(COLOURS, ("warm",) * 3 + ("cold",) * 3, strict=True))
-MEDIA = {colour: encoded(picture(colour), "image", "") for colour in COLOURS}
+MEDIA = {colour: encoded(png(colour), "image", "") for colour in COLOURS}
 LABEL_OF = {MEDIA[colour].digest: label for colour, label in LABELS.items()}
 EXAMPLES = [
     NewExample(id=colour, media=(MEDIA[colour],), label=label, question="q") for colour, label in LABELS.items()

@@ -13,14 +13,14 @@ import torch
 from model.checkpoint.native import save_folder
 from model.media import MediaLimits, load_image, resize
 from model.vision import normalise
-from tests.server.conftest import data_url, image_part, picture
+from tests.server.conftest import data_url, image_part, png
 from tests.server.test_main import Server, running
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
 CONFIG = CONFIGS["openflamingo"]
 COLOURS = ("red", "green", "blue", "white", "navy", "yellow", "orange", "brown")
-IMAGES = {colour: picture(colour, (20, 10 + index)) for index, colour in enumerate(COLOURS)}
-QUERY = picture("purple")
+IMAGES = {colour: png(colour, (20, 10 + index)) for index, colour in enumerate(COLOURS)}
+QUERY = png("purple")
 QUERY_FIELDS = {"image": data_url(QUERY)}
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "ignore_eos": True, "return_token_ids": True}
 

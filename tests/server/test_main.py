@@ -23,7 +23,7 @@ from model.checkpoint.native import save_folder
 from model.media import MediaLimits, load_image, resize
 from model.prompt import EndOfChunk, Media, Text, encode
 from model.vision import normalise
-from tests.server.conftest import image_part, picture
+from tests.server.conftest import image_part, png
 from tests.tiny_models import CONFIGS, byte_tokenizer, prompt_tokenizer, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,7 +122,7 @@ def scripted(folder: Path, tmp_path: Path) -> Iterator[Server]:
 
 def shots() -> tuple[list[dict[str, object]], list[Text | Media | EndOfChunk], list[bytes]]:
     """Return two shots and a query, as parts and as segments; the query repeats the first image."""
-    red, blue = picture("red", (20, 10)), picture("blue", (9, 16))
+    red, blue = png("red", (20, 10)), png("blue", (9, 16))
     parts: list[dict[str, object]] = [
         image_part(red),
         {"type": "text", "text": "Output: red"},
@@ -192,14 +192,14 @@ def test_the_server_supports_n_answers_beam_search_and_structured_outputs(server
 
 
 def test_a_repeated_image_is_not_encoded_again(server: Server) -> None:
-    prompt = [image_part(picture("green", (31, 17))), {"type": "text", "text": "x"}]
+    prompt = [image_part(png("green", (31, 17))), {"type": "text", "text": "x"}]
     first, second = (server.complete(prompt=prompt, max_tokens=1)["usage"]["fewshot_details"] for _ in range(2))
     assert (first["media_encoded"], first["media_cached"]) == (1, 0)
     assert (second["media_encoded"], second["media_cached"]) == (0, 1)
 
 
 def test_a_broken_image_fails_its_request_and_the_error_names_the_part(server: Server) -> None:
-    prompt = [image_part(), image_part(picture()[:50]), {"type": "text", "text": "x"}]
+    prompt = [image_part(), image_part(png()[:50]), {"type": "text", "text": "x"}]
     error = server.http.post("/v1/completions", json={"prompt": prompt}).json()["error"]
     assert (error["code"], error["param"]) == ("invalid_media", "prompt[1].image_url.url")
     assert server.readiness() == 200

@@ -10,12 +10,12 @@ import pytest
 from fastapi import FastAPI
 
 from server.errors import EngineDied
-from tests.server.conftest import data_url, image_part, picture
+from tests.server.conftest import data_url, image_part, png
 from tests.server.fakes import FakeClient
 
 pytestmark = pytest.mark.anyio
 
-RED, BLUE = data_url(picture("red")), data_url(picture("blue"))
+RED, BLUE = data_url(png("red")), data_url(png("blue"))
 SHOTS = [{"image": RED, "label": "cat"}, {"image": BLUE, "label": "dog"}]
 FEW_SHOT = {"shots": SHOTS, "query": {"image": RED}}
 PARTS = [image_part(), {"type": "text", "text": "a cat"}]

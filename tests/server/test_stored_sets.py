@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from model.checkpoint.native import save_folder
-from tests.server.conftest import data_url, picture
+from tests.server.conftest import data_url, png
 from tests.server.test_main import CONFIG, Server, running, until
 from tests.tiny_models import byte_tokenizer, tiny_model
 
@@ -26,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def example(colour: str) -> dict[str, Any]:
-    return {"id": colour, "image": data_url(picture(colour)), "text": colour}
+    return {"id": colour, "image": data_url(png(colour)), "text": colour}
 
 
 def get_card(server: Server) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def get_card(server: Server) -> dict[str, Any]:
 
 
 def complete(server: Server, colour: str) -> dict[str, Any]:
-    query = {"image": data_url(picture(colour))}
+    query = {"image": data_url(png(colour))}
     fields = {"examples": {"support_set": "colours", "k": 2}, "query": query, "max_tokens": 1}
     response = server.http.post("/v1/fewshot/completions", json=fields)
     assert response.status_code == 200, response.text

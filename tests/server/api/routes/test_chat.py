@@ -11,7 +11,7 @@ import pytest
 from server.errors import EngineDied
 from server.media.source import source_digest
 from server.wire import Grammar
-from tests.server.conftest import image_part, picture
+from tests.server.conftest import image_part, png
 from tests.server.fakes import TOKENIZER, FakeClient
 
 pytestmark = pytest.mark.anyio
@@ -66,7 +66,7 @@ async def test_a_chat_completion_has_openais_shape(http: httpx.AsyncClient, clie
 
 
 async def test_turns_become_shots(http: httpx.AsyncClient, client: FakeClient) -> None:
-    red, blue = picture("red"), picture("blue")
+    red, blue = png("red"), png("blue")
     messages = [
         {"role": "user", "content": [image_part(red), {"type": "text", "text": "a"}]},
         {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None},

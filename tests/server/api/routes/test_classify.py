@@ -12,12 +12,12 @@ from server.errors import EngineFailed
 from server.fewshot.classification import GREY_MEDIA
 from server.media.source import source_digest
 from server.wire import Score
-from tests.server.conftest import data_url, picture
+from tests.server.conftest import data_url, png
 from tests.server.fakes import TOKENIZER, FakeClient
 
 pytestmark = pytest.mark.anyio
 
-RED, GREEN, BLUE = (picture(colour) for colour in ("red", "green", "blue"))
+RED, GREEN, BLUE = (png(colour) for colour in ("red", "green", "blue"))
 SHOTS = [{"image": data_url(RED), "label": "cat"}, {"image": data_url(GREEN), "label": "dog"}]
 QUERY = {"image": data_url(BLUE)}
 

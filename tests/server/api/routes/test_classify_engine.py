@@ -27,7 +27,7 @@ from server.served_model import ServedModel
 from server.settings import Settings
 from server.wire import Score, Scored
 from tests.engine_client import CONFIG, MODELS, Client
-from tests.server.conftest import data_url, picture
+from tests.server.conftest import data_url, png
 from tests.server.fakes import FakeClient
 from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer
 
@@ -36,8 +36,8 @@ pytestmark = pytest.mark.anyio
 # of different lengths, and one is the beginning of another
 LABELS = ("cat", "dog", "ca")
 COLOURS = ("red", "blue", "lime")
-IMAGES = {label: encoded(picture(colour), "image", "") for label, colour in zip(LABELS, COLOURS, strict=True)}
-QUERY_IMAGE = encoded(picture("orange", (9, 30)), "image", "")
+IMAGES = {label: encoded(png(colour), "image", "") for label, colour in zip(LABELS, COLOURS, strict=True)}
+QUERY_IMAGE = encoded(png("orange", (9, 30)), "image", "")
 ALL = {media.digest: media for media in (*IMAGES.values(), QUERY_IMAGE, GREY_MEDIA)}
 
 

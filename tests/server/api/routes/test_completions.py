@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from server.errors import EngineDied, EngineFailed, InvalidMedia
 from server.media.source import source_digest
 from server.wire import Admitted, Grammar
-from tests.server.conftest import data_url, image_part, picture
+from tests.server.conftest import data_url, image_part, png
 from tests.server.fakes import EOS, TOKENIZER, FakeClient
 
 pytestmark = pytest.mark.anyio
@@ -73,7 +73,7 @@ async def test_a_completion_has_openais_shape(http: httpx.AsyncClient, client: F
 async def test_parts_become_tokens_with_a_media_index_and_equal_images_share_a_digest(
     http: httpx.AsyncClient, client: FakeClient
 ) -> None:
-    red, blue = picture("red"), picture("blue")
+    red, blue = png("red"), png("blue")
     parts = [image_part(red), text_part("a"), {"type": "end_of_chunk"}, image_part(blue), image_part(red)]
     body = await complete(http, prompt=parts, return_token_ids=True)
     image, end = TOKENIZER.media_token_id, TOKENIZER.id_of("<|endofchunk|>")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from server.errors import EngineDied
-from tests.server.conftest import image_part, picture
+from tests.server.conftest import image_part, png
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient, unit_vector
 
 pytestmark = pytest.mark.anyio
@@ -81,7 +81,7 @@ async def test_base64_encodes_the_same_numbers(http: httpx.AsyncClient) -> None:
 
 
 async def test_media_have_embeddings(http: httpx.AsyncClient, client: FakeClient) -> None:
-    upload = await http.post("/v1/images", content=picture("blue"), headers={"Content-Type": "image/png"})
+    upload = await http.post("/v1/images", content=png("blue"), headers={"Content-Type": "image/png"})
     stored_id = upload.json()["id"]
     body = await embed(http, [image_part(), {"type": "image_id", "image_id": stored_id}, image_part()])
     red, blue, red_again = client.embedded

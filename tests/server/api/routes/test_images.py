@@ -15,12 +15,12 @@ from server.api.services import Services
 from server.media.source import encoded, source_digest
 from server.settings import Settings
 from server.store.records import NewExample
-from tests.server.conftest import data_url, picture
+from tests.server.conftest import data_url, png
 from tests.server.fakes import FakeClient
 from tests.server.media.videos import film
 
 pytestmark = pytest.mark.anyio
-RED = picture("red", (20, 10))
+RED = png("red", (20, 10))
 RED_ID = f"img_{source_digest(RED, 'image').hex()}"
 UNKNOWN_ID = "img_" + "0" * 64
 PNG = {"Content-Type": "image/png"}
@@ -150,7 +150,7 @@ async def test_an_error_names_the_invalid_field_and_nothing_is_stored(
 
 
 async def test_a_dead_decoder_fails_the_upload(http: httpx.AsyncClient, services: Services) -> None:
-    await upload(http, picture("blue"))
+    await upload(http, png("blue"))
     for process in services.decoder._processes:
         os.kill(process.pid, signal.SIGKILL)
         await process.wait()
@@ -228,7 +228,7 @@ async def test_media_of_a_support_set_stay_if_they_are_also_uploaded(
 
 
 async def test_pages_list_each_media_item_once(http: httpx.AsyncClient) -> None:
-    names = sorted([(await upload(http, picture("red", (10 + i, 10))))["id"] for i in range(7)])
+    names = sorted([(await upload(http, png("red", (10 + i, 10))))["id"] for i in range(7)])
     film_id = (await upload(http, film(["red"]), "video/mp4"))["id"]
     seen, after = [], ""
     while True:

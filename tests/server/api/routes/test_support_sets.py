@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.settings import Settings
-from tests.server.conftest import data_url, image_part, picture
+from tests.server.conftest import data_url, image_part, png
 from tests.server.fakes import TOKENIZER, FakeClient
 
 pytestmark = pytest.mark.anyio
@@ -20,7 +20,7 @@ SETS = "/v1/support_sets"
 
 
 def example(name: str, colour: str | None = None, **fields: Any) -> dict[str, Any]:
-    media = {"media": [image_part(picture(colour))]} if colour else {}
+    media = {"media": [image_part(png(colour))]} if colour else {}
     return {"id": name, "text": f"text of {name}", **media, **fields}
 
 
@@ -58,7 +58,7 @@ async def test_a_set_is_created_and_returned(http: httpx.AsyncClient) -> None:
         "metadata": {"owner": "me"},
         "num_examples": 3,
         "num_media": 1,
-        "bytes": len(picture("red")),
+        "bytes": len(png("red")),
         "label_counts": {"warm": 2},
         "status": "pending",
         "warm": None,
@@ -67,7 +67,7 @@ async def test_a_set_is_created_and_returned(http: httpx.AsyncClient) -> None:
     page = (await http.get(f"{SETS}/s/examples")).json()
     (media,) = page["data"][0].pop("media")
     assert media["type"] == "image_id"
-    assert (await http.get(f"/v1/images/{media['image_id']}/content")).content == picture("red")
+    assert (await http.get(f"/v1/images/{media['image_id']}/content")).content == png("red")
     assert page["data"][0] == {
         "id": "a",
         "object": "support_set.example",
@@ -80,10 +80,10 @@ async def test_a_set_is_created_and_returned(http: httpx.AsyncClient) -> None:
 
 
 async def test_media_may_be_a_url_an_id_or_the_short_form(http: httpx.AsyncClient) -> None:
-    upload = await http.post("/v1/images", content=picture("green"), headers={"Content-Type": "image/png"})
+    upload = await http.post("/v1/images", content=png("green"), headers={"Content-Type": "image/png"})
     uploaded_id = upload.json()["id"]
     examples = [
-        {"text": "1", "image": data_url(picture("green"))},
+        {"text": "1", "image": data_url(png("green"))},
         {"text": "2", "image": uploaded_id},
         {"text": "3", "media": [{"type": "image_id", "image_id": uploaded_id}]},
     ]
@@ -224,7 +224,7 @@ async def test_lists_come_in_pages(http: httpx.AsyncClient) -> None:
 
 async def test_a_repeated_request_gets_its_first_response(http: httpx.AsyncClient) -> None:
     headers = {"Idempotency-Key": "once"}
-    body = {"name": "s", "examples": [{"image": data_url(picture()), "text": "a"}]}
+    body = {"name": "s", "examples": [{"image": data_url(png()), "text": "a"}]}
     first = await http.post(SETS, json=body, headers=headers)
     assert first.is_success
     assert (await http.post(SETS, json=body, headers=headers)).json() == first.json()
@@ -274,7 +274,7 @@ async def test_warming_computes_the_shots_that_begin_a_request(http: httpx.Async
     assert card["status"] == "ready"
     prefix = client.requests[-1].prompt.token_ids
     assert card["warm"]["prompt_tokens"] == len(prefix)
-    query = {"query": {"image": data_url(picture("green"))}, "template": "caption", "max_tokens": 1}
+    query = {"query": {"image": data_url(png("green"))}, "template": "caption", "max_tokens": 1}
     response = await http.post(
         "/v1/fewshot/completions", json={"examples": {"support_set": "s", "k": 2, "order": "stored"}, **query}
     )
