@@ -20,13 +20,14 @@ from model.zoo.default import DefaultModelError, prepare
 from server import logs
 from server.admission import Admission
 from server.app import create_app
-from server.engine_client.client import FACTORY, EngineClient
+from server.engine_client.client import EngineClient
 from server.errors import DatabaseUnavailable, ShuttingDown
 from server.media.pool import DecodePool
 from server.metrics import Metrics
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError, read_settings
 from server.store.database import Database, DatabaseError
+from server.wire import ENGINE_FACTORY
 
 # time to write the last error events after all requests were aborted
 FINAL_EVENTS_SECONDS = 2
@@ -42,7 +43,7 @@ class Server(uvicorn.Server):
         yield
 
 
-async def serve(settings: Settings, *, factory: str = FACTORY) -> int:
+async def serve(settings: Settings, *, factory: str = ENGINE_FACTORY) -> int:
     """Serve until a signal, and return the exit status."""
     model = ServedModel.load(settings)
     metrics = Metrics(model.name)

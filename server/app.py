@@ -10,19 +10,23 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Lifespan
 
 from server.admission import Admission
 from server.api.body import JSONResponse
 from server.api.guard import Guard
+from server.api.openapi import openapi_document, operation_id
 from server.api.routes import (
     chat,
     classify,
     completions,
+    docs,
     embeddings,
     evaluations,
     fewshot,
@@ -70,9 +74,29 @@ ROUTERS = (
     fewshot.router,
     support_sets.router,
     health.router,
+    docs.router,
 )
 
 logger = logging.getLogger(__name__)
+
+
+class Application(FastAPI):
+    """FastAPI with our document at /openapi.json, and without FastAPI's pages, which load scripts from other hosts."""
+
+    def __init__(self, lifespan: Lifespan[Application]) -> None:
+        super().__init__(
+            title="Flamboyance",
+            version=health.VERSION,
+            docs_url=None,
+            redoc_url=None,
+            generate_unique_id_function=operation_id,
+            lifespan=lifespan,
+        )
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi_document(self.routes, self.title, self.version)
+        return self.openapi_schema
 
 
 def create_app(
@@ -109,9 +133,7 @@ def create_app(
     maintenance = Maintenance(
         support_sets, embeddings, warming, client, metrics, sweep_interval=settings.sweep_interval
     )
-    # docs/api.md documents the interface; FastAPI's pages would load scripts from another host
-    lifespan = partial(_lifespan, services=services, runner=runner, maintenance=maintenance)
-    app = FastAPI(title="Flamboyance", openapi_url=None, lifespan=lifespan)
+    app = Application(lifespan=partial(_lifespan, services=services, runner=runner, maintenance=maintenance))
     app.state.services = services
     for router in ROUTERS:
         app.include_router(router)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from server.schemas.base import ModelRequest, User
+from server.schemas.base import ModelRequest, User, with_example
 from server.schemas.prompt import Part
 
 MAX_INPUTS = 2048
@@ -34,6 +34,8 @@ Inputs = Annotated[
 
 
 class EmbeddingsRequest(ModelRequest):
+    model_config = with_example(input=["A flamingo is a bird."])
+
     input: Inputs
     encoding_format: Literal["float", "base64"] = "float"
     user: User | None = None

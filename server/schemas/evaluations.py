@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from server.schemas.base import ListRequest, ModelRequest
+from server.schemas.base import LIMIT, ListRequest, ModelRequest
 from server.schemas.fewshot import (
     MAX_CANDIDATES,
     MAX_SHOTS,
@@ -19,18 +19,22 @@ from server.schemas.fewshot import (
 
 
 class EvaluateRequest(WeighingFields, ModelRequest):
-    """`seed` draws the subsample; each of `seeds` draws shots, and their orders."""
+    """A grid of strategies, numbers of shots and seeds; `seed` draws the queries."""
 
     version: int | None = Field(None, ge=1)
-    k: list[Annotated[int, Field(ge=0, le=MAX_SHOTS)]] = Field([], max_length=32)
+    k: list[Annotated[int, Field(ge=0, le=MAX_SHOTS)]] = Field(
+        [], max_length=32, description="Numbers of shots; 0, 1, 2, 4, 8 and 16, if not given."
+    )
     strategies: list[Strategy] = Field([], max_length=16)
-    seeds: list[Annotated[int, Field(ge=0, le=2**63 - 1)]] = Field([0], min_length=1, max_length=32)
+    seeds: list[Annotated[int, Field(ge=0, le=2**63 - 1)]] = Field(
+        [0], min_length=1, max_length=32, description="Each draws the shots and their orders anew."
+    )
     order: Order | None = None
     template: TemplateChoice = "classification"
     candidates: list[CandidateField] = Field([], max_length=MAX_CANDIDATES)
-    max_queries: int = Field(200, ge=1, le=100_000)
+    max_queries: int = Field(200, ge=1, le=100_000, description="Of a larger set, this many examples are left out.")
 
 
 class ListEvaluationsRequest(ListRequest):
-    limit: Annotated[int, Field(ge=1, le=100, strict=False)] = 20
-    support_set: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    limit: Annotated[int, Field(ge=1, le=100, strict=False, description=LIMIT)] = 20
+    support_set: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(None, description="Its id.")

@@ -11,9 +11,13 @@ from server.schemas.prompt import Prompt
 
 
 class InspectRequest(TrackedRequest):
-    """`token` is a position in prompt and answer; `layers` are gated layers, named by the layer that each precedes."""
+    """A prompt, an answer, and the token of the two to look at."""
 
     prompt: Prompt
-    answer: str = Field("", max_length=2**16)
-    token: int | None = Field(None, ge=0, le=2**31 - 1)
-    layers: list[Annotated[int, Field(ge=0)]] = Field([], max_length=256)
+    answer: str = Field("", max_length=2**16, description="The text after the prompt.")
+    token: int | None = Field(None, ge=0, le=2**31 - 1, description="Its position; the last, if not given.")
+    layers: list[Annotated[int, Field(ge=0)]] = Field(
+        [],
+        max_length=256,
+        description="Gated layers, by the language-model layers after them; the mean of all, if not given.",
+    )

@@ -14,9 +14,10 @@ MediaId = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class MediaUrl(Schema):
-    url: str
-    # OpenAI's hint on resolution: a Flamingo reads every picture at its encoder's one size
-    detail: Literal["auto", "low", "high"] = "auto"
+    url: str = Field(description="A data URL, or an https URL of a host that the server fetches from.")
+    detail: Literal["auto", "low", "high"] = Field(
+        default="auto", description="No effect: the encoder has one resolution."
+    )
 
 
 class ImageUrlPart(Schema):

@@ -22,6 +22,7 @@ from server.settings import Settings
 from server.store.database import Database
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
+from tests.server.documented import CHECKED
 from tests.server.fakes import FakeClient, served_model
 from tests.server.postgresql import postgresql
 
@@ -56,7 +57,7 @@ def app(client: FakeClient, settings: Settings) -> FastAPI:
 @pytest.fixture
 async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://server", event_hooks=CHECKED) as client:
         yield client
     await app.state.services.decoder.stop()
     app.state.services.database.close()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import FlamingoConfig
-from server.engine_client.client import State
+from server.engine_client.supervisor import State
 from server.errors import ServerError
 from server.media.source import EncodedMedia
 from server.served_model import ServedModel

@@ -6,6 +6,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from server.api.guard import OPEN_PATHS
 from server.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -16,8 +17,10 @@ PROTECTED_PATHS = [
     "/version",
     "/v1/models",
     "/v1/models/tiny",
-    "/docs",
-    "/openapi.json",
+    "/docs/",
+    "/docs/docs.html",
+    "/openapi.yaml",
+    "/redoc",
     "/nowhere",
 ]
 
@@ -47,8 +50,8 @@ class TestWithKey:
         assert (await http.get("/v1/models", headers=headers)).status_code == 200
         assert (await http.post("/v1/completions", json={"prompt": "x"}, headers=headers)).status_code == 200
 
-    @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics"])
-    async def test_probes_need_no_key(self, http: httpx.AsyncClient, path: str) -> None:
+    @pytest.mark.parametrize("path", sorted(OPEN_PATHS))
+    async def test_probes_and_documentation_need_no_key(self, http: httpx.AsyncClient, path: str) -> None:
         assert (await http.get(path)).status_code == 200
 
 

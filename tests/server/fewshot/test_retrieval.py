@@ -30,6 +30,7 @@ from tests.server.colours import (
     token_ids,
     url,
 )
+from tests.server.documented import CHECKED
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient, unit_vector
 
 pytestmark = pytest.mark.anyio
@@ -192,7 +193,9 @@ async def test_examples_are_embedded_only_once_even_across_restarts(
 
     second_client = FakeClient()
     app = application(second_client, settings)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as restarted:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+    ) as restarted:
         await shot_ids(restarted, strategy="rices_image")
     await app.state.services.decoder.stop()
     assert [media.digest for media in second_client.embedded] == [QUERY.digest]

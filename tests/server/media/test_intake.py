@@ -18,6 +18,7 @@ from server.metrics import Metrics
 from server.schemas.prompt import ImageIdPart, ImageUrlPart
 from server.settings import Settings
 from tests.server.conftest import data_url, png
+from tests.server.documented import CHECKED
 from tests.server.fakes import FakeClient, served_model
 from tests.server.media.fake_web import Web, Write, answer
 
@@ -86,7 +87,9 @@ async def test_an_upload_may_be_a_url(http: httpx.AsyncClient, web: Web) -> None
 
 async def test_nothing_is_fetched_unless_hosts_are_listed(settings: Settings, web: Web) -> None:
     app = create_app(FakeClient(), served_model(), settings.model_copy(update={"media_url_hosts": None}), Metrics("x"))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+    ) as http:
         response = await complete(http, url_part(web, "/red.png"))
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (

@@ -28,6 +28,7 @@ from server.settings import Settings
 from server.wire import Score, Scored
 from tests.engine_client import CONFIG, MODELS, Client
 from tests.server.conftest import data_url, png
+from tests.server.documented import CHECKED
 from tests.server.fakes import FakeClient
 from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer
 
@@ -51,7 +52,7 @@ class InProcessClient(FakeClient):
 
     async def score(self, request: Score, media: Mapping[bytes, EncodedMedia]) -> Scored:
         for digest, item in media.items():
-            self._engine_client.pictures[digest] = frames(item, self.family)
+            self._engine_client.images[digest] = frames(item, self.family)
         self._engine_client.engine.add(request)
         self._engine_client.run()
         return self._engine_client.scored[request.request_id]
@@ -77,7 +78,9 @@ def family(request: pytest.FixtureRequest) -> Family:
 async def http(family: Family, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     model = ServedModel("tiny", CONFIGS[family], tokenizer_of(family), max_model_len=CONFIG.max_model_len)
     app = create_app(InProcessClient(family), model, Settings(data_dir=tmp_path), Metrics("tiny"))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+    ) as client:
         yield client
     await app.state.services.decoder.stop()
 

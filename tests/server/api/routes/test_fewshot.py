@@ -30,6 +30,7 @@ from tests.server.colours import (
     url,
 )
 from tests.server.conftest import image_part
+from tests.server.documented import CHECKED
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient
 from tests.tiny_models import CONFIGS
 
@@ -183,7 +184,9 @@ async def test_the_end_of_chunk_token_ends_an_answer_even_if_it_is_no_eos_token(
 ) -> None:
     config = replace(CONFIG, prompt=replace(CONFIG.prompt, eos=("</s>",)))
     app = application(client, settings, config)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+    ) as http:
         await complete(http, shots=SHOTS[:1], stop_token_ids=[7])
     await app.state.services.decoder.stop()
     assert client.requests[0].sampling.stop_token_ids == (7, TOKENIZER.id_of("<|endofchunk|>"))
@@ -264,7 +267,9 @@ async def test_too_many_shots_are_refused_or_the_first_ones_left_out(
 async def test_each_model_family_has_its_own_templates(client: FakeClient, settings: Settings) -> None:
     client.answer = " a cat"
     app = application(client, settings, CONFIGS["flamingo"])
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+    ) as http:
         body = await complete(http, shots=SHOTS[:1])
     await app.state.services.decoder.stop()
     expected: list[Segment] = [

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.engine_client.client import State
+from server.engine_client.supervisor import State
 from tests.server.fakes import FakeClient
 
 pytestmark = pytest.mark.anyio
