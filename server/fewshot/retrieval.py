@@ -127,8 +127,8 @@ class Retrieval:
     ) -> list[Similar]:
         """Return the `k` most similar examples, best first.
 
-        Raises `InvalidRequest` if the query or an example lacks the media or text that the strategy compares, and what
-        the engine raises.
+        Raises `InvalidRequest` if the query or an example lacks the media or text that the strategy compares, and the
+        engine's errors.
         """
         spaces = SPACES[strategy]
         if "text" in spaces and not query.text:
