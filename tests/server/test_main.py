@@ -24,6 +24,7 @@ from model.media import MediaLimits, load_image, resize
 from model.prompt import EndOfChunk, Media, Text, encode
 from model.vision import normalise
 from tests.server.conftest import image_part, png
+from tests.server.documented import check, check_unless_streamed, document
 from tests.tiny_models import CONFIGS, byte_tokenizer, prompt_tokenizer, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +56,8 @@ class Server:
         self.log = log
         until(lambda: self._port() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self._port()}", timeout=60)
+        hooks = {"response": [check_unless_streamed]}
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self._port()}", timeout=60, event_hooks=hooks)
         until(lambda: self.readiness() == 200)
 
     def _port(self) -> int | None:
@@ -173,10 +175,32 @@ def test_a_stream_has_the_same_text(server: Server) -> None:
     parts, _, _ = shots()
     fields = {"prompt": parts, "max_tokens": 12, "temperature": 0}
     whole = server.complete(**fields)["choices"][0]["text"]
-    with server.http.stream("POST", "/v1/completions", json=fields | {"stream": True}) as response:
-        lines = [line for line in response.iter_lines() if line.startswith("data: ")]
+    response = server.http.post("/v1/completions", json=fields | {"stream": True})
+    check(response)
+    lines = [line for line in response.text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "data: [DONE]"
     assert "".join(json.loads(line[6:])["choices"][0]["text"] for line in lines[:-1]) == whole
+
+
+def test_the_server_conforms_to_its_document(server: Server) -> None:
+    """The client checks every response; routes that no other test of this file calls follow here."""
+    assert server.http.get("/openapi.json").json() == document()
+    assert server.http.get("/docs").status_code == 200
+    for path in (
+        "/health",
+        "/health/live",
+        "/health/progress",
+        "/version",
+        "/metrics",
+        "/v1/models",
+        "/v1/support_sets",
+    ):
+        assert server.http.get(path).status_code == 200, path
+    for path in ("/v1/chat/completions", "/v1/fewshot/completions", "/v1/classify", "/v1/score", "/v1/embeddings"):
+        schema = document()["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        (example,) = document()["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["examples"]
+        assert server.http.post(path, json=example).status_code == 200, path
+    assert server.http.post("/v1/inspect", json={"prompt": [image_part()]}).status_code == 200
 
 
 def test_the_server_supports_n_answers_beam_search_and_structured_outputs(server: Server) -> None:
