@@ -154,16 +154,16 @@ async def _lifespan(
     await services.database.prepare()
     await services.client.start()
     await runner.start()
-    maintaining = asyncio.create_task(maintenance.run())
+    maintenance_task = asyncio.create_task(maintenance.run())
     try:
         yield
     finally:
-        maintaining.cancel()
+        maintenance_task.cancel()
         await runner.stop()
         await services.warming.stop()
         await services.client.stop()
         await services.decoder.stop()
-        await asyncio.gather(maintaining, return_exceptions=True)
+        await asyncio.gather(maintenance_task, return_exceptions=True)
         services.database.close()
 
 

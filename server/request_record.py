@@ -52,7 +52,7 @@ class RequestRecord:
         self.media_deduplicated += len(media) - len(set(media))
 
     def admitted(self, event: Admitted | Scored, num_tokens: int) -> None:
-        """Count what the engine found in its caches for a prompt of `num_tokens`, whose first step has begun."""
+        """Count the engine's cache hits for a prompt of `num_tokens`, whose first step has begun."""
         self._caches.append(event)
         self._metrics.prompt_tokens_cached.inc(event.cached_tokens)
         self._metrics.media_encoded.inc(event.media_encoded)

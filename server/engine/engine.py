@@ -21,9 +21,9 @@ from server.engine.runner import Runner
 from server.engine.sampler import Result, Sampler
 from server.engine.scheduler import Plan, Scheduler
 from server.engine.tasks.factory import TaskFactory
-from server.engine.tasks.task import RequestError, SequenceTask, SideTask, Task, finished, media_wanted
+from server.engine.tasks.task import RequestError, SequenceTask, SideTask, Task, finished
 from server.grammar import GrammarError
-from server.wire import Abort, Generate, MediaFailed, MediaPixels, Outbound, Pin, Request
+from server.wire import Abort, Generate, MediaFailed, MediaPixels, MediaWanted, Outbound, Pin, Request
 
 
 class Engine:
@@ -74,7 +74,7 @@ class Engine:
             self._side_tasks[task.request_id] = task
         else:
             self._sequence_tasks[task.request_id] = task
-            self._events += task.begin()
+            self._events += map(MediaWanted, task.begin())
 
     def abort(self, abort: Abort) -> None:
         self._is_stuck = False
@@ -134,9 +134,9 @@ class Engine:
         for sequences in self._sequence_tasks.values():
             sequences.prepare()
         plan = self.scheduler.schedule()
-        self._events += media_wanted(plan.missing_media)
+        self._events += map(MediaWanted, plan.missing_media)
         for task in self._side_tasks.values():
-            self._events += task.plan(plan)
+            self._events += map(MediaWanted, task.plan(plan))
         return plan
 
     def _emit(self, plan: Plan, results: list[Result]) -> list[Outbound]:

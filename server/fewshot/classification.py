@@ -73,7 +73,7 @@ async def classify(
 ) -> Classification:
     """Classify the query of an assembled prompt.
 
-    Raises `InvalidRequest` for a candidate without tokens or too long for the model, and what the engine raises.
+    Raises `InvalidRequest` for a candidate without tokens or too long for the model, and the engine's errors.
     """
     template = assembled.template
     token_ids = [
@@ -107,7 +107,7 @@ async def score_prompts(
 ) -> list[Scored]:
     """Score the candidates after each prompt, all concurrently; the first failure cancels the others.
 
-    Raises `InvalidRequest` for a candidate without tokens or too long for the model, and what the engine raises.
+    Raises `InvalidRequest` for a candidate without tokens or too long for the model, and the engine's errors.
     """
     longest = max(prompt.num_tokens for prompt in prompts)
     for index, ids in enumerate(candidate_ids):

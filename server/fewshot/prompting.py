@@ -60,7 +60,7 @@ class AssembledPrompt:
         }
 
     def usage(self) -> dict[str, Any]:
-        """Return what `usage.fewshot_details` of an answer states about its shots."""
+        """Return the fields of `usage.fewshot_details` that describe the shots."""
         return {
             "shots_used": len(self.used),
             "support_set": self.support_set.id if self.support_set else None,
@@ -74,7 +74,7 @@ async def assemble(
     """Assemble the prompt of a few-shot request.
 
     `room`: tokens that `truncate_shots` leaves free. `without`: ids of examples that may not become shots.
-    Raises `InvalidRequest` that names the field at fault, and what a support set, its media and the engine raise.
+    Raises `InvalidRequest` that names the field at fault, and errors of the support set, its media and the engine.
     """
     if fields.shots and fields.examples is not None:
         raise InvalidRequest("shots and examples exclude each other: set only one of them", param="examples")

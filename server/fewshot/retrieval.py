@@ -127,8 +127,8 @@ class Retrieval:
     ) -> list[Similar]:
         """Return the `k` most similar examples, best first.
 
-        Raises `InvalidRequest` if the query or an example lacks the media or text that the strategy compares, and what
-        the engine raises.
+        Raises `InvalidRequest` if the query or an example lacks the media or text that the strategy compares, and the
+        engine's errors.
         """
         spaces = SPACES[strategy]
         if "text" in spaces and not query.text:
@@ -149,14 +149,14 @@ class Retrieval:
     async def embed_media(self, media_ids: Sequence[str]) -> int:
         """Embed those of these stored media that have no vector yet, and store the vectors.
 
-        Return the number of media that have one. Raises `MediaNotFound`, and what the engine raises.
+        Return the number of media that have one. Raises `MediaNotFound`, and the engine's errors.
         """
         return len(await self._media_vectors(media_ids))
 
     async def embed_texts(self, support_set: SupportSet) -> int:
         """Embed the texts of the examples that have one, and store the vectors.
 
-        Return the number of texts that have one. Raises `ContextLengthExceeded`, and what the engine raises.
+        Return the number of texts that have one. Raises `ContextLengthExceeded`, and the engine's errors.
         """
         texts = [compared_text(example.question, example.text) for example in support_set.examples]
         ids = await asyncio.to_thread(lambda: [self._text_ids(text, "examples.support_set") for text in texts if text])

@@ -53,7 +53,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """The text of a shot with its answer, what ends it (empty: the end-of-chunk token), and what separates shots.
+    """The text of a shot with its answer, the end of an answer (empty: the end-of-chunk token), and the separator of shots.
 
     `query` is the beginning of a shot; if empty, it is `shot` up to the answer, without the spaces before the answer.
     """

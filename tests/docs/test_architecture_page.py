@@ -69,6 +69,6 @@ def test_a_test_exists(test: str) -> None:
 
 
 def test_the_forward_pass_is_the_code() -> None:
-    (shown,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    (documented,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     code = re.sub(r"^ {8}", "", (ROOT / "model" / "flamingo.py").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert shown in code
+    assert documented in code

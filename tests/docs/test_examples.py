@@ -14,7 +14,7 @@ import pytest
 
 from model.checkpoint.native import save_folder
 from model.zoo.default import prepare
-from tests.server.conftest import picture
+from tests.server.conftest import png
 from tests.server.test_main import ROOT, Server, running
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
@@ -137,10 +137,10 @@ def test_a_support_set_of_a_folder_by_label(server: Server, tmp_path: Path) -> N
     for index, colour in enumerate(("red", "green", "blue", "white")):
         file = shots / ("warm" if colour == "red" else "not so warm") / f"{colour} one.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(picture(colour, (20, 10 + index)))
+        file.write_bytes(png(colour, (20, 10 + index)))
     query = queries / "not so warm" / "purple one.jpg"
     query.parent.mkdir(parents=True)
-    query.write_bytes(picture("purple"))
+    query.write_bytes(png("purple"))
     counts, _, *lines = run("support_set.sh", server, str(shots), str(queries))
     assert json.loads(counts) == {"warm": 1, "not so warm": 3}
     ((name, expected, answer, _),) = answers(lines)

@@ -15,12 +15,12 @@ from server.metrics import Metrics
 from server.served_model import ServedModel
 from server.settings import Settings
 from server.store.records import NewExample
-from tests.server.conftest import data_url, picture
+from tests.server.conftest import data_url, png
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
-IMAGES = [encoded(picture(colour), "image", "") for colour in COLOURS]
-QUERY = encoded(picture("purple"), "image", "")
+IMAGES = [encoded(png(colour), "image", "") for colour in COLOURS]
+QUERY = encoded(png("purple"), "image", "")
 END, LINE = EndOfChunk(), Text("\n")
 
 

@@ -63,7 +63,7 @@ async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     app.state.services.database.close()
 
 
-def picture(colour: str = "red", size: tuple[int, int] = (20, 10)) -> bytes:
+def png(colour: str = "red", size: tuple[int, int] = (20, 10)) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, "PNG")
     return file.getvalue()
@@ -74,7 +74,7 @@ def data_url(data: bytes, media_type: str = "image/png") -> str:
 
 
 def image_part(data: bytes | None = None) -> dict[str, object]:
-    return {"type": "image_url", "image_url": {"url": data_url(picture() if data is None else data)}}
+    return {"type": "image_url", "image_url": {"url": data_url(png() if data is None else data)}}
 
 
 @pytest.fixture(scope="session")

@@ -5,15 +5,15 @@ The first answer computes the prompt; the others are held back until they can sh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from server.engine.config import EngineConfig
 from server.engine.sampler import Result
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Order, Sequence
-from server.engine.tasks.task import RequestError, SequenceTask, finished, media_wanted
+from server.engine.tasks.task import RequestError, SequenceTask, finished
 from server.grammar import Grammars
-from server.wire import Admitted, FinishReason, Generate, Outbound, PromptScored, Token, TokenLogprob
+from server.wire import Admitted, FinishReason, Generate, MediaWanted, Outbound, PromptScored, Token, TokenLogprob
 
 
 class Answers(SequenceTask):
@@ -22,7 +22,7 @@ class Answers(SequenceTask):
     def __init__(
         self, request: Generate, order: Order, scheduler: Scheduler, eos_ids: frozenset[int], grammars: Grammars
     ) -> None:
-        super().__init__(request.request_id)
+        super().__init__(request.request_id, request.prompt.media)
         _check_length(request, scheduler.config)
         self._request = request
         self._scheduler = scheduler
@@ -43,12 +43,8 @@ class Answers(SequenceTask):
                 sequence.matcher = grammars.matcher(sampling.grammar)
         return sequences
 
-    @property
-    def media(self) -> Collection[bytes]:
-        return self._request.prompt.media
-
-    def begin(self) -> Iterable[Outbound]:
-        return media_wanted(self._scheduler.add(self._live[0]))
+    def begin(self) -> Iterable[bytes]:
+        return self._scheduler.add(self._live[0])
 
     def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
         yield Admitted(
@@ -88,7 +84,7 @@ class Answers(SequenceTask):
         """Queue the answers that were held back: they share the blocks of the computed prompt."""
         sequences, self._held_back = self._held_back, []
         self._live.update((sequence.index, sequence) for sequence in sequences)
-        return media_wanted(source for sequence in sequences for source in self._scheduler.add(sequence))
+        return [MediaWanted(source) for sequence in sequences for source in self._scheduler.add(sequence)]
 
     def _score_prompt(self, result: Result) -> list[Outbound]:
         """Collect prompt log-probabilities by position; send them once the prompt is computed, before its first token."""

@@ -17,7 +17,7 @@ from server.engine.sequence import Order, Sequence
 from server.engine.tasks.answers import Answers
 from server.engine.tasks.task import RequestError
 from server.grammar import Grammars
-from server.wire import FinishReason, Generate, Outbound, Sampling, Token, TokenLogprob
+from server.wire import FinishReason, Generate, Outbound, Token, TokenLogprob
 
 Candidates = list[tuple[int, float]]  # (token id, log-probability), best first
 
@@ -40,63 +40,9 @@ class Hypothesis:
     is_stopped: bool  # by a stop token, not by max_tokens
 
 
-class BeamSearch:
-    """The beams of one request. A score is the sum of log-probabilities over length ** length_penalty."""
-
-    def __init__(self, first: Sequence, stop_ids: frozenset[int]) -> None:
-        self.sampling: Sampling = first.sampling
-        self.width = first.sampling.beam_width
-        self.live = [first]
-        self.ended: list[Hypothesis] = []
-        self._stop_ids = stop_ids
-        self._reported: dict[Sequence, Candidates] = {}
-
-    def report(self, sequence: Sequence, candidates: Candidates) -> bool:
-        """Note a beam's candidates; return whether all beams have reported."""
-        self._reported[sequence] = candidates
-        return len(self._reported) == len(self.live)
-
-    def advance(self) -> list[Move]:
-        """Return the beams' next tokens, best first; empty when the search is over."""
-        ranked = sorted(
-            (
-                (sum(parent.logprobs) + logprob, Move(parent, token_id, logprob))
-                for parent, candidates in self._reported.items()
-                for token_id, logprob in candidates
-            ),
-            key=lambda scored: -scored[0],
-        )[: num_candidates(self.width)]
-        self._reported.clear()
-        moves: list[tuple[float, Move]] = []
-        for rank, (total, move) in enumerate(ranked):
-            if move.token_id in self._stop_ids:
-                if rank < self.width:
-                    self._end(move, total, is_stopped=True)
-            elif len(moves) < self.width:
-                moves.append((total, move))
-        length = self.live[0].num_output_tokens + 1
-        if length >= self.sampling.max_tokens:
-            for total, move in moves:
-                self._end(move, total, is_stopped=False)
-            return []
-        return [] if self._is_over(moves[0][0], length) else [move for _, move in moves]
-
-    def _end(self, move: Move, total: float, *, is_stopped: bool) -> None:
-        tokens = [*move.parent.token_ids[move.parent.num_prompt_tokens :], move.token_id]
-        score = total / len(tokens) ** self.sampling.length_penalty
-        self.ended.append(Hypothesis(score, tokens, [*move.parent.logprobs, move.logprob], is_stopped))
-        self.ended.sort(key=lambda hypothesis: -hypothesis.score)
-        del self.ended[self.width :]
-
-    def _is_over(self, best_live: float, length: int) -> bool:
-        """Return whether enough beams have ended and no live one can still beat the worst of them."""
-        if len(self.ended) < self.width:
-            return False
-        return self.sampling.early_stopping or self.ended[-1].score >= best_live / length**self.sampling.length_penalty
-
-
 class BeamAnswers(Answers):
-    """Beams in place of independent answers; all events are sent when the search is over.
+    """Beams in place of independent answers; all events are sent when the search is over. A score is the sum of
+    log-probabilities over length ** length_penalty.
 
     Raises `RequestError` also if the beams need more blocks than the engine has.
     """
@@ -106,7 +52,9 @@ class BeamAnswers(Answers):
     ) -> None:
         super().__init__(request, order, scheduler, eos_ids, grammars)
         _check_blocks(request, scheduler.config)
-        self._search = BeamSearch(self._live[0], self._stop_ids)
+        self._sampling = request.sampling
+        self._reported: dict[Sequence, Candidates] = {}
+        self._ended: list[Hypothesis] = []  # the best, best first
 
     def _create_sequences(self, order: Order, grammars: Grammars) -> list[Sequence]:
         return [Sequence(self.request_id, self._request.prompt, self._request.sampling, order)]
@@ -116,30 +64,70 @@ class BeamAnswers(Answers):
         return []
 
     def _unfinished_answers(self) -> Iterable[int]:
-        return range(self._request.sampling.n)
+        return range(self._sampling.n)
 
     def _advance(self, result: Result) -> Iterable[Outbound]:
         """Note the candidates of one beam; after the last one, all beams take their step."""
-        if not self._search.report(result.row.sequence, result.candidates):
+        self._reported[result.row.sequence] = result.candidates
+        if len(self._reported) < len(self._live):
             return []
-        if moves := self._search.advance():
+        if moves := self._next_moves():
             self._continue(moves)
             return []
         self.is_finished = True
         return self._best_answers()
+
+    def _next_moves(self) -> list[Move]:
+        """Return the beams' next tokens, best first; empty when the search is over."""
+        width, max_tokens = self._sampling.beam_width, self._sampling.max_tokens
+        ranked = sorted(
+            (
+                (sum(parent.logprobs) + logprob, Move(parent, token_id, logprob))
+                for parent, candidates in self._reported.items()
+                for token_id, logprob in candidates
+            ),
+            key=lambda scored: -scored[0],
+        )[: num_candidates(width)]
+        self._reported.clear()
+        moves: list[tuple[float, Move]] = []
+        for rank, (total, move) in enumerate(ranked):
+            if move.token_id in self._stop_ids:
+                if rank < width:
+                    self._end_beam(move, total, is_stopped=True)
+            elif len(moves) < width:
+                moves.append((total, move))
+        length = self._live[0].num_output_tokens + 1
+        if length >= max_tokens:
+            for total, move in moves:
+                self._end_beam(move, total, is_stopped=False)
+            return []
+        return [] if self._is_over(moves[0][0], length) else [move for _, move in moves]
+
+    def _end_beam(self, move: Move, total: float, *, is_stopped: bool) -> None:
+        tokens = [*move.parent.token_ids[move.parent.num_prompt_tokens :], move.token_id]
+        score = total / len(tokens) ** self._sampling.length_penalty
+        self._ended.append(Hypothesis(score, tokens, [*move.parent.logprobs, move.logprob], is_stopped))
+        self._ended.sort(key=lambda hypothesis: -hypothesis.score)
+        del self._ended[self._sampling.beam_width :]
+
+    def _is_over(self, best_total: float, length: int) -> bool:
+        """Return whether enough beams have ended and no live one can still beat the worst of them."""
+        if len(self._ended) < self._sampling.beam_width:
+            return False
+        best_score = best_total / length**self._sampling.length_penalty
+        return self._sampling.early_stopping or self._ended[-1].score >= best_score
 
     def _continue(self, moves: list[Move]) -> None:
         """Append each move's token to its parent, or to a fork of it from its second move on."""
         beams: list[Sequence] = []
         for move in moves:
             beams.append(self._fork(move.parent) if move.parent in beams else move.parent)
-        for sequence in self._search.live:
+        for sequence in self._live.values():
             if sequence not in beams:
                 self._scheduler.finish(sequence)
         for sequence, move in zip(beams, moves, strict=True):
             sequence.append(move.token_id)
             sequence.logprobs.append(move.logprob)
-        self._search.live = beams
         self._live = dict(enumerate(beams))
 
     def _fork(self, parent: Sequence) -> Sequence:
@@ -149,7 +137,7 @@ class BeamAnswers(Answers):
         return child
 
     def _best_answers(self) -> Iterable[Outbound]:
-        for index, best in enumerate(self._search.ended[: self._request.sampling.n]):
+        for index, best in enumerate(self._ended[: self._sampling.n]):
             last = len(best.token_ids) - 1
             for position, (token_id, logprob) in enumerate(zip(best.token_ids, best.logprobs, strict=True)):
                 reason: FinishReason = "stop" if best.is_stopped else "length"

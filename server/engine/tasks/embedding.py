@@ -7,7 +7,8 @@ features leaves its visual tokens: none is encoded twice. Pixels are requested f
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from server.engine.media_cache import MediaCache
 from server.engine.runner import Runner
 from server.engine.sampler import NOT_FINITE
 from server.engine.scheduler import Plan
-from server.engine.tasks.task import RequestError, SideTask, media_wanted
+from server.engine.tasks.task import RequestError, SideTask
 from server.wire import Embed, Embedded, EmbedText, Outbound
 
 WINDOW = 16  # media whose pixels are requested at once
@@ -25,28 +26,23 @@ WINDOW = 16  # media whose pixels are requested at once
 
 class MediaEmbedding(SideTask):
     def __init__(self, request: Embed, media: MediaCache) -> None:
-        super().__init__(request.request_id)
+        super().__init__(request.request_id, list(dict.fromkeys(request.media)))
         self._request = request
         self._cache = media
-        self._missing = list(dict.fromkeys(request.media))
         self._vectors: dict[bytes, NDArray[np.float32]] = {}
         self._held: list[bytes] = []  # keys whose slots are held until the step has run
 
-    @property
-    def media(self) -> Collection[bytes]:
-        return self._missing
-
     def needs_pooling(self, source: bytes) -> bool:
-        return source in self._missing
+        return source in self.media
 
-    def plan(self, plan: Plan) -> Iterable[Outbound]:
+    def plan(self, plan: Plan) -> Iterable[bytes]:
         """Encode media whose pixels have arrived, within the step's frames; request the pixels of the others."""
         lacking = []
-        for source in self._missing[:WINDOW]:
+        for source in islice(self.media, WINDOW):
             key = self._cache.key(source)
             if key is None or not self._is_provided(key, plan):
                 lacking.append(source)
-        return media_wanted(self._cache.request(lacking))
+        return self._cache.request(lacking)
 
     def _is_provided(self, key: bytes, plan: Plan) -> bool:
         """Return whether no pixels are missing: the vector is cached or in this step, or its frames have arrived."""
@@ -63,7 +59,7 @@ class MediaEmbedding(SideTask):
 
     @property
     def can_run(self) -> bool:
-        return not self._missing or bool(self._held) or any(map(self._is_settled, self._missing))
+        return not self.media or bool(self._held) or any(map(self._is_settled, self.media))
 
     def _is_settled(self, source: bytes) -> bool:
         return self._vector(source) is not None or self._cache.key(source) in self._cache.nonfinite
@@ -72,13 +68,13 @@ class MediaEmbedding(SideTask):
         for key in self._held:
             self._cache.slots.release(key)
         self._held.clear()
-        for source in self._missing:
+        for source in self.media:
             if (vector := self._vector(source)) is not None:
                 self._vectors[source] = vector
             elif self._cache.key(source) in self._cache.nonfinite:
                 return self.end("error", NOT_FINITE)
-        self._missing = [source for source in self._missing if source not in self._vectors]
-        if self._missing:
+        self.media = [source for source in self.media if source not in self._vectors]
+        if self.media:
             return []
         self.is_finished = True
         return [_embedded(self.request_id, [self._vectors[source] for source in self._request.media])]
@@ -103,10 +99,6 @@ class TextEmbedding(SideTask):
         self._max_tokens = config.max_tokens_per_step
         self._texts = deque(request.texts)
         self._vectors: list[NDArray[np.float32]] = []
-
-    @property
-    def media(self) -> Collection[bytes]:
-        return ()
 
     @property
     def can_run(self) -> bool:

@@ -18,7 +18,7 @@ from server.engine.media_cache import MediaCache
 from server.engine.runner import Runner
 from server.engine.sampler import NOT_FINITE
 from server.engine.scheduler import Plan
-from server.engine.tasks.task import RequestError, SideTask, media_wanted
+from server.engine.tasks.task import RequestError, SideTask
 from server.wire import AttentionMap, Gates, Inspect, Inspected, Outbound
 
 
@@ -28,34 +28,29 @@ class Inspection(SideTask):
     is_forward_pass = True
 
     def __init__(self, request: Inspect, runner: Runner, media: MediaCache) -> None:
-        super().__init__(request.request_id)
         _check(request, runner.config.max_model_len, runner.model.config.gated_layers)
+        # media after the token are not read
+        super().__init__(request.request_id, request.prompt.media[: request.prompt.media_index[request.token] + 1])
         self._request = request
         self._runner = runner
         self._cache = media
-        # media after the token are not read
-        self._media = request.prompt.media[: request.prompt.media_index[request.token] + 1]
         self._frames: dict[bytes, NDArray[np.uint8]] = {}
 
-    @property
-    def media(self) -> Collection[bytes]:
-        return self._media
-
-    def plan(self, plan: Plan) -> Iterable[Outbound]:
-        return media_wanted(self._cache.request([source for source in self._media if source not in self._frames]))
+    def plan(self, plan: Plan) -> Iterable[bytes]:
+        return self._cache.request([source for source in self.media if source not in self._frames])
 
     def receive(self, source: bytes, frames: NDArray[np.uint8]) -> None:
-        if source in self._media:
+        if source in self.media:
             self._frames[source] = frames
 
     @property
     def can_run(self) -> bool:
-        return all(source in self._frames for source in self._media)
+        return all(source in self._frames for source in self.media)
 
     def run_between_steps(self) -> Iterable[Outbound]:
         self.is_finished = True
         try:
-            maps = self._maps() if self._media else []
+            maps = self._maps() if self.media else []
         except torch.OutOfMemoryError:
             return self.end("error", "the device has no memory for this inspection")
         if any(not np.isfinite(np.frombuffer(m.data, np.float32)).all() for m in maps):
@@ -69,7 +64,7 @@ class Inspection(SideTask):
     @torch.inference_mode()
     def _maps(self) -> list[AttentionMap]:
         request, model = self._request, self._runner.model
-        features = [self._features(source) for source in self._media]
+        features = [self._features(source) for source in self.media]
         visual_tokens = torch.cat([model.resampler(f[None]) for f in features]).to(self._runner.dtype)
         weights = inspect.media_weights(
             model,

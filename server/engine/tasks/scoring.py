@@ -7,13 +7,13 @@ fit in one step. The others are forked from the stem when candidates have ended.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from server.engine.config import EngineConfig
 from server.engine.sampler import Result
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Order, Sequence
-from server.engine.tasks.task import RequestError, SequenceTask, media_wanted
+from server.engine.tasks.task import RequestError, SequenceTask
 from server.wire import Outbound, Sampling, Score, Scored
 
 
@@ -21,7 +21,7 @@ class Scoring(SequenceTask):
     """The candidates of one prompt. Raises `RequestError` for candidates that are missing, empty or too long."""
 
     def __init__(self, request: Score, order: Order, scheduler: Scheduler) -> None:
-        super().__init__(request.request_id)
+        super().__init__(request.request_id, request.prompt.media)
         _check(request, scheduler.config)
         self._request = request
         self._scheduler = scheduler
@@ -33,12 +33,8 @@ class Scoring(SequenceTask):
         self._first: list[float] = []
         self._later: dict[int, dict[int, float]] = {index: {} for index in self._waiting}
 
-    @property
-    def media(self) -> Collection[bytes]:
-        return self._request.prompt.media
-
-    def begin(self) -> Iterable[Outbound]:
-        return media_wanted(self._scheduler.add(self._stem))
+    def begin(self) -> Iterable[bytes]:
+        return self._scheduler.add(self._stem)
 
     def prepare(self) -> None:
         """Fork as many candidates as can run. A stem that was preempted is computed again first."""

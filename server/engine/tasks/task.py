@@ -15,24 +15,21 @@ from numpy.typing import NDArray
 from server.engine.sampler import Result
 from server.engine.scheduler import Plan
 from server.engine.sequence import Sequence
-from server.wire import Finished, FinishReason, MediaWanted, Outbound
+from server.wire import Finished, FinishReason, Outbound
 
 
 class RequestError(ValueError):
     """A request that this engine could never run."""
 
 
-class Task(ABC):
-    """One request. Once it `is_finished`, it has returned its last event, and the engine forgets it."""
+class Task:
+    """One request. It fails with any of the `media` (sources) that it still needs. Once it `is_finished`, it has returned
+    its last event, and the engine forgets it."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, media: Collection[bytes] = ()) -> None:
         self.request_id = request_id
+        self.media = media
         self.is_finished = False
-
-    @property
-    @abstractmethod
-    def media(self) -> Collection[bytes]:
-        """Sources that the request still needs: it fails if one of them fails."""
 
     def end(self, reason: FinishReason, error: str = "") -> Iterable[Outbound]:
         """End the whole request, in whatever state it is, without a last token."""
@@ -43,12 +40,12 @@ class Task(ABC):
         return [0]
 
 
-class SequenceTask(Task):
+class SequenceTask(Task, ABC):
     """A task whose sequences take part in steps."""
 
     @abstractmethod
-    def begin(self) -> Iterable[Outbound]:
-        """Queue the first sequence and request its media."""
+    def begin(self) -> Iterable[bytes]:
+        """Queue the first sequence; return the sources to request."""
 
     def prepare(self) -> None:
         """Prepare for a step that is about to be scheduled."""
@@ -70,7 +67,7 @@ class SequenceTask(Task):
         """Finish the sequences that are left, in whatever state they are."""
 
 
-class SideTask(Task):
+class SideTask(Task, ABC):
     """A task that runs in rounds, between steps. Of rounds that are a forward pass, only one is run after each step."""
 
     is_forward_pass: ClassVar[bool] = False
@@ -82,8 +79,8 @@ class SideTask(Task):
     def receive(self, source: bytes, frames: NDArray[np.uint8]) -> None:
         """Receive the pixels of a media item, whichever task requested them."""
 
-    def plan(self, plan: Plan) -> Iterable[Outbound]:
-        """Add media to encode to a step's plan, after the sequences' own; request those that are missing."""
+    def plan(self, plan: Plan) -> Iterable[bytes]:
+        """Add media to encode to a step's plan, after those of sequences; return the sources to request."""
         return []
 
     @property
@@ -94,10 +91,6 @@ class SideTask(Task):
     @abstractmethod
     def run_between_steps(self) -> Iterable[Outbound]:
         """Run one round."""
-
-
-def media_wanted(sources: Iterable[bytes]) -> list[Outbound]:
-    return [MediaWanted(source) for source in sources]
 
 
 def finished(request_id: str, indices: Iterable[int], reason: FinishReason, error: str = "") -> list[Outbound]:

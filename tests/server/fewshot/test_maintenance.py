@@ -14,7 +14,7 @@ from server.fewshot import maintenance as maintenance_module
 from server.fewshot.maintenance import Maintenance
 from server.media.source import source_digest
 from server.store.embeddings import EmbeddingStore
-from tests.server.conftest import data_url, image_part, picture
+from tests.server.conftest import data_url, image_part, png
 from tests.server.fakes import FakeClient, eventually
 
 pytestmark = pytest.mark.anyio
@@ -23,7 +23,7 @@ SETS = "/v1/support_sets"
 
 
 def example(name: str, colour: str) -> dict[str, Any]:
-    return {"id": name, "text": name, "media": [image_part(picture(colour))]}
+    return {"id": name, "text": name, "media": [image_part(png(colour))]}
 
 
 async def create(http: httpx.AsyncClient, name: str, **fields: Any) -> None:
@@ -45,7 +45,7 @@ def maintenance(app: FastAPI) -> Maintenance:
 
 
 def digests(*colours: str) -> set[bytes]:
-    return {source_digest(picture(colour), "image") for colour in colours}
+    return {source_digest(png(colour), "image") for colour in colours}
 
 
 async def test_media_of_pinned_sets_stay_in_every_worker(
@@ -82,7 +82,7 @@ async def test_a_pinned_set_is_embedded_and_so_are_added_examples(
     client.info = {"pid": "of another worker"}
     await maintenance.run_once()
     assert [media.digest for media in client.embedded[2:]] == [*digests("black")]
-    query = {"query": {"image": data_url(picture("white"))}}
+    query = {"query": {"image": data_url(png("white"))}}
     assert (await http.post(f"{SETS}/s/search", json=query)).is_success
     assert [media.digest for media in client.embedded[3:]] == [*digests("white")]
 
@@ -95,7 +95,7 @@ async def test_failed_warming_is_retried_with_a_new_worker_or_after_a_sweep(
     media = (await http.get(f"{SETS}/s/examples/a")).json()["media"][0]["image_id"]
     app.state.services.store.delete(media)
     await maintenance.run_once()
-    app.state.services.store.put(picture("red"), "image")
+    app.state.services.store.put(png("red"), "image")
     await maintenance.run_once()
     assert client.pinned == set()
     if trigger == "worker":
@@ -117,7 +117,7 @@ async def test_expired_sets_are_swept_and_counted(
     metrics = (await http.get("/metrics")).text
     assert 'flamboyance:support_sets{model_name="tiny",status="ready"} 1.0' in metrics
     assert 'flamboyance:support_sets{model_name="tiny",status="pending"} 0.0' in metrics
-    assert f'flamboyance:support_set_media_bytes{{model_name="tiny"}} {float(len(picture("blue")))}' in metrics
+    assert f'flamboyance:support_set_media_bytes{{model_name="tiny"}} {float(len(png("blue")))}' in metrics
     stored = app.state.services.store
     assert set(stored.names()) == {f"img_{digest.hex()}" for digest in digests("blue")}
 

@@ -15,10 +15,10 @@ from server.prompt import prepare_prompt
 from server.schemas.base import read
 from server.schemas.fewshot import FewShotFields
 from server.schemas.generation import CompletionRequest
-from tests.server.conftest import data_url, image_part, picture
+from tests.server.conftest import data_url, image_part, png
 
 pytestmark = pytest.mark.anyio
-CAT, DOG, QUERY = picture("red"), picture("green"), picture("blue")
+CAT, DOG, QUERY = png("red"), png("green"), png("blue")
 
 
 @pytest.fixture

@@ -21,8 +21,10 @@ def answer(body: bytes, status: str = "200 OK", **headers: str) -> bytes:
 
 @dataclass
 class Web:
-    """The server. `pages` are responses by path, or functions that write them. `heads` are the heads of all requests;
-    an empty one is a connection without a request."""
+    """A web server. `pages` are responses by path, or functions that write them.
+
+    `heads` are the heads of all requests; an empty one is a connection without a request.
+    """
 
     pages: dict[str, Page]
     heads: list[str] = field(default_factory=list)

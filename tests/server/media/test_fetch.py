@@ -17,12 +17,12 @@ from server.media.addresses import Address
 from server.media.fetch import Fetcher, Resolve, resolve
 from server.media.source import EncodedMedia, source_digest
 from server.settings import Settings
-from tests.server.conftest import picture
+from tests.server.conftest import png
 from tests.server.media.fake_web import Web, Write, answer
 from tests.server.media.videos import film
 
 pytestmark = pytest.mark.anyio
-RED = picture("red")
+RED = png("red")
 PARAM = "prompt[3].image_url.url"
 
 

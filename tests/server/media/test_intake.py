@@ -17,13 +17,13 @@ from server.media.store import MediaStore
 from server.metrics import Metrics
 from server.schemas.prompt import ImageIdPart, ImageUrlPart
 from server.settings import Settings
-from tests.server.conftest import data_url, picture
+from tests.server.conftest import data_url, png
 from tests.server.documented import CHECKED
 from tests.server.fakes import FakeClient, served_model
 from tests.server.media.fake_web import Web, Write, answer
 
 pytestmark = pytest.mark.anyio
-RED, BLUE = picture("red"), picture("blue")
+RED, BLUE = png("red"), png("blue")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from server.errors import InvalidMedia, MediaNotFound
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia, Kind, source_digest
 from server.settings import Settings
-from tests.server.conftest import picture
+from tests.server.conftest import png
 from tests.server.media.videos import film
 
 pytestmark = pytest.mark.anyio
@@ -72,35 +72,35 @@ async def test_frames_are_resized_for_the_family(pool: DecodePool) -> None:
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"GIF", "none of JPEG, PNG"), (picture()[:40], "cannot be decoded"), (picture(size=(200, 100)), "20000 pixels")],
+    [(b"GIF", "none of JPEG, PNG"), (png()[:40], "cannot be decoded"), (png(size=(200, 100)), "20000 pixels")],
 )
 async def test_a_bad_image_is_refused_and_the_process_continues(pool: DecodePool, data: bytes, reason: str) -> None:
-    await pool.decode(media(picture()))
+    await pool.decode(media(png()))
     before = pids(pool)
     with pytest.raises(InvalidMedia, match=reason) as caught:
         await pool.decode(media(data))
     assert caught.value.param == "prompt[0]"
-    await pool.decode(media(picture()))
+    await pool.decode(media(png()))
     assert pids(pool) == before
 
 
 async def test_a_process_that_dies_fails_its_media_item_and_is_replaced(pool: DecodePool) -> None:
-    await pool.decode(media(picture()))
+    await pool.decode(media(png()))
     (pid,) = pids(pool)
     os.kill(pid, signal.SIGSTOP)  # so that it dies while it decodes
-    decoding = asyncio.create_task(pool.decode(media(picture())))
+    decoding = asyncio.create_task(pool.decode(media(png())))
     await asyncio.sleep(0.05)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(InvalidMedia, match="cannot be decoded"):
         await decoding
-    assert (await pool.decode(media(picture()))).shape == (1, 12, 12, 3)
+    assert (await pool.decode(media(png()))).shape == (1, 12, 12, 3)
     assert pid not in pids(pool)
 
 
 async def test_stored_bytes_are_read_by_a_thread_just_before_decoding(pool: DecodePool) -> None:
     def read() -> bytes:
         threads.append(threading.current_thread())
-        return picture("blue", (7, 5))
+        return png("blue", (7, 5))
 
     threads: list[threading.Thread] = []
     stored = EncodedMedia(kind="image", data=read, digest=b"d" * 32, param="prompt[0]")
@@ -113,11 +113,11 @@ async def test_deleted_media_cost_no_process(pool: DecodePool) -> None:
     def read() -> bytes:
         raise MediaNotFound("deleted", param="prompt[0]")
 
-    await pool.decode(media(picture()))
+    await pool.decode(media(png()))
     before = pids(pool)
     with pytest.raises(MediaNotFound, match="deleted"):
         await pool.decode(EncodedMedia(kind="image", data=read, digest=b"d" * 32, param="prompt[0]"))
-    await pool.decode(media(picture()))
+    await pool.decode(media(png()))
     assert pids(pool) == before
 
 
@@ -135,7 +135,7 @@ async def test_video_limits_are_those_of_the_settings() -> None:
 
 
 async def test_a_process_has_a_memory_limit(pool: DecodePool, settings: Settings) -> None:
-    await pool.decode(media(picture()))
+    await pool.decode(media(png()))
     (pid,) = pids(pool)
     limits = Path(f"/proc/{pid}/limits").read_text()
     assert f"Max address space         {settings.decode_memory_mb * 2**20}" in limits
@@ -143,7 +143,7 @@ async def test_a_process_has_a_memory_limit(pool: DecodePool, settings: Settings
 
 async def test_media_wait_for_a_free_process(pool: DecodePool) -> None:
     colours = ["red", "green", "blue", "white"]
-    frames = await asyncio.gather(*(pool.decode(media(picture(colour))) for colour in colours))
+    frames = await asyncio.gather(*(pool.decode(media(png(colour))) for colour in colours))
     assert [tuple(decoded.data[:3]) for decoded in frames] == [(255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)]
     assert len(pids(pool)) == 1
 
@@ -154,23 +154,23 @@ async def test_a_stuck_process_is_killed_after_the_timeout(settings: Settings) -
     os.kill(process.pid, signal.SIGSTOP)
     pool._idle.put_nowait(process)
     with pytest.raises(InvalidMedia, match=r"longer than 0\.2 seconds"):
-        await pool.decode(media(picture()))
+        await pool.decode(media(png()))
     assert pids(pool) == set()
     assert await process.wait() == -signal.SIGKILL
     await pool.stop()
 
 
 async def test_a_cancelled_decode_does_not_affect_the_next(pool: DecodePool) -> None:
-    await pool.decode(media(picture()))
-    cancelled = asyncio.create_task(pool.decode(media(picture("blue"))))
+    await pool.decode(media(png()))
+    cancelled = asyncio.create_task(pool.decode(media(png("blue"))))
     await asyncio.sleep(0)
     cancelled.cancel()
-    frames = await pool.decode(media(picture("red")))
+    frames = await pool.decode(media(png("red")))
     assert tuple(frames.data[:3]) == (255, 0, 0)
 
 
 async def test_the_pool_may_be_stopped_twice(pool: DecodePool) -> None:
-    await pool.decode(media(picture()))
+    await pool.decode(media(png()))
     await pool.stop()
     await pool.stop()
     assert not pids(pool)

@@ -15,10 +15,10 @@ import pytest
 from server.errors import MediaNotFound, StorageUnavailable
 from server.media.source import source_digest
 from server.media.store import UNFINISHED, UNFINISHED_SECONDS, MediaStore
-from tests.server.conftest import picture
+from tests.server.conftest import png
 
 ROOT = Path(__file__).resolve().parents[3]
-RED = picture("red")
+RED = png("red")
 
 
 @pytest.fixture(params=["disk", "memory"])

@@ -86,8 +86,10 @@ async def stored_examples(support_sets: SupportSets, name: str, version: int) ->
 
 
 async def check_complete(support_sets: SupportSets, store: MediaStore) -> int:
-    """Check that every version has the recorded number of examples, and its media the bytes of their ids. Returns the
-    number of versions."""
+    """Check that every version has the recorded number of examples, and its media the bytes of their ids.
+
+    Return the number of versions.
+    """
     num_versions = 0
     for info in await support_sets.page("", 1000):
         history = await support_sets.versions(info.id, 0, 10_000)
