@@ -127,7 +127,7 @@ def find_template(name: str, query: Turn, config: FlamingoConfig) -> Template:
         return with_end(PLAIN if _gap(query) else PLAIN_UNSPACED, config.prompt)
     if name not in known:
         raise InvalidRequest(f"there is no template {name!r}, only {', '.join([PLAIN.name, *known])}", param="template")
-    return with_end(known[name], config.prompt)
+    return known[name]
 
 
 def lay_out(conversation: Conversation, template: Template, digests: Mapping[str, bytes]) -> list[Segment]:
