@@ -17,6 +17,7 @@ from bench.options import as_settings, parse
 from bench.table import Bar, Report, Sample
 from bench.workload import Prompts, frames_of, greedy
 from model.config import FlamingoConfig
+from model.inference import prepare_for_inference
 from model.tokenizer import PromptTokenizer
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
@@ -95,7 +96,7 @@ def _engine(config: FlamingoConfig, num_sequences: int) -> Engine:
         max_model_len=longest,
     )
     tokenizer = PromptTokenizer.load(random_models.folder("tiny"), config.prompt)
-    return Engine(random_models.random_model(config), tokenizer, limits)
+    return Engine(prepare_for_inference(random_models.random_model(config)), tokenizer, limits)
 
 
 def _fill(engine: Engine, config: FlamingoConfig, num_sequences: int, options: argparse.Namespace) -> None:

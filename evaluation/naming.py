@@ -12,8 +12,7 @@ from random import Random
 import torch
 
 from evaluation.ranking import Branch, PagedTokens, Ranker, concatenate, encode_segments
-from model.batch import whole_sequences
-from model.cache import MediaCache
+from model.batch import NO_CACHE, MediaPages, whole_sequences
 from model.flamingo import Flamingo
 from model.reference import log_probs
 from model.tokenizer import PromptTokenizer
@@ -92,7 +91,7 @@ class Naming:
             pages.append(pages[-1])
         return self.tokenizer.decode(ids[len(prompt.token_ids) :])
 
-    def _media(self, rows: Sequence[int]) -> MediaCache:
+    def _media(self, rows: Sequence[int]) -> MediaPages:
         features = torch.stack([self.catalogue.features(row) for row in rows]).to(self._dtype)
         return self.model.fresh_media(self.model.resampler(features))
 
@@ -101,6 +100,6 @@ class Naming:
 def perplexity(model: Flamingo, token_ids: list[int]) -> float:
     """Return the perplexity of a text without media."""
     batch = whole_sequences([token_ids], [[-1] * len(token_ids)])
-    media = MediaCache.zeros(model.config, 0, next(model.resampler.parameters()).dtype, "cpu")
-    rows = model(batch, None, media).float().log_softmax(-1)[:-1]
+    media = MediaPages.zeros(model.config, 0, next(model.resampler.parameters()).dtype, "cpu")
+    rows = model(batch, NO_CACHE, media).float().log_softmax(-1)[:-1]
     return float(rows.gather(1, torch.tensor(token_ids[1:])[:, None]).mean().neg().exp())

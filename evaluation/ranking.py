@@ -13,8 +13,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from model.batch import Batch
-from model.cache import KVCache, MediaCache
+from model.batch import Batch, KVCache, MediaPages
 from model.flamingo import Flamingo
 from model.prompt import Segment
 from model.tokenizer import PromptTokenizer
@@ -49,7 +48,7 @@ class Branch:
 
 
 class Ranker:
-    def __init__(self, model: Flamingo, media: MediaCache) -> None:
+    def __init__(self, model: Flamingo, media: MediaPages) -> None:
         self.model, self.media = model, media
         self._dtype = next(model.language_model.parameters()).dtype
 

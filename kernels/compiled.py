@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """Kernels for a processor: plain loops in Python that Numba compiles, called with the addresses of tensors.
 
 An operator of torch costs microseconds before it does anything, and a layer that decodes few rows is made of dozens; one

@@ -16,8 +16,6 @@ import torch
 
 from kernels.backend import interpreting, triton
 
-LOG2_E = 1.4426950408889634  # the kernels compute exp2
-
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -42,7 +40,6 @@ DEFAULTS = {
     "paged_prefill": Launch(16, 4, 2),
     "paged_decode": Launch(16, 4, 2),
     "row": Launch(1, 4, 1),
-    "skinny": Launch(16, 4, 3),
 }
 
 NVIDIA = ("sm_80", "sm_90", "sm_100")

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """A decode step's self-attention behind the fused projection: rotation, store, and each row over its own blocks.
 
 All rows are the last tokens of their sequences, so that where a key goes follows from the block table. On a processor it
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from kernels.compiled import compiled_for, length
-from kernels.decode_rows import DecodeRows, attend_row
 from kernels.kv_store import kv_store, store_token
 from kernels.paged_attention import paged_attention
+from kernels.paged_attention_cpu import DecodeRows, attend_row
 from kernels.rotary import rotate_, turn_heads
 
 

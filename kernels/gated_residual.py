@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """x + tanh(gate) * branch: how a gated layer adds itself to the language model (paper, figure 4).
 
 For training, and for serving with the gates left apart; otherwise tanh(gate) is folded into the branch's last weight.
@@ -35,17 +34,9 @@ def _forward(x, branch, factor, out, D, SCALAR: tl.constexpr, BLOCK: tl.constexp
 
 @jit_runtime("num_rows")
 def _backward(
-    grad_out,
-    branch,
-    factor,
-    grad_branch,
-    grad_factor,
-    num_rows,
-    D,
-    SCALAR: tl.constexpr,
-    BLOCK: tl.constexpr,
+    grad_out, branch, factor, grad_branch, grad_factor, num_rows, D, SCALAR: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
-):
+):  # fmt: skip
     """The branch's gradient, and the factor's summed over ROWS rows: [rows / ROWS, D], for torch to sum on."""
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = columns < D

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """Write each token's key and value into its block of the cache, in place; slot -1 (padding) is skipped."""
 
 from __future__ import annotations
@@ -8,6 +7,7 @@ from torch import Tensor
 from kernels.backend import jit_runtime, tl, triton, use_compiled, use_triton
 from kernels.compiled import compiled, inlined
 from kernels.configs import launch_config
+from kernels.tiles import with_equal_strides
 
 
 def kv_store_reference(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
@@ -21,17 +21,9 @@ def kv_store_reference(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mappin
 
 @jit_runtime("slots")
 def _store_token(
-    key,
-    value,
-    kv_cache,
-    slots,
-    stride,
-    block_stride,
-    G: tl.constexpr,
-    B: tl.constexpr,
-    K: tl.constexpr,
+    key, value, kv_cache, slots, stride, block_stride, G: tl.constexpr, B: tl.constexpr, K: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
     if slot < 0:
@@ -45,9 +37,7 @@ def _store_token(
 
 def _launch(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
     _, num_kv_heads, head_dim = key.shape
-    inner = (head_dim, 1)
-    if key.stride() != value.stride() or key.stride()[1:] != inner:
-        key, value = key.contiguous(), value.contiguous()
+    key, value = with_equal_strides(key, value)
     _store_token[(len(key),)](
         key, value, kv_cache, slot_mapping, key.stride(0), kv_cache.stride(0), G=num_kv_heads, B=kv_cache.shape[3],
         K=head_dim, BLOCK=triton.next_power_of_2(num_kv_heads * head_dim),
@@ -75,8 +65,7 @@ def _store_rows(key, value, kv_cache, slots, num_tokens, stride, block_stride, n
 
 def _store_compiled(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
     num_tokens, num_heads, head_dim = key.shape
-    if key.stride() != value.stride() or key.stride()[1:] != (head_dim, 1):
-        key, value = key.contiguous(), value.contiguous()
+    key, value = with_equal_strides(key, value)
     _store_rows[key.dtype](
         key.data_ptr(), value.data_ptr(), kv_cache.data_ptr(), slot_mapping.data_ptr(), num_tokens, key.stride(0),
         kv_cache.stride(0), num_heads, kv_cache.shape[3], head_dim,

@@ -1,26 +1,36 @@
-# mypy: disable-error-code="no-untyped-def"
-"""Masked cross-attention: each text token attends to the R keys of one media's page, or to none (paper, section 3.1.3).
+"""Masked cross-attention: each text token attends to the R keys of one media page, or to none (Flamingo, section 3.1.3).
 
-A token names its page by number, so that no mask of tokens times media exists anywhere; a token without a page gets
-exactly zero. With several pages a token (the "all previous images" ablation) the softmax runs over all their keys.
+A token names its page by number, so that no mask of tokens times media exists; a token without a page gets exactly zero.
+With several pages per token (the "all previous images" ablation) the softmax is over all their keys.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from kernels.backend import jit, jit_runtime, tl, triton, use_triton
-from kernels.configs import LOG2_E, launch_config
+from kernels.configs import launch_config
 from kernels.media_gradients import media_gradients
-from kernels.media_runs import attend_by_runs
+from kernels.media_runs import MediaRuns, attend_by_runs
 from kernels.norm import rms_norm, rms_norm_reference
-from kernels.tile_access import load_tile, store_tile
-from kernels.tiles import by_row, tile_records
+from kernels.tiles import (
+    LOG2_E,
+    by_row,
+    load_tile,
+    online_softmax,
+    page_sizes,
+    store_tile,
+    tile_records,
+    with_whole_heads,
+)
 
-PROGRAMS = 8 * 132  # what fills an H100
+PROGRAMS = 8 * 132  # enough to fill an H100
+
+# which rows read which page, built once per step: the tile table of `media_tiles` for Triton, runs for torch
+MediaPlan: TypeAlias = Tensor | MediaRuns
 
 
 def media_attention_reference(
@@ -32,19 +42,19 @@ def media_attention_reference(
     query_norm: Tensor | None = None,
     query_norm_eps: float = 1e-6,
     media_scale: Tensor | None = None,
-    tiles: Tensor | None = None,
+    plan: MediaPlan | None = None,
 ) -> Tensor:
-    """Dense and slow: every token meets its own copy of its pages. A page named twice counts twice."""
+    """Dense and slow: every token has its own copy of its pages. A page that is named twice counts twice."""
     q = query.float()
     if query_norm is not None:
         q = rms_norm_reference(q, query_norm, query_norm_eps)
     slots = by_row(media_slot).long()  # [T, J]
-    pages = _whole(media_kv, media_scale)[slots.clamp(min=0)].float()  # [T, J, H, 2, R, K]
+    pages = _dequantised(media_kv, media_scale)[slots.clamp(min=0)].float()  # [T, J, H, 2, R, K]
     absent = (slots < 0)[:, :, None, None, None]
     keys, values = (pages[:, :, :, i].masked_fill(absent, 0.0) for i in (0, 1))
     scores = torch.einsum("thk,tjhrk->thjr", q, keys) * scale
     scores = scores.masked_fill((slots < 0)[:, None, :, None], float("-inf"))
-    # a row of nothing but -inf would be NaN; its weights are masked to zero, and so is its output
+    # a row of -inf alone would be NaN; its weights are masked to zero, and so is its output
     nowhere = (slots < 0).all(1)[:, None, None, None]
     weights = scores.masked_fill(nowhere, 0.0).flatten(2).softmax(-1).view(scores.shape)
     weights = weights.masked_fill((slots < 0)[:, None, :, None], 0.0)
@@ -52,49 +62,33 @@ def media_attention_reference(
 
 
 def quantise_pages(media_kv: Tensor) -> tuple[Tensor, Tensor]:
-    """Pages in 8 bits, one scale a key or value: [M, H, 2, R, K] -> int8 of that shape, float32 [M, H, 2, R]."""
+    """Quantise pages to 8 bits: [M, H, 2, R, K] -> int8 of that shape, and a float32 scale per key or value [M, H, 2, R].
+
+    Pages of 8 bits are optional; the server does not use them yet.
+    """
     media_scale = media_kv.float().abs().amax(-1).clamp(min=1e-30) / 127
     return (media_kv.float() / media_scale[..., None]).round().to(torch.int8), media_scale
 
 
-def _whole(media_kv: Tensor, media_scale: Tensor | None) -> Tensor:
+def _dequantised(media_kv: Tensor, media_scale: Tensor | None) -> Tensor:
     return media_kv if media_scale is None else media_kv.float() * media_scale[..., None]
 
 
 @jit
 def _normed(query, weight, eps, K: tl.constexpr):
-    """RMSNorm of each row of a query tile: [BLOCK, BLOCK_K]"""
+    """RMSNorm of each row of a query tile [BLOCK, BLOCK_K]."""
     q = query.to(tl.float32)
     q = q * tl.rsqrt(tl.sum(q * q, 1) / K + eps)[:, None]
     return (q * weight[None, :]).to(query.dtype)
 
 
-@jit_runtime("tiles", "heads_per_program")  # specialised for 1 head it would lose its pipeline
+@jit_runtime("tiles", "heads_per_program")  # specialised for 1 head, it would lose its pipeline
 def _forward(
-    query,
-    media_kv,
-    media_scale,
-    tiles,
-    norm_weight,
-    out,
-    lse,
-    scale,
-    eps,
-    query_stride,
-    page_stride,
-    num_heads,
-    heads_per_program,
-    R: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    NORM: tl.constexpr,
-    INT8: tl.constexpr,
-    LSE: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """One tile of rows on one page, head by head: the next head's page is on its way while this one is computed."""
+    query, media_kv, media_scale, tiles, norm_weight, out, lse, scale, eps, query_stride, page_stride, num_heads,
+    heads_per_program, R: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr, NORM: tl.constexpr, INT8: tl.constexpr, LSE: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """One tile of rows on one page, head by head: the next head's page is loaded while this one is computed."""
     first = tl.load(tiles + 4 * tl.program_id(0))
     count = tl.load(tiles + 4 * tl.program_id(0) + 1)
     page = tl.load(tiles + 4 * tl.program_id(0) + 2)
@@ -111,8 +105,8 @@ def _forward(
     end_head = tl.minimum(first_head + heads_per_program, num_heads)
     if page < 0:
         for head in range(first_head, end_head):
-            nothing = tl.zeros([BLOCK, BLOCK_K], tl.float32)
-            store_tile(out + head * K, out_at, nothing, real, columns, K, BLOCK_K == K)
+            zeros = tl.zeros([BLOCK, BLOCK_K], tl.float32)
+            store_tile(out + head * K, out_at, zeros, real, columns, K, BLOCK_K == K)
             if LSE:
                 tl.store(lse + row * num_heads + head, tl.zeros([BLOCK], tl.float32), mask=real)
         return
@@ -143,24 +137,10 @@ def _forward(
 
 @jit_runtime("slots", "tiles", "num_slots")
 def _forward_all(
-    query,
-    media_kv,
-    slots,
-    tiles,
-    out,
-    lse,
-    scale,
-    query_stride,
-    page_stride,
-    num_heads,
-    num_slots,
-    R: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """One tile of rows with one list of pages, one head: a running softmax over the pages."""
+    query, media_kv, slots, tiles, out, lse, scale, query_stride, page_stride, num_heads, num_slots, R: tl.constexpr,
+    K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One tile of rows with one list of pages, one head: an online softmax over the pages."""
     first = tl.load(tiles + 4 * tl.program_id(0))
     count = tl.load(tiles + 4 * tl.program_id(0) + 1)
     if count == 0:
@@ -183,13 +163,7 @@ def _forward_all(
         v = load_tile(page_kv + R * K, page_at, there, columns, K, BLOCK_K == K)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         scores = tl.where(there[None, :], scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        finite_top = tl.where(new_top == float("-inf"), 0.0, new_top)
-        weights = tl.exp2(scores - finite_top[:, None])
-        shrink = tl.exp2(top - finite_top)
-        total = total * shrink + tl.sum(weights, 1)
-        o = o * shrink[:, None] + tl.dot(weights.to(q.dtype), v, input_precision="ieee")
-        top = new_top
+        top, total, o = online_softmax(scores, v, top, total, o)
     # a row without a page: weights 0 of total 0, and a log-sum-exp that makes the backward's weights 0 as well
     nowhere = total == 0.0
     total = tl.where(nowhere, 1.0, total)
@@ -200,16 +174,9 @@ def _forward_all(
 
 
 def _heads_per_program(num_tiles: int, num_heads: int) -> int:
-    """Decode has few tiles and wants programs, prefill has many and wants heads in flight: about 8 programs a core."""
-    wanted = min(max(num_tiles * num_heads // PROGRAMS, 1), num_heads)
-    return 1 << (wanted.bit_length() - 1)
-
-
-def page_sizes(media_kv: Tensor) -> dict[str, int]:
-    """What a kernel is compiled for: keys and head size, and the powers of two that hold them."""
-    _, _, _, num_keys, head_dim = media_kv.shape
-    blocks = (max(16, triton.next_power_of_2(n)) for n in (num_keys, head_dim))
-    return {"R": num_keys, "K": head_dim, **dict(zip(("BLOCK_R", "BLOCK_K"), blocks, strict=True))}
+    """Return a power of two: about 8 programs per core for decode, which has few tiles, and heads in flight for prefill."""
+    num_heads = min(max(num_tiles * num_heads // PROGRAMS, 1), num_heads)
+    return 1 << (num_heads.bit_length() - 1)
 
 
 def _launch(
@@ -257,32 +224,28 @@ class _MediaAttention(torch.autograd.Function):
         return *media_gradients(query, media_kv, by_row(slots), tiles, out, lse, grad_out, ctx.scale), None, None, None
 
 
-def _inner_contiguous(query: Tensor) -> Tensor:
-    """Any distance between tokens is fine (a slice of a fused projection), but heads must be neighbours."""
-    return query if query.stride()[1:] == (query.shape[2], 1) else query.contiguous()
-
-
-def _readable(media_kv: Tensor, *, may_copy: bool) -> Tensor:
-    """Pages as the kernel reads them. Freshly projected ones may be copied; a pool that needs it is a mistake."""
+def _checked(media_kv: Tensor, *, may_copy: bool) -> Tensor:
+    """Return pages in the layout that the kernel reads; new projections may be copied, a pool must have it already."""
     num_keys, head_dim = media_kv.shape[3:]
     inner = (2 * num_keys * head_dim, num_keys * head_dim, head_dim, 1)
     if media_kv.stride()[1:] != inner:
         if may_copy:
             return media_kv.contiguous()
-        raise ValueError(f"media_kv has strides {media_kv.stride()[1:]} within a page, the kernel reads {inner}")
+        raise ValueError(f"media_kv has strides {media_kv.stride()[1:]} within a page, the kernel requires {inner}")
     if head_dim % 16 == 0 and media_kv.stride(0) % 16:
-        raise ValueError(f"media_kv has a page stride of {media_kv.stride(0)}, which is no multiple of 16")
+        raise ValueError(f"media_kv has a page stride of {media_kv.stride(0)}, which is not a multiple of 16")
     return media_kv
 
 
 def media_tiles(media_slot: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
-    """The table that `media_attention` takes as `tiles`: made once a step, from host memory, it serves all layers."""
     return tile_records(media_slot, launch_config("media", head_dim, dtype).block)
 
 
-def plan_media(query: Tensor, media_slot: Tensor | None, head_dim: int) -> Tensor | None:
-    """`media_tiles` for all layers of a step, made where the slots are; None where plain torch will serve."""
-    return None if media_slot is None or not use_triton(query) else media_tiles(media_slot, head_dim, query.dtype)
+def plan_media(x: Tensor, media_slot: Tensor | None, head_dim: int) -> MediaPlan | None:
+    """Return the plan that all layers of a step share, for the backend and dtype of `x`; None if no token reads a page."""
+    if media_slot is None:
+        return None
+    return media_tiles(media_slot, head_dim, x.dtype) if use_triton(x) else MediaRuns(media_slot)
 
 
 def media_attention(
@@ -294,24 +257,28 @@ def media_attention(
     query_norm: Tensor | None = None,
     query_norm_eps: float = 1e-6,
     media_scale: Tensor | None = None,
-    tiles: Tensor | None = None,
+    plan: MediaPlan | None = None,
 ) -> Tensor:
-    """query [T, H, K]; media_kv [M, H, 2, R, K], a view of the pool will do; media_slot [T] or [T, J], -1: none;
-    query_norm [K], the RMSNorm of each head's query; media_scale [M, H, 2, R] for int8 pages; tiles: `media_tiles`
-    -> [T, H, K]"""
+    """Attend from each token to the keys of its pages: query [T, H, K] -> [T, H, K].
+
+    media_kv [M, H, 2, R, K] may be a view of the pool. media_slot [T] or [T, J] names pages, -1 for none. query_norm [K] is
+    the RMSNorm of each head's query. media_scale [M, H, 2, R] is for int8 pages. `plan` comes from `plan_media`.
+
+    Raises `ValueError` for pages in a layout that the kernel cannot read.
+    """
     grad = torch.is_grad_enabled() and (query.requires_grad or media_kv.requires_grad)
     if not use_triton(query):
         if query_norm is not None:
             query = rms_norm(query, query_norm, query_norm_eps)
-        return attend_by_runs(query, _whole(media_kv, media_scale).to(query.dtype), media_slot, scale)
+        runs = plan if isinstance(plan, MediaRuns) else MediaRuns(media_slot)
+        return attend_by_runs(query, _dequantised(media_kv, media_scale).to(query.dtype), runs, scale)
     if query_norm is not None and (grad or media_slot.dim() == 2):  # the kernel's own norm has no gradient
         query, query_norm = rms_norm(query, query_norm, query_norm_eps), None
     if media_scale is not None and (grad or media_slot.dim() == 2):
-        raise ValueError("pages of 8 bits serve tokens of one page each, without gradients")
-    query = _inner_contiguous(query)
-    media_kv = _readable(media_kv, may_copy=grad)
-    if tiles is None:
-        tiles = media_tiles(media_slot, query.shape[2], query.dtype)
+        raise ValueError("media_scale (pages of 8 bits) requires one page per token and no gradients")
+    query = with_whole_heads(query)
+    media_kv = _checked(media_kv, may_copy=grad)
+    tiles = plan if isinstance(plan, Tensor) else media_tiles(media_slot, query.shape[2], query.dtype)
     if grad:
         out: Tensor = _MediaAttention.apply(query, media_kv, media_slot, tiles, scale)
         return out

@@ -1,8 +1,7 @@
-# mypy: disable-error-code="no-untyped-def"
 """The backward pass of media attention: one kernel for the query, one for the pages.
 
-The weights are computed again from the log-sum-exp that the forward pass left; each gradient is summed by one
-program in a fixed order, so that two runs agree to the bit.
+The weights are computed again from the log-sum-exp of the forward pass. Each gradient is summed by one program in a fixed
+order, so that two runs agree bit for bit.
 """
 
 from __future__ import annotations
@@ -10,36 +9,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.backend import jit_runtime, tl, triton
-from kernels.configs import LOG2_E, launch_config
-from kernels.tile_access import load_tile, store_tile
-from kernels.tiles import tiles_of_pages
+from kernels.backend import jit_runtime, tl
+from kernels.configs import launch_config
+from kernels.tiles import (
+    LOG2_E,
+    add_key_gradients,
+    add_query_gradient,
+    load_tile,
+    page_sizes,
+    store_tile,
+    tiles_of_pages,
+)
 
 
 @jit_runtime("slots", "tiles", "num_slots")
 def _query_gradient(
-    query,
-    media_kv,
-    slots,
-    tiles,
-    out,
-    grad_out,
-    lse,
-    delta,
-    grad_query,
-    scale,
-    log2_scale,
-    query_stride,
-    page_stride,
-    num_heads,
-    num_slots,
-    R: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_R: tl.constexpr,
+    query, media_kv, slots, tiles, out, grad_out, lse, delta, grad_query, scale, log2_scale, query_stride, page_stride,
+    num_heads, num_slots, R: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
-    """The query's gradient of one tile and head; delta, the sum over K of out * grad_out, is left for the pages."""
+):  # fmt: skip
+    """The query's gradient for one tile and head; delta, the sum over K of out * grad_out, is stored for the pages."""
     first = tl.load(tiles + 4 * tl.program_id(0))
     count = tl.load(tiles + 4 * tl.program_id(0) + 1)
     if count == 0:
@@ -63,37 +52,17 @@ def _query_gradient(
         page_kv = media_kv + tl.maximum(page, 0).to(tl.int64) * page_stride + head * 2 * R * K
         k = load_tile(page_kv, page_at, there, columns, K, BLOCK_K == K)
         v = load_tile(page_kv + R * K, page_at, there, columns, K, BLOCK_K == K)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * log2_scale
-        weights = tl.where(there[None, :], tl.exp2(scores - row_lse[:, None]), 0.0)
-        grad_weights = tl.dot(grad_o, tl.trans(v), input_precision="ieee")
-        grad_scores = weights * (grad_weights - row_delta[:, None]) * scale
-        grad_q += tl.dot(grad_scores.to(k.dtype), k, input_precision="ieee")
+        grad_q = add_query_gradient(grad_q, q, grad_o, row_lse, row_delta, k, v, there, scale, log2_scale)
     store_tile(grad_query + head * K, out_at, grad_q, real, columns, K, BLOCK_K == K)
 
 
 @jit_runtime("tiles", "page_starts", "page_tiles")
 def _page_gradients(
-    query,
-    media_kv,
-    tiles,
-    page_starts,
-    page_tiles,
-    grad_out,
-    lse,
-    delta,
-    grad_kv,
-    scale,
-    log2_scale,
-    query_stride,
-    page_stride,
-    num_heads,
-    R: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_R: tl.constexpr,
+    query, media_kv, tiles, page_starts, page_tiles, grad_out, lse, delta, grad_kv, scale, log2_scale, query_stride,
+    page_stride, num_heads, R: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
-    """The gradients of one page and head: the tiles that read it, one after the other; no atomics, so no luck."""
+):  # fmt: skip
+    """The gradients of one page and head: the tiles that read it, one after the other, without atomics."""
     page, head = tl.program_id(0), tl.program_id(1)
     rows, keys, columns = tl.arange(0, BLOCK), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
     there = keys < R
@@ -113,12 +82,7 @@ def _page_gradients(
         grad_o = load_tile(grad_out + head * K, out_at, real, columns, K, BLOCK_K == K)
         row_lse = tl.load(lse + row * num_heads + head, mask=real, other=float("inf"))
         row_delta = tl.load(delta + row * num_heads + head, mask=real, other=0.0)
-        scores = tl.dot(k, tl.trans(q), input_precision="ieee") * log2_scale  # [BLOCK_R, BLOCK]
-        weights = tl.exp2(scores - row_lse[None, :])
-        grad_v += tl.dot(weights.to(q.dtype), grad_o, input_precision="ieee")
-        grad_weights = tl.dot(v, tl.trans(grad_o), input_precision="ieee")
-        grad_scores = weights * (grad_weights - row_delta[None, :]) * scale
-        grad_k += tl.dot(grad_scores.to(q.dtype), q, input_precision="ieee")
+        grad_k, grad_v = add_key_gradients(grad_k, grad_v, k, v, q, grad_o, row_lse, row_delta, scale, log2_scale)
     grad_page = grad_kv + (page.to(tl.int64) * num_heads + head) * 2 * R * K
     store_tile(grad_page, page_at, grad_k, there, columns, K, BLOCK_K == K)
     store_tile(grad_page + R * K, page_at, grad_v, there, columns, K, BLOCK_K == K)
@@ -134,16 +98,13 @@ def media_gradients(
     grad_out: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """query, out, grad_out [T, H, K], media_kv [M, H, 2, R, K], slots [T, J], lse [T, H] -> those of query, media_kv"""
-    num_pages, num_heads, _, num_keys, head_dim = media_kv.shape
+    """Return the gradients of query and media_kv.
+
+    query, out, grad_out [T, H, K]; media_kv [M, H, 2, R, K]; slots [T, J]; tiles as in the forward pass; lse [T, H].
+    """
+    num_pages, num_heads, _, _, head_dim = media_kv.shape
     config = launch_config("media_backward", head_dim, query.dtype)
-    sizes = {
-        "R": num_keys,
-        "K": head_dim,
-        "BLOCK": config.block,
-        "BLOCK_R": max(16, triton.next_power_of_2(num_keys)),
-        "BLOCK_K": max(16, triton.next_power_of_2(head_dim)),
-    }
+    sizes = {"BLOCK": config.block, **page_sizes(media_kv)}
     grad_out = grad_out.contiguous()
     delta, grad_query, grad_kv = torch.empty_like(lse), torch.empty_like(out), media_kv.new_empty(media_kv.shape)
     scales = (scale, scale * LOG2_E)

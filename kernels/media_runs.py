@@ -1,11 +1,15 @@
-"""Media attention in plain torch, as a processor serves it: no mask of tokens times media, no copy of a page.
+"""Media attention in torch, for a CPU and the reference backend: no mask of tokens times media, no copy of a page.
 
-Neighbouring tokens of one page (a run) attend to a view of it; many short runs are grouped by page into one batch.
+Consecutive tokens that read one page (a run) attend to a view of it; many short runs are grouped by page into one batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +18,56 @@ from torch import Tensor
 ROWS_PER_RUN = 8  # from here on a loop over runs beats one padded batch (measured on two cores)
 
 
-def _runs(slots: list[int]) -> list[tuple[int, int, int]]:
-    """Neighbouring tokens with one page: (first row, end row, page)."""
-    runs, first = [], 0
-    for row in range(1, len(slots) + 1):
-        if row == len(slots) or slots[row] != slots[first]:
-            runs.append((first, row, slots[first]))
-            first = row
+@dataclass(frozen=True, slots=True)
+class PageGroups:
+    """The rows of a batch by the page that they read, each group padded to the largest."""
+
+    pages: Tensor  # [P], the pages that are read
+    rows: Tensor  # [P, W], the rows that read each of them; padding repeats a group's last row
+    index: Tensor  # [T], the position of each row among the P * W
+    reads_none: Tensor | None  # [T, 1, 1], the rows that read no page; None if there are none
+
+
+class MediaRuns:
+    """The runs of a batch, from its media slots [T] or [T, J]. Built once per step, it serves all layers."""
+
+    def __init__(self, media_slot: Tensor) -> None:
+        self.num_rows = len(media_slot)
+        self.reads_all_previous = media_slot.dim() == 2
+        self.runs = _runs(media_slot.tolist())  # first row, end row, the pages that these rows read
+        self._device = media_slot.device
+
+    @cached_property
+    def groups(self) -> PageGroups:
+        """For slots [T], at least one of which names a page."""
+        rows_of: dict[int, list[int]] = {}
+        for first, end, pages in self.runs:
+            for page in pages:
+                rows_of.setdefault(page, []).extend(range(first, end))
+        width = max(map(len, rows_of.values()))
+        index, reads_none = [0] * self.num_rows, [True] * self.num_rows
+        for group, rows in enumerate(rows_of.values()):
+            for column, row in enumerate(rows):
+                index[row], reads_none[row] = group * width + column, False
+        padded = [rows + rows[-1:] * (width - len(rows)) for rows in rows_of.values()]
+        return PageGroups(
+            self._tensor(list(rows_of)),
+            self._tensor(padded),
+            self._tensor(index),
+            self._tensor(reads_none)[:, None, None] if any(reads_none) else None,
+        )
+
+    def _tensor(self, values: Sequence[object]) -> Tensor:
+        return torch.tensor(values, device=self._device)
+
+
+def _runs(slots: list[Any]) -> list[tuple[int, int, list[int]]]:
+    """`slots` holds a page or a list of pages for each row; -1 is none."""
+    starts = [row for row in range(len(slots)) if row == 0 or slots[row] != slots[row - 1]]
+    runs = []
+    for first, end in pairwise([*starts, len(slots)]):
+        pages = slots[first] if isinstance(slots[first], list) else [slots[first]]
+        runs.append((first, end, [page for page in pages if page >= 0]))
     return runs
 
 
@@ -30,63 +77,42 @@ def _attend_run(query: Tensor, page: Tensor, scale: float) -> Tensor:
     return out[0].transpose(0, 1)
 
 
-def _attend_runs(query: Tensor, media_kv: Tensor, runs: list[tuple[int, int, int]], scale: float) -> Tensor:
-    # one unbind has one gradient of the pool's size, an index a run would have as many as runs
-    pages: Sequence[Tensor] | Tensor = media_kv.unbind(0) if media_kv.requires_grad else media_kv
+def _attend_runs(query: Tensor, media_kv: Tensor, plan: MediaRuns, scale: float) -> Tensor:
+    # one unbind has one gradient of the pool's size; an index per run would have as many as there are runs
+    pool: Sequence[Tensor] | Tensor = media_kv.unbind(0) if media_kv.requires_grad else media_kv
     outputs = [
-        torch.zeros_like(query[first:end]) if slot < 0 else _attend_run(query[first:end], pages[slot], scale)
-        for first, end, slot in runs
+        _attend_run(query[first:end], pool[pages[0]], scale) if pages else torch.zeros_like(query[first:end])
+        for first, end, pages in plan.runs
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat([query[:0], *outputs])
 
 
-def _attend_groups(query: Tensor, media_kv: Tensor, slots: list[int], scale: float) -> Tensor:
-    """Many short runs: rows of one page together, padded to the largest group, one batch over the pages."""
-    groups: dict[int, list[int]] = {}
-    for row, slot in enumerate(slots):
-        if slot >= 0:
-            groups.setdefault(slot, []).append(row)
-    if not groups:
-        return torch.zeros_like(query)
-    width = max(map(len, groups.values()))
-    padded = torch.tensor([rows + rows[-1:] * (width - len(rows)) for rows in groups.values()], device=query.device)
-    pages = media_kv.index_select(0, torch.tensor(list(groups), device=query.device))  # [P, H, 2, R, K]
-    q = query[padded].transpose(1, 2)  # [P, H, W, K]
+def _attend_groups(query: Tensor, media_kv: Tensor, groups: PageGroups, scale: float) -> Tensor:
+    pages = media_kv.index_select(0, groups.pages)  # [P, H, 2, R, K]
+    q = query[groups.rows].transpose(1, 2)  # [P, H, W, K]
     out = F.scaled_dot_product_attention(q, pages[:, :, 0], pages[:, :, 1], scale=scale)
-    place = [0] * len(slots)
-    for group, rows in enumerate(groups.values()):
-        for column, row in enumerate(rows):
-            place[row] = group * width + column
-    out = out.transpose(1, 2).flatten(0, 1)[torch.tensor(place, device=query.device)]
-    if len(place) > sum(map(len, groups.values())):
-        out = out.masked_fill(torch.tensor(slots, device=query.device)[:, None, None] < 0, 0.0)
-    return out
+    out = out.transpose(1, 2).flatten(0, 1)[groups.index]
+    return out if groups.reads_none is None else out.masked_fill(groups.reads_none, 0.0)
 
 
-def _attend_all_previous(query: Tensor, media_kv: Tensor, slots: list[list[int]], scale: float) -> Tensor:
-    """Runs of tokens with one list of pages, whose keys are laid in one row."""
-    outputs, first = [query[:0]], 0
-    for row in range(1, len(slots) + 1):
-        if row < len(slots) and slots[row] == slots[first]:
-            continue
-        pages = [slot for slot in slots[first] if slot >= 0]
+def _attend_all_previous(query: Tensor, media_kv: Tensor, plan: MediaRuns, scale: float) -> Tensor:
+    """Runs of tokens with one list of pages, whose keys are concatenated."""
+    outputs = [query[:0]]
+    for first, end, pages in plan.runs:
         if pages:
             kv = media_kv[pages].permute(1, 2, 0, 3, 4).flatten(2, 3)  # [H, 2, n R, K]
-            outputs.append(_attend_run(query[first:row], kv, scale))
+            outputs.append(_attend_run(query[first:end], kv, scale))
         else:
-            outputs.append(torch.zeros_like(query[first:row]))
-        first = row
+            outputs.append(torch.zeros_like(query[first:end]))
     return torch.cat(outputs)
 
 
-def attend_by_runs(query: Tensor, media_kv: Tensor, media_slot: Tensor, scale: float) -> Tensor:
-    """Arguments as those of `media_attention`; differentiable."""
-    slots = media_slot.tolist()
-    if media_slot.dim() == 2:
-        return _attend_all_previous(query, media_kv, slots, scale)
-    runs = _runs(slots)
-    # a run's backward pass costs as much as a batch's
+def attend_by_runs(query: Tensor, media_kv: Tensor, plan: MediaRuns, scale: float) -> Tensor:
+    """query [T, H, K], media_kv [M, H, 2, R, K] -> [T, H, K]. Differentiable."""
+    if plan.reads_all_previous:
+        return _attend_all_previous(query, media_kv, plan, scale)
+    # the backward pass of one run costs as much as that of the whole batch
     trains = torch.is_grad_enabled() and (query.requires_grad or media_kv.requires_grad)
-    if len(runs) <= 4 or (len(slots) >= ROWS_PER_RUN * len(runs) and not trains):
-        return _attend_runs(query, media_kv, runs, scale)
-    return _attend_groups(query, media_kv, slots, scale)
+    if len(plan.runs) <= 4 or (plan.num_rows >= ROWS_PER_RUN * len(plan.runs) and not trains):
+        return _attend_runs(query, media_kv, plan, scale)
+    return _attend_groups(query, media_kv, plan.groups, scale)

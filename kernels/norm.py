@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """RMSNorm and LayerNorm over the last axis, statistics in float32. The kernels serve; a gradient is torch's."""
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-# mypy: disable-error-code="no-untyped-def"
-"""Causal self-attention over the blocks of the text cache: prefill and decode of any mix of sequences.
+"""Causal self-attention over the blocks of the K/V cache: prefill and decode of any mix of sequences.
 
-The first `num_shared_blocks` blocks may be the same for every sequence (a support set): they are then read once for
-the whole batch and merged with each sequence's own part by their log-sum-exp.
+The first `num_shared_blocks` blocks may be the same for every sequence (a support set). They are then read once for the
+whole batch, and merged with the rest of each sequence by their log-sum-exp.
 """
 
 from __future__ import annotations
@@ -13,25 +12,23 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kernels.backend import jit_runtime, tl, triton, use_compiled, use_triton
+from kernels.backend import jit_runtime, tl, triton, use_triton
 from kernels.causal_attention import alibi_bias
-from kernels.configs import LOG2_E, Launch, launch_config
-from kernels.kv_store import is_contiguous_in_blocks
-from kernels.paged_gather import GatherPlan, attend, gather_blocks, gather_plan
-from kernels.tile_access import load_tile, store_tile
-from kernels.tiles import tile_records
+from kernels.configs import Launch, launch_config
+from kernels.paged_attention_cpu import GatherPlan, attend, gather_blocks, gather_plan
+from kernels.tiles import LOG2_E, block_width, load_tile, online_softmax, store_tile, tile_records, with_whole_heads
 
-# Decode cuts a context at every SPLIT keys, wherever it ends and whoever decodes beside it: a row's sums are then the
-# same in every batch. One sequence of 1,000 tokens and 32 heads makes 128 programs, about one a core of an H100.
+# Decode cuts a context at every SPLIT keys, whatever its length and batch: a row's sums are then the same in every batch.
+# One sequence of 1,000 tokens and 32 heads gives 128 programs, about one per core of an H100.
 SPLIT = 256
 WHOLE = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What all layers of one step share: made by `paged_plan`, from host memory or on the device."""
+    """Tables that all layers of one step share, built by `paged_plan` from host memory or on the device."""
 
-    positions: Tensor  # [T] int32, each row's place in its sequence; -1: a padded row
+    positions: Tensor  # [T] int32, of each row in its sequence; -1 for a padded row
     tiles: Tensor  # rows of one sequence
     shared_tiles: Tensor | None  # rows of any sequence, for the shared blocks
     launch: Launch
@@ -54,7 +51,7 @@ def paged_attention_reference(
     num_shared_blocks: int = 0,
     plan: Plan | GatherPlan | None = None,
 ) -> Tensor:
-    """`num_shared_blocks` is a promise about block_table, and changes nothing in the result."""
+    """The specification; `num_shared_blocks` is a promise about block_table that does not change the result."""
     group = query.shape[1] // kv_cache.shape[2]
     slopes = query.new_zeros(query.shape[1]) if alibi_slopes is None else alibi_slopes
     outputs = [query[:0].float()]
@@ -72,35 +69,12 @@ def paged_attention_reference(
     "block_table", "tiles", "positions", "num_tokens", "table_width", "key_begin", "key_end", "split", "first_part"
 )
 def _attend_blocks(
-    query,
-    kv_cache,
-    block_table,
-    tiles,
-    positions,
-    slopes,
-    out,
-    lse,
-    scale,
-    query_stride,
-    block_stride,
-    num_heads,
-    num_tokens,
-    table_width,
-    key_begin,
-    key_end,
-    split,
-    first_part,
-    GROUP: tl.constexpr,
-    B: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    ALIBI: tl.constexpr,
-    PARTIAL: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """One tile of tokens, all query heads of one key head, over the keys key_begin + split * its number and on."""
+    query, kv_cache, block_table, tiles, positions, slopes, out, lse, scale, query_stride, block_stride, num_heads,
+    num_tokens, table_width, key_begin, key_end, split, first_part, GROUP: tl.constexpr, B: tl.constexpr,
+    K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ALIBI: tl.constexpr,
+    PARTIAL: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """One tile of tokens, all query heads of one key head, over the `split` keys from key_begin + split * part on."""
     first = tl.load(tiles + 4 * tl.program_id(0))
     count = tl.load(tiles + 4 * tl.program_id(0) + 1)
     sequence = tl.load(tiles + 4 * tl.program_id(0) + 2).to(tl.int64)
@@ -122,10 +96,10 @@ def _attend_blocks(
     begin = key_begin + part * split
     end = tl.minimum(tl.minimum(begin + split, key_end), tl.max(position, 0) + 1)
     part_start = (first_part + part).to(tl.int64) * num_tokens
-    if PARTIAL:  # noqa: SIM102 - known when compiling, what follows is not
-        if begin >= end:  # a part behind the context's end: its output is never read
-            nothing = tl.full([BLOCK], float("-inf"), tl.float32)
-            tl.store(lse + (part_start + row) * num_heads + head, nothing, mask=real)
+    if PARTIAL:  # noqa: SIM102 - known at compile time, unlike the next condition
+        if begin >= end:  # a part after the end of the context: its output is never read
+            no_weight = tl.full([BLOCK], float("-inf"), tl.float32)
+            tl.store(lse + (part_start + row) * num_heads + head, no_weight, mask=real)
             return
     heads_kv = kv_cache + kv_head * B * K
     num_kv_heads = num_heads // GROUP
@@ -141,13 +115,7 @@ def _attend_blocks(
         if ALIBI:
             scores += slope[:, None] * distance.to(tl.float32)
         scores = tl.where((distance <= 0) & there[None, :], scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        finite_top = tl.where(new_top == float("-inf"), 0.0, new_top)
-        weights = tl.exp2(scores - finite_top[:, None])
-        shrink = tl.exp2(top - finite_top)
-        total = total * shrink + tl.sum(weights, 1)
-        o = o * shrink[:, None] + tl.dot(weights.to(q.dtype), v, input_precision="ieee")
-        top = new_top
+        top, total, o = online_softmax(scores, v, top, total, o)
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
     o = o / total[:, None]
@@ -160,17 +128,10 @@ def _attend_blocks(
 
 @jit_runtime("num_parts", "num_tokens")
 def _merge_parts(
-    parts,
-    lse,
-    out,
-    num_parts,
-    num_tokens,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK_H: tl.constexpr,
+    parts, lse, out, num_parts, num_tokens, H: tl.constexpr, K: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
-    """BLOCK_H heads of one token: the parts of its context in their order, each weighed by its log-sum-exp."""
+):  # fmt: skip
+    """BLOCK_H heads of one token: the sum of the parts of its context in order, each weighted by its log-sum-exp."""
     row = tl.program_id(0).to(tl.int64)
     heads, columns = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_K)
     real = heads < H
@@ -201,12 +162,15 @@ def paged_plan(
     dtype: torch.dtype,
     shared: bool = False,
 ) -> Plan:
-    """`group`: query heads a key head. Rows past the last of query_starts are padding, and give zeros."""
+    """Build the plan for Triton; `group` is the number of query heads per key head.
+
+    Rows after the last of query_starts are padding and give zeros. Raises `ValueError` if a group does not fit into a tile.
+    """
     num_sequences = len(context_lengths)
     decode = num_tokens == num_sequences
     launch = launch_config("paged_decode" if decode else "paged_prefill", head_dim, dtype)
     if group > launch.block:
-        raise ValueError(f"{group} query heads a key head do not fit into a tile of {launch.block} rows")
+        raise ValueError(f"{group} query heads per key head do not fit into a tile of {launch.block} rows")
     rows = torch.arange(num_tokens, device=query_starts.device)
     sequence = torch.searchsorted(query_starts[1:].long(), rows, right=True)
     real = sequence < num_sequences
@@ -228,33 +192,16 @@ def plan_step(
     alibi_slopes: Tensor | None,
     num_shared_blocks: int,
 ) -> Plan | GatherPlan:
-    """What all layers of a step share, for the backend that will run them; `kv_cache` [N, 2, G, B, K] is any layer's."""
+    """Return the plan that all layers of a step share, for their backend; `kv_cache` [N, 2, G, B, K] is any layer's."""
     num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
     if use_triton(kv_cache):
         return paged_plan(
             query_starts, context_lengths, num_tokens,
             group=num_heads // num_kv_heads, head_dim=head_dim, dtype=kv_cache.dtype, shared=num_shared_blocks > 0,
         )  # fmt: skip
-    return _gather_plan(
+    return gather_plan(
         kv_cache, block_table, query_starts, context_lengths, num_heads=num_heads, alibi_slopes=alibi_slopes
     )
-
-
-def _gather_plan(
-    kv_cache: Tensor,
-    block_table: Tensor,
-    query_starts: Tensor,
-    context_lengths: Tensor,
-    *,
-    num_heads: int,
-    alibi_slopes: Tensor | None,
-) -> GatherPlan:
-    may_compile = use_compiled(kv_cache[:0]) and is_contiguous_in_blocks(kv_cache)
-    return gather_plan(
-        block_table, query_starts, context_lengths,
-        block_size=kv_cache.shape[3], num_kv_heads=kv_cache.shape[2], dtype=kv_cache.dtype, alibi_slopes=alibi_slopes,
-        num_heads=num_heads if may_compile else 0, block_bytes=kv_cache[:1].nbytes,
-    )  # fmt: skip
 
 
 def _launch(
@@ -272,7 +219,7 @@ def _launch(
     shared_parts, own_parts = triton.cdiv(shared, plan.split), max(1, triton.cdiv(longest - shared, plan.split))
     num_parts = shared_parts + own_parts
     if shared and plan.shared_tiles is None:
-        raise ValueError(f"{num_shared_blocks} blocks are shared, but the plan was made for none")
+        raise ValueError(f"num_shared_blocks is {num_shared_blocks}, but the plan was built for none")
     out = query.new_empty(query.shape)
     target, lse = out, None
     if num_parts > 1:
@@ -284,7 +231,7 @@ def _launch(
         "K": head_dim,
         "BLOCK": plan.launch.block,
         "BLOCK_N": 64,
-        "BLOCK_K": max(16, triton.next_power_of_2(head_dim)),
+        "BLOCK_K": block_width(head_dim),
         "ALIBI": slopes is not None,
         "PARTIAL": num_parts > 1,
         "STAGES": plan.launch.num_stages,
@@ -312,9 +259,9 @@ def _check_cache(kv_cache: Tensor) -> None:
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     inner = (num_kv_heads * block_size * head_dim, block_size * head_dim, head_dim, 1)
     if kv_cache.stride()[1:] != inner:
-        raise ValueError(f"kv_cache has strides {kv_cache.stride()[1:]} within a block, the kernel reads {inner}")
+        raise ValueError(f"kv_cache has strides {kv_cache.stride()[1:]} within a block, the kernel requires {inner}")
     if block_size & (block_size - 1):
-        raise ValueError(f"the kernel's block size must be a power of two, but kv_cache has {block_size}")
+        raise ValueError(f"kv_cache has a block size of {block_size}, the kernel requires a power of two")
 
 
 def paged_attention(
@@ -329,23 +276,23 @@ def paged_attention(
     num_shared_blocks: int = 0,
     plan: Plan | GatherPlan | None = None,
 ) -> Tensor:
-    """query [T, H, K], a sequence's last tokens together; kv_cache [N, 2, G, B, K]; block_table [S, W];
-    query_starts [S + 1]; context_lengths [S], the tokens in the cache, these included; plan: `paged_plan` -> [T, H, K]"""
-    shared = num_shared_blocks if len(context_lengths) > 1 else 0
-    if not use_triton(query):
-        if not isinstance(plan, GatherPlan):
-            plan = _gather_plan(
-                kv_cache, block_table, query_starts, context_lengths,
-                num_heads=query.shape[1], alibi_slopes=alibi_slopes,
-            )  # fmt: skip
-        return attend(query, kv_cache, plan, scale)
-    if query.stride()[1:] != (query.shape[2], 1):
-        query = query.contiguous()
-    _check_cache(kv_cache)
-    if not isinstance(plan, Plan):
-        group = query.shape[1] // kv_cache.shape[2]
-        plan = paged_plan(
-            query_starts, context_lengths, len(query),
-            group=group, head_dim=query.shape[2], dtype=query.dtype, shared=shared > 0,
+    """Attend from the last tokens of each sequence to its blocks: query [T, H, K] -> [T, H, K].
+
+    kv_cache [N, 2, G, B, K]; block_table [S, W]; query_starts [S + 1]; context_lengths [S], the tokens in the cache,
+    including those of the query. `plan` comes from `plan_step`.
+
+    Raises `ValueError` for a cache in a layout that the kernel cannot read.
+    """
+    if use_triton(query):
+        query = with_whole_heads(query)
+        _check_cache(kv_cache)
+    if plan is None:
+        plan = plan_step(
+            kv_cache, block_table, query_starts, context_lengths,
+            num_tokens=len(query), num_heads=query.shape[1], alibi_slopes=alibi_slopes,
+            num_shared_blocks=num_shared_blocks,
         )  # fmt: skip
+    if isinstance(plan, GatherPlan):
+        return attend(query, kv_cache, plan, scale)
+    shared = num_shared_blocks if len(context_lengths) > 1 else 0
     return _launch(query, kv_cache, block_table, scale, alibi_slopes, shared, plan)

@@ -1,7 +1,6 @@
-# mypy: disable-error-code="no-untyped-def"
-"""The resampler's attention: latents attend to [features; latents] (paper, section 3.1), without building that row.
+"""The resampler's attention: latents attend to [features; latents] (Flamingo, section 3.1), without concatenating them.
 
-Any number of features: an image's patches or all frames of a video.
+The number of features is free: the patches of an image, or those of all frames of a video.
 """
 
 from __future__ import annotations
@@ -13,8 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import jit, jit_runtime, tl, triton, use_triton
-from kernels.configs import LOG2_E, Launch, launch_config
-from kernels.tile_access import load_tile, store_tile
+from kernels.configs import Launch, launch_config
+from kernels.tiles import (
+    LOG2_E,
+    add_key_gradients,
+    add_query_gradient,
+    block_width,
+    load_tile,
+    online_softmax,
+    store_tile,
+    with_equal_strides,
+)
 
 
 def resampler_attention_reference(
@@ -28,42 +36,21 @@ def resampler_attention_reference(
 
 @jit
 def _step(q, keys, values, at, there, columns, scale, top, total, out, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The running softmax, one block of keys on."""
+    """Add one block of keys to the online softmax."""
     k = load_tile(keys, at, there, columns, K, BLOCK_K == K)  # [BLOCK_N, BLOCK_K]
     v = load_tile(values, at, there, columns, K, BLOCK_K == K)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
     scores = tl.where(there[None, :], scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, 1))
-    weights = tl.exp2(scores - new_top[:, None])
-    shrink = tl.exp2(top - new_top)
-    total = total * shrink + tl.sum(weights, 1)
-    out = out * shrink[:, None] + tl.dot(weights.to(q.dtype), v, input_precision="ieee")
-    return new_top, total, out
+    return online_softmax(scores, v, top, total, out)
 
 
 @jit_runtime("num_features")
 def _forward(
-    query,
-    feature_key,
-    feature_value,
-    latent_key,
-    latent_value,
-    out,
-    lse,
-    scale,
-    feature_media_stride,
-    feature_stride,
-    latent_media_stride,
-    latent_stride,
-    num_features,
-    num_heads,
-    R: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """The latents of one media and head over its features, then over the latents themselves."""
+    query, feature_key, feature_value, latent_key, latent_value, out, lse, scale, feature_media_stride, feature_stride,
+    latent_media_stride, latent_stride, num_features, num_heads, R: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The latents of one media item and head attend to its features, then to the latents themselves."""
     media, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     rows = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     keys, columns = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
@@ -93,59 +80,13 @@ def _forward(
     tl.store(lse + (media * R + rows) * num_heads + head, top + tl.log2(total), mask=real)
 
 
-@jit
-def _add_query_gradient(
-    grad_q,
-    q,
-    grad_o,
-    row_lse,
-    row_delta,
-    keys,
-    values,
-    at,
-    there,
-    columns,
-    scale,
-    log2_scale,
-    K: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    k = load_tile(keys, at, there, columns, K, BLOCK_K == K)
-    v = load_tile(values, at, there, columns, K, BLOCK_K == K)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * log2_scale
-    weights = tl.where(there[None, :], tl.exp2(scores - row_lse[:, None]), 0.0)
-    grad_weights = tl.dot(grad_o, tl.trans(v), input_precision="ieee")
-    grad_scores = weights * (grad_weights - row_delta[:, None]) * scale
-    return grad_q + tl.dot(grad_scores.to(k.dtype), k, input_precision="ieee")
-
-
 @jit_runtime("num_features")
 def _query_gradient(
-    query,
-    feature_key,
-    feature_value,
-    latent_key,
-    latent_value,
-    out,
-    grad_out,
-    lse,
-    delta,
-    grad_query,
-    scale,
-    log2_scale,
-    feature_media_stride,
-    feature_stride,
-    latent_media_stride,
-    latent_stride,
-    num_features,
-    num_heads,
-    R: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """As the forward pass; delta, the sum over K of out * grad_out, is left for the keys."""
+    query, feature_key, feature_value, latent_key, latent_value, out, grad_out, lse, delta, grad_query, scale,
+    log2_scale, feature_media_stride, feature_stride, latent_media_stride, latent_stride, num_features, num_heads,
+    R: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The query's gradient, in the order of the forward pass; delta, the sum over K of out * grad_out, is stored."""
     media, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     rows = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     keys, columns = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
@@ -164,44 +105,27 @@ def _query_gradient(
     for begin in range(0, num_features, BLOCK_N):
         key = begin + keys
         at = key[:, None] * feature_stride + columns[None, :]
-        grad_q = _add_query_gradient(
-            grad_q, q, grad_o, row_lse, row_delta, feature_key + start, feature_value + start, at, key < num_features,
-            columns, scale, log2_scale, K, BLOCK_K,
-        )  # fmt: skip
+        there = key < num_features
+        k = load_tile(feature_key + start, at, there, columns, K, BLOCK_K == K)
+        v = load_tile(feature_value + start, at, there, columns, K, BLOCK_K == K)
+        grad_q = add_query_gradient(grad_q, q, grad_o, row_lse, row_delta, k, v, there, scale, log2_scale)
     start = media * latent_media_stride + head * K
     for begin in range(0, R, BLOCK_N):
         key = begin + keys
         at = key[:, None] * latent_stride + columns[None, :]
-        grad_q = _add_query_gradient(
-            grad_q, q, grad_o, row_lse, row_delta, latent_key + start, latent_value + start, at, key < R,
-            columns, scale, log2_scale, K, BLOCK_K,
-        )  # fmt: skip
+        there = key < R
+        k = load_tile(latent_key + start, at, there, columns, K, BLOCK_K == K)
+        v = load_tile(latent_value + start, at, there, columns, K, BLOCK_K == K)
+        grad_q = add_query_gradient(grad_q, q, grad_o, row_lse, row_delta, k, v, there, scale, log2_scale)
     store_tile(grad_query + first, at_query, grad_q, real, columns, K, BLOCK_K == K)
 
 
 @jit_runtime("num_keys")
 def _key_gradients(
-    query,
-    key,
-    value,
-    grad_out,
-    lse,
-    delta,
-    grad_key,
-    grad_value,
-    scale,
-    log2_scale,
-    media_stride,
-    stride,
-    num_keys,
-    num_heads,
-    R: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """The gradients of one block of keys, be they features or latents."""
+    query, key, value, grad_out, lse, delta, grad_key, grad_value, scale, log2_scale, media_stride, stride, num_keys,
+    num_heads, R: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The gradients of one block of keys, which are features or latents."""
     media, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     keys = tl.program_id(2) * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_K)
@@ -222,12 +146,7 @@ def _key_gradients(
         row_at = (media * R + rows) * num_heads + head
         row_lse = tl.load(lse + row_at, mask=real, other=float("inf"))
         row_delta = tl.load(delta + row_at, mask=real, other=0.0)
-        scores = tl.dot(k, tl.trans(q), input_precision="ieee") * log2_scale  # [BLOCK_N, BLOCK]
-        weights = tl.exp2(scores - row_lse[None, :])
-        grad_v += tl.dot(weights.to(q.dtype), grad_o, input_precision="ieee")
-        grad_weights = tl.dot(v, tl.trans(grad_o), input_precision="ieee")
-        grad_scores = weights * (grad_weights - row_delta[None, :]) * scale
-        grad_k += tl.dot(grad_scores.to(q.dtype), q, input_precision="ieee")
+        grad_k, grad_v = add_key_gradients(grad_k, grad_v, k, v, q, grad_o, row_lse, row_delta, scale, log2_scale)
     grad_at = keys[:, None] * num_heads * K + columns[None, :]
     start = (media * num_keys * num_heads + head) * K
     store_tile(grad_key + start, grad_at, grad_k, there, columns, K, BLOCK_K == K)
@@ -236,8 +155,7 @@ def _key_gradients(
 
 def _sizes(query: Tensor, config: Launch) -> dict[str, int]:
     _, num_latents, _, head_dim = query.shape
-    block_k = max(16, triton.next_power_of_2(head_dim))
-    return {"R": num_latents, "K": head_dim, "BLOCK": config.block, "BLOCK_N": 64, "BLOCK_K": block_k}
+    return {"R": num_latents, "K": head_dim, "BLOCK": config.block, "BLOCK_N": 64, "BLOCK_K": block_width(head_dim)}
 
 
 class _ResamplerAttention(torch.autograd.Function):
@@ -289,20 +207,12 @@ class _ResamplerAttention(torch.autograd.Function):
         return *gradients, None
 
 
-def _readable(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Slices of one fused projection are read where they lie; heads must be neighbours, and both lie alike."""
-    inner = (key.shape[3], 1)
-    if key.stride() == value.stride() and key.stride()[2:] == inner:
-        return key, value
-    return key.contiguous(), value.contiguous()
-
-
 def resampler_attention(
     query: Tensor, feature_key: Tensor, feature_value: Tensor, latent_key: Tensor, latent_value: Tensor, *, scale: float
 ) -> Tensor:
-    """query, latent_key, latent_value [M, R, H, K]; feature_key, feature_value [M, N, H, K] -> [M, R, H, K]"""
+    """query, latent_key, latent_value [M, R, H, K]; feature_key, feature_value [M, N, H, K] -> [M, R, H, K]."""
     if use_triton(query):
-        features, latents = _readable(feature_key, feature_value), _readable(latent_key, latent_value)
+        features, latents = with_equal_strides(feature_key, feature_value), with_equal_strides(latent_key, latent_value)
         out: Tensor = _ResamplerAttention.apply(query.contiguous(), *features, *latents, scale)
         return out
     key = torch.cat([feature_key, latent_key], 1)

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """Rotary positions (RoFormer, half-split layout): the first `rotary_dim` numbers of each head are turned by their token's
 angles, the others stay. A turn is x * cos + (x with its halves swapped) * sin; the first half's sines are negative."""
 

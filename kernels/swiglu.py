@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """silu(gate) * up, of a product that holds [gate; up] side by side (SwiGLU: Shazeer, 2020)."""
 
 from __future__ import annotations

@@ -1,36 +1,42 @@
-"""What one forward sees: packed tokens of any mix of sequences, and the lengths beside them. No padding, no hidden state.
+"""The inputs of one forward: a batch of packed tokens, keys and values of text in blocks, those of media in pages.
 
-Two sequences, one prefilling five tokens and one decoding its 8th: token_ids has T = 6 entries, query_starts is
-[0, 5, 6], context_lengths is [5, 8], and block_table's rows name the blocks that hold each one's keys and values.
+A batch holds tokens of any mix of sequences, with no padding. Two sequences, one prefilling five tokens and one decoding
+its 8th: token_ids has T = 6 entries, query_starts is [0, 5, 6], context_lengths is [5, 8], and the rows of block_table name
+the blocks that hold the keys and values of each. The engine decides which block or page holds what, and when.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from model.config import FlamingoConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     token_ids: Tensor  # [T] int64
-    positions: Tensor  # [T] int64, place in the token's own sequence
-    # [T] int32, the media page that the token reads, -1 none; [T, J] for "all previous images". None: no token reads any
+    positions: Tensor  # [T] int64, of each token in its own sequence
+    # [T] int32, the media page that each token reads or -1; [T, J] for "all previous images"; None if no token reads one
     media_slot: Tensor | None
     query_starts: Tensor  # [S + 1] int32, first row of each sequence
-    last_token: Tensor  # [W] int64, the rows whose logits are wanted
+    last_token: Tensor  # [W] int64, the rows whose logits are requested
     # with a K/V cache only
-    context_lengths: Tensor | None = None  # [S] int32, tokens of each sequence, this step's included
+    context_lengths: Tensor | None = None  # [S] int32, tokens of each sequence, including this step's
     block_table: Tensor | None = None  # [S, B] int32
-    slot_mapping: Tensor | None = None  # [T] int64, block * block_size + offset where each token's K/V goes
-    num_shared_blocks: int = 0  # so many blocks in front are the same in every row of block_table
+    slot_mapping: Tensor | None = None  # [T] int64, block * block_size + offset of each token's keys and values
+    num_shared_blocks: int = 0  # leading blocks that are the same in every row of block_table
 
 
 def whole_sequences(
-    token_ids: list[list[int]], media_slot: list[list[int]] | list[list[list[int]]], device: torch.device | str = "cpu"
+    token_ids: Sequence[Sequence[int]],
+    media_slot: Sequence[Sequence[int] | Sequence[Sequence[int]]],
+    device: torch.device | str = "cpu",
 ) -> Batch:
-    """Sequences from their first token on, for a forward with no cache; the logits of every token are wanted."""
+    """Return a batch of whole sequences, for a forward without a cache that gives the logits of every token."""
     lengths = torch.tensor([0] + [len(ids) for ids in token_ids])
     starts = lengths.cumsum(0)
     return Batch(
@@ -40,3 +46,61 @@ def whole_sequences(
         query_starts=starts.to(torch.int32).to(device),
         last_token=torch.arange(int(starts[-1]), device=device),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class KVCache:
+    """Keys and values of text for all layers: [L, N, 2, G, B, K], N blocks of B tokens."""
+
+    blocks: Tensor
+    _layers: tuple[Tensor, ...] = field(init=False, repr=False)  # views, created once
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_layers", self.blocks.unbind(0))
+
+    @classmethod
+    def zeros(
+        cls, config: FlamingoConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device | str
+    ) -> KVCache:
+        lm = config.language_model
+        shape = (lm.num_layers, num_blocks, 2, lm.num_kv_heads, block_size, lm.head_dim)
+        return cls(torch.zeros(shape, dtype=dtype, device=device))
+
+    def layer(self, index: int) -> Tensor:
+        return self._layers[index]  # [N, 2, G, B, K]
+
+
+class NoCache:
+    """Stands for the K/V cache where there is none: every layer attends to the batch's own tokens."""
+
+    def layer(self, index: int) -> Tensor | None:
+        return None
+
+
+NO_CACHE = NoCache()
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPages:
+    """Keys and values of media for all gated layers: [M, X, H, 2, R, K], one contiguous slab per media item.
+
+    Training and the reference project them anew for each forward; the engine keeps them.
+    """
+
+    pages: Tensor
+    gated_layers: tuple[int, ...]  # the language-model layers that have a gated layer before them
+    _layers: dict[int, Tensor] = field(init=False, repr=False)  # views, created once
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_layers", dict(zip(self.gated_layers, self.pages.unbind(1), strict=True)))
+
+    @classmethod
+    def zeros(
+        cls, config: FlamingoConfig, num_pages: int, dtype: torch.dtype, device: torch.device | str
+    ) -> MediaPages:
+        gated, layers = config.gated, config.gated_layers
+        shape = (num_pages, len(layers), gated.num_heads, 2, config.resampler.num_latents, gated.head_dim)
+        return cls(torch.zeros(shape, dtype=dtype, device=device), layers)
+
+    def layer(self, index: int) -> Tensor:
+        return self._layers[index]  # [M, H, 2, R, K]

@@ -7,12 +7,16 @@ numbers in the message; an unknown key of a `config.json` raises by name.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 FORMAT_VERSION = 1
+PIECE_BYTES = 256
+# a safetensors file begins with the length of its table of tensors
+LENGTH_BYTES = 8
 
 Norm = Literal["layer_norm", "rms_norm"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu", "silu"]
@@ -276,3 +280,29 @@ def load_config(folder: Path) -> FlamingoConfig:
     _require(isinstance(values, dict), f"{file} does not hold a JSON object")
     config: FlamingoConfig = from_dict(FlamingoConfig, values)
     return config
+
+
+def fingerprint(folder: Path) -> str:
+    """32 hexadecimal digits: the same for copies of a folder, another where any tensor was trained on."""
+    digest = hashlib.blake2b(digest_size=16, person=b"flmbynce-weights")
+    for name in ("config.json", "tokenizer.json"):
+        digest.update(hashlib.blake2b((folder / name).read_bytes()).digest())
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(_pieces(file))
+    return digest.hexdigest()
+
+
+def _pieces(file: Path) -> bytes:
+    digest = hashlib.blake2b()
+    with file.open("rb") as weights:
+        num_bytes = int.from_bytes(weights.read(LENGTH_BYTES), "little")
+        table = weights.read(num_bytes)
+        digest.update(table)
+        for name, tensor in sorted(json.loads(table).items()):
+            if name == "__metadata__":
+                continue
+            start, end = tensor["data_offsets"]
+            length = min(end - start, PIECE_BYTES)
+            weights.seek(LENGTH_BYTES + num_bytes + start + (end - start - length) // 2)
+            digest.update(weights.read(length))
+    return digest.digest()

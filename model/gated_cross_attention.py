@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.gated_residual import gated_residual
-from kernels.media_attention import media_attention
+from kernels.media_attention import MediaPlan, media_attention
 from kernels.tiles import by_row
 from model.config import GatedConfig
 from model.layers import FeedForward, LayerNorm, RMSNorm, make_norm
@@ -29,7 +29,7 @@ class MediaCrossAttention(nn.Module):
         self.query_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: Tensor, media_kv: Tensor, media_slot: Tensor, tiles: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, media_kv: Tensor, media_slot: Tensor, plan: MediaPlan | None) -> Tensor:
         query = self.query(x).unflatten(-1, (-1, self.head_dim))  # [T, H, K]
         norm = self.query_norm
         attended = media_attention(
@@ -39,7 +39,7 @@ class MediaCrossAttention(nn.Module):
             scale=self.head_dim**-0.5,
             query_norm=None if norm is None else norm.weight,
             query_norm_eps=QK_NORM_EPS if norm is None else norm.eps,
-            tiles=tiles,
+            plan=plan,
         )
         return self.output(attended.flatten(-2))
 
@@ -51,7 +51,7 @@ class MediaCrossAttention(nn.Module):
 
 
 class GatedCrossAttention(nn.Module):
-    """x [T, D], media keys and values [M, H, 2, R, K], slots [T] -> [T, D]. `tiles`: `plan_media`, made once a step."""
+    """x [T, D], media keys and values [M, H, 2, R, K], slots [T] -> [T, D]. `plan`: `plan_media`, once per step."""
 
     def __init__(self, config: GatedConfig, dim: int, media_dim: int) -> None:
         super().__init__()
@@ -66,12 +66,12 @@ class GatedCrossAttention(nn.Module):
         self.is_closed = False
         self._folded_openness: tuple[float, float] | None = None
 
-    def forward(self, x: Tensor, media_kv: Tensor, media_slot: Tensor | None, tiles: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, media_kv: Tensor, media_slot: Tensor | None, plan: MediaPlan | None = None) -> Tensor:
         if self.is_closed or (self.needs_media and media_slot is None):
             return x
         y = x
         if media_slot is not None:  # a token without media gets exactly zero from the attention, and its feed-forward
-            y = _gated(y, self.attention(self.attention_norm(y), media_kv, media_slot, tiles), self.attn_gate)
+            y = _gated(y, self.attention(self.attention_norm(y), media_kv, media_slot, plan), self.attn_gate)
         y = _gated(y, self.feed_forward(self.ffw_norm(y)), self.ffw_gate)
         return torch.where(reads_media(media_slot), y, x) if self.needs_media and media_slot is not None else y
 

@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.media_attention import plan_media
-from model.batch import whole_sequences
-from model.cache import MediaCache
+from model.batch import MediaPages, whole_sequences
 from model.config import VisionConfig
 from model.flamingo import Flamingo
 from model.gated_cross_attention import GatedCrossAttention
-from model.reference import media_slots
-from model.resampler import PerceiverResampler, ResamplerAttention, ResamplerLayer, TransformerLayer
+from model.resampler import Resampler, ResamplerAttention, ResamplerLayer
+from model.resampler_ablations import MLPResampler, TransformerLayer, TransformerResampler
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -37,7 +36,7 @@ class Openness:
 
 def openness(model: Flamingo) -> list[Openness]:
     """Of every gated layer, named by the language-model layer behind it."""
-    return [Openness(layer, *_gated(model, layer).openness()) for layer in model.config.gated_layers]
+    return [Openness(layer, *gated.openness()) for layer, gated in model.gated_layers().items()]
 
 
 @torch.inference_mode()
@@ -45,7 +44,7 @@ def media_weights(
     model: Flamingo,
     token_ids: Sequence[int],
     media_index: Sequence[int],
-    media: MediaCache,
+    media: MediaPages,
     token: int,
     layers: Collection[int],
 ) -> dict[int, Tensor]:
@@ -56,27 +55,21 @@ def media_weights(
     """
     assert media_index[token] >= 0
     device = next(model.parameters()).device
-    slots = media_slots(model, media_index[: token + 1])  # what comes later is not seen
-    batch = whole_sequences([list(token_ids[: token + 1])], [slots], device)  # type: ignore[arg-type]
+    slots = model.media_slots(media_index[: token + 1])  # what comes later is not seen
+    batch = whole_sequences([token_ids[: token + 1]], [slots], device)
     x = model.language_model.embed_tokens(batch)  # [T, D]
-    place = model.language_model.place(batch, x.dtype)
-    tiles = plan_media(x, batch.media_slot, model.config.gated.head_dim)
+    context = model.language_model.step_context(batch, x.dtype)
+    plan = plan_media(x, batch.media_slot, model.config.gated.head_dim)
     first = 0 if model.config.gated.attends == "all_previous" else media_index[token]
     seen: dict[int, Tensor] = {}
-    for i, layer in enumerate(model.language_model.layers):
-        if str(i) in model.gated:
+    for i, gated, layer in model.layers():
+        if gated is not None:
             pages = media.layer(i)
             if i in layers:
-                seen[i] = _shares(_gated(model, i), x[token:], pages[first : media_index[token] + 1])
-            x = model.gated[str(i)](x, pages, batch.media_slot, tiles)
-        x = layer(x, place, batch, None)
+                seen[i] = _shares(gated, x[token:], pages[first : media_index[token] + 1])
+            x = gated(x, pages, batch.media_slot, plan)
+        x = layer(x, context, None)
     return seen
-
-
-def _gated(model: Flamingo, layer: int) -> GatedCrossAttention:
-    gated = model.gated[str(layer)]
-    assert isinstance(gated, GatedCrossAttention)
-    return gated
 
 
 def _shares(gated: GatedCrossAttention, x: Tensor, pages: Tensor) -> Tensor:
@@ -91,25 +84,25 @@ def _shares(gated: GatedCrossAttention, x: Tensor, pages: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def patch_shares(resampler: PerceiverResampler, features: Tensor) -> Tensor:
+def patch_shares(resampler: Resampler, features: Tensor) -> Tensor:
     """What each visual token is made of: features [F, P, Dv] of one media -> [R, F, P] float32, each row summing to one."""
-    placed = resampler.placed(features[None])  # [1, F * P, D]
-    if resampler.kind == "mlp":
-        shares = _averaged_shares(resampler, placed)
-    elif resampler.kind == "transformer":
-        shares = _shares_of_all(resampler, placed, resampler.latents)
+    embedded = resampler.embed(features[None])  # [1, F * P, D]
+    if isinstance(resampler, MLPResampler):
+        shares = _averaged_shares(resampler, embedded)
+    elif isinstance(resampler, TransformerResampler):
+        shares = _shares_of_all(resampler, embedded, resampler.latents)
     else:
-        shares = rollout(_latent_maps(resampler, placed, resampler.latents), placed.shape[1])
+        shares = rollout(_latent_maps(resampler, embedded, resampler.latents), embedded.shape[1])
     return shares.unflatten(-1, features.shape[:2])
 
 
-def _averaged_shares(resampler: PerceiverResampler, features: Tensor) -> Tensor:
+def _averaged_shares(resampler: Resampler, features: Tensor) -> Tensor:
     """No attention at all: what the mean itself makes of each feature."""
     each = torch.eye(features.shape[1], device=features.device)
     return F.adaptive_avg_pool1d(each[None], resampler.num_latents)[0].T
 
 
-def _latent_maps(resampler: PerceiverResampler, features: Tensor, latents: Tensor) -> list[Tensor]:
+def _latent_maps(resampler: Resampler, features: Tensor, latents: Tensor) -> list[Tensor]:
     maps, latents = [], latents[None]
     for layer in resampler.layers:
         assert isinstance(layer, ResamplerLayer)
@@ -137,7 +130,7 @@ def rollout(maps: Sequence[Tensor], num_features: int) -> Tensor:
     return _to_one(carried)
 
 
-def _shares_of_all(resampler: PerceiverResampler, features: Tensor, latents: Tensor) -> Tensor:
+def _shares_of_all(resampler: Resampler, features: Tensor, latents: Tensor) -> Tensor:
     """The rollout where features attend too, all to all."""
     num_features = features.shape[1]
     x = torch.cat([features, latents[None]], dim=1)  # [1, N + R, D]

@@ -13,24 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from kernels.causal_attention import causal_attention
-from kernels.decode_rows import DecodeRows
 from kernels.kv_store import kv_store
 from kernels.paged_attention import Plan, paged_attention, plan_step
-from kernels.paged_gather import GatherPlan
+from kernels.paged_attention_cpu import DecodeRows, GatherPlan
 from kernels.rotary import rotary_angles, rotate_
 from model.batch import Batch
 from model.config import LanguageModelConfig
 from model.layers import FeedForward, TokenTable, make_norm
 
 
-class Place(NamedTuple):
-    """What all layers of a forward share: rotary angles a token or ALiBi slopes a head, and how the cache is read."""
+class StepContext(NamedTuple):
+    """The batch, and what all layers of its forward share: rotary angles per token or ALiBi slopes per head, and a plan."""
 
+    batch: Batch
     cos: Tensor | None = None  # [T, 1, rotary_dim]
     sin: Tensor | None = None
     alibi_slopes: Tensor | None = None  # [H] float32
-    plan: Plan | GatherPlan | None = None
-    decoding: DecodeRows | None = None  # where every row decodes, and a compiled loop serves them
+    plan: Plan | GatherPlan | None = None  # how the K/V cache is read
+    decoding: DecodeRows | None = None  # where all rows decode and the compiled loop serves them
 
 
 class SelfAttention(nn.Module):
@@ -46,27 +46,25 @@ class SelfAttention(nn.Module):
         self.query_norm = make_norm(config.norm, query, config.norm_eps, config.norm_bias) if config.qk_norm else None
         self.key_norm = make_norm(config.norm, key, config.norm_eps, config.norm_bias) if config.qk_norm else None
 
-    def forward(self, x: Tensor, place: Place, batch: Batch, kv: Tensor | None) -> Tensor:
-        query, key, value = self.project(x, place)
-        attended = self._attend(query, key, value, place, batch, kv)  # [T, H, K]
+    def forward(self, x: Tensor, context: StepContext, kv: Tensor | None) -> Tensor:
+        query, key, value = self.project(x, context)
+        attended = self._attend(query, key, value, context, kv)  # [T, H, K]
         return self.output(attended.flatten(-2))
 
-    def project(self, x: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
-        """x [T, D] -> queries [T, H, K], keys and values [T, G, K], turned to their places."""
+    def project(self, x: Tensor, context: StepContext) -> tuple[Tensor, Tensor, Tensor]:
+        """x [T, D] -> queries [T, H, K], keys and values [T, G, K], rotated to their positions."""
         query_key, value = self.qkv(x).split_with_sizes(self.widths, dim=-1)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = query_key.split(self.query_key_widths, dim=-1)
             query_key = torch.cat([self.query_norm(query), self.key_norm(key)], dim=-1)
         heads = query_key.unflatten(-1, (-1, self.head_dim))  # [T, H + G, K]
-        if place.cos is not None and place.sin is not None:
-            heads = rotate_(heads, place.cos, place.sin)
+        if context.cos is not None and context.sin is not None:
+            heads = rotate_(heads, context.cos, context.sin)
         query, key = heads.split_with_sizes(self.num_heads, dim=1)
         return query, key, value.unflatten(-1, (-1, self.head_dim))
 
-    def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, place: Place, batch: Batch, kv: Tensor | None
-    ) -> Tensor:
-        scale, slopes = self.head_dim**-0.5, place.alibi_slopes
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: StepContext, kv: Tensor | None) -> Tensor:
+        batch, scale, slopes = context.batch, self.head_dim**-0.5, context.alibi_slopes
         if kv is None:
             return causal_attention(query, key, value, batch.query_starts, scale=scale, alibi_slopes=slopes)
         assert batch.slot_mapping is not None
@@ -82,12 +80,12 @@ class SelfAttention(nn.Module):
             scale=scale,
             alibi_slopes=slopes,
             num_shared_blocks=batch.num_shared_blocks,
-            plan=place.plan,
+            plan=context.plan,
         )
 
 
 class Layer(nn.Module):
-    """Pre-norm attention and feed-forward, one after the other or side by side."""
+    """Pre-norm attention and feed-forward, one after the other or in parallel."""
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__()
@@ -99,8 +97,8 @@ class Layer(nn.Module):
             config.dim, config.ffn_dim, config.activation, gated=config.gated_ffn, bias=config.ffn_bias
         )
 
-    def forward(self, x: Tensor, place: Place, batch: Batch, kv: Tensor | None) -> Tensor:
-        h = x + self.attention(self.attention_norm(x), place, batch, kv)
+    def forward(self, x: Tensor, context: StepContext, kv: Tensor | None) -> Tensor:
+        h = x + self.attention(self.attention_norm(x), context, kv)
         return h + self.feed_forward(self.ffn_norm(x if self.parallel else h))
 
 
@@ -123,8 +121,8 @@ class LanguageModel(nn.Module):
             x = x + self.positions(batch.positions + self.config.position_offset)
         return x
 
-    def place(self, batch: Batch, dtype: torch.dtype, kv: Tensor | None = None) -> Place:
-        """`kv`: any layer's part of the K/V cache, where there is one."""
+    def step_context(self, batch: Batch, dtype: torch.dtype, kv: Tensor | None = None) -> StepContext:
+        """Prepare what all layers share; `kv` is any layer's part of the K/V cache, if there is one."""
         config, cos, sin, slopes = self.config, None, None, None
         if config.position == "rotary":
             cos, sin = (a.to(dtype) for a in rotary_angles(batch.positions, config.rotary_dim, config.rope_theta))
@@ -132,7 +130,7 @@ class LanguageModel(nn.Module):
             slopes = alibi_slopes(config.num_heads, config.alibi_bias_max, batch.positions.device)
         plan = None if kv is None else self._plan(batch, kv, slopes)
         decoding = plan.only_decodes(len(batch.token_ids)) if isinstance(plan, GatherPlan) else None
-        return Place(cos, sin, slopes, plan, decoding)
+        return StepContext(batch, cos, sin, slopes, plan, decoding)
 
     def _plan(self, batch: Batch, kv: Tensor, slopes: Tensor | None) -> Plan | GatherPlan:
         assert batch.block_table is not None
@@ -151,9 +149,9 @@ class LanguageModel(nn.Module):
     def hidden_states(self, batch: Batch) -> Tensor:
         """What the head would read of each token, [T, D]: the frozen model alone, no gated layers and no cache."""
         x = self.embed_tokens(batch)
-        place = self.place(batch, x.dtype)
+        context = self.step_context(batch, x.dtype)
         for layer in self.layers:
-            x = layer(x, place, batch, None)
+            x = layer(x, context, None)
         return self.norm(x)
 
     def logits(self, x: Tensor) -> Tensor:  # [W, D] -> [W, V + A]

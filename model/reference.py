@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.batch import whole_sequences
-from model.cache import MediaCache
+from model.batch import NO_CACHE, MediaPages, whole_sequences
 from model.flamingo import Flamingo
 
 
@@ -22,28 +21,20 @@ class Generation:
     logprobs: list[float]
 
 
-def encode(model: Flamingo, pixels: Sequence[Tensor]) -> MediaCache:
+def encode(model: Flamingo, pixels: Sequence[Tensor]) -> MediaPages:
     """A page for each media; `pixels` holds one [F, 3, h, w] a media."""
     config = model.config
     if not pixels:
-        return MediaCache.zeros(config, 0, next(model.parameters()).dtype, next(model.parameters()).device)
+        return MediaPages.zeros(config, 0, next(model.parameters()).dtype, next(model.parameters()).device)
     return model.fresh_media(torch.cat([model.encode_media(p[None]) for p in pixels]))
 
 
-def media_slots(model: Flamingo, media_index: Sequence[int]) -> list[int] | list[list[int]]:
-    """With a page a media, a token's slot is its media index; "all previous" reads every page up to it."""
-    if model.config.gated.attends == "last":
-        return list(media_index)
-    most = max([*media_index, 0]) + 1
-    return [[m if m <= index else -1 for m in range(most)] for index in media_index]
-
-
 @torch.inference_mode()
-def log_probs(model: Flamingo, token_ids: Sequence[int], media_index: Sequence[int], media: MediaCache) -> Tensor:
+def log_probs(model: Flamingo, token_ids: Sequence[int], media_index: Sequence[int], media: MediaPages) -> Tensor:
     """Log-probabilities [T, V + A] float32 of what follows each token."""
     device = next(model.parameters()).device
-    batch = whole_sequences([list(token_ids)], [media_slots(model, media_index)], device)  # type: ignore[arg-type]
-    return model(batch, None, media).float().log_softmax(-1)
+    batch = whole_sequences([token_ids], [model.media_slots(media_index)], device)
+    return model(batch, NO_CACHE, media).float().log_softmax(-1)
 
 
 @torch.inference_mode()

@@ -22,51 +22,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from model.config import Activation, ConfigError, VisionConfig
 from model.layers import ACTIVATIONS
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-# OpenAI's ViT-L/14 as OpenFlamingo reads it: patches alone
-OPENAI_VIT_L_14 = VisionConfig(
-    architecture="clip_vit",
-    image_size=224,
-    feature_dim=1024,
-    num_patches=256,
-    mean=CLIP_MEAN,
-    std=CLIP_STD,
-    resize="crop",
-    patch_size=14,
-    num_layers=24,
-    num_heads=16,
-    ffn_dim=4096,
-    activation="quick_gelu",
-)
-
-# LAION's ViT-H/14 as IDEFICS reads it: the class token is a feature like any other
-LAION_VIT_H_14 = VisionConfig(
-    architecture="clip_vit",
-    image_size=224,
-    feature_dim=1280,
-    num_patches=257,
-    mean=CLIP_MEAN,
-    std=CLIP_STD,
-    resize="squash",
-    patch_size=14,
-    num_layers=32,
-    num_heads=16,
-    ffn_dim=5120,
-    activation="gelu",
-    keep_class_token=True,
-)
-
-EFFICIENTNET_LITE0 = VisionConfig(
-    architecture="tf_efficientnet_lite0",
-    image_size=224,
-    feature_dim=1280,
-    num_patches=49,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    resize="crop",
-)
-
 
 def normalise(frames: Tensor, config: VisionConfig) -> Tensor:
     """uint8 [F, h, w, 3] -> float32 [F, 3, h, w], each channel with the encoder's mean and deviation."""

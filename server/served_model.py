@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.config import FlamingoConfig, load_config
-from model.fingerprint import fingerprint
+from model.config import FlamingoConfig, fingerprint, load_config
 from model.tokenizer import PromptTokenizer
 from server.settings import Settings, SettingsError
 

@@ -54,7 +54,6 @@ FORBIDDEN: dict[str, set[str]] = {
     "server.wire": TORCH | HTTP,
     "server.engine": HTTP,
     "model.config": TORCH,
-    "model.fingerprint": TORCH,
     "model.prompt": TORCH,
     "model.tokenizer": TORCH,
     "model.media": TORCH,

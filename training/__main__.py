@@ -10,7 +10,7 @@ import logging
 import sys
 from pathlib import Path
 
-from model.checkpoint.errors import CheckpointError
+from model.checkpoint.tensor_files import CheckpointError
 from model.config import ConfigError
 from model.tokenizer import PromptTokenizer
 from model.zoo.default import DefaultModelError, prepare

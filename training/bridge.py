@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from model.batch import NO_CACHE
 from model.flamingo import Flamingo
 from training.batch import TrainingBatch
 
@@ -77,7 +78,7 @@ class BridgeLoss(nn.Module):
 
     def forward(self, batch: TrainingBatch) -> Tensor:
         model = self.flamingo
-        logits = model(batch.batch, None, model.fresh_media(self.visual_tokens(batch.media)))  # [W, V + A]
+        logits = model(batch.batch, NO_CACHE, model.fresh_media(self.visual_tokens(batch.media)))  # [W, V + A]
         return nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
 
     def visual_tokens(self, media: tuple[Tensor, ...]) -> Tensor:

@@ -47,7 +47,7 @@ class Workload:
 
     def kernel_calls(self) -> list[Call]:
         return [
-            partial(media_attention, self.query, self.pages, slots, scale=self.scale, tiles=tiles)
+            partial(media_attention, self.query, self.pages, slots, scale=self.scale, plan=tiles)
             for slots, tiles in self._tables()
         ]
 

@@ -93,7 +93,7 @@ def _check_media(report: Report, spec: Spec, device: torch.device, dtype: torch.
     expected = media_attention_reference(query.float(), pages.float(), slots, scale=0.1)
     case = f"media, {spec.name}, {str(dtype).removeprefix('torch.')}"
     tiles = device_tiles(slots, spec.media_head_dim, dtype)
-    actual = media_attention(query, pages, slots, scale=0.1, tiles=tiles)
+    actual = media_attention(query, pages, slots, scale=0.1, plan=tiles)
     check(report, case, "ours", actual, expected)
     check(report, case, "ours, tile table from the device", media_attention(query, pages, slots, scale=0.1), expected)
     for name, variant in VARIANTS.items():

@@ -1,4 +1,4 @@
-"""Stage 4: one gated layer as in the reference, with folded gates, and with the normed linear for few rows."""
+"""Stage 4: one gated layer as in the reference, and with folded gates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from kernels.bench.sizes import Sizes, Spec
 from kernels.gated_residual import gated_residual
 from kernels.media_attention import media_attention
 from kernels.norm import layer_norm
-from kernels.normed_linear import MAX_ROWS, FoldedLinear, fold_norm, normed_linear
 
 STAGE = "4 gated layer"
 DTYPE = torch.bfloat16
@@ -54,7 +53,7 @@ class GatedLayer:
 
     def attend(self, query: Tensor, pages: Tensor, slots: Tensor, tiles: Tensor | None) -> Tensor:
         query = query.view(len(query), self.spec.media_heads, self.spec.media_head_dim)
-        out = media_attention(query, pages, slots, scale=self.spec.media_head_dim**-0.5, tiles=tiles)
+        out = media_attention(query, pages, slots, scale=self.spec.media_head_dim**-0.5, plan=tiles)
         return out.flatten(1)
 
     def plain(self, x: Tensor, pages: Tensor, slots: Tensor, tiles: Tensor | None) -> Tensor:
@@ -70,29 +69,10 @@ class GatedLayer:
         x = torch.addmm(x, h, self.output.T)
         return torch.addmm(x, F.gelu(layer_norm(x, self.norm, self.norm, EPS) @ self.up.T), self.down.T)
 
-    def fold(self) -> tuple[FoldedLinear, FoldedLinear]:
-        query, up = (fold_norm(w, None, self.norm, self.norm) for w in (self.query, self.up))
-        return query, up
-
-    def skinny(
-        self,
-        normed: tuple[FoldedLinear, FoldedLinear],
-        x: Tensor,
-        pages: Tensor,
-        slots: Tensor,
-        tiles: Tensor | None,
-    ) -> Tensor:
-        """Compute the layer as `folded` does, with the norms fused into the products."""
-        query, up = normed
-        h = self.attend(normed_linear(x, query, eps=EPS), pages, slots, tiles)
-        x = torch.addmm(x, h, self.output.T)
-        return torch.addmm(x, normed_linear(x, up, eps=EPS, activation="gelu"), self.down.T)
-
 
 def measure_layer(report: Report, watch: Stopwatch, sizes: Sizes, machine: Machine) -> None:
     for spec in sizes.models:
         layer = GatedLayer.random(spec, watch.device)
-        folded = layer.fold()
         weights = layer.query.numel() + layer.output.numel() + layer.up.numel() + layer.down.numel()
         for num_tokens, run in [(n, 1) for n in sizes.decode] + [(n, sizes.shot_tokens) for n in sizes.prefill]:
             pages = -(-num_tokens // run)
@@ -104,7 +84,5 @@ def measure_layer(report: Report, watch: Stopwatch, sizes: Sizes, machine: Machi
             bound = machine.bound(2.0 * (weights + kv.numel() + 2 * x.numel()), 2.0 * weights * num_tokens)
             case = f"{spec.name}, {num_tokens} tokens"
             variants = {"gates separate": partial(layer.plain, *inputs), "gates folded": partial(layer.folded, *inputs)}
-            if num_tokens <= MAX_ROWS:
-                variants["gates and norms folded"] = partial(layer.skinny, folded, *inputs)
             for name, call in variants.items():
                 report.timed(STAGE, case, name, bound, partial(watch.time, [call]))

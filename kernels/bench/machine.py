@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """Stage 1: the bandwidth and FLOPs of the machine, which define the bounds of the later stages."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
 """Variants of media attention for decode, which are compared with the served kernel and never served.
 
 One requests a page before the preceding kernel has finished (programmatic dependent launch, PDL), one uses no matrix
@@ -13,9 +12,8 @@ from functools import partial
 from torch import Tensor
 
 from kernels.backend import BackendError, Kernel, jit_runtime, tl, use_triton
-from kernels.configs import LOG2_E, architecture, launch_config
-from kernels.media_attention import page_sizes
-from kernels.tile_access import load_tile, store_tile
+from kernels.configs import architecture, launch_config
+from kernels.tiles import LOG2_E, load_tile, page_sizes, store_tile
 
 Variant = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 

@@ -6,7 +6,6 @@ Llama architecture with a byte-level BPE. llama.cpp stores the rows of queries a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,12 +17,9 @@ from gguf import GGMLQuantizationType, GGUFReader, dequantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError
 from model.checkpoint.mapping import Plan, Recipe, Source, convert
+from model.checkpoint.tensor_files import CheckpointError
 from model.config import LanguageModelConfig
-
-# every tensor of the file is wanted
-NOTHING = re.compile(r"(?!)")
 
 # gguf's token types that are markers, and whether they are special (kept out of what is shown)
 CONTROL, USER_DEFINED = 3, 4
@@ -79,7 +75,7 @@ class GGUFFile:
 
     def tensors(self) -> dict[str, Tensor]:
         """The decoder's tensors in float32, named below `language_model.`; the file must hold just these."""
-        return convert(str(self.path), _plan(self.config()), self._dequantised(), NOTHING)
+        return convert(str(self.path), _plan(self.config()), self._dequantised())
 
     def tokenizer(self, new_tokens: Sequence[str] = ()) -> Tokenizer:
         """The file's vocabulary, and `new_tokens` as special tokens behind it."""

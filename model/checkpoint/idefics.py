@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError, Neutral, refuse_fields
 from model.checkpoint.folder_tokenizer import FolderTokenizer, read_tokenizer
 from model.checkpoint.language_models import convert_language_model, language_model_config
-from model.checkpoint.mapping import Plan, Recipe, Source, convert
+from model.checkpoint.mapping import Plan, Recipe, Source, convert, copied, layer_norm
 from model.checkpoint.native import save_folder
-from model.checkpoint.tensor_files import open_folder, read_json
+from model.checkpoint.tensor_files import CheckpointError, Neutral, open_folder, read_json, refuse_fields
 from model.checkpoint.vision_models import clip_config, convert_hugging_face_clip, read_preprocessor
 from model.config import (
     FlamingoConfig,
@@ -242,37 +241,33 @@ def _split(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def _bridge_plan(config: FlamingoConfig) -> Plan:
     plan = _resampler_plan(config.resampler)
-    for place, layer in enumerate(config.gated_layers):
-        plan |= _gated_plan(config, f"model.gated_cross_attn_layers.{place}.", f"gated.{layer}.")
+    for index, layer in enumerate(config.gated_layers):
+        plan |= _gated_plan(config, f"model.gated_cross_attn_layers.{index}.", f"gated.{layer}.")
     lm = config.language_model
     tables = ["embed"] if lm.tied_head else ["embed", "head"]
     for table in tables if lm.num_new_tokens else []:
-        rows = Source(NEW_ROWS[table], (lm.num_new_tokens, lm.dim))
-        plan[f"language_model.{table}.new_rows"] = Recipe((rows,))
+        plan |= copied(NEW_ROWS[table], f"language_model.{table}.new_rows", lm.num_new_tokens, lm.dim)
     return plan
 
 
 def _resampler_plan(config: ResamplerConfig) -> Plan:
     dim, head_dim, inner = config.dim, config.head_dim, config.num_heads * config.head_dim
-    theirs, ours = "model.perceiver_resampler.", "resampler."
-    plan = {f"{ours}latents": Recipe((Source(f"{theirs}latents", (config.num_latents, dim)),))}
-    plan |= _layer_norm(f"{theirs}layer_norm", f"{ours}norm", dim)
+    plan = copied("model.perceiver_resampler.latents", "resampler.latents", config.num_latents, dim)
+    plan |= layer_norm("model.perceiver_resampler.layer_norm", "resampler.norm", dim)
     for i in range(config.num_layers):
         theirs, ours = f"model.perceiver_resampler.blocks.{i}.", f"resampler.layers.{i}."
         key_value = Source(f"{theirs}0.k_proj.weight", (inner, dim)), Source(f"{theirs}0.v_proj.weight", (inner, dim))
-        plan |= _layer_norm(f"{theirs}0.context_layer_norm", f"{ours}attention.media_norm", dim)
-        plan |= _layer_norm(f"{theirs}0.latents_layer_norm", f"{ours}attention.latent_norm", dim)
-        plan |= {
-            f"{ours}attention.query.weight": Recipe((Source(f"{theirs}0.q_proj.weight", (inner, dim)),)),
-            f"{ours}attention.key_value.weight": Recipe(key_value),
-            f"{ours}attention.output.weight": Recipe((Source(f"{theirs}0.output_proj.weight", (dim, inner)),)),
-            f"{ours}feed_forward.up.weight": Recipe((Source(f"{theirs}1.fc.weight", (config.ffn_dim, dim)),)),
-            f"{ours}feed_forward.down.weight": Recipe((Source(f"{theirs}1.c_proj.weight", (dim, config.ffn_dim)),)),
-        }
-        plan |= _layer_norm(f"{theirs}1.ln", f"{ours}feed_forward.norm", dim)
+        plan |= layer_norm(f"{theirs}0.context_layer_norm", f"{ours}attention.media_norm", dim)
+        plan |= layer_norm(f"{theirs}0.latents_layer_norm", f"{ours}attention.latent_norm", dim)
+        plan |= copied(f"{theirs}0.q_proj.weight", f"{ours}attention.query.weight", inner, dim)
+        plan[f"{ours}attention.key_value.weight"] = Recipe(key_value)
+        plan |= copied(f"{theirs}0.output_proj.weight", f"{ours}attention.output.weight", dim, inner)
+        plan |= copied(f"{theirs}1.fc.weight", f"{ours}feed_forward.up.weight", config.ffn_dim, dim)
+        plan |= copied(f"{theirs}1.c_proj.weight", f"{ours}feed_forward.down.weight", dim, config.ffn_dim)
+        plan |= layer_norm(f"{theirs}1.ln", f"{ours}feed_forward.norm", dim)
         if config.qk_norm:
-            plan |= _layer_norm(f"{theirs}0.q_layer_norm", f"{ours}attention.query_norm", head_dim)
-            plan |= _layer_norm(f"{theirs}0.k_layer_norm", f"{ours}attention.key_norm", head_dim)
+            plan |= layer_norm(f"{theirs}0.q_layer_norm", f"{ours}attention.query_norm", head_dim)
+            plan |= layer_norm(f"{theirs}0.k_layer_norm", f"{ours}attention.key_norm", head_dim)
     return plan
 
 
@@ -303,7 +298,3 @@ def _gated_plan(config: FlamingoConfig, theirs: str, ours: str) -> Plan:
         plan["attention.query_norm.weight"] = Recipe((rows("cross_attn.q_layer_norm.weight", gated.head_dim),))
         plan["attention.key_norm.weight"] = Recipe((rows("cross_attn.k_layer_norm.weight", gated.head_dim),))
     return {f"{ours}{name}": recipe for name, recipe in plan.items()}
-
-
-def _layer_norm(theirs: str, ours: str, dim: int) -> Plan:
-    return {f"{ours}.{kind}": Recipe((Source(f"{theirs}.{kind}", (dim,)),)) for kind in ("weight", "bias")}

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError, Neutral, Shape, refuse_fields
 from model.checkpoint.mapping import Plan, Recipe, Source, convert
+from model.checkpoint.tensor_files import CheckpointError, Neutral, Shape, refuse_fields
 from model.config import Activation, LanguageModelConfig
 
 HuggingFaceConfig = Mapping[str, Any]

@@ -1,7 +1,7 @@
-"""How a foreign checkpoint's tensors become ours: a plan says, for each of our tensors, which of theirs make it up.
+"""Conversion of a foreign checkpoint's tensors: a plan names, for each of our tensors, the foreign tensors that make it up.
 
-A plan comes from a family's table and a configuration, before any tensor is read; so all that is missing, left over or
-of another shape is known, and said, at once.
+A plan comes from a family's table of names and a configuration, before any tensor is read; one error then lists all tensors
+that are missing, unexpected or of another shape.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.checkpoint.errors import Shape, refuse_misfits
+from model.checkpoint.tensor_files import Shape, check_shapes
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A tensor of the foreign checkpoint, by its name there."""
+    """A tensor of the foreign checkpoint."""
 
     name: str
     shape: Shape
@@ -26,12 +26,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One of our tensors: the rows of its sources one after the other, then rearranged."""
+    """One of our tensors: the concatenated rows of its sources, rearranged."""
 
     sources: tuple[Source, ...]
     rearrange: Callable[[Tensor], Tensor] | None = None
 
-    def cook(self, tensors: Mapping[str, Tensor]) -> Tensor:
+    def apply(self, tensors: Mapping[str, Tensor]) -> Tensor:
         parts = [tensors[source.name] for source in self.sources]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         return whole if self.rearrange is None else self.rearrange(whole)
@@ -40,14 +40,20 @@ class Recipe:
 Plan = dict[str, Recipe]
 
 
-def convert(what: str, plan: Plan, tensors: Mapping[str, Tensor], ignored: re.Pattern[str]) -> dict[str, Tensor]:
-    """Our tensors from theirs. A name that matches `ignored` may be there or not: a buffer, a part that is not used."""
-    wanted = {source.name: source.shape for recipe in plan.values() for source in recipe.sources}
-    found = {name: tuple(tensors[name].shape) for name in wanted if name in tensors}
-    refuse_misfits(
-        what,
-        missing=[name for name in wanted if name not in found],
-        unexpected=[name for name in tensors if name not in wanted and not ignored.search(name)],
-        misshapen={name: (shape, wanted[name]) for name, shape in found.items() if shape != wanted[name]},
-    )
-    return {name: recipe.cook(tensors) for name, recipe in plan.items()}
+def copied(theirs: str, ours: str, *shape: int) -> Plan:
+    """Plan one tensor that only changes its name."""
+    return {ours: Recipe((Source(theirs, shape),))}
+
+
+def layer_norm(theirs: str, ours: str, dim: int) -> Plan:
+    return copied(f"{theirs}.weight", f"{ours}.weight", dim) | copied(f"{theirs}.bias", f"{ours}.bias", dim)
+
+
+def convert(
+    origin: str, plan: Plan, tensors: Mapping[str, Tensor], ignored: re.Pattern[str] | None = None
+) -> dict[str, Tensor]:
+    """Convert their tensors to ours. A name that matches `ignored` (a buffer, an unused part) may be there or not."""
+    expected = {source.name: source.shape for recipe in plan.values() for source in recipe.sources}
+    stored = {name: tuple(tensors[name].shape) if name in expected else () for name in tensors}
+    check_shapes(origin, expected, stored, ignored)
+    return {name: recipe.apply(tensors) for name, recipe in plan.items()}

@@ -18,8 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError, refuse_misfits
-from model.checkpoint.tensor_files import SafetensorsFiles, weight_files
+from model.checkpoint.tensor_files import CheckpointError, SafetensorsFiles, check_shapes, shapes_of, weight_files
 from model.config import FlamingoConfig, load_config
 from model.flamingo import Flamingo
 
@@ -52,21 +51,9 @@ def load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) ->
     with torch.device("meta"):
         model = Flamingo(config)
     stored = SafetensorsFiles(files, device)
-    _check(folder, model, stored)
+    check_shapes(str(folder), shapes_of(model.state_dict()), {name: stored.shape(name) for name in stored})
     model.load_state_dict({name: _cast(stored[name], dtype) for name in stored}, assign=True)
     return model.eval()
-
-
-def _check(folder: Path, model: Flamingo, stored: SafetensorsFiles) -> None:
-    """Everything that does not fit, from the files' headers alone."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: stored.shape(name) for name in stored}
-    refuse_misfits(
-        str(folder),
-        missing=sorted(wanted.keys() - found.keys()),
-        unexpected=sorted(found.keys() - wanted.keys()),
-        misshapen={n: (found[n], shape) for n, shape in wanted.items() if found.get(n, shape) != shape},
-    )
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -18,12 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError, refuse_misfits
 from model.checkpoint.folder_tokenizer import FolderTokenizer, read_tokenizer
 from model.checkpoint.language_models import Family, convert_language_model, family_of, language_model_config
-from model.checkpoint.mapping import Plan, Recipe, Source, convert
+from model.checkpoint.mapping import Plan, convert, copied, layer_norm
 from model.checkpoint.native import save_folder
-from model.checkpoint.tensor_files import only_tensors, open_folder, read_json, read_pickle
+from model.checkpoint.tensor_files import (
+    CheckpointError,
+    only_tensors,
+    open_folder,
+    read_json,
+    read_pickle,
+)
 from model.checkpoint.vision_models import load_clip_folder, open_clip_tower
 from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, PromptConfig, ResamplerConfig, VisionConfig
 
@@ -36,8 +41,6 @@ MEDIA, END_OF_CHUNK, PAD = "<image>", "<|endofchunk|>", "<PAD>"
 DUPLICATES = re.compile(r"lang_encoder\.(gated_cross_attn_layers|old_decoder_blocks)\.")
 GATED_LAYER = re.compile(r"lang_encoder\..+\.(\d+)\.gated_cross_attn_layer\.")
 
-# every tensor of the bridge is wanted
-NOTHING = re.compile(r"(?!)")
 # our two token tables, and what their rows of new tokens are called
 TABLES = {"embed.weight": "embed.new_rows", "head.weight": "head.new_rows"}
 
@@ -98,7 +101,7 @@ def import_openflamingo(
         prompt=_prompt_config(text.tokenizer),
     )
     plan = _resampler_plan(resampler) | _gated_plan(config, text.family.layers)
-    tensors = convert(str(checkpoint), plan, read.bridge, NOTHING) | vision_tensors | lm_tensors
+    tensors = convert(str(checkpoint), plan, read.bridge) | vision_tensors | lm_tensors
     cast = ((name, tensor if dtype is None else tensor.to(dtype)) for name, tensor in tensors.items())
     save_folder(out, config, cast, text.tokenizer.tokenizer.to_str())
     return config
@@ -143,7 +146,7 @@ class LanguageModelFolder:
     def _rows(self, name: str, trained: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
         """A row a token. The language model's own table is padded beyond its tokens, or ends before the new ones."""
         if name not in tensors:
-            refuse_misfits(str(self.path), missing=[name])
+            raise CheckpointError(f"{self.path} has no tensor {name}")
         table, wanted = tensors[name], len(self.tokenizer)
         if name in trained and len(table) != wanted:
             raise CheckpointError(f"the checkpoint's lang_encoder.{name} has {len(table)} rows for {wanted} tokens")
@@ -224,7 +227,7 @@ def _gated_config(checkpoint: Checkpoint, every_n_layers: int, num_layers: int) 
 def _sizes(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
     """The shape of a matrix that sizes are read from."""
     if name not in checkpoint.bridge:
-        refuse_misfits(str(checkpoint.file), missing=[name])
+        raise CheckpointError(f"{checkpoint.file} has no tensor {name}")
     shape = tuple(checkpoint.bridge[name].shape)
     if len(shape) != 2:
         raise CheckpointError(f"{checkpoint.file}: {name} has shape {list(shape)}, wanted a matrix")
@@ -253,17 +256,17 @@ def _prompt_config(tokenizer: FolderTokenizer) -> PromptConfig:
 
 def _resampler_plan(config: ResamplerConfig) -> Plan:
     dim, inner = config.dim, config.num_heads * config.head_dim
-    plan = _one("perceiver.latents", "resampler.latents", config.num_latents, dim)
+    plan = copied("perceiver.latents", "resampler.latents", config.num_latents, dim)
     if config.num_frames:
-        plan |= _one("perceiver.frame_embs", "resampler.frame_embeddings", config.num_frames, dim)
+        plan |= copied("perceiver.frame_embs", "resampler.frame_embeddings", config.num_frames, dim)
     for i in range(config.num_layers):
         theirs, ours = f"perceiver.layers.{i}.", f"resampler.layers.{i}."
-        plan |= _layer_norm(f"{theirs}0.norm_media", f"{ours}attention.media_norm", dim)
-        plan |= _layer_norm(f"{theirs}0.norm_latents", f"{ours}attention.latent_norm", dim)
+        plan |= layer_norm(f"{theirs}0.norm_media", f"{ours}attention.media_norm", dim)
+        plan |= layer_norm(f"{theirs}0.norm_latents", f"{ours}attention.latent_norm", dim)
         plan |= _attention(f"{theirs}0.", f"{ours}attention.", dim, dim, inner)
-        plan |= _layer_norm(f"{theirs}1.0", f"{ours}feed_forward.norm", dim)
+        plan |= layer_norm(f"{theirs}1.0", f"{ours}feed_forward.norm", dim)
         plan |= _feed_forward(f"{theirs}1.", f"{ours}feed_forward.", dim, config.ffn_dim)
-    return plan | _layer_norm("perceiver.norm", "resampler.norm", dim)
+    return plan | layer_norm("perceiver.norm", "resampler.norm", dim)
 
 
 def _gated_plan(config: FlamingoConfig, layers: str) -> Plan:
@@ -271,32 +274,24 @@ def _gated_plan(config: FlamingoConfig, layers: str) -> Plan:
     plan: Plan = {}
     for i in config.gated_layers:
         theirs, ours = f"lang_encoder.{layers}.{i}.gated_cross_attn_layer.", f"gated.{i}."
-        plan |= _one(f"{theirs}attn_gate", f"{ours}attn_gate", 1) | _one(f"{theirs}ff_gate", f"{ours}ffw_gate", 1)
-        plan |= _layer_norm(f"{theirs}attn.norm", f"{ours}attention_norm", dim)
+        plan |= copied(f"{theirs}attn_gate", f"{ours}attn_gate", 1) | copied(f"{theirs}ff_gate", f"{ours}ffw_gate", 1)
+        plan |= layer_norm(f"{theirs}attn.norm", f"{ours}attention_norm", dim)
         inner = gated.num_heads * gated.head_dim
         plan |= _attention(f"{theirs}attn.", f"{ours}attention.", dim, config.resampler.dim, inner)
-        plan |= _layer_norm(f"{theirs}ff.0", f"{ours}ffw_norm", dim)
+        plan |= layer_norm(f"{theirs}ff.0", f"{ours}ffw_norm", dim)
         plan |= _feed_forward(f"{theirs}ff.", f"{ours}feed_forward.", dim, gated.ffn_dim)
     return plan
 
 
 def _attention(theirs: str, ours: str, dim: int, media_dim: int, inner: int) -> Plan:
     return (
-        _one(f"{theirs}to_q.weight", f"{ours}query.weight", inner, dim)
-        | _one(f"{theirs}to_kv.weight", f"{ours}key_value.weight", 2 * inner, media_dim)
-        | _one(f"{theirs}to_out.weight", f"{ours}output.weight", dim, inner)
+        copied(f"{theirs}to_q.weight", f"{ours}query.weight", inner, dim)
+        | copied(f"{theirs}to_kv.weight", f"{ours}key_value.weight", 2 * inner, media_dim)
+        | copied(f"{theirs}to_out.weight", f"{ours}output.weight", dim, inner)
     )
 
 
 def _feed_forward(theirs: str, ours: str, dim: int, hidden: int) -> Plan:
-    return _one(f"{theirs}1.weight", f"{ours}up.weight", hidden, dim) | _one(
+    return copied(f"{theirs}1.weight", f"{ours}up.weight", hidden, dim) | copied(
         f"{theirs}3.weight", f"{ours}down.weight", dim, hidden
     )
-
-
-def _layer_norm(theirs: str, ours: str, dim: int) -> Plan:
-    return _one(f"{theirs}.weight", f"{ours}.weight", dim) | _one(f"{theirs}.bias", f"{ours}.bias", dim)
-
-
-def _one(theirs: str, ours: str, *shape: int) -> Plan:
-    return {ours: Recipe((Source(theirs, shape),))}

@@ -1,23 +1,33 @@
-"""Tensors on disk as mappings from name to tensor, read when asked for and never executed.
+"""Tensors on disk as mappings from name to tensor, read on access and never executed; and the check that they fit a model.
 
 A folder holds safetensors or PyTorch files, whole or in shards with an index; a `.pt` file holds a dictionary. Both are
-mapped into memory, so a conversion holds what it makes and not also what it reads.
+mapped into memory, so that a conversion does not hold its sources as well as its results. One error lists everything that
+does not fit.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError, Shape
+Shape: TypeAlias = tuple[int, ...]
+# field -> its neutral values; any other value is a feature that is not implemented
+Neutral: TypeAlias = Mapping[str, tuple[Any, ...]]
+
+MAX_LISTED = 20
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot become this model."""
 
 
 class SafetensorsFiles(Mapping[str, Tensor]):
@@ -44,17 +54,17 @@ class SafetensorsFiles(Mapping[str, Tensor]):
 
 
 def open_folder(folder: Path, stems: tuple[str, ...] = ("model", "pytorch_model")) -> Mapping[str, Tensor]:
-    """The tensors of a Hugging Face folder: safetensors if there are any, PyTorch files otherwise."""
+    """Open the tensors of a Hugging Face folder: safetensors if there are any, PyTorch files otherwise."""
     for kind in ("safetensors", "bin"):
         for stem in stems:
             if files := weight_files(folder, f"{stem}.{kind}"):
                 return SafetensorsFiles(files) if kind == "safetensors" else _merged(files)
-    wanted = " or ".join(f"{stem}.{kind}[.index.json]" for stem in stems for kind in ("safetensors", "bin"))
-    raise CheckpointError(f"{folder} holds no weights: none of {wanted}")
+    names = " or ".join(f"{stem}.{kind}[.index.json]" for stem in stems for kind in ("safetensors", "bin"))
+    raise CheckpointError(f"{folder} holds no weights: none of {names}")
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
-    """`name` itself, or the shards that `name.index.json` lists; empty if the folder has neither."""
+    """Return `name` itself, or the shards that `name.index.json` lists; an empty list if the folder has neither."""
     if (whole := folder / name).is_file():
         return [whole]
     index = folder / f"{name}.index.json"
@@ -62,14 +72,14 @@ def weight_files(folder: Path, name: str) -> list[Path]:
         return []
     shards = sorted(set(read_json(index).get("weight_map", {}).values()))
     for shard in shards:
-        # an index is data from elsewhere: it may only name files beside it
+        # an index is untrusted data: it may only name files of its own folder
         if Path(shard).name != shard or not (folder / shard).is_file():
-            raise CheckpointError(f"{index} lists {shard!r}, which is no file of {folder}")
+            raise CheckpointError(f"{index} lists {shard!r}, which is not a file of {folder}")
     return [folder / shard for shard in shards]
 
 
 def read_pickle(file: Path) -> dict[str, Any]:
-    """What `torch.save` wrote, of plain data only: anything that would run code is refused."""
+    """Read plain data that `torch.save` wrote; anything that would run code is refused."""
     if not file.is_file():
         raise CheckpointError(f"{file} is not a file")
     try:
@@ -96,9 +106,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def only_tensors(values: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
-    """The dictionary itself, once it is certain that it holds tensors by name and nothing else."""
-    if other := [str(name) for name, value in values.items() if not isinstance(value, Tensor)]:
-        raise CheckpointError(f"{origin} holds more than tensors: {', '.join(other[:20])}")
+    """Return the values; `CheckpointError` names those that are not tensors."""
+    if others := [str(name) for name, value in values.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{origin} holds more than tensors: {', '.join(others[:20])}")
     return dict(values)
 
 
@@ -111,3 +121,45 @@ def _open_safetensors(file: Path, device: torch.device | str) -> Any:
         return safe_open(file, framework="pt", device=str(device))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error
+
+
+def refuse_fields(prefix: str, fields: Mapping[str, Any], neutral: Neutral) -> None:
+    """Raise `CheckpointError` for the first field whose value is not neutral; an absent field is neutral."""
+    for name, values in neutral.items():
+        if name in fields and fields[name] not in values:
+            raise CheckpointError(f"{prefix}{name} = {fields[name]!r} is not implemented")
+
+
+def check_shapes(
+    origin: str,
+    expected: Mapping[str, Shape],
+    stored: Mapping[str, Shape],
+    ignored: re.Pattern[str] | None = None,
+) -> None:
+    """Raise one `CheckpointError` with every tensor that is missing, unexpected or of another shape.
+
+    Stored tensors whose name matches `ignored` may be there or not.
+    """
+    unexpected = [name for name in stored if name not in expected and not (ignored and ignored.search(name))]
+    problems = {
+        "missing": [name for name in expected if name not in stored],
+        "unexpected": unexpected,
+        "misshapen": [
+            f"{name}: found {list(stored[name])}, expected {list(shape)}"
+            for name, shape in expected.items()
+            if stored.get(name, shape) != shape
+        ],
+    }
+    lines = [f"{title} ({len(names)}): {'; '.join(_shorten(names))}" for title, names in problems.items() if names]
+    if lines:
+        raise CheckpointError(f"{origin} does not fit the model. " + ". ".join(lines))
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _shorten(names: Sequence[str]) -> list[str]:
+    if len(names) <= MAX_LISTED:
+        return list(names)
+    return [*names[:MAX_LISTED], f"and {len(names) - MAX_LISTED} more"]

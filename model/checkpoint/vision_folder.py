@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError, refuse_misfits
+from model.checkpoint.tensor_files import CheckpointError, check_shapes, shapes_of
 from model.config import VisionConfig, from_dict
 from model.vision import VisionEncoder
 
@@ -43,13 +43,6 @@ def load_vision_folder(folder: Path) -> VisionEncoder:
     with torch.device("meta"):
         encoder = VisionEncoder(config)
     stored = load_file(folder / WEIGHTS)
-    wanted = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
-    refuse_misfits(
-        str(folder),
-        missing=sorted(wanted.keys() - found.keys()),
-        unexpected=sorted(found.keys() - wanted.keys()),
-        misshapen={name: (found[name], shape) for name, shape in wanted.items() if found.get(name, shape) != shape},
-    )
+    check_shapes(str(folder), shapes_of(encoder.state_dict()), shapes_of(stored))
     encoder.load_state_dict(stored, assign=True)
     return encoder

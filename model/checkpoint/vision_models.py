@@ -15,12 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError, Neutral, Shape, refuse_fields
 from model.checkpoint.language_models import activation
 from model.checkpoint.mapping import Plan, Recipe, Source, convert
-from model.checkpoint.tensor_files import open_folder, read_json
+from model.checkpoint.tensor_files import (
+    CheckpointError,
+    Neutral,
+    Shape,
+    open_folder,
+    read_json,
+    refuse_fields,
+    shapes_of,
+)
 from model.config import VisionConfig
-from model.vision import CLIP_MEAN, CLIP_STD, VisionEncoder
+from model.vision import VisionEncoder
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 ASKED = "the vision model's config: "
 
@@ -244,8 +253,7 @@ def _clip_plan(config: VisionConfig, names: Mapping[str, tuple[str, ...]], prefi
 
 def _encoder_shapes(config: VisionConfig) -> dict[str, Shape]:
     with torch.device("meta"):
-        encoder = VisionEncoder(config).encoder
-    return {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+        return shapes_of(VisionEncoder(config).encoder.state_dict())
 
 
 def _stacked(sources: list[str], shape: Shape) -> Recipe:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from model.config import FlamingoConfig
 from model.gated_cross_attention import GatedCrossAttention
-from model.resampler import PerceiverResampler, ResamplerLayer
+from model.resampler import PerceiverResampler, Resampler, ResamplerLayer
+from model.resampler_ablations import build_resampler
 
 SEED = 0
 NEW_ROWS = "language_model.embed.new_rows"
@@ -64,7 +65,7 @@ def start_bridge(config: FlamingoConfig, frozen_rows: Tensor) -> dict[str, Tenso
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         bridge = nn.Module()
-        bridge.resampler = PerceiverResampler(config.resampler, config.vision.feature_dim)
+        bridge.resampler = build_resampler(config.resampler, config.vision.feature_dim)
         start_as_mean(bridge.resampler)
         bridge.gated = nn.ModuleDict(
             {
@@ -77,7 +78,7 @@ def start_bridge(config: FlamingoConfig, frozen_rows: Tensor) -> dict[str, Tenso
 
 
 @torch.no_grad()
-def start_as_mean(resampler: PerceiverResampler) -> None:
+def start_as_mean(resampler: Resampler) -> None:
     """Visual tokens that begin as the mean feature in other coordinates: what the encoder tells apart, they tell apart.
 
     Any picture's, since nothing of it is learned: a random projection keeps the distances (Johnson and Lindenstrauss,
@@ -85,7 +86,7 @@ def start_as_mean(resampler: PerceiverResampler) -> None:
     Left to itself, the norm in front of the attention would make an empty place of a picture as long as a full one; a
     bias that is the same everywhere and long beside all features makes the norm a constant, which its own scale undoes.
     """
-    if resampler.kind != "perceiver" or not isinstance(resampler.input, nn.Linear):
+    if not isinstance(resampler, PerceiverResampler) or not isinstance(resampler.input, nn.Linear):
         return
     nn.init.orthogonal_(resampler.input.weight)
     signs = torch.ones_like(resampler.input.bias)

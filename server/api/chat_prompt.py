@@ -128,7 +128,7 @@ def find_template(name: str, query: Turn, config: FlamingoConfig) -> Template:
     if name not in known:
         names = ", ".join([PLAIN.name, *known])
         raise InvalidRequest(f"unknown template {name!r}, known are {names}", param="template")
-    return with_end(known[name], config.prompt)
+    return known[name]
 
 
 def lay_out(conversation: Conversation, template: Template, digests: Mapping[str, bytes]) -> list[Segment]:

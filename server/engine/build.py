@@ -16,8 +16,8 @@ import torch
 from kernels import backend
 from model.checkpoint.native import load_folder
 from model.config import FlamingoConfig
-from model.cpu import FLOAT32, ROUNDED, Format, use_fast_formats
-from model.flamingo import Flamingo
+from model.cpu import FLOAT32, ROUNDED, Format
+from model.inference import prepare_for_inference
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.graphs import can_be_recorded, record_cuda
@@ -40,17 +40,20 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     device = _device(settings)
     dtype = _dtype(settings, device)
     model = load_folder(Path(settings.model or ""), device, dtype)
-    formats = _use_formats(model, settings, device)
+    layer_formats = _layer_formats(settings, served.config, device, dtype)
+    prepared = prepare_for_inference(model, layer_formats, _vision_formats(settings))
+    for shape, best in prepared.formats.items():
+        logger.info("weights %s: %s", shape, ", ".join(f"{name} from {rows}" for rows, name in best.items()))
     dtype = model.language_model.embed.weight.dtype  # a format may have changed it
     config = engine_config(served, settings, dtype)
     record = record_cuda if device.type == "cuda" and can_be_recorded(served.config) else None
-    engine = Engine(model, served.tokenizer, config, salt=served.config.to_json().encode(), record=record)
+    engine = Engine(prepared, served.tokenizer, config, salt=served.config.to_json().encode(), record=record)
     warm_up(engine, served.tokenizer.media_token_id, served.config.vision.image_size)
     info = {
         "model": served.config.name,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "weight_formats": formats,
+        "weight_formats": prepared.formats,
         "backend": {name: str(value) for name, value in backend.describe().items()},
         "threads": torch.get_num_threads(),
         "num_blocks": config.num_blocks,
@@ -62,26 +65,24 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     return engine, info
 
 
-def _use_formats(model: Flamingo, settings: Settings, device: torch.device) -> dict[str, dict[int, Format]]:
-    """On a CPU, the formats of `weight_format` and `vision_format`; `auto` of the first keeps a model's own four bits and
-    leaves other models alone."""
+def _layer_formats(
+    settings: Settings, config: FlamingoConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[Format, ...]:
+    """Return the formats for the decoder's layers on a CPU, none where the weights stay as loaded.
+
+    `weight_format` auto keeps a model's own four bits, and otherwise the dtype.
+    """
     if settings.vision_format == "bfloat16" and device.type != "cpu":
         raise SettingsError(f"vision_format bfloat16 is for a CPU, the device is {device.type}")
-    wished = settings.weight_format
-    if wished == "auto":
-        is_q4 = model.config.language_model.weights == "q4"
-        wished = "int4" if device.type == "cpu" and settings.dtype == "auto" and is_q4 else "native"
-    is_float32 = next(model.parameters()).dtype == torch.float32
-    if wished == "native" and not (device.type == "cpu" and is_float32):
-        return {}
+    weight_format = settings.weight_format
+    if weight_format == "auto":
+        is_q4 = config.language_model.weights == "q4"
+        weight_format = "int4" if device.type == "cpu" and settings.dtype == "auto" and is_q4 else "native"
+    if weight_format == "native":
+        return FLOAT32 if device.type == "cpu" and dtype == torch.float32 else ()
     if device.type != "cpu":
-        raise SettingsError(f"weight_format {wished} is for a CPU, the device is {device.type}")
-    model.fold_gates()
-    layers: tuple[Format, ...] = FLOAT32 if wished == "native" else (wished, "bfloat16")
-    formats = use_fast_formats(model, layers, _vision_formats(settings))
-    for shape, best in formats.items():
-        logger.info("weights %s: %s", shape, ", ".join(f"{name} from {rows}" for rows, name in best.items()))
-    return formats
+        raise SettingsError(f"weight_format {weight_format} is for a CPU, the device is {device.type}")
+    return weight_format, "bfloat16"
 
 
 def _vision_formats(settings: Settings) -> tuple[Format, ...]:

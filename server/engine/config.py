@@ -22,7 +22,6 @@ class EngineConfig:
     max_frames_per_step: int = 2
     max_frames_idle: int = 16
     max_model_len: int = 2048
-    fold_gates: bool = True
 
     def __post_init__(self) -> None:
         for name in ("block_size", "num_blocks", "num_media_slots", "max_sequences", "max_tokens_per_step"):

@@ -14,11 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model import cache
-from model.flamingo import Flamingo
+from model.batch import MediaPages
+from model.inference import InferenceModel
 from model.vision import normalise
 from server.engine.media_cache import Encoding, MediaCache
-from server.engine.media_projection import MediaProjection
 
 # pages from visual tokens in host memory that are computed at once: they take memory in addition to the slots
 REBUILT_TOGETHER = 8
@@ -27,12 +26,12 @@ REBUILT_TOGETHER = 8
 class Encoder:
     """Runs the model's media side; `pages` are the device's slots, and `media` records what is cached."""
 
-    def __init__(self, model: Flamingo, project: MediaProjection, pages: cache.MediaCache, media: MediaCache) -> None:
-        self._model = model
-        self._project = project
+    def __init__(self, model: InferenceModel, pages: MediaPages, media: MediaCache) -> None:
+        self._model = model.flamingo
+        self._project = model.project_media
         self._pages = pages.pages
         self._media = media
-        self._pixel_dtype = next(model.vision.parameters()).dtype
+        self._pixel_dtype = next(self._model.vision.parameters()).dtype
 
     def run(self, encodings: Sequence[Encoding]) -> None:
         by_length: dict[int, list[Encoding]] = defaultdict(list)

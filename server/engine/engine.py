@@ -11,7 +11,7 @@ from itertools import chain
 
 import numpy as np
 
-from model.flamingo import Flamingo
+from model.inference import InferenceModel
 from model.tokenizer import PromptTokenizer
 from server.engine.block_pool import BlockPool
 from server.engine.config import EngineConfig
@@ -31,18 +31,16 @@ class Engine:
 
     def __init__(
         self,
-        model: Flamingo,
+        model: InferenceModel,
         tokenizer: PromptTokenizer,
         config: EngineConfig,
         salt: bytes = b"",
         record: Recorder | None = None,
     ) -> None:
-        if config.fold_gates:
-            model.fold_gates()
         self.config = config
         self.media = MediaCache(config.num_media_slots, config.host_media_bytes, salt)
         self.blocks = BlockPool(config.num_blocks)
-        all_previous = model.config.gated.attends == "all_previous"
+        all_previous = model.flamingo.config.gated.attends == "all_previous"
         self.scheduler = Scheduler(config, self.blocks, self.media, all_previous=all_previous)
         self.runner = Runner(model, config, Sampler(tokenizer.suppressed_ids, tokenizer.eos_ids), self.media, record)
         self._factory = TaskFactory(self.scheduler, self.runner, tokenizer)

@@ -13,14 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.batch import Batch, whole_sequences
-from model.cache import KVCache, MediaCache
-from model.flamingo import Flamingo
-from server.engine import media_cache
+from model.batch import Batch, KVCache, MediaPages, whole_sequences
+from model.inference import InferenceModel
 from server.engine.config import EngineConfig
 from server.engine.encoder import Encoder, unit
 from server.engine.graphs import DecodeGraphs, Recorder, bucket_sizes
-from server.engine.media_projection import MediaProjection
+from server.engine.media_cache import MediaCache
 from server.engine.sampler import NOT_FINITE, Result, Sampler, logit_positions
 from server.engine.scheduler import Plan, Row
 
@@ -30,22 +28,21 @@ class Runner:
 
     def __init__(
         self,
-        model: Flamingo,
+        model: InferenceModel,
         config: EngineConfig,
         sampler: Sampler,
-        media: media_cache.MediaCache,
+        media: MediaCache,
         record: Recorder | None = None,
     ) -> None:
-        weight = model.language_model.embed.weight
-        self.model = model
+        self.model = model.flamingo
+        weight = self.model.language_model.embed.weight
         self.config = config
         self.device, self.dtype = weight.device, weight.dtype
         self._sampler = sampler
         self._nonfinite = media.nonfinite
-        project = MediaProjection(model)  # takes memory for a moment: before the caches do
-        self._kv = KVCache.zeros(model.config, config.num_blocks, config.block_size, self.dtype, self.device)
-        self._media = MediaCache.zeros(model.config, config.num_media_slots, self.dtype, self.device)
-        self.encoder = Encoder(model, project, self._media, media)
+        self._kv = KVCache.zeros(self.model.config, config.num_blocks, config.block_size, self.dtype, self.device)
+        self._media = MediaPages.zeros(self.model.config, config.num_media_slots, self.dtype, self.device)
+        self.encoder = Encoder(model, self._media, media)
         self._graphs = None if record is None else self._record(record)
 
     @torch.inference_mode()

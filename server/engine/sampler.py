@@ -15,7 +15,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from kernels.likeliest import likeliest
+from kernels.greedy_argmax import greedy_argmax
 from server.engine.scheduler import Row
 from server.engine.sequence import Sequence
 from server.wire import Sampling, TokenLogprob
@@ -109,7 +109,7 @@ class Sampler:
 
     def greedy(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [S, V], overwritten, of greedy sequences -> token ids [S], and whether each row is finite."""
-        return likeliest(logits, self._suppressed_on(logits.device))
+        return greedy_argmax(logits, self._suppressed_on(logits.device))
 
     def _suppressed_on(self, device: torch.device) -> Tensor:
         if self._suppressed.device != device:

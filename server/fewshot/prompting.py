@@ -142,7 +142,7 @@ def find_template(choice: TemplateChoice, config: FlamingoConfig) -> Template:
     if isinstance(choice, str):
         if choice not in known:
             raise InvalidRequest(f"unknown template {choice!r}, known are {', '.join(known)}", param="template")
-        return with_end(known[choice], config.prompt)
+        return known[choice]
     try:
         return with_end(Template(name="custom", **choice.model_dump()), config.prompt)
     except TemplateError as error:

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 from model.config import FlamingoConfig, PromptConfig
 from model.prompt import EndOfChunk, Media, Segment, Text
@@ -51,7 +52,7 @@ class Query:
     question: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Template:
     """The text of a shot with its answer, the end of an answer (empty: the end-of-chunk token), and the separator of shots.
 
@@ -78,24 +79,24 @@ class Template:
         if not placeholders(self.beginning) <= {"media", "text", "question"}:
             raise TemplateError("query: only {media}, {text} and {question} are allowed")
 
-    @property
+    @cached_property
     def answer(self) -> str:
         """The placeholder of the answer: the shot's last."""
         assert self._target is not None
         return self._target.group(1)
 
-    @property
+    @cached_property
     def beginning(self) -> str:
         """The text of a query, with its placeholders."""
         return self.query or self._before_answer.rstrip()
 
-    @property
+    @cached_property
     def lead(self) -> str:
         """The text between a query's end and its answer: the space of `Output: a cat`, which the model writes."""
         before, beginning = self._before_answer, self.beginning
         return before[len(before.rstrip()) :] if beginning == beginning.rstrip() else ""
 
-    @property
+    @cached_property
     def has_media(self) -> bool:
         return "media" in placeholders(self.shot)
 
@@ -174,10 +175,11 @@ OPENFLAMINGO = (
 )
 
 
+@cache
 def built_in(config: FlamingoConfig) -> dict[str, Template]:
     """Return the built-in templates by name, as this model's family writes them."""
     family = OPENFLAMINGO if config.family == "openflamingo" else PAPER
-    return {template.name: template for template in family}
+    return {template.name: with_end(template, config.prompt) for template in family}
 
 
 def with_end(template: Template, prompt: PromptConfig) -> Template:

@@ -49,7 +49,10 @@ class Intake:
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
-        self._check_total(media, param)
+        # fetched media count as if sent in the body; stored media are read one by one, if at all
+        total = sum(item.num_bytes_in_memory for item in {item.digest: item for item in media.values()}.values())
+        if total > (limit := self.settings.max_body_bytes):
+            raise InvalidMedia(f"{total} bytes of media in one prompt, the limit is {limit}", param=param)
         return media
 
     async def find_all(self, media_ids: Collection[str], param: str) -> list[EncodedMedia]:
@@ -79,11 +82,3 @@ class Intake:
     def _check_number(self, number: int, param: str) -> None:
         if number > (limit := self.settings.max_media_per_request):
             raise InvalidRequest(f"{number} images and videos in one prompt, the limit is {limit}", param=param)
-
-    def _check_total(self, media: Mapping[str, EncodedMedia], param: str) -> None:
-        """Check the bytes in memory: fetched media count as if sent in the body. Stored media are read one by one."""
-        distinct = {item.digest: item for item in media.values()}
-        total = sum(len(item.data) for item in distinct.values() if item.is_in_memory)
-        if total > self.settings.max_body_bytes:
-            message = f"{total} bytes of media in one prompt, the limit is {self.settings.max_body_bytes}"
-            raise InvalidMedia(message, param=param)

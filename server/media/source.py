@@ -29,6 +29,7 @@ class EncodedMedia:
         self.kind: Kind = kind
         self.digest = digest
         self.param = param
+        self.num_bytes_in_memory = len(data) if isinstance(data, bytes) else 0
         self._data = data
 
     @property
@@ -91,7 +92,9 @@ def read_data_url(url: str, kind: Kind, *, max_bytes: int, param: str) -> Encode
     header, comma, payload = rest.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise InvalidRequest("the data URL must have the form data:TYPE;base64,DATA", param=param)
-    _check_type(header.split(";")[0].strip().lower(), kind, param)
+    media_type = header.split(";")[0].strip().lower()
+    if media_type not in ("", "application/octet-stream") and not media_type.startswith(f"{kind}/"):
+        raise InvalidRequest(f"the data URL has the type {media_type[:64]}, expected {kind}/...", param=param)
     return encoded(from_base64(payload, max_bytes, param), kind, param)
 
 
@@ -105,8 +108,3 @@ def from_base64(payload: str, max_bytes: int, param: str) -> bytes:
     if not data:
         raise InvalidMedia("the media's data is empty", param=param)
     return data
-
-
-def _check_type(media_type: str, kind: Kind, param: str) -> None:
-    if media_type not in ("", "application/octet-stream") and not media_type.startswith(f"{kind}/"):
-        raise InvalidRequest(f"the data URL has the type {media_type[:64]}, expected {kind}/...", param=param)

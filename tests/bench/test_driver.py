@@ -7,6 +7,7 @@ import pytest
 from bench import random_models
 from bench.driver import BenchFailed, Driver, Outcome, Trace
 from bench.workload import Prompts, frames_of, greedy
+from model.inference import prepare_for_inference
 from model.tokenizer import PromptTokenizer
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
@@ -23,7 +24,7 @@ def tokenizer() -> PromptTokenizer:
 @pytest.fixture
 def driver(tokenizer: PromptTokenizer) -> Driver:
     limits = EngineConfig(num_blocks=64, num_media_slots=16, max_model_len=512)
-    return Driver(Engine(random_models.random_model(CONFIG), tokenizer, limits))
+    return Driver(Engine(prepare_for_inference(random_models.random_model(CONFIG)), tokenizer, limits))
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 8])

@@ -107,7 +107,7 @@ def test_the_default_model_is_sure_of_the_drawings(default_server: Server) -> No
 def test_the_support_set_script_evaluates_and_classifies_the_textures(server: Server) -> None:
     counts, reason, *lines = run("support_set.sh", server)
     assert json.loads(counts) == dict.fromkeys(TEXTURES, 2)
-    assert "of 6 left-out examples" in json.loads(reason)
+    assert "on 6 left-out examples" in json.loads(reason)
     assert [(file, label) for file, label, *_ in answers(lines)] == [(f"{name}/3.jpg", name) for name in TEXTURES]
     assert {answer for _, _, answer, _ in answers(lines)} <= set(TEXTURES)
     assert latest(server, "/v1/support_sets")["status"] == "ready"

@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from kernels import compiled as compiled_module
-from kernels import paged_gather
+from kernels import paged_attention_cpu
 from kernels.backend import select, use_compiled
 from kernels.compiled import compiled, load, store
 from kernels.decode_attention import decode_attention, decode_attention_reference
-from kernels.decode_rows import DecodeRows
+from kernels.greedy_argmax import greedy_argmax, greedy_argmax_reference
 from kernels.kv_store import kv_store, kv_store_reference
-from kernels.likeliest import likeliest, likeliest_reference
 from kernels.norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from kernels.paged_attention import paged_attention, paged_attention_reference, plan_step
-from kernels.paged_gather import GatherPlan
+from kernels.paged_attention_cpu import DecodeRows, GatherPlan
 from kernels.rotary import rotary_angles, rotate_, rotate_reference
 from kernels.swiglu import swiglu, swiglu_reference
 
@@ -181,7 +180,7 @@ def test_a_sum_and_its_norm(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_likeliest_token_and_whether_all_are_finite(dtype: torch.dtype) -> None:
+def test_greedy_argmax_and_whether_all_logits_are_finite(dtype: torch.dtype) -> None:
     padded = torch.randn(9, 80).to(dtype)
     padded[0, 7] = padded[1, 70] = padded[2, 3] = 9  # found; beyond the row's end; excluded
     padded[3, 5] = float("nan")
@@ -191,11 +190,11 @@ def test_the_likeliest_token_and_whether_all_are_finite(dtype: torch.dtype) -> N
     padded[7, 5:] = -torch.inf
     padded[8] = -1 - padded[8].abs()
     logits, excluded = padded[:, :67], torch.tensor([3, 66])
-    expected, is_finite = likeliest_reference(logits.clone(), excluded)
-    token_ids, found_finite = likeliest(logits, excluded)
+    expected, is_finite = greedy_argmax_reference(logits.clone(), excluded)
+    token_ids, found_finite = greedy_argmax(logits, excluded)
     assert found_finite.tolist() == is_finite.tolist() == [True] * 3 + [False] * 4 + [True] * 2
     assert torch.equal(token_ids[is_finite], expected[is_finite])
-    assert likeliest(logits[:0], excluded)[0].shape == (0,)
+    assert greedy_argmax(logits[:0], excluded)[0].shape == (0,)
 
 
 def test_much_to_copy_and_little_to_read_go_through_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,8 +209,8 @@ def test_much_to_copy_and_little_to_read_go_through_the_loop(monkeypatch: pytest
         return plan.only_decodes(2) is not None
 
     assert served([[0, 1], [2, 3]])
-    monkeypatch.setattr(paged_gather, "MOST_SCORES", 8)
+    monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", 8)
     assert not served([[0, 1], [2, 3]])
-    monkeypatch.setattr(paged_gather, "MOST_GATHERED_BYTES", 4 * cache[:1].nbytes)
+    monkeypatch.setattr(paged_attention_cpu, "MAX_GATHERED_BYTES", 4 * cache[:1].nbytes)
     assert served([[0, 1], [2, 3]])
     assert not served([[0, 1], [0, 2]])  # the first block is read once for both

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import select
-from kernels.media_attention import media_attention, media_attention_reference, quantise_pages
+from kernels.media_attention import media_attention, media_attention_reference, plan_media, quantise_pages
 
 PATTERNS = {
     "decode": [2],
@@ -92,6 +92,20 @@ def test_bfloat16_stays_bfloat16(rows: list[int]) -> None:
     assert out.dtype == torch.bfloat16
     expected = media_attention_reference(query.float(), kv.float(), slots_of(rows), scale=0.25)
     torch.testing.assert_close(out.float(), expected, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["serves", "trains"])
+@pytest.mark.parametrize("rows", [*PATTERNS.values(), ALL_PREVIOUS], ids=[*PATTERNS, "all_previous"])
+def test_one_plan_serves_all_layers(rows: list[int], trains: bool) -> None:
+    plan = plan_media(torch.empty(0), slots_of(rows), 16)
+    for _ in range(2):
+        kv, query = pool(), torch.randn(len(rows), 3, 16, requires_grad=trains)
+        planned = media_attention(query, kv, slots_of(rows), scale=0.25, plan=plan)
+        assert torch.equal(planned, media_attention(query, kv, slots_of(rows), scale=0.25))
+
+
+def test_there_is_no_plan_where_no_token_reads_a_page() -> None:
+    assert plan_media(torch.empty(0), None, 16) is None
 
 
 def test_pages_of_8_bits_are_half_the_size_and_near() -> None:

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from kernels.backend import select
 from kernels.gated_residual import gated_residual
 from kernels.norm import layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
-from kernels.normed_linear import fold_norm, normed_linear, normed_linear_reference
 from kernels.resampler_attention import resampler_attention, resampler_attention_reference
 
 
@@ -45,20 +44,6 @@ def test_a_small_gate_is_not_lost_in_bfloat16() -> None:
     branch, gate = torch.ones(1, 4).bfloat16(), torch.tensor([1e-3]).bfloat16()
     out = gated_residual(torch.zeros(1, 4).bfloat16(), branch, gate)
     torch.testing.assert_close(out, gate.float().tanh().bfloat16().expand(1, 4))
-
-
-@pytest.mark.parametrize("activation", ["none", "gelu"])
-def test_a_folded_norm_is_the_norm_and_the_layer(activation: str) -> None:
-    x, weight, bias = torch.randn(3, 24), torch.randn(8, 24), torch.randn(8)
-    gamma, beta = torch.randn(2, 24)
-    y = F.linear(F.layer_norm(x, (24,), gamma, beta, 1e-5), weight, bias)
-    expected = F.gelu(y) if activation == "gelu" else y
-    folded = fold_norm(weight, bias, gamma, beta)
-    for function in (normed_linear, normed_linear_reference):
-        torch.testing.assert_close(
-            function(x, folded, eps=1e-5, activation=activation),  # type: ignore[arg-type]
-            expected, atol=1e-5, rtol=1e-4,
-        )  # fmt: skip
 
 
 @pytest.mark.parametrize("num_features", [0, 9])

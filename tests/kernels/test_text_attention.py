@@ -12,7 +12,7 @@ from kernels.backend import select
 from kernels.causal_attention import causal_attention, causal_attention_reference
 from kernels.kv_store import kv_store
 from kernels.paged_attention import paged_attention, paged_attention_reference
-from kernels.paged_gather import DecodePlan, gather_plan
+from kernels.paged_attention_cpu import DecodePlan, gather_plan
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 6, 2, 16, 4
 
@@ -106,12 +106,10 @@ def test_a_shared_prefix_is_read_once_and_changes_nothing(queries: tuple[int, ..
 @pytest.mark.parametrize("lengths", [(7, 8), (8, 8), (9, 16)])
 def test_what_decoding_sequences_share_is_found_without_being_told(lengths: tuple[int, int]) -> None:
     table = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 6]], dtype=torch.int32)
-    plan = gather_plan(
-        table, starts_of(1, 1), torch.tensor(lengths), block_size=BLOCK_SIZE, num_kv_heads=KV_HEADS, dtype=torch.float32
-    )
+    kv_cache = torch.randn(7, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
+    plan = gather_plan(kv_cache, table, starts_of(1, 1), torch.tensor(lengths), num_heads=HEADS)
     assert isinstance(plan.decode, DecodePlan)
     assert len(plan.decode.shared) == min(2, (min(lengths) - 1) // BLOCK_SIZE)
-    kv_cache = torch.randn(7, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
     inputs = (torch.randn(2, HEADS, HEAD_DIM), kv_cache, table, starts_of(1, 1), torch.tensor(lengths))
     got = paged_attention(*inputs, scale=0.3, plan=plan)
     torch.testing.assert_close(got, paged_attention_reference(*inputs, scale=0.3))

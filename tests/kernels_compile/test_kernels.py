@@ -18,7 +18,6 @@ from kernels.gated_residual import gated_residual
 from kernels.kv_store import kv_store
 from kernels.media_attention import media_attention
 from kernels.norm import layer_norm, rms_norm
-from kernels.normed_linear import FoldedLinear, normed_linear
 from kernels.paged_attention import paged_attention
 from kernels.resampler_attention import resampler_attention
 
@@ -84,11 +83,6 @@ def rows() -> None:
     kv_store(key, key, pool(2, 32, 16, 128), torch.zeros(8, dtype=torch.int64))
 
 
-def linear() -> None:
-    folded = FoldedLinear(torch.empty(16384, 4096, dtype=BFLOAT16), torch.empty(16384), torch.empty(16384))
-    normed_linear(torch.empty(64, 4096, dtype=BFLOAT16), folded, eps=1e-5, activation="gelu")
-
-
 @dataclass(frozen=True)
 class Case:
     launch: Callable[[], None]
@@ -128,7 +122,6 @@ CASES = {
     # exact products of float32 are no matter for tensor cores
     "media_64_float32": Case(lambda: media(8, 64, torch.float32), tensor_cores=False),
     "rows": Case(rows, {"_norm_row": 4096 * 2, "_store_token": 32 * 128 * 2}, tensor_cores=False),
-    "linear": Case(linear, {"_normed_linear": (16 + 32) * 128 * 2}),
 }
 WITHOUT_PRODUCTS = {"_merge_parts"}
 

@@ -107,9 +107,9 @@ def test_pages_of_8_bits(dtype: torch.dtype, close: Check) -> None:
 def test_pages_of_8_bits_are_refused_where_the_kernel_would_forget_their_scales() -> None:
     pages, scales = quantise_pages(pool(2, 64, 64, torch.float32))
     query = torch.randn(2, 2, 64)
-    with pytest.raises(ValueError, match="one page each"):
+    with pytest.raises(ValueError, match="one page per token"):
         media_attention(query, pages, slots_of([[0, 1]] * 2), scale=0.3, media_scale=scales)
-    with pytest.raises(ValueError, match="without gradients"):
+    with pytest.raises(ValueError, match="no gradients"):
         media_attention(query.requires_grad_(), pages, slots_of([0, 1]), scale=0.3, media_scale=scales)
 
 
@@ -141,7 +141,7 @@ def test_empty_tiles_are_passed_over(close: Check, gradients: Callable[..., list
     records = tile_records(slots, 16)
     padded = torch.zeros(9, 4, dtype=torch.int32)
     padded[[0, 2, 5, 8]] = records
-    tables = gradients(lambda q, p: media_attention(q, p, slots, scale=0.3, tiles=padded), query, kv)
+    tables = gradients(lambda q, p: media_attention(q, p, slots, scale=0.3, plan=padded), query, kv)
     expected = gradients(lambda q, p: media_attention(q, p, slots, scale=0.3), query, kv)
     for got, want in zip(tables, expected, strict=True):
         assert torch.equal(got, want)
@@ -189,7 +189,7 @@ def test_pages_that_the_kernel_cannot_read_are_refused() -> None:
     with pytest.raises(ValueError, match="within a page"):
         media_attention(query, kv.transpose(3, 4), slots, scale=0.3)
     crooked = torch.randn(3 * 16400).as_strided((3, 2, 2, 64, 64), (16388, 8192, 4096, 64, 1))
-    with pytest.raises(ValueError, match="no multiple of 16"):
+    with pytest.raises(ValueError, match="not a multiple of 16"):
         media_attention(query, crooked, slots, scale=0.3)
 
 

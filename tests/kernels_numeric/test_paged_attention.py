@@ -129,9 +129,9 @@ def test_what_the_kernel_cannot_read_is_refused() -> None:
     query, kv_cache, *rest = CASES["decode"].inputs(torch.float32)
     with pytest.raises(ValueError, match="within a block"):
         paged_attention(query, kv_cache.transpose(2, 3), *rest, scale=0.2)
-    with pytest.raises(ValueError, match="power of two, but kv_cache has 12"):
+    with pytest.raises(ValueError, match="block size of 12, the kernel requires a power of two"):
         paged_attention(query, kv_cache[:, :, :, :12].contiguous(), *rest, scale=0.2)
-    with pytest.raises(ValueError, match="32 query heads a key head do not fit into a tile of 16"):
+    with pytest.raises(ValueError, match="32 query heads per key head do not fit into a tile of 16"):
         paged_plan(rest[1], rest[2], 3, group=32, head_dim=64, dtype=torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""The kernels that work row by row, against their references: gates, norms, the cache's store, the normed linear."""
+"""The kernels that work row by row, against their references: gates, norms, and the cache's store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from kernels.gated_residual import gated_residual, gated_residual_reference
 from kernels.kv_store import kv_store, kv_store_reference
 from kernels.norm import layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
-from kernels.normed_linear import FoldedLinear, fold_norm, normed_linear, normed_linear_reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 Check = Callable[..., None]
@@ -67,28 +66,3 @@ def test_kv_store_beyond_the_reach_of_32_bits(monkeypatch: pytest.MonkeyPatch) -
     key, value = torch.randn(2, 1, 1, 16).half()
     kv_store(key, value, cache, torch.tensor([2 * 16 + 5]))
     assert torch.equal(cache[2, :, 0, 5], torch.cat([key[0], value[0]]))
-
-
-# rows, outputs, width
-LINEARS = {"decode": (1, 40, 128), "odd": (19, 33, 200), "most_rows": (64, 32, 64)}
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", LINEARS.values(), ids=LINEARS.keys())
-def test_normed_linear(shape: tuple[int, int, int], dtype: torch.dtype, close: Check) -> None:
-    rows, outputs, width = shape
-    x = (torch.randn(rows, width) + 0.5).to(dtype)
-    weight, (gamma, beta) = torch.randn(outputs, width).to(dtype), torch.randn(2, width).to(dtype)
-    bias = torch.randn(outputs).to(dtype)
-    folded = fold_norm(weight, bias, gamma, beta)
-    unfolded = FoldedLinear(weight.float() * gamma.float(), folded.row_sums, folded.bias)
-    for activation in ("none", "gelu"):
-        out = normed_linear(x, folded, eps=1e-5, activation=activation)
-        close(activation, out, normed_linear_reference(x.float(), folded, eps=1e-5, activation=activation), 2)
-        close("not folded", out, normed_linear_reference(x.float(), unfolded, eps=1e-5, activation=activation), 2)
-
-
-def test_normed_linear_refuses_a_prefill() -> None:
-    folded = fold_norm(torch.randn(4, 16), None, torch.ones(16), None)
-    with pytest.raises(ValueError, match="at most 64 rows, but was handed 65"):
-        normed_linear(torch.randn(65, 16), folded, eps=1e-5)

@@ -9,8 +9,8 @@ from typing import Literal
 import pytest
 import torch
 
-from model.checkpoint.errors import CheckpointError
 from model.checkpoint.native import load_folder, save_folder
+from model.checkpoint.tensor_files import CheckpointError
 from model.config import ConfigError, FlamingoConfig
 from model.flamingo import Flamingo
 from model.reference import encode, log_probs

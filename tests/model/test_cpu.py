@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.batch import Batch
-from model.cache import KVCache
+from model.batch import Batch, KVCache
 from model.config import FlamingoConfig
 from model.cpu import (
     ENCODER_ROWS,
@@ -17,6 +16,7 @@ from model.cpu import (
     GROUP,
     ROUNDED,
     ROWS,
+    DecodeLayer,
     FastLinear,
     FastTable,
     Format,
@@ -25,12 +25,12 @@ from model.cpu import (
     quantise_groups,
     use_fast_formats,
 )
-from model.decode_layer import DecodeLayer
 from model.flamingo import Flamingo
 from model.layers import TokenTable
 from model.reference import encode, log_probs
-from model.vision import OPENAI_VIT_L_14, VisionEncoder
+from model.vision import VisionEncoder
 from tests.tiny_models import CONFIGS, Family, tiny_model
+from tests.vision_configs import OPENAI_VIT_L_14
 
 TOKENS = [5, 257, 9, 11, 257, 20, 21]
 INDEX = [-1, 0, 0, 0, 1, 1, 1]
@@ -186,7 +186,7 @@ def test_a_decode_step_in_few_calls_is_the_layers_own() -> None:
     media = fast.fresh_media(torch.zeros(1, 4, 16))
     own, kept = cache.blocks.clone(), cache.blocks.clone()
     expected = plain(batch, KVCache(own), media)
-    assert fast.language_model.place(batch, torch.float32, cache.layer(0)).decoding is not None
+    assert fast.language_model.step_context(batch, torch.float32, cache.layer(0)).decoding is not None
     torch.testing.assert_close(fast(batch, KVCache(kept), media), expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(kept, own, atol=1e-4, rtol=0)
 

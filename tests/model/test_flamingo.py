@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Literal
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 
-from model.batch import Batch, whole_sequences
-from model.cache import MediaCache
+from kernels import media_runs
+from model.batch import NO_CACHE, Batch, MediaPages, whole_sequences
 from model.flamingo import Flamingo
-from model.reference import encode, generate, log_probs, media_slots
+from model.reference import encode, generate, log_probs
 from model.resampler import interpolate_frames
 from tests.tiny_models import CONFIGS, FAMILIES, Family, tiny_model
 
@@ -28,9 +29,9 @@ def bare(model: Flamingo, batch: Batch) -> Tensor:
     """The language model alone."""
     lm = model.language_model
     x = lm.embed_tokens(batch)
-    place = lm.place(batch, x.dtype)
+    context = lm.step_context(batch, x.dtype)
     for layer in lm.layers:
-        x = layer(x, place, batch, None)
+        x = layer(x, context, None)
     return lm.logits(x)
 
 
@@ -44,14 +45,14 @@ def test_closed_gates_leave_the_language_model_bit_for_bit(family: Family, fold:
     if fold:
         model.fold_gates()
     batch = whole_sequences([TOKENS], [INDEX])
-    assert torch.equal(model(batch, None, encode(model, pixels(1, 2))), bare(model, batch))
+    assert torch.equal(model(batch, NO_CACHE, encode(model, pixels(1, 2))), bare(model, batch))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_open_gates_do_change_it(family: Family) -> None:
     model = tiny_model(CONFIGS[family])
     batch = whole_sequences([TOKENS], [INDEX])
-    assert not torch.allclose(model(batch, None, encode(model, pixels(1, 2))), bare(model, batch), atol=1e-2)
+    assert not torch.allclose(model(batch, NO_CACHE, encode(model, pixels(1, 2))), bare(model, batch), atol=1e-2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -81,7 +82,7 @@ def gated_output(attends: Literal["last", "all_previous"], *seeds: int) -> Tenso
     model = tiny_model(replace(config, gated=replace(config.gated, attends=attends)))
     media = encode(model, pixels(*seeds))
     x = torch.randn(len(TOKENS), config.language_model.dim, generator=torch.Generator().manual_seed(0))
-    slots = torch.tensor(media_slots(model, INDEX), dtype=torch.int32)
+    slots = torch.tensor(model.media_slots(INDEX), dtype=torch.int32)
     output: Tensor = model.gated["0"](x, media.layer(0), slots)
     return output
 
@@ -112,26 +113,35 @@ def test_a_layer_that_needs_media_leaves_what_reads_none(
     media = encode(model, pixels(1, 2))
     text, mixed = (
         replace(
-            whole_sequences([TOKENS], [INDEX]), media_slot=torch.tensor(media_slots(model, index), dtype=torch.int32)
+            whole_sequences([TOKENS], [INDEX]), media_slot=torch.tensor(model.media_slots(index), dtype=torch.int32)
         )
         for index in ([-1] * len(TOKENS), INDEX)
     )
     alone = bare(model, text)
-    assert torch.equal(model(text, None, media), alone)
-    assert torch.equal(model(replace(text, media_slot=None), None, media), alone)
-    assert not torch.equal(as_paper(text, None, media), alone)
-    torch.testing.assert_close(model(mixed, None, media)[:1], alone[:1])
+    assert torch.equal(model(text, NO_CACHE, media), alone)
+    assert torch.equal(model(replace(text, media_slot=None), NO_CACHE, media), alone)
+    assert not torch.equal(as_paper(text, NO_CACHE, media), alone)
+    torch.testing.assert_close(model(mixed, NO_CACHE, media)[:1], alone[:1])
     layer = config.gated_layers[0]
     seen = (torch.randn(len(TOKENS), config.language_model.dim), media.layer(layer), mixed.media_slot)
     assert torch.equal(model.gated[str(layer)](*seen)[1:], as_paper.gated[str(layer)](*seen)[1:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_forward_plans_its_media_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(CONFIGS[family])
+    runs_of = Mock(wraps=media_runs._runs)
+    monkeypatch.setattr(media_runs, "_runs", runs_of)
+    model(whole_sequences([TOKENS], [INDEX]), NO_CACHE, encode(model, pixels(1, 2)))
+    runs_of.assert_called_once_with(INDEX)
 
 
 def test_packing_sequences_does_not_mix_them() -> None:
     model = tiny_model(CONFIGS["idefics"])
     media = encode(model, pixels(1, 2))
     first, second = TOKENS, [7, 257, 8]
-    packed = model(whole_sequences([first, second], [INDEX, [-1, 1, 1]]), None, media)
-    alone = model(whole_sequences([second], [[-1, 1, 1]]), None, media)
+    packed = model(whole_sequences([first, second], [INDEX, [-1, 1, 1]]), NO_CACHE, media)
+    alone = model(whole_sequences([second], [[-1, 1, 1]]), NO_CACHE, media)
     torch.testing.assert_close(packed[len(first) :], alone, atol=1e-5, rtol=0)
 
 
@@ -181,7 +191,7 @@ def test_generation_stops_at_the_end_of_sequence() -> None:
 def test_a_prompt_without_media_runs() -> None:
     model = tiny_model(CONFIGS["openflamingo"])
     empty = encode(model, [])
-    assert isinstance(empty, MediaCache)
+    assert isinstance(empty, MediaPages)
     assert log_probs(model, [1, 2, 3], [-1, -1, -1], empty).isfinite().all()
 
 
@@ -190,4 +200,4 @@ def test_a_batch_that_reads_no_media_is_the_same_without_slots(family: Family) -
     model = tiny_model(CONFIGS[family])
     batch = whole_sequences([[1, 2, 3]], [[-1, -1, -1]])
     empty = encode(model, [])
-    assert torch.equal(model(batch, None, empty), model(replace(batch, media_slot=None), None, empty))
+    assert torch.equal(model(batch, NO_CACHE, empty), model(replace(batch, media_slot=None), NO_CACHE, empty))

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.batch import whole_sequences
+from model.batch import NO_CACHE, whole_sequences
 from model.config import FlamingoConfig, ResamplerConfig
 from model.flamingo import Flamingo
 from model.gated_cross_attention import GatedCrossAttention
 from model.inspect import media_weights, openness, patch_shares, picture_grid, rollout
-from model.reference import media_slots
-from model.resampler import PerceiverResampler, ResamplerLayer, TransformerLayer
+from model.resampler import PerceiverResampler, ResamplerLayer
+from model.resampler_ablations import TransformerLayer, TransformerResampler
 from tests.tiny_models import CONFIGS, FAMILIES, RESAMPLER, VISION, Family, tiny_model
 
 TOKENS = [257, 3, 4, 257, 5, 6, 7]
@@ -43,7 +43,7 @@ def test_the_weights_are_those_that_the_attention_takes_its_values_by(family: Fa
     for layer in config.gated_layers:
         attention = gated(model, layer).attention
         attention.output.register_forward_pre_hook(lambda module, given, at=layer: read.update({at: given[0]}))
-    model(whole_sequences([TOKENS], [media_slots(model, INDEX)]), None, media)  # type: ignore[arg-type]
+    model(whole_sequences([TOKENS], [model.media_slots(INDEX)]), NO_CACHE, media)
     for token in (2, 6):
         seen = media_weights(model, TOKENS, INDEX, media, token, config.gated_layers)
         assert tuple(seen) == config.gated_layers
@@ -195,7 +195,7 @@ def test_the_mlps_tokens_are_their_own_stretch_of_patches() -> None:
 
 def test_a_transformer_whose_latents_look_at_one_feature() -> None:
     config = one_layer(kind="transformer", num_heads=1, head_dim=16, num_latents=2)
-    resampler = PerceiverResampler(config, 16).eval().requires_grad_(False)
+    resampler = TransformerResampler(config, 16).eval().requires_grad_(False)
     layer = resampler.layers[0]
     assert isinstance(layer, TransformerLayer)
     layer.qkv.weight[:16] = torch.eye(16) * 100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from model.inference import prepare_for_inference
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.metrics import ENGINE_METRICS, Metrics
@@ -15,7 +16,8 @@ COUNTED_OUTSIDE = {"num_requests_running", "num_requests_waiting"}
 
 def test_every_gauge_of_the_engine_is_exposed() -> None:
     config = CONFIGS["openflamingo"]
-    engine = Engine(tiny_model(config), prompt_tokenizer(config.prompt), EngineConfig(max_model_len=64, num_blocks=8))
+    served = prepare_for_inference(tiny_model(config))
+    engine = Engine(served, prompt_tokenizer(config.prompt), EngineConfig(max_model_len=64, num_blocks=8))
     assert engine.gauges().keys() == ENGINE_METRICS.keys() | COUNTED_OUTSIDE
 
 

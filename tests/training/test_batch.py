@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from model.batch import NO_CACHE
 from model.prompt import EndOfChunk, Media, Text
 from tests.tiny_models import CONFIGS, Family, prompt_tokenizer, tiny_model
 from tests.training.test_examples import tokens
@@ -50,7 +51,7 @@ def test_the_loss_is_the_targets_negative_log_probability() -> None:
     model = tiny_model(CONFIGS["flamingo"])
     batch = collate([SECOND], MEDIA, CPU)
     media = model.fresh_media(model.encode_media(MEDIA[b"2"][None]))
-    logits = model(batch.batch, None, media)
+    logits = model(batch.batch, NO_CACHE, media)
     target_log_probs = logits.log_softmax(-1).gather(1, batch.targets[:, None])
     torch.testing.assert_close(BridgeLoss(model)(batch), -target_log_probs.sum())
 

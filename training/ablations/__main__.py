@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint.errors import CheckpointError
 from model.checkpoint.native import load_folder
+from model.checkpoint.tensor_files import CheckpointError
 from model.config import ConfigError
 from model.tokenizer import PromptTokenizer
 from model.zoo.default import DefaultModelError, prepare

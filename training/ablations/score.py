@@ -8,6 +8,7 @@ from random import Random
 
 import torch
 
+from model.batch import NO_CACHE
 from model.flamingo import Flamingo
 from model.tokenizer import PromptTokenizer
 from training.ablations.data import Kinds, Query, query_example
@@ -43,7 +44,7 @@ def _score_query(model: Flamingo, tokenizer: PromptTokenizer, kinds: Kinds, quer
     tokens = [example.tokens for example in examples]
     batch = collate(tokens, merge_media(examples), device, all_previous=all_previous)
     pages = BridgeLoss(model).visual_tokens(batch.media)
-    logits = model(batch.batch, None, model.fresh_media(pages)).float()
+    logits = model(batch.batch, NO_CACHE, model.fresh_media(pages)).float()
     losses = -logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
     means = [float(part.mean()) for part in losses.split([sequence.num_targets for sequence in tokens])]
     correct = kinds.names.index(query.kind)

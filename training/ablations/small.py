@@ -15,8 +15,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 
-from model.batch import whole_sequences
-from model.cache import MediaCache
+from model.batch import NO_CACHE, MediaPages, whole_sequences
 from model.checkpoint.native import load_folder, save_folder
 from model.config import FlamingoConfig, VisionConfig
 from model.flamingo import Flamingo
@@ -106,13 +105,13 @@ def pretrain(model: Flamingo, tokenizer: Tokenizer, kinds: Kinds, steps: int, se
     decoder = model.language_model.requires_grad_(True)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     rng, last_loss = Random(f"{seed}/text"), float("nan")
-    no_media = MediaCache.zeros(model.config, 0, torch.float32, "cpu")
+    no_media = MediaPages.zeros(model.config, 0, torch.float32, "cpu")
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 20) * (1.0 - step / steps)
         ids = [[*prompt.encode_plain(text), prompt.id_of(CHUNK)] for text in caption_texts(kinds, rng, BATCH)]
         batch = replace(whole_sequences(ids, [[-1] * len(sequence) for sequence in ids]), media_slot=None)
-        logits = model(batch, None, no_media)
+        logits = model(batch, NO_CACHE, no_media)
         targets = batch.token_ids.roll(-1)
         targets[batch.query_starts[1:].long() - 1] = -100  # nothing follows a sequence's last token
         loss = F.cross_entropy(logits, targets)

@@ -106,9 +106,9 @@ def _label_states(model: Flamingo, label_ids: Sequence[Sequence[int]]) -> Tensor
         ids = [list(label) for label in label_ids[first : first + 64]]
         batch = whole_sequences(ids, [[-1] * len(label) for label in ids], decoder.embed.weight.device)
         x = F.embedding(batch.token_ids, decoder.embed.weight)  # labels contain no new token
-        context = decoder.place(batch, x.dtype)
+        context = decoder.step_context(batch, x.dtype)
         for layer in list(decoder.layers)[:NUM_LAYERS]:
-            x = layer(x, context, batch, None)
+            x = layer(x, context, None)
         states.append(x[batch.query_starts[1:].long() - 1].float())
     return torch.cat(states)
 

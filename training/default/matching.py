@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.batch import Batch, whole_sequences
-from model.cache import MediaCache
+from model.batch import Batch, MediaPages, whole_sequences
 from model.config import ConfigError
 from model.flamingo import Flamingo
-from model.language_model import LanguageModel, Layer, Place
+from model.language_model import LanguageModel, Layer, StepContext
 from model.tokenizer import PromptTokenizer
 from training.batch import TrainingBatch
 from training.bridge import BridgeLoss
@@ -97,14 +96,14 @@ class TextAndMatchingLoss(BridgeLoss):
 
 
 def forward_with_scores(
-    model: Flamingo, batch: TrainingBatch, media: MediaCache, heads: Heads
+    model: Flamingo, batch: TrainingBatch, media: MediaPages, heads: Heads
 ) -> tuple[Tensor, Tensor]:
     """Return the states [T, D] after the decoder, and the heads' attention scores [heads, N, N] between names.
 
     The query of a name is that of the token before it, the key that of its first token.
     """
     decoder, packed = model.language_model, batch.batch
-    context = decoder.place(packed, media.pages.dtype)
+    context = decoder.step_context(packed, media.pages.dtype)
     scores = []
 
     def observe(number: int, layer: Layer, x: Tensor) -> None:
@@ -117,20 +116,24 @@ def forward_with_scores(
 
 
 def run_decoder(
-    model: Flamingo, batch: Batch, media: MediaCache, context: Place, observe: Callable[[int, Layer, Tensor], None]
+    model: Flamingo,
+    batch: Batch,
+    media: MediaPages,
+    context: StepContext,
+    observe: Callable[[int, Layer, Tensor], None],
 ) -> Tensor:
     """Return the states [T, D] after the decoder, as in `Flamingo.forward`; `observe` receives each layer's input."""
     x = model.language_model.embed_tokens(batch)
-    for i, layer in enumerate(model.language_model.layers):
-        if str(i) in model.gated:
-            x = model.gated[str(i)](x, media.layer(i), batch.media_slot)
+    for i, gated, layer in model.layers():
+        if gated is not None:
+            x = gated(x, media.layer(i), batch.media_slot)
         assert isinstance(layer, Layer)
         observe(i, layer, x)
-        x = layer(x, context, batch, None)
+        x = layer(x, context, None)
     return x
 
 
-def query_and_key(layer: Layer, x: Tensor, context: Place, rows: Tensor) -> tuple[Tensor, Tensor]:
+def query_and_key(layer: Layer, x: Tensor, context: StepContext, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return queries and keys [N, H, K] of `rows` of a layer's input [T, D]; a group's key is repeated per query head."""
     if context.cos is not None and context.sin is not None:
         context = context._replace(cos=context.cos[rows], sin=context.sin[rows])
@@ -204,19 +207,19 @@ def find_name_heads(decoder: LanguageModel, sequences: Sequence[Tokens]) -> dict
     ids = [sequence.token_ids for sequence in sequences]
     batch = whole_sequences(ids, [[-1] * len(sequence) for sequence in ids], decoder.embed.weight.device)
     x = decoder.embed_tokens(batch).to(decoder.embed.weight.dtype)
-    context = decoder.place(batch, x.dtype)
+    context = decoder.step_context(batch, x.dtype)
     heads = {}
     for i, layer in enumerate(decoder.layers):
         assert isinstance(layer, Layer)
         attention = _attention_on_names(layer, x, context, batch.query_starts.tolist(), sequences)
         if len(indices := (attention > MIN_ATTENTION).nonzero().squeeze(1)):
             heads[i] = indices
-        x = layer(x, context, batch, None)
+        x = layer(x, context, None)
     return heads
 
 
 def _attention_on_names(
-    layer: Layer, x: Tensor, context: Place, starts: Sequence[int], sequences: Sequence[Tokens]
+    layer: Layer, x: Tensor, context: StepContext, starts: Sequence[int], sequences: Sequence[Tokens]
 ) -> Tensor:
     """Return each head's mean attention [H] on names, at the positions before the second half of the names."""
     shares = []

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from model.batch import Batch, whole_sequences
-from model.cache import MediaCache
+from model.batch import Batch, MediaPages, whole_sequences
 from model.flamingo import Flamingo
 from model.tokenizer import PromptTokenizer
 
@@ -15,15 +14,15 @@ NUM_LAYERS = 5  # the decoder layers that run; two gated layers run before some 
 PREFIX, SUFFIX = "\n", "Output:"
 
 
-def early_states(model: Flamingo, batch: Batch, media: MediaCache) -> Tensor:
+def early_states(model: Flamingo, batch: Batch, media: MediaPages) -> Tensor:
     """Return the states [T, D] after the first `NUM_LAYERS` decoder layers."""
     decoder = model.language_model
     x = decoder.embed_tokens(batch)
-    context = decoder.place(batch, x.dtype)
-    for i in range(min(NUM_LAYERS, len(decoder.layers))):
-        if str(i) in model.gated:
-            x = model.gated[str(i)](x, media.layer(i), batch.media_slot)
-        x = decoder.layers[i](x, context, batch, None)
+    context = decoder.step_context(batch, x.dtype)
+    for i, gated, layer in model.layers()[:NUM_LAYERS]:
+        if gated is not None:
+            x = gated(x, media.layer(i), batch.media_slot)
+        x = layer(x, context, None)
     return x
 
 
@@ -33,7 +32,7 @@ def single_image_prompt(tokenizer: PromptTokenizer) -> tuple[int, ...]:
     return (*prefix, tokenizer.media_token_id, *suffix)
 
 
-def media_states(model: Flamingo, media: MediaCache, prompt: Sequence[int]) -> Tensor:
+def media_states(model: Flamingo, media: MediaPages, prompt: Sequence[int]) -> Tensor:
     """Return each page's state [M, D] at the end of a prompt that shows the page alone."""
     pages = range(len(media.pages))
     media_slots = [[-1] + [page] * (len(prompt) - 1) for page in pages]

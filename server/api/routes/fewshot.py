@@ -30,7 +30,7 @@ router = APIRouter()
     ),
 )
 async def create_fewshot_completion(request: Request, services: GivenServices, record: GivenRecord) -> Response:
-    """Answer a query after worked shots, given or selected from a support set."""
+    """Answer a query after shots, sent or selected from a support set."""
     fields = await read_request(FewShotCompletionRequest, request, services)
     assembling = assemble(fields, services.model, services.shots, room=fields.max_tokens)
     assembled = await unless_disconnected(request.receive, assembling)

@@ -31,17 +31,13 @@ class Answers(SequenceTask):
             self._stop_ids |= eos_ids
         self._prompt_logprobs: dict[int, TokenLogprob] = {}
         self._is_prompt_scored = False
-        first, *held_back = self._create_sequences(order, grammars)
+        prompt, sampling = request.prompt, request.sampling
+        first, *held_back = (Sequence(self.request_id, prompt, sampling, order, index) for index in range(sampling.n))
+        if sampling.grammar is not None:
+            for sequence in (first, *held_back):
+                sequence.matcher = grammars.matcher(sampling.grammar)
         self._live: dict[int, Sequence] = {0: first}
         self._held_back: list[Sequence] = held_back
-
-    def _create_sequences(self, order: Order, grammars: Grammars) -> list[Sequence]:
-        prompt, sampling = self._request.prompt, self._request.sampling
-        sequences = [Sequence(self.request_id, prompt, sampling, order, index) for index in range(sampling.n)]
-        if sampling.grammar is not None:
-            for sequence in sequences:
-                sequence.matcher = grammars.matcher(sampling.grammar)
-        return sequences
 
     def begin(self) -> Iterable[bytes]:
         return self._scheduler.add(self._live[0])

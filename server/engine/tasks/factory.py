@@ -28,19 +28,17 @@ class TaskFactory:
 
     def create(self, request: Request) -> SequenceTask | SideTask:
         """Return the task of a request. Raises `RequestError` or `GrammarError` for a request that could never run."""
-        scheduler, media = self._scheduler, self._scheduler.media
+        scheduler, media, number = self._scheduler, self._scheduler.media, next(self._numbers)
         match request:
             case Generate():
                 kind = BeamAnswers if request.sampling.beam_width else Answers
-                return kind(request, self._order(request), scheduler, self._eos_ids, self._grammars)
+                order = Order(request.priority, request.arrived, number)
+                return kind(request, order, scheduler, self._eos_ids, self._grammars)
             case Score():
-                return Scoring(request, self._order(request), scheduler)
+                return Scoring(request, Order(request.priority, request.arrived, number), scheduler)
             case Embed():
                 return MediaEmbedding(request, media)
             case EmbedText():
                 return TextEmbedding(request, self._runner, scheduler.config)
             case Inspect():
                 return Inspection(request, self._runner, media)
-
-    def _order(self, request: Generate | Score) -> Order:
-        return Order(request.priority, request.arrived, next(self._numbers))

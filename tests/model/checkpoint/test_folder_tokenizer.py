@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from model.checkpoint.errors import CheckpointError
 from model.checkpoint.folder_tokenizer import read_tokenizer
+from model.checkpoint.tensor_files import CheckpointError
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "openflamingo"
 

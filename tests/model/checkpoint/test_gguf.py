@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.batch import whole_sequences
-from model.checkpoint.errors import CheckpointError
 from model.checkpoint.gguf import GGUFFile
+from model.checkpoint.tensor_files import CheckpointError
 from model.config import LanguageModelConfig
 from model.language_model import LanguageModel
 from model.zoo.config import LANGUAGE_MODEL_FILE
@@ -125,7 +125,7 @@ def log_probs(config: LanguageModelConfig, tensors: dict[str, Tensor], token_ids
     batch = whole_sequences([token_ids], [[-1] * len(token_ids)])
     x = model.embed_tokens(batch)
     for layer in model.layers:
-        x = layer(x, model.place(batch, x.dtype), batch, None)
+        x = layer(x, model.step_context(batch, x.dtype), None)
     return model.logits(x).log_softmax(-1)
 
 

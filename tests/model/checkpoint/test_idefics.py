@@ -244,7 +244,7 @@ def test_pytorch_files_in_shards_give_the_same_model(source: Path, tmp_path: Pat
         ({"use_resampler": False}, "use_resampler is false"),
         ({"alpha_type": "matrix"}, "alpha_type is 'matrix'"),
         ({"additional_vocab_size": 1}, "the tokenizer has 280 tokens"),
-        ({"intermediate_size": 49}, "mlp.down_proj.weight: found [32, 48], wanted [32, 49]"),
+        ({"intermediate_size": 49}, "mlp.down_proj.weight: found [32, 48], expected [32, 49]"),
     ],
 )
 def test_settings_that_are_not_this_model_are_refused_by_name(
@@ -267,7 +267,7 @@ LATENTS = "model.perceiver_resampler.latents"
         ({"model.norm.weight": None}, "missing (1): model.norm.weight"),
         ({"stray": torch.zeros(1)}, "unexpected (1): stray"),
         ({"model.layers.0.stray": torch.zeros(1)}, "unexpected (1): model.layers.0.stray"),
-        ({LATENTS: torch.zeros(4, 16)}, f"misshapen (1): {LATENTS}: found [4, 16], wanted [5, 16]"),
+        ({LATENTS: torch.zeros(4, 16)}, f"misshapen (1): {LATENTS}: found [4, 16], expected [5, 16]"),
         ({"lm_head.additional_fc.weight": None}, "missing (1): lm_head.additional_fc.weight"),
     ],
 )

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from model.batch import whole_sequences
-from model.checkpoint.errors import CheckpointError
 from model.checkpoint.language_models import convert_language_model, language_model_config
+from model.checkpoint.tensor_files import CheckpointError
 from model.config import ConfigError
 from model.language_model import LanguageModel
 
@@ -85,9 +85,9 @@ def randomise(module: Any) -> Any:
 def log_probs(model: LanguageModel, token_ids: list[int]) -> Tensor:
     batch = whole_sequences([token_ids], [[-1] * len(token_ids)])
     x = model.embed_tokens(batch)
-    place = model.place(batch, x.dtype)
+    context = model.step_context(batch, x.dtype)
     for layer in model.layers:
-        x = layer(x, place, batch, None)
+        x = layer(x, context, None)
     return model.logits(x).log_softmax(-1)
 
 
@@ -280,4 +280,4 @@ def test_one_error_lists_all_that_does_not_fit() -> None:
     message = str(caught.value)
     assert "missing (1): model.norm.weight" in message
     assert "unexpected (1): model.layers.0.mlp.extra.weight" in message
-    assert "model.layers.1.self_attn.k_proj.weight: found [24, 48], wanted [48, 48]" in message
+    assert "model.layers.1.self_attn.k_proj.weight: found [24, 48], expected [48, 48]" in message

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError
 from model.checkpoint.native import load_folder, save_folder
+from model.checkpoint.tensor_files import CheckpointError
 from model.config import load_config
 from tests.tiny_models import CONFIGS, FAMILIES, Family, byte_tokenizer, tiny_model
 
@@ -89,7 +89,7 @@ def test_all_that_does_not_fit_is_said_at_once(folder: Path) -> None:
     message = str(raised.value)
     assert "missing (1): gated.0.attn_gate" in message
     assert "unexpected (1): gated.0.alpha" in message
-    assert "misshapen (1): resampler.latents: found [7, 16], wanted [4, 16]" in message
+    assert "misshapen (1): resampler.latents: found [7, 16], expected [4, 16]" in message
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_all_that_does_not_fit_is_said_at_once(folder: Path) -> None:
     [
         ("model.safetensors", None, "holds no weights"),
         ("model.safetensors", "not tensors", "cannot be read as safetensors"),
-        ("model.safetensors.index.json", '{"weight_map": {"x": "../x.safetensors"}}', "no file of"),
+        ("model.safetensors.index.json", '{"weight_map": {"x": "../x.safetensors"}}', "not a file of"),
         ("model.safetensors.index.json", "[]", "does not hold a JSON object"),
     ],
 )

@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoint.errors import CheckpointError
-from model.checkpoint.tensor_files import SafetensorsFiles, open_folder, read_pickle
+from model.checkpoint.tensor_files import CheckpointError, SafetensorsFiles, open_folder, read_pickle
 
 A, B = torch.arange(6.0).reshape(2, 3), torch.ones(4)
 

@@ -20,8 +20,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 from transformers.models.idefics.configuration_idefics import IdeficsVisionConfig
 from transformers.models.idefics.vision import IdeficsVisionTransformer
 
-from model.checkpoint.errors import CheckpointError
-from model.checkpoint.tensor_files import read_pickle
+from model.checkpoint.tensor_files import CheckpointError, read_pickle
 from model.checkpoint.vision_models import (
     clip_config,
     convert_efficientnet_lite,
@@ -30,7 +29,9 @@ from model.checkpoint.vision_models import (
     open_clip_config,
 )
 from model.config import VisionConfig
-from model.vision import EFFICIENTNET_LITE0, LAION_VIT_H_14, OPENAI_VIT_L_14, VisionEncoder
+from model.vision import VisionEncoder
+from model.zoo.config import DEFAULT
+from tests.vision_configs import LAION_VIT_H_14, OPENAI_VIT_L_14
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "openflamingo"
 WEIGHTS = "model.safetensors"
@@ -189,7 +190,7 @@ def test_what_does_not_fit_is_listed_under_its_own_name() -> None:
     with pytest.raises(CheckpointError) as caught:
         convert_hugging_face_clip(settings, tensors)
     assert "missing (1): vision_model.pre_layrnorm.bias" in str(caught.value)
-    assert "vision_model.embeddings.position_embedding.weight: found [17, 24], wanted [5, 24]" in str(caught.value)
+    assert "vision_model.embeddings.position_embedding.weight: found [17, 24], expected [5, 24]" in str(caught.value)
 
 
 def efficientnet_file() -> Path:
@@ -231,7 +232,7 @@ def lite0(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
 @torch.no_grad()
 def test_efficientnet_lite0_from_its_package() -> None:
     tensors = read_pickle(efficientnet_file())
-    encoder = ours(EFFICIENTNET_LITE0, convert_efficientnet_lite(EFFICIENTNET_LITE0, tensors))
+    encoder = ours(DEFAULT.vision, convert_efficientnet_lite(DEFAULT.vision, tensors))
     features, expected = encoder(pixels(224)), lite0(tensors, pixels(224))
     assert features.shape == (3, 49, 1280)
     assert expected.std() > 0.1

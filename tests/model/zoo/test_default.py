@@ -6,7 +6,6 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
@@ -18,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError
 from model.checkpoint.native import load_folder
+from model.checkpoint.tensor_files import CheckpointError
 from model.config import load_config
 from model.flamingo import Flamingo
 from model.media import MediaLimits, load_image, resize
@@ -28,7 +27,7 @@ from model.reference import encode as encode_media
 from model.reference import log_probs
 from model.resampler import PerceiverResampler
 from model.tokenizer import PromptTokenizer
-from model.vision import EFFICIENTNET_LITE0, normalise
+from model.vision import normalise
 from model.zoo import default
 from model.zoo.bridge import load_bridge, quantise_rows, save_bridge, start_as_mean, start_bridge
 from model.zoo.config import DEFAULT, LANGUAGE_MODEL_FILE, VISION_FILE
@@ -57,10 +56,6 @@ def pixels(name: str) -> Tensor:
 
 def test_the_folder_is_the_default_model(folder: Path) -> None:
     assert load_config(folder) == DEFAULT
-
-
-def test_its_encoder_is_the_one_that_the_converter_reads() -> None:
-    assert replace(EFFICIENTNET_LITE0, resize="squash") == DEFAULT.vision
 
 
 def test_its_markers_are_tokens_behind_the_frozen_vocabulary(folder: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from model.inference import prepare_for_inference
 from model.reference import encode, generate, log_probs
 from server.engine.engine import Engine
 from server.wire import Abort, Finished, Generate, MediaFailed, MediaWanted, Sampling
@@ -43,8 +44,9 @@ def test_one_few_shot_prompt(family: Family) -> None:
 
 def test_the_ablation_that_reads_all_previous_media() -> None:
     config = CONFIGS["flamingo"]
-    model = tiny_model(replace(config, gated=replace(config.gated, attends="all_previous")))
-    answer = Client(Engine(model, prompt_tokenizer(), CONFIG), dict(IMAGES))
+    config = replace(config, gated=replace(config.gated, attends="all_previous"))
+    model, served = tiny_model(config), prepare_for_inference(tiny_model(config))
+    answer = Client(Engine(served, prompt_tokenizer(), CONFIG), dict(IMAGES))
     request = FEW_SHOT.request("a")
     answer.engine.add(request)
     answer.run()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.batch import Batch
+from model.inference import prepare_for_inference
 from server.engine.engine import Engine
 from server.wire import Sampling
 from tests.engine_client import (
@@ -128,7 +129,8 @@ def test_an_image_with_nonfinite_encoding_is_encoded_again(part: str, monkeypatc
 
 def test_a_corrupt_page_is_computed_again() -> None:
     """Even if it is pinned: it could never be used."""
-    answer = Client(Engine(tiny_model(CONFIGS["flamingo"]), prompt_tokenizer(), CONFIG), dict(IMAGES))
+    served = prepare_for_inference(tiny_model(CONFIGS["flamingo"]))
+    answer = Client(Engine(served, prompt_tokenizer(), CONFIG), dict(IMAGES))
     prompt = Prompt(((0, 5),))
     answer.engine.add(prompt.request("before"))
     answer.run()

@@ -13,7 +13,7 @@ from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
     IMAGES,
-    MODELS,
+    SERVED,
     Client,
     Prompt,
     assert_all_released,
@@ -42,7 +42,7 @@ def test_replayed_steps_equal_the_reference(family: Family) -> None:
         return replay
 
     config = replace(CONFIG, num_blocks=256)
-    answer = Client(Engine(MODELS[family], prompt_tokenizer(), config, record=record), dict(IMAGES))
+    answer = Client(Engine(SERVED[family], prompt_tokenizer(), config, record=record), dict(IMAGES))
     prompts = [FEW_SHOT, *(Prompt(((i, 3 + i), (i + 1, 4))) for i in range(4))]
     for i, prompt in enumerate(prompts):
         answer.engine.add(prompt.request(str(i)))

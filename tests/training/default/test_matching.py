@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from kernels.causal_attention import causal_attention
+from model.batch import NO_CACHE, whole_sequences
 from model.config import ConfigError
 from model.flamingo import Flamingo
-from model.language_model import Layer, Place
+from model.language_model import Layer, StepContext
 from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
 from training.batch import TrainingBatch, collate
 from training.bridge import freeze, trained_parameters
@@ -74,7 +75,7 @@ def test_the_forward_equals_the_models_forward(
     media = model.fresh_media(loss.visual_tokens(batch.media))
     x, _ = forward_with_scores(model, batch, media, HEADS)
     logits = model.language_model.logits(x[batch.batch.last_token])
-    torch.testing.assert_close(logits, model(batch.batch, None, media))
+    torch.testing.assert_close(logits, model(batch.batch, NO_CACHE, media))
     words = batch.batch.token_ids[batch.names]
     torch.testing.assert_close(
         model.language_model.logits_of(x, words), model.language_model.logits(x)[:, words], atol=1e-5, rtol=1e-4
@@ -170,7 +171,8 @@ def test_attention_on_names_identifies_name_heads(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(matching, "query_and_key", lambda layer, x, context, rows: fake.queries_and_keys(x[rows]))
     layer, x = tiny_model(CONFIGS["flamingo"]).language_model.layers[0], torch.zeros(80, 32)
     assert isinstance(layer, Layer)
-    share = matching._attention_on_names(layer, x, Place(), [0, 40, 80], [tokens, tokens])
+    context = StepContext(whole_sequences([[0] * 80], [[-1] * 80]))
+    share = matching._attention_on_names(layer, x, context, [0, 40, 80], [tokens, tokens])
     assert share[0] > 0.99
     assert share[1] < 0.01
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from model.batch import whole_sequences
+from model.batch import NO_CACHE, whole_sequences
 from tests.tiny_models import CONFIGS, tiny_model
 from training.default.states import early_states, media_states
 
@@ -29,4 +29,4 @@ def test_early_states_equal_those_of_the_whole_forward() -> None:
     media = model.fresh_media(torch.randn(1, config.num_latents, config.dim))
     batch = whole_sequences([list(PROMPT)], [[-1, 0, 0]])
     whole = model.language_model.logits(early_states(model, batch, media))  # the tiny decoder has no layers beyond
-    torch.testing.assert_close(whole, model(batch, None, media))
+    torch.testing.assert_close(whole, model(batch, NO_CACHE, media))

@@ -26,7 +26,7 @@ from server.metrics import Metrics
 from server.served_model import ServedModel
 from server.settings import Settings
 from server.wire import Score, Scored
-from tests.engine_client import CONFIG, MODELS, Client
+from tests.engine_client import CONFIG, MODELS, SERVED, Client
 from tests.server.conftest import data_url, png
 from tests.server.documented import CHECKED
 from tests.server.fakes import FakeClient
@@ -48,7 +48,7 @@ class InProcessClient(FakeClient):
     def __init__(self, family: Family) -> None:
         super().__init__()
         self.family: Family = family
-        self._engine_client = Client(Engine(MODELS[family], tokenizer_of(family), CONFIG, salt=b"here"), {})
+        self._engine_client = Client(Engine(SERVED[family], tokenizer_of(family), CONFIG, salt=b"here"), {})
 
     async def score(self, request: Score, media: Mapping[bytes, EncodedMedia]) -> Scored:
         for digest, item in media.items():

@@ -21,6 +21,7 @@ from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
     MODELS,
+    SERVED,
     Client,
     Prompt,
     assert_all_released,
@@ -189,7 +190,9 @@ def test_failed_media_fail_only_their_embedding() -> None:
 def test_nonfinite_features_fail_the_embedding_and_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("flamingo")
     with monkeypatch.context() as patched:
-        patched.setattr(MODELS["flamingo"], "features", lambda pixels: torch.full((len(pixels), 1, 4, 16), torch.nan))
+        patched.setattr(
+            SERVED["flamingo"].flamingo, "features", lambda pixels: torch.full((len(pixels), 1, 4, 16), torch.nan)
+        )
         answer.engine.add(embed("a", [0, 1]))
         answer.run()
     assert answer.finished["a"].error == "the model's output is not finite"
@@ -244,9 +247,9 @@ def text_vector(model: Flamingo, ids: list[int]) -> NDArray[np.float32]:
     try:
         batch = whole_sequences([ids], [[-1] * len(ids)])
         x = model.language_model.embed_tokens(batch)
-        place = model.language_model.place(batch, x.dtype)
+        context = model.language_model.step_context(batch, x.dtype)
         for layer in model.language_model.layers:
-            x = layer(x, place, batch, None)
+            x = layer(x, context, None)
         model.language_model.logits(x)
     finally:
         handle.remove()

@@ -12,14 +12,11 @@ from numpy.typing import NDArray
 from model.inspect import media_weights, patch_shares, picture_grid
 from model.reference import encode
 from model.vision import normalise
-from server.engine.engine import Engine
 from server.wire import Abort, AttentionMap, Inspect, MediaFailed, MediaWanted
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
-    IMAGES,
     MODELS,
-    Client,
     Prompt,
     assert_all_released,
     assert_equals_reference,
@@ -27,7 +24,7 @@ from tests.engine_client import (
     frames,
     source,
 )
-from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer, tiny_model
+from tests.tiny_models import FAMILIES, Family
 
 
 def inspect(request_id: str, prompt: Prompt, token: int, layers: list[int] | None = None) -> Inspect:
@@ -44,11 +41,9 @@ def grid(attention: AttentionMap) -> NDArray[np.float32]:
     return np.frombuffer(attention.data, np.float32).reshape(attention.shape)
 
 
-@pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_maps_are_those_of_the_models_forward(family: Family, fold: bool) -> None:
-    engine = Engine(tiny_model(CONFIGS[family]), prompt_tokenizer(), replace(CONFIG, fold_gates=fold))
-    answer, model = Client(engine, dict(IMAGES)), MODELS[family]
+def test_maps_are_those_of_the_models_forward(family: Family) -> None:
+    answer, model = client(family), MODELS[family]
     config, request = model.config, FEW_SHOT.request("x")
     token = len(request.prompt.token_ids) - 4  # it reads the third media
     answer.engine.add(inspect("mean", FEW_SHOT, token))

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.batch import Batch
-from model.cache import MediaCache
+from model.batch import Batch, MediaPages
+from model.inference import prepare_for_inference
 from model.reference import encode, log_probs
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
@@ -26,6 +26,7 @@ from tests.engine_client import (
     FEW_SHOT,
     IMAGES,
     MODELS,
+    SERVED,
     Client,
     Prompt,
     assert_all_released,
@@ -47,7 +48,7 @@ def score(request_id: str, prompt: Prompt, candidates: Sequence[Sequence[int]], 
     )
 
 
-def reference(family: Family, prompt: Prompt, candidate: Sequence[int], media: MediaCache) -> list[float]:
+def reference(family: Family, prompt: Prompt, candidate: Sequence[int], media: MediaPages) -> list[float]:
     request, model = prompt.request("x"), MODELS[family]
     index = request.prompt.media_index + [request.prompt.media_index[-1]] * len(candidate)
     table = log_probs(model, [*request.prompt.token_ids, *candidate], index, media)
@@ -159,7 +160,7 @@ def test_steps_with_more_rows_than_were_recorded_are_not_replayed() -> None:
         return lambda: step()
 
     config = replace(CONFIG, max_sequences=2, num_blocks=256)
-    answer = Client(Engine(MODELS["flamingo"], prompt_tokenizer(), config, record=record), dict(IMAGES))
+    answer = Client(Engine(SERVED["flamingo"], prompt_tokenizer(), config, record=record), dict(IMAGES))
     candidates = [[i, 9] for i in range(7)]
     answer.engine.add(score("a", FEW_SHOT, candidates))
     answer.engine.add(FEW_SHOT.request("beams", Sampling(max_tokens=5, beam_width=3)))
@@ -171,8 +172,9 @@ def test_steps_with_more_rows_than_were_recorded_are_not_replayed() -> None:
 
 def test_the_ablation_that_reads_all_previous_media() -> None:
     config = CONFIGS["flamingo"]
-    model = tiny_model(replace(config, gated=replace(config.gated, attends="all_previous")))
-    answer = Client(Engine(model, prompt_tokenizer(), CONFIG), dict(IMAGES))
+    config = replace(config, gated=replace(config.gated, attends="all_previous"))
+    model, served = tiny_model(config), prepare_for_inference(tiny_model(config))
+    answer = Client(Engine(served, prompt_tokenizer(), CONFIG), dict(IMAGES))
     request = score("a", FEW_SHOT, CANDIDATES)
     answer.engine.add(request)
     answer.run()
@@ -315,7 +317,6 @@ def test_a_score_may_use_the_last_block() -> None:
         max_sequences=4,
         max_tokens_per_step=8,
         max_model_len=32,
-        fold_gates=False,
     )
     answer = client("flamingo", config)
     prompt, candidates = Prompt(((0, 9), (1, 10))), [[i] * 11 for i in range(3)]

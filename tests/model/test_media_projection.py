@@ -11,13 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.cache import MediaCache
-from model.cpu import FLOAT32, Format, use_fast_formats
+from model.cpu import FLOAT32, Format
 from model.flamingo import Flamingo
-from server.engine import media_cache
-from server.engine.encoder import REBUILT_TOGETHER, Encoder
-from server.engine.media_cache import Encoding
-from server.engine.media_projection import MediaProjection
+from model.inference import prepare_for_inference
+from model.media_projection import MediaProjection
 from tests.tiny_models import CONFIGS, FAMILIES, Family, tiny_model
 
 FORMATS: dict[str, Sequence[Format]] = {"float32": FLOAT32, "bfloat16": ("int8", "bfloat16")}
@@ -81,12 +78,9 @@ def test_a_layers_own_map_is_a_part_of_the_whole_and_the_same_function(family: F
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_the_formats_of_a_cpu_too(family: Family, formats: str) -> None:
     untouched, model = two_like(family)
-    for one in (untouched, model):
-        one.fold_gates()
-    use_fast_formats(model, FORMATS[formats])
     is_rounded = formats == "bfloat16"
     tokens = visual_tokens(model, 16)  # as many rows as a media has at the least
-    project = MediaProjection(model)
+    project = prepare_for_inference(model, FORMATS[formats]).project_media
     given = tokens.bfloat16() if is_rounded else tokens
     with Products() as products:
         pages = project(given)
@@ -94,18 +88,3 @@ def test_in_the_formats_of_a_cpu_too(family: Family, formats: str) -> None:
     for found in (pages, model.media_kv(given), MediaProjection(model)(given)):
         assert found.dtype == given.dtype
         assert_near(found, untouched.media_kv(tokens), 2e-2 if is_rounded else 1e-5)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_media_from_host_memory_each_come_into_their_own_slot(family: Family) -> None:
-    untouched, model = two_like(family)
-    num_media = REBUILT_TOGETHER + 3
-    tokens = visual_tokens(model, num_media)
-    pages = MediaCache.zeros(model.config, num_media + 2, torch.float32, "cpu")
-    encoder = Encoder(model, MediaProjection(model), pages, media_cache.MediaCache(num_media + 2, 1 << 20, b""))
-    slots = [(5 * place + 1) % (num_media + 2) for place in range(num_media)]
-    encoder.run([Encoding(bytes([n]), slot, None, tokens[n]) for n, slot in enumerate(slots)])
-    assert_near(pages.pages[slots], untouched.media_kv(tokens))
-    others = sorted(set(range(num_media + 2)) - set(slots))
-    assert len(others) == 2
-    assert not pages.pages[others].any()

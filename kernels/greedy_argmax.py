@@ -1,8 +1,6 @@
-# mypy: disable-error-code="no-untyped-def"
-"""Each row's likeliest token, and whether the row is finite: all that greedy decoding asks of its logits.
+"""Greedy decoding of logits: each row's most likely token, and whether the row is finite.
 
-A loop reads the logits as the model gave them, where torch's operators make a float32 copy first and go through it a time
-for each question.
+The compiled loop reads the logits in their own dtype, where torch's operators copy them to float32 and read them twice.
 """
 
 from __future__ import annotations
@@ -15,15 +13,15 @@ from kernels.backend import use_compiled
 from kernels.compiled import compiled, inlined, load, store
 
 
-def likeliest_reference(logits: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
+def greedy_argmax_reference(logits: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
     # a row's maximum is NaN where any of its logits is
     is_finite = logits.amax(-1).isfinite()
     return logits.index_fill(1, excluded, -torch.inf).argmax(-1), is_finite
 
 
 @inlined
-def in_order(value):
-    """A float32 as an int32 that compares as it does, without a NaN's exceptions: loops over them become vectors."""
+def ordered_bits(value):
+    """Return a float32 as an int32 that compares like it; without NaN's exceptions, loops over them become vectors."""
     bits = np.float32(value).view(np.int32)
     return np.int32(bits ^ np.int32((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
@@ -32,42 +30,45 @@ def in_order(value):
 def largest(logits, first, width):
     top = np.int32(-(2**31))
     for i in range(first, first + width):
-        top = max(top, in_order(load(logits, i)))
+        top = max(top, ordered_bits(load(logits, i)))
     return top
 
 
 @inlined
-def place_of(top, logits, first, width):
-    place = np.int32(width)
+def index_of(top, logits, first, width):
+    index = np.int32(width)
     for i in range(width):
-        here = np.int32(i) if in_order(load(logits, first + i)) == top else np.int32(width)
-        place = min(place, here)
-    return place
+        candidate = np.int32(i) if ordered_bits(load(logits, first + i)) == top else np.int32(width)
+        index = min(index, candidate)
+    return index
 
 
 @compiled("T* int64* int64* int64* int int int int")
-def _likeliest_rows(logits, excluded, token_ids, is_finite, num_rows, stride, width, num_excluded):
+def _greedy_rows(logits, excluded, token_ids, is_finite, num_rows, stride, width, num_excluded):
     infinite = np.int32(0x7F800000)
-    lowest = np.int32(infinite ^ np.int32(-1))  # minus infinity's place in the order
+    lowest = np.int32(infinite ^ np.int32(-1))  # minus infinity as ordered bits
     for row in range(num_rows):
         first = row * stride
-        size = np.int32(0)  # the largest there is; a NaN's is beyond an infinity's
+        size = np.int32(0)  # the largest magnitude; that of a NaN is larger than infinity's
         for i in range(first, first + width):
             size = max(size, np.int32(np.float32(load(logits, i)).view(np.int32) & np.int32(0x7FFFFFFF)))
         top = largest(logits, first, width)
         is_finite[row] = size <= infinite and lowest < top < infinite
         for i in range(num_excluded):
             store(logits, first + excluded[i], np.float32(-np.inf))
-        token_ids[row] = place_of(largest(logits, first, width), logits, first, width)
+        token_ids[row] = index_of(largest(logits, first, width), logits, first, width)
 
 
-def likeliest(logits: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
-    """logits [S, V], spent; excluded [E] int64, ids that are never chosen -> token ids [S], whether each row is finite"""
+def greedy_argmax(logits: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the token ids [S] and whether each row is finite.
+
+    logits [S, V] are overwritten; excluded [E] int64 are ids that are never chosen.
+    """
     if not use_compiled(logits[:1]) or logits.stride(1) != 1:
-        return likeliest_reference(logits, excluded)
+        return greedy_argmax_reference(logits, excluded)
     num_rows, width = logits.shape
     token_ids, is_finite = torch.empty(2, num_rows, dtype=torch.int64)
-    _likeliest_rows[logits.dtype](
+    _greedy_rows[logits.dtype](
         logits.data_ptr(), excluded.data_ptr(), token_ids.data_ptr(), is_finite.data_ptr(), num_rows, logits.stride(0),
         width, len(excluded),
     )  # fmt: skip

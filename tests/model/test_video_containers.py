@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.containers import ends_early
-from model.media import MediaError, MediaLimits, load_video
+from model.media import MediaError, MediaLimits, ends_early, load_video
 
 FORMS = {
     "mp4": ("mp4", "mpeg4", {}),

@@ -23,7 +23,7 @@ class MediaProjection:
 
     @torch.no_grad()
     def __init__(self, model: Flamingo) -> None:
-        layers = [layer for layer in model.gated.values() if isinstance(layer, GatedCrossAttention)]
+        layers = list(model.gated_layers().values())
         config, first = model.config.gated, layers[0]
         self._shape = (len(layers), 2, config.num_heads, config.head_dim)
         self._product = _stack(layers)

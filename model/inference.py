@@ -1,0 +1,31 @@
+"""Prepare a loaded model for inference: one call between `load_folder` and the engine, for every device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from model.cpu import FLOAT32, Format, use_fast_formats
+from model.flamingo import Flamingo
+from model.media_projection import MediaProjection
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceModel:
+    """A model that is prepared for inference, and the projection of its media."""
+
+    flamingo: Flamingo
+    project_media: MediaProjection
+    formats: dict[str, dict[int, Format]]  # by shape of the matrices and number of rows; empty: the weights as loaded
+
+
+def prepare_for_inference(
+    model: Flamingo, layer_formats: Sequence[Format] = (), vision_formats: Sequence[Format] = FLOAT32
+) -> InferenceModel:
+    """Fold the gates, put matrices into the fastest of the formats, and stack the media projections, all in place.
+
+    `layer_formats` and `vision_formats` are those of `use_fast_formats`, for a CPU; without them, weights stay as loaded.
+    """
+    model.fold_gates()
+    formats = use_fast_formats(model, layer_formats, vision_formats) if layer_formats else {}
+    return InferenceModel(model, MediaProjection(model), formats)

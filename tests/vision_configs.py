@@ -1,0 +1,39 @@
+"""The two published CLIP encoders of the checkpoint families, as their importers configure them."""
+
+from __future__ import annotations
+
+from model.checkpoint.vision_models import CLIP_MEAN, CLIP_STD
+from model.config import VisionConfig
+
+# OpenAI's ViT-L/14 in OpenFlamingo: patches alone
+OPENAI_VIT_L_14 = VisionConfig(
+    architecture="clip_vit",
+    image_size=224,
+    feature_dim=1024,
+    num_patches=256,
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
+    resize="crop",
+    patch_size=14,
+    num_layers=24,
+    num_heads=16,
+    ffn_dim=4096,
+    activation="quick_gelu",
+)
+
+# LAION's ViT-H/14 in IDEFICS: the class token is a feature too
+LAION_VIT_H_14 = VisionConfig(
+    architecture="clip_vit",
+    image_size=224,
+    feature_dim=1280,
+    num_patches=257,
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
+    resize="squash",
+    patch_size=14,
+    num_layers=32,
+    num_heads=16,
+    ffn_dim=5120,
+    activation="gelu",
+    keep_class_token=True,
+)
