@@ -20,8 +20,11 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """The first line of the worker's input. `factory`, as `module:function`, builds the engine and its `Ready.info` from
-    settings; the worker connects to the socket at `address`."""
+    """The first line of the worker's input.
+
+    `factory`, as `module:function`, builds the engine and its `Ready.info` from settings. The worker connects to the
+    socket at `address`.
+    """
 
     factory: str
     address: str
@@ -99,8 +102,11 @@ class EmbedText(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A prompt with its answer, and the position of a `token` whose attention to its media is requested. `layers` are gated
-    layers, each by the index of the language-model layer that follows it; empty: the mean over all of them."""
+    """A prompt with its answer, and the position of a `token` whose attention to its media is requested.
+
+    `layers` are gated layers, each by the index of the language-model layer that follows it; empty: the mean over all of
+    them.
+    """
 
     request_id: str
     prompt: EncodedPrompt
@@ -173,8 +179,10 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """`logprobs[c][t]` is for token t of candidate c, given the prompt and the candidate's tokens before it. The other
-    fields are those of `Admitted`."""
+    """The log-probabilities of candidates; the other fields are those of `Admitted`.
+
+    `logprobs[c][t]` is for token t of candidate c, given the prompt and the candidate's tokens before it.
+    """
 
     request_id: str
     logprobs: list[list[float]]
@@ -201,8 +209,11 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttentionMap(msgspec.Struct, frozen=True, kw_only=True):
-    """A token's attention in `layers`, mean over them and their heads: `visual_tokens` [R], and `data`, the same mapped to
-    the patches of each frame, float32 [F, h, w]. Both sum to one."""
+    """A token's attention in `layers`, mean over them and their heads.
+
+    `visual_tokens` [R] is the attention to each visual token, and `data`, float32 [F, h, w], the same mapped to the
+    patches of each frame. Both sum to one.
+    """
 
     layers: list[int]
     visual_tokens: list[float]
@@ -238,7 +249,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Asks to keep media on the device, within the quota of pins, or to release them. A hint that has no reply."""
+    """A hint, without a reply, to keep media on the device, within the quota of pins, or to release them."""
 
     digests: list[bytes]
     is_kept: bool

@@ -46,7 +46,9 @@ FORBIDDEN: dict[str, set[str]] = {
     "server.fewshot": TORCH | HTTP | {"server.api", "server.quality"},
     "server.store": TORCH | HTTP | {"server.api", "server.quality", "server.fewshot"},
     "server.media": TORCH | HTTP | {"server.api", "server.quality", "server.fewshot", "server.store"},
-    "server.engine_client": TORCH | HTTP | {"server.api", "server.quality", "server.fewshot", "server.store"},
+    "server.engine_client": TORCH
+    | HTTP
+    | {"server.api", "server.quality", "server.fewshot", "server.store", "server.engine"},
     "server.schemas": TORCH | {"server.api"},
     "server.settings": TORCH,
     "server.wire": TORCH | HTTP,

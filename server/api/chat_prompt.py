@@ -126,7 +126,8 @@ def find_template(name: str, query: Turn, config: FlamingoConfig) -> Template:
     if name == PLAIN.name:
         return with_end(PLAIN if _gap(query) else PLAIN_UNSPACED, config.prompt)
     if name not in known:
-        raise InvalidRequest(f"there is no template {name!r}, only {', '.join([PLAIN.name, *known])}", param="template")
+        names = ", ".join([PLAIN.name, *known])
+        raise InvalidRequest(f"unknown template {name!r}, known are {names}", param="template")
     return known[name]
 
 

@@ -1,4 +1,4 @@
-"""The engine's limits: blocks, media slots, and the budgets of a step in tokens and frames. Frozen, checked once."""
+"""The engine's limits: blocks, media slots, and the budgets of a step in tokens and frames."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """`max_tokens_per_step` bounds one forward; `max_frames_per_step` bounds the frames encoded in a step while sequences
-    run, and `max_frames_idle` while none does."""
+    """The limits of an engine.
+
+    `max_tokens_per_step` bounds one forward. `max_frames_per_step` bounds the frames encoded in a step while sequences
+    run, and `max_frames_idle` while none does.
+    """
 
     block_size: int = 16
     num_blocks: int = 2048

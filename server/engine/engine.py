@@ -1,4 +1,4 @@
-"""The engine's loop is one sentence: schedule -> run -> commit -> emit.
+"""The engine runs requests on a model in steps: schedule -> run -> commit -> emit.
 
 It takes requests and returns events as messages of `wire`, and knows neither HTTP nor processes. A request's task (see
 `tasks`) turns its results into events.

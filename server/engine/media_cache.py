@@ -26,7 +26,9 @@ Value = TypeVar("Value")
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """One media item to encode into its slot: from frames (uint8 [F, h, w, 3]), or from visual tokens kept on the host.
-    Without a slot, only its features are computed."""
+
+    Without a slot, only its features are computed.
+    """
 
     key: bytes
     slot: int | None
@@ -74,8 +76,10 @@ class LruCache(Generic[Value]):
 
 
 class MediaSlots:
-    """Slots for media pages, with reference counts. Without references, a slot stays filled until another media item needs
-    it."""
+    """Slots for media pages, with reference counts.
+
+    Without references, a slot stays filled until another media item needs it.
+    """
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
@@ -113,7 +117,7 @@ class MediaSlots:
         return self._slot_of[key]
 
     def assign(self, key: bytes) -> int:
-        """Give a slot, free or longest idle, with one reference, to a media item that has none."""
+        """Assign a slot, free or longest idle, with one reference, to a media item that has none."""
         if not self._free:
             evicted, _ = self._idle.popitem(last=False)
             self._free.append(self._slot_of.pop(evicted))
@@ -136,8 +140,10 @@ class MediaSlots:
             self._free.append(self._slot_of.pop(key))
 
     def pin(self, key: bytes) -> bool:
-        """Keep a media item in its slot. Return whether it is pinned: it must have one, and at most a quarter of the slots
-        are pinned."""
+        """Keep a media item in its slot, and return whether it is pinned.
+
+        It is not if it has no slot, or if a quarter of all slots is pinned already.
+        """
         if key in self._pinned:
             return True
         if key not in self._slot_of or self.num_pinned >= self.num_slots // 4:
@@ -153,7 +159,7 @@ class MediaSlots:
 
 
 class MediaCache:
-    """The only owner of the worker's media. `salt` names preprocessing and weights; it computes nothing with torch."""
+    """The only owner of the worker's media. `salt` names the preprocessing and the weights."""
 
     def __init__(self, num_slots: int, host_bytes: int, salt: bytes) -> None:
         self.slots = MediaSlots(num_slots)
@@ -198,28 +204,31 @@ class MediaCache:
         return self.slots.find(key) is not None or self.is_encodable(key)
 
     def num_cached(self, keys: Iterable[bytes]) -> int:
-        """Return how many different media of these need no pixels."""
+        """Return the number of different media among these that need no pixels."""
         return sum(map(self._is_encoded, set(keys)))
 
     def num_frames(self, key: bytes) -> int:
         return len(self._frames[key])
 
     def begin_encoding(self, key: bytes) -> Encoding:
-        """Assign a slot to a media item that has none; hand over its frames, unless visual tokens are kept."""
+        """Assign a slot to a media item that has none, and return its encoding: from visual tokens if they are kept."""
         visual_tokens = self.host.get(key)
         frames = None if visual_tokens is not None else self._frames.pop(key, None)
         return Encoding(key, self.slots.assign(key), frames, visual_tokens)
 
     def begin_pooling(self, key: bytes) -> Encoding:
-        """Hand over the frames of a media item for its features. The visual tokens that they also give are kept: in host
-        memory, and in a slot that is free, or, if there is no host memory, one that is not in use."""
+        """Return the encoding of a media item for its features, with its frames.
+
+        The visual tokens that are computed as well are kept in host memory, and in a slot that is free or, without host
+        memory, not in use.
+        """
         frames = self._frames.pop(key)
         num_slots = self.slots.num_free if self.host.max_size else self.slots.num_available
         slot = None if self._is_encoded(key) or not num_slots else self.slots.assign(key)
         return Encoding(key, slot, frames, None)
 
     def discard(self, keys: Iterable[bytes]) -> None:
-        """Forget what was computed of media without references: it may be wrong."""
+        """Drop the visual tokens and pages of media without references: they may be wrong."""
         for key in keys:
             self.slots.discard(key)
             self.host.discard(key)

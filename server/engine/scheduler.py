@@ -28,7 +28,7 @@ class Row:
 
 @dataclass(slots=True)
 class Plan:
-    """All that the runner needs to know of a step."""
+    """A step for the runner: rows, encodings and copies, and the budgets that are left."""
 
     tokens_left: int
     frames_left: int
@@ -80,8 +80,10 @@ class Scheduler:
         return plan
 
     def fork(self, parent: Sequence, child: Sequence) -> bool:
-        """Let `child` continue from its parent's last token: full blocks are shared, the last one is copied, and media get
-        a second reference. Without blocks for the child's tokens, return False and do nothing."""
+        """Let `child` continue from its parent's last token; without blocks for its tokens, return False and do nothing.
+
+        Full blocks are shared, the last one is copied, and media get a second reference.
+        """
         num_full, remainder = divmod(parent.num_computed, self.config.block_size)
         num_new = self._num_blocks_for(len(child.token_ids)) - num_full
         new_blocks = self.blocks.allocate(num_new) if parent.block_table else None
@@ -123,7 +125,7 @@ class Scheduler:
             self._release_read_media(sequence)
 
     def finish(self, sequence: Sequence) -> None:
-        """End a sequence for good, in whatever state it is."""
+        """End a sequence, running or waiting, and release what it holds."""
         sequence.is_finished = True
         self._release(sequence)
         queue = self.waiting if sequence.is_waiting else self.running
@@ -205,7 +207,7 @@ class Scheduler:
         return len(sequence.keys) == len(sequence.sources)
 
     def _reserve(self, sequence: Sequence) -> bool:
-        """Give a sequence blocks for all of its tokens: shared ones for a cached prefix, new ones for the rest."""
+        """Assign blocks to a sequence for all of its tokens: shared ones for a cached prefix, new ones for the rest."""
         cached = self._cached_prefix(sequence)
         self.blocks.share(cached)
         new_blocks = self.blocks.allocate(self._num_blocks_for(len(sequence.token_ids)) - len(cached))
@@ -246,8 +248,11 @@ class Scheduler:
         return -(-num_tokens // self.config.block_size)
 
     def _preempt_blocker(self) -> bool:
-        """Preempt the last running sequence if one before it waits: beams that are done for this step, and stems, hold
-        blocks and slots that an earlier request, or another beam, may lack for ever."""
+        """Preempt the last running sequence if one before it waits, and return whether one was preempted.
+
+        Beams that are done for this step, and stems, hold blocks and slots that an earlier request, or another beam, may
+        otherwise lack for ever.
+        """
         if not self.running or not self.waiting or self.running[-1].order < self.waiting[0].order:
             return False
         self._preempt(self.running[-1])

@@ -1,8 +1,8 @@
-"""Runs two requests before the worker reports that it is ready, so that no client waits for kernels to be compiled and for
-libraries to choose their algorithms.
+"""Runs two requests before the worker reports that it is ready, so that clients do not wait for compilation.
 
-They run like all requests: an image is encoded, a prompt is computed and decoded, and a second prompt that shares its
-beginning is computed while the first decodes.
+Meanwhile kernels are compiled, and libraries choose their algorithms. The requests run like any others: an image is
+encoded, a prompt is computed and decoded, and a second prompt that shares its beginning is computed while the first
+decodes.
 """
 
 from __future__ import annotations

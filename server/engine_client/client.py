@@ -61,14 +61,16 @@ class Client(Protocol):
     async def inspect(self, request: wire.Inspect, media: Mapping[bytes, EncodedMedia]) -> wire.Inspected: ...
 
     async def embed(self, media: Sequence[EncodedMedia]) -> NDArray[np.float32]:
-        """Return [M, Dv]: the frozen vision encoder's features, mean over frames and patches, of length one."""
+        """Return [M, Dv]: the frozen vision encoder's features, means over frames and patches, of length one."""
 
     async def embed_text(self, texts: Sequence[list[int]]) -> NDArray[np.float32]:
-        """Return [N, D]: the frozen language model's last hidden states without media, mean over tokens, of length
-        one."""
+        """Return [N, D]: the frozen language model's last hidden states without media.
+
+        They are means over tokens, of length one.
+        """
 
     def pin(self, digests: Sequence[bytes], is_kept: bool) -> None:
-        """Ask to keep media on the device, or to release them. A hint: it is not reported whether there was room."""
+        """Hint to keep media on the device, or to release them. Whether the device has room for them is not reported."""
 
 
 @dataclass(slots=True)

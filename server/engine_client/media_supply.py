@@ -1,4 +1,4 @@
-"""Decodes media when the worker requests their pixels: each once, for all requests that show it."""
+"""Decodes media when the worker requests their pixels: each item once, for all requests that show it."""
 
 from __future__ import annotations
 
@@ -54,8 +54,11 @@ class MediaSupply:
             self._open.discard(media)
 
     def send(self, digest: bytes, worker: WorkerProcess) -> None:
-        """Decode and send a media item. The worker requests it only once, so it always gets an answer, even if all requests
-        that show the media item have ended."""
+        """Decode and send a media item.
+
+        The worker requests it only once, so it always gets an answer, even if all requests that show the media item have
+        ended.
+        """
         if digest in self._decoding:
             return
         media = self._offered(digest)
@@ -78,7 +81,7 @@ class MediaSupply:
     def _offered(self, digest: bytes) -> EncodedMedia | None:
         """Return the media item from any open request, preferably with its bytes: a stored one may be deleted."""
         offers = [media.by_digest[digest] for media in self._open if digest in media.by_digest]
-        return max(offers, key=lambda media: media.is_at_hand, default=None)
+        return max(offers, key=lambda media: media.is_in_memory, default=None)
 
     def _forget(self, digest: bytes, done: asyncio.Task[None]) -> None:
         # the next worker may have requested the same media again
@@ -104,7 +107,7 @@ class MediaSupply:
             return await self._decoder.decode(media)
         except MediaNotFound:
             other = self._offered(media.digest)  # a request with its bytes may have come meanwhile
-            if other is None or not other.is_at_hand:
+            if other is None or not other.is_in_memory:
                 raise
             return await self._decoder.decode(other)
 

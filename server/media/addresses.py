@@ -25,8 +25,10 @@ NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
 
 @dataclass(frozen=True, slots=True)
 class UrlRules:
-    """The allowed URLs. `hosts` are exact names, or suffixes if they begin with a dot. `networks` are allowed although
-    they are not public."""
+    """The allowed URLs.
+
+    `hosts` are exact names, or suffixes if they begin with a dot. `networks` are allowed although they are not public.
+    """
 
     hosts: tuple[str, ...]
     ports: frozenset[int]
@@ -34,7 +36,7 @@ class UrlRules:
     networks: tuple[Network, ...]
 
     @classmethod
-    def of(cls, settings: Settings) -> UrlRules:
+    def from_settings(cls, settings: Settings) -> UrlRules:
         """Read the rules from the settings. Raises `SettingsError`."""
         return cls(
             hosts=tuple(host.lower() for host in _items(settings.media_url_hosts)),
@@ -44,8 +46,10 @@ class UrlRules:
         )
 
     def read(self, url: str, param: str) -> httpx.URL:
-        """Parse and check a URL. It is parsed only here, so the checked URL is the fetched one. Raises
-        `MediaUrlRefused`."""
+        """Parse and check a URL. Raises `MediaUrlRefused`.
+
+        It is parsed only here, so the checked URL is the fetched one.
+        """
         parsed = _parse(url, param)
         if parsed.scheme not in self.schemes:
             raise MediaUrlRefused(f"a URL must begin with {' or '.join(f'{s}://' for s in self.schemes)}", param=param)
@@ -58,10 +62,10 @@ class UrlRules:
         return parsed
 
     def allows(self, address: Address) -> bool:
-        """Return whether every address that it stands for is public, or in one of the networks."""
+        """Return whether the address, and any IPv4 address that it embeds, is public or in one of the networks."""
         return all(
-            (meaning.is_global and not meaning.is_multicast) or any(meaning in network for network in self.networks)
-            for meaning in _meanings(address)
+            (target.is_global and not target.is_multicast) or any(target in network for network in self.networks)
+            for target in _targets(address)
         )
 
 
@@ -89,7 +93,7 @@ def _is_match(host: str, allowed: str) -> bool:
     return host.endswith(allowed) and len(host) > len(allowed) if allowed.startswith(".") else host == allowed
 
 
-def _meanings(address: Address) -> Iterator[Address]:
+def _targets(address: Address) -> Iterator[Address]:
     """Yield the address and the IPv4 addresses embedded in it; for an IPv4-mapped address only the latter."""
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is not None:

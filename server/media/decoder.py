@@ -1,4 +1,4 @@
-"""The decode process: turns encoded media into frames in isolation, so that a malicious file cannot harm the server.
+"""The decode process turns encoded media into frames in isolation, so that a malicious file cannot harm the server.
 
 It has a memory limit, can be killed, and holds a single media item. Messages on its standard streams are a length of
 four bytes, then msgpack. The first message is `Setup`; each `Decode` is answered by `Frames` or `Refused`, one at a
@@ -34,8 +34,10 @@ class Decode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Frames(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Decoded frames: uint8 RGB [F, h, w, 3], resized for the vision encoder. `size` is the original width and height
-    of the first frame."""
+    """Decoded frames: uint8 RGB [F, h, w, 3], resized for the vision encoder.
+
+    `size` is the original width and height of the first frame.
+    """
 
     shape: tuple[int, int, int, int]
     data: bytes
@@ -58,8 +60,10 @@ def with_length(message: msgspec.Struct) -> bytes:
 
 
 def frames_of(request: Decode, vision: VisionConfig, limits: MediaLimits) -> Frames | Refused:
-    """Decode media. Media that exceed a limit or the memory are refused; any other error is a bug and ends the
-    process."""
+    """Decode media. Media that exceed a limit or the memory are refused.
+
+    Any other error is a bug and ends the process.
+    """
     sizes, resized = [], []
     try:
         images = [load_image(request.data, limits)] if request.kind == "image" else load_video(request.data, limits)

@@ -38,38 +38,44 @@ async def resolve(host: str, port: int) -> list[Address]:
 
 
 class Fetcher:
-    """Fetches media. `took` receives the seconds of each fetch; `trust` holds the trusted certificates, by default
-    those of the system."""
+    """Fetches media by URL.
+
+    `observe` receives the seconds of each fetch. `trust` holds the trusted certificates, by default those of the system.
+    """
 
     def __init__(
         self,
         settings: Settings,
         *,
-        took: Callable[[float], object] = lambda seconds: None,
+        observe: Callable[[float], object] = lambda seconds: None,
         resolve: Resolve = resolve,
         trust: ssl.SSLContext | None = None,
     ) -> None:
         self._settings = settings
-        self._took = took
-        self._rules = UrlRules.of(settings)
+        self._observe = observe
+        self._rules = UrlRules.from_settings(settings)
         self._resolve = resolve
         self._slots = asyncio.Semaphore(settings.media_url_concurrency)
         self._trust = trust
 
     @property
-    def is_on(self) -> bool:
+    def is_enabled(self) -> bool:
         return bool(self._rules.hosts)
 
     async def fetch(self, url: str, kind: Kind, param: str) -> EncodedMedia:
-        """Fetch an image or video. Raises `MediaUrlRefused` for a URL that is not allowed, `MediaNotFetched` if its host
-        does not send an image or video, and `InvalidMedia` for too many bytes."""
+        """Fetch an image or video.
+
+        Raises `MediaUrlRefused` for a URL that is not allowed, `MediaNotFetched` if its host does not send an image or
+        video, and `InvalidMedia` for too many bytes.
+        """
         first = self._rules.read(url, param)
         try:
             async with self._slots, asyncio.timeout(self._settings.media_url_timeout):
                 started = time.monotonic()
                 data = await self._follow(first, kind, param)
-                self._took(time.monotonic() - started)
-                return encoded(_of_kind(data, kind, param), kind, param)
+                self._observe(time.monotonic() - started)
+                _check_kind(data, kind, param)
+                return encoded(data, kind, param)
         except (TimeoutError, httpx.TimeoutException):
             reason = "in time"
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
@@ -121,11 +127,11 @@ class Fetcher:
         return bytes(data)
 
 
-def _of_kind(data: bytes, kind: Kind, param: str) -> bytes:
+def _check_kind(data: bytes, kind: Kind, param: str) -> None:
     """Check the kind by the first bytes, whatever the host states: a page of an internal service goes no further."""
     with suppress(MediaError):
         if media_type_of(data).startswith(f"{kind}/"):
-            return data
+            return
     raise MediaNotFetched(f"the URL's content is not a supported {kind} format", param=param)
 
 

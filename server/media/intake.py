@@ -25,8 +25,10 @@ class Intake:
         self._fetcher = fetcher or Fetcher(settings)
 
     async def read(self, part: MediaPart, param: str) -> EncodedMedia:
-        """Read a part. `param` is its path in the request, which errors name. Raises `InvalidRequest` and
-        `MediaNotFound`."""
+        """Read a part. Raises `InvalidRequest` and `MediaNotFound`.
+
+        `param` is its path in the request, which errors name.
+        """
         match part:
             case ImageUrlPart():
                 return await self.read_url(part.image_url.url, "image", f"{param}.image_url.url")
@@ -54,8 +56,10 @@ class Intake:
         return media
 
     async def find_all(self, media_ids: Collection[str], param: str) -> list[EncodedMedia]:
-        """Find stored media of a prompt: in a local store by one thread, in an object store concurrently. Raises
-        `InvalidRequest` and `MediaNotFound`."""
+        """Find stored media of a prompt. Raises `InvalidRequest` and `MediaNotFound`.
+
+        A local store is read by one thread, an object store concurrently.
+        """
         self._check_number(len(media_ids), param)
         if self.store.is_local:
             return await asyncio.to_thread(lambda: [self.store.find(media_id, param) for media_id in media_ids])
@@ -65,7 +69,7 @@ class Intake:
         """Read a data URL, or fetch from an allowed host. Raises `InvalidRequest`."""
         if url.partition(":")[0].lower() not in ("http", "https"):
             return read_data_url(url, kind, max_bytes=self.settings.max_media_bytes, param=param)
-        if not self._fetcher.is_on:
+        if not self._fetcher.is_enabled:
             raise UnsupportedParameter(f"{kind} URLs are not fetched: send the bytes as a data URL", param=param)
         return await self._fetcher.fetch(url, kind, param)
 

@@ -1,7 +1,7 @@
 """The decode pool: a few processes, each decoding one media item at a time.
 
-A process that crashes or takes too long fails only its media item. Processes start on first use, and again after one is
-lost.
+A process that crashes or takes too long fails only its media item. Processes start on first use; a process that is
+lost is replaced.
 """
 
 from __future__ import annotations
@@ -50,8 +50,11 @@ class DecodePool:
             self._idle.put_nowait(None)
 
     async def decode(self, media: EncodedMedia) -> Frames:
-        """Decode media. Raises `InvalidMedia`, which names its path in the request, and `MediaNotFound` if the stored
-        bytes have been deleted."""
+        """Decode an image or video.
+
+        Raises `InvalidMedia`, which names its path in the request, and `MediaNotFound` if its stored bytes have been
+        deleted.
+        """
         process = await self._idle.get()
         try:
             # read only now: media that wait for a process take no memory
@@ -89,8 +92,10 @@ class DecodePool:
         return process
 
     async def _request(self, process: Process, kind: Kind, data: bytes) -> Frames | Refused:
-        """Send a request and read its reply. Any failure, cancellation included, kills the process, since its streams
-        are out of step."""
+        """Send a request and read its reply.
+
+        Any failure, cancellation included, kills the process, since its next reply could belong to this request.
+        """
         try:
             async with asyncio.timeout(self._timeout):
                 _stdin(process).write(with_length(Decode(kind=kind, data=data)))

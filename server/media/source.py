@@ -1,7 +1,7 @@
 """Media as encoded bytes, identified by digest, and the data URLs that carry them.
 
-The digest covers the encoded bytes and the kind that they were sent as. The worker is asked for media by digest, so
-bytes that it has seen before need no decoding.
+The digest covers the encoded bytes and the kind that they were sent as. Requests to the worker name media
+by digest, so bytes that it has seen before need no decoding.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ PREFIXES: dict[Kind, str] = {"image": "img_", "video": "vid_"}
 
 
 class EncodedMedia:
-    """An image or video of a request. `param` is its path in the request, for error messages. `data` is the bytes, or a
-    function that reads them from the store: most requests never need them."""
+    """An image or video of a request.
+
+    `param` is its path in the request, for error messages. `data` is the bytes, or a function that reads them from the
+    store: most requests never need them.
+    """
 
     def __init__(self, *, kind: Kind, data: bytes | Callable[[], bytes], digest: bytes, param: str) -> None:
         self.kind: Kind = kind
@@ -34,7 +37,7 @@ class EncodedMedia:
         return media_id(self.kind, self.digest)
 
     @property
-    def is_at_hand(self) -> bool:
+    def is_in_memory(self) -> bool:
         """True if the bytes are in memory."""
         return isinstance(self._data, bytes)
 
@@ -45,7 +48,7 @@ class EncodedMedia:
 
     async def read(self) -> bytes:
         """Return the bytes without blocking. Raises `MediaNotFound` if they have been deleted."""
-        return self.data if self.is_at_hand else await asyncio.to_thread(lambda: self.data)
+        return self.data if self.is_in_memory else await asyncio.to_thread(lambda: self.data)
 
 
 def media_id(kind: Kind, digest: bytes) -> str:
@@ -79,7 +82,10 @@ def check_size(size: int, max_bytes: int, param: str | None) -> None:
 
 
 def read_data_url(url: str, kind: Kind, *, max_bytes: int, param: str) -> EncodedMedia:
-    """Raises `InvalidRequest` if it is not a data URL of this kind, `InvalidMedia` for too many bytes or bad base64."""
+    """Decode a data URL.
+
+    Raises `InvalidRequest` if it is not a data URL of this kind, `InvalidMedia` for too many bytes or bad base64.
+    """
     scheme, _, rest = url.partition(":")
     if scheme.lower() != "data":
         raise InvalidRequest(f"a {kind} must be a data URL (data:{kind}/...;base64,...)", param=param)

@@ -37,8 +37,11 @@ logger = logging.getLogger(__name__)
 
 
 class StoredMedia(msgspec.Struct, frozen=True, kw_only=True):
-    """The description of a media item, without its bytes. `width` and `height` are those of its first frame in pixels;
-    they and `num_frames` are None if it was stored without being decoded. `created` is in Unix seconds."""
+    """The description of a media item, without its bytes.
+
+    `width` and `height` are those of its first frame in pixels; they and `num_frames` are None if it was stored without
+    being decoded. `created` is in Unix seconds.
+    """
 
     id: str
     kind: Kind
@@ -84,8 +87,10 @@ class MediaStore:
         return media_id
 
     def find(self, media_id: str, param: str = "") -> EncodedMedia:
-        """Return media whose bytes are read on first use. `param` is its path in the request. Raises
-        `MediaNotFound`."""
+        """Return a media item whose bytes are read on first use. Raises `MediaNotFound`.
+
+        `param` is its path in the request.
+        """
         kind = kind_of(media_id)
         if kind is None or not self.exists(media_id):
             raise not_found(media_id, param)
@@ -94,7 +99,7 @@ class MediaStore:
         )
 
     def get(self, media_id: str, param: str = "") -> EncodedMedia:
-        """Return media with its bytes. Raises `MediaNotFound`, also if the bytes no longer have the id's digest."""
+        """Return a media item with its bytes. Raises `MediaNotFound`, also if their digest is no longer that of the id."""
         header, _, data = self._read(media_id, None, param).partition(b"\n")
         media = encoded(data, decode_header(header).kind, param)
         if media.id != media_id:
@@ -103,7 +108,7 @@ class MediaStore:
         return media
 
     def describe(self, media_id: str, param: str = "") -> StoredMedia:
-        """Raises `MediaNotFound`."""
+        """Return the description of a media item. Raises `MediaNotFound`."""
         return decode_header(self._read(media_id, MAX_HEADER_BYTES, param).partition(b"\n")[0])
 
     def exists(self, media_id: str) -> bool:
@@ -111,11 +116,11 @@ class MediaStore:
             return MEDIA_ID.fullmatch(media_id) is not None and bool(self._fs.exists(self._path(media_id)))
 
     def is_decoded(self, media_id: str) -> bool:
-        """Return whether it is stored, and was decoded before."""
+        """Return whether the media item is stored, and was decoded before."""
         return self.exists(media_id) and self.describe(media_id).num_frames is not None
 
     def delete(self, media_id: str) -> None:
-        """Raises `MediaNotFound`."""
+        """Delete a media item. Raises `MediaNotFound`."""
         _check_id(media_id, "")
         with _storage_errors(), _missing_file(media_id, ""):
             self._fs.rm_file(self._path(media_id))

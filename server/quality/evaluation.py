@@ -32,8 +32,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of a query: the index of the true label, the probability of each label, and the cost in tokens and
-    media. `seconds` is None unless the query was timed."""
+    """The result of a query: the index of the true label, the probability of each label, and the costs.
+
+    `seconds` is None unless the query was timed.
+    """
 
     truth: int
     probabilities: list[float]
@@ -143,9 +145,9 @@ class Baseline:
     accuracy: float
 
 
-def baseline(truths: Sequence[str]) -> Baseline:
-    label, count = Counter(truths).most_common(1)[0]
-    return Baseline(label, count / len(truths))
+def baseline(answers: Sequence[str]) -> Baseline:
+    label, count = Counter(answers).most_common(1)[0]
+    return Baseline(label, count / len(answers))
 
 
 def recommend(

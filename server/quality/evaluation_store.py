@@ -27,8 +27,10 @@ UNFINISHED: tuple[Status, ...] = ("queued", "running")
 
 
 class EvaluationRow(Base):
-    """An evaluation. `plan` holds the request and everything that was derived from it on arrival; times are in Unix
-    seconds. It outlives its support set."""
+    """An evaluation, which outlives its support set.
+
+    `plan` holds the request and everything that was derived from it on arrival. Times are in Unix seconds.
+    """
 
     __tablename__ = "evaluations"
 
@@ -58,7 +60,7 @@ class CellRow(Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """An evaluation as its readers see it. `cells` are the results of the finished cells, by index in the plan."""
+    """An evaluation without the database. `cells` are the results of the finished cells, by index in the plan."""
 
     id: str
     support_set: str
@@ -131,7 +133,7 @@ class Evaluations:
         return await self._database.write(end)
 
     async def delete(self, evaluation_id: str) -> None:
-        """Raises `EvaluationNotFound`."""
+        """Delete an evaluation with its cells. Raises `EvaluationNotFound`."""
         await self._database.write(lambda session, now: session.delete(_find(session, evaluation_id, lock=True)))
 
     # for the server that runs them
@@ -153,7 +155,7 @@ class Evaluations:
         return await self._database.write(take)
 
     async def renew(self, evaluation_id: str, holder: str, queries_done: int) -> bool:
-        """Renew the lease and record progress. Returns False if this holder is no longer to run it."""
+        """Renew the lease and record progress; return False if this holder no longer has the lease."""
         return await self._database.write(
             lambda session, now: _renew(session, evaluation_id, holder, queries_done, now)
         )
@@ -161,7 +163,7 @@ class Evaluations:
     async def finish_cell(
         self, evaluation_id: str, holder: str, index: int, result: Mapping[str, Any], queries_done: int
     ) -> bool:
-        """Store the result of a cell. Returns False, and stores nothing, if this holder is no longer to run it."""
+        """Store the result of a cell; return False, and store nothing, if this holder no longer has the lease."""
 
         def store(session: Session, now: float) -> bool:
             is_held = _renew(session, evaluation_id, holder, queries_done, now)
@@ -174,7 +176,7 @@ class Evaluations:
     async def finish(
         self, evaluation_id: str, holder: str, status: Status, error: Mapping[str, Any] | None = None
     ) -> None:
-        """End an evaluation, unless this holder is no longer to run it."""
+        """End an evaluation, unless this holder no longer has the lease."""
 
         def end(session: Session, now: float) -> None:
             _change(session, evaluation_id, holder, status=status, finished_at=now, error=error, held_until=0.0)
@@ -203,7 +205,7 @@ def _renew(session: Session, evaluation_id: str, holder: str, queries_done: int,
 
 
 def _change(session: Session, evaluation_id: str, holder: str, **values: Any) -> bool:
-    """Change a running evaluation. Returns False if this holder is no longer to run it."""
+    """Change a running evaluation; return False if this holder no longer has the lease."""
     is_held = (EvaluationRow.id == evaluation_id, EvaluationRow.holder == holder, EvaluationRow.status == "running")
     changed = session.execute(update(EvaluationRow).where(*is_held).values(**values))
     return bool(changed.rowcount)  # type: ignore[attr-defined]

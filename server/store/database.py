@@ -80,9 +80,11 @@ class Database:
         return await asyncio.to_thread(self._run, self._reading, transaction)
 
     async def write(self, transaction: Transaction[Result]) -> Result:
-        """Run `transaction` and commit. It is retried if another process has changed what it read, so it must have no
-        effects outside the session. If the caller is cancelled, a transaction that has begun is still waited for.
-        Raises `DatabaseUnavailable`."""
+        """Run `transaction` and commit it. Raises `DatabaseUnavailable`.
+
+        It is retried if another process has changed the rows that it read, so it must have no effects outside the
+        session. If the caller is cancelled, a transaction that has begun is still completed.
+        """
         writing = asyncio.ensure_future(asyncio.to_thread(self._run, self._writing, transaction))
         try:
             return await asyncio.shield(writing)

@@ -22,15 +22,17 @@ RETENTION_SECONDS = 24 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """`digest` is that of the request's body."""
+    """The `Idempotency-Key` of a request; `digest` is that of the request's body."""
 
     key: str
     digest: str
 
 
 def once(change: Transaction[SupportSetInfo], scope: str, key: IdempotencyKey) -> Transaction[SupportSetInfo]:
-    """Return `change` as a transaction that takes effect once, and returns the first answer from then on. It raises
-    `IdempotencyConflict` if the key came with another request."""
+    """Return `change` as a transaction that takes effect once, and returns the first answer from then on.
+
+    The transaction raises `IdempotencyConflict` if the key came with another request.
+    """
 
     def transaction(session: Session, now: float) -> SupportSetInfo:
         answer = find(session, scope, key, now)

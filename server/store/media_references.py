@@ -1,4 +1,4 @@
-"""Media of the store that support sets refer to: none is deleted while referred to, and none stays without need.
+"""References from support sets to stored media: media are kept while they are referred to, and then deleted.
 
 A request leases its media, stores their bytes, and refers to them in the transaction that releases the leases. Bytes
 are deleted under the lock of their row, and only without reference or lease: a later lease stores them again. Media
@@ -53,8 +53,10 @@ class MediaReferences:
         self._decoder = decoder
 
     async def write(self, media: Mapping[str, EncodedMedia], transaction: Transaction[Result]) -> Result:
-        """Store `media`, by id, and run `transaction`, which may refer to them. Raises `InvalidMedia`, `MediaNotFound`
-        and `Unavailable`."""
+        """Store `media`, by id, and run `transaction`, which may refer to them.
+
+        Raises `InvalidMedia`, `MediaNotFound` and `Unavailable`.
+        """
         infos = await self._decode(media)
         for _ in range(MAX_LEASES):
             holder = await self._lease(media)
@@ -95,7 +97,7 @@ class MediaReferences:
             pass
 
     def _delete_unused(self, session: Session, now: float) -> int:
-        """Delete up to `MEDIA_PER_SWEEP` media. Returns their number."""
+        """Delete up to `MEDIA_PER_SWEEP` media, and return their number."""
         unused = (
             select(MediaRow.media_id)
             .where(
@@ -115,7 +117,7 @@ class MediaReferences:
         return len(media_ids)
 
     async def _decode(self, media: Mapping[str, EncodedMedia]) -> dict[str, MediaInfo]:
-        """Decode those that have never been decoded. Raises `InvalidMedia`."""
+        """Decode the media that have never been decoded. Raises `InvalidMedia`."""
         if self._decoder is None:
             return {}
         new = await asyncio.to_thread(self._undecoded, media)
@@ -128,19 +130,19 @@ class MediaReferences:
         return infos
 
     def _undecoded(self, media: Mapping[str, EncodedMedia]) -> list[EncodedMedia]:
-        return [item for media_id, item in media.items() if item.is_at_hand and not self._store.is_decoded(media_id)]
+        return [item for media_id, item in media.items() if item.is_in_memory and not self._store.is_decoded(media_id)]
 
     async def _lease(self, media: Mapping[str, EncodedMedia]) -> str:
-        """Lease the media, so that they are not swept. Returns the holder of the leases. Raises `MediaNotFound`."""
+        """Lease the media, so that they are not swept, and return the holder of the leases. Raises `MediaNotFound`."""
         holder = uuid.uuid4().hex
         sizes, stored = await asyncio.to_thread(self._sizes, media)
         await self._database.write(lambda session, now: _add_leases(session, sizes, stored, holder, now))
         return holder
 
     def _sizes(self, media: Mapping[str, EncodedMedia]) -> tuple[dict[str, int], set[str]]:
-        """Return the number of bytes of each, and the ids of those that are stored already."""
+        """Return the number of bytes of each media item, and the ids of those that are stored already."""
         sizes = {
-            media_id: len(item.data) if item.is_at_hand else self._store.describe(media_id).num_bytes
+            media_id: len(item.data) if item.is_in_memory else self._store.describe(media_id).num_bytes
             for media_id, item in media.items()
         }
         return sizes, {media_id for media_id in media if self._store.exists(media_id)}
@@ -148,7 +150,7 @@ class MediaReferences:
     def _put(self, media: Mapping[str, EncodedMedia], infos: Mapping[str, MediaInfo]) -> None:
         """Store the bytes. Raises `MediaNotFound` for a stored media item that has been deleted in the meantime."""
         for media_id, item in media.items():
-            if item.is_at_hand:
+            if item.is_in_memory:
                 info = infos.get(media_id, MediaInfo())
                 self._store.put(item.data, item.kind, size=info.size, num_frames=info.num_frames)
             elif not self._store.exists(media_id):
@@ -177,7 +179,7 @@ def _commit(transaction: Transaction[Result], holder: str, num_media: int, sessi
 
 
 def _add_leases(session: Session, sizes: Mapping[str, int], stored: set[str], holder: str, now: float) -> None:
-    """Lease media by id. A stored one without a row was uploaded by a client."""
+    """Lease media by id. A stored media item without a row was uploaded by a client."""
     known = _lock(session, sizes)
     rows = [
         {"media_id": media_id, "num_bytes": size, "is_uploaded": media_id in stored}

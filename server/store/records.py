@@ -34,9 +34,11 @@ class NewExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupportSetInfo:
-    """A version of a support set without its examples. Times are in Unix seconds. `num_bytes` counts each media item
-    once. `label_counts` are numbers of examples by label, in order of appearance, without the unlabelled ones.
-    `example_ids` are those of the examples that a request put, in its order."""
+    """A version of a support set without its examples. Times are in Unix seconds.
+
+    `num_bytes` counts each media item once. `label_counts` are numbers of examples by label, in order of appearance,
+    without the unlabelled ones. `example_ids` are those of the examples that a request put, in its order.
+    """
 
     id: str
     name: str | None

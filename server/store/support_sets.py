@@ -108,8 +108,10 @@ class SupportSets:
         expected_version: int | None = None,
         idempotency_key: IdempotencyKey | None = None,
     ) -> SupportSetInfo:
-        """Create the next version: an example whose id exists is replaced, others are appended. Raises
-        `SupportSetNotFound`, `VersionConflict`, `TooManyExamples` and `IdempotencyConflict`."""
+        """Create the next version: an example whose id exists is replaced, others are appended.
+
+        Raises `SupportSetNotFound`, `VersionConflict`, `TooManyExamples` and `IdempotencyConflict`.
+        """
 
         def put(session: Session, now: float) -> SupportSetInfo:
             row = versions.find(session, id_or_name, now, lock=True, expected_version=expected_version)
@@ -121,20 +123,26 @@ class SupportSets:
     async def remove_examples(
         self, id_or_name: str, ids: Sequence[str], *, expected_version: int | None = None
     ) -> SupportSetInfo:
-        """Create the next version, without these examples. Raises `SupportSetNotFound`, `ExampleNotFound` and
-        `VersionConflict`."""
+        """Create the next version, without these examples.
+
+        Raises `SupportSetNotFound`, `ExampleNotFound` and `VersionConflict`.
+        """
         return await self._change(id_or_name, expected_version, partial(versions.remove_examples, ids=ids))
 
     async def update(
         self, id_or_name: str, changes: Mapping[str, Any], *, expected_version: int | None = None
     ) -> SupportSetInfo:
-        """Change any of name, expires_at, is_pinned and metadata, which creates no version. Raises
-        `SupportSetNotFound`, `NameTaken` and `VersionConflict`."""
+        """Change any of name, expires_at, is_pinned and metadata, which creates no version.
+
+        Raises `SupportSetNotFound`, `NameTaken` and `VersionConflict`.
+        """
         return await self._change(id_or_name, expected_version, partial(versions.update_set, changes=changes))
 
     async def delete(self, id_or_name: str, *, expected_version: int | None = None) -> str:
-        """Delete a set and return its id. The next sweep deletes its media. Raises `SupportSetNotFound` and
-        `VersionConflict`."""
+        """Delete a set and return its id. The next sweep deletes its media.
+
+        Raises `SupportSetNotFound` and `VersionConflict`.
+        """
 
         def delete(session: Session, now: float) -> str:
             row = versions.find(session, id_or_name, now, lock=True, expected_version=expected_version)
@@ -146,8 +154,7 @@ class SupportSets:
         return set_id
 
     async def sweep(self) -> None:
-        """Delete expired sets, old answers of requests with an `Idempotency-Key`, and media that came with sets which
-        no longer exist."""
+        """Delete expired sets, old answers to requests with an `Idempotency-Key`, and media of deleted sets."""
         await self._database.write(versions.delete_expired)
         await self._database.write(idempotency.delete_old)
         await self._media.sweep()

@@ -30,7 +30,7 @@ class SupportSetRow(Base):
     updated_at: Mapped[float]
     expires_at: Mapped[float | None] = mapped_column(index=True)
     is_pinned: Mapped[bool]
-    # of the next new example
+    # the position of the next new example
     next_position: Mapped[int] = mapped_column("next_place", default=0)
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
 
@@ -72,8 +72,11 @@ class ExampleRow(Base):
 
 
 class MediaRow(Base):
-    """A media item of the store. `is_uploaded`: a client uploaded it separately, and is to delete it; other media came
-    with support sets and are deleted with their last reference."""
+    """A media item of the store.
+
+    If `is_uploaded`, a client uploaded it separately, and only a client deletes it. Other media came with support sets
+    and are deleted with their last reference.
+    """
 
     __tablename__ = "media"
 

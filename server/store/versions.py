@@ -30,8 +30,10 @@ def add_set(session: Session, row: SupportSetRow, now: float) -> None:
 def find(
     session: Session, id_or_name: str, now: float, *, lock: bool = False, expected_version: int | None = None
 ) -> SupportSetRow:
-    """Return the row of a set. `lock` keeps other transactions from changing it until this one ends. Raises
-    `SupportSetNotFound`, and `VersionConflict` if the latest version is not the expected one."""
+    """Return the row of a set. `lock` keeps other transactions from changing it until this one ends.
+
+    Raises `SupportSetNotFound`, and `VersionConflict` if the latest version is not `expected_version`.
+    """
     if "\0" in id_or_name:  # PostgreSQL rejects such a parameter
         raise SupportSetNotFound("no support set has this name")
     is_named = or_(SupportSetRow.id == id_or_name, SupportSetRow.name == id_or_name)
@@ -75,8 +77,10 @@ def update_set(session: Session, row: SupportSetRow, now: float, changes: Mappin
 def put_examples(
     session: Session, row: SupportSetRow, now: float, examples: Sequence[NewExample], max_examples: int
 ) -> None:
-    """Begin the next version with these examples: one whose id exists is replaced in its position, others are
-    appended. Raises `TooManyExamples`."""
+    """Begin the next version with these examples. Raises `TooManyExamples`.
+
+    An example whose id exists is replaced at its position, others are appended.
+    """
     replaced = _positions(session, row, {example.id for example in examples})
     num_added = len(examples) - len(replaced)
     num_examples = _num_examples(session, row) + num_added
@@ -186,7 +190,7 @@ def _num_examples(session: Session, row: SupportSetRow) -> int:
 
 
 def _positions(session: Session, row: SupportSetRow, ids: set[str]) -> dict[str, int]:
-    """Return the positions, by id, of those examples that the latest version has."""
+    """Return the positions, by id, of those of the examples `ids` that are in the latest version."""
     positions: dict[str, int] = {}
     for chunk in chunked(sorted(example_id for example_id in ids if "\0" not in example_id)):
         query = select(ExampleRow.example_id, ExampleRow.position).where(

@@ -31,9 +31,9 @@ class Answers(SequenceTask):
             self._stop_ids |= eos_ids
         self._prompt_logprobs: dict[int, TokenLogprob] = {}
         self._is_prompt_scored = False
-        first, *others = self._create_sequences(order, grammars)
+        first, *held_back = self._create_sequences(order, grammars)
         self._live: dict[int, Sequence] = {0: first}
-        self._held_back: list[Sequence] = others
+        self._held_back: list[Sequence] = held_back
 
     def _create_sequences(self, order: Order, grammars: Grammars) -> list[Sequence]:
         prompt, sampling = self._request.prompt, self._request.sampling

@@ -41,8 +41,9 @@ class Hypothesis:
 
 
 class BeamAnswers(Answers):
-    """Beams in place of independent answers; all events are sent when the search is over. A score is the sum of
-    log-probabilities over length ** length_penalty.
+    """Beams in place of independent answers; all events are sent when the search is over.
+
+    A score is the sum of log-probabilities divided by length ** length_penalty.
 
     Raises `RequestError` also if the beams need more blocks than the engine has.
     """

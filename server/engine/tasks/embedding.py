@@ -45,7 +45,10 @@ class MediaEmbedding(SideTask):
         return self._cache.request(lacking)
 
     def _is_provided(self, key: bytes, plan: Plan) -> bool:
-        """Return whether no pixels are missing: the vector is cached or in this step, or its frames have arrived."""
+        """Return whether no pixels are missing: the vector is cached or in this step, or its frames have arrived.
+
+        Frames that have arrived are added to this step if it has room for them.
+        """
         if key in self._cache.pooled or any(key == e.key and e.frames is not None for e in plan.encodings):
             return True
         if not self._cache.has_frames(key):
@@ -59,9 +62,10 @@ class MediaEmbedding(SideTask):
 
     @property
     def can_run(self) -> bool:
-        return not self.media or bool(self._held) or any(map(self._is_settled, self.media))
+        return not self.media or bool(self._held) or any(map(self._is_encoded, self.media))
 
-    def _is_settled(self, source: bytes) -> bool:
+    def _is_encoded(self, source: bytes) -> bool:
+        """Return whether the features are known, or known not to be finite."""
         return self._vector(source) is not None or self._cache.key(source) in self._cache.nonfinite
 
     def run_between_steps(self) -> Iterable[Outbound]:

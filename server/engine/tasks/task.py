@@ -23,8 +23,10 @@ class RequestError(ValueError):
 
 
 class Task:
-    """One request. It fails with any of the `media` (sources) that it still needs. Once it `is_finished`, it has returned
-    its last event, and the engine forgets it."""
+    """One request. It fails with any of the `media` (sources) that it still needs.
+
+    Once it `is_finished`, it has returned its last event, and the engine forgets it.
+    """
 
     def __init__(self, request_id: str, media: Collection[bytes] = ()) -> None:
         self.request_id = request_id
@@ -32,7 +34,7 @@ class Task:
         self.is_finished = False
 
     def end(self, reason: FinishReason, error: str = "") -> Iterable[Outbound]:
-        """End the whole request, in whatever state it is, without a last token."""
+        """End the whole request, in any state, without a last token."""
         self.is_finished = True
         return finished(self.request_id, self._unfinished_answers(), reason, error)
 
@@ -64,7 +66,7 @@ class SequenceTask(Task, ABC):
 
     @abstractmethod
     def release(self) -> None:
-        """Finish the sequences that are left, in whatever state they are."""
+        """Finish the sequences that are left, in any state."""
 
 
 class SideTask(Task, ABC):
@@ -77,7 +79,7 @@ class SideTask(Task, ABC):
         return False
 
     def receive(self, source: bytes, frames: NDArray[np.uint8]) -> None:
-        """Receive the pixels of a media item, whichever task requested them."""
+        """Receive the pixels of a media item, which any task may have requested."""
 
     def plan(self, plan: Plan) -> Iterable[bytes]:
         """Add media to encode to a step's plan, after those of sequences; return the sources to request."""

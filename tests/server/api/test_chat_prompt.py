@@ -135,7 +135,7 @@ def test_an_unknown_template_or_a_missing_value_is_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         write([user("x")], "chatml")
     assert caught.value.param == "template"
-    assert "plain" in caught.value.message
+    assert "unknown template 'chatml', known are plain, " in caught.value.message
     with pytest.raises(InvalidRequest) as caught:
         write([user(A)], "vqa")
     assert caught.value.param == "messages"

@@ -1,5 +1,7 @@
-"""The block pool by its invariants: each block has the owners that hold it, all blocks are released, and the cache finds
-exactly the blocks that were published."""
+"""The block pool conforms to its invariants.
+
+Each block has the owners that hold it, all blocks are released, and the cache finds exactly the published blocks.
+"""
 
 from __future__ import annotations
 

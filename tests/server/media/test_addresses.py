@@ -16,7 +16,7 @@ from server.settings import Settings, SettingsError
 
 def rules(**settings: object) -> UrlRules:
     fields = {"media_url_hosts": "cdn.example, .img.example", "media_url_ports": "443, 8443", **settings}
-    return UrlRules.of(Settings.model_validate(fields))
+    return UrlRules.from_settings(Settings.model_validate(fields))
 
 
 @pytest.mark.parametrize(
@@ -159,4 +159,4 @@ def test_an_invalid_setting_is_named_in_the_error(name: str, value: str) -> None
 
 
 def test_no_host_is_allowed_by_default() -> None:
-    assert UrlRules.of(Settings()).hosts == ()
+    assert UrlRules.from_settings(Settings()).hosts == ()

@@ -66,13 +66,13 @@ async def fetch(using: Fetcher, web: Web, path: str = "/a.png", host: str = "cdn
 
 
 async def test_media_are_fetched(web: Web) -> None:
-    took: list[float] = []
+    seconds: list[float] = []
     fetching = fetcher(web)
-    fetching._took = took.append
+    fetching._observe = seconds.append
     media = await fetch(fetching, web, "/a.png")
     assert (media.data, media.kind, media.param) == (RED, "image", PARAM)
     assert media.digest == source_digest(RED, "image")
-    assert len(took) == 1
+    assert len(seconds) == 1
 
 
 async def test_a_request_has_only_the_necessary_headers(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,13 +149,13 @@ async def test_the_media_of_a_prompt_share_a_limit(settings: Settings, tmp_path:
     assert len(await intake.read_all(parts, "prompt")) == 3
     stored = ImageIdPart(type="image_id", image_id=store.put(bytes(half), "image"))
     media = await intake.read_all({**dict(list(parts.items())[:2]), "p[9]": stored}, "prompt")
-    assert [item.is_at_hand for item in media.values()] == [True, True, False]
+    assert [item.is_in_memory for item in media.values()] == [True, True, False]
 
 
 async def test_stored_media_are_found_in_order_and_a_missing_one_is_named(intake: Intake) -> None:
     names = [intake.store.put(RED + bytes([number]), "image") for number in (2, 0, 1)]
     media = await intake.find_all(names, "examples")
-    assert [(item.id, item.param, item.is_at_hand) for item in media] == [(name, "examples", False) for name in names]
+    assert [(item.id, item.param, item.is_in_memory) for item in media] == [(name, "examples", False) for name in names]
     missing = "img_" + 64 * "0"
     with pytest.raises(MediaNotFound, match=missing) as caught:
         await intake.find_all([names[0], missing], "examples")

@@ -68,7 +68,7 @@ def test_bytes_are_read_on_first_use(store: MediaStore) -> None:
     name = store.put(RED, "image")
     stored = store.find(name, param="prompt[0].image_id")
     assert (stored.id, stored.digest, stored.kind) == (name, source_digest(RED, "image"), "image")
-    assert not stored.is_at_hand
+    assert not stored.is_in_memory
     assert stored.data == RED
     store.delete(name)
     with pytest.raises(MediaNotFound) as caught:
