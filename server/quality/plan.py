@@ -13,8 +13,8 @@ from server.fewshot.scoring import Weighing
 from server.fewshot.selection import SelectionError, check
 from server.fewshot.templates import Template
 from server.quality.evaluation import Cell, grid, stratified
-from server.schemas.evaluations import EvaluateRequest
 from server.schemas.fewshot import Order
+from server.schemas.support_sets import EvaluateRequest
 from server.served_model import ServedModel
 from server.store.records import Example, SupportSet
 

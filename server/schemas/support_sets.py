@@ -1,4 +1,7 @@
-"""Requests about support sets. In a change of a set, `null` removes a value; elsewhere it means "not given"."""
+"""Requests about support sets and their evaluations.
+
+In a change of a set, `null` removes a value; elsewhere it means "not given".
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,19 @@ from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validato
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from server.schemas.base import AFTER, LIMIT, ListRequest, Schema, with_example
-from server.schemas.fewshot import Comparing, ShotFields, TemplateChoice, Version
+from server.schemas.base import AFTER, LIMIT, ListRequest, ModelRequest, Schema, with_example
+from server.schemas.fewshot import (
+    MAX_CANDIDATES,
+    MAX_SHOTS,
+    CandidateField,
+    Comparing,
+    Order,
+    ShotFields,
+    Strategy,
+    TemplateChoice,
+    Version,
+    WeighingFields,
+)
 from server.store.support_sets import ID_PREFIX
 
 MAX_TEXT = 65536
@@ -194,3 +208,25 @@ class RemoveExamplesRequest(ExpectedRequest):
     @property
     def ids(self) -> list[str]:
         return list(dict.fromkeys(re.split(r",\s*", self.id)))
+
+
+class EvaluateRequest(WeighingFields, ModelRequest):
+    """A grid of strategies, numbers of shots and seeds; `seed` draws the queries."""
+
+    version: int | None = Field(None, ge=1)
+    k: list[Annotated[int, Field(ge=0, le=MAX_SHOTS)]] = Field(
+        [], max_length=32, description="Numbers of shots; 0, 1, 2, 4, 8 and 16, if not given."
+    )
+    strategies: list[Strategy] = Field([], max_length=16)
+    seeds: list[Annotated[int, Field(ge=0, le=2**63 - 1)]] = Field(
+        [0], min_length=1, max_length=32, description="Each draws the shots and their orders anew."
+    )
+    order: Order | None = None
+    template: TemplateChoice = "classification"
+    candidates: list[CandidateField] = Field([], max_length=MAX_CANDIDATES)
+    max_queries: int = Field(200, ge=1, le=100_000, description="Of a larger set, this many examples are left out.")
+
+
+class ListEvaluationsRequest(ListRequest):
+    limit: Annotated[int, Field(ge=1, le=100, strict=False, description=LIMIT)] = 20
+    support_set: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(None, description="Its id.")

@@ -21,7 +21,7 @@ from server.api.sse import unless_disconnected
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.prompt import check_token_ids
 from server.request_record import RequestRecord
-from server.schemas.embeddings import EmbeddingsRequest, Inputs
+from server.schemas.models import EmbeddingsRequest, Inputs
 from server.schemas.prompt import EndOfChunkPart, MediaPart, Part, TextPart
 from server.schemas.responses.classification import Embeddings
 from server.served_model import ServedModel

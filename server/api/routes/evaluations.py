@@ -17,9 +17,9 @@ from server.quality.evaluation import baseline, recommend, summarise
 from server.quality.evaluation_store import Evaluation
 from server.quality.plan import answer_of, make_plan
 from server.schemas.base import list_page
-from server.schemas.evaluations import EvaluateRequest, ListEvaluationsRequest
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.evaluations import EvaluationHeads, EvaluationReport
+from server.schemas.support_sets import EvaluateRequest, ListEvaluationsRequest
 
 router = APIRouter()
 

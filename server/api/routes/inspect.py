@@ -18,7 +18,7 @@ from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
 from server.prompt import PreparedPrompt, check_length, continuation_ids, prepare_prompt
 from server.request_record import RequestRecord
-from server.schemas.inspect import InspectRequest
+from server.schemas.models import InspectRequest
 from server.schemas.responses.models import Inspection
 from server.served_model import ServedModel
 from server.wire import AttentionMap, Inspect
