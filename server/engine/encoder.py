@@ -85,7 +85,7 @@ def pool(features: Tensor) -> NDArray[np.float32]:
 
 
 def unit(vectors: Tensor) -> NDArray[np.float32]:
-    """[N, D] -> the same directions with length one; a vector of zeros stays zero."""
+    """Scale vectors [N, D] to length one; a vector of zeros stays zero."""
     array: NDArray[np.float32] = torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
     return array
 

@@ -69,16 +69,17 @@ class Runner:
         return results
 
     def _is_decode(self, rows: list[Row], positions: list[range]) -> bool:
-        """Return whether the step was recorded: each row has one token, and there are at most `max_sequences` rows. Beams
-        can be more."""
+        """Return whether the step was recorded: at most `max_sequences` rows, each of one token. Beams can be more."""
         return len(rows) <= self.config.max_sequences and all(
             row.count == len(span) == 1 for row, span in zip(rows, positions, strict=True)
         )
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[list[int]]) -> NDArray[np.float32]:
-        """Token ids of N texts -> [N, D]: the language model's last hidden states without media, mean over tokens, of
-        length one. Values are not finite if the model's output is not."""
+        """Return the language model's last hidden states without media, mean over tokens, of length one.
+
+        Token ids of N texts -> [N, D]. Values are not finite if the model's output is not.
+        """
         batch = whole_sequences(list(texts), [[-1] * len(ids) for ids in texts], self.device)
         hidden = self.model.language_model.hidden_states(batch).float()
         return unit(torch.stack([part.mean(0) for part in hidden.split([len(ids) for ids in texts])]))
