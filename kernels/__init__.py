@@ -1,4 +1,4 @@
-"""Operators: each file holds a plain torch reference (the specification), the Triton kernel and the public function.
+"""Operators: a plain torch reference (the specification), the kernels for GPU and CPU, and one public function each.
 
-Nothing is imported here, so that `import kernels` costs nothing; take an operator from its own file.
+This file imports nothing, so that `import kernels` costs nothing; import an operator from its own file.
 """

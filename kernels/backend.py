@@ -1,7 +1,7 @@
-"""The one place that chooses between the kernels (Triton's on a GPU, Numba's on a processor) and plain torch, and says so.
+"""The choice between the kernels (Triton on a GPU, Numba on a CPU) and plain torch.
 
-`select` is called once, at start; `use_triton(x)`, and `use_compiled(x)` where a processor has a kernel, are an operator's
-only `if`s. A kernel that was asked for and cannot run raises: it never quietly becomes slow.
+`select` is called once, at start. `use_triton(x)`, and `use_compiled(x)` where an operator has a kernel for the CPU, are an
+operator's only branches. A requested backend that cannot run raises; it never falls back to a slower one.
 """
 
 from __future__ import annotations
@@ -17,39 +17,26 @@ from kernels.compiled import ELEMENTS, numba
 try:
     import triton
     import triton.language as tl
-except ImportError:  # no wheel for this platform: the kernels stay plain functions that nobody calls
+except ImportError:  # no wheel for this platform: the kernels stay plain functions that are never called
     triton = tl = None
 
-__all__ = [
-    "BackendError",
-    "Kernel",
-    "describe",
-    "interpreting",
-    "jit",
-    "jit_runtime",
-    "numba",
-    "select",
-    "tl",
-    "triton",
-    "use_compiled",
-    "use_triton",
-]
+__all__ = ["numba", "tl", "triton"]
 
 Backend = Literal["auto", "triton", "reference"]
 
 
 class BackendError(RuntimeError):
-    """The backend that was asked for does not exist here, or cannot take the tensor that it was handed."""
+    """The requested backend does not exist here, or cannot take this tensor."""
 
 
 _requested: Backend = "auto"
 
-# elements of a tensor from which on torch's operators, which share them among threads, beat a loop on one
-MOST = 1 << 19
+# elements of a tensor, beyond which torch's operators, which use all threads, beat a loop on one
+MAX_COMPILED_ELEMENTS = 1 << 19
 
 
 class Kernel(Protocol):
-    """A Triton kernel: `kernel[grid](...)` starts it; other kernels call it."""
+    """A Triton kernel: `kernel[grid](...)` launches it; other kernels call it."""
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]: ...
 
@@ -61,8 +48,11 @@ def jit(function: Any) -> Kernel:
 
 
 def jit_runtime(*names: str) -> Callable[[Any], Kernel]:
-    """As `jit`, for a kernel that must not be compiled anew, while a request waits, where one of these arguments is 1, a
-    multiple of 16, or a table out of step with 16 bytes."""
+    """Return a `jit` that does not specialise a kernel for the values of these arguments.
+
+    Otherwise a kernel would be compiled again, while a request waits, for a number that is 1 or a multiple of 16, or for
+    a table that is not aligned to 16 bytes.
+    """
     return lambda function: function if triton is None else triton.jit(do_not_specialize=names)(function)
 
 
@@ -71,12 +61,12 @@ INTERPRETING = triton is not None and bool(triton.knobs.runtime.interpret)
 
 
 def interpreting() -> bool:
-    """TRITON_INTERPRET=1: the kernels run on the CPU, statement by statement, for the tests."""
+    """Return whether the kernels run on the CPU, statement by statement, for the tests (TRITON_INTERPRET=1)."""
     return INTERPRETING
 
 
 def _obstacle() -> str | None:
-    """Why the Triton kernels cannot run in this process."""
+    """Return why the Triton kernels cannot run in this process, or None."""
     if triton is None:
         return "the package triton is not installed"
     if not interpreting() and not torch.cuda.is_available():
@@ -85,13 +75,16 @@ def _obstacle() -> str | None:
 
 
 def select(backend: Backend) -> None:
-    """Choose for the whole process. "auto" takes Triton for tensors on a GPU, and for all others
-    Numba where it has a kernel, or plain torch."""
+    """Choose the backend of the whole process.
+
+    "auto" takes Triton for tensors on a GPU; for all others it takes Numba where an operator has a kernel, and plain torch
+    elsewhere. Raises `BackendError` if the backend is unknown or cannot run here.
+    """
     global _requested
     if backend not in get_args(Backend):
         raise BackendError(f"backend {backend!r} is none of {', '.join(get_args(Backend))}")
     if backend == "triton" and (obstacle := _obstacle()):
-        raise BackendError(f"the Triton kernels were asked for, but {obstacle}")
+        raise BackendError(f"backend 'triton' was requested, but {obstacle}")
     _requested = backend
 
 
@@ -100,29 +93,28 @@ def use_triton(x: Tensor) -> bool:
         return False
     runs = _obstacle() is None and (x.is_cuda or interpreting())
     if _requested == "triton" and not runs:
-        raise BackendError(f"the Triton kernels were asked for, but were handed a tensor on {x.device}")
+        raise BackendError(f"backend 'triton' was requested, but a tensor is on {x.device}")
     return runs
 
 
 def use_compiled(*tensors: Tensor) -> bool:
-    """Whether the kernels for a processor serve: the first tensor is small, of a dtype that they know, and no gradient of
-    any is wanted."""
+    """Return whether the CPU kernels serve: a small first tensor of a dtype that they know, and no gradients."""
     if _requested == "reference" or numba is None:
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False
     x = tensors[0]
-    return x.is_cpu and x.dtype in ELEMENTS and x.numel() <= MOST
+    return x.is_cpu and x.dtype in ELEMENTS and x.numel() <= MAX_COMPILED_ELEMENTS
 
 
 def _reason() -> str:
     if _requested == "reference":
-        return "asked for"
-    return _obstacle() or ("interpreted, for tests" if interpreting() else "a GPU is there")
+        return "requested"
+    return _obstacle() or ("interpreted, for tests" if interpreting() else "torch sees a GPU")
 
 
 def describe() -> dict[str, Any]:
-    """For the log at start, /health and /version."""
+    """Describe the choice for the log at start, /health and /version."""
     triton_runs = _requested != "reference" and _obstacle() is None
     on_cpu = "reference" if _requested == "reference" or numba is None else "numba"
     return {

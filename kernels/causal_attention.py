@@ -1,6 +1,6 @@
-"""Causal self-attention over packed whole sequences, with no cache: what training and the oracle run.
+"""Causal self-attention over packed whole sequences, without a cache, for training and the oracle.
 
-Torch only and differentiable; grouped heads and ALiBi as in `paged_attention`.
+It is plain torch and differentiable; grouped heads and ALiBi are as in `paged_attention`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor
 
 
 def alibi_bias(slopes: Tensor, num_queries: int, num_keys: int) -> Tensor:
-    """slopes [H] -> [H, Q, C]: minus slope times distance for queries that end at the last key, -inf ahead of each."""
-    places = torch.arange(num_keys, device=slopes.device)
-    distance = places - places[num_keys - num_queries :, None]  # [Q, C]
+    """Return [H, Q, C]: minus slope times distance, for queries that end at the last key; -inf ahead of each query."""
+    positions = torch.arange(num_keys, device=slopes.device)
+    distance = positions - positions[num_keys - num_queries :, None]  # [Q, C]
     bias = slopes.float()[:, None, None] * distance
     return bias if num_queries == 1 else bias.masked_fill(distance > 0, float("-inf"))
 
@@ -37,7 +37,7 @@ def causal_attention_reference(
 def causal_attention(
     query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, *, scale: float, alibi_slopes: Tensor | None = None
 ) -> Tensor:
-    """query [T, H, K]; key, value [T, G, K]; query_starts [S + 1], first row of each sequence -> [T, H, K]"""
+    """Attend within each sequence: query [T, H, K]; key, value [T, G, K]; query_starts [S + 1], first rows -> [T, H, K]."""
     if torch.is_grad_enabled() and query.requires_grad and len(query_starts) > 2:
         return _attend_padded(query, key, value, query_starts, scale, alibi_slopes)
     outputs = [query[:0]]
@@ -52,8 +52,10 @@ def causal_attention(
 def _attend_padded(
     query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, scale: float, alibi_slopes: Tensor | None
 ) -> Tensor:
-    """All sequences as one batch, padded at their ends, where causality hides the padding. For training: the backward
-    pass of one attention a sequence costs more than the sequences' own matrices."""
+    """Attend to all sequences as one batch, padded at their ends, where causality hides the padding.
+
+    For training: the backward pass of an attention per sequence costs more than the padding.
+    """
     starts = query_starts.long()
     lengths = starts.diff()
     longest = int(lengths.max())

@@ -1,7 +1,7 @@
-"""Kernels for a processor: plain loops in Python that Numba compiles, called with the addresses of tensors.
+"""Kernels for a CPU: plain loops in Python that Numba compiles, called with the addresses of tensors.
 
-An operator of torch costs microseconds before it does anything, and a layer that decodes few rows is made of dozens; one
-call of a kernel here costs half of one. A kernel is compiled once a dtype, when it is first used, and kept on disk.
+One operator of torch takes microseconds before it computes anything, and a layer that decodes few rows consists of dozens;
+a call of a kernel here takes half a microsecond. A kernel is compiled once per dtype, on first use, and cached on disk.
 """
 
 from __future__ import annotations
@@ -22,24 +22,12 @@ try:
 except ImportError:  # no wheel for this platform: torch serves
     numba = cfunc = types = overload = None
 
-__all__ = [
-    "ELEMENTS",
-    "Compiled",
-    "cfunc",
-    "compiled",
-    "compiled_for",
-    "exp",
-    "inlined",
-    "length",
-    "load",
-    "numba",
-    "store",
-]
+__all__ = ["cfunc", "numba"]
 
 Entry = Callable[..., None]
 
-# Numba looks at the file of a kernel to see whether what it kept is stale, and not at those whose parts are inlined in it:
-# all of them are part of the name
+# Numba checks only the file of a kernel to see whether its cached binary is stale, and not the files of the parts that are
+# inlined in it: all sources are part of the kernel's name
 SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 DIGEST = hashlib.sha256(b"".join(file.read_bytes() for file in SOURCES)).hexdigest()[:8]
 # sums in any order, so that they become vectors; a NaN stays a NaN
@@ -51,7 +39,7 @@ NUMBERS = {"int": "int64", "float": "float32"}
 
 
 class Compiled(dict[torch.dtype, Entry]):
-    """A kernel by dtype, as `kernel[x.dtype](x.data_ptr(), ...)`. What is behind the addresses is the caller's promise."""
+    """A kernel by dtype: `kernel[x.dtype](x.data_ptr(), ...)`. The caller must pass addresses of the right tensors."""
 
     def __init__(self, function: Callable[..., None], signature: str) -> None:
         super().__init__()
@@ -61,7 +49,7 @@ class Compiled(dict[torch.dtype, Entry]):
     def __missing__(self, dtype: torch.dtype) -> Entry:
         arguments = [_argument(kind, dtype) for kind in self._signature]
         address = _compile(self._function, types.void(*arguments)).address
-        # held, the interpreter's lock costs less than giving it away for a microsecond
+        # holding the interpreter's lock costs less than releasing it for a microsecond
         kinds: list[Any] = [ARGUMENTS.get(kind, ctypes.c_void_p) for kind in self._signature]
         call = ctypes.PYFUNCTYPE(None, *kinds)
         self[dtype] = call(address)
@@ -69,32 +57,37 @@ class Compiled(dict[torch.dtype, Entry]):
 
 
 def compiled(signature: str) -> Callable[[Callable[..., None]], Compiled]:
-    """`signature`: a word an argument. "T*" is the address of elements of the kernel's dtype; "float32*", "int32*" and
-    "int64*" are addresses of such numbers; "int" and "float" are numbers."""
+    """Compile a function with one word of `signature` per argument.
+
+    "T*" is the address of elements of the kernel's dtype; "float32*", "int32*" and "int64*" are addresses of such numbers;
+    "int" and "float" are numbers.
+    """
     return lambda function: Compiled(function, signature)
 
 
 class CompiledFor(dict[tuple[int, ...], Compiled]):
-    """Kernels by sizes that are constants in them, as `kernel[16, 3][x.dtype](...)`."""
+    """Kernels by sizes that are constants in them: `kernel[16, 3][x.dtype](...)`."""
 
-    def __init__(self, make: Callable[..., Callable[..., None]], signature: str) -> None:
+    def __init__(self, build: Callable[..., Callable[..., None]], signature: str) -> None:
         super().__init__()
-        self._make = make
+        self._build = build
         self._signature = signature
 
     def __missing__(self, sizes: tuple[int, ...]) -> Compiled:
-        self[sizes] = Compiled(self._make(*sizes), self._signature)
+        self[sizes] = Compiled(self._build(*sizes), self._signature)
         return self[sizes]
 
 
 def compiled_for(signature: str) -> Callable[[Callable[..., Callable[..., None]]], CompiledFor]:
-    """As `compiled`, for a function that makes the kernel of some sizes: loops whose length is known become straight code,
-    several times faster where they are short and are gone through once a key."""
-    return lambda make: CompiledFor(make, signature)
+    """Compile, as `compiled` does, the kernel that a function builds for some sizes.
+
+    Loops of a known length become straight-line code, several times faster where they are short and run once per key.
+    """
+    return lambda build: CompiledFor(build, signature)
 
 
 def inlined(function: Any) -> Any:
-    """A part of a kernel that is told apart by name alone; what is constant where it is called is constant in it."""
+    """Mark a part of a kernel as inlined: arguments that are constant at the call are constants in it."""
     return function if numba is None else numba.njit(forceinline=True, **OPTIONS)(function)
 
 
@@ -108,26 +101,30 @@ def _compile(function: Callable[..., None], signature: Any) -> Any:
     function.__qualname__ = f"{function.__name__}_{DIGEST}"
     try:
         return cfunc(signature, cache=True, **OPTIONS)(function)
-    except RuntimeError:  # nowhere to write
+    except RuntimeError:  # the cache folder cannot be written
         return cfunc(signature, **OPTIONS)(function)
 
 
 def load(pointer, index):
-    """An element as float32."""
+    """Return an element as float32."""
 
 
 def store(pointer, index, value):
-    """A float32 as an element, rounded to the nearest, to even between two."""
+    """Store a float32 as an element, rounded to nearest even."""
 
 
-def length(pointer, constant, given):
-    """The same number twice, a constant of the kernel and its argument: which of them loops over elements like `pointer`'s
-    take. A short loop of known length over float32 becomes straight code of single numbers, and not of vectors."""
+def length(pointer, constant, argument):
+    """Return the length of a loop over elements like `pointer`'s: a constant or the equal argument.
+
+    A short loop of constant length over float32 would become scalar straight-line code, and not vectors.
+    """
 
 
 def exp(x):
-    """e^x of a float32, written out, so that loops over it become vectors; 0 below e^-60, where products would become
-    denormal and slow."""
+    """Return e^x of a float32, written out so that loops over it become vectors.
+
+    It is 0 below e^-60, where products would become denormal and slow.
+    """
 
 
 if overload is not None:
@@ -153,10 +150,10 @@ if overload is not None:
         return store_float32 if pointer.dtype == types.float32 else store_bfloat16
 
     @overload(length, jit_options=OPTIONS)
-    def _length(pointer, constant, given):
+    def _length(pointer, constant, argument):
         if pointer.dtype == types.float32:
-            return lambda pointer, constant, given: given
-        return lambda pointer, constant, given: constant
+            return lambda pointer, constant, argument: argument
+        return lambda pointer, constant, argument: constant
 
     @overload(exp, jit_options=OPTIONS)
     def _exp(x):

@@ -1,6 +1,6 @@
-"""The shipped launch configurations, by operator, architecture, head size and dtype. Nothing is tuned at request time.
+"""The launch configurations, by operator, architecture, head size and dtype; nothing is tuned at request time.
 
-`load` replaces rows by those of a file that `python -m kernels.bench --launches FILE` wrote on the machine at hand.
+`load` replaces rows by those of a file that `python -m kernels.bench --launches FILE` wrote on this machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kernels.backend import interpreting, triton
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    block: int  # rows a program takes
+    block: int  # rows per program
     num_warps: int
     num_stages: int  # loads in flight
 
@@ -29,9 +29,9 @@ class Launch:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
-# For every architecture, head size and dtype that has no row of its own: the shape that compiles everywhere without
-# spills, in the 64 KiB of shared memory that gfx942 has. Media attention has no other: more rows a tile buy it nothing,
-# and would change the order of its sums between decode and prefill.
+# For every architecture, head size and dtype without a row of its own: the shape that compiles everywhere without spills,
+# in the 64 KiB of shared memory of gfx942. Media attention has no other: more rows per tile do not speed it up, and would
+# change the order of its sums between decode and prefill.
 DEFAULTS = {
     "media": Launch(16, 4, 2),
     "media_backward": Launch(16, 4, 1),
@@ -51,7 +51,7 @@ SHIPPED: tuple[tuple[str, tuple[str, ...], tuple[int, ...], tuple[str, ...], Lau
     ("resampler_backward", NVIDIA, (64,), HALF, Launch(64, 4, 1)),
     ("resampler_backward", NVIDIA[1:], (96,), HALF, Launch(64, 4, 1)),
     ("paged_prefill", NVIDIA, (64,), HALF, Launch(64, 4, 2)),
-    ("paged_prefill", NVIDIA, (80, 128), HALF, Launch(64, 8, 2)),  # 4 warps would stand at the last register
+    ("paged_prefill", NVIDIA, (80, 128), HALF, Launch(64, 8, 2)),  # 4 warps would use every register
 )
 
 Key = tuple[str, str, int, str]  # operator, architecture, head size, dtype
@@ -63,11 +63,11 @@ TABLE: dict[Key, Launch] = {
 
 
 def architecture() -> str:
-    """sm_90, gfx942, ...; the interpreter has the defaults."""
+    """Return sm_90, gfx942, ...; under the interpreter, a name that takes the defaults."""
     return "interpreter" if interpreting() else _architecture_of(triton.runtime.driver.active)
 
 
-@cache  # asked for at every launch
+@cache  # called at every launch
 def _architecture_of(driver: Any) -> str:
     target = driver.get_current_target()
     return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch).split(":")[0]
@@ -79,7 +79,10 @@ def launch_config(operator: str, head_dim: int, dtype: torch.dtype) -> Launch:
 
 
 def load(file: Path) -> None:
-    """Rows {"operator", "architecture", "head_dim", "dtype", "block", "num_warps", "num_stages"} of a JSON list."""
+    """Load a JSON list of {"operator", "architecture", "head_dim", "dtype", "block", "num_warps", "num_stages"}.
+
+    Raises `ValueError` for an unknown operator.
+    """
     for row in json.loads(file.read_text(encoding="utf-8")):
         if row["operator"] not in DEFAULTS:
             raise ValueError(f"{file}: operator {row['operator']!r} is none of {', '.join(DEFAULTS)}")

@@ -1,6 +1,6 @@
-"""x + tanh(gate) * branch: how a gated layer adds itself to the language model (paper, figure 4).
+"""The gated residual x + tanh(gate) * branch, by which a gated layer joins the language model (Flamingo, figure 4).
 
-For training, and for serving with the gates left apart; otherwise tanh(gate) is folded into the branch's last weight.
+It serves training and models whose gates are not folded into the branch's last weight.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 from kernels.backend import jit, jit_runtime, tl, triton, use_triton
 from kernels.configs import launch_config
 
-WIDTH = 1024  # columns a program takes
-ROWS = 32  # rows a program of the backward pass sums
+WIDTH = 1024  # columns per program
+ROWS = 32  # rows that one program of the backward pass sums
 
 
 def gated_residual_reference(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
@@ -24,12 +24,12 @@ def gated_residual_reference(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
 @jit
 def _forward(x, branch, factor, out, D, SCALAR: tl.constexpr, BLOCK: tl.constexpr):
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    real = columns < D
+    mask = columns < D
     at = tl.program_id(0).to(tl.int64) * D + columns
-    t = tl.load(factor) if SCALAR else tl.load(factor + columns, mask=real, other=0.0)
-    y = tl.load(x + at, mask=real, other=0.0).to(tl.float32)
-    y += t * tl.load(branch + at, mask=real, other=0.0).to(tl.float32)
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=real)
+    t = tl.load(factor) if SCALAR else tl.load(factor + columns, mask=mask, other=0.0)
+    y = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    y += t * tl.load(branch + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
 
 
 @jit_runtime("num_rows")
@@ -37,22 +37,22 @@ def _backward(
     grad_out, branch, factor, grad_branch, grad_factor, num_rows, D, SCALAR: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The branch's gradient, and the factor's summed over ROWS rows: [rows / ROWS, D], for torch to sum on."""
+    """The branch's gradient, and the factor's summed over ROWS rows: [rows / ROWS, D], which torch sums up."""
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    real = columns < D
-    t = tl.load(factor) if SCALAR else tl.load(factor + columns, mask=real, other=0.0)
+    mask = columns < D
+    t = tl.load(factor) if SCALAR else tl.load(factor + columns, mask=mask, other=0.0)
     total = tl.zeros([BLOCK], tl.float32)
     first = tl.program_id(0) * ROWS
     for row in range(0, tl.minimum(num_rows - first, ROWS)):
         at = first.to(tl.int64) * D + row * D + columns
-        grad = tl.load(grad_out + at, mask=real, other=0.0).to(tl.float32)
-        total += grad * tl.load(branch + at, mask=real, other=0.0).to(tl.float32)
-        tl.store(grad_branch + at, (grad * t).to(grad_branch.dtype.element_ty), mask=real)
-    tl.store(grad_factor + tl.program_id(0).to(tl.int64) * D + columns, total, mask=real)
+        grad = tl.load(grad_out + at, mask=mask, other=0.0).to(tl.float32)
+        total += grad * tl.load(branch + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(grad_branch + at, (grad * t).to(grad_branch.dtype.element_ty), mask=mask)
+    tl.store(grad_factor + tl.program_id(0).to(tl.int64) * D + columns, total, mask=mask)
 
 
 class _GatedResidual(torch.autograd.Function):
-    """Takes tanh(gate) itself: its gradient is torch's, and no kernel needs a tanh."""
+    """The kernels take tanh(gate) as `factor`; torch computes the tanh and its gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, branch: Tensor, factor: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class _GatedResidual(torch.autograd.Function):
 
 
 def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
-    """x [T, D], branch [T, D], gate [1] or [D] -> [T, D]"""
+    """Return x + tanh(gate) * branch: x [T, D], branch [T, D], gate [1] or [D] -> [T, D]."""
     if not use_triton(x):
         return gated_residual_reference(x, branch, gate)
     out: Tensor = _GatedResidual.apply(x.contiguous(), branch.contiguous(), gate.float().tanh())

@@ -1,4 +1,4 @@
-"""Write each token's key and value into its block of the cache, in place; slot -1 (padding) is skipped."""
+"""Store each token's key and value in its block of the cache, in place; slot -1 (padding) is skipped."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def _store_token(
     if slot < 0:
         return
     index = tl.arange(0, BLOCK)
-    real = index < G * K
+    mask = index < G * K
     to = kv_cache + slot // B * block_stride + index // K * B * K + slot % B * K + index % K
-    tl.store(to, tl.load(key + row * stride + index, mask=real), mask=real)
-    tl.store(to + G * B * K, tl.load(value + row * stride + index, mask=real), mask=real)
+    tl.store(to, tl.load(key + row * stride + index, mask=mask), mask=mask)
+    tl.store(to + G * B * K, tl.load(value + row * stride + index, mask=mask), mask=mask)
 
 
 def _launch(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
@@ -47,7 +47,7 @@ def _launch(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) 
 
 @inlined
 def store_token(key, value, kv_cache, key_at, value_at, target, num_heads, block_size, head_dim):
-    """`key_at`, `value_at`: where the token's numbers begin; `target`: where its key does in the cache."""
+    """Copy one token's key from `key_at` and value from `value_at`; `target` is the offset of the key in the cache."""
     for head in range(num_heads):
         to = target + head * block_size * head_dim
         for i in range(head_dim):
@@ -74,8 +74,8 @@ def _store_compiled(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: 
 
 def _store_in_torch(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
     if bool((slot_mapping < 0).any()):
-        kept = slot_mapping >= 0
-        key, value, slot_mapping = key[kept], value[kept], slot_mapping[kept]
+        real = slot_mapping >= 0
+        key, value, slot_mapping = key[real], value[real], slot_mapping[real]
     block_size = kv_cache.shape[3]
     blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
     kv_cache[blocks, 0, :, offsets] = key
@@ -83,14 +83,14 @@ def _store_in_torch(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: 
 
 
 def is_contiguous_in_blocks(kv_cache: Tensor) -> bool:
-    """Whether a block is one piece of memory, as in a layer's part of a cache; the distance between blocks is free."""
+    """Return whether each block is contiguous, as in one layer's part of a cache; blocks may be apart."""
     _, _, num_heads, block_size, head_dim = kv_cache.shape
     inner = (num_heads * block_size * head_dim, block_size * head_dim, head_dim, 1)
     return kv_cache.stride()[1:] == inner
 
 
 def kv_store(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
-    """key, value [T, G, K]; kv_cache [N, 2, G, B, K]; slot_mapping [T] int64, block * B + offset."""
+    """Store key, value [T, G, K] in kv_cache [N, 2, G, B, K]; slot_mapping [T] int64 holds block * B + offset."""
     if use_triton(key):
         _launch(key, value, kv_cache, slot_mapping)
     elif use_compiled(key, value) and is_contiguous_in_blocks(kv_cache):

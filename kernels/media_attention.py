@@ -95,8 +95,8 @@ def _forward(
     if count == 0:
         return
     rows, keys, columns = tl.arange(0, BLOCK), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
-    real = rows < count
-    there = keys < R
+    row_mask = rows < count
+    key_mask = keys < R
     row = (first + rows).to(tl.int64)
     query_at = row[:, None] * query_stride + columns[None, :]
     out_at = row[:, None] * num_heads * K + columns[None, :]
@@ -106,33 +106,33 @@ def _forward(
     if page < 0:
         for head in range(first_head, end_head):
             zeros = tl.zeros([BLOCK, BLOCK_K], tl.float32)
-            store_tile(out + head * K, out_at, zeros, real, columns, K, BLOCK_K == K)
+            store_tile(out + head * K, out_at, zeros, row_mask, columns, K, BLOCK_K == K)
             if LSE:
-                tl.store(lse + row * num_heads + head, tl.zeros([BLOCK], tl.float32), mask=real)
+                tl.store(lse + row * num_heads + head, tl.zeros([BLOCK], tl.float32), mask=row_mask)
         return
     if NORM:
         weight = tl.load(norm_weight + columns, mask=columns < K, other=0.0).to(tl.float32)
     media_kv += page.to(tl.int64) * page_stride
     for head in tl.range(first_head, end_head, num_stages=STAGES):
-        k = load_tile(media_kv + head * 2 * R * K, page_at, there, columns, K, BLOCK_K == K)  # [BLOCK_R, BLOCK_K]
-        v = load_tile(media_kv + (head * 2 + 1) * R * K, page_at, there, columns, K, BLOCK_K == K)
-        q = load_tile(query + head * K, query_at, real, columns, K, BLOCK_K == K)  # [BLOCK, BLOCK_K]
+        k = load_tile(media_kv + head * 2 * R * K, page_at, key_mask, columns, K, BLOCK_K == K)  # [BLOCK_R, BLOCK_K]
+        v = load_tile(media_kv + (head * 2 + 1) * R * K, page_at, key_mask, columns, K, BLOCK_K == K)
+        q = load_tile(query + head * K, query_at, row_mask, columns, K, BLOCK_K == K)  # [BLOCK, BLOCK_K]
         if NORM:
             q = _normed(q, weight, eps, K)
         scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee") * scale  # in log2
         if INT8:
             key_scale = media_scale + (page.to(tl.int64) * num_heads + head) * 2 * R + keys
-            scores *= tl.load(key_scale, mask=there, other=0.0)[None, :]
-        scores = tl.where(there[None, :], scores, float("-inf"))
+            scores *= tl.load(key_scale, mask=key_mask, other=0.0)[None, :]
+        scores = tl.where(key_mask[None, :], scores, float("-inf"))
         top = tl.max(scores, 1)
         weights = tl.exp2(scores - top[:, None])
         total = tl.sum(weights, 1)
         if INT8:
-            weights *= tl.load(key_scale + R, mask=there, other=0.0)[None, :]
+            weights *= tl.load(key_scale + R, mask=key_mask, other=0.0)[None, :]
         o = tl.dot(weights.to(q.dtype), v.to(q.dtype), input_precision="ieee") / total[:, None]
-        store_tile(out + head * K, out_at, o, real, columns, K, BLOCK_K == K)
+        store_tile(out + head * K, out_at, o, row_mask, columns, K, BLOCK_K == K)
         if LSE:
-            tl.store(lse + row * num_heads + head, top + tl.log2(total), mask=real)
+            tl.store(lse + row * num_heads + head, top + tl.log2(total), mask=row_mask)
 
 
 @jit_runtime("slots", "tiles", "num_slots")
@@ -147,36 +147,36 @@ def _forward_all(
         return
     head = tl.program_id(1)
     rows, keys, columns = tl.arange(0, BLOCK), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
-    real = rows < count
+    row_mask = rows < count
     row = (first + rows).to(tl.int64)
     page_at = keys[:, None] * K + columns[None, :]
     query_at = row[:, None] * query_stride + columns[None, :]
-    q = load_tile(query + head * K, query_at, real, columns, K, BLOCK_K == K)
+    q = load_tile(query + head * K, query_at, row_mask, columns, K, BLOCK_K == K)
     top = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     o = tl.zeros([BLOCK, BLOCK_K], tl.float32)
     for slot in range(0, num_slots):
         page = tl.load(slots + first.to(tl.int64) * num_slots + slot)
-        there = keys < tl.where(page >= 0, R, 0)
+        key_mask = keys < tl.where(page >= 0, R, 0)
         page_kv = media_kv + tl.maximum(page, 0).to(tl.int64) * page_stride + head * 2 * R * K
-        k = load_tile(page_kv, page_at, there, columns, K, BLOCK_K == K)
-        v = load_tile(page_kv + R * K, page_at, there, columns, K, BLOCK_K == K)
+        k = load_tile(page_kv, page_at, key_mask, columns, K, BLOCK_K == K)
+        v = load_tile(page_kv + R * K, page_at, key_mask, columns, K, BLOCK_K == K)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        scores = tl.where(there[None, :], scores, float("-inf"))
+        scores = tl.where(key_mask[None, :], scores, float("-inf"))
         top, total, o = online_softmax(scores, v, top, total, o)
     # a row without a page: weights 0 of total 0, and a log-sum-exp that makes the backward's weights 0 as well
     nowhere = total == 0.0
     total = tl.where(nowhere, 1.0, total)
     o = o / total[:, None]
     out_at = row[:, None] * num_heads * K + columns[None, :]
-    store_tile(out + head * K, out_at, o, real, columns, K, BLOCK_K == K)
-    tl.store(lse + row * num_heads + head, tl.where(nowhere, 0.0, top + tl.log2(total)), mask=real)
+    store_tile(out + head * K, out_at, o, row_mask, columns, K, BLOCK_K == K)
+    tl.store(lse + row * num_heads + head, tl.where(nowhere, 0.0, top + tl.log2(total)), mask=row_mask)
 
 
 def _heads_per_program(num_tiles: int, num_heads: int) -> int:
     """Return a power of two: about 8 programs per core for decode, which has few tiles, and heads in flight for prefill."""
-    num_heads = min(max(num_tiles * num_heads // PROGRAMS, 1), num_heads)
-    return 1 << (num_heads.bit_length() - 1)
+    heads = min(max(num_tiles * num_heads // PROGRAMS, 1), num_heads)
+    return 1 << (heads.bit_length() - 1)
 
 
 def _launch(

@@ -35,25 +35,25 @@ def _query_gradient(
         return
     head = tl.program_id(1)
     rows, keys, columns = tl.arange(0, BLOCK), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
-    real = rows < count
+    row_mask = rows < count
     row = (first + rows).to(tl.int64)
     page_at = keys[:, None] * K + columns[None, :]
     out_at = row[:, None] * num_heads * K + columns[None, :]
-    q = load_tile(query + head * K, row[:, None] * query_stride + columns[None, :], real, columns, K, BLOCK_K == K)
-    o = load_tile(out + head * K, out_at, real, columns, K, BLOCK_K == K)
-    grad_o = load_tile(grad_out + head * K, out_at, real, columns, K, BLOCK_K == K)
+    q = load_tile(query + head * K, row[:, None] * query_stride + columns[None, :], row_mask, columns, K, BLOCK_K == K)
+    o = load_tile(out + head * K, out_at, row_mask, columns, K, BLOCK_K == K)
+    grad_o = load_tile(grad_out + head * K, out_at, row_mask, columns, K, BLOCK_K == K)
     row_delta = tl.sum(o.to(tl.float32) * grad_o.to(tl.float32), 1)
-    tl.store(delta + row * num_heads + head, row_delta, mask=real)
-    row_lse = tl.load(lse + row * num_heads + head, mask=real, other=float("inf"))
+    tl.store(delta + row * num_heads + head, row_delta, mask=row_mask)
+    row_lse = tl.load(lse + row * num_heads + head, mask=row_mask, other=float("inf"))
     grad_q = tl.zeros([BLOCK, BLOCK_K], tl.float32)
     for slot in range(0, num_slots):
         page = tl.load(slots + first.to(tl.int64) * num_slots + slot)
-        there = keys < tl.where(page >= 0, R, 0)
+        key_mask = keys < tl.where(page >= 0, R, 0)
         page_kv = media_kv + tl.maximum(page, 0).to(tl.int64) * page_stride + head * 2 * R * K
-        k = load_tile(page_kv, page_at, there, columns, K, BLOCK_K == K)
-        v = load_tile(page_kv + R * K, page_at, there, columns, K, BLOCK_K == K)
-        grad_q = add_query_gradient(grad_q, q, grad_o, row_lse, row_delta, k, v, there, scale, log2_scale)
-    store_tile(grad_query + head * K, out_at, grad_q, real, columns, K, BLOCK_K == K)
+        k = load_tile(page_kv, page_at, key_mask, columns, K, BLOCK_K == K)
+        v = load_tile(page_kv + R * K, page_at, key_mask, columns, K, BLOCK_K == K)
+        grad_q = add_query_gradient(grad_q, q, grad_o, row_lse, row_delta, k, v, key_mask, scale, log2_scale)
+    store_tile(grad_query + head * K, out_at, grad_q, row_mask, columns, K, BLOCK_K == K)
 
 
 @jit_runtime("tiles", "page_starts", "page_tiles")
@@ -65,27 +65,29 @@ def _page_gradients(
     """The gradients of one page and head: the tiles that read it, one after the other, without atomics."""
     page, head = tl.program_id(0), tl.program_id(1)
     rows, keys, columns = tl.arange(0, BLOCK), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
-    there = keys < R
+    key_mask = keys < R
     page_at = keys[:, None] * K + columns[None, :]
     page_kv = media_kv + page.to(tl.int64) * page_stride + head * 2 * R * K
-    k = load_tile(page_kv, page_at, there, columns, K, BLOCK_K == K)
-    v = load_tile(page_kv + R * K, page_at, there, columns, K, BLOCK_K == K)
+    k = load_tile(page_kv, page_at, key_mask, columns, K, BLOCK_K == K)
+    v = load_tile(page_kv + R * K, page_at, key_mask, columns, K, BLOCK_K == K)
     grad_k = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
     grad_v = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
     for entry in range(tl.load(page_starts + page), tl.load(page_starts + page + 1)):
         tile = tl.load(page_tiles + entry)
         first, count = tl.load(tiles + 4 * tile), tl.load(tiles + 4 * tile + 1)
-        real = rows < count
+        row_mask = rows < count
         row = (first + rows).to(tl.int64)
-        q = load_tile(query + head * K, row[:, None] * query_stride + columns[None, :], real, columns, K, BLOCK_K == K)
+        q = load_tile(
+            query + head * K, row[:, None] * query_stride + columns[None, :], row_mask, columns, K, BLOCK_K == K
+        )
         out_at = row[:, None] * num_heads * K + columns[None, :]
-        grad_o = load_tile(grad_out + head * K, out_at, real, columns, K, BLOCK_K == K)
-        row_lse = tl.load(lse + row * num_heads + head, mask=real, other=float("inf"))
-        row_delta = tl.load(delta + row * num_heads + head, mask=real, other=0.0)
+        grad_o = load_tile(grad_out + head * K, out_at, row_mask, columns, K, BLOCK_K == K)
+        row_lse = tl.load(lse + row * num_heads + head, mask=row_mask, other=float("inf"))
+        row_delta = tl.load(delta + row * num_heads + head, mask=row_mask, other=0.0)
         grad_k, grad_v = add_key_gradients(grad_k, grad_v, k, v, q, grad_o, row_lse, row_delta, scale, log2_scale)
     grad_page = grad_kv + (page.to(tl.int64) * num_heads + head) * 2 * R * K
-    store_tile(grad_page, page_at, grad_k, there, columns, K, BLOCK_K == K)
-    store_tile(grad_page + R * K, page_at, grad_v, there, columns, K, BLOCK_K == K)
+    store_tile(grad_page, page_at, grad_k, key_mask, columns, K, BLOCK_K == K)
+    store_tile(grad_page + R * K, page_at, grad_v, key_mask, columns, K, BLOCK_K == K)
 
 
 def media_gradients(

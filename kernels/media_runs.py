@@ -72,7 +72,7 @@ def _runs(slots: list[Any]) -> list[tuple[int, int, list[int]]]:
 
 
 def _attend_run(query: Tensor, page: Tensor, scale: float) -> Tensor:
-    """query [Q, H, K], page [H, 2, R, K], a view of the pool -> [Q, H, K]"""
+    """Attend to one page [H, 2, R, K], a view of the pool: query [Q, H, K] -> [Q, H, K]."""
     out = F.scaled_dot_product_attention(query.transpose(0, 1)[None], page[None, :, 0], page[None, :, 1], scale=scale)
     return out[0].transpose(0, 1)
 
@@ -108,7 +108,7 @@ def _attend_all_previous(query: Tensor, media_kv: Tensor, plan: MediaRuns, scale
 
 
 def attend_by_runs(query: Tensor, media_kv: Tensor, plan: MediaRuns, scale: float) -> Tensor:
-    """query [T, H, K], media_kv [M, H, 2, R, K] -> [T, H, K]. Differentiable."""
+    """Attend to the pages of media_kv [M, H, 2, R, K], differentiably: query [T, H, K] -> [T, H, K]."""
     if plan.reads_all_previous:
         return _attend_all_previous(query, media_kv, plan, scale)
     # the backward pass of one run costs as much as that of the whole batch

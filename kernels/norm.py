@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm over the last axis, statistics in float32. The kernels serve; a gradient is torch's."""
+"""RMSNorm and LayerNorm over the last axis, with statistics in float32. Gradients come from torch, not from the kernels."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor | None, eps: fl
 @jit
 def _norm_row(x, weight, bias, out, stride, eps, D: tl.constexpr, BLOCK: tl.constexpr, CENTRE: tl.constexpr):
     row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    real = columns < D
-    y = tl.load(x + row * stride + columns, mask=real, other=0.0).to(tl.float32)
+    mask = columns < D
+    y = tl.load(x + row * stride + columns, mask=mask, other=0.0).to(tl.float32)
     if CENTRE:
-        y = tl.where(real, y - tl.sum(y, 0) / D, 0.0)
-    y = y * tl.rsqrt(tl.sum(y * y, 0) / D + eps) * tl.load(weight + columns, mask=real, other=0.0).to(tl.float32)
+        y = tl.where(mask, y - tl.sum(y, 0) / D, 0.0)
+    y = y * tl.rsqrt(tl.sum(y * y, 0) / D + eps) * tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
     if bias is not None:
-        y += tl.load(bias + columns, mask=real, other=0.0).to(tl.float32)
-    tl.store(out + row * D + columns, y.to(out.dtype.element_ty), mask=real)
+        y += tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + row * D + columns, y.to(out.dtype.element_ty), mask=mask)
 
 
 def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, *, centre: bool) -> Tensor:
@@ -102,7 +102,7 @@ def _kernel_serves(x: Tensor, weight: Tensor) -> bool:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [..., D], weight [D], of x's dtype or float32 -> [..., D]"""
+    """Return the RMSNorm of x [..., D]; weight [D] is of x's dtype or float32."""
     if _kernel_serves(x, weight):
         return _launch(x, weight, None, eps, centre=False)
     if use_compiled(x, weight):
@@ -113,7 +113,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x, branch [..., D] of one dtype, weight [D] -> x + branch, and its norm"""
+    """Return x + branch and its norm: x, branch [..., D] of one dtype, weight [D]."""
     if not use_triton(x) and use_compiled(x, branch, weight):
         return _add_rms_norm_compiled(x, branch, weight, eps)
     h = x + branch
@@ -121,7 +121,7 @@ def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """x [..., D], weight [D], bias [D] -> [..., D]"""
+    """Return the LayerNorm of x [..., D]; weight and bias are [D]."""
     if _kernel_serves(x, weight):
         return _launch(x, weight, bias, eps, centre=True)
     return F.layer_norm(x, weight.shape, weight, bias, eps)

@@ -83,13 +83,13 @@ def _attend_blocks(
     kv_head, part = tl.program_id(1), tl.program_id(2)
     index, keys, columns = tl.arange(0, BLOCK), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     head = kv_head * GROUP + index % GROUP
-    real = index // GROUP < count
+    mask = index // GROUP < count
     row = (first + index // GROUP).to(tl.int64)
-    position = tl.load(positions + row, mask=real, other=-1)
+    position = tl.load(positions + row, mask=mask, other=-1)
     query_at = (row * query_stride + head * K)[:, None] + columns[None, :]
-    q = load_tile(query, query_at, real, columns, K, BLOCK_K == K)  # [BLOCK, BLOCK_K]
+    q = load_tile(query, query_at, mask, columns, K, BLOCK_K == K)  # [BLOCK, BLOCK_K]
     if ALIBI:
-        slope = tl.load(slopes + head, mask=real, other=0.0) * 1.4426950408889634  # log2(e)
+        slope = tl.load(slopes + head, mask=mask, other=0.0) * 1.4426950408889634  # log2(e)
     top = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     o = tl.zeros([BLOCK, BLOCK_K], tl.float32)
@@ -99,31 +99,31 @@ def _attend_blocks(
     if PARTIAL:  # noqa: SIM102 - known at compile time, unlike the next condition
         if begin >= end:  # a part after the end of the context: its output is never read
             no_weight = tl.full([BLOCK], float("-inf"), tl.float32)
-            tl.store(lse + (part_start + row) * num_heads + head, no_weight, mask=real)
+            tl.store(lse + (part_start + row) * num_heads + head, no_weight, mask=mask)
             return
     heads_kv = kv_cache + kv_head * B * K
     num_kv_heads = num_heads // GROUP
     for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         key = start + keys
-        there = key < end
-        block = tl.load(block_table + sequence * table_width + key // B, mask=there, other=0).to(tl.int64)
+        key_mask = key < end
+        block = tl.load(block_table + sequence * table_width + key // B, mask=key_mask, other=0).to(tl.int64)
         at = (block * block_stride + key % B * K)[:, None] + columns[None, :]
-        k = load_tile(heads_kv, at, there, columns, K, BLOCK_K == K)  # [BLOCK_N, BLOCK_K]
-        v = load_tile(heads_kv + num_kv_heads * B * K, at, there, columns, K, BLOCK_K == K)
+        k = load_tile(heads_kv, at, key_mask, columns, K, BLOCK_K == K)  # [BLOCK_N, BLOCK_K]
+        v = load_tile(heads_kv + num_kv_heads * B * K, at, key_mask, columns, K, BLOCK_K == K)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # in log2
         distance = key[None, :] - position[:, None]
         if ALIBI:
             scores += slope[:, None] * distance.to(tl.float32)
-        scores = tl.where((distance <= 0) & there[None, :], scores, float("-inf"))
+        scores = tl.where((distance <= 0) & key_mask[None, :], scores, float("-inf"))
         top, total, o = online_softmax(scores, v, top, total, o)
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
     o = o / total[:, None]
     if PARTIAL:
         row += part_start
-        tl.store(lse + row * num_heads + head, tl.where(empty, float("-inf"), top + tl.log2(total)), mask=real)
+        tl.store(lse + row * num_heads + head, tl.where(empty, float("-inf"), top + tl.log2(total)), mask=mask)
     out_at = (row * num_heads + head)[:, None] * K + columns[None, :]
-    store_tile(out, out_at, o, real, columns, K, BLOCK_K == K)
+    store_tile(out, out_at, o, mask, columns, K, BLOCK_K == K)
 
 
 @jit_runtime("num_parts", "num_tokens")
@@ -134,22 +134,22 @@ def _merge_parts(
     """BLOCK_H heads of one token: the sum of the parts of its context in order, each weighted by its log-sum-exp."""
     row = tl.program_id(0).to(tl.int64)
     heads, columns = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_K)
-    real = heads < H
+    mask = heads < H
     at = heads[:, None] * K + columns[None, :]
     top = tl.full([BLOCK_H], float("-inf"), tl.float32)
     for part in range(0, num_parts):
-        part_lse = tl.load(lse + (part * num_tokens + row) * H + heads, mask=real, other=float("-inf"))
+        part_lse = tl.load(lse + (part * num_tokens + row) * H + heads, mask=mask, other=float("-inf"))
         top = tl.maximum(top, part_lse)
     top = tl.where(top == float("-inf"), 0.0, top)
     total = tl.zeros([BLOCK_H], tl.float32)
     o = tl.zeros([BLOCK_H, BLOCK_K], tl.float32)
     for part in range(0, num_parts):
         part_row = (part * num_tokens + row) * H
-        weight = tl.exp2(tl.load(lse + part_row + heads, mask=real, other=float("-inf")) - top)
+        weight = tl.exp2(tl.load(lse + part_row + heads, mask=mask, other=float("-inf")) - top)
         total += weight
         o += weight[:, None] * load_tile(parts + part_row * K, at, weight > 0.0, columns, K, BLOCK_K == K)
     o = o / tl.where(total == 0.0, 1.0, total)[:, None]
-    store_tile(out + row * H * K, at, o, real, columns, K, BLOCK_K == K)
+    store_tile(out + row * H * K, at, o, mask, columns, K, BLOCK_K == K)
 
 
 def paged_plan(

@@ -173,7 +173,7 @@ def _span_plan(
 
 
 def attend(query: Tensor, kv_cache: Tensor, plan: GatherPlan, scale: float) -> Tensor:
-    """query [T, H, K], kv_cache [N, 2, G, B, K] -> [T, H, K]."""
+    """Attend to the cache [N, 2, G, B, K]: query [T, H, K] -> [T, H, K]."""
     if plan.decode is None and len(plan.spans) == 1:
         return _attend_span(query, kv_cache, plan.spans[0], scale)
     if isinstance(plan.decode, DecodePlan) and len(plan.decode.rows) == len(query):

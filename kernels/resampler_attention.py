@@ -35,12 +35,12 @@ def resampler_attention_reference(
 
 
 @jit
-def _step(q, keys, values, at, there, columns, scale, top, total, out, K: tl.constexpr, BLOCK_K: tl.constexpr):
+def _step(q, keys, values, at, key_mask, columns, scale, top, total, out, K: tl.constexpr, BLOCK_K: tl.constexpr):
     """Add one block of keys to the online softmax."""
-    k = load_tile(keys, at, there, columns, K, BLOCK_K == K)  # [BLOCK_N, BLOCK_K]
-    v = load_tile(values, at, there, columns, K, BLOCK_K == K)
+    k = load_tile(keys, at, key_mask, columns, K, BLOCK_K == K)  # [BLOCK_N, BLOCK_K]
+    v = load_tile(values, at, key_mask, columns, K, BLOCK_K == K)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-    scores = tl.where(there[None, :], scores, float("-inf"))
+    scores = tl.where(key_mask[None, :], scores, float("-inf"))
     return online_softmax(scores, v, top, total, out)
 
 
@@ -54,10 +54,10 @@ def _forward(
     media, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     rows = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     keys, columns = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
-    real = rows < R
+    row_mask = rows < R
     query_at = rows[:, None] * num_heads * K + columns[None, :]
     first = (media * R * num_heads + head) * K
-    q = load_tile(query + first, query_at, real, columns, K, BLOCK_K == K)
+    q = load_tile(query + first, query_at, row_mask, columns, K, BLOCK_K == K)
     top = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     o = tl.zeros([BLOCK, BLOCK_K], tl.float32)
@@ -65,9 +65,9 @@ def _forward(
     for begin in range(0, num_features, BLOCK_N):
         key = begin + keys
         at = key[:, None] * feature_stride + columns[None, :]
-        there = key < num_features
+        key_mask = key < num_features
         top, total, o = _step(
-            q, feature_key + start, feature_value + start, at, there, columns, scale, top, total, o, K, BLOCK_K
+            q, feature_key + start, feature_value + start, at, key_mask, columns, scale, top, total, o, K, BLOCK_K
         )
     start = media * latent_media_stride + head * K
     for begin in range(0, R, BLOCK_N):
@@ -76,8 +76,8 @@ def _forward(
         top, total, o = _step(
             q, latent_key + start, latent_value + start, at, key < R, columns, scale, top, total, o, K, BLOCK_K
         )
-    store_tile(out + first, query_at, o / total[:, None], real, columns, K, BLOCK_K == K)
-    tl.store(lse + (media * R + rows) * num_heads + head, top + tl.log2(total), mask=real)
+    store_tile(out + first, query_at, o / total[:, None], row_mask, columns, K, BLOCK_K == K)
+    tl.store(lse + (media * R + rows) * num_heads + head, top + tl.log2(total), mask=row_mask)
 
 
 @jit_runtime("num_features")
@@ -90,34 +90,34 @@ def _query_gradient(
     media, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     rows = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     keys, columns = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
-    real = rows < R
+    row_mask = rows < R
     at_query = rows[:, None] * num_heads * K + columns[None, :]
     first = (media * R * num_heads + head) * K
-    q = load_tile(query + first, at_query, real, columns, K, BLOCK_K == K)
-    o = load_tile(out + first, at_query, real, columns, K, BLOCK_K == K)
-    grad_o = load_tile(grad_out + first, at_query, real, columns, K, BLOCK_K == K)
+    q = load_tile(query + first, at_query, row_mask, columns, K, BLOCK_K == K)
+    o = load_tile(out + first, at_query, row_mask, columns, K, BLOCK_K == K)
+    grad_o = load_tile(grad_out + first, at_query, row_mask, columns, K, BLOCK_K == K)
     row_delta = tl.sum(o.to(tl.float32) * grad_o.to(tl.float32), 1)
     row_at = (media * R + rows) * num_heads + head
-    tl.store(delta + row_at, row_delta, mask=real)
-    row_lse = tl.load(lse + row_at, mask=real, other=float("inf"))
+    tl.store(delta + row_at, row_delta, mask=row_mask)
+    row_lse = tl.load(lse + row_at, mask=row_mask, other=float("inf"))
     grad_q = tl.zeros([BLOCK, BLOCK_K], tl.float32)
     start = media * feature_media_stride + head * K
     for begin in range(0, num_features, BLOCK_N):
         key = begin + keys
         at = key[:, None] * feature_stride + columns[None, :]
-        there = key < num_features
-        k = load_tile(feature_key + start, at, there, columns, K, BLOCK_K == K)
-        v = load_tile(feature_value + start, at, there, columns, K, BLOCK_K == K)
-        grad_q = add_query_gradient(grad_q, q, grad_o, row_lse, row_delta, k, v, there, scale, log2_scale)
+        key_mask = key < num_features
+        k = load_tile(feature_key + start, at, key_mask, columns, K, BLOCK_K == K)
+        v = load_tile(feature_value + start, at, key_mask, columns, K, BLOCK_K == K)
+        grad_q = add_query_gradient(grad_q, q, grad_o, row_lse, row_delta, k, v, key_mask, scale, log2_scale)
     start = media * latent_media_stride + head * K
     for begin in range(0, R, BLOCK_N):
         key = begin + keys
         at = key[:, None] * latent_stride + columns[None, :]
-        there = key < R
-        k = load_tile(latent_key + start, at, there, columns, K, BLOCK_K == K)
-        v = load_tile(latent_value + start, at, there, columns, K, BLOCK_K == K)
-        grad_q = add_query_gradient(grad_q, q, grad_o, row_lse, row_delta, k, v, there, scale, log2_scale)
-    store_tile(grad_query + first, at_query, grad_q, real, columns, K, BLOCK_K == K)
+        key_mask = key < R
+        k = load_tile(latent_key + start, at, key_mask, columns, K, BLOCK_K == K)
+        v = load_tile(latent_value + start, at, key_mask, columns, K, BLOCK_K == K)
+        grad_q = add_query_gradient(grad_q, q, grad_o, row_lse, row_delta, k, v, key_mask, scale, log2_scale)
+    store_tile(grad_query + first, at_query, grad_q, row_mask, columns, K, BLOCK_K == K)
 
 
 @jit_runtime("num_keys")
@@ -129,28 +129,28 @@ def _key_gradients(
     media, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     keys = tl.program_id(2) * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_K)
-    there = keys < num_keys
+    key_mask = keys < num_keys
     at = keys[:, None] * stride + columns[None, :]
     start = media * media_stride + head * K
-    k = load_tile(key + start, at, there, columns, K, BLOCK_K == K)
-    v = load_tile(value + start, at, there, columns, K, BLOCK_K == K)
+    k = load_tile(key + start, at, key_mask, columns, K, BLOCK_K == K)
+    v = load_tile(value + start, at, key_mask, columns, K, BLOCK_K == K)
     grad_k = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     grad_v = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     first = (media * R * num_heads + head) * K
     for begin in range(0, R, BLOCK):
         rows = begin + tl.arange(0, BLOCK)
-        real = rows < R
+        row_mask = rows < R
         query_at = rows[:, None] * num_heads * K + columns[None, :]
-        q = load_tile(query + first, query_at, real, columns, K, BLOCK_K == K)
-        grad_o = load_tile(grad_out + first, query_at, real, columns, K, BLOCK_K == K)
+        q = load_tile(query + first, query_at, row_mask, columns, K, BLOCK_K == K)
+        grad_o = load_tile(grad_out + first, query_at, row_mask, columns, K, BLOCK_K == K)
         row_at = (media * R + rows) * num_heads + head
-        row_lse = tl.load(lse + row_at, mask=real, other=float("inf"))
-        row_delta = tl.load(delta + row_at, mask=real, other=0.0)
+        row_lse = tl.load(lse + row_at, mask=row_mask, other=float("inf"))
+        row_delta = tl.load(delta + row_at, mask=row_mask, other=0.0)
         grad_k, grad_v = add_key_gradients(grad_k, grad_v, k, v, q, grad_o, row_lse, row_delta, scale, log2_scale)
     grad_at = keys[:, None] * num_heads * K + columns[None, :]
     start = (media * num_keys * num_heads + head) * K
-    store_tile(grad_key + start, grad_at, grad_k, there, columns, K, BLOCK_K == K)
-    store_tile(grad_value + start, grad_at, grad_v, there, columns, K, BLOCK_K == K)
+    store_tile(grad_key + start, grad_at, grad_k, key_mask, columns, K, BLOCK_K == K)
+    store_tile(grad_value + start, grad_at, grad_v, key_mask, columns, K, BLOCK_K == K)
 
 
 def _sizes(query: Tensor, config: Launch) -> dict[str, int]:
@@ -210,7 +210,7 @@ class _ResamplerAttention(torch.autograd.Function):
 def resampler_attention(
     query: Tensor, feature_key: Tensor, feature_value: Tensor, latent_key: Tensor, latent_value: Tensor, *, scale: float
 ) -> Tensor:
-    """query, latent_key, latent_value [M, R, H, K]; feature_key, feature_value [M, N, H, K] -> [M, R, H, K]."""
+    """Attend to [features; latents]: query and latents [M, R, H, K], features [M, N, H, K] -> [M, R, H, K]."""
     if use_triton(query):
         features, latents = with_equal_strides(feature_key, feature_value), with_equal_strides(latent_key, latent_value)
         out: Tensor = _ResamplerAttention.apply(query.contiguous(), *features, *latents, scale)

@@ -1,4 +1,4 @@
-"""silu(gate) * up, of a product that holds [gate; up] side by side (SwiGLU: Shazeer, 2020)."""
+"""SwiGLU (Shazeer, 2020): silu(gate) * up, of a product that holds [gate; up]."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _swiglu_rows(x, out, num_rows, width):
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """[..., 2 F] -> [..., F]"""
+    """Return silu(gate) * up: x [..., 2 F] -> [..., F]."""
     if not use_compiled(x):
         return swiglu_reference(x)
     x, width = x.contiguous(), x.shape[-1] // 2

@@ -20,7 +20,7 @@ def by_row(keys: Tensor) -> Tensor:
 
 
 def tile_records(keys: Tensor, rows: int) -> Tensor:
-    """Return int32 [n, 4] for keys [T] or [T, J]: first row, number of rows, key of the first row (its first column), 0.
+    """Return int32 [n, 4] for keys [T] or [T, J]: first row, number of rows, key (its first column), 0.
 
     Keys on the CPU give only real tiles. Keys on a device give a record per row, with 0 rows where no tile begins,
     because counting the tiles would make the host wait.
@@ -106,13 +106,13 @@ def online_softmax(scores, v, top, total, out):
 
 
 @jit
-def add_query_gradient(grad_q, q, grad_o, lse, delta, k, v, real_keys, scale, log2_scale):
+def add_query_gradient(grad_q, q, grad_o, lse, delta, k, v, key_mask, scale, log2_scale):
     """Add the part of one block of keys and values [N, BLOCK_K] to the gradient of a query tile [BLOCK, BLOCK_K].
 
     The weights are computed again from the log-sum-exp `lse` [BLOCK]; `delta` [BLOCK] is the sum over K of out * grad_out.
     """
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * log2_scale
-    weights = tl.where(real_keys[None, :], tl.exp2(scores - lse[:, None]), 0.0)
+    weights = tl.where(key_mask[None, :], tl.exp2(scores - lse[:, None]), 0.0)
     grad_weights = tl.dot(grad_o, tl.trans(v), input_precision="ieee")
     grad_scores = weights * (grad_weights - delta[:, None]) * scale
     return grad_q + tl.dot(grad_scores.to(k.dtype), k, input_precision="ieee")

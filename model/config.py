@@ -1,7 +1,7 @@
-"""What a model is, as frozen data: every family (OpenFlamingo, IDEFICS, the paper's own) is a value of `FlamingoConfig`.
+"""The configuration of a model as frozen data: every family (OpenFlamingo, IDEFICS, the paper's) is a `FlamingoConfig`.
 
-No torch here: the API process reads the same file. Counts and sizes are checked once, in `__post_init__`, with both
-numbers in the message; an unknown key of a `config.json` raises by name.
+No torch here: the API process reads the same file. Counts and sizes are checked once, in `__post_init__`, with both numbers
+in the message; an unknown key of a `config.json` is refused by name. `fingerprint` identifies the weights of a folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Resize = Literal["crop", "squash", "pad"]
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be a model: it names the field and the values that disagree."""
+    """An invalid configuration; the message names the field and the values that conflict."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -35,8 +35,10 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionConfig:
-    """The frozen vision encoder: pixels [F, 3, h, w] -> features [F, P, Dv]. `architecture` is a timm model, `clip_vit`
-    the Vision Transformer of CLIP with the sizes below."""
+    """The frozen vision encoder: pixels [F, 3, h, w] -> features [F, P, Dv].
+
+    `architecture` is a timm model, or `clip_vit` for CLIP's Vision Transformer with the sizes below.
+    """
 
     architecture: str
     image_size: int
@@ -44,8 +46,8 @@ class VisionConfig:
     num_patches: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    # crop: shortest side, then centre crop (OpenFlamingo). squash: to the square, aspect lost (IDEFICS).
-    # pad: longest side, then padded with the mean colour (the paper).
+    # crop: scale the shortest side, crop the centre (OpenFlamingo). squash: scale to the square, ignoring the aspect
+    # (IDEFICS). pad: scale the longest side, pad with the mean colour (the paper).
     resize: Resize
     # CLIP Vision Transformers only
     patch_size: int = 0
@@ -76,8 +78,8 @@ class VisionConfig:
 class ResamplerConfig:
     """The Perceiver resampler: features [M, F, P, Dv] -> visual tokens [M, R, D] (paper, section 3.1)."""
 
-    # what takes the Perceiver's place in the paper's ablation: a transformer over features and latents, all attending to
-    # all; an MLP on features averaged down to num_latents, with no attention
+    # the paper's ablations replace the Perceiver by a transformer over features and latents, all attending to all, or by
+    # an MLP on features averaged down to num_latents, without attention
     kind: Literal["perceiver", "transformer", "mlp"] = "perceiver"
     dim: int
     num_layers: int
@@ -88,18 +90,18 @@ class ResamplerConfig:
     activation: Activation
     norm_eps: float = 1e-5
     qk_norm: bool = False
-    # frames that have an embedding of their own; a longer video gets them by linear interpolation; 0: none
+    # frames with an embedding of their own, which are interpolated linearly for longer videos; 0: none
     num_frames: int = 0
-    # learned embedding of each patch's place; 0: none
+    # learned embeddings of the patches' positions; 0: none
     num_spatial: int = 0
-    # a linear map in front, where the features' width is not the resampler's
+    # a linear map before the resampler, needed where its width differs from the features'
     input_projection: bool = False
     input_norm: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedConfig:
-    """GATED XATTN-DENSE (paper, figure 4): in front of language-model layers first, first + interval, ..."""
+    """GATED XATTN-DENSE (paper, figure 4), before language-model layers first, first + interval, ..."""
 
     first_layer: int
     interval: int
@@ -112,11 +114,11 @@ class GatedConfig:
     norm_eps: float = 1e-5
     media_norm: bool = False
     qk_norm: bool = False
-    # none: branches are added as they come (an ablation)
+    # none: branches are added without a gate (an ablation)
     gate: Literal["scalar", "channel", "none"] = "scalar"
     attends: Literal["last", "all_previous"] = "last"
-    # a token that reads no media passes the whole layer as it came, where the paper's has its feed-forward still: a prompt
-    # without media is then answered by the frozen language model alone
+    # a token that reads no media skips the whole layer, and not only its attention as in the paper: a prompt without media
+    # is then answered by the frozen language model alone
     needs_media: bool = False
 
     def __post_init__(self) -> None:
@@ -124,13 +126,13 @@ class GatedConfig:
         _require(self.first_layer >= 0, f"gated.first_layer is {self.first_layer}, must not be negative")
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        """The language-model layers that have a gated layer in front."""
+        """Return the language-model layers that have a gated layer before them."""
         return tuple(range(self.first_layer, num_layers, self.interval))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageModelConfig:
-    """The frozen decoder. `num_new_tokens` rows follow the frozen vocabulary's: the media token and its kin."""
+    """The frozen decoder; `num_new_tokens` rows, of the media token and others, follow those of the frozen vocabulary."""
 
     family: Literal["llama", "gpt_neox", "mpt", "opt", "chinchilla"]
     vocab_size: int
@@ -151,7 +153,7 @@ class LanguageModelConfig:
     rotary_dim: int = 0
     rope_theta: float = 10000.0
     alibi_bias_max: int = 8
-    # OPT's table of learned positions starts two rows in
+    # OPT's table of learned positions begins at its third row
     position_offset: int = 0
     qkv_bias: bool = False
     output_bias: bool = False
@@ -161,7 +163,7 @@ class LanguageModelConfig:
     # LayerNorm over the full width of queries and keys, before the heads are split (MPT-1B)
     qk_norm: bool = False
     tied_head: bool = False
-    # q4: the layers' weights lie on groups of 32 with 16 values each (GGUF's Q4_1), and may be kept so
+    # q4: the layers' weights are in groups of 32 with 16 values each (GGUF's Q4_1), and may stay in 4 bits
     weights: Literal["float", "q4"] = "float"
 
     def __post_init__(self) -> None:
@@ -181,15 +183,15 @@ class LanguageModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptConfig:
-    """How a prompt's segments become one string of the family's tokens. Every marker is one token of the tokenizer."""
+    """The markers by which a family writes a prompt; each is one token of the tokenizer."""
 
     media_token: str
     begin: str = ""
     media_open: str = ""
     media_close: str = ""
-    # "" refuses an end_of_chunk segment by name
+    # "": an end_of_chunk segment is refused
     end_of_chunk: str = ""
-    # put between two text segments that follow each other
+    # written between two consecutive text segments
     text_separator: str = ""
     strip_text: bool = False
     eos: tuple[str, ...] = ()
@@ -199,7 +201,7 @@ class PromptConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlamingoConfig:
-    """A whole model. `name` is what `/v1/models` says; `family` names the checkpoint's lineage."""
+    """A whole model; `name` is its name in `/v1/models`, `family` the lineage of its checkpoint."""
 
     name: str
     family: Literal["openflamingo", "idefics", "flamingo"]
@@ -213,7 +215,7 @@ class FlamingoConfig:
     def __post_init__(self) -> None:
         _require(
             self.format_version == FORMAT_VERSION,
-            f"config.json has format_version {self.format_version}, this code reads {FORMAT_VERSION}",
+            f"config.json has format_version {self.format_version}, this version reads {FORMAT_VERSION}",
         )
         _require(
             self.resampler.input_projection or self.resampler.dim == self.vision.feature_dim,
@@ -227,7 +229,7 @@ class FlamingoConfig:
         )
         _require(
             self.resampler.kind == "perceiver" or not self.resampler.qk_norm,
-            f"resampler.qk_norm is the Perceiver's, and resampler.kind is {self.resampler.kind!r}",
+            f"resampler.qk_norm requires resampler.kind 'perceiver', which is {self.resampler.kind!r}",
         )
         _require(bool(self.gated_layers), "gated.first_layer and gated.interval leave no gated layer")
 
@@ -240,7 +242,7 @@ class FlamingoConfig:
 
 
 def from_dict(kind: type, values: dict[str, Any], path: str = "config") -> Any:
-    """Build one of the dataclasses above from JSON values; an unknown, missing or ill-typed key raises by its path."""
+    """Build one of the dataclasses above from JSON values; `ConfigError` names an unknown, missing or ill-typed key."""
     hints = get_type_hints(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}
     if unknown := sorted(values.keys() - known.keys()):
@@ -269,7 +271,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 
 
 def load_config(folder: Path) -> FlamingoConfig:
-    """Read `config.json` of a model folder; `ConfigError` names what is wrong in it."""
+    """Read the `config.json` of a model folder. Raises `ConfigError`."""
     file = folder / "config.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -283,7 +285,11 @@ def load_config(folder: Path) -> FlamingoConfig:
 
 
 def fingerprint(folder: Path) -> str:
-    """32 hexadecimal digits: the same for copies of a folder, another where any tensor was trained on."""
+    """Return 32 hexadecimal digits that are equal for copies of a folder and change where any tensor was trained further.
+
+    They cover `config.json`, `tokenizer.json`, and of every tensor its name, type, shape and a piece from its middle, so
+    that large files are not read.
+    """
     digest = hashlib.blake2b(digest_size=16, person=b"flmbynce-weights")
     for name in ("config.json", "tokenizer.json"):
         digest.update(hashlib.blake2b((folder / name).read_bytes()).digest())

@@ -1,10 +1,12 @@
-"""Weight formats of the CPU. Few tokens are bound by reading weights and many by arithmetic, so a matrix is kept in more
-than one format, and which one serves how many rows is measured when the model starts.
+"""Fast inference on a CPU: weight formats chosen by measurement, and a decoder layer of few calls.
 
-`float32` and `onednn` are the same numbers, as stored and as oneDNN lays them out; `bfloat16` is always laid out so. `int4`
-keeps groups of 32 weights as (q - 8) * scale + zero: a matrix quantised in such groups (Q4_1) is kept as it is, up to the
-rounding of the two constants to bfloat16. `int8` has one scale a row. Both take bfloat16 activations, as `bfloat16` does.
-`rounded` is a product in bfloat16 between float32 activations, for an encoder whose every other number stays float32.
+Few tokens are bound by reading weights and many by arithmetic, so a matrix is kept in more than one format; measurements at
+start decide which format serves how many rows.
+
+`float32` and `onednn` are the same numbers, as stored and in oneDNN's layout, which `bfloat16` always has. `int4` keeps
+groups of 32 weights as (q - 8) * scale + zero: a matrix quantised in such groups (Q4_1) keeps its values, up to the
+rounding of the two constants to bfloat16. `int8` has one scale per row. Both take bfloat16 activations, as `bfloat16` does.
+`rounded` is a product in bfloat16 between float32 activations, for an encoder whose other numbers stay float32.
 """
 
 from __future__ import annotations
@@ -32,17 +34,17 @@ ROUNDED: tuple[Format, ...] = ("rounded",)
 GROUP = 32
 ROWS = (1, 4, 8, 16, 32)
 ROUNDS = 3
-# an encoder's products have hundreds of rows: one format for all of them, measured on a few matrices of a shape
+# an encoder's products have hundreds of rows: one format for all of them, measured on a few matrices of each shape
 ENCODER_ROWS = 256
 ENCODER_SAMPLE = 4
-# the packed kernels take so many rows, or a multiple
+# the packed kernels take a multiple of this number of rows
 ROW_MULTIPLE = 16
-# below, a matrix is too small for rounding to buy anything
-LARGE = 1 << 16
+# elements of a matrix, below which rounding does not make it faster
+MIN_ROUNDED = 1 << 16
 
 
 class Product(Protocol):
-    """[M, K] -> [M, N]"""
+    """A matrix product [M, K] -> [M, N]."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -60,7 +62,7 @@ class Int4:
 
 class Int8:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        # the scale is rounded first and the weights are quantised by what it became
+        # the scale is rounded first, and the weights are quantised by the rounded scale
         scale = (weight.float().abs().amax(-1) * (1 + 2**-8) / 127).clamp(min=1e-12).to(torch.bfloat16)
         self.scale = scale
         self.q = (weight.float() / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
@@ -72,7 +74,7 @@ class Int8:
 
 
 class Plain:
-    """The weights as a matrix of `dtype`."""
+    """Weights as a matrix of `dtype`."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.weight = weight.to(dtype)
@@ -83,7 +85,7 @@ class Plain:
 
 
 class OneDNN:
-    """The weights in `dtype`, laid out as oneDNN reads them fastest: done here once, and not in each call."""
+    """Weights of `dtype` in oneDNN's fastest layout, which is computed here once and not in each call."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> None:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), None)
@@ -119,10 +121,9 @@ FORMATS: dict[Format, Callable[[Tensor, Tensor | None], Product]] = {
 
 
 def quantise_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Float [N, K] -> q int32 [N, K] in 0..15 and (scale, zero) bfloat16 [K / 32, N, 2].
+    """Quantise groups of 32 weights: [N, K] -> q int32 [N, K] in 0..15, and (scale, zero) bfloat16 [K / 32, N, 2].
 
-    Smallest and largest weight of a group become 0 and 15, as Q4_1 has it, so that quantising its weights once more gives
-    its own q.
+    The smallest and the largest weight of a group become 0 and 15, as in Q4_1, so that weights from Q4_1 keep their q.
     """
     groups = weight.float().unflatten(-1, (-1, GROUP))  # [N, K / 32, 32]
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
@@ -132,34 +133,37 @@ def quantise_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
     return q.flatten(-2).to(torch.int32), constants.transpose(0, 1).to(torch.bfloat16).contiguous()
 
 
-def formats_for(weight: Tensor, wished: Sequence[Format]) -> tuple[Format, ...]:
-    """Those of the wished formats whose kernel takes a matrix of this shape here; bfloat16 and float32 take any."""
+def formats_for(weight: Tensor, requested: Sequence[Format]) -> tuple[Format, ...]:
+    """Return the requested formats whose kernel takes a matrix of this shape here; bfloat16 and float32 take any."""
     rows, columns = weight.shape
     fits = {
         "int4": rows % ROW_MULTIPLE == 0 and columns % GROUP == 0,
         "int8": rows % ROW_MULTIPLE == 0 and columns % 16 == 0,
         "onednn": torch.backends.mkldnn.is_available(),
-        "rounded": rows * columns >= LARGE,
+        "rounded": rows * columns >= MIN_ROUNDED,
     }
-    fallback: Format = "float32" if set(wished) <= {*FLOAT32, *ROUNDED} else "bfloat16"
-    return tuple(name for name in wished if fits.get(name, True)) or (fallback,)
+    fallback: Format = "float32" if set(requested) <= {*FLOAT32, *ROUNDED} else "bfloat16"
+    return tuple(name for name in requested if fits.get(name, True)) or (fallback,)
 
 
 class FastLinear(nn.Module):
-    """A linear map without gradients, in as many formats as it was given; `choose` says which serves how many rows."""
+    """A linear map without gradients, in several formats; `choose` sets which format serves how many rows."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, wished: Sequence[Format]) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, requested: Sequence[Format]) -> None:
         super().__init__()
         self.shape = tuple(weight.shape)
-        names = formats_for(weight, wished)
+        names = formats_for(weight, requested)
         bias = None if bias is None else bias.detach()
         self.products: dict[Format, Product] = {name: FORMATS[name](weight.detach(), bias) for name in names}
         self.dtype = torch.float32 if set(names) <= {*FLOAT32, *ROUNDED} else torch.bfloat16
         self._by_rows = [next(reversed(self.products.values()))] * (ROWS[-1] + 1)
 
     def choose(self, best: dict[int, Format]) -> None:
-        """`best` names a format for each of ROWS; a number in between is served as the next smaller one, and from the last
-        of them on the last format serves, which is the one for arithmetic. `{ENCODER_ROWS: format}`: that one for all."""
+        """Set the format for each number of rows from `best`, which names one for each of ROWS.
+
+        Numbers between two of ROWS take the smaller one's. From the last of ROWS on, the last format serves, which is the
+        fastest in arithmetic. `{ENCODER_ROWS: format}` sets one format for all numbers.
+        """
         if ENCODER_ROWS in best:
             self.products = {best[ENCODER_ROWS]: self.products[best[ENCODER_ROWS]]}
             best = dict.fromkeys(ROWS, best[ENCODER_ROWS])
@@ -170,21 +174,21 @@ class FastLinear(nn.Module):
         self.products = {name: product for name, product in self.products.items() if name in used}
 
     def forward(self, x: Tensor) -> Tensor:
-        # the packed kernels take matrices alone: media come in as [M, R, D]
+        # the packed kernels take only matrices; media are [M, R, D]
         if x.ndim > 2:
             return self(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
         return self._by_rows[min(x.shape[0], ROWS[-1])](x)
 
 
 class FastTable(nn.Module):
-    """A `TokenTable`, vocabulary and new rows in one, looked up in `dtype` and multiplied as a `FastLinear`."""
+    """A `TokenTable` with vocabulary and new rows in one matrix, which is multiplied as a `FastLinear`."""
 
-    def __init__(self, table: TokenTable, wished: Sequence[Format]) -> None:
+    def __init__(self, table: TokenTable, requested: Sequence[Format]) -> None:
         super().__init__()
         rows = table.weight if table.new_rows is None else torch.cat([table.weight, table.new_rows])
         self.num_rows = len(rows)
         whole = F.pad(rows.detach(), (0, 0, 0, -len(rows) % ROW_MULTIPLE))
-        self.product = FastLinear(whole, None, wished)
+        self.product = FastLinear(whole, None, requested)
         self.weight = nn.Parameter(whole.to(self.product.dtype), requires_grad=False)
 
     def forward(self, token_ids: Tensor) -> Tensor:
@@ -195,13 +199,19 @@ class FastTable(nn.Module):
 
 
 class DecodeLayer(nn.Module):
+    """A Llama-like decoder layer for decode steps: four products, and one kernel call between each two.
+
+    A step of few rows is bound by what runs between its products: operators of torch, modules, and lookups of their
+    attributes. This layer looks its parts up once; any other step runs the layer that it wraps.
+    """
+
     def __init__(self, layer: Layer) -> None:
         super().__init__()
         self.layer = layer
         attention, feed_forward = layer.attention, layer.feed_forward
         assert isinstance(layer.attention_norm, RMSNorm)
         assert isinstance(layer.ffn_norm, RMSNorm)
-        # in tuples, which a module does not take for parts of its own
+        # in tuples, which a module does not register as its own parts
         self._products = attention.qkv, attention.output, feed_forward.up, feed_forward.down
         self._norms = layer.attention_norm.weight, layer.ffn_norm.weight
         self._eps = layer.attention_norm.eps, layer.ffn_norm.eps
@@ -224,9 +234,9 @@ class DecodeLayer(nn.Module):
 
 
 def measure(linears: Sequence[FastLinear], sizes: Sequence[int] = ROWS) -> dict[int, Format]:
-    """The fastest format of these matrices of one shape for each number of rows.
+    """Return the fastest format of these matrices of one shape for each number of rows.
 
-    All are gone through one after the other, as a step does it: a matrix alone would stay in the processor's cache.
+    They are multiplied one after the other, as in a step: a single matrix would stay in the processor's cache.
     """
     names = list(linears[0].products)
     if len(names) == 1:
@@ -237,8 +247,8 @@ def measure(linears: Sequence[FastLinear], sizes: Sequence[int] = ROWS) -> dict[
     }
 
 
-def _seconds(products: Sequence[Product], rows: int, like: FastLinear) -> float:
-    x = torch.randn(rows, like.shape[1]).to(like.dtype)
+def _seconds(products: Sequence[Product], rows: int, linear: FastLinear) -> float:
+    x = torch.randn(rows, linear.shape[1]).to(linear.dtype)
     times: list[float] = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
@@ -252,46 +262,45 @@ def _seconds(products: Sequence[Product], rows: int, like: FastLinear) -> float:
 def use_fast_formats(
     model: Flamingo, layers: Sequence[Format], vision: Sequence[Format] = FLOAT32
 ) -> dict[str, dict[int, Format]]:
-    """Put the model's matrices into fast formats, in place; gates must have been folded.
+    """Put the model's matrices into fast formats, in place, after its gates were folded; return them by matrix shape.
 
-    `layers` are the formats that the decoder's layers may take: with FLOAT32 everything keeps its numbers; with others, the
-    decoder and the gated layers turn to bfloat16, where gated layers and the output head may also be int8. `vision` are
-    those of the encoder's linear layers, among FLOAT32 and ROUNDED; its batch norms go into the convolutions in front. The
-    resampler keeps its numbers. Returns the formats chosen, by the matrices' shapes.
+    `layers` are the formats for the decoder's layers. With FLOAT32 all numbers stay; with others, the decoder and the gated
+    layers become bfloat16, where gated layers and the output head may also be int8. `vision` are the formats for the
+    encoder's linear layers, among FLOAT32 and ROUNDED; its batch norms are folded. The resampler's numbers stay.
     """
     language_model = model.language_model
-    others: Sequence[Format] = FLOAT32 if set(layers) <= set(FLOAT32) else ("int8", "bfloat16")
-    fast = _replace(language_model.layers, layers) + _replace(model.gated, others)
+    gated: Sequence[Format] = FLOAT32 if set(layers) <= set(FLOAT32) else ("int8", "bfloat16")
+    fast = _replace(language_model.layers, layers) + _replace(model.gated, gated)
     for name in ("embed", "head"):
         if isinstance(table := getattr(language_model, name), TokenTable):
-            fast_table = FastTable(table, others)
+            fast_table = FastTable(table, gated)
             setattr(language_model, name, fast_table)
             fast.append(fast_table.product)
     for i, layer in enumerate(language_model.layers):
         if isinstance(layer, Layer) and DecodeLayer.takes(layer):
             language_model.layers[i] = DecodeLayer(layer)
-    if others != FLOAT32:
+    if gated != FLOAT32:
         _to_bfloat16(language_model)
         _to_bfloat16(model.gated)
     model.vision.fold_batch_norms()
-    if next(model.vision.parameters()).dtype != torch.float32:  # loaded in another dtype, as asked for
+    if next(model.vision.parameters()).dtype != torch.float32:  # loaded in the requested dtype
         return _choose(fast)
     chosen = _choose(fast + _replace(model.resampler, FLOAT32))
     return chosen | _choose(_replace(model.vision, vision), encoder=True)
 
 
-def _replace(module: nn.Module, wished: Sequence[Format]) -> list[FastLinear]:
-    found = []
+def _replace(module: nn.Module, requested: Sequence[Format]) -> list[FastLinear]:
+    linears = []
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                found.append(FastLinear(child.weight, child.bias, wished))
-                setattr(parent, name, found[-1])
-    return found
+                linears.append(FastLinear(child.weight, child.bias, requested))
+                setattr(parent, name, linears[-1])
+    return linears
 
 
 def _to_bfloat16(part: nn.Module) -> None:
-    """All but RMSNorms, whose kernel reads float32 weights beside activations of any dtype."""
+    """Convert everything but RMSNorms, whose kernel takes float32 weights with activations of any dtype."""
     for module in part.modules():
         if not isinstance(module, RMSNorm):
             for parameter in module.parameters(recurse=False):
@@ -299,7 +308,7 @@ def _to_bfloat16(part: nn.Module) -> None:
 
 
 def _choose(linears: list[FastLinear], *, encoder: bool = False) -> dict[str, dict[int, Format]]:
-    """Measure once a shape: matrices of one shape and the same formats are served alike."""
+    """Measure once per shape, and choose the same formats for all matrices of one shape."""
     groups: dict[str, list[FastLinear]] = defaultdict(list)
     for linear in linears:
         name = f"{'x'.join(map(str, linear.shape))} of {'/'.join(linear.products)}"

@@ -1,7 +1,7 @@
-"""`python -m model.describe NAME|FOLDER ...`: parameters by part, frozen and trainable, beside the published figures.
+"""Count parameters by part, frozen and trainable, next to published figures: `python -m model.describe NAME|FOLDER ...`.
 
-Models are built on the meta device: no memory, no weights. A figure that does not follow from the paper's own table of
-layers and widths is marked.
+Models are built on the meta device, without weights. A mark notes figures that do not follow from the paper's own table of
+layers and widths.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def count(module: nn.Module) -> int:
 
 
 def parameters(config: FlamingoConfig) -> dict[str, int]:
-    """Parameters by part; the rows of new tokens count to the language model."""
+    """Return the number of parameters by part; rows of new tokens count as the language model's."""
     with torch.device("meta"):
         model = Flamingo(config)
     return {part: count(getattr(model, part)) for part in PARTS}

@@ -1,7 +1,7 @@
-"""GATED XATTN-DENSE (Flamingo, figure 4): text reads its own image, then a feed-forward, each behind a tanh gate.
+"""GATED XATTN-DENSE (Flamingo, figure 4): text reads its own image, then passes a feed-forward; each has a tanh gate.
 
-Gates start at zero, so an untrained bridge leaves the frozen language model as it was, bit for bit. A media's keys and
-values come from `project_media` once and are handed in ever after; a text token reads the one page its slot names.
+Gates start at zero, so an untrained bridge leaves the frozen language model unchanged, bit for bit. The keys and values of
+a media item are computed once, by `project_media`; a text token reads the one page that its slot names.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class MediaCrossAttention(nn.Module):
 
 
 class GatedCrossAttention(nn.Module):
-    """x [T, D], media keys and values [M, H, 2, R, K], slots [T] -> [T, D]. `plan`: `plan_media`, once per step."""
+    """A gated layer: x [T, D], pages [M, H, 2, R, K] and slots [T] -> [T, D]; `plan` is that of `plan_media`."""
 
     def __init__(self, config: GatedConfig, dim: int, media_dim: int) -> None:
         super().__init__()
@@ -70,7 +70,9 @@ class GatedCrossAttention(nn.Module):
         if self.is_closed or (self.needs_media and media_slot is None):
             return x
         y = x
-        if media_slot is not None:  # a token without media gets exactly zero from the attention, and its feed-forward
+        if (
+            media_slot is not None
+        ):  # for a token without media, attention adds exactly zero; the feed-forward still runs
             y = _gated(y, self.attention(self.attention_norm(y), media_kv, media_slot, plan), self.attn_gate)
         y = _gated(y, self.feed_forward(self.ffw_norm(y)), self.ffw_gate)
         return torch.where(reads_media(media_slot), y, x) if self.needs_media and media_slot is not None else y
@@ -79,16 +81,15 @@ class GatedCrossAttention(nn.Module):
         return self.attention.project_media(self.media_norm(visual_tokens))
 
     def openness(self) -> tuple[float, float]:
-        """How far the gates of attention and feed-forward are open: tanh, of a vector the mean absolute value. Folded
-        gates are remembered."""
+        """Return tanh of the gates of attention and feed-forward, folded or not; of a vector, the mean absolute value."""
         if self._folded_openness is not None:
             return self._folded_openness
         return _openness(self.attn_gate), _openness(self.ffw_gate)
 
     def fold_gates(self) -> None:
-        """Multiply tanh(gate) into the output weights, in float32: inference then adds a branch as it comes.
+        """Multiply tanh(gate) into the output weights, in float32, so that inference adds a branch without a gate.
 
-        With both gates at zero there is nothing to add, and the layer is left out.
+        With both gates at zero, the layer is skipped.
         """
         gates = [gate for gate in (self.attn_gate, self.ffw_gate) if gate is not None]
         if not gates:
@@ -100,7 +101,7 @@ class GatedCrossAttention(nn.Module):
         self.attn_gate = self.ffw_gate = None
 
 
-def reads_media(media_slot: Tensor) -> Tensor:  # [T] or [T, J] -> [T, 1], whether a token reads any page
+def reads_media(media_slot: Tensor) -> Tensor:  # [T] or [T, J] -> [T, 1], true where a token reads a page
     return (by_row(media_slot) >= 0).any(1, keepdim=True)
 
 

@@ -1,4 +1,4 @@
-"""Prepare a loaded model for inference: one call between `load_folder` and the engine, for every device."""
+"""Preparation of a loaded model for inference, on every device: one call between `load_folder` and the engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class InferenceModel:
 
     flamingo: Flamingo
     project_media: MediaProjection
-    formats: dict[str, dict[int, Format]]  # by shape of the matrices and number of rows; empty: the weights as loaded
+    formats: dict[str, dict[int, Format]]  # by matrix shape and number of rows; empty if weights stay as loaded
 
 
 def prepare_for_inference(

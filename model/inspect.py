@@ -1,7 +1,7 @@
-"""What a token reads of its picture: the attention of the gated layers, carried back through the resampler to the patches.
+"""Attention maps: the attention of a token in the gated layers, traced back through the resampler to the patches.
 
-A plain forward, without cache, that returns what it saw on its way. Several layers of the resampler become one map by
-attention rollout (Abnar and Zuidema, 2020): each layer passes on half of what it was given and half of what it read.
+They come from a forward without a cache. The layers of the resampler become one map by attention rollout (Abnar and
+Zuidema, 2020): half of each layer's output is its input, half is what it read.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ TINY = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True, slots=True)
 class Openness:
-    """How far a gated layer's two gates are open: tanh, of a vector gate the mean absolute value."""
+    """The two gates of a gated layer: tanh, of a vector gate the mean absolute value."""
 
-    layer: int
+    layer: int  # the language-model layer that follows
     attention: float
     feed_forward: float
 
 
 def openness(model: Flamingo) -> list[Openness]:
-    """Of every gated layer, named by the language-model layer behind it."""
+    """Return the openness of every gated layer."""
     return [Openness(layer, *gated.openness()) for layer, gated in model.gated_layers().items()]
 
 
@@ -48,44 +48,47 @@ def media_weights(
     token: int,
     layers: Collection[int],
 ) -> dict[int, Tensor]:
-    """By gated layer, how the token at position `token` shares its attention among the visual tokens of its media: [R],
-    float32, the mean over heads, summing to one. Page m of `media` is media m.
+    """Return, by gated layer, the attention of the token at position `token` to each visual token of its media.
 
-    Where a token reads all previous media, what it gives to its own is taken as the whole.
+    Weights are [R] float32, the mean over heads, and sum to one, also where a token reads all previous media. Page m of
+    `media` is media m.
     """
     assert media_index[token] >= 0
     device = next(model.parameters()).device
-    slots = model.media_slots(media_index[: token + 1])  # what comes later is not seen
+    slots = model.media_slots(media_index[: token + 1])  # later tokens are not visible
     batch = whole_sequences([token_ids[: token + 1]], [slots], device)
     x = model.language_model.embed_tokens(batch)  # [T, D]
     context = model.language_model.step_context(batch, x.dtype)
     plan = plan_media(x, batch.media_slot, model.config.gated.head_dim)
     first = 0 if model.config.gated.attends == "all_previous" else media_index[token]
-    seen: dict[int, Tensor] = {}
+    weights: dict[int, Tensor] = {}
     for i, gated, layer in model.layers():
         if gated is not None:
             pages = media.layer(i)
             if i in layers:
-                seen[i] = _shares(gated, x[token:], pages[first : media_index[token] + 1])
+                weights[i] = _last_page_weights(gated, x[token:], pages[first : media_index[token] + 1])
             x = gated(x, pages, batch.media_slot, plan)
         x = layer(x, context, None)
-    return seen
+    return weights
 
 
-def _shares(gated: GatedCrossAttention, x: Tensor, pages: Tensor) -> Tensor:
-    """One token [1, D] and the pages that it reads [J, H, 2, R, K] -> its shares of the last one's keys: [R]"""
+def _last_page_weights(gated: GatedCrossAttention, x: Tensor, pages: Tensor) -> Tensor:
+    """Return the weights [R] of one token [1, D] for the last of the pages that it reads [J, H, 2, R, K]."""
     attention = gated.attention
     query = attention.query(gated.attention_norm(x)).unflatten(-1, (-1, attention.head_dim)).float()[0]  # [H, K]
     if attention.query_norm is not None:
         query = attention.query_norm(query)
     scores = torch.einsum("hk,jhrk->hjr", query, pages[:, :, 0].float()) * attention.head_dim**-0.5
     last = scores.flatten(1).softmax(-1).view(scores.shape)[:, -1]  # [H, R]
-    return _to_one(last.mean(0))
+    return _normalised(last.mean(0))
 
 
 @torch.inference_mode()
 def patch_shares(resampler: Resampler, features: Tensor) -> Tensor:
-    """What each visual token is made of: features [F, P, Dv] of one media -> [R, F, P] float32, each row summing to one."""
+    """Return the share of each feature in each visual token: features [F, P, Dv] of one media item -> [R, F, P] float32.
+
+    Each visual token's shares sum to one.
+    """
     embedded = resampler.embed(features[None])  # [1, F * P, D]
     if isinstance(resampler, MLPResampler):
         shares = _averaged_shares(resampler, embedded)
@@ -97,9 +100,9 @@ def patch_shares(resampler: Resampler, features: Tensor) -> Tensor:
 
 
 def _averaged_shares(resampler: Resampler, features: Tensor) -> Tensor:
-    """No attention at all: what the mean itself makes of each feature."""
-    each = torch.eye(features.shape[1], device=features.device)
-    return F.adaptive_avg_pool1d(each[None], resampler.num_latents)[0].T
+    """Return the shares of the features in the MLP's means; there is no attention."""
+    identity = torch.eye(features.shape[1], device=features.device)
+    return F.adaptive_avg_pool1d(identity[None], resampler.num_latents)[0].T
 
 
 def _latent_maps(resampler: Resampler, features: Tensor, latents: Tensor) -> list[Tensor]:
@@ -112,7 +115,10 @@ def _latent_maps(resampler: Resampler, features: Tensor, latents: Tensor) -> lis
 
 
 def _latent_weights(attention: ResamplerAttention, latents: Tensor, features: Tensor) -> Tensor:
-    """[1, R, D], [1, N, D] -> the weights of [features; latents] for each latent, mean over heads: [R, N + R]"""
+    """Return the weights [R, N + R] of [features; latents] for each latent, the mean over heads.
+
+    latents [1, R, D], features [1, N, D].
+    """
     latents = attention.latent_norm(latents)
     query = attention.query_norm(attention.heads(attention.query(latents)))
     keys = [attention.keys_and_values(x)[0] for x in (attention.media_norm(features), latents)]
@@ -121,36 +127,39 @@ def _latent_weights(attention: ResamplerAttention, latents: Tensor, features: Te
 
 
 def rollout(maps: Sequence[Tensor], num_features: int) -> Tensor:
-    """Each layer's weights of [features; latents], [R, N + R] -> what of each latent comes from each feature: [R, N]. What
-    comes from the latents' own beginning is left out, and the rest taken as the whole."""
-    carried = maps[0].new_zeros(len(maps[0]), num_features)
+    """Return the share of each feature in each latent, [R, N], from each layer's weights of [features; latents].
+
+    Weights are [R, N + R]. The share of the initial latents is left out, and the rest is normalised.
+    """
+    shares = maps[0].new_zeros(len(maps[0]), num_features)
     for weights in maps:
-        of_features, of_latents = weights[:, :num_features], weights[:, num_features:]
-        carried = (carried + of_features + of_latents @ carried) / 2
-    return _to_one(carried)
+        shares = (shares + weights[:, :num_features] + weights[:, num_features:] @ shares) / 2
+    return _normalised(shares)
 
 
 def _shares_of_all(resampler: Resampler, features: Tensor, latents: Tensor) -> Tensor:
-    """The rollout where features attend too, all to all."""
+    """Return the shares by rollout where features attend too, all to all."""
     num_features = features.shape[1]
     x = torch.cat([features, latents[None]], dim=1)  # [1, N + R, D]
-    carried = torch.eye(x.shape[1], num_features, device=x.device)
+    shares = torch.eye(x.shape[1], num_features, device=x.device)
     for layer in resampler.layers:
         assert isinstance(layer, TransformerLayer)
         query, key = layer.qkv(layer.norm(x)).unflatten(-1, (3, -1, layer.head_dim)).float()[0].unbind(1)[:2]
         weights = (torch.einsum("nhk,mhk->hnm", query, key) * layer.head_dim**-0.5).softmax(-1).mean(0)
-        carried = (carried + weights @ carried) / 2
+        shares = (shares + weights @ shares) / 2
         x = layer(x)
-    return _to_one(carried[num_features:])
+    return _normalised(shares[num_features:])
 
 
-def picture_grid(shares: Tensor, patches: Tensor, config: VisionConfig) -> Tensor:
-    """Shares of visual tokens [R] and what those are made of [R, F, P] -> shares of the patches [F, h, w], summing to
-    one. A class token stands for no place and is left out."""
-    grid = torch.einsum("r,rfp->fp", shares, patches)[:, int(config.keep_class_token) :]
+def patch_grid(weights: Tensor, shares: Tensor, config: VisionConfig) -> Tensor:
+    """Return the weights of the patches, [F, h, w], from those of visual tokens [R] and their `patch_shares` [R, F, P].
+
+    They sum to one. A class token has no position and is left out.
+    """
+    grid = torch.einsum("r,rfp->fp", weights, shares)[:, int(config.keep_class_token) :]
     side = math.isqrt(grid.shape[1])
-    return _to_one(grid.flatten()).view(-1, side, side)
+    return _normalised(grid.flatten()).view(-1, side, side)
 
 
-def _to_one(weights: Tensor) -> Tensor:
+def _normalised(weights: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True).clamp(min=TINY)

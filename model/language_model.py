@@ -1,7 +1,7 @@
 """The frozen decoder: Llama, GPT-NeoX, MPT, OPT and a Chinchilla-like preset are one class and five sets of data.
 
-Tokens are packed ([T, D], lengths beside them in the batch); the K/V cache is an argument, a layer's part at a time, and
-`None` means "attend to this batch alone" (training, the reference).
+Tokens are packed [T, D], with their lengths in the batch. Each layer takes its part of the K/V cache as an argument; `None`
+means that tokens attend to the batch alone (training, the reference).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from model.layers import FeedForward, TokenTable, make_norm
 
 
 class StepContext(NamedTuple):
-    """The batch, and what all layers of its forward share: rotary angles per token or ALiBi slopes per head, and a plan."""
+    """A batch, and what all layers of its forward share: rotary angles per token or ALiBi slopes per head, and a plan."""
 
     batch: Batch
     cos: Tensor | None = None  # [T, 1, rotary_dim]
@@ -52,7 +52,7 @@ class SelfAttention(nn.Module):
         return self.output(attended.flatten(-2))
 
     def project(self, x: Tensor, context: StepContext) -> tuple[Tensor, Tensor, Tensor]:
-        """x [T, D] -> queries [T, H, K], keys and values [T, G, K], rotated to their positions."""
+        """Project x [T, D] to queries [T, H, K], keys and values [T, G, K], rotated to their positions."""
         query_key, value = self.qkv(x).split_with_sizes(self.widths, dim=-1)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = query_key.split(self.query_key_widths, dim=-1)
@@ -103,7 +103,7 @@ class Layer(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """The decoder's parts; `model.flamingo.Flamingo.forward` runs them, with gated layers in between."""
+    """The parts of the decoder, which `model.flamingo.Flamingo.forward` runs with gated layers in between."""
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class LanguageModel(nn.Module):
         )
 
     def hidden_states(self, batch: Batch) -> Tensor:
-        """What the head would read of each token, [T, D]: the frozen model alone, no gated layers and no cache."""
+        """Return the input of the head for each token, [T, D], from the frozen model alone: no gated layers, no cache."""
         x = self.embed_tokens(batch)
         context = self.step_context(batch, x.dtype)
         for layer in self.layers:
@@ -164,8 +164,10 @@ class LanguageModel(nn.Module):
 
 
 def alibi_slopes(num_heads: int, bias_max: int, device: torch.device) -> Tensor:
-    """2^(-bias_max h / H) for head h of H; a number of heads that is no power of two takes every other slope of the
-    next power, then the ones between (Press et al., 2022; MPT's order)."""
+    """Return 2^(-bias_max h / H) for head h of H (Press et al., 2022).
+
+    A number of heads that is no power of two takes every second slope of the next power, then those between (MPT's order).
+    """
     power = 2 ** math.ceil(math.log2(num_heads))
     slopes = torch.exp2(-torch.arange(1, power + 1, dtype=torch.float32, device=device) * (bias_max / power))
     if power != num_heads:

@@ -1,7 +1,4 @@
-"""The parts that the resampler, the gated layers and the decoder share: norms, feed-forward, and a table of tokens.
-
-Parameters only; how a norm is computed is the business of `kernels`.
-"""
+"""The parts that the resampler, the gated layers and the decoder share: norms, feed-forward, and a token table."""
 
 from __future__ import annotations
 
@@ -61,7 +58,7 @@ def make_norm(kind: Norm, dim: int, eps: float, bias: bool = True) -> RMSNorm | 
 
 
 class FeedForward(nn.Module):
-    """up, activation, down; gated (SwiGLU and kin): `up` holds [gate; up] and the activated gate multiplies."""
+    """A projection up, an activation, and a projection down; if gated (SwiGLU), `up` holds [gate; up]."""
 
     def __init__(
         self, dim: int, hidden: int, activation: Activation, *, gated: bool = False, bias: bool = False
@@ -89,9 +86,9 @@ class FeedForward(nn.Module):
 
 
 class TokenTable(nn.Module):
-    """One row a token id: the frozen vocabulary [V, D], then the rows that came with the bridge [A, D].
+    """A row per token id: the frozen vocabulary [V, D], then the rows of new tokens [A, D].
 
-    Serves as embedding (`forward`) and as output head (`logits`); tied models use one table for both.
+    It serves as embedding (`forward`) and as output head (`logits`); tied models use one table for both.
     """
 
     def __init__(self, vocab_size: int, num_new_tokens: int, dim: int) -> None:

@@ -1,7 +1,7 @@
-"""Bytes to frames: what a user sent becomes PIL pictures, and a picture the square that a vision encoder reads.
+"""Media bytes to frames: uploads become PIL images, and an image becomes the square that a vision encoder reads.
 
-Nothing here trusts its input: the first bytes tell the format, never a name, and the header gives the size before any
-pixel is decoded. How a picture is cut and scaled is part of a family's numerics, so `resize` keeps each one's order.
+Input is not trusted: the format comes from the first bytes and never from a name, and the size from the header before any
+pixel is decoded. Cropping and scaling are part of a family's numerics, so `resize` keeps the order of each.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from model.config import VisionConfig
 IMAGE_MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"))
 # FFmpeg's name of a format -> its media type
 VIDEO_TYPES = {"mp4": "video/mp4", "matroska": "video/x-matroska", "webm": "video/webm"}
-# how far into a Matroska file its kind stands at most
+# bytes within which a Matroska file names its kind
 EBML_HEAD_BYTES = 64
 # Matroska's element of all media data
 SEGMENT_ID = 0x18538067
-# what PIL's decoders raise, one or the other, when a file is broken
+# the errors of PIL's decoders for broken files
 DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -43,37 +43,40 @@ WHITE = (255, 255, 255, 255)
 
 
 class MediaError(ValueError):
-    """Bytes that cannot be this kind of media, or are more than the limits allow."""
+    """Bytes that cannot be decoded as this kind of media, or exceed the limits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaLimits:
     max_bytes: int = 32 * 2**20
     max_pixels: int = 64_000_000
-    # a strip one pixel high grows a lot when its shortest side is scaled to the encoder's square
+    # a strip one pixel high becomes very large when its shortest side is scaled to the encoder's square
     max_aspect: float = 100.0
     max_frames: int = 64
     max_seconds: float = 120.0
-    # frames taken from a second of video
+    # frames sampled per second of video
     frames_per_second: float = 1.0
 
 
 def media_type_of(data: bytes) -> str:
-    """image/... or video/... by the first bytes alone. Raises `MediaError` for what is no format that is read here."""
+    """Return image/... or video/..., from the first bytes alone. Raises `MediaError` for an unsupported format."""
     try:
         return f"image/{_image_format(data).lower()}"
     except MediaError:
         pass
     try:
-        form = _video_format(data)
+        video_format = _video_format(data)
     except MediaError:
         raise MediaError("bytes are none of JPEG, PNG, WebP, GIF, MP4, WebM, Matroska") from None
-    return VIDEO_TYPES["webm" if form == "matroska" and b"webm" in data[:EBML_HEAD_BYTES] else form]
+    is_webm = video_format == "matroska" and b"webm" in data[:EBML_HEAD_BYTES]
+    return VIDEO_TYPES["webm" if is_webm else video_format]
 
 
 def load_image(data: bytes, limits: MediaLimits) -> Image.Image:
-    """The first frame, decoded, in the file's own mode: `resize` knows when its family converts to RGB. Orientation
-    tags are not applied, as none of the families did."""
+    """Decode the first frame in the file's own mode; `resize` converts it to RGB where its family does.
+
+    Orientation tags are not applied, as in all the families. Raises `MediaError`.
+    """
     _check_bytes(data, limits)
     try:
         image = Image.open(io.BytesIO(data), formats=[_image_format(data)])
@@ -113,16 +116,17 @@ def _check_size(size: tuple[int, int], limits: MediaLimits) -> None:
 
 
 def load_video(data: bytes, limits: MediaLimits) -> Iterator[Image.Image]:
-    """RGB frames at `frames_per_second`: the first of the file, then of each next period the first to begin in it. They
-    come one at a time, as a minute of them is large. A video over a limit is an error at the frame that is too many, it
-    is not cut to fit."""
+    """Yield RGB frames at `frames_per_second`: the first frame, then the first that begins in each following period.
+
+    A video that exceeds a limit raises `MediaError` at the first frame beyond it, and is not cut.
+    """
     _check_bytes(data, limits)
-    form = _video_format(data)
-    if ends_early(data, form):
+    video_format = _video_format(data)
+    if ends_early(data, video_format):
         raise MediaError("video cannot be decoded: its end is missing")
     try:
-        # an explicit demuxer, so that no file can be a playlist of other files
-        with av.open(io.BytesIO(data), mode="r", format=form) as container:
+        # an explicit demuxer, so that a file cannot be a playlist of other files
+        with av.open(io.BytesIO(data), mode="r", format=video_format) as container:
             yield from _sampled_frames(container, limits)
     except av.FFmpegError as error:
         raise MediaError(f"video cannot be decoded: {error}") from None
@@ -136,50 +140,49 @@ def _video_format(data: bytes) -> str:
     raise MediaError("bytes are none of MP4, WebM, Matroska")
 
 
-def ends_early(data: bytes, form: str) -> bool:
-    """`form`: mp4 or matroska. True only where bytes are known to be missing."""
-    return _boxes_end(data) > len(data) if form == "mp4" else _segment_end(data) > len(data)
+def ends_early(data: bytes, video_format: str) -> bool:
+    """Return whether the container says that bytes are missing at the end, which FFmpeg would silently ignore."""
+    return _boxes_end(data) > len(data) if video_format == "mp4" else _segment_end(data) > len(data)
 
 
 def _boxes_end(data: bytes) -> int:
-    """Where the last of the file's boxes ends: each begins with its size, which counts itself."""
-    place = 0
-    while place + 8 <= len(data):
-        size, head = int.from_bytes(data[place : place + 4], "big"), 8
+    """Return the end of the file's last MP4 box; each begins with its size, which includes itself."""
+    offset = 0
+    while offset + 8 <= len(data):
+        size, head = int.from_bytes(data[offset : offset + 4], "big"), 8
         if size == 1:
-            size, head = int.from_bytes(data[place + 8 : place + 16], "big"), 16
-        if size < head:  # 0: up to the end, whatever that is; else no box
+            size, head = int.from_bytes(data[offset + 8 : offset + 16], "big"), 16
+        if size < head:  # 0 means up to the end of the file; any other value is not a box
             return len(data)
-        place += size
-    return place
+        offset += size
+    return offset
 
 
 def _segment_end(data: bytes) -> int:
-    """Where the segment ends, the second element of the file, which holds all the rest."""
-    _, place = _number(data, 0, keeps_marker=True)
-    size, place = _number(data, place)
-    name, place = _number(data, place + size, keeps_marker=True)
-    start = place
-    size, place = _number(data, place)
-    is_open = size + 1 == 1 << 7 * (place - start)  # all ones: written while its end was not known
-    return place + size if name == SEGMENT_ID and not is_open else len(data)
+    """Return the end of the Matroska segment, the second element of the file, which holds all the rest."""
+    _, offset = _ebml_number(data, 0, keeps_marker=True)
+    size, offset = _ebml_number(data, offset)
+    name, start = _ebml_number(data, offset + size, keeps_marker=True)
+    size, offset = _ebml_number(data, start)
+    is_open = size + 1 == 1 << 7 * (offset - start)  # all ones: the size was unknown when it was written
+    return offset + size if name == SEGMENT_ID and not is_open else len(data)
 
 
-def _number(data: bytes, place: int, *, keeps_marker: bool = False) -> tuple[int, int]:
-    """EBML's number at a place and where it ends: the zeros in front of its first one tell its length in bytes."""
-    first = data[place] if place < len(data) else 0
+def _ebml_number(data: bytes, offset: int, *, keeps_marker: bool = False) -> tuple[int, int]:
+    """Return the EBML number at an offset, and its end; the number of its leading zero bits gives its length in bytes."""
+    first = data[offset] if offset < len(data) else 0
     length = 9 - first.bit_length()
-    value = int.from_bytes(data[place : place + length], "big")
-    return value if keeps_marker else value & ((1 << 7 * length) - 1), place + length
+    value = int.from_bytes(data[offset : offset + length], "big")
+    return value if keeps_marker else value & ((1 << 7 * length) - 1), offset + length
 
 
 def _sampled_frames(container: av.container.InputContainer, limits: MediaLimits) -> Iterator[Image.Image]:
     if not container.streams.video:
-        raise MediaError("file has no video in it")
+        raise MediaError("file has no video stream")
     stream = container.streams.video[0]
     _check_size((stream.width, stream.height), limits)
     period = 1 / Fraction(limits.frames_per_second)
-    start, taken, due = None, 0, Fraction(0)
+    start, num_frames, due = None, 0, Fraction(0)
     for frame in container.decode(stream):
         _check_size((frame.width, frame.height), limits)
         time = _time(frame)
@@ -191,24 +194,26 @@ def _sampled_frames(container: av.container.InputContainer, limits: MediaLimits)
             )
         if seconds < due:
             continue
-        if taken == limits.max_frames:
-            raise MediaError(f"video has more than {taken} frames at {limits.frames_per_second} a second, the limit")
+        if num_frames == limits.max_frames:
+            raise MediaError(
+                f"video has more than {num_frames} frames at {limits.frames_per_second} per second, the limit"
+            )
         yield Image.fromarray(frame.to_ndarray(format="rgb24"))
-        # after a gap the next is due in the next period, not once for each that was missed
-        taken, due = taken + 1, (seconds // period + 1) * period
-    if not taken:
+        # after a gap, one frame is due in the next period, and none for the periods of the gap
+        num_frames, due = num_frames + 1, (seconds // period + 1) * period
+    if not num_frames:
         raise MediaError("video has no frames")
 
 
 def _time(frame: av.VideoFrame) -> Fraction:
-    """Seconds, exact: rounded ones would push a frame that begins with its period into the one before."""
+    """Return exact seconds; rounded ones would move a frame at the start of a period into the one before."""
     if frame.pts is None or frame.time_base is None:
         return Fraction(0)
     return frame.pts * frame.time_base
 
 
 def resize(image: Image.Image, config: VisionConfig) -> NDArray[np.uint8]:  # -> [h, w, 3]
-    """The encoder's square, by the rule of the family."""
+    """Return the encoder's square, by the rule of the family."""
     size = config.image_size
     if config.resize == "crop":
         square = _crop(image, size)
@@ -220,13 +225,13 @@ def resize(image: Image.Image, config: VisionConfig) -> NDArray[np.uint8]:  # ->
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:
-    """Shortest side to `size`, the centre, and only then RGB: palettes and alpha are scaled as they are."""
+    """Scale the shortest side to `size`, crop the centre, and convert to RGB last: palettes and alpha are scaled too."""
     width, height = image.size
     short = min(width, height)
     scaled = image.resize((size * width // short, size * height // short), Image.Resampling.BICUBIC)
     left, top = round((scaled.width - size) / 2), round((scaled.height - size) / 2)
     square = scaled.crop((left, top, left + size, top + size))
-    square.info.pop("transparency", None)  # it goes unused in RGB, and PIL warns of that
+    square.info.pop("transparency", None)  # RGB has no use for it, and PIL warns
     return square.convert("RGB")
 
 
@@ -238,7 +243,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _pad(image: Image.Image, size: int, mean: tuple[float, float, float]) -> Image.Image:
-    """Longest side to `size`; what is left of the square has the mean colour, which is zero once normalised."""
+    """Scale the longest side to `size`; the rest of the square has the mean colour, which is zero once normalised."""
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     red, green, blue = (round(255 * channel) for channel in mean)

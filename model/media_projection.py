@@ -1,7 +1,7 @@
-"""Visual tokens become the pages of all gated layers by one product: the layers' key and value maps stand in one matrix.
+"""The media projection: visual tokens become the pages of all gated layers by one product, with one stacked matrix.
 
-Where a LayerNorm stands before each map, all of them normalise alike: scale and shift go into the map. What normalises
-keys stays behind the product. From then on a layer's own map is a part of the matrix, and the same function as before.
+Where a LayerNorm precedes each layer's map, all of them normalise alike: their scales and shifts are folded into the maps.
+Norms of keys follow the product. Each layer's own map becomes a view of the matrix, and computes what it did before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from model.layers import LayerNorm, RMSNorm
 
 
 class MediaProjection:
-    """Visual tokens [M, R, Dv] -> pages [M, X, H, 2, R, K], a view of the product. Changes the model's layers in place."""
+    """Projects visual tokens [M, R, Dv] to pages [M, X, H, 2, R, K]; changes the model's layers in place."""
 
     @torch.no_grad()
     def __init__(self, model: Flamingo) -> None:
@@ -27,7 +27,7 @@ class MediaProjection:
         config, first = model.config.gated, layers[0]
         self._shape = (len(layers), 2, config.num_heads, config.head_dim)
         self._product = _stack(layers)
-        self._media_norm = first.media_norm  # without scale and shift by now
+        self._media_norm = first.media_norm  # without scale and shift, after folding
         key_norms = [norm for layer in layers if (norm := layer.attention.key_norm) is not None]
         self._key_norms = _KeyNorms(key_norms) if key_norms else None
 
@@ -39,7 +39,7 @@ class MediaProjection:
 
 
 class _KeyNorms:
-    """Keys of all layers [M, R, X, H, K]: in place, each normalised over K and scaled as its layer has it."""
+    """Normalises the keys of all layers [M, R, X, H, K] over K, in place, with each layer's scale."""
 
     def __init__(self, norms: list[RMSNorm]) -> None:
         self._eps = norms[0].eps
@@ -52,7 +52,7 @@ class _KeyNorms:
 
 @dataclass(frozen=True, slots=True)
 class _Map:
-    weight: Tensor  # [2 * H * K, Dv], of all layers [X * 2 * H * K, Dv]
+    weight: Tensor  # [2 * H * K, Dv]; of all layers [X * 2 * H * K, Dv]
     bias: Tensor | None
 
     def rows(self, first: int, last: int) -> _Map:
@@ -60,25 +60,25 @@ class _Map:
 
 
 def _stack(layers: list[GatedCrossAttention]) -> nn.Module:
-    """The product for all layers, each of which keeps its part of it."""
+    """Return the product of all layers, and replace each layer's map by its part of it."""
     maps = [_folded(layer) for layer in layers]
-    biases = [one.bias for one in maps if one.bias is not None]
-    whole = _Map(torch.cat([one.weight for one in maps]), torch.cat(biases) if biases else None)
+    biases = [layer_map.bias for layer_map in maps if layer_map.bias is not None]
+    stacked = _Map(torch.cat([layer_map.weight for layer_map in maps]), torch.cat(biases) if biases else None)
     size = len(maps[0].weight)
-    for place, layer in enumerate(layers):
-        own = _linear(whole.rows(place * size, (place + 1) * size), layer.attention.key_value)
-        layer.attention.register_module("key_value", own)
-    return _linear(whole, layers[0].attention.key_value)
+    for index, layer in enumerate(layers):
+        part = _linear(stacked.rows(index * size, (index + 1) * size), layer.attention.key_value)
+        layer.attention.register_module("key_value", part)
+    return _linear(stacked, layers[0].attention.key_value)
 
 
 def _folded(layer: GatedCrossAttention) -> _Map:
-    """The layer's map, with its media norm's scale and shift, which the norm then has no more."""
-    own, norm = _map(layer.attention.key_value), layer.media_norm
+    """Return the layer's map with the scale and shift of its media norm, which are removed from the norm."""
+    layer_map, norm = _map(layer.attention.key_value), layer.media_norm
     if not isinstance(norm, LayerNorm) or norm.bias is None:
-        return own
+        return layer_map
     layer.media_norm = LayerNorm(len(norm.weight), norm.eps).to(norm.weight).requires_grad_(False)
-    weight, dtype = own.weight.float(), own.weight.dtype
-    bias = weight @ norm.bias.float() + (0.0 if own.bias is None else own.bias.float())
+    weight, dtype = layer_map.weight.float(), layer_map.weight.dtype
+    bias = weight @ norm.bias.float() + (0.0 if layer_map.bias is None else layer_map.bias.float())
     return _Map((weight * norm.weight.float()).to(dtype), bias.to(dtype))
 
 
@@ -86,16 +86,18 @@ def _map(linear: nn.Module) -> _Map:
     if isinstance(linear, nn.Linear):
         return _Map(linear.weight, linear.bias)
     assert isinstance(linear, FastLinear)
-    product = next(reversed(linear.products.values()))  # the one for many rows, as a media has them
+    product = next(reversed(linear.products.values()))  # the one for many rows, as media items have
     assert isinstance(product, Plain | OneDNN)
     return _Map(product.weight if isinstance(product, Plain) else product.packed.to_dense(), product.bias)
 
 
-def _linear(own: _Map, like: nn.Module) -> nn.Module:
-    if isinstance(like, FastLinear):
-        return FastLinear(own.weight, own.bias, [next(reversed(like.products))])
-    linear = nn.Linear(own.weight.shape[1], own.weight.shape[0], bias=own.bias is not None, device="meta")
-    linear.weight = nn.Parameter(own.weight, requires_grad=False)
-    if own.bias is not None:
-        linear.bias = nn.Parameter(own.bias, requires_grad=False)
+def _linear(layer_map: _Map, replaced: nn.Module) -> nn.Module:
+    """Return a linear layer of the kind that it replaces."""
+    weight, bias = layer_map.weight, layer_map.bias
+    if isinstance(replaced, FastLinear):
+        return FastLinear(weight, bias, [next(reversed(replaced.products))])
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear

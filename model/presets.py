@@ -1,7 +1,7 @@
-"""The paper's three models as data (Flamingo, appendix A.1 and table 1): what `python -m model.describe` counts.
+"""The paper's three models as data (Flamingo, appendix A.1 and table 1), which `python -m model.describe` counts.
 
 The language model is Chinchilla-like: RMSNorm, GELU, 32,000 tokens, no biases. Chinchilla's relative positions are rotary
-here. No weights of these were ever published; they are shapes to train.
+here. Weights of these models were never published; the presets are for training.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def flamingo(name: str, *, dim: int, num_layers: int, num_heads: int, interval: 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Parameters by part as the paper states them (table 1), in units of one."""
+    """Numbers of parameters by part, as stated in the paper (table 1)."""
 
     language_model: float
     vision: float
@@ -102,7 +102,7 @@ PUBLISHED = {
     "flamingo-9b": Published(language_model=7.1e9, vision=435e6, gated=1.6e9, resampler=194e6),
     "flamingo-80b": Published(language_model=70e9, vision=435e6, gated=10e9, resampler=194e6),
 }
-# Published figures that cannot be had from the paper's own table of layers and widths (appendix C.1).
+# Published figures that do not follow from the paper's own table of layers and widths (appendix C.1).
 DOES_NOT_FOLLOW = {
     ("flamingo-9b", "gated"): " *",
     ("flamingo-9b", "language_model"): " +",
@@ -110,5 +110,5 @@ DOES_NOT_FOLLOW = {
 }
 NOTES = {
     " *": "does not follow from the paper's own layers and widths",
-    " +": "40 layers of width 4096 hold more than 7.1 B, whatever the details",
+    " +": "40 layers of width 4096 have more than 7.1 B parameters in any variant",
 }

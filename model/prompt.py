@@ -1,6 +1,6 @@
-"""A prompt is segments (text, media, end of chunk); the model sees token ids and, a token, the media that it reads.
+"""Prompts: segments (text, media, end of chunk) become token ids and, per token, the index of the media that it reads.
 
-`encode` is the only place that knows how a family writes its markers; the trainer and the server both call it.
+Only `encode` knows how a family writes its markers; the trainer and the server both call it.
 `media_index[t]` (the paper's phi) is the last media at or before token t: its own media token already reads it; -1 none.
 """
 
@@ -14,7 +14,7 @@ from model.tokenizer import PromptTokenizer
 
 
 class PromptError(ValueError):
-    """A prompt that this model cannot be given; the message is for the user."""
+    """A prompt that this model cannot take; the message is for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,17 @@ class EncodedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A stretch of the written prompt: a marker of the family, or what the user wrote."""
+    """A part of the written prompt: a marker of the family, or text of the user."""
 
     text: str
     is_marker: bool
 
 
 def encode(segments: Sequence[Segment], tokenizer: PromptTokenizer) -> EncodedPrompt:
-    """Raises `PromptError` for an empty prompt, a segment the family has no marker for, or a marker count that is off."""
+    """Encode a prompt as the family writes it.
+
+    Raises `PromptError` for an empty prompt, a segment for which the family has no marker, or a wrong number of markers.
+    """
     pieces = _joined(_write(segments, tokenizer))
     media = [segment.digest for segment in segments if isinstance(segment, Media)]
     return index_media(_token_ids(pieces, tokenizer), media, tokenizer)
@@ -89,7 +92,7 @@ def _write(segments: Sequence[Segment], tokenizer: PromptTokenizer) -> Iterator[
                     yield _Piece(prompt.text_separator, True)
                 yield _Piece(text.strip(" ") if prompt.strip_text else text, False)
             case Media():
-                # media that follow each other share the marker between them (IDEFICS)
+                # consecutive media share the marker between them (IDEFICS)
                 if prompt.media_open and not isinstance(previous, Media):
                     yield _Piece(prompt.media_open, True)
                 yield _Piece(prompt.media_token, True)
@@ -103,7 +106,7 @@ def _write(segments: Sequence[Segment], tokenizer: PromptTokenizer) -> Iterator[
 
 
 def _joined(pieces: Iterable[_Piece]) -> list[_Piece]:
-    """Neighbouring texts as one: only so is it seen when two of them together spell a marker."""
+    """Join consecutive texts: two of them may spell a marker together."""
     runs = groupby(pieces, key=lambda piece: piece.is_marker)
     return [
         piece
@@ -115,7 +118,7 @@ def _joined(pieces: Iterable[_Piece]) -> list[_Piece]:
 def _token_ids(pieces: list[_Piece], tokenizer: PromptTokenizer) -> list[int]:
     written = [piece.text for piece in pieces if not piece.is_marker]
     if not any(map(tokenizer.holds_marker, written)):
-        # one string, as the family's own processors do it: what a tokenizer does beside a marker is then theirs too
+        # one string, as in the family's own processors, so that the tokenizer treats text next to a marker as theirs do
         return tokenizer.encode_marked("".join(piece.text for piece in pieces))
     return [token_id for piece in pieces for token_id in _piece_ids(piece, tokenizer)]
 

@@ -1,6 +1,6 @@
-"""Generation with no cache and no kernels: the oracle that everything faster is tested against.
+"""Generation without a cache: the oracle that every faster path is tested against.
 
-Each step runs the whole sequence again. One sequence at a time, greedy; plain to read and slow on purpose.
+It runs one sequence at a time, greedily, and the whole sequence again in each step: simple, and slow on purpose.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Generation:
 
 
 def encode(model: Flamingo, pixels: Sequence[Tensor]) -> MediaPages:
-    """A page for each media; `pixels` holds one [F, 3, h, w] a media."""
+    """Return a page per media item; `pixels` holds one [F, 3, h, w] per item."""
     config = model.config
     if not pixels:
         return MediaPages.zeros(config, 0, next(model.parameters()).dtype, next(model.parameters()).device)
@@ -31,7 +31,7 @@ def encode(model: Flamingo, pixels: Sequence[Tensor]) -> MediaPages:
 
 @torch.inference_mode()
 def log_probs(model: Flamingo, token_ids: Sequence[int], media_index: Sequence[int], media: MediaPages) -> Tensor:
-    """Log-probabilities [T, V + A] float32 of what follows each token."""
+    """Return the log-probabilities [T, V + A], in float32, of the token that follows each token."""
     device = next(model.parameters()).device
     batch = whole_sequences([token_ids], [model.media_slots(media_index)], device)
     return model(batch, NO_CACHE, media).float().log_softmax(-1)
@@ -48,18 +48,20 @@ def generate(
     eos_ids: Collection[int] = (),
     suppressed_ids: Sequence[int] = (),
 ) -> Generation:
-    """Greedy continuation; an end-of-sequence token ends it and is part of the answer. Generated text reads the last
-    media of the prompt."""
+    """Continue a prompt greedily; an end-of-sequence token ends the answer and is part of it.
+
+    Generated text reads the last media item of the prompt.
+    """
     media = encode(model, pixels)
     ids, index, logprobs = list(token_ids), list(media_index), []
     while len(ids) < len(token_ids) + max_tokens:
         row = log_probs(model, ids, index, media)[-1]
         allowed = row.clone()
         allowed[list(suppressed_ids)] = -torch.inf
-        best = int(allowed.argmax())
-        ids.append(best)
+        token_id = int(allowed.argmax())
+        ids.append(token_id)
         index.append(index[-1])
-        logprobs.append(float(row[best]))
-        if best in eos_ids:
+        logprobs.append(float(row[token_id]))
+        if token_id in eos_ids:
             break
     return Generation(ids[len(token_ids) :], logprobs)

@@ -1,7 +1,7 @@
 """The Perceiver resampler: any number of features becomes R visual tokens (Flamingo, section 3.1 and appendix A.1.1).
 
-Learned latents attend to [features; latents], layer by layer. Frames carry a learned embedding of their time, linearly
-interpolated when a video has more frames than were trained; an image is a video of one frame.
+Learned latents attend to [features; latents], layer by layer. Frames have a learned embedding of their time, which is
+interpolated linearly for a video of more frames than were trained; an image is a video of one frame.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ResamplerLayer(nn.Module):
 
 
 class ResamplerFeedForward(FeedForward):
-    """A feed-forward with its norm inside."""
+    """A feed-forward that begins with its norm."""
 
     def __init__(self, config: ResamplerConfig) -> None:
         super().__init__(config.dim, config.ffn_dim, config.activation)
@@ -90,7 +90,7 @@ class Resampler(nn.Module):
         self.norm = LayerNorm(config.dim, config.norm_eps)
 
     def embed(self, features: Tensor) -> Tensor:
-        """Features [M, F, P, Dv] -> [M, F * P, D], with their positions in the image and in time added."""
+        """Return features [M, F, P, Dv] as [M, F * P, D], with embeddings of their position in the image and in time."""
         features = self.input(self.input_norm(features))
         if self.spatial_embeddings is not None:
             features = features + self.spatial_embeddings
@@ -116,7 +116,7 @@ def _table(rows: int, dim: int) -> nn.Parameter | None:
 
 
 def interpolate_frames(embeddings: Tensor, num_frames: int) -> Tensor:
-    """The first frames' own embeddings; beyond the trained number, the whole span stretched linearly (section 3.1)."""
+    """Return the embeddings of the first frames; beyond the trained number, all are interpolated linearly (section 3.1)."""
     trained = embeddings.shape[0]
     if num_frames <= trained:
         return embeddings[:num_frames]

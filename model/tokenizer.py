@@ -1,7 +1,7 @@
-"""The tokenizer of a model folder, and what each of a family's markers is as an id. No torch here.
+"""The tokenizer of a model folder, and the ids of its family's markers. No torch here.
 
-Two copies of one tokenizer: `marked` knows the special tokens, `plain` reads their spelling as ordinary text. So what a
-user types can never become a marker.
+Two copies of one tokenizer: `marked` knows the special tokens, `plain` encodes their spelling as ordinary text, so that the
+text of a user can never become a marker.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from model.config import ConfigError, PromptConfig
 
 
 class PromptTokenizer:
-    """`tokenizer.json` of a model folder. Raises `ConfigError` where the folder's own prompt markers are no tokens."""
+    """The `tokenizer.json` of a model folder. Raises `ConfigError` if a prompt marker is not one of its tokens."""
 
     def __init__(self, marked: Tokenizer, plain: Tokenizer, prompt: PromptConfig) -> None:
         self.prompt = prompt
@@ -42,16 +42,16 @@ class PromptTokenizer:
         return int(token_id)
 
     def holds_marker(self, text: str) -> bool:
-        """Whether the text spells a special token, and so must not be encoded together with real ones."""
+        """Return whether the text spells a special token, and so must not be encoded together with real ones."""
         return any(token in text for token in self._special)
 
     def encode_marked(self, text: str) -> list[int]:
-        """Ids of a string in which spelt-out special tokens are special tokens."""
+        """Return the ids of a string in which the spelling of a special token is that token."""
         ids: list[int] = self._marked.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of a string in which spelt-out special tokens are text."""
+        """Return the ids of a string in which the spelling of a special token is text."""
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -60,11 +60,11 @@ class PromptTokenizer:
         return text
 
     def token(self, token_id: int) -> str:
-        """The vocabulary's own spelling of an id, "" for one beyond it (a padded embedding table has such)."""
+        """Return the vocabulary's spelling of an id, "" for an id beyond it (of a padded embedding table)."""
         return self._marked.id_to_token(token_id) or ""
 
     def to_json(self) -> str:
-        """The tokenizer itself, for libraries that keep their own table of its tokens."""
+        """Return the tokenizer for libraries that build their own table of its tokens."""
         text: str = self._marked.to_str()
         return text
 

@@ -1,7 +1,7 @@
 """The frozen vision encoder: normalised pixels [F, 3, h, w] -> features [F, P, Dv], which the resampler reads.
 
-A CLIP Vision Transformer gives its last hidden state, in front of the final norm that only CLIP's own pooling uses; a
-convolutional network gives its last map, a token a place. Parts behind the features are not built: no weights for them.
+A CLIP Vision Transformer returns its last hidden state, before the final norm that only CLIP's own pooling uses. A
+convolutional network returns its last feature map, a token per position. Parts after the features are not built.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from model.layers import ACTIVATIONS
 
 
 def normalise(frames: Tensor, config: VisionConfig) -> Tensor:
-    """uint8 [F, h, w, 3] -> float32 [F, 3, h, w], each channel with the encoder's mean and deviation."""
+    """Normalise each channel by the encoder's mean and deviation: uint8 [F, h, w, 3] -> float32 [F, 3, h, w]."""
     mean, std = (torch.tensor(channels, device=frames.device) for channels in (config.mean, config.std))
     return ((frames.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
@@ -52,8 +52,10 @@ class VisionEncoder(nn.Module):
 
     @torch.no_grad()
     def fold_batch_norms(self) -> None:
-        """For inference: each batch norm of an EfficientNet goes into the convolution in front of it, in float32; only its
-        activation is left. Other networks stay as they are: there the order of parts may not be that of the forward."""
+        """Fold each batch norm of an EfficientNet into the convolution before it, in float32, for inference.
+
+        Its activation stays. Other networks stay as they are: the order of their parts may not be that of the forward.
+        """
         if not isinstance(self.encoder, EfficientNet):
             return
         for parent in list(self.encoder.modules()):
@@ -63,7 +65,7 @@ class VisionEncoder(nn.Module):
                     setattr(parent, name, norm.act)
 
     def train(self, mode: bool = True) -> VisionEncoder:
-        """Frozen: a training loop that switches the whole model over must not move the batch statistics in here."""
+        """Stay in evaluation mode: training the whole model must not change the frozen encoder's batch statistics."""
         return super().train(False)
 
 
@@ -77,7 +79,7 @@ def _fold_norm(convolution: nn.Conv2d, norm: BatchNormAct2d) -> None:
 
 
 class Activated(nn.Module):
-    """One of `ACTIVATIONS` as a module, which is how timm takes one."""
+    """One of `ACTIVATIONS` as a module, as timm expects it."""
 
     def __init__(self, activation: Activation) -> None:
         super().__init__()
@@ -108,12 +110,12 @@ def clip_vit(config: VisionConfig) -> Any:
 def convolutional(config: VisionConfig) -> Any:
     name = config.architecture
     if not timm.is_model(name):
-        raise ConfigError(f"vision.architecture {name!r} is neither 'clip_vit' nor a model of timm")
+        raise ConfigError(f"vision.architecture {name!r} is neither 'clip_vit' nor a timm model")
     encoder: Any = timm.create_model(name, num_classes=0, global_pool="")
     side = -(-config.image_size // encoder.feature_info[-1]["reduction"])
-    found, wanted = (side * side, encoder.num_features), (config.num_patches, config.feature_dim)
-    if found != wanted:
+    actual, configured = (side * side, encoder.num_features), (config.num_patches, config.feature_dim)
+    if actual != configured:
         raise ConfigError(
-            f"{name} gives {found} features (patches, width), vision.num_patches and feature_dim say {wanted}"
+            f"{name} has {actual} features (patches, width), vision.num_patches and feature_dim are {configured}"
         )
     return encoder

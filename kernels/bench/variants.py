@@ -1,7 +1,7 @@
 """Variants of media attention for decode, which are compared with the served kernel and never served.
 
-One requests a page before the preceding kernel has finished (programmatic dependent launch, PDL), one uses no matrix
-instructions. Each takes the inputs of the served launch, and raises `BackendError` if this machine cannot run it.
+The first requests a page before the preceding kernel has finished (programmatic dependent launch, PDL), the second uses no
+matrix instructions. Each takes the inputs of the served launch, and raises `BackendError` if this machine cannot run it.
 """
 
 from __future__ import annotations

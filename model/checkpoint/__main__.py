@@ -1,4 +1,4 @@
-"""Makes a model folder of a published checkpoint:
+"""Convert a published checkpoint to a model folder.
 
 python -m model.checkpoint import openflamingo --checkpoint FILE --language-model DIR --vision-model DIR \
     --cross-attn-every-n-layers N --out DIR
@@ -52,10 +52,12 @@ def _import(options: argparse.Namespace) -> FlamingoConfig:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m model.checkpoint", description="Model folders from checkpoints.")
-    action = parser.add_subparsers(dest="action", required=True).add_parser("import", help="make a model folder")
+    action = parser.add_subparsers(dest="action", required=True).add_parser("import", help="create a model folder")
     lineages = action.add_subparsers(dest="lineage", required=True)
-    openflamingo = lineages.add_parser("openflamingo", help="a checkpoint.pt and the folders of its frozen parts")
-    openflamingo.add_argument("--checkpoint", type=Path, required=True, help="checkpoint.pt, flat or of a training run")
+    openflamingo = lineages.add_parser("openflamingo", help="a checkpoint.pt and the folders of its frozen models")
+    openflamingo.add_argument(
+        "--checkpoint", type=Path, required=True, help="checkpoint.pt, flat or from a training run"
+    )
     openflamingo.add_argument("--language-model", type=Path, required=True, help="its Hugging Face folder")
     openflamingo.add_argument(
         "--vision-model", type=Path, required=True, help="an open_clip or Hugging Face CLIP folder"
@@ -64,8 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     idefics = lineages.add_parser("idefics", help="a Hugging Face folder of IDEFICS (the first, not 2 or 3)")
     idefics.add_argument("--from", dest="source", type=Path, required=True, help="the Hugging Face folder")
     for lineage in (openflamingo, idefics):
-        lineage.add_argument("--out", type=Path, required=True, help="the new folder; it must not hold anything yet")
-        lineage.add_argument("--dtype", choices=DTYPES, default="keep", help="of the weights written (default: keep)")
+        lineage.add_argument("--out", type=Path, required=True, help="the new folder; it must be empty or not exist")
+        lineage.add_argument(
+            "--dtype", choices=DTYPES, default="keep", help="dtype of the written weights (default: keep)"
+        )
     return parser
 
 

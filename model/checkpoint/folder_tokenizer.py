@@ -1,6 +1,6 @@
-"""The tokenizer of a Hugging Face folder: `tokenizer.json`, and which of its tokens begin, end and pad a text.
+"""The tokenizer of a Hugging Face folder: `tokenizer.json`, and the tokens that begin, end and pad a text.
 
-The small files beside it say the latter; they are read as data, so no tokenizer class is needed and none is run.
+The settings files that name those tokens are read as data; no tokenizer class is needed or run.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
 @dataclass(frozen=True, slots=True)
 class FolderTokenizer:
     tokenizer: Tokenizer
-    # "" where the folder names none
+    # "" if the folder names none
     bos: str
     eos: str
     unk: str
     pad: str
-    # what the tokenizer itself puts in front of every text
+    # the token that the tokenizer itself writes before every text
     begin: str
 
     def add(self, tokens: Iterable[str]) -> None:
-        """Special tokens that the vocabulary lacks, in this order, behind it."""
+        """Append the special tokens that the vocabulary lacks, in this order."""
         new = [token for token in tokens if self.tokenizer.token_to_id(token) is None]
         self.tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in new])
 
@@ -38,7 +38,7 @@ class FolderTokenizer:
 
     @property
     def pad_alone(self) -> str:
-        """The padding token, if it has no second meaning (then it is never an answer)."""
+        """The padding token if it has no other meaning (it is then never an answer), else ""."""
         return "" if self.pad in (self.bos, self.eos, self.unk) else self.pad
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class FolderTokenizer:
 
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> FolderTokenizer:
-    """`config` is the folder's `config.json`, which may know the ids of tokens that the tokenizer's own files do not."""
+    """Read the tokenizer; `config`, the folder's `config.json`, may have token ids that the tokenizer's files lack."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise CheckpointError(f"{folder} has no tokenizer.json (a fast tokenizer saves one)")
@@ -67,7 +67,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> FolderTokenizer:
 
 
 def _token(tokenizer: Tokenizer, settings: Mapping[str, Any], config: Mapping[str, Any], kind: str) -> str:
-    """The token that the tokenizer's settings name, else the one whose id the model's configuration gives."""
+    """Return the token that the tokenizer's settings name, else the one whose id is in the model's configuration."""
     spelling = _spelling(settings.get(f"{kind}_token"))
     if spelling and tokenizer.token_to_id(spelling) is not None:
         return spelling
@@ -76,7 +76,7 @@ def _token(tokenizer: Tokenizer, settings: Mapping[str, Any], config: Mapping[st
 
 
 def _spelling(token: Any) -> str:
-    """A token is written as a string, or as an object with its content."""
+    """Return a token that is written as a string, or as an object with its content."""
     return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
 
 

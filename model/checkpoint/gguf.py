@@ -1,7 +1,7 @@
-"""GGUF -> our decoder: sizes from the file's metadata, its numbers dequantised once, its vocabulary as a tokenizer.
+"""Import a decoder from GGUF: sizes from the file's metadata, dequantised weights, and its vocabulary as a tokenizer.
 
-Llama architecture with a byte-level BPE. llama.cpp stores the rows of queries and keys for its interleaved rotary
-(pairs side by side); ours turns one half against the other, as Hugging Face's does, so those rows go back in place.
+The architecture is Llama with a byte-level BPE. llama.cpp orders the rows of queries and keys for its interleaved rotary
+positions (adjacent pairs); ours rotate one half against the other, as in Hugging Face, so these rows are reordered.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from model.checkpoint.mapping import Plan, Recipe, Source, convert
 from model.checkpoint.tensor_files import CheckpointError
 from model.config import LanguageModelConfig
 
-# gguf's token types that are markers, and whether they are special (kept out of what is shown)
+# gguf's token types that are markers, and whether they are special (left out of decoded text)
 CONTROL, USER_DEFINED = 3, 4
 MARKERS = {CONTROL: True, USER_DEFINED: False}
 
-# how text is cut before merging, by the name that llama.cpp gives the scheme
+# pre-tokenizers by llama.cpp's name of the scheme
 PRE_TOKENIZERS = {"smollm": (pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False))}
 
 
 class GGUFFile:
-    """One open file: `config()`, `tensors()` and `tokenizer()` are its three parts in this repository's terms."""
+    """An open GGUF file, with its configuration, tensors and tokenizer in this repository's terms."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,7 +42,7 @@ class GGUFFile:
 
     def config(self, num_new_tokens: int = 0) -> LanguageModelConfig:
         if (architecture := self._value("general.architecture")) != "llama":
-            raise CheckpointError(f"{self.path}: the architecture is {architecture!r}, only 'llama' is read")
+            raise CheckpointError(f"{self.path}: the architecture is {architecture!r}, only 'llama' is supported")
         if (scaling := self._value("llama.rope.scaling.type", "none")) != "none" or "rope_freqs.weight" in self._names:
             raise CheckpointError(f"{self.path}: rotary scaling {scaling!r} is not supported")
         dim, num_heads = self._value("llama.embedding_length"), self._value("llama.attention.head_count")
@@ -74,17 +74,17 @@ class GGUFFile:
         return all(t.tensor_type == GGMLQuantizationType.Q4_1 for t in matrices)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The decoder's tensors in float32, named below `language_model.`; the file must hold just these."""
+        """Return the decoder's tensors in float32, with names relative to `language_model.`. Raises `CheckpointError`."""
         return convert(str(self.path), _plan(self.config()), self._dequantised())
 
     def tokenizer(self, new_tokens: Sequence[str] = ()) -> Tokenizer:
-        """The file's vocabulary, and `new_tokens` as special tokens behind it."""
+        """Return the file's vocabulary, followed by `new_tokens` as special tokens."""
         tokens, merges = self._value("tokenizer.ggml.tokens"), self._value("tokenizer.ggml.merges", [])
         kind, scheme = self._value("tokenizer.ggml.model"), self._value("tokenizer.ggml.pre", "default")
         if kind != "gpt2" or scheme not in PRE_TOKENIZERS:
             raise CheckpointError(
                 f"{self.path}: the tokenizer is {kind!r} with pre-tokenizer {scheme!r}, "
-                f"only 'gpt2' with {', '.join(map(repr, PRE_TOKENIZERS))} is read"
+                f"only 'gpt2' with {', '.join(map(repr, PRE_TOKENIZERS))} is supported"
             )
         vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair.split(" ")) for pair in merges]))
@@ -146,7 +146,7 @@ def _plan(config: LanguageModelConfig) -> Plan:
 
 
 def to_half_split(weight: Tensor, *, head_dim: int, num_rows: int) -> Tensor:
-    """In the first `num_rows` rows, a head's rows 0, 1, 2, 3, ... become 0, 2, ..., 1, 3, ...: pairs become halves."""
+    """Reorder the first `num_rows` rows from pairs to halves: a head's rows 0, 1, 2, 3, ... become 0, 2, ..., 1, 3, ..."""
     pairs = weight[:num_rows].view(-1, head_dim // 2, 2, weight.shape[1])  # [H, K / 2, 2, D]
     return torch.cat([pairs.transpose(1, 2).flatten(0, 2), weight[num_rows:]])
 
@@ -156,5 +156,5 @@ def _marker(token: str, special: bool) -> AddedToken:
 
 
 def _written(value: float) -> float:
-    """The decimal that was meant: GGUF holds float32, so 1e-5 reads back as 9.999999747378752e-06."""
+    """Return the original decimal: GGUF stores float32, so that 1e-5 reads back as 9.999999747378752e-06."""
     return float(str(np.float32(value)))

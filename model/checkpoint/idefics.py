@@ -1,7 +1,7 @@
-"""IDEFICS (a Hugging Face folder) -> our folder: LLaMA, CLIP ViT-H/14 with its class token, and M4's own bridge.
+"""Import IDEFICS from a Hugging Face folder: LLaMA, CLIP ViT-H/14 with its class token, and M4's own bridge.
 
-Its gated layers stand before layers 0, n, 2n, ...; new tokens live in tables of their own beside the frozen ones, here as
-there. All sizes come from `config.json`; what `configuration_idefics` would fill in for an absent key is written below.
+Its gated layers precede layers 0, n, 2n, ...; new tokens have tables of their own next to the frozen ones, as in our model.
+All sizes come from `config.json`; the defaults of `configuration_idefics` for absent keys are below.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ GATES = {"float": "scalar", "vector": "channel"}
 
 MEDIA, FAKE, END_OF_UTTERANCE = "<image>", "<fake_token_around_image>", "<end_of_utterance>"
 
-# tensors of the whole checkpoint, by the part that reads them
+# names of the whole checkpoint's tensors by part
 PARTS = {
     "vision": re.compile(r"model\.vision_model\."),
     "language_model": re.compile(r"model\.(layers|norm)\.|model\.embed_tokens\.weight$|lm_head\.weight$"),
@@ -85,13 +85,13 @@ NEW_ROWS = {
     "embed": "model.embed_tokens.additional_embedding.weight",
     "head": "lm_head.additional_fc.weight",
 }
-# buffers that older releases of the library saved
+# buffers that older releases of transformers saved
 IGNORED = re.compile(r"\.rotary_emb\.inv_freq$|\.position_ids$")
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """An IDEFICS folder, its settings completed and checked for what this repository does not do."""
+    """An IDEFICS folder, with complete settings that were checked for unsupported features."""
 
     path: Path
     model: Mapping[str, Any]
@@ -105,7 +105,7 @@ class Folder:
             raise CheckpointError(f"{path} is a {kind!r} model, not 'idefics'")
         model = {**DEFAULTS, **config}
         if not model["use_resampler"]:
-            raise CheckpointError(f"{path}: use_resampler is false, only IDEFICS with a resampler is supported")
+            raise CheckpointError(f"{path}: use_resampler is false, IDEFICS is supported only with a resampler")
         if model["alpha_type"] not in GATES:
             raise CheckpointError(f"{path}: alpha_type is {model['alpha_type']!r}, must be one of {', '.join(GATES)}")
         return cls(
@@ -147,7 +147,7 @@ def _vision_config(folder: Folder) -> VisionConfig:
     size = settings.get("image_size") or settings.get("size", {}).get("height", config.image_size)
     if size != config.image_size:
         raise CheckpointError(
-            f"{folder.path}: the image processor makes {size} pixels, the vision model takes {config.image_size}"
+            f"{folder.path}: the image processor's size is {size}, the vision model's is {config.image_size}"
         )
     mean, std = settings.get("image_mean", config.mean), settings.get("image_std", config.std)
     return replace(config, mean=tuple(mean), std=tuple(std))
@@ -203,7 +203,7 @@ def _language_model_config(folder: Folder, tokenizer: FolderTokenizer) -> Langua
 
 
 def _prompt_config(tokenizer: FolderTokenizer) -> PromptConfig:
-    # only the instructed models have it
+    # only instruction-tuned models have it
     end = END_OF_UTTERANCE if tokenizer.knows(END_OF_UTTERANCE) else ""
     never = (FAKE, MEDIA, tokenizer.pad_alone)
     return PromptConfig(
@@ -220,7 +220,7 @@ def _prompt_config(tokenizer: FolderTokenizer) -> PromptConfig:
 
 
 def _tensors(folder: Folder, config: FlamingoConfig, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the model under our names; everything is checked before the first one is handed out."""
+    """Yield every tensor of the model under our names, after all were checked."""
     parts = _split(tensors)
     bridge = convert(str(folder.path), _bridge_plan(config), parts["bridge"], IGNORED)
     vision = convert_hugging_face_clip(_as_clip(folder), parts["vision"])
@@ -234,7 +234,7 @@ def _split(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     parts: dict[str, dict[str, Tensor]] = {"vision": {}, "language_model": {}, "bridge": {}}
     for name, tensor in tensors.items():
         part = next((part for part, pattern in PARTS.items() if pattern.match(name)), "bridge")
-        # the vision model stands alone in CLIP, where there is no `model.` around it
+        # names of CLIP's vision model alone have no `model.` prefix
         parts[part][name.removeprefix("model.") if part == "vision" else name] = tensor
     return parts
 

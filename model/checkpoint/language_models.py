@@ -1,7 +1,7 @@
-"""Hugging Face decoders become ours: each family reads its configuration, and is a table of names.
+"""Import Hugging Face decoders: each family is a reader of its configuration and a table of names.
 
-What a configuration asks for and the decoder does not do is refused by the field's name: a model gives its own numbers or
-does not load. The tables follow transformers' modules; MPT-1B's (`mosaic_gpt`) follow its own code.
+A feature that the decoder does not implement is refused by the name of its field: a model either computes its own numbers
+or does not load. The tables follow transformers' modules; that of MPT-1B (`mosaic_gpt`) follows its own code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from model.config import Activation, LanguageModelConfig
 
 HuggingFaceConfig = Mapping[str, Any]
 
-ASKED = "the language model's config: "
+CONFIG = "the language model's config: "
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -69,15 +69,15 @@ def activation(name: str) -> Activation:
 
 
 def rotary(config: HuggingFaceConfig) -> dict[str, Any]:
-    """transformers 5 keeps all of it in `rope_parameters`, older files in fields and `rope_scaling`."""
+    """Return the fields of rotary positions: of `rope_parameters` (transformers 5), or older fields and `rope_scaling`."""
     for name in ("rope_scaling", "rope_parameters"):
-        refuse_fields(f"{ASKED}{name}.", config.get(name) or {}, NEUTRAL_ROTARY)
+        refuse_fields(f"{CONFIG}{name}.", config.get(name) or {}, NEUTRAL_ROTARY)
     return {**config, **(config.get("rope_parameters") or {})}
 
 
 def llama(config: HuggingFaceConfig) -> LanguageModelConfig:
     rope = rotary(config)
-    refuse_fields(ASKED, rope, NEUTRAL_LLAMA)
+    refuse_fields(CONFIG, rope, NEUTRAL_LLAMA)
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     return LanguageModelConfig(
@@ -136,8 +136,8 @@ def gpt_neox(config: HuggingFaceConfig) -> LanguageModelConfig:
 
 def mpt(config: HuggingFaceConfig) -> LanguageModelConfig:
     attention = config.get("attn_config") or {}
-    refuse_fields(ASKED, config, NEUTRAL_MPT)
-    refuse_fields(f"{ASKED}attn_config.", attention, NEUTRAL_MPT_ATTENTION)
+    refuse_fields(CONFIG, config, NEUTRAL_MPT)
+    refuse_fields(f"{CONFIG}attn_config.", attention, NEUTRAL_MPT_ATTENTION)
     return _mosaic_decoder(
         config,
         ffn_ratio=config.get("expansion_ratio", 4),
@@ -149,7 +149,7 @@ def mpt(config: HuggingFaceConfig) -> LanguageModelConfig:
 
 
 def mosaic_gpt(config: HuggingFaceConfig) -> LanguageModelConfig:
-    refuse_fields(ASKED, {"alibi": False, "no_bias": False, **config}, NEUTRAL_MOSAIC)
+    refuse_fields(CONFIG, {"alibi": False, "no_bias": False, **config}, NEUTRAL_MOSAIC)
     return _mosaic_decoder(
         config,
         ffn_ratio=config.get("mlp_ratio", 4),
@@ -191,7 +191,7 @@ def opt(config: HuggingFaceConfig) -> LanguageModelConfig:
         "_remove_final_layer_norm": (None, False),
         "layer_norm_elementwise_affine": (True,),
     }
-    refuse_fields(ASKED, config, neutral)
+    refuse_fields(CONFIG, config, neutral)
     return LanguageModelConfig(
         family="opt",
         vocab_size=config["vocab_size"],
@@ -217,11 +217,12 @@ def opt(config: HuggingFaceConfig) -> LanguageModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """`names`: our module -> theirs, in the order of its rows; {i} is the layer."""
+    """A family of decoders, as a reader of its configuration and a table of names."""
 
     read: Callable[[HuggingFaceConfig], LanguageModelConfig]
+    # our module -> the foreign modules, in the order of its rows; {i} is the layer
     names: Mapping[str, tuple[str, ...]]
-    # in front of every module but the head; files of the bare decoder leave it out
+    # prefix of every module but the head; files of the bare decoder lack it
     root: str
     # buffers that some versions wrote into their files
     ignored: str
@@ -231,14 +232,14 @@ class Family:
 
     @property
     def layers(self) -> str:
-        """Where the layers are, without the place of one."""
+        """The path of the layers, without the index of a layer."""
         return self.names["layers.{i}.attention_norm"][0].partition(".{i}.")[0]
 
     def table(self, name: str) -> str:
         return f"{self.names[name][0]}.weight"
 
     def full_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The names of a whole model, where the file is of a bare decoder or of another version."""
+        """Return the tensors under the names of a whole model, also those of a bare decoder or of another version."""
         return {self._full_name(name): tensor for name, tensor in tensors.items()}
 
     def _full_name(self, name: str) -> str:
@@ -319,8 +320,8 @@ FAMILIES = {
 
 
 def language_model_config(config: HuggingFaceConfig) -> LanguageModelConfig:
-    """From the values of a `config.json`; what they ask for and we do not have is a `CheckpointError` by its name."""
-    refuse_fields(ASKED, config, NEUTRAL_ANYWHERE)
+    """Read the values of a `config.json`; `CheckpointError` names a feature that is not implemented."""
+    refuse_fields(CONFIG, config, NEUTRAL_ANYWHERE)
     try:
         return family_of(config).read(config)
     except KeyError as error:
@@ -335,7 +336,7 @@ def family_of(config: HuggingFaceConfig) -> Family:
 
 
 def convert_language_model(config: HuggingFaceConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The decoder's tensors under our names, relative to `language_model.`."""
+    """Convert the decoder's tensors to our names, relative to `language_model.`."""
     family, ours = family_of(config), language_model_config(config)
     head = family.names["head"][0]
     ignored = re.compile(family.ignored + (rf"|^{head}\." if ours.tied_head else ""))
@@ -344,7 +345,7 @@ def convert_language_model(config: HuggingFaceConfig, tensors: Mapping[str, Tens
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A module's weight: the rows of the parts that a family may keep apart, and the shape of a row."""
+    """A module's weight: the rows of its parts, which a family may store separately, and the shape of a row."""
 
     parts: tuple[int, ...]
     row: Shape = ()
@@ -388,5 +389,5 @@ def modules(config: LanguageModelConfig) -> Iterator[tuple[str, Rows]]:
 
 
 def _separate(fused: Tensor, num_heads: int) -> Tensor:
-    """[H * 3 * K, ...], head by head -> [3 * H * K, ...], all queries, all keys, all values."""
+    """Reorder rows [H * 3 * K, ...] of all heads to [3 * H * K, ...]: all queries, all keys, all values."""
     return fused.unflatten(0, (num_heads, 3, -1)).transpose(0, 1).flatten(0, 2)

@@ -1,7 +1,7 @@
-"""Our own folder: `config.json` says what the model is, safetensors hold its weights, `tokenizer.json` its vocabulary.
+"""The model folder: `config.json` describes the model, safetensors hold its weights, `tokenizer.json` its vocabulary.
 
-Written beside its place and moved there whole, shard by shard, so that no more than a shard is held and no reader meets
-half a folder. Read strictly: the tensors are the model's, no more, no fewer, each of its shape.
+It is written shard by shard into a temporary folder, which is moved to its path when complete: no more than one shard is in
+memory, and no reader sees an incomplete folder. Reading is strict: the tensors must be exactly the model's.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def save_folder(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """`tokenizer_json` is a file, or its text. A folder that holds anything already is refused."""
-    with _arriving_whole(folder) as partial:
+    """Write a model folder; `tokenizer_json` is a file or its text. Raises `CheckpointError` for a folder with contents."""
+    with _moved_when_complete(folder) as partial:
         (partial / "config.json").write_text(config.to_json(), encoding="utf-8")
         text = tokenizer_json.read_text(encoding="utf-8") if isinstance(tokenizer_json, Path) else tokenizer_json
         (partial / "tokenizer.json").write_text(text, encoding="utf-8")
@@ -43,7 +43,7 @@ def save_folder(
 
 
 def load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) -> Flamingo:
-    """The model, ready to evaluate, its floating-point weights in `dtype`."""
+    """Load the model for evaluation, with floating-point weights in `dtype`. Raises `CheckpointError`."""
     config = load_config(folder)
     files = weight_files(folder, WEIGHTS)
     if not files:
@@ -61,8 +61,8 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @contextmanager
-def _arriving_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`; on success it becomes `folder`, otherwise it goes."""
+def _moved_when_complete(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder next to `folder`, which becomes `folder` on success and is removed otherwise."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} already exists and is not an empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def _write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_by
 
 def _write_shard(file: Path, shard: dict[str, Tensor]) -> dict[str, int]:
     save_file(shard, file, metadata={"format": "pt"})
-    file.chmod(0o644)  # safetensors makes it the owner's alone; who serves a folder may be another than who made it
+    file.chmod(0o644)  # safetensors restricts it to the owner, but another user may serve the folder
     return {name: tensor.nbytes for name, tensor in shard.items()}
 
 

@@ -1,8 +1,8 @@
-"""OpenFlamingo (checkpoint.pt, a language model's folder, a vision encoder's folder) -> our folder.
+"""Import OpenFlamingo from its checkpoint.pt and the folders of its language model and its vision encoder.
 
-The checkpoint holds what was trained: resampler, gated layers (before layers n - 1, 2n - 1, ...) and the token table. It
-says its sizes only by its tensors' shapes; all attention in it has heads 64 wide. What it holds of the frozen parts wins
-over their folders, as it does in the library.
+The checkpoint holds the trained parts: resampler, gated layers (before layers n - 1, 2n - 1, ...) and the token table. Its
+sizes are known only from the shapes of its tensors; all its attention heads are 64 wide. Its tensors of frozen parts take
+precedence over their folders, as in the library.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ logger = logging.getLogger(__name__)
 HEAD_DIM = 64
 MEDIA, END_OF_CHUNK, PAD = "<image>", "<|endofchunk|>", "<PAD>"
 
-# the library reaches the same modules by a second path, and a state dict has them under both
+# a state dict has these modules under two paths
 DUPLICATES = re.compile(r"lang_encoder\.(gated_cross_attn_layers|old_decoder_blocks)\.")
 GATED_LAYER = re.compile(r"lang_encoder\..+\.(\d+)\.gated_cross_attn_layer\.")
 
-# our two token tables, and what their rows of new tokens are called
+# our two token tables, and their rows of new tokens
 TABLES = {"embed.weight": "embed.new_rows", "head.weight": "head.new_rows"}
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of a `checkpoint.pt` by the part they belong to."""
+    """The tensors of a `checkpoint.pt` by part."""
 
     file: Path
-    bridge: dict[str, Tensor]  # resampler and gated layers, names in full
+    bridge: dict[str, Tensor]  # resampler and gated layers, full names
     language_model: dict[str, Tensor]  # names as in the language model's own folder
     vision: dict[str, Tensor]  # names as in open_clip
 
     @classmethod
     def open(cls, file: Path) -> Checkpoint:
         values = read_pickle(file)
-        # a training run wraps the model's state with the optimizer's, and the model in DistributedDataParallel
+        # a training run stores the optimizer's state too, and wraps the model in DistributedDataParallel
         state = values.get("model_state_dict", values)
         tensors = only_tensors({name.removeprefix("module."): t for name, t in state.items()}, str(file))
         parts: dict[str, dict[str, Tensor]] = {"bridge": {}, "language_model": {}, "vision": {}}
@@ -109,7 +109,7 @@ def import_openflamingo(
 
 @dataclass(frozen=True, slots=True)
 class LanguageModelFolder:
-    """The frozen language model as it was published, and its tokenizer with this lineage's tokens behind it."""
+    """The frozen language model as published, and its tokenizer, to which this lineage's tokens are appended."""
 
     path: Path
     settings: dict[str, Any]
@@ -124,7 +124,7 @@ class LanguageModelFolder:
         return cls(path, settings, family_of(settings), tokenizer)
 
     def convert(self, checkpoint: Checkpoint) -> tuple[LanguageModelConfig, dict[str, Tensor]]:
-        """The decoder with just as many rows in its tables as there are tokens, under our names."""
+        """Return the decoder under our names, with a row per token in its tables."""
         rows, num_new = len(self.tokenizer), self._num_new_tokens()
         trained = self.family.full_names(checkpoint.language_model)
         tensors = self.family.full_names(open_folder(self.path)) | trained
@@ -138,33 +138,35 @@ class LanguageModelFolder:
         return config, dict(_split_tables(converted, rows - num_new))
 
     def _num_new_tokens(self) -> int:
-        """How many of the last ids are this lineage's own."""
+        """Return how many of the last ids are this lineage's tokens."""
         ids = {self.tokenizer.tokenizer.token_to_id(token) for token in (END_OF_CHUNK, MEDIA, PAD)}
         last = reversed(range(len(self.tokenizer)))
         return sum(1 for _ in takewhile(ids.__contains__, last))
 
     def _rows(self, name: str, trained: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
-        """A row a token. The language model's own table is padded beyond its tokens, or ends before the new ones."""
+        """Return a row per token; the language model's own table may be padded, or end before the new tokens."""
         if name not in tensors:
             raise CheckpointError(f"{self.path} has no tensor {name}")
-        table, wanted = tensors[name], len(self.tokenizer)
-        if name in trained and len(table) != wanted:
-            raise CheckpointError(f"the checkpoint's lang_encoder.{name} has {len(table)} rows for {wanted} tokens")
-        if len(table) >= wanted:
-            return table[:wanted]
+        table, num_tokens = tensors[name], len(self.tokenizer)
+        if name in trained and len(table) != num_tokens:
+            raise CheckpointError(f"the checkpoint's lang_encoder.{name} has {len(table)} rows for {num_tokens} tokens")
+        if len(table) >= num_tokens:
+            return table[:num_tokens]
         if name == self.family.table("embed"):
             raise CheckpointError(
-                f"no embeddings of {MEDIA} and its kin: the checkpoint holds no lang_encoder.{name}, and the one of "
-                f"{self.path} has {len(table)} rows for {wanted} tokens"
+                f"no embeddings of {MEDIA} and other new tokens: the checkpoint has no lang_encoder.{name}, and that of "
+                f"{self.path} has {len(table)} rows for {num_tokens} tokens"
             )
-        missing = wanted - len(table)
-        logger.warning("%d new tokens have no output rows in either source: they become zeros", missing)
+        missing = num_tokens - len(table)
+        logger.warning("%d new tokens have no output rows in either source, they are set to zero", missing)
         return torch.cat([table, table.new_zeros(missing, *table.shape[1:])])
 
 
 def _expansion(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """MPT's feed-forward as its tensors have it: transformers' is 4 times as wide as the model whatever the config says,
-    MosaicML's own follows `expansion_ratio`."""
+    """Return the width of MPT's feed-forward from its tensors.
+
+    In transformers it is 4 times the model's width, whatever `expansion_ratio` is; MosaicML's code follows that field.
+    """
     up = tensors.get("transformer.blocks.0.ffn.up_proj.weight")
     return {} if up is None else {"expansion_ratio": up.shape[0] // up.shape[1]}
 
@@ -186,8 +188,8 @@ def _vision(folder: Path, checkpoint: Checkpoint) -> tuple[VisionConfig, dict[st
 def _resampler_config(checkpoint: Checkpoint) -> ResamplerConfig:
     if "perceiver.media_time_embs" in checkpoint.bridge:
         raise CheckpointError(
-            f"{checkpoint.file}: perceiver.media_time_embs makes visual tokens depend on a media's place in the prompt, "
-            "which is not supported: a media is encoded once for every place"
+            f"{checkpoint.file}: perceiver.media_time_embs makes visual tokens depend on the position of media in the "
+            "prompt, which is not supported: media are encoded once for all positions"
         )
     num_latents, dim = _sizes(checkpoint, "perceiver.latents")
     ffn_dim, _ = _sizes(checkpoint, "perceiver.layers.0.1.1.weight")
@@ -205,14 +207,14 @@ def _resampler_config(checkpoint: Checkpoint) -> ResamplerConfig:
 
 
 def _gated_config(checkpoint: Checkpoint, every_n_layers: int, num_layers: int) -> GatedConfig:
-    found = {int(match[1]): match[0] for match in map(GATED_LAYER.match, checkpoint.bridge) if match}
-    wanted = list(range(every_n_layers - 1, num_layers, every_n_layers)) if every_n_layers > 0 else []
-    if not wanted or sorted(found) != wanted:
+    stored = {int(match[1]): match[0] for match in map(GATED_LAYER.match, checkpoint.bridge) if match}
+    expected = list(range(every_n_layers - 1, num_layers, every_n_layers)) if every_n_layers > 0 else []
+    if not expected or sorted(stored) != expected:
         raise CheckpointError(
-            f"{checkpoint.file} has gated layers before layers {sorted(found)} of the language model's {num_layers}, "
-            f"but one every {every_n_layers} layers means {wanted}"
+            f"{checkpoint.file} has gated layers before layers {sorted(stored)} of the language model's {num_layers}, "
+            f"but one every {every_n_layers} layers means {expected}"
         )
-    first = found[wanted[0]]
+    first = stored[expected[0]]
     ffn_dim, _ = _sizes(checkpoint, f"{first}ff.1.weight")
     return GatedConfig(
         first_layer=every_n_layers - 1,
@@ -225,12 +227,12 @@ def _gated_config(checkpoint: Checkpoint, every_n_layers: int, num_layers: int) 
 
 
 def _sizes(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
-    """The shape of a matrix that sizes are read from."""
+    """Return the shape of a matrix. Raises `CheckpointError` if it is missing or not a matrix."""
     if name not in checkpoint.bridge:
         raise CheckpointError(f"{checkpoint.file} has no tensor {name}")
     shape = tuple(checkpoint.bridge[name].shape)
     if len(shape) != 2:
-        raise CheckpointError(f"{checkpoint.file}: {name} has shape {list(shape)}, wanted a matrix")
+        raise CheckpointError(f"{checkpoint.file}: {name} has shape {list(shape)}, expected a matrix")
     return shape
 
 

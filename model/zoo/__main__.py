@@ -1,4 +1,4 @@
-"""`python -m model.zoo prepare [--cache DIR]`: make the default model ready and print its folder."""
+"""Prepare the default model and print its folder: `python -m model.zoo prepare [--cache DIR]`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from model.zoo.default import DefaultModelError, prepare
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m model.zoo", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("prepare", help="convert the default model if it is not there; print its folder")
-    command.add_argument("--cache", type=Path, help="where model folders are kept (default: ~/.cache/flamboyance)")
+    command = commands.add_parser(
+        "prepare", help="convert the default model unless its folder exists; print the folder"
+    )
+    command.add_argument("--cache", type=Path, help="folder of model folders (default: ~/.cache/flamboyance)")
     try:
         print(prepare(parser.parse_args().cache))
     except DefaultModelError as error:

@@ -1,8 +1,8 @@
-"""What joins the default model's experts: the trained bridge if this repository holds one, else a seeded start.
+"""The bridge between the default model's experts: the trained one of this repository, or a seeded start for training.
 
-On disk a matrix is 8-bit rows and a float16 scale a row, everything else float32.
-The start's gates are zero, so that the language model answers as it would alone; the rows of the new tokens are the
-mean of the frozen ones, which makes a token that is never likely.
+On disk, matrices have 8-bit rows with a float16 scale per row; all other tensors are float32.
+The start's gates are zero, so that the language model answers as it would alone. The rows of new tokens are the mean of the
+frozen rows, which makes these tokens unlikely.
 """
 
 from __future__ import annotations
@@ -21,11 +21,9 @@ from model.resampler_ablations import build_resampler
 
 SEED = 0
 NEW_ROWS = "language_model.embed.new_rows"
-
-
 SCALE = ".scale"
 
-# beside the default encoder's features, whose entries are between 0 and 6, and mostly near 0
+# large compared with the default encoder's features, whose elements are between 0 and 6, and mostly near 0
 BIAS = 3.0
 LATENTS = 0.3
 
@@ -41,27 +39,27 @@ def save_bridge(file: Path, bridge: Mapping[str, Tensor]) -> None:
 
 
 def quantise_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 of the matrix' shape, and the float16 scale of each row. A row of zeros has scale one."""
+    """Return int8 of the matrix' shape, and the float16 scale of each row; a row of zeros has scale one."""
     largest = matrix.float().abs().amax(-1)
-    # rounded up to a float16, so that the row's largest number stays within 127 of them
+    # rounded up to a float16, so that the row's largest element is at most 127 scales
     scale = torch.where(largest > 0, largest / 127 * (1 + 2**-10), 1.0).half()
     rows = (matrix.float() / scale.float()[:, None]).round().clamp(-127, 127)
     return rows.to(torch.int8), scale
 
 
 def load_bridge(file: Path) -> dict[str, Tensor]:
-    """Every tensor in float32."""
+    """Load every tensor in float32."""
     stored = load_file(file)
-    return {name: _whole(name, tensor, stored) for name, tensor in stored.items() if not name.endswith(SCALE)}
+    return {name: _dequantised(name, tensor, stored) for name, tensor in stored.items() if not name.endswith(SCALE)}
 
 
-def _whole(name: str, tensor: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
+def _dequantised(name: str, tensor: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
     scale = stored.get(name + SCALE)
     return tensor.float() if scale is None else tensor.float() * scale.float()[:, None]
 
 
 def start_bridge(config: FlamingoConfig, frozen_rows: Tensor) -> dict[str, Tensor]:
-    """Everything of the model that is not an expert's, the same on every call."""
+    """Return all tensors of the model that are not an expert's; they are the same on every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         bridge = nn.Module()
@@ -79,12 +77,12 @@ def start_bridge(config: FlamingoConfig, frozen_rows: Tensor) -> dict[str, Tenso
 
 @torch.no_grad()
 def start_as_mean(resampler: Resampler) -> None:
-    """Visual tokens that begin as the mean feature in other coordinates: what the encoder tells apart, they tell apart.
+    """Start visual tokens as the mean feature in other coordinates, so that they separate what the encoder separates.
 
-    Any picture's, since nothing of it is learned: a random projection keeps the distances (Johnson and Lindenstrauss,
-    1984). Values and outputs are the identity, feed-forwards silent, queries and keys small, hence attention even.
-    Left to itself, the norm in front of the attention would make an empty place of a picture as long as a full one; a
-    bias that is the same everywhere and long beside all features makes the norm a constant, which its own scale undoes.
+    This needs no training: a random projection preserves distances (Johnson and Lindenstrauss, 1984). Values and outputs
+    are the identity, feed-forwards zero, and queries and keys small, so that attention is uniform. The norm before the
+    attention would scale features of an empty patch up to those of a full one; a constant bias that is large compared with
+    all features makes the norm a constant, which its own scale undoes.
     """
     if not isinstance(resampler, PerceiverResampler) or not isinstance(resampler.input, nn.Linear):
         return

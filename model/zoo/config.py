@@ -1,6 +1,6 @@
 """The default model as data: EfficientNet-Lite0 and SmolLM2-135M-Instruct, frozen and from PyPI, and a small bridge.
 
-No torch here. The language model's part is also in its file; conversion checks that the two agree.
+No torch here. The language model's file also has its part of the configuration; conversion checks that both agree.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, Promp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertFile:
-    """A file inside a distribution. The bridge fits these numbers and no others, hence the digest."""
+    """A file inside a distribution; the digest ensures that the weights are those that the bridge was trained with."""
 
     distribution: str
     version: str
@@ -34,7 +34,7 @@ LANGUAGE_MODEL_FILE = ExpertFile(
 )
 
 MEDIA_TOKEN, END_OF_CHUNK = "<image>", "<|endofchunk|>"
-# their rows follow the frozen vocabulary's, in this order
+# their rows follow those of the frozen vocabulary, in this order
 NEW_TOKENS = (MEDIA_TOKEN, END_OF_CHUNK)
 
 DEFAULT = FlamingoConfig(
@@ -47,7 +47,7 @@ DEFAULT = FlamingoConfig(
         num_patches=49,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        # nothing of a photograph is cut off; the encoder was trained on crops of aspect 3:4 to 4:3
+        # nothing of a photograph is cropped; the encoder was trained on crops of aspect 3:4 to 4:3
         resize="squash",
     ),
     resampler=ResamplerConfig(
@@ -60,7 +60,7 @@ DEFAULT = FlamingoConfig(
         activation="gelu",
         num_frames=8,
         num_spatial=49,
-        # and no norm in front of it: a place with nothing in it is a short vector, and stays one
+        # without an input norm: the feature of an empty patch is a short vector, and stays one
         input_projection=True,
     ),
     gated=GatedConfig(

@@ -1,6 +1,6 @@
-"""The experts' files and the bridge -> one model folder: `python -m model.zoo.convert VISION LANGUAGE_MODEL FOLDER`.
+"""Convert the experts' files and the bridge to a model folder: `python -m model.zoo.convert VISION LANGUAGE_MODEL FOLDER`.
 
-Weights are kept in float32: the file's 4-bit numbers are exact in it, and it loads by mapping the file into memory.
+Weights are stored in float32, in which the file's 4-bit numbers are exact, and which loads by mapping the file into memory.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def convert(vision: Path, language_model: Path, folder: Path) -> None:
     _check(vision, VISION_FILE)
     _check(language_model, LANGUAGE_MODEL_FILE)
     source = GGUFFile(language_model)
-    if (found := source.config(len(NEW_TOKENS))) != DEFAULT.language_model:
-        raise CheckpointError(f"{language_model} is {found}, the default model has {DEFAULT.language_model}")
+    if (config := source.config(len(NEW_TOKENS))) != DEFAULT.language_model:
+        raise CheckpointError(f"{language_model} is {config}, the default model has {DEFAULT.language_model}")
     save_once(folder, _tensors(vision, source), source.tokenizer(NEW_TOKENS).to_str())
 
 
 def save_once(folder: Path, tensors: Iterable[tuple[str, Tensor]], tokenizer_json: str) -> None:
-    """Another process may be at the same: the folder that arrives first stays, and both are the same."""
+    """Save the folder unless another process saves it first; both write the same."""
     try:
         save_folder(folder, DEFAULT, tensors, tokenizer_json)
     except (CheckpointError, OSError):
@@ -55,10 +55,11 @@ def _tensors(vision: Path, source: GGUFFile) -> Iterator[tuple[str, Tensor]]:
 
 def _check(path: Path, file: ExpertFile) -> None:
     with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != file.sha256:
-        wanted = f"{file.distribution} {file.version}"
-        raise CheckpointError(f"{path} has sha256 {found}, but the file of {wanted} has {file.sha256}")
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != file.sha256:
+        raise CheckpointError(
+            f"{path} has sha256 {digest}, but the file of {file.distribution} {file.version} has {file.sha256}"
+        )
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""Where the default model's folder is, and how it gets there: `prepare` converts it once, into a cache.
+"""The folder of the default model: `prepare` converts it once, into a cache.
 
-The folder's name ends in a digest of all that it is made of, so a newer bridge or converter meets no older folder.
-Conversion runs in a process of its own: no torch here, and its memory is gone before a server starts.
+The folder's name ends in a digest of all its sources, so that a newer bridge or converter gets a new folder. Conversion
+runs in a process of its own: no torch here, and its memory is released before a server starts.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pathlib import Path
 
 from model.zoo.config import DEFAULT, LANGUAGE_MODEL_FILE, VISION_FILE, ExpertFile
 
-# to be raised when the same sources would give another folder
+# to be incremented when the same sources would give another folder
 CONVERTER_VERSION = 1
 BRIDGE = Path(__file__).with_name("bridge.safetensors")
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class DefaultModelError(RuntimeError):
-    """The default model cannot be made here; the message says what to do."""
+    """The default model cannot be converted here; the message says what to do."""
 
 
 def prepare(cache: Path | None = None) -> Path:
-    """The default model's folder, converted first if it is not there. Several processes may ask at once."""
+    """Return the default model's folder, and convert it first unless it exists; several processes may call this at once."""
     folder = locate(cache)
     if is_ready(folder):
         return folder
@@ -38,7 +38,7 @@ def prepare(cache: Path | None = None) -> Path:
 
 
 def locate(cache: Path | None = None) -> Path:
-    """The folder's place, whether or not it is there yet."""
+    """Return the path of the folder, which may not exist yet."""
     digest = hashlib.sha256(f"{CONVERTER_VERSION} {VISION_FILE} {LANGUAGE_MODEL_FILE}\n{DEFAULT.to_json()}".encode())
     if BRIDGE.exists():
         digest.update(BRIDGE.read_bytes())
@@ -47,18 +47,20 @@ def locate(cache: Path | None = None) -> Path:
 
 
 def is_ready(folder: Path) -> bool:
-    # a folder arrives whole, so one file stands for all
+    # a folder is moved to its path when it is complete, so one file is enough
     return (folder / "config.json").exists()
 
 
 def find(file: ExpertFile) -> Path:
-    """The installed file of an expert."""
-    wanted = f"{file.distribution}=={file.version}"
+    """Return the installed file of an expert. Raises `DefaultModelError`."""
+    required = f"{file.distribution}=={file.version}"
     try:
         distribution = metadata.distribution(file.distribution)
     except metadata.PackageNotFoundError:
-        raise DefaultModelError(f"the default model needs {wanted}, which is not installed: run `make setup`") from None
+        raise DefaultModelError(
+            f"the default model needs {required}, which is not installed: run `make setup`"
+        ) from None
     for entry in distribution.files or ():
         if entry.name.endswith(file.suffix):
             return Path(str(entry.locate()))
-    raise DefaultModelError(f"{file.distribution} {distribution.version} has no {file.suffix} file: {wanted} has one")
+    raise DefaultModelError(f"{file.distribution} {distribution.version} has no {file.suffix} file: {required} has one")

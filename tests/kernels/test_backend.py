@@ -1,4 +1,4 @@
-"""The one place that chooses: what may be asked for, what is refused, and what is said about it."""
+"""The choice of the backend: which requests are accepted, which are refused, and how the choice is described."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_auto_serves_a_cpu_with_what_numba_compiles_and_says_why() -> None:
+def test_auto_serves_a_cpu_with_numba_and_reports_the_reason() -> None:
     select("auto")
     assert not use_triton(torch.zeros(1))
     assert use_compiled(torch.zeros(1))
@@ -39,41 +39,41 @@ def test_auto_serves_a_cpu_with_what_numba_compiles_and_says_why() -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_triton_asked_for_where_it_cannot_run_raises_and_changes_nothing() -> None:
-    with pytest.raises(BackendError, match="asked for, but torch sees no GPU"):
+def test_requesting_triton_where_it_cannot_run_raises_and_changes_nothing() -> None:
+    with pytest.raises(BackendError, match="requested, but torch sees no GPU"):
         select("triton")
     assert describe()["requested"] == "auto"
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_triton_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_triton_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "triton", None)
     with pytest.raises(BackendError, match="triton is not installed"):
         select("triton")
     assert describe()["triton"] is None
 
 
-def test_triton_asked_for_and_handed_a_tensor_of_the_cpu_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requested_triton_raises_for_a_cpu_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_obstacle", lambda: None)
     select("triton")
-    with pytest.raises(BackendError, match="a tensor on cpu"):
+    with pytest.raises(BackendError, match="a tensor is on cpu"):
         use_triton(torch.zeros(1))
 
 
-def test_the_reference_asked_for_is_taken_whatever_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requested_reference_is_used_even_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_obstacle", lambda: None)
     select("reference")
     assert not use_triton(torch.zeros(1))
-    assert (describe()["backend"], describe()["reason"]) == ("reference", "asked for")
+    assert (describe()["backend"], describe()["reason"]) == ("reference", "requested")
 
 
-def test_a_backend_that_is_none_is_refused_by_name() -> None:
+def test_an_unknown_backend_is_refused_by_name() -> None:
     with pytest.raises(BackendError, match="'cuda' is none of auto, triton, reference"):
         select("cuda")  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_without_numba_torch_serves_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_numba_the_reference_serves_and_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "numba", None)
     assert not use_compiled(torch.zeros(1))
     assert (describe()["backend"], describe()["numba"]) == ("reference", None)

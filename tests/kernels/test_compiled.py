@@ -1,4 +1,4 @@
-"""The kernels for a processor against their references, in each dtype, at odd shapes, with what must be left alone."""
+"""The CPU kernels against their references, in each dtype, at odd shapes, with the memory that they must not change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kernels.rotary import rotary_angles, rotate_, rotate_reference
 from kernels.swiglu import swiglu, swiglu_reference
 
 DTYPES = [torch.float32, torch.bfloat16]
-# of the result's size: a bfloat16 has 8 bits
+# relative to the norm of the result; a bfloat16 has 8 bits
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.5e-3}
 
 
@@ -32,7 +32,7 @@ def seeded() -> None:
 
 
 def assert_close(got: Tensor, exact: Tensor) -> None:
-    """Rounded once, from float32."""
+    """Check a result that was rounded once, from float32."""
     assert got.isfinite().all()
     assert float((got.float() - exact.float()).norm()) <= TOLERANCE[got.dtype] * float(exact.float().norm())
 
@@ -50,7 +50,7 @@ def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rotary_dim", [16, 6])
-def test_rotation_turns_the_first_numbers_of_each_head_and_nothing_else(rotary_dim: int, dtype: torch.dtype) -> None:
+def test_rotation_changes_the_first_elements_of_each_head_and_nothing_else(rotary_dim: int, dtype: torch.dtype) -> None:
     heads = torch.randn(4, 5, 16).to(dtype)
     cos, sin = (a.to(dtype) for a in rotary_angles(torch.tensor([0, 3, 99, 2]), rotary_dim, 1e4))
     expected = heads.float().clone()
@@ -69,7 +69,7 @@ def test_swiglu(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_store(dtype: torch.dtype) -> None:
+def test_kv_store(dtype: torch.dtype) -> None:
     heads = torch.randn(4, 7, 16).to(dtype)
     expected = torch.zeros(5, 2, 2, 4, 16, dtype=dtype)
     got, slots = expected.clone(), torch.tensor([19, -1, 0, 6])
@@ -85,10 +85,10 @@ def test_the_store(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("queries", [(1, 1, 1), (1, 3, 1), (1, 0, 1)], ids=["decode", "mixed", "absent"])
 def test_decoding_rows_read_their_own_blocks(queries: tuple[int, ...], alibi: bool, dtype: torch.dtype) -> None:
     lengths, table = torch.tensor([11, 3, 14]), torch.tensor([[1, 2, 3, 0], [4, 0, 0, 0], [1, 2, 5, 6]]).int()
-    cache = torch.full((7, 2, 2, 4, 24), float("nan"), dtype=dtype)  # what no sequence has filled may hold anything
+    cache = torch.full((7, 2, 2, 4, 24), float("nan"), dtype=dtype)  # unfilled slots may hold anything
     for blocks, length in zip(table, lengths.tolist(), strict=True):
-        for place in range(length):
-            cache[blocks[place // 4], :, :, place % 4] = torch.randn(2, 2, 24).to(dtype)
+        for position in range(length):
+            cache[blocks[position // 4], :, :, position % 4] = torch.randn(2, 2, 24).to(dtype)
     heads = torch.randn(sum(queries), 7, 24).to(dtype)[:, :6]  # a slice of a fused projection
     slopes, starts = torch.rand(6) if alibi else None, torch.tensor((0, *queries)).cumsum(0).int()
     plan = plan_step(
@@ -105,7 +105,7 @@ def test_decoding_rows_read_their_own_blocks(queries: tuple[int, ...], alibi: bo
     torch.testing.assert_close(got, exact.to(dtype), atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)
 
 
-def test_a_nan_reaches_the_output_of_its_own_row_alone() -> None:
+def test_a_nan_reaches_only_the_output_of_its_own_row() -> None:
     cache, table = torch.randn(4, 2, 2, 4, 16), torch.tensor([[0, 1], [2, 3]]).int()
     query = torch.randn(2, 2, 16)
     query[1, 0, 3] = float("nan")
@@ -115,7 +115,7 @@ def test_a_nan_reaches_the_output_of_its_own_row_alone() -> None:
     assert out[1, 1].isfinite().all()
 
 
-def test_gradients_large_tensors_other_dtypes_and_the_reference_asked_for_are_torch_s() -> None:
+def test_torch_serves_gradients_large_tensors_other_dtypes_and_the_reference() -> None:
     x = torch.randn(2, 8)
     assert use_compiled(x)
     assert not use_compiled(x, torch.ones(8, requires_grad=True))
@@ -136,15 +136,15 @@ def _double(x: Any, count: Any) -> None:
         store(x, i, load(x, i) + load(x, i))
 
 
-def test_where_nothing_can_be_written_a_kernel_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_compiles_without_a_writable_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     cfunc = compiled_module.cfunc
 
-    def refuse_to_keep(signature: Any, *, cache: bool = False, **options: Any) -> Any:
+    def refuse_to_cache(signature: Any, *, cache: bool = False, **options: Any) -> Any:
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return cfunc(signature, **options)
 
-    monkeypatch.setattr(compiled_module, "cfunc", refuse_to_keep)
+    monkeypatch.setattr(compiled_module, "cfunc", refuse_to_cache)
     x = torch.tensor([1.0, 2.0, 3.0])
     compiled("T* int")(_double)[x.dtype](x.data_ptr(), 2)
     assert x.tolist() == [2.0, 4.0, 3.0]
@@ -153,9 +153,7 @@ def test_where_nothing_can_be_written_a_kernel_is_compiled_all_the_same(monkeypa
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_kv_heads", [1, 2])
 @pytest.mark.parametrize("rotary_dim", [16, 6])
-def test_a_decode_step_s_attention_is_its_three_operators(
-    rotary_dim: int, num_kv_heads: int, dtype: torch.dtype
-) -> None:
+def test_decode_attention_equals_its_three_operators(rotary_dim: int, num_kv_heads: int, dtype: torch.dtype) -> None:
     lengths, table = torch.tensor([11, 1, 16]).int(), torch.tensor([[1, 2, 3, 0], [4, 0, 0, 0], [1, 2, 5, 6]]).int()
     cache = torch.randn(7, 2, num_kv_heads, 4, 16).to(dtype)
     qkv = torch.randn(3, 5 * num_kv_heads * 16).to(dtype)
@@ -171,7 +169,7 @@ def test_a_decode_step_s_attention_is_its_three_operators(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_sum_and_its_norm(dtype: torch.dtype) -> None:
+def test_add_rms_norm(dtype: torch.dtype) -> None:
     x, branch, weight = torch.randn(5, 96).to(dtype), torch.randn(5, 96).to(dtype), torch.randn(96)
     h, normed = add_rms_norm(x, branch, weight, 1e-5)
     expected, exact = add_rms_norm_reference(x, branch, weight, 1e-5)
@@ -182,7 +180,7 @@ def test_a_sum_and_its_norm(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_greedy_argmax_and_whether_all_logits_are_finite(dtype: torch.dtype) -> None:
     padded = torch.randn(9, 80).to(dtype)
-    padded[0, 7] = padded[1, 70] = padded[2, 3] = 9  # found; beyond the row's end; excluded
+    padded[0, 7] = padded[1, 70] = padded[2, 3] = 9  # the maximum; beyond the end of the row; excluded
     padded[3, 5] = float("nan")
     padded[4, 5] = -torch.tensor(float("nan"))
     padded[5, 3] = float("inf")
@@ -191,13 +189,13 @@ def test_greedy_argmax_and_whether_all_logits_are_finite(dtype: torch.dtype) -> 
     padded[8] = -1 - padded[8].abs()
     logits, excluded = padded[:, :67], torch.tensor([3, 66])
     expected, is_finite = greedy_argmax_reference(logits.clone(), excluded)
-    token_ids, found_finite = greedy_argmax(logits, excluded)
-    assert found_finite.tolist() == is_finite.tolist() == [True] * 3 + [False] * 4 + [True] * 2
+    token_ids, got_finite = greedy_argmax(logits, excluded)
+    assert got_finite.tolist() == is_finite.tolist() == [True] * 3 + [False] * 4 + [True] * 2
     assert torch.equal(token_ids[is_finite], expected[is_finite])
     assert greedy_argmax(logits[:0], excluded)[0].shape == (0,)
 
 
-def test_much_to_copy_and_little_to_read_go_through_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_serves_short_contexts_and_large_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     cache, starts, lengths = torch.randn(6, 2, 2, 4, 16), torch.arange(3), torch.tensor([8, 7])
 
     def served(table: list[list[int]]) -> bool:

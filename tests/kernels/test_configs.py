@@ -1,4 +1,4 @@
-"""The launch table: what is shipped, what an unknown machine gets, and what a file may replace."""
+"""The launch table: its own rows, the defaults for an unknown machine, and rows replaced by a file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_file_for_an_unknown_operator_is_refused(tmp_path: Path) -> None:
         load(file)
 
 
-def test_every_default_keeps_media_attention_in_one_shape_of_tile() -> None:
+def test_media_attention_has_one_shape_of_tile() -> None:
     """Decode and prefill sum in one order only while no row of the table takes 64 rows or more."""
     shapes = [launch for (operator, *_), launch in configs.TABLE.items() if operator == "media"]
     assert all(launch.block <= 32 and launch.num_warps == 4 for launch in [*shapes, DEFAULTS["media"]])

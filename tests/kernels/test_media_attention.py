@@ -1,4 +1,4 @@
-"""Media attention's reference against the paper's words, and the path by runs, which serves a CPU, against it."""
+"""The reference of media attention against its definition, and attention by runs, which serves a CPU, against it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def slots_of(rows: list[int] | list[list[int]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32)
 
 
-def test_a_token_sees_its_page_and_no_other() -> None:
+def test_a_token_reads_its_page_and_no_other() -> None:
     kv, query = pool(), torch.randn(2, 3, 16)
     out = media_attention_reference(query, kv, slots_of([2, -1]), scale=0.25)
     weights = torch.einsum("hk,hrk->hr", query[0] * 0.25, kv[2, :, 0]).softmax(-1)
@@ -47,7 +47,7 @@ def test_a_token_sees_its_page_and_no_other() -> None:
     assert torch.equal(out[1], torch.zeros(3, 16))
 
 
-def test_all_previous_media_are_one_long_row_of_keys() -> None:
+def test_all_previous_media_share_one_softmax() -> None:
     kv, query = pool(), torch.randn(2, 3, 16)
     out = media_attention_reference(query, kv, slots_of([[-1, 3, 1], [-1, -1, -1]]), scale=0.25)
     keys, values = (torch.cat([kv[3, :, i], kv[1, :, i]], 1) for i in (0, 1))
@@ -57,7 +57,7 @@ def test_all_previous_media_are_one_long_row_of_keys() -> None:
 
 
 @pytest.mark.parametrize("rows", [*PATTERNS.values(), ALL_PREVIOUS], ids=[*PATTERNS, "all_previous"])
-def test_serving_in_torch_is_the_reference(rows: list[int]) -> None:
+def test_attention_by_runs_equals_the_reference(rows: list[int]) -> None:
     kv, query, weight = pool(), torch.randn(len(rows), 3, 16), torch.rand(16)
     out = media_attention(query, kv, slots_of(rows), scale=0.25, query_norm=weight, query_norm_eps=1e-3)
     expected = media_attention_reference(query, kv, slots_of(rows), scale=0.25, query_norm=weight, query_norm_eps=1e-3)
@@ -65,7 +65,7 @@ def test_serving_in_torch_is_the_reference(rows: list[int]) -> None:
 
 
 @pytest.mark.parametrize("rows", [PATTERNS["prefill"], PATTERNS["many_short_runs"], ALL_PREVIOUS], ids=str)
-def test_gradients_in_torch_are_the_reference_s(rows: list[int]) -> None:
+def test_gradients_by_runs_equal_the_reference(rows: list[int]) -> None:
     kv, query = pool(), torch.randn(len(rows), 3, 16)
     upstream = torch.randn(query.shape)
     results = []
@@ -78,7 +78,7 @@ def test_gradients_in_torch_are_the_reference_s(rows: list[int]) -> None:
 
 
 @pytest.mark.parametrize("rows", PATTERNS.values(), ids=PATTERNS.keys())
-def test_a_page_that_nobody_reads_may_hold_anything(rows: list[int]) -> None:
+def test_an_unread_page_may_hold_anything(rows: list[int]) -> None:
     kv, query = pool(), torch.randn(len(rows), 3, 16)
     before = media_attention(query, kv, slots_of(rows), scale=0.25)
     kv[[page for page in range(4) if page not in rows]] = float("nan")
@@ -108,7 +108,7 @@ def test_there_is_no_plan_where_no_token_reads_a_page() -> None:
     assert plan_media(torch.empty(0), None, 16) is None
 
 
-def test_pages_of_8_bits_are_half_the_size_and_near() -> None:
+def test_pages_of_8_bits_are_close_to_the_originals() -> None:
     kv, query = pool(), torch.randn(4, 3, 16)
     pages, scales = quantise_pages(kv)
     out = media_attention(query, pages, slots_of([0, 1, 2, -1]), scale=0.25, media_scale=scales)

@@ -1,4 +1,4 @@
-"""The row operators' references against torch's own words for them, and the resampler's attention against its row."""
+"""The references of the row operators against torch, and the resampler's attention against its definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Causal and paged attention in torch: against first principles, against each other, and in a cascade."""
+"""Causal and paged attention in torch: against their definition, against each other, and with shared blocks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def packed(num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("alibi", [False, True], ids=["rotary", "alibi"])
-def test_the_reference_is_the_definition(alibi: bool) -> None:
+def test_the_reference_equals_the_definition(alibi: bool) -> None:
     query, key, value = packed(5)
     slopes = slopes_if(alibi)
     out = causal_attention_reference(query, key, value, starts_of(2, 3), scale=0.3, alibi_slopes=slopes)
@@ -51,7 +51,7 @@ def test_the_reference_is_the_definition(alibi: bool) -> None:
 
 
 @pytest.mark.parametrize("alibi", [False, True], ids=["rotary", "alibi"])
-def test_causal_attention_and_its_gradients_are_the_reference_s(alibi: bool) -> None:
+def test_causal_attention_and_its_gradients_equal_the_reference(alibi: bool) -> None:
     inputs, starts, slopes = packed(13), starts_of(1, 7, 0, 5), slopes_if(alibi)
     upstream = torch.randn(13, HEADS, HEAD_DIM)
     results = []
@@ -65,13 +65,13 @@ def test_causal_attention_and_its_gradients_are_the_reference_s(alibi: bool) -> 
 
 
 def scattered(key: Tensor, value: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
-    """Whole sequences laid into blocks in no order, the rest of the cache NaN."""
+    """Store whole sequences in blocks in random order; the rest of the cache is NaN."""
     width = max(-(-length // BLOCK_SIZE) for length in lengths)
     table = torch.randperm(len(lengths) * width).view(len(lengths), width)
     kv_cache = torch.full((len(lengths) * width, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM), float("nan"))
-    places = torch.cat([torch.arange(length) for length in lengths])
+    positions = torch.cat([torch.arange(length) for length in lengths])
     rows = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    kv_store(key, value, kv_cache, table[rows, places // BLOCK_SIZE] * BLOCK_SIZE + places % BLOCK_SIZE)
+    kv_store(key, value, kv_cache, table[rows, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE)
     return kv_cache, table.to(torch.int32)
 
 
@@ -104,7 +104,7 @@ def test_a_shared_prefix_is_read_once_and_changes_nothing(queries: tuple[int, ..
 
 
 @pytest.mark.parametrize("lengths", [(7, 8), (8, 8), (9, 16)])
-def test_what_decoding_sequences_share_is_found_without_being_told(lengths: tuple[int, int]) -> None:
+def test_blocks_that_decoding_sequences_share_are_found(lengths: tuple[int, int]) -> None:
     table = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 6]], dtype=torch.int32)
     kv_cache = torch.randn(7, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
     plan = gather_plan(kv_cache, table, starts_of(1, 1), torch.tensor(lengths), num_heads=HEADS)
@@ -116,7 +116,7 @@ def test_what_decoding_sequences_share_is_found_without_being_told(lengths: tupl
 
 
 @pytest.mark.parametrize("num_tokens", [3, 9], ids=["decode", "prefill"])
-def test_the_store_puts_each_token_where_it_was_told_and_skips_padding(num_tokens: int) -> None:
+def test_kv_store_fills_the_mapped_slots_and_skips_padding(num_tokens: int) -> None:
     kv_cache = torch.zeros(5, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
     key, value = torch.randn(2, num_tokens, KV_HEADS, HEAD_DIM)
     slots = torch.randperm(5 * BLOCK_SIZE)[:num_tokens]

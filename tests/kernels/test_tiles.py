@@ -1,4 +1,4 @@
-"""The tile table against a loop that anyone can check, and the pages' lists of tiles against the table."""
+"""The tile table against a plain loop, and the lists of tiles per page against the table."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_runs_are_cut_where_a_loop_would_cut_them(runs: list[tuple[int, int]], r
 
 
 @given(KEYS)
-def test_lists_of_pages_are_told_apart_by_any_entry(runs: list[tuple[int, int]]) -> None:
+def test_lists_of_pages_differ_by_any_entry(runs: list[tuple[int, int]]) -> None:
     keys = expand(runs)
     lists = torch.stack([torch.full_like(keys, 7), keys], 1)
     of_lists, of_keys = tile_records(lists, 16), tile_records(keys, 16)
@@ -55,7 +55,7 @@ def test_every_page_lists_the_tiles_that_read_it(runs: list[tuple[int, int]]) ->
         assert tiles[starts[page] : starts[page + 1]].tolist() == expected
 
 
-def test_a_page_named_twice_is_listed_twice_and_an_empty_tile_nowhere() -> None:
+def test_a_page_named_twice_is_listed_twice_and_an_empty_tile_is_not_listed() -> None:
     slots = torch.tensor([[1, 1], [0, -1]], dtype=torch.int32)
     records = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.int32)
     starts, tiles = tiles_of_pages(records, slots, 2)
@@ -64,5 +64,5 @@ def test_a_page_named_twice_is_listed_twice_and_an_empty_tile_nowhere() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 16])
-def test_no_rows_make_no_tiles(rows: int) -> None:
+def test_no_rows_give_no_tiles(rows: int) -> None:
     assert tile_records(torch.zeros(0, dtype=torch.int32), rows).shape == (0, 4)

@@ -35,7 +35,7 @@ TARGETS = {
 
 
 class StandInDriver:
-    """As much of a driver as a compilation asks for."""
+    """The part of a driver that a compilation needs."""
 
     def __init__(self, target: GPUTarget) -> None:
         self.target = target
@@ -55,22 +55,22 @@ class StandInDriver:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of one kernel for one target."""
+    """A kernel compiled for one target, in figures."""
 
     name: str
     target: str
-    binary: str  # what makes it another binary: source, options, specialisation
+    binary: str  # hash of source, options and specialisation
     threads: int
     shared: int  # bytes of shared memory
     spills: int  # bytes of stack and local memory, spilled registers
     registers: int
     tensor_core: int  # matrix instructions
-    copies: int  # loads from global memory, of the size of a tile's row or less
-    wide_copies: int  # those of 16 bytes a thread
+    copies: int  # loads from global memory, of a tile's row or less
+    wide_copies: int  # those of 16 bytes per thread
     halfword_copies: int  # those of 2 bytes: a tile that is read element by element
-    early_copies: int  # those of 16 bytes that are on their way before the first product (NVIDIA)
-    waits: int  # for the kernel in front, in a launch that began before its end (NVIDIA)
-    copies_before_wait: int  # those of 16 bytes that are on their way before the first wait
+    early_copies: int  # those of 16 bytes that are issued before the first product (NVIDIA)
+    waits: int  # for the preceding kernel, in a launch that began before its end (NVIDIA)
+    copies_before_wait: int  # those of 16 bytes that are issued before the first wait
     stores: int
     wide_stores: int
     layouts: frozenset[str]  # how matrix instructions are spread over warps: the order of a row's sums
@@ -148,13 +148,13 @@ def _modules() -> list[ModuleType]:
 
 
 def _kernels() -> list[JITFunction[Any]]:
-    found = [value for module in _modules() for value in vars(module).values()]
-    return [value for value in found if isinstance(value, JITFunction)]
+    values = [value for module in _modules() for value in vars(module).values()]
+    return [value for value in values if isinstance(value, JITFunction)]
 
 
 @pytest.fixture
 def compile_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., list[Compiled]]]:
-    """compile_for(target, launch): the binaries that `launch()` would have started."""
+    """Return by `compile_for(target, launch)` the binaries that `launch()` would have started."""
     driver = triton.runtime.driver
     before = driver._active
     launched: list[Any] = []

@@ -1,6 +1,6 @@
-"""What the compiler makes of every shipped configuration on every target: no spills, no narrow copies, tensor cores.
+"""Every shipped configuration compiles on every target without spills or narrow copies, and to matrix instructions.
 
-Counts are bounds and not equalities: another version of Triton may use a register more.
+Counts are bounds and not equalities: another version of Triton may use one register more.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TWO_GIB = 1 << 31
 
 
 def pool(*page: int, dtype: torch.dtype = BFLOAT16) -> Tensor:
-    """More than 32 bits can address, as in production; memory that nobody touches costs nothing."""
+    """Return more elements than 32 bits can address, as in production; untouched memory is not allocated."""
     size = torch.Size(page).numel() * dtype.itemsize
     return torch.empty(TWO_GIB // size + 2, *page, dtype=dtype)
 
@@ -86,7 +86,7 @@ def rows() -> None:
 @dataclass(frozen=True)
 class Case:
     launch: Callable[[], None]
-    # what must come in by 16 bytes a thread, by kernel: the bytes of its tiles
+    # by kernel, the bytes of its tiles, which must be loaded by 16 bytes per thread
     tiles: dict[str, int] = field(default_factory=dict)
     tensor_cores: bool = True
 
@@ -130,9 +130,9 @@ WITHOUT_PRODUCTS = {"_merge_parts"}
 @pytest.mark.parametrize("name", CASES)
 def test_compiles_well(name: str, target: str, compile_for: Callable[..., list[Any]]) -> None:
     case = CASES[name]
-    made = compile_for(target, case.launch)
-    assert {kernel.name for kernel in made} >= case.tiles.keys()
-    for kernel in made:
+    compiled = compile_for(target, case.launch)
+    assert {kernel.name for kernel in compiled} >= case.tiles.keys()
+    for kernel in compiled:
         print(kernel)
         assert kernel.spills == 0, kernel
         assert kernel.shared <= SHARED_LIMIT[target], kernel
@@ -140,15 +140,15 @@ def test_compiles_well(name: str, target: str, compile_for: Callable[..., list[A
             assert kernel.tensor_core > 0, kernel
         if kernel.name in case.tiles:
             assert kernel.wide_copies >= case.tiles[kernel.name] // (16 * kernel.threads), kernel
-            assert kernel.halfword_copies <= 1, kernel  # a norm's weight, one element a thread
+            assert kernel.halfword_copies <= 1, kernel  # the weight of a norm, an element per thread
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_a_page_is_on_its_way_before_anyone_waits(
+def test_a_page_is_requested_before_the_first_wait(
     head_dim: int, target: str, compile_for: Callable[..., list[Any]]
 ) -> None:
-    """Written plainly, the loads of V stand behind the round trip of K: two latencies in a row."""
+    """In a plain loop, V would be loaded only after the round trip of K: two latencies in a row."""
     [kernel] = compile_for(target, lambda: media(8, head_dim))
     assert kernel.early_copies >= FORWARD[head_dim]["_forward"] // (16 * 128)
 
@@ -157,7 +157,7 @@ def test_a_page_is_on_its_way_before_anyone_waits(
 def test_tiles_of_16_and_of_32_rows_sum_in_one_order_and_those_of_64_do_not(
     target: str, compile_for: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Why a row's bits are the same in every batch, and why the launch table has no larger tile for media."""
+    """A row's bits are then the same in every batch, and the launch table needs no larger tile for media."""
     layouts = []
     for block in (16, 32, 64):
         monkeypatch.setitem(configs.DEFAULTS, "media", replace(configs.DEFAULTS["media"], block=block))
@@ -166,8 +166,8 @@ def test_tiles_of_16_and_of_32_rows_sum_in_one_order_and_those_of_64_do_not(
     assert layouts[0] == layouts[1] != layouts[2]
 
 
-def test_the_launch_that_is_read_is_the_production_one(compile_for: Callable[..., list[Any]]) -> None:
-    """A pool out of step with 16 bytes is read in pieces, and this suite sees it."""
+def test_launches_are_specialised_as_in_production(compile_for: Callable[..., list[Any]]) -> None:
+    """A pool that is not aligned to 16 bytes is read in pieces, which this suite detects."""
     query, slots = torch.empty(64, 8, 64, dtype=BFLOAT16), torch.zeros(64, dtype=torch.int32)
     shifted = torch.empty(8 * 2 * 64 * 64 * 3 + 1, dtype=BFLOAT16)[1:].view(3, 8, 2, 64, 64)
     [kernel] = compile_for("sm_90", lambda: media_attention(query, shifted, slots, scale=0.1))
@@ -175,7 +175,7 @@ def test_the_launch_that_is_read_is_the_production_one(compile_for: Callable[...
 
 
 def unaligned(*values: int) -> Tensor:
-    """A table that lies somewhere in a step's one upload."""
+    """Return a table at an unaligned offset, as in the single upload of a step."""
     return torch.tensor((0, *values), dtype=torch.int32)[1:]
 
 
@@ -190,7 +190,7 @@ def step(counts: tuple[int, ...], width: int, num_shared_blocks: int, media_pool
 
 
 def test_nothing_is_compiled_while_a_request_waits(compile_for: Callable[..., list[Any]]) -> None:
-    """Three steps at start make all binaries: any numbers of tokens, sequences and blocks then find theirs."""
+    """Three steps at start compile all binaries, for any numbers of tokens, sequences and blocks."""
     pools = (pool(8, 2, 64, 64), pool(2, 8, 16, 64))
 
     def serve() -> None:

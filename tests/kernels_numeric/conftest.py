@@ -1,7 +1,7 @@
 """The kernels under Triton's interpreter, with bfloat16 repaired, memory poisoned and one tolerance for every machine.
 
-The interpreter (3.6 and 3.9) takes bfloat16's bit pattern for its value in tl.dot and in casts from integers, and
-truncates float32 instead of rounding, in silence. Both are set right here, and arithmetic on bfloat16 is refused.
+The interpreter (3.6 and 3.9) silently takes bfloat16's bit pattern for its value in `tl.dot` and in casts from integers,
+and truncates float32 instead of rounding. Both are repaired here, and arithmetic on bfloat16 is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-# the kernels are read at import, for the interpreter or for the compiler: these tests have a process of their own
+# Triton binds kernels at import to the interpreter or the compiler: these tests need a process of their own
 collect_ignore_glob = [] if triton.knobs.runtime.interpret else ["*"]
 
 # the norm of the error over the norm of the result, on inputs rounded to the dtype
@@ -78,7 +78,7 @@ if triton.knobs.runtime.interpret:
 
 @pytest.fixture(autouse=True)
 def poisoned() -> Iterator[None]:
-    """Fresh inputs from a seed, one thread, and NaN in every tensor that torch leaves uninitialised."""
+    """Seed the inputs, use one thread, and fill every tensor that torch leaves uninitialised with NaN."""
     torch.manual_seed(20)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -88,7 +88,7 @@ def poisoned() -> Iterator[None]:
 
 @pytest.fixture
 def ordered_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """tl.dot sums every element in one order, as a matrix unit does; numpy's BLAS takes another order at another row."""
+    """Let `tl.dot` sum every element in one order, as a matrix unit does; numpy's BLAS changes the order with the row."""
 
     def dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
         left, right = (_widened(x).data.astype(np.float32) for x in (a, b))
@@ -106,7 +106,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 @pytest.fixture
 def close() -> Callable[..., None]:
-    """close(name, actual, expected, factor=1): within the dtype's tolerance; NaN never is."""
+    """Check a result by `close(name, actual, expected, factor=1)` to the dtype's tolerance; NaN always fails."""
 
     def check(name: str, actual: Tensor, expected: Tensor, factor: float = 1.0) -> None:
         assert actual.shape == expected.shape, f"{name} is {tuple(actual.shape)}, expected {tuple(expected.shape)}"
@@ -118,7 +118,7 @@ def close() -> Callable[..., None]:
 
 @pytest.fixture
 def gradients() -> Callable[..., tuple[Tensor, ...]]:
-    """gradients(function, *inputs): the output, then the gradient of each input, for one fixed upstream gradient."""
+    """Compute by `gradients(function, *inputs)` the output and each input's gradient, for a fixed upstream gradient."""
 
     def run(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
         leaves = [x.detach().requires_grad_() for x in inputs]

@@ -28,7 +28,7 @@ def add(a, out):  # type: ignore[no-untyped-def]
     tl.store(out + at, tl.load(a + at) + tl.load(a + at))
 
 
-def test_a_product_of_bfloat16_is_that_of_its_values() -> None:
+def test_a_product_of_bfloat16_is_computed_from_its_values() -> None:
     a, b = torch.randn(2, 16, 16).bfloat16()
     out = torch.empty(16, 16)
     product[(1,)](a, b, out)
@@ -60,6 +60,6 @@ def test_arithmetic_on_bfloat16_is_refused() -> None:
         add[(1,)](torch.ones(16, dtype=torch.bfloat16), torch.empty(16, dtype=torch.bfloat16))
 
 
-def test_what_a_kernel_leaves_unwritten_is_seen() -> None:
+def test_memory_that_a_kernel_does_not_write_is_nan() -> None:
     assert torch.randn(3).new_empty(5).isnan().all()
     assert torch.empty_like(torch.zeros(2, dtype=torch.bfloat16)).isnan().all()

@@ -104,7 +104,7 @@ def test_pages_of_8_bits(dtype: torch.dtype, close: Check) -> None:
     assert (actual.float() - whole).norm() / whole.norm() <= 1.5e-2
 
 
-def test_pages_of_8_bits_are_refused_where_the_kernel_would_forget_their_scales() -> None:
+def test_pages_of_8_bits_are_refused_where_the_kernel_has_no_scales() -> None:
     pages, scales = quantise_pages(pool(2, 64, 64, torch.float32))
     query = torch.randn(2, 2, 64)
     with pytest.raises(ValueError, match="one page per token"):
@@ -113,7 +113,7 @@ def test_pages_of_8_bits_are_refused_where_the_kernel_would_forget_their_scales(
         media_attention(query.requires_grad_(), pages, slots_of([0, 1]), scale=0.3, media_scale=scales)
 
 
-def test_a_page_that_nobody_reads_may_hold_anything() -> None:
+def test_an_unread_page_may_hold_anything() -> None:
     kv = pool(2, 64, 64, torch.float32)
     slots = slots_of([-1, -1, 2, 2, 1, 1])
     query = torch.randn(6, 2, 64)
@@ -124,7 +124,7 @@ def test_a_page_that_nobody_reads_may_hold_anything() -> None:
 
 
 @pytest.mark.parametrize("heads_per_program", [1, 2, 4])
-def test_how_heads_are_spread_over_programs_changes_nothing(
+def test_the_number_of_heads_per_program_changes_nothing(
     heads_per_program: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kv, slots = pool(3, 64, 64, torch.float32), slots_of([0] * 20 + [2])
@@ -134,8 +134,8 @@ def test_how_heads_are_spread_over_programs_changes_nothing(
     assert torch.equal(media_attention(query, kv, slots, scale=0.3), expected)
 
 
-def test_empty_tiles_are_passed_over(close: Check, gradients: Callable[..., list[Tensor]]) -> None:
-    """As the table looks that is made on a device, or padded for a captured graph."""
+def test_empty_tiles_are_skipped(close: Check, gradients: Callable[..., list[Tensor]]) -> None:
+    """Tables that are built on a device have them."""
     kv, slots = pool(2, 64, 64, torch.float32), slots_of([3] * 20 + [-1, 2])
     query = torch.randn(22, 2, 64)
     records = tile_records(slots, 16)
@@ -150,23 +150,23 @@ def test_empty_tiles_are_passed_over(close: Check, gradients: Callable[..., list
 @pytest.mark.usefixtures("ordered_products")
 @pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # numpy, about the neighbours
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_row_is_the_same_alone_in_every_place_and_among_nan(dtype: torch.dtype) -> None:
+def test_a_row_is_the_same_alone_at_every_index_and_among_nan(dtype: torch.dtype) -> None:
     kv = pool(2, 64, 64, dtype)
     row = torch.randn(1, 2, 64).to(dtype)
     alone = media_attention(row, kv, slots_of([3]), scale=0.3)
-    for place in range(16):
+    for index in range(16):
         for neighbour in (torch.randn(16, 2, 64).to(dtype), torch.full((16, 2, 64), float("nan"), dtype=dtype)):
             query = neighbour.clone()
-            query[place] = row[0]
+            query[index] = row[0]
             out = media_attention(query, kv, slots_of([3] * 16), scale=0.3)
-            assert torch.equal(out[place], alone[0])
-    behind_others = media_attention(torch.cat([neighbour, row]), kv, slots_of([1] * 9 + [3] * 8), scale=0.3)
-    assert torch.equal(behind_others[-1], alone[0])
+            assert torch.equal(out[index], alone[0])
+    after_other_rows = media_attention(torch.cat([neighbour, row]), kv, slots_of([1] * 9 + [3] * 8), scale=0.3)
+    assert torch.equal(after_other_rows[-1], alone[0])
 
 
 def test_pages_beyond_the_reach_of_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
-    stride = 2**30 + 64  # page 2 begins past 2**31 elements; memory that is not touched is not there
+    stride = 2**30 + 64  # page 2 begins past 2**31 elements; untouched memory is not allocated
     small = torch.randn(3, 1, 2, 16, 16).half()
     kv = torch.empty(2 * stride + 512, dtype=torch.float16).as_strided(small.shape, (stride, 512, 256, 16, 1))
     for page in range(3):
@@ -177,7 +177,7 @@ def test_pages_beyond_the_reach_of_32_bits(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(media_attention(query, kv, every, scale=0.3), media_attention(query, small, every, scale=0.3))
 
 
-def test_a_query_out_of_a_fused_projection_is_read_where_it_lies() -> None:
+def test_a_query_in_a_fused_projection_is_read_without_a_copy() -> None:
     fused, kv, slots = torch.randn(5, 3 * 2 * 64), pool(2, 64, 64, torch.float32), slots_of([0, 0, 1, 1, -1])
     query = fused[:, :128].view(5, 2, 64)
     out = media_attention(query, kv, slots, scale=0.3)
@@ -193,9 +193,7 @@ def test_pages_that_the_kernel_cannot_read_are_refused() -> None:
         media_attention(query, crooked, slots, scale=0.3)
 
 
-def test_pages_fresh_from_a_projection_are_laid_out_for_training(
-    close: Check, gradients: Callable[..., list[Tensor]]
-) -> None:
+def test_new_projections_are_copied_for_training(close: Check, gradients: Callable[..., list[Tensor]]) -> None:
     slots, query, projected = slots_of([0, 0, 2]), torch.randn(3, 2, 64), torch.randn(2, 3, 24, 2, 64)
 
     def run(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -207,7 +205,7 @@ def test_pages_fresh_from_a_projection_are_laid_out_for_training(
         close(name, got, want)
 
 
-def test_two_runs_of_the_backward_pass_agree_to_the_bit(gradients: Callable[..., list[Tensor]]) -> None:
+def test_two_runs_of_the_backward_pass_agree_bit_for_bit(gradients: Callable[..., list[Tensor]]) -> None:
     kv, slots = pool(2, 64, 64, torch.float32), slots_of([0] * 20 + [1] * 3 + [0] * 20)
     query = torch.randn(43, 2, 64)
     first, second = (gradients(lambda q, p: media_attention(q, p, slots, scale=0.3), query, kv) for _ in range(2))
@@ -215,6 +213,6 @@ def test_two_runs_of_the_backward_pass_agree_to_the_bit(gradients: Callable[...,
         assert torch.equal(got, want)
 
 
-def test_the_table_is_that_of_the_configuration() -> None:
+def test_the_launch_configuration_sets_the_tile_size() -> None:
     slots = slots_of([1] * 33)
     assert media_tiles(slots, 64, torch.float32)[:, 1].tolist() == [16, 16, 1]

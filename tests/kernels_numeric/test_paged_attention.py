@@ -87,9 +87,9 @@ def test_a_long_context_is_cut_into_parts(
 
 
 @pytest.mark.usefixtures("ordered_products")
-@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # numpy, about the neighbour
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # numpy, for the other row
 def test_a_decoding_row_is_the_same_in_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alone, or beside a longer sequence of which all is NaN, in a wider table, in more parts."""
+    """The row decodes alone, or with a longer sequence of NaN in a wider table and more parts."""
     monkeypatch.setattr(module, "SPLIT", 64)
     case = Case(4, 2, 32, 8, (1, 1), (50, 300))
     query, kv_cache, table, starts, lengths = case.inputs(torch.float32)
@@ -101,12 +101,12 @@ def test_a_decoding_row_is_the_same_in_every_batch(monkeypatch: pytest.MonkeyPat
     assert both[1].isnan().all()
 
 
-def test_tokens_behind_a_row_are_not_read() -> None:
+def test_tokens_after_a_row_are_not_read() -> None:
     case = CASES["prefill_behind_a_prefix"]
     query, kv_cache, table, starts, lengths = case.inputs(torch.float32)
     before = paged_attention(query, kv_cache, table, starts, lengths, scale=0.2)
     assert not before.isnan().any()
-    kv_cache[table[0, 0], :, :, 9:] = float("nan")  # behind the first sequence's 9 tokens, in its own block
+    kv_cache[table[0, 0], :, :, 9:] = float("nan")  # after the 9 tokens of the first sequence, in its block
     assert torch.equal(paged_attention(query, kv_cache, table, starts, lengths, scale=0.2), before)
 
 
@@ -125,7 +125,7 @@ def test_blocks_beyond_the_reach_of_32_bits(monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
-def test_what_the_kernel_cannot_read_is_refused() -> None:
+def test_an_unreadable_cache_is_refused() -> None:
     query, kv_cache, *rest = CASES["decode"].inputs(torch.float32)
     with pytest.raises(ValueError, match="within a block"):
         paged_attention(query, kv_cache.transpose(2, 3), *rest, scale=0.2)
@@ -135,7 +135,7 @@ def test_what_the_kernel_cannot_read_is_refused() -> None:
         paged_plan(rest[1], rest[2], 3, group=32, head_dim=64, dtype=torch.float32)
 
 
-def test_the_plan_names_each_row_s_place_and_leaves_padding_out() -> None:
+def test_the_plan_has_each_row_s_position_and_no_padding() -> None:
     plan = paged_plan(
         torch.tensor([0, 2, 3]), torch.tensor([5, 9]), 5, group=1, head_dim=64, dtype=torch.float32, shared=True
     )

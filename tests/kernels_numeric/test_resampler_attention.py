@@ -40,7 +40,7 @@ def test_output_and_gradients(
         close(name, got, want, factor=1 if name == "out" else 2)
 
 
-def test_keys_and_values_of_unlike_layout_are_copied(close: Callable[..., None]) -> None:
+def test_keys_and_values_of_different_layouts_are_copied(close: Callable[..., None]) -> None:
     query, key, value = torch.randn(3, 1, 5, 2, 16)
     features = torch.randn(1, 2, 9, 16).transpose(1, 2)
     out = resampler_attention(query, features, features.contiguous(), key, value, scale=0.2)

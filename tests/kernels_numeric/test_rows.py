@@ -29,7 +29,7 @@ def test_gated_residual(
         close(name, got, want, factor=3 if name == "gate" else 1)
 
 
-def test_a_closed_gate_lets_the_language_model_through_unchanged() -> None:
+def test_a_closed_gate_leaves_the_language_model_unchanged() -> None:
     x, branch = torch.randn(2, 3, 64).bfloat16()
     assert torch.equal(gated_residual(x, branch, torch.zeros(1, dtype=torch.bfloat16)), x)
 

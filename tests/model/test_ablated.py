@@ -90,7 +90,7 @@ def test_without_gates_a_branch_is_added_whole_from_the_start() -> None:
 
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_what_only_a_perceiver_has_is_refused(kind: Kind) -> None:
-    with pytest.raises(ConfigError, match=f"resampler.qk_norm is the Perceiver's, and resampler.kind is '{kind}'"):
+    with pytest.raises(ConfigError, match=f"resampler.qk_norm requires resampler.kind 'perceiver', which is '{kind}'"):
         replace(BASE, resampler=replace(BASE.resampler, kind=kind, qk_norm=True))
 
 

@@ -34,7 +34,7 @@ def test_a_config_survives_its_json(family: Family, tmp_path: Path) -> None:
         (["vision", "num_patches"], 9, "vision.num_patches is 9, but the sizes give 5"),
         (["resampler", "dim"], 20, "resampler.dim 20 differs from vision.feature_dim 16"),
         (["resampler", "num_spatial"], 7, "is neither 0 nor vision.num_patches 5"),
-        (["format_version"], 2, "format_version 2, this code reads 1"),
+        (["format_version"], 2, "format_version 2, this version reads 1"),
         (["vision"], 1, "config.vision: expected an object, got int"),
     ],
 )

@@ -12,7 +12,7 @@ from model.batch import NO_CACHE, whole_sequences
 from model.config import FlamingoConfig, ResamplerConfig
 from model.flamingo import Flamingo
 from model.gated_cross_attention import GatedCrossAttention
-from model.inspect import media_weights, openness, patch_shares, picture_grid, rollout
+from model.inspect import media_weights, openness, patch_grid, patch_shares, rollout
 from model.resampler import PerceiverResampler, ResamplerLayer
 from model.resampler_ablations import TransformerLayer, TransformerResampler
 from tests.tiny_models import CONFIGS, FAMILIES, RESAMPLER, VISION, Family, tiny_model
@@ -123,7 +123,7 @@ def looking_at(patch: int) -> tuple[PerceiverResampler, Tensor]:
 def test_a_bridge_that_looks_at_one_patch_shows_it(patch: int) -> None:
     resampler, features = looking_at(patch)
     shares = patch_shares(resampler, features)
-    grid = picture_grid(torch.full((RESAMPLER.num_latents,), 0.25), shares, VISION)
+    grid = patch_grid(torch.full((RESAMPLER.num_latents,), 0.25), shares, VISION)
     expected = torch.zeros(4)
     expected[patch] = 1
     assert grid.shape == (1, 2, 2)
@@ -133,7 +133,7 @@ def test_a_bridge_that_looks_at_one_patch_shows_it(patch: int) -> None:
 def test_a_resampler_of_identity_hands_the_tokens_shares_on() -> None:
     identity = torch.eye(4)[:, None]  # visual token r is patch r
     shares = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    assert picture_grid(shares, identity, VISION).flatten() == pytest.approx(shares)
+    assert patch_grid(shares, identity, VISION).flatten() == pytest.approx(shares)
 
 
 def test_rollout_by_hand() -> None:
@@ -182,7 +182,7 @@ def test_shares_of_patches_sum_to_one(family: Family, frames: int, kind: str) ->
     assert shares.shape == (4, frames, config.vision.num_patches)
     assert shares.sum((1, 2)) == pytest.approx(torch.ones(4), abs=1e-5)
     assert bool((shares >= 0).all())
-    grid = picture_grid(torch.tensor([0.1, 0.2, 0.3, 0.4]), shares, config.vision)
+    grid = patch_grid(torch.tensor([0.1, 0.2, 0.3, 0.4]), shares, config.vision)
     assert grid.shape == (frames, 2, 2)
     assert float(grid.sum()) == pytest.approx(1, abs=1e-5)
 
@@ -210,4 +210,4 @@ def test_a_transformer_whose_latents_look_at_one_feature() -> None:
 def test_the_class_token_is_no_place() -> None:
     vision = CONFIGS["idefics"].vision
     patches = torch.tensor([[[0.6, 0.1, 0.1, 0.1, 0.1]]])
-    assert picture_grid(torch.ones(1), patches, vision).flatten() == pytest.approx(torch.full((4,), 0.25))
+    assert patch_grid(torch.ones(1), patches, vision).flatten() == pytest.approx(torch.full((4,), 0.25))

@@ -183,4 +183,4 @@ def test_a_clip_over_a_limit_is_refused_with_both_numbers(server: Server) -> Non
     ):
         error = response.json()["error"]
         assert (response.status_code, error["code"]) == (400, "invalid_media")
-        assert "more than 64 frames at 1.0 a second" in error["message"]
+        assert "more than 64 frames at 1.0 per second" in error["message"]

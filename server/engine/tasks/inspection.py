@@ -83,7 +83,7 @@ class Inspection(SideTask):
         return self._runner.encoder.features([self._frames[source]])[0]
 
     def _map(self, layers: list[int], shares: Tensor, patches: Tensor) -> AttentionMap:
-        grid = inspect.picture_grid(shares, patches, self._runner.model.config.vision).cpu().numpy()
+        grid = inspect.patch_grid(shares, patches, self._runner.model.config.vision).cpu().numpy()
         return AttentionMap(
             layers=layers, visual_tokens=shares.tolist(), shape=grid.shape, data=grid.astype(np.float32).tobytes()
         )

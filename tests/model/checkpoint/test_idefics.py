@@ -300,4 +300,4 @@ def test_another_image_size_is_refused_with_both(
 ) -> None:
     (source / "preprocessor_config.json").write_text(json.dumps({"image_size": 48}))
     assert run(source, tmp_path / "out") == 1
-    assert "makes 48 pixels, the vision model takes 32" in capsys.readouterr().err
+    assert "size is 48, the vision model's is 32" in capsys.readouterr().err

@@ -258,7 +258,7 @@ GATE = "lang_encoder.transformer.blocks.1.gated_cross_attn_layer.attn_gate"
         ({"perceiver.media_time_embs": torch.zeros(4, 1, 16)}, "perceiver.media_time_embs"),
         ({"perceiver.latents": None}, "has no tensor perceiver.latents"),
         ({"perceiver.layers.0.0.to_q.weight": torch.zeros(100, 16)}, "100 rows, not a multiple of 64"),
-        ({"lang_encoder.transformer.wte.weight": None}, "holds no lang_encoder.transformer.wte.weight, and the one of"),
+        ({"lang_encoder.transformer.wte.weight": None}, "has no lang_encoder.transformer.wte.weight, and that of"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(

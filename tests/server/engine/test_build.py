@@ -33,7 +33,7 @@ def test_the_requested_backend_is_used_and_reported(folder: str) -> None:
 
 def test_kernels_that_cannot_run_here_are_refused(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_obstacle", lambda: "torch sees no GPU")
-    with pytest.raises(backend.BackendError, match="were asked for, but torch sees no GPU"):
+    with pytest.raises(backend.BackendError, match="was requested, but torch sees no GPU"):
         build(Settings(model=folder, kernels="triton"))
 
 

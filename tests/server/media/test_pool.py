@@ -125,7 +125,7 @@ async def test_video_limits_are_those_of_the_settings() -> None:
     settings = Settings(decode_processes=1, max_video_frames=4, max_video_seconds=9, video_fps=2)
     pool = DecodePool(VISION, settings)
     assert (await pool.decode(media(film(["red", "blue"]), "video"))).shape[0] == 4
-    with pytest.raises(InvalidMedia, match=r"more than 4 frames at 2\.0 a second"):
+    with pytest.raises(InvalidMedia, match=r"more than 4 frames at 2\.0 per second"):
         await pool.decode(media(film(["red", "blue", "red"]), "video"))
     await pool.stop()
     pool = DecodePool(VISION, settings.model_copy(update={"max_video_frames": 64}))

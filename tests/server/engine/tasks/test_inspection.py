@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.inspect import media_weights, patch_shares, picture_grid
+from model.inspect import media_weights, patch_grid, patch_shares
 from model.reference import encode
 from model.vision import normalise
 from server.wire import Abort, AttentionMap, Inspect, MediaFailed, MediaWanted
@@ -58,7 +58,7 @@ def test_maps_are_those_of_the_models_forward(family: Family) -> None:
     weights = torch.stack(list(seen.values())).mean(0)
     assert mean.visual_tokens == pytest.approx(weights.tolist(), abs=1e-5)
     assert last.visual_tokens == pytest.approx(seen[config.gated_layers[-1]].tolist(), abs=1e-5)
-    assert grid(mean) == pytest.approx(picture_grid(weights, patches, config.vision).numpy(), abs=1e-5)
+    assert grid(mean) == pytest.approx(patch_grid(weights, patches, config.vision).numpy(), abs=1e-5)
     assert grid(mean).shape == (1, 2, 2)
     assert float(grid(last).sum()) == pytest.approx(1, abs=1e-5)
     assert [gate.layer for gate in answer.inspected["mean"].gates] == list(config.gated_layers)
