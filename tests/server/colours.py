@@ -1,10 +1,12 @@
-"""A support set of single-coloured images, and few-shot requests that use it."""
+"""A support set of single-coloured images, the fixtures of an app that has it, and few-shot requests that use it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from fastapi import FastAPI
 
 from model.config import FlamingoConfig
@@ -14,7 +16,8 @@ from server.media.source import EncodedMedia, encoded
 from server.metrics import Metrics
 from server.served_model import ServedModel
 from server.settings import Settings
-from server.store.records import NewExample
+from server.store.records import NewExample, SupportSetInfo
+from server.store.support_sets import SupportSets
 from tests.server.conftest import data_url, png
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient
 
@@ -33,6 +36,27 @@ def example(index: int, **changes: Any) -> NewExample:
     label = "warm" if index in (0, 5) else "cold"
     fields = {"media": (IMAGES[index],), "text": f"a {COLOURS[index]} one", "label": label, **changes}
     return NewExample(id=f"e{index}", **fields)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", max_media_per_request=5, keep_alive=0.05)
+
+
+@pytest.fixture
+def app(client: FakeClient, settings: Settings) -> FastAPI:
+    return application(client, settings)
+
+
+@pytest.fixture
+def support_sets(app: FastAPI) -> SupportSets:
+    support_sets: SupportSets = app.state.services.support_sets
+    return support_sets
+
+
+@pytest.fixture
+async def colours(support_sets: SupportSets) -> SupportSetInfo:
+    return await support_sets.create("colours", [example(index) for index in range(6)])
 
 
 def url(media: EncodedMedia) -> str:

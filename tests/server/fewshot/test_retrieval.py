@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
 
 from model.prompt import Media, Segment, Text
 from server.media.source import EncodedMedia
@@ -21,40 +19,25 @@ from tests.server.colours import (
     END,
     IMAGES,
     QUERY,
+    app,
     application,
+    colours,
     complete,
     example,
     post,
     refusal,
+    settings,
     shot_ids,
+    support_sets,
     token_ids,
     url,
 )
 from tests.server.documented import CHECKED
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient, unit_vector
 
+__all__ = ["app", "colours", "settings", "support_sets"]  # fixtures
+
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", max_media_per_request=5, keep_alive=0.05)
-
-
-@pytest.fixture
-def app(client: FakeClient, settings: Settings) -> FastAPI:
-    return application(client, settings)
-
-
-@pytest.fixture
-def support_sets(app: FastAPI) -> SupportSets:
-    support_sets: SupportSets = app.state.services.support_sets
-    return support_sets
-
-
-@pytest.fixture
-async def colours(support_sets: SupportSets) -> SupportSetInfo:
-    return await support_sets.create("colours", [example(index) for index in range(6)])
 
 
 # shots from a support set

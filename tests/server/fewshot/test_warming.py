@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,37 +11,29 @@ import pytest
 from fastapi import FastAPI
 
 from server.errors import EngineFailed
-from server.settings import Settings
 from server.store.records import NewExample, SupportSetInfo
 from server.store.support_sets import SupportSets
 from server.wire import Event
-from tests.server.colours import COLOURS, IMAGES, QUERY, application, example, refusal, shot_ids, url
+from tests.server.colours import (
+    COLOURS,
+    IMAGES,
+    QUERY,
+    app,
+    colours,
+    example,
+    refusal,
+    settings,
+    shot_ids,
+    support_sets,
+    url,
+)
 from tests.server.fakes import TOKENIZER, FakeClient, eventually
+
+__all__ = ["app", "colours", "settings", "support_sets"]  # fixtures
 
 pytestmark = pytest.mark.anyio
 
 QUESTION = {"image": url(QUERY), "text": "pink?"}
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", max_media_per_request=5, keep_alive=0.05)
-
-
-@pytest.fixture
-def app(client: FakeClient, settings: Settings) -> FastAPI:
-    return application(client, settings)
-
-
-@pytest.fixture
-def support_sets(app: FastAPI) -> SupportSets:
-    support_sets: SupportSets = app.state.services.support_sets
-    return support_sets
-
-
-@pytest.fixture
-async def colours(support_sets: SupportSets) -> SupportSetInfo:
-    return await support_sets.create("colours", [example(index) for index in range(6)])
 
 
 async def warm(http: httpx.AsyncClient, name: str = "colours", **fields: Any) -> dict[str, Any]:

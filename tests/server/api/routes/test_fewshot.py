@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from model.prompt import Media, Segment, Text
 from server.settings import Settings
@@ -20,12 +18,16 @@ from tests.server.colours import (
     IMAGES,
     LINE,
     QUERY,
+    app,
     application,
+    colours,
     complete,
     example,
     post,
     refusal,
+    settings,
     shot,
+    support_sets,
     token_ids,
     url,
 )
@@ -34,28 +36,9 @@ from tests.server.documented import CHECKED
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient
 from tests.tiny_models import CONFIGS
 
+__all__ = ["app", "colours", "settings", "support_sets"]  # fixtures
+
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", max_media_per_request=5, keep_alive=0.05)
-
-
-@pytest.fixture
-def app(client: FakeClient, settings: Settings) -> FastAPI:
-    return application(client, settings)
-
-
-@pytest.fixture
-def support_sets(app: FastAPI) -> SupportSets:
-    support_sets: SupportSets = app.state.services.support_sets
-    return support_sets
-
-
-@pytest.fixture
-async def colours(support_sets: SupportSets) -> SupportSetInfo:
-    return await support_sets.create("colours", [example(index) for index in range(6)])
 
 
 # shots in the request
