@@ -1,4 +1,4 @@
-"""The paper's ablated parts as configuration: other resamplers, no gates. Each loads, and is one function."""
+"""The paper's ablations as configuration: other resamplers, and no gates."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ def test_any_number_of_frames_becomes_the_same_number_of_visual_tokens(kind: Kin
     media = torch.randn(2, num_frames, 3, 8, 8)
     tokens = model.encode_media(media)
     assert tokens.shape == (2, 4, 24)
-    # a media's tokens are its own
+    # the tokens of a media item do not depend on other items
     torch.testing.assert_close(model.encode_media(media[:1]), tokens[:1], atol=1e-5, rtol=1e-5)
 
 
-def test_a_transformer_s_and_a_perceiver_s_tokens_see_every_place_and_an_mlp_s_its_own() -> None:
-    seen = {}
+def test_only_the_tokens_of_an_mlp_read_a_part_of_the_features() -> None:
+    reads = {}
     for kind in KINDS:
         resampler = tiny_model(with_resampler(kind)).resampler
         features = torch.randn(1, 1, 4, 16)
         other = features.clone()
         other[0, 0, 3] += 1.0
         changed = (resampler(features) - resampler(other)).abs().amax(-1)[0] > 1e-6
-        seen[kind] = changed.tolist()
-    assert seen == {"perceiver": [True] * 4, "transformer": [True] * 4, "mlp": [False, False, False, True]}
+        reads[kind] = changed.tolist()
+    assert reads == {"perceiver": [True] * 4, "transformer": [True] * 4, "mlp": [False, False, False, True]}
 
 
 @pytest.mark.parametrize("name", ABLATED)
-def test_a_folder_goes_round_and_another_kind_is_refused_by_its_tensors(name: str, tmp_path: Path) -> None:
+def test_a_folder_loads_and_another_kind_is_refused_by_its_tensors(name: str, tmp_path: Path) -> None:
     config = ABLATED[name]
     model = tiny_model(config)
     tensors = list(model.state_dict().items())
@@ -73,7 +73,7 @@ def test_a_folder_goes_round_and_another_kind_is_refused_by_its_tensors(name: st
         load_folder(tmp_path / "wrong", "cpu", torch.float32)
 
 
-def test_without_gates_a_branch_is_added_whole_from_the_start() -> None:
+def test_without_gates_branches_are_added_unscaled() -> None:
     model = tiny_model(without_gates())
     assert not [name for name, _ in model.named_parameters() if name.endswith("_gate")]
     gated = tiny_model(BASE)
@@ -89,12 +89,12 @@ def test_without_gates_a_branch_is_added_whole_from_the_start() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_what_only_a_perceiver_has_is_refused(kind: Kind) -> None:
+def test_settings_of_the_perceiver_alone_are_refused(kind: Kind) -> None:
     with pytest.raises(ConfigError, match=f"resampler.qk_norm requires resampler.kind 'perceiver', which is '{kind}'"):
         replace(BASE, resampler=replace(BASE.resampler, kind=kind, qk_norm=True))
 
 
-def test_todays_tensors_are_todays() -> None:
-    """Names of the resampler's tensors as every folder on disk has them."""
+def test_names_of_tensors_are_those_of_existing_folders() -> None:
+    """Every folder on disk has these names of the resampler's tensors."""
     names = {name.split(".")[0] for name in Flamingo(BASE).resampler.state_dict()}
     assert names == {"input", "spatial_embeddings", "frame_embeddings", "latents", "layers", "norm"}

@@ -1,4 +1,4 @@
-"""Configuration: what does not fit together is said by name, with both numbers; JSON goes round."""
+"""Configuration: conflicts are reported by field with both values, JSON round-trips, and weights have a fingerprint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.tiny_models import CONFIGS, FAMILIES, Family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_config_survives_its_json(family: Family, tmp_path: Path) -> None:
+def test_a_config_round_trips_through_json(family: Family, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(CONFIGS[family].to_json())
     assert load_config(tmp_path) == CONFIGS[family]
 
@@ -40,10 +40,10 @@ def test_a_config_survives_its_json(family: Family, tmp_path: Path) -> None:
 )
 def test_a_wrong_value_is_named(path: list[str], value: object, message: str) -> None:
     values = json.loads(CONFIGS["idefics"].to_json())
-    place = values
+    parent = values
     for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
+        parent = parent[key]
+    parent[path[-1]] = value
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         from_dict(FlamingoConfig, values)
 
@@ -78,7 +78,7 @@ def folder(path: Path, *, vision: np.ndarray = VISION, head: np.ndarray = HEAD, 
     return path
 
 
-def test_a_copy_has_the_same(tmp_path: Path) -> None:
+def test_a_copy_has_the_same_fingerprint(tmp_path: Path) -> None:
     first = folder(tmp_path / "first")
     shutil.copytree(first, tmp_path / "copy")
     (tmp_path / "copy" / "README.md").write_text("notes are no weights")
@@ -97,5 +97,5 @@ def test_a_copy_has_the_same(tmp_path: Path) -> None:
     ],
     ids=["a large tensor", "a small tensor", "a shape", "a type", "the config"],
 )
-def test_what_changes_the_features_changes_it(tmp_path: Path, other: dict[str, np.ndarray]) -> None:
+def test_changes_of_the_model_change_the_fingerprint(tmp_path: Path, other: dict[str, np.ndarray]) -> None:
     assert fingerprint(folder(tmp_path / "first")) != fingerprint(folder(tmp_path / "other", **other))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""CPU weight formats: four-bit groups are kept exactly, and the fast model answers as the plain one does."""
+"""CPU weight formats: groups of four bits stay exact, and the fast model answers as the plain one."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ INDEX = [-1, 0, 0, 0, 1, 1, 1]
 
 
 def q4_weights(rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Weights on groups as Q4_1 has them: each group's smallest and largest are its 0 and its 15."""
+    """Return weights in groups as in Q4_1, whose smallest and largest are 0 and 15, and their q."""
     q = torch.randint(0, 16, (rows, columns // GROUP, GROUP))
     q[..., 0], q[..., 1] = 0, 15
     scale, low = torch.rand(rows, columns // GROUP, 1) + 0.1, torch.randn(rows, columns // GROUP, 1)
     return (q * scale + low).flatten(-2), q.flatten(-2)
 
 
-def test_weights_on_groups_of_four_bits_are_found_again() -> None:
+def test_groups_of_four_bits_keep_their_q() -> None:
     weight, q = q4_weights(16, 64)
-    found, constants = quantise_groups(weight)
-    assert torch.equal(found, q.to(torch.int32))
+    quantised, constants = quantise_groups(weight)
+    assert torch.equal(quantised, q.to(torch.int32))
     scale, zero = constants.float().transpose(0, 1).unbind(-1)  # [N, K / 32]
-    again = ((found.unflatten(-1, (-1, GROUP)) - 8) * scale[..., None] + zero[..., None]).flatten(-2)
+    again = ((quantised.unflatten(-1, (-1, GROUP)) - 8) * scale[..., None] + zero[..., None]).flatten(-2)
     assert float((again - weight).abs().max()) < 2**-8 * float(weight.abs().max() + 8 * scale.max())
 
 
@@ -58,7 +58,7 @@ def test_weights_on_groups_of_four_bits_are_found_again() -> None:
     [("int4", 0.01), ("int8", 0.02), ("bfloat16", 0.01), ("float32", 1e-6), ("onednn", 1e-6)],
 )
 @pytest.mark.parametrize("rows", [1, 3, 8, 70])
-def test_each_format_is_the_product(name: Format, tolerance: float, rows: int) -> None:
+def test_each_format_computes_the_product(name: Format, tolerance: float, rows: int) -> None:
     weight, _ = q4_weights(48, 64)
     bias = torch.randn(48)
     linear = FastLinear(weight, bias, (name,))
@@ -69,13 +69,13 @@ def test_each_format_is_the_product(name: Format, tolerance: float, rows: int) -
 
 
 @pytest.mark.parametrize("name", ["int4", "int8", "bfloat16"])
-def test_media_come_in_as_three_dimensions(name: Format) -> None:
+def test_inputs_may_have_three_dimensions(name: Format) -> None:
     linear = FastLinear(q4_weights(16, 32)[0], None, (name,))
     x = torch.randn(2, 3, 32).to(torch.bfloat16)
     assert torch.equal(linear(x).flatten(0, 1), linear(x.flatten(0, 1)))
 
 
-def test_rows_in_between_are_served_as_the_next_smaller() -> None:
+def test_numbers_of_rows_between_two_take_the_smaller_ones_format() -> None:
     linear = FastLinear(q4_weights(16, 32)[0], None, ("int4", "bfloat16"))
     products = dict(linear.products)
     linear.choose({rows: "int4" if rows <= 4 else "bfloat16" for rows in ROWS})
@@ -90,7 +90,7 @@ def test_a_shape_that_no_kernel_takes_stays_bfloat16() -> None:
 
 
 def wide(config: FlamingoConfig) -> FlamingoConfig:
-    """Widths that the kernels take."""
+    """Return a configuration with widths that the kernels take."""
     lm = replace(config.language_model, dim=64, head_dim=16, rotary_dim=16, ffn_dim=64, vocab_size=256)
     return replace(config, language_model=lm, gated=replace(config.gated, ffn_dim=64))
 
@@ -115,9 +115,9 @@ def test_the_fast_model_answers_as_the_plain_one() -> None:
     pixels = [torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in (1, 2)]
     expected = log_probs(plain, TOKENS, INDEX, encode(plain, pixels))
     media = fast.fresh_media(torch.cat([fast.encode_media(p[None]) for p in pixels]).to(torch.bfloat16))
-    found = log_probs(fast, TOKENS, INDEX, media)
+    actual = log_probs(fast, TOKENS, INDEX, media)
     # bfloat16 activations through four layers: the distributions stay close, measured as divergence
-    divergence = (expected.exp() * (expected - found)).sum(-1)
+    divergence = (expected.exp() * (expected - actual)).sum(-1)
     assert float(divergence.max()) < 0.01
 
 
@@ -137,14 +137,14 @@ def test_a_rounded_encoder_keeps_its_features() -> None:
     with torch.inference_mode():
         expected = encoder(pixels)
         linears = _replace(encoder, ROUNDED)
-        found = encoder(pixels)
+        actual = encoder(pixels)
     assert {tuple(linear.products) for linear in linears} == {ROUNDED}
-    assert found.dtype == torch.float32
-    error = float((found - expected).norm() / expected.norm())
+    assert actual.dtype == torch.float32
+    error = float((actual - expected).norm() / expected.norm())
     assert 0 < error < 0.005
 
 
-def test_an_encoder_s_matrices_take_one_format_for_any_number_of_rows() -> None:
+def test_an_encoders_matrices_have_one_format_for_any_number_of_rows() -> None:
     linear = FastLinear(torch.randn(256, 256), None, FLOAT32 + ROUNDED)
     assert set(linear.products) == {*FLOAT32, *ROUNDED}
     linear.choose({ENCODER_ROWS: "rounded"})
@@ -158,7 +158,7 @@ def test_a_small_matrix_is_never_rounded() -> None:
 
 
 def decoding_batch() -> tuple[Batch, KVCache]:
-    """Three sequences of which each decodes a token, in a cache that holds numbers everywhere."""
+    """Return a batch of three decoding sequences, and a cache filled with random numbers."""
     cache = KVCache.zeros(CONFIGS["idefics"], 8, 4, torch.float32, "cpu")
     cache.blocks.copy_(torch.randn(cache.blocks.shape))
     lengths, table = [7, 1, 12], [[1, 2, 0], [3, 0, 0], [4, 5, 6]]
@@ -177,34 +177,34 @@ def decoding_batch() -> tuple[Batch, KVCache]:
 
 
 @torch.inference_mode()
-def test_a_decode_step_in_few_calls_is_the_layers_own() -> None:
+def test_a_decode_layer_equals_the_layer() -> None:
     plain, fast = tiny_model(CONFIGS["idefics"]), tiny_model(CONFIGS["idefics"])
     fast.fold_gates()
     use_fast_formats(fast, FLOAT32)
     assert all(isinstance(layer, DecodeLayer) for layer in fast.language_model.layers)
     batch, cache = decoding_batch()
     media = fast.fresh_media(torch.zeros(1, 4, 16))
-    own, kept = cache.blocks.clone(), cache.blocks.clone()
-    expected = plain(batch, KVCache(own), media)
+    expected_blocks, blocks = cache.blocks.clone(), cache.blocks.clone()
+    expected = plain(batch, KVCache(expected_blocks), media)
     assert fast.language_model.step_context(batch, torch.float32, cache.layer(0)).decoding is not None
-    torch.testing.assert_close(fast(batch, KVCache(kept), media), expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(kept, own, atol=1e-4, rtol=0)
+    torch.testing.assert_close(fast(batch, KVCache(blocks), media), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(blocks, expected_blocks, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["openflamingo", "flamingo"])
-def test_a_layer_of_another_kind_stays(family: Family) -> None:
+def test_a_layer_that_is_not_llama_like_is_kept(family: Family) -> None:
     fast = tiny_model(CONFIGS[family])
     fast.fold_gates()
     use_fast_formats(fast, FLOAT32)
     assert not any(isinstance(layer, DecodeLayer) for layer in fast.language_model.layers)
 
 
-@pytest.mark.parametrize("wished", [FLOAT32, ("int8", "bfloat16")])
+@pytest.mark.parametrize("formats", [FLOAT32, ("int8", "bfloat16")])
 @torch.inference_mode()
-def test_a_table_s_new_rows_are_rows_like_any_other(wished: tuple[Format, ...]) -> None:
+def test_the_new_rows_of_a_table_are_looked_up_and_multiplied(formats: tuple[Format, ...]) -> None:
     table = TokenTable(37, 2, 64)
-    fast, x, ids = FastTable(table, wished), torch.randn(3, 64), torch.tensor([0, 36, 37, 38])
+    fast, x, ids = FastTable(table, formats), torch.randn(3, 64), torch.tensor([0, 36, 37, 38])
     assert torch.equal(fast(ids), table(ids).to(fast.weight.dtype))
-    found, expected = fast.logits(x.to(fast.weight.dtype)).float(), table.logits(x)
-    assert found.shape == (3, 39)
-    assert float((found - expected).norm() / expected.norm()) < 0.02
+    actual, expected = fast.logits(x.to(fast.weight.dtype)).float(), table.logits(x)
+    assert actual.shape == (3, 39)
+    assert float((actual - expected).norm() / expected.norm()) < 0.02

@@ -1,4 +1,4 @@
-"""The paper's presets are buildable without memory, and their parts count to the published figures."""
+"""The paper's presets build without memory, and the parameters of their parts match the published figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_parts_are_near_the_published_figures(name: str) -> None:
             assert abs(ratio - 1) < 0.1, (name, part, ratio)
 
 
-def test_the_table_marks_what_does_not_follow() -> None:
+def test_the_table_marks_figures_that_do_not_follow() -> None:
     assert "10,000 *" in table(PRESETS["flamingo-80b"])
     assert "194" in table(PRESETS["flamingo-3b"])
 

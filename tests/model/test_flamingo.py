@@ -1,4 +1,4 @@
-"""The model's invariants: closed gates change nothing, a token reads its own media alone, folding keeps the function."""
+"""The invariants of the model: closed gates change nothing, a token reads only its media, folding keeps the function."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pixels(*seeds: int, frames: int = 1) -> list[Tensor]:
 
 
 def bare(model: Flamingo, batch: Batch) -> Tensor:
-    """The language model alone."""
+    """Return the logits of the language model alone."""
     lm = model.language_model
     x = lm.embed_tokens(batch)
     context = lm.step_context(batch, x.dtype)
@@ -49,14 +49,14 @@ def test_closed_gates_leave_the_language_model_bit_for_bit(family: Family, fold:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_open_gates_do_change_it(family: Family) -> None:
+def test_open_gates_change_the_language_model(family: Family) -> None:
     model = tiny_model(CONFIGS[family])
     batch = whole_sequences([TOKENS], [INDEX])
     assert not torch.allclose(model(batch, NO_CACHE, encode(model, pixels(1, 2))), bare(model, batch), atol=1e-2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_folded_gates_are_the_same_function(family: Family) -> None:
+def test_folded_gates_keep_the_function(family: Family) -> None:
     model = tiny_model(CONFIGS[family])
     media = encode(model, pixels(1, 2))
     before = log_probs(model, TOKENS, INDEX, media)
@@ -65,7 +65,7 @@ def test_folded_gates_are_the_same_function(family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_media_reach_their_own_text_and_what_follows_and_nothing_before(family: Family) -> None:
+def test_media_affect_the_text_from_their_own_on(family: Family) -> None:
     model = tiny_model(CONFIGS[family])
     base = log_probs(model, TOKENS, INDEX, encode(model, pixels(1, 2)))
     other_second = log_probs(model, TOKENS, INDEX, encode(model, pixels(1, 3)))
@@ -77,7 +77,7 @@ def test_media_reach_their_own_text_and_what_follows_and_nothing_before(family: 
 
 
 def gated_output(attends: Literal["last", "all_previous"], *seeds: int) -> Tensor:
-    """The first gated layer alone on fixed text: nothing but its own attention carries a media to a token."""
+    """Return the output of the first gated layer on fixed text, where only its attention carries media to tokens."""
     config = CONFIGS["flamingo"]
     model = tiny_model(replace(config, gated=replace(config.gated, attends=attends)))
     media = encode(model, pixels(*seeds))
@@ -87,7 +87,7 @@ def gated_output(attends: Literal["last", "all_previous"], *seeds: int) -> Tenso
     return output
 
 
-def test_text_reads_its_last_media_alone() -> None:
+def test_text_reads_only_its_last_media() -> None:
     base, other_first = gated_output("last", 1, 2), gated_output("last", 3, 2)
     assert torch.equal(base[4:], other_first[4:])
     assert torch.equal(base[:1], other_first[:1])
@@ -103,7 +103,7 @@ def test_the_ablation_reads_all_previous_media() -> None:
 
 @pytest.mark.parametrize("attends", ["last", "all_previous"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_layer_that_needs_media_leaves_what_reads_none(
+def test_a_layer_that_needs_media_skips_tokens_without_media(
     family: Family, attends: Literal["last", "all_previous"]
 ) -> None:
     config = CONFIGS[family]
@@ -154,7 +154,7 @@ def test_any_number_of_frames_becomes_the_same_number_of_visual_tokens(family: F
         assert tokens.shape == (2, resampler.num_latents, resampler.dim)
 
 
-def test_frames_carry_their_time() -> None:
+def test_frames_have_an_embedding_of_their_time() -> None:
     model = tiny_model(CONFIGS["flamingo"])
     (clip,) = pixels(1, frames=3)
     forward, backward = model.encode_media(clip[None]), model.encode_media(clip.flip(0)[None])
@@ -169,14 +169,14 @@ def test_more_frames_than_trained_are_interpolated_linearly() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_generation_is_what_its_own_log_probs_say(family: Family) -> None:
+def test_generation_agrees_with_log_probs(family: Family) -> None:
     model = tiny_model(CONFIGS[family])
     answer = generate(model, TOKENS, INDEX, pixels(1, 2), max_tokens=6, suppressed_ids=[257])
     assert len(answer.token_ids) == 6
     whole = log_probs(model, TOKENS + answer.token_ids, INDEX + [1] * 6, encode(model, pixels(1, 2)))
-    for place, (token_id, logprob) in enumerate(zip(answer.token_ids, answer.logprobs, strict=True), len(TOKENS) - 1):
-        assert logprob == pytest.approx(float(whole[place, token_id]), abs=1e-5)
-        row = whole[place].clone()
+    for index, (token_id, logprob) in enumerate(zip(answer.token_ids, answer.logprobs, strict=True), len(TOKENS) - 1):
+        assert logprob == pytest.approx(float(whole[index, token_id]), abs=1e-5)
+        row = whole[index].clone()
         row[257] = -torch.inf
         assert int(row.argmax()) == token_id
 

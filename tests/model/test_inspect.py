@@ -1,4 +1,4 @@
-"""What a token reads: weights by hand, a bridge that looks at one patch, the layers' own outputs, and sums of one."""
+"""Attention maps: weights by hand, a bridge that reads one patch, the outputs of the layers, and sums of one."""
 
 from __future__ import annotations
 
@@ -26,14 +26,12 @@ def pictures(count: int, frames: int = 1) -> Tensor:
 
 
 def gated(model: Flamingo, layer: int) -> GatedCrossAttention:
-    found = model.gated[str(layer)]
-    assert isinstance(found, GatedCrossAttention)
-    return found
+    return model.gated_layers()[layer]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_weights_are_those_that_the_attention_takes_its_values_by(family: Family) -> None:
-    """With the visual tokens' values as unit vectors, what a head reads is its weights."""
+def test_weights_equal_those_of_the_attention(family: Family) -> None:
+    """With unit vectors as values, the output of a head is its weights."""
     model = tiny_model(CONFIGS[family])
     config = model.config
     media = model.fresh_media(model.encode_media(pictures(2)))
@@ -42,7 +40,7 @@ def test_the_weights_are_those_that_the_attention_takes_its_values_by(family: Fa
     read: dict[int, Tensor] = {}
     for layer in config.gated_layers:
         attention = gated(model, layer).attention
-        attention.output.register_forward_pre_hook(lambda module, given, at=layer: read.update({at: given[0]}))
+        attention.output.register_forward_pre_hook(lambda module, inputs, at=layer: read.update({at: inputs[0]}))
     model(whole_sequences([TOKENS], [model.media_slots(INDEX)]), NO_CACHE, media)
     for token in (2, 6):
         seen = media_weights(model, TOKENS, INDEX, media, token, config.gated_layers)
@@ -53,7 +51,7 @@ def test_the_weights_are_those_that_the_attention_takes_its_values_by(family: Fa
             assert float(weights.sum()) == pytest.approx(1, abs=1e-5)
 
 
-def test_what_comes_after_the_token_and_other_media_change_nothing() -> None:
+def test_later_tokens_and_other_media_change_nothing() -> None:
     model = tiny_model(CONFIGS["idefics"])
     tokens = model.encode_media(pictures(2))
     alone = media_weights(model, TOKENS[:3], INDEX[:3], model.fresh_media(tokens[:1]), 2, model.config.gated_layers)
@@ -62,7 +60,7 @@ def test_what_comes_after_the_token_and_other_media_change_nothing() -> None:
     assert tuple(media_weights(model, TOKENS, INDEX, model.fresh_media(tokens), 2, [2])) == (2,)
 
 
-def test_of_all_previous_media_its_own_is_taken_as_the_whole() -> None:
+def test_weights_sum_to_one_with_all_previous_media() -> None:
     config = CONFIGS["flamingo"]
     model = tiny_model(replace(config, gated=replace(config.gated, attends="all_previous")))
     media = model.fresh_media(model.encode_media(pictures(2)))
@@ -72,7 +70,7 @@ def test_of_all_previous_media_its_own_is_taken_as_the_whole() -> None:
         assert shares == pytest.approx(torch.full((4,), 0.25))
 
 
-def test_two_closed_gates_are_told_from_open_ones_folded_or_not() -> None:
+def test_openness_is_the_same_for_folded_gates() -> None:
     model = tiny_model(CONFIGS["openflamingo"])
     first = gated(model, 1)
     assert first.attn_gate is not None
@@ -80,15 +78,15 @@ def test_two_closed_gates_are_told_from_open_ones_folded_or_not() -> None:
     first.attn_gate.fill_(-0.5)
     first.ffw_gate.fill_(0)
     for _ in range(2):
-        found = {gate.layer: gate for gate in openness(model)}
-        assert tuple(found) == model.config.gated_layers
-        assert found[1].attention == pytest.approx(-0.46211716)
-        assert found[1].feed_forward == 0
-        assert found[3].attention > 0.4
+        gates = {gate.layer: gate for gate in openness(model)}
+        assert tuple(gates) == model.config.gated_layers
+        assert gates[1].attention == pytest.approx(-0.46211716)
+        assert gates[1].feed_forward == 0
+        assert gates[3].attention > 0.4
         model.fold_gates()
 
 
-def test_a_vector_gate_is_told_by_its_mean_size() -> None:
+def test_the_openness_of_a_vector_gate_is_its_mean_size() -> None:
     model = tiny_model(CONFIGS["idefics"])
     gate = gated(model, 0).attn_gate
     assert gate is not None
@@ -105,7 +103,7 @@ def one_layer(**fields: object) -> ResamplerConfig:
 
 
 def looking_at(patch: int) -> tuple[PerceiverResampler, Tensor]:
-    """A resampler whose latents all have the key of one patch, far away from all others."""
+    """Return a resampler whose latents all match the key of one patch, and features with that patch."""
     config = one_layer(num_heads=1, head_dim=16)
     resampler = PerceiverResampler(config, 16).eval().requires_grad_(False)
     layer = resampler.layers[0]
@@ -120,7 +118,7 @@ def looking_at(patch: int) -> tuple[PerceiverResampler, Tensor]:
 
 
 @pytest.mark.parametrize("patch", range(4))
-def test_a_bridge_that_looks_at_one_patch_shows_it(patch: int) -> None:
+def test_a_bridge_that_reads_one_patch_has_its_map(patch: int) -> None:
     resampler, features = looking_at(patch)
     shares = patch_shares(resampler, features)
     grid = patch_grid(torch.full((RESAMPLER.num_latents,), 0.25), shares, VISION)
@@ -130,7 +128,7 @@ def test_a_bridge_that_looks_at_one_patch_shows_it(patch: int) -> None:
     assert grid.flatten() == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_resampler_of_identity_hands_the_tokens_shares_on() -> None:
+def test_an_identity_resampler_passes_weights_on() -> None:
     identity = torch.eye(4)[:, None]  # visual token r is patch r
     shares = torch.tensor([0.1, 0.2, 0.3, 0.4])
     assert patch_grid(shares, identity, VISION).flatten() == pytest.approx(shares)
@@ -139,14 +137,16 @@ def test_a_resampler_of_identity_hands_the_tokens_shares_on() -> None:
 def test_rollout_by_hand() -> None:
     first = torch.tensor([[0.5, 0.1, 0.4, 0.0], [0.0, 0.2, 0.3, 0.5]])  # two features, two latents
     second = torch.tensor([[0.2, 0.2, 0.6, 0.0], [0.0, 0.0, 1.0, 0.0]])
-    one = torch.tensor([[0.25, 0.05], [0.0, 0.1]])
-    two = (one + torch.tensor([[0.2, 0.2], [0.0, 0.0]]) + torch.tensor([[0.6, 0.0], [1.0, 0.0]]) @ one) / 2
-    assert rollout([first], 2) == pytest.approx(one / one.sum(-1, keepdim=True))
-    assert rollout([first, second], 2) == pytest.approx(two / two.sum(-1, keepdim=True))
+    first_shares = torch.tensor([[0.25, 0.05], [0.0, 0.1]])
+    shares = (
+        first_shares + torch.tensor([[0.2, 0.2], [0.0, 0.0]]) + torch.tensor([[0.6, 0.0], [1.0, 0.0]]) @ first_shares
+    ) / 2
+    assert rollout([first], 2) == pytest.approx(first_shares / first_shares.sum(-1, keepdim=True))
+    assert rollout([first, second], 2) == pytest.approx(shares / shares.sum(-1, keepdim=True))
 
 
-def test_the_weights_of_latents_are_those_of_the_resamplers_attention() -> None:
-    """With one layer, one head and values as unit vectors, the attention's output is its weights."""
+def test_weights_of_latents_equal_those_of_the_resampler() -> None:
+    """With one layer, one head and unit vectors as values, the output of the attention is its weights."""
     config = one_layer(num_heads=1, head_dim=8, num_latents=3, dim=16)
     resampler = PerceiverResampler(config, 16).eval().requires_grad_(False)
     resampler.latents.normal_()
@@ -156,17 +156,17 @@ def test_the_weights_of_latents_are_those_of_the_resamplers_attention() -> None:
     values = torch.eye(4, 8), torch.zeros(3, 8)  # of features, of latents
     keys_and_values = layer.attention.keys_and_values
 
-    def told(x: Tensor) -> tuple[Tensor, Tensor]:
+    def with_unit_values(x: Tensor) -> tuple[Tensor, Tensor]:
         key, _ = keys_and_values(x)
         return key, values[0 if x.shape[1] == 4 else 1][None, :, None]
 
     read: list[Tensor] = []
-    layer.attention.keys_and_values = told  # type: ignore[method-assign]
-    layer.attention.output.register_forward_pre_hook(lambda module, given: read.append(given[0]))
+    layer.attention.keys_and_values = with_unit_values  # type: ignore[method-assign]
+    layer.attention.output.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
     resampler(features[None])
     expected = read[0][0, :, :4]
-    found = patch_shares(resampler, features)[:, 0]
-    assert found == pytest.approx(expected / expected.sum(-1, keepdim=True), abs=1e-5)
+    shares = patch_shares(resampler, features)[:, 0]
+    assert shares == pytest.approx(expected / expected.sum(-1, keepdim=True), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["perceiver", "transformer", "mlp"])
@@ -187,13 +187,13 @@ def test_shares_of_patches_sum_to_one(family: Family, frames: int, kind: str) ->
     assert float(grid.sum()) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_mlps_tokens_are_their_own_stretch_of_patches() -> None:
+def test_an_mlps_tokens_read_their_own_patches() -> None:
     model = tiny_model(replace(CONFIGS["openflamingo"], resampler=replace(RESAMPLER, kind="mlp", num_latents=2)))
     shares = patch_shares(model.resampler, model.features(pictures(1))[0])
     assert shares[:, 0] == pytest.approx(torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]))
 
 
-def test_a_transformer_whose_latents_look_at_one_feature() -> None:
+def test_a_transformer_whose_latents_read_one_feature() -> None:
     config = one_layer(kind="transformer", num_heads=1, head_dim=16, num_latents=2)
     resampler = TransformerResampler(config, 16).eval().requires_grad_(False)
     layer = resampler.layers[0]
@@ -207,7 +207,7 @@ def test_a_transformer_whose_latents_look_at_one_feature() -> None:
     assert shares[:, 2] == pytest.approx(torch.ones(2), abs=1e-3)
 
 
-def test_the_class_token_is_no_place() -> None:
+def test_the_class_token_has_no_position() -> None:
     vision = CONFIGS["idefics"].vision
     patches = torch.tensor([[[0.6, 0.1, 0.1, 0.1, 0.1]]])
     assert patch_grid(torch.ones(1), patches, vision).flatten() == pytest.approx(torch.full((4,), 0.25))

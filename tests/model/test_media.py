@@ -1,4 +1,4 @@
-"""Media under limits, and each family's way to the square: against torchvision's and transformers' preprocessing."""
+"""Decoding under limits, and each family's resizing against the preprocessing of torchvision and transformers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def vision(rule: Resize, size: int = 64) -> VisionConfig:
 
 
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """Noise and a gradient, so that an offset of one pixel, or another filter, is seen."""
+    """Return noise and a gradient, on which an offset of one pixel or another filter shows."""
     random = np.random.default_rng(width * 1000 + height)
     values = random.integers(0, 256, (height, width, 4), dtype=np.uint8)
     values[..., 0] = np.linspace(0, 255, width, dtype=np.uint8)
@@ -50,7 +50,7 @@ def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 
 def transparent_palette(width: int, height: int) -> Image.Image:
-    """A palette whose entries have an opacity each, as PNG's tRNS chunk gives it."""
+    """Return an image with a palette whose entries have an opacity each, as in PNG's tRNS chunk."""
     image = noise(width, height, "P")
     return decoded(encoded(image, "PNG", transparency=bytes(range(0, 256, 8))))
 
@@ -66,7 +66,7 @@ def decoded(data: bytes) -> Image.Image:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF"])
-def test_decodes_what_pil_decodes(form: str) -> None:
+def test_images_decode_as_in_pil(form: str) -> None:
     data = encoded(noise(31, 17), form)
     image, expected = decoded(data), Image.open(io.BytesIO(data))
     assert (image.mode, image.size) == (expected.mode, (31, 17))
@@ -74,7 +74,7 @@ def test_decodes_what_pil_decodes(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP"])
-def test_an_animation_is_its_first_frame(form: str) -> None:
+def test_an_animation_decodes_to_its_first_frame(form: str) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
     data = encoded(frames[0], form, save_all=True, append_images=frames[1:], lossless=True)
     assert sum(1 for _ in ImageSequence.Iterator(Image.open(io.BytesIO(data)))) == 3
@@ -82,13 +82,13 @@ def test_an_animation_is_its_first_frame(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["BMP", "TIFF", "PPM", "ICO", "TGA"])
-def test_other_formats_are_refused_though_pil_knows_them(form: str) -> None:
+def test_other_formats_of_pil_are_refused(form: str) -> None:
     with pytest.raises(MediaError, match="none of JPEG, PNG, WebP, GIF"):
         decoded(encoded(noise(16, 16), form))
 
 
 @pytest.mark.parametrize("data", [b"", b"RIFF", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%!PS-Adobe-3.0 EPSF"])
-def test_what_is_no_image_is_refused(data: bytes) -> None:
+def test_bytes_that_are_not_an_image_are_refused(data: bytes) -> None:
     with pytest.raises(MediaError, match="none of JPEG, PNG, WebP, GIF"):
         decoded(data)
 
@@ -102,13 +102,13 @@ def test_a_file_that_ends_early_is_an_error(form: str, kept: float) -> None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and has no pixels at all."""
+    """Return a PNG that states a size and has no pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, b"IDAT", b"IEND"))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def test_the_header_is_judged_before_the_pixels() -> None:
+def test_the_header_is_checked_before_pixels_are_decoded() -> None:
     with pytest.raises(MediaError, match="cannot be decoded"):
         decoded(png_header(100, 100))
     with pytest.raises(MediaError, match=r"8001 x 8000 has 64008000 pixels, the limit is 64000000"):
@@ -116,7 +116,7 @@ def test_the_header_is_judged_before_the_pixels() -> None:
 
 
 @pytest.mark.parametrize("side", [10_000, 20_000])  # PIL warns of the first and refuses the second by itself
-def test_sizes_that_pil_fears_are_an_error_of_ours(side: int) -> None:
+def test_decompression_bombs_raise_media_errors(side: int) -> None:
     with pytest.raises(MediaError, match="pixels"):
         decoded(png_header(side, side))
 
@@ -143,9 +143,9 @@ def test_orientation_tags_are_not_applied() -> None:
 @given(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF"]), st.data())
 def test_damaged_files_raise_nothing_but_media_errors(form: str, data: st.DataObject) -> None:
     damaged = bytearray(encoded(noise(24, 24), form))
-    places = st.tuples(st.integers(12, len(damaged) - 1), st.integers(0, 255))
-    for place, value in data.draw(st.lists(places, min_size=1, max_size=8)):
-        damaged[place] = value
+    changes = st.tuples(st.integers(12, len(damaged) - 1), st.integers(0, 255))
+    for offset, value in data.draw(st.lists(changes, min_size=1, max_size=8)):
+        damaged[offset] = value
     try:
         image = load_image(bytes(damaged), MediaLimits(max_pixels=10_000))
     except MediaError:
@@ -186,7 +186,7 @@ IMAGES = {
 
 
 def torchvision_crop(image: Image.Image, size: int) -> NDArray[Any]:
-    """open_clip's transform for inference, as its versions before 2.23 compose it: RGB comes last."""
+    """Transform an image as open_clip does before version 2.23, where RGB comes last."""
     transform = Compose(
         [
             TorchvisionResize(size, InterpolationMode.BICUBIC),
@@ -202,7 +202,7 @@ def torchvision_crop(image: Image.Image, size: int) -> NDArray[Any]:
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # PIL's, of the plain conversion in the oracle
 @pytest.mark.parametrize("size", [64, 51])
 @pytest.mark.parametrize("name", IMAGES)
-def test_crop_is_open_clips(name: str, size: int) -> None:
+def test_crop_equals_open_clip(name: str, size: int) -> None:
     assert np.array_equal(resize(IMAGES[name], vision("crop", size)), torchvision_crop(IMAGES[name], size))
 
 
@@ -216,17 +216,19 @@ def idefics(image: Image.Image, processor: Any) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_squash_is_idefics(name: str) -> None:
+def test_squash_equals_idefics(name: str) -> None:
     assert np.array_equal(resize(IMAGES[name], vision("squash")), idefics(IMAGES[name], IdeficsImageProcessorPil))
 
 
 @pytest.mark.parametrize("size", [(640, 480), (63, 201), (100, 300), (30, 40)])
 def test_squash_differs_from_torchvisions_filter_by_rounding(size: tuple[int, int]) -> None:
-    """The processor that transformers takes by itself. On noise its filter clips between its two passes; on pictures,
-    which are smooth, the two agree."""
+    """Compare with the processor that transformers takes by default.
+
+    Its filter clips between two passes, which shows on noise and not on smooth images.
+    """
     picture = noise(12, 9).resize(size, Image.Resampling.BILINEAR)
-    found, expected = resize(picture, vision("squash")), idefics(picture, IdeficsImageProcessor)
-    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+    actual, expected = resize(picture, vision("squash")), idefics(picture, IdeficsImageProcessor)
+    assert np.abs(actual.astype(int) - expected.astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ def test_pad_keeps_the_aspect_in_the_mean_colour(size: tuple[int, int], box: tup
 
 
 @pytest.mark.parametrize("rule", ["squash", "pad"])
-def test_what_is_transparent_is_white(rule: Literal["squash", "pad"]) -> None:
+def test_transparency_becomes_white(rule: Literal["squash", "pad"]) -> None:
     clear = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
     assert (resize(clear, vision(rule)) == 255).all()
 
@@ -253,7 +255,7 @@ def frames_of(data: bytes, limits: MediaLimits) -> list[Image.Image]:
 
 
 def video(shades: list[int], *, form: str = "mp4", codec: str = "mpeg4", rate: int = 4, first_second: int = 0) -> bytes:
-    """A grey frame of 64 x 48 for each shade, `rate` a second."""
+    """Return a video with a grey frame of 64 x 48 per shade, `rate` frames per second."""
     buffer = io.BytesIO()
     with av.open(buffer, mode="w", format=form) as container:
         stream: Any = container.add_stream(codec, rate=rate)
@@ -267,14 +269,14 @@ def video(shades: list[int], *, form: str = "mp4", codec: str = "mpeg4", rate: i
 
 
 @pytest.mark.parametrize(("form", "codec"), [("mp4", "mpeg4"), ("webm", "libvpx")])
-def test_a_video_is_a_frame_a_second(form: str, codec: str) -> None:
+def test_a_video_gives_a_frame_per_second(form: str, codec: str) -> None:
     shades = [20 * (i // 4) for i in range(42)]  # a new shade each second, ten and a half of them
     frames = frames_of(video(shades, form=form, codec=codec), LIMITS)
     assert [frame.size for frame in frames] == [(64, 48)] * 11
     assert all(abs(np.asarray(frame).mean() - 20 * i) < 4 for i, frame in enumerate(frames))
 
 
-def test_frames_may_come_faster_or_slower_than_asked() -> None:
+def test_frame_rates_above_and_below_the_sampling_rate() -> None:
     shades = [10 * i for i in range(8)]
     everything = frames_of(video(shades, rate=2), MediaLimits(frames_per_second=2.0))
     assert [round(np.asarray(frame).mean() / 10) for frame in everything] == list(range(8))
@@ -283,7 +285,7 @@ def test_frames_may_come_faster_or_slower_than_asked() -> None:
 
 
 def times_of(moments: list[Fraction], time_base: Fraction, limits: MediaLimits = LIMITS) -> list[Fraction]:
-    """A film with a frame at each of the moments; the moments of those that are taken, known by what they show."""
+    """Return the times of the frames that are sampled from a video with frames at these times."""
     buffer = io.BytesIO()
     with av.open(buffer, mode="w", format="mp4") as container:
         stream: Any = container.add_stream("mpeg4", rate=25)
@@ -298,7 +300,7 @@ def times_of(moments: list[Fraction], time_base: Fraction, limits: MediaLimits =
 
 
 def numbered(number: int) -> Image.Image:
-    """A picture that shows the bits of a number as columns."""
+    """Return an image that shows the bits of a number as columns."""
     return Image.fromarray(np.array([[255 * (number >> x // 8 & 1) for x in range(64)]] * 48, dtype=np.uint8))
 
 
@@ -307,7 +309,7 @@ def number_of(picture: Image.Image) -> int:
     return sum(1 << bit for bit in range(8) if columns[bit] > 128)
 
 
-def test_the_first_frame_of_each_second_is_taken_and_no_other() -> None:
+def test_only_the_first_frame_of_each_second_is_sampled() -> None:
     third = Fraction(1, 3)  # a third of a second later, where rounded seconds would be 0.9999... after the first
     assert times_of([third + Fraction(i, 10) for i in range(35)], Fraction(1, 30)) == [third + i for i in range(4)]
     # 30000/1001 frames a second, as television has: none begins with a second, the next one does
@@ -326,7 +328,7 @@ def test_periods_may_be_longer_or_shorter(rate: float, expected: list[Fraction])
     assert times_of(moments, Fraction(1, 10), MediaLimits(frames_per_second=rate)) == expected
 
 
-def test_time_begins_with_the_first_frame() -> None:
+def test_time_starts_at_the_first_frame() -> None:
     shades = [20 * (i // 4) for i in range(16)]
     frames = frames_of(video(shades, form="webm", codec="libvpx", first_second=100), MediaLimits(max_seconds=5.0))
     assert [round(np.asarray(frame).mean() / 20) for frame in frames] == [0, 1, 2, 3]
@@ -351,7 +353,7 @@ def test_a_video_that_ends_early_is_an_error() -> None:
         frames_of(data[: len(data) // 2], LIMITS)
 
 
-def test_the_first_bytes_tell_the_type() -> None:
+def test_the_media_type_comes_from_the_first_bytes() -> None:
     assert media_type_of(encoded(Image.new("RGB", (2, 2)), "PNG")) == "image/png"
     assert media_type_of(encoded(Image.new("RGB", (2, 2)), "JPEG")) == "image/jpeg"
     assert media_type_of(encoded(Image.new("RGB", (2, 2)), "WEBP")) == "image/webp"
@@ -365,12 +367,12 @@ def test_the_first_bytes_tell_the_type() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"#EXTM3U\n/etc/passwd\n", b"ffconcat version 1.0\nfile /etc/passwd\n"])
-def test_playlists_are_no_videos(data: bytes) -> None:
+def test_playlists_are_refused(data: bytes) -> None:
     with pytest.raises(MediaError, match="none of MP4, WebM, Matroska"):
         frames_of(data, LIMITS)
 
 
-def test_sound_alone_is_no_video() -> None:
+def test_audio_alone_is_refused() -> None:
     buffer = io.BytesIO()
     with av.open(buffer, mode="w", format="mp4") as container:
         stream: Any = container.add_stream("aac", rate=8000)
@@ -382,7 +384,7 @@ def test_sound_alone_is_no_video() -> None:
         frames_of(buffer.getvalue(), LIMITS)
 
 
-def test_frames_are_decoded_as_they_are_taken() -> None:
+def test_frames_are_decoded_lazily() -> None:
     frames = load_video(video([0] * 24), MediaLimits(max_frames=2))
     assert [next(frames).size, next(frames).size] == [(64, 48)] * 2
     with pytest.raises(MediaError, match="more than 2 frames"):

@@ -1,4 +1,4 @@
-"""One product for all gated layers: the pages are those that the layers' own maps give, whatever stands around these."""
+"""The media projection: one product gives the pages that the layers' own maps give, with any norms."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Products(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if name in ("mm", "addmm", "bmm", "linear", "_linear_pointwise"):
-            self.found[name] += 1
+            self.counts[name] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -40,29 +40,29 @@ def visual_tokens(model: Flamingo, num_media: int) -> Tensor:
     return torch.randn(num_media, config.num_latents, config.dim, generator=generator)
 
 
-def two_like(family: Family) -> tuple[Flamingo, Flamingo]:
+def two_equal(family: Family) -> tuple[Flamingo, Flamingo]:
     return tiny_model(CONFIGS[family]), tiny_model(CONFIGS[family])
 
 
-def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    assert found.shape == expected.shape
-    assert float((found.float() - expected.float()).norm() / expected.float().norm()) < tolerance
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    assert actual.shape == expected.shape
+    assert float((actual.float() - expected.float()).norm() / expected.float().norm()) < tolerance
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pages_are_those_of_the_layers_by_one_product(family: Family) -> None:
-    untouched, model = two_like(family)
+def test_one_product_gives_the_pages_of_all_layers(family: Family) -> None:
+    untouched, model = two_equal(family)
     tokens = visual_tokens(model, 3)
     project = MediaProjection(model)
     with Products() as products:
         pages = project(tokens)
-    assert products.found.total() == 1
+    assert products.counts.total() == 1
     assert_near(pages, untouched.media_kv(tokens))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_layers_own_map_is_a_part_of_the_whole_and_the_same_function(family: Family) -> None:
-    untouched, model = two_like(family)
+def test_a_layers_map_is_a_view_of_the_matrix_and_keeps_its_function(family: Family) -> None:
+    untouched, model = two_equal(family)
     tokens = visual_tokens(model, 2)
     expected = untouched.media_kv(tokens)
     MediaProjection(model)
@@ -76,15 +76,15 @@ def test_a_layers_own_map_is_a_part_of_the_whole_and_the_same_function(family: F
 
 @pytest.mark.parametrize("formats", FORMATS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_in_the_formats_of_a_cpu_too(family: Family, formats: str) -> None:
-    untouched, model = two_like(family)
+def test_cpu_formats_keep_the_function(family: Family, formats: str) -> None:
+    untouched, model = two_equal(family)
     is_rounded = formats == "bfloat16"
-    tokens = visual_tokens(model, 16)  # as many rows as a media has at the least
+    tokens = visual_tokens(model, 16)  # no fewer rows than media items have
     project = prepare_for_inference(model, FORMATS[formats]).project_media
-    given = tokens.bfloat16() if is_rounded else tokens
+    inputs = tokens.bfloat16() if is_rounded else tokens
     with Products() as products:
-        pages = project(given)
-    assert products.found.total() == 1
-    for found in (pages, model.media_kv(given), MediaProjection(model)(given)):
-        assert found.dtype == given.dtype
-        assert_near(found, untouched.media_kv(tokens), 2e-2 if is_rounded else 1e-5)
+        pages = project(inputs)
+    assert products.counts.total() == 1
+    for actual in (pages, model.media_kv(inputs), MediaProjection(model)(inputs)):
+        assert actual.dtype == inputs.dtype
+        assert_near(actual, untouched.media_kv(tokens), 2e-2 if is_rounded else 1e-5)

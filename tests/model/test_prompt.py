@@ -1,4 +1,4 @@
-"""Prompts: what each family's markers become, which media a token reads, and that text cannot spell a marker."""
+"""Prompts: the markers of each family, the media that a token reads, and text that cannot become a marker."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_token_reads_the_last_media_at_or_before_it() -> None:
     assert encoded.media == [A.digest, B.digest]
 
 
-def test_one_media_shown_twice_is_two_places() -> None:
+def test_a_media_item_may_appear_twice() -> None:
     encoded = encode([A, Text("x"), A, Text("y")], prompt_tokenizer())
     assert encoded.media_index == [0, 0, 1, 1]
     assert encoded.media == [A.digest, A.digest]
@@ -70,6 +70,6 @@ def test_end_of_chunk_is_refused_where_the_family_has_none() -> None:
         encode([Text("a"), EndOfChunk()], prompt_tokenizer(PromptConfig(media_token="<image>")))
 
 
-def test_a_marker_that_is_no_token_is_named() -> None:
+def test_a_marker_that_is_not_a_token_is_named() -> None:
     with pytest.raises(ConfigError, match="'<picture>' is not a token"):
         prompt_tokenizer(PromptConfig(media_token="<picture>"))

@@ -1,4 +1,4 @@
-"""A video file whose end is missing is known as such, whichever way its container is written."""
+"""A video file whose end is missing is refused, in every form of its container."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMS = {
 
 
 def noise(folder: Path, form: str, codec: str, options: dict[str, str]) -> bytes:
-    """Four seconds."""
+    """Return a video of noise, four seconds long."""
     file = folder / "video"  # a path, since an index is moved to the front by reading the file again
     with av.open(str(file), mode="w", format=form, options=options) as container:
         stream: Any = container.add_stream(codec, rate=4)
@@ -49,13 +49,13 @@ def test_a_file_without_its_end_is_refused(name: str, tmp_path: Path) -> None:
             list(load_video(data[:length], MediaLimits()))
 
 
-def test_a_file_that_never_said_its_length_is_played(tmp_path: Path) -> None:
+def test_a_file_of_unknown_length_is_decoded(tmp_path: Path) -> None:
     data = noise(tmp_path, "matroska", "mpeg4", {"live": "1"})
     assert len(list(load_video(data, MediaLimits()))) == 4
     assert not ends_early(data[:-100], "matroska")
 
 
-def test_a_box_may_be_longer_than_four_bytes_say_or_go_on_to_the_end() -> None:
+def test_a_box_may_have_an_eight_byte_size_or_extend_to_the_end() -> None:
     head = (16).to_bytes(4, "big") + b"ftypisom" + bytes(4)
     long = (1).to_bytes(4, "big") + b"mdat" + (24).to_bytes(8, "big") + bytes(8)
     assert not ends_early(head + long, "mp4")
@@ -64,5 +64,5 @@ def test_a_box_may_be_longer_than_four_bytes_say_or_go_on_to_the_end() -> None:
 
 
 @given(st.binary(max_size=64), st.sampled_from(["mp4", "matroska"]))
-def test_any_bytes_are_judged(data: bytes, form: str) -> None:
+def test_any_bytes_are_accepted(data: bytes, form: str) -> None:
     assert ends_early(data, form) in (True, False)

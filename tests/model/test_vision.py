@@ -1,4 +1,4 @@
-"""The vision encoder: which features come out, in which order, and that nothing behind them is built or moves."""
+"""The vision encoder: its features and their order; parts after them are not built, and training does not change it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TINY_CLIP = VisionConfig(
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_have_the_shapes_and_sizes_that_they_say(name: str) -> None:
+def test_configurations_have_their_shapes_and_sizes(name: str) -> None:
     config, num_parameters = PRESETS[name]
     with torch.device("meta"):
         encoder = VisionEncoder(config)
@@ -52,12 +52,12 @@ def test_presets_have_the_shapes_and_sizes_that_they_say(name: str) -> None:
     ("config", "model"),
     [(OPENAI_VIT_L_14, "vit_large_patch14_clip_quickgelu_224"), (LAION_VIT_H_14, "vit_huge_patch14_clip_224")],
 )
-def test_clip_has_the_tensors_of_timms_own_but_for_the_last_norm(config: VisionConfig, model: str) -> None:
+def test_clip_has_the_tensors_of_timm_without_the_last_norm(config: VisionConfig, model: str) -> None:
     with torch.device("meta"):
         expected = {name: t.shape for name, t in timm.create_model(model, num_classes=0).state_dict().items()}
-        found = {name: t.shape for name, t in VisionEncoder(config).encoder.state_dict().items()}
-    assert expected.keys() - found.keys() == {"norm.weight", "norm.bias"}
-    assert found == {name: expected[name] for name in found}
+        actual = {name: t.shape for name, t in VisionEncoder(config).encoder.state_dict().items()}
+    assert expected.keys() - actual.keys() == {"norm.weight", "norm.bias"}
+    assert actual == {name: expected[name] for name in actual}
 
 
 @torch.no_grad()
@@ -82,7 +82,7 @@ def test_a_map_becomes_tokens_row_by_row() -> None:
 
 
 @torch.no_grad()
-def test_training_does_not_move_a_frozen_encoder() -> None:
+def test_training_does_not_change_a_frozen_encoder() -> None:
     encoder = VisionEncoder(replace(DEFAULT.vision, image_size=64, num_patches=4))
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     model = torch.nn.Sequential(encoder).train()
@@ -93,19 +93,19 @@ def test_training_does_not_move_a_frozen_encoder() -> None:
 
 
 @torch.no_grad()
-def test_features_have_the_weights_type() -> None:
+def test_features_have_the_dtype_of_the_weights() -> None:
     encoder = VisionEncoder(TINY_CLIP).to(torch.bfloat16)
     assert encoder(torch.randn(1, 3, 28, 28)).dtype == torch.bfloat16
 
 
-def test_normalise_is_torchvisions() -> None:
+def test_normalise_equals_torchvision() -> None:
     config = replace(TINY_CLIP, mean=(0.48, 0.45, 0.40), std=(0.26, 0.27, 0.28))
     frames = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
     transform = Compose([ToTensor(), Normalize(config.mean, config.std)])
     expected = torch.stack([transform(frame) for frame in frames])
-    found = normalise(torch.from_numpy(frames), config)
-    assert found.is_contiguous()
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    actual = normalise(torch.from_numpy(frames), config)
+    assert actual.is_contiguous()
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_lite0_sees_minus_one_to_one() -> None:
@@ -118,7 +118,7 @@ def test_an_unknown_architecture_is_named() -> None:
         VisionEncoder(replace(DEFAULT.vision, architecture="resnet_of_dreams"))
 
 
-def test_sizes_that_the_network_does_not_have_are_refused_with_both() -> None:
+def test_wrong_sizes_are_refused_with_both() -> None:
     with pytest.raises(ConfigError, match=r"\(49, 1280\).*\(64, 1280\)"), torch.device("meta"):
         VisionEncoder(replace(DEFAULT.vision, num_patches=64))
     with pytest.raises(ConfigError, match=r"\(49, 1280\).*\(49, 512\)"), torch.device("meta"):

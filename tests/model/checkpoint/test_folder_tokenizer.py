@@ -1,4 +1,4 @@
-"""Which tokens begin, end and pad a text is read from the small files as transformers writes them, old and new."""
+"""The tokens that begin, end and pad a text are read from the settings files of old and new transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GOLDENS = Path(__file__).parents[2] / "goldens" / "openflamingo"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """LLaMA's kind of tokenizer, which puts <s> in front of every text."""
+    """Return a tokenizer like LLaMA's, which writes <s> before every text."""
     shutil.copy(GOLDENS / "llama" / "language_model" / "tokenizer.json", tmp_path)
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""GGUF against two strangers: transformers on a tiny file written here, llama.cpp on the default model's own file."""
+"""GGUF files against other implementations: transformers on a tiny file, llama.cpp on the default model's file."""
 
 from __future__ import annotations
 
@@ -49,12 +49,10 @@ def tiny_llama(*, tied: bool) -> LlamaForCausalLM:
 
 
 def interleaved(weight: NDArray[Any], num_heads: int) -> NDArray[Any]:
-    """Hugging Face's halves as llama.cpp's pairs, row by row: row j + s * K / 2 of a head becomes row 2 j + s."""
+    """Reorder Hugging Face's halves to llama.cpp's pairs: row j + s * K / 2 of a head becomes row 2 j + s."""
     head_dim = weight.shape[0] // num_heads
     rows = [
-        head * head_dim + place % 2 * (head_dim // 2) + place // 2
-        for head in range(num_heads)
-        for place in range(head_dim)
+        head * head_dim + row % 2 * (head_dim // 2) + row // 2 for head in range(num_heads) for row in range(head_dim)
     ]
     return weight[rows]
 
@@ -83,7 +81,7 @@ def gguf_name(name: str) -> tuple[str, GGMLQuantizationType]:
 
 
 def write(path: Path, llama: LlamaForCausalLM, *, drop: str = "", **metadata: str) -> LlamaForCausalLM:
-    """Write the model as GGUF, and give it the rounded weights that the file now holds."""
+    """Write the model as GGUF, and set its weights to the rounded ones of the file."""
     writer, tied = GGUFWriter(path, metadata.get("architecture", "llama")), llama.config.tie_word_embeddings
     writer.add_context_length(128)
     writer.add_embedding_length(64)
@@ -130,7 +128,7 @@ def log_probs(config: LanguageModelConfig, tensors: dict[str, Tensor], token_ids
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_a_file_is_the_model_that_transformers_runs(tied: bool, tmp_path: Path) -> None:
+def test_a_file_gives_the_log_probabilities_of_transformers(tied: bool, tmp_path: Path) -> None:
     llama = write(tmp_path / "tiny.gguf", tiny_llama(tied=tied))
     source = GGUFFile(tmp_path / "tiny.gguf")
     token_ids = torch.randint(len(TOKENS), (40,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -140,7 +138,7 @@ def test_a_file_is_the_model_that_transformers_runs(tied: bool, tmp_path: Path) 
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
-def test_float32_metadata_reads_as_it_was_written(tmp_path: Path) -> None:
+def test_float32_metadata_reads_as_the_original_decimal(tmp_path: Path) -> None:
     write(tmp_path / "tiny.gguf", tiny_llama(tied=True))
     config = GGUFFile(tmp_path / "tiny.gguf").config(num_new_tokens=2)
     assert (config.norm_eps, config.rope_theta, config.num_token_ids) == (1e-5, 5000.0, len(TOKENS) + 2)
@@ -155,7 +153,7 @@ def test_the_tokenizer_knows_merges_digits_and_markers(tmp_path: Path) -> None:
     assert tokenizer.decode(encoded.ids, skip_special_tokens=True) == "h the 42"
 
 
-def test_a_new_token_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_new_token_that_exists_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "tiny.gguf", tiny_llama(tied=True))
     with pytest.raises(CheckpointError, match="261 tokens and 1 new ones give 261 ids"):
         GGUFFile(tmp_path / "tiny.gguf").tokenizer(["<|im_end|>"])
@@ -179,7 +177,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         GGUFFile(tmp_path / "tiny.gguf").tensors()
 
 
-def test_what_is_no_gguf_is_refused_with_its_path(tmp_path: Path) -> None:
+def test_a_file_that_is_not_gguf_is_refused_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_bytes(b"not a GGUF file at all, but long enough to be looked at")
     with pytest.raises(CheckpointError, match=r"no\.gguf cannot be read as GGUF"):
         GGUFFile(tmp_path / "no.gguf")
@@ -213,9 +211,9 @@ def test_smollm_tokenizes_as_llama_cpp_does(smollm: GGUFFile) -> None:
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
-def test_smollm_says_what_llama_cpp_says(smollm: GGUFFile) -> None:
+def test_smollm_agrees_with_llama_cpp(smollm: GGUFFile) -> None:
     # "The capital of France is" -> " Paris", " the", " located"; llama.cpp rounds activations to 8 bits
-    found = log_probs(smollm.config(), smollm.tensors(), [504, 3575, 282, 4649, 314])[-1]
-    best = found.topk(3)
+    logprobs = log_probs(smollm.config(), smollm.tensors(), [504, 3575, 282, 4649, 314])[-1]
+    best = logprobs.topk(3)
     assert best.indices.tolist() == [7042, 260, 4528]
     torch.testing.assert_close(best.values, torch.tensor([-0.2589, -2.7646, -4.2949]), atol=0.1, rtol=0)

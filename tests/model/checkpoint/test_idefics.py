@@ -1,4 +1,4 @@
-"""transformers' IDEFICS, tiny and random, saved by transformers and imported by the command, says the same as ours.
+"""Tiny random IDEFICS models, saved by transformers and imported by the command, compute the same as ours.
 
 Both sides start from the same list of texts and pictures: IdeficsProcessor makes the library's inputs, ours makes ours.
 """
@@ -113,7 +113,7 @@ def make_model(num_tokens: int, *, perceiver_qk: bool = True, additional_vocab_s
 
 @torch.no_grad()
 def randomised(model: Any) -> Any:
-    """Weights so large that every part is heard in the logits; open gates."""
+    """Set weights so large that every part affects the logits, and open gates."""
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "alpha" in name:
@@ -127,7 +127,7 @@ def randomised(model: Any) -> Any:
 
 @dataclass(frozen=True)
 class Pair:
-    """The library's model and processor, and ours of the folder that they were saved to."""
+    """The library's model and processor, and our model of the folder that they were saved to."""
 
     theirs: Any
     processor: Any
@@ -161,7 +161,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_log_probabilities_and_greedy_tokens_are_the_librarys(pair: Pair, name: str) -> None:
+def test_log_probabilities_and_greedy_tokens_equal_the_library(pair: Pair, name: str) -> None:
     parts = PROMPTS[name]
     inputs = pair.processor(text=[list(parts)])
     prompt, pixels = pair.prompt(parts), pair.pixels(parts)
@@ -179,7 +179,7 @@ def test_log_probabilities_and_greedy_tokens_are_the_librarys(pair: Pair, name: 
     assert answer.token_ids == continued.tolist()
 
 
-def test_the_picture_is_heard_in_what_is_compared(pair: Pair) -> None:
+def test_the_image_affects_the_compared_logits(pair: Pair) -> None:
     prompt = pair.prompt([TALL, "Output:"])
     tall, wide = (
         log_probs(pair.ours, prompt.token_ids, prompt.media_index, encode_media(pair.ours, pair.pixels([image])))
@@ -188,7 +188,7 @@ def test_the_picture_is_heard_in_what_is_compared(pair: Pair) -> None:
     assert float((tall - wide)[-1].abs().max()) > 100 * TOLERANCE
 
 
-def test_utterances_are_ended_where_the_tokenizer_knows_how(tmp_path: Path) -> None:
+def test_utterances_end_with_the_tokenizers_end_of_utterance(tmp_path: Path) -> None:
     processor = make_processor(end_of_utterance=True)
     model = make_model(len(processor.tokenizer), additional_vocab_size=3, qk_layer_norms=True)
     pair = Pair.of(model, processor, tmp_path)
@@ -211,7 +211,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def source(saved: Path, tmp_path: Path) -> Path:
-    """A folder of one's own to spoil."""
+    """A copy of the folder that a test may change."""
     return shutil.copytree(saved, tmp_path / "theirs")
 
 
@@ -232,9 +232,9 @@ def test_pytorch_files_in_shards_give_the_same_model(source: Path, tmp_path: Pat
     index = {"weight_map": {name: file for file, held in shards.items() for name in held}}
     (source / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     assert run(source, tmp_path / "other") == 0
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "other"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    whole, sharded = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "other"))
+    assert whole.keys() == sharded.keys()
+    assert all(torch.equal(tensor, sharded[name]) for name, tensor in whole.items())
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_pytorch_files_in_shards_give_the_same_model(source: Path, tmp_path: Pat
         ({"intermediate_size": 49}, "mlp.down_proj.weight: found [32, 48], expected [32, 49]"),
     ],
 )
-def test_settings_that_are_not_this_model_are_refused_by_name(
+def test_unsupported_settings_are_refused_by_name(
     changes: dict[str, Any], complaint: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = json.loads((source / "config.json").read_text())
@@ -285,7 +285,7 @@ def test_tensors_that_do_not_fit_are_named(
 
 
 @pytest.mark.parametrize("file", ["processor_config.json", "preprocessor_config.json"])
-def test_the_image_processors_colours_are_the_models(file: str, source: Path, tmp_path: Path) -> None:
+def test_colours_come_from_the_image_processor(file: str, source: Path, tmp_path: Path) -> None:
     settings = json.loads((source / "processor_config.json").read_text())["image_processor"]
     settings |= {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     written = settings if file.startswith("pre") else {"image_processor": settings}
@@ -295,7 +295,7 @@ def test_the_image_processors_colours_are_the_models(file: str, source: Path, tm
     assert (vision.mean, vision.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
-def test_another_image_size_is_refused_with_both(
+def test_another_image_size_is_refused_with_both_sizes(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (source / "preprocessor_config.json").write_text(json.dumps({"image_size": 48}))

@@ -70,7 +70,7 @@ ORACLES = {
 
 @torch.no_grad()
 def randomise(module: Any) -> Any:
-    """Weights large enough that a part which is wrong, swapped or missing moves the logits."""
+    """Set weights so large that a wrong, swapped or missing part changes the logits."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -116,7 +116,7 @@ def test_gives_the_log_probabilities_of_transformers(name: str) -> None:
 
 
 class NormedQKV(nn.Module):
-    """Queries and keys normed over the full width, before anyone splits heads."""
+    """Norms of queries and keys over the full width, before heads are split."""
 
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
@@ -140,8 +140,8 @@ def written(oracle: nn.Module, names: dict[str, str]) -> dict[str, Tensor]:
     """The oracle's tensors under a checkpoint's names."""
     tensors = {}
     for name, tensor in oracle.state_dict().items():
-        for theirs, wanted in names.items():
-            name = name.replace(theirs, wanted)
+        for theirs, name_in_file in names.items():
+            name = name.replace(theirs, name_in_file)
         tensors[name] = tensor
     return tensors
 
@@ -184,7 +184,7 @@ def test_mosaic_gpt_under_its_own_names_and_settings() -> None:
     check(ours(MOSAIC_CONFIG, tensors), oracle)
 
 
-def test_fields_of_older_transformers_say_the_same() -> None:
+def test_fields_of_older_transformers_are_read() -> None:
     rotary: dict[str, Any] = {"rotary_pct": 1.0, "rotary_emb_base": 500}
     new = GPTNeoXConfig(**SIZES, **rotary).to_dict()
     old = {k: v for k, v in new.items() if k != "rope_parameters"} | rotary
@@ -249,9 +249,7 @@ OPT_CONFIG = OPTConfig(**SIZES).to_dict()
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_not_implemented_is_refused_by_name(
-    config: dict[str, Any], changes: dict[str, Any], named: str
-) -> None:
+def test_unsupported_features_are_refused_by_name(config: dict[str, Any], changes: dict[str, Any], named: str) -> None:
     language_model_config(config)
     with pytest.raises(CheckpointError) as caught:
         language_model_config(config | changes)

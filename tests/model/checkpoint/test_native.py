@@ -1,4 +1,4 @@
-"""A folder gives back the model that was saved, and one that is not the model's is refused with everything wrong in it."""
+"""A folder loads as the model that was saved; a folder of other tensors is refused with a list of all that do not fit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def rewrite(folder: Path, **changes: Tensor | None) -> None:
-    """Replace tensors by name (dots as __), None takes one out."""
+    """Replace tensors by name (dots as __); None removes a tensor."""
     tensors: dict[str, Tensor | None] = {**load_file(folder / "model.safetensors")}
     tensors |= {name.replace("__", "."): tensor for name, tensor in changes.items()}
     save_file({name: t for name, t in tensors.items() if t is not None}, folder / "model.safetensors")
@@ -35,7 +35,7 @@ def rewrite(folder: Path, **changes: Tensor | None) -> None:
 
 @pytest.mark.parametrize("shard_bytes", [2**30, 4096], ids=["whole", "sharded"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_was_saved_is_loaded(family: Family, shard_bytes: int, tmp_path: Path) -> None:
+def test_a_saved_model_loads(family: Family, shard_bytes: int, tmp_path: Path) -> None:
     saved = tiny_model(CONFIGS[family]).state_dict()
     folder = tmp_path / "below" / "tiny"
     save_folder(folder, CONFIGS[family], saved.items(), TOKENIZER, shard_bytes=shard_bytes)
@@ -47,7 +47,7 @@ def test_what_was_saved_is_loaded(family: Family, shard_bytes: int, tmp_path: Pa
     assert (folder / "tokenizer.json").read_text() == TOKENIZER
 
 
-def test_shards_hold_no_more_than_asked_and_are_named_as_others_name_them(tmp_path: Path) -> None:
+def test_shards_have_the_requested_size_and_hugging_face_names(tmp_path: Path) -> None:
     model = tiny_model(CONFIG)
     save_folder(tmp_path / "tiny", CONFIG, model.state_dict().items(), TOKENIZER, shard_bytes=40_000)
     files = sorted(file.name for file in (tmp_path / "tiny").glob("*.safetensors"))
@@ -59,7 +59,7 @@ def test_shards_hold_no_more_than_asked_and_are_named_as_others_name_them(tmp_pa
     assert index["metadata"]["total_size"] == sum(sizes)
 
 
-def test_no_more_than_a_shard_is_held(tmp_path: Path) -> None:
+def test_no_more_than_one_shard_is_in_memory(tmp_path: Path) -> None:
     alive = 0
 
     class Watched(Tensor):
@@ -77,12 +77,12 @@ def test_no_more_than_a_shard_is_held(tmp_path: Path) -> None:
     save_folder(tmp_path / "tiny", CONFIG, stream(), TOKENIZER, shard_bytes=1)
 
 
-def test_weights_come_in_the_dtype_asked_for(folder: Path) -> None:
+def test_weights_load_in_the_requested_dtype(folder: Path) -> None:
     model = load_folder(folder, "cpu", torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-def test_all_that_does_not_fit_is_said_at_once(folder: Path) -> None:
+def test_one_error_lists_all_that_does_not_fit(folder: Path) -> None:
     rewrite(folder, resampler__latents=torch.zeros(7, 16), gated__0__attn_gate=None, gated__0__alpha=torch.zeros(1))
     with pytest.raises(CheckpointError) as raised:
         load_folder(folder, "cpu", torch.float32)
@@ -101,9 +101,7 @@ def test_all_that_does_not_fit_is_said_at_once(folder: Path) -> None:
         ("model.safetensors.index.json", "[]", "does not hold a JSON object"),
     ],
 )
-def test_files_that_are_no_weights_are_refused_by_name(
-    file: str, text: str | None, complaint: str, folder: Path
-) -> None:
+def test_files_without_weights_are_refused_by_name(file: str, text: str | None, complaint: str, folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     if text is not None:
         (folder / file).write_text(text)
@@ -111,7 +109,7 @@ def test_files_that_are_no_weights_are_refused_by_name(
         load_folder(folder, "cpu", torch.float32)
 
 
-def test_an_existing_folder_is_not_written_over(folder: Path) -> None:
+def test_an_existing_folder_is_not_overwritten(folder: Path) -> None:
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(CheckpointError, match="already exists"):
         save_folder(folder, CONFIG, tiny_model(CONFIG, seed=1).state_dict().items(), TOKENIZER)

@@ -1,4 +1,4 @@
-"""OpenFlamingo's own log-probabilities and greedy tokens, stored by tests/goldens/make_openflamingo.py, are ours too.
+"""Log-probabilities and greedy tokens equal OpenFlamingo's, which tests/goldens/make_openflamingo.py stored.
 
 Every golden goes through the command and comes back from the folder that it wrote.
 """
@@ -54,7 +54,7 @@ def arguments(name: str, out: Path, **changes: Path | int) -> list[str]:
 
 @dataclass(frozen=True)
 class Imported:
-    """A golden's model folder, loaded, and what the library said of the prompts."""
+    """The loaded model folder of a golden, and the library's results for the prompts."""
 
     model: Flamingo
     tokenizer: PromptTokenizer
@@ -93,7 +93,7 @@ def pixels(names: list[str], config: VisionConfig) -> Tensor:
 
 
 def wrap(state: dict[str, Tensor]) -> dict[str, Any]:
-    """As a training run saves it."""
+    """Wrap a checkpoint as a training run saves it."""
     return {"epoch": 3, "optimizer_state_dict": {}, "model_state_dict": {f"module.{n}": t for n, t in state.items()}}
 
 
@@ -114,7 +114,7 @@ def goldens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Imported]:
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
-def test_log_probabilities_and_greedy_tokens_are_the_librarys(
+def test_log_probabilities_and_greedy_tokens_equal_the_library(
     goldens: dict[str, Imported], name: str, case: str
 ) -> None:
     imported = goldens[name]
@@ -136,18 +136,18 @@ def test_log_probabilities_and_greedy_tokens_are_the_librarys(
 
 @pytest.mark.parametrize("name", ["gpt_neox", "mpt"])
 @pytest.mark.parametrize("rewrap", [wrap, dict], ids=["nested", "flat"])
-def test_every_shape_of_the_same_files_gives_the_same_model(name: str, rewrap: Any, tmp_path: Path) -> None:
+def test_every_form_of_the_same_checkpoint_gives_the_same_model(name: str, rewrap: Any, tmp_path: Path) -> None:
     torch.save(rewrap(read(name)), tmp_path / "checkpoint.pt")
     assert main(arguments(name, tmp_path / "stored")) == 0
     again = arguments(name, tmp_path / "again", checkpoint=tmp_path / "checkpoint.pt", vision_model=GOLDENS / "clip")
     assert main(again) == 0
-    one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("stored", "again"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(tensor, other[tensor_name]) for tensor_name, tensor in one.items())
+    stored, converted = (load_file(tmp_path / folder / "model.safetensors") for folder in ("stored", "again"))
+    assert stored.keys() == converted.keys()
+    assert all(torch.equal(tensor, converted[tensor_name]) for tensor_name, tensor in stored.items())
     assert load_config(tmp_path / "stored").vision == load_config(tmp_path / "again").vision
 
 
-def test_what_the_shapes_say_becomes_the_configuration(tmp_path: Path) -> None:
+def test_the_configuration_follows_from_the_shapes(tmp_path: Path) -> None:
     for name in ("gpt_neox", "mpt"):
         assert main(arguments(name, tmp_path / name)) == 0
     large, small = load_config(tmp_path / "gpt_neox"), load_config(tmp_path / "mpt")
@@ -162,7 +162,7 @@ def test_what_the_shapes_say_becomes_the_configuration(tmp_path: Path) -> None:
     ("name", "begin", "eos"),
     [("gpt_neox", "", "<|endoftext|>"), ("llama", "<s>", "</s>")],
 )
-def test_the_vocabulary_gets_the_lineages_tokens_in_its_order(name: str, begin: str, eos: str, tmp_path: Path) -> None:
+def test_the_lineages_tokens_are_appended_in_its_order(name: str, begin: str, eos: str, tmp_path: Path) -> None:
     assert main(arguments(name, tmp_path / "out")) == 0
     config, tokenizer = load_config(tmp_path / "out"), Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
     base = Tokenizer.from_file(str(GOLDENS / name / "language_model" / "tokenizer.json")).get_vocab_size()
@@ -192,7 +192,7 @@ def test_every_stored_case_is_compared(goldens: dict[str, Imported]) -> None:
     assert sorted(CASES) == sorted((name, case) for name, imported in goldens.items() for case in imported.cases)
 
 
-def test_frame_embeddings_come_along(tmp_path: Path) -> None:
+def test_frame_embeddings_are_converted(tmp_path: Path) -> None:
     frames = torch.randn(8, 16)
     torch.save({**read("gpt_neox"), "perceiver.frame_embs": frames}, tmp_path / "checkpoint.pt")
     assert main(arguments("gpt_neox", tmp_path / "out", checkpoint=tmp_path / "checkpoint.pt")) == 0
@@ -201,7 +201,7 @@ def test_frame_embeddings_come_along(tmp_path: Path) -> None:
     assert torch.equal(model.state_dict()["resampler.frame_embeddings"], frames)
 
 
-def test_frozen_weights_in_the_checkpoint_win_over_the_folders(tmp_path: Path) -> None:
+def test_frozen_weights_of_the_checkpoint_take_precedence(tmp_path: Path) -> None:
     state = read("llama")
     lm = "lang_encoder.model.layers.0.decoder_layer.mlp.down_proj.weight"
     changed = {
@@ -217,7 +217,7 @@ def test_frozen_weights_in_the_checkpoint_win_over_the_folders(tmp_path: Path) -
     assert all(torch.equal(written[ours], state[theirs]) for theirs, ours in changed.items())
 
 
-def test_rows_that_the_checkpoint_lacks_are_the_language_models(tmp_path: Path) -> None:
+def test_missing_rows_come_from_the_language_model(tmp_path: Path) -> None:
     state = read("gpt_neox")
     names = {"embed_out.weight": "head", "gpt_neox.embed_in.weight": "embed"}
     torch.save({n: t for n, t in state.items() if n.removeprefix("lang_encoder.") not in names}, tmp_path / "x.pt")
@@ -231,7 +231,7 @@ def test_rows_that_the_checkpoint_lacks_are_the_language_models(tmp_path: Path) 
         assert torch.equal(whole, tables[theirs][: len(whole)])
 
 
-def test_the_command_itself(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "model.checkpoint", *arguments("mpt", tmp_path / "out")]
     done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -271,7 +271,7 @@ def test_tensors_that_do_not_fit_are_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_other_interval_is_refused_with_both_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_interval_is_refused_with_both_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments("mpt", tmp_path / "out", cross_attn_every_n_layers=4)) == 1
     error = capsys.readouterr().err
     assert "before layers [1, 3]" in error
@@ -279,7 +279,7 @@ def test_the_other_interval_is_refused_with_both_lists(tmp_path: Path, capsys: p
 
 
 class Surprise:
-    """An object whose unpickling would write a file."""
+    """An object that would write a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -295,7 +295,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "ran").exists()
 
 
-def test_output_rows_that_nobody_trained_become_zeros(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_untrained_output_rows_become_zeros(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = read("llama")
     base = len(state.pop("lang_encoder.lm_head.weight")) - 3
     torch.save(state, tmp_path / "checkpoint.pt")

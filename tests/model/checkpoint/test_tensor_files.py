@@ -1,4 +1,4 @@
-"""Tensors come from safetensors or PyTorch files, whole or sharded; a file that is neither says so by name."""
+"""Tensors come from safetensors or PyTorch files, whole or sharded; any other file is refused by name."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ A, B = torch.arange(6.0).reshape(2, 3), torch.ones(4)
 
 
 def private_megabytes() -> float:
-    """Memory of this process that no file backs."""
+    """Return the MiB of anonymous memory of this process."""
     status = Path("/proc/self/status").read_text()
-    found = re.search(r"RssAnon:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) / 1024
+    match = re.search(r"RssAnon:\s+(\d+) kB", status)
+    assert match is not None
+    return int(match[1]) / 1024
 
 
 def test_safetensors_are_preferred_and_shapes_need_no_reading(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_both_of_torchs_formats_are_read(zipped: bool, tmp_path: Path) -> None:
     assert torch.equal(read_pickle(tmp_path / "x.pt")["a"], A)
 
 
-def test_what_is_read_stays_in_its_file(tmp_path: Path) -> None:
+def test_tensors_stay_mapped_to_their_file(tmp_path: Path) -> None:
     save_file({"a": torch.ones(16_000_000)}, tmp_path / "model.safetensors")
     torch.save({"b": torch.ones(16_000_000)}, tmp_path / "x.pt")
     before = private_megabytes()
@@ -59,7 +59,7 @@ def test_what_is_read_stays_in_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shard", ["../two.bin", "/etc/hostname", "absent.bin"])
-def test_an_index_names_only_files_beside_it(shard: str, tmp_path: Path) -> None:
+def test_an_index_names_only_files_of_its_folder(shard: str, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     torch.save({"b": B}, tmp_path / "two.bin")
@@ -78,7 +78,7 @@ def test_an_index_names_only_files_beside_it(shard: str, tmp_path: Path) -> None
         (b"", "cannot be read as tensors and plain data alone"),
     ],
 )
-def test_a_file_of_something_else_is_refused(content: Any, complaint: str, tmp_path: Path) -> None:
+def test_a_file_of_other_data_is_refused(content: Any, complaint: str, tmp_path: Path) -> None:
     file = tmp_path / "x.pt"
     if isinstance(content, bytes):
         file.write_bytes(content)
@@ -88,7 +88,7 @@ def test_a_file_of_something_else_is_refused(content: Any, complaint: str, tmp_p
         read_pickle(file)
 
 
-def test_a_folder_without_weights_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_refused_with_the_expected_names(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none of model\.safetensors.*pytorch_model\.bin"):
         open_folder(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Vision towers of others, converted: the features are those that transformers gives, whoever wrote the file.
+"""Converted vision encoders give the features of transformers, whichever library wrote the file.
 
 The tower of an OpenFlamingo golden exists in both spellings, which must become the same tensors.
 """
@@ -92,7 +92,7 @@ def test_every_token_of_idefics() -> None:
     torch.testing.assert_close(encoder(pixels()), oracle(pixels()).last_hidden_state, atol=1e-4, rtol=0)
 
 
-def test_whole_clip_and_its_tower_alone_are_the_same() -> None:
+def test_whole_clip_and_its_encoder_alone_convert_to_the_same() -> None:
     text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9}
     whole = CLIPModel(CLIPConfig(text_config=text, vision_config=SIZES | {"hidden_size": 24}, projection_dim=4))
     settings = whole.config.to_dict()
@@ -105,7 +105,7 @@ def test_whole_clip_and_its_tower_alone_are_the_same() -> None:
 
 
 @torch.no_grad()
-def test_both_spellings_of_one_tower_become_the_same() -> None:
+def test_transformers_and_open_clip_files_convert_to_the_same() -> None:
     config, open_clip = load_clip_folder(GOLDENS / "open_clip")
     other_config, hugging_face = load_clip_folder(GOLDENS / "clip")
     assert config == other_config
@@ -127,7 +127,7 @@ def test_colours_come_from_the_preprocessor(tmp_path: Path) -> None:
     assert (config.mean, config.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
-def test_presets_are_what_the_published_files_say() -> None:
+def test_published_configurations_are_read() -> None:
     vit_l = CLIPVisionConfig(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
     )
@@ -157,7 +157,9 @@ VISION_CFG = {"layers": 2, "width": 16, "head_width": 8, "patch_size": 8, "image
         ({}, {"interpolation": "bilinear"}, "interpolation"),
     ],
 )
-def test_what_open_clip_asks_in_vain_is_named(vision: dict[str, Any], preprocess: dict[str, Any], named: str) -> None:
+def test_unsupported_open_clip_settings_are_named(
+    vision: dict[str, Any], preprocess: dict[str, Any], named: str
+) -> None:
     plain = {"model_cfg": {"vision_cfg": VISION_CFG}, "preprocess_cfg": {}}
     assert open_clip_config(plain).activation == "gelu"
     with pytest.raises(CheckpointError) as caught:
@@ -174,7 +176,7 @@ def test_what_open_clip_asks_in_vain_is_named(vision: dict[str, Any], preprocess
         ({"image_size": [224, 336]}, "image_size"),
     ],
 )
-def test_what_clip_asks_in_vain_is_named(changes: dict[str, Any], named: str) -> None:
+def test_unsupported_clip_settings_are_named(changes: dict[str, Any], named: str) -> None:
     settings = CLIPVisionConfig().to_dict()
     clip_config(settings)
     with pytest.raises(CheckpointError) as caught:
@@ -182,7 +184,7 @@ def test_what_clip_asks_in_vain_is_named(changes: dict[str, Any], named: str) ->
     assert named in str(caught.value)
 
 
-def test_what_does_not_fit_is_listed_under_its_own_name() -> None:
+def test_misfits_are_listed_by_their_foreign_names() -> None:
     settings = CLIPVisionConfig(**SIZES, hidden_size=24).to_dict()
     tensors = {f"vision_model.{n}": t for n, t in CLIPVisionModel(CLIPVisionConfig(**settings)).state_dict().items()}
     del tensors["vision_model.pre_layrnorm.bias"]
@@ -205,7 +207,7 @@ STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
 
 
 def lite0(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
-    """The network as published, in the file's own names: TensorFlow's padding, no squeeze-and-excitation, ReLU6."""
+    """The network as published, with the file's names: TensorFlow's padding, no squeeze-and-excitation, ReLU6."""
 
     def convolve(name: str, x: Tensor, stride: int = 1) -> Tensor:
         weight = tensors[f"{name}.weight"]

@@ -1,4 +1,4 @@
-"""The default model from its two distributions: found, converted once, whole whoever comes first, and right."""
+"""The default model from its two distributions: it is found, converted once and completely, and correct."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def test_the_folder_is_the_default_model(folder: Path) -> None:
     assert load_config(folder) == DEFAULT
 
 
-def test_its_markers_are_tokens_behind_the_frozen_vocabulary(folder: Path) -> None:
+def test_its_markers_follow_the_frozen_vocabulary(folder: Path) -> None:
     tokenizer = PromptTokenizer.load(folder, DEFAULT.prompt)
     assert (tokenizer.media_token_id, *tokenizer.eos_ids) == (49152, 49153, 2, 0)
     assert tokenizer.suppressed_ids == (49152,)
     assert len(tokenizer) == DEFAULT.language_model.num_token_ids
 
 
-def test_before_training_a_prompt_with_images_says_what_it_says_without(folder: Path) -> None:
+def test_before_training_images_change_no_answer(folder: Path) -> None:
     model = load_folder(folder, "cpu", torch.float32)
     model.load_state_dict(start_bridge(DEFAULT, model.language_model.embed.weight), strict=False)
     tokenizer = PromptTokenizer.load(folder, DEFAULT.prompt)
@@ -84,7 +84,7 @@ def test_every_weight_is_stored_in_float32(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_the_encoder_sees_what_a_photograph_shows(name: str, model: Flamingo) -> None:
+def test_the_encoder_recognises_a_photograph(name: str, model: Flamingo) -> None:
     file = torch.load(find(VISION_FILE), weights_only=True)
     with torch.inference_mode():
         pooled = model.vision(pixels(name)).mean(dim=1)  # [1, Dv]
@@ -92,7 +92,7 @@ def test_the_encoder_sees_what_a_photograph_shows(name: str, model: Flamingo) ->
     assert int(best) in CLASSES[name]
 
 
-def test_a_folder_that_is_there_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_folder_is_not_converted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", _never)
     locate(tmp_path).mkdir()
     (locate(tmp_path) / "config.json").touch()
@@ -110,7 +110,7 @@ def test_a_failed_conversion_is_an_error(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_distribution_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_distribution_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> NoReturn:
         raise metadata.PackageNotFoundError(name)
 
@@ -119,7 +119,7 @@ def test_a_missing_distribution_is_named_with_what_to_do(tmp_path: Path, monkeyp
         prepare(tmp_path)
 
 
-def test_another_bridge_makes_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_bridge_gets_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = set()
     for content in (b"one", b"two"):
         monkeypatch.setattr(default, "BRIDGE", tmp_path / "bridge")
@@ -136,7 +136,7 @@ def test_a_file_with_other_bytes_is_refused(tmp_path: Path) -> None:
         convert(tmp_path / "other.pth", find(LANGUAGE_MODEL_FILE), tmp_path / "folder")
 
 
-def test_two_conversions_at_once_leave_one_whole_folder(tmp_path: Path) -> None:
+def test_two_concurrent_conversions_leave_one_complete_folder(tmp_path: Path) -> None:
     both_are_writing = threading.Barrier(2, timeout=60)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -161,7 +161,7 @@ def test_two_conversions_at_once_leave_one_whole_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_the_start_of_a_bridge_is_the_same_twice_and_leaves_the_generator_alone() -> None:
+def test_the_start_of_a_bridge_is_reproducible_and_keeps_the_generator() -> None:
     rows = torch.randn(10, DEFAULT.language_model.dim)
     before = torch.get_rng_state()
     first, second = start_bridge(DEFAULT, rows), start_bridge(DEFAULT, rows)
@@ -171,8 +171,8 @@ def test_the_start_of_a_bridge_is_the_same_twice_and_leaves_the_generator_alone(
     assert all(not tensor.any() for name, tensor in first.items() if name.endswith("_gate"))
 
 
-def test_visual_tokens_start_as_alike_as_the_mean_features() -> None:
-    """Of places that differ in length, as those of a picture do."""
+def test_visual_tokens_start_as_similar_as_the_mean_features() -> None:
+    """Return features whose vectors differ in length, as those of an image do."""
     lengths = torch.rand(12, 1, 49, 1, generator=torch.Generator().manual_seed(1)) ** 4
     features = lengths * torch.rand(12, 1, 49, 1280, generator=torch.Generator().manual_seed(2)) ** 8 * 6
     features *= torch.rand(12, 1, 1, 1280, generator=torch.Generator().manual_seed(3)) ** 4
@@ -185,18 +185,18 @@ def test_visual_tokens_start_as_alike_as_the_mean_features() -> None:
         return (rows @ rows.T)[~torch.eye(12, dtype=torch.bool)]
 
     with torch.inference_mode():
-        wanted = likeness(features.mean((1, 2)))
-        kept, other = (float((likeness(r(features).mean(1)) - wanted).abs().mean()) for r in (started, plain))
+        expected = likeness(features.mean((1, 2)))
+        kept, other = (float((likeness(r(features).mean(1)) - expected).abs().mean()) for r in (started, plain))
     assert kept < 0.05 < other
 
 
-def test_a_shipped_bridge_is_read_in_float32(tmp_path: Path) -> None:
+def test_the_shipped_bridge_loads_in_float32(tmp_path: Path) -> None:
     save_file({"resampler.latents": torch.full((2, 3), 0.5, dtype=torch.float16)}, tmp_path / "bridge.safetensors")
     bridge = load_bridge(tmp_path / "bridge.safetensors")
     assert torch.equal(bridge["resampler.latents"], torch.full((2, 3), 0.5))
 
 
-def test_a_bridge_on_disk_keeps_each_row_to_a_two_hundredth_of_its_largest(tmp_path: Path) -> None:
+def test_a_stored_bridge_keeps_rows_to_a_two_hundredth_of_their_largest_element(tmp_path: Path) -> None:
     weight = torch.randn(5, 64) * torch.tensor([1e-3, 1.0, 30.0, 0.1, 0.0])[:, None]
     bridge = {"gated.0.attention.output.weight": weight, "gated.0.attn_gate": torch.tensor([0.123456])}
     save_bridge(tmp_path / "bridge.safetensors", bridge)
@@ -207,7 +207,7 @@ def test_a_bridge_on_disk_keeps_each_row_to_a_two_hundredth_of_its_largest(tmp_p
     assert bool((error <= weight.abs().amax(-1, keepdim=True) / 200).all())
 
 
-def test_a_row_s_largest_number_is_not_cut_off() -> None:
+def test_the_largest_element_of_a_row_is_not_clipped() -> None:
     rows, scale = quantise_rows(torch.tensor([[3.0, -3.0, 0.0]]))
     assert rows.tolist() == [[127, -127, 0]]
     assert float(scale[0] * 127) == pytest.approx(3.0, rel=2e-3)

@@ -1,4 +1,4 @@
-"""`python -m model.zoo`, as a user types it."""
+"""The command `python -m model.zoo`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_prepare_prints_the_folder_and_nothing_else(tmp_path: Path) -> None:
     assert (finished.returncode, finished.stdout) == (0, f"{locate(tmp_path)}\n")
 
 
-def test_without_a_command_it_says_how_it_is_used() -> None:
+def test_without_a_command_usage_is_printed() -> None:
     finished = zoo()
     assert finished.returncode == 2
     assert "usage: python -m model.zoo" in finished.stderr
