@@ -21,8 +21,8 @@ from model.inference import prepare_for_inference
 from model.tokenizer import PromptTokenizer
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
-from server.engine.results import Result
 from server.engine.runner import Runner
+from server.engine.sampler import Result
 from server.engine.scheduler import Plan
 from server.wire import MediaWanted
 
@@ -108,7 +108,7 @@ def _fill(engine: Engine, config: FlamingoConfig, num_sequences: int, options: a
     sampling = greedy(options.steps + 2 * num_sequences + 64)
     for i, prompt in enumerate(prompts):
         engine.add(prompt.request(str(i), tokenizer, sampling))
-    while any(sequence.num_output_tokens == 0 for sequence in engine.scheduler.sequences()):
+    while engine.scheduler.waiting or any(s.num_output_tokens == 0 for s in engine.scheduler.running):
         for event in engine.step():
             if isinstance(event, MediaWanted):
                 engine.supply(pixels(event.digest, frames[event.digest]))

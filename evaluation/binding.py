@@ -39,7 +39,7 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Whether the answer was correct, for each variant and the nearest mean, by the number of rounds."""
+    """The answers of an episode: for each variant and the nearest mean, by the number of rounds, whether it was correct."""
 
     is_correct: dict[str, dict[int, bool]]
 

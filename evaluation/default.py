@@ -53,7 +53,7 @@ class Options:
         return () if self.encoder_only else VARIANTS
 
     def variants_of(self, number: int) -> tuple[str, ...]:
-        """Return the variants in which the number-th episode is results."""
+        """Return the variants in which the episode with this number is judged."""
         return self.variants if self.controls is None or number < self.controls else self.variants[:1]
 
     @property

@@ -1,7 +1,7 @@
-"""`python -m server`: read the settings, make sure there is a model, serve until a signal, drain, stop.
+"""`python -m server` reads the settings, prepares the model, serves until a signal, and drains running requests.
 
-At SIGTERM or SIGINT ready says 503 and new requests are refused, while running ones get `shutdown_timeout` seconds to
-finish; then they end with an error event. A second signal ends them at once.
+After SIGTERM or SIGINT, /health/ready returns 503 and new requests are refused. Running requests have
+`shutdown_timeout` seconds to finish, and then end with an error event. A second signal ends them at once.
 """
 
 from __future__ import annotations
@@ -20,36 +20,37 @@ from model.zoo.default import DefaultModelError, prepare
 from server import logs
 from server.admission import Admission
 from server.app import create_app
-from server.engine_client.client import FACTORY, EngineClient
+from server.engine_client.client import EngineClient
 from server.errors import DatabaseUnavailable, ShuttingDown
 from server.media.pool import DecodePool
 from server.metrics import Metrics
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError, read_settings
 from server.store.database import Database, DatabaseError
+from server.wire import ENGINE_FACTORY
 
-# time for the last error events to be written, once everything was aborted
-LAST_WORDS_SECONDS = 2
+# time to write the last error events after all requests were aborted
+FINAL_EVENTS_SECONDS = 2
 
 logger = logging.getLogger("server")
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but the signals are ours: it would close its doors at once, before anybody has read "not ready"."""
+    """A uvicorn server that leaves signals to `_watch`: its own handler would stop listening before a probe reads 503."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-async def serve(settings: Settings, *, factory: str = FACTORY) -> int:
-    """Returns the process's exit status."""
+async def serve(settings: Settings, *, factory: str = ENGINE_FACTORY) -> int:
+    """Serve until a signal, and return the exit status."""
     model = ServedModel.load(settings)
     metrics = Metrics(model.name)
     decoder = DecodePool(model.config.vision, settings)
     client = EngineClient(settings, decoder, metrics, factory=factory)
     app = create_app(client, model, settings, metrics, decoder)
-    await asyncio.to_thread(_check_database, app.state.services.support_sets.database)
+    await _check_database(app.state.services.database)
     server = Server(
         uvicorn.Config(
             app,
@@ -57,36 +58,36 @@ async def serve(settings: Settings, *, factory: str = FACTORY) -> int:
             port=settings.port,
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=LAST_WORDS_SECONDS,
+            timeout_graceful_shutdown=FINAL_EVENTS_SECONDS,
         )
     )
-    watching = asyncio.create_task(_watch(server, client, app.state.services.admission, settings.shutdown_timeout))
+    watcher = asyncio.create_task(_watch(server, client, app.state.services.admission, settings.shutdown_timeout))
     await server.serve()
     if not server.started:
-        watching.cancel()
+        watcher.cancel()
         return 1
-    return await watching
+    return await watcher
 
 
-def _check_database(database: Database) -> None:
-    """Before anything is loaded. Raises `DatabaseError` for one that this server must not, or cannot, use."""
+async def _check_database(database: Database) -> None:
+    """Check the database before the model is loaded. Raises `DatabaseError` if it is unavailable or of another version."""
     try:
-        database.prepare()
+        await database.prepare()
     except DatabaseUnavailable as error:
         raise DatabaseError(f"database: {error.message}") from None
 
 
 async def _watch(server: Server, client: EngineClient, admission: Admission, timeout: float) -> int:
-    """Wait for a signal, or for a worker that cannot start; let the requests end; then stop the server."""
+    """Wait for a signal or a failed start of the worker, then drain the requests and stop the server."""
     signals = _signals()
     loaded = asyncio.ensure_future(client.loaded())
-    signalled = asyncio.ensure_future(signals.get())
-    await asyncio.wait({loaded, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    first_signal = asyncio.ensure_future(signals.get())
+    await asyncio.wait({loaded, first_signal}, return_when=asyncio.FIRST_COMPLETED)
     is_broken = loaded.done() and loaded.exception() is not None
     if is_broken:
-        signalled.cancel()
+        first_signal.cancel()
     else:
-        await signalled
+        await first_signal
         loaded.cancel()
         await _drain(admission, client, timeout, signals)
     server.should_exit = True
@@ -103,21 +104,21 @@ def _signals() -> asyncio.Queue[int]:
 async def _drain(admission: Admission, client: EngineClient, timeout: float, signals: asyncio.Queue[int]) -> None:
     admission.close()
     logger.info("shutting down", extra={"waiting": admission.num_waiting, "running": admission.num_running})
-    again = asyncio.ensure_future(signals.get())
-    idle = asyncio.ensure_future(admission.idle())
-    await asyncio.wait({again, idle}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    again.cancel()
+    second_signal = asyncio.ensure_future(signals.get())
+    idle = asyncio.ensure_future(admission.wait_until_idle())
+    await asyncio.wait({second_signal, idle}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    second_signal.cancel()
     if not idle.done():
         client.fail_all(ShuttingDown("the server is shutting down"))
-        await asyncio.wait({idle}, timeout=LAST_WORDS_SECONDS)
+        await asyncio.wait({idle}, timeout=FINAL_EVENTS_SECONDS)
     idle.cancel()
 
 
 def with_model(settings: Settings) -> Settings:
-    """The same settings with a folder in `model`: the default model's, converted when it is first used."""
+    """Return settings with a model folder; if none is set, the default model's, which is converted on first use."""
     if settings.model is not None:
         return settings
-    logger.info("preparing the default model: its first conversion takes a minute")
+    logger.info("preparing the default model; its first conversion takes a minute")
     folder = prepare(settings.cache_dir)
     logger.info("the default model is ready", extra={"folder": str(folder)})
     return settings.model_copy(update={"model": str(folder)})

@@ -1,6 +1,6 @@
-"""The HTTP application: routes, the guard in front of them, and every error in one shape.
+"""The HTTP application: routes, the guard in front of them, and one shape for all errors.
 
-Everything it works with is an argument, so a test hands it a client with no engine behind.
+Its dependencies are arguments, so tests can pass a client without an engine.
 """
 
 from __future__ import annotations
@@ -10,19 +10,23 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Lifespan
 
 from server.admission import Admission
 from server.api.body import JSONResponse
 from server.api.guard import Guard
+from server.api.openapi import openapi_document, operation_id
 from server.api.routes import (
     chat,
     classify,
     completions,
+    docs,
     embeddings,
     evaluations,
     fewshot,
@@ -50,9 +54,11 @@ from server.quality.evaluation_store import Evaluations
 from server.served_model import ServedModel
 from server.settings import Settings
 from server.store.database import Database
+from server.store.embeddings import EmbeddingStore
+from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 
-# what proxies write into their logs when a client went; nobody receives it
+# the status that proxies log when a client has disconnected; it is never sent
 CLIENT_CLOSED_REQUEST = 499
 
 ROUTERS = (
@@ -68,20 +74,44 @@ ROUTERS = (
     fewshot.router,
     support_sets.router,
     health.router,
+    docs.router,
 )
 
 logger = logging.getLogger(__name__)
 
 
+class Application(FastAPI):
+    """FastAPI with our document at /openapi.json, and without FastAPI's pages, which load scripts from other hosts."""
+
+    def __init__(self, lifespan: Lifespan[Application]) -> None:
+        super().__init__(
+            title="Flamboyance",
+            version=health.VERSION,
+            docs_url=None,
+            redoc_url=None,
+            generate_unique_id_function=operation_id,
+            lifespan=lifespan,
+        )
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi_document(self.routes, self.title, self.version)
+        return self.openapi_schema
+
+
 def create_app(
     client: Client, model: ServedModel, settings: Settings, metrics: Metrics, decoder: DecodePool | None = None
 ) -> FastAPI:
-    """`decoder`: one of its own, unless it may share the client's."""
+    """Create the application; `decoder` is the client's, to be shared, or None for a new one."""
     store = MediaStore(settings.media_store_url)
     decoder = decoder or DecodePool(model.config.vision, settings)
-    sets = SupportSets(Database(settings.database_url), store, decoder, max_examples=settings.max_set_examples)
-    intake = Intake(settings, store, Fetcher(settings, took=metrics.media_fetch.observe))
-    retrieval = Retrieval(client, model, sets, store, took=metrics.retrieval.observe)
+    database = Database(settings.database_url)
+    media_references, embeddings = MediaReferences(database, store, decoder), EmbeddingStore(database)
+    support_sets = SupportSets(database, media_references, max_examples=settings.max_set_examples)
+    intake = Intake(settings, store, Fetcher(settings, observe=metrics.media_fetch.observe))
+    retrieval = Retrieval(client, model, embeddings, store, observe=metrics.retrieval.observe)
+    shots, warming = ShotSource(intake, support_sets, retrieval), Warming(client, model, store, retrieval)
+    evaluations = Evaluations(database)
     services = Services(
         settings=settings,
         model=model,
@@ -91,62 +121,55 @@ def create_app(
         store=store,
         intake=intake,
         decoder=decoder,
-        support_sets=sets,
-        shots=ShotSource(intake, sets, retrieval),
-        warming=Warming(client, model, store, retrieval),
-        evaluations=Evaluations(sets.database),
+        database=database,
+        media_references=media_references,
+        support_sets=support_sets,
+        shots=shots,
+        warming=warming,
+        evaluations=evaluations,
     )
-    # the interface is described in docs/api.md; FastAPI's own pages would fetch scripts from elsewhere
-    app = FastAPI(title="Flamboyance", openapi_url=None, lifespan=partial(_lifespan, services=services))
+    leave_one_out = LeaveOneOut(shots, client, model, metrics)
+    runner = EvaluationRunner(evaluations, leave_one_out, settings.evaluation_queries)
+    maintenance = Maintenance(
+        support_sets, embeddings, warming, client, metrics, sweep_interval=settings.sweep_interval
+    )
+    app = Application(lifespan=partial(_lifespan, services=services, runner=runner, maintenance=maintenance))
     app.state.services = services
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ServerError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_http)
-    app.add_exception_handler(ClientDisconnect, _forget)
-    app.add_exception_handler(Exception, _fail)
+    app.add_exception_handler(ClientDisconnect, _client_disconnected)
+    app.add_exception_handler(Exception, _report_bug)
     app.add_middleware(Guard, api_key=None if settings.api_key is None else settings.api_key.get_secret_value())
     return app
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
+async def _lifespan(
+    app: FastAPI, services: Services, runner: EvaluationRunner, maintenance: Maintenance
+) -> AsyncIterator[None]:
+    await asyncio.to_thread(app.openapi)  # built once, and not while requests run
     await asyncio.to_thread(services.store.sweep)
-    await asyncio.to_thread(services.support_sets.database.prepare)
+    await services.database.prepare()
     await services.client.start()
-    evaluating, maintenance = _evaluation_runner(services), _maintenance(services)
-    await evaluating.start()
-    keeping = asyncio.create_task(maintenance.run())
+    await runner.start()
+    maintenance_task = asyncio.create_task(maintenance.run())
     try:
         yield
     finally:
-        keeping.cancel()
-        await evaluating.stop()
+        maintenance_task.cancel()
+        await runner.stop()
         await services.warming.stop()
         await services.client.stop()
         await services.decoder.stop()
-        await asyncio.gather(keeping, return_exceptions=True)
-        services.support_sets.database.close()
-
-
-def _evaluation_runner(services: Services) -> EvaluationRunner:
-    leave_one_out = LeaveOneOut(services.shots, services.client, services.model, services.metrics)
-    return EvaluationRunner(services.evaluations, leave_one_out, services.settings.evaluation_queries)
-
-
-def _maintenance(services: Services) -> Maintenance:
-    return Maintenance(
-        services.support_sets,
-        services.warming,
-        services.client,
-        services.metrics,
-        sweep_interval=services.settings.sweep_interval,
-    )
+        await asyncio.gather(maintenance_task, return_exceptions=True)
+        services.database.close()
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServerError)
-    request.app.state.services.metrics.refused(error.code)
+    request.app.state.services.metrics.count_refused(error.code)
     logger.info(
         "request refused",
         extra={
@@ -166,11 +189,13 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     return JSONResponse(body, error.status_code, error.headers)
 
 
-async def _forget(request: Request, error: Exception) -> Response:
+async def _client_disconnected(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-async def _fail(request: Request, error: Exception) -> Response:
-    """A bug: the client learns that, and the log the rest."""
-    logger.error("request failed", exc_info=error, extra={"request_id": request.state.request_id})
-    return JSONResponse(ServerError("internal error").body(), 500)
+async def _report_bug(request: Request, error: Exception) -> Response:
+    """Return an internal error; the details of a bug are only logged. Starlette sends it around the guard."""
+    request_id = request.state.request_id
+    logger.error("request failed", exc_info=error, extra={"request_id": request_id})
+    bug = ServerError("internal error")
+    return JSONResponse(bug.body(), bug.status, bug.headers() | {"X-Request-Id": request_id})

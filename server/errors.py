@@ -1,38 +1,38 @@
-"""Everything that can go wrong with a request, as a tree; each class says its HTTP status, type and code.
+"""The errors that a request may end with, as a tree; each class has an HTTP status, a type and a code.
 
-    ServerError                      500  server_error
-    ├── InvalidRequest               400  the client sent something that cannot be served
-    │   ├── InvalidMedia             400  bytes that are no picture we read, or break a limit
-    │   │   └── MediaNotFetched      400  its URL did not lead to a picture
-    │   ├── MediaUrlRefused          400  a URL that this server does not fetch from
-    │   ├── ContextLengthExceeded    400  prompt and max_tokens do not fit the model
-    │   ├── TooManyExamples          400  more than one support set may hold
-    │   ├── UnsupportedParameter     422  a field, part or value that this server does not implement
-    │   ├── UnsupportedMediaType     415  a body of a kind that this route does not read
+    ServerError                      500  an internal error
+    ├── InvalidRequest               400  the request cannot be served as it is
+    │   ├── InvalidMedia             400  the bytes are not a readable image or video, or exceed a limit
+    │   │   └── MediaNotFetched      400  the URL did not return an image or video
+    │   ├── MediaUrlRefused          400  the settings do not permit this URL
+    │   ├── ContextLengthExceeded    400  prompt and max_tokens exceed the model's context
+    │   ├── TooManyExamples          400  the support set would have more examples than permitted
+    │   ├── UnsupportedParameter     422  the server does not implement a field, a part or a value
+    │   ├── UnsupportedMediaType     415  the route does not accept a body of this type
     │   ├── BodyTimeout              408  the body did not arrive in time
-    │   └── BodyTooLarge             413
-    ├── Unauthorized                 401
-    ├── NotFound                     404
-    │   ├── ModelNotFound            404
-    │   ├── MediaNotFound            404  no image or video of this id is stored
-    │   ├── SupportSetNotFound       404  no support set of this id or name, or no such version; expired ones too
-    │   ├── ExampleNotFound          404
-    │   └── EvaluationNotFound       404
-    ├── Conflict                     409
-    │   ├── MediaInUse                    a support set shows it
+    │   └── BodyTooLarge             413  the body exceeds the limit
+    ├── Unauthorized                 401  the API key is missing or wrong
+    ├── NotFound                     404  no resource has this id
+    │   ├── ModelNotFound            404  another model is served
+    │   ├── MediaNotFound            404  no stored image or video has this id
+    │   ├── SupportSetNotFound       404  no support set has this id or name, or this version; or it has expired
+    │   ├── ExampleNotFound          404  the support set has no example with this id
+    │   └── EvaluationNotFound       404  no evaluation has this id
+    ├── Conflict                     409  the request contradicts the present state
+    │   ├── MediaInUse                    a support set refers to the media item
     │   ├── NameTaken                     another support set has this name
-    │   ├── VersionConflict               the support set is at another version than was expected
-    │   └── IdempotencyConflict           the key was sent with another request
-    ├── Unavailable                  503  with Retry-After: the same request may work later
+    │   ├── VersionConflict               the support set's version is not the expected one
+    │   └── IdempotencyConflict           the key was sent before with a different request
+    ├── Unavailable                  503  the same request may succeed later; with Retry-After
     │   ├── Overloaded                    the queue is full
-    │   ├── StorageUnavailable            the disk or the store behind it does not work
-    │   ├── ShuttingDown                  SIGTERM arrived
+    │   ├── StorageUnavailable            the media store cannot be read or written
+    │   ├── ShuttingDown                  the server received SIGTERM
     │   ├── EngineNotReady                the worker is loading or restarting
-    │   ├── EngineDied                    the worker died with this request in it
-    │   └── DatabaseUnavailable           it does not answer, or too many write at once
-    └── EngineFailed                 500  the engine gave this request up
+    │   ├── EngineDied                    the worker died while it ran this request
+    │   └── DatabaseUnavailable           the database does not respond, or has too many writers
+    └── EngineFailed                 500  the engine could not finish this request
 
-A field is honoured or refused: nothing is ignored in silence. Messages are for the client: no paths, no prompt text.
+A field is honoured or refused, never ignored. Messages are for clients: they contain no paths and no prompt text.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ from typing import Any, ClassVar
 
 
 class ServerError(Exception):
+    """An error with a message for the client; `param` is the path of the field at fault."""
+
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
@@ -56,7 +58,7 @@ class ServerError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        # clients of OpenAI's API heed it; by themselves they would also repeat what fails again
+        # OpenAI's clients obey this header; without it they also retry errors that are permanent
         return {"X-Should-Retry": "true" if self.is_retryable else "false"}
 
 
@@ -107,7 +109,7 @@ class BodyTooLarge(InvalidRequest):
     code = "body_too_large"
 
     def headers(self) -> dict[str, str]:
-        # the rest of the body was not read: the connection cannot carry another request
+        # the rest of the body is unread, so the connection cannot carry another request
         return super().headers() | {"Connection": "close"}
 
 
@@ -203,7 +205,7 @@ class EngineNotReady(Unavailable):
 class EngineDied(Unavailable):
     code = "engine_died"
     retry_after = 5
-    # it may be this request that kills: whoever sends it again shall do so knowingly
+    # this request may have killed the worker: clients must not retry it automatically
     is_retryable = False
 
 
@@ -216,7 +218,7 @@ class EngineFailed(ServerError):
 
 
 def http_error_body(status: int, detail: str) -> dict[str, Any]:
-    """The same shape for what the web framework itself refuses: an unknown route, a wrong method."""
+    """Return the error body for a request that the web framework refuses: an unknown route or a wrong method."""
     kind = "not_found_error" if status == 404 else "invalid_request_error" if status < 500 else "server_error"
     code = HTTPStatus(status).name.lower()
     return {"error": {"message": detail, "type": kind, "param": None, "code": code}}

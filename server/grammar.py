@@ -1,11 +1,12 @@
-"""Answers of a given form: a choice of strings, a regular expression or a JSON schema, by llguidance.
+"""Constrains answers to a choice of strings, a regular expression or a JSON schema, by llguidance.
 
-No torch here: the API process checks a grammar with the same functions before it admits a request.
+It does not import torch: the API process checks a grammar with the same functions before it admits a request.
 """
 
 from __future__ import annotations
 
 import json
+from functools import cached_property
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
@@ -15,15 +16,15 @@ from server.wire import Grammar
 
 
 class GrammarError(ValueError):
-    """A grammar that is not one; the message is for the user."""
+    """A grammar that cannot be used; the message is for the client."""
 
 
 def source(grammar: Grammar) -> str:
-    """The grammar in llguidance's own language. Raises `GrammarError`."""
+    """Return the grammar in llguidance's own language. Raises `GrammarError`."""
     match grammar.kind:
         case "choice":
             if not grammar.choices or not all(grammar.choices):
-                raise GrammarError("choice must name at least one string, and none that is empty")
+                raise GrammarError("choice must have at least one string, and no empty one")
             text = LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, grammar.choices)))
         case "regex":
             text = LLMatcher.grammar_from_regex(grammar.text)
@@ -38,35 +39,36 @@ def source(grammar: Grammar) -> str:
 
 
 class Grammars:
-    """Makes matchers for one tokenizer; its table of tokens is built at the first grammar."""
+    """Creates matchers for one tokenizer, whose table of tokens is built for the first grammar."""
 
     def __init__(self, tokenizer: PromptTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._table: LLTokenizer | None = None
+
+    @cached_property
+    def _table(self) -> LLTokenizer:
+        return LLTokenizer(self._tokenizer.to_json(), eos_token=list(self._tokenizer.eos_ids))
 
     def matcher(self, grammar: Grammar) -> Matcher:
-        if self._table is None:
-            self._table = LLTokenizer(self._tokenizer.to_json(), eos_token=list(self._tokenizer.eos_ids))
         return Matcher(LLMatcher(self._table, source(grammar), log_level=0))
 
 
 class Matcher:
-    """How far one answer has come in its grammar."""
+    """The state of one answer in its grammar."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
 
     @property
     def is_complete(self) -> bool:
-        """Nothing but the end of the answer may follow."""
+        """True if only the end of the answer may follow."""
         return self._matcher.is_stopped()
 
     def allowed(self, vocab_size: int) -> np.ndarray:
-        """Bool [V]: the tokens that may come next."""
+        """Return bool [V]: the tokens that may come next."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         mask = np.zeros(vocab_size, dtype=bool)
-        known = np.unpackbits(bits, bitorder="little")[:vocab_size].astype(bool)
-        mask[: len(known)] = known
+        allowed = np.unpackbits(bits, bitorder="little")[:vocab_size].astype(bool)
+        mask[: len(allowed)] = allowed
         return mask
 
     def accept(self, token_id: int) -> None:

@@ -1,6 +1,6 @@
-"""One line a happening, as JSON or as text. Fields come by `extra`; prompts, media and keys are never among them.
+"""Writes one log line per event, as JSON or as text. Fields come from `extra`; they never hold prompts, media or keys.
 
-The API process and the worker share this: `name` says who spoke.
+The API process and the worker use the same format; the logger's name tells them apart.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Literal
 
 LogFormat = Literal["text", "json"]
 
-# what every LogRecord has by itself: anything else came by `extra`
-_OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+# attributes of every LogRecord: all others come from `extra`
+_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
 class JsonFormatter(logging.Formatter):
@@ -41,16 +41,16 @@ class TextFormatter(logging.Formatter):
 
 
 def _on_one_line(value: object) -> str:
-    """What a client chose, a path for instance, must not look like a line of its own."""
+    """Escape line breaks, so that a value from a client, such as a path, cannot forge a log line."""
     return str(value) if str(value).isprintable() else repr(value)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    return {name: value for name, value in vars(record).items() if name not in _OWN_FIELDS}
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD_FIELDS}
 
 
 def configure(level: str, log_format: LogFormat) -> None:
-    """Send everything to standard error; uvicorn's own loggers propagate here too."""
+    """Log to standard error; uvicorn's loggers propagate to the root logger too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

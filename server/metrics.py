@@ -1,6 +1,6 @@
-"""What the server counts, in a registry of its own: vLLM's base names under `flamboyance:`, so dashboards carry over.
+"""Prometheus metrics, in a registry of their own; names are vLLM's under `flamboyance:`, so that dashboards carry over.
 
-The API process measures what clients feel; the worker's gauges arrive with its beat and are shown as they are.
+The API process measures requests as clients see them; the worker's gauges arrive with its heartbeats.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ _MEDIA_COUNTS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 
-
-# what the engine says of itself in its beat, and whether it only ever grows; how many requests wait and run is counted
-# here, from acceptance on, not in the engine
+# gauges in the engine's heartbeat: the help text, and whether it is a counter. Waiting and running requests are counted
+# by the API process, from acceptance on
 ENGINE_METRICS = {
-    "kv_cache_usage_perc": ("Share of the text cache's blocks in use, 1 is all", False),
-    "media_slots_in_use": ("Media pages that running requests read", False),
-    "media_host_bytes": ("Visual tokens kept in host memory", False),
-    "media_slots_pinned": ("Media pages that are kept whoever else needs room", False),
-    "media_evictions": ("Media pages given to another media", True),
-    "num_preemptions": ("Sequences that gave their blocks back and waited again", True),
+    "kv_cache_usage_perc": ("Used fraction of the blocks of the text cache, from 0 to 1", False),
+    "media_slots_in_use": ("Media pages in use by running requests", False),
+    "media_host_bytes": ("Bytes of visual tokens in host memory", False),
+    "media_slots_pinned": ("Media pages that are never evicted", False),
+    "media_evictions": ("Media pages reused for another media item", True),
+    "num_preemptions": ("Sequences that released their blocks and were queued again", True),
 }
 
 
 class EngineCollector(Collector):
-    """The worker's last beat; of what it names, what stands in the table."""
+    """Exposes those values of the worker's last heartbeat that `ENGINE_METRICS` lists."""
 
     def __init__(self, model_name: str) -> None:
         self._model_name = model_name
@@ -50,6 +49,8 @@ class EngineCollector(Collector):
 
 
 class Metrics:
+    """All metrics of the server, with the label `model_name`."""
+
     def __init__(self, model_name: str) -> None:
         self.registry = CollectorRegistry()
         self._model_name = model_name
@@ -57,64 +58,68 @@ class Metrics:
         self.registry.register(self.engine)
 
         self.time_to_first_token = self._histogram(
-            "time_to_first_token_seconds", "From acceptance to the first token", _SECONDS
+            "time_to_first_token_seconds", "Time from acceptance to the first token", _SECONDS
         )
         self.inter_token_latency = self._histogram(
-            "inter_token_latency_seconds", "Between two tokens of a request", _TOKEN_SECONDS
+            "inter_token_latency_seconds", "Time between two tokens of a request", _TOKEN_SECONDS
         )
         self.e2e_request_latency = self._histogram(
-            "e2e_request_latency_seconds", "From acceptance to the last token", _SECONDS
+            "e2e_request_latency_seconds", "Time from acceptance to the last token", _SECONDS
         )
         self.request_queue_time = self._histogram(
-            "request_queue_time_seconds", "From acceptance to the first step of the prompt", _SECONDS
+            "request_queue_time_seconds", "Time from acceptance to the first step of the prompt", _SECONDS
         )
-        self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Prompt tokens of a request", _COUNTS)
+        self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Prompt tokens per request", _COUNTS)
         self.request_generation_tokens = self._histogram(
-            "request_generation_tokens", "Tokens generated for a request", _COUNTS
+            "request_generation_tokens", "Generated tokens per request", _COUNTS
         )
-        self.request_media = self._histogram("request_media", "Images and videos of a request", _MEDIA_COUNTS)
-        self.request_shots = self._histogram("request_shots", "Shots of a few-shot request", _MEDIA_COUNTS)
+        self.request_media = self._histogram("request_media", "Images and videos per request", _MEDIA_COUNTS)
+        self.request_shots = self._histogram("request_shots", "Shots per few-shot request", _MEDIA_COUNTS)
         self.retrieval = self._histogram(
-            "retrieval_seconds", "Finding the examples most like a query, embedding included", _SECONDS
+            "retrieval_seconds", "Time to find the examples most similar to a query, including its embedding", _SECONDS
         )
-        self.media_decode = self._histogram("media_decode_seconds", "Decoding and resizing one media", _SECONDS)
-        self.media_fetch = self._histogram("media_fetch_seconds", "Fetching one media from its URL", _SECONDS)
+        self.media_decode = self._histogram(
+            "media_decode_seconds", "Time to decode and resize one media item", _SECONDS
+        )
+        self.media_fetch = self._histogram("media_fetch_seconds", "Time to fetch one media item from its URL", _SECONDS)
 
         self.prompt_tokens = self._counter("prompt_tokens_total", "Prompt tokens of admitted requests")
         self.prompt_tokens_cached = self._counter(
-            "prompt_tokens_cached_total", "Prompt tokens found in the prefix cache"
+            "prompt_tokens_cached_total", "Prompt tokens that were in the prefix cache"
         )
-        self.generation_tokens = self._counter("generation_tokens_total", "Tokens generated")
-        self.media_encoded = self._counter("media_encoded_total", "Media that went through the vision encoder")
-        self.media_cached = self._counter("media_cached_total", "Media whose pages were found in the media cache")
+        self.generation_tokens = self._counter("generation_tokens_total", "Generated tokens")
+        self.media_encoded = self._counter("media_encoded_total", "Media encoded by the vision encoder")
+        self.media_cached = self._counter("media_cached_total", "Media whose pages were in the media cache")
         self.media_decode_failures = self._counter("media_decode_failures_total", "Media that could not be decoded")
-        self.media_stored = self._counter("media_stored_total", "Uploaded media that were new to the store")
-        self.engine_restarts = self._counter("engine_restarts_total", "Times the worker was started again")
-        self._request_success = self._reasoned("request_success", "Finished requests", "finished_reason")
-        self._request_refused = self._reasoned(
-            "request_refused", "Requests answered with an error, by its code", "code"
-        )
+        self.media_stored = self._counter("media_stored_total", "Uploaded media that were not yet in the store")
+        self.engine_restarts = self._counter("engine_restarts_total", "Restarts of the worker")
+        self._request_success = self._labelled_counter("request_success", "Finished requests", "finished_reason")
+        self._request_refused = self._labelled_counter("request_refused", "Requests that failed, by error code", "code")
         for reason in FINISHED_REASONS:
             self._request_success.labels(model_name, reason)
 
-        self.num_requests_waiting = self._gauge("num_requests_waiting", "Accepted, their first step not begun")
-        self.num_requests_running = self._gauge("num_requests_running", "Past their first step, not finished")
+        self.num_requests_waiting = self._gauge("num_requests_waiting", "Accepted requests before their first step")
+        self.num_requests_running = self._gauge(
+            "num_requests_running", "Requests after their first step and not finished"
+        )
         self.support_set_media_bytes = self._gauge(
-            "support_set_media_bytes", "Encoded media that support sets refer to"
+            "support_set_media_bytes", "Bytes of the encoded media that support sets refer to"
         )
         self._support_sets = Gauge(
             PREFIX + "support_sets",
-            "Support sets, by how warm their latest version is",
+            "Support sets, by the warm status of their latest version",
             ["model_name", "status"],
             registry=self.registry,
         )
         self.engine_ready = self._gauge("engine_ready", "1 while the worker serves, 0 while it loads or restarts")
-        self.last_step_age = self._gauge("last_step_age_seconds", "Age of the last finished step while work is present")
+        self.last_step_age = self._gauge(
+            "last_step_age_seconds", "Time since the last finished step, while there is work"
+        )
 
-    def finished(self, reason: str) -> None:
+    def count_finished(self, reason: str) -> None:
         self._request_success.labels(self._model_name, reason).inc()
 
-    def refused(self, code: str) -> None:
+    def count_refused(self, code: str) -> None:
         self._request_refused.labels(self._model_name, code).inc()
 
     def count_support_sets(self, by_status: Mapping[str, int]) -> None:
@@ -134,5 +139,5 @@ class Metrics:
     def _gauge(self, name: str, help_text: str) -> Gauge:
         return Gauge(PREFIX + name, help_text, ["model_name"], registry=self.registry).labels(self._model_name)
 
-    def _reasoned(self, name: str, help_text: str, label: str) -> Counter:
+    def _labelled_counter(self, name: str, help_text: str, label: str) -> Counter:
         return Counter(PREFIX + name, help_text, ["model_name", label], registry=self.registry)

@@ -32,7 +32,7 @@ class PreparedPrompt:
 
 
 async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake, param: str = "prompt") -> PreparedPrompt:
-    """Prepare the prompt of a request. Raises `InvalidRequest` or `MediaNotFound`, which name the part at fault."""
+    """Prepare the prompt of a request. Raises `InvalidRequest` or `MediaNotFound`, which name the invalid part."""
     if isinstance(prompt, str):
         return encode_segments([Text(prompt)], {}, model.tokenizer, param)
     token_ids = [part for part in prompt if isinstance(part, int)]
@@ -47,7 +47,7 @@ async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake, par
 def encode_segments(
     segments: Sequence[Segment], media: Mapping[bytes, EncodedMedia], tokenizer: PromptTokenizer, param: str
 ) -> PreparedPrompt:
-    """Encode segments; `media` may hold more than they show. Raises `InvalidRequest` that names `param`."""
+    """Encode segments; `media` may hold more than the segments use. Raises `InvalidRequest` that names `param`."""
     try:
         encoded = encode(segments, tokenizer)
     except PromptError as error:
@@ -56,7 +56,7 @@ def encode_segments(
 
 
 def by_digest(media: Iterable[EncodedMedia]) -> dict[bytes, EncodedMedia]:
-    """Index media by digest; of several with one digest the first counts."""
+    """Return media by digest; the first one of equal digests is kept."""
     indexed: dict[bytes, EncodedMedia] = {}
     for item in media:
         indexed.setdefault(item.digest, item)
@@ -73,20 +73,23 @@ def check_token_ids(token_ids: list[int], num_token_ids: int, param: str) -> lis
 
 
 def check_length(num_prompt_tokens: int, num_new_tokens: int, new: str, param: str, max_model_len: int) -> None:
-    """Raises `ContextLengthExceeded` where prompt and `new`, the field `param`, exceed the model's context."""
+    """Raises `ContextLengthExceeded` if the prompt and the new tokens of the field `param` exceed the model's context.
+
+    `new` names the new tokens in the message.
+    """
     if num_prompt_tokens + num_new_tokens > max_model_len:
         raise ContextLengthExceeded(
-            f"the prompt has {num_prompt_tokens} tokens and {new} {num_new_tokens}: "
-            f"together more than the {max_model_len} that this model reads",
+            f"the prompt has {num_prompt_tokens} tokens and {new} {num_new_tokens}, "
+            f"together more than the {max_model_len} that the model reads",
             param=param if num_prompt_tokens < max_model_len else "prompt",
         )
 
 
 def continuation_ids(segments: Sequence[Segment] | None, text: str, tokenizer: PromptTokenizer) -> list[int]:
-    """Return the ids of `text` after a prompt of these segments, as if both had been encoded as one text.
+    """Return the ids of `text` after a prompt of these segments, as if both were encoded as one text.
 
-    Where the tokenizer would merge across the border, so that the prompt's ids change, and after a prompt of token ids,
-    the text is encoded alone.
+    The text is encoded alone after a prompt of token ids, and where the tokenizer would merge across the border and so
+    change the prompt's ids.
     """
     if segments is None:
         return tokenizer.encode_plain(text)
@@ -121,6 +124,6 @@ def _segment(part: Part, media: EncodedMedia | None) -> Segment:
 
 
 def _from_last_marker(segments: Sequence[Segment]) -> list[Segment]:
-    """A marker is an id of its own, so the segments before the last one do not affect what follows it."""
+    """Return the segments from the last marker on: a marker is one id, so earlier segments do not affect later ids."""
     markers = [index for index, segment in enumerate(segments) if not isinstance(segment, Text)]
     return list(segments[markers[-1] :]) if markers else list(segments)

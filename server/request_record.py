@@ -1,4 +1,4 @@
-"""The record of one request: its metrics, its line in the log and its `usage`, whatever the engine computes for it."""
+"""The record of one request: its metrics, its log line and its `usage`, for every kind of engine work."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class RequestRecord:
-    """What a request costs, from its arrival to its end; use it as a context manager around the engine's work.
+    """Records the cost of a request from its arrival to its end; a context manager around the engine's work.
 
-    It ends with `finish_reason`, with "error" after an exception, or with "abort" when it is cancelled. A record without a
-    ticket is of the server's own work: its tokens and media are counted, its end is not.
+    The request ends with `finish_reason`, with "error" after an exception, or with "abort" if it is cancelled. A record
+    without a ticket is for work of the server itself: tokens and media are counted, but no finished request.
     """
 
     def __init__(self, request_id: str, metrics: Metrics, ticket: Ticket | None = None) -> None:
@@ -29,7 +29,7 @@ class RequestRecord:
         self.priority = 0
         self.finish_reason: FinishReason = "stop"
         self.num_shots: int | None = None
-        self.details: dict[str, Any] = {}  # what a route adds to `usage.fewshot_details`
+        self.details: dict[str, Any] = {}  # fields that a route adds to `usage.fewshot_details`
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.media = 0
@@ -42,7 +42,7 @@ class RequestRecord:
         self._last_token: dict[int, float] = {}
 
     def new_engine_id(self) -> str:
-        """Return an id for one of the engine's requests: a client may use its own id twice, the engine must not."""
+        """Return a unique id for an engine request: a client may send the same `request_id` twice."""
         return f"{self.request_id}-{uuid.uuid4().hex[:8]}"
 
     def add_prompt(self, num_tokens: int, media: Sequence[bytes] = ()) -> None:
@@ -52,7 +52,7 @@ class RequestRecord:
         self.media_deduplicated += len(media) - len(set(media))
 
     def admitted(self, event: Admitted | Scored, num_tokens: int) -> None:
-        """Count what the engine found in its caches for a prompt of `num_tokens`, whose first step has begun."""
+        """Count the engine's cache hits for a prompt of `num_tokens`, whose first step has begun."""
         self._caches.append(event)
         self._metrics.prompt_tokens_cached.inc(event.cached_tokens)
         self._metrics.media_encoded.inc(event.media_encoded)
@@ -69,7 +69,7 @@ class RequestRecord:
             self._ticket.started()
 
     def token(self, index: int) -> None:
-        """Count a token of the answer number `index`."""
+        """Count a token of the answer `index`."""
         now = time.monotonic()
         self.completion_tokens += 1
         self._metrics.generation_tokens.inc()
@@ -120,7 +120,7 @@ class RequestRecord:
 
     def _finish(self) -> None:
         seconds = time.monotonic() - self.arrived
-        self._metrics.finished(self.finish_reason)
+        self._metrics.count_finished(self.finish_reason)
         if self._is_admitted:
             self._metrics.request_prompt_tokens.observe(self.prompt_tokens)
             self._metrics.request_media.observe(self.media)

@@ -1,6 +1,6 @@
-"""The model as the server offers it: its folder's config and tokenizer, the name that clients use, and its longest prompt.
+"""The served model: config and tokenizer of its folder, its name for clients, and its maximum context length.
 
-No torch: the API process and the worker read the same folder, and only the worker reads its weights.
+This module does not load torch: the API process and the worker read the same folder, only the worker reads its weights.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ class ServedModel:
     config: FlamingoConfig
     tokenizer: PromptTokenizer
     max_model_len: int
-    # of the folder's weights: what is kept of the model's work is kept under it
+    # identifies the folder's weights: stored results of the model are keyed by it
     fingerprint: str = ""
 
     @classmethod
     def load(cls, settings: Settings) -> ServedModel:
         if settings.model is None:
-            raise SettingsError("model: no folder was given")
+            raise SettingsError("model: a folder is required")
         folder = Path(settings.model)
         config = load_config(folder)
         return cls(
             name=settings.served_model_name or config.name,
             config=config,
             tokenizer=PromptTokenizer.load(folder, config.prompt),
-            max_model_len=longest(config, settings),
+            max_model_len=_max_model_len(config, settings),
             fingerprint=fingerprint(folder),
         )
 
@@ -41,11 +41,14 @@ class ServedModel:
         return self.config.language_model.num_token_ids
 
 
-def longest(config: FlamingoConfig, settings: Settings) -> int:
-    """Tokens of a prompt with its answer: the model's own limit, or a lower one from the settings."""
+def _max_model_len(config: FlamingoConfig, settings: Settings) -> int:
+    """Return the maximum tokens of a prompt with its answer: the model's limit, or a lower one from the settings.
+
+    Raises `SettingsError` if the setting exceeds the model's limit.
+    """
     limit = config.language_model.max_positions
     if settings.max_model_len is None:
         return limit
     if settings.max_model_len > limit:
-        raise SettingsError(f"max_model_len is {settings.max_model_len}, this model has {limit} positions")
+        raise SettingsError(f"max_model_len is {settings.max_model_len}, the model has {limit} positions")
     return settings.max_model_len

@@ -1,7 +1,7 @@
 """The wire between the API process and the worker: typed messages (msgspec over ZeroMQ `ipc://` sockets), never pickle.
 
-To the worker go token ids, media digests and sampling parameters; back come token events, and `MediaWanted` for what
-the worker does not hold: only then are bytes decoded and pixels sent. A hit needs no pixels; a miss is never an error.
+The worker receives token ids, media digests and sampling parameters. It sends token events, and `MediaWanted` for media
+that it does not hold: only then are bytes decoded and pixels sent. A hit needs no pixels; a miss is never an error.
 """
 
 from __future__ import annotations
@@ -12,11 +12,27 @@ import msgspec
 
 from model.prompt import EncodedPrompt
 
+WORKER_MODULE = "server.engine.worker"
+ENGINE_FACTORY = "server.engine.build:build"
+MAX_MESSAGE_BYTES = 256 * 2**20
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """The first line of the worker's input.
+
+    `factory`, as `module:function`, builds the engine and its `Ready.info` from settings. The worker connects to the
+    socket at `address`.
+    """
+
+    factory: str
+    address: str
+    settings: str
+
+
 class Grammar(msgspec.Struct, frozen=True, kw_only=True):
-    """The form an answer must have: one of `choices`, or `text` as a regular expression or a JSON schema."""
+    """The form of an answer: one of `choices`, or `text` as a regular expression or a JSON schema."""
 
     kind: Literal["choice", "regex", "json"]
     choices: tuple[str, ...] = ()
@@ -24,7 +40,7 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How the next token is chosen and when to stop; `temperature` 0 is greedy. Stop strings live in the API."""
+    """Parameters that choose the next token and end an answer. `temperature` 0 is greedy. The API handles stop strings."""
 
     max_tokens: int
     min_tokens: int = 0
@@ -39,7 +55,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
-    # number of most likely tokens to report beside each sampled (or prompt) token; None: no log-probabilities
+    # number of most likely tokens to report with each sampled (or prompt) token; None: no log-probabilities
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     # independent answers to one prompt, or the best of a beam search
@@ -52,7 +68,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """One prompt to prefill and `sampling.n` answers to decode. The prompt's media are 32-byte digests."""
+    """A prompt to prefill and `sampling.n` answers to decode. The prompt's media are 32-byte digests."""
 
     request_id: str
     prompt: EncodedPrompt
@@ -62,8 +78,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """One prompt, as in `Generate`, and token ids that may follow it: what is the log-probability of each? No candidate
-    is empty."""
+    """A prompt and token ids that may follow it, whose log-probabilities are requested. No candidate is empty."""
 
     request_id: str
     prompt: EncodedPrompt
@@ -73,22 +88,25 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Embed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Media whose pooled features are wanted, by 32-byte digest."""
+    """Media, by 32-byte digest, whose pooled features are requested."""
 
     request_id: str
     media: list[bytes]
 
 
 class EmbedText(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Texts, as token ids, whose pooled hidden states are wanted. None is empty."""
+    """Texts, as token ids, whose pooled hidden states are requested. None is empty."""
 
     request_id: str
     texts: list[list[int]]
 
 
 class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A prompt with its answer, as in `Generate`: what does the token at position `token` read of its media? `layers`
-    are gated layers by the language-model layer behind them; empty: the mean over all of them."""
+    """A prompt with its answer, and the position of a `token` whose attention to its media is requested.
+
+    `layers` are gated layers, each by the index of the language-model layer that follows it; empty: the mean over all of
+    them.
+    """
 
     request_id: str
     prompt: EncodedPrompt
@@ -97,14 +115,14 @@ class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
-    """End a request, or, with `index`, one of its answers."""
+    """Ends a request or, with `index`, one of its answers."""
 
     request_id: str
     index: int | None = None
 
 
 class MediaPixels(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Frames of one media, resized, not yet normalised: uint8 RGB of shape [F, h, w, 3]."""
+    """The frames of one media item, resized, not yet normalised: uint8 RGB of shape [F, h, w, 3]."""
 
     digest: bytes
     shape: tuple[int, int, int, int]
@@ -112,7 +130,7 @@ class MediaPixels(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class MediaFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The API could not produce a wanted media: the requests that wait for it fail, and no other."""
+    """The API could not decode a media item: the requests that show it fail, and no others."""
 
     digest: bytes
     message: str
@@ -125,14 +143,14 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PromptScored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Log-probabilities of the prompt's tokens given all before them; the first token has none."""
+    """Log-probabilities of the prompt's tokens, each given all tokens before it; the first token has none."""
 
     request_id: str
     logprobs: list[TokenLogprob | None]
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """One sampled token. An end-of-sequence or stop token arrives with `finish_reason` "stop" set, not to be shown."""
+    """One sampled token. An end-of-sequence or stop token has the `finish_reason` "stop" and is not part of the text."""
 
     request_id: str
     token_id: int
@@ -142,7 +160,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A sequence that ended without a last token: max_tokens 0, aborted, or failed with `error`."""
+    """The end of an answer that has no last token: max_tokens was 0, or it was aborted or failed with `error`."""
 
     request_id: str
     finish_reason: FinishReason
@@ -151,7 +169,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Admitted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Sent when the prompt's first step begins: what was cached, for `usage` and the queue-time histogram."""
+    """Sent after the prompt's first step, for `usage` and the queue-time histogram."""
 
     request_id: str
     queue_seconds: float
@@ -161,8 +179,10 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """`logprobs[c][t]` is that of token t of candidate c, given the prompt and the candidate's tokens before it; the
-    rest is as in `Admitted`."""
+    """The log-probabilities of candidates; the other fields are those of `Admitted`.
+
+    `logprobs[c][t]` is for token t of candidate c, given the prompt and the candidate's tokens before it.
+    """
 
     request_id: str
     logprobs: list[list[float]]
@@ -173,7 +193,7 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Vectors of length one: float32 [N, D], one for each media or text asked for, in order."""
+    """Vectors of length one: float32 [N, D], one per media item or text of the request, in order."""
 
     request_id: str
     shape: tuple[int, int]
@@ -181,7 +201,7 @@ class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Gates(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a gated layer is open: tanh of its gates, of a vector gate the mean absolute value."""
+    """The openness of a gated layer: tanh of its gates, or the mean absolute value of a vector gate."""
 
     layer: int
     attention: float
@@ -189,8 +209,11 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttentionMap(msgspec.Struct, frozen=True, kw_only=True):
-    """What a token reads in `layers` (mean over them and their heads): `visual_tokens` [R], and `data`, the same carried
-    back to the patches of each frame, float32 [F, h, w]. Both sum to one."""
+    """A token's attention in `layers`, mean over them and their heads.
+
+    `visual_tokens` [R] is the attention to each visual token, and `data`, float32 [F, h, w], the same mapped to the
+    patches of each frame. Both sum to one.
+    """
 
     layers: list[int]
     visual_tokens: list[float]
@@ -199,7 +222,7 @@ class AttentionMap(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Inspected(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """`maps` has one for each layer asked for, or one for all; none where the token reads no media."""
+    """`maps` has one entry per requested layer, or one for all layers; none if the token reads no media."""
 
     request_id: str
     gates: list[Gates]
@@ -207,33 +230,35 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class MediaWanted(msgspec.Struct, frozen=True, tag=True):
+    """Requests the pixels of a media item, once; `MediaPixels` or `MediaFailed` answers."""
+
     digest: bytes
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Sent once, when weights are loaded and everything is compiled. `info` is what `/version` shows."""
+    """Sent once, when weights are loaded and everything is compiled. `/version` shows `info`."""
 
     info: dict[str, Any]
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Sent about once a second and after a step that changed them: gauges and counters, by metric name."""
+    """Gauges and counters by metric name, sent about twice a second."""
 
     gauges: dict[str, float]
     last_step_age: float
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Keep these media on the device, as far as the quota of pins goes, or let them go again. A hint: nothing answers."""
+    """A hint, without a reply, to keep media on the device, within the quota of pins, or to release them."""
 
     digests: list[bytes]
     is_kept: bool
 
 
 Request = Generate | Score | Embed | EmbedText | Inspect
-# what a `Generate` brings about; `Finished` with "error" may answer any request
+# events of a `Generate`; `Finished` with "error" may answer any request
 Event = Admitted | PromptScored | Token | Finished
-# what answers the others, whole
+# the single replies to other requests
 Reply = Scored | Embedded | Inspected
 Inbound = Request | Abort | MediaPixels | MediaFailed | Pin
 Outbound = Event | Reply | MediaWanted | Ready | Beat

@@ -1,7 +1,7 @@
-"""What every test may rely on: the folder `kernels` of this repository is the one that `import kernels` finds.
+"""Makes sure that `import kernels` imports the folder `kernels` of this repository.
 
-A distribution of the same name would shadow it, or be shadowed by it, and transformers changes what it does when such
-a distribution is there. Both would make tests say something about another program.
+A distribution of the same name would shadow the folder or be shadowed by it, and transformers behaves differently when
+such a distribution is installed. In both cases the tests would test another program.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from importlib import metadata
 
 import pytest
 
-# Tiny models gain nothing from a second thread, and where another process has the core they lose it all to waiting.
-# Set before torch is imported, and inherited by the servers that tests start.
+# Tiny models gain nothing from a second thread, and become slow if another process uses its core. The variable is set
+# before torch is imported, and is inherited by servers that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -26,6 +26,6 @@ def refuse_foreign_kernels() -> None:
     except metadata.PackageNotFoundError:
         return
     raise pytest.UsageError(
-        f"the environment holds the distribution kernels {version}, which has the name of this repository's folder: "
+        f"the environment contains the distribution kernels {version}, which has the name of a folder of this repository: "
         "pip uninstall kernels"
     )

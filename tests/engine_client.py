@@ -1,4 +1,4 @@
-"""The other end of the engine's wire, for tests: prompts, a client that answers for media, and what must hold after."""
+"""The other end of the engine's wire, for tests: prompts, a client that supplies media, and assertions on its answers."""
 
 from __future__ import annotations
 
@@ -43,28 +43,28 @@ CONFIG = EngineConfig(
     max_frames_idle=4,
     max_model_len=128,
 )
-IMAGE = 257
+IMAGE_TOKEN = 257
 # two of each: those of the reference stay as they were built, with gates of their own
 MODELS = {family: tiny_model(CONFIGS[family]) for family in FAMILIES}
 SERVED = {family: prepare_for_inference(tiny_model(CONFIGS[family])) for family in FAMILIES}
 GREEDY = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True, logprobs=0)
 
 
-def frames(picture: int, num_frames: int = 1) -> np.ndarray:
-    return np.random.default_rng(picture).integers(0, 256, (num_frames, 8, 8, 3), dtype=np.uint8)
+def frames(image: int, num_frames: int = 1) -> np.ndarray:
+    return np.random.default_rng(image).integers(0, 256, (num_frames, 8, 8, 3), dtype=np.uint8)
 
 
-def source(picture: int, encoding: int = 0) -> bytes:
-    """Digest of one of several encodings of a picture."""
-    return hashlib.blake2b(bytes([picture, encoding]), digest_size=32).digest()
+def source(image: int, encoding: int = 0) -> bytes:
+    """Return the digest of one of several encodings of an image."""
+    return hashlib.blake2b(bytes([image, encoding]), digest_size=32).digest()
 
 
 @dataclass
 class Client:
-    """The other end of the wire: answers wanted media, collects what comes back."""
+    """Supplies requested media and collects events and replies."""
 
     engine: Engine
-    pictures: dict[bytes, np.ndarray]
+    images: dict[bytes, np.ndarray]
     tokens: dict[str, list[Token]] = field(default_factory=dict)
     scores: dict[str, PromptScored] = field(default_factory=dict)
     finished: dict[str, Finished] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Client:
     scored: dict[str, Scored] = field(default_factory=dict)
     embedded: dict[str, np.ndarray] = field(default_factory=dict)
     inspected: dict[str, Inspected] = field(default_factory=dict)
-    wanted: list[bytes] = field(default_factory=list)
+    requested: list[bytes] = field(default_factory=list)
 
     def step(self) -> None:
         for event in self.engine.step():
@@ -81,11 +81,11 @@ class Client:
     def take(self, event: Outbound) -> None:
         match event:
             case MediaWanted(digest):
-                self.wanted.append(digest)
-                picture = self.pictures[digest]
-                shape = tuple(int(n) for n in picture.shape)
+                self.requested.append(digest)
+                image = self.images[digest]
+                shape = tuple(int(n) for n in image.shape)
                 assert len(shape) == 4
-                self.engine.supply(MediaPixels(digest=digest, shape=shape, data=picture.tobytes()))
+                self.engine.supply(MediaPixels(digest=digest, shape=shape, data=image.tobytes()))
             case Token():
                 self.tokens.setdefault(event.request_id, []).append(event)
             case PromptScored():
@@ -106,7 +106,7 @@ class Client:
             if not self.engine.has_work():
                 return
             self.step()
-        raise AssertionError("the engine does not come to an end")
+        raise AssertionError(f"the engine still has work after {max_steps} steps")
 
     def ids(self, request_id: str) -> list[int]:
         return [token.token_id for token in self.tokens.get(request_id, [])]
@@ -114,20 +114,20 @@ class Client:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Shots of (picture, text length); picture -1 is text alone."""
+    """Shots of (image, text length); without an image, -1."""
 
     shots: tuple[tuple[int, int], ...]
     max_tokens: int = 6
 
     def request(self, request_id: str, sampling: Sampling = GREEDY, encoding: int = 0) -> Generate:
         token_ids, media_index, media = [], [], []
-        for place, (picture, length) in enumerate(self.shots):
-            if picture >= 0:
-                media.append(source(picture, encoding))
-                token_ids.append(IMAGE)
+        for shot, (image, length) in enumerate(self.shots):
+            if image >= 0:
+                media.append(source(image, encoding))
+                token_ids.append(IMAGE_TOKEN)
                 media_index.append(len(media) - 1)
             for i in range(length):
-                token_ids.append((31 * place + 7 * i + 3 * picture) % 256)
+                token_ids.append((31 * shot + 7 * i + 3 * image) % 256)
                 media_index.append(len(media) - 1)
         return Generate(
             request_id=request_id,
@@ -143,14 +143,14 @@ class Prompt:
         return [normalise(torch.from_numpy(frames(p)), model.config.vision) for p, _ in self.shots if p >= 0]
 
 
-PICTURES = {source(p, e): frames(p) for p in range(6) for e in range(2)}
+IMAGES = {source(p, e): frames(p) for p in range(6) for e in range(2)}
 
 
 def client(family: Family, config: EngineConfig = CONFIG) -> Client:
-    return Client(Engine(SERVED[family], prompt_tokenizer(), config, salt=b"test"), dict(PICTURES))
+    return Client(Engine(SERVED[family], prompt_tokenizer(), config, salt=b"test"), dict(IMAGES))
 
 
-def assert_like_the_reference(
+def assert_equals_reference(
     family: Family, prompt: Prompt, answer: Client, request_id: str, num_tokens: int = GREEDY.max_tokens
 ) -> None:
     model, request = MODELS[family], prompt.request(request_id)
@@ -162,14 +162,14 @@ def assert_like_the_reference(
         request.prompt.media_index,
         prompt.pixels(model),
         max_tokens=num_tokens,
-        suppressed_ids=[IMAGE],
+        suppressed_ids=[IMAGE_TOKEN],
     )
     assert [t.token_id for t in tokens] == expected.token_ids
-    got = [t.logprob.logprob for t in tokens if t.logprob is not None]
-    assert got == pytest.approx(expected.logprobs, abs=1e-4)
+    logprobs = [t.logprob.logprob for t in tokens if t.logprob is not None]
+    assert logprobs == pytest.approx(expected.logprobs, abs=1e-4)
 
 
-def assert_all_is_back(engine: Engine) -> None:
+def assert_all_released(engine: Engine) -> None:
     assert engine.blocks.num_available == engine.blocks.num_blocks
     assert engine.media.slots.num_available == engine.media.slots.num_slots
     assert engine.media.slots.num_in_use == 0

@@ -1,7 +1,7 @@
-"""The house's rules as tests: which room may import which, what a process must never load, and how a file is kept.
+"""Rules of the repository: permitted imports between folders, modules that a process never loads, and forms of files.
 
-Two tables hold the arrows; every other rule is one function from the parsed tree to a list of complaints. Each rule
-is also shown a small tree that breaks it, so that none of them can pass by looking at nothing.
+Two tables state the permitted imports. Each rule is a function that yields the violations in a source tree, and is also
+tested with a small tree that breaks it, so that no rule can pass because it checks nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ MAX_LINES = 400
 CLIENT = "flamboyance_client"
 PRUNED = {"node_modules", "build", "dist", "shared", "__pycache__"}
 
-# the first table: what a room may import besides itself
-ROOMS: dict[str, set[str]] = {
+# the first table: the other folders that a top-level folder may import
+FOLDERS: dict[str, set[str]] = {
     "kernels": set(),
     "model": {"kernels"},
     "server": {"kernels", "model"},
     "training": {"kernels", "model"},
     CLIENT: set(),
-    # the default model is measured in process, on the split that its training asks
+    # the default model is evaluated in the same process, on the split that its training defines
     "evaluation": {"model", "training", CLIENT},
     "bench": {"kernels", "model", "server", CLIENT},
     "tests": {"kernels", "model", "server", "training", "evaluation", "bench", CLIENT},
@@ -37,16 +37,18 @@ ROOMS: dict[str, set[str]] = {
 TORCH = {"torch", "torchvision", "timm", "triton", "safetensors.torch"}
 HTTP = {"fastapi", "starlette", "uvicorn"}
 
-# the second table: what a module must not load, not even through another module of ours; a name covers what is below it
+# the second table: modules that a module must not load, not even indirectly; a name includes its submodules
 FORBIDDEN: dict[str, set[str]] = {
     "server.api": TORCH,
     "server.app": TORCH,
-    # the API knows the rooms below it, never the other way round: quality -> fewshot -> store
+    # the layers of the server, each without those above it: api -> quality -> fewshot -> store
     "server.quality": TORCH | HTTP | {"server.api"},
     "server.fewshot": TORCH | HTTP | {"server.api", "server.quality"},
     "server.store": TORCH | HTTP | {"server.api", "server.quality", "server.fewshot"},
     "server.media": TORCH | HTTP | {"server.api", "server.quality", "server.fewshot", "server.store"},
-    "server.engine_client": TORCH | HTTP | {"server.api", "server.quality", "server.fewshot", "server.store"},
+    "server.engine_client": TORCH
+    | HTTP
+    | {"server.api", "server.quality", "server.fewshot", "server.store", "server.engine"},
     "server.schemas": TORCH | {"server.api"},
     "server.settings": TORCH,
     "server.wire": TORCH | HTTP,
@@ -62,13 +64,15 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 
 ENVIRONMENT_READERS = {"server/settings.py"}
-TRANSFORMERS_ROOMS = {"tests", "bench", "evaluation"}
+TRANSFORMERS_FOLDERS = {"tests", "bench", "evaluation"}
 
 
 @dataclass(frozen=True)
 class Source:
+    """A Python file of the source tree."""
+
     module: str
-    path: str  # from the root, with slashes
+    path: str  # relative to the root, with slashes
     text: str
 
     @cached_property
@@ -76,7 +80,7 @@ class Source:
         return ast.parse(self.text, self.path)
 
     @property
-    def room(self) -> str:
+    def folder(self) -> str:
         return self.module.partition(".")[0]
 
     @property
@@ -85,9 +89,9 @@ class Source:
 
     @cached_property
     def imports(self) -> list[tuple[str, int]]:
-        """Every name imported anywhere in the file, `from a import b` as `a.b`, with its line."""
-        found = [name for node in ast.walk(self.tree) for name in _imported(node, self.package)]
-        return sorted(found, key=lambda name: name[1])
+        """The names that the file imports, `from a import b` as `a.b`, with their lines."""
+        names = [name for node in ast.walk(self.tree) for name in _imported(node, self.package)]
+        return sorted(names, key=lambda name: name[1])
 
 
 def _imported(node: ast.AST, package: str) -> Iterator[tuple[str, int]]:
@@ -107,30 +111,30 @@ class Tree:
         self.by_module = {source.module: source for source in self.sources}
 
     def target(self, name: str) -> str | None:
-        """The module of ours that importing `name` loads: itself, or the one that holds the name."""
-        holder = name.rpartition(".")[0]
-        return name if name in self.by_module else holder if holder in self.by_module else None
+        """Return the module that importing `name` loads: `name` or its parent; None for other packages."""
+        parent = name.rpartition(".")[0]
+        return name if name in self.by_module else parent if parent in self.by_module else None
 
     def edges(self, source: Source) -> set[str]:
         targets = {self.target(name) for name, _ in source.imports}
         return {target for target in targets if target is not None and target != source.module}
 
     def loads(self, source: Source) -> set[str]:
-        """Modules of ours that importing this one runs directly: its imports, and the packages around them and it."""
+        """Return the modules that importing this one loads directly: its imports, and all parent packages."""
         names = [name.split(".") for name in {source.module, *self.edges(source)}]
         loaded = {".".join(parts[: end + 1]) for parts in names for end in range(len(parts))}
         return (loaded & self.by_module.keys()) - {source.module}
 
     def chain_to(self, source: Source, forbidden: set[str]) -> list[str] | None:
-        """The shortest way from a module to a forbidden import, through modules of ours."""
-        trails, seen = [[source.module]], {source.module}
-        for trail in trails:  # grows while it is read: breadth first
-            here = self.by_module[trail[-1]]
-            if hit := next((name for name, _ in here.imports if _is_below(name, forbidden)), None):
-                return [*trail, hit]
-            new = sorted(self.loads(here) - seen)
-            seen.update(new)
-            trails.extend([*trail, module] for module in new)
+        """Return the shortest chain of imports from a module to a forbidden name, or None."""
+        chains, visited = [[source.module]], {source.module}
+        for chain in chains:  # grows during the iteration: breadth-first search
+            last = self.by_module[chain[-1]]
+            if name := next((name for name, _ in last.imports if _is_below(name, forbidden)), None):
+                return [*chain, name]
+            new = sorted(self.loads(last) - visited)
+            visited.update(new)
+            chains.extend([*chain, module] for module in new)
         return None
 
 
@@ -154,49 +158,49 @@ def _is_below(name: str, tops: set[str]) -> bool:
     return any(name == top or name.startswith(top + ".") for top in tops)
 
 
-def rooms_point_one_way(tree: Tree) -> Iterator[str]:
+def folders_import_only_permitted_folders(tree: Tree) -> Iterator[str]:
     for source in tree.sources:
-        if source.room not in ROOMS:
-            yield f"{source.path}: the room {source.room!r} is not in the table"
+        if source.folder not in FOLDERS:
+            yield f"{source.path}: the folder {source.folder!r} is not in the table"
             continue
-        allowed = ROOMS[source.room] | {source.room}
+        allowed = FOLDERS[source.folder] | {source.folder}
         for name, line in source.imports:
-            if (room := name.partition(".")[0]) in ROOMS and room not in allowed:
-                yield f"{source.path}:{line}: {source.room} must not import {name}"
+            if (folder := name.partition(".")[0]) in FOLDERS and folder not in allowed:
+                yield f"{source.path}:{line}: {source.folder} must not import {name}"
 
 
-def processes_stay_light(tree: Tree) -> Iterator[str]:
+def modules_load_nothing_forbidden(tree: Tree) -> Iterator[str]:
     for source in tree.sources:
         for top, forbidden in FORBIDDEN.items():
             if _is_below(source.module, {top}) and (chain := tree.chain_to(source, forbidden)):
                 yield f"{source.path}: {top} must not load {chain[-1]}, but {' -> '.join(chain)}"
 
 
-def no_circles(tree: Tree) -> Iterator[str]:
+def imports_have_no_cycles(tree: Tree) -> Iterator[str]:
     try:
         TopologicalSorter({source.module: tree.edges(source) for source in tree.sources}).prepare()
     except CycleError as error:
         yield " <- ".join(error.args[1])
 
 
-def no_import_inside_a_function(tree: Tree) -> Iterator[str]:
+def imports_are_at_module_level(tree: Tree) -> Iterator[str]:
     for source in tree.sources:
         for function in ast.walk(source.tree):
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-                hidden = (node for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom))
-                yield from (f"{source.path}:{node.lineno}: import inside {function.name}" for node in hidden)
+                imports = (node for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom))
+                yield from (f"{source.path}:{node.lineno}: import inside {function.name}" for node in imports)
 
 
-def transformers_is_an_oracle_only(tree: Tree) -> Iterator[str]:
+def only_tests_and_measurements_import_transformers(tree: Tree) -> Iterator[str]:
     for source in tree.sources:
         for name, line in source.imports:
-            if _is_below(name, {"transformers"}) and source.room not in TRANSFORMERS_ROOMS:
+            if _is_below(name, {"transformers"}) and source.folder not in TRANSFORMERS_FOLDERS:
                 yield f"{source.path}:{line}: imports transformers"
 
 
-def only_settings_reads_the_environment(tree: Tree) -> Iterator[str]:
+def only_settings_read_the_environment(tree: Tree) -> Iterator[str]:
     for source in tree.sources:
-        if source.room == "tests" or source.path in ENVIRONMENT_READERS:
+        if source.folder == "tests" or source.path in ENVIRONMENT_READERS:
             continue
         for node in ast.walk(source.tree):
             if _reads_environment(node):
@@ -210,19 +214,19 @@ def _reads_environment(node: ast.AST) -> bool:
     return isinstance(node, ast.ImportFrom) and node.module == "os" and any(a.name in names for a in node.names)
 
 
-def every_helper_lives_with_its_noun(tree: Tree) -> Iterator[str]:
+def modules_have_specific_names(tree: Tree) -> Iterator[str]:
     for source in tree.sources:
         if Path(source.path).stem in {"utils", "util", "helpers", "common", "misc"}:
-            yield f"{source.path}: names no idea"
+            yield f"{source.path}: the name states no purpose"
 
 
-def every_file_says_its_idea(tree: Tree) -> Iterator[str]:
+def modules_have_docstrings(tree: Tree) -> Iterator[str]:
     for source in tree.sources:
-        if source.tree.body and not ast.get_docstring(source.tree):  # an empty __init__.py has no idea to say
+        if source.tree.body and not ast.get_docstring(source.tree):  # an empty __init__.py needs none
             yield f"{source.path}: has no module docstring"
 
 
-def every_file_fits_in_a_sitting(tree: Tree) -> Iterator[str]:
+def files_are_short(tree: Tree) -> Iterator[str]:
     for source in tree.sources:
         if (lines := len(source.text.splitlines())) > MAX_LINES:
             yield f"{source.path}: {lines} lines, more than {MAX_LINES}"
@@ -230,16 +234,36 @@ def every_file_fits_in_a_sitting(tree: Tree) -> Iterator[str]:
 
 Rule = Callable[[Tree], Iterator[str]]
 
-# each rule beside a tree that breaks it, file by file, and a word of the complaint that it must raise
-BROKEN: list[tuple[Rule, dict[str, str], str]] = [
-    (rooms_point_one_way, {"kernels/norm.py": "from model.config import X"}, "kernels must not import model.config"),
-    (rooms_point_one_way, {"model/layers.py": "import server.settings"}, "model must not import server"),
-    (rooms_point_one_way, {"evaluation/run.py": "from server import app"}, "evaluation must not import server"),
-    (rooms_point_one_way, {"model/a.py": "from ..server import app"}, "model must not import server.app"),
-    (rooms_point_one_way, {"attic/old.py": ""}, "'attic' is not in the table"),
-    (processes_stay_light, {"server/api/routes/chat.py": "import torch.nn"}, "server.api must not load torch.nn"),
+# each rule with a tree that breaks it, by path, and a part of the expected message
+VIOLATIONS: list[tuple[Rule, dict[str, str], str]] = [
     (
-        processes_stay_light,
+        folders_import_only_permitted_folders,
+        {"kernels/norm.py": "from model.config import X"},
+        "kernels must not import model.config",
+    ),
+    (
+        folders_import_only_permitted_folders,
+        {"model/layers.py": "import server.settings"},
+        "model must not import server",
+    ),
+    (
+        folders_import_only_permitted_folders,
+        {"evaluation/run.py": "from server import app"},
+        "evaluation must not import server",
+    ),
+    (
+        folders_import_only_permitted_folders,
+        {"model/a.py": "from ..server import app"},
+        "model must not import server.app",
+    ),
+    (folders_import_only_permitted_folders, {"attic/old.py": ""}, "'attic' is not in the table"),
+    (
+        modules_load_nothing_forbidden,
+        {"server/api/routes/chat.py": "import torch.nn"},
+        "server.api must not load torch.nn",
+    ),
+    (
+        modules_load_nothing_forbidden,
         {
             "server/api/routes/chat.py": "from model.batch import Batch",
             "model/__init__.py": "",
@@ -248,40 +272,49 @@ BROKEN: list[tuple[Rule, dict[str, str], str]] = [
         "server.api.routes.chat -> model.batch -> torch.Tensor",
     ),
     (
-        processes_stay_light,
+        modules_load_nothing_forbidden,
         {
-            "server/api/routes/chat.py": "from server.wire import Token",
+            "server/api/routes/chat.py": "from server.engine.config import EngineConfig",
             "server/engine/__init__.py": "from server.engine import runner",
             "server/engine/runner.py": "import torch",
-            "server/wire.py": "import msgspec",
+            "server/engine/config.py": "import dataclasses",
         },
         "server.api.routes.chat -> server.engine -> server.engine.runner -> torch",
     ),
     (
-        processes_stay_light,
+        modules_load_nothing_forbidden,
         {
-            "server/fewshot/shots.py": "from server.services import Services",
-            "server/services.py": "from server.api.admission import Admission",
-            "server/api/admission.py": "",
+            "server/store/support_sets.py": "from server.media.store import MediaStore",
+            "server/media/store.py": "from server.fewshot.shots import Shot",
+            "server/fewshot/shots.py": "",
         },
-        "server.fewshot.shots -> server.services -> server.api.admission.Admission",
+        "server.store must not load server.fewshot.shots.Shot, but server.store.support_sets -> server.media.store -> "
+        "server.fewshot.shots.Shot",
     ),
-    (processes_stay_light, {"server/engine/engine.py": "from fastapi import FastAPI"}, "must not load fastapi"),
     (
-        no_circles,
+        modules_load_nothing_forbidden,
+        {"server/engine/engine.py": "from fastapi import FastAPI"},
+        "must not load fastapi",
+    ),
+    (
+        imports_have_no_cycles,
         {"model/a.py": "from model import b", "model/b.py": "from model.c import C", "model/c.py": "import model.a"},
         "model.a",
     ),
-    (no_import_inside_a_function, {"model/a.py": "def f():\n    if True:\n        import json"}, "model/a.py:3"),
-    (transformers_is_an_oracle_only, {"model/a.py": "from transformers import AutoModel"}, "model/a.py:1"),
-    (only_settings_reads_the_environment, {"server/app.py": "import os\nkey = os.environ['KEY']"}, "server/app.py:2"),
-    (only_settings_reads_the_environment, {"model/a.py": "from os import getenv"}, "model/a.py:1"),
-    (every_helper_lives_with_its_noun, {"server/utils.py": ""}, "server/utils.py"),
-    (every_file_says_its_idea, {"model/a.py": "import json"}, "model/a.py"),
-    (every_file_fits_in_a_sitting, {"model/a.py": "\n" * (MAX_LINES + 1)}, "401 lines"),
+    (imports_are_at_module_level, {"model/a.py": "def f():\n    if True:\n        import json"}, "model/a.py:3"),
+    (
+        only_tests_and_measurements_import_transformers,
+        {"model/a.py": "from transformers import AutoModel"},
+        "model/a.py:1",
+    ),
+    (only_settings_read_the_environment, {"server/app.py": "import os\nkey = os.environ['KEY']"}, "server/app.py:2"),
+    (only_settings_read_the_environment, {"model/a.py": "from os import getenv"}, "model/a.py:1"),
+    (modules_have_specific_names, {"server/utils.py": ""}, "server/utils.py"),
+    (modules_have_docstrings, {"model/a.py": "import json"}, "model/a.py"),
+    (files_are_short, {"model/a.py": "\n" * (MAX_LINES + 1)}, "401 lines"),
 ]
 
-RULES = list(dict.fromkeys(rule for rule, _, _ in BROKEN))
+RULES = list(dict.fromkeys(rule for rule, _, _ in VIOLATIONS))
 
 
 def _name(value: object) -> str:
@@ -293,20 +326,20 @@ def repository() -> Tree:
     return Tree(ROOT)
 
 
-def test_the_whole_house_is_read(repository: Tree) -> None:
-    assert {"kernels", "model", "server", "tests", CLIENT} <= {source.room for source in repository.sources}
+def test_all_folders_are_read(repository: Tree) -> None:
+    assert {"kernels", "model", "server", "tests", CLIENT} <= {source.folder for source in repository.sources}
 
 
 @pytest.mark.parametrize("rule", RULES, ids=_name)
-def test_the_house_keeps_the_rule(rule: Rule, repository: Tree) -> None:
-    complaints = list(rule(repository))
-    assert not complaints, "\n".join(complaints)
+def test_the_repository_conforms_to_the_rule(rule: Rule, repository: Tree) -> None:
+    violations = list(rule(repository))
+    assert not violations, "\n".join(violations)
 
 
-@pytest.mark.parametrize(("rule", "files", "complaint"), BROKEN, ids=_name)
-def test_the_rule_sees_its_violation(rule: Rule, files: dict[str, str], complaint: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rule", "files", "message"), VIOLATIONS, ids=_name)
+def test_the_rule_finds_a_violation(rule: Rule, files: dict[str, str], message: str, tmp_path: Path) -> None:
     for path, text in files.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text, encoding="utf-8")
-    complaints = list(rule(Tree(tmp_path)))
-    assert any(complaint in line for line in complaints), complaints
+    violations = list(rule(Tree(tmp_path)))
+    assert any(message in violation for violation in violations), violations

@@ -1,4 +1,4 @@
-"""The guard in conftest.py: an environment that holds a distribution named `kernels` runs no test at all."""
+"""No test runs in an environment with a distribution that is named `kernels`."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def collect(extra_path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_a_foreign_kernels_is_refused(tmp_path: Path) -> None:
+def test_a_distribution_named_kernels_is_refused(tmp_path: Path) -> None:
     info = tmp_path / "kernels-0.4.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.4.0\n")
-    refused = collect(tmp_path)
-    assert refused.returncode != 0
-    assert "the environment holds the distribution kernels 0.4.0" in refused.stderr
+    result = collect(tmp_path)
+    assert result.returncode != 0
+    assert "the environment contains the distribution kernels 0.4.0" in result.stderr
 
 
-def test_the_plain_environment_is_accepted(tmp_path: Path) -> None:
-    accepted = collect(tmp_path)
-    assert accepted.returncode == 0, accepted.stderr
+def test_the_environment_of_the_tests_is_accepted(tmp_path: Path) -> None:
+    result = collect(tmp_path)
+    assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""Tiny models of the three lineages, with random weights and open gates, and a byte tokenizer: the engine's test bench."""
+"""Tiny models of the three families, with random weights and open gates, and a byte tokenizer."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ CONFIGS: dict[Family, FlamingoConfig] = {
 
 
 def byte_tokenizer() -> Tokenizer:
-    """One id a byte, then `</s>`, `<image>` and `<|endofchunk|>`."""
+    """Return a tokenizer with one id per byte, then `</s>`, `<image>` and `<|endofchunk|>`."""
     vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -123,7 +123,7 @@ def prompt_tokenizer(prompt: PromptConfig = PROMPT) -> PromptTokenizer:
 
 
 def tiny_model(config: FlamingoConfig, seed: int = 0) -> Flamingo:
-    """Random weights large enough that images and positions change the answer; open gates."""
+    """Create a model with open gates and random weights, large enough for images and positions to change the answer."""
     torch.manual_seed(seed)
     model = Flamingo(config).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Flamboyance compared with another program on the same weights: `python -m bench.peer idefics` and `... llamacpp`.
+"""Compare Flamboyance with another program on the same weights: `python -m bench.peer idefics` and `... llamacpp`.
 
 A peer is imported only when it is requested, so that a comparison with transformers does not need llama.cpp.
 """

@@ -1,4 +1,4 @@
-"""Few-shot requests compared with IDEFICS in transformers: `python -m bench.peer idefics`.
+"""Compare few-shot requests with IDEFICS in transformers: `python -m bench.peer idefics`.
 
 Both programs run the same checkpoint of random weights, prompts and threads in float32, in alternation. The peer caches
 nothing between requests, so it has no warm case; instead, it can receive the precomputed output of its own resampler.

@@ -1,4 +1,4 @@
-"""Text-only requests compared with llama.cpp: `python -m bench.peer llamacpp`.
+"""Compare text-only requests with llama.cpp: `python -m bench.peer llamacpp`.
 
 Our default model without media and llama.cpp on the file that the model was converted from run on the same number of
 threads, in alternation. Rows are tokens per second: decoding one sequence, decoding several, and prefill.

@@ -140,8 +140,9 @@ class Piece:
 
 
 class AnswerText:
+    """Turns the events of one answer into pieces."""
+
     def __init__(self, generation: GenerationRequest, index: int, tokenizer: PromptTokenizer) -> None:
-        self.is_begun = False
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
         self._index = index
@@ -154,7 +155,6 @@ class AnswerText:
 
     def echo(self, scores: Sequence[TokenLogprob | None]) -> Piece:
         """Return the prompt as the first piece. Stop strings do not apply to it."""
-        self.is_begun = True
         piece = Piece("", index=self._index)
         ids = self._prompt_ids
         for token_id, score in zip(ids, scores or [None] * len(ids), strict=True):
@@ -163,7 +163,6 @@ class AnswerText:
         return piece
 
     def take(self, event: Token | Finished) -> Piece:
-        self.is_begun = True
         piece = Piece("", finish_reason=event.finish_reason, index=self._index)
         if isinstance(event, Token):
             self.num_tokens += 1

@@ -38,8 +38,9 @@ class Answers:
         self.record = record
         self._generation = generation
         self._client = client
+        self._tokenizer = tokenizer
         self._is_admitted = False
-        self._answers = [AnswerText(generation, index, tokenizer) for index in range(generation.sampling.n)]
+        self._answers: dict[int, AnswerText] = {}  # by index, from the first event on
         self._request = Generate(
             request_id=record.new_engine_id(),
             prompt=generation.prompt.encoded,
@@ -73,11 +74,12 @@ class Answers:
             self.record.admitted(event, self._generation.prompt.num_tokens)
 
     def _take(self, event: Token | Finished) -> Iterator[Piece]:
-        answer = self._answers[event.index]
+        if (answer := self._answers.get(event.index)) is None:
+            answer = self._answers[event.index] = AnswerText(self._generation, event.index, self._tokenizer)
+            if self._generation.echo:
+                yield answer.echo(self.prompt_scores)
         if answer.finish_reason is not None:
             return  # a stop string ended it, which the engine does not know
-        if self._generation.echo and not answer.is_begun:
-            yield answer.echo(self.prompt_scores)
         if isinstance(event, Token):
             self.record.token(event.index)
         piece = answer.take(event)
@@ -87,11 +89,13 @@ class Answers:
             self._client.end_answer(self._request.request_id, event.index)
 
     def _are_finished(self) -> bool:
-        """Return whether every answer has a finish reason; the record then has the last one's."""
-        reasons = [answer.finish_reason for answer in self._answers if answer.finish_reason is not None]
-        if len(reasons) == len(self._answers):
-            self.record.finish_reason = reasons[-1]
-        return len(reasons) == len(self._answers)
+        """Return whether every answer has a finish reason; the record then has that of the last answer."""
+        answers = sorted(self._answers.items())
+        reasons = [answer.finish_reason for _, answer in answers if answer.finish_reason is not None]
+        if len(reasons) < self._generation.sampling.n:
+            return False
+        self.record.finish_reason = reasons[-1]
+        return True
 
 
 class Shape(Protocol):

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.services import Services
-from server.errors import BodyTimeout, BodyTooLarge
+from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest
 from server.schemas.base import ModelRequest, SchemaType, read
 from server.settings import Settings
 
@@ -24,6 +24,14 @@ async def read_request(
     if isinstance(fields, ModelRequest):
         services.check_model(fields.model)
     return fields
+
+
+def read_query(schema: type[SchemaType], request: Request) -> SchemaType:
+    """Validate a query string as `read_request` validates a body; a repeated name is refused. Raises `InvalidRequest`."""
+    query = request.query_params
+    if repeated := next((name for name in query if len(query.getlist(name)) > 1), None):
+        raise InvalidRequest(f"{repeated[:64]}: given more than once", param=repeated[:64])
+    return read(schema, msgspec.json.encode(dict(query)))
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:

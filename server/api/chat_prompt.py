@@ -126,8 +126,9 @@ def find_template(name: str, query: Turn, config: FlamingoConfig) -> Template:
     if name == PLAIN.name:
         return with_end(PLAIN if _gap(query) else PLAIN_UNSPACED, config.prompt)
     if name not in known:
-        raise InvalidRequest(f"there is no template {name!r}, only {', '.join([PLAIN.name, *known])}", param="template")
-    return with_end(known[name], config.prompt)
+        names = ", ".join([PLAIN.name, *known])
+        raise InvalidRequest(f"unknown template {name!r}, known are {names}", param="template")
+    return known[name]
 
 
 def lay_out(conversation: Conversation, template: Template, digests: Mapping[str, bytes]) -> list[Segment]:

@@ -16,8 +16,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.api.body import JSONResponse
 from server.errors import Unauthorized
 
-# probes and scrapers send no key
-OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"})
+# A browser sends no key when it opens a page. The document and its page are the same for every server of a version: they
+# hold nothing of its model, its data or its settings.
+DOCS_PATHS = frozenset(
+    {"/openapi.json", "/docs", "/docs/docs.js", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"}
+)
+# Probes and scrapers carry no key either.
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"}) | DOCS_PATHS
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 

@@ -25,6 +25,8 @@ from server.quality.evaluation_store import Evaluations
 from server.request_record import RequestRecord
 from server.served_model import ServedModel
 from server.settings import Settings
+from server.store.database import Database
+from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 
 
@@ -38,6 +40,8 @@ class Services:
     store: MediaStore
     intake: Intake
     decoder: DecodePool
+    database: Database
+    media_references: MediaReferences
     support_sets: SupportSets
     shots: ShotSource
     warming: Warming

@@ -1,8 +1,8 @@
-"""Blocks of text K/V: a free list with reference counts, and the prefix cache that a block joins once it is full.
+"""Blocks of text K/V: a free list with reference counts, and a prefix cache of full blocks.
 
-A published block keeps its contents after its last user is gone and is the last to be taken again (least recently used
-first). Its hash covers token ids *and* the media that those tokens read, so two prompts share a block only if the model
-would have computed the same keys and values.
+A published block keeps its contents when its last owner releases it, and is reused only after all empty blocks, least
+recently used first. Its hash covers token ids *and* the media that those tokens read, so two prompts share a block only if
+the model would compute the same keys and values for both.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from collections.abc import Sequence
 
 
 def block_hash(parent: bytes, token_ids: Sequence[int], media_keys: Sequence[bytes]) -> bytes:
-    """Hash of a full block: its parent's hash, its ids, and for each run of tokens the media key that it reads."""
+    """Return the hash of a full block: of its parent's hash, its ids, and the media key that each run of tokens reads."""
     digest = hashlib.blake2b(parent, digest_size=32, person=b"flmbynce-block")
     digest.update(array("q", token_ids).tobytes())
     previous = None
-    for place, key in enumerate(media_keys):
+    for position, key in enumerate(media_keys):
         if key != previous:
-            digest.update(place.to_bytes(4, "little") + len(key).to_bytes(4, "little") + key)
+            digest.update(position.to_bytes(4, "little") + len(key).to_bytes(4, "little") + key)
             previous = key
     return digest.digest()
 
 
 class BlockPool:
-    """`num_blocks` blocks, each free, cached (free, but its contents can be found) or in use by `references` owners."""
+    """`num_blocks` blocks, each empty, cached (no owner, but contents to share) or in use by `references` owners."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
@@ -41,7 +41,7 @@ class BlockPool:
         return len(self._free) + len(self._cached)
 
     def allocate(self, count: int) -> list[int] | None:
-        """`count` blocks with one reference each, or None and nothing taken."""
+        """Take `count` blocks with one reference each, or return None and take nothing."""
         if count > self.num_available:
             return None
         return [self._take() for _ in range(count)]
@@ -57,14 +57,14 @@ class BlockPool:
         return block
 
     def share(self, blocks: Sequence[int]) -> None:
-        """One more owner for each block, in use or cached."""
+        """Add an owner to each block, in use or cached."""
         for block in blocks:
             if self._references[block] == 0:
                 del self._cached[block]
             self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
-        """One owner less. The end of a sequence goes first, so that a prefix outlives what followed it."""
+        """Remove an owner from each block, the last block first, so that a prefix stays cached longer than its suffix."""
         for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block] == 0:
@@ -77,7 +77,7 @@ class BlockPool:
             self._free.append(block)
 
     def publish(self, block: int, digest: bytes) -> None:
-        """Let others find a full block. The first block of a hash stays the one that is found."""
+        """Make a full block findable by its hash, unless another block already is."""
         if digest not in self._block_of and block not in self._hash_of:
             self._block_of[digest] = block
             self._hash_of[block] = digest
@@ -89,7 +89,7 @@ class BlockPool:
         return self._references[block]
 
     def clear_cache(self) -> None:
-        """Forget every published block (weights changed, or an operator asked)."""
+        """Forget every published block."""
         self._free.extend(self._cached)
         self._cached.clear()
         self._hash_of.clear()

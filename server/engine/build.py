@@ -1,4 +1,4 @@
-"""From settings to an engine: the folder's weights on the device, and caches as large as the settings allow.
+"""Builds an engine from settings: the model folder's weights on the device, and caches as large as the settings allow.
 
 The only file of the server that both reads settings and imports torch; the worker calls it by name.
 """
@@ -92,14 +92,14 @@ def _vision_formats(settings: Settings) -> tuple[Format, ...]:
 
 
 def engine_config(served: ServedModel, settings: Settings, dtype: torch.dtype) -> EngineConfig:
-    """As many blocks and slots as fit; a setting too small for one longest request is an error with both numbers.
+    """Return limits with as many blocks and slots as fit. Raises `SettingsError` if the longest request does not fit.
 
-    What is left of a prompt's last block is computed again by each request that shares it: dear on a CPU, where small
-    blocks cost nothing; a GPU reads large ones faster.
+    Each request that shares a prompt computes the rest after its last full block again: expensive on a CPU, where small
+    blocks cost nothing; a GPU reads large blocks faster.
     """
     block_size = settings.block_size or (4 if _device(settings).type == "cpu" else 16)
     longest = -(-served.max_model_len // block_size)
-    num_blocks = _how_many("kv_cache_mb", settings.kv_cache_mb, block_bytes(served.config, block_size, dtype))
+    num_blocks = _num_entries("kv_cache_mb", settings.kv_cache_mb, block_bytes(served.config, block_size, dtype))
     if num_blocks < longest:
         raise SettingsError(
             f"kv_cache_mb {settings.kv_cache_mb} holds {num_blocks} blocks, one request of max_model_len "
@@ -108,7 +108,7 @@ def engine_config(served: ServedModel, settings: Settings, dtype: torch.dtype) -
     return EngineConfig(
         block_size=block_size,
         num_blocks=num_blocks,
-        num_media_slots=_how_many("media_cache_mb", settings.media_cache_mb, page_bytes(served.config, dtype)),
+        num_media_slots=_num_entries("media_cache_mb", settings.media_cache_mb, page_bytes(served.config, dtype)),
         host_media_bytes=settings.host_media_mb * MIB,
         max_sequences=settings.max_num_seqs,
         max_tokens_per_step=settings.max_num_batched_tokens,
@@ -117,24 +117,24 @@ def engine_config(served: ServedModel, settings: Settings, dtype: torch.dtype) -
 
 
 def block_bytes(config: FlamingoConfig, block_size: int, dtype: torch.dtype) -> int:
-    """One block's keys and values of all layers."""
+    """Return the bytes of one block: keys and values of all layers."""
     lm = config.language_model
     return prod((lm.num_layers, 2, lm.num_kv_heads, block_size, lm.head_dim, dtype.itemsize))
 
 
 def page_bytes(config: FlamingoConfig, dtype: torch.dtype) -> int:
-    """One media's keys and values of all gated layers."""
+    """Return the bytes of one media page: keys and values of all gated layers."""
     gated = config.gated
     return prod(
         (len(config.gated_layers), gated.num_heads, 2, config.resampler.num_latents, gated.head_dim, dtype.itemsize)
     )
 
 
-def _how_many(setting: str, mebibytes: int, each: int) -> int:
-    if mebibytes * MIB < each:
-        raise SettingsError(f"{setting} is {mebibytes}, one entry alone takes {each} bytes")
-    # beyond some number a table of entries costs more than it finds
-    return min(mebibytes * MIB // each, 2**16)
+def _num_entries(setting: str, mebibytes: int, entry_bytes: int) -> int:
+    if mebibytes * MIB < entry_bytes:
+        raise SettingsError(f"{setting} is {mebibytes}, but one entry takes {entry_bytes} bytes")
+    # tables with more entries cost more than they save
+    return min(mebibytes * MIB // entry_bytes, 2**16)
 
 
 def _device(settings: Settings) -> torch.device:

@@ -1,4 +1,4 @@
-"""What the engine may spend: blocks, media slots, and a step's budgets of tokens and frames. Frozen, checked once."""
+"""The engine's limits: blocks, media slots, and the budgets of a step in tokens and frames."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """`max_tokens_per_step` bounds one forward; `max_frames_per_step` bounds encoding while others decode, and
-    `max_frames_idle` when nobody waits for a token."""
+    """The limits of an engine.
+
+    `max_tokens_per_step` bounds one forward. `max_frames_per_step` bounds the frames encoded in a step while sequences
+    run, and `max_frames_idle` while none does.
+    """
 
     block_size: int = 16
     num_blocks: int = 2048
@@ -24,8 +27,9 @@ class EngineConfig:
         for name in ("block_size", "num_blocks", "num_media_slots", "max_sequences", "max_tokens_per_step"):
             if getattr(self, name) < 1:
                 raise ValueError(f"engine {name} is {getattr(self, name)}, must be at least 1")
-        room = self.num_blocks * self.block_size
-        if room < self.max_model_len:
+        max_tokens = self.num_blocks * self.block_size
+        if max_tokens < self.max_model_len:
             raise ValueError(
-                f"{self.num_blocks} blocks of {self.block_size} hold {room} tokens, max_model_len is {self.max_model_len}"
+                f"{self.num_blocks} blocks of {self.block_size} tokens hold {max_tokens} tokens, "
+                f"fewer than max_model_len {self.max_model_len}"
             )

@@ -1,7 +1,7 @@
-"""Encodes media: frames through vision encoder and resampler into pages, and what else is kept of them.
+"""Encodes media: frames through vision encoder and resampler into pages, visual tokens and pooled features.
 
-Media of one length go in one batch. Visual tokens that come from host memory need only their keys and values, some media
-at once. What is not finite is kept nowhere, and its key is noted as nonfinite.
+Media of one length are one batch. Visual tokens from host memory need only their keys and values. Output that is not
+finite is not cached, and its key is noted as nonfinite.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from model.inference import InferenceModel
 from model.vision import normalise
 from server.engine.media_cache import Encoding, MediaCache
 
-# of media whose visual tokens come from host memory: their pages are computed beside the slots
+# pages from visual tokens in host memory that are computed at once: they take memory in addition to the slots
 REBUILT_TOGETHER = 8
 
 
 class Encoder:
-    """Owns the model's media side; `pages` are the device's slots, `media` says what is kept where."""
+    """Runs the model's media side; `pages` are the device's slots, and `media` records what is cached."""
 
     def __init__(self, model: InferenceModel, pages: MediaPages, media: MediaCache) -> None:
         self._model = model.flamingo
@@ -42,8 +42,9 @@ class Encoder:
             elif encoding.frames is not None:
                 by_length[len(encoding.frames)].append(encoding)
         for first in range(0, len(kept), REBUILT_TOGETHER):
-            some = kept[first : first + REBUILT_TOGETHER]
-            self._fill([encoding for encoding, _ in some], self._put(torch.stack([tokens for _, tokens in some])))
+            group = kept[first : first + REBUILT_TOGETHER]
+            visual_tokens = torch.stack([tokens for _, tokens in group])
+            self._fill([encoding for encoding, _ in group], self._put(visual_tokens))
         for same_length in by_length.values():
             self._encode(same_length)
 
@@ -63,7 +64,7 @@ class Encoder:
                 self._media.nonfinite.add(key)
 
     def features(self, clips: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Frames [F, h, w, 3] of M media, all of one length -> [M, F, P, Dv]"""
+        """Frames [F, h, w, 3] of M media, all of one length -> [M, F, P, Dv]."""
         frames = torch.from_numpy(np.stack(clips)).to(self._pages.device)
         pixels = normalise(frames.flatten(0, 1), self._model.config.vision).to(self._pixel_dtype)
         return self._model.features(pixels.unflatten(0, frames.shape[:2]))
@@ -72,9 +73,10 @@ class Encoder:
         return visual_tokens.to(self._pages.device, self._pages.dtype)
 
     def _fill(self, encodings: list[Encoding], visual_tokens: Tensor) -> None:
-        places, slots = _placed(encodings)
-        if slots:
-            self._pages[torch.tensor(slots, device=self._pages.device)] = self._project(visual_tokens[places])
+        indices = [i for i, encoding in enumerate(encodings) if encoding.slot is not None]
+        if indices:
+            slots = torch.tensor([encodings[i].slot for i in indices], device=self._pages.device)
+            self._pages[slots] = self._project(visual_tokens[indices])
 
 
 def pool(features: Tensor) -> NDArray[np.float32]:
@@ -83,18 +85,12 @@ def pool(features: Tensor) -> NDArray[np.float32]:
 
 
 def unit(vectors: Tensor) -> NDArray[np.float32]:
-    """[N, D] -> the same directions with length one; a vector of zeros stays."""
+    """Scale vectors [N, D] to length one; a vector of zeros stays zero."""
     array: NDArray[np.float32] = torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
     return array
 
 
-def _placed(encodings: list[Encoding]) -> tuple[list[int], list[int]]:
-    """Which of them have a slot, and the slots."""
-    placed = [(place, encoding.slot) for place, encoding in enumerate(encodings) if encoding.slot is not None]
-    return [place for place, _ in placed], [slot for _, slot in placed]
-
-
 def _last_of_each_slot(encodings: Sequence[Encoding]) -> Iterable[Encoding]:
-    """A slot given up and given away again within one plan belongs to the last."""
+    """Drop encodings into slots that were reassigned within one plan: the last one owns the slot."""
     owner = {encoding.slot: encoding for encoding in encodings}
     return [encoding for encoding in encodings if encoding.slot is None or owner[encoding.slot] is encoding]

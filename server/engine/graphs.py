@@ -1,7 +1,7 @@
-"""Decode steps recorded once and replayed: one graph a bucket of batch sizes, all on one set of static buffers.
+"""Records decode steps once and replays them: one graph per bucket of batch sizes, all on one set of static buffers.
 
-A step of S sequences is copied into the first S places of the next larger bucket; the places behind are padding that
-stores nothing, reads no media and attends to nothing. Recording is a function: `record_cuda` on a GPU, none in tests.
+A step of S sequences is copied into the first S rows of the next larger bucket; the rows after them are padding that
+stores nothing, reads no media and attends to nothing. Recording is a function: `record_cuda` on a GPU, a stub in tests.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from model.config import FlamingoConfig
 
 Step = Callable[[], Tensor]
 Recorder = Callable[[Step], Step]
-NOWHERE = -1
+NONE = -1  # no media slot, no cache slot
 
 
 def bucket_sizes(max_sequences: int) -> list[int]:
-    """1, 2, 4, 8, then every 8th, up to `max_sequences`."""
+    """Return 1, 2, 4, 8, then every 8th, up to `max_sequences`."""
     sizes = [size for size in (1, 2, 4) if size < max_sequences]
     return [*sizes, *range(8, max_sequences, 8), max_sequences]
 
 
 def can_be_recorded(config: FlamingoConfig) -> bool:
-    """A token that reads all previous media reads a number of pages that differs from step to step."""
+    """Return whether steps have a fixed shape: tokens that read all previous media read a varying number of pages."""
     return config.gated.attends == "last"
 
 
 def record_cuda(step: Step) -> Step:
-    """Run once to compile what is compiled lazily, once more into a graph; the replayed step gives the same tensor."""
+    """Run a step once for lazy compilation and once more into a graph; the replayed step returns the same tensor."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -51,7 +51,7 @@ def record_cuda(step: Step) -> Step:
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """Where a step's integers are written before it is replayed; a bucket's batch is made of their first places."""
+    """Static tensors to which a step's integers are written before it is replayed; a bucket's batch is their first rows."""
 
     token_ids: Tensor
     positions: Tensor
@@ -70,12 +70,12 @@ class Buffers:
         return cls(
             token_ids=zeros(size, dtype=torch.int64),
             positions=zeros(size, dtype=torch.int64),
-            media_slot=torch.full((size,), NOWHERE, dtype=torch.int32, device=device),
+            media_slot=torch.full((size,), NONE, dtype=torch.int32, device=device),
             query_starts=zeros(size + 1, dtype=torch.int32),
             last_token=torch.arange(size, device=device),
             context_lengths=torch.ones(size, dtype=torch.int32, device=device),
             block_table=zeros(size, table_width, dtype=torch.int32),
-            slot_mapping=torch.full((size,), NOWHERE, dtype=torch.int64, device=device),
+            slot_mapping=torch.full((size,), NONE, dtype=torch.int64, device=device),
         )
 
     def batch(self, size: int) -> Batch:
@@ -91,7 +91,7 @@ class Buffers:
         )
 
     def fill(self, batch: Batch, size: int) -> None:
-        """Write a step of S <= `size` decoding sequences, and padding behind."""
+        """Write a step of S <= `size` decoding sequences, followed by padding."""
         assert batch.context_lengths is not None
         assert batch.block_table is not None
         assert batch.slot_mapping is not None
@@ -99,21 +99,21 @@ class Buffers:
         self.token_ids[:count].copy_(batch.token_ids)
         self.positions[:count].copy_(batch.positions)
         if batch.media_slot is None:
-            self.media_slot[:size].fill_(NOWHERE)
+            self.media_slot[:size].fill_(NONE)
         else:
             self.media_slot[:count].copy_(batch.media_slot)
-            self.media_slot[count:size].fill_(NOWHERE)
+            self.media_slot[count:size].fill_(NONE)
         self.query_starts[: count + 1].copy_(batch.query_starts)
         self.query_starts[count + 1 : size + 1].fill_(count)
         self.context_lengths[:count].copy_(batch.context_lengths)
         self.context_lengths[count:size].fill_(1)
         self.block_table[:count, :width].copy_(batch.block_table)
         self.slot_mapping[:count].copy_(batch.slot_mapping)
-        self.slot_mapping[count:size].fill_(NOWHERE)
+        self.slot_mapping[count:size].fill_(NONE)
 
 
 class DecodeGraphs:
-    """`forward` of each bucket, recorded at construction, largest first so that the small ones fit into its memory."""
+    """`forward` recorded for each bucket, the largest first so that the smaller ones fit into its memory."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class DecodeGraphs:
         return lambda: forward(batch)
 
     def run(self, batch: Batch) -> Tensor:
-        """Logits [S, V] of a step in which each of S sequences has one token; they live until the next step."""
+        """Return logits [S, V] of a step in which each of S sequences has one token; they are valid until the next step."""
         count = len(batch.token_ids)
         size = min(size for size in self._steps if size >= count)
         self._buffers.fill(batch, size)

@@ -1,16 +1,17 @@
-"""Where media live in the worker: pages on the device, visual tokens in host memory, frames that wait to be encoded.
+"""Keeps the worker's media: pages in slots on the device, visual tokens in host memory, frames until they are encoded.
 
-Two digests a media. The *source* digest is of the encoded bytes as the client sent them; a hit on it decodes nothing. The
-*key* is of the decoded frames, their shape, the preprocessing and the weights: two encodings of one picture share a slot.
-A miss anywhere is answered by asking again (`wanted`), never by an error.
+A media item has two digests. The *source* digest is of the encoded bytes as the client sent them; a hit on it decodes
+nothing. The *key* is of the decoded frames, their shape, the preprocessing and the weights: two encodings of one image
+share a slot. After a miss the pixels are requested again; a miss is never an error.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,15 @@ from torch import Tensor
 MAX_ALIASES = 1 << 20
 MAX_POOLED = 1 << 12
 
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """One media to bring into its slot: from frames (uint8 [F, h, w, 3]) or from visual tokens kept on the host. No slot:
-    its features are wanted, and its page is not."""
+    """One media item to encode into its slot: from frames (uint8 [F, h, w, 3]), or from visual tokens kept on the host.
+
+    Without a slot, only its features are computed.
+    """
 
     key: bytes
     slot: int | None
@@ -32,7 +37,7 @@ class Encoding:
 
 
 def content_key(frames: np.ndarray, salt: bytes) -> bytes:
-    """256-bit key of decoded frames; `salt` names the preprocessing and the weights."""
+    """Return the 256-bit key of decoded frames; `salt` names the preprocessing and the weights."""
     digest = hashlib.blake2b(
         digest_size=32, person=b"flmbynce-media", salt=hashlib.blake2b(salt, digest_size=16).digest()
     )
@@ -41,60 +46,40 @@ def content_key(frames: np.ndarray, salt: bytes) -> bytes:
     return digest.digest()
 
 
-class HostTier:
-    """Visual tokens [R, D] by key, least recently used out first, at most `max_bytes`."""
+class LruCache(Generic[Value]):
+    """A cache of values by key, of at most `max_size` in total; the least recently used value is dropped first."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.num_bytes = 0
-        self._tokens: OrderedDict[bytes, Tensor] = OrderedDict()
+    def __init__(self, max_size: int, size_of: Callable[[Value], int] = lambda value: 1) -> None:
+        self.max_size = max_size
+        self.size = 0
+        self._size_of = size_of
+        self._values: OrderedDict[bytes, Value] = OrderedDict()
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._tokens
+        return key in self._values
 
-    def get(self, key: bytes) -> Tensor | None:
-        if key in self._tokens:
-            self._tokens.move_to_end(key)
-        return self._tokens.get(key)
+    def get(self, key: bytes) -> Value | None:
+        if key in self._values:
+            self._values.move_to_end(key)
+        return self._values.get(key)
 
-    def put(self, key: bytes, tokens: Tensor) -> None:
-        if key in self._tokens:
-            return
-        self._tokens[key] = tokens
-        self.num_bytes += tokens.nbytes
-        while self.num_bytes > self.max_bytes:
-            _, dropped = self._tokens.popitem(last=False)
-            self.num_bytes -= dropped.nbytes
+    def put(self, key: bytes, value: Value) -> None:
+        self.discard(key)
+        self._values[key] = value
+        self.size += self._size_of(value)
+        while self.size > self.max_size:
+            self.discard(next(iter(self._values)))
 
     def discard(self, key: bytes) -> None:
-        if (dropped := self._tokens.pop(key, None)) is not None:
-            self.num_bytes -= dropped.nbytes
-
-
-class PooledFeatures:
-    """Vectors [Dv] float32 of length one by key, least recently used out first, at most `max_entries`."""
-
-    def __init__(self, max_entries: int) -> None:
-        self.max_entries = max_entries
-        self._vectors: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._vectors
-
-    def get(self, key: bytes) -> NDArray[np.float32] | None:
-        if key in self._vectors:
-            self._vectors.move_to_end(key)
-        return self._vectors.get(key)
-
-    def put(self, key: bytes, vector: NDArray[np.float32]) -> None:
-        self._vectors[key] = vector
-        self._vectors.move_to_end(key)
-        if len(self._vectors) > self.max_entries:
-            self._vectors.popitem(last=False)
+        if key in self._values:
+            self.size -= self._size_of(self._values.pop(key))
 
 
 class MediaSlots:
-    """Slots of the device pool with reference counts; unreferenced ones stay filled until another media needs the room."""
+    """Slots for media pages, with reference counts.
+
+    Without references, a slot stays filled until another media item needs it.
+    """
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
@@ -115,20 +100,24 @@ class MediaSlots:
 
     @property
     def num_free(self) -> int:
-        """Slots that nothing fills."""
+        """Slots that are not filled."""
         return len(self._free)
+
+    @property
+    def num_pinned(self) -> int:
+        return len(self._pinned)
 
     def find(self, key: bytes) -> int | None:
         return self._slot_of.get(key)
 
     def acquire(self, key: bytes) -> int:
-        """One more reference on a media that has a slot."""
+        """Add a reference to a media item that has a slot."""
         self._idle.pop(key, None)
         self._references[key] = self._references.get(key, 0) + 1
         return self._slot_of[key]
 
-    def place(self, key: bytes) -> int:
-        """A slot for a media that has none, taken from the free or the longest idle; with one reference."""
+    def assign(self, key: bytes) -> int:
+        """Assign a slot, free or longest idle, with one reference, to a media item that has none."""
         if not self._free:
             evicted, _ = self._idle.popitem(last=False)
             self._free.append(self._slot_of.pop(evicted))
@@ -144,18 +133,17 @@ class MediaSlots:
             self._idle[key] = None
 
     def discard(self, key: bytes) -> None:
-        """Forget a media that nobody holds."""
+        """Empty the slot of a media item without references."""
         self.unpin(key)
         if key in self._idle:
             del self._idle[key]
             self._free.append(self._slot_of.pop(key))
 
-    @property
-    def num_pinned(self) -> int:
-        return len(self._pinned)
-
     def pin(self, key: bytes) -> bool:
-        """Keep a media that has a slot, whoever else needs room. At most a quarter of the slots: False beyond."""
+        """Keep a media item in its slot, and return whether it is pinned.
+
+        It is not if it has no slot, or if a quarter of all slots is pinned already.
+        """
         if key in self._pinned:
             return True
         if key not in self._slot_of or self.num_pinned >= self.num_slots // 4:
@@ -171,86 +159,84 @@ class MediaSlots:
 
 
 class MediaCache:
-    """The worker's one owner of media. `salt` names preprocessing and weights; no torch task happens here."""
+    """The only owner of the worker's media. `salt` names the preprocessing and the weights."""
 
     def __init__(self, num_slots: int, host_bytes: int, salt: bytes) -> None:
         self.slots = MediaSlots(num_slots)
-        self.host = HostTier(host_bytes)
-        self.pooled = PooledFeatures(MAX_POOLED)
-        self.nonfinite: set[bytes] = set()  # whose encoding was not finite, in this step
+        self.host: LruCache[Tensor] = LruCache(host_bytes, lambda tokens: tokens.nbytes)  # visual tokens [R, Dv]
+        self.pooled: LruCache[NDArray[np.float32]] = LruCache(MAX_POOLED)  # features [Dv] of length one
+        self.nonfinite: set[bytes] = set()  # keys whose encoding in this step was not finite
         self._salt = salt
-        self._aliases: OrderedDict[bytes, bytes] = OrderedDict()
+        self._aliases: LruCache[bytes] = LruCache(MAX_ALIASES)  # source -> key
         self._frames: dict[bytes, np.ndarray] = {}
-        self._wanted: set[bytes] = set()
+        self._requested: set[bytes] = set()
 
     def key(self, source: bytes) -> bytes | None:
-        """The content key of a source digest seen before."""
-        if source in self._aliases:
-            self._aliases.move_to_end(source)
+        """Return the content key of a source that was supplied before."""
         return self._aliases.get(source)
 
+    def request(self, sources: Iterable[bytes]) -> list[bytes]:
+        """Return the sources that have not been requested yet, and note that they are."""
+        new = [source for source in dict.fromkeys(sources) if source not in self._requested]
+        self._requested.update(new)
+        return new
+
     def supply(self, source: bytes, frames: np.ndarray, *, for_page: bool = True, for_pooling: bool = False) -> None:
-        """Frames that were wanted; they are kept until encoded, where something still lacks what they give."""
+        """Receive requested frames; they are kept until encoded, if the page or the features are still missing."""
         key = content_key(frames, self._salt)
-        self._wanted.discard(source)
-        self._aliases[source] = key
-        if len(self._aliases) > MAX_ALIASES:
-            self._aliases.popitem(last=False)
-        lacks_page = for_page and self.slots.find(key) is None and key not in self.host
+        self._requested.discard(source)
+        self._aliases.put(source, key)
+        lacks_page = for_page and not self._is_encoded(key)
         if lacks_page or (for_pooling and key not in self.pooled):
             self._frames[key] = frames
 
     def fail(self, source: bytes) -> None:
-        self._wanted.discard(source)
+        self._requested.discard(source)
+
+    def has_frames(self, key: bytes) -> bool:
+        return key in self._frames
 
     def is_encodable(self, key: bytes) -> bool:
         return key in self._frames or key in self.host
 
     def is_ready(self, key: bytes) -> bool:
-        """Whether a token that reads this media could run now, given a slot."""
+        """Return whether a token that reads this media item could run now, given a slot."""
         return self.slots.find(key) is not None or self.is_encodable(key)
 
     def num_cached(self, keys: Iterable[bytes]) -> int:
-        """How many different media of these need no pixels."""
-        return sum(self.slots.find(key) is not None or key in self.host for key in set(keys))
+        """Return the number of different media among these that need no pixels."""
+        return sum(map(self._is_encoded, set(keys)))
 
-    def want(self, sources: Iterable[bytes]) -> list[bytes]:
-        """Of these sources, those that nobody has been asked for yet; they count as asked from now on."""
-        new = [source for source in dict.fromkeys(sources) if source not in self._wanted]
-        self._wanted.update(new)
-        return new
+    def num_frames(self, key: bytes) -> int:
+        return len(self._frames[key])
 
     def begin_encoding(self, key: bytes) -> Encoding:
-        """Place a media that has no slot; its frames are handed over, unless there are visual tokens already."""
+        """Assign a slot to a media item that has none, and return its encoding: from visual tokens if they are kept."""
         visual_tokens = self.host.get(key)
         frames = None if visual_tokens is not None else self._frames.pop(key, None)
-        return Encoding(key, self.slots.place(key), frames, visual_tokens)
-
-    def has_frames(self, key: bytes) -> bool:
-        return key in self._frames
+        return Encoding(key, self.slots.assign(key), frames, visual_tokens)
 
     def begin_pooling(self, key: bytes) -> Encoding:
-        """Encode a media for its features; its frames are handed over. What they also give stays for prompts: in host
-        memory, and in a slot that is free, or any that is not held where host memory keeps nothing."""
+        """Return the encoding of a media item for its features, with its frames.
+
+        The visual tokens that are computed as well are kept in host memory, and in a slot that is free or, without host
+        memory, not in use.
+        """
         frames = self._frames.pop(key)
-        is_placed = self.slots.find(key) is not None or key in self.host
-        room = self.slots.num_free if self.host.max_bytes else self.slots.num_available
-        return Encoding(key, None if is_placed or not room else self.slots.place(key), frames, None)
+        num_slots = self.slots.num_free if self.host.max_size else self.slots.num_available
+        slot = None if self._is_encoded(key) or not num_slots else self.slots.assign(key)
+        return Encoding(key, slot, frames, None)
 
     def discard(self, keys: Iterable[bytes]) -> None:
-        """Forget what was computed of these media, where nobody holds them: it may be no good."""
+        """Drop the visual tokens and pages of media without references: they may be wrong."""
         for key in keys:
             self.slots.discard(key)
             self.host.discard(key)
 
-    def num_frames(self, key: bytes) -> int:
-        """What encoding this media costs in frames; visual tokens from the host cost none."""
-        return 0 if key in self.host else self.num_frames_of(key)
-
-    def num_frames_of(self, key: bytes) -> int:
-        return len(self._frames[key])
-
     def forget_frames(self, still_needed: set[bytes]) -> None:
-        """Drop frames that no sequence waits for."""
+        """Drop frames that no request waits for."""
         for key in self._frames.keys() - still_needed:
             del self._frames[key]
+
+    def _is_encoded(self, key: bytes) -> bool:
+        return self.slots.find(key) is not None or key in self.host

@@ -19,13 +19,12 @@ from server.engine.config import EngineConfig
 from server.engine.encoder import Encoder, unit
 from server.engine.graphs import DecodeGraphs, Recorder, bucket_sizes
 from server.engine.media_cache import MediaCache
-from server.engine.results import NOT_FINITE, Result, read_logits, wanted_tokens
-from server.engine.sampler import Sampler
+from server.engine.sampler import NOT_FINITE, Result, Sampler, logit_positions
 from server.engine.scheduler import Plan, Row
 
 
 class Runner:
-    """`record` turns a decode step into one that is replayed; None: every step is run as it comes."""
+    """Runs plans on one model. `record` turns a decode step into one that is replayed; None: no step is recorded."""
 
     def __init__(
         self,
@@ -60,26 +59,27 @@ class Runner:
         self.encoder.run(plan.encodings)
         if not plan.rows:
             return []
-        wanted = [wanted_tokens(row) for row in plan.rows]
-        batch = self._batch(plan.rows, wanted)
-        step = self._graphs.run if self._graphs is not None and self._is_decode(plan.rows, wanted) else self._forward
-        results = read_logits(plan.rows, wanted, step(batch), self._sampler)
+        positions = [logit_positions(row) for row in plan.rows]
+        batch = self._batch(plan.rows, positions)
+        step = self._graphs.run if self._graphs is not None and self._is_decode(plan.rows, positions) else self._forward
+        results = self._sampler.read(plan.rows, positions, step(batch))
         for result in results:
-            if not self._nonfinite.isdisjoint(result.row.sequence.held):
-                result.failed = NOT_FINITE
+            if not self._nonfinite.isdisjoint(result.row.sequence.media_slots):
+                result.error = NOT_FINITE
         return results
 
-    def _is_decode(self, rows: list[Row], wanted: list[range]) -> bool:
-        """Whether this is a step that was recorded: each row one token, and no more rows than sequences may run. Beams
-        can be more."""
+    def _is_decode(self, rows: list[Row], positions: list[range]) -> bool:
+        """Return whether the step was recorded: at most `max_sequences` rows, each of one token. Beams can be more."""
         return len(rows) <= self.config.max_sequences and all(
-            row.count == len(tokens) == 1 for row, tokens in zip(rows, wanted, strict=True)
+            row.count == len(span) == 1 for row, span in zip(rows, positions, strict=True)
         )
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[list[int]]) -> NDArray[np.float32]:
-        """Token ids of N texts -> [N, D]: the language model's last hidden states without media, mean over tokens, of
-        length one. Not finite where the model's output is not."""
+        """Return the language model's last hidden states without media, mean over tokens, of length one.
+
+        Token ids of N texts -> [N, D]. Values are not finite if the model's output is not.
+        """
         batch = whole_sequences(list(texts), [[-1] * len(ids) for ids in texts], self.device)
         hidden = self.model.language_model.hidden_states(batch).float()
         return unit(torch.stack([part.mean(0) for part in hidden.split([len(ids) for ids in texts])]))
@@ -89,8 +89,8 @@ class Runner:
             sources, targets = torch.tensor(copies, device=self.device).T
             self._kv.blocks[:, targets] = self._kv.blocks[:, sources]
 
-    def _batch(self, rows: list[Row], wanted: list[range]) -> Batch:
-        # lists: most steps have a handful of rows, for which an array's operators are slower
+    def _batch(self, rows: list[Row], positions: list[range]) -> Batch:
+        # lists: most steps have a handful of rows, for which the operators of arrays are slower
         size, tables = self.config.block_size, [row.sequence.block_table for row in rows]
         spans = [range(row.start, row.start + row.count) for row in rows]
         starts = list(accumulate((row.count for row in rows), initial=0))
@@ -102,13 +102,13 @@ class Runner:
             query_starts=self._put(starts, np.int32),
             last_token=self._put(
                 [
-                    start + t - row.start
-                    for row, start, tokens in zip(rows, starts, wanted, strict=False)
-                    for t in tokens
+                    start + position - row.start
+                    for row, start, logit_span in zip(rows, starts, positions, strict=False)
+                    for position in logit_span
                 ],
                 np.int64,
             ),
-            num_shared_blocks=_shared_blocks(tables, min(row.start for row in rows) // size),
+            num_shared_blocks=_num_shared_blocks(tables, min(row.start for row in rows) // size),
             context_lengths=self._put([span.stop for span in spans], np.int32),
             block_table=self._put([table + [0] * (width - len(table)) for table in tables], np.int32),
             slot_mapping=self._put(
@@ -126,30 +126,30 @@ class Runner:
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def _slots(self, rows: list[Row]) -> Tensor | None:
-        if not any(row.sequence.held for row in rows):
+        if not any(row.sequence.media_slots for row in rows):
             return None
         if self.model.config.gated.attends == "all_previous":
             return self._put(_all_previous_slots(rows), np.int32)
         slots = [
-            -1 if media < 0 else row.sequence.held[row.sequence.keys[media]]
+            -1 if media < 0 else row.sequence.media_slots[row.sequence.keys[media]]
             for row in rows
             for media in row.sequence.media_index[row.start : row.start + row.count]
         ]
         return self._put(slots, np.int32)
 
 
-def _shared_blocks(tables: list[list[int]], most: int) -> int:
-    """Blocks in front that are the same in every row, none of which a row of this step writes to."""
+def _num_shared_blocks(tables: list[list[int]], max_blocks: int) -> int:
+    """Return how many leading blocks all rows share, of the `max_blocks` that no row of this step writes to."""
     if len(tables) < 2:
         return 0
-    columns = zip(*(table[:most] for table in tables), strict=False)
+    columns = zip(*(table[:max_blocks] for table in tables), strict=False)
     return sum(1 for _ in takewhile(lambda column: column.count(column[0]) == len(column), columns))
 
 
 def _all_previous_slots(rows: list[Row]) -> list[list[int]]:
-    """The ablation that reads every media so far: a row of slots a token, padded with -1."""
+    """Return the slots of the ablation that reads all media so far: one row per token, padded with -1."""
     per_token = [
-        [row.sequence.held[row.sequence.keys[m]] for m in range(media + 1)]
+        [row.sequence.media_slots[row.sequence.keys[m]] for m in range(media + 1)]
         for row in rows
         for media in row.sequence.media_index[row.start : row.start + row.count]
     ]

@@ -1,60 +1,78 @@
-"""A sequence: tokens so far, which media each reads, and what it holds of the caches. The scheduler alone changes it."""
+"""A sequence: its tokens so far, which media each reads, and the blocks and slots that it holds of the caches."""
 
 from __future__ import annotations
 
 import random
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
+from model.prompt import EncodedPrompt
 from server.engine.block_pool import block_hash
 from server.grammar import Matcher
-from server.wire import Generate, Sampling
+from server.wire import Sampling
+
+
+class Order(NamedTuple):
+    """A request's position in the queue: smallest `priority` first, then earliest arrival, then first received."""
+
+    priority: int = 0
+    arrived: float = 0.0  # time.monotonic(); 0: unknown
+    number: int = 0
+
+    def seconds_since_arrival(self) -> float:
+        return max(time.monotonic() - self.arrived, 0) if self.arrived else 0.0
 
 
 class Sequence:
-    """Tokens [0, num_computed) have their K/V in `block_table`; the rest are to be computed, the last one sampled from.
+    """Tokens [0, num_computed) have their K/V in `block_table`; the rest are to be computed, and the last is sampled from.
 
-    With `targets` nothing is sampled: by position, ids whose log-probabilities after it are wanted.
+    With `targets`, nothing is sampled: they map a position to the ids whose log-probabilities after it are reported.
     """
 
     def __init__(
-        self, request: Generate, serial: int, index: int = 0, targets: Mapping[int, list[int]] | None = None
+        self,
+        request_id: str,
+        prompt: EncodedPrompt,
+        sampling: Sampling,
+        order: Order,
+        index: int = 0,
+        targets: Mapping[int, list[int]] | None = None,
     ) -> None:
-        self.request = request
-        self.request_id = request.request_id
+        self.request_id = request_id
+        self.prompt = prompt
+        self.sampling = sampling
+        self.order = order
         self.index = index  # which of the request's answers
-        self.sampling: Sampling = request.sampling
-        self.token_ids = list(request.prompt.token_ids)
-        self.media_index = list(request.prompt.media_index)
-        self.sources = list(request.prompt.media)
-        self.num_prompt_tokens = len(request.prompt.token_ids)
-        self.serial = serial
-        self.order = (request.priority, request.arrived, serial)
-        self.arrived = request.arrived
-        self.keys: list[bytes] = []  # content keys, once every source is known
+        self.token_ids = list(prompt.token_ids)
+        self.media_index = list(prompt.media_index)
+        self.sources = list(prompt.media)
+        self.num_prompt_tokens = len(prompt.token_ids)
+        self.keys: list[bytes] = []  # content keys, complete once every source is known
         self.block_table: list[int] = []
         self.num_computed = 0
-        self.num_cached_tokens = 0  # found in the prefix cache when it first ran
-        self.num_cached_media = 0  # that needed no pixels then
-        self.held: dict[bytes, int] = {}  # media key -> slot, one reference each
+        self.num_cached_tokens = 0  # in the prefix cache when it first ran
+        self.num_cached_media = 0  # media that needed no pixels then
+        self.media_slots: dict[bytes, int] = {}  # key -> slot, with one reference each
         self.was_admitted = False
         self.is_waiting = False
         self.is_finished = False
-        self.is_scored = False  # its prompt's log-probabilities were sent
-        seed = request.sampling.seed
+        seed = sampling.seed
         self.random = random.Random(f"{seed}/{index}" if index and seed is not None else seed)
-        self.logprobs: list[float] = []  # of generated tokens, where a beam search asks for them
+        self.logprobs: list[float] = []  # of generated tokens, in a beam search
         self.matcher: Matcher | None = None
         self.targets = targets or {}
-        self.is_stem = False  # once computed, it is there for others to go on from
+        self.is_stem = False  # it is computed only for others to be forked from it
         self._hashes: list[bytes] = []  # of the full blocks, in order
-
-    def __len__(self) -> int:
-        return len(self.token_ids)
 
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_encoded_media(self) -> int:
+        return len(set(self.keys)) - self.num_cached_media
 
     @property
     def is_computed(self) -> bool:
@@ -62,26 +80,26 @@ class Sequence:
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        """One of several answers asks for all of them."""
+        """True if the prompt's log-probabilities are reported; of several answers, the first reports them."""
         return self.sampling.prompt_logprobs is not None and self.index == 0
 
     @property
     def scored(self) -> range:
-        """Positions after which log-probabilities of given tokens are wanted: they must be computed, cached or not."""
+        """Positions after which log-probabilities are reported: they must be computed even if they are cached."""
         if self.wants_prompt_logprobs:
             return range(self.num_prompt_tokens - 1)
         return range(min(self.targets), max(self.targets) + 1) if self.targets else range(0)
 
     def append(self, token_id: int) -> None:
-        """A generated token reads the media that the one before it reads."""
+        """Append a generated token, which reads the media item that the token before it reads."""
         self.token_ids.append(token_id)
         self.media_index.append(self.media_index[-1])
 
     def fork(
         self, index: int, token_ids: Iterable[int] = (), targets: Mapping[int, list[int]] | None = None
     ) -> Sequence:
-        """The same tokens once more, with others behind, and nothing of the caches in hand."""
-        child = Sequence(self.request, self.serial, index, targets)
+        """Return a sequence with the same tokens, followed by `token_ids`, that holds nothing of the caches."""
+        child = Sequence(self.request_id, self.prompt, self.sampling, self.order, index, targets)
         child.token_ids, child.media_index = list(self.token_ids), list(self.media_index)
         child.keys, child.logprobs, child._hashes = list(self.keys), list(self.logprobs), list(self._hashes)
         child.was_admitted = True
@@ -90,14 +108,14 @@ class Sequence:
         return child
 
     def first_token_of(self, media: int) -> int:
-        """The first token at or after which media number `media` is the current one."""
+        """Return the position of the first token with this media index or a later one."""
         return bisect_left(self.media_index, media)
 
     def block_hash(self, block: int, block_size: int) -> bytes:
-        """Hash of full block number `block`; a chain, computed once."""
+        """Return the hash of a full block by its number. Hashes form a chain and are computed once."""
         while len(self._hashes) <= block:
             start = len(self._hashes) * block_size
             span = slice(start, start + block_size)
-            read = [self.keys[i] if i >= 0 else b"" for i in self.media_index[span]]
-            self._hashes.append(block_hash(self._hashes[-1] if self._hashes else b"", self.token_ids[span], read))
+            keys = [self.keys[i] if i >= 0 else b"" for i in self.media_index[span]]
+            self._hashes.append(block_hash(self._hashes[-1] if self._hashes else b"", self.token_ids[span], keys))
         return self._hashes[block]

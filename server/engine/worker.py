@@ -1,7 +1,7 @@
-"""The process that owns the device. Its loop: inbox -> engine.step -> emit, and a beat about once a second.
+"""Runs the process that owns the device: inbox -> engine.step -> emit, and a beat about twice a second.
 
-Started as `python -m server.engine.worker` with `Start` as the first line of its input. The input stays open: when it
-ends, the API process is gone, and so is this one.
+It is started as `python -m server.engine.worker` with `Start` as the first line of its input. The input stays open: its
+end means that the API process is gone, and ends this process too.
 """
 
 from __future__ import annotations
@@ -19,53 +19,26 @@ from typing import Any, Protocol
 import msgspec
 import zmq
 
-from server import logs
+from server import logs, wire
 from server.settings import Settings
-from server.wire import (
-    Abort,
-    Beat,
-    Embed,
-    EmbedText,
-    Generate,
-    Inbound,
-    Inspect,
-    MediaFailed,
-    MediaPixels,
-    Outbound,
-    Pin,
-    Ready,
-    Request,
-    Score,
-    decode_inbound,
-    encode,
-)
 
-MAX_MESSAGE_BYTES = 256 * 2**20
 BEAT_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
 
 
-class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """`factory` is `module:function`: `Settings` -> the engine, and what `/version` shall say of it."""
-
-    factory: str
-    address: str
-    settings: str
-
-
 class EngineLike(Protocol):
-    def add(self, request: Request) -> None: ...
+    def add(self, request: wire.Request) -> None: ...
 
-    def abort(self, abort: Abort) -> None: ...
+    def abort(self, abort: wire.Abort) -> None: ...
 
-    def supply(self, media: MediaPixels) -> None: ...
+    def supply(self, media: wire.MediaPixels) -> None: ...
 
-    def fail_media(self, failure: MediaFailed) -> None: ...
+    def fail_media(self, failure: wire.MediaFailed) -> None: ...
 
-    def pin(self, pin: Pin) -> None: ...
+    def pin(self, pin: wire.Pin) -> None: ...
 
-    def step(self) -> list[Outbound]: ...
+    def step(self) -> list[wire.Outbound]: ...
 
     def has_work(self) -> bool: ...
 
@@ -85,46 +58,38 @@ class Worker:
         self._next_beat = 0.0
 
     def run(self, info: dict[str, Any]) -> None:
-        self._emit(Ready(info={"pid": os.getpid(), **info}))
+        self._emit(wire.Ready(info={"pid": os.getpid(), **info}))
         while True:
-            self.turn()
+            self._run_once()
 
-    def turn(self) -> None:
-        """One round of the loop. It waits only where a step could do nothing."""
-        self._receive(0 if self._is_busy() else self._until_beat())
+    def _run_once(self) -> None:
+        """Run one round of the loop; wait only if a step could do nothing."""
+        is_busy = self._engine.has_work() and not self._engine.is_waiting_for_media()
+        self._receive(0.0 if is_busy else self._next_beat - time.monotonic())
         if self._engine.has_work():
             for event in self._engine.step():
                 self._emit(event)
             self._last_step = time.monotonic()
         self._beat()
 
-    def _is_busy(self) -> bool:
-        return self._engine.has_work() and not self._engine.is_waiting_for_media()
-
     def _receive(self, timeout: float) -> None:
         wait_ms = max(int(timeout * 1000), 0)
         while self._socket.poll(wait_ms):
-            self._take(decode_inbound.decode(self._socket.recv()))
+            match wire.decode_inbound.decode(self._socket.recv()):
+                case wire.Abort() as abort:
+                    self._engine.abort(abort)
+                case wire.MediaPixels() as media:
+                    self._engine.supply(media)
+                case wire.MediaFailed() as failure:
+                    self._engine.fail_media(failure)
+                case wire.Pin() as pin:
+                    self._engine.pin(pin)
+                case request:
+                    self._engine.add(request)
             wait_ms = 0
 
-    def _take(self, message: Inbound) -> None:
-        match message:
-            case Generate() | Score() | Embed() | EmbedText() | Inspect():
-                self._engine.add(message)
-            case Abort():
-                self._engine.abort(message)
-            case MediaPixels():
-                self._engine.supply(message)
-            case MediaFailed():
-                self._engine.fail_media(message)
-            case Pin():
-                self._engine.pin(message)
-
-    def _emit(self, event: Outbound) -> None:
-        self._socket.send(encode(event))
-
-    def _until_beat(self) -> float:
-        return self._next_beat - time.monotonic()
+    def _emit(self, event: wire.Outbound) -> None:
+        self._socket.send(wire.encode(event))
 
     def _beat(self) -> None:
         now = time.monotonic()
@@ -132,36 +97,36 @@ class Worker:
             return
         self._next_beat = now + BEAT_SECONDS
         age = now - self._last_step if self._engine.has_work() else 0.0
-        self._emit(Beat(gauges=self._engine.gauges(), last_step_age=age))
+        self._emit(wire.Beat(gauges=self._engine.gauges(), last_step_age=age))
 
 
 def resolve(factory: str) -> Factory:
     module, _, name = factory.partition(":")
-    found: Factory = getattr(importlib.import_module(module), name)
-    return found
+    function: Factory = getattr(importlib.import_module(module), name)
+    return function
 
 
 def connect(address: str) -> zmq.Socket[bytes]:
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
-    # without it a worker that failed would wait for its last message to be read
+    # otherwise a worker that failed would wait until its last message is read
     socket.setsockopt(zmq.LINGER, 0)
     socket.connect(address)
     return socket
 
 
 def _end_with_parent() -> None:
-    # not through sys.stdin: its lock, held here for ever, would not let the interpreter end
+    # not through sys.stdin: its lock, held here for ever, would keep the interpreter from exiting
     while os.read(sys.stdin.fileno(), 1):
         pass
-    # no clean-up: the device's memory goes with the process, and a step may hold the interpreter for long
+    # no clean-up: the device's memory is freed with the process, and a step may hold the interpreter for long
     os._exit(0)
 
 
 def main() -> None:
-    start = msgspec.json.decode(sys.stdin.buffer.readline(), type=Start)
+    start = msgspec.json.decode(sys.stdin.buffer.readline(), type=wire.Start)
     settings = Settings.model_validate_json(start.settings)
     logs.configure(settings.log_level, settings.log_format)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -170,7 +135,7 @@ def main() -> None:
     except Exception:
         logger.exception("the engine could not be built")
         sys.exit(1)
-    # what is there by now stays: a full collection that walks through it would hold up a step for long
+    # all objects so far are permanent: a full collection that visits them would delay a step for long
     gc.collect()
     gc.freeze()
     Worker(engine, connect(start.address)).run(info)

@@ -1,7 +1,7 @@
-"""Classifies a query: each candidate is scored after the same prompt, in several orders of the shots at once.
+"""Classifies a query: scores each candidate after the same prompt, for several orders of the shots concurrently.
 
-A content-free query shows what the shots and the labels favour by themselves. Its media is a grey image, not none: text
-reads the last media before it, so without one of its own it would read the last shot's, which has content.
+The scores of a content-free query measure which labels the shots favour by themselves. It has a grey image in place of
+media: text reads the last media before it, so without an image it would read the last shot's, which has content.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class WeighedCandidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classification:
-    """Candidates in the order of the request; `num_orders` of the shots were computed, at most as many as exist."""
+    """Weighed candidates in the order of the request; `num_orders` is the number of computed orders of the shots."""
 
     candidates: list[WeighedCandidate]
     num_orders: int
@@ -71,7 +71,10 @@ async def classify(
     model: ServedModel,
     client: Client,
 ) -> Classification:
-    """Raises `InvalidRequest` for a candidate without tokens or too long for the model, and what the engine raises."""
+    """Classify the query of an assembled prompt.
+
+    Raises `InvalidRequest` for a candidate without tokens or too long for the model, and the engine's errors.
+    """
     template = assembled.template
     token_ids = [
         continuation_ids(assembled.prompt.segments, template.continuation(candidate.text), model.tokenizer)
@@ -104,18 +107,18 @@ async def score_prompts(
 ) -> list[Scored]:
     """Score the candidates after each prompt, all concurrently; the first failure cancels the others.
 
-    Raises `InvalidRequest` for a candidate without tokens or too long for the model, and what the engine raises.
+    Raises `InvalidRequest` for a candidate without tokens or too long for the model, and the engine's errors.
     """
     longest = max(prompt.num_tokens for prompt in prompts)
     for index, ids in enumerate(candidate_ids):
         if not ids:
-            raise InvalidRequest("a candidate needs text that the model can write", param=f"candidates[{index}]")
+            raise InvalidRequest("a candidate must have at least one token", param=f"candidates[{index}]")
         check_length(longest, len(ids), "this candidate", f"candidates[{index}]", model.max_model_len)
     record.details |= {"prompts": len(prompts), "candidate_tokens": len(prompts) * sum(map(len, candidate_ids))}
     for prompt in prompts:
         record.add_prompt(prompt.num_tokens, prompt.encoded.media)
     with record:
-        return await run_together([_score(prompt, candidate_ids, record, client) for prompt in prompts])
+        return await run_concurrently([_score(prompt, candidate_ids, record, client) for prompt in prompts])
 
 
 async def _score(
@@ -134,18 +137,18 @@ async def _score(
 
 
 def read_candidates(fields: Sequence[CandidateField]) -> list[Candidate]:
-    """Return the candidates of a request. Raises `InvalidRequest` for two of one label or one text."""
+    """Return the candidates of a request. Raises `InvalidRequest` for two with the same label or the same text."""
     candidates = [Candidate(f, f) if isinstance(f, str) else Candidate(f.label, f.text) for f in fields]
     return check_distinct(candidates)
 
 
 def label_candidates(labels: Iterable[str]) -> list[Candidate]:
-    """Return a candidate for each different label, in order of appearance; an empty label is none."""
+    """Return a candidate for each distinct label, in order of appearance; empty labels are skipped."""
     return [Candidate(label, label) for label in dict.fromkeys(labels) if label]
 
 
 def check_distinct(candidates: list[Candidate]) -> list[Candidate]:
-    """Return the candidates. Raises `InvalidRequest` for two that share a label or a text."""
+    """Return the candidates. Raises `InvalidRequest` for two with the same label or the same text."""
     for name in ("label", "text"):
         first_index: dict[str, int] = {}
         for index, candidate in enumerate(candidates):
@@ -177,13 +180,13 @@ def _content_free(query: Query, weighing: Weighing) -> list[Query]:
     return list(dict.fromkeys(queries))
 
 
-async def run_together(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Run coroutines concurrently; the first failure cancels the others and is raised as it is."""
+async def run_concurrently(coroutines: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Run coroutines concurrently; the first failure cancels the others and is raised, not an exception group."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(coroutine) for coroutine in work]
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except ExceptionGroup as group_error:
+        raise group_error.exceptions[0] from None
     return [task.result() for task in tasks]
 
 

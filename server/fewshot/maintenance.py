@@ -1,7 +1,7 @@
-"""The app's background task for support sets: what has expired is swept, what is pinned is warm and stays in the worker.
+"""The app's background task for support sets: it sweeps expired sets, and keeps pinned sets warm in the worker.
 
-It compares what the database says with what this worker was told, at every change and every little while; so a worker
-that was restarted, and a change that another server made, are seen alike.
+It compares the database with what this worker was asked to keep, after every change and at regular intervals. So it also
+handles a restarted worker and changes that another server made.
 """
 
 from __future__ import annotations
@@ -15,92 +15,106 @@ from contextlib import suppress
 from server.engine_client.client import Client
 from server.errors import ServerError, SupportSetNotFound
 from server.fewshot.warming import Warming
-from server.media.source import PREFIXES
+from server.media.source import digest_of
 from server.metrics import Metrics
-from server.store.support_sets import SupportSet, SupportSets, Totals
+from server.store.embeddings import EmbeddingStore
+from server.store.records import SupportSet, Totals
+from server.store.support_sets import SupportSets
 
-# how soon a new worker, or another server's change, is seen
+# the longest delay until a new worker, or a change by another server, is noticed
 POLL_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)
 
 
 class Maintenance:
+    """Runs one round after the other until it is cancelled."""
+
     def __init__(
-        self, support_sets: SupportSets, warming: Warming, client: Client, metrics: Metrics, *, sweep_interval: float
+        self,
+        support_sets: SupportSets,
+        embeddings: EmbeddingStore,
+        warming: Warming,
+        client: Client,
+        metrics: Metrics,
+        *,
+        sweep_interval: float,
     ) -> None:
         self._support_sets = support_sets
+        self._embeddings = embeddings
         self._warming = warming
         self._client = client
         self._metrics = metrics
         self._sweep_interval = sweep_interval
         self._next_sweep = 0.0
         self._totals = Totals(latest=[], num_bytes=0)
-        # this worker's: media that were asked to stay; versions that could not be warmed, tried again with each sweep
-        self._life: object = None
-        self._kept: set[str] = set()
-        self._failed: set[tuple[str, int]] = set()
+        # of this worker: media that it was asked to keep, and versions that could not be warmed since the last sweep
+        self._worker_id: object = None
+        self._pinned_media: set[str] = set()
+        self._failed_versions: set[tuple[str, int]] = set()
 
     async def run(self) -> None:
-        """Until it is cancelled. What fails is tried again."""
+        """Run until cancelled; after an error the next round tries again."""
         while True:
             try:
-                await self.turn()
+                await self.run_once()
             except ServerError as error:
-                logger.warning("support sets could not be looked after", extra={"error": error.message})
+                logger.warning("maintenance of support sets failed", extra={"error": error.message})
             except Exception:
-                logger.exception("support sets could not be looked after")
+                logger.exception("maintenance of support sets failed")
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._support_sets.changed.wait()
 
-    async def turn(self) -> None:
+    async def run_once(self) -> None:
+        """Sweep if a sweep is due, and pin media if the worker is ready."""
         is_changed, is_due = self._support_sets.changed.is_set(), time.monotonic() >= self._next_sweep
         self._support_sets.changed.clear()
         if is_due:
             await self._support_sets.sweep()
+            await self._embeddings.sweep()
             self._next_sweep = time.monotonic() + self._sweep_interval
-            self._failed.clear()
+            self._failed_versions.clear()
         if is_due or is_changed:
             self._totals = await self._support_sets.totals()
-        self._count()
+        self._update_metrics()
         if self._client.state == "ready":
             await self._pin()
-            self._count()
+            self._update_metrics()
 
     async def _pin(self) -> None:
-        """Sets in the order of their age: the worker keeps as many media as its quota has room for."""
-        if self._life != self._warming.life:
-            self._life, self._kept, self._failed = self._warming.life, set(), set()
-        wanted: set[str] = set()
+        """Pin sets in the order of their age: the worker keeps as many media as its quota has room for."""
+        if self._worker_id != self._warming.worker_id:
+            self._worker_id, self._pinned_media, self._failed_versions = self._warming.worker_id, set(), set()
+        media: set[str] = set()
         for set_id, version in await self._support_sets.pinned():
-            with suppress(SupportSetNotFound):  # deleted since
+            with suppress(SupportSetNotFound):  # deleted meanwhile
                 support_set = await self._support_sets.get_version(set_id, version)
-                if await self._is_warm(support_set):
-                    wanted.update(support_set.media)
-        if gone := self._kept - wanted:
-            self._client.pin(_digests(gone), is_kept=False)
-            self._client.pin(_digests(wanted), is_kept=True)  # now there may be room
-        self._kept = wanted
+                if await self._warm_and_pin(support_set):
+                    media.update(support_set.media)
+        if unpinned := self._pinned_media - media:
+            self._client.pin(_digests(unpinned), is_kept=False)
+            self._client.pin(_digests(media), is_kept=True)  # there may be room now
+        self._pinned_media = media
 
-    async def _is_warm(self, support_set: SupportSet) -> bool:
-        """Only what is in the worker can be kept there, so what is not kept yet is warmed, and kept at once."""
+    async def _warm_and_pin(self, support_set: SupportSet) -> bool:
+        """Return whether the set's media are pinned; media must be warm first, since only the worker's media can stay."""
         key = (support_set.id, support_set.version)
-        if self._kept.issuperset(support_set.media):
+        if self._pinned_media.issuperset(support_set.media):
             return True
-        if key in self._failed:
+        if key in self._failed_versions:
             return False
         warmth = await self._warming.warm(support_set, wait=True)
         if warmth.status != "ready":
-            self._failed.add(key)
+            self._failed_versions.add(key)
             return False
         self._client.pin(_digests(support_set.media), is_kept=True)
         return True
 
-    def _count(self) -> None:
+    def _update_metrics(self) -> None:
         self._metrics.support_set_media_bytes.set(self._totals.num_bytes)
         self._metrics.count_support_sets(self._warming.num_by_status(self._totals.latest))
 
 
 def _digests(media: Iterable[str]) -> list[bytes]:
-    return [bytes.fromhex(name[len(PREFIXES["image"]) :]) for name in media]
+    return [digest_of(media_id) for media_id in media]

@@ -1,6 +1,6 @@
-"""Turns a few-shot request into a prompt: shots given or selected, the query, and a template that writes them.
+"""Turns a few-shot request into a prompt: its own shots or selected ones, the query, and a template that writes them.
 
-Every route that shows shots calls `assemble`, so a support set, a strategy and a template mean the same to all.
+Every few-shot route calls `assemble`, so support sets, strategies and templates have the same meaning in all of them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from server.errors import ContextLengthExceeded, InvalidRequest
 from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.shots import (
     SUPPORT_SET,
-    FoundShots,
+    ShotSelection,
     ShotSource,
     UsedShot,
-    check_given,
     check_media,
-    given_shots,
+    check_request_shots,
     media_fields,
+    request_shots,
 )
 from server.fewshot.templates import Query, Shot, Template, TemplateError, built_in, placeholders, with_end
 from server.media.source import EncodedMedia
@@ -31,7 +31,7 @@ from server.schemas.fewshot import ExamplesFields, FewShotFields, TemplateChoice
 from server.served_model import ServedModel
 from server.store.records import SupportSet
 
-# stands where a query's own words will: whole blocks before it are what stays warm
+# takes the position of a query's text: only whole blocks before it stay in the prefix cache
 ANY_QUERY = Query(text="?", question="?")
 
 
@@ -60,7 +60,7 @@ class AssembledPrompt:
         }
 
     def usage(self) -> dict[str, Any]:
-        """Return what `usage.fewshot_details` of an answer states about its shots."""
+        """Return the fields of `usage.fewshot_details` that describe the shots."""
         return {
             "shots_used": len(self.used),
             "support_set": self.support_set.id if self.support_set else None,
@@ -74,48 +74,49 @@ async def assemble(
     """Assemble the prompt of a few-shot request.
 
     `room`: tokens that `truncate_shots` leaves free. `without`: ids of examples that may not become shots.
-    Raises `InvalidRequest` that names the field at fault, and what a support set, its media and the engine raise.
+    Raises `InvalidRequest` that names the field at fault, and errors of the support set, its media and the engine.
     """
     if fields.shots and fields.examples is not None:
-        raise InvalidRequest("shots and examples exclude each other: give one", param="examples")
+        raise InvalidRequest("shots and examples exclude each other: set only one of them", param="examples")
     template = find_template(fields.template, model.config)
     _check_query(fields, template)
-    check_given(fields, template)
+    check_request_shots(fields, template)
     media = await source.read_media(media_fields(fields))
     if fields.examples is None:
-        found = given_shots(fields, media)
+        selection = request_shots(fields, media)
     else:
         compared = SimilarityQuery(media=media["query"], text=compared_text(fields.query.question, fields.query.text))
-        found = await source.select(fields.examples, template, compared, is_text_only=fields.zero_shot, without=without)
+        selection = await source.select(
+            fields.examples, template, compared, is_text_only=fields.zero_shot, without=without
+        )
     query = Query(
         media=tuple(item.digest for item in media["query"]), text=fields.query.text, question=fields.query.question
     )
-    _check_num_media(found, query, source.intake.settings.max_media_per_request, _shots_param(fields))
+    _check_num_media(selection, query, source.intake.settings.max_media_per_request, _shots_param(fields))
     # tokenizing a long text would block the event loop
-    all_media = {**found.media, **by_digest(media["query"])}
-    return await asyncio.to_thread(_fit, fields, found, query, template, all_media, model, room)
+    all_media = {**selection.media, **by_digest(media["query"])}
+    return await asyncio.to_thread(_fit, fields, selection, query, template, all_media, model, room)
 
 
 async def assemble_prefix(
     support_set: SupportSet, choice: TemplateChoice, k: int | None, model: ServedModel, source: ShotSource
 ) -> PreparedPrompt:
-    """Return how a prompt with the first `k` examples begins; None: as many as a request without `k` shows.
+    """Return the beginning of a prompt with the first `k` examples; None: as many as a request without `k` uses.
 
-    A request with the strategy "first" and the same template and `k` then finds all its shots computed. Raises
-    `InvalidRequest` for examples that the template cannot show, `ContextLengthExceeded`.
+    All shots of a later request with the strategy "first" and the same template and `k` are then in the prefix cache.
+    Raises `InvalidRequest` for examples that do not fit the template, and `ContextLengthExceeded`.
     """
     template = find_template(choice, model.config)
     fields = ExamplesFields(support_set=support_set.id, version=support_set.version, k=k, order="stored")
     try:
-        found = await source.select(fields, template, SimilarityQuery(media=(), text=""))
+        selection = await source.select(fields, template, SimilarityQuery(media=(), text=""))
     except InvalidRequest as error:
         error.param = "k" if error.param == "examples.k" else "template"
         raise
-    prompt = write(template, found.shots, ANY_QUERY, found.media, model)
+    prompt = write(template, selection.shots, ANY_QUERY, selection.media, model)
     if prompt.num_tokens > model.max_model_len:
-        message = (
-            f"{len(found.shots)} shots have {prompt.num_tokens} tokens, the model reads at most {model.max_model_len}"
-        )
+        num_shots = len(selection.shots)
+        message = f"{num_shots} shots have {prompt.num_tokens} tokens, the model reads at most {model.max_model_len}"
         raise ContextLengthExceeded(message, param="k")
     return prompt
 
@@ -136,12 +137,12 @@ def write(
 
 
 def find_template(choice: TemplateChoice, config: FlamingoConfig) -> Template:
-    """Return the named template, or the client's own, for this model. Raises `InvalidRequest`."""
+    """Return the template that a client names or defines, for this model. Raises `InvalidRequest`."""
     known = built_in(config)
     if isinstance(choice, str):
         if choice not in known:
-            raise InvalidRequest(f"there is no template {choice!r}, only {', '.join(known)}", param="template")
-        return with_end(known[choice], config.prompt)
+            raise InvalidRequest(f"unknown template {choice!r}, known are {', '.join(known)}", param="template")
+        return known[choice]
     try:
         return with_end(Template(name="custom", **choice.model_dump()), config.prompt)
     except TemplateError as error:
@@ -149,24 +150,23 @@ def find_template(choice: TemplateChoice, config: FlamingoConfig) -> Template:
 
 
 def _check_query(fields: FewShotFields, template: Template) -> None:
-    """Check that the query has what the template shows, and nothing that is neither shown nor compared."""
+    """Check that the query has the fields of the template, and no other field unless the strategy compares it."""
     query = fields.query
     check_media(bool(query.parts()), "query", template, "the query")
     compares = fields.examples is not None and "text" in SPACES.get(fields.examples.strategy, ())
     for name, value in (("question", query.question), ("text", query.text)):
-        is_shown = name in placeholders(template.beginning)
-        if is_shown and not value:
-            raise InvalidRequest(
-                f"the template {template.name!r} shows {{{name}}}, and the query has none", param="query"
-            )
-        if value and not is_shown and not compares:
-            raise InvalidRequest(f"the template {template.name!r} shows no {{{name}}}", param=f"query.{name}")
+        is_written = name in placeholders(template.beginning)
+        if is_written and not value:
+            message = f"the template {template.name!r} has {{{name}}}, but the query has none"
+            raise InvalidRequest(message, param="query")
+        if value and not is_written and not compares:
+            raise InvalidRequest(f"the template {template.name!r} has no {{{name}}}", param=f"query.{name}")
 
 
-def _check_num_media(found: FoundShots, query: Query, limit: int, param: str) -> None:
-    num_media = len(query.media) + sum(len(shot.media) for shot in found.shots)
+def _check_num_media(selection: ShotSelection, query: Query, limit: int, param: str) -> None:
+    num_media = len(query.media) + sum(len(shot.media) for shot in selection.shots)
     if num_media > limit:
-        message = f"{num_media} images and videos in {len(found.shots)} shots and the query, the limit is {limit}"
+        message = f"{num_media} images and videos in {len(selection.shots)} shots and the query, the limit is {limit}"
         raise InvalidRequest(message, param=param)
 
 
@@ -176,51 +176,51 @@ def _shots_param(fields: FewShotFields) -> str:
 
 def _fit(
     fields: FewShotFields,
-    found: FoundShots,
+    selection: ShotSelection,
     query: Query,
     template: Template,
     media: Mapping[bytes, EncodedMedia],
     model: ServedModel,
     room: int,
 ) -> AssembledPrompt:
-    """Write the prompt with all shots or, where requested, without the first ones that exceed the model's context."""
-    _check_shots(template, found, query)
+    """Write the prompt with all shots or, if requested, without the first shots that exceed the model's context."""
+    _check_shots(template, selection, query)
 
     def prompt(num_left_out: int) -> PreparedPrompt:
-        return write(template, found.shots[num_left_out:], query, media, model)
+        return write(template, selection.shots[num_left_out:], query, media, model)
 
     def fits(num_left_out: int) -> bool:
         return prompt(num_left_out).num_tokens + room <= model.max_model_len
 
-    left_out = bisect_left(range(len(found.shots)), True, key=fits) if fields.truncate_shots else 0
+    left_out = bisect_left(range(len(selection.shots)), True, key=fits) if fields.truncate_shots else 0
     whole = prompt(left_out)
     if whole.num_tokens > model.max_model_len:
         raise ContextLengthExceeded(
-            f"the prompt has {whole.num_tokens} tokens with its {len(found.shots)} shots and "
-            f"{prompt(len(found.shots)).num_tokens} without, the model reads at most {model.max_model_len}",
-            param=_shots_param(fields) if found.shots else "query",
+            f"the prompt has {whole.num_tokens} tokens with its {len(selection.shots)} shots and "
+            f"{prompt(len(selection.shots)).num_tokens} without, the model reads at most {model.max_model_len}",
+            param=_shots_param(fields) if selection.shots else "query",
         )
     return AssembledPrompt(
         prompt=whole,
-        used=found.used[left_out:],
+        used=selection.used[left_out:],
         template=template,
-        shots=found.shots[left_out:],
+        shots=selection.shots[left_out:],
         query=query,
-        support_set=found.support_set,
+        support_set=selection.support_set,
         examples=fields.examples,
         num_left_out=left_out,
     )
 
 
-def _check_shots(template: Template, found: FoundShots, query: Query) -> None:
-    """Check that each shot has what the template shows; an example is named by its id."""
+def _check_shots(template: Template, selection: ShotSelection, query: Query) -> None:
+    """Check that each shot has the fields of the template. Raises `InvalidRequest` that names the shot or example."""
     try:
-        template.render(found.shots, query)
+        template.render(selection.shots, query)
     except TemplateError as error:
-        if error.shot is None or found.support_set is None:
+        if error.shot is None or selection.support_set is None:
             raise _refusal(error) from None
-        example = found.used[error.shot].id
-        raise InvalidRequest(f"{error}: it is the example {example!r}", param=SUPPORT_SET) from None
+        example_id = selection.used[error.shot].id
+        raise InvalidRequest(f"{error} (the example {example_id!r})", param=SUPPORT_SET) from None
 
 
 def _refusal(error: TemplateError) -> InvalidRequest:

@@ -1,7 +1,7 @@
-"""RICES: which examples are most like the query, by the frozen encoder's features, the language model's, or both.
+"""RICES: finds the examples most similar to a query, by features of the frozen vision encoder, the language model, or both.
 
-Examples are embedded once, and their vectors kept in the database under the weights that made them; a version of a
-support set never changes, so its index is built once.
+Examples are embedded once, and their vectors stay in the database under the fingerprint of the weights. A version of a
+support set never changes, so its index is built once. An index computes every score: sets are small enough for that.
 """
 
 from __future__ import annotations
@@ -9,148 +9,216 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakValueDictionary
 
+import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from server.engine_client.client import Client
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.fewshot.selection import Similar
-from server.fewshot.vector_index import RecentIndexes, VectorIndex, Vectors
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore
 from server.schemas.fewshot import Strategy
 from server.served_model import ServedModel
+from server.store.embeddings import EmbeddingStore
 from server.store.records import Example, SupportSet
-from server.store.support_sets import SupportSets
 
 Space = Literal["media", "text"]
+Vectors = NDArray[np.float32]
 
-# of several spaces the score is the mean
+# the score over several spaces is the mean
 SPACES: dict[Strategy, tuple[Space, ...]] = {
     "rices_image": ("media",),
     "rices_text": ("text",),
     "mixed": ("media", "text"),
 }
-# embedded in one call, and kept before the next one begins
+# items that are embedded in one call, and stored before the next call
 BATCH = 32
+MAX_INDEX_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimilarityQuery:
-    """What examples are compared with."""
+    """The media and text that examples are compared with."""
 
     media: Sequence[EncodedMedia]
     text: str
 
 
+class VectorIndex:
+    """Exact search by inner product over vectors [N, D] of length one."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        self.num_bytes = vectors.nbytes
+        self._num_vectors, width = vectors.shape
+        self._index = faiss.IndexFlatIP(width)
+        self._index.add(np.ascontiguousarray(vectors))
+
+    def search(self, query: Vectors, k: int) -> list[Similar]:
+        """Return the `k` vectors most similar to `query` [D], best first; equal scores in the order of their indices."""
+        k = min(k, self._num_vectors)
+        if k == 0:
+            return []
+        scores, indices = self._nearest(query, min(k + 1, self._num_vectors))
+        if len(scores) > k and scores[k] == scores[k - 1]:
+            # the library may return any of equal vectors: rank them all
+            scores, indices = self._nearest(query, self._num_vectors)
+        best = np.lexsort((indices, -scores))[:k]
+        return [Similar(int(indices[rank]), float(np.clip(scores[rank], -1, 1))) for rank in best]
+
+    def _nearest(self, query: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
+        scores, indices = self._index.search(np.ascontiguousarray(query[None]), k)
+        return scores[0], indices[0]
+
+
+class RecentIndexes:
+    """The indexes that were used last, by key; concurrent requests for one key build its index once."""
+
+    def __init__(self, max_bytes: int = MAX_INDEX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._indexes: OrderedDict[Hashable, VectorIndex] = OrderedDict()
+        self._building: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+
+    async def get(self, key: Hashable, vectors: Callable[[], Awaitable[Vectors]]) -> VectorIndex:
+        """Return the index of a key; build it from `vectors` if it is missing.
+
+        If building fails or is cancelled, the next request that waits for the key tries again.
+        """
+        lock = self._building.setdefault(key, asyncio.Lock())
+        async with lock:
+            if (index := self._indexes.get(key)) is None:
+                index = self._indexes[key] = VectorIndex(await vectors())
+            self._indexes.move_to_end(key)
+            self._evict()
+        return index
+
+    def _evict(self) -> None:
+        """Evict down to the limit; the index that was used last stays, whatever its size."""
+        while len(self._indexes) > 1 and sum(index.num_bytes for index in self._indexes.values()) > self._max_bytes:
+            self._indexes.popitem(last=False)
+
+
 class Retrieval:
+    """Ranks examples by similarity; `observe` receives the seconds of each search, embedding included."""
+
     def __init__(
         self,
         client: Client,
         model: ServedModel,
-        support_sets: SupportSets,
+        embeddings: EmbeddingStore,
         store: MediaStore,
-        took: Callable[[float], None] = lambda seconds: None,
+        observe: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._client = client
         self._model = model
-        self._support_sets = support_sets
+        self._embeddings = embeddings
         self._store = store
-        self._took = took
+        self._observe = observe
         self._indexes = RecentIndexes()
 
     async def most_similar(
-        self, found: SupportSet, strategy: Strategy, asked: SimilarityQuery, k: int
+        self, support_set: SupportSet, strategy: Strategy, query: SimilarityQuery, k: int
     ) -> list[Similar]:
-        """The `k` most similar examples by their places, best first. Raises `InvalidRequest` for a query or an example
-        without what is compared, and what the engine raises."""
+        """Return the `k` most similar examples, best first.
+
+        Raises `InvalidRequest` if the query or an example lacks the media or text that the strategy compares, and the
+        engine's errors.
+        """
         spaces = SPACES[strategy]
-        if "text" in spaces and not asked.text:
+        if "text" in spaces and not query.text:
             raise InvalidRequest(
                 f"{strategy} compares texts, and the query has neither question nor text", param="query"
             )
-        if "media" in spaces and not asked.media:
+        if "media" in spaces and not query.media:
             raise InvalidRequest(f"{strategy} compares media, and the query has none", param="query")
-        if not found.examples:
+        if not support_set.examples:
             return []
         started = time.monotonic()
-        index = await self._index(found, strategy)
-        query = _joined([await self._query_vector(space, asked) for space in spaces])
-        similar = await asyncio.to_thread(index.search, query, k)
-        self._took(time.monotonic() - started)
+        index = await self._index(support_set, strategy)
+        vector = _joined([await self._query_vector(space, query) for space in spaces])
+        similar = await asyncio.to_thread(index.search, vector, k)
+        self._observe(time.monotonic() - started)
         return similar
 
-    async def embed_media(self, media: Sequence[str]) -> int:
-        """Compute and keep what vectors these stored media lack, before a request waits for them. Returns how many have
-        one. Raises `MediaNotFound`, and what the engine raises."""
-        return len(await self._media_vectors(media))
+    async def embed_media(self, media_ids: Sequence[str]) -> int:
+        """Embed those of these stored media that have no vector yet, and store the vectors.
 
-    async def embed_texts(self, found: SupportSet) -> int:
-        """The same for the texts of the examples that have one. Raises `ContextLengthExceeded`."""
-        texts = [compared_text(example.question, example.text) for example in found.examples]
+        Return the number of media that have one. Raises `MediaNotFound`, and the engine's errors.
+        """
+        return len(await self._media_vectors(media_ids))
+
+    async def embed_texts(self, support_set: SupportSet) -> int:
+        """Embed the texts of the examples that have one, and store the vectors.
+
+        Return the number of texts that have one. Raises `ContextLengthExceeded`, and the engine's errors.
+        """
+        texts = [compared_text(example.question, example.text) for example in support_set.examples]
         ids = await asyncio.to_thread(lambda: [self._text_ids(text, "examples.support_set") for text in texts if text])
-        return len(await self._text_vectors(ids, is_kept=True))
+        return len(await self._text_vectors(ids, is_stored=True))
 
-    async def _index(self, found: SupportSet, strategy: Strategy) -> VectorIndex:
+    async def _index(self, support_set: SupportSet, strategy: Strategy) -> VectorIndex:
         async def vectors() -> Vectors:
-            return _joined([await self._example_vectors(found, space, strategy) for space in SPACES[strategy]])
+            return _joined([await self._example_vectors(support_set, space, strategy) for space in SPACES[strategy]])
 
-        return await self._indexes.get((found.id, found.version, strategy, self._embedder), vectors)
+        return await self._indexes.get((support_set.id, support_set.version, strategy, self._embedder), vectors)
 
     @property
     def _embedder(self) -> str:
-        """What a vector depends on besides what it is of."""
+        """The key of everything that a vector depends on, apart from its input."""
         return f"{self._model.fingerprint}-{self._client.info.get('dtype', '')}"
 
-    async def _query_vector(self, space: Space, asked: SimilarityQuery) -> Vectors:
-        """[D]"""
+    async def _query_vector(self, space: Space, query: SimilarityQuery) -> Vectors:  # -> [D]
         if space == "text":
-            return _mean(await self._text_vectors([self._text_ids(asked.text, "query")], is_kept=False))
-        media = {one.id: one for one in asked.media}
+            return _mean(await self._text_vectors([self._text_ids(query.text, "query")], is_stored=False))
+        media = {item.id: item for item in query.media}
         return _mean(await self._vectors(media, lambda names: self._client.embed([media[name] for name in names])))
 
-    async def _example_vectors(self, found: SupportSet, space: Space, strategy: Strategy) -> Vectors:
-        """[N, D], one of each example. A large set's own work is done beside the event loop."""
+    async def _example_vectors(self, support_set: SupportSet, space: Space, strategy: Strategy) -> Vectors:
+        """Return one vector per example, [N, D]; the work for a large set runs in threads, not in the event loop."""
         if space == "text":
-            texts = await asyncio.to_thread(self._example_texts, found, strategy)
-            own = [[_text_key(ids)] for ids in texts]
-            vectors = await self._text_vectors(texts, is_kept=True)
+            texts = await asyncio.to_thread(self._example_texts, support_set, strategy)
+            keys = [[_text_key(ids)] for ids in texts]
+            vectors = await self._text_vectors(texts, is_stored=True)
         else:
-            own = [_media(example, strategy) for example in found.examples]
-            vectors = await self._media_vectors(found.media)
-        return await asyncio.to_thread(_means, own, vectors)
+            keys = [_required_media(example, strategy) for example in support_set.examples]
+            vectors = await self._media_vectors(support_set.media)
+        return await asyncio.to_thread(_means, keys, vectors)
 
-    def _example_texts(self, found: SupportSet, strategy: Strategy) -> list[list[int]]:
-        return [self._text_ids(_text(example, strategy), "examples.support_set") for example in found.examples]
+    def _example_texts(self, support_set: SupportSet, strategy: Strategy) -> list[list[int]]:
+        texts = [_required_text(example, strategy) for example in support_set.examples]
+        return [self._text_ids(text, "examples.support_set") for text in texts]
 
-    async def _media_vectors(self, names: Sequence[str]) -> dict[str, Vectors]:
-        return await self._vectors(names, self._embed_stored, is_kept=True)
+    async def _media_vectors(self, media_ids: Sequence[str]) -> dict[str, Vectors]:
+        return await self._vectors(media_ids, self._embed_stored, is_stored=True)
 
-    async def _text_vectors(self, texts: Iterable[list[int]], *, is_kept: bool) -> dict[str, Vectors]:
+    async def _text_vectors(self, texts: Iterable[list[int]], *, is_stored: bool) -> dict[str, Vectors]:
         ids = {_text_key(text): text for text in texts}
         return await self._vectors(
-            ids, lambda keys: self._client.embed_text([ids[key] for key in keys]), is_kept=is_kept
+            ids, lambda keys: self._client.embed_text([ids[key] for key in keys]), is_stored=is_stored
         )
 
-    async def _embed_stored(self, names: Sequence[str]) -> Vectors:
-        media = await asyncio.to_thread(lambda: [self._store.find(name, "examples.support_set") for name in names])
+    async def _embed_stored(self, media_ids: Sequence[str]) -> Vectors:
+        media = await asyncio.to_thread(lambda: [self._store.find(name, "examples.support_set") for name in media_ids])
         return await self._client.embed(media)
 
     async def _vectors(
-        self, keys: Iterable[str], embed: Callable[[Sequence[str]], Awaitable[Vectors]], *, is_kept: bool = False
+        self, keys: Iterable[str], embed: Callable[[Sequence[str]], Awaitable[Vectors]], *, is_stored: bool = False
     ) -> dict[str, Vectors]:
-        """By key. What is embedded now is kept for later if `is_kept`: a query may never come again."""
-        wanted = list(keys)
-        vectors = await self._support_sets.embeddings(wanted, self._embedder)
-        missing = [key for key in wanted if key not in vectors]
+        """Return vectors by key; new ones are stored if `is_stored`, which a query is not: it may never come again."""
+        keys = list(keys)
+        vectors = await self._embeddings.get(keys, self._embedder)
+        missing = [key for key in keys if key not in vectors]
         for start in range(0, len(missing), BATCH):
-            some = missing[start : start + BATCH]
-            new = dict(zip(some, await embed(some), strict=True))
-            if is_kept:
-                await self._support_sets.put_embeddings(new, self._embedder)
+            batch = missing[start : start + BATCH]
+            new = dict(zip(batch, await embed(batch), strict=True))
+            if is_stored:
+                await self._embeddings.put(new, self._embedder)
             vectors |= new
         return vectors
 
@@ -158,18 +226,18 @@ class Retrieval:
         ids = self._model.tokenizer.encode_plain(text)
         if len(ids) > self._model.max_model_len:
             raise ContextLengthExceeded(
-                f"a text of {len(ids)} tokens cannot be compared, the model reads {self._model.max_model_len}",
+                f"a text to compare has {len(ids)} tokens, the model reads at most {self._model.max_model_len}",
                 param=param,
             )
         return ids
 
 
 def compared_text(question: str, text: str) -> str:
-    """A question says more of what is asked than the answer does."""
+    """Return the question or, without one, the text: a question describes the task better than its answer does."""
     return question or text
 
 
-def _text(example: Example, strategy: Strategy) -> str:
+def _required_text(example: Example, strategy: Strategy) -> str:
     text = compared_text(example.question, example.text)
     if not text:
         raise InvalidRequest(
@@ -179,7 +247,7 @@ def _text(example: Example, strategy: Strategy) -> str:
     return text
 
 
-def _media(example: Example, strategy: Strategy) -> list[str]:
+def _required_media(example: Example, strategy: Strategy) -> list[str]:
     if not example.media:
         raise InvalidRequest(
             f"{strategy} compares media, and the example {example.id!r} has none", param="examples.strategy"
@@ -192,16 +260,16 @@ def _text_key(ids: list[int]) -> str:
 
 
 def _mean(vectors: dict[str, Vectors]) -> Vectors:
-    """[D], of length one: several media of one shot count alike."""
+    """Return the mean direction [D], of length one: all media of a shot have equal weight."""
     return _unit(np.mean([*vectors.values()], axis=0, dtype=np.float32))
 
 
-def _means(own: Sequence[Sequence[str]], vectors: dict[str, Vectors]) -> Vectors:
-    return np.stack([_mean({key: vectors[key] for key in keys}) for keys in own])
+def _means(keys: Sequence[Sequence[str]], vectors: dict[str, Vectors]) -> Vectors:  # -> [N, D]
+    return np.stack([_mean({key: vectors[key] for key in example}) for example in keys])
 
 
 def _joined(vectors: Iterable[Vectors]) -> Vectors:
-    """Side by side, so that the inner product is the mean of theirs."""
+    """Concatenate vectors of several spaces, so that the inner product is the mean of theirs."""
     return _unit(np.concatenate([*vectors], axis=-1))
 
 

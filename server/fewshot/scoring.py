@@ -1,7 +1,7 @@
-"""From log-probabilities of candidates to probabilities: length, contextual calibration, orders of the shots. Numpy alone.
+"""Turns log-probabilities of candidates into probabilities: length normalisation, contextual calibration, orders of shots.
 
-Everything is added up in log space. An order of the shots has a bias of its own, so each is calibrated by the content-free
-queries behind the same order, and orders are averaged after that (the paper's ensembling, with log-probabilities).
+All sums are computed in log space. Each order of the shots has a bias of its own, so its scores are calibrated by
+content-free queries after the same order; orders are averaged afterwards (the paper's ensembling, in log-probabilities).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 
 Normalisation = Literal["sum", "mean"]
 Calibration = Literal["none", "contextual"]
-# what a content-free query shows in place of its media
+# the media of a content-free query
 ContentFree = Literal["grey", "no_media", "both"]
 Array = NDArray[np.float64]
 
-# up to here all orders are listed and drawn from; beyond, a draw that repeats one is rare
+# up to this number all orders are listed and drawn from; beyond it, a draw rarely repeats an order
 MAX_LISTED_SHOTS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weighing:
-    """How scores become probabilities. `permutations`: orders of the shots, the given one among them."""
+    """The settings that turn scores into probabilities; `permutations` counts orders of shots, the original included."""
 
     normalisation: Normalisation = "sum"
     calibration: Calibration = "none"
@@ -38,32 +38,35 @@ class Weighing:
 
 
 def scores(logprobs: Sequence[Sequence[float]], normalisation: Normalisation) -> Array:  # -> [candidates]
-    """One number a candidate from its tokens' log-probabilities. A candidate has at least one token."""
+    """Return one score per candidate from the log-probabilities of its tokens, of which it has at least one."""
     sums = np.array([math.fsum(tokens) for tokens in logprobs])
     return sums if normalisation == "sum" else sums / [len(tokens) for tokens in logprobs]
 
 
 def log_softmax(values: Array) -> Array:
-    """Over the last axis."""
+    """Return the logarithms of the softmax over the last axis."""
     shifted = values - values.max(-1, keepdims=True)
     result: Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return result
 
 
 def bias(content_free: Array) -> Array:  # [..., queries, candidates] -> [..., candidates]
-    """Log of what the model answers to queries without content: the mean of their probabilities over the candidates
-    (Zhao et al. 2021, "Calibrate Before Use")."""
+    """Return the log of the candidates' mean probability over content-free queries.
+
+    The model would answer with these probabilities without any content (Zhao et al. 2021, "Calibrate Before Use").
+    """
     logs = log_softmax(content_free)
     result: Array = np.logaddexp.reduce(logs, axis=-2) - math.log(logs.shape[-2])
     return result
 
 
-def probabilities(asked: Array, content_free: Array | None = None) -> Array:
-    """Scores [orders, candidates], and of content-free queries [orders, queries, candidates] -> [candidates], sum 1.
+def probabilities(query_scores: Array, content_free: Array | None = None) -> Array:
+    """Return probabilities [candidates] that sum to 1.
 
-    Dividing by the bias and making the sum one again is, in logs, to subtract it before the softmax.
+    `query_scores`: [orders, candidates]; `content_free`: scores of content-free queries, [orders, queries, candidates].
+    Dividing by the bias and normalising the sum to 1 is, in logs, subtracting the bias before the softmax.
     """
-    logs = log_softmax(asked)
+    logs = log_softmax(query_scores)
     if content_free is not None:
         logs = logs - bias(content_free)
     result: Array = np.exp(log_softmax(logs.mean(0)))
@@ -71,18 +74,18 @@ def probabilities(asked: Array, content_free: Array | None = None) -> Array:
 
 
 def ranking(values: Array) -> list[int]:
-    """Places from the likeliest down; equal ones stay in the order that they were given."""
-    return [int(place) for place in np.argsort(-values, kind="stable")]
+    """Return the indices of the values, highest first; equal values keep their order."""
+    return [int(index) for index in np.argsort(-values, kind="stable")]
 
 
 def shot_orders(num_shots: int, count: int, seed: int) -> list[tuple[int, ...]]:
-    """Distinct orders of the shots: as they stand, then drawn ones. Fewer than `count` where there are not so many."""
+    """Return `count` distinct orders of the shots, or all if fewer exist: the original order, then drawn ones."""
     rng = Random(seed)
-    given = tuple(range(num_shots))
+    original = tuple(range(num_shots))
     if num_shots <= MAX_LISTED_SHOTS:
-        others = list(permutations(given))[1:]
-        return [given, *rng.sample(others, min(count - 1, len(others)))]
-    orders = {given: None}
+        permuted = list(permutations(original))[1:]
+        return [original, *rng.sample(permuted, min(count - 1, len(permuted)))]
+    orders = {original: None}
     while len(orders) < count:
-        orders[tuple(rng.sample(given, num_shots))] = None
+        orders[tuple(rng.sample(original, num_shots))] = None
     return list(orders)

@@ -1,7 +1,7 @@
 """Selects which examples of a support set become shots, and their order in the prompt.
 
-A strategy picks examples, the most wanted first; an order then arranges them. Everything here is a pure function: a seed
-gives the same shots for as long as the set's version is the same.
+A strategy picks examples, best first; an order then arranges them. All functions are pure: for one version of a set, a
+seed always gives the same shots.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from server.schemas.fewshot import Order, Strategy
 
 
 class SelectionError(ValueError):
-    """A selection that these examples do not allow; the message is for the user, `field` is the one at fault."""
+    """A selection that is impossible with these examples; the message is for the user, `field` names the invalid field."""
 
     def __init__(self, message: str, *, field: str) -> None:
         super().__init__(message)
@@ -74,8 +74,8 @@ def select(
 ) -> list[Selected[Item]]:
     """Return `k` examples in prompt order. `similar`: for strategies of `SIMILARITY`, the most similar, best first.
 
-    `without`: indices of examples that may not be selected. The next ones of the draw replace them, so that leaving an
-    example out does not change the others. Raises `SelectionError`.
+    `without`: indices of examples that may not be selected. The next examples of the draw replace them, so that leaving
+    one out does not change the others. Raises `SelectionError`.
     """
     check(strategy, len(examples) - len(without), k, order)
     num_picked = k + len(without)
@@ -91,12 +91,12 @@ def select(
 
 
 def check(strategy: Strategy, num_examples: int, k: int, order: Order | None) -> None:
-    """Check what can be refused before anything is compared. Raises `SelectionError`."""
+    """Check a selection before any example is compared. Raises `SelectionError`."""
     if k > num_examples:
-        raise SelectionError(f"k is {k}, and there are {num_examples} examples to select from", field="k")
+        raise SelectionError(f"k is {k}, only {num_examples} examples can be selected", field="k")
     if order == "similar_last" and strategy not in SIMILARITY:
         raise SelectionError(
-            f"similar_last needs a strategy that compares examples, {strategy} does not", field="order"
+            f"similar_last needs a strategy that compares examples, {strategy} compares none", field="order"
         )
 
 
@@ -127,7 +127,7 @@ def _balanced(examples: Sequence[Labelled], k: int, rng: random.Random) -> list[
     by_label: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         if not example.label:
-            raise SelectionError(f"balanced needs labels, the example {example.id!r} has none", field="strategy")
+            raise SelectionError(f"balanced needs a label for each example, {example.id!r} has none", field="strategy")
         by_label.setdefault(example.label, []).append(index)
     for indices in by_label.values():
         rng.shuffle(indices)

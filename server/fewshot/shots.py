@@ -1,6 +1,6 @@
-"""Where shots come from: the request itself, or examples of a support set that a strategy selects.
+"""Reads the shots of a request: its own, or examples of a support set that a strategy selects.
 
-Both end as `FoundShots`, so that nothing after this can tell them apart.
+Both become a `ShotSelection`, so that later steps treat them alike.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEFAULT_K = 4
 # the paper's "zero-shot": two examples without their images
 DEFAULT_K_TEXT_ONLY = 2
 SUPPORT_SET = "examples.support_set"
-# the rest of a path after the short form of a media part, which the client knows by `image` alone
+# the rest of a path after the short form `image` of a media part, which the client did not write
 _AFTER_SHORT_FORM = re.compile(r"(?<=\.image)\.(image_url\.url|image_id|video_id)$")
 
 
@@ -39,7 +39,7 @@ class UsedShot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FoundShots:
+class ShotSelection:
     """Shots in prompt order, the report of each at the same index of `used`, and their media by digest."""
 
     used: list[UsedShot] = field(default_factory=list)
@@ -57,7 +57,7 @@ class ShotSource:
     retrieval: Retrieval
 
     async def read_media(self, fields: Mapping[str, MediaFields]) -> dict[str, list[EncodedMedia]]:
-        """Return the media of each field by its path. Raises what the intake raises, naming the client's own field."""
+        """Return the media of each field by its path. Raises the intake's errors, with the path of the client's field."""
         parts: dict[str, MediaPart] = {}
         for param, holder in fields.items():
             for number, part in enumerate(holder.parts()):
@@ -79,7 +79,7 @@ class ShotSource:
         *,
         is_text_only: bool = False,
         without: Collection[str] = (),
-    ) -> FoundShots:
+    ) -> ShotSelection:
         """Select examples of a support set as shots; `without` has ids of examples that may not become shots.
 
         Raises `SupportSetNotFound`, and `InvalidRequest` for a selection that the set or the template does not allow.
@@ -89,7 +89,7 @@ class ShotSource:
         except SupportSetNotFound as error:
             error.param = SUPPORT_SET
             raise
-        selected = await self._rank(support_set, examples, query, is_text_only=is_text_only, without=without)
+        selected = await self._select(support_set, examples, query, is_text_only=is_text_only, without=without)
         media_ids: dict[str, None] = {}
         if not is_text_only:
             for shot in selected:
@@ -97,14 +97,14 @@ class ShotSource:
                 check_media(bool(example.media), SUPPORT_SET, template, f"the example {example.id!r}")
                 media_ids.update(dict.fromkeys(example.media))
         media = {item.id: item for item in await self.intake.find_all(media_ids, SUPPORT_SET)}
-        return FoundShots(
+        return ShotSelection(
             used=[UsedShot(shot.example.id, shot.example.label, shot.score) for shot in selected],
             shots=[_shot(shot.example, media) for shot in selected],
             media=by_digest(media.values()),
             support_set=support_set,
         )
 
-    async def _rank(
+    async def _select(
         self,
         support_set: SupportSet,
         fields: ExamplesFields,
@@ -113,15 +113,15 @@ class ShotSource:
         is_text_only: bool,
         without: Collection[str],
     ) -> list[Selected[Example]]:
-        """Return examples in prompt order."""
+        """Return the selected examples in prompt order."""
         examples = support_set.examples
         excluded = {index for index, example in enumerate(examples) if example.id in without}
-        num_others = len(examples) - len(excluded)
-        default = min(DEFAULT_K_TEXT_ONLY if is_text_only else DEFAULT_K, num_others)
+        num_selectable = len(examples) - len(excluded)
+        default = min(DEFAULT_K_TEXT_ONLY if is_text_only else DEFAULT_K, num_selectable)
         k = default if fields.k is None else fields.k
         similar: list[Similar] = []
         try:
-            check(fields.strategy, num_others, k, fields.order)
+            check(fields.strategy, num_selectable, k, fields.order)
             if fields.strategy in SIMILARITY and k:
                 num_ranked = k + len(excluded)
                 similar = await self.retrieval.most_similar(support_set, fields.strategy, query, num_ranked)
@@ -138,19 +138,19 @@ class ShotSource:
             raise InvalidRequest(str(error), param=f"examples.{error.field}") from None
 
 
-def check_given(fields: FewShotFields, template: Template) -> None:
+def check_request_shots(fields: FewShotFields, template: Template) -> None:
     """Check the request's own shots before any media is read. Raises `InvalidRequest`."""
     for number, shot in enumerate(fields.shots):
         param = f"shots[{number}]"
         if not fields.zero_shot:
             check_media(bool(shot.parts()), param, template)
         if shot.question and "question" not in placeholders(template.shot):
-            raise InvalidRequest(f"the template {template.name!r} shows no {{question}}", param=f"{param}.question")
+            raise InvalidRequest(f"the template {template.name!r} has no {{question}}", param=f"{param}.question")
 
 
-def given_shots(fields: FewShotFields, media: Mapping[str, list[EncodedMedia]]) -> FoundShots:
+def request_shots(fields: FewShotFields, media: Mapping[str, list[EncodedMedia]]) -> ShotSelection:
     """Return the request's own shots; `media` has those of each by its path in the request."""
-    return FoundShots(
+    return ShotSelection(
         used=[UsedShot(shot.id, shot.label) for shot in fields.shots],
         shots=[
             Shot(
@@ -172,12 +172,12 @@ def media_fields(fields: FewShotFields) -> dict[str, MediaFields]:
 
 
 def check_media(has_media: bool, param: str, template: Template, owner: str = "") -> None:
-    """Check that media are given where the template shows them: a text without its own would read another's."""
+    """Check for media where the template has them: a text without media of its own would read another's."""
     if template.has_media and not has_media:
-        message = f"the template {template.name!r} shows {{media}}, and {owner or param} has none"
+        message = f"the template {template.name!r} has {{media}}, but {owner or param} has none"
         raise InvalidRequest(message, param=param)
     if not template.has_media and has_media:
-        message = f"the template {template.name!r} shows no {{media}}, and {owner or param} has some"
+        message = f"the template {template.name!r} has no {{media}}, but {owner or param} has media"
         raise InvalidRequest(message, param=param)
 
 

@@ -1,6 +1,6 @@
 """Templates write shots and a query: text with named placeholders, rendered as a prompt's segments.
 
-A placeholder is filled once and literally. Its value stays text, whatever it spells: only `model.prompt` writes markers.
+A value replaces its placeholder literally and stays text, even if it spells a marker: only `model.prompt` writes markers.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 from model.config import FlamingoConfig, PromptConfig
 from model.prompt import EndOfChunk, Media, Segment, Text
@@ -22,7 +23,7 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class TemplateError(ValueError):
-    """A template that cannot be used, or shots that it cannot write; the message is for the user.
+    """An invalid template, or shots that it cannot write; the message is for the user.
 
     `shot` is the index of the shot at fault, None if the fault is the query's or the template's.
     """
@@ -51,9 +52,9 @@ class Query:
     question: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Template:
-    """The text of a shot with its answer, what ends it (empty: the end-of-chunk token), and what separates shots.
+    """The text of a shot with its answer, the end of an answer (empty: the end-of-chunk token), and the separator of shots.
 
     `query` is the beginning of a shot; if empty, it is `shot` up to the answer, without the spaces before the answer.
     """
@@ -68,7 +69,7 @@ class Template:
         for field, text in (("shot", self.shot), ("query", self.query)):
             _check_placeholders(field, text)
         if self._target is None:
-            raise TemplateError("shot: a template's shot needs {answer}, {label} or {text} for its answer")
+            raise TemplateError("shot: {answer}, {label} or {text} is required for the answer")
         if self.query and self.answer in placeholders(self.query):
             raise TemplateError(f"query: {{{self.answer}}} is the answer, which a query does not have")
         if ("media" in placeholders(self.beginning)) != self.has_media:
@@ -78,24 +79,24 @@ class Template:
         if not placeholders(self.beginning) <= {"media", "text", "question"}:
             raise TemplateError("query: only {media}, {text} and {question} are allowed")
 
-    @property
+    @cached_property
     def answer(self) -> str:
         """The placeholder of the answer: the shot's last."""
         assert self._target is not None
         return self._target.group(1)
 
-    @property
+    @cached_property
     def beginning(self) -> str:
         """The text of a query, with its placeholders."""
         return self.query or self._before_answer.rstrip()
 
-    @property
+    @cached_property
     def lead(self) -> str:
         """The text between a query's end and its answer: the space of `Output: a cat`, which the model writes."""
         before, beginning = self._before_answer, self.beginning
         return before[len(before.rstrip()) :] if beginning == beginning.rstrip() else ""
 
-    @property
+    @cached_property
     def has_media(self) -> bool:
         return "media" in placeholders(self.shot)
 
@@ -117,7 +118,7 @@ class Template:
         return self.lead + answer
 
     def _values(self, shot: Shot) -> dict[str, str]:
-        # a text that has a placeholder of its own is not the answer
+        # a text with a placeholder of its own is not the answer
         label = shot.label or ("" if "text" in placeholders(self.shot) else shot.text)
         return {"text": shot.text, "question": shot.question, "answer": shot.text or shot.label, "label": label}
 
@@ -133,7 +134,7 @@ class Template:
                 yield Text(values[piece])
             else:
                 owner = "the query" if shot is None else f"shot {shot}"
-                raise TemplateError(f"the template {self.name!r} shows {{{piece}}}, and {owner} has none", shot=shot)
+                raise TemplateError(f"the template {self.name!r} has {{{piece}}}, but {owner} has none", shot=shot)
 
     @property
     def _before_answer(self) -> str:
@@ -157,7 +158,7 @@ def _check_placeholders(field: str, template: str) -> None:
     counts = Counter(_PLACEHOLDER.findall(template))
     if repeated := next((name for name, count in counts.items() if count > 1), None):
         # otherwise a short template could repeat a long text many times
-        raise TemplateError(f"{field}: {{{repeated}}} may be used once only")
+        raise TemplateError(f"{field}: {{{repeated}}} may occur only once")
 
 
 # as the paper writes them; the default model is trained on these
@@ -174,14 +175,15 @@ OPENFLAMINGO = (
 )
 
 
+@cache
 def built_in(config: FlamingoConfig) -> dict[str, Template]:
     """Return the built-in templates by name, as this model's family writes them."""
     family = OPENFLAMINGO if config.family == "openflamingo" else PAPER
-    return {template.name: template for template in family}
+    return {template.name: with_end(template, config.prompt) for template in family}
 
 
 def with_end(template: Template, prompt: PromptConfig) -> Template:
-    """Return the template for a model that may have no end-of-chunk token: an answer then ends with its line."""
+    """Return the template for a model; without an end-of-chunk token, a line break ends an answer."""
     if template.end or prompt.end_of_chunk:
         return template
     return replace(template, end=LINE_END)

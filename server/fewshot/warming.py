@@ -1,8 +1,8 @@
-"""Warming a version of a support set: its media are encoded and embedded, on request its texts embedded and its shots
-computed, before anybody asks.
+"""Warms a version of a support set before requests use it.
 
-What is warm is the worker's: a new worker begins cold, and so does the status told here; vectors stay in the database.
-Work goes in behind all that clients wait for.
+Its media are encoded and embedded and, on request, its texts embedded and its shots computed. Vectors stay in the
+database; everything else is lost with the worker, so a new worker begins cold and every status is "pending" again.
+Warming runs after all requests of clients.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from server.served_model import ServedModel
 from server.store.records import SupportSet
 from server.wire import Admitted, Generate, Sampling
 
-# behind every priority that a client may ask for
+# after every priority that a client may request: lower runs first
 LAST_PRIORITY = 2**20
-# media in the worker at a time: enough to be encoded in batches
-SIDE_BY_SIDE = 8
+# media that the worker encodes concurrently: enough for batches
+MAX_CONCURRENT = 8
 MAX_REMEMBERED = 4096
 
 Status = Literal["pending", "warming", "ready", "failed"]
@@ -41,8 +41,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warmth:
-    """How far a version is. Media are encoded or found as they were; embedded is what has a vector now; `prompt_tokens`:
-    of the shots, if they were asked for; `error`: why it failed."""
+    """The progress of warming a version.
+
+    `media_encoded` and `media_cached` together are the media in the worker; `media_embedded` and `texts_embedded` have a
+    vector in the database. `prompt_tokens` counts the computed shots' tokens, and `error` is why warming failed.
+    """
 
     status: Status = "pending"
     num_media: int = 0
@@ -56,7 +59,7 @@ class Warmth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmTarget:
-    """What shall be warm besides the media."""
+    """The parts of a version to warm in addition to its media."""
 
     prefix: PreparedPrompt | None = None
     with_texts: bool = False
@@ -68,20 +71,22 @@ class WarmTarget:
         return has_texts and self.prefix.encoded == other.prefix.encoded
 
 
-MEDIA_ALONE = WarmTarget()
+MEDIA_ONLY = WarmTarget()
 
 
 @dataclass(slots=True)
 class _Entry:
-    """`life`: of the worker that this was told of."""
+    """The warming of one version in the worker `worker_id`."""
 
-    life: object
-    wish: WarmTarget
+    worker_id: object
+    target: WarmTarget
     warmth: Warmth
     task: asyncio.Task[None] | None = None
 
 
 class Warming:
+    """Warms versions in background tasks, and remembers the progress of each."""
+
     def __init__(self, client: Client, model: ServedModel, store: MediaStore, retrieval: Retrieval) -> None:
         self._client = client
         self._model = model
@@ -91,30 +96,33 @@ class Warming:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
-    def life(self) -> object:
-        """Another one for every worker."""
+    def worker_id(self) -> object:
+        """An id of the running worker, different after each restart."""
         return self._client.info.get("pid")
 
     def warmth(self, set_id: str, version: int) -> Warmth:
         entry = self._entries.get((set_id, version))
-        return entry.warmth if entry is not None and entry.life == self.life else Warmth()
+        return entry.warmth if entry is not None and entry.worker_id == self.worker_id else Warmth()
 
     def num_by_status(self, versions: Iterable[tuple[str, int]]) -> dict[str, int]:
-        """Of these versions, ids and numbers, how many are how warm."""
+        """Return the number of these versions, pairs of set id and version, for each status."""
         counts: dict[str, int] = {"pending": 0, "warming": 0, "ready": 0, "failed": 0}
         for set_id, version in versions:
             counts[self.warmth(set_id, version).status] += 1
         return counts
 
-    async def warm(self, support_set: SupportSet, wish: WarmTarget = MEDIA_ALONE, *, wait: bool = False) -> Warmth:
-        """Begin, unless all that is under way; with `wait`, come back when it has ended. Raises `EngineNotReady`."""
+    async def warm(self, support_set: SupportSet, target: WarmTarget = MEDIA_ONLY, *, wait: bool = False) -> Warmth:
+        """Start warming, unless a running task covers the target; with `wait`, return when it has ended.
+
+        Raises `EngineNotReady`. Other errors end in `Warmth.error`.
+        """
         if self._client.state != "ready":
             raise EngineNotReady(f"the model is not ready: the engine is {self._client.state}")
         entry = self._entries.get((support_set.id, support_set.version))
-        if entry is not None and (entry.life != self.life or entry.task is None or entry.task.done()):
+        if entry is not None and (entry.worker_id != self.worker_id or entry.task is None or entry.task.done()):
             entry = None
-        if entry is None or not entry.wish.covers(wish):
-            entry = self._begin(support_set, wish, None if entry is None else entry.task)
+        if entry is None or not entry.target.covers(target):
+            entry = self._start(support_set, target, None if entry is None else entry.task)
         if wait and entry.task is not None:
             await asyncio.shield(entry.task)
         return entry.warmth
@@ -125,9 +133,9 @@ class Warming:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self, support_set: SupportSet, wish: WarmTarget, former: asyncio.Task[None] | None) -> _Entry:
-        entry = _Entry(self.life, wish, Warmth(status="warming", num_media=len(support_set.media)))
-        entry.task = asyncio.create_task(self._run(entry, support_set, former))
+    def _start(self, support_set: SupportSet, target: WarmTarget, previous: asyncio.Task[None] | None) -> _Entry:
+        entry = _Entry(self.worker_id, target, Warmth(status="warming", num_media=len(support_set.media)))
+        entry.task = asyncio.create_task(self._run(entry, support_set, previous))
         self._tasks.add(entry.task)
         entry.task.add_done_callback(self._tasks.discard)
         self._remember((support_set.id, support_set.version), entry)
@@ -139,44 +147,47 @@ class Warming:
         if len(self._entries) > MAX_REMEMBERED:
             self._entries.popitem(last=False)
 
-    async def _run(self, entry: _Entry, support_set: SupportSet, former: asyncio.Task[None] | None) -> None:
-        """`former`: warms the same version, and less of it; then most is there."""
-        if former is not None:
-            await asyncio.wait([former])
-        prefix = entry.wish.prefix
+    async def _run(self, entry: _Entry, support_set: SupportSet, previous: asyncio.Task[None] | None) -> None:
+        """Warm a version; `previous` warms less of the same version, and most is cached when it has ended."""
+        if previous is not None:
+            await asyncio.wait([previous])
+        prefix = entry.target.prefix
         try:
-            await self._show_all(entry, support_set.media)
-            if entry.wish.with_texts:
+            await self._warm_media(entry, support_set.media)
+            if entry.target.with_texts:
                 num_texts = await self._retrieval.embed_texts(support_set)
                 entry.warmth = replace(entry.warmth, texts_embedded=num_texts)
             if prefix is not None:
-                await self._show(entry, prefix.encoded, prefix.media)
+                await self._compute(entry, prefix.encoded, prefix.media)
                 entry.warmth = replace(entry.warmth, prompt_tokens=len(prefix.encoded.token_ids))
             entry.warmth = replace(entry.warmth, status="ready")
         except ServerError as error:
             entry.warmth = replace(entry.warmth, status="failed", error=error.message)
         except Exception:
-            logger.exception("a support set could not be warmed", extra={"support_set": support_set.id})
+            logger.exception("warming a support set failed", extra={"support_set": support_set.id})
             entry.warmth = replace(entry.warmth, status="failed", error="internal error")
 
-    async def _show_all(self, entry: _Entry, media: Sequence[str]) -> None:
-        """One prompt a media, so that each fails by itself and none waits for all the others' slots. Embedded while the
-        worker has what it takes: features of media just encoded."""
-        for start in range(0, len(media), SIDE_BY_SIDE):
-            some = media[start : start + SIDE_BY_SIDE]
-            found = await asyncio.to_thread(self._find, some)
-            prompts = [encode([Media(one.digest)], self._model.tokenizer) for one in found]
-            shown = [self._show(entry, prompt, {one.digest: one}) for prompt, one in zip(prompts, found, strict=True)]
-            results = await asyncio.gather(*shown, return_exceptions=True)
+    async def _warm_media(self, entry: _Entry, media_ids: Sequence[str]) -> None:
+        """Encode media in batches and embed each batch while the worker still has its features.
+
+        Each media item has a prompt of its own, so that it fails alone and waits for no media slots but its own.
+        """
+        for start in range(0, len(media_ids), MAX_CONCURRENT):
+            batch = media_ids[start : start + MAX_CONCURRENT]
+            media = await asyncio.to_thread(self._find, batch)
+            prompts = [encode([Media(item.digest)], self._model.tokenizer) for item in media]
+            work = [self._compute(entry, prompt, {m.digest: m}) for prompt, m in zip(prompts, media, strict=True)]
+            results = await asyncio.gather(*work, return_exceptions=True)
             if errors := [result for result in results if isinstance(result, BaseException)]:
                 raise errors[0]
-            num_embedded = entry.warmth.media_embedded + await self._retrieval.embed_media(some)
+            num_embedded = entry.warmth.media_embedded + await self._retrieval.embed_media(batch)
             entry.warmth = replace(entry.warmth, media_embedded=num_embedded)
 
-    def _find(self, media: Sequence[str]) -> list[EncodedMedia]:
-        return [self._store.find(name) for name in media]
+    def _find(self, media_ids: Sequence[str]) -> list[EncodedMedia]:
+        return [self._store.find(media_id) for media_id in media_ids]
 
-    async def _show(self, entry: _Entry, prompt: EncodedPrompt, media: Mapping[bytes, EncodedMedia]) -> None:
+    async def _compute(self, entry: _Entry, prompt: EncodedPrompt, media: Mapping[bytes, EncodedMedia]) -> None:
+        """Have the worker compute a prompt, so that its caches hold it."""
         request = Generate(
             request_id=f"warm-{uuid.uuid4().hex}",
             prompt=prompt,

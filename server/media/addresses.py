@@ -1,6 +1,6 @@
-"""Where media may be fetched from: URLs by the allow-list, and addresses that are out in the public.
+"""Rules on the URLs that media may be fetched from: an allow-list of hosts and ports, and public addresses only.
 
-A host's name says nothing of where it leads, so both are asked: the name before it is resolved, each address after.
+A host's name says nothing about its addresses, so both are checked: the name before it is resolved, each address after.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-MAX_URL_LETTERS = 4096
-# IPv6 addresses that a gateway turns into the IPv4 address in their last 32 bits
+MAX_URL_LENGTH = 4096
+# IPv6 addresses that a gateway translates to the IPv4 address in their last 32 bits
 NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
 
 
 @dataclass(frozen=True, slots=True)
 class UrlRules:
-    """`hosts`: exact names, or with a dot in front all that end so. `networks`: may be reached though not public."""
+    """The allowed URLs.
+
+    `hosts` are exact names, or suffixes if they begin with a dot. `networks` are allowed although they are not public.
+    """
 
     hosts: tuple[str, ...]
     ports: frozenset[int]
@@ -33,8 +36,8 @@ class UrlRules:
     networks: tuple[Network, ...]
 
     @classmethod
-    def of(cls, settings: Settings) -> UrlRules:
-        """Raises `SettingsError`."""
+    def from_settings(cls, settings: Settings) -> UrlRules:
+        """Read the rules from the settings. Raises `SettingsError`."""
         return cls(
             hosts=tuple(host.lower() for host in _items(settings.media_url_hosts)),
             ports=frozenset(_port(port) for port in _items(settings.media_url_ports)),
@@ -43,28 +46,31 @@ class UrlRules:
         )
 
     def read(self, url: str, param: str) -> httpx.URL:
-        """The one reading of a URL: what is checked here is what is fetched. Raises `MediaUrlRefused`."""
+        """Parse and check a URL. Raises `MediaUrlRefused`.
+
+        It is parsed only here, so the checked URL is the fetched one.
+        """
         parsed = _parse(url, param)
         if parsed.scheme not in self.schemes:
             raise MediaUrlRefused(f"a URL must begin with {' or '.join(f'{s}://' for s in self.schemes)}", param=param)
         if parsed.userinfo:
-            raise MediaUrlRefused("a URL must not hold a user or a password", param=param)
-        if not any(_is_named(host_of(parsed), host) for host in self.hosts):
+            raise MediaUrlRefused("a URL must not contain a user or a password", param=param)
+        if not any(_is_match(host_of(parsed), allowed) for allowed in self.hosts):
             raise MediaUrlRefused("this server does not fetch from the URL's host", param=param)
         if port_of(parsed) not in self.ports:
             raise MediaUrlRefused("this server does not fetch from the URL's port", param=param)
         return parsed
 
     def allows(self, address: Address) -> bool:
-        """Every address that it stands for must be public, or in one of the networks."""
+        """Return whether the address, and any IPv4 address that it embeds, is public or in one of the networks."""
         return all(
-            (one.is_global and not one.is_multicast) or any(one in network for network in self.networks)
-            for one in _meanings(address)
+            (target.is_global and not target.is_multicast) or any(target in network for network in self.networks)
+            for target in _targets(address)
         )
 
 
 def host_of(url: httpx.URL) -> str:
-    """As it is asked for on the wire; an IPv6 address without its brackets."""
+    """Return the host as sent on the wire; an IPv6 address without its brackets."""
     return url.raw_host.decode("ascii")
 
 
@@ -73,21 +79,22 @@ def port_of(url: httpx.URL) -> int:
 
 
 def _parse(url: str, param: str) -> httpx.URL:
-    # what parsers disagree about: backslashes, spaces, controls, letters beyond ASCII
-    if len(url) > MAX_URL_LETTERS or "\\" in url or not all("!" <= letter <= "~" for letter in url):
-        raise MediaUrlRefused("this is no URL in printable ASCII of reasonable length", param=param)
+    # parsers disagree about backslashes, spaces, control characters and characters beyond ASCII
+    if len(url) > MAX_URL_LENGTH or "\\" in url or not all("!" <= character <= "~" for character in url):
+        message = f"invalid URL: expected at most {MAX_URL_LENGTH} printable ASCII characters, without backslashes"
+        raise MediaUrlRefused(message, param=param)
     try:
         return httpx.URL(url)
     except httpx.InvalidURL:
-        raise MediaUrlRefused("this is no URL", param=param) from None
+        raise MediaUrlRefused("invalid URL", param=param) from None
 
 
-def _is_named(host: str, allowed: str) -> bool:
+def _is_match(host: str, allowed: str) -> bool:
     return host.endswith(allowed) and len(host) > len(allowed) if allowed.startswith(".") else host == allowed
 
 
-def _meanings(address: Address) -> Iterator[Address]:
-    """The address, and the IPv4 addresses that it wraps; where it is nothing but a wrapping, these alone."""
+def _targets(address: Address) -> Iterator[Address]:
+    """Yield the address and the IPv4 addresses embedded in it; for an IPv4-mapped address only the latter."""
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is not None:
             yield address.ipv4_mapped
@@ -105,7 +112,7 @@ def _items(setting: str | None) -> list[str]:
 
 def _port(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise SettingsError(f"media_url_ports: {text!r} is no port")
+        raise SettingsError(f"media_url_ports: {text!r} is not a port, expected 1 to 65535")
     return int(text)
 
 

@@ -1,8 +1,8 @@
-"""A process that turns encoded media into frames, so that no picture can harm the server: it has a memory limit, it can
-be killed, and it holds nothing but one picture.
+"""The decode process turns encoded media into frames in isolation, so that a malicious file cannot harm the server.
 
-Messages on its standard streams: a length of four bytes, then msgpack. The first one is `Setup`; then `Decode` is
-answered by `Frames` or `Refused`, one at a time, until the input ends.
+It has a memory limit, can be killed, and holds a single media item. Messages on its standard streams are a length of
+four bytes, then msgpack. The first message is `Setup`; each `Decode` is answered by `Frames` or `Refused`, one at a
+time, until the input ends.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ class Decode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Frames(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """uint8 RGB of shape [F, h, w, 3], resized for the vision encoder. `size`: width and height before, of the first."""
+    """Decoded frames: uint8 RGB [F, h, w, 3], resized for the vision encoder.
+
+    `size` is the original width and height of the first frame.
+    """
 
     shape: tuple[int, int, int, int]
     data: bytes
@@ -48,7 +51,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 encode = msgspec.msgpack.Encoder().encode
 decode_reply: msgspec.msgpack.Decoder[Frames | Refused] = msgspec.msgpack.Decoder(Frames | Refused)
 decode_setup = msgspec.msgpack.Decoder(Setup)
-decode_order = msgspec.msgpack.Decoder(Decode)
+decode_request = msgspec.msgpack.Decoder(Decode)
 
 
 def with_length(message: msgspec.Struct) -> bytes:
@@ -56,20 +59,24 @@ def with_length(message: msgspec.Struct) -> bytes:
     return len(body).to_bytes(LENGTH_BYTES, "little") + body
 
 
-def frames_of(order: Decode, vision: VisionConfig, limits: MediaLimits) -> Frames | Refused:
-    """A picture that breaks a limit or the memory is refused; anything else is a bug and ends the process."""
-    sizes, squares = [], []
+def frames_of(request: Decode, vision: VisionConfig, limits: MediaLimits) -> Frames | Refused:
+    """Decode media. Media that exceed a limit or the memory are refused.
+
+    Any other error is a bug and ends the process.
+    """
+    sizes, resized = [], []
     try:
-        for picture in [load_image(order.data, limits)] if order.kind == "image" else load_video(order.data, limits):
-            sizes.append(picture.size)
-            squares.append(resize(picture, vision))
-        frames: NDArray[np.uint8] = np.stack(squares)
+        images = [load_image(request.data, limits)] if request.kind == "image" else load_video(request.data, limits)
+        for image in images:
+            sizes.append(image.size)
+            resized.append(resize(image, vision))
+        frames: NDArray[np.uint8] = np.stack(resized)
     except MediaError as error:
         return Refused(message=str(error))
     except MemoryError:
-        return Refused(message=f"decoding this {order.kind} takes more memory than is allowed")
-    count, height, width, channels = frames.shape
-    return Frames(shape=(count, height, width, channels), data=frames.tobytes(), size=sizes[0])
+        return Refused(message=f"decoding this {request.kind} takes more memory than is allowed")
+    num_frames, height, width, channels = frames.shape
+    return Frames(shape=(num_frames, height, width, channels), data=frames.tobytes(), size=sizes[0])
 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
@@ -78,7 +85,7 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
     vision: VisionConfig = from_dict(VisionConfig, setup.vision, "vision")
     limits: MediaLimits = from_dict(MediaLimits, setup.limits, "limits")
     while (body := _read(source)) is not None:
-        sink.write(with_length(frames_of(decode_order.decode(body), vision, limits)))
+        sink.write(with_length(frames_of(decode_request.decode(body), vision, limits)))
         sink.flush()
 
 

@@ -1,7 +1,7 @@
-"""Fetching media by URL, which is off until hosts are named: a request must not make the server talk to its neighbours.
+"""Fetches media by URL, only from hosts that the settings allow, so that a request cannot reach internal services.
 
-A name is resolved once, every address that it has must be allowed, and one of these is what is connected to; the name
-stays in the Host header and in the certificate's check. A redirect is a new URL, checked like the first.
+A name is resolved once, all of its addresses must be allowed, and the connection goes to one of these; the name stays
+in the Host header and in the check of the certificate. A redirect is a new URL, checked like the first.
 """
 
 from __future__ import annotations
@@ -32,70 +32,79 @@ logger = logging.getLogger(__name__)
 
 
 async def resolve(host: str, port: int) -> list[Address]:
-    """Raises `OSError`."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [ip_address(address[0]) for *_, address in found]
+    """Return the addresses of a host by the system's resolver. Raises `OSError`."""
+    infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [ip_address(address[0]) for *_, address in infos]
 
 
 class Fetcher:
-    """`took` is told the seconds of each media; `trust`: certificates that count, the system's if none."""
+    """Fetches media by URL.
+
+    `observe` receives the seconds of each fetch. `trust` holds the trusted certificates, by default those of the system.
+    """
 
     def __init__(
         self,
         settings: Settings,
         *,
-        took: Callable[[float], object] = lambda seconds: None,
+        observe: Callable[[float], object] = lambda seconds: None,
         resolve: Resolve = resolve,
         trust: ssl.SSLContext | None = None,
     ) -> None:
         self._settings = settings
-        self._took = took
-        self._rules = UrlRules.of(settings)
+        self._observe = observe
+        self._rules = UrlRules.from_settings(settings)
         self._resolve = resolve
         self._slots = asyncio.Semaphore(settings.media_url_concurrency)
         self._trust = trust
 
     @property
-    def is_on(self) -> bool:
+    def is_enabled(self) -> bool:
         return bool(self._rules.hosts)
 
     async def fetch(self, url: str, kind: Kind, param: str) -> EncodedMedia:
-        """Raises `MediaUrlRefused` for a URL that is not allowed, `MediaNotFetched` for one that leads to nothing,
-        `InvalidMedia` for too many bytes."""
+        """Fetch an image or video.
+
+        Raises `MediaUrlRefused` for a URL that is not allowed, `MediaNotFetched` if its host does not send an image or
+        video, and `InvalidMedia` for too many bytes.
+        """
         first = self._rules.read(url, param)
         try:
             async with self._slots, asyncio.timeout(self._settings.media_url_timeout):
                 started = time.monotonic()
                 data = await self._follow(first, kind, param)
-                self._took(time.monotonic() - started)
-                return encoded(_of_kind(data, kind, param), kind, param)
+                self._observe(time.monotonic() - started)
+                _check_kind(data, kind, param)
+                return encoded(data, kind, param)
         except (TimeoutError, httpx.TimeoutException):
             reason = "in time"
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
-            logger.info("a media was not fetched", extra={"host": host_of(first), "error": type(error).__name__})
+            logger.info("media not fetched", extra={"host": host_of(first), "error": type(error).__name__})
             reason = "from its host"
         raise MediaNotFetched(f"the {kind} could not be fetched {reason}", param=param)
 
     async def _follow(self, url: httpx.URL, kind: Kind, param: str) -> bytes:
-        for _ in range(self._settings.media_url_redirects + 1):
+        max_redirects = self._settings.media_url_redirects
+        for _ in range(max_redirects + 1):
             async with aclosing(self._transport()) as transport:
                 response = await transport.handle_async_request(await self._request(url, param))
                 async with aclosing(response):
                     if response.status_code not in REDIRECTS:
                         return await self._body(response, kind, param)
                     url = self._rules.read(str(url.join(response.headers.get("location", ""))), param)
-        raise MediaNotFetched(f"the {kind}'s URL leads to another URL, which is not followed", param=param)
+        raise MediaNotFetched(f"the {kind}'s URL redirects too often, the limit is {max_redirects}", param=param)
 
     def _transport(self) -> httpx.AsyncHTTPTransport:
-        # one for each connection, which was made for one name; a bare transport has no cookies, proxies or redirects
+        # one per connection, which is for one name; a bare transport has no cookies, proxies or redirects
         self._trust = self._trust or ssl.create_default_context()
         return httpx.AsyncHTTPTransport(verify=self._trust, trust_env=False, http2=False, retries=0)
 
     async def _request(self, url: httpx.URL, param: str) -> httpx.Request:
-        """To an address that was checked, under the name that was asked for."""
+        """Return a request to a checked address, under the URL's name."""
         addresses = await self._resolve(host_of(url), port_of(url))
         if not addresses or not all(map(self._rules.allows, addresses)):
-            raise MediaUrlRefused("this server does not fetch from where the URL's host leads", param=param)
+            message = "this server does not fetch from the address that the URL's host resolves to"
+            raise MediaUrlRefused(message, param=param)
         idle = self._settings.media_url_idle_timeout
         return httpx.Request(
             "GET",
@@ -106,27 +115,27 @@ class Fetcher:
 
     async def _body(self, response: httpx.Response, kind: Kind, param: str) -> bytes:
         if response.status_code != httpx.codes.OK:
-            raise MediaNotFetched(f"the {kind}'s host answered {response.status_code}", param=param)
+            raise MediaNotFetched(f"the {kind}'s host responded with status {response.status_code}", param=param)
         if response.headers.get("content-encoding", "identity").lower() != "identity":
-            # a small body could become a large one
-            raise MediaNotFetched(f"the {kind}'s host sent it compressed, unasked", param=param)
+            # a small body could expand to a large one
+            raise MediaNotFetched(f"the {kind}'s host sent a compressed response, which is not accepted", param=param)
         limit, data = self._settings.max_media_bytes, bytearray()
         check_size(_length(response), limit, param)
-        async for piece in response.aiter_raw():
-            check_size(len(data) + len(piece), limit, param)
-            data += piece
+        async for chunk in response.aiter_raw():
+            check_size(len(data) + len(chunk), limit, param)
+            data += chunk
         return bytes(data)
 
 
-def _of_kind(data: bytes, kind: Kind, param: str) -> bytes:
-    """By its first bytes, whatever the host calls it: a page of an inner service never gets further than this."""
+def _check_kind(data: bytes, kind: Kind, param: str) -> None:
+    """Check the kind by the first bytes, whatever the host states: a page of an internal service goes no further."""
     with suppress(MediaError):
         if media_type_of(data).startswith(f"{kind}/"):
-            return data
-    raise MediaNotFetched(f"what the URL leads to is no {kind} that this server reads", param=param)
+            return
+    raise MediaNotFetched(f"the URL's content is not a supported {kind} format", param=param)
 
 
 def _length(response: httpx.Response) -> int:
-    """What the headers promise; the bytes are counted as they come."""
-    promised = response.headers.get("content-length", "")
-    return int(promised) if promised.isdecimal() else 0
+    """Return the length that the headers state, or 0; the bytes are counted as they arrive."""
+    length = response.headers.get("content-length", "")
+    return int(length) if length.isdecimal() else 0

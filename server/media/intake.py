@@ -1,6 +1,6 @@
-"""Where a request's media come in: a part that names a media becomes its encoded bytes, whatever it names it by.
+"""Media of requests: every part that names an image or video, by URL, data URL or id, becomes its encoded bytes.
 
-Nothing is decoded here, and what is stored is not even read: the worker may hold the media already.
+Nothing is decoded here, and stored media are not even read, since the worker may hold them already.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from server.settings import Settings
 
 
 class Intake:
+    """Reads the media of requests. `fetcher` fetches URLs, by default as the settings allow."""
+
     def __init__(self, settings: Settings, store: MediaStore, fetcher: Fetcher | None = None) -> None:
         self.settings = settings
         self.store = store
         self._fetcher = fetcher or Fetcher(settings)
 
     async def read(self, part: MediaPart, param: str) -> EncodedMedia:
-        """`param`: where the part stands in the request. Raises `InvalidRequest` or `MediaNotFound` that names it."""
+        """Read a part. Raises `InvalidRequest` and `MediaNotFound`.
+
+        `param` is its path in the request, which errors name.
+        """
         match part:
             case ImageUrlPart():
                 return await self.read_url(part.image_url.url, "image", f"{param}.image_url.url")
@@ -35,46 +40,45 @@ class Intake:
                 return await self._find(part.video_id, "video", f"{param}.video_id")
 
     async def read_all(self, parts: Mapping[str, MediaPart], param: str) -> dict[str, EncodedMedia]:
-        """Every part of a prompt under its place, side by side. `param`: the prompt that holds them."""
+        """Read the parts of a prompt concurrently. `parts` are by path in the request; `param` is the prompt's path."""
         self._check_number(len(parts), param)
-        reading = {place: asyncio.ensure_future(self.read(part, place)) for place, part in parts.items()}
+        tasks = {path: asyncio.ensure_future(self.read(part, path)) for path, part in parts.items()}
         try:
-            found = {place: await read for place, read in reading.items()}
+            media = {path: await task for path, task in tasks.items()}
         finally:
-            for read in reading.values():
-                read.cancel()
-            await asyncio.gather(*reading.values(), return_exceptions=True)
-        self._check_total(found, param)
-        return found
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+        # fetched media count as if sent in the body; stored media are read one by one, if at all
+        total = sum(item.num_bytes_in_memory for item in {item.digest: item for item in media.values()}.values())
+        if total > (limit := self.settings.max_body_bytes):
+            raise InvalidMedia(f"{total} bytes of media in one prompt, the limit is {limit}", param=param)
+        return media
 
-    async def find_all(self, names: Collection[str], param: str) -> list[EncodedMedia]:
-        """Stored media of a prompt by their ids: in a folder all by one thread, in an object store side by side."""
-        self._check_number(len(names), param)
+    async def find_all(self, media_ids: Collection[str], param: str) -> list[EncodedMedia]:
+        """Find stored media of a prompt. Raises `InvalidRequest` and `MediaNotFound`.
+
+        A local store is read by one thread, an object store concurrently.
+        """
+        self._check_number(len(media_ids), param)
         if self.store.is_local:
-            return await asyncio.to_thread(lambda: [self.store.find(name, param) for name in names])
-        return await asyncio.gather(*(asyncio.to_thread(self.store.find, name, param) for name in names))
+            return await asyncio.to_thread(lambda: [self.store.find(media_id, param) for media_id in media_ids])
+        return await asyncio.gather(*(asyncio.to_thread(self.store.find, media_id, param) for media_id in media_ids))
 
     async def read_url(self, url: str, kind: Kind, param: str) -> EncodedMedia:
-        """A data URL, or one of a host that may be fetched from."""
+        """Read a data URL, or fetch from an allowed host. Raises `InvalidRequest`."""
         if url.partition(":")[0].lower() not in ("http", "https"):
             return read_data_url(url, kind, max_bytes=self.settings.max_media_bytes, param=param)
-        if not self._fetcher.is_on:
+        if not self._fetcher.is_enabled:
             raise UnsupportedParameter(f"{kind} URLs are not fetched: send the bytes as a data URL", param=param)
         return await self._fetcher.fetch(url, kind, param)
 
-    async def _find(self, name: str, kind: Kind, param: str) -> EncodedMedia:
-        found = await asyncio.to_thread(self.store.find, name, param)
-        if found.kind != kind:
-            raise not_found(name, param)
-        return found
+    async def _find(self, media_id: str, kind: Kind, param: str) -> EncodedMedia:
+        media = await asyncio.to_thread(self.store.find, media_id, param)
+        if media.kind != kind:
+            raise not_found(media_id, param)
+        return media
 
     def _check_number(self, number: int, param: str) -> None:
         if number > (limit := self.settings.max_media_per_request):
             raise InvalidRequest(f"{number} images and videos in one prompt, the limit is {limit}", param=param)
-
-    def _check_total(self, found: Mapping[str, EncodedMedia], param: str) -> None:
-        """What was fetched counts as if it had come in the body. What is stored is read one by one, if at all."""
-        total = sum(len(media.data) for media in {m.digest: m for m in found.values()}.values() if media.is_at_hand)
-        if total > self.settings.max_body_bytes:
-            message = f"{total} bytes of media in one prompt, the limit is {self.settings.max_body_bytes}"
-            raise InvalidMedia(message, param=param)

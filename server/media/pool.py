@@ -1,6 +1,7 @@
-"""The decode pool: a few processes, one media each at a time. One that crashes or takes too long fails that media only.
+"""The decode pool: a few processes, each decoding one media item at a time.
 
-Pure asyncio. A process is started when it is first needed, and again after it was lost.
+A process that crashes or takes too long fails only its media item. Processes start on first use; a process that is
+lost is replaced.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 class DecodePool:
+    """Decodes media in processes, for the given vision encoder and within the limits of the settings."""
+
     def __init__(self, vision: VisionConfig, settings: Settings) -> None:
         limits = MediaLimits(
             max_bytes=settings.max_media_bytes,
@@ -40,32 +43,35 @@ class DecodePool:
             max_memory_bytes=settings.decode_memory_mb * 2**20,
         )
         self._timeout = settings.decode_timeout
-        # the one that came back last is taken first: it is warm
+        # the most recently used process is taken first: it is warm; None stands for one that has not started
         self._idle: asyncio.LifoQueue[Process | None] = asyncio.LifoQueue()
         self._processes: set[Process] = set()
         for _ in range(settings.decode_processes):
             self._idle.put_nowait(None)
 
     async def decode(self, media: EncodedMedia) -> Frames:
-        """Raises `InvalidMedia`, naming the part of the request that brought it; `MediaNotFound` for one that was
-        deleted since."""
+        """Decode an image or video.
+
+        Raises `InvalidMedia`, which names its path in the request, and `MediaNotFound` if its stored bytes have been
+        deleted.
+        """
         process = await self._idle.get()
         try:
-            # read when its turn has come: those that wait hold no memory
+            # read only now: media that wait for a process take no memory
             data = await media.read()
             process = process or await self._start()
-            reply = await self._ask(process, media.kind, data)
+            reply = await self._request(process, media.kind, data)
         except (TimeoutError, OSError, asyncio.IncompleteReadError) as error:
-            logger.warning("decode process lost", extra={"error": type(error).__name__, "media": media.id})
+            logger.warning("a decode process was lost", extra={"error": type(error).__name__, "media": media.id})
             raise InvalidMedia(self._reason(media, error), param=media.param) from None
         finally:
-            self._idle.put_nowait(self._keep(process))
+            self._idle.put_nowait(process if process in self._processes else None)
         if isinstance(reply, Refused):
             raise InvalidMedia(reply.message, param=media.param)
         return reply
 
     async def stop(self) -> None:
-        """Again if need be: the engine's client and the server share a pool, and each stops it."""
+        """Stop all processes. It may be called twice: the engine's client and the server share a pool."""
         while self._processes:
             process = self._processes.pop()
             with suppress(ProcessLookupError):
@@ -85,8 +91,11 @@ class DecodePool:
         _stdin(process).write(with_length(self._setup))
         return process
 
-    async def _ask(self, process: Process, kind: Kind, data: bytes) -> Frames | Refused:
-        """A process that does not answer to the end is killed, cancellation included: its streams are out of step."""
+    async def _request(self, process: Process, kind: Kind, data: bytes) -> Frames | Refused:
+        """Send a request and read its reply.
+
+        Any failure, cancellation included, kills the process, since its next reply could belong to this request.
+        """
         try:
             async with asyncio.timeout(self._timeout):
                 _stdin(process).write(with_length(Decode(kind=kind, data=data)))
@@ -102,9 +111,6 @@ class DecodePool:
         self._processes.discard(process)
         if process.returncode is None:
             process.kill()
-
-    def _keep(self, process: Process | None) -> Process | None:
-        return process if process in self._processes else None
 
     def _reason(self, media: EncodedMedia, error: Exception) -> str:
         if isinstance(error, TimeoutError):

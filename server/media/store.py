@@ -1,12 +1,11 @@
-"""Media that clients have uploaded, kept by content: the same bytes have one id, for good and on every replica.
+"""The media store: media that clients have uploaded, by content. The same bytes have the same id on every replica.
 
-One file a media, on any filesystem that fsspec knows: a line of JSON that describes it, then its bytes. A file is whole
-or absent: on a local disk it is written beside its place, synced, and renamed into it. All calls block.
+Each media item is a file on any filesystem that fsspec supports: a line of JSON that describes it, then its bytes. A
+file is complete or absent: on a local disk it is written to a temporary file, synced and renamed. All calls block.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import re
@@ -22,23 +21,27 @@ from fsspec.implementations.local import LocalFileSystem
 
 from model.media import MediaError, media_type_of
 from server.errors import MediaNotFound, StorageUnavailable
-from server.media.source import PREFIXES, EncodedMedia, Kind, encoded, media_id, source_digest
+from server.media import source
+from server.media.source import EncodedMedia, Kind, digest_of, encoded, kind_of, source_digest
 
 MEDIA_ID = re.compile(r"(img|vid)_[0-9a-f]{64}", re.ASCII)
-# the first line of a file is shorter
-MAX_HEAD_BYTES = 1024
-# files of one kind and first digest byte share a folder: img_0a
+# the maximum length of a file's first line
+MAX_HEADER_BYTES = 1024
+# files of one kind and first digest byte share a folder, such as img_0a
 FOLDER_CHARS = len("img_") + 2
 UNFINISHED = "unfinished"
-# a writer that has not come to its end by then is dead
+# the writer of an older unfinished file is dead
 UNFINISHED_SECONDS = 3600
 
 logger = logging.getLogger(__name__)
 
 
 class StoredMedia(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a media without its bytes. Width and height in pixels, of its first frame; `created` in Unix
-    seconds. None: was stored undecoded."""
+    """The description of a media item, without its bytes.
+
+    `width` and `height` are those of its first frame in pixels; they and `num_frames` are None if it was stored without
+    being decoded. `created` is in Unix seconds.
+    """
 
     id: str
     kind: Kind
@@ -50,28 +53,27 @@ class StoredMedia(msgspec.Struct, frozen=True, kw_only=True):
     num_frames: int | None = None
 
 
-encode_head = msgspec.json.Encoder().encode
-decode_head = msgspec.json.Decoder(StoredMedia).decode
+encode_header = msgspec.json.Encoder().encode
+decode_header = msgspec.json.Decoder(StoredMedia).decode
 
 
 class MediaStore:
-    """`url`: a folder, or any URL of fsspec (`s3://bucket/media`, `memory://`)."""
+    """The store at `url`: a folder, or any URL of fsspec (`s3://bucket/media`, `memory://`)."""
 
     def __init__(self, url: str) -> None:
-        # without fsspec's memory of folders, which other replicas write to
+        # without fsspec's cache of listings, since other replicas write to the same folders
         self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
         self.is_local = isinstance(self._fs, LocalFileSystem)
 
     def put(
         self, data: bytes, kind: Kind, *, size: tuple[int, int] | None = None, num_frames: int | None = None
     ) -> str:
-        """Returns the id. It is durable when this returns. Bytes that are stored already stay, unless this is the first
-        time that their size is told."""
-        name = media_id(kind, source_digest(data, kind))
-        if self.exists(name) and (size is None or self.describe(name).width is not None):
-            return name
-        head = StoredMedia(
-            id=name,
+        """Store media, durably, and return its id. An existing file stays, unless its size is known only now."""
+        media_id = source.media_id(kind, source_digest(data, kind))
+        if self.exists(media_id) and (size is None or self.describe(media_id).width is not None):
+            return media_id
+        header = StoredMedia(
+            id=media_id,
             kind=kind,
             media_type=_media_type(data),
             num_bytes=len(data),
@@ -81,70 +83,70 @@ class MediaStore:
             num_frames=num_frames,
         )
         with _storage_errors():
-            self._write(self._path(name), encode_head(head) + b"\n" + data)
-        return name
+            self._write(self._path(media_id), encode_header(header) + b"\n" + data)
+        return media_id
 
-    def find(self, name: str, param: str = "") -> EncodedMedia:
-        """Without its bytes, which are read when they are asked for. Raises `MediaNotFound`."""
-        if not self.exists(name):
-            raise not_found(name, param)
-        kind: Kind = "image" if name.startswith(PREFIXES["image"]) else "video"
-        digest = bytes.fromhex(name.removeprefix(PREFIXES[kind]))
-        return EncodedMedia(kind=kind, data=lambda: self.get(name, param).data, digest=digest, param=param)
+    def find(self, media_id: str, param: str = "") -> EncodedMedia:
+        """Return a media item whose bytes are read on first use. Raises `MediaNotFound`.
 
-    def get(self, name: str, param: str = "") -> EncodedMedia:
-        """Raises `MediaNotFound`; bytes that are no longer those of their id count as lost."""
-        head, _, data = self._read(name, None, param).partition(b"\n")
-        media = encoded(data, decode_head(head).kind, param)
-        if media.id != name:
-            logger.error("stored media is damaged", extra={"media": name})
-            raise not_found(name, param)
+        `param` is its path in the request.
+        """
+        kind = kind_of(media_id)
+        if kind is None or not self.exists(media_id):
+            raise not_found(media_id, param)
+        return EncodedMedia(
+            kind=kind, data=lambda: self.get(media_id, param).data, digest=digest_of(media_id), param=param
+        )
+
+    def get(self, media_id: str, param: str = "") -> EncodedMedia:
+        """Return a media item with its bytes. Raises `MediaNotFound`, also if their digest is no longer that of the id."""
+        header, _, data = self._read(media_id, None, param).partition(b"\n")
+        media = encoded(data, decode_header(header).kind, param)
+        if media.id != media_id:
+            logger.error("stored media is damaged", extra={"media": media_id})
+            raise not_found(media_id, param)
         return media
 
-    def describe(self, name: str, param: str = "") -> StoredMedia:
-        """Raises `MediaNotFound`."""
-        return decode_head(self._read(name, MAX_HEAD_BYTES, param).partition(b"\n")[0])
+    def describe(self, media_id: str, param: str = "") -> StoredMedia:
+        """Return the description of a media item. Raises `MediaNotFound`."""
+        return decode_header(self._read(media_id, MAX_HEADER_BYTES, param).partition(b"\n")[0])
 
-    def exists(self, name: str) -> bool:
+    def exists(self, media_id: str) -> bool:
         with _storage_errors():
-            return MEDIA_ID.fullmatch(name) is not None and bool(self._fs.exists(self._path(name)))
+            return MEDIA_ID.fullmatch(media_id) is not None and bool(self._fs.exists(self._path(media_id)))
 
-    def size(self, name: str) -> int:
-        """Bytes of the media. Raises `MediaNotFound`."""
-        return self.describe(name).num_bytes
+    def is_decoded(self, media_id: str) -> bool:
+        """Return whether the media item is stored, and was decoded before."""
+        return self.exists(media_id) and self.describe(media_id).num_frames is not None
 
-    def delete(self, name: str) -> None:
-        """Raises `MediaNotFound`."""
-        self._check(name, "")
-        with _storage_errors(), _absence(name, ""):
-            self._fs.rm_file(self._path(name))
+    def delete(self, media_id: str) -> None:
+        """Delete a media item. Raises `MediaNotFound`."""
+        _check_id(media_id, "")
+        with _storage_errors(), _missing_file(media_id, ""):
+            self._fs.rm_file(self._path(media_id))
 
     def names(self, kind: Kind | None = None, *, after: str = "") -> Iterator[str]:
-        """Ids in their order, those behind `after` only."""
-        prefixes = sorted(prefix for own, prefix in PREFIXES.items() if kind in (None, own))
+        """Yield the ids after `after`, in order, of one kind or of both."""
         for folder in self._listed(self._root):
-            if folder.startswith(tuple(prefixes)) and folder >= after[:FOLDER_CHARS]:
-                yield from (name for name in self._listed(f"{self._root}/{folder}") if name > after)
+            is_listed = kind_of(folder) == kind if kind else kind_of(folder) is not None
+            if is_listed and folder >= after[:FOLDER_CHARS]:
+                yield from (media_id for media_id in self._listed(f"{self._root}/{folder}") if media_id > after)
 
     def sweep(self) -> None:
-        """Remove what writers that were killed have left."""
+        """Remove the unfinished files of writers that were killed."""
         folder = Path(self._root, UNFINISHED)
         if self.is_local and folder.is_dir():
             for file in folder.iterdir():
                 if file.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
                     file.unlink(missing_ok=True)
 
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{name[:FOLDER_CHARS]}/{name}"
+    def _path(self, media_id: str) -> str:
+        return f"{self._root}/{media_id[:FOLDER_CHARS]}/{media_id}"
 
-    def _check(self, name: str, param: str) -> None:
-        if MEDIA_ID.fullmatch(name) is None:  # before it can become part of a path
-            raise not_found(name, param)
-
-    def _read(self, name: str, end: int | None, param: str) -> bytes:
-        self._check(name, param)
-        with _storage_errors(), _absence(name, param):
-            data: bytes = self._fs.cat_file(self._path(name), end=end)
+    def _read(self, media_id: str, end: int | None, param: str) -> bytes:
+        _check_id(media_id, param)
+        with _storage_errors(), _missing_file(media_id, param):
+            data: bytes = self._fs.cat_file(self._path(media_id), end=end)
         return data
 
     def _listed(self, folder: str) -> list[str]:
@@ -156,38 +158,44 @@ class MediaStore:
     def _write(self, path: str, content: bytes) -> None:
         if not self.is_local:
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self._fs.pipe_file(path, content)  # an object appears whole
+            self._fs.pipe_file(path, content)  # atomic in an object store
             return
-        place, unfinished = Path(path), Path(self._root, UNFINISHED)
-        for folder in (place.parent, unfinished):
+        target, unfinished = Path(path), Path(self._root, UNFINISHED)
+        for folder in (target.parent, unfinished):
             folder.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=unfinished)
         try:
-            with io.FileIO(descriptor, "wb") as file:
-                _write_all(file, content)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, place)
+            os.replace(temporary, target)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        _sync_folder(place.parent)
+        _sync_folder(target.parent)
 
 
-def not_found(name: str, param: str = "") -> MediaNotFound:
-    return MediaNotFound(f"there is no media {name[:80]!r}", param=param or None)
+def not_found(media_id: str, param: str = "") -> MediaNotFound:
+    return MediaNotFound(f"no image or video has the id {media_id[:80]!r}", param=param or None)
+
+
+def _check_id(media_id: str, param: str) -> None:
+    if MEDIA_ID.fullmatch(media_id) is None:  # before it becomes part of a path
+        raise not_found(media_id, param)
 
 
 @contextmanager
-def _absence(name: str, param: str) -> Iterator[None]:
+def _missing_file(media_id: str, param: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise not_found(name, param) from None
+        raise not_found(media_id, param) from None
 
 
 @contextmanager
 def _storage_errors() -> Iterator[None]:
-    """A full disk, missing rights, a store that does not answer: an operator's business, and told without paths."""
+    """Report a full disk, missing rights or an unreachable store, which concern the operator, without their paths."""
     try:
         yield
     except OSError as error:
@@ -202,14 +210,8 @@ def _media_type(data: bytes) -> str:
         return "application/octet-stream"
 
 
-def _write_all(file: io.FileIO, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[file.write(rest) :]
-
-
 def _sync_folder(folder: Path) -> None:
-    """The rename itself survives a power cut only once its folder is synced."""
+    """Sync the folder, without which the rename does not survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

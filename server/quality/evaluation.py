@@ -1,7 +1,7 @@
-"""Leave-one-out over a support set, as far as it is arithmetic: which cells to run, what one says, and what to send.
+"""The arithmetic of leave-one-out evaluation of a support set: its cells, their results, and the recommended setting.
 
-A cell is a strategy, a number of shots and a seed. In it each example is a query once, and its shots are chosen from the
-others, as a request would choose them. So the set says how well it will do before there is any other labelled data.
+A cell is a strategy, a number of shots and a seed. In a cell each example is the query once, and its shots are selected
+from the other examples, as for a request. This estimates the accuracy of a set without any other labelled data.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from server.quality.measures import Judged, standard_error, wilson
+from server.quality.measures import Predictions, standard_error, wilson
 from server.schemas.fewshot import Order, Strategy
 
-# strategies that draw their shots
+# strategies that draw shots at random
 SEEDED: frozenset[Strategy] = frozenset({"random", "balanced"})
 
 
@@ -32,7 +32,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One query: the right label's place, each label's probability, and what it took. `seconds`: where it was timed."""
+    """The result of a query: the index of the true label, the probability of each label, and the costs.
+
+    `seconds` is None unless the query was timed.
+    """
 
     truth: int
     probabilities: list[float]
@@ -44,9 +47,9 @@ class Outcome:
 
 
 def grid(ks: Sequence[int], strategies: Sequence[Strategy], seeds: Sequence[int], *, is_shuffled: bool) -> list[Cell]:
-    """Cells that can differ: a seed counts only where something is drawn, and no shots are no shots by any strategy.
+    """Return the distinct cells: seeds differ only if something is drawn, and without shots all strategies are equal.
 
-    `is_shuffled`: the order in the prompt, or one of several orders, is drawn too.
+    `is_shuffled`: the order in the prompt, or of its permutations, is drawn too.
     """
     cells = []
     for k, strategy, seed in product(dict.fromkeys(ks), dict.fromkeys(strategies), dict.fromkeys(seeds)):
@@ -56,29 +59,29 @@ def grid(ks: Sequence[int], strategies: Sequence[Strategy], seeds: Sequence[int]
 
 
 def stratified(labels: Sequence[str], count: int, seed: int) -> list[int]:
-    """Places of `count` of these, each label by its share (the largest remainders round up), in their order."""
+    """Return `count` indices in order, each label in proportion to its share (the largest remainders round up)."""
     if count >= len(labels):
         return list(range(len(labels)))
     by_label: dict[str, list[int]] = {}
-    for place, label in enumerate(labels):
-        by_label.setdefault(label, []).append(place)
+    for index, label in enumerate(labels):
+        by_label.setdefault(label, []).append(index)
     rng = Random(seed)
-    shares = {label: count * len(places) / len(labels) for label, places in by_label.items()}
-    left = count - sum(int(share) for share in shares.values())
-    # equal remainders are drawn
+    shares = {label: count * len(indices) / len(labels) for label, indices in by_label.items()}
+    num_remaining = count - sum(int(share) for share in shares.values())
+    # labels with equal remainders are in random order
     by_remainder = sorted(rng.sample(list(shares), len(shares)), key=lambda label: int(shares[label]) - shares[label])
-    extra = set(by_remainder[:left])
-    picked = [rng.sample(places, int(shares[label]) + (label in extra)) for label, places in by_label.items()]
-    return sorted(place for places in picked for place in places)
+    rounded_up = set(by_remainder[:num_remaining])
+    samples = [rng.sample(indices, int(shares[label]) + (label in rounded_up)) for label, indices in by_label.items()]
+    return sorted(index for sample in samples for index in sample)
 
 
 def cell_result(cell: Cell, outcomes: Sequence[Outcome], labels: Sequence[str]) -> dict[str, Any]:
-    """What a finished cell is remembered by. Cost is the mean over its queries."""
-    judged = Judged(np.array([o.probabilities for o in outcomes]), np.array([o.truth for o in outcomes]))
+    """Return the record of a finished cell. Costs are means over its queries."""
+    predictions = Predictions(np.array([o.probabilities for o in outcomes]), np.array([o.truth for o in outcomes]))
     return {
         **asdict(cell),
         "status": "completed",
-        **judged.summary(labels),
+        **predictions.summary(labels),
         "cost": {
             name: fmean(getattr(outcome, name) for outcome in outcomes)
             for name in ("prompt_tokens", "cached_tokens", "media", "media_encoded")
@@ -89,6 +92,7 @@ def cell_result(cell: Cell, outcomes: Sequence[Outcome], labels: Sequence[str]) 
 
 
 def failed_cell(cell: Cell, code: str, message: str) -> dict[str, Any]:
+    """Return the record of a cell that failed."""
     return {**asdict(cell), "status": "failed", "error": {"code": code, "message": message}}
 
 
@@ -100,9 +104,9 @@ def _latency(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def summarise(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each strategy and k with a finished cell: the mean over seeds.
+    """Return a row per strategy and k that has a finished cell: the means over seeds.
 
-    The interval is for as many answers as there are queries, not times the seeds: the same queries come again.
+    The number of answers for the interval is that of the queries, since all seeds run the same queries.
     """
     finished = [cell for cell in cells if cell["status"] == "completed"]
     by_setting = sorted(finished, key=_setting)
@@ -135,26 +139,26 @@ def _row(cells: list[dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """Always giving the answer that is right most often."""
+    """The accuracy of always answering with the most frequent label."""
 
     label: str
     accuracy: float
 
 
-def baseline(truths: Sequence[str]) -> Baseline:
-    label, count = Counter(truths).most_common(1)[0]
-    return Baseline(label, count / len(truths))
+def baseline(answers: Sequence[str]) -> Baseline:
+    label, count = Counter(answers).most_common(1)[0]
+    return Baseline(label, count / len(answers))
 
 
 def recommend(
     rows: Sequence[dict[str, Any]], support_set: str, version: int, order: Order | None, always: Baseline
 ) -> dict[str, Any] | None:
-    """The smallest k, and its strategy, that is within one standard error of the best; None without a finished row."""
+    """Return the setting with the smallest k within one standard error of the best, if any cell has finished."""
     if not rows:
         return None
     best = max(rows, key=lambda row: (row["accuracy"], -row["k"]))
-    near = [row for row in rows if row["accuracy"] >= best["accuracy"] - best["standard_error"]]
-    chosen = min(near, key=lambda row: (row["k"], -row["accuracy"], row["prompt_tokens"]))
+    candidates = [row for row in rows if row["accuracy"] >= best["accuracy"] - best["standard_error"]]
+    chosen = min(candidates, key=lambda row: (row["k"], -row["accuracy"], row["prompt_tokens"]))
     examples = {
         "support_set": support_set,
         "version": version,
@@ -172,23 +176,24 @@ def recommend(
 
 def _reason(chosen: dict[str, Any], best: dict[str, Any], always: Baseline) -> list[str]:
     low, high = chosen["accuracy_interval"]
-    said = [
-        f"{_name(chosen)} answers {chosen['accuracy']:.3f} of {chosen['queries']} left-out examples right "
-        f"(95% interval {low:.3f} to {high:.3f}), with {chosen['prompt_tokens']:.0f} prompt tokens a query."
+    sentences = [
+        f"{_name(chosen)} has an accuracy of {chosen['accuracy']:.3f} on {chosen['queries']} left-out examples "
+        f"(95% interval {low:.3f} to {high:.3f}), with {chosen['prompt_tokens']:.0f} prompt tokens per query."
     ]
     if chosen is best:
-        said.append("No other setting answers more of them right with as few shots.")
+        sentences.append("No other setting is more accurate with as few shots.")
     else:
-        said.append(
-            f"The best, {_name(best)}, answers {best['accuracy']:.3f} right with {best['prompt_tokens']:.0f} tokens; "
-            f"the difference is within one standard error ({best['standard_error']:.3f})."
+        sentences.append(
+            f"The best setting, {_name(best)}, has an accuracy of {best['accuracy']:.3f} with "
+            f"{best['prompt_tokens']:.0f} tokens; the difference is within one standard error "
+            f"({best['standard_error']:.3f})."
         )
     if low <= always.accuracy:
-        said.append(
-            f"This is not shown to be better than always answering {always.label!r}, which is right in "
+        sentences.append(
+            f"This is not significantly better than always answering {always.label!r}, whose accuracy is "
             f"{always.accuracy:.3f}."
         )
-    return said
+    return sentences
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""Runs evaluations: one at a time, after all other traffic, cell by cell, each stored when it is finished.
+"""Runs evaluations one at a time and cell by cell, with lower priority than all other requests.
 
-Its requests have the last priority and only a few run at once. While the engine is unavailable it waits; a cell that
-cannot be computed (a prompt that is too long, for instance) fails, and the others go on.
+Each finished cell is stored. Only a few queries run concurrently. The runner waits while the engine is unavailable; a
+cell that cannot be computed, for instance because a prompt is too long, fails alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 
 from server.engine_client.client import Client
 from server.errors import ServerError, Unavailable
-from server.fewshot.classification import classify, run_together
+from server.fewshot.classification import classify, run_concurrently
 from server.fewshot.prompting import assemble, find_template
 from server.fewshot.retrieval import SPACES
 from server.fewshot.shots import ShotSource
@@ -37,10 +37,10 @@ from server.store.records import Example
 
 # after every client's request: lower runs first
 PRIORITY = 2**31 - 1
-# how often a lease is renewed and progress written, and how often evaluations of other servers are looked for
+# intervals for renewing a lease and storing progress, and for finding evaluations that other servers created
 RENEW_SECONDS = 2.0
 POLL_SECONDS = 10.0
-# queries of a cell that run alone, on warm media, to measure its latency
+# queries of a cell that run one after the other, on warm media, to measure latency
 MAX_TIMED = 8
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0
 CANCEL_SECONDS = 5.0
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LeaveOneOut:
-    """Answers an example of a support set with shots from the others, as `/v1/classify` would."""
+    """Classifies an example of a support set with shots from the other examples, like `/v1/classify`."""
 
     shots: ShotSource
     client: Client
@@ -78,7 +78,7 @@ class LeaveOneOut:
         )
 
     async def warm(self, queries: Sequence[Example]) -> None:
-        """Encode the media of these queries, as those of the shots are by now."""
+        """Encode the media of these queries; those of the shots have been encoded by earlier queries."""
         store = self.shots.intake.store
         names = [media_id for query in queries for media_id in query.media]
         media = await asyncio.to_thread(lambda: [store.find(name) for name in names])
@@ -86,14 +86,14 @@ class LeaveOneOut:
             await self.client.embed(media)
 
     async def queries(self, evaluation: Evaluation, plan: Plan) -> list[Example]:
-        """Raises `SupportSetNotFound`."""
+        """Return the examples that are queries. Raises `SupportSetNotFound`."""
         version = await self.shots.support_sets.get_version(evaluation.support_set, evaluation.version)
         by_id = {example.id: example for example in version.examples}
         return [by_id[example_id] for example_id in plan.queries]
 
     def _fields(self, evaluation: Evaluation, plan: Plan, cell: Cell, query: Example) -> FewShotFields:
         template = find_template(plan.template, self.model.config)
-        shown = placeholders(template.beginning)
+        fields = placeholders(template.beginning)
         compares_text = "text" in SPACES.get(cell.strategy, ())
         return FewShotFields(
             examples=ExamplesFields(
@@ -106,32 +106,31 @@ class LeaveOneOut:
             ),
             query=QueryFields(
                 media=[stored_media_part(media_id) for media_id in query.media] if template.has_media else [],
-                question=query.question if "question" in shown or compares_text else "",
-                text=query.text if "text" in shown else "",
+                question=query.question if "question" in fields or compares_text else "",
+                text=query.text if "text" in fields else "",
             ),
             template=plan.template,
         )
 
 
 class EvaluationRunner:
-    """Takes evaluations from the database, one at a time, for as long as the server runs."""
+    """Claims evaluations from the database and runs them, one at a time, while the server runs."""
 
     def __init__(self, evaluations: Evaluations, leave_one_out: LeaveOneOut, num_lanes: int) -> None:
         self._evaluations = evaluations
         self._leave_one_out = leave_one_out
         self._num_lanes = num_lanes
-        # of this run of this server
-        self._holder = uuid.uuid4().hex
-        self._working: asyncio.Task[None] | None = None
+        self._holder = uuid.uuid4().hex  # identifies this run of this server in leases
+        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._working = asyncio.create_task(self._work())
+        self._task = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
-        """Release the evaluation under way, which continues after its last finished cell at the next start."""
-        if self._working is not None:
-            await _end(self._working)
-            await self._evaluations.let_go(self._holder)
+        """Release the running evaluation; it continues after its last finished cell at the next start."""
+        if self._task is not None:
+            await _cancel(self._task)
+            await self._evaluations.release(self._holder)
 
     async def _work(self) -> None:
         while True:
@@ -140,28 +139,28 @@ class EvaluationRunner:
                 while (evaluation := await self._evaluations.claim(self._holder)) is not None:
                     await self._run(evaluation)
             except Exception:
-                # probably the database is unavailable: the evaluation is still there when it is back
-                logger.exception("evaluations are interrupted")
+                # probably the database is unavailable; the evaluation is claimed again when it is back
+                logger.exception("running evaluations failed")
             with suppress(TimeoutError):
-                # not wait_for, which may swallow a cancellation that comes with the event
+                # not wait_for, which may swallow a cancellation that arrives together with the event
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._evaluations.added.wait()
 
     async def _run(self, evaluation: Evaluation) -> None:
         running = _RunningEvaluation(evaluation, self._evaluations, self._leave_one_out, self._num_lanes, self._holder)
-        working = asyncio.create_task(running.work())
-        renewing = asyncio.create_task(running.renew())
+        work = asyncio.create_task(running.work())
+        renewal = asyncio.create_task(running.renew())
         try:
-            await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, renewal}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await _end(working, renewing)
-        for task in (working, renewing):
+            await _cancel(work, renewal)
+        for task in (work, renewal):
             if not task.cancelled():
                 task.result()
 
 
-async def _end(*tasks: asyncio.Task[None]) -> None:
-    """Cancel tasks, repeatedly if need be: a task group raises a failure that meets a cancellation."""
+async def _cancel(*tasks: asyncio.Task[None]) -> None:
+    """Cancel tasks until they end: a task group may raise a concurrent failure in place of the cancellation."""
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:
             task.cancel()
@@ -169,7 +168,7 @@ async def _end(*tasks: asyncio.Task[None]) -> None:
 
 
 class _RunningEvaluation:
-    """One evaluation under way, leased to `holder`."""
+    """A running evaluation that is leased to `holder`."""
 
     def __init__(
         self,
@@ -188,7 +187,7 @@ class _RunningEvaluation:
         self._queries_done = len(evaluation.cells) * len(self._plan.queries)
 
     async def renew(self) -> None:
-        """Return when the evaluation was cancelled, deleted, or taken over by another holder."""
+        """Renew the lease until the evaluation is cancelled, deleted, or claimed by another holder."""
         while await self._evaluations.renew(self._evaluation.id, self._holder, self._queries_done):
             await asyncio.sleep(RENEW_SECONDS)
 
@@ -205,7 +204,7 @@ class _RunningEvaluation:
                     return
             await evaluations.finish(evaluation_id, self._holder, "completed")
         except Unavailable:
-            raise  # it is claimed again
+            raise  # the evaluation will be claimed again
         except ServerError as error:
             await self._fail(error)
         except Exception:
@@ -217,11 +216,11 @@ class _RunningEvaluation:
         await self._evaluations.finish(self._evaluation.id, self._holder, "failed", report)
 
     async def _run_cell(self, cell: Cell, queries: Sequence[Example]) -> dict[str, Any]:
-        """Run most queries a few at a time, the last ones alone to measure their latency."""
+        """Run most queries concurrently, and the last ones one after the other to measure latency."""
         timed = queries[-MAX_TIMED:]
-        others, outcomes = iter(queries[: -len(timed)]), list[Outcome]()
+        untimed, outcomes = iter(queries[: -len(timed)]), list[Outcome]()
         try:
-            await run_together([self._run_lane(cell, others, outcomes) for _ in range(self._num_lanes)])
+            await run_concurrently([self._run_lane(cell, untimed, outcomes) for _ in range(self._num_lanes)])
             await _when_available(partial(self._leave_one_out.warm, timed))
             await self._run_lane(cell, iter(timed), outcomes, is_timed=True)
         except Unavailable:
@@ -233,7 +232,7 @@ class _RunningEvaluation:
     async def _run_lane(
         self, cell: Cell, queries: Iterator[Example], outcomes: list[Outcome], *, is_timed: bool = False
     ) -> None:
-        """Answer queries one after the other; lanes share the iterator."""
+        """Answer queries one after the other; concurrent lanes share the iterator."""
         for query in queries:
             answer = partial(self._leave_one_out.answer, self._evaluation, self._plan, cell, query, is_timed)
             outcomes.append(await _when_available(answer))
@@ -241,12 +240,12 @@ class _RunningEvaluation:
 
 
 async def _when_available(work: Callable[[], Awaitable[Result]]) -> Result:
-    """Do the work, repeated with growing pauses while the engine is loading or restarting."""
+    """Do the work; while the engine is unavailable, retry with growing pauses."""
     pause = FIRST_PAUSE
     while True:
         try:
             return await work()
         except Unavailable as error:
-            logger.info("an evaluation waits", extra={"code": error.code, "pause_seconds": pause})
+            logger.info("an evaluation is waiting", extra={"code": error.code, "pause_seconds": pause})
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)

@@ -1,24 +1,22 @@
-"""Evaluations in the database: what was asked, how far it is, and each finished cell, so that no finished work is lost.
+"""Evaluations in the database: their plan, their progress, and the result of each finished cell.
 
-A server that works on one holds it by a lease that it renews. When the server dies the lease runs out, and whichever
-server is there then goes on behind the last finished cell. All methods leave the event loop free.
+A server that runs one holds it by a lease, which it renews. If the server dies, the lease expires, and another server
+resumes after the last finished cell, so no finished work is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+import msgspec
 from sqlalchemy import JSON, ForeignKey, String, func, insert, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from server.errors import EvaluationNotFound, Overloaded
-from server.store.database import Base, Database
+from server.store.database import Base, Database, new_id
 
 ID_PREFIX = "eval_"
 LEASE_SECONDS = 30.0
@@ -27,12 +25,12 @@ MAX_UNFINISHED = 64
 Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 UNFINISHED: tuple[Status, ...] = ("queued", "running")
 
-Result = TypeVar("Result")
-
 
 class EvaluationRow(Base):
-    """`plan`: the request and all that was settled when it came; times are in Unix seconds. A support set may go while
-    its evaluations stay."""
+    """An evaluation, which outlives its support set.
+
+    `plan` holds the request and everything that was derived from it on arrival. Times are in Unix seconds.
+    """
 
     __tablename__ = "evaluations"
 
@@ -41,28 +39,28 @@ class EvaluationRow(Base):
     version: Mapped[int]
     status: Mapped[str] = mapped_column(String(16), index=True)
     plan: Mapped[dict[str, Any]] = mapped_column(JSON)
-    queries_done: Mapped[int]
+    queries_done: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    holder: Mapped[str] = mapped_column(String(64))
-    held_until: Mapped[float]
+    holder: Mapped[str] = mapped_column(String(64), default="")
+    held_until: Mapped[float] = mapped_column(default=0.0)
 
 
 class CellRow(Base):
-    """`place`: of the cell in its evaluation's plan."""
+    """The result of a finished cell. `index` is that of the cell in the evaluation's plan."""
 
     __tablename__ = "evaluation_cells"
 
     evaluation_id: Mapped[str] = mapped_column(ForeignKey("evaluations.id", ondelete="CASCADE"), primary_key=True)
-    place: Mapped[int] = mapped_column(primary_key=True)
+    index: Mapped[int] = mapped_column("place", primary_key=True)
     result: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """`cells`: results by the place of their cell in the plan, the finished ones."""
+    """An evaluation without the database. `cells` are the results of the finished cells, by index in the plan."""
 
     id: str
     support_set: str
@@ -74,11 +72,11 @@ class Evaluation:
     started_at: float | None
     finished_at: float | None
     error: dict[str, Any] | None
-    cells: dict[int, dict[str, Any]]
+    cells: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
 class Evaluations:
-    """`added` is set when there is something to work on that was not there before."""
+    """The evaluations of a database. `added` is set when this process has added one."""
 
     def __init__(self, database: Database) -> None:
         self.added = asyncio.Event()
@@ -87,170 +85,136 @@ class Evaluations:
     # for clients
 
     async def create(self, support_set: str, version: int, plan: Mapping[str, Any]) -> Evaluation:
-        """Raises `Overloaded` when too many wait already."""
+        """Queue an evaluation. Raises `Overloaded` if too many are unfinished."""
 
         def add(session: Session, now: float) -> Evaluation:
-            waiting = session.scalar(_count().where(EvaluationRow.status.in_(UNFINISHED))) or 0
-            if waiting >= MAX_UNFINISHED:
-                raise Overloaded(f"{waiting} evaluations wait already, the limit is {MAX_UNFINISHED}")
+            num_unfinished = session.scalar(
+                select(func.count()).select_from(EvaluationRow).where(EvaluationRow.status.in_(UNFINISHED))
+            )
+            if num_unfinished is not None and num_unfinished >= MAX_UNFINISHED:
+                raise Overloaded(f"{num_unfinished} evaluations are unfinished, the limit is {MAX_UNFINISHED}")
             row = EvaluationRow(
-                id=_new_id(),
+                id=new_id(ID_PREFIX),
                 support_set=support_set,
                 version=version,
                 status="queued",
                 plan=dict(plan),
-                queries_done=0,
                 created_at=now,
-                holder="",
-                held_until=0.0,
             )
             session.add(row)
             session.flush()
-            return _evaluation(row, {})
+            return _without_cells(row)
 
-        created = await self._write(add)
+        evaluation = await self._database.write(add)
         self.added.set()
-        return created
+        return evaluation
 
-    async def get(self, name: str) -> Evaluation:
-        """Raises `EvaluationNotFound`."""
-        return await self._read(lambda session, now: _evaluation(_find(session, name), _cells(session, name)))
+    async def get(self, evaluation_id: str) -> Evaluation:
+        """Return an evaluation with its cells. Raises `EvaluationNotFound`."""
+        return await self._database.read(lambda session, now: _with_cells(session, _find(session, evaluation_id)))
 
     async def page(self, support_set: str | None, after: str, limit: int) -> list[Evaluation]:
-        """The next ones behind the id `after`, in the order of their creation, without their cells."""
+        """Return the evaluations that were created after the one with the id `after`, oldest first, without cells."""
         query = select(EvaluationRow).where(EvaluationRow.id > after).order_by(EvaluationRow.id).limit(limit)
         if support_set is not None:
             query = query.where(EvaluationRow.support_set == support_set)
-        return await self._read(lambda session, now: [_evaluation(row, {}) for row in session.scalars(query)])
+        return await self._database.read(lambda session, now: [_without_cells(row) for row in session.scalars(query)])
 
-    async def cancel(self, name: str) -> Evaluation:
-        """What has ended already stays as it ended. Raises `EvaluationNotFound`."""
+    async def cancel(self, evaluation_id: str) -> Evaluation:
+        """Cancel an evaluation, unless it has finished already. Raises `EvaluationNotFound`."""
 
         def end(session: Session, now: float) -> Evaluation:
-            row = _find(session, name, lock=True)
+            row = _find(session, evaluation_id, lock=True)
             if row.status in UNFINISHED:
                 row.status, row.finished_at = "cancelled", now
             session.flush()
-            return _evaluation(row, _cells(session, name))
+            return _with_cells(session, row)
 
-        return await self._write(end)
+        return await self._database.write(end)
 
-    async def delete(self, name: str) -> None:
-        """Raises `EvaluationNotFound`."""
+    async def delete(self, evaluation_id: str) -> None:
+        """Delete an evaluation with its cells. Raises `EvaluationNotFound`."""
+        await self._database.write(lambda session, now: session.delete(_find(session, evaluation_id, lock=True)))
 
-        def remove(session: Session, now: float) -> None:
-            session.delete(_find(session, name, lock=True))
-
-        await self._write(remove)
-
-    # for who works on them
+    # for the server that runs them
 
     async def claim(self, holder: str) -> Evaluation | None:
-        """The oldest that nobody works on, held from now on; None: there is none."""
+        """Lease the oldest unfinished evaluation that no server holds, if any."""
 
         def take(session: Session, now: float) -> Evaluation | None:
-            free = (EvaluationRow.status.in_(UNFINISHED), EvaluationRow.held_until <= now)
-            query = select(EvaluationRow).where(*free).order_by(EvaluationRow.id).limit(1)
+            is_free = (EvaluationRow.status.in_(UNFINISHED), EvaluationRow.held_until <= now)
+            query = select(EvaluationRow).where(*is_free).order_by(EvaluationRow.id).limit(1)
             row = session.scalar(query.with_for_update(skip_locked=True))
             if row is None:
                 return None
             row.status, row.holder, row.held_until = "running", holder, now + LEASE_SECONDS
             row.started_at = row.started_at or now
             session.flush()
-            return _evaluation(row, _cells(session, row.id))
+            return _with_cells(session, row)
 
-        return await self._write(take)
+        return await self._database.write(take)
 
-    async def renew(self, name: str, holder: str, queries_done: int) -> bool:
-        """Whether it is still to be worked on by this holder."""
-
-        def extend(session: Session, now: float) -> bool:
-            values = {"held_until": now + LEASE_SECONDS, "queries_done": queries_done}
-            return _change(session, name, holder, values)
-
-        return await self._write(extend)
+    async def renew(self, evaluation_id: str, holder: str, queries_done: int) -> bool:
+        """Renew the lease and record progress; return False if this holder no longer has the lease."""
+        return await self._database.write(
+            lambda session, now: _renew(session, evaluation_id, holder, queries_done, now)
+        )
 
     async def finish_cell(
-        self, name: str, holder: str, place: int, result: Mapping[str, Any], queries_done: int
+        self, evaluation_id: str, holder: str, index: int, result: Mapping[str, Any], queries_done: int
     ) -> bool:
-        """False, and nothing is kept, when it is no longer this holder's to work on."""
+        """Store the result of a cell; return False, and store nothing, if this holder no longer has the lease."""
 
-        def keep(session: Session, now: float) -> bool:
-            values = {"held_until": now + LEASE_SECONDS, "queries_done": queries_done}
-            is_held = _change(session, name, holder, values)
+        def store(session: Session, now: float) -> bool:
+            is_held = _renew(session, evaluation_id, holder, queries_done, now)
             if is_held:
-                session.execute(insert(CellRow).values(evaluation_id=name, place=place, result=dict(result)))
+                session.execute(insert(CellRow).values(evaluation_id=evaluation_id, index=index, result=dict(result)))
             return is_held
 
-        return await self._write(keep)
+        return await self._database.write(store)
 
-    async def finish(self, name: str, holder: str, status: Status, error: Mapping[str, Any] | None = None) -> None:
-        await self._write(
-            lambda session, now: _change(
-                session, name, holder, {"status": status, "finished_at": now, "error": error, "held_until": 0.0}
-            )
-        )
+    async def finish(
+        self, evaluation_id: str, holder: str, status: Status, error: Mapping[str, Any] | None = None
+    ) -> None:
+        """End an evaluation, unless this holder no longer has the lease."""
 
-    async def let_go(self, holder: str) -> None:
-        """Stop working on what this holder has before its end: another, or its next life, may go on at once."""
-        where = (EvaluationRow.holder == holder, EvaluationRow.status == "running")
-        await self._write(
-            lambda session, now: session.execute(update(EvaluationRow).where(*where).values(held_until=0))
-        )
+        def end(session: Session, now: float) -> None:
+            _change(session, evaluation_id, holder, status=status, finished_at=now, error=error, held_until=0.0)
 
-    async def _read(self, work: Callable[[Session, float], Result]) -> Result:
-        return await asyncio.to_thread(self._database.read, lambda session: work(session, time.time()))
+        await self._database.write(end)
 
-    async def _write(self, work: Callable[[Session, float], Result]) -> Result:
-        """What has begun is waited for, also when it is cancelled: no write comes after its caller has gone."""
-        write = partial(self._database.write, lambda session: work(session, time.time()))
-        writing = asyncio.ensure_future(asyncio.to_thread(write))
-        try:
-            return await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait({writing})
-            raise
+    async def release(self, holder: str) -> None:
+        """End the leases of this holder: another server, or this one after a restart, may resume at once."""
+        is_held = (EvaluationRow.holder == holder, EvaluationRow.status == "running")
+
+        def end(session: Session, now: float) -> None:
+            session.execute(update(EvaluationRow).where(*is_held).values(held_until=0))
+
+        await self._database.write(end)
 
 
-def _new_id() -> str:
-    """In the order of time, so that a list by id is a list by age."""
-    return f"{ID_PREFIX}{time.time_ns() // 1_000_000:012x}{uuid.uuid4().hex[:16]}"
-
-
-def _count() -> Any:
-    return select(func.count()).select_from(EvaluationRow)
-
-
-def _find(session: Session, name: str, *, lock: bool = False) -> EvaluationRow:
-    row = session.get(EvaluationRow, name, with_for_update=lock or None)
+def _find(session: Session, evaluation_id: str, *, lock: bool = False) -> EvaluationRow:
+    row = session.get(EvaluationRow, evaluation_id, with_for_update=lock or None)
     if row is None:
-        raise EvaluationNotFound(f"there is no evaluation {name[:80]!r}")
+        raise EvaluationNotFound(f"no evaluation {evaluation_id[:80]!r}")
     return row
 
 
-def _cells(session: Session, name: str) -> dict[int, dict[str, Any]]:
-    rows = session.scalars(select(CellRow).where(CellRow.evaluation_id == name).order_by(CellRow.place))
-    return {row.place: row.result for row in rows}
+def _renew(session: Session, evaluation_id: str, holder: str, queries_done: int, now: float) -> bool:
+    return _change(session, evaluation_id, holder, held_until=now + LEASE_SECONDS, queries_done=queries_done)
 
 
-def _change(session: Session, name: str, holder: str, values: Mapping[str, Any]) -> bool:
-    where = (EvaluationRow.id == name, EvaluationRow.holder == holder, EvaluationRow.status == "running")
-    changed = session.execute(update(EvaluationRow).where(*where).values(**values))
+def _change(session: Session, evaluation_id: str, holder: str, **values: Any) -> bool:
+    """Change a running evaluation; return False if this holder no longer has the lease."""
+    is_held = (EvaluationRow.id == evaluation_id, EvaluationRow.holder == holder, EvaluationRow.status == "running")
+    changed = session.execute(update(EvaluationRow).where(*is_held).values(**values))
     return bool(changed.rowcount)  # type: ignore[attr-defined]
 
 
-def _evaluation(row: EvaluationRow, cells: dict[int, dict[str, Any]]) -> Evaluation:
-    status: Status = row.status  # type: ignore[assignment]
-    return Evaluation(
-        id=row.id,
-        support_set=row.support_set,
-        version=row.version,
-        status=status,
-        plan=row.plan,
-        queries_done=row.queries_done,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        error=row.error,
-        cells=cells,
-    )
+def _with_cells(session: Session, row: EvaluationRow) -> Evaluation:
+    cells = session.scalars(select(CellRow).where(CellRow.evaluation_id == row.id).order_by(CellRow.index))
+    return replace(_without_cells(row), cells={cell.index: cell.result for cell in cells})
+
+
+def _without_cells(row: EvaluationRow) -> Evaluation:
+    return msgspec.convert(row, Evaluation, from_attributes=True)

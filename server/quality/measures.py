@@ -1,11 +1,12 @@
-"""What a set of judged answers says: accuracy with its interval, confusion, calibration error, Brier score, likelihood.
+"""Measures of a set of predictions: accuracy with its interval, confusion, calibration error, Brier score, likelihood.
 
-Each answer is a vector of probabilities over the same labels, and the label that is right.
+A prediction is a vector of probabilities over the labels, and its true label is known.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,27 +19,30 @@ Array = NDArray[np.float64]
 # two-sided 95% of the normal distribution
 Z = 1.959963984540054
 NUM_BINS = 10
-# a right answer that was called impossible costs this many nats, not infinitely many
+# the cost in nats of a true label with probability 0, instead of infinity
 MAX_SURPRISE = 100.0
 
 
-def wilson(right: float, total: int) -> tuple[float, float]:
-    """The 95% interval of a share. `right` may be a mean over repetitions on the same `total` queries."""
-    share, square = right / total, Z * Z
+def wilson(num_correct: float, total: int) -> tuple[float, float]:
+    """Return the 95% interval of a proportion (Wilson's score interval).
+
+    `num_correct` may be a mean over repetitions on the same `total` queries.
+    """
+    share, square = num_correct / total, Z * Z
     centre = (share + square / (2 * total)) / (1 + square / total)
     half = Z / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def standard_error(right: float, total: int) -> float:
-    """Of a share, from its interval: never zero, also where every answer was right."""
-    low, high = wilson(right, total)
+def standard_error(num_correct: float, total: int) -> float:
+    """Return the standard error of a proportion, from its interval: never zero, even if all are correct."""
+    low, high = wilson(num_correct, total)
     return (high - low) / (2 * Z)
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Answers whose confidence lies in [low, high) (the last bin: high included)."""
+    """The predictions whose confidence lies in [low, high), or [low, high] in the last bin."""
 
     low: float
     high: float
@@ -48,76 +52,75 @@ class Bin:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """Probabilities [Q, C] of Q answers over C labels, and the right label's place for each. Q is at least 1."""
+class Predictions:
+    """Probabilities [Q, C] of Q queries over C labels, and the index of the true label of each. Q is at least 1."""
 
     probabilities: Array
     truth: NDArray[np.int64]
 
     @property
-    def predicted(self) -> NDArray[np.int64]:
-        places: NDArray[np.int64] = self.probabilities.argmax(1)
-        return places
+    def labels(self) -> NDArray[np.int64]:
+        """The index of the most likely label of each query: [Q]."""
+        indices: NDArray[np.int64] = self.probabilities.argmax(1)
+        return indices
 
     @property
-    def is_right(self) -> NDArray[np.bool_]:
-        right: NDArray[np.bool_] = self.predicted == self.truth
-        return right
+    def is_correct(self) -> NDArray[np.bool_]:
+        """True for each query whose most likely label is the true one: [Q]."""
+        is_correct: NDArray[np.bool_] = self.labels == self.truth
+        return is_correct
 
     @property
     def confidence(self) -> Array:
-        highest: Array = self.probabilities.max(1)
-        return highest
+        """The highest probability of each query: [Q]."""
+        confidence: Array = self.probabilities.max(1)
+        return confidence
 
     def confusion(self, labels: Sequence[str]) -> dict[str, dict[str, int]]:
-        """Right label -> answered label -> how often; what never happened is left out."""
+        """Return the number of queries by true and predicted label, without zeros."""
         table: dict[str, dict[str, int]] = {}
-        for right, answered in zip(self.truth.tolist(), self.predicted.tolist(), strict=True):
-            row = table.setdefault(labels[right], {})
-            row[labels[answered]] = row.get(labels[answered], 0) + 1
+        for (truth, predicted), count in Counter(zip(self.truth.tolist(), self.labels.tolist(), strict=True)).items():
+            table.setdefault(labels[truth], {})[labels[predicted]] = count
         return table
 
     def brier(self) -> float:
-        """Mean squared distance to the right answer, 0 to 2."""
-        return float(((self.probabilities - self._targets()) ** 2).sum(1).mean())
+        """Return the mean squared distance to the true label, 0 to 2."""
+        truth = np.eye(self.probabilities.shape[1])[self.truth]
+        return float(((self.probabilities - truth) ** 2).sum(1).mean())
 
     def nll(self) -> float:
-        """Mean negative log-probability of the right answer, in nats."""
-        right = self.probabilities[np.arange(len(self.truth)), self.truth]
-        return float(-np.log(np.maximum(right, math.exp(-MAX_SURPRISE))).mean())
+        """Return the mean negative log-probability of the true label, in nats."""
+        probability = self.probabilities[np.arange(len(self.truth)), self.truth]
+        return float(-np.log(np.maximum(probability, math.exp(-MAX_SURPRISE))).mean())
 
     def bins(self, count: int = NUM_BINS) -> list[Bin]:
-        """Equal widths over the confidence."""
-        places = np.minimum((self.confidence * count).astype(int), count - 1)
-        return [self._bin(places == place, place / count, (place + 1) / count) for place in range(count)]
+        """Return bins of equal width over the confidence."""
+        indices = np.minimum((self.confidence * count).astype(int), count - 1)
+        return [self._bin(indices == index, index / count, (index + 1) / count) for index in range(count)]
 
     def calibration_error(self, count: int = NUM_BINS) -> float:
-        """Expected calibration error: how far confidence is from accuracy, bin by bin, weighted by the answers in it."""
-        found = [one for one in self.bins(count) if one.count]
-        gaps = (one.count * abs((one.confidence or 0.0) - (one.accuracy or 0.0)) for one in found)
+        """Return the expected calibration error: the distance of confidence and accuracy, averaged over queries."""
+        gaps = (b.count * abs((b.confidence or 0.0) - (b.accuracy or 0.0)) for b in self.bins(count))
         return math.fsum(gaps) / len(self.truth)
 
     def summary(self, labels: Sequence[str]) -> dict[str, Any]:
-        right, total = int(self.is_right.sum()), len(self.truth)
-        low, high = wilson(right, total)
+        """Return all measures by the names that the API gives them."""
+        num_correct, total = int(self.is_correct.sum()), len(self.truth)
         return {
             "queries": total,
-            "correct": right,
-            "accuracy": right / total,
-            "accuracy_interval": [low, high],
+            "correct": num_correct,
+            "accuracy": num_correct / total,
+            "accuracy_interval": list(wilson(num_correct, total)),
             "confusion": self.confusion(labels),
             "expected_calibration_error": self.calibration_error(),
-            "bins": [asdict(one) for one in self.bins()],
+            "bins": [asdict(b) for b in self.bins()],
             "brier": self.brier(),
             "nll": self.nll(),
         }
 
-    def _targets(self) -> Array:
-        eye: Array = np.eye(self.probabilities.shape[1])[self.truth]
-        return eye
-
-    def _bin(self, inside: NDArray[np.bool_], low: float, high: float) -> Bin:
-        count = int(inside.sum())
+    def _bin(self, is_inside: NDArray[np.bool_], low: float, high: float) -> Bin:
+        count = int(is_inside.sum())
         if not count:
             return Bin(low, high, 0, None, None)
-        return Bin(low, high, count, float(self.confidence[inside].mean()), float(self.is_right[inside].mean()))
+        confidence, accuracy = self.confidence[is_inside].mean(), self.is_correct[is_inside].mean()
+        return Bin(low, high, count, float(confidence), float(accuracy))

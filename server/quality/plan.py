@@ -1,4 +1,4 @@
-"""The plan of an evaluation: settled and checked when it is requested, stored, and followed by whoever runs it."""
+"""The plan of an evaluation: checked and stored when it is requested, and executed later by an evaluation runner."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from server.fewshot.scoring import Weighing
 from server.fewshot.selection import SelectionError, check
 from server.fewshot.templates import Template
 from server.quality.evaluation import Cell, grid, stratified
-from server.schemas.evaluations import EvaluateRequest
 from server.schemas.fewshot import Order
+from server.schemas.support_sets import EvaluateRequest
 from server.served_model import ServedModel
 from server.store.records import Example, SupportSet
 
@@ -24,7 +24,7 @@ DEFAULT_K = (0, 1, 2, 4, 8, 16)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What an evaluation computes; `queries` has the ids of the examples that are left out in turn."""
+    """The work of an evaluation; `queries` has the ids of the examples that are left out in turn."""
 
     template: Any
     order: Order | None
@@ -35,7 +35,7 @@ class Plan:
 
 
 def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedModel, max_media: int) -> Plan:
-    """Raises `InvalidRequest` for an evaluation that these examples do not allow."""
+    """Return the plan of a request. Raises `InvalidRequest` for an evaluation that is impossible with these examples."""
     examples = support_set.examples
     template = find_template(fields.template, model.config)
     cells = _cells(fields, len(examples) - 1, template, max_media)
@@ -53,15 +53,15 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
 
 
 def answer_of(example: Example) -> str:
-    """Return the right answer to an example: its label or, without one, its text."""
+    """Return the correct answer of an example: its label or, without one, its text."""
     return example.label or example.text
 
 
-def _cells(fields: EvaluateRequest, num_others: int, template: Template, max_media: int) -> list[Cell]:
-    if num_others < 1:
-        raise InvalidRequest("leaving one out needs a support set of two examples or more", param="k")
-    most = min(num_others, max_media - 1) if template.has_media else num_others
-    ks = fields.k or [k for k in DEFAULT_K if k <= most]
+def _cells(fields: EvaluateRequest, num_selectable: int, template: Template, max_media: int) -> list[Cell]:
+    if num_selectable < 1:
+        raise InvalidRequest("an evaluation needs a support set with at least two examples", param="k")
+    max_k = min(num_selectable, max_media - 1) if template.has_media else num_selectable
+    ks = fields.k or [k for k in DEFAULT_K if k <= max_k]
     strategies = fields.strategies or (["random", "rices_image"] if template.has_media else ["random"])
     is_shuffled = fields.order == "shuffled" or fields.permutations > 1
     cells = grid(ks, strategies, fields.seeds, is_shuffled=is_shuffled)
@@ -70,22 +70,22 @@ def _cells(fields: EvaluateRequest, num_others: int, template: Template, max_med
         raise InvalidRequest(message, param="k")
     for cell in cells:
         if cell.k:
-            _check_cell(cell, num_others, fields.order)
+            _check_cell(cell, num_selectable, fields.order)
     return cells
 
 
-def _check_cell(cell: Cell, num_others: int, order: Order | None) -> None:
+def _check_cell(cell: Cell, num_selectable: int, order: Order | None) -> None:
     try:
-        check(cell.strategy, num_others, cell.k, order)
+        check(cell.strategy, num_selectable, cell.k, order)
     except SelectionError as error:
-        raise InvalidRequest(f"{error} (one is left out)", param=error.field) from None
+        raise InvalidRequest(f"{error} (one example is left out)", param=error.field) from None
 
 
 def _check_answers(examples: Sequence[Example], labels: set[str]) -> None:
     for example in examples:
         if not answer_of(example):
-            message = f"the example {example.id!r} has neither label nor text: it has no right answer"
+            message = f"the example {example.id!r} has neither a label nor a text, so it has no correct answer"
             raise InvalidRequest(message, param="candidates")
         if answer_of(example) not in labels:
-            message = f"the example {example.id!r} is {answer_of(example)[:80]!r}, which is no candidate"
+            message = f"the answer {answer_of(example)[:80]!r} of the example {example.id!r} is not a candidate"
             raise InvalidRequest(message, param="candidates")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from starlette.datastructures import QueryParams
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from server.errors import InvalidRequest, UnsupportedParameter
 
@@ -15,6 +15,16 @@ SchemaType = TypeVar("SchemaType", bound="Schema")
 
 RequestId = Annotated[str, Field(pattern=r"^[\w.:-]{1,128}$")]
 User = Annotated[str, Field(max_length=256)]
+
+LIMIT = "The most entries of a page."
+AFTER = "The `last_id` of the page before."
+
+NULL = {"type": "null"}
+
+
+def with_example(**fields: Any) -> ConfigDict:
+    """Return the configuration of a schema whose documentation has an example."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
 class Schema(BaseModel):
@@ -25,31 +35,54 @@ class Schema(BaseModel):
     def _null_is_not_given(cls, values: Any) -> Any:
         return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Document null as a value of every optional field."""
+        reference = handler(schema)
+        document = handler.resolve_ref_schema(reference)
+        fields = document.get("properties", {})
+        for name in fields.keys() - document.get("required", ()):
+            fields[name] = or_null(fields[name])
+        return reference
+
+
+def or_null(field: JsonSchemaValue) -> JsonSchemaValue:
+    """Return the JSON schema of a field that may also be null."""
+    about = {key: value for key, value in field.items() if key in {"default", "description"}}
+    value = {key: value for key, value in field.items() if key not in about}
+    choices = value.get("anyOf", [value])
+    if NULL in choices or "null" in value.get("type", ()):
+        return field
+    if "type" not in value or "const" in value:
+        return {"anyOf": [*choices, NULL], **about}
+    enum = {"enum": [*value["enum"], None]} if "enum" in value else {}
+    return {**value, "type": [value["type"], "null"], **enum, **about}
+
 
 class ModelRequest(Schema):
     """A request that may name the model."""
 
-    model: str | None = None
+    model: str | None = Field(None, description="The name of the served model.")
 
 
 class TrackedRequest(ModelRequest):
     """A request whose answer carries an id, which the client may choose."""
 
-    request_id: RequestId | None = None
-    user: User | None = None
+    request_id: RequestId | None = Field(None, description="Becomes part of the `id` of the response.")
+    user: User | None = Field(None, description="Accepted and not used.")
 
 
 class PrioritizedRequest(TrackedRequest):
     """A request that waits in the engine's queue; a lower priority runs first."""
 
-    priority: int = Field(0, ge=-(2**31), le=2**31 - 1)
+    priority: int = Field(0, ge=-(2**31), le=2**31 - 1, description="Lower priorities run first.")
 
 
 class ListRequest(Schema):
     """The query of a route that lists: up to `limit` entries after the entry `after`."""
 
-    limit: Annotated[int, Field(ge=1, le=1000, strict=False)] = 20
-    after: Annotated[str, Field(max_length=128)] = ""
+    limit: Annotated[int, Field(ge=1, le=1000, strict=False, description=LIMIT)] = 20
+    after: Annotated[str, Field(max_length=128, description=AFTER)] = ""
 
 
 def list_page(entries: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
@@ -82,13 +115,6 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
         problems = error.errors(include_url=False, include_input=False)
         problem = next((p for p in problems if p["type"] in UNSUPPORTED), problems[0])
     raise _refusal(problem["type"], _param(problem["loc"]), problem["msg"], problem.get("ctx", {}))
-
-
-def read_query(schema: type[SchemaType], query: QueryParams) -> SchemaType:
-    """Read a query string as `read` reads a body; a repeated name is refused."""
-    if repeated := next((name for name in query if len(query.getlist(name)) > 1), None):
-        raise InvalidRequest(f"{repeated[:64]}: given more than once", param=repeated[:64])
-    return read(schema, json.dumps(dict(query)).encode())
 
 
 # pydantic's names for an unknown field and an unknown type of part

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from server.schemas.base import Schema, tag_of
+from server.schemas.base import Schema, tag_of, with_example
 from server.schemas.generation import MAX_LOGPROBS, GenerationFields, StructuredOutputs
 from server.schemas.prompt import ImageIdPart, ImageUrlPart, TextPart, VideoIdPart, VideoUrlPart
 
@@ -63,6 +63,10 @@ class UserMessage(Schema):
 
 
 class AssistantMessage(Schema):
+    """A message as a response has it: fields without a value may be sent back as null."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": {"type": "null"}})
+
     role: Literal["assistant"]
     content: Written
 
@@ -110,13 +114,17 @@ ResponseFormat = Annotated[
 
 
 class ChatRequest(GenerationFields):
+    model_config = with_example(messages=[{"role": "user", "content": "What is a flamingo?"}], max_tokens=8)
+
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
-    max_completion_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
-    logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    max_tokens: int | None = Field(None, ge=0, le=2**31 - 1, description="As `max_completion_tokens`.")
+    max_completion_tokens: int | None = Field(
+        None, ge=0, le=2**31 - 1, description=f"Without it {DEFAULT_MAX_TOKENS}, if there is room."
+    )
+    logprobs: bool = Field(False, description="Return the log-probabilities of the tokens.")
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Most likely tokens to return for each.")
     response_format: ResponseFormat = TextFormat(type="text")
-    template: TemplateName = "plain"
+    template: TemplateName = Field("plain", description="`plain`, or the name of a template of few-shot requests.")
     # only the values that match the server's behaviour: nothing is stored, the answer is text, no tool is called
     store: Literal[False] = False
     modalities: list[Literal["text"]] = Field([])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from server.fewshot.scoring import Calibration, ContentFree, Normalisation, Weighing
-from server.media.source import PREFIXES
-from server.schemas.base import ModelRequest, PrioritizedRequest, Schema, tag_of
+from server.media.source import kind_of
+from server.schemas.base import ModelRequest, PrioritizedRequest, Schema, tag_of, with_example
 from server.schemas.generation import CompletionFields
 from server.schemas.prompt import (
     ImageIdPart,
@@ -42,7 +44,7 @@ StoredOrSentPart = Annotated[
 class MediaFields(Schema):
     """Media in one of two forms: `media`, parts as in a prompt, or `image`, the URL or id of one image."""
 
-    image: str | None = Field(default=None, min_length=1)
+    image: str | None = Field(default=None, min_length=1, description="The URL or id of one image, instead of `media`.")
     media: list[StoredOrSentPart] = Field(default=[], max_length=64)
 
     @model_validator(mode="after")
@@ -56,18 +58,18 @@ class MediaFields(Schema):
 
 
 def _part(image: str) -> MediaPart:
-    if image.startswith(tuple(PREFIXES.values())):
+    if kind_of(image) is not None:
         return stored_media_part(image)
     return ImageUrlPart(type="image_url", image_url=MediaUrl(url=image))
 
 
 class ShotFields(MediaFields):
-    """A worked example in a request; `answer` is another name of `text`."""
+    """A worked example."""
 
     id: Name | None = None
-    text: str = ""
+    text: str = Field("", description="The answer.")
     question: str = ""
-    label: str = ""
+    label: str = Field("", description="The answer where a template shows labels, or `text` is empty.")
 
     @model_validator(mode="before")
     @classmethod
@@ -78,6 +80,13 @@ class ShotFields(MediaFields):
             raise ValueError("give either text or answer")
         return {("text" if key == "answer" else key): value for key, value in values.items() if key != "text"}
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        reference = super().__get_pydantic_json_schema__(schema, handler)
+        fields = handler.resolve_ref_schema(reference)["properties"]
+        fields["answer"] = {**fields["text"], "description": "Another name of `text`."}
+        return reference
+
 
 class QueryFields(MediaFields):
     text: str = ""
@@ -85,23 +94,27 @@ class QueryFields(MediaFields):
 
 
 class ExamplesFields(Schema):
-    """A selection of examples of a support set, of its latest version unless one is given."""
+    """Shots that are selected from a support set."""
 
-    support_set: Name
-    version: Version | None = None
-    k: int | None = Field(default=None, ge=0, le=MAX_SHOTS)
+    support_set: Name = Field(description="Its id or name.")
+    version: Version | None = Field(None, description="The latest one, if not given.")
+    k: int | None = Field(
+        default=None, ge=0, le=MAX_SHOTS, description="Without it 4, with `zero_shot` 2, or all if there are fewer."
+    )
     strategy: Strategy = "first"
     order: Order | None = None
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
 
 
 class TemplateFields(Schema):
-    """A template defined by the client; see `server.fewshot.templates`."""
+    """A template with the placeholders `{media}`, `{text}`, `{question}`, `{answer}` and `{label}`."""
 
     shot: str = Field(min_length=1, max_length=MAX_TEMPLATE)
-    query: str = Field(default="", max_length=MAX_TEMPLATE)
-    separator: str = Field(default="", max_length=1024)
-    end: str = Field(default="", max_length=1024)
+    query: str = Field(
+        default="", max_length=MAX_TEMPLATE, description="Without it, `shot` up to its last placeholder."
+    )
+    separator: str = Field(default="", max_length=1024, description="Follows each shot.")
+    end: str = Field(default="", max_length=1024, description="Ends an answer; without it, the model's end of chunk.")
 
 
 TemplateChoice = Annotated[
@@ -113,18 +126,28 @@ TemplateChoice = Annotated[
 class FewShotFields(Schema):
     """The fields of every route that shows the model shots before the query."""
 
-    shots: list[ShotFields] = Field(default=[], max_length=MAX_SHOTS)
-    examples: ExamplesFields | None = None
+    shots: list[ShotFields] = Field(default=[], max_length=MAX_SHOTS, description="Worked examples in prompt order.")
+    examples: ExamplesFields | None = Field(default=None, description="Shots from a support set instead.")
     query: QueryFields
     template: TemplateChoice = "caption"
-    # the paper's "zero-shot": shots without their media, which show only the form of an answer
-    zero_shot: bool = False
-    # leave out the first shots if the model's context has no room for all
-    truncate_shots: bool = False
+    zero_shot: bool = Field(
+        default=False,
+        description='Shots without media, which show only the form of an answer: the paper\'s "zero-shot".',
+    )
+    truncate_shots: bool = Field(
+        default=False, description="Leave out the first shots if the context has no room for all."
+    )
+
+
+EXAMPLE = {
+    "shots": [{"question": "2 + 2?", "text": "4"}, {"question": "3 + 3?", "text": "6"}],
+    "query": {"question": "1 + 1?"},
+    "template": {"shot": "{question} {answer}\n"},
+}
 
 
 class FewShotCompletionRequest(CompletionFields, FewShotFields):
-    pass
+    model_config = with_example(**EXAMPLE, max_tokens=8)
 
 
 class SearchRequest(ModelRequest):
@@ -143,7 +166,7 @@ CandidateText = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
 class LabelledCandidate(Schema):
-    """A candidate whose name in the response, `label`, is not the `text` that the model would write."""
+    """A candidate: its name in the response, and the text that the model would write."""
 
     label: Annotated[str, Field(min_length=1, max_length=256)]
     text: CandidateText
@@ -158,11 +181,13 @@ CandidateField = Annotated[
 class WeighingFields(Schema):
     """Options that turn the scores of candidates into probabilities."""
 
-    normalisation: Normalisation = "sum"
-    calibration: Calibration = "none"
-    content_free: ContentFree = "grey"
-    permutations: int = Field(1, ge=1, le=MAX_PERMUTATIONS)
-    seed: int = Field(0, ge=0, le=2**63 - 1)
+    normalisation: Normalisation = Field("sum", description="Of the log-probabilities of a candidate's tokens.")
+    calibration: Calibration = Field(
+        "none", description="`contextual` divides by the result of a query without content."
+    )
+    content_free: ContentFree = Field("grey", description="The media of the query without content.")
+    permutations: int = Field(1, ge=1, le=MAX_PERMUTATIONS, description="Orders of the shots to average over.")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="Draws the orders.")
 
     def weighing(self) -> Weighing:
         return Weighing(
@@ -175,9 +200,13 @@ class WeighingFields(Schema):
 
 
 class ClassifyRequest(FewShotFields, WeighingFields, PrioritizedRequest):
+    model_config = with_example(**EXAMPLE, candidates=["2", "3"])
+
     template: TemplateChoice = "classification"
-    candidates: list[CandidateField] = Field([], max_length=MAX_CANDIDATES)
-    top_k: int | None = Field(None, ge=1, le=MAX_CANDIDATES)
+    candidates: list[CandidateField] = Field(
+        [], max_length=MAX_CANDIDATES, description="Without them, the labels of the support set or of the shots."
+    )
+    top_k: int | None = Field(None, ge=1, le=MAX_CANDIDATES, description="Candidates in the response.")
 
 
 ScoredCandidate = Annotated[
@@ -188,5 +217,7 @@ ScoredCandidate = Annotated[
 
 
 class ScoreRequest(PrioritizedRequest):
+    model_config = with_example(prompt="A flamingo is", candidates=[" a bird", " a fish"])
+
     prompt: Prompt
     candidates: list[ScoredCandidate] = Field(min_length=1, max_length=MAX_CANDIDATES)

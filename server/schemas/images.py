@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from server.schemas.base import ListRequest, Schema
 
 
 class UploadRequest(Schema):
-    """An upload as JSON: `data` in base64, or a `url` as in a prompt's image_url or video_url part."""
+    """An image or a video, as `data` or as `url`."""
 
-    data: str | None = None
-    url: str | None = None
+    data: str | None = Field(None, description="The bytes in base64.")
+    url: str | None = Field(None, description="As in a prompt.")
     object: Literal["image", "video"] = "image"
 
     @model_validator(mode="after")
@@ -23,5 +23,11 @@ class UploadRequest(Schema):
         return self
 
 
+class UploadForm(Schema):
+    """A form with the bytes of an image or a video."""
+
+    file: bytes
+
+
 class ListImagesRequest(ListRequest):
-    object: Literal["image", "video"] | None = None
+    object: Literal["image", "video"] | None = Field(None, description="List these alone.")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from server.media.source import PREFIXES
+from server.media.source import kind_of
 from server.schemas.base import Schema, tag_of
 
 # short enough for an error message to repeat it; the media store checks whether it exists
@@ -14,9 +14,10 @@ MediaId = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class MediaUrl(Schema):
-    url: str
-    # OpenAI's hint on resolution: a Flamingo reads every picture at its encoder's one size
-    detail: Literal["auto", "low", "high"] = "auto"
+    url: str = Field(description="A data URL, or an https URL of a host that the server fetches from.")
+    detail: Literal["auto", "low", "high"] = Field(
+        default="auto", description="No effect: the encoder has one resolution."
+    )
 
 
 class ImageUrlPart(Schema):
@@ -44,7 +45,7 @@ MediaPart = ImageUrlPart | VideoUrlPart | ImageIdPart | VideoIdPart
 
 def stored_media_part(media_id: str) -> ImageIdPart | VideoIdPart:
     """Return the part that shows a stored image or video."""
-    if media_id.startswith(PREFIXES["video"]):
+    if kind_of(media_id) == "video":
         return VideoIdPart(type="video_id", video_id=media_id)
     return ImageIdPart(type="image_id", image_id=media_id)
 

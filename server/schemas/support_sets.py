@@ -1,4 +1,7 @@
-"""Requests about support sets. In a change of a set, `null` removes a value; elsewhere it means "not given"."""
+"""Requests about support sets and their evaluations.
+
+In a change of a set, `null` removes a value; elsewhere it means "not given".
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,30 @@ import re
 import time
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-from server.schemas.base import ListRequest, Schema
-from server.schemas.fewshot import Comparing, ShotFields, TemplateChoice, Version
+from server.schemas.base import AFTER, LIMIT, ListRequest, ModelRequest, Schema, with_example
+from server.schemas.fewshot import (
+    MAX_CANDIDATES,
+    MAX_SHOTS,
+    CandidateField,
+    Comparing,
+    Order,
+    ShotFields,
+    Strategy,
+    TemplateChoice,
+    Version,
+    WeighingFields,
+)
 from server.store.support_sets import ID_PREFIX
 
 MAX_TEXT = 65536
 MAX_METADATA_BYTES = 16384
 # ten years
 MAX_TTL = 315_360_000
+EXPECTED_VERSION = "Change nothing unless this is the latest version."
 
 
 def _no_zero(text: str) -> str:
@@ -84,8 +101,8 @@ Examples = Annotated[list[ExampleFields], AfterValidator(_different)]
 class Lifetime(Schema):
     """The lifetime of a set, in one of two forms; without one, the set stays until it is deleted."""
 
-    ttl_seconds: Seconds | None = None
-    expires_at: Moment | None = None
+    ttl_seconds: Seconds | None = Field(None, description="Seconds until the set expires.")
+    expires_at: Moment | None = Field(None, description="The same as a time in Unix seconds.")
 
     @model_validator(mode="after")
     def _one_form(self) -> Lifetime:
@@ -98,6 +115,8 @@ class Lifetime(Schema):
 
 
 class CreateRequest(Lifetime):
+    model_config = with_example(name="sums", examples=[{"id": "a1", "question": "2 + 2?", "text": "4"}])
+
     name: SetName | None = None
     examples: Examples = Field([])
     pinned: bool = False
@@ -108,12 +127,20 @@ class UpdateRequest(Lifetime):
     name: SetName | None = None
     pinned: bool = False
     metadata: Metadata | None = None
-    expected_version: Version | None = None
+    expected_version: Version | None = Field(None, description=EXPECTED_VERSION)
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_not_given(cls, values: Any) -> Any:
         return values  # here, null removes a value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Document no defaults: a field that is left out stays as it is."""
+        reference = handler(schema)
+        for field in handler.resolve_ref_schema(reference)["properties"].values():
+            field.pop("default", None)
+        return reference
 
     def changes(self, now: float) -> dict[str, Any]:
         names, changes = self.model_fields_set, dict[str, Any]()
@@ -129,21 +156,20 @@ class UpdateRequest(Lifetime):
 
 
 class PutExamplesRequest(Schema):
+    model_config = with_example(examples=[{"id": "a2", "question": "3 + 3?", "text": "6"}])
+
     examples: Annotated[Examples, Field(min_length=1)]
-    expected_version: Version | None = None
+    expected_version: Version | None = Field(None, description=EXPECTED_VERSION)
 
 
 class WarmRequest(Schema):
-    """A request to warm all media and, with a template, also the first `k` examples as a prompt of that template begins.
-
-    `strategy` names what is embedded besides media.
-    """
+    """The parts of a version to compute in advance: media always, vectors for the strategy, shots with a template."""
 
     version: Version | None = None
     strategy: Comparing = "rices_image"
     template: TemplateChoice | None = None
-    k: int | None = Field(None, ge=1, le=1024)
-    wait: bool = False
+    k: int | None = Field(None, ge=1, le=1024, description="Shots to compute, the first of the set.")
+    wait: bool = Field(False, description="Respond when the version is warm.")
 
     @model_validator(mode="after")
     def _k_is_of_a_template(self) -> WarmRequest:
@@ -153,32 +179,54 @@ class WarmRequest(Schema):
 
 
 class ListSetsRequest(ListRequest):
-    limit: Annotated[int, Field(ge=1, le=1000, strict=False)] = 100
-    after: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")] = ""
+    limit: Annotated[int, Field(ge=1, le=1000, strict=False, description=LIMIT)] = 100
+    after: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$", description=AFTER)] = ""
 
 
 class ListVersionsRequest(Schema):
-    limit: Annotated[int, Field(ge=1, le=1000, strict=False)] = 100
-    after: Annotated[int, Field(ge=0, le=2**31 - 1, strict=False)] = 0
+    limit: Annotated[int, Field(ge=1, le=1000, strict=False, description=LIMIT)] = 100
+    after: Annotated[
+        int, Field(ge=0, le=2**31 - 1, strict=False, description="The last version of the page before.")
+    ] = 0
 
 
 class ListExamplesRequest(ListSetsRequest):
-    version: QueryVersion | None = None
+    version: QueryVersion | None = Field(None, description="The latest one, if not given.")
 
 
 class VersionRequest(Schema):
-    version: QueryVersion | None = None
+    version: QueryVersion | None = Field(None, description="The latest one, if not given.")
 
 
 class ExpectedRequest(Schema):
-    expected_version: QueryVersion | None = None
+    expected_version: QueryVersion | None = Field(None, description=EXPECTED_VERSION)
 
 
 class RemoveExamplesRequest(ExpectedRequest):
-    """`id` has the ids of the examples, separated by commas."""
-
-    id: Annotated[str, Field(min_length=1, max_length=2**20)]
+    id: Annotated[str, Field(min_length=1, max_length=2**20, description="The ids of examples, separated by commas.")]
 
     @property
     def ids(self) -> list[str]:
         return list(dict.fromkeys(re.split(r",\s*", self.id)))
+
+
+class EvaluateRequest(WeighingFields, ModelRequest):
+    """A grid of strategies, numbers of shots and seeds; `seed` draws the queries."""
+
+    version: int | None = Field(None, ge=1)
+    k: list[Annotated[int, Field(ge=0, le=MAX_SHOTS)]] = Field(
+        [], max_length=32, description="Numbers of shots; 0, 1, 2, 4, 8 and 16, if not given."
+    )
+    strategies: list[Strategy] = Field([], max_length=16)
+    seeds: list[Annotated[int, Field(ge=0, le=2**63 - 1)]] = Field(
+        [0], min_length=1, max_length=32, description="Each draws the shots and their orders anew."
+    )
+    order: Order | None = None
+    template: TemplateChoice = "classification"
+    candidates: list[CandidateField] = Field([], max_length=MAX_CANDIDATES)
+    max_queries: int = Field(200, ge=1, le=100_000, description="Of a larger set, this many examples are left out.")
+
+
+class ListEvaluationsRequest(ListRequest):
+    limit: Annotated[int, Field(ge=1, le=100, strict=False, description=LIMIT)] = 20
+    support_set: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(None, description="Its id.")

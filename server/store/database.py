@@ -1,63 +1,59 @@
-"""The database behind what clients store: SQLite in a file, or PostgreSQL by URL, through one SQLAlchemy engine.
+"""The database of everything that clients store: SQLite in a file, or PostgreSQL by URL, through one SQLAlchemy engine.
 
-Work is a function of a session, run whole in one transaction: `read` sees one moment, `write` commits or leaves no
-trace. Calls block. What is acknowledged is on disk: SQLite runs with a write-ahead log and a sync at every commit.
+A transaction is a function of a session and the current time. `read` runs it on one snapshot; `write` commits it as a
+whole or not at all, and is durable when it returns: SQLite uses a write-ahead log and syncs at every commit.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text
+from sqlalchemy import Connection, Engine, create_engine, event, exc, insert, select, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import (
-    ArgumentError,
-    DBAPIError,
-    IntegrityError,
-    InterfaceError,
-    NoSuchModuleError,
-    OperationalError,
-)
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from server.errors import DatabaseUnavailable
 
-# raised by one whenever a table changes; a database of a later number is not touched
+# incremented whenever a table changes; a database with a higher number is not touched
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 15
 MAX_ATTEMPTS = 8
-# connections of one process: more work than this waits for its turn
+# connections of one process: transactions beyond these wait
 POOL = {"pool_size": 8, "max_overflow": 8, "pool_timeout": 30}
 FIRST_PAUSE = 0.005
-# any number will do, as long as every process of ours takes the same lock
+# an arbitrary number, the same in every process of this server
 SETUP_LOCK = 0x666C616D
 # PostgreSQL's serialization_failure, deadlock_detected, foreign_key_violation and unique_violation: another transaction
-# was quicker, and the same work succeeds or is refused for good when it sees what that one did
+# came first, and a retry succeeds, or is refused for good, once it sees the result of that one
 RETRIED_STATES = {"40001", "40P01", "23503", "23505"}
+# parameters of one statement: SQLite accepts 32766
+MAX_PARAMETERS = 1000
 
 Result = TypeVar("Result")
-Work = Callable[[Session], Result]
+Item = TypeVar("Item")
+Transaction = Callable[[Session, float], Result]
 
 logger = logging.getLogger(__name__)
 
 
 class DatabaseError(ValueError):
-    """The database cannot be used by this version of the server, or the URL names none; the message says why."""
+    """The database cannot be used by this version of the server, or the URL is invalid; the message says why."""
 
 
 class Base(DeclarativeBase):
-    """The root of every table."""
+    """The base class of every table."""
 
 
 class SchemaVersion(Base):
-    """One row: which version of the server's tables this database holds."""
+    """A single row: the version of the tables in this database."""
 
     __tablename__ = "schema_version"
 
@@ -66,7 +62,7 @@ class SchemaVersion(Base):
 
 
 class Database:
-    """`url`: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`. Connects when first used, and prepares itself."""
+    """A database by its URL: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`. It connects on first use."""
 
     def __init__(self, url: str) -> None:
         self._engine = _engine(_parsed(url))
@@ -75,63 +71,82 @@ class Database:
         self._is_prepared = False
         self._preparing = threading.Lock()
 
-    @property
-    def is_sqlite(self) -> bool:
-        return self._engine.dialect.name == "sqlite"
+    async def prepare(self) -> None:
+        """Create missing tables. Raises `DatabaseError` for a database of a newer server, and `DatabaseUnavailable`."""
+        await asyncio.to_thread(self._prepare)
 
-    def prepare(self) -> None:
-        """Make the tables. Raises `DatabaseError` for a database of a newer server, `DatabaseUnavailable`."""
+    async def read(self, transaction: Transaction[Result]) -> Result:
+        """Run `transaction` on one snapshot. Raises `DatabaseUnavailable`."""
+        return await asyncio.to_thread(self._run, self._reading, transaction)
+
+    async def write(self, transaction: Transaction[Result]) -> Result:
+        """Run `transaction` and commit it. Raises `DatabaseUnavailable`.
+
+        It is retried if another process has changed the rows that it read, so it must have no effects outside the
+        session. If the caller is cancelled, a transaction that has begun is still completed.
+        """
+        writing = asyncio.ensure_future(asyncio.to_thread(self._run, self._writing, transaction))
+        try:
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing})
+            raise
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _run(self, engine: Engine, transaction: Transaction[Result]) -> Result:
+        self._prepare()
+        return self._attempt(engine, transaction)
+
+    def _prepare(self) -> None:
         with self._preparing:
             if not self._is_prepared:
                 self._attempt(self._writing, _create_tables)
                 self._is_prepared = True
 
-    def read(self, work: Work[Result]) -> Result:
-        """What `work` finds at one moment. Raises `DatabaseUnavailable`."""
-        return self._run(self._reading, work)
-
-    def write(self, work: Work[Result]) -> Result:
-        """Run `work` and commit. It may run several times, where another process changed what it had read; so it must
-        do nothing but talk to the session. Raises `DatabaseUnavailable`."""
-        return self._run(self._writing, work)
-
-    def close(self) -> None:
-        self._engine.dispose()
-
-    def _run(self, engine: Engine, work: Work[Result]) -> Result:
-        if not self._is_prepared:
-            self.prepare()
-        return self._attempt(engine, work)
-
-    def _attempt(self, engine: Engine, work: Work[Result]) -> Result:
+    def _attempt(self, engine: Engine, transaction: Transaction[Result]) -> Result:
         pause = FIRST_PAUSE
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 with Session(engine, expire_on_commit=False) as session, session.begin():
-                    return work(session)
-            except DBAPIError as error:
+                    return transaction(session, time.time())
+            except exc.DBAPIError as error:
                 if not _is_contention(error):
                     raise _refusal(error) from error
                 if attempt == MAX_ATTEMPTS:
-                    if isinstance(error, IntegrityError):  # nobody is quicker so often
+                    if isinstance(error, exc.IntegrityError):  # no other transaction comes first that often
                         raise
                     raise DatabaseUnavailable("the database is busy: too many writers at once") from error
-            except PoolTimeout as error:
-                raise DatabaseUnavailable("the database is busy: too much work at once") from error
+            except exc.TimeoutError as error:
+                raise DatabaseUnavailable("the database is busy: too many transactions at once") from error
             time.sleep(pause * random.uniform(0.5, 1.5))
             pause *= 2
         raise AssertionError("the loop returns or raises")
 
 
+def new_id(prefix: str) -> str:
+    """Return a unique id that sorts by the time of its creation."""
+    return f"{prefix}{time.time_ns() // 1_000_000:012x}{uuid.uuid4().hex[:16]}"
+
+
+def chunked(values: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Yield slices of `values` that fit into the parameters of one statement."""
+    for start in range(0, len(values), MAX_PARAMETERS):
+        yield values[start : start + MAX_PARAMETERS]
+
+
 def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError:
-        raise DatabaseError("database: not a URL of the form sqlite:///FILE or postgresql://USER@HOST/NAME") from None
+    except exc.ArgumentError:
+        raise DatabaseError(
+            "database: expected a URL of the form sqlite:///FILE or postgresql://USER@HOST/NAME"
+        ) from None
     if parsed.drivername in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
-        raise DatabaseError(f"database: no support for {parsed.drivername}, only sqlite and postgresql")
+        raise DatabaseError(f"database: {parsed.drivername} is not supported, only sqlite and postgresql")
     if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise DatabaseError("database: a SQLite database needs a file, as in sqlite:////var/lib/flamboyance/data.db")
     return parsed
@@ -144,59 +159,59 @@ def _engine(url: URL) -> Engine:
             event.listen(engine, "begin", _begin_postgresql)
             return engine
         engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **POOL)
-    except (ImportError, NoSuchModuleError):
+    except (ImportError, exc.NoSuchModuleError):
         raise DatabaseError("database: PostgreSQL needs the package psycopg: pip install 'psycopg[binary]'") from None
-    event.listen(engine, "do_connect", _make_folder)
+    event.listen(engine, "do_connect", _create_folder)
     event.listen(engine, "connect", _open_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
-def _make_folder(_dialect: Any, _record: Any, arguments: list[Any], _keywords: dict[str, Any]) -> None:
+def _create_folder(_dialect: Any, _record: Any, arguments: list[Any], _keywords: dict[str, Any]) -> None:
     Path(arguments[0]).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _open_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions are begun below, by their kind
+    connection.isolation_level = None  # transactions are begun explicitly, see _begin_sqlite
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # a writer that began as a reader could find, too late, that another was quicker
+    # a writer that began as a reader would fail if another writer committed in between
     is_writing = connection.get_execution_options().get("is_writing", True)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing else "BEGIN")
 
 
 def _begin_postgresql(connection: Connection) -> None:
-    # a writer locks the rows that it goes by; a reader sees one moment
+    # a writer locks the rows that it depends on; a reader sees one snapshot
     if not connection.get_execution_options().get("is_writing", True):
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
 
-def _create_tables(session: Session) -> None:
+def _create_tables(session: Session, _now: float) -> None:
     connection = session.connection()
     if connection.dialect.name == "postgresql":
         session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": SETUP_LOCK})
     Base.metadata.create_all(connection, tables=[SchemaVersion.__table__])  # type: ignore[list-item]
-    found = session.scalar(select(SchemaVersion.version))
-    if found is not None and found > SCHEMA_VERSION:
+    version = session.scalar(select(SchemaVersion.version))
+    if version is not None and version > SCHEMA_VERSION:
         raise DatabaseError(
-            f"database: its tables are of version {found}, this server knows up to {SCHEMA_VERSION}: "
-            "run the server that wrote it, or a later one"
+            f"database: its schema has version {version}, this server supports up to {SCHEMA_VERSION}: "
+            "run the server that created it, or a later one"
         )
     Base.metadata.create_all(connection)
-    if found is None:
+    if version is None:
         session.execute(insert(SchemaVersion).values(id=1, version=SCHEMA_VERSION))
 
 
-def _is_contention(error: DBAPIError) -> bool:
+def _is_contention(error: exc.DBAPIError) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     return state in RETRIED_STATES or "FOREIGN KEY" in str(error.orig) or "UNIQUE constraint" in str(error.orig)
 
 
-def _refusal(error: DBAPIError) -> Exception:
-    if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
-        logger.error("the database does not answer", extra={"error": str(error.orig).strip()})
-        return DatabaseUnavailable("the database does not answer")
+def _refusal(error: exc.DBAPIError) -> Exception:
+    if isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated:
+        logger.error("the database does not respond", extra={"error": str(error.orig).strip()})
+        return DatabaseUnavailable("the database does not respond")
     return error

@@ -1,119 +1,210 @@
-"""Which media of the store support sets refer to, so that none goes that is referred to and none stays that is not.
+"""References from support sets to stored media: media are kept while they are referred to, and then deleted.
 
-A request leases its media, stores their bytes, and refers to them in the transaction that gives the leases back. Bytes
-are deleted under the lock of their row, and only without reference or lease: whoever leases later stores them again.
-What a client uploaded by itself has a row that says so, and is not swept.
+A request leases its media, stores their bytes, and refers to them in the transaction that releases the leases. Bytes
+are deleted under the lock of their row, and only without reference or lease: a later lease stores them again. Media
+that a client uploaded separately have a row that says so, and are not swept. If a writer dies, its leases expire.
 """
 
 from __future__ import annotations
 
+import asyncio
+import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import delete, exists, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from server.errors import MediaInUse
-from server.media.store import MediaStore
+from server.errors import MediaInUse, Unavailable
+from server.media.pool import DecodePool
+from server.media.source import EncodedMedia
+from server.media.store import MediaStore, not_found
+from server.store.database import Database, Result, Transaction, chunked
 from server.store.tables import EmbeddingRow, ExampleMediaRow, LeaseRow, MediaRow
 
 # far longer than storing the media of one request takes
 LEASE_SECONDS = 900.0
-# deleted in one transaction: others who write wait for it
+MAX_LEASES = 3
+# deleted in one transaction, for which other writers wait
 MEDIA_PER_SWEEP = 16
-# parameters of one statement: SQLite takes 32766
-MAX_PARAMETERS = 1000
+# decoded concurrently: the first that is invalid saves decoding the rest
+DECODE_BATCH = 16
 
 
 class LeaseLost(Exception):
-    """The media were stored so slowly that they may be gone again: lease and store them once more."""
+    """A lease expired before its media were referred to, so they may have been deleted: lease and store them again."""
 
 
-def lease(session: Session, sizes: Mapping[str, int], uploaded: set[str], holder: str, now: float) -> None:
-    """`sizes`: bytes by media id; `uploaded`: those of them that a client has stored by itself."""
-    known = _known(session, sizes)
-    new = [
-        {"media_id": media_id, "num_bytes": size, "is_uploaded": media_id in uploaded}
+@dataclass(frozen=True, slots=True)
+class MediaInfo:
+    """The results of decoding a media item: width and height of its first frame, and the number of frames."""
+
+    size: tuple[int, int] | None = None
+    num_frames: int | None = None
+
+
+class MediaReferences:
+    """The media store as support sets use it. `decoder` decodes new media before they are stored; None skips that."""
+
+    def __init__(self, database: Database, store: MediaStore, decoder: DecodePool | None = None) -> None:
+        self._database = database
+        self._store = store
+        self._decoder = decoder
+
+    async def write(self, media: Mapping[str, EncodedMedia], transaction: Transaction[Result]) -> Result:
+        """Store `media`, by id, and run `transaction`, which may refer to them.
+
+        Raises `InvalidMedia`, `MediaNotFound` and `Unavailable`.
+        """
+        infos = await self._decode(media)
+        for _ in range(MAX_LEASES):
+            holder = await self._lease(media)
+            await asyncio.to_thread(self._put, media, infos)
+            try:
+                return await self._database.write(partial(_commit, transaction, holder, len(media)))
+            except LeaseLost:
+                continue
+        raise Unavailable("the media could not be stored in time")
+
+    async def mark_uploaded(self, media_id: str, num_bytes: int) -> None:
+        """Record that a client uploaded this media item: it outlives the support sets that refer to it."""
+
+        def mark(session: Session, now: float) -> None:
+            marked = session.execute(update(MediaRow).where(MediaRow.media_id == media_id).values(is_uploaded=True))
+            if not marked.rowcount:  # type: ignore[attr-defined]
+                # the row exists from now on, so that a later lease finds it
+                session.execute(insert(MediaRow).values(media_id=media_id, num_bytes=num_bytes, is_uploaded=True))
+
+        await self._database.write(mark)
+
+    async def delete(self, media_id: str) -> None:
+        """Delete a media item from the store. Raises `MediaInUse` and `MediaNotFound`."""
+
+        def remove(session: Session, now: float) -> None:
+            row = session.scalar(select(MediaRow).where(MediaRow.media_id == media_id).with_for_update())
+            if is_used(session, media_id, now):
+                raise MediaInUse(f"the media {media_id[:80]!r} is used by a support set")
+            if row is not None:
+                _delete_rows(session, [media_id], now)
+            self._store.delete(media_id)
+
+        await self._database.write(remove)
+
+    async def sweep(self) -> None:
+        """Delete the media, rows and bytes, that came with support sets which no longer exist."""
+        while await self._database.write(self._delete_unused):
+            pass
+
+    def _delete_unused(self, session: Session, now: float) -> int:
+        """Delete up to `MEDIA_PER_SWEEP` media, and return their number."""
+        unused = (
+            select(MediaRow.media_id)
+            .where(
+                ~MediaRow.is_uploaded,
+                ~exists().where(ExampleMediaRow.media_id == MediaRow.media_id),
+                ~exists().where(LeaseRow.media_id == MediaRow.media_id, LeaseRow.expires_at > now),
+            )
+            .order_by(MediaRow.media_id)
+            .limit(MEDIA_PER_SWEEP)
+            .with_for_update(skip_locked=True)
+        )
+        media_ids = list(session.scalars(unused))
+        _delete_rows(session, media_ids, now)
+        for media_id in media_ids:
+            if self._store.exists(media_id):
+                self._store.delete(media_id)
+        return len(media_ids)
+
+    async def _decode(self, media: Mapping[str, EncodedMedia]) -> dict[str, MediaInfo]:
+        """Decode the media that have never been decoded. Raises `InvalidMedia`."""
+        if self._decoder is None:
+            return {}
+        new = await asyncio.to_thread(self._undecoded, media)
+        infos: dict[str, MediaInfo] = {}
+        for start in range(0, len(new), DECODE_BATCH):
+            batch = new[start : start + DECODE_BATCH]
+            decoded = await asyncio.gather(*map(self._decoder.decode, batch))
+            for item, frames in zip(batch, decoded, strict=True):
+                infos[item.id] = MediaInfo(frames.size, frames.shape[0])
+        return infos
+
+    def _undecoded(self, media: Mapping[str, EncodedMedia]) -> list[EncodedMedia]:
+        return [item for media_id, item in media.items() if item.is_in_memory and not self._store.is_decoded(media_id)]
+
+    async def _lease(self, media: Mapping[str, EncodedMedia]) -> str:
+        """Lease the media, so that they are not swept, and return the holder of the leases. Raises `MediaNotFound`."""
+        holder = uuid.uuid4().hex
+        sizes, stored = await asyncio.to_thread(self._sizes, media)
+        await self._database.write(lambda session, now: _add_leases(session, sizes, stored, holder, now))
+        return holder
+
+    def _sizes(self, media: Mapping[str, EncodedMedia]) -> tuple[dict[str, int], set[str]]:
+        """Return the number of bytes of each media item, and the ids of those that are stored already."""
+        sizes = {
+            media_id: len(item.data) if item.is_in_memory else self._store.describe(media_id).num_bytes
+            for media_id, item in media.items()
+        }
+        return sizes, {media_id for media_id in media if self._store.exists(media_id)}
+
+    def _put(self, media: Mapping[str, EncodedMedia], infos: Mapping[str, MediaInfo]) -> None:
+        """Store the bytes. Raises `MediaNotFound` for a stored media item that has been deleted in the meantime."""
+        for media_id, item in media.items():
+            if item.is_in_memory:
+                info = infos.get(media_id, MediaInfo())
+                self._store.put(item.data, item.kind, size=info.size, num_frames=info.num_frames)
+            elif not self._store.exists(media_id):
+                raise not_found(media_id, item.param)
+
+
+def is_used(session: Session, media_id: str, now: float) -> bool:
+    """Return whether an example of any version refers to it, or a request in progress is about to."""
+    is_leased = exists().where(LeaseRow.media_id == media_id, LeaseRow.expires_at > now)
+    is_referred_to = exists().where(ExampleMediaRow.media_id == media_id)
+    return bool(session.scalar(select(is_referred_to | is_leased)))
+
+
+def total_bytes(session: Session) -> int:
+    """Return the number of bytes of all media that support sets refer to."""
+    is_referred_to = exists().where(ExampleMediaRow.media_id == MediaRow.media_id)
+    return session.scalar(select(func.coalesce(func.sum(MediaRow.num_bytes), 0)).where(is_referred_to)) or 0
+
+
+def _commit(transaction: Transaction[Result], holder: str, num_media: int, session: Session, now: float) -> Result:
+    """Release the leases and run `transaction`. Raises `LeaseLost` if any lease has expired."""
+    is_held = (LeaseRow.holder == holder, LeaseRow.expires_at > now)
+    if session.execute(delete(LeaseRow).where(*is_held)).rowcount != num_media:  # type: ignore[attr-defined]
+        raise LeaseLost
+    return transaction(session, now)
+
+
+def _add_leases(session: Session, sizes: Mapping[str, int], stored: set[str], holder: str, now: float) -> None:
+    """Lease media by id. A stored media item without a row was uploaded by a client."""
+    known = _lock(session, sizes)
+    rows = [
+        {"media_id": media_id, "num_bytes": size, "is_uploaded": media_id in stored}
         for media_id, size in sorted(sizes.items())
         if media_id not in known
     ]
-    if new:
-        session.execute(insert(MediaRow), new)
+    if rows:
+        session.execute(insert(MediaRow), rows)
     if sizes:
         leases = [{"holder": holder, "media_id": m, "expires_at": now + LEASE_SECONDS} for m in sorted(sizes)]
         session.execute(insert(LeaseRow), leases)
 
 
-def give_back(session: Session, holder: str, num_media: int, now: float) -> None:
-    """Raises `LeaseLost` when any of the leases has expired."""
-    where = (LeaseRow.holder == holder, LeaseRow.expires_at > now)
-    if session.execute(delete(LeaseRow).where(*where)).rowcount != num_media:  # type: ignore[attr-defined]
-        raise LeaseLost
-
-
-def is_used(session: Session, media_id: str, now: float) -> bool:
-    """Whether an example of any version refers to it, or a request under way is about to."""
-    leased = exists().where(LeaseRow.media_id == media_id, LeaseRow.expires_at > now)
-    referred = exists().where(ExampleMediaRow.media_id == media_id)
-    return bool(session.scalar(select(referred | leased)))
-
-
-def mark_uploaded(session: Session, media_id: str, num_bytes: int) -> None:
-    """Makes the row where there is none: a request about to lease the media then finds it."""
-    marked = session.execute(update(MediaRow).where(MediaRow.media_id == media_id).values(is_uploaded=True))
-    if not marked.rowcount:  # type: ignore[attr-defined]
-        session.execute(insert(MediaRow).values(media_id=media_id, num_bytes=num_bytes, is_uploaded=True))
-
-
-def delete_media(session: Session, store: MediaStore, media_id: str, now: float) -> None:
-    """Raises `MediaInUse` or `MediaNotFound`."""
-    row = session.scalar(select(MediaRow).where(MediaRow.media_id == media_id).with_for_update())
-    if is_used(session, media_id, now):
-        raise MediaInUse(f"the media {media_id[:80]!r} is used by a support set")
-    if row is not None:
-        _delete_rows(session, [media_id], now)
-    store.delete(media_id)
-
-
-def sweep(session: Session, store: MediaStore, now: float) -> int:
-    """Delete some media, rows and bytes, that came with support sets which are gone. Returns how many."""
-    unused = (
-        select(MediaRow.media_id)
-        .where(
-            ~MediaRow.is_uploaded,
-            ~exists().where(ExampleMediaRow.media_id == MediaRow.media_id),
-            ~exists().where(LeaseRow.media_id == MediaRow.media_id, LeaseRow.expires_at > now),
-        )
-        .order_by(MediaRow.media_id)
-        .limit(MEDIA_PER_SWEEP)
-        .with_for_update(skip_locked=True)
-    )
-    found = list(session.scalars(unused))
-    _delete_rows(session, found, now)
-    for media_id in found:
-        if store.exists(media_id):
-            store.delete(media_id)
-    return len(found)
-
-
-def num_bytes(session: Session) -> int:
-    """Of all media that support sets refer to."""
-    referred = exists().where(ExampleMediaRow.media_id == MediaRow.media_id)
-    return session.scalar(select(func.coalesce(func.sum(MediaRow.num_bytes), 0)).where(referred)) or 0
-
-
-def _known(session: Session, media_ids: Iterable[str]) -> set[str]:
-    """Of these, the ones that have a row, which is locked against being swept."""
-    ids, found = sorted(media_ids), set[str]()
-    for start in range(0, len(ids), MAX_PARAMETERS):
-        some = ids[start : start + MAX_PARAMETERS]
-        query = select(MediaRow.media_id).where(MediaRow.media_id.in_(some)).order_by(MediaRow.media_id)
-        found.update(session.scalars(query.with_for_update(read=True, key_share=True)))
-    return found
+def _lock(session: Session, media_ids: Iterable[str]) -> set[str]:
+    """Lock the rows of these media against being swept, and return the ids that have one."""
+    known: set[str] = set()
+    for chunk in chunked(sorted(media_ids)):
+        query = select(MediaRow.media_id).where(MediaRow.media_id.in_(chunk)).order_by(MediaRow.media_id)
+        known.update(session.scalars(query.with_for_update(read=True, key_share=True)))
+    return known
 
 
 def _delete_rows(session: Session, media_ids: list[str], now: float) -> None:
-    """Fails, as it must, where a row has been leased or referred to since it was found unused."""
-    expired = (LeaseRow.media_id.in_(media_ids), LeaseRow.expires_at <= now)
-    session.execute(delete(LeaseRow).where(*expired))
+    """Delete rows of unused media. It fails, as it must, if one has been leased or referred to in the meantime."""
+    has_expired = (LeaseRow.media_id.in_(media_ids), LeaseRow.expires_at <= now)
+    session.execute(delete(LeaseRow).where(*has_expired))
     session.execute(delete(EmbeddingRow).where(EmbeddingRow.key.in_(media_ids)))
     session.execute(delete(MediaRow).where(MediaRow.media_id.in_(media_ids)))

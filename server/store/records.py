@@ -1,4 +1,4 @@
-"""What a support set is to those who read it: frozen records, without the database behind them."""
+"""Frozen records of support sets, as their readers see them, without the database."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from server.media.source import EncodedMedia
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One worked example. `media`: ids in the media store, in their order. Texts that were not given are empty."""
+    """A worked example. `media` are ids in the media store, in order. Missing texts are empty."""
 
     id: str
     media: tuple[str, ...]
@@ -22,7 +22,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewExample:
-    """An example to store, its media still as bytes."""
+    """An example to store, with its media still as bytes."""
 
     id: str
     media: tuple[EncodedMedia, ...]
@@ -34,9 +34,11 @@ class NewExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupportSetInfo:
-    """A version of a support set without its examples. Times are in Unix seconds; `num_bytes` counts each media once;
-    `label_counts`: examples by label, labels in order of appearance, those without a label left out. `example_ids`: of the
-    examples that were put, in the order of the request, where this answers one."""
+    """A version of a support set without its examples. Times are in Unix seconds.
+
+    `num_bytes` counts each media item once. `label_counts` are numbers of examples by label, in order of appearance,
+    without the unlabelled ones. `example_ids` are those of the examples that a request put, in its order.
+    """
 
     id: str
     name: str | None
@@ -56,7 +58,7 @@ class SupportSetInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupportSet:
-    """A version with its examples in their order. It never changes."""
+    """A version of a support set with its examples in order. It never changes."""
 
     id: str
     name: str | None
@@ -65,15 +67,25 @@ class SupportSet:
 
     @property
     def media(self) -> list[str]:
-        """The id of each different media, in order of appearance."""
-        return list(dict.fromkeys(media for example in self.examples for media in example.media))
+        """The ids of all distinct media, in order of appearance."""
+        return list(dict.fromkeys(media_id for example in self.examples for media_id in example.media))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionInfo:
+    """A version of a support set as its history lists it."""
+
     version: int
     created_at: float
     num_examples: int
     num_added: int
     num_replaced: int
     num_removed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The ids and latest versions of all sets, and the number of bytes of all media that they refer to."""
+
+    latest: list[tuple[str, int]]
+    num_bytes: int

@@ -1,8 +1,8 @@
-"""The tables of support sets. An example's row says in which versions it stands, so a version costs what it changes.
+"""The tables of support sets. A row of an example covers a range of versions, so a version costs only its changes.
 
-Version n of a set holds the rows with `first_version <= n` that were not ended by then (`end_version`, exclusive). Rows
-are never changed but for that end. Media are referred to, and held by those references: a row that is referred to, or
-leased by a request about to refer to it, cannot go, nor can its bytes.
+Version n of a set holds the rows with `first_version <= n` that had not ended by then (`end_version`, exclusive). No
+other column of a row changes. A media row that is referred to, or leased by a request that is about to refer to it,
+cannot be deleted, and neither can its bytes.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from server.store.database import Base
 
-# SQLite counts rows by itself only where the key is plainly INTEGER
+# SQLite generates ids only for a key that is declared as INTEGER
 RowId = BigInteger().with_variant(Integer(), "sqlite")
 
 
 class SupportSetRow(Base):
-    """`version` is the latest; times are in Unix seconds, none: never."""
+    """A support set. `version` is the latest; times are in Unix seconds, and null means never."""
 
     __tablename__ = "support_sets"
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str | None] = mapped_column(String(128), unique=True)
-    version: Mapped[int]
+    version: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[float]
     updated_at: Mapped[float]
     expires_at: Mapped[float | None] = mapped_column(index=True)
     is_pinned: Mapped[bool]
-    # place of the next new example
-    next_place: Mapped[int]
+    # the position of the next new example
+    next_position: Mapped[int] = mapped_column("next_place", default=0)
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
 
 
 class VersionRow(Base):
-    """What a version holds, counted once when it was made."""
+    """A version of a set, with numbers of examples counted when it was created."""
 
     __tablename__ = "support_set_versions"
 
@@ -44,12 +44,14 @@ class VersionRow(Base):
     version: Mapped[int] = mapped_column(primary_key=True)
     created_at: Mapped[float]
     num_examples: Mapped[int]
-    num_added: Mapped[int]
-    num_replaced: Mapped[int]
-    num_removed: Mapped[int]
+    num_added: Mapped[int] = mapped_column(default=0)
+    num_replaced: Mapped[int] = mapped_column(default=0)
+    num_removed: Mapped[int] = mapped_column(default=0)
 
 
 class ExampleRow(Base):
+    """An example in the versions from `first_version` up to, but not including, `end_version` (null: all later ones)."""
+
     __tablename__ = "examples"
     __table_args__ = (
         Index("ix_examples_by_place", "set_id", "place"),
@@ -59,8 +61,8 @@ class ExampleRow(Base):
     row_id: Mapped[int] = mapped_column(RowId, primary_key=True)
     set_id: Mapped[str] = mapped_column(ForeignKey("support_sets.id", ondelete="CASCADE"))
     example_id: Mapped[str] = mapped_column(String(128))
-    # the order in a set; an example that replaces another takes its place
-    place: Mapped[int]
+    # orders the examples of a set; an example that replaces another takes over its position
+    position: Mapped[int] = mapped_column("place")
     first_version: Mapped[int]
     end_version: Mapped[int | None]
     text: Mapped[str]
@@ -70,8 +72,11 @@ class ExampleRow(Base):
 
 
 class MediaRow(Base):
-    """One media of the store. `is_uploaded`: a client stored it by itself and will delete it by itself; other media came
-    with support sets and go with their last reference."""
+    """A media item of the store.
+
+    If `is_uploaded`, a client uploaded it separately, and only a client deletes it. Other media came with support sets
+    and are deleted with their last reference.
+    """
 
     __tablename__ = "media"
 
@@ -81,18 +86,18 @@ class MediaRow(Base):
 
 
 class ExampleMediaRow(Base):
-    """`place`: of the media within its example."""
+    """A reference to a media item. `position` is its index within the example."""
 
     __tablename__ = "example_media"
     __table_args__ = (Index("ix_example_media_by_media", "media_id"),)
 
     row_id: Mapped[int] = mapped_column(RowId, ForeignKey("examples.row_id", ondelete="CASCADE"), primary_key=True)
-    place: Mapped[int] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column("place", primary_key=True)
     media_id: Mapped[str] = mapped_column(String(80), ForeignKey("media.media_id"))
 
 
 class LeaseRow(Base):
-    """A media that a request under way is about to refer to. An expired lease holds nothing."""
+    """A media item that a request in progress is about to refer to. An expired lease has no effect."""
 
     __tablename__ = "media_leases"
 
@@ -102,7 +107,7 @@ class LeaseRow(Base):
 
 
 class IdempotencyRow(Base):
-    """What a request with an `Idempotency-Key` was answered, for when it comes again. `scope`: what it would change."""
+    """The answer to a request with an `Idempotency-Key`. `scope` is the id of the set that it changed, or ""."""
 
     __tablename__ = "first_answers"
 
@@ -114,7 +119,7 @@ class IdempotencyRow(Base):
 
 
 class EmbeddingRow(Base):
-    """`key`: a media's id or the digest of a text; `model`: the fingerprint of the weights that embedded it."""
+    """A vector. `key`: a media id or the digest of a text; `model`: the fingerprint of the weights that computed it."""
 
     __tablename__ = "embeddings"
 

@@ -14,7 +14,7 @@ import pytest
 
 from model.checkpoint.native import save_folder
 from model.zoo.default import prepare
-from tests.server.conftest import picture
+from tests.server.conftest import png
 from tests.server.test_main import ROOT, Server, running
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
@@ -107,7 +107,7 @@ def test_the_default_model_is_sure_of_the_drawings(default_server: Server) -> No
 def test_the_support_set_script_evaluates_and_classifies_the_textures(server: Server) -> None:
     counts, reason, *lines = run("support_set.sh", server)
     assert json.loads(counts) == dict.fromkeys(TEXTURES, 2)
-    assert "of 6 left-out examples" in json.loads(reason)
+    assert "on 6 left-out examples" in json.loads(reason)
     assert [(file, label) for file, label, *_ in answers(lines)] == [(f"{name}/3.jpg", name) for name in TEXTURES]
     assert {answer for _, _, answer, _ in answers(lines)} <= set(TEXTURES)
     assert latest(server, "/v1/support_sets")["status"] == "ready"
@@ -117,7 +117,7 @@ def test_the_support_set_script_evaluates_and_classifies_the_textures(server: Se
 
 def test_the_default_model_classifies_the_textures(default_server: Server) -> None:
     _, reason, *lines = run("support_set.sh", default_server)
-    assert json.loads(reason).startswith("rices_image with k=4 answers 1.000 of 6 ")
+    assert json.loads(reason).startswith("rices_image with k=4 has an accuracy of 1.000 on 6 left-out ")
     assert [answer for _, _, answer, _ in answers(lines)] == list(TEXTURES)
     assert min(confidence for *_, confidence in answers(lines)) > MIN_CONFIDENCE
 
@@ -137,10 +137,10 @@ def test_a_support_set_of_a_folder_by_label(server: Server, tmp_path: Path) -> N
     for index, colour in enumerate(("red", "green", "blue", "white")):
         file = shots / ("warm" if colour == "red" else "not so warm") / f"{colour} one.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(picture(colour, (20, 10 + index)))
+        file.write_bytes(png(colour, (20, 10 + index)))
     query = queries / "not so warm" / "purple one.jpg"
     query.parent.mkdir(parents=True)
-    query.write_bytes(picture("purple"))
+    query.write_bytes(png("purple"))
     counts, _, *lines = run("support_set.sh", server, str(shots), str(queries))
     assert json.loads(counts) == {"warm": 1, "not so warm": 3}
     ((name, expected, answer, _),) = answers(lines)

@@ -1,7 +1,7 @@
-"""Makes tests/goldens/openflamingo: tiny random OpenFlamingo models, and what open-flamingo 2.0.1 itself says of prompts.
+"""Creates tests/goldens/openflamingo: tiny random OpenFlamingo models and their outputs by open-flamingo 2.0.1.
 
-Run in its own environment (openflamingo-requirements.txt), with the repository nowhere in sight: the library's factory
-builds the models, so that nothing of ours can make the expected numbers agree. Weights are float16, to be small.
+It runs in an environment of its own (openflamingo-requirements.txt) and imports nothing of this repository: the library
+builds the models, so that an error of ours cannot affect the expected numbers. Weights are float16, to be small.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ VIDEO_CASE: Case = [(TEXT, "what is shown? "), (VIDEO, "tall.png wide.png square
 
 @dataclass(frozen=True)
 class Golden:
-    """One model: how its language model is made, and which of the real checkpoints' shapes its file has."""
+    """A model: its language model, and the variant of the released checkpoints that its file follows."""
 
     make_language_model: Callable[[int], nn.Module]
     make_tokenizer: Callable[[], PreTrainedTokenizerFast]
@@ -84,7 +84,7 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def llama_tokenizer() -> PreTrainedTokenizerFast:
-    """LLaMA's: a space in front of every stretch of text, bytes for what it does not know, <s> in front of all."""
+    """Return a tokenizer like LLaMA's: a space before every text, bytes for unknown characters, and <s> first."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", *"adeghilnoqrstuw", "▁a", "re", "▁re"]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     merges = [("▁", "a"), ("r", "e"), ("▁", "re")]
@@ -98,7 +98,7 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
 
 def gpt_neox(vocab_size: int) -> nn.Module:
     settings: dict[str, Any] = {
-        "vocab_size": vocab_size + 12,  # like the real ones: more rows than the tokenizer has tokens
+        "vocab_size": vocab_size + 12,  # like the released models: more rows than the tokenizer has tokens
         "hidden_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
@@ -147,7 +147,7 @@ GOLDENS = {
 
 @torch.no_grad()
 def randomise(module: nn.Module, generator: torch.Generator) -> None:
-    """Weights large enough that every part is heard in the logits, each a float16 exactly."""
+    """Draw weights that are large enough for every part to affect the logits, and exact in float16."""
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith("_gate"):
@@ -170,12 +170,12 @@ def make_images(folder: Path) -> None:
         for _ in range(4):
             x, y = int(random.integers(0, width)), int(random.integers(0, height))
             draw.ellipse([x - 15, y - 10, x + 15, y + 10], fill=tuple(int(c) for c in random.integers(0, 256, 3)))
-        # a palette file is resized in its own mode and converted after: where the order of steps shows
+        # a palette image is resized in its own mode and converted afterwards, so the order of steps matters
         (image.quantize(16) if name == "palette.png" else image).save(folder / name)
 
 
 def make_open_clip(folder: Path, generator: torch.Generator) -> None:
-    """An open_clip folder as on the hub. The text tower is the smallest there is; nobody reads it."""
+    """Create an open_clip folder as on the hub; the text tower is minimal, since it is never used."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "embed_dim": 8,
@@ -195,7 +195,7 @@ def make_open_clip(folder: Path, generator: torch.Generator) -> None:
 
 
 def make_clip(folder: Path, open_clip_folder: Path) -> None:
-    """The same tower under transformers' names."""
+    """Create the same tower with the names of transformers."""
     state = torch.load(open_clip_folder / "open_clip_pytorch_model.bin", weights_only=True)
     source = {n.removeprefix("visual."): t.float() for n, t in state.items() if n.startswith("visual.")}
     target: dict[str, Tensor] = {
@@ -232,15 +232,15 @@ def make_clip(folder: Path, open_clip_folder: Path) -> None:
 
 
 def checkpoint_tensors(model: nn.Module, full: bool) -> dict[str, Tensor]:
-    """What `save_checkpoint` of open_flamingo.train keeps (trained parameters and everything called embed), or all."""
+    """Return the tensors that open_flamingo.train saves (trained parameters and all named "embed"), or all if `full`."""
     trained = {name for name, p in model.named_parameters() if p.requires_grad or "embed" in name}
     duplicates = ("lang_encoder.old_decoder_blocks", "lang_encoder.gated_cross_attn_layers", "vision_encoder")
     halves: dict[int, Tensor] = {}
-    kept = {}
+    selected = {}
     for name, tensor in model.state_dict().items():
         if full or (name in trained and not name.startswith(duplicates)):
-            kept[name] = halves.setdefault(tensor.data_ptr(), tensor.half())
-    return kept
+            selected[name] = halves.setdefault(tensor.data_ptr(), tensor.half())
+    return selected
 
 
 def prompt_text(case: Case) -> str:
@@ -249,7 +249,7 @@ def prompt_text(case: Case) -> str:
 
 @torch.no_grad()
 def expect(model: Any, processor: Any, tokenizer: Any, case: Case, images: Path) -> tuple[Tensor, dict[str, Any]]:
-    """Log-probabilities at all positions of a prompt, and the greedy tokens after it, by the library's own two calls."""
+    """Return the library's log-probabilities at all positions of a prompt, and its greedy tokens after it."""
     encoded = tokenizer(prompt_text(case), return_tensors="pt")
     media = [value.split() for kind, value in case if kind in (IMAGE, VIDEO)]
     frames = [torch.stack([processor(Image.open(images / name)) for name in names]) for names in media]
@@ -257,25 +257,25 @@ def expect(model: Any, processor: Any, tokenizer: Any, case: Case, images: Path)
     inputs = {"vision_x": vision, "lang_x": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
     logits = model(**inputs).logits[0]
     if frames:
-        blind = model(**{**inputs, "vision_x": torch.zeros_like(vision)}).logits[0]
-        assert float((logits - blind).abs().max()) > 0.1, "the image makes no difference"
-    # no server samples these; the library has no opinion
-    never = tokenizer.convert_tokens_to_ids(["<image>", "<PAD>"])
-    options = {"max_new_tokens": NEW_TOKENS, "num_beams": 1, "do_sample": False, "pad_token_id": never[1]}
-    output = model.generate(**inputs, suppress_tokens=never, **options)[0]
+        without_images = model(**{**inputs, "vision_x": torch.zeros_like(vision)}).logits[0]
+        assert float((logits - without_images).abs().max()) > 0.1, "the image makes no difference"
+    # servers never sample these tokens; the library would
+    suppressed = tokenizer.convert_tokens_to_ids(["<image>", "<PAD>"])
+    options = {"max_new_tokens": NEW_TOKENS, "num_beams": 1, "do_sample": False, "pad_token_id": suppressed[1]}
+    output = model.generate(**inputs, suppress_tokens=suppressed, **options)[0]
     length = encoded["input_ids"].shape[1]
     expected = {"segments": case, "token_ids": encoded["input_ids"][0].tolist(), "greedy": output[length:].tolist()}
-    check_margins(model, inputs, output, length, never)
+    check_margins(model, inputs, output, length, suppressed)
     return logits.log_softmax(-1), expected
 
 
-def check_margins(model: Any, inputs: dict[str, Tensor], output: Tensor, length: int, never: list[int]) -> None:
-    """A greedy choice that rounding could turn would make a bad golden."""
+def check_margins(model: Any, inputs: dict[str, Tensor], output: Tensor, length: int, suppressed: list[int]) -> None:
+    """Check that no greedy choice could change by rounding."""
     whole = {**inputs, "lang_x": output[None], "attention_mask": torch.ones_like(output)[None]}
     logits = model(**whole).logits[0, length - 1 : -1]
-    logits[:, never] = -torch.inf
+    logits[:, suppressed] = -torch.inf
     best = logits.topk(2).values
-    assert float((best[:, 0] - best[:, 1]).min()) > 1e-3, "two tokens are nearly as likely: choose another seed"
+    assert float((best[:, 0] - best[:, 1]).min()) > 1e-3, "two tokens are almost equally likely: choose another seed"
     assert torch.equal(logits.argmax(-1), output[length:]), "the library's cached and uncached logits disagree"
 
 
@@ -301,7 +301,7 @@ def make_golden(folder: Path, name: str, golden: Golden) -> None:
         )
     randomise(model.perceiver, generator)
     randomise(model.lang_encoder.gated_cross_attn_layers, generator)
-    # the rows that resizing added were drawn by the library, in float32
+    # the library drew the rows that resizing added in float32
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
     tensors = checkpoint_tensors(model, golden.full)
@@ -314,8 +314,8 @@ def make_golden(folder: Path, name: str, golden: Golden) -> None:
     write_expected(target, model.eval(), processor, tokenizer, folder / "images")
 
 
-def see_videos(model: Any) -> None:
-    """The library's `_encode_vision_x` without its assertion that a video has one frame; its resampler takes any."""
+def allow_videos(model: Any) -> None:
+    """Replace `_encode_vision_x` by one without the assertion that a video has one frame; the resampler accepts any."""
 
     def encode(vision_x: Tensor) -> None:
         features = model.vision_encoder(vision_x.flatten(0, 2))[1].unflatten(0, vision_x.shape[:3])
@@ -328,7 +328,7 @@ def see_videos(model: Any) -> None:
 def write_expected(target: Path, model: Any, processor: Any, tokenizer: Any, images: Path) -> None:
     results = {name: expect(model, processor, tokenizer, case, images) for name, case in CASES.items()}
     if model.perceiver.frame_embs is not None:
-        see_videos(model)
+        allow_videos(model)
         results["video"] = expect(model, processor, tokenizer, VIDEO_CASE, images)
     save_file(
         {name: log_probs.contiguous() for name, (log_probs, _) in results.items()}, target / "expected.safetensors"

@@ -20,7 +20,9 @@ from server.media.store import MediaStore
 from server.metrics import Metrics
 from server.settings import Settings
 from server.store.database import Database
+from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
+from tests.server.documented import CHECKED
 from tests.server.fakes import FakeClient, served_model
 from tests.server.postgresql import postgresql
 
@@ -55,13 +57,13 @@ def app(client: FakeClient, settings: Settings) -> FastAPI:
 @pytest.fixture
 async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://server", event_hooks=CHECKED) as client:
         yield client
     await app.state.services.decoder.stop()
-    app.state.services.support_sets.database.close()
+    app.state.services.database.close()
 
 
-def picture(colour: str = "red", size: tuple[int, int] = (20, 10)) -> bytes:
+def png(colour: str = "red", size: tuple[int, int] = (20, 10)) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, "PNG")
     return file.getvalue()
@@ -72,7 +74,7 @@ def data_url(data: bytes, media_type: str = "image/png") -> str:
 
 
 def image_part(data: bytes | None = None) -> dict[str, object]:
-    return {"type": "image_url", "image_url": {"url": data_url(picture() if data is None else data)}}
+    return {"type": "image_url", "image_url": {"url": data_url(png() if data is None else data)}}
 
 
 @pytest.fixture(scope="session")
@@ -112,5 +114,10 @@ def store(tmp_path: Path) -> MediaStore:
 
 
 @pytest.fixture
-def support_sets(database: Database, store: MediaStore) -> SupportSets:
-    return SupportSets(database, store, max_examples=20)
+def media_references(database: Database, store: MediaStore) -> MediaReferences:
+    return MediaReferences(database, store)
+
+
+@pytest.fixture
+def support_sets(database: Database, media_references: MediaReferences) -> SupportSets:
+    return SupportSets(database, media_references, max_examples=20)

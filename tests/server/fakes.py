@@ -1,4 +1,4 @@
-"""A client that tells a story in place of an engine, and waiting for what somebody else brings about."""
+"""A client with scripted answers in place of an engine, and a helper that waits for a condition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import FlamingoConfig
-from server.engine_client.client import State
+from server.engine_client.supervisor import State
 from server.errors import ServerError
 from server.media.source import EncodedMedia
 from server.served_model import ServedModel
@@ -42,28 +42,28 @@ def served_model() -> ServedModel:
     return ServedModel("tiny", CONFIG, TOKENIZER, max_model_len=64)
 
 
-def scored(token_id: int, top: int | None) -> TokenLogprob | None:
-    """Log-probability -0.5 for every token; the runner-up is the next id."""
+def token_logprob(token_id: int, top: int | None) -> TokenLogprob | None:
+    """Return log-probability -0.5 for every token; the next id is second."""
     return None if top is None else TokenLogprob(token_id, -0.5, [(token_id, -0.5), (token_id + 1, -1.5)][:top])
 
 
 def unit_vector(seed: bytes, width: int) -> NDArray[np.float32]:
-    """The same seed gives the same direction."""
+    """Return a random direction that depends only on the seed."""
     number = int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest(), "little")
     vector = np.random.default_rng(number).standard_normal(width)
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
-def told_logprobs(request: Score, candidate: list[int]) -> list[float]:
-    """Of a candidate's tokens: an eighth of the token id's last three bits, negative, and less at each further place."""
-    return [-(token_id % 8 + 1) / 8 - place for place, token_id in enumerate(candidate)]
+def fake_logprobs(request: Score, candidate: list[int]) -> list[float]:
+    """Return log-probabilities that depend on the last three bits of each token id and on its position."""
+    return [-(token_id % 8 + 1) / 8 - position for position, token_id in enumerate(candidate)]
 
 
 class FakeClient:
-    """Answers every request with the tokens of `answer`, then `</s>`; `before` runs ahead of each token.
+    """Answers every request with the tokens of `answer`, then `</s>`; `before(index)` is awaited before each token.
 
-    A media's vector is `vectors[digest]`, else one made of its digest; a text's likewise, by its ids as a tuple. A
-    candidate's log-probabilities are `logprobs(request, candidate)`.
+    The vector of a media item is `vectors[digest]` or derived from its digest; the vector of a text likewise, with its
+    token ids as a tuple. The log-probabilities of a candidate are `logprobs(request, candidate)`.
     """
 
     def __init__(self, answer: str = "a cat") -> None:
@@ -77,7 +77,7 @@ class FakeClient:
         self.admitted = Admitted(request_id="", queue_seconds=0.25, cached_tokens=2, media_encoded=1)
         self.before: Callable[[int], Any] | None = None
         self.ended: list[tuple[str, int]] = []
-        self.logprobs: Callable[[Score, list[int]], list[float]] = told_logprobs
+        self.logprobs: Callable[[Score, list[int]], list[float]] = fake_logprobs
         self.scores: list[Score] = []
         self.inspections: list[Inspect] = []
         self.vectors: dict[bytes | tuple[int, ...], NDArray[np.float32]] = {}
@@ -125,7 +125,7 @@ class FakeClient:
         )
 
     async def inspect(self, request: Inspect, media: Mapping[bytes, EncodedMedia]) -> Inspected:
-        """Attention on the first visual token and the first patch."""
+        """Return attention to the first visual token and the first patch only."""
         self.inspections.append(request)
         self.media.append(media)
         num_visual_tokens, side = CONFIG.resampler.num_latents, 2
@@ -133,7 +133,9 @@ class FakeClient:
         grid = np.zeros((1, side, side), np.float32)
         grid[0, 0, 0] = 1
         layers = [[layer] for layer in request.layers] or [list(CONFIG.gated_layers)]
-        maps = [AttentionMap(layers=at, visual_tokens=tokens, shape=(1, 2, 2), data=grid.tobytes()) for at in layers]
+        maps = [
+            AttentionMap(layers=group, visual_tokens=tokens, shape=(1, 2, 2), data=grid.tobytes()) for group in layers
+        ]
         return Inspected(
             request_id=request.request_id,
             gates=[Gates(layer=layer, attention=0.5, feed_forward=-0.25) for layer in CONFIG.gated_layers],
@@ -159,31 +161,31 @@ class FakeClient:
         sampling = request.sampling
         yield self.admitted
         if sampling.prompt_logprobs is not None:
-            scores = [scored(i, sampling.prompt_logprobs) for i in request.prompt.token_ids]
+            scores = [token_logprob(i, sampling.prompt_logprobs) for i in request.prompt.token_ids]
             yield PromptScored(request_id="", logprobs=[None, *scores[1:]])
         if sampling.max_tokens == 0:
             for index in range(sampling.n):
                 yield Finished(request_id="", index=index, finish_reason="length")
             return
         ids = [*TOKENIZER.encode_plain(self.answer), EOS][: sampling.max_tokens]
-        for place, token_id in enumerate(ids):
+        for position, token_id in enumerate(ids):
             if self.before is not None:
-                await self.before(place)
-            last = "stop" if token_id == EOS else "length" if place + 1 == len(ids) else None
+                await self.before(position)
+            last = "stop" if token_id == EOS else "length" if position + 1 == len(ids) else None
             for index in range(sampling.n):
                 yield Token(
                     request_id="",
                     token_id=token_id,
                     index=index,
-                    logprob=scored(token_id, sampling.logprobs),
+                    logprob=token_logprob(token_id, sampling.logprobs),
                     finish_reason=last,  # type: ignore[arg-type]
                 )
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait for what another process or task brings about; fails by name when it does not."""
+    """Wait until a condition that another process or task fulfils; fail after `seconds`."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while not condition():
                 await asyncio.sleep(0.01)
-    assert condition(), f"did not happen within {seconds} seconds"
+    assert condition(), f"the condition is still false after {seconds} seconds"

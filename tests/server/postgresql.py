@@ -1,5 +1,7 @@
-"""A PostgreSQL server of the tests' own, on a socket in a temporary folder: Debian's where it is installed, else the
-binaries of the package in the `dev` extra. PostgreSQL refuses to run as root, so then another user runs it.
+"""A PostgreSQL server for the tests, on a socket in a temporary folder.
+
+It uses Debian's binaries if they are installed, or those of the package in the `dev` extra. PostgreSQL refuses to run as
+root, so in that case another user runs it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ OPTIONS = ("-c", "listen_addresses=", "-c", "max_connections=100", "-c", "fsync=
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """The URL of its database `postgres`."""
+    """Run a server and yield the URL of its database `postgres`."""
     with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as name:  # a socket's path is at most 107 bytes long
         folder = Path(name)
         user = _user()
@@ -38,7 +40,7 @@ def postgresql() -> Iterator[str]:
 
 
 def _user() -> int | None:
-    """Who runs it instead of root."""
+    """Return the user id that replaces root, None if the tests do not run as root."""
     if os.geteuid() != 0:
         return None
     names = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall()}
@@ -46,14 +48,16 @@ def _user() -> int | None:
 
 
 def _debian() -> Path | None:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda file: float(file.parts[-3]))
-    return found[-1].parent if found else None
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda file: float(file.parts[-3]))
+    return versions[-1].parent if versions else None
 
 
 def _packaged(copy_to: Path | None) -> Path:
-    """`copy_to`: where the other user can read it, the environment may be root's alone."""
+    """Return the package's binaries, copied to `copy_to` if the other user cannot read root's environment."""
     spec = importlib.util.find_spec(PACKAGE)
-    assert spec is not None, f"neither Debian's PostgreSQL nor the package {PACKAGE} is here: pip install -e .[dev]"
+    assert spec is not None, (
+        f"neither Debian's PostgreSQL nor the package {PACKAGE} is installed: pip install -e .[dev]"
+    )
     assert spec.origin is not None
     package = Path(spec.origin).parent
     if copy_to is not None:
@@ -64,9 +68,9 @@ def _packaged(copy_to: Path | None) -> Path:
 
 
 def _run(user: int | None, *command: str | Path) -> None:
-    # to a file: the server keeps the output that pg_ctl was given
+    # to a file, since the server inherits the output of pg_ctl and keeps it open
     with tempfile.TemporaryFile() as output:
         as_user = {} if user is None else {"user": user, "extra_groups": []}
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, cwd="/", timeout=120, **as_user)  # type: ignore[call-overload]
+        completed = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, cwd="/", timeout=120, **as_user)  # type: ignore[call-overload]
         output.seek(0)
-        assert done.returncode == 0, output.read().decode()
+        assert completed.returncode == 0, output.read().decode()

@@ -1,4 +1,4 @@
-"""An engine that a real worker process runs: no model, no torch, so that it starts in no time."""
+"""An engine without a model and without torch, which a real worker process runs: it starts quickly."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from server.wire import (
 RAISE, SLEEP, FAIL = 1, 2, 3
 
 
-class ToldEngine:
-    """Repeats the prompt, a token a step, up to `max_tokens`, once it holds the media that the prompt shows.
+class ScriptedEngine:
+    """Repeats the prompt, one token per step, up to `max_tokens`, once it holds the prompt's media.
 
-    A seed is an order: `RAISE` makes the step fail, `SLEEP` hangs, `FAIL` is given up. Other kinds of requests get
-    their own numbers back: a candidate's ids, a media's first byte, a text's length, a token's place.
+    The seed is a script: in `RAISE` the step raises, in `SLEEP` it hangs, in `FAIL` the request fails. Replies to other
+    requests are made of their own numbers: a candidate's ids, a digest's first byte, a text's length, a token's position.
     """
 
     def __init__(self) -> None:
@@ -47,14 +47,14 @@ class ToldEngine:
         self.waiting: dict[str, Request] = {}
         self.pinned: set[bytes] = set()
         self.held: set[bytes] = set()
-        self.wanted: set[bytes] = set()
+        self.requested: set[bytes] = set()
         self.events: list[Outbound] = []
         self.num_aborted = 0
 
     def add(self, request: Request) -> None:
         self.waiting[request.request_id] = request
-        new = [digest for digest in dict.fromkeys(media_of(request)) if digest not in self.held | self.wanted]
-        self.wanted.update(new)
+        new = [digest for digest in dict.fromkeys(media_of(request)) if digest not in self.held | self.requested]
+        self.requested.update(new)
         self.events += map(MediaWanted, new)
 
     def abort(self, abort: Abort) -> None:
@@ -67,11 +67,11 @@ class ToldEngine:
 
     def supply(self, media: MediaPixels) -> None:
         assert len(media.data) == media.shape[0] * media.shape[1] * media.shape[2] * media.shape[3]
-        self.wanted.discard(media.digest)
+        self.requested.discard(media.digest)
         self.held.add(media.digest)
 
     def fail_media(self, failure: MediaFailed) -> None:
-        self.wanted.discard(failure.digest)
+        self.requested.discard(failure.digest)
         for name, request in list(self.waiting.items()):
             if failure.digest in media_of(request):
                 del self.waiting[name]
@@ -102,11 +102,11 @@ class ToldEngine:
                     self.events.append(reply(request))
                     continue
                 if request.sampling.seed == RAISE:
-                    raise RuntimeError("told to")
+                    raise RuntimeError("scripted to raise")
                 if request.sampling.seed == SLEEP:
                     time.sleep(600)
                 if request.sampling.seed == FAIL:
-                    self.events.append(Finished(request_id=name, finish_reason="error", error="told to fail"))
+                    self.events.append(Finished(request_id=name, finish_reason="error", error="scripted to fail"))
                     continue
                 self.requests[name] = deque(request.prompt.token_ids)
                 self.left[name] = request.sampling.max_tokens
@@ -154,9 +154,9 @@ def embedded(name: str, numbers: list[int]) -> Embedded:
     return Embedded(request_id=name, shape=(len(numbers), 1), data=array("f", numbers).tobytes())
 
 
-def build(settings: Settings) -> tuple[ToldEngine, dict[str, Any]]:
-    return ToldEngine(), {"device": "told"}
+def build(settings: Settings) -> tuple[ScriptedEngine, dict[str, Any]]:
+    return ScriptedEngine(), {"device": "scripted"}
 
 
-def build_fails(settings: Settings) -> tuple[ToldEngine, dict[str, Any]]:
+def build_fails(settings: Settings) -> tuple[ScriptedEngine, dict[str, Any]]:
     raise RuntimeError("no such weights")

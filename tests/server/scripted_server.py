@@ -1,4 +1,4 @@
-"""`python -m tests.server.scripted_server`: the server as it is, with a told engine in its worker."""
+"""`python -m tests.server.scripted_server` runs the server with a scripted engine in its worker."""
 
 from __future__ import annotations
 

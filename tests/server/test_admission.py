@@ -1,4 +1,4 @@
-"""A full queue refuses before it reads; every way out of a request gives its place back."""
+"""A full queue refuses requests before reading them, and every end of a request releases its ticket."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def admission(app: FastAPI) -> Admission:
-    found: Admission = app.state.services.admission
-    return found
+    admission: Admission = app.state.services.admission
+    return admission
 
 
 class Gate:
-    """Holds requests at the engine's door: none is admitted before it opens."""
+    """Holds all requests before the engine admits them, until `opened` is set."""
 
     def __init__(self, client: FakeClient) -> None:
         self.opened = asyncio.Event()
@@ -36,7 +36,7 @@ class Gate:
             yield event
 
 
-async def test_beyond_the_queue_a_request_is_refused_unread(
+async def test_a_full_queue_refuses_a_request_without_reading_it(
     http: httpx.AsyncClient, client: FakeClient, admission: Admission
 ) -> None:
     gate = Gate(client)
@@ -52,12 +52,12 @@ async def test_beyond_the_queue_a_request_is_refused_unread(
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_a_place_in_the_queue_is_free_once_the_engine_has_begun(
+async def test_a_request_leaves_the_queue_when_the_engine_begins_it(
     http: httpx.AsyncClient, client: FakeClient, admission: Admission, is_stream: bool
 ) -> None:
     opened = asyncio.Event()
 
-    async def before(place: int) -> None:
+    async def before(index: int) -> None:
         await opened.wait()
 
     client.before = before
@@ -68,14 +68,14 @@ async def test_a_place_in_the_queue_is_free_once_the_engine_has_begun(
     assert admission.num_waiting == 0
     opened.set()
     await asyncio.gather(*posts)
-    await asyncio.wait_for(admission.idle(), 5)
+    await asyncio.wait_for(admission.wait_until_idle(), 5)
 
 
 @pytest.mark.parametrize("body", [{"prompt": "x"}, {"prompt": "x", "stream": True}, {"prompt": "x", "m": 2}, {}])
-async def test_whatever_happens_the_place_is_given_back(
+async def test_every_end_of_a_request_releases_its_ticket(
     http: httpx.AsyncClient, client: FakeClient, admission: Admission, body: dict[str, object]
 ) -> None:
-    async def before(place: int) -> None:
+    async def before(index: int) -> None:
         raise KeyError("a bug")
 
     await http.post("/v1/completions", json=body)

@@ -1,4 +1,4 @@
-"""What the server has is in the documents, and what the documents say the server has."""
+"""The documents list exactly the settings, metrics, routes, fields and errors of the server."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from server.app import ROUTERS
 from server.errors import ServerError
 from server.metrics import Metrics
 from server.schemas.chat import ChatRequest
-from server.schemas.embeddings import EmbeddingsRequest
-from server.schemas.evaluations import EvaluateRequest
 from server.schemas.fewshot import ClassifyRequest, FewShotFields
 from server.schemas.generation import CompletionRequest, GenerationFields
-from server.schemas.inspect import InspectRequest
+from server.schemas.models import EmbeddingsRequest, InspectRequest
+from server.schemas.support_sets import EvaluateRequest
 from server.settings import Settings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -30,7 +29,7 @@ def section(text: str, title: str) -> str:
 
 
 def rows(text: str) -> list[list[str]]:
-    """Cells of the tables, heads left out."""
+    """Return the cells of all tables, without their heads."""
     lines = [line for line in text.splitlines() if line.startswith("| ") and "`" in line]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
@@ -39,7 +38,7 @@ def names(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-def test_every_setting_stands_with_its_default_and_meaning() -> None:
+def test_every_setting_is_documented_with_its_default_and_description() -> None:
     documented = {names(row[0])[0]: row[1:] for row in rows(section(OPERATIONS, "Settings"))}
     actual = {
         name: ["none" if field.default is None else str(field.default), field.description]
@@ -48,54 +47,54 @@ def test_every_setting_stands_with_its_default_and_meaning() -> None:
     assert documented == actual
 
 
-def metric_names() -> Iterator[tuple[str, str]]:
+def metrics() -> Iterator[tuple[str, list[str]]]:
     for family in Metrics("x").registry.collect():
-        yield family.name + ("_total" if family.type == "counter" else ""), family.type
+        yield family.name + ("_total" if family.type == "counter" else ""), [family.type, family.documentation]
 
 
-def test_every_metric_stands_with_its_type() -> None:
-    documented = {names(row[0])[0]: row[1] for row in rows(section(OPERATIONS, "Metrics"))}
-    assert documented == dict(metric_names())
+def test_every_metric_is_documented_with_its_type_and_help() -> None:
+    documented = {names(row[0])[0]: row[1:] for row in rows(section(OPERATIONS, "Metrics"))}
+    assert documented == dict(metrics())
 
 
-def test_every_route_stands() -> None:
+def test_every_route_is_documented() -> None:
     documented = set(re.findall(r"`(?:GET|POST|PATCH|DELETE) (/[^`]*)`", API))
     routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
-    assert documented == {route.path.replace(":path", "") for route in routes}
+    assert documented == {route.path.replace(":path", "") for route in routes} | {"/openapi.json"}
     assert all(f"`{path}`" in API for path in OPEN_PATHS)
 
 
-def test_every_field_of_a_completion_stands() -> None:
+def test_every_field_of_a_completion_is_documented() -> None:
     documented = [name for row in rows(section(API, "Fields of a completion")) for name in names(row[0])]
     assert sorted(documented) == sorted(CompletionRequest.model_fields)
 
 
-def test_every_field_of_a_chat_stands() -> None:
+def test_every_field_of_a_chat_is_documented() -> None:
     documented = {name for row in rows(section(API, "Chat")) for name in names(row[0])}
     shared = GenerationFields.model_fields.keys()
     assert documented == ChatRequest.model_fields.keys() - shared
 
 
-def test_every_field_of_embeddings_and_inspections_stands() -> None:
+def test_every_field_of_embeddings_and_inspections_is_documented() -> None:
     for title, schema in (("Embeddings", EmbeddingsRequest), ("Inspection", InspectRequest)):
-        fields = section(API, title).partition("| in the answer")[0]
+        fields = section(API, title).partition("| response field")[0]
         assert {name for row in rows(fields) for name in names(row[0])} == schema.model_fields.keys()
 
 
-def test_every_field_of_a_classification_stands() -> None:
+def test_every_field_of_a_classification_is_documented() -> None:
     documented = {name for row in rows(section(API, "Classification")) for name in names(row[0])}
     assert documented == ClassifyRequest.model_fields.keys() - FewShotFields.model_fields.keys() | {"template"}
 
 
-def test_every_field_of_an_evaluation_stands() -> None:
+def test_every_field_of_an_evaluation_is_documented() -> None:
     documented = {name for row in rows(section(API, "Evaluation of a support set")) for name in names(row[0])}
     assert documented >= EvaluateRequest.model_fields.keys()
 
 
 def classes(root: type[ServerError]) -> list[type[ServerError]]:
-    return [root, *(found for child in root.__subclasses__() for found in classes(child))]
+    return [root, *(descendant for child in root.__subclasses__() for descendant in classes(child))]
 
 
-def test_every_error_stands_with_its_status() -> None:
+def test_every_error_is_documented_with_its_status() -> None:
     documented = {(int(row[0]), code) for row in rows(section(API, "Errors")) for code in names(row[1])}
     assert documented == {(kind.status, kind.code) for kind in classes(ServerError)}

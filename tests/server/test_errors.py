@@ -1,4 +1,4 @@
-"""The tree in the docstring is the tree of classes, with each one's status."""
+"""The tree in the docstring of `server.errors` equals the tree of classes, with their statuses."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ LINE = re.compile(r"^( {4}[│├└─ ]*)(\w+) +(\d{3})?", re.MULTILINE)
 
 
 def drawn() -> dict[str, tuple[str | None, int | None]]:
-    """Class -> its parent and the status that stands beside it, by the depth of the drawing."""
-    found: dict[str, tuple[str | None, int | None]] = {}
+    """Return each class of the drawing with its parent and its status."""
+    classes: dict[str, tuple[str | None, int | None]] = {}
     trail: list[str] = []
     for indent, name, status in LINE.findall(errors.__doc__ or ""):
         depth = (len(indent) - 4) // 4
         trail[depth:] = [name]
-        found[name] = (trail[depth - 1] if depth else None, int(status) if status else None)
-    return found
+        classes[name] = (trail[depth - 1] if depth else None, int(status) if status else None)
+    return classes
 
 
-def classes(root: type[ServerError]) -> list[type[ServerError]]:
-    return [root, *(found for child in root.__subclasses__() for found in classes(child))]
+def subclasses(root: type[ServerError]) -> list[type[ServerError]]:
+    return [root, *(descendant for child in root.__subclasses__() for descendant in subclasses(child))]
 
 
-def test_the_drawing_is_the_tree() -> None:
-    tree, every = drawn(), classes(ServerError)
+def test_the_drawn_tree_equals_the_classes() -> None:
+    tree, every = drawn(), subclasses(ServerError)
     assert tree.keys() == {kind.__name__ for kind in every}
     for kind in every[1:]:
         parent, status = tree[kind.__name__]
@@ -35,6 +35,6 @@ def test_the_drawing_is_the_tree() -> None:
         assert status in (kind.status, None)
 
 
-def test_codes_tell_errors_apart() -> None:
-    every = classes(ServerError)
+def test_each_error_has_a_different_code() -> None:
+    every = subclasses(ServerError)
     assert len({kind.code for kind in every}) == len(every)

@@ -1,4 +1,4 @@
-"""Few-shot requests to the whole server with a tiny real engine: its choice is that of the model's own features."""
+"""Few-shot requests to a whole server with a tiny model: it selects shots by the model's features."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from model.checkpoint.native import save_folder
 from model.media import MediaLimits, load_image, resize
 from model.vision import normalise
-from tests.server.conftest import data_url, image_part, picture
+from tests.server.conftest import data_url, image_part, png
 from tests.server.test_main import Server, running
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
 CONFIG = CONFIGS["openflamingo"]
 COLOURS = ("red", "green", "blue", "white", "navy", "yellow", "orange", "brown")
-PICTURES = {colour: picture(colour, (20, 10 + place)) for place, colour in enumerate(COLOURS)}
-QUERY = picture("purple")
+IMAGES = {colour: png(colour, (20, 10 + index)) for index, colour in enumerate(COLOURS)}
+QUERY = png("purple")
 QUERY_FIELDS = {"image": data_url(QUERY)}
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "ignore_eos": True, "return_token_ids": True}
 
@@ -37,7 +37,7 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     with running(folder, tmp_path_factory.mktemp("log") / "log", "-m", "server") as server:
         examples = [
             {"id": colour, "image": data_url(data), "text": f"{colour}.", "label": colour}
-            for colour, data in PICTURES.items()
+            for colour, data in IMAGES.items()
         ]
         post(server, "/v1/support_sets", name="colours", examples=examples)
         yield server
@@ -52,7 +52,7 @@ def post(server: Server, path: str, **fields: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def similarities() -> dict[str, float]:
-    """Of each picture and the query, by the model itself."""
+    """Return the similarity of each image to the query, computed with the model itself."""
     model = tiny_model(CONFIG)
 
     def vector(data: bytes) -> np.ndarray:
@@ -62,26 +62,26 @@ def similarities() -> dict[str, float]:
         pooled = features.float().mean((0, 1, 2)).numpy()
         return np.asarray(pooled / np.linalg.norm(pooled))
 
-    return {colour: float(vector(data) @ vector(QUERY)) for colour, data in PICTURES.items()}
+    return {colour: float(vector(data) @ vector(QUERY)) for colour, data in IMAGES.items()}
 
 
-def test_a_search_ranks_as_the_models_own_features_do(server: Server, similarities: dict[str, float]) -> None:
-    found = post(server, "/v1/support_sets/colours/search", query=QUERY_FIELDS, k=len(COLOURS))["data"]
-    assert {hit["id"]: hit["score"] for hit in found} == pytest.approx(similarities, abs=1e-5)
-    scores = [hit["score"] for hit in found]
+def test_a_search_ranks_by_the_models_features(server: Server, similarities: dict[str, float]) -> None:
+    hits = post(server, "/v1/support_sets/colours/search", query=QUERY_FIELDS, k=len(COLOURS))["data"]
+    assert {hit["id"]: hit["score"] for hit in hits} == pytest.approx(similarities, abs=1e-5)
+    scores = [hit["score"] for hit in hits]
     assert scores == sorted(scores, reverse=True)
-    assert scores[0] - scores[-1] > 1e-3  # or the ranking would say nothing
+    assert scores[0] - scores[-1] > 1e-3  # otherwise the ranking would prove nothing
 
 
-def test_an_answer_is_that_of_the_prompt_written_by_hand(server: Server, similarities: dict[str, float]) -> None:
+def test_an_answer_equals_that_of_a_handwritten_prompt(server: Server, similarities: dict[str, float]) -> None:
     examples = {"support_set": "colours", "k": 3, "strategy": "rices_image"}
     body = post(server, "/v1/fewshot/completions", query=QUERY_FIELDS, examples=examples, **GREEDY)
-    chosen = [shot["id"] for shot in body["fewshot"]["shots"]]
-    assert chosen == sorted(similarities, key=lambda colour: similarities[colour])[-3:]
+    shot_ids = [shot["id"] for shot in body["fewshot"]["shots"]]
+    assert shot_ids == sorted(similarities, key=lambda colour: similarities[colour])[-3:]
     parts: list[dict[str, object]] = []
-    for colour in chosen:
+    for colour in shot_ids:
         text: dict[str, object] = {"type": "text", "text": f"Output:{colour}."}
-        parts += [image_part(PICTURES[colour]), text, {"type": "end_of_chunk"}, {"type": "text", "text": "\n"}]
+        parts += [image_part(IMAGES[colour]), text, {"type": "end_of_chunk"}, {"type": "text", "text": "\n"}]
     prompt = [*parts, image_part(QUERY), {"type": "text", "text": "Output:"}]
     assert body["choices"] == server.complete(prompt=prompt, **GREEDY)["choices"]
     assert body["choices"][0]["token_ids"]
@@ -89,7 +89,7 @@ def test_an_answer_is_that_of_the_prompt_written_by_hand(server: Server, similar
     assert (details["media"], details["shots_used"], details["version"]) == (4, 3, 1)
 
 
-def test_what_was_embedded_is_not_encoded_again(server: Server) -> None:
+def test_embedded_media_are_not_encoded_again(server: Server) -> None:
     examples = {"support_set": "colours", "k": 8, "strategy": "rices_image"}
     post(server, "/v1/support_sets/colours/search", query=QUERY_FIELDS)
     body = post(server, "/v1/fewshot/completions", query=QUERY_FIELDS, examples=examples)
@@ -97,26 +97,25 @@ def test_what_was_embedded_is_not_encoded_again(server: Server) -> None:
     assert (details["media"], details["media_encoded"], details["media_cached"]) == (9, 0, 9)
 
 
-def test_texts_are_compared_without_pictures(server: Server) -> None:
-    found = post(server, "/v1/support_sets/colours/search", query={"text": "brown."}, strategy="rices_text", k=2)[
-        "data"
-    ]
-    assert found[0]["id"] == "brown"
-    assert found[0]["score"] == pytest.approx(1, abs=1e-5)
-    assert found[1]["score"] < 1 - 1e-3
+def test_a_text_search_needs_no_images(server: Server) -> None:
+    fields = {"query": {"text": "brown."}, "strategy": "rices_text", "k": 2}
+    best, second = post(server, "/v1/support_sets/colours/search", **fields)["data"]
+    assert best["id"] == "brown"
+    assert best["score"] == pytest.approx(1, abs=1e-5)
+    assert second["score"] < 1 - 1e-3
 
 
-def test_a_server_that_comes_back_has_its_vectors_and_chooses_the_same(folder: Path, tmp_path: Path) -> None:
+def test_a_restarted_server_has_its_vectors_and_selects_the_same_shots(folder: Path, tmp_path: Path) -> None:
     search = {"query": QUERY_FIELDS, "k": 8}
-    examples = [{"id": colour, "image": data_url(data), "text": colour} for colour, data in PICTURES.items()]
+    examples = [{"id": colour, "image": data_url(data), "text": colour} for colour, data in IMAGES.items()]
     with running(folder, tmp_path / "log", "-m", "server") as first:
         post(first, "/v1/support_sets", name="colours", examples=examples)
         before = post(first, "/v1/support_sets/colours/search", **search)
         first.process.kill()
     with running(folder, tmp_path / "log", "-m", "server") as second:
         assert post(second, "/v1/support_sets/colours/search", **search) == before
-        chosen = {"support_set": "colours", "k": 8, "strategy": "rices_image"}
-        body = post(second, "/v1/fewshot/completions", query=QUERY_FIELDS, examples=chosen)
+        selection = {"support_set": "colours", "k": 8, "strategy": "rices_image"}
+        body = post(second, "/v1/fewshot/completions", query=QUERY_FIELDS, examples=selection)
         details = body["usage"]["fewshot_details"]
-        # the query alone has been through the encoder to be compared: this worker has not seen the examples yet
+        # the search has encoded only the query: this worker has not encoded the examples yet
         assert (details["media_encoded"], details["media_cached"]) == (8, 1)

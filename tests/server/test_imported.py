@@ -1,4 +1,4 @@
-"""Checkpoints of the two lineages, imported by the command and served: over HTTP they say what their own libraries say."""
+"""Imported checkpoints of both families answer over HTTP like their original libraries."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ def idefics_part(part: str | Image.Image) -> dict[str, Any]:
     return image_part(buffer.getvalue())
 
 
-def assert_says(
+def assert_completion(
     server: Server, parts: list[dict[str, Any]], log_probs: torch.Tensor, prompt_ids: list[int], greedy: list[int]
 ) -> None:
-    """`log_probs` [T, V] of what follows each prompt token."""
+    """Compare a completion with `log_probs` [T, V], the log-probabilities after each prompt token."""
     fields = {"echo": True, "logprobs": 0, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
     (choice,) = server.complete(prompt=parts, max_tokens=len(greedy), **fields)["choices"]
     assert choice["prompt_token_ids"] == prompt_ids
     assert choice["token_ids"] == greedy
-    found = choice["logprobs"]["token_logprobs"]
-    assert found[0] is None
-    expected = [float(log_probs[place, token]) for place, token in enumerate(prompt_ids[1:])]
-    assert found[1 : len(prompt_ids)] == pytest.approx(expected, abs=TOLERANCE)
+    token_logprobs = choice["logprobs"]["token_logprobs"]
+    assert token_logprobs[0] is None
+    expected = [float(log_probs[index, token_id]) for index, token_id in enumerate(prompt_ids[1:])]
+    assert token_logprobs[1 : len(prompt_ids)] == pytest.approx(expected, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", EVERY_N_LAYERS)
-def test_openflamingo(name: str, tmp_path: Path) -> None:
+def test_openflamingo_checkpoints_answer_like_the_original(name: str, tmp_path: Path) -> None:
     assert main(arguments(name, tmp_path / "model")) == 0
     cases = json.loads((GOLDENS / name / "expected.json").read_text())
     stored = load_file(GOLDENS / name / "expected.safetensors")
@@ -63,15 +63,15 @@ def test_openflamingo(name: str, tmp_path: Path) -> None:
         for case, expected in cases.items():
             if all(kind != "video" for kind, _ in expected["segments"]):
                 parts = [openflamingo_part(*segment) for segment in expected["segments"]]
-                assert_says(server, parts, stored[case], expected["token_ids"], expected["greedy"])
+                assert_completion(server, parts, stored[case], expected["token_ids"], expected["greedy"])
 
 
-def test_idefics(tmp_path: Path) -> None:
+def test_an_idefics_checkpoint_answers_like_the_original(tmp_path: Path) -> None:
     processor = idefics.make_processor()
     theirs = idefics.make_model(len(processor.tokenizer), **idefics.VARIANTS["as_released"])
     pair = idefics.Pair.of(theirs, processor, tmp_path)
-    never = list(pair.tokenizer.suppressed_ids)
-    options = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": never, "eos_token_id": None}
+    suppressed = list(pair.tokenizer.suppressed_ids)
+    options = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": suppressed, "eos_token_id": None}
     with running(tmp_path / "ours", tmp_path / "log", "-m", "server") as server:
         for parts in idefics.PROMPTS.values():
             inputs = processor(text=[list(parts)])
@@ -79,4 +79,4 @@ def test_idefics(tmp_path: Path) -> None:
             with torch.inference_mode():
                 log_probs = theirs(**inputs).logits[0].log_softmax(-1)
                 greedy = theirs.generate(**inputs, **options)[0, len(prompt_ids) :].tolist()
-            assert_says(server, [idefics_part(part) for part in parts], log_probs, prompt_ids, greedy)
+            assert_completion(server, [idefics_part(part) for part in parts], log_probs, prompt_ids, greedy)

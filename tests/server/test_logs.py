@@ -1,4 +1,4 @@
-"""One line a happening, in both forms, and nothing of a request's contents in it."""
+"""Logs have one line per event in both formats, and never contain prompts or keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _restored_logging() -> Iterator[None]:
     root.setLevel(level)
 
 
-def test_a_json_line_holds_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_json_line_contains_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", "json")
     logging.getLogger("server.test").info("it happened", extra={"status": 503, "request_id": "é"})
     line = json.loads(capsys.readouterr().err)
@@ -47,7 +47,7 @@ def test_an_exception_stays_on_its_json_line(capsys: pytest.CaptureFixture[str])
     assert "KeyError: 'why'" in json.loads(line)["exception"]
 
 
-def test_a_text_line_holds_the_fields_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_text_line_contains_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("warning", "text")
     logging.getLogger("server.test").info("not this")
     logging.getLogger("server.test").warning("it happened", extra={"status": 503})
@@ -55,7 +55,7 @@ def test_a_text_line_holds_the_fields_too(capsys: pytest.CaptureFixture[str]) ->
     assert line.endswith("server.test: it happened  status=503")
 
 
-def test_a_clients_line_break_makes_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_break_in_a_field_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", "text")
     logging.getLogger("server.test").info("refused", extra={"path": "/v1/models/x\n10:00:00 INFO server: forged"})
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""The whole server as a user starts it: `python -m server` in a process, spoken to over HTTP."""
+"""The whole server as users start it: a `python -m server` process, tested over HTTP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from model.checkpoint.native import save_folder
 from model.media import MediaLimits, load_image, resize
 from model.prompt import EndOfChunk, Media, Text, encode
 from model.vision import normalise
-from tests.server.conftest import image_part, picture
+from tests.server.conftest import image_part, png
+from tests.server.documented import check, check_unless_streamed, document
 from tests.tiny_models import CONFIGS, byte_tokenizer, prompt_tokenizer, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,12 +36,12 @@ LONG = {"prompt": "abc", "max_tokens": 500, "stream": True, "ignore_eos": True, 
 def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"did not happen within {seconds} seconds"
+        assert time.monotonic() < end, f"the condition is still false after {seconds} seconds"
         time.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:
-    """A killed child stays a zombie until its parent, or init, has taken note."""
+    """Return whether a process runs; a killed one stays a zombie until its parent or init has waited for it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -48,17 +49,20 @@ def is_alive(pid: int) -> bool:
 
 
 class Server:
+    """A running server process with an HTTP client; the constructor returns when the server is ready."""
+
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process = process
         self.log = log
         until(lambda: self._port() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self._port()}", timeout=60)
+        hooks = {"response": [check_unless_streamed]}
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self._port()}", timeout=60, event_hooks=hooks)
         until(lambda: self.readiness() == 200)
 
     def _port(self) -> int | None:
-        found = re.search(r"running on http://127\.0\.0\.1:(\d+)", self.log.read_text())
-        return int(found[1]) if found else None
+        match = re.search(r"running on http://127\.0\.0\.1:(\d+)", self.log.read_text())
+        return int(match[1]) if match else None
 
     def readiness(self) -> int:
         return self.http.get("/health/ready").status_code
@@ -113,14 +117,14 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 
 @pytest.fixture
-def told(folder: Path, tmp_path: Path) -> Iterator[Server]:
+def scripted(folder: Path, tmp_path: Path) -> Iterator[Server]:
     with running(folder, tmp_path / "log", "-m", "tests.server.scripted_server") as server:
         yield server
 
 
 def shots() -> tuple[list[dict[str, object]], list[Text | Media | EndOfChunk], list[bytes]]:
-    """Two shots and a query, as parts and as segments; the first picture comes back in the query."""
-    red, blue = picture("red", (20, 10)), picture("blue", (9, 16))
+    """Return two shots and a query, as parts and as segments; the query repeats the first image."""
+    red, blue = png("red", (20, 10)), png("blue", (9, 16))
     parts: list[dict[str, object]] = [
         image_part(red),
         {"type": "text", "text": "Output: red"},
@@ -141,10 +145,10 @@ def pixels(data: bytes) -> torch.Tensor:
     return normalise(frame[None], CONFIG.vision)
 
 
-def test_greedy_tokens_and_log_probabilities_are_the_references(server: Server) -> None:
-    parts, segments, pictures = shots()
+def test_greedy_tokens_and_log_probabilities_equal_the_references(server: Server) -> None:
+    parts, segments, images = shots()
     encoded, model = encode(segments, TOKENIZER), tiny_model(CONFIG)
-    frames = [pixels(data) for data in pictures]
+    frames = [pixels(data) for data in images]
     expected = reference.generate(
         model,
         encoded.token_ids,
@@ -167,43 +171,65 @@ def test_greedy_tokens_and_log_probabilities_are_the_references(server: Server) 
     assert body["usage"]["fewshot_details"]["media_deduplicated"] == 1
 
 
-def test_a_stream_brings_the_same_text(server: Server) -> None:
+def test_a_stream_has_the_same_text(server: Server) -> None:
     parts, _, _ = shots()
     fields = {"prompt": parts, "max_tokens": 12, "temperature": 0}
     whole = server.complete(**fields)["choices"][0]["text"]
-    with server.http.stream("POST", "/v1/completions", json=fields | {"stream": True}) as response:
-        lines = [line for line in response.iter_lines() if line.startswith("data: ")]
+    response = server.http.post("/v1/completions", json=fields | {"stream": True})
+    check(response)
+    lines = [line for line in response.text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "data: [DONE]"
     assert "".join(json.loads(line[6:])["choices"][0]["text"] for line in lines[:-1]) == whole
 
 
-def test_several_answers_a_search_and_a_form_come_through_the_whole_server(server: Server) -> None:
+def test_the_server_conforms_to_its_document(server: Server) -> None:
+    """The client checks every response; routes that no other test of this file calls follow here."""
+    assert server.http.get("/openapi.json").json() == document()
+    assert server.http.get("/docs").status_code == 200
+    for path in (
+        "/health",
+        "/health/live",
+        "/health/progress",
+        "/version",
+        "/metrics",
+        "/v1/models",
+        "/v1/support_sets",
+    ):
+        assert server.http.get(path).status_code == 200, path
+    for path in ("/v1/chat/completions", "/v1/fewshot/completions", "/v1/classify", "/v1/score", "/v1/embeddings"):
+        schema = document()["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        (example,) = document()["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["examples"]
+        assert server.http.post(path, json=example).status_code == 200, path
+    assert server.http.post("/v1/inspect", json={"prompt": [image_part()]}).status_code == 200
+
+
+def test_the_server_supports_n_answers_beam_search_and_structured_outputs(server: Server) -> None:
     prompt = [image_part(), {"type": "text", "text": "x"}]
     answers = server.complete(prompt=prompt, n=2, max_tokens=3, seed=5, ignore_eos=True, return_token_ids=True)[
         "choices"
     ]
     assert [(answer["index"], len(answer["token_ids"])) for answer in answers] == [(0, 3), (1, 3)]
-    found = server.complete(prompt=prompt, n=2, use_beam_search=True, max_tokens=3, return_token_ids=True)["choices"]
-    assert len({tuple(answer["token_ids"]) for answer in found}) == 2
+    beams = server.complete(prompt=prompt, n=2, use_beam_search=True, max_tokens=3, return_token_ids=True)["choices"]
+    assert len({tuple(answer["token_ids"]) for answer in beams}) == 2
     choice = {"choice": ["cat", "dog"]}
     assert server.complete(prompt=prompt, structured_outputs=choice)["choices"][0]["text"] in choice["choice"]
 
 
-def test_a_picture_seen_before_is_not_encoded_again(server: Server) -> None:
-    prompt = [image_part(picture("green", (31, 17))), {"type": "text", "text": "x"}]
+def test_a_repeated_image_is_not_encoded_again(server: Server) -> None:
+    prompt = [image_part(png("green", (31, 17))), {"type": "text", "text": "x"}]
     first, second = (server.complete(prompt=prompt, max_tokens=1)["usage"]["fewshot_details"] for _ in range(2))
     assert (first["media_encoded"], first["media_cached"]) == (1, 0)
     assert (second["media_encoded"], second["media_cached"]) == (0, 1)
 
 
-def test_a_broken_picture_fails_its_request_and_names_the_part(server: Server) -> None:
-    prompt = [image_part(), image_part(picture()[:50]), {"type": "text", "text": "x"}]
+def test_a_broken_image_fails_its_request_and_the_error_names_the_part(server: Server) -> None:
+    prompt = [image_part(), image_part(png()[:50]), {"type": "text", "text": "x"}]
     error = server.http.post("/v1/completions", json={"prompt": prompt}).json()["error"]
     assert (error["code"], error["param"]) == ("invalid_media", "prompt[1].image_url.url")
     assert server.readiness() == 200
 
 
-def test_a_lost_client_aborts_its_request(server: Server) -> None:
+def test_a_client_that_disconnects_aborts_its_request(server: Server) -> None:
     aborted = server.metric('request_success_total{finished_reason="abort"')
     with server.http.stream("POST", "/v1/completions", json=LONG) as response:
         next(response.iter_lines())
@@ -211,7 +237,7 @@ def test_a_lost_client_aborts_its_request(server: Server) -> None:
     until(lambda: server.metric("num_requests_running{") == 0)
 
 
-def test_a_killed_worker_ends_its_streams_with_an_error_and_comes_back(server: Server) -> None:
+def test_a_killed_worker_ends_its_streams_with_an_error_and_restarts(server: Server) -> None:
     pid = server.worker
     with server.http.stream("POST", "/v1/completions", json=LONG) as response:
         lines = response.iter_lines()
@@ -228,41 +254,41 @@ def test_a_killed_worker_ends_its_streams_with_an_error_and_comes_back(server: S
     assert server.complete(prompt="x", max_tokens=1)["usage"]["completion_tokens"] == 1
 
 
-def test_sigterm_lets_a_running_request_finish_and_refuses_new_ones(told: Server) -> None:
-    with told.http.stream("POST", "/v1/completions", json=LONG | {"max_tokens": 400}) as response:
+def test_after_sigterm_a_running_request_finishes_and_new_ones_are_refused(scripted: Server) -> None:
+    with scripted.http.stream("POST", "/v1/completions", json=LONG | {"max_tokens": 400}) as response:
         lines = response.iter_lines()
         next(lines)
-        told.process.send_signal(signal.SIGTERM)
-        until(lambda: told.readiness() == 503)
-        refused = told.http.post("/v1/completions", json={"prompt": "x"})
+        scripted.process.send_signal(signal.SIGTERM)
+        until(lambda: scripted.readiness() == 503)
+        refused = scripted.http.post("/v1/completions", json={"prompt": "x"})
         assert refused.json()["error"]["code"] == "shutting_down"
         rest = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     assert rest[-1]["choices"][0]["finish_reason"] == "length"
-    assert told.process.wait(timeout=30) == 0
+    assert scripted.process.wait(timeout=30) == 0
 
 
-def test_a_second_signal_ends_running_requests_with_an_error(told: Server) -> None:
-    worker = told.worker
-    with told.http.stream("POST", "/v1/completions", json=LONG | {"ignore_eos": False}) as response:
+def test_a_second_signal_ends_running_requests_with_an_error(scripted: Server) -> None:
+    worker = scripted.worker
+    with scripted.http.stream("POST", "/v1/completions", json=LONG | {"ignore_eos": False}) as response:
         lines = response.iter_lines()
         next(lines)
-        told.process.send_signal(signal.SIGTERM)
-        until(lambda: told.readiness() == 503)
-        told.process.send_signal(signal.SIGINT)
+        scripted.process.send_signal(signal.SIGTERM)
+        until(lambda: scripted.readiness() == 503)
+        scripted.process.send_signal(signal.SIGINT)
         rest = [line for line in lines if line.startswith("data: ")]
     assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "shutting_down"
-    assert told.process.wait(timeout=30) == 0
+    assert scripted.process.wait(timeout=30) == 0
     until(lambda: not is_alive(worker))
 
 
-def test_a_worker_does_not_outlive_its_server(told: Server) -> None:
-    worker = told.worker
+def test_a_worker_does_not_outlive_its_server(scripted: Server) -> None:
+    worker = scripted.worker
     assert is_alive(worker)
-    told.process.kill()
+    scripted.process.kill()
     until(lambda: not is_alive(worker))
 
 
-def test_weights_that_do_not_fit_end_the_server_with_a_status(folder: Path, tmp_path: Path) -> None:
+def test_the_server_exits_with_an_error_if_weights_are_missing(folder: Path, tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     command = [sys.executable, "-m", "server", "--model", str(tmp_path), "--port", "0"]

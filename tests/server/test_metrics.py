@@ -1,4 +1,4 @@
-"""The registry: what the engine says of itself is shown, all of it, and counters only grow by name."""
+"""The registry exposes all gauges of the engine's heartbeats and all finish reasons."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
 COUNTED_OUTSIDE = {"num_requests_running", "num_requests_waiting"}
 
 
-def test_every_gauge_of_the_engine_is_shown() -> None:
+def test_every_gauge_of_the_engine_is_exposed() -> None:
     config = CONFIGS["openflamingo"]
     served = prepare_for_inference(tiny_model(config))
     engine = Engine(served, prompt_tokenizer(config.prompt), EngineConfig(max_model_len=64, num_blocks=8))
     assert engine.gauges().keys() == ENGINE_METRICS.keys() | COUNTED_OUTSIDE
 
 
-def test_a_beat_is_shown_under_the_models_name() -> None:
+def test_values_of_a_heartbeat_have_the_models_name() -> None:
     metrics = Metrics("org/model")
     metrics.engine.values = {"num_preemptions": 3.0, "media_host_bytes": 5.0, "num_requests_running": 9.0}
     text = metrics.expose().decode()
@@ -31,6 +31,6 @@ def test_a_beat_is_shown_under_the_models_name() -> None:
 
 
 @pytest.mark.parametrize("reason", ["stop", "length", "abort", "error"])
-def test_every_way_to_end_is_there_from_the_start(reason: str) -> None:
+def test_every_finish_reason_begins_at_zero(reason: str) -> None:
     line = f'flamboyance:request_success_total{{finished_reason="{reason}",model_name="m"}} 0.0'
     assert line in Metrics("m").expose().decode()

@@ -1,4 +1,4 @@
-"""Every route that reaches the engine is counted alike: metrics, the log line and `usage`."""
+"""All routes that use the engine record metrics, a log line and `usage` in the same way."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 from fastapi import FastAPI
 
 from server.errors import EngineDied
-from tests.server.conftest import data_url, image_part, picture
+from tests.server.conftest import data_url, image_part, png
 from tests.server.fakes import FakeClient
 
 pytestmark = pytest.mark.anyio
 
-RED, BLUE = data_url(picture("red")), data_url(picture("blue"))
+RED, BLUE = data_url(png("red")), data_url(png("blue"))
 SHOTS = [{"image": RED, "label": "cat"}, {"image": BLUE, "label": "dog"}]
 FEW_SHOT = {"shots": SHOTS, "query": {"image": RED}}
 PARTS = [image_part(), {"type": "text", "text": "a cat"}]
 
-# a request to every route that reaches the engine, and the media that it shows
+# a request for every route that uses the engine, and its number of media
 REQUESTS: dict[str, tuple[dict[str, Any], int]] = {
     "/v1/completions": ({"prompt": PARTS, "max_tokens": 2}, 1),
     "/v1/chat/completions": ({"messages": [{"role": "user", "content": PARTS}], "max_tokens": 2}, 1),
@@ -33,7 +33,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], int]] = {
 
 
 def metric(app: FastAPI, name: str) -> float:
-    """The sum of a metric's samples of this name."""
+    """Return the sum of the samples with this name."""
     lines = app.state.services.metrics.expose().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"flamboyance:{name}{{"))
 
@@ -69,7 +69,14 @@ async def test_shots_are_counted(http: httpx.AsyncClient, app: FastAPI, route: s
     assert (metric(app, "request_shots_count"), metric(app, "request_shots_sum")) == (1, 2)
 
 
-async def test_several_prompts_of_one_request_are_one_request(http: httpx.AsyncClient, app: FastAPI) -> None:
+async def test_a_search_is_counted(http: httpx.AsyncClient, app: FastAPI) -> None:
+    examples = [{"id": "a", "image": RED, "label": "cat"}]
+    assert (await http.post("/v1/support_sets", json={"name": "pets", "examples": examples})).status_code == 200
+    assert (await http.post("/v1/support_sets/pets/search", json={"query": {"image": BLUE}})).status_code == 200
+    assert metric(app, "request_success_total") == metric(app, "request_media_sum") == 1
+
+
+async def test_a_request_with_several_prompts_is_counted_once(http: httpx.AsyncClient, app: FastAPI) -> None:
     body = {**FEW_SHOT, "permutations": 2, "calibration": "contextual"}
     usage = (await http.post("/v1/classify", json=body)).json()["usage"]
     assert usage["fewshot_details"]["prompts"] == 4

@@ -1,4 +1,4 @@
-"""Flags before environment before file; what is unknown or impossible is named."""
+"""Flags take precedence over the environment, and the environment over the file; errors name invalid settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def yaml_file(tmp_path: Path, text: str) -> str:
     return str(file)
 
 
-def test_a_flag_wins_over_the_environment_and_that_over_the_file(
+def test_flags_take_precedence_over_the_environment_and_it_over_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = yaml_file(tmp_path, "port: 1\nhost: file\nmax_num_queued: 1\ndtype: float16")
@@ -31,7 +31,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(
     assert (settings.port, settings.host, settings.max_num_queued, settings.dtype) == (3, "environment", 1, "float16")
 
 
-def test_the_file_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_may_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAMBOYANCE_CONFIG", yaml_file(tmp_path, "port: 5"))
     assert read_settings([]).port == 5
     assert read_settings(["--config", yaml_file(tmp_path, "port: 6")]).port == 6
@@ -41,18 +41,18 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: p
     ("text", "message"),
     [
         ("prot: 1", "unknown key prot"),
-        ("- 1", "holds a list"),
+        ("- 1", "contains a list"),
         ("port: x", "port: "),
         ("a: [", "settings.yaml"),
         ("shutdown_timeout: .nan", "shutdown_timeout: "),
     ],
 )
-def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+def test_an_error_names_the_invalid_key_of_a_file(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         read_settings(["--config", yaml_file(tmp_path, text)])
 
 
-def test_an_unknown_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_an_unknown_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAMBOYANCE_PROT", "1")
     with pytest.raises(SettingsError, match="FLAMBOYANCE_PROT"):
         read_settings([])
@@ -64,17 +64,17 @@ def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--prot" in capsys.readouterr().err
 
 
-def test_an_impossible_value_ends_the_program_with_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_program_exits_if_a_value_is_invalid(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--port", "70000"]) == 2
     assert "port: " in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_model_ends_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_program_exits_if_the_model_folder_is_invalid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", str(tmp_path)]) == 2
     assert "is not a model folder" in capsys.readouterr().err
 
 
-def test_the_key_goes_neither_into_words_nor_to_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_neither_printed_nor_sent_to_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAMBOYANCE_API_KEY", "very secret")
     settings = read_settings([])
     assert settings.api_key is not None
@@ -84,7 +84,7 @@ def test_the_key_goes_neither_into_words_nor_to_the_worker(monkeypatch: pytest.M
     assert Settings.model_validate_json(settings.to_worker()) == settings.model_copy(update={"api_key": None})
 
 
-def test_child_processes_are_not_given_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_child_processes_has_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAMBOYANCE_API_KEY", "very secret")
     monkeypatch.setenv("FLAMBOYANCE_PORT", "1")
     environment = child_environment(OMP_NUM_THREADS="1")

@@ -1,4 +1,4 @@
-"""Uploads to a server that is killed in the middle of them: what it acknowledged is there, and nothing is there by half."""
+"""A server that is killed during uploads keeps all acknowledged files, and no incomplete ones."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def noise(seed: int, file: Path) -> bytes:
-    """A picture of about 300 kilobytes that is like no other."""
+    """Return an image of about 300 kilobytes, different for each seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (300, 350, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file, "PNG")
     return file.read_bytes()
 
 
-def upload_until_it_dies(server: Server, first: int, folder: Path, acknowledged: dict[str, bytes]) -> None:
+def upload_until_killed(server: Server, first: int, folder: Path, acknowledged: dict[str, bytes]) -> None:
     with httpx.Client(base_url=server.http.base_url, timeout=60) as http:
         for seed in range(first, first + 10_000):
             data = noise(seed, folder / f"{first}.png")
@@ -47,15 +47,16 @@ def upload_until_it_dies(server: Server, first: int, folder: Path, acknowledged:
             acknowledged[response.json()["id"]] = data
 
 
-def test_a_killed_server_keeps_what_it_acknowledged_and_no_halves(folder: Path, tmp_path: Path) -> None:
+def test_a_killed_server_keeps_acknowledged_uploads_and_no_incomplete_files(folder: Path, tmp_path: Path) -> None:
     acknowledged: dict[str, bytes] = {}
-    luck = random.Random(0)
-    for turn in range(ROUNDS):
+    rng = random.Random(0)
+    for round_index in range(ROUNDS):
         with running(folder, tmp_path / "log", "-m", "tests.server.scripted_server") as server:
             before = len(acknowledged)
             threads = [
                 threading.Thread(
-                    target=upload_until_it_dies, args=(server, (turn * UPLOADERS + i) * 10_000, tmp_path, acknowledged)
+                    target=upload_until_killed,
+                    args=(server, (round_index * UPLOADERS + i) * 10_000, tmp_path, acknowledged),
                 )
                 for i in range(UPLOADERS)
             ]
@@ -64,14 +65,14 @@ def test_a_killed_server_keeps_what_it_acknowledged_and_no_halves(folder: Path, 
             end = time.monotonic() + 60
             while len(acknowledged) < before + 5 and time.monotonic() < end:
                 time.sleep(0.01)
-            time.sleep(luck.random() * 0.2)
+            time.sleep(rng.random() * 0.2)
             server.process.kill()
             for thread in threads:
                 thread.join()
         store = MediaStore(str(tmp_path / "data" / "media"))
         assert len(acknowledged) >= before + 5
         assert acknowledged.keys() <= set(store.names())
-        for name in store.names():  # raises for one whose bytes are not those of its id
+        for name in store.names():  # raises if the bytes do not match the id
             data = store.get(name).data
             assert name == f"img_{source_digest(data, 'image').hex()}"
             assert store.describe(name).width == 350

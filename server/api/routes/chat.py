@@ -16,16 +16,22 @@ from server.api.body import read_request
 from server.api.chat_prompt import ChatPrompt, prepare_chat
 from server.api.generation import GenerationRequest, make_sampling, stop_strings
 from server.api.logprobs import chat_logprobs
+from server.api.openapi import PROMPT, describe
 from server.api.services import GivenRecord, GivenServices
 from server.errors import InvalidRequest
 from server.schemas.chat import DEFAULT_MAX_TOKENS, ChatRequest
+from server.schemas.responses.completions import ChatCompletion, ChatCompletionChunk
 from server.served_model import ServedModel
 
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions")
+@router.post(
+    "/v1/chat/completions",
+    **describe("Chat", body=ChatRequest, response=ChatCompletion, chunk=ChatCompletionChunk, errors=PROMPT),
+)
 async def create_chat_completion(request: Request, services: GivenServices, record: GivenRecord) -> Response:
+    """Continue a conversation, written as a few-shot prompt."""
     fields = await read_request(ChatRequest, request, services)
     _check(fields)
     chat = await prepare_chat(fields.messages, fields.template, services.model, services.intake)

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_request
+from server.api.openapi import PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
@@ -25,6 +26,7 @@ from server.fewshot.classification import (
 from server.fewshot.prompting import AssembledPrompt, assemble
 from server.request_record import RequestRecord
 from server.schemas.fewshot import ClassifyRequest
+from server.schemas.responses.classification import Classification
 
 # tokens left for candidates that are known only once the shots are
 DEFAULT_ROOM = 32
@@ -32,8 +34,12 @@ DEFAULT_ROOM = 32
 router = APIRouter()
 
 
-@router.post("/v1/classify")
+@router.post(
+    "/v1/classify",
+    **describe("Few-shot", body=ClassifyRequest, response=Classification, errors=(*PROMPT, *SUPPORT_SET)),
+)
 async def create_classification(request: Request, services: GivenServices, record: GivenRecord) -> Response:
+    """Return which of the candidates answers a few-shot query, with probabilities."""
     fields = await read_request(ClassifyRequest, request, services)
     return JSONResponse(await unless_disconnected(request.receive, _classify(fields, record, services)))
 

@@ -15,20 +15,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_request
+from server.api.openapi import PROMPT, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.prompt import check_token_ids
 from server.request_record import RequestRecord
-from server.schemas.embeddings import EmbeddingsRequest, Inputs
+from server.schemas.models import EmbeddingsRequest, Inputs
 from server.schemas.prompt import EndOfChunkPart, MediaPart, Part, TextPart
+from server.schemas.responses.classification import Embeddings
 from server.served_model import ServedModel
 
 router = APIRouter()
 
 
-@router.post("/v1/embeddings")
+@router.post("/v1/embeddings", **describe("Model", body=EmbeddingsRequest, response=Embeddings, errors=PROMPT))
 async def create_embeddings(request: Request, services: GivenServices, record: GivenRecord) -> Response:
+    """Return the vectors of texts or of media, never of both in one request."""
     fields = await read_request(EmbeddingsRequest, request, services)
     return JSONResponse(await unless_disconnected(request.receive, _embed(fields, record, services)))
 

@@ -9,21 +9,38 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import JSONResponse, read_request
+from server.api.body import JSONResponse, read_query, read_request
+from server.api.openapi import QUEUE, SUPPORT_SET, describe
 from server.api.services import GivenServices, GivenTicket
+from server.errors import DatabaseUnavailable, EvaluationNotFound
 from server.quality.evaluation import baseline, recommend, summarise
 from server.quality.evaluation_store import Evaluation
 from server.quality.plan import answer_of, make_plan
-from server.schemas.base import list_page, read_query
-from server.schemas.evaluations import EvaluateRequest, ListEvaluationsRequest
+from server.schemas.base import list_page
+from server.schemas.responses.base import Deleted
+from server.schemas.responses.evaluations import EvaluationHeads, EvaluationReport
+from server.schemas.support_sets import EvaluateRequest, ListEvaluationsRequest
 
 router = APIRouter()
 
+EVALUATION = (EvaluationNotFound, DatabaseUnavailable)
 
-@router.post("/v1/support_sets/{support_set}/evaluate")
+
+@router.post(
+    "/v1/support_sets/{support_set}/evaluate",
+    **describe(
+        "Evaluations",
+        body=EvaluateRequest,
+        is_body_required=False,
+        response=EvaluationReport,
+        errors=(*SUPPORT_SET, *QUEUE),
+        statuses=(202,),
+    ),
+)
 async def create_evaluation(
     support_set: str, request: Request, services: GivenServices, ticket: GivenTicket
 ) -> Response:
+    """Begin to evaluate a support set by leaving out each of its examples in turn."""
     fields = await read_request(EvaluateRequest, request, services, empty=b"{}")
     version = await services.support_sets.get_version(support_set, fields.version)
     plan = make_plan(fields, version, services.model, services.settings.max_media_per_request)
@@ -37,26 +54,34 @@ async def create_evaluation(
     return JSONResponse(_card(await services.evaluations.create(version.id, version.version, stored)), 202)
 
 
-@router.get("/v1/evaluations")
+@router.get(
+    "/v1/evaluations",
+    **describe("Evaluations", query=ListEvaluationsRequest, response=EvaluationHeads, errors=(DatabaseUnavailable,)),
+)
 async def list_evaluations(request: Request, services: GivenServices) -> Response:
-    """Evaluations without their cells, the oldest first."""
-    fields = read_query(ListEvaluationsRequest, request.query_params)
+    """List evaluations without their cells, the oldest first."""
+    fields = read_query(ListEvaluationsRequest, request)
     page = await services.evaluations.page(fields.support_set, fields.after, fields.limit + 1)
     return JSONResponse(list_page([_head(evaluation) for evaluation in page], fields.limit))
 
 
-@router.get("/v1/evaluations/{evaluation_id}")
+@router.get("/v1/evaluations/{evaluation_id}", **describe("Evaluations", response=EvaluationReport, errors=EVALUATION))
 async def show_evaluation(evaluation_id: str, services: GivenServices) -> Response:
+    """Return an evaluation as far as it has come."""
     return JSONResponse(_card(await services.evaluations.get(evaluation_id)))
 
 
-@router.post("/v1/evaluations/{evaluation_id}/cancel")
+@router.post(
+    "/v1/evaluations/{evaluation_id}/cancel", **describe("Evaluations", response=EvaluationReport, errors=EVALUATION)
+)
 async def cancel_evaluation(evaluation_id: str, services: GivenServices) -> Response:
+    """Stop an evaluation, and keep the results that it has."""
     return JSONResponse(_card(await services.evaluations.cancel(evaluation_id)))
 
 
-@router.delete("/v1/evaluations/{evaluation_id}")
+@router.delete("/v1/evaluations/{evaluation_id}", **describe("Evaluations", response=Deleted, errors=EVALUATION))
 async def delete_evaluation(evaluation_id: str, services: GivenServices) -> Response:
+    """Delete an evaluation, running or not."""
     await services.evaluations.delete(evaluation_id)
     return JSONResponse({"id": evaluation_id, "object": "evaluation", "deleted": True})
 

@@ -9,16 +9,28 @@ from starlette.responses import Response
 from server.api.answers import CompletionShape, respond
 from server.api.body import read_request
 from server.api.generation import completion_request
+from server.api.openapi import PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices
 from server.api.sse import unless_disconnected
 from server.fewshot.prompting import assemble
 from server.schemas.fewshot import FewShotCompletionRequest
+from server.schemas.responses.completions import FewShotCompletion, FewShotCompletionChunk
 
 router = APIRouter()
 
 
-@router.post("/v1/fewshot/completions")
+@router.post(
+    "/v1/fewshot/completions",
+    **describe(
+        "Few-shot",
+        body=FewShotCompletionRequest,
+        response=FewShotCompletion,
+        chunk=FewShotCompletionChunk,
+        errors=(*PROMPT, *SUPPORT_SET),
+    ),
+)
 async def create_fewshot_completion(request: Request, services: GivenServices, record: GivenRecord) -> Response:
+    """Answer a query after shots, sent or selected from a support set."""
     fields = await read_request(FewShotCompletionRequest, request, services)
     assembling = assemble(fields, services.model, services.shots, room=fields.max_tokens)
     assembled = await unless_disconnected(request.receive, assembling)

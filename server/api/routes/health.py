@@ -10,26 +10,31 @@ from starlette.responses import Response
 
 from server import metrics as metrics_module
 from server.api.body import JSONResponse
+from server.api.openapi import describe
 from server.api.services import GivenServices, Services
+from server.schemas.responses.health import EngineProgress, Health, Live, Ready, ServerVersion
 
 VERSION = "0.1.0"
 
 router = APIRouter()
 
 
-@router.get("/health/live")
+@router.get("/health/live", **describe("Health", response=Live))
 async def live() -> Response:
+    """Return whether the process answers."""
     return JSONResponse({"status": "live"})
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", **describe("Health", response=Ready, statuses=(200, 503)))
 async def ready(services: GivenServices) -> Response:
+    """Return whether a request would be served now."""
     status = readiness(services)
     return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
 
-@router.get("/health/progress")
+@router.get("/health/progress", **describe("Health", response=EngineProgress, statuses=(200, 503)))
 async def progress(services: GivenServices) -> Response:
+    """Return the time since the last step of an engine that has work; 503 if that is too long."""
     body = {
         "status": "stalled" if _is_stalled(services) else "ok",
         "last_step_age_seconds": round(services.client.step_age, 3),
@@ -39,20 +44,23 @@ async def progress(services: GivenServices) -> Response:
     return JSONResponse(body, 503 if _is_stalled(services) else 200)
 
 
-@router.get("/health")
+@router.get("/health", **describe("Health", response=Health, statuses=(200, 503)))
 async def health(services: GivenServices) -> Response:
+    """Return whether the server is ready, its model, and what the engine runs on."""
     status = readiness(services)
     body = {"status": status, "model": services.model.name, "engine": services.client.info}
     return JSONResponse(body, 200 if status == "ready" else 503)
 
 
-@router.get("/version")
+@router.get("/version", **describe("Health", response=ServerVersion))
 async def version(services: GivenServices) -> Response:
+    """Return the versions of the server and of its packages, and what the engine runs on."""
     return JSONResponse({"version": VERSION, "engine": services.client.info})
 
 
-@router.get("/metrics")
+@router.get("/metrics", **describe("Health", response={"text/plain": str}))
 async def metrics(services: GivenServices) -> Response:
+    """Return the metrics in the text format of Prometheus."""
     services.metrics.last_step_age.set(services.client.step_age)
     return Response(services.metrics.expose(), media_type=metrics_module.CONTENT_TYPE)
 

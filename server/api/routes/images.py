@@ -19,11 +19,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from model.media import MediaError, media_type_of
-from server.api.body import JSONResponse, read_body, stream_body
+from server.api.body import JSONResponse, read_body, read_query, stream_body
+from server.api.openapi import JSON, MEDIA, QUEUE, describe
 from server.api.services import GivenServices, GivenTicket, Services
 from server.errors import (
+    DatabaseUnavailable,
     InvalidMedia,
     InvalidRequest,
+    MediaInUse,
     MediaNotFound,
     StorageUnavailable,
     UnsupportedMediaType,
@@ -32,8 +35,10 @@ from server.errors import (
 from server.media.intake import Intake
 from server.media.source import EncodedMedia, Kind, check_size, encoded, from_base64
 from server.media.store import MediaStore, StoredMedia
-from server.schemas.base import list_page, read, read_query
-from server.schemas.images import ListImagesRequest, UploadRequest
+from server.schemas.base import list_page, read
+from server.schemas.images import ListImagesRequest, UploadForm, UploadRequest
+from server.schemas.responses.base import Deleted
+from server.schemas.responses.images import StoredImage, StoredImages
 from server.settings import Settings
 
 router = APIRouter()
@@ -51,10 +56,30 @@ CONTENT_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "private, max-age=31536000, immutable",
 }
+UPLOAD_BODY = {
+    JSON: UploadRequest,
+    FORM: UploadForm,
+    "image/*": bytes,
+    "video/*": bytes,
+    "application/octet-stream": bytes,
+}
+STORED_IMAGE = (MediaNotFound, StorageUnavailable)
+CONTENT = describe(
+    "Images",
+    response={"image/*": bytes, "video/*": bytes},
+    errors=STORED_IMAGE,
+    headers=["If-None-Match"],
+    response_headers=["ETag"],
+    statuses=(200, 304),
+)
 
 
-@router.post("/v1/images")
+@router.post(
+    "/v1/images",
+    **describe("Images", body=UPLOAD_BODY, response=StoredImage, errors=(*MEDIA, *QUEUE, UnsupportedMediaType)),
+)
 async def upload_image(request: Request, services: GivenServices, ticket: GivenTicket) -> Response:
+    """Store an image or a video, sent as its bytes, in a form, or in JSON."""
     media = await read_upload(request, services.settings, services.intake)
     for _ in range(MAX_ATTEMPTS):
         await _keep(media, services)
@@ -65,21 +90,30 @@ async def upload_image(request: Request, services: GivenServices, ticket: GivenT
     raise StorageUnavailable("the media was deleted while it was stored")
 
 
-@router.get("/v1/images")
+@router.get(
+    "/v1/images",
+    **describe("Images", query=ListImagesRequest, response=StoredImages, errors=(StorageUnavailable,)),
+)
 async def list_images(request: Request, services: GivenServices) -> Response:
     """List images and videos in the order of their ids, which is no order of time."""
-    fields = read_query(ListImagesRequest, request.query_params)
+    fields = read_query(ListImagesRequest, request)
     page = await asyncio.to_thread(_page, services.store, fields)
     return JSONResponse(list_page([_card(stored) for stored in page], fields.limit))
 
 
-@router.api_route("/v1/images/{image_id}", methods=["GET", "HEAD"])
+@router.head(
+    "/v1/images/{image_id}", name="head_image", **describe("Images", response=StoredImage, errors=STORED_IMAGE)
+)
+@router.get("/v1/images/{image_id}", **describe("Images", response=StoredImage, errors=STORED_IMAGE))
 async def show_image(image_id: str, services: GivenServices) -> Response:
+    """Describe an image or a video."""
     return JSONResponse(_card(await asyncio.to_thread(services.store.describe, image_id, "image_id")))
 
 
-@router.api_route("/v1/images/{image_id}/content", methods=["GET", "HEAD"])
+@router.head("/v1/images/{image_id}/content", name="head_content", **CONTENT)
+@router.get("/v1/images/{image_id}/content", **CONTENT)
 async def show_content(image_id: str, request: Request, services: GivenServices) -> Response:
+    """Return the bytes of an image or a video."""
     stored = await asyncio.to_thread(services.store.describe, image_id, "image_id")
     headers = {**CONTENT_HEADERS, "ETag": f'"{stored.id}"'}
     if headers["ETag"] in request.headers.get("if-none-match", ""):
@@ -88,27 +122,27 @@ async def show_content(image_id: str, request: Request, services: GivenServices)
     return Response(media.data, media_type=stored.media_type, headers=headers)
 
 
-@router.delete("/v1/images/{image_id}")
+@router.delete(
+    "/v1/images/{image_id}",
+    **describe("Images", response=Deleted, errors=(*STORED_IMAGE, MediaInUse, DatabaseUnavailable)),
+)
 async def delete_image(image_id: str, services: GivenServices) -> Response:
+    """Delete an image or a video that no support set shows."""
     stored = await asyncio.to_thread(services.store.describe, image_id, "image_id")
-    await services.support_sets.delete_media(image_id)
+    await services.media_references.delete(image_id)
     return JSONResponse({"id": stored.id, "object": stored.kind, "deleted": True})
 
 
 async def _keep(media: EncodedMedia, services: Services) -> None:
     """Decode and store media, unless the same bytes are stored, and mark them as uploaded."""
-    if not await asyncio.to_thread(_is_checked, services.store, media.id):
+    if not await asyncio.to_thread(services.store.is_decoded, media.id):
         started = time.monotonic()
         frames = await services.decoder.decode(media)
         services.metrics.media_decode.observe(time.monotonic() - started)
         num_frames = frames.shape[0]
         await asyncio.to_thread(services.store.put, media.data, media.kind, size=frames.size, num_frames=num_frames)
         services.metrics.media_stored.inc()
-    await services.support_sets.mark_uploaded(media.id, len(media.data))
-
-
-def _is_checked(store: MediaStore, name: str) -> bool:
-    return store.exists(name) and store.describe(name).num_frames is not None
+    await services.media_references.mark_uploaded(media.id, len(media.data))
 
 
 def _page(store: MediaStore, fields: ListImagesRequest) -> list[StoredMedia]:

@@ -12,20 +12,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_request
+from server.api.openapi import PROMPT, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
 from server.prompt import PreparedPrompt, check_length, continuation_ids, prepare_prompt
 from server.request_record import RequestRecord
-from server.schemas.inspect import InspectRequest
+from server.schemas.models import InspectRequest
+from server.schemas.responses.models import Inspection
 from server.served_model import ServedModel
 from server.wire import AttentionMap, Inspect
 
 router = APIRouter()
 
 
-@router.post("/v1/inspect")
+@router.post("/v1/inspect", **describe("Model", body=InspectRequest, response=Inspection, errors=PROMPT))
 async def inspect(request: Request, services: GivenServices, record: GivenRecord) -> Response:
+    """Return what a token reads of its image, and how far the gates are open."""
     fields = await read_request(InspectRequest, request, services)
     return JSONResponse(await unless_disconnected(request.receive, _inspect(fields, record, services)))
 

@@ -12,22 +12,26 @@ from starlette.responses import Response
 from server.api.answer_text import token_text
 from server.api.body import JSONResponse, read_request
 from server.api.chat_prompt import prepare_chat
+from server.api.openapi import MEDIA, describe
 from server.api.services import GivenServices, Services
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, ModelNotFound
 from server.prompt import PreparedPrompt, check_token_ids, prepare_prompt
 from server.schemas.models import DetokenizeRequest, TokenizeRequest
+from server.schemas.responses.models import Model, Models, Text, Tokens
 
 router = APIRouter()
 STARTED = int(time.time())
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", **describe("Model", response=Models))
 async def list_models(services: GivenServices) -> Response:
+    """List the served model."""
     return JSONResponse({"object": "list", "data": [_card(services)]})
 
 
-@router.get("/v1/models/{name:path}")
+@router.get("/v1/models/{name:path}", **describe("Model", response=Model, errors=(ModelNotFound,)))
 async def show_model(name: str, services: GivenServices) -> Response:
+    """Describe the served model."""
     services.check_model(name)
     return JSONResponse(_card(services))
 
@@ -50,9 +54,12 @@ def _card(services: Services) -> dict[str, Any]:
     }
 
 
-@router.post("/tokenize")
+@router.post(
+    "/tokenize",
+    **describe("Model", body=TokenizeRequest, response=Tokens, errors=MEDIA),
+)
 async def tokenize(request: Request, services: GivenServices) -> Response:
-    """The ids of a prompt as the model reads it, family markers included."""
+    """Return the ids of a prompt as the model reads it, family markers included."""
     fields = await read_request(TokenizeRequest, request, services)
     encoded = (await _prepare(fields, services)).encoded
     body = {
@@ -74,8 +81,9 @@ async def _prepare(fields: TokenizeRequest, services: Services) -> PreparedPromp
     return (await prepare_chat(fields.messages, fields.template, services.model, services.intake)).prompt
 
 
-@router.post("/detokenize")
+@router.post("/detokenize", **describe("Model", body=DetokenizeRequest, response=Text))
 async def detokenize(request: Request, services: GivenServices) -> Response:
+    """Return token ids as text, markers included."""
     fields = await read_request(DetokenizeRequest, request, services)
     ids = check_token_ids(fields.tokens, services.model.num_token_ids, "tokens")
     return JSONResponse({"prompt": services.model.tokenizer.decode(ids, skip_special_tokens=False)})

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_request
+from server.api.openapi import PROMPT, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
@@ -18,13 +19,15 @@ from server.fewshot.classification import score_prompts
 from server.prompt import PreparedPrompt, check_token_ids, continuation_ids, prepare_prompt
 from server.request_record import RequestRecord
 from server.schemas.fewshot import ScoreRequest
+from server.schemas.responses.classification import Scores
 from server.served_model import ServedModel
 
 router = APIRouter()
 
 
-@router.post("/v1/score")
+@router.post("/v1/score", **describe("Completions", body=ScoreRequest, response=Scores, errors=PROMPT))
 async def create_score(request: Request, services: GivenServices, record: GivenRecord) -> Response:
+    """Return the log-probabilities of given continuations of a prompt."""
     fields = await read_request(ScoreRequest, request, services)
     return JSONResponse(await unless_disconnected(request.receive, _score(fields, record, services)))
 

@@ -18,18 +18,33 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import JSONResponse, read_body, read_request
-from server.api.services import GivenServices, GivenTicket, Services
+from server.api.body import JSONResponse, read_body, read_query, read_request
+from server.api.openapi import MEDIA, PROMPT, QUEUE, SUPPORT_SET, describe
+from server.api.services import GivenRecord, GivenServices, GivenTicket, Services
 from server.api.sse import unless_disconnected
-from server.errors import ExampleNotFound, InvalidMedia, InvalidRequest, ServerError
+from server.errors import (
+    DatabaseUnavailable,
+    ExampleNotFound,
+    IdempotencyConflict,
+    InvalidMedia,
+    InvalidRequest,
+    NameTaken,
+    ServerError,
+    TooManyExamples,
+    Unavailable,
+    VersionConflict,
+)
 from server.fewshot.prompting import assemble_prefix
 from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.warming import WarmTarget
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
-from server.schemas.base import list_page, read, read_query
+from server.request_record import RequestRecord
+from server.schemas.base import list_page, read
 from server.schemas.fewshot import SearchRequest
 from server.schemas.prompt import stored_media_part
+from server.schemas.responses import support_sets as responses
+from server.schemas.responses.base import Deleted
 from server.schemas.support_sets import (
     CreateRequest,
     ExampleFields,
@@ -43,10 +58,14 @@ from server.schemas.support_sets import (
     VersionRequest,
     WarmRequest,
 )
+from server.store.idempotency import IdempotencyKey
 from server.store.records import Example, NewExample, SupportSet, SupportSetInfo
-from server.store.support_sets import IdempotencyKey
 
 router = APIRouter()
+
+CHANGE = (*SUPPORT_SET, VersionConflict)
+EXAMPLES = (*MEDIA, *QUEUE, TooManyExamples, IdempotencyConflict, Unavailable)
+KEY = ("Idempotency-Key",)
 
 # examples whose media are read at once
 MAX_CONCURRENT = 32
@@ -54,8 +73,18 @@ MAX_CONCURRENT = 32
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
-@router.post("/v1/support_sets")
+@router.post(
+    "/v1/support_sets",
+    **describe(
+        "Support sets",
+        body=CreateRequest,
+        response=responses.ChangedSupportSet,
+        errors=(*CHANGE, *EXAMPLES, NameTaken),
+        headers=KEY,
+    ),
+)
 async def create_support_set(request: Request, services: GivenServices, ticket: GivenTicket) -> Response:
+    """Create a support set."""
     body = await read_body(request, services.settings)
     fields = read(CreateRequest, body)
     info = await services.support_sets.create(
@@ -69,47 +98,75 @@ async def create_support_set(request: Request, services: GivenServices, ticket: 
     return JSONResponse(_put_card(info, services))
 
 
-@router.get("/v1/support_sets")
+@router.get(
+    "/v1/support_sets",
+    **describe("Support sets", query=ListSetsRequest, response=responses.SupportSets, errors=(DatabaseUnavailable,)),
+)
 async def list_support_sets(request: Request, services: GivenServices) -> Response:
     """List support sets in the order of their creation."""
-    fields = read_query(ListSetsRequest, request.query_params)
+    fields = read_query(ListSetsRequest, request)
     page = await services.support_sets.page(fields.after, fields.limit + 1)
     return JSONResponse(list_page([_card(info, services) for info in page], fields.limit))
 
 
-@router.get("/v1/support_sets/{support_set}")
+@router.get(
+    "/v1/support_sets/{support_set}",
+    **describe("Support sets", query=VersionRequest, response=responses.SupportSet, errors=SUPPORT_SET),
+)
 async def show_support_set(support_set: str, request: Request, services: GivenServices) -> Response:
-    fields = read_query(VersionRequest, request.query_params)
+    """Describe the latest or another version of a support set."""
+    fields = read_query(VersionRequest, request)
     return JSONResponse(_card(await services.support_sets.get(support_set, fields.version), services))
 
 
-@router.patch("/v1/support_sets/{support_set}")
+@router.patch(
+    "/v1/support_sets/{support_set}",
+    **describe("Support sets", body=UpdateRequest, response=responses.SupportSet, errors=(*CHANGE, *QUEUE, NameTaken)),
+)
 async def update_support_set(
     support_set: str, request: Request, services: GivenServices, ticket: GivenTicket
 ) -> Response:
+    """Change the name, the lifetime or the metadata of a support set, or pin it."""
     fields = await read_request(UpdateRequest, request, services)
     changes = fields.changes(time.time())
     info = await services.support_sets.update(support_set, changes, expected_version=fields.expected_version)
     return JSONResponse(_card(info, services))
 
 
-@router.delete("/v1/support_sets/{support_set}")
+@router.delete(
+    "/v1/support_sets/{support_set}", **describe("Support sets", query=ExpectedRequest, response=Deleted, errors=CHANGE)
+)
 async def delete_support_set(support_set: str, request: Request, services: GivenServices) -> Response:
-    fields = read_query(ExpectedRequest, request.query_params)
+    """Delete a support set and the media that nothing else uses."""
+    fields = read_query(ExpectedRequest, request)
     set_id = await services.support_sets.delete(support_set, expected_version=fields.expected_version)
     return JSONResponse({"id": set_id, "object": "support_set", "deleted": True})
 
 
-@router.get("/v1/support_sets/{support_set}/versions")
+@router.get(
+    "/v1/support_sets/{support_set}/versions",
+    **describe("Support sets", query=ListVersionsRequest, response=responses.Versions, errors=SUPPORT_SET),
+)
 async def list_versions(support_set: str, request: Request, services: GivenServices) -> Response:
-    fields = read_query(ListVersionsRequest, request.query_params)
+    """List the versions of a support set and what each of them changed."""
+    fields = read_query(ListVersionsRequest, request)
     page = await services.support_sets.versions(support_set, fields.after, fields.limit + 1)
     versions = [{"object": "support_set.version", **asdict(info)} for info in page[: fields.limit]]
     return JSONResponse({"object": "list", "data": versions, "has_more": len(page) > len(versions)})
 
 
-@router.post("/v1/support_sets/{support_set}/examples")
+@router.post(
+    "/v1/support_sets/{support_set}/examples",
+    **describe(
+        "Support sets",
+        body=PutExamplesRequest,
+        response=responses.ChangedSupportSet,
+        errors=(*CHANGE, *EXAMPLES),
+        headers=KEY,
+    ),
+)
 async def put_examples(support_set: str, request: Request, services: GivenServices, ticket: GivenTicket) -> Response:
+    """Add examples, or replace those with the same ids."""
     body = await read_body(request, services.settings)
     fields = read(PutExamplesRequest, body)
     info = await services.support_sets.put_examples(
@@ -121,19 +178,28 @@ async def put_examples(support_set: str, request: Request, services: GivenServic
     return JSONResponse(_put_card(info, services))
 
 
-@router.get("/v1/support_sets/{support_set}/examples")
+@router.get(
+    "/v1/support_sets/{support_set}/examples",
+    **describe("Support sets", query=ListExamplesRequest, response=responses.StoredExamples, errors=SUPPORT_SET),
+)
 async def list_examples(support_set: str, request: Request, services: GivenServices) -> Response:
-    """List examples in the order of the set."""
-    fields = read_query(ListExamplesRequest, request.query_params)
+    """List the examples of a version in their order."""
+    fields = read_query(ListExamplesRequest, request)
     version = await services.support_sets.get_version(support_set, fields.version)
     start = _index(version, fields.after) + 1 if fields.after else 0
     cards = [_example_card(example) for example in version.examples[start : start + fields.limit + 1]]
     return JSONResponse({**list_page(cards, fields.limit), "version": version.version})
 
 
-@router.get("/v1/support_sets/{support_set}/examples/{example_id}")
+@router.get(
+    "/v1/support_sets/{support_set}/examples/{example_id}",
+    **describe(
+        "Support sets", query=VersionRequest, response=responses.StoredExample, errors=(*SUPPORT_SET, ExampleNotFound)
+    ),
+)
 async def show_example(support_set: str, example_id: str, request: Request, services: GivenServices) -> Response:
-    fields = read_query(VersionRequest, request.query_params)
+    """Return an example."""
+    fields = read_query(VersionRequest, request)
     version = await services.support_sets.get_version(support_set, fields.version)
     example = next((example for example in version.examples if example.id == example_id), None)
     if example is None:
@@ -141,26 +207,48 @@ async def show_example(support_set: str, example_id: str, request: Request, serv
     return JSONResponse(_example_card(example))
 
 
-@router.delete("/v1/support_sets/{support_set}/examples/{example_id}")
+@router.delete(
+    "/v1/support_sets/{support_set}/examples/{example_id}",
+    **describe("Support sets", query=ExpectedRequest, response=responses.SupportSet, errors=(*CHANGE, ExampleNotFound)),
+)
 async def delete_example(support_set: str, example_id: str, request: Request, services: GivenServices) -> Response:
-    expected = read_query(ExpectedRequest, request.query_params).expected_version
+    """Delete an example."""
+    expected = read_query(ExpectedRequest, request).expected_version
     info = await services.support_sets.remove_examples(support_set, [example_id], expected_version=expected)
     return JSONResponse(_card(info, services))
 
 
-@router.delete("/v1/support_sets/{support_set}/examples")
+@router.delete(
+    "/v1/support_sets/{support_set}/examples",
+    **describe(
+        "Support sets", query=RemoveExamplesRequest, response=responses.SupportSet, errors=(*CHANGE, ExampleNotFound)
+    ),
+)
 async def delete_examples(support_set: str, request: Request, services: GivenServices) -> Response:
-    fields = read_query(RemoveExamplesRequest, request.query_params)
+    """Delete several examples, or none if one of them does not exist."""
+    fields = read_query(RemoveExamplesRequest, request)
     expected = fields.expected_version
     info = await services.support_sets.remove_examples(support_set, fields.ids, expected_version=expected)
     return JSONResponse(_card(info, services))
 
 
-@router.post("/v1/support_sets/{support_set}/warm")
+@router.post(
+    "/v1/support_sets/{support_set}/warm",
+    **describe(
+        "Support sets",
+        body=WarmRequest,
+        is_body_required=False,
+        response=responses.SupportSet,
+        errors=(*SUPPORT_SET, *PROMPT),
+    ),
+)
 async def warm_support_set(
     support_set: str, request: Request, services: GivenServices, ticket: GivenTicket
 ) -> Response:
-    """Warm a support set; answer at once or, with `wait`, when it is warm."""
+    """Compute the media, vectors and shots of a version before requests need them.
+
+    The response comes at once or, with `wait`, when the version is warm.
+    """
     fields = await read_request(WarmRequest, request, services, empty=b"{}")
     version = await services.support_sets.get_version(support_set, fields.version)
     prefix = None
@@ -171,20 +259,26 @@ async def warm_support_set(
     return JSONResponse(_card(await services.support_sets.get(version.id, version.version), services))
 
 
-@router.post("/v1/support_sets/{support_set}/search")
+@router.post(
+    "/v1/support_sets/{support_set}/search",
+    **describe("Support sets", body=SearchRequest, response=responses.SimilarExamples, errors=(*SUPPORT_SET, *PROMPT)),
+)
 async def search_support_set(
-    support_set: str, request: Request, services: GivenServices, ticket: GivenTicket
+    support_set: str, request: Request, services: GivenServices, record: GivenRecord
 ) -> Response:
-    """The examples of a support set that are most similar to a query."""
+    """Return the examples that are most similar to a query."""
     fields = await read_request(SearchRequest, request, services)
-    return JSONResponse(await unless_disconnected(request.receive, _search(support_set, fields, services)))
+    return JSONResponse(await unless_disconnected(request.receive, _search(support_set, fields, record, services)))
 
 
-async def _search(name: str, fields: SearchRequest, services: Services) -> dict[str, Any]:
+async def _search(name: str, fields: SearchRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
     support_set = await services.support_sets.get_version(name, fields.version)
     media = (await services.shots.read_media({"query": fields.query}))["query"]
     query = SimilarityQuery(media=media, text=compared_text(fields.query.question, fields.query.text))
-    similar = await services.shots.retrieval.most_similar(support_set, fields.strategy, query, fields.k)
+    record.add_prompt(0, [item.digest for item in media])
+    with record:
+        similar = await services.shots.retrieval.most_similar(support_set, fields.strategy, query, fields.k)
+        record.answered(0)
     return {
         "object": "list",
         "support_set": support_set.id,
@@ -263,7 +357,7 @@ async def read_examples(examples: Sequence[ExampleFields], intake: Intake) -> li
     for start in range(0, len(examples), MAX_CONCURRENT):
         batch = enumerate(examples[start : start + MAX_CONCURRENT], start)
         media = await asyncio.gather(*(_media(example, f"examples[{index}]", intake) for index, example in batch))
-        num_bytes += sum(len(item.data) for items in media for item in items if item.is_at_hand)
+        num_bytes += sum(item.num_bytes_in_memory for items in media for item in items)
         if num_bytes > limit:
             raise InvalidMedia(f"{num_bytes} bytes of media in one request, the limit is {limit}", param="examples")
         read += media

@@ -1,200 +1,144 @@
-"""A `Generate` in hand: its answers, from the first step of its prompt to the last one's finish reason.
+"""Answers a `Generate` by independent sampling, from the first step of the prompt to the last finish reason.
 
-The first answer computes the prompt, the others are held back until they can share it. In a beam search the answers'
-place is taken by beams, and all is told at the end.
+The first answer computes the prompt; the others are held back until they can share it.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable
 
-from server.engine.results import Result
+from server.engine.config import EngineConfig
+from server.engine.sampler import Result
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Sequence
-from server.engine.tasks.beams import BeamSearch, Move
-from server.engine.tasks.task import Task, wanted
-from server.wire import (
-    Admitted,
-    Finished,
-    FinishReason,
-    Generate,
-    Outbound,
-    PromptScored,
-    Token,
-    TokenLogprob,
-)
+from server.engine.sequence import Order, Sequence
+from server.engine.tasks.task import RequestError, SequenceTask, finished
+from server.grammar import Grammars
+from server.wire import Admitted, FinishReason, Generate, MediaWanted, Outbound, PromptScored, Token, TokenLogprob
 
 
-class Answers(Task):
-    """`sequences`: one an answer, or the one that a beam search begins with."""
-
-    has_turns = False
+class Answers(SequenceTask):
+    """The answers of one request. Raises `RequestError` for a prompt that is too long, and `GrammarError`."""
 
     def __init__(
-        self,
-        request: Generate,
-        sequences: list[Sequence],
-        beams: BeamSearch | None,
-        scheduler: Scheduler,
-        eos_ids: frozenset[int],
+        self, request: Generate, order: Order, scheduler: Scheduler, eos_ids: frozenset[int], grammars: Grammars
     ) -> None:
-        super().__init__(request.request_id)
-        first, *others = sequences
-        self.request = request
-        self._live: dict[int, Sequence] = {0: first}
-        self._held_back: list[Sequence] = others
-        self._beams = beams
+        super().__init__(request.request_id, request.prompt.media)
+        _check_length(request, scheduler.config)
+        self._request = request
         self._scheduler = scheduler
-        self._eos = eos_ids
+        self._stop_ids = frozenset(request.sampling.stop_token_ids)
+        if not request.sampling.ignore_eos:
+            self._stop_ids |= eos_ids
         self._prompt_logprobs: dict[int, TokenLogprob] = {}
+        self._is_prompt_scored = False
+        first, *held_back = self._create_sequences(order, grammars)
+        self._live: dict[int, Sequence] = {0: first}
+        self._held_back: list[Sequence] = held_back
 
-    @property
-    def media(self) -> Collection[bytes]:
-        return self.request.prompt.media
+    def _create_sequences(self, order: Order, grammars: Grammars) -> list[Sequence]:
+        prompt, sampling = self._request.prompt, self._request.sampling
+        sequences = [Sequence(self.request_id, prompt, sampling, order, index) for index in range(sampling.n)]
+        if sampling.grammar is not None:
+            for sequence in sequences:
+                sequence.matcher = grammars.matcher(sampling.grammar)
+        return sequences
 
-    def begin(self) -> Iterator[Outbound]:
-        yield from wanted(self._scheduler.add(self._live[0]))
+    def begin(self) -> Iterable[bytes]:
+        return self._scheduler.add(self._live[0])
 
-    def admitted(self, sequence: Sequence) -> Iterator[Outbound]:
+    def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
         yield Admitted(
             request_id=self.request_id,
-            queue_seconds=queue_seconds(sequence),
+            queue_seconds=sequence.order.seconds_since_arrival(),
             cached_tokens=sequence.num_cached_tokens,
-            media_encoded=num_encoded(sequence),
+            media_encoded=sequence.num_encoded_media,
             media_cached=sequence.num_cached_media,
         )
 
-    def take(self, result: Result) -> Iterator[Outbound]:
-        """Turn a row's result into events, and end what has ended."""
-        sequence = result.row.sequence
-        if sequence.wants_prompt_logprobs:
-            yield from self._score(result)
+    def handle_result(self, result: Result) -> Iterable[Outbound]:
+        events = self._score_prompt(result) if result.row.sequence.wants_prompt_logprobs else []
         if not result.row.samples:
-            return
+            return events
+        if self._request.sampling.max_tokens == 0:
+            return [*events, *self.end("length")]
         if self._held_back:
-            yield from self._let_go()
-        if sequence.sampling.max_tokens == 0:
-            yield from self._end(sequence, "length")
-        elif self._beams is not None:
-            yield from self._search(self._beams, result)
-        elif result.token_id is not None:
-            yield from self._append(sequence, result.token_id, result.logprob)
+            events += self._begin_others()
+        events += self._advance(result)
+        return events
 
-    def end_answer(self, index: int) -> Iterator[Outbound]:
-        """Of a beam search nothing was told yet: it goes on."""
-        if self._beams is not None:
-            return
-        yield from self._let_go()
+    def end_answer(self, index: int) -> Iterable[Outbound]:
+        events = self._begin_others()
         if index in self._live:
-            yield from self._end(self._live[index], "abort")
+            events += self._end_early(self._live[index], "abort")
+        return events
 
-    def fail(self, reason: FinishReason, error: str = "") -> Iterator[Outbound]:
-        held_back = {sequence.index for sequence in self._held_back}
-        ending = range(self.request.sampling.n) if self._beams else sorted(self._live.keys() | held_back)
-        yield from finished(self.request_id, ending, reason, error)
+    def _unfinished_answers(self) -> Iterable[int]:
+        return sorted([*self._live, *(sequence.index for sequence in self._held_back)])
 
     def release(self) -> None:
         for sequence in self._live.values():
             self._scheduler.finish(sequence)
         self._live = {}
 
-    def _let_go(self) -> Iterator[Outbound]:
-        """The prompt is computed: the others share it."""
-        others, self._held_back = self._held_back, []
-        for other in others:
-            self._live[other.index] = other
-            yield from wanted(self._scheduler.add(other))
+    def _begin_others(self) -> list[Outbound]:
+        """Queue the answers that were held back: they share the blocks of the computed prompt."""
+        sequences, self._held_back = self._held_back, []
+        self._live.update((sequence.index, sequence) for sequence in sequences)
+        return [MediaWanted(source) for sequence in sequences for source in self._scheduler.add(sequence)]
 
-    def _score(self, result: Result) -> Iterator[Outbound]:
-        """Collect prompt log-probabilities by position; send them when the prompt is through, before its first token."""
+    def _score_prompt(self, result: Result) -> list[Outbound]:
+        """Collect prompt log-probabilities by position; send them once the prompt is computed, before its first token."""
         sequence = result.row.sequence
-        if sequence.num_output_tokens:
-            return
         self._prompt_logprobs.update(enumerate(result.prompt_logprobs, start=result.row.start + 1))
-        if result.row.samples and not sequence.is_scored:
-            sequence.is_scored = True
-            scored = [self._prompt_logprobs.get(i) for i in range(sequence.num_prompt_tokens)]
-            yield PromptScored(request_id=self.request_id, logprobs=scored)
+        if self._is_prompt_scored or not result.row.samples:
+            return []
+        self._is_prompt_scored = True
+        logprobs = [self._prompt_logprobs.get(i) for i in range(sequence.num_prompt_tokens)]
+        return [PromptScored(request_id=self.request_id, logprobs=logprobs)]
 
-    def _append(self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None) -> Iterator[Outbound]:
+    def _advance(self, result: Result) -> Iterable[Outbound]:
+        """Append the sampled token to its answer."""
+        sequence, token_id = result.row.sequence, result.token_id
+        assert token_id is not None
         sequence.append(token_id)
         reason = self._finish_reason(sequence, token_id)
-        yield self._token(sequence.index, token_id, logprob, reason)
+        events: list[Outbound] = [
+            Token(
+                request_id=self.request_id,
+                index=sequence.index,
+                token_id=token_id,
+                logprob=result.logprob,
+                finish_reason=reason,
+            )
+        ]
         if reason is not None:
-            self._release(sequence)
+            self._finish(sequence)
         elif sequence.matcher is not None:
             sequence.matcher.accept(token_id)
             if sequence.matcher.is_complete:
-                yield from self._end(sequence, "stop")
+                events += self._end_early(sequence, "stop")
+        return events
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
-        sampling = sequence.sampling
-        if token_id in sampling.stop_token_ids or (token_id in self._eos and not sampling.ignore_eos):
+        if token_id in self._stop_ids:
             return "stop"
-        return "length" if sequence.num_output_tokens >= sampling.max_tokens else None
+        return "length" if sequence.num_output_tokens >= sequence.sampling.max_tokens else None
 
-    def _token(self, index: int, token_id: int, logprob: TokenLogprob | None, reason: FinishReason | None) -> Outbound:
-        return Token(request_id=self.request_id, index=index, token_id=token_id, logprob=logprob, finish_reason=reason)
+    def _end_early(self, sequence: Sequence, reason: FinishReason) -> list[Outbound]:
+        """End one answer without a last token."""
+        self._finish(sequence)
+        return finished(self.request_id, [sequence.index], reason)
 
-    def _end(self, sequence: Sequence, reason: FinishReason) -> Iterator[Outbound]:
-        """One answer ends without a last token of its own."""
-        yield from finished(self.request_id, [sequence.index], reason)
-        self._release(sequence)
-
-    def _release(self, sequence: Sequence) -> None:
-        """One answer has ended; with the last of them, so has the request."""
+    def _finish(self, sequence: Sequence) -> None:
+        """Release one answer; with the last of them, the request is finished."""
         self._scheduler.finish(sequence)
         del self._live[sequence.index]
-        self.is_over = not self._live and not self._held_back
-
-    # beams
-
-    def _search(self, beams: BeamSearch, result: Result) -> Iterator[Outbound]:
-        """One beam has its candidates; with the last of them, all beams take their step."""
-        if not beams.report(result.row.sequence, result.candidates):
-            return
-        if moves := beams.advance():
-            self._go_on(beams, moves)
-        else:
-            self.is_over = True
-            yield from self._tell_best(beams)
-
-    def _go_on(self, beams: BeamSearch, moves: list[Move]) -> None:
-        going_on: list[tuple[Sequence, Move]] = []
-        for move in moves:
-            is_first = all(move.parent is not sequence for sequence, _ in going_on)
-            going_on.append((move.parent if is_first else self._fork(move.parent), move))
-        for sequence in beams.live:
-            if all(sequence is not other for other, _ in going_on):
-                self._scheduler.finish(sequence)
-        for sequence, move in going_on:
-            sequence.append(move.token_id)
-            sequence.logprobs.append(move.logprob)
-        beams.live = [sequence for sequence, _ in going_on]
-        self._live = dict(enumerate(beams.live))
-
-    def _fork(self, parent: Sequence) -> Sequence:
-        child = parent.fork(parent.index)
-        if not self._scheduler.fork(parent, child):
-            self._scheduler.queue(child)  # computed again, when there are blocks
-        return child
-
-    def _tell_best(self, beams: BeamSearch) -> Iterator[Outbound]:
-        for index, best in enumerate(beams.best(self.request.sampling.n)):
-            last = len(best.token_ids) - 1
-            reason: FinishReason = "stop" if best.ended_by_eos else "length"
-            for place, (token_id, logprob) in enumerate(zip(best.token_ids, best.logprobs, strict=True)):
-                yield self._token(index, token_id, TokenLogprob(token_id, logprob), reason if place == last else None)
+        self.is_finished = not self._live and not self._held_back
 
 
-def finished(request_id: str, indices: Iterable[int], reason: FinishReason, error: str = "") -> Iterator[Outbound]:
-    return (Finished(request_id=request_id, index=i, finish_reason=reason, error=error) for i in indices)
-
-
-def queue_seconds(sequence: Sequence) -> float:
-    return max(time.monotonic() - sequence.arrived, 0) if sequence.arrived else 0.0
-
-
-def num_encoded(sequence: Sequence) -> int:
-    return len(set(sequence.keys)) - sequence.num_cached_media
+def _check_length(request: Generate, config: EngineConfig) -> None:
+    length, max_tokens = len(request.prompt.token_ids), request.sampling.max_tokens
+    if length + max_tokens > config.max_model_len:
+        raise RequestError(
+            f"{length} prompt tokens and max_tokens {max_tokens} exceed max_model_len {config.max_model_len}"
+        )

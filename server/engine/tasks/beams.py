@@ -1,16 +1,23 @@
-"""Beam search (the paper's decoding: width 3, appendix C.3): a step of a request is a step of all of its beams.
+"""Answers a `Generate` by beam search (the paper's decoding: width 3, appendix C.3).
 
-Beams are ordinary sequences that share blocks and media. Each waits, nothing left to compute, until all have reported
-their candidates; then the best continue, and a beam that ends competes by its mean-like score with those that ended.
+Beams are ordinary sequences that share blocks and media. Each waits, with nothing left to compute, until all have reported
+their candidates; then the best continue, and a beam that ends competes by its score with those that ended before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from server.engine.sequence import Sequence
-from server.wire import Sampling
+from server.engine.config import EngineConfig
+from server.engine.sampler import Result, num_candidates
+from server.engine.scheduler import Scheduler
+from server.engine.sequence import Order, Sequence
+from server.engine.tasks.answers import Answers
+from server.engine.tasks.task import RequestError
+from server.grammar import Grammars
+from server.wire import FinishReason, Generate, Outbound, Token, TokenLogprob
 
 Candidates = list[tuple[int, float]]  # (token id, log-probability), best first
 
@@ -30,34 +37,50 @@ class Hypothesis:
     score: float
     token_ids: list[int]
     logprobs: list[float]
-    ended_by_eos: bool
+    is_stopped: bool  # by a stop token, not by max_tokens
 
 
-class BeamSearch:
-    """The beams of one request. A score is the sum of log-probabilities over length ** length_penalty."""
+class BeamAnswers(Answers):
+    """Beams in place of independent answers; all events are sent when the search is over.
 
-    def __init__(self, first: Sequence, eos_ids: frozenset[int]) -> None:
-        self.sampling: Sampling = first.sampling
-        self.width = first.sampling.beam_width
-        self._stop_ids = frozenset(first.sampling.stop_token_ids)
-        if not first.sampling.ignore_eos:
-            self._stop_ids |= eos_ids
-        self.live = [first]
-        self.ended: list[Hypothesis] = []
+    A score is the sum of log-probabilities divided by length ** length_penalty.
+
+    Raises `RequestError` also if the beams need more blocks than the engine has.
+    """
+
+    def __init__(
+        self, request: Generate, order: Order, scheduler: Scheduler, eos_ids: frozenset[int], grammars: Grammars
+    ) -> None:
+        super().__init__(request, order, scheduler, eos_ids, grammars)
+        _check_blocks(request, scheduler.config)
+        self._sampling = request.sampling
         self._reported: dict[Sequence, Candidates] = {}
+        self._ended: list[Hypothesis] = []  # the best, best first
 
-    @property
-    def num_candidates(self) -> int:
-        """Enough that the beams can continue even if each of them could end."""
-        return 2 * self.width
+    def _create_sequences(self, order: Order, grammars: Grammars) -> list[Sequence]:
+        return [Sequence(self.request_id, self._request.prompt, self._request.sampling, order)]
 
-    def report(self, sequence: Sequence, candidates: Candidates) -> bool:
-        """Note a beam's candidates; True when no beam is missing."""
-        self._reported[sequence] = candidates
-        return len(self._reported) == len(self.live)
+    def end_answer(self, index: int) -> Iterable[Outbound]:
+        """Do nothing: no answer was sent yet, and the search continues for the others."""
+        return []
 
-    def advance(self) -> list[Move]:
-        """The beams' next tokens, best first; empty when the search is over."""
+    def _unfinished_answers(self) -> Iterable[int]:
+        return range(self._sampling.n)
+
+    def _advance(self, result: Result) -> Iterable[Outbound]:
+        """Note the candidates of one beam; after the last one, all beams take their step."""
+        self._reported[result.row.sequence] = result.candidates
+        if len(self._reported) < len(self._live):
+            return []
+        if moves := self._next_moves():
+            self._continue(moves)
+            return []
+        self.is_finished = True
+        return self._best_answers()
+
+    def _next_moves(self) -> list[Move]:
+        """Return the beams' next tokens, best first; empty when the search is over."""
+        width, max_tokens = self._sampling.beam_width, self._sampling.max_tokens
         ranked = sorted(
             (
                 (sum(parent.logprobs) + logprob, Move(parent, token_id, logprob))
@@ -65,34 +88,72 @@ class BeamSearch:
                 for token_id, logprob in candidates
             ),
             key=lambda scored: -scored[0],
-        )[: self.num_candidates]
+        )[: num_candidates(width)]
         self._reported.clear()
         moves: list[tuple[float, Move]] = []
         for rank, (total, move) in enumerate(ranked):
             if move.token_id in self._stop_ids:
-                if rank < self.width:
-                    self._end(move, total, by_eos=True)
-            elif len(moves) < self.width:
+                if rank < width:
+                    self._end_beam(move, total, is_stopped=True)
+            elif len(moves) < width:
                 moves.append((total, move))
-        length = self.live[0].num_output_tokens + 1
-        if length >= self.sampling.max_tokens:
+        length = self._live[0].num_output_tokens + 1
+        if length >= max_tokens:
             for total, move in moves:
-                self._end(move, total, by_eos=False)
+                self._end_beam(move, total, is_stopped=False)
             return []
         return [] if self._is_over(moves[0][0], length) else [move for _, move in moves]
 
-    def best(self, count: int) -> list[Hypothesis]:
-        return self.ended[:count]
-
-    def _end(self, move: Move, total: float, *, by_eos: bool) -> None:
+    def _end_beam(self, move: Move, total: float, *, is_stopped: bool) -> None:
         tokens = [*move.parent.token_ids[move.parent.num_prompt_tokens :], move.token_id]
-        score = total / len(tokens) ** self.sampling.length_penalty
-        self.ended.append(Hypothesis(score, tokens, [*move.parent.logprobs, move.logprob], by_eos))
-        self.ended.sort(key=lambda hypothesis: -hypothesis.score)
-        del self.ended[self.width :]
+        score = total / len(tokens) ** self._sampling.length_penalty
+        self._ended.append(Hypothesis(score, tokens, [*move.parent.logprobs, move.logprob], is_stopped))
+        self._ended.sort(key=lambda hypothesis: -hypothesis.score)
+        del self._ended[self._sampling.beam_width :]
 
-    def _is_over(self, best_live: float, length: int) -> bool:
-        """Whether enough have ended and none alive can still beat the worst of them."""
-        if len(self.ended) < self.width:
+    def _is_over(self, best_total: float, length: int) -> bool:
+        """Return whether enough beams have ended and no live one can still beat the worst of them."""
+        if len(self._ended) < self._sampling.beam_width:
             return False
-        return self.sampling.early_stopping or self.ended[-1].score >= best_live / length**self.sampling.length_penalty
+        best_score = best_total / length**self._sampling.length_penalty
+        return self._sampling.early_stopping or self._ended[-1].score >= best_score
+
+    def _continue(self, moves: list[Move]) -> None:
+        """Append each move's token to its parent, or to a fork of it from its second move on."""
+        beams: list[Sequence] = []
+        for move in moves:
+            beams.append(self._fork(move.parent) if move.parent in beams else move.parent)
+        for sequence in self._live.values():
+            if sequence not in beams:
+                self._scheduler.finish(sequence)
+        for sequence, move in zip(beams, moves, strict=True):
+            sequence.append(move.token_id)
+            sequence.logprobs.append(move.logprob)
+        self._live = dict(enumerate(beams))
+
+    def _fork(self, parent: Sequence) -> Sequence:
+        child = parent.fork(parent.index)
+        if not self._scheduler.fork(parent, child):
+            self._scheduler.queue(child)  # it is computed again when there are blocks
+        return child
+
+    def _best_answers(self) -> Iterable[Outbound]:
+        for index, best in enumerate(self._ended[: self._sampling.n]):
+            last = len(best.token_ids) - 1
+            for position, (token_id, logprob) in enumerate(zip(best.token_ids, best.logprobs, strict=True)):
+                reason: FinishReason = "stop" if best.is_stopped else "length"
+                yield Token(
+                    request_id=self.request_id,
+                    index=index,
+                    token_id=token_id,
+                    logprob=TokenLogprob(token_id, logprob),
+                    finish_reason=reason if position == last else None,
+                )
+
+
+def _check_blocks(request: Generate, config: EngineConfig) -> None:
+    max_tokens, width = request.sampling.max_tokens, request.sampling.beam_width
+    blocks_per_fork = -(-max_tokens // config.block_size) + 2
+    num_blocks = -(-(len(request.prompt.token_ids) + max_tokens) // config.block_size) + (width - 1) * blocks_per_fork
+    if num_blocks > config.num_blocks:
+        raise RequestError(f"{width} beams need {num_blocks} blocks, the engine has {config.num_blocks}")

@@ -1,131 +1,139 @@
-"""`Embed` and `EmbedText` in hand: vectors of media and of texts, worked out behind the steps of those who generate.
+"""Answers `Embed` and `EmbedText`: vectors of media and of texts, computed between the steps of other requests.
 
-A media that is encoded for anybody leaves its pooled features behind, and one that is encoded for its features leaves its
-visual tokens: none is encoded twice. Pixels are asked for a few media at a time, however many are to be embedded.
+A media item that is encoded for any request leaves its pooled features in the cache, and one that is encoded for its
+features leaves its visual tokens: none is encoded twice. Pixels are requested for a few media at a time.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
+from server.engine.config import EngineConfig
 from server.engine.media_cache import MediaCache
-from server.engine.results import NOT_FINITE
 from server.engine.runner import Runner
+from server.engine.sampler import NOT_FINITE
 from server.engine.scheduler import Plan
-from server.engine.tasks.task import Task, wanted
+from server.engine.tasks.task import RequestError, SideTask
 from server.wire import Embed, Embedded, EmbedText, Outbound
 
-WINDOW = 16  # media that pixels are asked for at once
+WINDOW = 16  # media whose pixels are requested at once
 
 
-class MediaEmbedding(Task):
+class MediaEmbedding(SideTask):
     def __init__(self, request: Embed, media: MediaCache) -> None:
-        super().__init__(request.request_id)
+        super().__init__(request.request_id, list(dict.fromkeys(request.media)))
         self._request = request
         self._cache = media
-        self._missing = list(dict.fromkeys(request.media))
         self._vectors: dict[bytes, NDArray[np.float32]] = {}
-        self._held: list[bytes] = []  # keys whose slots are held until the step is through
+        self._held: list[bytes] = []  # keys whose slots are held until the step has run
 
-    @property
-    def media(self) -> Collection[bytes]:
-        return self._missing
+    def needs_pooling(self, source: bytes) -> bool:
+        return source in self.media
 
-    def pools(self, source: bytes) -> bool:
-        return source in self._missing
-
-    def plan(self, plan: Plan) -> Iterator[Outbound]:
-        """Encode what has its pixels, within the step's frames; ask for the others' pixels."""
+    def plan(self, plan: Plan) -> Iterable[bytes]:
+        """Encode media whose pixels have arrived, within the step's frames; request the pixels of the others."""
         lacking = []
-        for source in self._missing[:WINDOW]:
+        for source in islice(self.media, WINDOW):
             key = self._cache.key(source)
-            if key is None or not self._is_coming(key, plan):
+            if key is None or not self._is_provided(key, plan):
                 lacking.append(source)
-        yield from wanted(self._cache.want(lacking))
+        return self._cache.request(lacking)
 
-    def _is_coming(self, key: bytes, plan: Plan) -> bool:
-        """Whether its vector needs no pixels to be sent: it is there, or in this step, or its pixels wait for a step."""
+    def _is_provided(self, key: bytes, plan: Plan) -> bool:
+        """Return whether no pixels are missing: the vector is cached or in this step, or its frames have arrived.
+
+        Frames that have arrived are added to this step if it has room for them.
+        """
         if key in self._cache.pooled or any(key == e.key and e.frames is not None for e in plan.encodings):
             return True
         if not self._cache.has_frames(key):
             return False
-        cost = self._cache.num_frames_of(key)
-        if cost <= plan.frames_left or not plan.encodings:  # a media of more frames than the budget goes alone
-            plan.frames_left -= cost
+        num_frames = self._cache.num_frames(key)
+        if plan.has_room_for(num_frames):
             encoding = self._cache.begin_pooling(key)
-            plan.encodings.append(encoding)
+            plan.add_encoding(encoding, num_frames)
             self._held += [key] if encoding.slot is not None else []
         return True
 
     @property
-    def can_turn(self) -> bool:
-        return not self._missing or bool(self._held) or any(map(self._is_settled, self._missing))
+    def can_run(self) -> bool:
+        return not self.media or bool(self._held) or any(map(self._is_encoded, self.media))
 
-    def _is_settled(self, source: bytes) -> bool:
+    def _is_encoded(self, source: bytes) -> bool:
+        """Return whether the features are known, or known not to be finite."""
         return self._vector(source) is not None or self._cache.key(source) in self._cache.nonfinite
 
-    def turn(self) -> Iterator[Outbound]:
+    def run_between_steps(self) -> Iterable[Outbound]:
         for key in self._held:
             self._cache.slots.release(key)
         self._held.clear()
-        for source in self._missing:
+        for source in self.media:
             if (vector := self._vector(source)) is not None:
                 self._vectors[source] = vector
             elif self._cache.key(source) in self._cache.nonfinite:
-                self.is_over = True
-                yield from self.fail("error", NOT_FINITE)
-                return
-        self._missing = [source for source in self._missing if source not in self._vectors]
-        if not self._missing:
-            self.is_over = True
-            yield embedded(self.request_id, [self._vectors[source] for source in self._request.media])
+                return self.end("error", NOT_FINITE)
+        self.media = [source for source in self.media if source not in self._vectors]
+        if self.media:
+            return []
+        self.is_finished = True
+        return [_embedded(self.request_id, [self._vectors[source] for source in self._request.media])]
 
     def _vector(self, source: bytes) -> NDArray[np.float32] | None:
         key = self._cache.key(source)
         return None if key is None else self._cache.pooled.get(key)
 
 
-class TextEmbedding(Task):
-    """Each turn computes texts of up to `max_tokens` tokens together; a longer one goes alone."""
+class TextEmbedding(SideTask):
+    """Computes texts of up to `max_tokens_per_step` tokens together in each round, and a longer text alone.
 
-    turn_is_forward = True
+    Raises `RequestError` for texts that are empty or too long.
+    """
 
-    def __init__(self, request: EmbedText, runner: Runner, max_tokens: int) -> None:
+    is_forward_pass = True
+
+    def __init__(self, request: EmbedText, runner: Runner, config: EngineConfig) -> None:
         super().__init__(request.request_id)
+        _check_texts(request, config)
         self._runner = runner
-        self._max_tokens = max_tokens
+        self._max_tokens = config.max_tokens_per_step
         self._texts = deque(request.texts)
         self._vectors: list[NDArray[np.float32]] = []
 
     @property
-    def can_turn(self) -> bool:
+    def can_run(self) -> bool:
         return True
 
-    def turn(self) -> Iterator[Outbound]:
-        if chunk := self._chunk():
-            vectors = self._runner.embed_texts(chunk)
+    def run_between_steps(self) -> Iterable[Outbound]:
+        if texts := self._next_texts():
+            vectors = self._runner.embed_texts(texts)
             self._vectors.extend(vectors)
             if not np.isfinite(vectors).all():
-                self.is_over = True
-                yield from self.fail("error", NOT_FINITE)
-                return
-        if not self._texts:
-            self.is_over = True
-            yield embedded(self.request_id, self._vectors)
+                return self.end("error", NOT_FINITE)
+        self.is_finished = not self._texts
+        return [_embedded(self.request_id, self._vectors)] if self.is_finished else []
 
-    def _chunk(self) -> list[list[int]]:
-        chunk: list[list[int]] = []
-        room = self._max_tokens
-        while self._texts and (not chunk or len(self._texts[0]) <= room):
-            chunk.append(self._texts.popleft())
-            room -= len(chunk[-1])
-        return chunk
+    def _next_texts(self) -> list[list[int]]:
+        texts: list[list[int]] = []
+        tokens_left = self._max_tokens
+        while self._texts and (not texts or len(self._texts[0]) <= tokens_left):
+            texts.append(self._texts.popleft())
+            tokens_left -= len(texts[-1])
+        return texts
 
 
-def embedded(request_id: str, vectors: list[NDArray[np.float32]]) -> Embedded:
+def _check_texts(request: EmbedText, config: EngineConfig) -> None:
+    if not all(request.texts):
+        raise RequestError("each text must have at least one token")
+    longest = max(map(len, request.texts), default=0)
+    if longest > config.max_model_len:
+        raise RequestError(f"a text of {longest} tokens exceeds max_model_len {config.max_model_len}")
+
+
+def _embedded(request_id: str, vectors: list[NDArray[np.float32]]) -> Embedded:
     array = np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
     return Embedded(request_id=request_id, shape=(array.shape[0], array.shape[1]), data=array.tobytes())

@@ -1,12 +1,12 @@
-"""An `Inspect` in hand: one token's view of its picture, from a forward of its own behind a step.
+"""Answers an `Inspect`: one token's attention to its image, from a separate forward between steps.
 
-All its media are encoded anew, from pixels: a picture's patches are in no cache. It is meant for looking into the model,
-not for traffic.
+All its media are encoded again, from pixels: the patches of an image are not cached. It is meant for diagnosis, not for
+traffic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch
@@ -15,64 +15,58 @@ from torch import Tensor
 
 from model import inspect
 from server.engine.media_cache import MediaCache
-from server.engine.results import NOT_FINITE
 from server.engine.runner import Runner
+from server.engine.sampler import NOT_FINITE
 from server.engine.scheduler import Plan
-from server.engine.tasks.task import Task, wanted
+from server.engine.tasks.task import RequestError, SideTask
 from server.wire import AttentionMap, Gates, Inspect, Inspected, Outbound
 
 
-class Inspection(Task):
-    turn_is_forward = True
+class Inspection(SideTask):
+    """One inspection. Raises `RequestError` for a prompt that is too long, and a token or layer that does not exist."""
+
+    is_forward_pass = True
 
     def __init__(self, request: Inspect, runner: Runner, media: MediaCache) -> None:
-        super().__init__(request.request_id)
+        _check(request, runner.config.max_model_len, runner.model.config.gated_layers)
+        # media after the token are not read
+        super().__init__(request.request_id, request.prompt.media[: request.prompt.media_index[request.token] + 1])
         self._request = request
         self._runner = runner
         self._cache = media
-        # what comes behind the token is not seen
-        self._media = request.prompt.media[: request.prompt.media_index[request.token] + 1]
         self._frames: dict[bytes, NDArray[np.uint8]] = {}
 
-    @property
-    def media(self) -> Collection[bytes]:
-        return self._media
+    def plan(self, plan: Plan) -> Iterable[bytes]:
+        return self._cache.request([source for source in self.media if source not in self._frames])
 
-    def plan(self, plan: Plan) -> Iterator[Outbound]:
-        yield from wanted(self._cache.want([source for source in self._media if source not in self._frames]))
-
-    def supply(self, source: bytes, frames: NDArray[np.uint8]) -> None:
-        if source in self._media:
+    def receive(self, source: bytes, frames: NDArray[np.uint8]) -> None:
+        if source in self.media:
             self._frames[source] = frames
 
     @property
-    def can_turn(self) -> bool:
-        return all(source in self._frames for source in self._media)
+    def can_run(self) -> bool:
+        return all(source in self._frames for source in self.media)
 
-    def turn(self) -> Iterator[Outbound]:
-        if not self.can_turn:
-            return
-        self.is_over = True
+    def run_between_steps(self) -> Iterable[Outbound]:
+        self.is_finished = True
         try:
-            maps = self._maps() if self._media else []
+            maps = self._maps() if self.media else []
         except torch.OutOfMemoryError:
-            yield from self.fail("error", "the device has no memory for this inspection")
-            return
+            return self.end("error", "the device has no memory for this inspection")
         if any(not np.isfinite(np.frombuffer(m.data, np.float32)).all() for m in maps):
-            yield from self.fail("error", NOT_FINITE)
-            return
+            return self.end("error", NOT_FINITE)
         gates = [
             Gates(layer=gate.layer, attention=gate.attention, feed_forward=gate.feed_forward)
             for gate in inspect.openness(self._runner.model)
         ]
-        yield Inspected(request_id=self.request_id, gates=gates, maps=maps)
+        return [Inspected(request_id=self.request_id, gates=gates, maps=maps)]
 
     @torch.inference_mode()
     def _maps(self) -> list[AttentionMap]:
         request, model = self._request, self._runner.model
-        features = [self._features(source) for source in self._media]
-        visual_tokens = torch.cat([model.resampler(one[None]) for one in features]).to(self._runner.dtype)
-        seen = inspect.media_weights(
+        features = [self._features(source) for source in self.media]
+        visual_tokens = torch.cat([model.resampler(f[None]) for f in features]).to(self._runner.dtype)
+        weights = inspect.media_weights(
             model,
             request.prompt.token_ids,
             request.prompt.media_index,
@@ -82,8 +76,8 @@ class Inspection(Task):
         )
         patches = inspect.patch_shares(model.resampler, features[-1])
         if request.layers:
-            return [self._map([layer], seen[layer], patches) for layer in request.layers]
-        return [self._map(list(seen), torch.stack(list(seen.values())).mean(0), patches)]
+            return [self._map([layer], weights[layer], patches) for layer in request.layers]
+        return [self._map(list(weights), torch.stack(list(weights.values())).mean(0), patches)]
 
     def _features(self, source: bytes) -> Tensor:  # [F, P, Dv]
         return self._runner.encoder.features([self._frames[source]])[0]
@@ -93,3 +87,13 @@ class Inspection(Task):
         return AttentionMap(
             layers=layers, visual_tokens=shares.tolist(), shape=grid.shape, data=grid.astype(np.float32).tobytes()
         )
+
+
+def _check(request: Inspect, max_model_len: int, gated_layers: Collection[int]) -> None:
+    length = len(request.prompt.token_ids)
+    if length > max_model_len:
+        raise RequestError(f"{length} prompt tokens exceed max_model_len {max_model_len}")
+    if not 0 <= request.token < length:
+        raise RequestError(f"token is {request.token}, must be at least 0 and below the prompt's {length} tokens")
+    if unknown := set(request.layers).difference(gated_layers):
+        raise RequestError(f"layers {sorted(unknown)} are not gated layers: the model has {list(gated_layers)}")

@@ -1,48 +1,43 @@
-"""A `Score` in hand: its prompt is computed once and stays as a stem, from which every candidate goes on in shared blocks.
+"""Answers a `Score`: the prompt is computed once, as a stem, from which every candidate is forked with shared blocks.
 
 The prompt's last logits give all first tokens at once; a candidate of n tokens then computes n - 1, all candidates that
-fit in one step. Those that find no seat or no blocks fork from the stem when others have ended.
+fit in one step. The others are forked from the stem when candidates have ended.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable
 
-from server.engine.results import Result
+from server.engine.config import EngineConfig
+from server.engine.sampler import Result
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Sequence
-from server.engine.tasks.answers import num_encoded, queue_seconds
-from server.engine.tasks.task import Task, wanted
-from server.wire import Generate, Outbound, Sampling, Score, Scored
+from server.engine.sequence import Order, Sequence
+from server.engine.tasks.task import RequestError, SequenceTask
+from server.wire import Outbound, Sampling, Score, Scored
 
 
-class Scoring(Task):
-    def __init__(self, request: Score, serial: int, scheduler: Scheduler) -> None:
-        super().__init__(request.request_id)
+class Scoring(SequenceTask):
+    """The candidates of one prompt. Raises `RequestError` for candidates that are missing, empty or too long."""
+
+    def __init__(self, request: Score, order: Order, scheduler: Scheduler) -> None:
+        super().__init__(request.request_id, request.prompt.media)
+        _check(request, scheduler.config)
         self._request = request
         self._scheduler = scheduler
-        self._stem = _stem(request, serial)
-        self._is_stem_done = False
+        self._stem = _stem(request, order)
         self._queue_seconds = 0.0
-        self._waiting = deque(place for place, candidate in enumerate(request.candidates) if len(candidate) > 1)
+        self._waiting = deque(index for index, candidate in enumerate(request.candidates) if len(candidate) > 1)
         self._live: dict[int, Sequence] = {}
-        self._first: list[float] = []  # of each candidate's first token
-        self._later: dict[int, dict[int, float]] = {place: {} for place in self._waiting}  # of the others, by position
+        # log-probabilities of each candidate's first token, and of its later ones by position
+        self._first: list[float] = []
+        self._later: dict[int, dict[int, float]] = {index: {} for index in self._waiting}
 
-    @property
-    def media(self) -> Collection[bytes]:
-        return self._request.prompt.media
-
-    def admitted(self, sequence: Sequence) -> Iterator[Outbound]:
-        self._queue_seconds = queue_seconds(sequence)
-        return iter(())
-
-    def begin(self) -> Iterator[Outbound]:
-        yield from wanted(self._scheduler.add(self._stem))
+    def begin(self) -> Iterable[bytes]:
+        return self._scheduler.add(self._stem)
 
     def prepare(self) -> None:
-        """Let candidates go on from the prompt. A stem that was preempted is computed again first."""
+        """Fork as many candidates as can run. A stem that was preempted is computed again first."""
         while self._waiting and self._first and self._stem.is_computed:
             candidate = self._candidate(self._waiting[0])
             if not self._scheduler.fork_stem(self._stem, candidate):
@@ -51,18 +46,21 @@ class Scoring(Task):
         if self._first and not self._waiting:
             self._finish_stem()
 
-    def take(self, result: Result) -> Iterator[Outbound]:
+    def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
+        self._queue_seconds = sequence.order.seconds_since_arrival()
+        return []
+
+    def handle_result(self, result: Result) -> Iterable[Outbound]:
         sequence = result.row.sequence
         if sequence is self._stem:
             self._first = next(iter(result.target_logprobs.values()), self._first)
         else:
             later = self._later[sequence.index]
-            later.update((position, values[0]) for position, values in result.target_logprobs.items())
+            later.update((position, logprobs[0]) for position, logprobs in result.target_logprobs.items())
             if result.row.samples:
                 self._scheduler.finish(self._live.pop(sequence.index))
-        if self._first and not self._waiting and not self._live:
-            self.is_over = True
-            yield self._scored()
+        self.is_finished = bool(self._first) and not self._waiting and not self._live
+        return [self._scored()] if self.is_finished else []
 
     def release(self) -> None:
         self._finish_stem()
@@ -71,16 +69,15 @@ class Scoring(Task):
         self._live = {}
 
     def _finish_stem(self) -> None:
-        if not self._is_stem_done:
-            self._is_stem_done = True
+        if not self._stem.is_finished:
             self._scheduler.finish(self._stem)
 
-    def _candidate(self, place: int) -> Sequence:
-        """The prompt and all of the candidate's tokens but the last, which nothing follows."""
-        token_ids = self._request.candidates[place]
+    def _candidate(self, index: int) -> Sequence:
+        """Return the prompt with all tokens of a candidate but the last, after which no logits are read."""
+        token_ids = self._request.candidates[index]
         start = len(self._request.prompt.token_ids)
         targets = {start + i: [token_id] for i, token_id in enumerate(token_ids[1:])}
-        return self._stem.fork(place, token_ids[:-1], targets)
+        return self._stem.fork(index, token_ids[:-1], targets)
 
     def _scored(self) -> Scored:
         stem = self._stem
@@ -90,20 +87,29 @@ class Scoring(Task):
             logprobs=[[first, *rest] for first, rest in zip(self._first, later, strict=True)],
             queue_seconds=self._queue_seconds,
             cached_tokens=stem.num_cached_tokens,
-            media_encoded=num_encoded(stem),
+            media_encoded=stem.num_encoded_media,
             media_cached=stem.num_cached_media,
         )
 
 
-def _stem(request: Score, serial: int) -> Sequence:
-    prompt = Generate(
-        request_id=request.request_id,
-        prompt=request.prompt,
-        sampling=Sampling(max_tokens=0),
-        priority=request.priority,
-        arrived=request.arrived,
-    )
+def _stem(request: Score, order: Order) -> Sequence:
     last = len(request.prompt.token_ids) - 1
-    stem = Sequence(prompt, serial, targets={last: [candidate[0] for candidate in request.candidates]})
+    targets = {last: [candidate[0] for candidate in request.candidates]}
+    stem = Sequence(request.request_id, request.prompt, Sampling(max_tokens=0), order, targets=targets)
     stem.is_stem = True
     return stem
+
+
+def _check(request: Score, config: EngineConfig) -> None:
+    if not request.candidates or not all(request.candidates):
+        raise RequestError("candidates must not be empty, and each must have at least one token")
+    length, longest = len(request.prompt.token_ids), max(map(len, request.candidates))
+    if length + longest > config.max_model_len:
+        raise RequestError(
+            f"{length} prompt tokens and a candidate of {longest} tokens exceed max_model_len {config.max_model_len}"
+        )
+    # the prompt's blocks, and those of one candidate, which copies the last of them
+    size = config.block_size
+    num_blocks = -(-length // size) + (-(-(length + longest - 1) // size) - length // size if longest > 1 else 0)
+    if num_blocks > config.num_blocks:
+        raise RequestError(f"prompt and candidate need {num_blocks} blocks, the engine has {config.num_blocks}")

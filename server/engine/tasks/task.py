@@ -1,21 +1,21 @@
-"""A request while the engine works on it: what the engine's loop tells it, and what it answers.
+"""A task is a request that the engine works on; it checks the request when it is built.
 
-Each kind of request has a class of its own (`answers`, `scoring`, `embedding`, `inspection`) and overrides what concerns
-it. Some have sequences and take part in steps; the others have their turn behind a step.
+A `SequenceTask` has sequences, which take part in the engine's steps; a `SideTask` runs between steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engine.results import Result
+from server.engine.sampler import Result
 from server.engine.scheduler import Plan
 from server.engine.sequence import Sequence
-from server.wire import Finished, FinishReason, MediaWanted, Outbound
+from server.wire import Finished, FinishReason, Outbound
 
 
 class RequestError(ValueError):
@@ -23,65 +23,78 @@ class RequestError(ValueError):
 
 
 class Task:
-    """`is_over`: the last event has been given. Whoever holds a task then releases it."""
+    """One request. It fails with any of the `media` (sources) that it still needs.
 
-    has_turns: ClassVar[bool] = True  # false: it is told of its results alone, not of every step
-    turn_is_forward: ClassVar[bool] = False  # one such turn a step, or those who generate would wait for all of them
+    Once it `is_finished`, it has returned its last event, and the engine forgets it.
+    """
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, media: Collection[bytes] = ()) -> None:
         self.request_id = request_id
-        self.is_over = False
+        self.media = media
+        self.is_finished = False
 
-    @property
-    def media(self) -> Collection[bytes]:
-        """Sources whose loss would be the end of this request."""
-        return ()
+    def end(self, reason: FinishReason, error: str = "") -> Iterable[Outbound]:
+        """End the whole request, in any state, without a last token."""
+        self.is_finished = True
+        return finished(self.request_id, self._unfinished_answers(), reason, error)
 
-    def begin(self) -> Iterator[Outbound]:
-        """What is to be asked for at once."""
-        return iter(())
+    def _unfinished_answers(self) -> Iterable[int]:
+        return [0]
+
+
+class SequenceTask(Task, ABC):
+    """A task whose sequences take part in steps."""
+
+    @abstractmethod
+    def begin(self) -> Iterable[bytes]:
+        """Queue the first sequence; return the sources to request."""
 
     def prepare(self) -> None:
-        """Before each step is scheduled."""
+        """Prepare for a step that is about to be scheduled."""
 
-    def admitted(self, sequence: Sequence) -> Iterator[Outbound]:
-        """One of its sequences runs for the first time."""
-        return iter(())
+    @abstractmethod
+    def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
+        """Note that one of the sequences has run for the first time."""
 
-    def take(self, result: Result) -> Iterator[Outbound]:
-        """What a row of its sequences gave."""
-        return iter(())
+    @abstractmethod
+    def handle_result(self, result: Result) -> Iterable[Outbound]:
+        """Turn the result of one of the sequences' rows into events."""
 
-    def pools(self, source: bytes) -> bool:
-        """Whether it needs the pixels of a media for its features, whatever is in the caches."""
+    def end_answer(self, index: int) -> Iterable[Outbound]:
+        """Abort one of several answers."""
+        return []
+
+    @abstractmethod
+    def release(self) -> None:
+        """Finish the sequences that are left, in any state."""
+
+
+class SideTask(Task, ABC):
+    """A task that runs in rounds, between steps. Of rounds that are a forward pass, only one is run after each step."""
+
+    is_forward_pass: ClassVar[bool] = False
+
+    def needs_pooling(self, source: bytes) -> bool:
+        """Return whether the task needs the features of a media item, even if its page is cached."""
         return False
 
-    def supply(self, source: bytes, frames: NDArray[np.uint8]) -> None:
-        """Pixels that somebody asked for."""
+    def receive(self, source: bytes, frames: NDArray[np.uint8]) -> None:
+        """Receive the pixels of a media item, which any task may have requested."""
 
-    def plan(self, plan: Plan) -> Iterator[Outbound]:
-        """Behind the sequences' plan: media to encode with the step, and to ask for."""
-        return iter(())
-
-    def turn(self) -> Iterator[Outbound]:
-        """Behind each step."""
-        return iter(())
+    def plan(self, plan: Plan) -> Iterable[bytes]:
+        """Add media to encode to a step's plan, after those of sequences; return the sources to request."""
+        return []
 
     @property
-    def can_turn(self) -> bool:
-        """Whether its next turn would do something."""
-        return False
+    @abstractmethod
+    def can_run(self) -> bool:
+        """True if the next round would do something."""
 
-    def end_answer(self, index: int) -> Iterator[Outbound]:
-        """One of its answers is wanted no further."""
-        return iter(())
-
-    def fail(self, reason: FinishReason, error: str = "") -> Iterator[Outbound]:
-        yield Finished(request_id=self.request_id, finish_reason=reason, error=error)
-
-    def release(self) -> None:
-        """Give back whatever it holds, in whatever state it is."""
+    @abstractmethod
+    def run_between_steps(self) -> Iterable[Outbound]:
+        """Run one round."""
 
 
-def wanted(sources: Iterable[bytes]) -> Iterator[Outbound]:
-    return (MediaWanted(source) for source in sources)
+def finished(request_id: str, indices: Iterable[int], reason: FinishReason, error: str = "") -> list[Outbound]:
+    """Return one event per answer that ends without a last token."""
+    return [Finished(request_id=request_id, index=i, finish_reason=reason, error=error) for i in indices]

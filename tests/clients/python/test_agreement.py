@@ -10,9 +10,9 @@ import flamboyance_client as client
 from flamboyance_client.prompt import Part
 from server.schemas import fewshot, generation, support_sets
 from server.schemas.base import Schema
-from server.schemas.evaluations import EvaluateRequest
-from server.schemas.inspect import InspectRequest
+from server.schemas.models import InspectRequest
 from server.schemas.prompt import Part as ServerPart
+from server.schemas.support_sets import EvaluateRequest
 
 # The client sets these two fields for streams.
 STREAMING = {"stream", "stream_options"}

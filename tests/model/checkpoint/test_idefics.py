@@ -47,11 +47,11 @@ END_OF_UTTERANCE = "<end_of_utterance>"
 SIZE = 32
 
 
-def picture(name: str) -> Image.Image:
+def png(name: str) -> Image.Image:
     return Image.open(GOLDENS / "images" / f"{name}.png").convert("RGB")
 
 
-TALL, WIDE, SQUARE = picture("tall"), picture("wide"), picture("square")
+TALL, WIDE, SQUARE = png("tall"), png("wide"), png("square")
 Prompt = Sequence[str | Image.Image]
 PROMPTS: dict[str, Prompt] = {
     "text_only": ["what is a dog?"],

@@ -1,4 +1,4 @@
-"""An answer's text token by token: what its template puts in front of it is taken off, and nothing else."""
+"""The text of an answer loses the lead that its template adds, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tests.server.fakes import EOS, TOKENIZER
 
 
 def pieces(text: str, *, lead: str, stop: str = "", echo: bool = False) -> list[tuple[str, int]]:
-    """Text and offset of each token of one byte, up to the end."""
+    """Return text and offset of each token, of one byte each, up to the end."""
     ids = [*TOKENIZER.encode_plain(text), EOS]
     prompt = PreparedPrompt(EncodedPrompt(token_ids=TOKENIZER.encode_plain("?"), media_index=[-1], media=[]), {}, None)
     sampling = Sampling(max_tokens=99)
     generation = GenerationRequest(prompt=prompt, sampling=sampling, stop=[stop] if stop else [], lead=lead, echo=echo)
-    answer, found = AnswerText(generation, 0, TOKENIZER), []
+    answer, pieces = AnswerText(generation, 0, TOKENIZER), []
     for token_id in ids:
         piece = answer.take(Token(request_id="", token_id=token_id, finish_reason="stop" if token_id == EOS else None))
-        found.append((piece.text, piece.tokens[0].offset))
+        pieces.append((piece.text, piece.tokens[0].offset))
         if piece.finish_reason:
             break
-    return found
+    return pieces
 
 
 def whole(text: str, *, lead: str, stop: str = "", echo: bool = False) -> str:
@@ -32,7 +32,7 @@ def whole(text: str, *, lead: str, stop: str = "", echo: bool = False) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "lead", "shown"),
+    ("text", "lead", "expected"),
     [
         (" a cat", " ", "a cat"),
         ("  a cat", " ", " a cat"),
@@ -44,11 +44,11 @@ def whole(text: str, *, lead: str, stop: str = "", echo: bool = False) -> str:
         (" a cat", "", " a cat"),
     ],
 )
-def test_the_lead_is_taken_off_once(text: str, lead: str, shown: str) -> None:
-    assert whole(text, lead=lead) == shown
+def test_the_lead_is_removed_once(text: str, lead: str, expected: str) -> None:
+    assert whole(text, lead=lead) == expected
 
 
-def test_offsets_count_what_is_shown() -> None:
+def test_offsets_count_the_returned_text() -> None:
     assert pieces(" ab", lead=" ") == [("", 0), ("a", 0), ("b", 1), ("", 2)]
 
 
@@ -57,5 +57,5 @@ def test_a_stop_string_within_the_lead_does_not_end_the_answer() -> None:
     assert whole("\na cat\nand", lead="", stop="\n") == ""
 
 
-def test_behind_the_echoed_prompt_the_answer_is_as_it_was_written() -> None:
+def test_after_an_echoed_prompt_the_answer_keeps_its_lead() -> None:
     assert whole(" a cat", lead=" ", echo=True) == " a cat"

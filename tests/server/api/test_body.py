@@ -1,4 +1,4 @@
-"""The body's limit holds while it arrives, and an upload cannot take for ever."""
+"""The size limit applies while a body arrives, and a body must arrive in time."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ LIMIT = 2**18
 
 
 async def pieces(count: int, size: int, sent: list[int], pause: float = 0.0) -> AsyncIterator[bytes]:
-    for place in range(count):
-        sent.append(place)
+    for index in range(count):
+        sent.append(index)
         yield b" " * size
         await asyncio.sleep(pause)
 
 
-async def test_a_length_beyond_the_limit_is_refused_by_its_header(http: httpx.AsyncClient) -> None:
+async def test_a_content_length_above_the_limit_is_refused(http: httpx.AsyncClient) -> None:
     response = await http.post("/v1/completions", content=b" " * (LIMIT + 1))
     assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
     assert response.headers["connection"] == "close"
 
 
-async def test_a_body_of_unknown_length_is_cut_off_at_the_limit(http: httpx.AsyncClient) -> None:
+async def test_a_body_of_unknown_length_is_refused_at_the_limit(http: httpx.AsyncClient) -> None:
     sent: list[int] = []
     response = await http.post("/v1/completions", content=pieces(100, 2**16, sent))
     assert response.status_code == 413
     assert len(sent) == 5
 
 
-async def test_a_body_at_the_limit_is_read(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_a_body_at_the_limit_is_accepted(http: httpx.AsyncClient, client: FakeClient) -> None:
     body = b'{"prompt": "x"}'
     response = await http.post("/v1/completions", content=body + b" " * (LIMIT - len(body)))
     assert response.status_code == 200
@@ -47,7 +47,7 @@ class TestSlowBody:
     def settings(self) -> Settings:
         return Settings(body_timeout=0.1)
 
-    async def test_a_body_that_does_not_arrive_is_given_up(self, http: httpx.AsyncClient, app: FastAPI) -> None:
+    async def test_a_body_that_arrives_too_slowly_is_refused(self, http: httpx.AsyncClient, app: FastAPI) -> None:
         response = await http.post("/v1/completions", content=pieces(100, 1, [], pause=0.05))
         assert (response.status_code, response.json()["error"]["code"]) == (408, "body_timeout")
         assert app.state.services.admission.num_waiting == 0

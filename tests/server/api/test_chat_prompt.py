@@ -1,4 +1,4 @@
-"""How a conversation is written as shots and a query, case by case, and which orders of messages are none."""
+"""A conversation is written as shots and a query; impossible orders of messages are refused."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def assistant(content: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": content}
 
 
-def written(messages: Sequence[dict[str, Any]], template: str = "plain", config: FlamingoConfig = CONFIG) -> str:
-    """The prompt as one string, a media as its id."""
+def write(messages: Sequence[dict[str, Any]], template: str = "plain", config: FlamingoConfig = CONFIG) -> str:
+    """Return the prompt as one string with the ids of its media."""
     conversation = read_conversation(ChatRequest.model_validate({"messages": messages}).messages)
     turns = [*conversation.shots, conversation.query]
     digests = {s.param: str(getattr(s.part, "image_id", "<url>")).encode() for turn in turns for s in turn.media}
-    found = find_template(template, conversation.query, config)
-    return "".join(map(spelt, lay_out(conversation, found, digests)))
+    segments = lay_out(conversation, find_template(template, conversation.query, config), digests)
+    return "".join(map(spell, segments))
 
 
-def spelt(segment: Segment) -> str:
+def spell(segment: Segment) -> str:
     match segment:
         case Text(text):
             return text
@@ -60,22 +60,22 @@ def lead(messages: Sequence[dict[str, Any]], template: str = "plain") -> str:
 SHOT = [user(A, "What is this?"), assistant("a cat")]
 
 
-def test_the_worked_example_is_what_happens() -> None:
+def test_the_documented_example_is_correct() -> None:
     messages = [system("Name the animal."), *SHOT, user("What is this?", B)]
-    text = written(messages)
+    text = write(messages)
     assert text == "Name the animal.\n<img_a>What is this? a cat<end><img_b>What is this?"
-    shown = text.replace("<img_a>", "<image 1>").replace("<img_b>", "<image 2>").replace("<end>", "<|endofchunk|>")
+    documented = text.replace("<img_a>", "<image 1>").replace("<img_b>", "<image 2>").replace("<end>", "<|endofchunk|>")
     assert chat_prompt.__doc__ is not None
-    assert shown in re.sub("^    ", "", chat_prompt.__doc__, flags=re.MULTILINE)
+    assert documented in re.sub("^    ", "", chat_prompt.__doc__, flags=re.MULTILINE)
 
 
-def test_without_a_token_for_it_a_chunk_ends_with_its_line() -> None:
+def test_without_an_end_of_chunk_token_a_line_break_ends_a_shot() -> None:
     config = replace(CONFIG, prompt=replace(CONFIG.prompt, end_of_chunk=""))
-    assert written([*SHOT, user(B)], config=config) == "<img_a>What is this? a cat\n<img_b>"
+    assert write([*SHOT, user(B)], config=config) == "<img_a>What is this? a cat\n<img_b>"
 
 
 @pytest.mark.parametrize(
-    ("said", "text"),
+    ("content", "text"),
     [
         ((A, "one", B, "two"), "<img_a>one<img_b>two"),
         (("one", A, "two"), "one<img_a>two"),
@@ -88,8 +88,8 @@ def test_without_a_token_for_it_a_chunk_ends_with_its_line() -> None:
         (({"type": "input_image", "image_url": "data:,"}, "one"), "<<url>>one"),
     ],
 )
-def test_parts_keep_their_order_but_media_go_before_the_last_text(said: tuple[Any, ...], text: str) -> None:
-    assert written([user(*said)]) == text
+def test_parts_keep_their_order_but_media_precede_the_last_text(content: tuple[Any, ...], text: str) -> None:
+    assert write([user(*content)]) == text
 
 
 @pytest.mark.parametrize(
@@ -102,42 +102,42 @@ def test_parts_keep_their_order_but_media_go_before_the_last_text(said: tuple[An
         ("", "a cat", " a cat<end>"),
     ],
 )
-def test_one_space_stands_between_question_and_answer(question: str, answer: str, text: str) -> None:
-    assert written([user(A, question), assistant(answer), user("x")]) == f"<img_a>{text}x"
+def test_one_space_separates_question_and_answer(question: str, answer: str, text: str) -> None:
+    assert write([user(A, question), assistant(answer), user("x")]) == f"<img_a>{text}x"
 
 
-def test_the_lead_is_what_the_model_writes_before_its_answer() -> None:
+def test_the_lead_is_the_text_that_the_model_writes_before_its_answer() -> None:
     assert lead([user("Name:")]) == " "
     assert lead([user("Name: ")]) == ""
-    assert lead([user("Name:")], "vqa") == ""  # OpenFlamingo's own has no space there
+    assert lead([user("Name:")], "vqa") == ""  # OpenFlamingo's template has no space there
 
 
-def test_messages_of_one_role_in_a_row_are_one() -> None:
+def test_consecutive_messages_of_one_role_are_joined() -> None:
     messages = [system("S"), system("T"), user("a"), user("b", A), assistant("c"), assistant("d"), user("e")]
-    assert written(messages) == "S\nT\n<img_a>a\nb c\nd<end>e"
+    assert write(messages) == "S\nT\n<img_a>a\nb c\nd<end>e"
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
 def test_content_is_a_string_or_parts(role: str) -> None:
     part = {"type": "text", "text": "S"}
-    assert written([{"role": role, "content": [part, part]}, {"role": "user", "content": "q"}]) == "SS\nq"
+    assert write([{"role": role, "content": [part, part]}, {"role": "user", "content": "q"}]) == "SS\nq"
 
 
-def test_the_templates_of_few_shot_requests_write_turns_their_own_way() -> None:
+def test_templates_of_few_shot_requests_may_write_turns() -> None:
     messages = [*SHOT, user("And this?", B)]
-    assert written(messages, "vqa") == (
+    assert write(messages, "vqa") == (
         "<img_a>Question:What is this? Short answer:a cat<end>\n<img_b>Question:And this? Short answer:"
     )
-    assert written([*SHOT, user(B)], "caption") == "<img_a>Output:a cat<end>\n<img_b>Output:"
+    assert write([*SHOT, user(B)], "caption") == "<img_a>Output:a cat<end>\n<img_b>Output:"
 
 
-def test_a_template_that_is_not_there_or_lacks_something_is_refused() -> None:
+def test_an_unknown_template_or_a_missing_value_is_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        written([user("x")], "chatml")
+        write([user("x")], "chatml")
     assert caught.value.param == "template"
-    assert "plain" in caught.value.message
+    assert "unknown template 'chatml', known are plain, " in caught.value.message
     with pytest.raises(InvalidRequest) as caught:
-        written([user(A)], "vqa")
+        write([user(A)], "vqa")
     assert caught.value.param == "messages"
 
 
@@ -150,7 +150,7 @@ def test_a_template_that_is_not_there_or_lacks_something_is_refused() -> None:
         ([system("s")], "messages[0].role"),
     ],
 )
-def test_an_order_that_is_no_conversation_is_refused(messages: list[dict[str, Any]], param: str) -> None:
+def test_an_error_names_the_message_with_an_impossible_role(messages: list[dict[str, Any]], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        written(messages)
+        write(messages)
     assert caught.value.param == param

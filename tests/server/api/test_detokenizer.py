@@ -1,4 +1,4 @@
-"""Text that is shown while it is made equals the text that is there at the end, and stops where it must."""
+"""The pieces of a text equal the whole text, and end at stop strings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BYTES = prompt_tokenizer()
 
 
 def llama_like() -> PromptTokenizer:
-    """Words that begin with `▁`, bytes for all else, the first space stripped: Llama's way."""
+    """Return a tokenizer like Llama's: words begin with `▁`, other text is bytes, and the first space is removed."""
     words = [
         "<unk>",
         "</s>",
@@ -28,7 +28,7 @@ def llama_like() -> PromptTokenizer:
         "▁",
     ]
 
-    def make() -> Tokenizer:
+    def build() -> Tokenizer:
         vocabulary = {word: i for i, word in enumerate(words)}
         tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
         tokenizer.decoder = decoders.Sequence(
@@ -37,7 +37,7 @@ def llama_like() -> PromptTokenizer:
         tokenizer.add_special_tokens(["</s>", "<image>", "<|endofchunk|>"])
         return tokenizer
 
-    return PromptTokenizer(make(), make(), PROMPT)
+    return PromptTokenizer(build(), build(), PROMPT)
 
 
 LLAMA = llama_like()
@@ -49,68 +49,67 @@ def pieces(tokenizer: PromptTokenizer, ids: list[int], context: list[int] | None
 
 
 @given(st.text(max_size=40))
-def test_text_comes_out_whole_and_never_with_half_a_character(text: str) -> None:
-    shown = pieces(BYTES, BYTES.encode_plain(text))
-    assert "".join(shown) == text
-    assert all("\ufffd" not in piece for piece in shown) or "\ufffd" in text
+def test_text_is_complete_and_never_contains_half_a_character(text: str) -> None:
+    parts = pieces(BYTES, BYTES.encode_plain(text))
+    assert "".join(parts) == text
+    assert all("\ufffd" not in part for part in parts) or "\ufffd" in text
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
-def test_the_context_is_not_shown_again(before: str, text: str) -> None:
-    shown = pieces(BYTES, BYTES.encode_plain(text), BYTES.encode_plain(before))
-    assert "".join(shown) == text
+def test_the_context_is_not_repeated(before: str, text: str) -> None:
+    assert "".join(pieces(BYTES, BYTES.encode_plain(text), BYTES.encode_plain(before))) == text
 
 
 @given(st.lists(st.integers(0, BYTES.id_of("<|endofchunk|>")), max_size=40))
-def test_any_ids_end_as_the_tokenizer_decodes_them_up_to_broken_characters(ids: list[int]) -> None:
-    shown, whole = "".join(pieces(BYTES, ids)), BYTES.decode(ids)
-    assert shown.replace("\ufffd", "") == whole.replace("\ufffd", "")
+def test_any_ids_decode_as_with_the_tokenizer_except_broken_characters(ids: list[int]) -> None:
+    joined, whole = "".join(pieces(BYTES, ids)), BYTES.decode(ids)
+    assert joined.replace("\ufffd", "") == whole.replace("\ufffd", "")
 
 
-def test_a_character_in_pieces_is_shown_with_its_last_byte() -> None:
+def test_a_character_of_several_tokens_is_returned_with_the_last_one() -> None:
     assert pieces(BYTES, BYTES.encode_plain("a€b")) == ["a", "", "", "€", "b", ""]
 
 
-def test_bytes_that_never_become_a_character_do_not_hold_the_text_for_ever() -> None:
+def test_bytes_that_never_form_a_character_do_not_hold_the_text_back() -> None:
     broken = BYTES.encode_plain("€")[0]
     detokenizer = Detokenizer(BYTES)
     assert sum(bool(detokenizer.push(broken)) for _ in range(40)) >= 4
 
 
-def test_a_space_at_the_border_to_the_prompt_is_kept() -> None:
+def test_a_space_after_the_prompt_is_kept() -> None:
     a, cat, s = (LLAMA.id_of(word) for word in ("▁a", "▁cat", "s"))
     assert pieces(LLAMA, [cat, s], context=[a]) == [" cat", "s", ""]
     assert pieces(LLAMA, [cat, s]) == ["cat", "s", ""]
 
 
 @pytest.mark.parametrize("text", ["a €", "naïve 😀 cat"])
-def test_byte_fallback_characters_are_whole(text: str) -> None:
+def test_byte_fallback_characters_are_complete(text: str) -> None:
     ids = [LLAMA.id_of(f"<0x{byte:02X}>") for byte in text.encode()]
-    shown = pieces(LLAMA, ids)
-    assert "".join(shown) == LLAMA.decode(ids)
-    assert all("\ufffd" not in piece for piece in shown)
+    parts = pieces(LLAMA, ids)
+    assert "".join(parts) == LLAMA.decode(ids)
+    assert all("\ufffd" not in part for part in parts)
 
 
-def stopped(stop: list[str], texts: list[str], *, include: bool = False) -> tuple[list[str], bool]:
+def push_all(stop: list[str], texts: list[str], *, include: bool = False) -> tuple[list[str], bool]:
     checker = StopStrings(stop, include=include)
-    shown = [checker.push(text) for text in texts]
-    return [*shown, checker.finish()], checker.is_stopped
+    pushed = [checker.push(text) for text in texts]
+    return [*pushed, checker.finish()], checker.is_stopped
 
 
-def test_a_stop_string_over_several_pieces_is_never_shown() -> None:
-    assert stopped(["STOP"], ["a S", "TO", "P b"]) == (["a ", "", "", ""], True)
+def test_a_stop_string_over_several_pieces_is_never_returned() -> None:
+    assert push_all(["STOP"], ["a S", "TO", "P b"]) == (["a ", "", "", ""], True)
 
 
-def test_what_only_began_like_a_stop_string_is_shown_later() -> None:
-    assert stopped(["STOP"], ["a S", "TO", "x", "S"]) == (["a ", "", "STOx", "", "S"], False)
+def test_text_that_only_begins_like_a_stop_string_is_returned_later() -> None:
+    assert push_all(["STOP"], ["a S", "TO", "x", "S"]) == (["a ", "", "STOx", "", "S"], False)
 
 
 def test_the_stop_string_can_be_included() -> None:
-    assert stopped(["\n\n"], ["a\n", "\nb"], include=True) == (["a", "\n\n", ""], True)
+    assert push_all(["\n\n"], ["a\n", "\nb"], include=True) == (["a", "\n\n", ""], True)
 
 
-def test_of_two_stop_strings_the_one_that_is_complete_first_counts() -> None:
-    assert stopped(["abcd", "bc"], ["xab", "cd"]) == (["x", "a", ""], True)
+def test_the_first_complete_stop_string_counts() -> None:
+    assert push_all(["abcd", "bc"], ["xab", "cd"]) == (["x", "a", ""], True)
 
 
 @given(
@@ -118,7 +117,7 @@ def test_of_two_stop_strings_the_one_that_is_complete_first_counts() -> None:
     st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
     st.lists(st.integers(1, 5), min_size=30, max_size=30),
 )
-def test_however_the_text_is_cut_it_stops_at_the_same_place(text: str, stop: list[str], cuts: list[int]) -> None:
+def test_the_pieces_do_not_change_where_the_text_stops(text: str, stop: list[str], cuts: list[int]) -> None:
     ends = [end for end in range(1, len(text) + 1) if any(text[:end].endswith(s) for s in stop)]
     expected = (
         text if not ends else min((text[: ends[0] - len(s)] for s in stop if text[: ends[0]].endswith(s)), key=len)
@@ -127,12 +126,12 @@ def test_however_the_text_is_cut_it_stops_at_the_same_place(text: str, stop: lis
     for cut in cuts:
         texts.append(rest[:cut])
         rest = rest[cut:]
-    shown, is_stopped = stopped(stop, [*texts, rest])
-    assert "".join(shown) == expected
+    parts, is_stopped = push_all(stop, [*texts, rest])
+    assert "".join(parts) == expected
     assert is_stopped == bool(ends)
 
 
-def test_a_token_is_named_by_its_text_or_else_by_its_spelling() -> None:
+def test_a_token_without_text_is_named_by_its_vocabulary_entry() -> None:
     assert token_text(BYTES, BYTES.encode_plain("a")[0]) == "a"
     assert token_text(BYTES, BYTES.encode_plain(" ")[0]) == " "
     assert token_text(BYTES, BYTES.encode_plain("€")[0]) == byte_tokenizer().id_to_token(BYTES.encode_plain("€")[0])

@@ -1,4 +1,4 @@
-"""Who gets in, and that every answer can be found again by its id."""
+"""The guard checks the API key, and every response has a request id."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from server.api.guard import OPEN_PATHS
 from server.settings import Settings
 
 pytestmark = pytest.mark.anyio
 KEY = "correct horse"
-CLOSED = [
+PROTECTED_PATHS = [
     "/health",
     "/health/progress",
     "/version",
     "/v1/models",
     "/v1/models/tiny",
-    "/docs",
-    "/openapi.json",
+    "/docs/",
+    "/docs/docs.html",
+    "/openapi.yaml",
+    "/redoc",
     "/nowhere",
 ]
 
@@ -27,9 +30,11 @@ class TestWithKey:
     def settings(self) -> Settings:
         return Settings(api_key=KEY)  # type: ignore[arg-type]
 
-    @pytest.mark.parametrize("path", CLOSED)
+    @pytest.mark.parametrize("path", PROTECTED_PATHS)
     @pytest.mark.parametrize("header", [None, "Bearer wrong", f"Basic {KEY}", KEY, "Bearer", f"Bearer {KEY}x"])
-    async def test_without_the_key_nobody_gets_in(self, http: httpx.AsyncClient, path: str, header: str | None) -> None:
+    async def test_a_wrong_or_missing_key_is_refused(
+        self, http: httpx.AsyncClient, path: str, header: str | None
+    ) -> None:
         response = await http.get(path, headers={} if header is None else {"Authorization": header})
         assert response.status_code == 401
         assert response.json()["error"]["code"] == "invalid_api_key"
@@ -40,25 +45,25 @@ class TestWithKey:
         assert (await http.post("/v1/completions", json={"prompt": "x"})).status_code == 401
 
     @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
-    async def test_the_key_opens(self, http: httpx.AsyncClient, scheme: str) -> None:
+    async def test_the_key_is_accepted(self, http: httpx.AsyncClient, scheme: str) -> None:
         headers = {"Authorization": f"{scheme} {KEY}"}
         assert (await http.get("/v1/models", headers=headers)).status_code == 200
         assert (await http.post("/v1/completions", json={"prompt": "x"}, headers=headers)).status_code == 200
 
-    @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics"])
-    async def test_probes_need_no_key(self, http: httpx.AsyncClient, path: str) -> None:
+    @pytest.mark.parametrize("path", sorted(OPEN_PATHS))
+    async def test_probes_and_documentation_need_no_key(self, http: httpx.AsyncClient, path: str) -> None:
         assert (await http.get(path)).status_code == 200
 
 
-async def test_without_a_key_set_all_is_open(http: httpx.AsyncClient, app: FastAPI) -> None:
+async def test_without_a_configured_key_all_requests_are_accepted(http: httpx.AsyncClient, app: FastAPI) -> None:
     assert (await http.get("/v1/models", headers={"Authorization": "Bearer anything"})).status_code == 200
 
 
 @pytest.mark.parametrize(("sent", "is_kept"), [("abc-1.2:3", True), ("a b", False), ("x" * 129, False), ("", False)])
-async def test_a_request_id_is_kept_where_a_log_can_hold_it(http: httpx.AsyncClient, sent: str, is_kept: bool) -> None:
-    answered = (await http.get("/v1/models", headers={"X-Request-Id": sent})).headers["x-request-id"]
-    assert (answered == sent) == is_kept
-    assert answered
+async def test_only_a_valid_request_id_is_kept(http: httpx.AsyncClient, sent: str, is_kept: bool) -> None:
+    request_id = (await http.get("/v1/models", headers={"X-Request-Id": sent})).headers["x-request-id"]
+    assert (request_id == sent) == is_kept
+    assert request_id
 
 
 async def test_unknown_routes_and_methods_have_the_error_shape(http: httpx.AsyncClient) -> None:

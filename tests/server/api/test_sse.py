@@ -1,4 +1,4 @@
-"""Streams through plain ASGI: silence is filled, a lost client stops the work, whatever it was doing."""
+"""Streams over plain ASGI send keep-alive comments, and a client that disconnects aborts its request."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ pytestmark = pytest.mark.anyio
 
 
 class Caller:
-    """An HTTP client made of the three ASGI callables; it can hang up."""
+    """An HTTP client on the ASGI interface, which can disconnect."""
 
     def __init__(self, app: FastAPI, body: dict[str, Any]) -> None:
-        self.left = asyncio.Event()
+        self.disconnected = asyncio.Event()
         self.sent: list[dict[str, Any]] = []
         self._body: bytes | None = json.dumps(body).encode()
         scope = {
@@ -46,27 +46,27 @@ class Caller:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        await self.left.wait()
+        await self.disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Any) -> None:
         self.sent.append(message)
 
 
-def held_after(client: FakeClient, places: int) -> asyncio.Event:
-    """The answer stops in front of token `places` until the event is set."""
+def hold_after(client: FakeClient, num_tokens: int) -> asyncio.Event:
+    """Return an event; the answer has only `num_tokens` tokens until it is set."""
     opened = asyncio.Event()
 
-    async def before(place: int) -> None:
-        if place >= places:
+    async def before(index: int) -> None:
+        if index >= num_tokens:
             await opened.wait()
 
     client.before = before
     return opened
 
 
-async def test_silence_is_filled_with_comments(app: FastAPI, client: FakeClient) -> None:
-    opened = held_after(client, 0)
+async def test_a_silent_stream_sends_comments(app: FastAPI, client: FakeClient) -> None:
+    opened = hold_after(client, 0)
     caller = Caller(app, {"prompt": "x", "stream": True})
     await eventually(lambda: caller.text.count(b": keep-alive\n\n") >= 2)
     opened.set()
@@ -75,8 +75,8 @@ async def test_silence_is_filled_with_comments(app: FastAPI, client: FakeClient)
     assert caller.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
 
 
-async def test_each_piece_is_sent_when_it_is_there(app: FastAPI, client: FakeClient) -> None:
-    opened = held_after(client, 2)
+async def test_each_piece_is_sent_immediately(app: FastAPI, client: FakeClient) -> None:
+    opened = hold_after(client, 2)
     caller = Caller(app, {"prompt": "x", "stream": True})
     await eventually(lambda: caller.text.count(b"data: ") == 2)
     opened.set()
@@ -84,13 +84,15 @@ async def test_each_piece_is_sent_when_it_is_there(app: FastAPI, client: FakeCli
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-@pytest.mark.parametrize("places", [0, 2])
-async def test_a_lost_client_aborts_its_request(app: FastAPI, client: FakeClient, is_stream: bool, places: int) -> None:
-    held_after(client, places)
+@pytest.mark.parametrize("num_tokens", [0, 2])
+async def test_a_client_that_disconnects_aborts_its_request(
+    app: FastAPI, client: FakeClient, is_stream: bool, num_tokens: int
+) -> None:
+    hold_after(client, num_tokens)
     caller = Caller(app, {"prompt": "x", "stream": is_stream})
     admission: Admission = app.state.services.admission
     await eventually(lambda: admission.num_running == 1)
-    caller.left.set()
+    caller.disconnected.set()
     await asyncio.wait_for(caller.task, 5)
     assert client.aborted == [client.requests[0].request_id]
     assert (admission.num_waiting, admission.num_running) == (0, 0)

@@ -1,5 +1,7 @@
-"""The block pool by its invariants: no block has two owners by accident, every block comes back, the cache finds what it
-published and nothing else."""
+"""The block pool conforms to its invariants.
+
+Each block has the owners that hold it, all blocks are released, and the cache finds exactly the published blocks.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ def assert_is_whole(pool: BlockPool, held: list[list[int]]) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_any_course_of_events(data: st.DataObject) -> None:
+def test_any_sequence_of_calls(data: st.DataObject) -> None:
     pool = BlockPool(6)
     held: list[list[int]] = []
     published: dict[bytes, int] = {}
@@ -55,18 +57,18 @@ def test_any_course_of_events(data: st.DataObject) -> None:
     assert pool.num_available == 6
 
 
-def test_the_longest_unused_goes_first_and_a_prefix_last() -> None:
+def test_the_least_recently_used_block_is_evicted_first_and_a_prefix_last() -> None:
     pool = BlockPool(3)
     blocks = pool.allocate(3)
     assert blocks is not None
-    for place, block in enumerate(blocks):
-        pool.publish(block, bytes([place]))
+    for i, block in enumerate(blocks):
+        pool.publish(block, bytes([i]))
     pool.release(blocks)
     pool.allocate(1)
-    assert [pool.find(bytes([place])) is None for place in range(3)] == [False, False, True]
+    assert [pool.find(bytes([i])) is None for i in range(3)] == [False, False, True]
 
 
-def test_the_first_block_of_a_hash_stays_the_one_found() -> None:
+def test_the_first_block_published_for_a_hash_is_found() -> None:
     pool = BlockPool(2)
     blocks = pool.allocate(2)
     assert blocks is not None
@@ -85,7 +87,7 @@ def test_the_first_block_of_a_hash_stays_the_one_found() -> None:
         ([1, 2, 3], [b"", b"a", b"b"]),
     ],
 )
-def test_a_hash_covers_ids_and_who_reads_which_media(ids: list[int], keys: list[bytes]) -> None:
+def test_a_hash_covers_ids_and_the_media_that_they_read(ids: list[int], keys: list[bytes]) -> None:
     base = block_hash(b"", [1, 2, 3], [b"", b"a", b"a"])
     assert block_hash(b"", [1, 2, 3], [b"", b"a", b"a"]) == base
     assert block_hash(b"", ids, keys) != base

@@ -1,4 +1,4 @@
-"""From settings to an engine: what was asked for and cannot be had ends the start, by name."""
+"""Building an engine from settings: startup fails if a requested backend or format cannot run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Iterator[str]:
     backend.select("auto")
 
 
-def test_the_backend_is_the_one_asked_for_and_is_told(folder: str) -> None:
+def test_the_requested_backend_is_used_and_reported(folder: str) -> None:
     _, info = build(Settings(model=folder, device="cpu", kernels="reference"))
     assert info["backend"]["requested"] == "reference"
     assert info["backend"]["backend"] == "reference"
@@ -31,7 +31,7 @@ def test_the_backend_is_the_one_asked_for_and_is_told(folder: str) -> None:
     assert info["weight_formats"]
 
 
-def test_kernels_that_cannot_run_here_end_the_start(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_cannot_run_here_are_refused(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_obstacle", lambda: "torch sees no GPU")
     with pytest.raises(backend.BackendError, match="was requested, but torch sees no GPU"):
         build(Settings(model=folder, kernels="triton"))
@@ -48,7 +48,7 @@ def test_a_format_of_the_cpu_goes_with_any_dtype(folder: str) -> None:
     assert info["dtype"] == "bfloat16"
 
 
-def test_the_encoder_is_rounded_only_where_the_settings_leave_it_open() -> None:
+def test_the_encoder_is_rounded_only_if_the_settings_allow_it() -> None:
     assert _vision_formats(Settings()) == FLOAT32 + ROUNDED
     assert _vision_formats(Settings(dtype="float32")) == FLOAT32
     assert _vision_formats(Settings(vision_format="native")) == FLOAT32

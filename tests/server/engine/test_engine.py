@@ -1,4 +1,4 @@
-"""The engine against the oracle: greedy tokens and log-probabilities equal `model.reference`, whatever else happens."""
+"""The engine against the oracle: greedy tokens and log-probabilities equal `model.reference`, whatever else runs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
     GREEDY,
-    IMAGE,
+    IMAGE_TOKEN,
+    IMAGES,
     MODELS,
-    PICTURES,
     Client,
     Prompt,
-    assert_all_is_back,
-    assert_like_the_reference,
+    assert_all_released,
+    assert_equals_reference,
     client,
     frames,
     source,
@@ -38,24 +38,24 @@ def test_one_few_shot_prompt(family: Family) -> None:
     answer = client(family)
     answer.engine.add(FEW_SHOT.request("a"))
     answer.run()
-    assert_like_the_reference(family, FEW_SHOT, answer, "a")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference(family, FEW_SHOT, answer, "a")
+    assert_all_released(answer.engine)
 
 
 def test_the_ablation_that_reads_all_previous_media() -> None:
     config = CONFIGS["flamingo"]
     config = replace(config, gated=replace(config.gated, attends="all_previous"))
     model, served = tiny_model(config), prepare_for_inference(tiny_model(config))
-    answer = Client(Engine(served, prompt_tokenizer(), CONFIG), dict(PICTURES))
+    answer = Client(Engine(served, prompt_tokenizer(), CONFIG), dict(IMAGES))
     request = FEW_SHOT.request("a")
     answer.engine.add(request)
     answer.run()
     pixels = FEW_SHOT.pixels(model)
     expected = generate(
-        model, request.prompt.token_ids, request.prompt.media_index, pixels, max_tokens=6, suppressed_ids=[IMAGE]
+        model, request.prompt.token_ids, request.prompt.media_index, pixels, max_tokens=6, suppressed_ids=[IMAGE_TOKEN]
     )
     assert answer.ids("a") == expected.token_ids
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
 prompts = st.lists(st.tuples(st.integers(-1, 5), st.integers(1, 12)), min_size=1, max_size=6).map(
@@ -79,20 +79,20 @@ def test_any_mix_of_requests(family: Family, data: st.DataObject) -> None:
     )
     if config.block_size > 1:
         config = replace(config, num_blocks=-(-config.max_model_len // config.block_size))
-    asked = data.draw(st.lists(prompts, min_size=1, max_size=6))
-    aborted = data.draw(st.sets(st.integers(0, len(asked) - 1), max_size=2))
+    requested = data.draw(st.lists(prompts, min_size=1, max_size=6))
+    aborted = data.draw(st.sets(st.integers(0, len(requested) - 1), max_size=2))
     answer = client(family, config)
-    for i, prompt in enumerate(asked):
+    for i, prompt in enumerate(requested):
         answer.engine.add(prompt.request(str(i)))
         for _ in range(data.draw(st.integers(0, 3))):
             answer.step()
         if i in aborted:
             answer.engine.abort(Abort(str(i)))
     answer.run()
-    for i, prompt in enumerate(asked):
+    for i, prompt in enumerate(requested):
         if i not in aborted:
-            assert_like_the_reference(family, prompt, answer, str(i))
-    assert_all_is_back(answer.engine)
+            assert_equals_reference(family, prompt, answer, str(i))
+    assert_all_released(answer.engine)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -100,17 +100,17 @@ def test_few_blocks_force_preemption(family: Family) -> None:
     config = replace(CONFIG, num_blocks=10, max_model_len=40)
     answer = client(family, config)
     sampling = Sampling(max_tokens=16, temperature=0.0, ignore_eos=True, logprobs=0)
-    asked = [Prompt(((picture, 6),)) for picture in range(4)]
-    for i, prompt in enumerate(asked):
+    requested = [Prompt(((image, 6),)) for image in range(4)]
+    for i, prompt in enumerate(requested):
         answer.engine.add(prompt.request(str(i), sampling))
     answer.run()
     assert answer.engine.scheduler.num_preemptions > 0
-    for i, prompt in enumerate(asked):
-        assert_like_the_reference(family, prompt, answer, str(i), sampling.max_tokens)
-    assert_all_is_back(answer.engine)
+    for i, prompt in enumerate(requested):
+        assert_equals_reference(family, prompt, answer, str(i), sampling.max_tokens)
+    assert_all_released(answer.engine)
 
 
-def test_prompt_log_probabilities_are_the_references() -> None:
+def test_prompt_log_probabilities_equal_the_reference() -> None:
     answer = client("openflamingo", replace(CONFIG, max_tokens_per_step=7))
     request = FEW_SHOT.request("a", Sampling(max_tokens=0, prompt_logprobs=2))
     answer.engine.add(request)
@@ -122,11 +122,11 @@ def test_prompt_log_probabilities_are_the_references() -> None:
     scored = answer.scores["a"].logprobs
     assert scored[0] is None
     assert len(scored) == len(request.prompt.token_ids)
-    for place, score in enumerate(scored[1:]):
+    for position, score in enumerate(scored[1:]):
         assert score is not None
-        assert score.token_id == request.prompt.token_ids[place + 1]
-        assert score.logprob == pytest.approx(float(expected[place, score.token_id]), abs=1e-4)
-        best = expected[place].topk(2)
+        assert score.token_id == request.prompt.token_ids[position + 1]
+        assert score.logprob == pytest.approx(float(expected[position, score.token_id]), abs=1e-4)
+        best = expected[position].topk(2)
         assert [i for i, _ in score.top] == best.indices.tolist()
     assert answer.finished["a"].finish_reason == "length"
     assert not answer.tokens
@@ -150,25 +150,25 @@ def test_prompt_and_output_fed_back_have_the_same_log_probabilities() -> None:
     assert again == pytest.approx(before, abs=1e-4)
 
 
-def test_what_was_seen_before_costs_nothing() -> None:
+def test_a_repeated_prompt_is_cached() -> None:
     answer = client("openflamingo")
     answer.engine.add(FEW_SHOT.request("cold"))
     answer.run()
-    answer.wanted.clear()
+    answer.requested.clear()
     answer.engine.add(FEW_SHOT.request("warm"))
     answer.run()
-    assert answer.wanted == []
+    assert answer.requested == []
     assert (answer.admitted["cold"].media_encoded, answer.admitted["cold"].cached_tokens) == (4, 0)
     warm = answer.admitted["warm"]
     assert (warm.media_encoded, warm.media_cached) == (0, 4)
     assert (
         warm.cached_tokens == (len(FEW_SHOT.request("x").prompt.token_ids) - 1) // CONFIG.block_size * CONFIG.block_size
     )
-    assert_like_the_reference("openflamingo", FEW_SHOT, answer, "warm")
+    assert_equals_reference("openflamingo", FEW_SHOT, answer, "warm")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_being_computed_is_computed_once(family: Family) -> None:
+def test_concurrent_prompts_are_computed_once(family: Family) -> None:
     answer, length = client(family), len(FEW_SHOT.request("x").prompt.token_ids)
     whole_blocks = (length - 1) // CONFIG.block_size * CONFIG.block_size
     for i in range(4):
@@ -176,11 +176,11 @@ def test_what_is_being_computed_is_computed_once(family: Family) -> None:
     answer.run()
     assert [answer.admitted[str(i)].cached_tokens for i in range(4)] == [0] + 3 * [whole_blocks]
     for i in range(4):
-        assert_like_the_reference(family, FEW_SHOT, answer, str(i))
-    assert_all_is_back(answer.engine)
+        assert_equals_reference(family, FEW_SHOT, answer, str(i))
+    assert_all_released(answer.engine)
 
 
-def test_who_waits_for_a_block_goes_on_without_the_one_that_computes_it() -> None:
+def test_a_sequence_continues_if_the_one_that_computes_its_block_is_aborted() -> None:
     answer = client("openflamingo", replace(CONFIG, max_tokens_per_step=CONFIG.block_size))
     for name in ("first", "second"):
         answer.engine.add(FEW_SHOT.request(name))
@@ -188,41 +188,41 @@ def test_who_waits_for_a_block_goes_on_without_the_one_that_computes_it() -> Non
         answer.step()
     answer.engine.abort(Abort(request_id="first"))
     answer.run()
-    assert_like_the_reference("openflamingo", FEW_SHOT, answer, "second")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference("openflamingo", FEW_SHOT, answer, "second")
+    assert_all_released(answer.engine)
 
 
-def test_other_order_reuses_media_and_not_text() -> None:
+def test_another_order_reuses_media_but_not_text() -> None:
     answer = client("openflamingo")
     answer.engine.add(FEW_SHOT.request("a"))
     answer.run()
-    answer.wanted.clear()
-    other = Prompt(((3, 5), (1, 4), (0, 9)))
-    answer.engine.add(other.request("b"))
+    answer.requested.clear()
+    reordered = Prompt(((3, 5), (1, 4), (0, 9)))
+    answer.engine.add(reordered.request("b"))
     answer.run()
-    assert answer.wanted == []
+    assert answer.requested == []
     assert answer.admitted["b"].media_cached == 3
-    assert_like_the_reference("openflamingo", other, answer, "b")
+    assert_equals_reference("openflamingo", reordered, answer, "b")
 
 
-def test_same_text_beside_another_picture_is_another_prefix() -> None:
+def test_the_same_text_with_another_image_is_another_prefix() -> None:
     answer = client("flamingo")
-    for i, picture in enumerate((0, 1)):
+    for i, image in enumerate((0, 1)):
         request = Prompt(((0, 11), (2, 3))).request(str(i))
-        media = [source(picture), source(2)]
+        media = [source(image), source(2)]
         answer.engine.add(msgspec.structs.replace(request, prompt=replace(request.prompt, media=media)))
         answer.run()
     assert answer.admitted["1"].cached_tokens == 0
     assert answer.tokens["0"][0].logprob != answer.tokens["1"][0].logprob
 
 
-def test_two_encodings_of_one_picture_share_a_slot() -> None:
+def test_two_encodings_of_one_image_share_a_slot() -> None:
     answer = client("flamingo")
     answer.engine.add(Prompt(((0, 9),)).request("png"))
     answer.run()
     answer.engine.add(Prompt(((0, 9),)).request("webp", encoding=1))
     answer.run()
-    assert answer.wanted == [source(0), source(0, 1)]
+    assert answer.requested == [source(0), source(0, 1)]
     assert answer.admitted["webp"].media_cached == 1
     assert answer.admitted["webp"].cached_tokens == 8
     assert answer.engine.media.slots.num_slots - len(answer.engine.media.slots._free) == 1
@@ -234,23 +234,23 @@ def test_an_evicted_page_comes_back_from_the_host_without_pixels() -> None:
         answer.engine.add(Prompt(((i, 5),)).request(str(i)))
         answer.run()
     assert answer.engine.media.slots.find(answer.engine.media.key(source(0)) or b"") is None
-    answer.wanted.clear()
+    answer.requested.clear()
     again = Prompt(((0, 7),))
     answer.engine.add(again.request("again"))
     answer.run()
-    assert answer.wanted == []
-    assert_like_the_reference("idefics", again, answer, "again")
+    assert answer.requested == []
+    assert_equals_reference("idefics", again, answer, "again")
 
 
-def test_media_wanted_by_several_is_asked_for_once() -> None:
+def test_common_media_are_requested_once() -> None:
     answer = client("flamingo")
     for i in range(5):
         answer.engine.add(Prompt(((0, 5), (1, i + 1))).request(str(i)))
     answer.run()
-    assert sorted(answer.wanted) == sorted([source(0), source(1)])
+    assert sorted(answer.requested) == sorted([source(0), source(1)])
 
 
-def test_a_media_that_cannot_be_had_fails_its_requests_alone() -> None:
+def test_failed_media_fail_only_their_requests() -> None:
     answer = client("flamingo")
     bad = b"?" * 32
     good = Prompt(((0, 5),))
@@ -263,18 +263,18 @@ def test_a_media_that_cannot_be_had_fails_its_requests_alone() -> None:
             sampling=GREEDY,
         )
     )
-    answer.pictures[bad] = frames(0)
+    answer.images[bad] = frames(0)
     for event in answer.engine.step():
         if event != MediaWanted(bad):
             answer.take(event)
     answer.engine.fail_media(MediaFailed(digest=bad, message="not an image"))
     answer.run()
     assert answer.finished["bad"] == Finished(request_id="bad", finish_reason="error", error="not an image")
-    assert_like_the_reference("flamingo", good, answer, "good")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference("flamingo", good, answer, "good")
+    assert_all_released(answer.engine)
 
 
-def test_a_waiting_neighbour_does_not_hold_others_up() -> None:
+def test_a_sequence_that_waits_does_not_delay_others() -> None:
     answer = client("flamingo")
     held_back = b"!" * 32
     request = Prompt(((0, 5),)).request("slow")
@@ -295,11 +295,11 @@ def test_a_waiting_neighbour_does_not_hold_others_up() -> None:
     answer.engine.abort(Abort("slow"))
     answer.run()
     assert answer.finished["slow"].finish_reason == "abort"
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
 def test_nan_logits_fail_one_request_and_freed_pages_do_not_leak() -> None:
-    """Everything that nobody owns is poisoned before each step: a read of it would show."""
+    """Poison all blocks and pages without an owner before each step, so that a read of them would fail the test."""
     answer = client("openflamingo")
     engine = answer.engine
     for i in range(3):
@@ -312,17 +312,17 @@ def test_nan_logits_fail_one_request_and_freed_pages_do_not_leak() -> None:
         engine.runner._media.pages[engine.media.slots._free] = torch.nan
         answer.step()
     for i in range(3):
-        assert_like_the_reference("openflamingo", Prompt(((i, 9), (i + 1, 4))), answer, str(i))
+        assert_equals_reference("openflamingo", Prompt(((i, 9), (i + 1, 4))), answer, str(i))
     engine.runner._kv.blocks[:] = torch.nan
     engine.blocks.clear_cache()
     engine.runner._media.pages[:] = torch.nan
     answer.engine.add(Prompt(((0, 3),)).request("poisoned"))
     answer.run()
     assert answer.finished["poisoned"].error == "the model's output is not finite"
-    assert_all_is_back(engine)
+    assert_all_released(engine)
 
 
-def test_alone_and_among_others_is_the_same() -> None:
+def test_a_crowd_does_not_change_an_answer() -> None:
     alone = client("idefics")
     alone.engine.add(FEW_SHOT.request("a"))
     alone.run()
@@ -332,10 +332,10 @@ def test_alone_and_among_others_is_the_same() -> None:
     crowd.engine.add(FEW_SHOT.request("a"))
     crowd.run()
     assert crowd.ids("a") == alone.ids("a")
-    for one, other in zip(alone.tokens["a"], crowd.tokens["a"], strict=True):
-        assert one.logprob is not None
-        assert other.logprob is not None
-        assert one.logprob.logprob == pytest.approx(other.logprob.logprob, abs=1e-4)
+    for token, crowd_token in zip(alone.tokens["a"], crowd.tokens["a"], strict=True):
+        assert token.logprob is not None
+        assert crowd_token.logprob is not None
+        assert token.logprob.logprob == pytest.approx(crowd_token.logprob.logprob, abs=1e-4)
 
 
 def sampled(seed: int, crowd: Sequence[int] = ()) -> list[int]:
@@ -348,7 +348,7 @@ def sampled(seed: int, crowd: Sequence[int] = ()) -> list[int]:
     return answer.ids("a")
 
 
-def test_a_seed_gives_the_same_tokens_whatever_the_batch() -> None:
+def test_a_seed_gives_the_same_tokens_in_any_batch() -> None:
     assert sampled(3) == sampled(3, range(6))
     assert sampled(3) != sampled(4)
 
@@ -368,14 +368,14 @@ def test_eos_stops_and_is_ignored_on_demand() -> None:
     assert answer.tokens["free"][-1].finish_reason == "length"
 
 
-def test_a_request_too_long_is_refused_with_both_numbers() -> None:
+def test_a_request_that_is_too_long_is_refused_with_both_numbers() -> None:
     answer = client("flamingo")
     answer.engine.add(Prompt(((-1, 120),)).request("long", Sampling(max_tokens=20)))
     answer.run()
     assert "120 prompt tokens and max_tokens 20 exceed max_model_len 128" in answer.finished["long"].error
 
 
-def test_priority_goes_first() -> None:
+def test_requests_are_admitted_by_priority() -> None:
     answer = client("flamingo", replace(CONFIG, max_sequences=1))
     for name, priority in (("late", 5), ("early", -1)):
         request = Prompt(((0, 5),)).request(name)

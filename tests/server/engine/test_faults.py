@@ -1,4 +1,4 @@
-"""A device that computes nonsense once: the request in that step fails, and nothing of the nonsense is found again."""
+"""A device that computes nonfinite values once: the request in that step fails, and none of its values is used again."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from server.wire import Sampling
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
-    PICTURES,
+    IMAGES,
     Client,
     Prompt,
-    assert_all_is_back,
-    assert_like_the_reference,
+    assert_all_released,
+    assert_equals_reference,
     client,
     source,
 )
@@ -31,7 +31,7 @@ NUM_STEPS = 4  # that FEW_SHOT's prompt takes in these; then it decodes
 
 
 class Faulty:
-    """In the step that is number `step`, what request `victim` computes is not a number: its K/V, and its logits."""
+    """In step number `step`, everything that request `victim` computes is NaN: its K/V and its logits."""
 
     def __init__(self, engine: Engine, step: int, victim: str = "a") -> None:
         self.engine, self.step, self.victim = engine, step, victim
@@ -42,14 +42,14 @@ class Faulty:
     def __call__(self, batch: Batch) -> Tensor:
         logits = self.forward(batch)
         self.num_steps += 1
-        return self.spoil(batch, logits.clone()) if self.num_steps == self.step else logits
+        return self.corrupt(batch, logits.clone()) if self.num_steps == self.step else logits
 
-    def spoil(self, batch: Batch, logits: Tensor) -> Tensor:
+    def corrupt(self, batch: Batch, logits: Tensor) -> Tensor:
         assert batch.slot_mapping is not None
         running = [s for s in self.engine.scheduler.running if s.request_id == self.victim]
-        own = {block for sequence in running for block in sequence.block_table}
+        victim_blocks = {block for sequence in running for block in sequence.block_table}
         size = self.engine.config.block_size
-        hit = torch.tensor([slot // size in own for slot in batch.slot_mapping.tolist()])
+        hit = torch.tensor([slot // size in victim_blocks for slot in batch.slot_mapping.tolist()])
         blocks = self.engine.runner._kv.blocks
         blocks[:, batch.slot_mapping[hit] // size, ..., batch.slot_mapping[hit] % size, :] = torch.nan
         logits[hit[batch.last_token]] = torch.nan
@@ -58,22 +58,22 @@ class Faulty:
 
 @pytest.mark.parametrize("step", range(1, NUM_STEPS + 3))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_prompt_that_failed_succeeds_when_it_comes_again(family: Family, step: int) -> None:
-    """Whichever step it was: of a piece that gives no token, too, nothing may stay in the prefix cache."""
+def test_a_prompt_that_failed_succeeds_when_it_is_sent_again(family: Family, step: int) -> None:
+    """In any step: a piece of a prompt that gives no token must not stay in the prefix cache either."""
     answer = client(family, SMALL_STEPS)
     fault = Faulty(answer.engine, step)
     answer.engine.add(FEW_SHOT.request("a"))
     answer.run()
     assert answer.finished["a"].error == NOT_FINITE
     assert fault.num_steps == step  # at once, not when it comes to its first token
-    answer.wanted.clear()
+    answer.requested.clear()
     answer.engine.add(FEW_SHOT.request("b"))
     answer.run()
-    assert_like_the_reference(family, FEW_SHOT, answer, "b")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference(family, FEW_SHOT, answer, "b")
+    assert_all_released(answer.engine)
 
 
-def test_what_was_computed_before_the_fault_is_still_found() -> None:
+def test_blocks_computed_before_the_fault_are_still_cached() -> None:
     answer = client("flamingo", SMALL_STEPS)
     Faulty(answer.engine, 3)
     answer.engine.add(FEW_SHOT.request("a"))
@@ -83,7 +83,7 @@ def test_what_was_computed_before_the_fault_is_still_found() -> None:
     assert 0 < answer.admitted["b"].cached_tokens <= 16
 
 
-def test_neighbours_in_the_same_step_go_on() -> None:
+def test_neighbours_in_the_same_step_continue() -> None:
     answer = client("idefics", replace(CONFIG, max_tokens_per_step=40))
     Faulty(answer.engine, 3)
     neighbour = Prompt(((4, 6), (5, 3)))
@@ -91,8 +91,8 @@ def test_neighbours_in_the_same_step_go_on() -> None:
     answer.engine.add(FEW_SHOT.request("a"))
     answer.run()
     assert answer.finished["a"].error == NOT_FINITE
-    assert_like_the_reference("idefics", neighbour, answer, "neighbour")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference("idefics", neighbour, answer, "neighbour")
+    assert_all_released(answer.engine)
 
 
 def test_several_answers_fail_together() -> None:
@@ -103,12 +103,12 @@ def test_several_answers_fail_together() -> None:
     assert answer.finished["a"].error == NOT_FINITE
     answer.engine.add(FEW_SHOT.request("b"))
     answer.run()
-    assert_like_the_reference("flamingo", FEW_SHOT, answer, "b")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference("flamingo", FEW_SHOT, answer, "b")
+    assert_all_released(answer.engine)
 
 
 @pytest.mark.parametrize("part", ["resampler", "features"])
-def test_a_picture_that_was_encoded_to_nonsense_is_encoded_again(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_with_nonfinite_encoding_is_encoded_again(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("openflamingo")
     model = answer.engine.runner.model
     right = getattr(model, part)
@@ -120,17 +120,17 @@ def test_a_picture_that_was_encoded_to_nonsense_is_encoded_again(part: str, monk
         answer.engine.add(FEW_SHOT.request("a"))
         answer.run()
     assert answer.finished["a"].error == NOT_FINITE
-    assert not answer.engine.media.host.num_bytes
+    assert not answer.engine.media.host.size
     answer.engine.add(FEW_SHOT.request("b"))
     answer.run()
-    assert_like_the_reference("openflamingo", FEW_SHOT, answer, "b")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference("openflamingo", FEW_SHOT, answer, "b")
+    assert_all_released(answer.engine)
 
 
-def test_a_page_that_went_bad_is_made_again() -> None:
-    """Also one that is pinned: nobody could ever use it."""
+def test_a_corrupt_page_is_computed_again() -> None:
+    """Even if it is pinned: it could never be used."""
     served = prepare_for_inference(tiny_model(CONFIGS["flamingo"]))
-    answer = Client(Engine(served, prompt_tokenizer(), CONFIG), dict(PICTURES))
+    answer = Client(Engine(served, prompt_tokenizer(), CONFIG), dict(IMAGES))
     prompt = Prompt(((0, 5),))
     answer.engine.add(prompt.request("before"))
     answer.run()
@@ -144,5 +144,5 @@ def test_a_page_that_went_bad_is_made_again() -> None:
     assert answer.finished["a"].error == NOT_FINITE
     answer.engine.add(prompt.request("b"))
     answer.run()
-    assert_like_the_reference("flamingo", prompt, answer, "b")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference("flamingo", prompt, answer, "b")
+    assert_all_released(answer.engine)

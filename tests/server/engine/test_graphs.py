@@ -1,4 +1,4 @@
-"""Recorded decode steps: static buffers and padding change no answer. On a CPU "recording" is the step itself."""
+"""Recorded decode steps: static buffers and padding change no answer. On a CPU, "recording" returns the step itself."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from server.engine.graphs import Buffers, Step, bucket_sizes
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
-    PICTURES,
+    IMAGES,
     SERVED,
     Client,
     Prompt,
-    assert_all_is_back,
-    assert_like_the_reference,
+    assert_all_released,
+    assert_equals_reference,
 )
 from tests.tiny_models import FAMILIES, Family, prompt_tokenizer
 
@@ -29,7 +29,7 @@ def test_buckets_cover_every_batch() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_replayed_steps_give_the_reference(family: Family) -> None:
+def test_replayed_steps_equal_the_reference(family: Family) -> None:
     replays: list[int] = []
 
     def record(step: Step) -> Step:
@@ -42,16 +42,16 @@ def test_replayed_steps_give_the_reference(family: Family) -> None:
         return replay
 
     config = replace(CONFIG, num_blocks=256)
-    answer = Client(Engine(SERVED[family], prompt_tokenizer(), config, record=record), dict(PICTURES))
-    asked = [FEW_SHOT, *(Prompt(((i, 3 + i), (i + 1, 4))) for i in range(4))]
-    for i, prompt in enumerate(asked):
+    answer = Client(Engine(SERVED[family], prompt_tokenizer(), config, record=record), dict(IMAGES))
+    prompts = [FEW_SHOT, *(Prompt(((i, 3 + i), (i + 1, 4))) for i in range(4))]
+    for i, prompt in enumerate(prompts):
         answer.engine.add(prompt.request(str(i)))
         answer.step()
     answer.run()
     assert replays
-    for i, prompt in enumerate(asked):
-        assert_like_the_reference(family, prompt, answer, str(i))
-    assert_all_is_back(answer.engine)
+    for i, prompt in enumerate(prompts):
+        assert_equals_reference(family, prompt, answer, str(i))
+    assert_all_released(answer.engine)
 
 
 def test_padding_stores_nothing_and_reads_nothing() -> None:
@@ -60,11 +60,11 @@ def test_padding_stores_nothing_and_reads_nothing() -> None:
     for tensor in (full.token_ids, full.media_slot, full.slot_mapping, full.block_table):
         assert tensor is not None
         tensor.fill_(7)
-    one = Buffers.empty(1, 2, torch.device("cpu"))
-    one.query_starts[1] = 1
-    one.slot_mapping.fill_(5)
-    one.media_slot.fill_(2)
-    buffers.fill(one.batch(1), 4)
+    single = Buffers.empty(1, 2, torch.device("cpu"))
+    single.query_starts[1] = 1
+    single.slot_mapping.fill_(5)
+    single.media_slot.fill_(2)
+    buffers.fill(single.batch(1), 4)
     padded = buffers.batch(4)
     assert padded.media_slot is not None
     assert padded.media_slot.tolist() == [2, -1, -1, -1]

@@ -1,48 +1,49 @@
-"""Media slots and the host tier: references, least recently used, pins within their quota, bytes within their limit."""
+"""Media slots and caches: references, least recently used first, pins within their quota, sizes within their limits."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from server.engine.media_cache import HostTier, MediaCache, MediaSlots, PooledFeatures, content_key
+from server.engine.media_cache import LruCache, MediaCache, MediaSlots, content_key
 
 A, B, C, D, E = (letter * 32 for letter in (b"a", b"b", b"c", b"d", b"e"))
 
 
-def test_the_longest_idle_media_gives_way() -> None:
+def test_the_longest_idle_media_item_is_evicted() -> None:
     slots = MediaSlots(2)
-    slots.place(A)
-    slots.place(B)
+    slots.assign(A)
+    slots.assign(B)
     slots.release(A)
     slots.release(B)
     slots.acquire(A)
     slots.release(A)  # B is now the longest idle
-    slots.place(C)
+    slots.assign(C)
     assert (slots.find(A) is None, slots.find(B) is None) == (False, True)
     assert slots.num_evictions == 1
 
 
-def test_a_media_in_use_never_gives_way() -> None:
+def test_media_in_use_are_never_evicted() -> None:
     slots = MediaSlots(2)
-    slots.place(A)
-    slots.place(B)
+    slots.assign(A)
+    slots.assign(B)
     slots.release(B)
     assert slots.num_available == 1
-    assert slots.place(C) != slots.find(A)
+    assert slots.assign(C) != slots.find(A)
 
 
-def test_pins_stay_within_a_quarter_and_hold() -> None:
+def test_pins_hold_and_take_at_most_a_quarter_of_the_slots() -> None:
     slots = MediaSlots(4)
     for key in (A, B, C, D):
-        slots.place(key)
+        slots.assign(key)
         slots.release(key)
     assert slots.pin(A)
     assert slots.pin(A)
-    assert not slots.pin(B)  # a second one of four is beyond the quarter
+    assert not slots.pin(B)  # two of four slots are more than a quarter
     assert not slots.pin(E)  # it has no slot
     for key in (b"1" * 32, b"2" * 32, b"3" * 32):
-        slots.place(key)
+        slots.assign(key)
         slots.release(key)
     assert slots.find(A) is not None
     slots.unpin(A)
@@ -51,16 +52,16 @@ def test_pins_stay_within_a_quarter_and_hold() -> None:
     assert slots.num_pinned == 0
 
 
-def test_the_host_tier_counts_bytes() -> None:
-    host = HostTier(100)
+def test_the_size_of_an_lru_cache_is_in_the_units_of_its_values() -> None:
+    host = LruCache[torch.Tensor](100, lambda tokens: tokens.nbytes)
     host.put(A, torch.zeros(10))  # 40 bytes
     host.put(B, torch.zeros(10))
     assert host.get(A) is not None
     host.put(C, torch.zeros(10))
     assert (A in host, B in host, C in host) == (True, False, True)
-    assert host.num_bytes == 80
+    assert host.size == 80
     host.put(D, torch.zeros(100))  # larger than all there is
-    assert host.num_bytes == 0
+    assert host.size == 0
 
 
 def test_a_key_is_of_pixels_shape_and_salt() -> None:
@@ -73,16 +74,16 @@ def test_a_key_is_of_pixels_shape_and_salt() -> None:
     assert len(key) == 32
 
 
-def test_a_source_is_asked_for_once_until_it_is_answered() -> None:
+def test_a_source_is_requested_once_until_it_is_answered() -> None:
     media = MediaCache(2, 1000, b"")
-    assert media.want([A, B, A]) == [A, B]
-    assert media.want([A, C]) == [C]
+    assert media.request([A, B, A]) == [A, B]
+    assert media.request([A, C]) == [C]
     media.supply(A, np.zeros((1, 2, 2, 3), np.uint8))
     media.fail(B)
-    assert media.want([A, B, C]) == [A, B]
+    assert media.request([A, B, C]) == [A, B]
 
 
-def test_two_sources_of_one_picture_have_one_key() -> None:
+def test_two_sources_of_one_image_have_one_key() -> None:
     media = MediaCache(2, 1000, b"")
     frames = np.zeros((1, 2, 2, 3), np.uint8)
     media.supply(A, frames)
@@ -91,8 +92,8 @@ def test_two_sources_of_one_picture_have_one_key() -> None:
     assert media.key(C) is None
 
 
-def test_vectors_of_the_least_recently_used_media_go_first() -> None:
-    pooled = PooledFeatures(2)
+def test_the_least_recently_used_value_is_dropped_first() -> None:
+    pooled = LruCache[NDArray[np.float32]](2)
     for key in (A, B):
         pooled.put(key, np.ones(3, np.float32))
     assert pooled.get(A) is not None
@@ -101,23 +102,23 @@ def test_vectors_of_the_least_recently_used_media_go_first() -> None:
     assert pooled.get(B) is None
 
 
-def test_what_is_discarded_leaves_its_slot_free_unless_somebody_holds_it() -> None:
+def test_discarding_media_frees_slots_without_references() -> None:
     media = MediaCache(num_slots=4, host_bytes=1 << 20, salt=b"")
     for key in (A, B, C):
-        media.slots.place(key)
+        media.slots.assign(key)
         media.host.put(key, torch.zeros(10))
     media.slots.release(A)
     media.slots.release(B)
     media.slots.pin(B)
     media.discard([A, B, C, D])
     assert [media.slots.find(key) is None for key in (A, B, C)] == [True, True, False]
-    assert (media.slots.num_free, media.slots.num_pinned, media.host.num_bytes) == (3, 0, 0)
+    assert (media.slots.num_free, media.slots.num_pinned, media.host.size) == (3, 0, 0)
 
 
-def pooling(media: MediaCache, picture: int) -> tuple[bytes, int | None]:
-    frames = np.full((1, 2, 2, 3), picture, np.uint8)
-    media.supply(bytes([picture]) * 32, frames, for_page=False, for_pooling=True)
-    key = media.key(bytes([picture]) * 32)
+def pooling(media: MediaCache, image: int) -> tuple[bytes, int | None]:
+    frames = np.full((1, 2, 2, 3), image, np.uint8)
+    media.supply(bytes([image]) * 32, frames, for_page=False, for_pooling=True)
+    key = media.key(bytes([image]) * 32)
     assert key is not None
     assert media.has_frames(key)
     encoding = media.begin_pooling(key)
@@ -125,7 +126,7 @@ def pooling(media: MediaCache, picture: int) -> tuple[bytes, int | None]:
     return key, encoding.slot
 
 
-def test_a_media_that_is_embedded_takes_a_free_slot_and_nobodys_while_host_memory_keeps_it() -> None:
+def test_pooling_takes_only_a_free_slot_if_host_memory_keeps_the_tokens() -> None:
     media = MediaCache(num_slots=1, host_bytes=1 << 20, salt=b"")
     first, slot = pooling(media, 1)
     assert slot == 0
@@ -135,7 +136,7 @@ def test_a_media_that_is_embedded_takes_a_free_slot_and_nobodys_while_host_memor
     assert media.slots.num_evictions == 0
 
 
-def test_without_host_memory_it_takes_the_longest_idle_slot() -> None:
+def test_pooling_without_host_memory_takes_the_longest_idle_slot() -> None:
     media = MediaCache(num_slots=1, host_bytes=0, salt=b"")
     first, _ = pooling(media, 1)
     assert pooling(media, 2)[1] is None  # the only slot is held
@@ -144,7 +145,7 @@ def test_without_host_memory_it_takes_the_longest_idle_slot() -> None:
     assert (slot, media.slots.find(first), media.slots.find(third)) == (0, None, 0)
 
 
-def test_frames_that_only_a_vector_lacks_do_not_go_with_a_page_from_the_host() -> None:
+def test_frames_for_pooling_are_kept_when_a_page_comes_from_the_host() -> None:
     media = MediaCache(num_slots=2, host_bytes=1 << 20, salt=b"")
     frames = np.zeros((1, 2, 2, 3), np.uint8)
     key = content_key(frames, b"")

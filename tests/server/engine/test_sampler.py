@@ -1,4 +1,4 @@
-"""Sampling: cuts keep the right tokens, draws follow the distribution, each parameter does what it is defined to do."""
+"""Sampling: truncation keeps the right tokens, draws follow the distribution, and each parameter has its defined effect."""
 
 from __future__ import annotations
 
@@ -9,34 +9,24 @@ from hypothesis import strategies as st
 
 from model.prompt import EncodedPrompt
 from server.engine.sampler import Sampler, draw, is_greedy
-from server.engine.sequence import Sequence
-from server.wire import Generate, Sampling
+from server.engine.sequence import Order, Sequence
+from server.wire import Sampling
 
 PROBS = torch.tensor([0.4, 0.3, 0.2, 0.1])
 LOGITS = PROBS.log()[None]
 
 
-def sequence(sampling: Sampling, prompt: tuple[int, ...] = (0,), output: tuple[int, ...] = ()) -> Sequence:
-    made = Sequence(
-        Generate(
-            request_id="r",
-            prompt=EncodedPrompt(
-                token_ids=list(prompt),
-                media_index=[-1] * len(prompt),
-                media=[],
-            ),
-            sampling=sampling,
-        ),
-        0,
-    )
+def make_sequence(sampling: Sampling, prompt: tuple[int, ...] = (0,), output: tuple[int, ...] = ()) -> Sequence:
+    encoded = EncodedPrompt(token_ids=list(prompt), media_index=[-1] * len(prompt), media=[])
+    sequence = Sequence("r", encoded, sampling, Order())
     for token_id in output:
-        made.append(token_id)
-    return made
+        sequence.append(token_id)
+    return sequence
 
 
 def drawn(sampling: Sampling, uniform: float) -> int:
     cut = bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p)
-    return int(draw(LOGITS, [sampling], [uniform], cut=cut)[0])
+    return int(draw(LOGITS, [sampling], [uniform], truncate=cut)[0])
 
 
 @pytest.mark.parametrize(
@@ -52,7 +42,7 @@ def drawn(sampling: Sampling, uniform: float) -> int:
         (Sampling(max_tokens=1, top_k=3, top_p=0.65, min_p=0.1), [0, 1]),
     ],
 )
-def test_cuts_keep_just_these(sampling: Sampling, kept: list[int]) -> None:
+def test_truncation_keeps_exactly_these_tokens(sampling: Sampling, kept: list[int]) -> None:
     grid = [i / 1000 for i in range(1000)] + [1 - 2**-53]
     counts = [sum(drawn(sampling, u) == token for u in grid) / len(grid) for token in range(4)]
     expected = [float(PROBS[i] / PROBS[kept].sum()) if i in kept else 0.0 for i in range(4)]
@@ -75,8 +65,8 @@ def test_a_row_draws_the_same_alone_and_among_others(uniform: list[float], top_k
     rows = torch.randn(len(uniform), 11, generator=torch.Generator().manual_seed(1))
     samplings = [Sampling(max_tokens=1, top_k=top_k, top_p=top_p, temperature=0.5 + i) for i in range(len(uniform))]
     cut = bool(top_k or top_p < 1)
-    together = draw(rows, samplings, uniform, cut=cut).tolist()
-    alone = [int(draw(rows[i : i + 1], [samplings[i]], [uniform[i]], cut=cut)[0]) for i in range(len(uniform))]
+    together = draw(rows, samplings, uniform, truncate=cut).tolist()
+    alone = [int(draw(rows[i : i + 1], [samplings[i]], [uniform[i]], truncate=cut)[0]) for i in range(len(uniform))]
     assert together == alone
 
 
@@ -98,19 +88,19 @@ def test_each_parameter_moves_the_best_token(
     sampling: Sampling, prompt: tuple[int, ...], output: tuple[int, ...], best: int
 ) -> None:
     sampler = Sampler([], [])
-    assert sampler.sample(LOGITS.clone(), [sequence(sampling, prompt, output)]).tolist() == [best]
+    assert sampler.sample(LOGITS.clone(), [make_sequence(sampling, prompt, output)]).tolist() == [best]
 
 
-def test_what_is_suppressed_is_never_sampled() -> None:
+def test_suppressed_ids_are_never_sampled() -> None:
     sampler = Sampler([0, 1], [])
-    assert sampler.sample(LOGITS.clone(), [sequence(Sampling(max_tokens=1, temperature=0))]).tolist() == [2]
+    assert sampler.sample(LOGITS.clone(), [make_sequence(Sampling(max_tokens=1, temperature=0))]).tolist() == [2]
     assert [i for i, _ in sampler.candidates(LOGITS[0], 2)] == [2, 3]
 
 
 def test_the_end_of_sequence_waits_for_min_tokens() -> None:
     sampler = Sampler([], [0])
-    early = sequence(Sampling(max_tokens=9, temperature=0, min_tokens=2), output=(3,))
-    late = sequence(Sampling(max_tokens=9, temperature=0, min_tokens=2), output=(3, 3))
+    early = make_sequence(Sampling(max_tokens=9, temperature=0, min_tokens=2), output=(3,))
+    late = make_sequence(Sampling(max_tokens=9, temperature=0, min_tokens=2), output=(3, 3))
     assert sampler.sample(LOGITS.repeat(2, 1), [early, late]).tolist() == [1, 0]
 
 
@@ -128,15 +118,15 @@ def test_the_end_of_sequence_waits_for_min_tokens() -> None:
         (Sampling(max_tokens=9, temperature=0, frequency_penalty=0.1), False),
     ],
 )
-def test_who_takes_the_likeliest_token_as_it_is(sampling: Sampling, greedy: bool) -> None:
-    assert is_greedy(sequence(sampling, output=(1,))) is greedy
+def test_sequences_without_other_parameters_are_greedy(sampling: Sampling, greedy: bool) -> None:
+    assert is_greedy(make_sequence(sampling, output=(1,))) is greedy
 
 
-def test_the_likeliest_token_is_the_sampled_one() -> None:
+def test_the_greedy_token_is_the_sampled_one() -> None:
     logits, sampler = torch.randn(5, 40), Sampler([7, 39], [3])
     logits[0, 7] = logits[1, 39] = 9
-    sequences = [sequence(Sampling(max_tokens=1, temperature=0)) for _ in logits]
+    sequences = [make_sequence(Sampling(max_tokens=1, temperature=0)) for _ in logits]
     expected = sampler.sample(logits.clone(), sequences)
-    token_ids, is_finite = sampler.likeliest(logits)
+    token_ids, is_finite = sampler.greedy(logits)
     assert torch.equal(token_ids, expected)
     assert is_finite.all()

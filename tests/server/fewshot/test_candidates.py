@@ -1,4 +1,4 @@
-"""A candidate's ids are those that an answered shot has behind the same words."""
+"""The token ids of a candidate are those that follow the same text in an answered shot."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SHOT: list[Segment] = [Media(CAT), Text("Output: dog"), EndOfChunk()]
 MARKERS = ("</s>", "<image>", "<|endofchunk|>")
 
 
-def special(tokenizer: Tokenizer) -> Tokenizer:
+def with_markers(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in MARKERS])
     return tokenizer
 
 
-def words(*merged: str) -> PromptTokenizer:
-    """Byte-level BPE of letters that also has these words as tokens, a leading space written as in the vocabulary."""
+def word_tokenizer(*merged: str) -> PromptTokenizer:
+    """Return a byte-level BPE tokenizer of letters that also has these words as tokens; "Ġ" is a leading space."""
 
-    def make() -> Tokenizer:
+    def build() -> Tokenizer:
         vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
         merges = []
         for word in merged:
@@ -37,22 +37,22 @@ def words(*merged: str) -> PromptTokenizer:
         tokenizer = Tokenizer(models.BPE(vocabulary, merges))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.decoder = decoders.ByteLevel()
-        return special(tokenizer)
+        return with_markers(tokenizer)
 
-    return PromptTokenizer(make(), make(), PROMPT)
+    return PromptTokenizer(build(), build(), PROMPT)
 
 
-def sentences() -> PromptTokenizer:
-    """As Llama's: every stretch of text begins with a space of its own."""
+def space_prefixing_tokenizer() -> PromptTokenizer:
+    """Return a tokenizer like Llama's: every text begins with an additional space."""
 
-    def make() -> Tokenizer:
+    def build() -> Tokenizer:
         letters = {letter: i for i, letter in enumerate("▁ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz:")}
         vocabulary = letters | {"▁c": 60, "▁ca": 61, "▁cat": 62, "<unk>": 63}
         tokenizer = Tokenizer(models.BPE(vocabulary, [("▁", "c"), ("▁c", "a"), ("▁ca", "t")], unk_token="<unk>"))
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        return special(tokenizer)
+        return with_markers(tokenizer)
 
-    return PromptTokenizer(make(), make(), PROMPT)
+    return PromptTokenizer(build(), build(), PROMPT)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,26 +65,26 @@ def test_an_answered_shot_is_the_prompt_and_the_candidate(family: Family) -> Non
     assert tokenizer.decode(ids) == " cat"
 
 
-def test_a_prompt_that_ends_with_its_media() -> None:
+def test_a_candidate_may_follow_media_directly() -> None:
     tokenizer = prompt_tokenizer(replace(PROMPT, strip_text=True))
     assert tokenizer.decode(continuation_ids([Media(CAT)], " cat", tokenizer)) == "cat"
 
 
 def test_the_space_belongs_to_the_candidates_token() -> None:
-    tokenizer = words("Ġcat")
+    tokenizer = word_tokenizer("Ġcat")
     ids = continuation_ids([Media(CAT), Text("Output:")], " cat", tokenizer)
     assert [tokenizer.token(token_id) for token_id in ids] == ["Ġcat"]
 
 
-def test_a_tokenizer_that_begins_every_text_with_a_space_gives_no_second_one() -> None:
-    tokenizer = sentences()
+def test_a_tokenizer_that_prefixes_texts_with_a_space_adds_no_second_one() -> None:
+    tokenizer = space_prefixing_tokenizer()
     assert [tokenizer.token(i) for i in tokenizer.encode_plain(" cat")] == ["▁", "▁cat"]
     ids = continuation_ids([Media(CAT), Text("Output:")], " cat", tokenizer)
     assert [tokenizer.token(token_id) for token_id in ids] == ["▁cat"]
 
 
-def test_what_would_merge_with_the_prompt_is_encoded_apart() -> None:
-    tokenizer = words("tcat")
+def test_a_candidate_that_would_merge_with_the_prompt_is_encoded_alone() -> None:
+    tokenizer = word_tokenizer("tcat")
     prompt: list[Segment] = [Text("Output")]
     assert encode([Text("Outputcat")], tokenizer).token_ids[: len("Output")] != encode(prompt, tokenizer).token_ids
     ids = continuation_ids(prompt, "cat", tokenizer)
@@ -98,15 +98,15 @@ def test_a_candidate_that_spells_a_marker_stays_text() -> None:
     assert tokenizer.decode(ids) == " <image>"
 
 
-def test_text_before_the_last_marker_has_no_say() -> None:
+def test_text_before_the_last_marker_has_no_effect() -> None:
     tokenizer = prompt_tokenizer()
     prompt: list[Segment] = [Text("spells </s> itself"), Media(CAT), Text("Output:")]
     assert continuation_ids(prompt, " cat", tokenizer) == tokenizer.encode_plain(" cat")
 
 
-def test_an_empty_prompt_has_candidates_too() -> None:
+def test_an_empty_prompt_may_have_candidates() -> None:
     assert continuation_ids([], "cat", prompt_tokenizer()) == prompt_tokenizer().encode_plain("cat")
 
 
-def test_labels_are_candidates_once() -> None:
+def test_each_distinct_label_is_one_candidate() -> None:
     assert label_candidates(["dog", "", "cat", "dog"]) == [Candidate("dog", "dog"), Candidate("cat", "cat")]

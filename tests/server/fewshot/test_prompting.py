@@ -1,4 +1,4 @@
-"""Assembled prompts are those that a client would have written by hand, part by part."""
+"""Assembled prompts equal prompts that a client writes by hand, part by part."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from server.prompt import prepare_prompt
 from server.schemas.base import read
 from server.schemas.fewshot import FewShotFields
 from server.schemas.generation import CompletionRequest
-from tests.server.conftest import data_url, image_part, picture
+from tests.server.conftest import data_url, image_part, png
 
 pytestmark = pytest.mark.anyio
-CAT, DOG, QUERY = picture("red"), picture("green"), picture("blue")
+CAT, DOG, QUERY = png("red"), png("green"), png("blue")
 
 
 @pytest.fixture
 def services(app: FastAPI) -> Services:
-    found: Services = app.state.services
-    return found
+    services: Services = app.state.services
+    return services
 
 
-async def assembled(services: Services, **body: Any) -> AssembledPrompt:
+async def assemble_from(services: Services, **body: Any) -> AssembledPrompt:
     return await assemble(read(FewShotFields, msgspec.json.encode(body)), services.model, services.shots)
 
 
@@ -44,38 +44,38 @@ SHOTS = [
 ]
 
 
-async def test_shots_are_written_as_by_hand(services: Services) -> None:
-    found = await assembled(services, shots=SHOTS, query={"image": data_url(QUERY)})
+async def test_shots_are_written_like_by_hand(services: Services) -> None:
+    assembled = await assemble_from(services, shots=SHOTS, query={"image": data_url(QUERY)})
     hand = [image_part(CAT), "Output:a cat", END, "\n", image_part(DOG), "Output:a dog", END, "\n"]
-    assert found.prompt.encoded.token_ids == await by_hand(services, *hand, image_part(QUERY), "Output:")
-    assert [media.data for media in found.prompt.media.values()] == [CAT, DOG, QUERY]
-    assert [(used.id, used.label, used.score) for used in found.used] == [("one", "", None), (None, "dog", None)]
+    assert assembled.prompt.encoded.token_ids == await by_hand(services, *hand, image_part(QUERY), "Output:")
+    assert [media.data for media in assembled.prompt.media.values()] == [CAT, DOG, QUERY]
+    assert [(used.id, used.label, used.score) for used in assembled.used] == [("one", "", None), (None, "dog", None)]
 
 
-async def test_zero_shot_shows_the_form_without_the_media(services: Services) -> None:
-    found = await assembled(services, shots=SHOTS, query={"image": data_url(QUERY)}, zero_shot=True)
+async def test_zero_shot_writes_shots_without_their_media(services: Services) -> None:
+    assembled = await assemble_from(services, shots=SHOTS, query={"image": data_url(QUERY)}, zero_shot=True)
     hand = ["Output:a cat", END, "\n", "Output:a dog", END, "\n", image_part(QUERY), "Output:"]
-    assert found.prompt.encoded.token_ids == await by_hand(services, *hand)
-    assert [media.data for media in found.prompt.media.values()] == [QUERY]
+    assert assembled.prompt.encoded.token_ids == await by_hand(services, *hand)
+    assert [media.data for media in assembled.prompt.media.values()] == [QUERY]
 
 
 @pytest.mark.parametrize(
     ("body", "message", "param"),
     [
-        ({"query": {}}, "query has none", "query"),
-        ({"query": {"image": "x", "question": "?"}}, r"shows no \{question\}", "query.question"),
-        ({"query": {"image": "x"}, "template": "poem"}, "there is no template 'poem'", "template"),
+        ({"query": {}}, "but the query has none", "query"),
+        ({"query": {"image": "x", "question": "?"}}, r"has no \{question\}", "query.question"),
+        ({"query": {"image": "x"}, "template": "poem"}, "unknown template 'poem', known are caption", "template"),
         ({"query": {"image": "x"}, "template": {"shot": "{media}{x}"}}, r"template.shot: .*\{x\}", "template"),
         ({"query": {"image": "x"}, "shots": [{"text": "a"}]}, r"shots\[0\] has none", "shots[0]"),
-        ({"query": {"image": "x"}, "template": {"shot": "{text} {answer}"}}, "query has some", "query"),
+        ({"query": {"image": "x"}, "template": {"shot": "{text} {answer}"}}, "the query has media", "query"),
         ({"query": {"image": "ftp://x"}}, "must be a data URL", "query.image"),
     ],
 )
-async def test_what_cannot_be_written_is_refused_by_name(
+async def test_an_error_names_the_invalid_field(
     services: Services, body: dict[str, Any], message: str, param: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=message) as refusal:
-        await assembled(services, **body)
+        await assemble_from(services, **body)
     assert refusal.value.param == param
 
 
@@ -88,6 +88,6 @@ async def test_what_cannot_be_written_is_refused_by_name(
         ({"answer": 3}, "shots\\[0\\].text"),
     ],
 )
-async def test_a_malformed_shot_is_refused_by_name(services: Services, shot: Any, message: str) -> None:
+async def test_an_error_names_the_invalid_field_of_a_shot(services: Services, shot: Any, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        await assembled(services, shots=[shot], query={"image": data_url(QUERY)})
+        await assemble_from(services, shots=[shot], query={"image": data_url(QUERY)})

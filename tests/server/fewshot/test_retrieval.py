@@ -1,15 +1,13 @@
-"""Shots out of a support set over HTTP: which examples are chosen, against scores worked out here, and a set's search."""
+"""Shots from a support set and its search over HTTP, against scores that are computed here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
 
 from model.prompt import Media, Segment, Text
 from server.media.source import EncodedMedia
@@ -19,55 +17,41 @@ from server.store.support_sets import SupportSets
 from tests.server.colours import (
     COLOURS,
     END,
-    PICTURES,
+    IMAGES,
     QUERY,
+    app,
     application,
-    chosen,
+    colours,
     complete,
     example,
     post,
     refusal,
+    settings,
+    shot_ids,
+    support_sets,
     token_ids,
     url,
 )
+from tests.server.documented import CHECKED
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient, unit_vector
+
+__all__ = ["app", "colours", "settings", "support_sets"]  # fixtures
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", max_media_per_request=5, keep_alive=0.05)
+# shots from a support set
 
 
-@pytest.fixture
-def app(client: FakeClient, settings: Settings) -> FastAPI:
-    return application(client, settings)
-
-
-@pytest.fixture
-def support_sets(app: FastAPI) -> SupportSets:
-    found: SupportSets = app.state.services.support_sets
-    return found
-
-
-@pytest.fixture
-async def colours(support_sets: SupportSets) -> SupportSetInfo:
-    return await support_sets.create("colours", [example(place) for place in range(6)])
-
-
-# shots out of a support set
-
-
-async def test_examples_are_written_as_shots_would_be(
+async def test_examples_are_written_like_shots_of_the_request(
     http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo
 ) -> None:
     body = await complete(http, examples={"support_set": "colours", "k": 2}, template="classification")
     expected: list[Segment] = []
-    for place, label in ((0, "warm"), (1, "cold")):
-        expected += [Media(PICTURES[place].digest), Text(f"Output:{label}"), END]
+    for index, label in ((0, "warm"), (1, "cold")):
+        expected += [Media(IMAGES[index].digest), Text(f"Output:{label}"), END]
     assert client.requests[0].prompt.token_ids == token_ids(*expected, Media(QUERY.digest), Text("Output:"))
-    assert [media.data for media in client.media[0].values()] == [PICTURES[0].data, PICTURES[1].data, QUERY.data]
+    assert [media.data for media in client.media[0].values()] == [IMAGES[0].data, IMAGES[1].data, QUERY.data]
     assert body["fewshot"] | {"shots": []} == {
         "template": "classification",
         "strategy": "first",
@@ -79,45 +63,48 @@ async def test_examples_are_written_as_shots_would_be(
     assert body["usage"]["fewshot_details"]["support_set"] == colours.id
 
 
-async def test_a_version_stays_as_it_was(
+async def test_an_old_version_does_not_change(
     http: httpx.AsyncClient, colours: SupportSetInfo, support_sets: SupportSets
 ) -> None:
     await support_sets.remove_examples("colours", ["e0"])
-    assert await chosen(http, k=2) == ["e1", "e2"]
-    assert await chosen(http, k=2, version=1) == ["e0", "e1"]
+    assert await shot_ids(http, k=2) == ["e1", "e2"]
+    assert await shot_ids(http, k=2, version=1) == ["e0", "e1"]
     response = await post(http, examples={"support_set": "colours", "version": 7})
     assert refusal(response)[:2] == (404, "support_set_not_found")
 
 
-async def test_the_default_is_four_or_what_there_is(http: httpx.AsyncClient, support_sets: SupportSets) -> None:
-    await support_sets.create("colours", [example(place) for place in range(6)])
-    await support_sets.create("few", [example(place) for place in range(3)])
-    assert await chosen(http) == ["e0", "e1", "e2", "e3"]
-    assert await chosen(http, support_set="few") == ["e0", "e1", "e2"]
+async def test_the_default_is_four_shots_or_all_of_fewer(http: httpx.AsyncClient, support_sets: SupportSets) -> None:
+    await support_sets.create("colours", [example(index) for index in range(6)])
+    await support_sets.create("few", [example(index) for index in range(3)])
+    assert await shot_ids(http) == ["e0", "e1", "e2", "e3"]
+    assert await shot_ids(http, support_set="few") == ["e0", "e1", "e2"]
 
 
 @pytest.mark.parametrize("strategy", ["random", "balanced"])
-async def test_a_seed_chooses_the_same_again(http: httpx.AsyncClient, colours: SupportSetInfo, strategy: str) -> None:
-    seeds = [await chosen(http, strategy=strategy, seed=seed) for seed in range(8)]
-    assert seeds == [await chosen(http, strategy=strategy, seed=seed) for seed in range(8)]
+async def test_a_seed_selects_the_same_examples_again(
+    http: httpx.AsyncClient, colours: SupportSetInfo, strategy: str
+) -> None:
+    seeds = [await shot_ids(http, strategy=strategy, seed=seed) for seed in range(8)]
+    assert seeds == [await shot_ids(http, strategy=strategy, seed=seed) for seed in range(8)]
     assert len(set(map(tuple, seeds))) > 4
     assert all(len(set(ids)) == 4 for ids in seeds)
 
 
-async def test_balanced_shows_each_label_as_often(http: httpx.AsyncClient, colours: SupportSetInfo) -> None:
+async def test_balanced_selects_each_label_equally_often(http: httpx.AsyncClient, colours: SupportSetInfo) -> None:
     for seed in range(5):
         body = await complete(http, examples={"support_set": "colours", "k": 4, "strategy": "balanced", "seed": seed})
-        labels = [one["label"] for one in body["fewshot"]["shots"]]
+        labels = [shot["label"] for shot in body["fewshot"]["shots"]]
         assert sorted(labels[:2]) == sorted(labels[2:]) == ["cold", "warm"]
 
 
-# the most similar
+# similarity
 
 
 def by_similarity(query: np.ndarray, vectors: Sequence[np.ndarray]) -> tuple[list[str], list[float]]:
+    """Return example ids and scores, highest score first."""
     scores = [float(query.astype(np.float64) @ vector) for vector in vectors]
-    places = sorted(range(len(scores)), key=lambda place: -scores[place])
-    return [f"e{place}" for place in places], [scores[place] for place in places]
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    return [f"e{index}" for index in order], [scores[index] for index in order]
 
 
 def media_vector(media: EncodedMedia) -> np.ndarray:
@@ -131,90 +118,94 @@ def text_vector(text: str) -> np.ndarray:
 TEXTS = [text_vector(f"a {colour} one") for colour in COLOURS]
 
 
-async def test_rices_puts_the_most_similar_picture_last(http: httpx.AsyncClient, colours: SupportSetInfo) -> None:
-    ids, scores = by_similarity(media_vector(QUERY), [media_vector(media) for media in PICTURES])
+async def test_rices_puts_the_most_similar_image_last(http: httpx.AsyncClient, colours: SupportSetInfo) -> None:
+    ids, scores = by_similarity(media_vector(QUERY), [media_vector(media) for media in IMAGES])
     body = await complete(http, examples={"support_set": "colours", "k": 3, "strategy": "rices_image"})
     shots = body["fewshot"]["shots"]
-    assert [one["id"] for one in shots] == ids[:3][::-1]
-    assert [one["score"] for one in shots] == pytest.approx(scores[:3][::-1], abs=1e-6)
+    assert [shot["id"] for shot in shots] == ids[:3][::-1]
+    assert [shot["score"] for shot in shots] == pytest.approx(scores[:3][::-1], abs=1e-6)
 
 
-async def test_texts_are_compared_by_the_language_model(http: httpx.AsyncClient, colours: SupportSetInfo) -> None:
+async def test_rices_text_compares_features_of_the_language_model(
+    http: httpx.AsyncClient, colours: SupportSetInfo
+) -> None:
     ids, _ = by_similarity(text_vector("pink?"), TEXTS)
     query = {"image": url(QUERY), "text": "pink?"}
-    assert await chosen(http, query, k=4, strategy="rices_text") == ids[:4][::-1]
+    assert await shot_ids(http, query, k=4, strategy="rices_text") == ids[:4][::-1]
 
 
-async def test_mixed_is_the_mean_of_both(http: httpx.AsyncClient, colours: SupportSetInfo) -> None:
+async def test_mixed_scores_are_the_mean_of_both(http: httpx.AsyncClient, colours: SupportSetInfo) -> None:
     query = {"image": url(QUERY), "text": "pink?"}
     response = await http.post("/v1/support_sets/colours/search", json={"query": query, "k": 6, "strategy": "mixed"})
-    found = {one["id"]: one["score"] for one in response.json()["data"]}
-    for place, media in enumerate(PICTURES):
-        both = media_vector(QUERY) @ media_vector(media), text_vector("pink?") @ TEXTS[place]
-        assert found[f"e{place}"] == pytest.approx(sum(both) / 2, abs=1e-6)
-    assert list(found.values()) == sorted(found.values(), reverse=True)
+    scores = {example["id"]: example["score"] for example in response.json()["data"]}
+    for index, media in enumerate(IMAGES):
+        both = media_vector(QUERY) @ media_vector(media), text_vector("pink?") @ TEXTS[index]
+        assert scores[f"e{index}"] == pytest.approx(sum(both) / 2, abs=1e-6)
+    assert list(scores.values()) == sorted(scores.values(), reverse=True)
 
 
-async def test_examples_of_several_pictures_count_as_their_mean(
+async def test_an_example_with_several_images_is_compared_by_their_mean(
     http: httpx.AsyncClient, support_sets: SupportSets
 ) -> None:
-    await support_sets.create("colours", [example(0, media=tuple(PICTURES[:2])), example(1, media=(PICTURES[2],))])
+    await support_sets.create("colours", [example(0, media=tuple(IMAGES[:2])), example(1, media=(IMAGES[2],))])
     response = await http.post("/v1/support_sets/colours/search", json={"query": {"image": url(QUERY)}})
-    found = {one["id"]: one["score"] for one in response.json()["data"]}
-    mean = media_vector(PICTURES[0]) + media_vector(PICTURES[1])
-    assert found["e0"] == pytest.approx(media_vector(QUERY) @ mean / np.linalg.norm(mean), abs=1e-6)
+    scores = {example["id"]: example["score"] for example in response.json()["data"]}
+    mean = media_vector(IMAGES[0]) + media_vector(IMAGES[1])
+    assert scores["e0"] == pytest.approx(media_vector(QUERY) @ mean / np.linalg.norm(mean), abs=1e-6)
 
 
-async def test_orders(http: httpx.AsyncClient, colours: SupportSetInfo) -> None:
-    ids, _ = by_similarity(media_vector(QUERY), [media_vector(media) for media in PICTURES])
+async def test_each_order_arranges_the_same_examples(http: httpx.AsyncClient, colours: SupportSetInfo) -> None:
+    ids, _ = by_similarity(media_vector(QUERY), [media_vector(media) for media in IMAGES])
     rices: dict[str, Any] = {"strategy": "rices_image", "k": 4}
-    assert await chosen(http, **rices, order="as_selected") == ids[:4]
-    assert await chosen(http, **rices, order="similar_last") == ids[:4][::-1]
-    assert await chosen(http, **rices, order="stored") == sorted(ids[:4])
-    shuffled = [await chosen(http, **rices, order="shuffled", seed=seed) for seed in range(6)]
-    assert {tuple(sorted(one)) for one in shuffled} == {tuple(sorted(ids[:4]))}
+    assert await shot_ids(http, **rices, order="as_selected") == ids[:4]
+    assert await shot_ids(http, **rices, order="similar_last") == ids[:4][::-1]
+    assert await shot_ids(http, **rices, order="stored") == sorted(ids[:4])
+    shuffled = [await shot_ids(http, **rices, order="shuffled", seed=seed) for seed in range(6)]
+    assert {tuple(sorted(selected)) for selected in shuffled} == {tuple(sorted(ids[:4]))}
     assert len(set(map(tuple, shuffled))) > 2
-    assert shuffled[0] == await chosen(http, **rices, order="shuffled", seed=0)
+    assert shuffled[0] == await shot_ids(http, **rices, order="shuffled", seed=0)
 
 
-async def test_examples_are_embedded_once_and_for_good(
+async def test_examples_are_embedded_only_once_even_across_restarts(
     http: httpx.AsyncClient, client: FakeClient, settings: Settings, colours: SupportSetInfo
 ) -> None:
     for _ in range(2):
-        await chosen(http, strategy="rices_image")
+        await shot_ids(http, strategy="rices_image")
     digests = [media.digest for media in client.embedded]
-    assert digests == [*(media.digest for media in PICTURES), QUERY.digest, QUERY.digest]
+    assert digests == [*(media.digest for media in IMAGES), QUERY.digest, QUERY.digest]
 
-    again = FakeClient()
-    app = application(again, settings)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as restarted:
-        await chosen(restarted, strategy="rices_image")
+    second_client = FakeClient()
+    app = application(second_client, settings)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+    ) as restarted:
+        await shot_ids(restarted, strategy="rices_image")
     await app.state.services.decoder.stop()
-    assert [media.digest for media in again.embedded] == [QUERY.digest]
+    assert [media.digest for media in second_client.embedded] == [QUERY.digest]
 
 
-async def test_vectors_of_other_weights_are_not_compared_with(
+async def test_vectors_of_other_weights_are_not_used(
     http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo
 ) -> None:
-    await chosen(http, strategy="rices_image")
+    await shot_ids(http, strategy="rices_image")
     client.info = {"dtype": "bfloat16"}
-    await chosen(http, strategy="rices_image")
-    assert [media.digest for media in client.embedded].count(PICTURES[0].digest) == 2
+    await shot_ids(http, strategy="rices_image")
+    assert [media.digest for media in client.embedded].count(IMAGES[0].digest) == 2
 
 
-async def test_a_search_tells_what_it_found(http: httpx.AsyncClient, colours: SupportSetInfo) -> None:
-    ids, _ = by_similarity(media_vector(QUERY), [media_vector(media) for media in PICTURES])
+async def test_a_search_returns_examples_with_their_scores(http: httpx.AsyncClient, colours: SupportSetInfo) -> None:
+    ids, _ = by_similarity(media_vector(QUERY), [media_vector(media) for media in IMAGES])
     response = await http.post("/v1/support_sets/colours/search", json={"query": {"image": url(QUERY)}, "k": 2})
     body = response.json()
-    assert [one["id"] for one in body["data"]] == ids[:2]
-    place = int(ids[0][1])
+    assert [example["id"] for example in body["data"]] == ids[:2]
+    index = int(ids[0][1])
     assert body["data"][0] | {"score": 0} == {
         "id": ids[0],
         "object": "support_set.example",
         "score": 0,
-        "media": [{"type": "image_id", "image_id": PICTURES[place].id}],
-        "text": f"a {COLOURS[place]} one",
-        "label": "warm" if place in (0, 5) else "cold",
+        "media": [{"type": "image_id", "image_id": IMAGES[index].id}],
+        "text": f"a {COLOURS[index]} one",
+        "label": "warm" if index in (0, 5) else "cold",
         "question": "",
         "metadata": {},
     }
@@ -226,23 +217,23 @@ async def test_a_search_tells_what_it_found(http: httpx.AsyncClient, colours: Su
     }
 
 
-async def test_an_empty_set_has_nothing_to_find(http: httpx.AsyncClient, support_sets: SupportSets) -> None:
+async def test_a_search_in_an_empty_set_returns_no_examples(http: httpx.AsyncClient, support_sets: SupportSets) -> None:
     await support_sets.create("colours", [])
     response = await http.post("/v1/support_sets/colours/search", json={"query": {"image": url(QUERY)}})
     assert (response.status_code, response.json()["data"]) == (200, [])
-    assert await chosen(http) == []
+    assert await shot_ids(http) == []
     examples = {"support_set": "colours", "k": 1, "strategy": "rices_image"}
     assert refusal(await post(http, examples=examples)) == (400, "invalid_value", "examples.k")
 
 
-# what cannot be
+# invalid requests
 
 
-async def test_an_example_without_what_is_shown_or_compared_is_named(
+async def test_an_error_names_the_example_that_lacks_a_required_field(
     http: httpx.AsyncClient, support_sets: SupportSets
 ) -> None:
     await support_sets.create("bare", [example(0), NewExample(id="bare", media=(), text="a word")])
-    await support_sets.create("silent", [example(0), NewExample(id="mute", media=(PICTURES[1],))])
+    await support_sets.create("silent", [example(0), NewExample(id="mute", media=(IMAGES[1],))])
     cases: list[tuple[dict[str, Any], str, str]] = [
         ({"examples": {"support_set": "bare"}}, "examples.support_set", "bare"),
         ({"examples": {"support_set": "bare", "strategy": "rices_image", "k": 1}}, "examples.strategy", "bare"),
@@ -256,7 +247,7 @@ async def test_an_example_without_what_is_shown_or_compared_is_named(
 
 
 @pytest.mark.parametrize("fields", [{"strategy": "random"}, {"k": 0}, {"query": {}}, {"query": {"image": "x", "k": 1}}])
-async def test_a_search_that_cannot_be_is_refused(
+async def test_invalid_searches_are_refused(
     http: httpx.AsyncClient, colours: SupportSetInfo, fields: dict[str, Any]
 ) -> None:
     body = {"query": {"image": url(QUERY)}, **fields}
@@ -266,7 +257,7 @@ async def test_a_search_that_cannot_be_is_refused(
 
 
 async def test_shots_are_counted_and_searches_timed(http: httpx.AsyncClient, colours: SupportSetInfo) -> None:
-    await chosen(http, strategy="rices_image", k=3)
+    await shot_ids(http, strategy="rices_image", k=3)
     lines = (await http.get("/metrics")).text.splitlines()
     for name in ("request_shots_sum", "retrieval_seconds_count"):
         (value,) = [line.rpartition(" ")[2] for line in lines if line.startswith(f"flamboyance:{name}")]

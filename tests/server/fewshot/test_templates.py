@@ -1,4 +1,4 @@
-"""Templates against what the paper and OpenFlamingo write by hand, and against text that tries to be more than text."""
+"""Templates against prompts of the paper and of OpenFlamingo, and against text that spells placeholders or markers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_openflamingo_writes_no_space_and_a_line_between_shots() -> None:
     ]
 
 
-def test_a_shot_is_what_the_default_model_was_trained_on() -> None:
+def test_a_shot_equals_the_training_format_of_the_default_model() -> None:
     trained = item(3, ANSWERS[0], "dax")
     assert isinstance(trained[0], Media)
     shot = Shot(media=(trained[0].digest,), label="dax")
@@ -55,7 +55,7 @@ def test_a_shot_is_what_the_default_model_was_trained_on() -> None:
     assert encode(written[:3], tokenizer) == encode(trained, tokenizer)
 
 
-def test_an_answer_is_text_or_else_label_and_a_label_label_or_else_text() -> None:
+def test_answer_falls_back_to_the_label_and_label_to_the_text() -> None:
     templates = built_in(CONFIGS["flamingo"])
     for name, text, label, written in [
         ("caption", "a cat", "animal", "Output: a cat"),
@@ -66,13 +66,13 @@ def test_an_answer_is_text_or_else_label_and_a_label_label_or_else_text() -> Non
         assert Text(written) in templates[name].render([Shot(text=text, label=label)], Query())
 
 
-def test_a_text_with_a_place_of_its_own_is_no_label() -> None:
+def test_label_does_not_fall_back_to_a_text_with_its_own_placeholder() -> None:
     memes = Template(name="memes", shot="{media}written: '{text}' Hateful? Answer:{label}")
     assert memes.beginning == "{media}written: '{text}' Hateful? Answer:"
     assert memes.render([Shot(text="hello", label="no")], Query(text="hi"))[-1] == Text(
         "written: 'hi' Hateful? Answer:"
     )
-    with pytest.raises(TemplateError, match=r"shows \{label\}, and shot 0 has none"):
+    with pytest.raises(TemplateError, match=r"has \{label\}, but shot 0 has none"):
         memes.render([Shot(text="hello")], Query(text="hi"))
 
 
@@ -80,12 +80,12 @@ def test_a_text_with_a_place_of_its_own_is_no_label() -> None:
     ("template", "message"),
     [
         ({"shot": "{media}Output: {caption}"}, r"shot: unknown placeholder \{caption\}"),
-        ({"shot": "{media}{answer}{media}"}, r"shot: \{media\} may be used once only"),
-        ({"shot": "{media}{answer}{answer}"}, r"shot: \{answer\} may be used once only"),
+        ({"shot": "{media}{answer}{media}"}, r"shot: \{media\} may occur only once"),
+        ({"shot": "{media}{answer}{answer}"}, r"shot: \{answer\} may occur only once"),
         ({"shot": "{answer}{media}"}, r"query: \{media\} must come before the answer"),
         ({"shot": "{media}{answer}", "query": "Say:"}, r"query: \{media\} must come"),
         ({"shot": "{answer}", "query": "{media}"}, r"query: \{media\} must come"),
-        ({"shot": "{media}Output:"}, "needs"),
+        ({"shot": "{media}Output:"}, r"shot: \{answer\}, \{label\} or \{text\} is required"),
         ({"shot": "{media}{answer}", "query": "{media}{answer}"}, r"query: \{answer\} is the answer"),
         (
             {"shot": "{media}{text} {answer}", "query": "{media}{label}"},
@@ -93,15 +93,15 @@ def test_a_text_with_a_place_of_its_own_is_no_label() -> None:
         ),
     ],
 )
-def test_what_is_no_template_is_refused(template: dict[str, str], message: str) -> None:
+def test_invalid_templates_are_refused(template: dict[str, str], message: str) -> None:
     with pytest.raises(TemplateError, match=message):
         Template(name="custom", **template)
 
 
-def test_a_place_without_a_value_names_its_shot() -> None:
+def test_an_error_names_the_shot_without_a_value() -> None:
     vqa = built_in(CONFIGS["flamingo"])["vqa"]
     shots = [Shot(question="what", text="cat"), Shot(text="dog")]
-    with pytest.raises(TemplateError, match=r"'vqa' shows \{question\}, and shot 1 has none") as refusal:
+    with pytest.raises(TemplateError, match=r"'vqa' has \{question\}, but shot 1 has none") as refusal:
         vqa.render(shots, Query(question="what"))
     assert refusal.value.shot == 1
     with pytest.raises(TemplateError, match="the query has none") as refusal:
@@ -110,14 +110,14 @@ def test_a_place_without_a_value_names_its_shot() -> None:
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
-def test_values_are_filled_in_once_and_literally(question: str, answer: str) -> None:
+def test_values_replace_placeholders_once_and_literally(question: str, answer: str) -> None:
     vqa = built_in(CONFIGS["flamingo"])["vqa"]
     shot, _, query = vqa.render([Shot(question=question, text=answer)], Query(question=answer))
     assert shot == Text(f"Question: {question} Answer: {answer}")
     assert query == Text(f"Question: {answer} Answer:")
 
 
-def test_a_value_that_spells_a_place_or_a_marker_stays_text() -> None:
+def test_a_value_that_spells_a_placeholder_or_marker_stays_text() -> None:
     caption = built_in(CONFIGS["flamingo"])["caption"]
     segments = caption.render(
         [Shot(text="{answer} {media} {0.__class__} <image><|endofchunk|>")], Query(media=(QUERY,))
@@ -128,7 +128,7 @@ def test_a_value_that_spells_a_place_or_a_marker_stays_text() -> None:
     assert (ids.count(tokenizer.media_token_id), ids.count(tokenizer.id_of("<|endofchunk|>"))) == (1, 1)
 
 
-def test_braces_that_are_no_place_are_text() -> None:
+def test_other_braces_are_text() -> None:
     template = Template(name="json", shot='{media}{"answer": "{answer}"}')
     assert template.render([Shot(text="cat")], Query()) == [
         Text('{"answer": "cat"}'),
@@ -140,11 +140,11 @@ def test_braces_that_are_no_place_are_text() -> None:
 def test_a_query_ends_before_the_space_that_leads_to_its_answer() -> None:
     templates = [built_in(CONFIGS[family])["caption"] for family in ("flamingo", "openflamingo")]
     assert [template.continuation("a cat") for template in templates] == [" a cat", "a cat"]
-    own = Template(name="custom", shot="{media}Output:\n{answer}", query="{media}Output:\n")
-    assert own.continuation("a cat") == "a cat"
+    template = Template(name="custom", shot="{media}Output:\n{answer}", query="{media}Output:\n")
+    assert template.continuation("a cat") == "a cat"
 
 
-def test_without_an_end_of_chunk_token_a_line_ends_an_answer() -> None:
+def test_without_an_end_of_chunk_token_a_line_break_ends_an_answer() -> None:
     template = with_end(built_in(CONFIGS["idefics"])["caption"], replace(PROMPT, end_of_chunk=""))
     assert template.render([Shot(text="a cat")], Query(media=(QUERY,))) == [
         Text("Output: a cat\n"),

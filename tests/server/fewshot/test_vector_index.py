@@ -1,4 +1,4 @@
-"""The index against every score computed by hand, equals included; and when indexes are made and forgotten."""
+"""The index against scores computed here, equal ones included; and when indexes are built and evicted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.fewshot.vector_index import RecentIndexes, VectorIndex, Vectors
+from server.fewshot.retrieval import RecentIndexes, VectorIndex, Vectors
 
 pytestmark = pytest.mark.anyio
 
@@ -19,73 +19,75 @@ def unit(vectors: np.ndarray) -> Vectors:
 
 
 @pytest.mark.parametrize(("num_vectors", "width"), [(1, 3), (7, 5), (100, 33), (1000, 1280)])
-def test_search_is_brute_force(num_vectors: int, width: int) -> None:
+def test_search_agrees_with_brute_force(num_vectors: int, width: int) -> None:
     rng = np.random.default_rng(num_vectors)
     vectors, query = unit(rng.standard_normal((num_vectors, width))), unit(rng.standard_normal(width))
     scores = vectors.astype(np.float64) @ query
     for k in {1, 2, min(10, num_vectors), num_vectors, num_vectors + 5}:
-        found = VectorIndex(vectors).search(query, k)
-        assert [hit.index for hit in found] == np.argsort(-scores, kind="stable")[:k].tolist()
-        assert [one.score for one in found] == pytest.approx(sorted(scores, reverse=True)[:k], abs=1e-6)
+        similar = VectorIndex(vectors).search(query, k)
+        assert [hit.index for hit in similar] == np.argsort(-scores, kind="stable")[:k].tolist()
+        assert [hit.score for hit in similar] == pytest.approx(sorted(scores, reverse=True)[:k], abs=1e-6)
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 40), st.integers(0, 3))
 @settings(deadline=None)
-def test_of_equals_the_first_stored_comes_first(copies: list[int], k: int, asked: int) -> None:
+def test_equal_scores_are_in_the_order_of_the_set(copies: list[int], k: int, query: int) -> None:
     originals = unit(np.random.default_rng(3).standard_normal((4, 19)))
-    found = VectorIndex(originals[copies]).search(originals[asked], k)
-    order = np.argsort(-(originals @ originals[asked]), kind="stable").tolist()
+    similar = VectorIndex(originals[copies]).search(originals[query], k)
+    order = np.argsort(-(originals @ originals[query]), kind="stable").tolist()
     ranks = [order.index(copy) for copy in copies]
-    assert [hit.index for hit in found] == sorted(range(len(copies)), key=lambda place: ranks[place])[:k]
+    assert [hit.index for hit in similar] == sorted(range(len(copies)), key=lambda index: ranks[index])[:k]
 
 
-def test_a_score_is_never_beyond_one_and_none_wanted_is_none_found() -> None:
+def test_scores_are_at_most_one_and_k_zero_returns_nothing() -> None:
     vectors = unit(np.random.default_rng(0).standard_normal((50, 512)))
     index = VectorIndex(vectors)
     assert all(index.search(vector, 1)[0].score <= 1 for vector in vectors)
     assert index.search(vectors[0], 0) == []
 
 
-class Maker:
+class FakeVectors:
+    """Counts how often vectors are computed, and fails on request."""
+
     def __init__(self, size: int = 4) -> None:
-        self.num_made = 0
+        self.num_calls = 0
         self.fails = False
         self.size = size
 
     async def __call__(self) -> Vectors:
         await asyncio.sleep(0)
-        self.num_made += 1
+        self.num_calls += 1
         if self.fails:
-            raise RuntimeError("told to")
+            raise RuntimeError("no vectors")
         return np.eye(self.size, dtype=np.float32)
 
 
-async def test_an_index_is_made_once_however_many_ask() -> None:
-    indexes, maker = RecentIndexes(), Maker()
-    found = await asyncio.gather(*(indexes.get("a", maker) for _ in range(5)))
-    assert maker.num_made == 1
-    assert len(set(map(id, found))) == 1
+async def test_concurrent_requests_build_an_index_once() -> None:
+    indexes, vectors = RecentIndexes(), FakeVectors()
+    results = await asyncio.gather(*(indexes.get("a", vectors) for _ in range(5)))
+    assert vectors.num_calls == 1
+    assert len(set(map(id, results))) == 1
 
 
-async def test_who_waits_behind_a_failure_tries_again() -> None:
-    indexes, maker = RecentIndexes(), Maker()
-    maker.fails = True
-    results = await asyncio.gather(*(indexes.get("a", maker) for _ in range(2)), return_exceptions=True)
-    assert maker.num_made == 2
+async def test_the_next_request_tries_again_after_a_failure() -> None:
+    indexes, vectors = RecentIndexes(), FakeVectors()
+    vectors.fails = True
+    results = await asyncio.gather(*(indexes.get("a", vectors) for _ in range(2)), return_exceptions=True)
+    assert vectors.num_calls == 2
     assert all(isinstance(result, RuntimeError) for result in results)
-    maker.fails = False
-    await indexes.get("a", maker)
+    vectors.fails = False
+    await indexes.get("a", vectors)
 
 
-async def test_what_was_not_asked_for_longest_is_forgotten_first() -> None:
-    indexes, makers = RecentIndexes(max_bytes=2 * 4 * 4 * 4), {name: Maker() for name in "abc"}
+async def test_the_least_recently_used_index_is_evicted_first() -> None:
+    indexes, sources = RecentIndexes(max_bytes=2 * 4 * 4 * 4), {name: FakeVectors() for name in "abc"}
     for name in "abacaab":
-        await indexes.get(name, makers[name])
-    assert {name: maker.num_made for name, maker in makers.items()} == {"a": 1, "b": 2, "c": 1}
+        await indexes.get(name, sources[name])
+    assert {name: vectors.num_calls for name, vectors in sources.items()} == {"a": 1, "b": 2, "c": 1}
 
 
-async def test_one_that_is_too_large_is_kept_while_it_is_the_last() -> None:
-    indexes, maker = RecentIndexes(max_bytes=1), Maker()
-    await indexes.get("a", maker)
-    await indexes.get("a", maker)
-    assert maker.num_made == 1
+async def test_an_index_above_the_limit_stays_until_another_is_used() -> None:
+    indexes, vectors = RecentIndexes(max_bytes=1), FakeVectors()
+    await indexes.get("a", vectors)
+    await indexes.get("a", vectors)
+    assert vectors.num_calls == 1

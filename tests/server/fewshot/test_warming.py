@@ -1,10 +1,9 @@
-"""A warm set is embedded too: what a request waits for is its own query."""
+"""Warming encodes and embeds a support set, so that a request embeds only its own query."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,37 +11,29 @@ import pytest
 from fastapi import FastAPI
 
 from server.errors import EngineFailed
-from server.settings import Settings
 from server.store.records import NewExample, SupportSetInfo
 from server.store.support_sets import SupportSets
 from server.wire import Event
-from tests.server.colours import COLOURS, PICTURES, QUERY, application, chosen, example, refusal, url
+from tests.server.colours import (
+    COLOURS,
+    IMAGES,
+    QUERY,
+    app,
+    colours,
+    example,
+    refusal,
+    settings,
+    shot_ids,
+    support_sets,
+    url,
+)
 from tests.server.fakes import TOKENIZER, FakeClient, eventually
+
+__all__ = ["app", "colours", "settings", "support_sets"]  # fixtures
 
 pytestmark = pytest.mark.anyio
 
 QUESTION = {"image": url(QUERY), "text": "pink?"}
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", max_media_per_request=5, keep_alive=0.05)
-
-
-@pytest.fixture
-def app(client: FakeClient, settings: Settings) -> FastAPI:
-    return application(client, settings)
-
-
-@pytest.fixture
-def support_sets(app: FastAPI) -> SupportSets:
-    found: SupportSets = app.state.services.support_sets
-    return found
-
-
-@pytest.fixture
-async def colours(support_sets: SupportSets) -> SupportSetInfo:
-    return await support_sets.create("colours", [example(place) for place in range(6)])
 
 
 async def warm(http: httpx.AsyncClient, name: str = "colours", **fields: Any) -> dict[str, Any]:
@@ -56,13 +47,13 @@ def texts(client: FakeClient) -> list[str]:
     return [TOKENIZER.decode(ids) for ids in client.embedded_texts]
 
 
-async def test_a_request_for_a_warm_set_embeds_its_query_alone(
+async def test_a_request_for_a_warm_set_embeds_only_its_query(
     http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo
 ) -> None:
     card = await warm(http)
     assert (card["status"], card["warm"]["media_embedded"], card["warm"]["texts_embedded"]) == ("ready", 6, 0)
-    assert [media.digest for media in client.embedded] == [media.digest for media in PICTURES]
-    await chosen(http, strategy="rices_image")
+    assert [media.digest for media in client.embedded] == [media.digest for media in IMAGES]
+    await shot_ids(http, strategy="rices_image")
     assert [media.digest for media in client.embedded[6:]] == [QUERY.digest]
     assert client.embedded_texts == []
 
@@ -74,15 +65,15 @@ async def test_texts_are_embedded_for_a_strategy_that_compares_them(
     card = await warm(http, strategy=strategy)
     assert (card["warm"]["media_embedded"], card["warm"]["texts_embedded"]) == (6, 6)
     assert texts(client) == [f"a {colour} one" for colour in COLOURS]
-    await chosen(http, QUESTION, strategy=strategy)
+    await shot_ids(http, QUESTION, strategy=strategy)
     assert texts(client)[6:] == ["pink?"]
     assert {media.digest for media in client.embedded[6:]} <= {QUERY.digest}
 
 
-async def test_a_set_is_embedded_once_however_often_it_is_warmed(
+async def test_warming_a_set_again_embeds_nothing(
     http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo
 ) -> None:
-    await chosen(http, QUESTION, strategy="mixed")
+    await shot_ids(http, QUESTION, strategy="mixed")
     num_media, num_texts = len(client.embedded), len(client.embedded_texts)
     for info in ({}, {"pid": "of another worker"}):
         client.info = info
@@ -91,17 +82,18 @@ async def test_a_set_is_embedded_once_however_often_it_is_warmed(
     assert (len(client.embedded), len(client.embedded_texts)) == (num_media, num_texts)
 
 
-async def test_an_example_without_media_or_text_is_left_out(
+async def test_an_example_without_media_or_text_is_embedded_by_the_other(
     http: httpx.AsyncClient, client: FakeClient, support_sets: SupportSets
 ) -> None:
-    mute, asked = NewExample(id="mute", media=(PICTURES[1],)), NewExample(id="q", media=(), text="no", question="who?")
-    await support_sets.create("some", [example(0), mute, asked])
-    card = await warm(http, "some", strategy="mixed")
+    image_only = NewExample(id="i", media=(IMAGES[1],))
+    text_only = NewExample(id="t", media=(), text="no", question="who?")
+    await support_sets.create("partial", [example(0), image_only, text_only])
+    card = await warm(http, "partial", strategy="mixed")
     assert (card["status"], card["warm"]["media_embedded"], card["warm"]["texts_embedded"]) == ("ready", 2, 2)
     assert texts(client) == [f"a {COLOURS[0]} one", "who?"]
 
 
-async def test_what_cannot_be_embedded_is_told_and_no_other_strategy_taken(
+async def test_a_failed_embedding_is_reported_and_other_strategies_are_refused(
     http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(media: Any) -> Any:
@@ -116,24 +108,24 @@ async def test_what_cannot_be_embedded_is_told_and_no_other_strategy_taken(
     assert refusal(response)[::2] == (400, "strategy")
 
 
-# while it is under way
+# concurrent warming
 
 
 @pytest.fixture
 def opened(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Until it is set, nothing is shown."""
+    """Return an event that holds all streams of the client until it is set."""
     opened, stream = asyncio.Event(), client.stream
 
-    async def stream_late(*given: Any) -> AsyncGenerator[Event, None]:
+    async def stream_late(*arguments: Any) -> AsyncGenerator[Event, None]:
         await opened.wait()
-        async for event in stream(*given):
+        async for event in stream(*arguments):
             yield event
 
     monkeypatch.setattr(client, "stream", stream_late)
     return opened
 
 
-async def test_warming_goes_on_behind_the_answer(
+async def test_without_wait_warming_continues_after_the_response(
     http: httpx.AsyncClient, app: FastAPI, colours: SupportSetInfo, opened: asyncio.Event
 ) -> None:
     assert (await warm(http, wait=False))["status"] == "warming"
@@ -141,7 +133,7 @@ async def test_warming_goes_on_behind_the_answer(
     await eventually(lambda: app.state.services.warming.warmth(colours.id, 1).status == "ready")
 
 
-async def test_more_than_what_is_under_way_follows_it(
+async def test_a_larger_target_is_warmed_after_the_running_one(
     http: httpx.AsyncClient, client: FakeClient, app: FastAPI, colours: SupportSetInfo, opened: asyncio.Event
 ) -> None:
     for fields in ({}, {"strategy": "mixed"}, {"strategy": "mixed", "template": "caption"}, {"template": "caption"}):

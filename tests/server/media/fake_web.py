@@ -1,4 +1,4 @@
-"""A web server on this machine that answers as it is told to, and remembers what it was asked."""
+"""A web server on this machine with scripted responses, which records its requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Page = bytes | Callable[[Write], Awaitable[None]]
 
 
 def answer(body: bytes, status: str = "200 OK", **headers: str) -> bytes:
-    """Whole, with its length. A header's underscores are dashes."""
+    """Return a complete response. Underscores in names of headers become dashes."""
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
@@ -21,11 +21,13 @@ def answer(body: bytes, status: str = "200 OK", **headers: str) -> bytes:
 
 @dataclass
 class Web:
-    """`pages`: what is sent for a path, or what sends it. `asked`: the heads of all requests; an empty one is a
-    connection that asked for nothing."""
+    """A web server. `pages` are responses by path, or functions that write them.
+
+    `heads` are the heads of all requests; an empty one is a connection without a request.
+    """
 
     pages: dict[str, Page]
-    asked: list[str] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
     port: int = 0
     _serving: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -50,7 +52,7 @@ class Web:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("ascii")
-            self.asked.append(head)
+            self.heads.append(head)
             page = self.pages[head.split()[1]]
 
             async def write(data: bytes) -> None:
@@ -59,14 +61,14 @@ class Web:
 
             await (write(page) if isinstance(page, bytes) else page(write))
         except (asyncio.IncompleteReadError, ConnectionError):
-            self.asked.append("")
+            self.heads.append("")
         finally:
             writer.close()
 
     @property
     def paths(self) -> list[str]:
-        return [head.split()[1] for head in self.asked]
+        return [head.split()[1] for head in self.heads]
 
-    def headers(self, place: int = 0) -> dict[str, str]:
-        lines = self.asked[place].strip().split("\r\n")[1:]
+    def headers(self, index: int = 0) -> dict[str, str]:
+        lines = self.heads[index].strip().split("\r\n")[1:]
         return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}

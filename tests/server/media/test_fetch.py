@@ -1,4 +1,4 @@
-"""Fetching media by URL from a real web server: what comes is a media, and nothing makes the server speak to others."""
+"""Fetching from a real web server: only media are accepted, and nothing makes the server connect to other hosts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from server.media.addresses import Address
 from server.media.fetch import Fetcher, Resolve, resolve
 from server.media.source import EncodedMedia, source_digest
 from server.settings import Settings
-from tests.server.conftest import picture
+from tests.server.conftest import png
 from tests.server.media.fake_web import Web, Write, answer
 from tests.server.media.videos import film
 
 pytestmark = pytest.mark.anyio
-RED = picture("red")
+RED = png("red")
 PARAM = "prompt[3].image_url.url"
 
 
@@ -32,21 +32,25 @@ async def web() -> AsyncIterator[Web]:
         yield web
 
 
-def leads_to(*addresses: str, asked: list[str] | None = None) -> Resolve:
+def resolver(*addresses: str, hosts: list[str] | None = None) -> Resolve:
+    """Return a resolver to these addresses, which appends each host to `hosts`."""
+
     async def resolve(host: str, port: int) -> Sequence[Address]:
-        if asked is not None:
-            asked.append(host)
+        if hosts is not None:
+            hosts.append(host)
         return [ip_address(address) for address in addresses]
 
     return resolve
 
 
-HERE = leads_to("127.0.0.1")
+LOOPBACK = resolver("127.0.0.1")
 
 
-def fetcher(web: Web, *, resolve: Resolve = HERE, trust: ssl.SSLContext | None = None, **settings: object) -> Fetcher:
-    """One that may speak to this machine, by http."""
-    given = {
+def fetcher(
+    web: Web, *, resolve: Resolve = LOOPBACK, trust: ssl.SSLContext | None = None, **settings: object
+) -> Fetcher:
+    """Return a fetcher that may connect to this machine by HTTP."""
+    fields = {
         "media_url_hosts": "cdn.example",
         "media_url_ports": str(web.port),
         "media_url_http": True,
@@ -54,25 +58,25 @@ def fetcher(web: Web, *, resolve: Resolve = HERE, trust: ssl.SSLContext | None =
         "max_media_mb": 0.125,
         **settings,
     }
-    return Fetcher(Settings.model_validate(given), resolve=resolve, trust=trust)
+    return Fetcher(Settings.model_validate(fields), resolve=resolve, trust=trust)
 
 
-async def fetch(fetching: Fetcher, web: Web, path: str = "/a.png", host: str = "cdn.example") -> EncodedMedia:
-    return await fetching.fetch(f"http://{host}:{web.port}{path}", "image", PARAM)
+async def fetch(using: Fetcher, web: Web, path: str = "/a.png", host: str = "cdn.example") -> EncodedMedia:
+    return await using.fetch(f"http://{host}:{web.port}{path}", "image", PARAM)
 
 
-async def test_what_is_there_is_fetched(web: Web) -> None:
-    took: list[float] = []
+async def test_media_are_fetched(web: Web) -> None:
+    seconds: list[float] = []
     fetching = fetcher(web)
-    fetching._took = took.append
+    fetching._observe = seconds.append
     media = await fetch(fetching, web, "/a.png")
     assert (media.data, media.kind, media.param) == (RED, "image", PARAM)
     assert media.digest == source_digest(RED, "image")
-    assert len(took) == 1
+    assert len(seconds) == 1
 
 
-async def test_a_request_says_no_more_than_it_must(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy of the environment, no cookie, no credentials: not even of a second request."""
+async def test_a_request_has_only_the_necessary_headers(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's proxies, cookies and credentials are not used, not even by a second request."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
     web.pages["/a.png"] = answer(RED, Set_Cookie="a=b")
@@ -88,49 +92,49 @@ async def test_a_request_says_no_more_than_it_must(web: Web, monkeypatch: pytest
     }
 
 
-async def test_nothing_is_fetched_from_hosts_that_are_not_named(web: Web) -> None:
-    asked: list[str] = []
-    fetching = fetcher(web, resolve=leads_to("127.0.0.1", asked=asked))
+async def test_nothing_is_fetched_from_unlisted_hosts(web: Web) -> None:
+    hosts: list[str] = []
+    fetching = fetcher(web, resolve=resolver("127.0.0.1", hosts=hosts))
     for url in (f"http://evil.example:{web.port}/a.png", f"http://127.0.0.1:{web.port}/a.png"):
         with pytest.raises(MediaUrlRefused, match="host") as caught:
             await fetching.fetch(url, "image", PARAM)
         assert caught.value.param == PARAM
-    assert (asked, web.asked) == ([], [])  # not even resolved
+    assert (hosts, web.heads) == ([], [])  # not even resolved
 
 
 @pytest.mark.parametrize(
     "addresses", [["127.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["127.0.0.1", "8.8.8.8"], ["::1"], ["::ffff:127.0.0.1"], []]
 )
 async def test_a_name_that_leads_inside_is_refused(web: Web, addresses: list[str]) -> None:
-    fetching = fetcher(web, resolve=leads_to(*addresses), media_url_networks="10.0.0.0/8")
-    with pytest.raises(MediaUrlRefused, match="where the URL's host leads"):
+    fetching = fetcher(web, resolve=resolver(*addresses), media_url_networks="10.0.0.0/8")
+    with pytest.raises(MediaUrlRefused, match="address that the URL's host resolves to"):
         await fetch(fetching, web)
-    assert web.asked == []
+    assert web.heads == []
 
 
-async def test_the_systems_resolver_is_asked_and_its_answer_checked(web: Web) -> None:
-    # the last are spellings of 127.0.0.1 that only a resolver understands
+async def test_the_answer_of_the_systems_resolver_is_checked(web: Web) -> None:
+    # the last three are notations of 127.0.0.1 that only a resolver understands
     for host in ("localhost", "127.0.0.1", "127.1", "2130706433", "0x7f000001"):
-        outside = fetcher(web, resolve=resolve, media_url_hosts=host, media_url_networks="10.0.0.0/8")
+        restricted = fetcher(web, resolve=resolve, media_url_hosts=host, media_url_networks="10.0.0.0/8")
         with pytest.raises((MediaUrlRefused, MediaNotFetched)):
-            await fetch(outside, web, host=host)
-    assert web.asked == []
+            await fetch(restricted, web, host=host)
+    assert web.heads == []
     assert (await fetch(fetcher(web, resolve=resolve, media_url_hosts="127.0.0.1"), web, host="127.0.0.1")).data == RED
 
 
 async def test_a_name_is_resolved_once_and_its_address_is_the_one_connected_to(web: Web) -> None:
-    """A second answer that leads elsewhere (DNS rebinding) is never asked for."""
-    asked: list[str] = []
+    """A second, different answer (DNS rebinding) is never requested."""
+    hosts: list[str] = []
 
     async def changing(host: str, port: int) -> Sequence[Address]:
-        asked.append(host)
-        return [ip_address("127.0.0.1" if len(asked) == 1 else "127.0.0.2")]
+        hosts.append(host)
+        return [ip_address("127.0.0.1" if len(hosts) == 1 else "127.0.0.2")]
 
     assert (await fetch(fetcher(web, resolve=changing), web)).data == RED
-    assert asked == ["cdn.example"]
+    assert hosts == ["cdn.example"]
 
 
-async def test_a_name_that_does_not_resolve_is_the_clients_error(web: Web) -> None:
+async def test_a_name_that_does_not_resolve_is_a_client_error(web: Web) -> None:
     async def unknown(host: str, port: int) -> Sequence[Address]:
         raise OSError("Name or service not known")
 
@@ -139,10 +143,10 @@ async def test_a_name_that_does_not_resolve_is_the_clients_error(web: Web) -> No
     assert caught.value.status == 400
 
 
-async def test_an_address_of_version_6_is_connected_to() -> None:
+async def test_an_ipv6_address_is_connected_to() -> None:
     try:
         async with Web({"/a.png": answer(RED)}).served(host="::1") as web:
-            media = await fetch(fetcher(web, resolve=leads_to("::1")), web)
+            media = await fetch(fetcher(web, resolve=resolver("::1")), web)
     except OSError as error:
         assert "cannot assign" in str(error).lower() or "not supported" in str(error).lower()  # noqa: PT017
         return
@@ -152,9 +156,9 @@ async def test_an_address_of_version_6_is_connected_to() -> None:
 # redirects
 
 
-async def test_redirects_are_not_followed_at_first(web: Web) -> None:
+async def test_redirects_are_not_followed_by_default(web: Web) -> None:
     web.pages["/r"] = answer(b"", "302 Found", Location="/a.png")
-    with pytest.raises(MediaNotFetched, match="not followed"):
+    with pytest.raises(MediaNotFetched, match="redirects too often"):
         await fetch(fetcher(web), web, "/r")
     assert web.paths == ["/r"]
 
@@ -188,33 +192,33 @@ async def test_each_redirect_is_checked_as_if_it_came_first(web: Web, location: 
     assert (caught.value.param, web.paths) == (PARAM, ["/r"])
 
 
-async def test_redirects_come_to_an_end(web: Web) -> None:
+async def test_the_number_of_redirects_is_limited(web: Web) -> None:
     web.pages["/r"] = answer(b"", "302 Found", Location="/r")
-    with pytest.raises(MediaNotFetched, match="not followed"):
+    with pytest.raises(MediaNotFetched, match="redirects too often"):
         await fetch(fetcher(web, media_url_redirects=3), web, "/r")
     assert web.paths == ["/r"] * 4
 
 
-# what comes
+# responses
 
 
 @pytest.mark.parametrize(
     ("page", "reason"),
     [
-        (answer(b"", "404 Not Found"), "answered 404"),
-        (answer(RED, "500 Oh"), "answered 500"),
-        (answer(RED, "206 Partial Content"), "answered 206"),
-        (answer(b"<html>secret</html>", Content_Type="image/png"), "no image"),
-        (answer(b"{}", Content_Type="application/json"), "no image"),
-        (answer(film(["red"]), Content_Type="image/png"), "no image"),
-        (answer(b""), "no image"),
+        (answer(b"", "404 Not Found"), "status 404"),
+        (answer(RED, "500 Oh"), "status 500"),
+        (answer(RED, "206 Partial Content"), "status 206"),
+        (answer(b"<html>secret</html>", Content_Type="image/png"), "not a supported image format"),
+        (answer(b"{}", Content_Type="application/json"), "not a supported image format"),
+        (answer(film(["red"]), Content_Type="image/png"), "not a supported image format"),
+        (answer(b""), "not a supported image format"),
         (answer(gzip.compress(RED), Content_Encoding="gzip"), "compressed"),
         (answer(RED)[:-5], "from its host"),
         (b"SSH-2.0-OpenSSH\r\n", "from its host"),
         (b"", "from its host"),
     ],
 )
-async def test_what_is_no_image_is_the_clients_error(web: Web, page: bytes, reason: str) -> None:
+async def test_a_response_that_is_not_an_image_is_a_client_error(web: Web, page: bytes, reason: str) -> None:
     web.pages["/x"] = page
     with pytest.raises(MediaNotFetched, match=reason) as caught:
         await fetch(fetcher(web), web, "/x")
@@ -223,7 +227,7 @@ async def test_what_is_no_image_is_the_clients_error(web: Web, page: bytes, reas
     assert "secret" not in caught.value.message
 
 
-async def test_a_video_is_fetched_as_one(web: Web) -> None:
+async def test_a_video_is_fetched_as_a_video(web: Web) -> None:
     web.pages["/v"] = answer(film(["red"]), Content_Type="text/html")
     media = await fetcher(web).fetch(f"http://cdn.example:{web.port}/v", "video", PARAM)
     assert (media.kind, media.data) == ("video", film(["red"]))
@@ -234,7 +238,7 @@ async def test_a_length_over_the_limit_is_refused_before_the_body(web: Web) -> N
 
     async def promise(write: Write) -> None:
         await write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-        await held.wait()  # a byte of the body never comes
+        await held.wait()  # no byte of the body is ever sent
 
     web.pages["/x"] = promise
     with pytest.raises(InvalidMedia, match="1000000 bytes of media, the limit is 131072"):
@@ -242,7 +246,7 @@ async def test_a_length_over_the_limit_is_refused_before_the_body(web: Web) -> N
     held.set()
 
 
-async def test_bytes_are_counted_while_they_come(web: Web) -> None:
+async def test_bytes_are_counted_while_they_arrive(web: Web) -> None:
     sent = 0
 
     async def endless(write: Write) -> None:
@@ -255,13 +259,13 @@ async def test_bytes_are_counted_while_they_come(web: Web) -> None:
     web.pages["/x"] = endless
     with pytest.raises(InvalidMedia, match="the limit is 131072"):
         await fetch(fetcher(web), web, "/x")
-    assert sent < 20 * 2**20  # what fits into the buffers between, and no more
+    assert sent < 20 * 2**20  # no more than the socket buffers hold
 
 
-# time
+# timeouts
 
 
-async def test_a_silent_host_is_left(web: Web) -> None:
+async def test_an_idle_host_times_out(web: Web) -> None:
     async def silent(write: Write) -> None:
         await write(b"HTTP/1.1 200 OK\r\n")
         await asyncio.sleep(30)
@@ -271,7 +275,7 @@ async def test_a_silent_host_is_left(web: Web) -> None:
         await fetch(fetcher(web, media_url_idle_timeout=0.1), web, "/x")
 
 
-async def test_a_slow_host_has_a_time_for_the_whole(web: Web) -> None:
+async def test_the_whole_response_has_a_timeout(web: Web) -> None:
     async def drip(write: Write) -> None:
         await write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
         for _ in range(1000):
@@ -285,7 +289,7 @@ async def test_a_slow_host_has_a_time_for_the_whole(web: Web) -> None:
     assert time.monotonic() - started < 20
 
 
-async def test_a_slow_resolver_counts(web: Web) -> None:
+async def test_resolving_counts_towards_the_timeout(web: Web) -> None:
     async def slow(host: str, port: int) -> Sequence[Address]:
         await asyncio.sleep(30)
         return []
@@ -294,21 +298,21 @@ async def test_a_slow_resolver_counts(web: Web) -> None:
         await fetch(fetcher(web, resolve=slow, media_url_timeout=0.1), web)
 
 
-async def test_only_so_many_are_fetched_at_once(web: Web) -> None:
-    now, most = 0, 0
+async def test_the_number_of_concurrent_fetches_is_limited(web: Web) -> None:
+    num_running, max_running = 0, 0
 
     async def counting(write: Write) -> None:
-        nonlocal now, most
-        now += 1
-        most = max(most, now)
+        nonlocal num_running, max_running
+        num_running += 1
+        max_running = max(max_running, num_running)
         await asyncio.sleep(0.02)
-        now -= 1
+        num_running -= 1
         await write(answer(RED))
 
     web.pages["/x"] = counting
     fetching = fetcher(web, media_url_concurrency=2)
     await asyncio.gather(*(fetch(fetching, web, "/x") for _ in range(6)))
-    assert most == 2
+    assert max_running == 2
 
 
 # certificates
@@ -323,8 +327,8 @@ async def test_only_so_many_are_fetched_at_once(web: Web) -> None:
         ("cdn.example", False, False),
     ],
 )
-async def test_the_certificate_is_that_of_the_name(certified: str, is_trusted: bool, is_fetched: bool) -> None:
-    """The connection goes to an address; the certificate must be the name's all the same."""
+async def test_the_certificate_must_be_that_of_the_name(certified: str, is_trusted: bool, is_fetched: bool) -> None:
+    """The connection goes to an address, but the certificate must be that of the name."""
     authority, tls, trust = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert(certified).configure_cert(tls)
     if is_trusted:

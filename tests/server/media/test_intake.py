@@ -1,4 +1,4 @@
-"""The one way in for media, over HTTP: fetched, stored and sent ones in a prompt, and the limits they share."""
+"""Media of requests over HTTP: fetched, stored and inline ones in a prompt, and their common limits."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from server.media.store import MediaStore
 from server.metrics import Metrics
 from server.schemas.prompt import ImageIdPart, ImageUrlPart
 from server.settings import Settings
-from tests.server.conftest import data_url, picture
+from tests.server.conftest import data_url, png
+from tests.server.documented import CHECKED
 from tests.server.fakes import FakeClient, served_model
 from tests.server.media.fake_web import Web, Write, answer
 
 pytestmark = pytest.mark.anyio
-RED, BLUE = picture("red"), picture("blue")
+RED, BLUE = png("red"), png("blue")
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ async def complete(http: httpx.AsyncClient, *parts: dict[str, Any]) -> httpx.Res
     return await http.post("/v1/completions", json={"prompt": [*parts, {"type": "text", "text": "x"}]})
 
 
-async def test_a_fetched_media_is_the_one_that_is_sent(http: httpx.AsyncClient, client: FakeClient, web: Web) -> None:
+async def test_fetched_media_equal_inline_media(http: httpx.AsyncClient, client: FakeClient, web: Web) -> None:
     sent = {"type": "image_url", "image_url": {"url": data_url(RED)}}
     response = await complete(http, url_part(web, "/red.png"), url_part(web, "/blue.png"), sent)
     assert response.status_code == 200, response.text
@@ -66,9 +67,9 @@ async def test_a_fetched_media_is_the_one_that_is_sent(http: httpx.AsyncClient, 
     }
 
 
-async def test_a_url_that_leads_to_nothing_is_named_by_its_place(http: httpx.AsyncClient, web: Web) -> None:
-    web.pages["/gone"] = answer(b"", "404 Not Found")
-    error = (await complete(http, url_part(web, "/red.png"), url_part(web, "/gone"))).json()["error"]
+async def test_the_error_for_a_bad_url_names_its_path(http: httpx.AsyncClient, web: Web) -> None:
+    web.pages["/missing"] = answer(b"", "404 Not Found")
+    error = (await complete(http, url_part(web, "/red.png"), url_part(web, "/missing"))).json()["error"]
     assert (error["code"], error["param"]) == ("media_not_fetched", "prompt[1].image_url.url")
     other = {"type": "image_url", "image_url": {"url": "http://evil.example/?key=secret"}}
     response = await complete(http, other)
@@ -77,16 +78,18 @@ async def test_a_url_that_leads_to_nothing_is_named_by_its_place(http: httpx.Asy
     assert "secret" not in response.text
 
 
-async def test_an_upload_may_name_a_url(http: httpx.AsyncClient, web: Web) -> None:
+async def test_an_upload_may_be_a_url(http: httpx.AsyncClient, web: Web) -> None:
     url = url_part(web, "/red.png")["image_url"]["url"]
     assert (await http.post("/v1/images", json={"url": url})).json()["id"] == f"img_{source_digest(RED, 'image').hex()}"
     metrics = (await http.get("/metrics")).text
     assert 'media_fetch_seconds_count{model_name="tiny"} 1.0' in metrics
 
 
-async def test_nothing_is_fetched_unless_hosts_are_named(settings: Settings, web: Web) -> None:
+async def test_nothing_is_fetched_unless_hosts_are_listed(settings: Settings, web: Web) -> None:
     app = create_app(FakeClient(), served_model(), settings.model_copy(update={"media_url_hosts": None}), Metrics("x"))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+    ) as http:
         response = await complete(http, url_part(web, "/red.png"))
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (
@@ -95,10 +98,10 @@ async def test_nothing_is_fetched_unless_hosts_are_named(settings: Settings, web
         "prompt[0].image_url.url",
     )
     assert "not fetched" in error["message"]
-    assert web.asked == []
+    assert web.heads == []
 
 
-async def test_the_media_of_a_prompt_are_fetched_side_by_side(intake: Intake, web: Web) -> None:
+async def test_the_media_of_a_prompt_are_fetched_concurrently(intake: Intake, web: Web) -> None:
     both = asyncio.Barrier(2)
 
     async def meet(write: Write) -> None:
@@ -108,29 +111,29 @@ async def test_the_media_of_a_prompt_are_fetched_side_by_side(intake: Intake, we
     web.pages |= {"/1": meet, "/2": meet}
     parts = {path: ImageUrlPart.model_validate(url_part(web, path)) for path in ("/1", "/2")}
     async with asyncio.timeout(20):
-        found = await intake.read_all(parts, "prompt")
-    assert [media.data for media in found.values()] == [RED, RED]
+        media = await intake.read_all(parts, "prompt")
+    assert [item.data for item in media.values()] == [RED, RED]
 
 
-async def test_the_first_at_fault_is_told_and_the_rest_is_left(intake: Intake, web: Web) -> None:
-    left = asyncio.Event()
+async def test_the_first_error_is_raised_and_the_rest_is_cancelled(intake: Intake, web: Web) -> None:
+    cancelled = asyncio.Event()
 
     async def forever(write: Write) -> None:
         try:
             await asyncio.sleep(60)
         finally:
-            left.set()
+            cancelled.set()
 
-    web.pages |= {"/gone": answer(b"", "404 Not Found"), "/slow": forever}
-    parts = {path: ImageUrlPart.model_validate(url_part(web, path)) for path in ("/gone", "/slow")}
+    web.pages |= {"/missing": answer(b"", "404 Not Found"), "/slow": forever}
+    parts = {path: ImageUrlPart.model_validate(url_part(web, path)) for path in ("/missing", "/slow")}
     started = asyncio.get_running_loop().time()
     with pytest.raises(MediaNotFetched) as caught:
         await intake.read_all(parts, "prompt")
-    assert caught.value.param == "/gone.image_url.url"
+    assert caught.value.param == "/missing.image_url.url"
     assert asyncio.get_running_loop().time() - started < intake.settings.media_url_idle_timeout
 
 
-async def test_what_a_prompt_fetches_has_a_limit_together(settings: Settings, tmp_path: Any, web: Web) -> None:
+async def test_the_media_of_a_prompt_share_a_limit(settings: Settings, tmp_path: Any, web: Web) -> None:
     store = MediaStore(str(tmp_path / "media"))
     half = int(settings.max_body_bytes * 0.4)
     assert half < settings.max_media_bytes
@@ -141,20 +144,18 @@ async def test_what_a_prompt_fetches_has_a_limit_together(settings: Settings, tm
         await intake.read_all(parts, "prompt")
     del parts["p[2]"]
     assert len(await intake.read_all(parts, "prompt")) == 2
-    # the same media again, and stored ones, take no room
+    # repeated media and stored media do not count
     parts["p[2]"] = parts["p[1]"]
     assert len(await intake.read_all(parts, "prompt")) == 3
     stored = ImageIdPart(type="image_id", image_id=store.put(bytes(half), "image"))
-    found = await intake.read_all({**dict(list(parts.items())[:2]), "p[9]": stored}, "prompt")
-    assert [media.is_at_hand for media in found.values()] == [True, True, False]
+    media = await intake.read_all({**dict(list(parts.items())[:2]), "p[9]": stored}, "prompt")
+    assert [item.is_in_memory for item in media.values()] == [True, True, False]
 
 
-async def test_stored_media_are_found_in_their_order_or_the_missing_one_is_told(intake: Intake) -> None:
+async def test_stored_media_are_found_in_order_and_a_missing_one_is_named(intake: Intake) -> None:
     names = [intake.store.put(RED + bytes([number]), "image") for number in (2, 0, 1)]
-    found = await intake.find_all(names, "examples")
-    assert [(media.id, media.param, media.is_at_hand) for media in found] == [
-        (name, "examples", False) for name in names
-    ]
+    media = await intake.find_all(names, "examples")
+    assert [(item.id, item.param, item.is_in_memory) for item in media] == [(name, "examples", False) for name in names]
     missing = "img_" + 64 * "0"
     with pytest.raises(MediaNotFound, match=missing) as caught:
         await intake.find_all([names[0], missing], "examples")
@@ -164,8 +165,8 @@ async def test_stored_media_are_found_in_their_order_or_the_missing_one_is_told(
         await intake.find_all([names[0]] * too_many, "examples")
 
 
-async def test_an_object_store_s_media_are_found_as_a_folder_s(settings: Settings) -> None:
-    intake = Intake(settings, MediaStore("memory://found-side-by-side"))
+async def test_media_of_an_object_store_are_found_like_those_of_a_folder(settings: Settings) -> None:
+    intake = Intake(settings, MediaStore("memory://found-concurrently"))
     names = [intake.store.put(RED + bytes([number]), "image") for number in (1, 0)]
     assert [media.id for media in await intake.find_all(names, "examples")] == names
     with pytest.raises(MediaNotFound):

@@ -1,4 +1,4 @@
-"""The decode pool with its real processes: frames as the family wants them, and what a bad picture can do at most."""
+"""The decode pool with real processes: frames as the model family needs them, and the damage that bad media can do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from server.errors import InvalidMedia, MediaNotFound
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia, Kind, source_digest
 from server.settings import Settings
-from tests.server.conftest import picture
+from tests.server.conftest import png
 from tests.server.media.videos import film
 
 pytestmark = pytest.mark.anyio
@@ -61,7 +61,7 @@ def pids(pool: DecodePool) -> set[int]:
     return {process.pid for process in pool._processes}
 
 
-async def test_frames_are_those_of_the_family(pool: DecodePool) -> None:
+async def test_frames_are_resized_for_the_family(pool: DecodePool) -> None:
     data = noise()
     frames = await pool.decode(media(data))
     assert frames.shape == (1, 12, 12, 3)
@@ -72,35 +72,35 @@ async def test_frames_are_those_of_the_family(pool: DecodePool) -> None:
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"GIF", "none of JPEG, PNG"), (picture()[:40], "cannot be decoded"), (picture(size=(200, 100)), "20000 pixels")],
+    [(b"GIF", "none of JPEG, PNG"), (png()[:40], "cannot be decoded"), (png(size=(200, 100)), "20000 pixels")],
 )
-async def test_a_bad_picture_is_refused_and_the_process_goes_on(pool: DecodePool, data: bytes, reason: str) -> None:
-    await pool.decode(media(picture()))
+async def test_a_bad_image_is_refused_and_the_process_continues(pool: DecodePool, data: bytes, reason: str) -> None:
+    await pool.decode(media(png()))
     before = pids(pool)
     with pytest.raises(InvalidMedia, match=reason) as caught:
         await pool.decode(media(data))
     assert caught.value.param == "prompt[0]"
-    await pool.decode(media(picture()))
+    await pool.decode(media(png()))
     assert pids(pool) == before
 
 
-async def test_a_process_that_dies_fails_its_media_and_is_replaced(pool: DecodePool) -> None:
-    await pool.decode(media(picture()))
+async def test_a_process_that_dies_fails_its_media_item_and_is_replaced(pool: DecodePool) -> None:
+    await pool.decode(media(png()))
     (pid,) = pids(pool)
-    os.kill(pid, signal.SIGSTOP)  # so that it is in the middle of a media when it dies
-    asked = asyncio.create_task(pool.decode(media(picture())))
+    os.kill(pid, signal.SIGSTOP)  # so that it dies while it decodes
+    decoding = asyncio.create_task(pool.decode(media(png())))
     await asyncio.sleep(0.05)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(InvalidMedia, match="cannot be decoded"):
-        await asked
-    assert (await pool.decode(media(picture()))).shape == (1, 12, 12, 3)
+        await decoding
+    assert (await pool.decode(media(png()))).shape == (1, 12, 12, 3)
     assert pid not in pids(pool)
 
 
-async def test_bytes_are_read_where_they_are_kept_when_their_turn_has_come(pool: DecodePool) -> None:
+async def test_stored_bytes_are_read_by_a_thread_just_before_decoding(pool: DecodePool) -> None:
     def read() -> bytes:
         threads.append(threading.current_thread())
-        return picture("blue", (7, 5))
+        return png("blue", (7, 5))
 
     threads: list[threading.Thread] = []
     stored = EncodedMedia(kind="image", data=read, digest=b"d" * 32, param="prompt[0]")
@@ -109,19 +109,19 @@ async def test_bytes_are_read_where_they_are_kept_when_their_turn_has_come(pool:
     assert [thread is threading.main_thread() for thread in threads] == [False]
 
 
-async def test_a_media_that_is_gone_costs_no_process(pool: DecodePool) -> None:
+async def test_deleted_media_cost_no_process(pool: DecodePool) -> None:
     def read() -> bytes:
-        raise MediaNotFound("gone", param="prompt[0]")
+        raise MediaNotFound("deleted", param="prompt[0]")
 
-    await pool.decode(media(picture()))
+    await pool.decode(media(png()))
     before = pids(pool)
-    with pytest.raises(MediaNotFound, match="gone"):
+    with pytest.raises(MediaNotFound, match="deleted"):
         await pool.decode(EncodedMedia(kind="image", data=read, digest=b"d" * 32, param="prompt[0]"))
-    await pool.decode(media(picture()))
+    await pool.decode(media(png()))
     assert pids(pool) == before
 
 
-async def test_the_settings_of_videos_hold() -> None:
+async def test_video_limits_are_those_of_the_settings() -> None:
     settings = Settings(decode_processes=1, max_video_frames=4, max_video_seconds=9, video_fps=2)
     pool = DecodePool(VISION, settings)
     assert (await pool.decode(media(film(["red", "blue"]), "video"))).shape[0] == 4
@@ -134,43 +134,43 @@ async def test_the_settings_of_videos_hold() -> None:
     await pool.stop()
 
 
-async def test_a_process_lives_within_its_memory(pool: DecodePool, settings: Settings) -> None:
-    await pool.decode(media(picture()))
+async def test_a_process_has_a_memory_limit(pool: DecodePool, settings: Settings) -> None:
+    await pool.decode(media(png()))
     (pid,) = pids(pool)
     limits = Path(f"/proc/{pid}/limits").read_text()
     assert f"Max address space         {settings.decode_memory_mb * 2**20}" in limits
 
 
-async def test_more_media_than_processes_wait_their_turn(pool: DecodePool) -> None:
+async def test_media_wait_for_a_free_process(pool: DecodePool) -> None:
     colours = ["red", "green", "blue", "white"]
-    frames = await asyncio.gather(*(pool.decode(media(picture(colour))) for colour in colours))
-    assert [tuple(found.data[:3]) for found in frames] == [(255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)]
+    frames = await asyncio.gather(*(pool.decode(media(png(colour))) for colour in colours))
+    assert [tuple(decoded.data[:3]) for decoded in frames] == [(255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)]
     assert len(pids(pool)) == 1
 
 
-async def test_a_process_that_is_stuck_is_killed_in_time(settings: Settings) -> None:
+async def test_a_stuck_process_is_killed_after_the_timeout(settings: Settings) -> None:
     pool = DecodePool(VISION, settings.model_copy(update={"decode_timeout": 0.2}))
     process = await pool._start()
     os.kill(process.pid, signal.SIGSTOP)
     pool._idle.put_nowait(process)
     with pytest.raises(InvalidMedia, match=r"longer than 0\.2 seconds"):
-        await pool.decode(media(picture()))
+        await pool.decode(media(png()))
     assert pids(pool) == set()
     assert await process.wait() == -signal.SIGKILL
     await pool.stop()
 
 
-async def test_a_decode_that_is_given_up_does_not_confuse_the_next(pool: DecodePool) -> None:
-    await pool.decode(media(picture()))
-    left = asyncio.create_task(pool.decode(media(picture("blue"))))
+async def test_a_cancelled_decode_does_not_affect_the_next(pool: DecodePool) -> None:
+    await pool.decode(media(png()))
+    cancelled = asyncio.create_task(pool.decode(media(png("blue"))))
     await asyncio.sleep(0)
-    left.cancel()
-    frames = await pool.decode(media(picture("red")))
+    cancelled.cancel()
+    frames = await pool.decode(media(png("red")))
     assert tuple(frames.data[:3]) == (255, 0, 0)
 
 
-async def test_it_may_be_stopped_twice(pool: DecodePool) -> None:
-    await pool.decode(media(picture()))
+async def test_the_pool_may_be_stopped_twice(pool: DecodePool) -> None:
+    await pool.decode(media(png()))
     await pool.stop()
     await pool.stop()
     assert not pids(pool)

@@ -1,4 +1,4 @@
-"""The media store: one id for the same bytes, whole or absent, on a disk and on any other filesystem."""
+"""The media store: the same bytes have one id, and a file is complete or absent, on a disk and in other filesystems."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 from server.errors import MediaNotFound, StorageUnavailable
 from server.media.source import source_digest
 from server.media.store import UNFINISHED, UNFINISHED_SECONDS, MediaStore
-from tests.server.conftest import picture
+from tests.server.conftest import png
 
 ROOT = Path(__file__).resolve().parents[3]
-RED = picture("red")
+RED = png("red")
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -26,11 +26,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> MediaStore:
     return MediaStore(str(tmp_path / "media") if request.param == "disk" else f"memory://{uuid.uuid4().hex}")
 
 
-def put_many(store: MediaStore, number: int) -> list[str]:
-    return sorted(store.put(b"%d" % i, "image" if i % 3 else "video") for i in range(number))
+def put_many(store: MediaStore, count: int) -> list[str]:
+    return sorted(store.put(b"%d" % i, "image" if i % 3 else "video") for i in range(count))
 
 
-def test_the_same_bytes_are_one_media(store: MediaStore) -> None:
+def test_the_same_bytes_are_stored_once(store: MediaStore) -> None:
     name = store.put(RED, "image", size=(20, 10), num_frames=1)
     assert name == f"img_{source_digest(RED, 'image').hex()}"
     first = store.describe(name)
@@ -41,12 +41,12 @@ def test_the_same_bytes_are_one_media(store: MediaStore) -> None:
     assert list(store.names()) == [name]
 
 
-def test_what_comes_out_is_what_went_in(store: MediaStore) -> None:
+def test_bytes_are_read_as_they_were_stored(store: MediaStore) -> None:
     for data in (RED, b"\n", b"{}\n\n", os.urandom(100_000)):
-        media = store.get(store.put(data, "video"), param="here")
-        assert (media.data, media.kind, media.param) == (data, "video", "here")
+        media = store.get(store.put(data, "video"), param="image")
+        assert (media.data, media.kind, media.param) == (data, "video", "image")
         assert media.digest == source_digest(data, "video")
-        assert store.size(media.id) == len(data)
+        assert store.describe(media.id).num_bytes == len(data)
 
 
 def test_the_kind_is_part_of_the_id(store: MediaStore) -> None:
@@ -55,7 +55,7 @@ def test_the_kind_is_part_of_the_id(store: MediaStore) -> None:
     assert image[4:] != video[4:]
 
 
-def test_what_was_stored_undecoded_is_described_once_it_is_decoded(store: MediaStore) -> None:
+def test_media_stored_without_being_decoded_are_described_later(store: MediaStore) -> None:
     name = store.put(RED, "image")
     assert store.describe(name).width is None
     store.put(RED, "image", size=(20, 10), num_frames=1)
@@ -64,34 +64,34 @@ def test_what_was_stored_undecoded_is_described_once_it_is_decoded(store: MediaS
     assert store.get(name).data == RED
 
 
-def test_bytes_are_read_when_they_are_asked_for(store: MediaStore) -> None:
+def test_bytes_are_read_on_first_use(store: MediaStore) -> None:
     name = store.put(RED, "image")
-    found = store.find(name, param="prompt[0].image_id")
-    assert (found.id, found.digest, found.kind) == (name, source_digest(RED, "image"), "image")
-    assert not found.is_at_hand
-    assert found.data == RED
+    stored = store.find(name, param="prompt[0].image_id")
+    assert (stored.id, stored.digest, stored.kind) == (name, source_digest(RED, "image"), "image")
+    assert not stored.is_in_memory
+    assert stored.data == RED
     store.delete(name)
     with pytest.raises(MediaNotFound) as caught:
-        _ = found.data
+        _ = stored.data
     assert caught.value.param == "prompt[0].image_id"
 
 
 @pytest.mark.parametrize(
     "name", ["", "img_", "img_" + "0" * 64, "img_" + "A" * 64, "img_../../../etc/passwd", "img_" + "0" * 64 + "\n"]
 )
-def test_what_is_not_there_is_not_found(store: MediaStore, name: str) -> None:
+def test_an_unknown_id_is_not_found(store: MediaStore, name: str) -> None:
     store.put(RED, "image")
     assert not store.exists(name)
-    for look in (store.get, store.find, store.describe, store.size, store.delete):
-        with pytest.raises(MediaNotFound, match="there is no media"):
-            look(name)
+    for read in (store.get, store.find, store.describe, store.delete):
+        with pytest.raises(MediaNotFound, match="no image or video has the id"):
+            read(name)
 
 
-def test_names_come_in_their_order_from_any_place(store: MediaStore) -> None:
+def test_names_are_listed_in_order_after_any_name(store: MediaStore) -> None:
     names = put_many(store, 60)
     assert list(store.names()) == names
-    for place in (0, 17, 59):
-        assert list(store.names(after=names[place])) == names[place + 1 :]
+    for index in (0, 17, 59):
+        assert list(store.names(after=names[index])) == names[index + 1 :]
     images = [name for name in names if name.startswith("img_")]
     assert list(store.names("image")) == images
     assert list(store.names("video")) == [name for name in names if name not in images]
@@ -100,22 +100,22 @@ def test_names_come_in_their_order_from_any_place(store: MediaStore) -> None:
     assert list(store.names()) == names[1:]
 
 
-def test_an_empty_store_is_no_error(store: MediaStore) -> None:
+def test_an_empty_store_has_no_names(store: MediaStore) -> None:
     assert list(store.names()) == []
     assert not store.exists("img_" + "0" * 64)
     store.sweep()
 
 
-def test_two_stores_of_one_place_see_the_same(tmp_path: Path) -> None:
-    one, other = MediaStore(str(tmp_path)), MediaStore(str(tmp_path))
+def test_two_stores_of_one_folder_share_their_media(tmp_path: Path) -> None:
+    store, other = MediaStore(str(tmp_path)), MediaStore(str(tmp_path))
     assert list(other.names()) == []
-    name = one.put(RED, "image")
+    name = store.put(RED, "image")
     assert list(other.names()) == [name]
     other.delete(name)
-    assert list(one.names()) == []
+    assert list(store.names()) == []
 
 
-def test_a_damaged_file_counts_as_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_file_is_not_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = MediaStore(str(tmp_path))
     name = store.put(RED, "image")
     file = tmp_path / name[:6] / name
@@ -127,7 +127,7 @@ def test_a_damaged_file_counts_as_lost(tmp_path: Path, caplog: pytest.LogCapture
     assert store.get(store.put(RED, "image")).data == RED
 
 
-def test_a_disk_that_does_not_work_is_told_without_paths(tmp_path: Path) -> None:
+def test_a_storage_error_states_no_path(tmp_path: Path) -> None:
     (tmp_path / "media").write_bytes(b"a file where a folder should be")
     store = MediaStore(str(tmp_path / "media"))
     with pytest.raises(StorageUnavailable) as caught:
@@ -135,7 +135,7 @@ def test_a_disk_that_does_not_work_is_told_without_paths(tmp_path: Path) -> None
     assert str(tmp_path) not in caught.value.message
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -147,7 +147,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert list((tmp_path / UNFINISHED).iterdir()) == []
 
 
-def test_what_killed_writers_left_goes_once_it_is_old(tmp_path: Path) -> None:
+def test_old_unfinished_files_are_swept(tmp_path: Path) -> None:
     store = MediaStore(str(tmp_path))
     name = store.put(RED, "image")
     old, new = (tmp_path / UNFINISHED / name for name in ("old", "new"))
@@ -159,7 +159,7 @@ def test_what_killed_writers_left_goes_once_it_is_old(tmp_path: Path) -> None:
     assert list(store.names()) == [name]
 
 
-# writes media of a few hundred kilobytes until it is killed; their bytes follow from their number
+# writes media of a few hundred kilobytes until it is killed; their bytes depend on their number alone
 WRITER = """
 import random, sys
 from server.media.store import MediaStore
@@ -172,22 +172,22 @@ for i in range(10**6):
 
 
 def test_a_killed_writer_leaves_no_half_media(tmp_path: Path) -> None:
-    store, acknowledged, luck = MediaStore(str(tmp_path / "media")), set[str](), random.Random(0)
+    store, acknowledged, rng = MediaStore(str(tmp_path / "media")), set[str](), random.Random(0)
     for seed in range(12):
         command = [sys.executable, "-c", WRITER, str(tmp_path / "media"), str(seed)]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()
-            time.sleep(luck.random() * 0.05)
+            time.sleep(rng.random() * 0.05)
             process.kill()
-            told = 1 + len(process.stdout.read().splitlines())
+            num_acknowledged = 1 + len(process.stdout.read().splitlines())
         acknowledged |= {
             f"img_{source_digest(random.Random(seed * 10**6 + i).randbytes(300_000), 'image').hex()}"
-            for i in range(told)
+            for i in range(num_acknowledged)
         }
     names = set(store.names())
     assert acknowledged <= names
-    for name in names:  # each is whole, also those that were written and not acknowledged
+    for name in names:  # each is complete, including those that were not acknowledged
         assert store.get(name).id == name
-    # and the killing came while something was being written
+    # and some writer was killed while it was writing
     assert list((tmp_path / "media" / UNFINISHED).iterdir())

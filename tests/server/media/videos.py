@@ -1,4 +1,4 @@
-"""Films for tests: a second of each colour."""
+"""Videos for tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def film(colours: list[str]) -> bytes:
-    """A second of each colour."""
+    """Return an MP4 file that shows each colour for a second."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=5)

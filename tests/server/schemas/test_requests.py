@@ -1,4 +1,4 @@
-"""What POST /v1/completions refuses, with which status and code, and the name of what is at fault."""
+"""POST /v1/completions refuses invalid requests with a status, a code and the path of the invalid field."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def url_part(url: str, kind: str = "image_url") -> list[dict[str, object]]:
 
 BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("no prompt", {}, 400, "invalid_value", "prompt"),
-    ("prompt of no kind", {"prompt": 3}, 400, "invalid_value", "prompt"),
+    ("prompt of a wrong type", {"prompt": 3}, 400, "invalid_value", "prompt"),
     ("empty text", {"prompt": ""}, 400, "invalid_value", "prompt"),
     ("no parts", {"prompt": []}, 400, "invalid_value", "prompt"),
     ("several prompts", {"prompt": ["a", "b"]}, 422, "unsupported_parameter", "prompt[0]"),
@@ -45,7 +45,7 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("too many tokens", {"prompt": "x", "max_tokens": 64}, 400, "context_length_exceeded", "max_tokens"),
     ("too long a prompt", {"prompt": "x" * 65}, 400, "context_length_exceeded", "prompt"),
     ("min above max", {"prompt": "x", "min_tokens": 9, "max_tokens": 8}, 400, "invalid_value", "min_tokens"),
-    ("cold", {"prompt": "x", "temperature": -0.1}, 400, "invalid_value", "temperature"),
+    ("negative temperature", {"prompt": "x", "temperature": -0.1}, 400, "invalid_value", "temperature"),
     ("NaN", {"prompt": "x", "temperature": float("nan")}, 400, "invalid_value", "temperature"),
     ("infinity", {"prompt": "x", "repetition_penalty": float("inf")}, 400, "invalid_value", "repetition_penalty"),
     ("top_p 0", {"prompt": "x", "top_p": 0}, 400, "invalid_value", "top_p"),
@@ -85,7 +85,7 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("negative token", {"prompt": [1, -1]}, 400, "invalid_value", "prompt[1]"),
     ("media token, no media", {"prompt": [TOKENIZER.media_token_id]}, 400, "invalid_value", "prompt"),
     ("mixed", {"prompt": [1, "a"]}, 400, "invalid_value", "prompt[1]"),
-    ("part of no kind", {"prompt": [{"text": "x"}]}, 422, "unsupported_parameter", "prompt[0]"),
+    ("part without a type", {"prompt": [{"text": "x"}]}, 422, "unsupported_parameter", "prompt[0]"),
     (
         "image_id",
         {"prompt": [{"type": "text", "text": "x"}, {"type": "image_id", "image_id": "img_1"}]},
@@ -134,7 +134,7 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
 @pytest.mark.parametrize(
     ("fields", "status", "code", "param"), [case[1:] for case in BAD], ids=[case[0] for case in BAD]
 )
-async def test_bad_input_is_refused_by_name(
+async def test_an_error_names_the_invalid_field(
     http: httpx.AsyncClient, client: FakeClient, fields: dict[str, Any], status: int, code: str, param: str | None
 ) -> None:
     # json.dumps, unlike httpx, writes NaN as some clients do
@@ -185,7 +185,7 @@ PARTS = st.lists(
         optional={name: JSON for name in CompletionRequest.model_fields if name != "prompt"},
     )
 )
-def test_any_json_is_read_or_refused_by_name(body: dict[str, Any]) -> None:
+def test_any_json_is_accepted_or_the_error_names_a_field(body: dict[str, Any]) -> None:
     error = refusal(json.dumps(body).encode())
     if error is not None and error.param is not None:
         assert re.split(r"[.\[]", error.param)[0] in body

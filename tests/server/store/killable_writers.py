@@ -1,8 +1,7 @@
 """Support-set writers that may be killed at any moment: `python -m tests.server.store.killable_writers URL FOLDER`.
 
-Each line of input, `alone SEED` or `shared SEED COUNT`, forks a writer and answers with its process id. What a writer
-has been acknowledged it prints at once, one JSON object a line; `{"ended": PID}` follows the end of one
-that writes alone.
+Each line of input, `alone SEED` or `shared SEED COUNT`, forks a writer and is answered with its process id. A writer
+prints each acknowledgement at once, one JSON object per line; `{"ended": PID}` follows the end of one that writes alone.
 """
 
 from __future__ import annotations
@@ -17,42 +16,43 @@ from typing import Any
 from server.media.source import EncodedMedia, encoded
 from server.media.store import MediaStore
 from server.store.database import Database
-from server.store.records import NewExample
-from server.store.support_sets import SupportSetInfo, SupportSets
+from server.store.media_references import MediaReferences
+from server.store.records import NewExample, SupportSetInfo
+from server.store.support_sets import SupportSets
 
 SHARED = "shared"
 IDS = [f"e{number}" for number in range(8)]
 
 
-def say(**line: Any) -> None:
-    os.write(1, json.dumps(line).encode() + b"\n")  # one write: whole or not there
+def emit(**line: Any) -> None:
+    os.write(1, json.dumps(line).encode() + b"\n")  # a single write: complete or absent
 
 
 def media(rng: random.Random) -> EncodedMedia:
     return encoded(rng.randbytes(rng.randrange(1, 40_000)), "image", "")
 
 
-def new_example(rng: random.Random, name: str) -> NewExample:
+def new_example(rng: random.Random, example_id: str) -> NewExample:
     return NewExample(
-        id=name, media=tuple(media(rng) for _ in range(rng.randrange(3))), text=str(rng.random()), label="x"
+        id=example_id, media=tuple(media(rng) for _ in range(rng.randrange(3))), text=str(rng.random()), label="x"
     )
 
 
-def shown(example: NewExample) -> list[Any]:
-    return [example.id, example.text, [one.id for one in example.media]]
+def as_json(example: NewExample) -> list[Any]:
+    return [example.id, example.text, [item.id for item in example.media]]
 
 
 async def write_alone(support_sets: SupportSets, seed: int) -> None:
-    """Changes of one set without end, each acknowledged with all that the set then holds."""
+    """Change a set endlessly, and acknowledge each version with all of its examples."""
     rng, name = random.Random(seed), f"s{seed}"
     examples = {e.id: e for e in (new_example(rng, i) for i in rng.sample(IDS, 3))}
     info = await support_sets.create(name, list(examples.values()))
     while True:
-        say(set=name, version=info.version, examples=sorted(map(shown, examples.values())))
+        emit(set=name, version=info.version, examples=sorted(map(as_json, examples.values())))
         if len(examples) > 1 and rng.random() < 0.3:
-            gone = rng.choice(list(examples))
-            del examples[gone]
-            info = await support_sets.remove_examples(name, [gone])
+            removed = rng.choice(list(examples))
+            del examples[removed]
+            info = await support_sets.remove_examples(name, [removed])
         else:
             new = [new_example(rng, i) for i in rng.sample(IDS, rng.randrange(1, 4))]
             examples |= {example.id: example for example in new}
@@ -60,24 +60,25 @@ async def write_alone(support_sets: SupportSets, seed: int) -> None:
 
 
 async def write_shared(support_sets: SupportSets, seed: int, count: int) -> None:
-    """`count` examples into one set that others write too."""
+    """Put `count` examples into a set that other writers change too."""
     rng = random.Random(seed)
     for number in range(count):
         example = new_example(rng, f"w{seed}-{number}")
         info: SupportSetInfo = await support_sets.put_examples(SHARED, [example])
-        say(set=SHARED, version=info.version, example=shown(example))
+        emit(set=SHARED, version=info.version, example=as_json(example))
 
 
 def main(url: str, folder: str) -> None:
     for line in sys.stdin:
         kind, *numbers = line.split()
         if pid := os.fork():
-            say(started=pid)
+            emit(started=pid)
             if kind == "alone":
                 os.waitpid(pid, 0)
-                say(ended=pid)
+                emit(ended=pid)
             continue
-        support_sets = SupportSets(Database(url), MediaStore(folder))
+        database = Database(url)
+        support_sets = SupportSets(database, MediaReferences(database, MediaStore(folder)))
         writer = write_alone if kind == "alone" else write_shared
         asyncio.run(writer(support_sets, *map(int, numbers)))
         os._exit(0)

@@ -1,4 +1,4 @@
-"""Writers killed with SIGKILL at random moments: what was acknowledged is there, and nothing is there by half."""
+"""Writers that are killed with SIGKILL at random: acknowledged versions are there, and no version is incomplete."""
 
 from __future__ import annotations
 
@@ -26,28 +26,31 @@ from tests.server.store.killable_writers import SHARED
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).resolve().parents[3]
-# as many as there is time for: a slow machine makes fewer
+# rounds within SECONDS: fewer on a slow machine
 MIN_ROUNDS, MAX_ROUNDS, SECONDS = 4, 40, 8.0
-MAX_LIFE = 0.3
+MAX_DELAY = 0.3
 
 
 class Writers:
+    """The process that forks writers: its acknowledgements, in order."""
+
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        # acknowledgements that came before a start's answer
-        self._ahead: deque[dict[str, Any]] = deque()
+        # acknowledgements that arrived before the reply to a start
+        self._pending: deque[dict[str, Any]] = deque()
 
-    def start(self, order: str) -> int:
+    def start(self, command: str) -> int:
+        """Start a writer and return its process id."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{order}\n")
+        self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()
         while "started" not in (line := self._line()):
-            self._ahead.append(line)
+            self._pending.append(line)
         pid: int = line["started"]
         return pid
 
     def read(self) -> dict[str, Any]:
-        return self._ahead.popleft() if self._ahead else self._line()
+        return self._pending.popleft() if self._pending else self._line()
 
     def _line(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -77,57 +80,60 @@ def run(database_url: str, tmp_path: Path) -> Iterator[Writers]:
         yield started
 
 
-async def held(support_sets: SupportSets, name: str, version: int) -> list[Any]:
-    found = await support_sets.get_version(name, version)
-    return sorted([e.id, e.text, list(e.media)] for e in found.examples)
+async def stored_examples(support_sets: SupportSets, name: str, version: int) -> list[Any]:
+    support_set = await support_sets.get_version(name, version)
+    return sorted([e.id, e.text, list(e.media)] for e in support_set.examples)
 
 
-async def check_whole(support_sets: SupportSets, store: MediaStore) -> int:
-    """Every version of every set holds what its record says, and its media have the bytes of their ids."""
+async def check_complete(support_sets: SupportSets, store: MediaStore) -> int:
+    """Check that every version has the recorded number of examples, and its media the bytes of their ids.
+
+    Return the number of versions.
+    """
     num_versions = 0
     for info in await support_sets.page("", 1000):
         history = await support_sets.versions(info.id, 0, 10_000)
-        assert [made.version for made in history] == list(range(1, info.version + 1))
-        for made in history:
-            found = await support_sets.get_version(info.id, made.version)
-            assert len(found.examples) == made.num_examples
-            for media_id in found.media:
+        assert [version.version for version in history] == list(range(1, info.version + 1))
+        for version in history:
+            support_set = await support_sets.get_version(info.id, version.version)
+            assert len(support_set.examples) == version.num_examples
+            for media_id in support_set.media:
                 store.get(media_id)  # raises for bytes of another digest
             num_versions += 1
     return num_versions
 
 
-async def test_killed_writers_lose_nothing_that_was_acknowledged(
+async def test_killed_writers_lose_no_acknowledged_version(
     run: Writers, support_sets: SupportSets, store: MediaStore
 ) -> None:
     acknowledged: list[dict[str, Any]] = []
     end, rounds = time.monotonic() + SECONDS, 0
     while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and time.monotonic() < end):
-        acknowledged += killed(run, rounds)
+        acknowledged += kill_writer(run, rounds)
         rounds += 1
     assert len(acknowledged) > rounds
     for line in acknowledged:
-        assert await held(support_sets, line["set"], line["version"]) == line["examples"]
-    assert await check_whole(support_sets, store) >= len(acknowledged)
-    # what a killed writer has left, leases included, holds nobody up
+        assert await stored_examples(support_sets, line["set"], line["version"]) == line["examples"]
+    assert await check_complete(support_sets, store) >= len(acknowledged)
+    # nothing that a killed writer left behind, leases included, blocks other writers
     await support_sets.sweep()
     for seed in range(rounds):
         await support_sets.delete(f"s{seed}")
 
 
-def killed(run: Writers, seed: int) -> list[dict[str, Any]]:
-    """What one writer was acknowledged before it was killed."""
+def kill_writer(run: Writers, seed: int) -> list[dict[str, Any]]:
+    """Run a writer and kill it. Returns its acknowledgements."""
     pid = run.start(f"alone {seed}")
-    # counted from the first one, so that a slow machine's writer is not killed before
+    # the delay begins with the first acknowledgement, also on a slow machine
     lines = [run.read()]
-    time.sleep(random.Random(seed).uniform(0, MAX_LIFE))
+    time.sleep(random.Random(seed).uniform(0, MAX_DELAY))
     os.kill(pid, signal.SIGKILL)
     while "ended" not in (line := run.read()):
         lines.append(line)
     return lines
 
 
-async def test_processes_side_by_side_make_versions_without_gap(
+async def test_concurrent_processes_create_versions_without_gaps(
     run: Writers, support_sets: SupportSets, store: MediaStore
 ) -> None:
     await support_sets.create(SHARED, [])
@@ -137,15 +143,15 @@ async def test_processes_side_by_side_make_versions_without_gap(
     lines = [await asyncio.to_thread(run.read) for _ in range(count * num_writers)]
     assert sorted(line["version"] for line in lines) == list(range(2, count * num_writers + 2))
     for line in lines:
-        assert line["example"] in await held(support_sets, SHARED, line["version"])
-    assert len(await held(support_sets, SHARED, count * num_writers + 1)) == count * num_writers
-    await check_whole(support_sets, store)
+        assert line["example"] in await stored_examples(support_sets, SHARED, line["version"])
+    assert len(await stored_examples(support_sets, SHARED, count * num_writers + 1)) == count * num_writers
+    await check_complete(support_sets, store)
 
 
-def test_a_fresh_database_is_made_once_by_all_who_start_at_once(database_url: str) -> None:
+def test_a_new_database_is_prepared_once_by_concurrent_servers(database_url: str) -> None:
     async def prepare() -> None:
         databases = [Database(database_url) for _ in range(6)]
-        await asyncio.gather(*(asyncio.to_thread(database.prepare) for database in databases))
+        await asyncio.gather(*(database.prepare() for database in databases))
         for database in databases:
             database.close()
 

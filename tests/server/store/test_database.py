@@ -1,8 +1,10 @@
-"""The database itself: what it is opened with, whom it refuses, and that work is done whole or not at all."""
+"""The database: how it is opened, which ones it refuses, and that transactions are atomic."""
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ from server.store.database import Database, DatabaseError, SchemaVersion
 from server.store.tables import EmbeddingRow
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
+pytestmark = pytest.mark.anyio
+
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -34,26 +38,34 @@ def put(session: Session, key: str) -> None:
     session.execute(insert(EmbeddingRow).values(key=key, model="m", vector=b"", created_at=0.0))
 
 
-def count(session: Session) -> int:
+def put_a(session: Session, now: float) -> None:
+    put(session, "a")
+
+
+def count(session: Session, now: float = 0.0) -> int:
     return session.scalar(select(func.count()).select_from(EmbeddingRow)) or 0
+
+
+def set_version(session: Session, version: int) -> None:
+    session.execute(update(SchemaVersion).values(version=version))
 
 
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("nonsense", "not a URL"),
-        ("mysql://host/name", "no support for mysql"),
-        ("postgresql+asyncpg://host/name", "no support for"),
+        ("nonsense", "expected a URL"),
+        ("mysql://host/name", "mysql is not supported"),
+        ("postgresql+asyncpg://host/name", "is not supported"),
         ("sqlite://", "needs a file"),
         ("sqlite:///:memory:", "needs a file"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_refused(url: str, message: str) -> None:
+def test_an_unusable_url_is_refused(url: str, message: str) -> None:
     with pytest.raises(DatabaseError, match=message):
         Database(url)
 
 
-def test_a_password_is_in_no_message() -> None:
+def test_no_message_contains_the_password() -> None:
     with pytest.raises(DatabaseError) as caught:
         Database("mysql://user:secret-word@host/name")
     assert "secret" not in str(caught.value)
@@ -61,34 +73,35 @@ def test_a_password_is_in_no_message() -> None:
     assert "secret" not in repr(settings) + settings.to_worker()
 
 
-def test_sqlite_syncs_every_commit_and_holds_references(tmp_path: Path) -> None:
+async def test_sqlite_syncs_every_commit_and_enforces_references(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'new' / 'folder' / 'data.db'}")
     for pragma, value in (("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)):
-        assert database.read(lambda s, name=pragma: s.scalar(text(f"PRAGMA {name}"))) == value  # type: ignore[misc]
+        query = text(f"PRAGMA {pragma}")
+        assert await database.read(lambda session, now, query=query: session.scalar(query)) == value  # type: ignore[misc]
     database.close()
 
 
-def test_a_newer_database_is_refused_and_left_alone(database: Database, database_url: str) -> None:
-    database.write(lambda s: s.execute(update(SchemaVersion).values(version=module.SCHEMA_VERSION + 1)) and None)
+async def test_a_newer_database_is_refused_and_left_alone(database: Database, database_url: str) -> None:
+    await database.write(lambda session, now: set_version(session, module.SCHEMA_VERSION + 1))
     newer = Database(database_url)
     for _ in range(2):
-        with pytest.raises(DatabaseError, match=r"tables are of version 2, this server knows up to 1"):
-            newer.prepare()
+        with pytest.raises(DatabaseError, match=r"schema has version 2, this server supports up to 1"):
+            await newer.prepare()
     with pytest.raises(DatabaseError):
-        newer.write(lambda session: put(session, "a"))
+        await newer.write(put_a)
     newer.close()
-    assert database.read(count) == 0
+    assert await database.read(count) == 0
 
 
 def test_the_server_does_not_start_on_a_newer_database(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     database = Database(f"sqlite:///{tmp_path / 'flamboyance.db'}")
-    database.write(lambda s: s.execute(update(SchemaVersion).values(version=9)) and None)
+    asyncio.run(database.write(lambda session, now: set_version(session, 9)))
     database.close()
     arguments = ["--model", model, "--data-dir", str(tmp_path), "--port", "0"]
     assert server_main.main(arguments) == 2
-    assert "error: database: its tables are of version 9" in capsys.readouterr().err
+    assert "error: database: its schema has version 9" in capsys.readouterr().err
 
 
 def test_the_server_does_not_start_without_its_database(
@@ -97,111 +110,134 @@ def test_the_server_does_not_start_without_its_database(
     url = f"postgresql://user:secret-word@/name?host={tmp_path}"
     arguments = ["--model", model, "--database", url, "--data-dir", str(tmp_path)]
     assert server_main.main(arguments) == 2
-    written = capsys.readouterr().err
-    assert "error: database: the database does not answer" in written
-    assert "secret" not in written
+    output = capsys.readouterr().err
+    assert "error: database: the database does not respond" in output
+    assert "secret" not in output
 
 
-def test_tables_that_are_there_stay_as_they_are(database: Database, database_url: str) -> None:
-    database.write(lambda session: put(session, "a"))
+async def test_existing_tables_stay_as_they_are(database: Database, database_url: str) -> None:
+    await database.write(put_a)
     again = Database(database_url)
-    assert again.read(count) == 1
+    assert await again.read(count) == 1
     again.close()
 
 
-def test_work_that_raises_leaves_no_trace(database: Database) -> None:
-    def work(session: Session) -> None:
+async def test_a_transaction_that_raises_leaves_no_trace(database: Database) -> None:
+    def fail(session: Session, now: float) -> None:
         put(session, "a")
         raise KeyError
 
     with pytest.raises(KeyError):
-        database.write(work)
-    assert database.read(count) == 0
+        await database.write(fail)
+    assert await database.read(count) == 0
 
 
-def test_a_reader_sees_one_moment(database: Database) -> None:
-    def work(session: Session) -> list[int]:
+async def test_a_read_sees_one_snapshot(database: Database) -> None:
+    def read(session: Session, now: float) -> list[int]:
         before = count(session)
-        database.write(lambda other: put(other, "a"))
+        asyncio.run(database.write(put_a))
         return [before, count(session)]
 
-    assert database.read(work) == [0, 0]
-    assert database.read(count) == 1
+    assert await database.read(read) == [0, 0]
+    assert await database.read(count) == 1
 
 
-def test_work_that_lost_a_race_is_done_again(database: Database) -> None:
+async def test_a_transaction_that_lost_a_race_is_retried(database: Database) -> None:
     attempts = []
 
-    def work(session: Session) -> str:
+    def write(session: Session, now: float) -> str:
         attempts.append(1)
-        found = session.scalar(select(EmbeddingRow.key).where(EmbeddingRow.key == "a"))
+        key = session.scalar(select(EmbeddingRow.key).where(EmbeddingRow.key == "a"))
         if len(attempts) == 1:
-            assert found is None
+            assert key is None
             put(session, "a")
             put(session, "a")  # as if another process had put it in between
         return "done"
 
-    assert database.write(work) == "done"
+    assert await database.write(write) == "done"
     assert len(attempts) == 2
 
 
-def test_a_conflict_that_never_ends_is_an_error(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_conflict_that_never_ends_is_an_error(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_PAUSE", 1e-4)
 
-    def work(session: Session) -> None:
+    def write(session: Session, now: float) -> None:
         put(session, "a")
         put(session, "a")
 
     with pytest.raises(IntegrityError):
-        database.write(work)
+        await database.write(write)
 
 
-def test_a_lost_connection_is_found_out(postgresql_url: str) -> None:
+async def test_a_write_that_has_begun_is_waited_for_when_its_caller_is_cancelled(database: Database) -> None:
+    await database.prepare()
+    has_begun, may_end = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def write(session: Session, now: float) -> None:
+        loop.call_soon_threadsafe(has_begun.set)
+        may_end.wait()
+        put(session, "a")
+
+    writing = asyncio.create_task(database.write(write))
+    await has_begun.wait()
+    writing.cancel()
+    await asyncio.sleep(0.02)
+    assert not writing.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert await database.read(count) == 1
+
+
+async def test_a_lost_connection_is_detected(postgresql_url: str) -> None:
     database = Database(postgresql_url)
-    database.prepare()
-    others = text(
+    await database.prepare()
+    terminate = text(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query <> ''"
     )
 
-    def cut(session: Session) -> None:
+    def cut(session: Session, now: float) -> None:
         session.execute(text("SELECT 1"))
-        killer.write(lambda other: other.execute(others) and None)
+        asyncio.run(killer.write(lambda other, now: other.execute(terminate) and None))
         session.execute(text("SELECT 1"))
 
     killer = Database(postgresql_url)
-    killer.prepare()
+    await killer.prepare()
     with pytest.raises(DatabaseUnavailable):
-        database.read(cut)
-    database.write(lambda session: session.execute(delete(EmbeddingRow)) and None)
-    assert database.read(count) == 0
+        await database.read(cut)
+    await database.write(lambda session, now: session.execute(delete(EmbeddingRow)) and None)
+    assert await database.read(count) == 0
     database.close()
     killer.close()
 
 
-def test_a_database_that_is_locked_for_long_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_database_that_stays_locked_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUSY_SECONDS", 0.05)
     database = Database(f"sqlite:///{tmp_path / 'data.db'}")
-    database.prepare()
+    await database.prepare()
     with sqlite3.connect(tmp_path / "data.db", isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(DatabaseUnavailable):
-            database.write(lambda session: put(session, "a"))
-        assert database.read(count) == 0  # readers go on
+            await database.write(put_a)
+        assert await database.read(count) == 0  # readers are not blocked
         other.execute("COMMIT")
     other.close()
-    database.write(lambda session: put(session, "a"))
+    await database.write(put_a)
     database.close()
 
 
-def test_work_that_finds_no_connection_for_long_is_refused(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_transaction_without_a_free_connection_is_refused(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "POOL", {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05})
     database = Database(database_url)
-    database.prepare()
+    await database.prepare()
 
-    def nested(session: Session) -> int:
-        return count(session) + database.read(count)
+    def nested(session: Session, now: float) -> int:
+        return count(session) + asyncio.run(database.read(count))
 
-    with pytest.raises(DatabaseUnavailable, match="too much work at once"):
-        database.read(nested)
-    assert database.read(count) == 0
+    with pytest.raises(DatabaseUnavailable, match="too many transactions at once"):
+        await database.read(nested)
+    assert await database.read(count) == 0
     database.close()

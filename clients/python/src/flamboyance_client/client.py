@@ -1,4 +1,4 @@
-"""The blocking `Client` and the `AsyncClient`. They send the calls that `api` and `stored` build and parse."""
+"""The blocking `Client` and the `AsyncClient` send the calls that `api` and `stored` build and parse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors that this package raises form one tree:
+"""The errors that this package raises form one tree.
 
     FlamboyanceError
     ├── TransportError        no reply: the connection failed or was lost

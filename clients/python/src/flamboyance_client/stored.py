@@ -1,4 +1,4 @@
-"""The calls about stored resources: uploads, support sets and evaluations. They are built as data, as in `api`."""
+"""The calls of stored resources (uploads, support sets and evaluations), built as data, as in `api`."""
 
 from __future__ import annotations
 

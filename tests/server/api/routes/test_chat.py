@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions as a client sees it: shapes, streams, what is refused and how."""
+"""POST /v1/chat/completions as clients see it: responses, streams and errors."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 from server.errors import EngineDied
 from server.media.source import source_digest
 from server.wire import Grammar
-from tests.server.conftest import image_part, picture
+from tests.server.conftest import image_part, png
 from tests.server.fakes import TOKENIZER, FakeClient
 
 pytestmark = pytest.mark.anyio
 
-ASKED = [{"role": "user", "content": "Name:"}]
+MESSAGES = [{"role": "user", "content": "Name:"}]
 
 
 async def post(http: httpx.AsyncClient, **fields: object) -> httpx.Response:
-    return await http.post("/v1/chat/completions", json={"messages": ASKED, **fields})
+    return await http.post("/v1/chat/completions", json={"messages": MESSAGES, **fields})
 
 
 async def chat(http: httpx.AsyncClient, **fields: object) -> dict[str, Any]:
@@ -65,8 +65,8 @@ async def test_a_chat_completion_has_openais_shape(http: httpx.AsyncClient, clie
     assert client.requests[0].prompt.token_ids == TOKENIZER.encode_plain("Name:")
 
 
-async def test_turns_reach_the_engine_as_shots(http: httpx.AsyncClient, client: FakeClient) -> None:
-    red, blue = picture("red"), picture("blue")
+async def test_turns_become_shots(http: httpx.AsyncClient, client: FakeClient) -> None:
+    red, blue = png("red"), png("blue")
     messages = [
         {"role": "user", "content": [image_part(red), {"type": "text", "text": "a"}]},
         {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None},
@@ -80,9 +80,7 @@ async def test_turns_reach_the_engine_as_shots(http: httpx.AsyncClient, client: 
     assert body["usage"]["fewshot_details"]["media"] == 2
 
 
-async def test_a_stream_names_the_role_then_says_the_same_piece_by_piece(
-    http: httpx.AsyncClient, client: FakeClient
-) -> None:
+async def test_a_stream_begins_with_the_role_and_has_the_same_text(http: httpx.AsyncClient, client: FakeClient) -> None:
     client.answer = " a cat"
     role, *rest, usage = await stream(http, stream_options={"include_usage": True})
     assert role["choices"] == [
@@ -96,7 +94,7 @@ async def test_a_stream_names_the_role_then_says_the_same_piece_by_piece(
     assert usage["usage"]["completion_tokens"] == 7
 
 
-async def test_several_answers_lose_the_lead_once_each(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_each_of_several_answers_loses_the_lead_once(http: httpx.AsyncClient, client: FakeClient) -> None:
     client.answer = "  a cat"
     body = await chat(http, n=2)
     assert [choice["message"]["content"] for choice in body["choices"]] == [" a cat"] * 2
@@ -104,9 +102,7 @@ async def test_several_answers_lose_the_lead_once_each(http: httpx.AsyncClient, 
     assert [joined(chunks, index) for index in range(2)] == [" a cat"] * 2
 
 
-async def test_an_answer_keeps_a_space_that_the_template_did_not_ask_for(
-    http: httpx.AsyncClient, client: FakeClient
-) -> None:
+async def test_an_answer_keeps_a_space_that_is_not_the_templates(http: httpx.AsyncClient, client: FakeClient) -> None:
     client.answer = " a cat"
     body = await chat(http, messages=[{"role": "user", "content": "Name: "}])
     assert body["choices"][0]["message"]["content"] == " a cat"
@@ -135,10 +131,10 @@ async def test_log_probabilities_are_a_list_of_tokens(http: httpx.AsyncClient, c
         ({"max_tokens": 7}, 7),
         ({"max_completion_tokens": 7}, 7),
         ({"max_tokens": 7, "max_completion_tokens": 7}, 7),
-        ({}, 64 - 5),  # the default, cut to the room there is
+        ({}, 64 - 5),  # the default, limited by the model's context
     ],
 )
-async def test_the_length_has_two_names(
+async def test_max_tokens_has_two_names(
     http: httpx.AsyncClient, client: FakeClient, fields: dict[str, int], max_tokens: int
 ) -> None:
     await chat(http, **fields)
@@ -164,11 +160,11 @@ SCHEMA = {"type": "object", "properties": {"animal": {"type": "string"}}}
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
             Grammar(kind="json", text=json.dumps(SCHEMA, separators=(",", ":"))),
         ),
-        # the space between question and answer, which the model writes, is no part of a choice
+        # the model also writes the space between question and answer, which is not in the choices of the request
         ({"structured_outputs": {"choice": ["cat", "dog"]}}, Grammar(kind="choice", choices=(" cat", " dog"))),
     ],
 )
-async def test_the_form_of_an_answer_reaches_the_engine(
+async def test_a_grammar_reaches_the_engine(
     http: httpx.AsyncClient, client: FakeClient, fields: dict[str, Any], grammar: Grammar | None
 ) -> None:
     await chat(http, **fields)
@@ -192,7 +188,7 @@ CALL = {"type": "function", "function": {"name": "f"}}
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, 422, "messages[0].name"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 422, "messages[0].content[0]"),
         (
-            {"messages": [{"role": "system", "content": [image_part()]}, *ASKED]},
+            {"messages": [{"role": "system", "content": [image_part()]}, *MESSAGES]},
             422,
             "messages[0].content[0].image_url",
         ),
@@ -213,7 +209,7 @@ CALL = {"type": "function", "function": {"name": "f"}}
         ({"model": "other"}, 404, None),
     ],
 )
-async def test_what_cannot_be_honoured_is_refused_by_name(
+async def test_an_error_names_the_invalid_or_unsupported_field(
     http: httpx.AsyncClient, client: FakeClient, fields: dict[str, Any], status: int, param: str | None
 ) -> None:
     response = await post(http, **fields)
@@ -224,13 +220,13 @@ async def test_what_cannot_be_honoured_is_refused_by_name(
 async def test_an_error_before_the_first_token_is_a_status_and_after_it_an_event(
     http: httpx.AsyncClient, client: FakeClient
 ) -> None:
-    async def fail(place: int) -> None:
-        if place == at:
+    async def fail(index: int) -> None:
+        if index == failing_index:
             raise EngineDied("died")
 
-    client.before, at = fail, 0
+    client.before, failing_index = fail, 0
     assert (await post(http, stream=True)).status_code == 503
-    at = 2
+    failing_index = 2
     *chunks, error = await stream(http)
     assert joined(chunks) == "a "
     assert error == EngineDied("died").body()

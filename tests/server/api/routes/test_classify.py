@@ -1,4 +1,4 @@
-"""/v1/classify by its front door: candidates in, probabilities out, and what the engine was asked for them."""
+"""POST /v1/classify: probabilities of the candidates, and the requests to the engine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from server.errors import EngineFailed
 from server.fewshot.classification import GREY_MEDIA
 from server.media.source import source_digest
 from server.wire import Score
-from tests.server.conftest import data_url, picture
+from tests.server.conftest import data_url, png
 from tests.server.fakes import TOKENIZER, FakeClient
 
 pytestmark = pytest.mark.anyio
 
-RED, GREEN, BLUE = (picture(colour) for colour in ("red", "green", "blue"))
+RED, GREEN, BLUE = (png(colour) for colour in ("red", "green", "blue"))
 SHOTS = [{"image": data_url(RED), "label": "cat"}, {"image": data_url(GREEN), "label": "dog"}]
 QUERY = {"image": data_url(BLUE)}
 
@@ -26,8 +26,8 @@ def source(data: bytes) -> bytes:
     return source_digest(data, "image")
 
 
-def told(**labels: float) -> Any:
-    """Log-probabilities by the candidate's text: the whole on its first token."""
+def label_logprobs(**labels: float) -> Any:
+    """Return log-probabilities by the text of a candidate, all of it on the first token."""
 
     def logprobs(request: Score, candidate: list[int]) -> list[float]:
         total = labels[TOKENIZER.decode(candidate).strip()]
@@ -39,8 +39,8 @@ def told(**labels: float) -> Any:
 async def classify(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
     answer = await http.post("/v1/classify", json={"shots": SHOTS, "query": QUERY, **fields})
     assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
+    body: dict[str, Any] = answer.json()
+    return body
 
 
 async def refused(http: httpx.AsyncClient, **fields: Any) -> tuple[int, str | None]:
@@ -48,13 +48,13 @@ async def refused(http: httpx.AsyncClient, **fields: Any) -> tuple[int, str | No
     return answer.status_code, answer.json()["error"]["param"]
 
 
-async def test_candidates_are_ranked(http: httpx.AsyncClient, client: FakeClient) -> None:
-    client.logprobs = told(cat=math.log(0.1), dog=math.log(0.3))
-    found = await classify(http)
-    assert (found["object"], found["model"], found["label"]) == ("classification", "tiny", "dog")
-    assert found["confidence"] == pytest.approx(0.75)
-    assert [one["label"] for one in found["candidates"]] == ["dog", "cat"]
-    assert found["candidates"][1] == {
+async def test_candidates_are_ranked_by_probability(http: httpx.AsyncClient, client: FakeClient) -> None:
+    client.logprobs = label_logprobs(cat=math.log(0.1), dog=math.log(0.3))
+    body = await classify(http)
+    assert (body["object"], body["model"], body["label"]) == ("classification", "tiny", "dog")
+    assert body["confidence"] == pytest.approx(0.75)
+    assert [candidate["label"] for candidate in body["candidates"]] == ["dog", "cat"]
+    assert body["candidates"][1] == {
         "label": "cat",
         "text": "cat",
         "logprob": pytest.approx(math.log(0.1)),
@@ -63,34 +63,32 @@ async def test_candidates_are_ranked(http: httpx.AsyncClient, client: FakeClient
     }
 
 
-async def test_the_prompt_is_the_templates_and_candidates_follow_it(
-    http: httpx.AsyncClient, client: FakeClient
-) -> None:
+async def test_candidates_follow_the_prompt_of_the_template(http: httpx.AsyncClient, client: FakeClient) -> None:
     await classify(http)
     (request,) = client.scores
     text = TOKENIZER.decode(request.prompt.token_ids, skip_special_tokens=False)
     assert text == "<image>Output:cat<|endofchunk|><image>Output:dog<|endofchunk|><image>Output:"
     assert request.prompt.media == [source(RED), source(GREEN), source(BLUE)]
-    assert [TOKENIZER.decode(one) for one in request.candidates] == ["cat", "dog"]
+    assert [TOKENIZER.decode(ids) for ids in request.candidates] == ["cat", "dog"]
 
 
-async def test_a_custom_template_leads_its_candidates_with_its_space(
+async def test_candidates_begin_with_the_space_of_a_custom_template(
     http: httpx.AsyncClient, client: FakeClient
 ) -> None:
     await classify(http, template={"shot": "{media}It is {label}"})
     (request,) = client.scores
-    assert [TOKENIZER.decode(one) for one in request.candidates] == [" cat", " dog"]
+    assert [TOKENIZER.decode(ids) for ids in request.candidates] == [" cat", " dog"]
     assert TOKENIZER.decode(request.prompt.token_ids).endswith("It is")
 
 
-async def test_a_label_may_be_written_otherwise(http: httpx.AsyncClient, client: FakeClient) -> None:
-    client.logprobs = told(Katze=-1.0, dog=-2.0)
-    found = await classify(http, candidates=[{"label": "cat", "text": "Katze"}, "dog"])
-    assert found["label"] == "cat"
-    assert found["candidates"][0]["text"] == "Katze"
+async def test_a_label_may_have_a_different_text(http: httpx.AsyncClient, client: FakeClient) -> None:
+    client.logprobs = label_logprobs(Katze=-1.0, dog=-2.0)
+    body = await classify(http, candidates=[{"label": "cat", "text": "Katze"}, "dog"])
+    assert body["label"] == "cat"
+    assert body["candidates"][0]["text"] == "Katze"
 
 
-async def test_length_counts_in_sums_and_not_in_means(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_length_affects_sums_but_not_means(http: httpx.AsyncClient, client: FakeClient) -> None:
     client.logprobs = lambda request, candidate: [-1.0 / len(candidate) ** 0.5] * len(candidate)
     long, short = "a long name", "a"
     by_sum = await classify(http, candidates=[long, short], normalisation="sum")
@@ -99,14 +97,14 @@ async def test_length_counts_in_sums_and_not_in_means(http: httpx.AsyncClient, c
     assert by_mean["candidates"][0]["logprob"] == pytest.approx(-(len(long) ** 0.5))
 
 
-async def test_an_inflated_label_is_calibrated_away(http: httpx.AsyncClient, client: FakeClient) -> None:
-    """The engine says five times the truth for "cat"; of a grey picture it says five times as much for it too."""
+async def test_calibration_removes_the_bias_for_a_label(http: httpx.AsyncClient, client: FakeClient) -> None:
+    """The engine favours "cat" by a factor of five, also for a grey image."""
     truth = {"cat": 0.4, "dog": 0.6}
 
     def logprobs(request: Score, candidate: list[int]) -> list[float]:
         label = TOKENIZER.decode(candidate)
-        seen = truth[label] if request.prompt.media[-1] == source(BLUE) else 0.5
-        return [math.log(seen * (5 if label == "cat" else 1))] + [0.0] * (len(candidate) - 1)
+        share = truth[label] if request.prompt.media[-1] == source(BLUE) else 0.5
+        return [math.log(share * (5 if label == "cat" else 1))] + [0.0] * (len(candidate) - 1)
 
     client.logprobs = logprobs
     biased = await classify(http)
@@ -116,7 +114,9 @@ async def test_an_inflated_label_is_calibrated_away(http: httpx.AsyncClient, cli
     assert calibrated["usage"]["fewshot_details"]["prompts"] == 2
 
 
-async def test_content_free_queries(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_content_free_queries_have_no_text_and_a_grey_image_or_none(
+    http: httpx.AsyncClient, client: FakeClient
+) -> None:
     query = {**QUERY, "question": "which?"}
     template = {"shot": "{media}{question} {label}"}
     shots = [{**shot, "question": "which?"} for shot in SHOTS]
@@ -132,7 +132,7 @@ async def test_content_free_queries(http: httpx.AsyncClient, client: FakeClient)
 
 
 async def test_permutations_are_averaged(http: httpx.AsyncClient, client: FakeClient) -> None:
-    """A recency bias: the last shot's label is three times as likely."""
+    """With a recency bias, the last shot's label is three times as likely."""
 
     def logprobs(request: Score, candidate: list[int]) -> list[float]:
         last = {source(RED): "cat", source(GREEN): "dog"}[request.prompt.media[-2]]
@@ -140,37 +140,37 @@ async def test_permutations_are_averaged(http: httpx.AsyncClient, client: FakeCl
 
     client.logprobs = logprobs
     assert (await classify(http))["confidence"] == pytest.approx(0.75)
-    found = await classify(http, permutations=6)
-    assert found["confidence"] == pytest.approx(0.5)
-    assert found["fewshot"]["permutations"] == 2  # two shots have no more
-    assert found["candidates"][0]["logprob"] == pytest.approx(math.log(3) / 2)
+    body = await classify(http, permutations=6)
+    assert body["confidence"] == pytest.approx(0.5)
+    assert body["fewshot"]["permutations"] == 2  # two shots have only two orders
+    assert body["candidates"][0]["logprob"] == pytest.approx(math.log(3) / 2)
 
 
-async def test_what_was_used_and_what_it_cost(http: httpx.AsyncClient, client: FakeClient) -> None:
-    found = await classify(http, calibration="contextual", permutations=2)
-    assert [shot["label"] for shot in found["fewshot"]["shots"]] == ["cat", "dog"]
-    assert {name: found["fewshot"][name] for name in ("template", "normalisation", "calibration")} == {
+async def test_the_response_reports_shots_settings_and_usage(http: httpx.AsyncClient, client: FakeClient) -> None:
+    body = await classify(http, calibration="contextual", permutations=2)
+    assert [shot["label"] for shot in body["fewshot"]["shots"]] == ["cat", "dog"]
+    assert {name: body["fewshot"][name] for name in ("template", "normalisation", "calibration")} == {
         "template": "classification",
         "normalisation": "sum",
         "calibration": "contextual",
     }
     length = len(client.scores[0].prompt.token_ids)
-    assert found["usage"]["prompt_tokens"] == found["usage"]["total_tokens"] == 4 * length
-    assert found["usage"]["completion_tokens"] == 0
-    details = found["usage"]["fewshot_details"]
+    assert body["usage"]["prompt_tokens"] == body["usage"]["total_tokens"] == 4 * length
+    assert body["usage"]["completion_tokens"] == 0
+    details = body["usage"]["fewshot_details"]
     assert (details["prompts"], details["candidate_tokens"], details["media"]) == (4, 4 * 6, 12)
 
 
-async def test_only_the_first_are_shown_and_all_are_weighed(http: httpx.AsyncClient, client: FakeClient) -> None:
-    client.logprobs = told(cat=0.0, dog=0.0, cow=0.0)
-    found = await classify(http, candidates=["cat", "dog", "cow"], top_k=1)
-    assert [one["label"] for one in found["candidates"]] == ["cat"]
-    assert found["confidence"] == pytest.approx(1 / 3)
+async def test_top_k_limits_the_response_but_not_the_weighing(http: httpx.AsyncClient, client: FakeClient) -> None:
+    client.logprobs = label_logprobs(cat=0.0, dog=0.0, cow=0.0)
+    body = await classify(http, candidates=["cat", "dog", "cow"], top_k=1)
+    assert [candidate["label"] for candidate in body["candidates"]] == ["cat"]
+    assert body["confidence"] == pytest.approx(1 / 3)
 
 
 async def test_ids_and_priority_reach_the_engine(http: httpx.AsyncClient, client: FakeClient) -> None:
-    found = await classify(http, request_id="mine", priority=7, permutations=2)
-    assert found["id"] == "classify-mine"
+    body = await classify(http, request_id="mine", priority=7, permutations=2)
+    assert body["id"] == "classify-mine"
     assert [request.priority for request in client.scores] == [7, 7]
     assert len({request.request_id for request in client.scores}) == 2
 
@@ -196,18 +196,18 @@ async def test_ids_and_priority_reach_the_engine(http: httpx.AsyncClient, client
         ({"model": "other"}, 404, None),
     ],
 )
-async def test_a_wrong_field_is_refused_by_name(
+async def test_an_error_names_the_invalid_field(
     http: httpx.AsyncClient, fields: dict[str, Any], status: int, param: str | None
 ) -> None:
     assert await refused(http, **fields) == (status, param)
 
 
-async def test_a_failure_is_this_requests_alone(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_an_engine_failure_fails_only_its_request(http: httpx.AsyncClient, client: FakeClient) -> None:
     def fail(request: Score, candidate: list[int]) -> list[float]:
         raise EngineFailed("gave up")
 
     client.logprobs = fail
     answer = await http.post("/v1/classify", json={"shots": SHOTS, "query": QUERY, "permutations": 2})
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "engine_failed")
-    client.logprobs = told(cat=-1.0, dog=-2.0)
+    client.logprobs = label_logprobs(cat=-1.0, dog=-2.0)
     assert (await classify(http))["label"] == "cat"

@@ -1,4 +1,4 @@
-"""/v1/classify and /v1/score in front of a real engine: probabilities are those of the reference, worked out directly."""
+"""`/v1/classify` and `/v1/score` with a real engine return the probabilities of the reference."""
 
 from __future__ import annotations
 
@@ -27,34 +27,35 @@ from server.served_model import ServedModel
 from server.settings import Settings
 from server.wire import Score, Scored
 from tests.engine_client import CONFIG, MODELS, SERVED, Client
-from tests.server.conftest import data_url, picture
+from tests.server.conftest import data_url, png
+from tests.server.documented import CHECKED
 from tests.server.fakes import FakeClient
 from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer
 
 pytestmark = pytest.mark.anyio
 
-# of different lengths, and one the beginning of another
+# of different lengths, and one is the beginning of another
 LABELS = ("cat", "dog", "ca")
 COLOURS = ("red", "blue", "lime")
-PICTURES = {label: encoded(picture(colour), "image", "") for label, colour in zip(LABELS, COLOURS, strict=True)}
-ASKED = encoded(picture("orange", (9, 30)), "image", "")
-ALL = {one.digest: one for one in (*PICTURES.values(), ASKED, GREY_MEDIA)}
+IMAGES = {label: encoded(png(colour), "image", "") for label, colour in zip(LABELS, COLOURS, strict=True)}
+QUERY_IMAGE = encoded(png("orange", (9, 30)), "image", "")
+ALL = {media.digest: media for media in (*IMAGES.values(), QUERY_IMAGE, GREY_MEDIA)}
 
 
-class EngineHere(FakeClient):
+class InProcessClient(FakeClient):
     """Scores with an engine in this process."""
 
     def __init__(self, family: Family) -> None:
         super().__init__()
         self.family: Family = family
-        self._behind = Client(Engine(SERVED[family], tokenizer_of(family), CONFIG, salt=b"here"), {})
+        self._engine_client = Client(Engine(SERVED[family], tokenizer_of(family), CONFIG, salt=b"here"), {})
 
     async def score(self, request: Score, media: Mapping[bytes, EncodedMedia]) -> Scored:
-        for digest, one in media.items():
-            self._behind.pictures[digest] = frames(one, self.family)
-        self._behind.engine.add(request)
-        self._behind.run()
-        return self._behind.scored[request.request_id]
+        for digest, item in media.items():
+            self._engine_client.images[digest] = frames(item, self.family)
+        self._engine_client.engine.add(request)
+        self._engine_client.run()
+        return self._engine_client.scored[request.request_id]
 
 
 def tokenizer_of(family: Family) -> Any:
@@ -62,44 +63,46 @@ def tokenizer_of(family: Family) -> Any:
 
 
 def frames(media: EncodedMedia, family: Family) -> np.ndarray:
-    found = frames_of(Decode(kind="image", data=media.data), CONFIGS[family].vision, MediaLimits())
-    assert isinstance(found, Frames)
-    return np.frombuffer(found.data, np.uint8).reshape(found.shape).copy()
+    decoded = frames_of(Decode(kind="image", data=media.data), CONFIGS[family].vision, MediaLimits())
+    assert isinstance(decoded, Frames)
+    return np.frombuffer(decoded.data, np.uint8).reshape(decoded.shape).copy()
 
 
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> Family:
-    found: Family = request.param
-    return found
+    family: Family = request.param
+    return family
 
 
 @pytest.fixture
 async def http(family: Family, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     model = ServedModel("tiny", CONFIGS[family], tokenizer_of(family), max_model_len=CONFIG.max_model_len)
-    app = create_app(EngineHere(family), model, Settings(data_dir=tmp_path), Metrics("tiny"))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+    app = create_app(InProcessClient(family), model, Settings(data_dir=tmp_path), Metrics("tiny"))
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+    ) as client:
         yield client
     await app.state.services.decoder.stop()
 
 
-def directly(family: Family, prompt: Sequence[Segment], candidate: str) -> float:
-    """The candidate written behind the prompt as an answered shot is, all in one forward without any cache."""
+def reference_logprob(family: Family, prompt: Sequence[Segment], candidate: str) -> float:
+    """Return the log-probability of the candidate after the prompt, in one forward without a cache."""
     model, tokenizer = MODELS[family], tokenizer_of(family)
     before = encode(prompt, tokenizer)
-    *others, last = prompt
+    *rest, last = prompt
     assert isinstance(last, Text)
-    whole = encode([*others, Text(last.text + candidate)], tokenizer)
+    whole = encode([*rest, Text(last.text + candidate)], tokenizer)
     length = len(before.token_ids)
     assert whole.token_ids[:length] == before.token_ids
     pixels = [normalise(torch.from_numpy(frames(ALL[d], family)), model.config.vision) for d in whole.media]
     logs = log_probs(model, whole.token_ids, whole.media_index, encode_media(model, pixels))
-    return sum(float(logs[place - 1, whole.token_ids[place]]) for place in range(length, len(whole.token_ids)))
+    return sum(float(logs[index - 1, whole.token_ids[index]]) for index in range(length, len(whole.token_ids)))
 
 
 def prompt_of(shots: Sequence[str], query: EncodedMedia, lead: str) -> list[Segment]:
     segments: list[Segment] = []
     for label in shots:
-        segments += [Media(PICTURES[label].digest), Text(f"Output:{lead}{label}"), EndOfChunk()]
+        segments += [Media(IMAGES[label].digest), Text(f"Output:{lead}{label}"), EndOfChunk()]
     return [*segments, Media(query.digest), Text("Output:")]
 
 
@@ -108,10 +111,12 @@ def softmax(values: np.ndarray) -> np.ndarray:
 
 
 async def classify(http: httpx.AsyncClient, **fields: Any) -> tuple[list[float], list[float]]:
-    shots = [{"image": data_url(PICTURES[label].data), "label": label} for label in LABELS]
-    answer = await http.post("/v1/classify", json={"shots": shots, "query": {"image": data_url(ASKED.data)}, **fields})
+    shots = [{"image": data_url(IMAGES[label].data), "label": label} for label in LABELS]
+    answer = await http.post(
+        "/v1/classify", json={"shots": shots, "query": {"image": data_url(QUERY_IMAGE.data)}, **fields}
+    )
     assert answer.status_code == 200, answer.text
-    by_label = {one["label"]: one for one in answer.json()["candidates"]}
+    by_label = {candidate["label"]: candidate for candidate in answer.json()["candidates"]}
     return [by_label[label]["logprob"] for label in LABELS], [by_label[label]["probability"] for label in LABELS]
 
 
@@ -119,9 +124,11 @@ def lead_of(family: Family) -> str:
     return "" if family == "openflamingo" else " "
 
 
-async def test_probabilities_are_the_references(http: httpx.AsyncClient, family: Family) -> None:
+async def test_probabilities_equal_the_references(http: httpx.AsyncClient, family: Family) -> None:
     lead = lead_of(family)
-    expected = np.array([directly(family, prompt_of(LABELS, ASKED, lead), lead + label) for label in LABELS])
+    expected = np.array(
+        [reference_logprob(family, prompt_of(LABELS, QUERY_IMAGE, lead), lead + label) for label in LABELS]
+    )
     logprobs, probabilities = await classify(http)
     assert logprobs == pytest.approx(expected, abs=1e-3)
     assert probabilities == pytest.approx(softmax(expected), abs=1e-4)
@@ -130,21 +137,23 @@ async def test_probabilities_are_the_references(http: httpx.AsyncClient, family:
     assert by_mean == pytest.approx(softmax(expected / lengths), abs=1e-4)
 
 
-async def test_calibrated_probabilities_are_the_references(http: httpx.AsyncClient, family: Family) -> None:
+async def test_calibrated_probabilities_equal_the_references(http: httpx.AsyncClient, family: Family) -> None:
     lead = lead_of(family)
-    asked, grey = (
-        softmax(np.array([directly(family, prompt_of(LABELS, query, lead), lead + label) for label in LABELS]))
-        for query in (ASKED, GREY_MEDIA)
+    query_shares, grey = (
+        softmax(np.array([reference_logprob(family, prompt_of(LABELS, query, lead), lead + label) for label in LABELS]))
+        for query in (QUERY_IMAGE, GREY_MEDIA)
     )
     _, probabilities = await classify(http, calibration="contextual")
-    assert probabilities == pytest.approx(asked / grey / (asked / grey).sum(), abs=1e-4)
+    assert probabilities == pytest.approx(query_shares / grey / (query_shares / grey).sum(), abs=1e-4)
 
 
-async def test_all_orders_are_the_references_mean(http: httpx.AsyncClient, family: Family) -> None:
+async def test_permutations_average_the_log_probabilities_of_all_orders(
+    http: httpx.AsyncClient, family: Family
+) -> None:
     lead = lead_of(family)
     expected = np.mean(
         [
-            [directly(family, prompt_of(order, ASKED, lead), lead + label) for label in LABELS]
+            [reference_logprob(family, prompt_of(order, QUERY_IMAGE, lead), lead + label) for label in LABELS]
             for order in permutations(LABELS)
         ],
         axis=0,
@@ -155,9 +164,12 @@ async def test_all_orders_are_the_references_mean(http: httpx.AsyncClient, famil
     assert logs - np.mean(logs) == pytest.approx(expected - expected.mean(), abs=1e-3)
 
 
-async def test_raw_scores_are_the_references(http: httpx.AsyncClient, family: Family) -> None:
-    prompt = [{"type": "image_url", "image_url": {"url": data_url(ASKED.data)}}, {"type": "text", "text": "It is"}]
+async def test_scores_of_a_raw_prompt_equal_the_references(http: httpx.AsyncClient, family: Family) -> None:
+    prompt = [
+        {"type": "image_url", "image_url": {"url": data_url(QUERY_IMAGE.data)}},
+        {"type": "text", "text": "It is"},
+    ]
     answer = await http.post("/v1/score", json={"prompt": prompt, "candidates": [" a", " cat"]})
-    segments: list[Segment] = [Media(ASKED.digest), Text("It is")]
-    expected = [directly(family, segments, candidate) for candidate in (" a", " cat")]
-    assert [one["logprob"] for one in answer.json()["data"]] == pytest.approx(expected, abs=1e-3)
+    segments: list[Segment] = [Media(QUERY_IMAGE.digest), Text("It is")]
+    expected = [reference_logprob(family, segments, candidate) for candidate in (" a", " cat")]
+    assert [item["logprob"] for item in answer.json()["data"]] == pytest.approx(expected, abs=1e-3)

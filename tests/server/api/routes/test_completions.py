@@ -1,4 +1,4 @@
-"""POST /v1/completions as a client sees it: shapes, streams, what is refused and how."""
+"""POST /v1/completions as clients see it: responses, streams and errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from server.errors import EngineDied, EngineFailed, InvalidMedia
 from server.media.source import source_digest
 from server.wire import Admitted, Grammar
-from tests.server.conftest import data_url, image_part, picture
+from tests.server.conftest import data_url, image_part, png
 from tests.server.fakes import EOS, TOKENIZER, FakeClient
 
 pytestmark = pytest.mark.anyio
@@ -70,10 +70,10 @@ async def test_a_completion_has_openais_shape(http: httpx.AsyncClient, client: F
     assert client.requests[0].sampling.max_tokens == 16
 
 
-async def test_parts_become_tokens_with_a_media_index_and_equal_pictures_one_digest(
+async def test_parts_become_tokens_with_a_media_index_and_equal_images_share_a_digest(
     http: httpx.AsyncClient, client: FakeClient
 ) -> None:
-    red, blue = picture("red"), picture("blue")
+    red, blue = png("red"), png("blue")
     parts = [image_part(red), text_part("a"), {"type": "end_of_chunk"}, image_part(blue), image_part(red)]
     body = await complete(http, prompt=parts, return_token_ids=True)
     image, end = TOKENIZER.media_token_id, TOKENIZER.id_of("<|endofchunk|>")
@@ -91,15 +91,15 @@ async def test_parts_become_tokens_with_a_media_index_and_equal_pictures_one_dig
     }
 
 
-async def test_a_video_is_a_media_of_another_kind(http: httpx.AsyncClient, client: FakeClient) -> None:
-    url = data_url(b"some film", "video/mp4")
+async def test_a_video_is_media_of_another_kind(http: httpx.AsyncClient, client: FakeClient) -> None:
+    url = data_url(b"some video", "video/mp4")
     await complete(http, prompt=[{"type": "video_url", "video_url": {"url": url}}, text_part("x")])
     (media,) = client.media[0].values()
-    assert (media.kind, media.data) == ("video", b"some film")
-    assert media.digest == source_digest(b"some film", "video") != source_digest(b"some film", "image")
+    assert (media.kind, media.data) == ("video", b"some video")
+    assert media.digest == source_digest(b"some video", "video") != source_digest(b"some video", "image")
 
 
-async def test_token_ids_are_a_prompt(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_a_prompt_may_be_token_ids(http: httpx.AsyncClient, client: FakeClient) -> None:
     await complete(http, prompt=[5, 6, 7])
     assert client.requests[0].prompt.token_ids == [5, 6, 7]
     assert client.requests[0].prompt.media_index == [-1, -1, -1]
@@ -119,25 +119,25 @@ async def test_several_answers_are_several_choices(http: httpx.AsyncClient, clie
     assert client.requests[0].sampling.n == 3
 
 
-async def test_several_answers_stream_side_by_side(http: httpx.AsyncClient) -> None:
+async def test_several_answers_stream_concurrently(http: httpx.AsyncClient) -> None:
     chunks = await stream(http, prompt="It is ", n=2, echo=True)
     for index in range(2):
-        own = [chunk for chunk in chunks if chunk["choices"][0]["index"] == index]
-        assert joined(own) == "It is a cat"
-        assert own[-1]["choices"][0]["finish_reason"] == "stop"
+        answer = [chunk for chunk in chunks if chunk["choices"][0]["index"] == index]
+        assert joined(answer) == "It is a cat"
+        assert answer[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-async def test_a_stop_string_ends_each_answer_and_the_last_one_the_work(
+async def test_stop_strings_end_answers_and_the_last_one_aborts_the_request(
     http: httpx.AsyncClient, client: FakeClient
 ) -> None:
     body = await complete(http, prompt="x", n=2, stop="c")
     assert [choice["text"] for choice in body["choices"]] == ["a ", "a "]
-    # the first while the second one runs, and with the second the request
+    # the first answer ends while the second one runs; the end of the second one aborts the request
     assert client.ended == [(client.requests[0].request_id, 0)]
     assert client.aborted == [client.requests[0].request_id]
 
 
-async def test_an_answer_that_ends_by_itself_needs_no_word(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_answers_that_end_by_themselves_are_not_aborted(http: httpx.AsyncClient, client: FakeClient) -> None:
     await complete(http, prompt="x", n=2, max_tokens=20)
     assert (client.ended, client.aborted) == ([], [])
 
@@ -145,7 +145,7 @@ async def test_an_answer_that_ends_by_itself_needs_no_word(http: httpx.AsyncClie
 @pytest.mark.parametrize(
     ("fields", "n", "width"), [({}, 1, 3), ({"n": 4}, 4, 4), ({"n": 2, "best_of": 5}, 2, 5), ({"best_of": 1}, 1, 1)]
 )
-async def test_a_beam_search_answers_with_the_best_of_its_beams(
+async def test_beam_search_options_reach_the_engine(
     http: httpx.AsyncClient, client: FakeClient, fields: dict[str, int], n: int, width: int
 ) -> None:
     await complete(http, prompt="x", use_beam_search=True, length_penalty=0.5, early_stopping=True, **fields)
@@ -162,7 +162,7 @@ async def test_a_beam_search_answers_with_the_best_of_its_beams(
         ({"json": '{"type": "object"}'}, Grammar(kind="json", text='{"type": "object"}')),
     ],
 )
-async def test_the_form_of_an_answer_reaches_the_engine(
+async def test_a_grammar_reaches_the_engine(
     http: httpx.AsyncClient, client: FakeClient, form: dict[str, object], grammar: Grammar
 ) -> None:
     await complete(http, prompt="x", structured_outputs=form)
@@ -193,12 +193,12 @@ async def test_every_sampling_field_reaches_the_engine(http: httpx.AsyncClient, 
     assert request.priority == -2
 
 
-async def test_null_is_not_given(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_null_means_the_default(http: httpx.AsyncClient, client: FakeClient) -> None:
     await complete(http, prompt="x", stop=None, logprobs=None, seed=None, max_tokens=None, stream=None, user=None)
     assert client.requests[0].sampling.max_tokens == 16
 
 
-async def test_a_stream_says_the_same_piece_by_piece(http: httpx.AsyncClient) -> None:
+async def test_a_stream_has_the_same_text_in_pieces(http: httpx.AsyncClient) -> None:
     chunks = await stream(http, prompt="hello", stream_options={"include_usage": True}, return_token_ids=True)
     *pieces, usage = chunks
     assert joined(pieces) == "a cat"
@@ -212,19 +212,19 @@ async def test_a_stream_says_the_same_piece_by_piece(http: httpx.AsyncClient) ->
     assert all(chunk["usage"] is None for chunk in pieces)
 
 
-async def test_usage_grows_with_the_stream_where_asked(http: httpx.AsyncClient) -> None:
+async def test_continuous_usage_is_in_each_chunk_if_requested(http: httpx.AsyncClient) -> None:
     chunks = await stream(http, prompt="hello", stream_options={"continuous_usage_stats": True})
     assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 2, 3, 4, 5, 6]
 
 
-async def test_a_stream_keeps_caches_and_proxies_out(http: httpx.AsyncClient) -> None:
+async def test_a_stream_disables_caching_and_proxy_buffering(http: httpx.AsyncClient) -> None:
     response = await post(http, prompt="x", stream=True)
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.headers["cache-control"] == "no-cache"
     assert response.headers["x-accel-buffering"] == "no"
 
 
-async def test_a_stop_string_ends_the_text_and_the_work(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_a_stop_string_ends_the_text_and_aborts_the_request(http: httpx.AsyncClient, client: FakeClient) -> None:
     client.answer = "a cat\nQ: next"
     body = await complete(http, prompt="x", stop=["\nQ", "zzz"], max_tokens=20)
     assert body["choices"][0] | {"logprobs": 0} == {"index": 0, "text": "a cat", "logprobs": 0, "finish_reason": "stop"}
@@ -232,14 +232,14 @@ async def test_a_stop_string_ends_the_text_and_the_work(http: httpx.AsyncClient,
     assert len(client.aborted) == 1
 
 
-async def test_a_streams_stop_string_never_shows(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_a_stream_never_contains_the_stop_string(http: httpx.AsyncClient, client: FakeClient) -> None:
     client.answer = "a cat STOP more"
     chunks = await stream(http, prompt="x", stop=" STOP", max_tokens=20)
     assert joined(chunks) == "a cat"
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-async def test_the_stop_string_is_included_where_asked(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_the_stop_string_is_included_if_requested(http: httpx.AsyncClient, client: FakeClient) -> None:
     body = await complete(http, prompt="x", stop="c", include_stop_str_in_output=True)
     assert body["choices"][0]["text"] == "a c"
 
@@ -250,13 +250,15 @@ async def test_a_stop_string_waits_for_min_tokens(http: httpx.AsyncClient, clien
     assert body["choices"][0]["text"] == "aXb"
 
 
-async def test_max_tokens_cut_gives_length_and_shows_what_was_held(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_text_that_may_begin_a_stop_string_is_returned_at_max_tokens(
+    http: httpx.AsyncClient, client: FakeClient
+) -> None:
     body = await complete(http, prompt="x", stop="cab", max_tokens=4)
     assert body["choices"][0]["text"] == "a ca"
     assert body["choices"][0]["finish_reason"] == "length"
 
 
-async def test_logprobs_are_four_lists_side_by_side(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_logprobs_are_four_parallel_lists(http: httpx.AsyncClient, client: FakeClient) -> None:
     client.answer = "é"
     choice = (await complete(http, prompt="x", logprobs=2))["choices"][0]
     spelling = [TOKENIZER.token(token_id) for token_id in TOKENIZER.encode_plain("é")]
@@ -297,7 +299,7 @@ async def test_prompt_logprobs_come_by_token_id(http: httpx.AsyncClient) -> None
     assert choice["prompt_logprobs"] == [None, {str(b): {"logprob": -0.5, "decoded_token": "b"}}]
 
 
-async def test_a_clients_request_id_is_the_answers(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_the_response_has_the_clients_request_id(http: httpx.AsyncClient, client: FakeClient) -> None:
     response = await http.post("/v1/completions", json={"prompt": "x"}, headers={"X-Request-Id": "mine-1"})
     assert response.headers["x-request-id"] == "mine-1"
     assert response.json()["id"] == "cmpl-mine-1"
@@ -306,8 +308,8 @@ async def test_a_clients_request_id_is_the_answers(http: httpx.AsyncClient, clie
     assert len({request.request_id for request in client.requests}) == 3
 
 
-async def fail_at(place: int, at: int, error: Exception) -> None:
-    if place == at:
+async def fail_at(index: int, failing_index: int, error: Exception) -> None:
+    if index == failing_index:
         raise error
 
 
@@ -323,7 +325,7 @@ async def fail_at(place: int, at: int, error: Exception) -> None:
 async def test_an_error_before_the_first_token_is_a_status(
     http: httpx.AsyncClient, client: FakeClient, error: Any, status: int, code: str, is_stream: bool
 ) -> None:
-    client.before = lambda place: fail_at(place, 0, error)
+    client.before = lambda index: fail_at(index, 0, error)
     response = await post(http, prompt="x", stream=is_stream)
     assert response.status_code == status
     assert response.json() == error.body()
@@ -335,20 +337,22 @@ async def test_an_error_before_the_first_token_is_a_status(
 async def test_an_error_in_a_stream_is_an_event_and_the_stream_still_ends(
     http: httpx.AsyncClient, client: FakeClient
 ) -> None:
-    client.before = lambda place: fail_at(place, 2, EngineDied("died"))
+    client.before = lambda index: fail_at(index, 2, EngineDied("died"))
     first, second, error = await stream(http, prompt="x")
     assert joined([first, second]) == "a "
     assert error == EngineDied("died").body()
 
 
-async def test_a_bug_in_a_stream_shows_nothing_of_itself(http: httpx.AsyncClient, client: FakeClient) -> None:
-    client.before = lambda place: fail_at(place, 1, KeyError("/secret/path"))
+async def test_a_bug_in_a_stream_reveals_no_details(http: httpx.AsyncClient, client: FakeClient) -> None:
+    client.before = lambda index: fail_at(index, 1, KeyError("/secret/path"))
     *_, error = await stream(http, prompt="x")
     assert error["error"]["code"] == "engine_failed"
     assert "secret" not in json.dumps(error)
 
 
-async def test_metrics_count_what_was_served(http: httpx.AsyncClient, client: FakeClient, app: FastAPI) -> None:
+async def test_metrics_count_requests_tokens_and_media(
+    http: httpx.AsyncClient, client: FakeClient, app: FastAPI
+) -> None:
     client.admitted = Admitted(request_id="", queue_seconds=0.5, cached_tokens=3, media_encoded=1, media_cached=2)
     await complete(http, prompt="hello")
     await complete(http, prompt="hello", max_tokens=2)

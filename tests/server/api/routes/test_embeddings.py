@@ -1,4 +1,4 @@
-"""/v1/embeddings: OpenAI's shape for texts, and the same for media."""
+"""POST /v1/embeddings has OpenAI's response shape, for texts and for media."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from server.errors import EngineDied
-from tests.server.conftest import image_part, picture
+from tests.server.conftest import image_part, png
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient, unit_vector
 
 pytestmark = pytest.mark.anyio
 
 
-async def embed(http: httpx.AsyncClient, given: Any, **fields: Any) -> dict[str, Any]:
-    answer = await http.post("/v1/embeddings", json={"input": given, **fields})
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
+async def embed(http: httpx.AsyncClient, inputs: Any, **fields: Any) -> dict[str, Any]:
+    response = await http.post("/v1/embeddings", json={"input": inputs, **fields})
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
 
 
 def text_vector(ids: list[int]) -> Any:
@@ -37,11 +37,11 @@ def usage(prompt_tokens: int = 0, media: int = 0, media_deduplicated: int = 0) -
     }
 
 
-async def test_a_text(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_a_text_has_an_embedding(http: httpx.AsyncClient, client: FakeClient) -> None:
     ids = TOKENIZER.encode_plain("a cat")
-    found = await embed(http, "a cat", model="tiny", user="me")
+    body = await embed(http, "a cat", model="tiny", user="me")
     assert client.embedded_texts == [ids]
-    assert found == {
+    assert body == {
         "object": "list",
         "data": [{"object": "embedding", "index": 0, "embedding": text_vector(ids)}],
         "model": "tiny",
@@ -53,7 +53,7 @@ IDS = [TOKENIZER.encode_plain(text) for text in ("a", "<image>")]
 
 
 @pytest.mark.parametrize(
-    ("given", "ids"),
+    ("inputs", "ids"),
     [
         (["a", "<image>"], IDS),
         ([{"type": "text", "text": "a"}, {"type": "text", "text": "<image>"}], IDS),
@@ -62,34 +62,34 @@ IDS = [TOKENIZER.encode_plain(text) for text in ("a", "<image>")]
         ([256], [[256]]),
     ],
 )
-async def test_several_texts_and_ids(
-    http: httpx.AsyncClient, client: FakeClient, given: Any, ids: list[list[int]]
+async def test_inputs_may_be_several_texts_or_token_ids(
+    http: httpx.AsyncClient, client: FakeClient, inputs: Any, ids: list[list[int]]
 ) -> None:
-    found = await embed(http, given)
+    body = await embed(http, inputs)
     assert client.embedded_texts == ids
-    assert [one["index"] for one in found["data"]] == list(range(len(ids)))
-    assert [one["embedding"] for one in found["data"]] == [text_vector(one) for one in ids]
-    assert found["usage"]["total_tokens"] == sum(map(len, ids))
+    assert [item["index"] for item in body["data"]] == list(range(len(ids)))
+    assert [item["embedding"] for item in body["data"]] == [text_vector(text_ids) for text_ids in ids]
+    assert body["usage"]["total_tokens"] == sum(map(len, ids))
 
 
-async def test_base64_is_the_same_numbers(http: httpx.AsyncClient) -> None:
+async def test_base64_encodes_the_same_numbers(http: httpx.AsyncClient) -> None:
     plain = await embed(http, ["a", "b"])
     packed = await embed(http, ["a", "b"], encoding_format="base64")
-    for one, other in zip(plain["data"], packed["data"], strict=True):
-        assert np.frombuffer(base64.b64decode(other["embedding"]), "<f4").tolist() == pytest.approx(one["embedding"])
+    for numbers, encoded in zip(plain["data"], packed["data"], strict=True):
+        decoded = np.frombuffer(base64.b64decode(encoded["embedding"]), "<f4").tolist()
+        assert decoded == pytest.approx(numbers["embedding"])
 
 
-async def test_media(http: httpx.AsyncClient, client: FakeClient) -> None:
-    stored = (await http.post("/v1/images", content=picture("blue"), headers={"Content-Type": "image/png"})).json()[
-        "id"
-    ]
-    found = await embed(http, [image_part(), {"type": "image_id", "image_id": stored}, image_part()])
-    red, blue, again = client.embedded
-    assert (red.digest, blue.id) == (again.digest, stored)
+async def test_media_have_embeddings(http: httpx.AsyncClient, client: FakeClient) -> None:
+    upload = await http.post("/v1/images", content=png("blue"), headers={"Content-Type": "image/png"})
+    stored_id = upload.json()["id"]
+    body = await embed(http, [image_part(), {"type": "image_id", "image_id": stored_id}, image_part()])
+    red, blue, red_again = client.embedded
+    assert (red.digest, blue.id) == (red_again.digest, stored_id)
     width = CONFIG.vision.feature_dim
-    expected = [unit_vector(one.digest, width).tolist() for one in (red, blue, red)]
-    assert [one["embedding"] for one in found["data"]] == [pytest.approx(one) for one in expected]
-    assert found["usage"] == usage(media=3, media_deduplicated=1)
+    expected = [unit_vector(media.digest, width).tolist() for media in (red, blue, red)]
+    assert [item["embedding"] for item in body["data"]] == [pytest.approx(vector) for vector in expected]
+    assert body["usage"] == usage(media=3, media_deduplicated=1)
 
 
 @pytest.mark.parametrize(
@@ -109,23 +109,23 @@ async def test_media(http: httpx.AsyncClient, client: FakeClient) -> None:
         ({"input": ["a", "a" * 65]}, 400, "input[1]"),
         ({"input": [{"type": "text", "text": "a"}, image_part()]}, 400, "input[0]"),
         ({"input": [{"type": "end_of_chunk"}]}, 400, "input[0]"),
-        ({"input": [image_part(b"no picture")]}, 200, None),
+        ({"input": [image_part(b"no image")]}, 200, None),
         ({"input": [{"type": "audio", "audio": "x"}]}, 422, "input[0]"),
         ({"input": [{"type": "image_id", "image_id": "img_" + "0" * 64}]}, 404, "input[0].image_id"),
         ({"input": [image_part()] * 4}, 400, "input"),
         ({"input": ["a"] * 2049}, 400, "input"),
     ],
 )
-async def test_what_has_no_vector_is_named(
+async def test_an_error_names_the_invalid_input(
     http: httpx.AsyncClient, fields: dict[str, Any], status: int, param: str | None
 ) -> None:
-    answer = await http.post("/v1/embeddings", json=fields)
-    assert answer.status_code == status, answer.text
+    response = await http.post("/v1/embeddings", json=fields)
+    assert response.status_code == status, response.text
     if status != 200:
-        assert answer.json()["error"]["param"] == param
+        assert response.json()["error"]["param"] == param
 
 
-async def test_a_failure_is_the_requests_own(
+async def test_an_engine_failure_fails_only_its_request(
     http: httpx.AsyncClient, client: FakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def die(texts: Any) -> Any:
@@ -133,12 +133,12 @@ async def test_a_failure_is_the_requests_own(
 
     with monkeypatch.context() as patched:
         patched.setattr(client, "embed_text", die)
-        answer = await http.post("/v1/embeddings", json={"input": "a"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_died")
+        response = await http.post("/v1/embeddings", json={"input": "a"})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_died")
     await embed(http, "a")
 
 
-async def test_it_is_counted(http: httpx.AsyncClient) -> None:
+async def test_metrics_count_embeddings(http: httpx.AsyncClient) -> None:
     await embed(http, "abc")
     text = (await http.get("/metrics")).text
     assert 'flamboyance:prompt_tokens_total{model_name="tiny"} 3.0' in text

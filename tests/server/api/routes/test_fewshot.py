@@ -1,15 +1,13 @@
-"""POST /v1/fewshot/completions as a client sees it: shots, templates and refusals; the engine tells a story."""
+"""POST /v1/fewshot/completions as clients see it: shots, templates and errors, with a scripted engine."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from model.prompt import Media, Segment, Text
 from server.settings import Settings
@@ -17,65 +15,51 @@ from server.store.records import SupportSetInfo
 from server.store.support_sets import SupportSets
 from tests.server.colours import (
     END,
+    IMAGES,
     LINE,
-    PICTURES,
     QUERY,
+    app,
     application,
+    colours,
     complete,
     example,
     post,
     refusal,
+    settings,
     shot,
+    support_sets,
     token_ids,
     url,
 )
 from tests.server.conftest import image_part
+from tests.server.documented import CHECKED
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient
 from tests.tiny_models import CONFIGS
 
+__all__ = ["app", "colours", "settings", "support_sets"]  # fixtures
+
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", max_media_per_request=5, keep_alive=0.05)
-
-
-@pytest.fixture
-def app(client: FakeClient, settings: Settings) -> FastAPI:
-    return application(client, settings)
-
-
-@pytest.fixture
-def support_sets(app: FastAPI) -> SupportSets:
-    found: SupportSets = app.state.services.support_sets
-    return found
-
-
-@pytest.fixture
-async def colours(support_sets: SupportSets) -> SupportSetInfo:
-    return await support_sets.create("colours", [example(place) for place in range(6)])
 
 
 # shots in the request
 
 SHOTS: list[dict[str, Any]] = [
-    {"id": "one", "image": url(PICTURES[0]), "answer": "warm"},
+    {"id": "one", "image": url(IMAGES[0]), "answer": "warm"},
     {"media": [image_part()], "label": "cold"},
 ]
 
 
-async def test_an_answer_is_a_completion_that_tells_its_shots(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_the_response_is_a_completion_that_reports_its_shots(http: httpx.AsyncClient, client: FakeClient) -> None:
     body = await complete(http, shots=SHOTS, request_id="mine", max_tokens=9)
     (request,) = client.requests
     expected: list[Segment] = [
-        *shot(PICTURES[0], "warm"),
-        *shot(PICTURES[0], "cold"),
+        *shot(IMAGES[0], "warm"),
+        *shot(IMAGES[0], "cold"),
         Media(QUERY.digest),
         Text("Output:"),
     ]
     assert request.prompt.token_ids == token_ids(*expected)
-    assert request.prompt.media == [PICTURES[0].digest, PICTURES[0].digest, QUERY.digest]
+    assert request.prompt.media == [IMAGES[0].digest, IMAGES[0].digest, QUERY.digest]
     assert body["id"] == "cmpl-mine"
     assert body["object"] == "text_completion"
     assert body["choices"] == [{"index": 0, "text": "a cat", "logprobs": None, "finish_reason": "stop"}]
@@ -98,45 +82,45 @@ async def test_an_answer_is_a_completion_that_tells_its_shots(http: httpx.AsyncC
     }
 
 
-async def test_the_prompt_is_that_of_a_completion_written_by_hand(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_the_prompt_equals_a_handwritten_one(http: httpx.AsyncClient, client: FakeClient) -> None:
     await complete(http, shots=SHOTS, seed=3)
     end, line = {"type": "end_of_chunk"}, {"type": "text", "text": "\n"}
     parts: list[Any] = []
-    for given, answer in ((image_part(PICTURES[0].data), "warm"), (image_part(), "cold")):
-        parts += [given, {"type": "text", "text": f"Output:{answer}"}, end, line]
+    for image, answer in ((image_part(IMAGES[0].data), "warm"), (image_part(), "cold")):
+        parts += [image, {"type": "text", "text": f"Output:{answer}"}, end, line]
     parts += [image_part(QUERY.data), {"type": "text", "text": "Output:"}]
     response = await http.post("/v1/completions", json={"prompt": parts, "seed": 3})
     assert response.status_code == 200
-    ours, theirs = client.requests
+    few_shot, completion = client.requests
     names = ("prompt", "sampling")
-    assert [getattr(ours, name) for name in names] == [getattr(theirs, name) for name in names]
+    assert [getattr(few_shot, name) for name in names] == [getattr(completion, name) for name in names]
 
 
-async def test_a_stream_tells_the_shots_once_with_its_first_chunk(http: httpx.AsyncClient) -> None:
+async def test_a_stream_reports_its_shots_in_the_first_chunk(http: httpx.AsyncClient) -> None:
     response = await post(http, shots=SHOTS, stream=True, stream_options={"include_usage": True})
     lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
     assert lines.pop() == "[DONE]"
     chunks = [json.loads(line) for line in lines]
     assert ["fewshot" in chunk for chunk in chunks] == [True] + [False] * (len(chunks) - 1)
-    assert [one["id"] for one in chunks[0]["fewshot"]["shots"]] == ["one", None]
+    assert [shot["id"] for shot in chunks[0]["fewshot"]["shots"]] == ["one", None]
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks[:-1]) == "a cat"
     assert chunks[-1]["usage"]["fewshot_details"]["shots_used"] == 2
 
 
-async def test_an_echo_shows_the_prompt_with_its_markers(http: httpx.AsyncClient) -> None:
+async def test_echo_returns_the_prompt_with_its_markers(http: httpx.AsyncClient) -> None:
     body = await complete(http, shots=SHOTS[:1], echo=True, max_tokens=1)
     assert body["fewshot"]["prompt"] == "<image>Output:warm<|endofchunk|>\n<image>Output:"
     assert "prompt" not in (await complete(http, shots=SHOTS[:1]))["fewshot"]
 
 
-async def test_zero_shot_shows_two_examples_without_their_pictures(
+async def test_zero_shot_uses_two_examples_without_their_images(
     http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo
 ) -> None:
     body = await complete(http, examples={"support_set": "colours"}, zero_shot=True)
     texts: list[Segment] = [Text("Output:a red one"), END, Text("\nOutput:a green one"), END, LINE]
     assert client.requests[0].prompt.token_ids == token_ids(*texts, Media(QUERY.digest), Text("Output:"))
     assert client.requests[0].prompt.media == [QUERY.digest]
-    assert [one["id"] for one in body["fewshot"]["shots"]] == ["e0", "e1"]
+    assert [shot["id"] for shot in body["fewshot"]["shots"]] == ["e0", "e1"]
 
 
 async def test_a_query_needs_no_shots(http: httpx.AsyncClient, client: FakeClient) -> None:
@@ -144,14 +128,12 @@ async def test_a_query_needs_no_shots(http: httpx.AsyncClient, client: FakeClien
     assert client.requests[0].prompt.token_ids == token_ids(Media(QUERY.digest), Text("Output:"))
 
 
-# where an answer ends, and what it begins with
+# the end and the beginning of an answer
 
 LINES: dict[str, Any] = {"shot": "{media}Output: {answer}", "end": "\n"}
 
 
-async def test_an_answer_ends_with_its_template_unless_the_client_says_otherwise(
-    http: httpx.AsyncClient, client: FakeClient
-) -> None:
+async def test_the_end_of_the_template_is_the_default_stop_string(http: httpx.AsyncClient, client: FakeClient) -> None:
     client.answer = " a cat\nOutput: a dog"
     stops: list[tuple[dict[str, Any], str]] = [
         ({}, "a cat"),
@@ -162,17 +144,15 @@ async def test_an_answer_ends_with_its_template_unless_the_client_says_otherwise
         body = await complete(http, shots=SHOTS, template=LINES, max_tokens=30, **fields)
         assert body["choices"][0]["text"] == text
     segments: list[Segment] = [
-        Media(PICTURES[0].digest),
+        Media(IMAGES[0].digest),
         Text("Output: warm\n"),
-        Media(PICTURES[0].digest),
+        Media(IMAGES[0].digest),
         Text("Output: cold\n"),
     ]
     assert client.requests[0].prompt.token_ids == token_ids(*segments, Media(QUERY.digest), Text("Output:"))
 
 
-async def test_a_choice_begins_with_the_space_that_the_template_leads_with(
-    http: httpx.AsyncClient, client: FakeClient
-) -> None:
+async def test_choices_begin_with_the_space_of_the_template(http: httpx.AsyncClient, client: FakeClient) -> None:
     for form in ({"choice": ["a cat", "a dog"]}, {"regex": "a (cat|dog)"}):
         await complete(http, shots=SHOTS, template=LINES, structured_outputs=form)
     choice, regex = (request.sampling.grammar for request in client.requests)
@@ -182,16 +162,20 @@ async def test_a_choice_begins_with_the_space_that_the_template_leads_with(
     assert regex.text == r"\ (?:a (cat|dog))"
 
 
-async def test_an_end_of_chunk_that_ends_no_sequence_ends_the_answer(client: FakeClient, settings: Settings) -> None:
+async def test_the_end_of_chunk_token_ends_an_answer_even_if_it_is_no_eos_token(
+    client: FakeClient, settings: Settings
+) -> None:
     config = replace(CONFIG, prompt=replace(CONFIG.prompt, eos=("</s>",)))
     app = application(client, settings, config)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+    ) as http:
         await complete(http, shots=SHOTS[:1], stop_token_ids=[7])
     await app.state.services.decoder.stop()
     assert client.requests[0].sampling.stop_token_ids == (7, TOKENIZER.id_of("<|endofchunk|>"))
 
 
-# what cannot be
+# invalid requests
 
 SET: dict[str, Any] = {"support_set": "colours"}
 
@@ -224,7 +208,7 @@ SET: dict[str, Any] = {"support_set": "colours"}
         ({"model": "other"}, 404, "model_not_found", None),
     ],
 )
-async def test_what_cannot_be_is_refused_by_name(
+async def test_an_error_names_the_invalid_field(
     http: httpx.AsyncClient,
     client: FakeClient,
     colours: SupportSetInfo,
@@ -238,11 +222,11 @@ async def test_what_cannot_be_is_refused_by_name(
     assert client.requests == []
 
 
-async def test_too_many_shots_are_refused_with_the_numbers_or_left_out_from_the_front(
+async def test_too_many_shots_are_refused_or_the_first_ones_left_out(
     http: httpx.AsyncClient, client: FakeClient, support_sets: SupportSets
 ) -> None:
-    await support_sets.create("colours", [example(place, text="x" * 21) for place in range(6)])
-    examples = {"support_set": "colours", "k": 4}  # 31 tokens a shot, 8 the query
+    await support_sets.create("colours", [example(index, text="x" * 21) for index in range(6)])
+    examples = {"support_set": "colours", "k": 4}  # 31 tokens per shot, 8 for the query
     response = await post(http, examples=examples)
     assert refusal(response) == (400, "context_length_exceeded", "examples.k")
     message = "the prompt has 132 tokens with its 4 shots and 8 without, the model reads at most 128"
@@ -254,7 +238,7 @@ async def test_too_many_shots_are_refused_with_the_numbers_or_left_out_from_the_
     )
     for max_tokens, ids in [(16, ["e1", "e2", "e3"]), (58, ["e2", "e3"]), (120, [])]:
         body = await complete(http, examples=examples, truncate_shots=True, max_tokens=max_tokens)
-        assert [one["id"] for one in body["fewshot"]["shots"]] == ids
+        assert [shot["id"] for shot in body["fewshot"]["shots"]] == ids
         assert body["fewshot"]["shots_left_out"] == 4 - len(ids)
     assert refusal(await post(http, examples=examples, truncate_shots=True, max_tokens=121)) == (
         400,
@@ -263,14 +247,16 @@ async def test_too_many_shots_are_refused_with_the_numbers_or_left_out_from_the_
     )
 
 
-async def test_a_family_writes_its_own_way(client: FakeClient, settings: Settings) -> None:
+async def test_each_model_family_has_its_own_templates(client: FakeClient, settings: Settings) -> None:
     client.answer = " a cat"
     app = application(client, settings, CONFIGS["flamingo"])
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+    ) as http:
         body = await complete(http, shots=SHOTS[:1])
     await app.state.services.decoder.stop()
     expected: list[Segment] = [
-        Media(PICTURES[0].digest),
+        Media(IMAGES[0].digest),
         Text("Output: warm"),
         END,
         Media(QUERY.digest),

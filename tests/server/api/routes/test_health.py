@@ -1,4 +1,4 @@
-"""Live, ready and progress say what they promise: an idle server is ready, a busy one that stands still is not."""
+"""The routes of health: an idle server is ready, and one that makes no progress is not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.engine_client.client import State
+from server.engine_client.supervisor import State
 from tests.server.fakes import FakeClient
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +24,7 @@ async def test_an_idle_server_is_ready(http: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("state", ["starting", "restarting", "failed", "stopped"])
-async def test_a_worker_that_does_not_serve_is_not_ready_but_the_server_lives(
+async def test_without_a_ready_worker_the_server_is_live_but_not_ready(
     http: httpx.AsyncClient, client: FakeClient, state: State
 ) -> None:
     client.state = state
@@ -43,7 +43,9 @@ async def test_a_worker_without_progress_is_not_ready(http: httpx.AsyncClient, c
     assert "flamboyance:last_step_age_seconds" in (await http.get("/metrics")).text
 
 
-async def test_a_server_that_shuts_down_is_not_ready_and_refuses(http: httpx.AsyncClient, app: FastAPI) -> None:
+async def test_during_shutdown_the_server_is_not_ready_and_refuses_requests(
+    http: httpx.AsyncClient, app: FastAPI
+) -> None:
     app.state.services.admission.close()
     assert await ready(http) == (503, "shutting_down")
     response = await http.post("/v1/completions", json={"prompt": "x"})
@@ -51,5 +53,5 @@ async def test_a_server_that_shuts_down_is_not_ready_and_refuses(http: httpx.Asy
     assert response.headers["connection"] == "close"
 
 
-async def test_the_version_tells_the_engines(http: httpx.AsyncClient) -> None:
+async def test_the_version_includes_the_engine(http: httpx.AsyncClient) -> None:
     assert (await http.get("/version")).json() == {"version": "0.1.0", "engine": {"device": "fake"}}

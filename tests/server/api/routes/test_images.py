@@ -1,4 +1,4 @@
-"""/v1/images: what is uploaded, in whichever form, is decoded, named by content, shown, listed and deleted."""
+"""Routes of images: uploads in all forms are decoded, named by content, returned, listed and deleted."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from server.api.services import Services
 from server.media.source import encoded, source_digest
 from server.settings import Settings
 from server.store.records import NewExample
-from tests.server.conftest import data_url, picture
+from tests.server.conftest import data_url, png
 from tests.server.fakes import FakeClient
 from tests.server.media.videos import film
 
 pytestmark = pytest.mark.anyio
-RED = picture("red", (20, 10))
+RED = png("red", (20, 10))
 RED_ID = f"img_{source_digest(RED, 'image').hex()}"
-NOBODY = "img_" + "0" * 64
+UNKNOWN_ID = "img_" + "0" * 64
 PNG = {"Content-Type": "image/png"}
 
 
@@ -74,7 +74,7 @@ async def test_the_same_bytes_have_one_id_in_every_form(http: httpx.AsyncClient,
 
 
 @pytest.mark.parametrize("form", ["raw", "form", "data", "url"])
-async def test_a_video_is_known_by_its_bytes(http: httpx.AsyncClient, form: str) -> None:
+async def test_a_video_is_recognised_by_its_bytes(http: httpx.AsyncClient, form: str) -> None:
     data = film(["red", "lime", "blue"])
     letters = base64.b64encode(data).decode()
     bodies: dict[str, dict[str, Any]] = {
@@ -95,7 +95,7 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("cut off in JSON", {"json": {"data": base64.b64encode(RED[:40]).decode()}}, 400, "invalid_media", "data"),
     ("cut off in a URL", {"json": {"url": data_url(RED[:40])}}, 400, "invalid_media", "url"),
     (
-        "half a film",
+        "half a video",
         {"content": film(["red"])[:-30], "headers": {"Content-Type": "video/mp4"}},
         400,
         "invalid_media",
@@ -142,15 +142,15 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
 
 
 @pytest.mark.parametrize(("body", "status", "code", "param"), [bad[1:] for bad in BAD], ids=[bad[0] for bad in BAD])
-async def test_a_bad_upload_is_refused_by_name_and_nothing_is_stored(
+async def test_an_error_names_the_invalid_field_and_nothing_is_stored(
     http: httpx.AsyncClient, services: Services, body: dict[str, Any], status: int, code: str, param: str | None
 ) -> None:
     assert_refused(await http.post("/v1/images", **body), status, code, param)
     assert list(services.store.names()) == []
 
 
-async def test_a_decoder_that_dies_fails_the_upload(http: httpx.AsyncClient, services: Services) -> None:
-    await upload(http, picture("blue"))
+async def test_a_dead_decoder_fails_the_upload(http: httpx.AsyncClient, services: Services) -> None:
+    await upload(http, png("blue"))
     for process in services.decoder._processes:
         os.kill(process.pid, signal.SIGKILL)
         await process.wait()
@@ -160,14 +160,14 @@ async def test_a_decoder_that_dies_fails_the_upload(http: httpx.AsyncClient, ser
 
 
 async def test_a_full_queue_refuses_uploads(http: httpx.AsyncClient, services: Services, settings: Settings) -> None:
-    services.admission.move(waiting=settings.max_num_queued)
+    services.admission.adjust(waiting=settings.max_num_queued)
     assert_refused(await http.post("/v1/images", content=RED, headers=PNG), 503, "overloaded", None)
 
 
-async def test_one_is_shown_and_its_bytes_cannot_run(http: httpx.AsyncClient) -> None:
+async def test_an_image_is_returned_with_headers_that_prevent_execution(http: httpx.AsyncClient) -> None:
     card = await upload(http)
-    shown = await http.get(f"/v1/images/{RED_ID}")
-    assert (shown.status_code, shown.json()) == (200, card)
+    response = await http.get(f"/v1/images/{RED_ID}")
+    assert (response.status_code, response.json()) == (200, card)
     content = await http.get(f"/v1/images/{RED_ID}/content")
     assert (content.status_code, content.content) == (200, RED)
     assert content.headers["content-type"] == "image/png"
@@ -180,14 +180,14 @@ async def test_one_is_shown_and_its_bytes_cannot_run(http: httpx.AsyncClient) ->
 
 async def test_head_has_the_status_and_no_body(http: httpx.AsyncClient) -> None:
     await upload(http)
-    for path, status in ((RED_ID, 200), (f"{RED_ID}/content", 200), (NOBODY, 404), ("x", 404)):
+    for path, status in ((RED_ID, 200), (f"{RED_ID}/content", 200), (UNKNOWN_ID, 404), ("x", 404)):
         response = await http.head(f"/v1/images/{path}")
         assert (response.status_code, response.content) == (status, b"")
         assert (await http.get(f"/v1/images/{path}")).headers["content-type"] == response.headers["content-type"]
 
 
-@pytest.mark.parametrize("name", [NOBODY, "x", "img_" + "%2E%2E%2F" * 9, RED_ID.upper()])
-async def test_what_is_not_there_is_a_404(http: httpx.AsyncClient, name: str) -> None:
+@pytest.mark.parametrize("name", [UNKNOWN_ID, "x", "img_" + "%2E%2E%2F" * 9, RED_ID.upper()])
+async def test_unknown_ids_are_not_found(http: httpx.AsyncClient, name: str) -> None:
     for response in (
         await http.get(f"/v1/images/{name}"),
         await http.get(f"/v1/images/{name}/content"),
@@ -197,7 +197,7 @@ async def test_what_is_not_there_is_a_404(http: httpx.AsyncClient, name: str) ->
         assert response.json()["error"]["code"] in ("image_not_found", "not_found")
 
 
-async def test_what_is_deleted_is_gone_and_may_come_again(http: httpx.AsyncClient) -> None:
+async def test_a_deleted_image_may_be_uploaded_again(http: httpx.AsyncClient) -> None:
     await upload(http)
     response = await http.delete(f"/v1/images/{RED_ID}")
     assert response.json() == {"id": RED_ID, "object": "image", "deleted": True}
@@ -206,18 +206,18 @@ async def test_what_is_deleted_is_gone_and_may_come_again(http: httpx.AsyncClien
     assert (await upload(http))["id"] == RED_ID
 
 
-async def test_what_a_support_set_shows_is_not_deleted(http: httpx.AsyncClient, services: Services) -> None:
+async def test_an_image_in_a_support_set_cannot_be_deleted(http: httpx.AsyncClient, services: Services) -> None:
     await upload(http)
-    sets, shown = services.support_sets, [NewExample(id="a", media=(encoded(RED, "image", "media"),))]
-    support_set = await sets.create("animals", shown)
+    sets, examples = services.support_sets, [NewExample(id="a", media=(encoded(RED, "image", "media"),))]
+    support_set = await sets.create("animals", examples)
     assert_refused(await http.delete(f"/v1/images/{RED_ID}"), 409, "image_in_use", None)
     assert (await http.get(f"/v1/images/{RED_ID}/content")).content == RED
     await sets.delete(support_set.id)
-    await sets.sweep()  # what was uploaded by itself stays
+    await sets.sweep()  # media that were uploaded by themselves stay
     assert (await http.delete(f"/v1/images/{RED_ID}")).status_code == 200
 
 
-async def test_what_came_with_a_support_set_stays_once_it_is_uploaded(
+async def test_media_of_a_support_set_stay_if_they_are_also_uploaded(
     http: httpx.AsyncClient, services: Services
 ) -> None:
     support_set = await services.support_sets.create("a", [NewExample(id="a", media=(encoded(RED, "image", "m"),))])
@@ -227,8 +227,8 @@ async def test_what_came_with_a_support_set_stays_once_it_is_uploaded(
     assert (await http.get(f"/v1/images/{RED_ID}")).status_code == 200
 
 
-async def test_pages_hold_each_media_once(http: httpx.AsyncClient) -> None:
-    names = sorted([(await upload(http, picture("red", (10 + i, 10))))["id"] for i in range(7)])
+async def test_pages_list_each_media_item_once(http: httpx.AsyncClient) -> None:
+    names = sorted([(await upload(http, png("red", (10 + i, 10))))["id"] for i in range(7)])
     film_id = (await upload(http, film(["red"]), "video/mp4"))["id"]
     seen, after = [], ""
     while True:
@@ -261,7 +261,9 @@ async def test_pages_hold_each_media_once(http: httpx.AsyncClient) -> None:
         ("order=desc", 422, "order"),
     ],
 )
-async def test_a_bad_query_is_refused_by_name(http: httpx.AsyncClient, query: str, status: int, param: str) -> None:
+async def test_an_error_names_the_invalid_query_parameter(
+    http: httpx.AsyncClient, query: str, status: int, param: str
+) -> None:
     response = await http.get(f"/v1/images?{query}")
     assert (response.status_code, response.json()["error"]["param"]) == (status, param), response.text
 
@@ -273,7 +275,7 @@ async def complete(http: httpx.AsyncClient, *parts: dict[str, Any]) -> httpx.Res
     return await http.post("/v1/completions", json={"prompt": [*parts, {"type": "text", "text": "x"}]})
 
 
-async def test_an_id_stands_for_its_media(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_an_id_refers_to_its_media(http: httpx.AsyncClient, client: FakeClient) -> None:
     await upload(http)
     film_id = (await upload(http, film(["red"]), "video/mp4"))["id"]
     by_id = {"type": "image_id", "image_id": RED_ID}
@@ -282,17 +284,17 @@ async def test_an_id_stands_for_its_media(http: httpx.AsyncClient, client: FakeC
     assert response.json()["usage"]["fewshot_details"]["media"] == 3
     assert {media.id: media.data for media in client.media[0].values()} == {RED_ID: RED, film_id: film(["red"])}
     await complete(http, {"type": "image_url", "image_url": {"url": data_url(RED)}})
-    # the same media for the engine, however it came
+    # the engine receives the same media by id and by URL
     assert (
         client.requests[1].prompt.media[0] == client.requests[0].prompt.media[0] == client.requests[0].prompt.media[2]
     )
 
 
-async def test_a_media_that_is_not_stored_is_named_by_its_place(http: httpx.AsyncClient) -> None:
+async def test_an_error_names_the_part_with_an_unknown_id(http: httpx.AsyncClient) -> None:
     await upload(http)
     known = {"type": "image_id", "image_id": RED_ID}
     for part, param in (
-        ({"type": "image_id", "image_id": NOBODY}, "prompt[1].image_id"),
+        ({"type": "image_id", "image_id": UNKNOWN_ID}, "prompt[1].image_id"),
         ({"type": "video_id", "video_id": RED_ID}, "prompt[1].video_id"),
         ({"type": "video_id", "video_id": "vid_" + RED_ID[4:]}, "prompt[1].video_id"),
     ):

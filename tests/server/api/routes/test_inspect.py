@@ -1,4 +1,4 @@
-"""/v1/inspect: which token is looked at, and the shape of what is told of it."""
+"""POST /v1/inspect: the inspected token, and the shape of the response."""
 
 from __future__ import annotations
 
@@ -16,35 +16,31 @@ IMAGE = TOKENIZER.media_token_id
 
 
 async def inspect(http: httpx.AsyncClient, prompt: Any, **fields: Any) -> dict[str, Any]:
-    answer = await http.post("/v1/inspect", json={"prompt": prompt, **fields})
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
+    response = await http.post("/v1/inspect", json={"prompt": prompt, **fields})
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
 
 
-async def test_the_last_token_of_the_answer_unless_another_is_named(
-    http: httpx.AsyncClient, client: FakeClient
-) -> None:
-    found = await inspect(http, PROMPT, answer=" cat", request_id="me")
+async def test_the_default_token_is_the_last_of_the_answer(http: httpx.AsyncClient, client: FakeClient) -> None:
+    body = await inspect(http, PROMPT, answer=" cat", request_id="me")
     (request,) = client.inspections
     answer = TOKENIZER.encode_plain(" cat")
     assert request.prompt.token_ids == [*TOKENIZER.encode_plain("x"), IMAGE, *TOKENIZER.encode_plain("A"), *answer]
     assert request.prompt.media_index == [-1, 0, 0, 0, 0, 0, 0]
     assert (request.token, request.layers) == (6, [])
-    assert (found["id"], found["object"], found["model"]) == ("inspect-me", "inspection", "tiny")
-    assert (found["token"], found["num_prompt_tokens"]) == (6, 3)
-    assert [token["media"] for token in found["tokens"]] == [None, 0, 0, 0, 0, 0, 0]
-    assert [token["id"] for token in found["tokens"]] == request.prompt.token_ids
-    assert found["tokens"][1]["text"] == "<image>"
+    assert (body["id"], body["object"], body["model"]) == ("inspect-me", "inspection", "tiny")
+    assert (body["token"], body["num_prompt_tokens"]) == (6, 3)
+    assert [token["media"] for token in body["tokens"]] == [None, 0, 0, 0, 0, 0, 0]
+    assert [token["id"] for token in body["tokens"]] == request.prompt.token_ids
+    assert body["tokens"][1]["text"] == "<image>"
     assert list(client.media[0]) == request.prompt.media
 
 
-async def test_gates_and_one_map_over_all_layers(http: httpx.AsyncClient) -> None:
-    found = await inspect(http, PROMPT)
-    assert found["gates"] == [
-        {"layer": layer, "attention": 0.5, "feed_forward": -0.25} for layer in CONFIG.gated_layers
-    ]
-    assert found["attention"] == [
+async def test_without_layers_one_map_covers_all_layers(http: httpx.AsyncClient) -> None:
+    body = await inspect(http, PROMPT)
+    assert body["gates"] == [{"layer": layer, "attention": 0.5, "feed_forward": -0.25} for layer in CONFIG.gated_layers]
+    assert body["attention"] == [
         {
             "layers": list(CONFIG.gated_layers),
             "visual_tokens": [1.0, 0.0, 0.0, 0.0],
@@ -53,19 +49,19 @@ async def test_gates_and_one_map_over_all_layers(http: httpx.AsyncClient) -> Non
     ]
 
 
-async def test_a_map_for_each_layer_that_is_named(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_each_requested_layer_has_a_map(http: httpx.AsyncClient, client: FakeClient) -> None:
     layers = list(CONFIG.gated_layers)
-    found = await inspect(http, PROMPT, token=1, layers=[layers[1], layers[0], layers[1]])
+    body = await inspect(http, PROMPT, token=1, layers=[layers[1], layers[0], layers[1]])
     assert client.inspections[0].layers == [layers[1], layers[0]]
-    assert [one["layers"] for one in found["attention"]] == [[layers[1]], [layers[0]]]
-    assert found["token"] == 1
+    assert [item["layers"] for item in body["attention"]] == [[layers[1]], [layers[0]]]
+    assert body["token"] == 1
 
 
 async def test_a_token_without_media_has_no_map(http: httpx.AsyncClient, client: FakeClient) -> None:
     assert (await inspect(http, PROMPT, token=0))["attention"] == []
     assert (await inspect(http, "text alone"))["attention"] == []
-    found = await inspect(http, [5, 6], answer="ab")
-    assert [token["id"] for token in found["tokens"]] == [5, 6, *TOKENIZER.encode_plain("ab")]
+    body = await inspect(http, [5, 6], answer="ab")
+    assert [token["id"] for token in body["tokens"]] == [5, 6, *TOKENIZER.encode_plain("ab")]
 
 
 @pytest.mark.parametrize(
@@ -81,10 +77,10 @@ async def test_a_token_without_media_has_no_map(http: httpx.AsyncClient, client:
         ({"prompt": "x", "model": "other"}, 404, None),
     ],
 )
-async def test_what_cannot_be_inspected_is_named(
+async def test_an_error_names_the_invalid_field(
     http: httpx.AsyncClient, client: FakeClient, fields: dict[str, Any], status: int, param: str | None
 ) -> None:
-    answer = await http.post("/v1/inspect", json=fields)
-    assert answer.status_code == status, answer.text
-    assert answer.json()["error"]["param"] == param
+    response = await http.post("/v1/inspect", json=fields)
+    assert response.status_code == status, response.text
+    assert response.json()["error"]["param"] == param
     assert client.inspections == []

@@ -1,4 +1,4 @@
-"""The model's card, and its tokenizer by HTTP."""
+"""The routes of models and of the tokenizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.server.fakes import TOKENIZER
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_card_says_what_a_client_must_know(http: httpx.AsyncClient) -> None:
+async def test_the_card_has_the_limits_of_the_model(http: httpx.AsyncClient) -> None:
     (card,) = (await http.get("/v1/models")).json()["data"]
     assert card["id"] == "tiny"
     assert card["max_model_len"] == 64
@@ -24,14 +24,14 @@ async def test_another_model_is_not_found(http: httpx.AsyncClient) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
 
 
-async def test_tokenize_gives_what_the_model_would_read(http: httpx.AsyncClient) -> None:
+async def test_tokenize_returns_the_token_ids_of_a_prompt(http: httpx.AsyncClient) -> None:
     body = (await http.post("/tokenize", json={"prompt": [image_part(), {"type": "text", "text": "ab"}]})).json()
     assert body["tokens"] == [TOKENIZER.media_token_id, *TOKENIZER.encode_plain("ab")]
     assert body["media_index"] == [0, 0, 0]
     assert (body["count"], body["max_model_len"]) == (3, 64)
 
 
-async def test_tokenize_reads_a_chat_as_it_would_be_answered(http: httpx.AsyncClient) -> None:
+async def test_tokenize_returns_the_token_ids_of_a_chat(http: httpx.AsyncClient) -> None:
     messages = [{"role": "user", "content": [image_part(), {"type": "text", "text": "ab"}]}]
     body = (await http.post("/tokenize", json={"messages": messages, "return_token_strs": True})).json()
     assert body["tokens"] == [TOKENIZER.media_token_id, *TOKENIZER.encode_plain("ab")]
@@ -39,12 +39,12 @@ async def test_tokenize_reads_a_chat_as_it_would_be_answered(http: httpx.AsyncCl
 
 
 @pytest.mark.parametrize("fields", [{}, {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}])
-async def test_tokenize_takes_a_prompt_or_messages(http: httpx.AsyncClient, fields: dict[str, object]) -> None:
+async def test_tokenize_needs_either_a_prompt_or_messages(http: httpx.AsyncClient, fields: dict[str, object]) -> None:
     response = await http.post("/tokenize", json=fields)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
 
 
-async def test_detokenize_shows_markers(http: httpx.AsyncClient) -> None:
+async def test_detokenize_includes_markers(http: httpx.AsyncClient) -> None:
     ids = [TOKENIZER.media_token_id, *TOKENIZER.encode_plain("é")]
     assert (await http.post("/detokenize", json={"tokens": ids})).json() == {"prompt": "<image>é"}
 

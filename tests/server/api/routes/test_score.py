@@ -1,4 +1,4 @@
-"""/v1/score: continuations of a raw prompt, as text or as ids."""
+"""POST /v1/score: continuations of a raw prompt, as text or as token ids."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ import httpx
 import pytest
 
 from tests.server.conftest import image_part
-from tests.server.fakes import TOKENIZER, FakeClient, told_logprobs
+from tests.server.fakes import TOKENIZER, FakeClient, fake_logprobs
 
 pytestmark = pytest.mark.anyio
 
 
 async def score(http: httpx.AsyncClient, prompt: Any, candidates: list[Any], **fields: Any) -> dict[str, Any]:
-    answer = await http.post("/v1/score", json={"prompt": prompt, "candidates": candidates, **fields})
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
+    response = await http.post("/v1/score", json={"prompt": prompt, "candidates": candidates, **fields})
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
 
 
 async def test_every_token_of_a_candidate_is_scored(http: httpx.AsyncClient, client: FakeClient) -> None:
-    found = await score(http, [image_part(), {"type": "text", "text": "a"}], [" cat", "nt"])
+    body = await score(http, [image_part(), {"type": "text", "text": "a"}], [" cat", "nt"])
     (request,) = client.scores
-    assert (found["object"], found["model"]) == ("score", "tiny")
-    assert [TOKENIZER.decode(one["token_ids"]) for one in found["data"]] == [" cat", "nt"]
-    for one in found["data"]:
-        assert one["token_logprobs"] == told_logprobs(request, one["token_ids"])
-        assert one["logprob"] == pytest.approx(sum(one["token_logprobs"]))
-        assert one["num_tokens"] == len(one["tokens"])
-    assert found["usage"]["prompt_tokens"] == len(request.prompt.token_ids) == 2
-    assert found["usage"]["fewshot_details"]["media"] == 1
+    assert (body["object"], body["model"]) == ("score", "tiny")
+    assert [TOKENIZER.decode(item["token_ids"]) for item in body["data"]] == [" cat", "nt"]
+    for item in body["data"]:
+        assert item["token_logprobs"] == fake_logprobs(request, item["token_ids"])
+        assert item["logprob"] == pytest.approx(sum(item["token_logprobs"]))
+        assert item["num_tokens"] == len(item["tokens"])
+    assert body["usage"]["prompt_tokens"] == len(request.prompt.token_ids) == 2
+    assert body["usage"]["fewshot_details"]["media"] == 1
 
 
-async def test_ids_are_taken_as_they_are(http: httpx.AsyncClient, client: FakeClient) -> None:
-    found = await score(http, [5, 6], [[1, 2, 3], "a"])
+async def test_prompt_and_candidates_may_be_token_ids(http: httpx.AsyncClient, client: FakeClient) -> None:
+    body = await score(http, [5, 6], [[1, 2, 3], "a"])
     assert client.scores[0].prompt.token_ids == [5, 6]
-    assert [one["token_ids"] for one in found["data"]] == [[1, 2, 3], TOKENIZER.encode_plain("a")]
+    assert [item["token_ids"] for item in body["data"]] == [[1, 2, 3], TOKENIZER.encode_plain("a")]
 
 
-async def test_text_alone(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_a_prompt_may_be_text(http: httpx.AsyncClient, client: FakeClient) -> None:
     await score(http, "two and", [" two"], priority=3)
     assert TOKENIZER.decode(client.scores[0].prompt.token_ids) == "two and"
     assert client.scores[0].priority == 3
@@ -60,8 +60,8 @@ async def test_text_alone(http: httpx.AsyncClient, client: FakeClient) -> None:
         ({"max_tokens": 1}, 422, "max_tokens"),
     ],
 )
-async def test_a_wrong_field_is_refused_by_name(
+async def test_an_error_names_the_invalid_field(
     http: httpx.AsyncClient, fields: dict[str, Any], status: int, param: str
 ) -> None:
-    answer = await http.post("/v1/score", json={"prompt": "a", "candidates": ["b"], **fields})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+    response = await http.post("/v1/score", json={"prompt": "a", "candidates": ["b"], **fields})
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param)

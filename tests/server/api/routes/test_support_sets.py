@@ -1,4 +1,4 @@
-"""/v1/support_sets over HTTP: what goes in comes out, by version, and what cannot be is refused by name."""
+"""Routes of support sets: examples come back unchanged by version, and errors name the invalid field."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.settings import Settings
-from tests.server.conftest import data_url, image_part, picture
+from tests.server.conftest import data_url, image_part, png
 from tests.server.fakes import TOKENIZER, FakeClient
 
 pytestmark = pytest.mark.anyio
@@ -20,7 +20,7 @@ SETS = "/v1/support_sets"
 
 
 def example(name: str, colour: str | None = None, **fields: Any) -> dict[str, Any]:
-    media = {"media": [image_part(picture(colour))]} if colour else {}
+    media = {"media": [image_part(png(colour))]} if colour else {}
     return {"id": name, "text": f"text of {name}", **media, **fields}
 
 
@@ -40,7 +40,7 @@ def error(response: httpx.Response) -> tuple[int, str, str | None]:
     return response.status_code, body["code"], body["param"]
 
 
-async def test_a_set_is_made_and_shown(http: httpx.AsyncClient) -> None:
+async def test_a_set_is_created_and_returned(http: httpx.AsyncClient) -> None:
     before = time.time()
     examples = [example("a", "red", label="warm", question="?"), example("b", "red", label="warm"), example("c")]
     card = await create(http, examples=examples, metadata={"owner": "me"}, ttl_seconds=60)
@@ -58,17 +58,17 @@ async def test_a_set_is_made_and_shown(http: httpx.AsyncClient) -> None:
         "metadata": {"owner": "me"},
         "num_examples": 3,
         "num_media": 1,
-        "bytes": len(picture("red")),
+        "bytes": len(png("red")),
         "label_counts": {"warm": 2},
         "status": "pending",
         "warm": None,
         "example_ids": ["a", "b", "c"],
     }
-    shown = (await http.get(f"{SETS}/s/examples")).json()
-    (media,) = shown["data"][0].pop("media")
+    page = (await http.get(f"{SETS}/s/examples")).json()
+    (media,) = page["data"][0].pop("media")
     assert media["type"] == "image_id"
-    assert (await http.get(f"/v1/images/{media['image_id']}/content")).content == picture("red")
-    assert shown["data"][0] == {
+    assert (await http.get(f"/v1/images/{media['image_id']}/content")).content == png("red")
+    assert page["data"][0] == {
         "id": "a",
         "object": "support_set.example",
         "text": "text of a",
@@ -76,34 +76,34 @@ async def test_a_set_is_made_and_shown(http: httpx.AsyncClient) -> None:
         "label": "warm",
         "metadata": {},
     }
-    assert (shown["version"], shown["has_more"], shown["first_id"], shown["last_id"]) == (1, False, "a", "c")
+    assert (page["version"], page["has_more"], page["first_id"], page["last_id"]) == (1, False, "a", "c")
 
 
-async def test_media_come_by_url_by_id_and_in_short_form(http: httpx.AsyncClient) -> None:
-    upload = await http.post("/v1/images", content=picture("green"), headers={"Content-Type": "image/png"})
-    uploaded = upload.json()["id"]
-    given = [
-        {"text": "1", "image": data_url(picture("green"))},
-        {"text": "2", "image": uploaded},
-        {"text": "3", "media": [{"type": "image_id", "image_id": uploaded}]},
+async def test_media_may_be_a_url_an_id_or_the_short_form(http: httpx.AsyncClient) -> None:
+    upload = await http.post("/v1/images", content=png("green"), headers={"Content-Type": "image/png"})
+    uploaded_id = upload.json()["id"]
+    examples = [
+        {"text": "1", "image": data_url(png("green"))},
+        {"text": "2", "image": uploaded_id},
+        {"text": "3", "media": [{"type": "image_id", "image_id": uploaded_id}]},
     ]
-    card = await create(http, examples=given)
+    card = await create(http, examples=examples)
     assert (card["num_examples"], card["num_media"]) == (3, 1)
     assert await ids(http) == card["example_ids"]
-    for shown in (await http.get(f"{SETS}/s/examples")).json()["data"]:
-        assert shown["id"].startswith("ex_")
-        assert shown["media"] == [{"type": "image_id", "image_id": uploaded}]
+    for stored in (await http.get(f"{SETS}/s/examples")).json()["data"]:
+        assert stored["id"].startswith("ex_")
+        assert stored["media"] == [{"type": "image_id", "image_id": uploaded_id}]
 
 
-async def test_what_examples_shows_may_be_sent_again(http: httpx.AsyncClient) -> None:
+async def test_returned_examples_can_be_sent_again(http: httpx.AsyncClient) -> None:
     await create(http, examples=[example("a", "red", metadata={"x": [1, None]}), example("b")])
-    shown = (await http.get(f"{SETS}/s/examples")).json()["data"]
-    again = [{key: value for key, value in one.items() if key != "object"} for one in shown]
-    await create(http, "copy", examples=again)
-    assert (await http.get(f"{SETS}/copy/examples")).json()["data"] == shown
+    examples = (await http.get(f"{SETS}/s/examples")).json()["data"]
+    fields = [{key: value for key, value in item.items() if key != "object"} for item in examples]
+    await create(http, "copy", examples=fields)
+    assert (await http.get(f"{SETS}/copy/examples")).json()["data"] == examples
 
 
-async def test_examples_are_put_replaced_and_deleted_each_in_a_version(http: httpx.AsyncClient) -> None:
+async def test_each_change_of_examples_makes_a_version(http: httpx.AsyncClient) -> None:
     card = await create(http, examples=[example("a"), example("b")])
     put = await http.post(f"{SETS}/{card['id']}/examples", json={"examples": [example("b", text="new"), example("c")]})
     assert (put.json()["version"], put.json()["num_examples"]) == (2, 3)
@@ -112,8 +112,8 @@ async def test_examples_are_put_replaced_and_deleted_each_in_a_version(http: htt
     gone = await http.delete(f"{SETS}/s/examples", params={"id": "b,c", "expected_version": 3})
     assert (gone.json()["version"], gone.json()["num_examples"]) == (4, 0)
     assert [await ids(http, f"?version={n}") for n in (1, 2, 3, 4)] == [["a", "b"], ["a", "b", "c"], ["b", "c"], []]
-    one = await http.get(f"{SETS}/s/examples/b", params={"version": 2})
-    assert one.json()["text"] == "new"
+    replaced = await http.get(f"{SETS}/s/examples/b", params={"version": 2})
+    assert replaced.json()["text"] == "new"
     old = (await http.get(f"{SETS}/s", params={"version": 2})).json()
     assert (old["version"], old["latest_version"], old["num_examples"]) == (2, 4, 3)
     versions = (await http.get(f"{SETS}/s/versions", params={"limit": 2, "after": 1})).json()
@@ -121,16 +121,16 @@ async def test_examples_are_put_replaced_and_deleted_each_in_a_version(http: htt
     assert versions["has_more"]
 
 
-async def test_ids_of_put_examples_are_told_in_the_order_of_the_request(http: httpx.AsyncClient) -> None:
+async def test_example_ids_are_in_the_order_of_the_request(http: httpx.AsyncClient) -> None:
     card = await create(http, examples=[example("a"), {"text": "b"}])
     put = await http.post(f"{SETS}/s/examples", json={"examples": [{"text": "c"}, example("a"), {"text": "d"}]})
-    told = put.json()["example_ids"]
-    assert told[1] == "a"
-    assert await ids(http) == [*card["example_ids"], told[0], told[2]]
+    example_ids = put.json()["example_ids"]
+    assert example_ids[1] == "a"
+    assert await ids(http) == [*card["example_ids"], example_ids[0], example_ids[2]]
     assert "example_ids" not in (await http.get(f"{SETS}/s")).json()
 
 
-async def test_unknown_things_are_404_by_their_code(http: httpx.AsyncClient) -> None:
+async def test_unknown_sets_versions_and_examples_are_not_found(http: httpx.AsyncClient) -> None:
     await create(http, examples=[example("a")])
     unknown = (404, "support_set_not_found", None)
     assert error(await http.get(f"{SETS}/other")) == unknown
@@ -159,13 +159,13 @@ async def test_unknown_things_are_404_by_their_code(http: httpx.AsyncClient) -> 
         ({"examples": [example("a b")]}, 400, "examples[0].id"),
         ({"examples": [example("a", text="\0")]}, 400, "examples[0].text"),
         ({"examples": [example("a", weight=1)]}, 422, "examples[0].weight"),
-        ({"examples": [example("a"), {"image": data_url(b"no picture")}]}, 400, "examples[1].image"),
-        ({"examples": [{"media": [image_part(b"no picture")]}]}, 400, "examples[0].media[0].image_url.url"),
+        ({"examples": [example("a"), {"image": data_url(b"no image")}]}, 400, "examples[1].image"),
+        ({"examples": [{"media": [image_part(b"no image")]}]}, 400, "examples[0].media[0].image_url.url"),
         ({"examples": [{"image": "img_" + "0" * 64}]}, 404, "examples[0].image"),
         ({"examples": [{"media": [{"type": "image_id", "image_id": "x"}]}]}, 404, "examples[0].media[0].image_id"),
     ],
 )
-async def test_what_cannot_be_is_refused_by_name(
+async def test_an_error_names_the_invalid_field(
     http: httpx.AsyncClient, fields: dict[str, Any], status: int, param: str | None
 ) -> None:
     response = await http.post(SETS, json=fields)
@@ -173,20 +173,20 @@ async def test_what_cannot_be_is_refused_by_name(
     assert (await http.get(SETS)).json()["data"] == []
 
 
-async def test_a_change_is_refused_when_the_version_is_another(http: httpx.AsyncClient) -> None:
+async def test_a_change_is_refused_if_the_version_is_not_the_expected_one(http: httpx.AsyncClient) -> None:
     await create(http, examples=[example("a")])
     assert (await http.post(f"{SETS}/s/examples", json={"examples": [example("b")], "expected_version": 1})).is_success
     conflict = (409, "version_conflict", "expected_version")
-    late = {"expected_version": 1}
-    assert error(await http.post(f"{SETS}/s/examples", json={"examples": [example("c")], **late})) == conflict
-    assert error(await http.patch(f"{SETS}/s", json={"pinned": True, **late})) == conflict
-    assert error(await http.delete(f"{SETS}/s/examples/a", params=late)) == conflict
-    assert error(await http.delete(f"{SETS}/s/examples", params={"id": "a", **late})) == conflict
-    assert error(await http.delete(f"{SETS}/s", params=late)) == conflict
+    outdated = {"expected_version": 1}
+    assert error(await http.post(f"{SETS}/s/examples", json={"examples": [example("c")], **outdated})) == conflict
+    assert error(await http.patch(f"{SETS}/s", json={"pinned": True, **outdated})) == conflict
+    assert error(await http.delete(f"{SETS}/s/examples/a", params=outdated)) == conflict
+    assert error(await http.delete(f"{SETS}/s/examples", params={"id": "a", **outdated})) == conflict
+    assert error(await http.delete(f"{SETS}/s", params=outdated)) == conflict
     assert error(await http.post(SETS, json={"name": "s"})) == (409, "name_taken", "name")
 
 
-async def test_a_patch_changes_what_it_names_and_null_takes_away(http: httpx.AsyncClient) -> None:
+async def test_a_patch_changes_the_named_fields_and_null_removes_them(http: httpx.AsyncClient) -> None:
     await create(http, ttl_seconds=60, metadata={"a": 1})
     card = (await http.patch(f"{SETS}/s", json={"pinned": True, "ttl_seconds": 600})).json()
     assert card["pinned"]
@@ -199,7 +199,7 @@ async def test_a_patch_changes_what_it_names_and_null_takes_away(http: httpx.Asy
     assert card["version"] == 1
 
 
-async def test_an_expired_set_is_gone(http: httpx.AsyncClient) -> None:
+async def test_an_expired_set_is_not_found(http: httpx.AsyncClient) -> None:
     card = await create(http, ttl_seconds=0.05)
     await asyncio.sleep(0.06)
     for name in ("s", card["id"]):
@@ -208,12 +208,12 @@ async def test_an_expired_set_is_gone(http: httpx.AsyncClient) -> None:
 
 
 async def test_lists_come_in_pages(http: httpx.AsyncClient) -> None:
-    made = [(await create(http, f"s{n}"))["id"] for n in range(3)]
+    created = [(await create(http, f"s{n}"))["id"] for n in range(3)]
     first = (await http.get(SETS, params={"limit": 2})).json()
-    assert [card["id"] for card in first["data"]] == made[:2]
-    assert (first["has_more"], first["first_id"], first["last_id"]) == (True, made[0], made[1])
+    assert [card["id"] for card in first["data"]] == created[:2]
+    assert (first["has_more"], first["first_id"], first["last_id"]) == (True, created[0], created[1])
     rest = (await http.get(SETS, params={"after": first["last_id"]})).json()
-    assert [card["id"] for card in rest["data"]] == made[2:]
+    assert [card["id"] for card in rest["data"]] == created[2:]
     assert not rest["has_more"]
     await create(http, examples=[example(name) for name in "abcd"])
     assert await ids(http, "?limit=2&after=a") == ["b", "c"]
@@ -222,9 +222,9 @@ async def test_lists_come_in_pages(http: httpx.AsyncClient) -> None:
     assert error(await http.get(f"{SETS}?order=desc")) == (422, "unsupported_parameter", "order")
 
 
-async def test_a_request_that_comes_again_gets_its_first_answer(http: httpx.AsyncClient) -> None:
+async def test_a_repeated_request_gets_its_first_response(http: httpx.AsyncClient) -> None:
     headers = {"Idempotency-Key": "once"}
-    body = {"name": "s", "examples": [{"image": data_url(picture()), "text": "a"}]}
+    body = {"name": "s", "examples": [{"image": data_url(png()), "text": "a"}]}
     first = await http.post(SETS, json=body, headers=headers)
     assert first.is_success
     assert (await http.post(SETS, json=body, headers=headers)).json() == first.json()
@@ -238,7 +238,7 @@ async def test_a_request_that_comes_again_gets_its_first_answer(http: httpx.Asyn
     assert error(bad) == (400, "invalid_value", "Idempotency-Key")
 
 
-async def test_a_deleted_set_lets_its_media_go(http: httpx.AsyncClient, app: FastAPI) -> None:
+async def test_a_deleted_set_releases_its_media(http: httpx.AsyncClient, app: FastAPI) -> None:
     await create(http, examples=[example("a", "red")])
     media = (await http.get(f"{SETS}/s/examples/a")).json()["media"][0]["image_id"]
     assert error(await http.delete(f"/v1/images/{media}"))[:2] == (409, "image_in_use")
@@ -249,7 +249,9 @@ async def test_a_deleted_set_lets_its_media_go(http: httpx.AsyncClient, app: Fas
     assert error(await http.get(f"/v1/images/{media}")) == (404, "image_not_found", "image_id")
 
 
-async def test_warming_shows_every_media_once_behind_all_others(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_warming_encodes_each_media_item_once_with_the_last_priority(
+    http: httpx.AsyncClient, client: FakeClient
+) -> None:
     await create(http, examples=[example("a", "red"), example("b", "blue"), example("c", "red")])
     card = (await http.post(f"{SETS}/s/warm", json={"wait": True})).json()
     assert card["status"] == "ready"
@@ -266,17 +268,17 @@ async def test_warming_shows_every_media_once_behind_all_others(http: httpx.Asyn
     assert (await http.get(f"{SETS}/s?version=1")).json()["status"] == "pending"
 
 
-async def test_warming_computes_the_shots_as_a_request_begins(http: httpx.AsyncClient, client: FakeClient) -> None:
+async def test_warming_computes_the_shots_that_begin_a_request(http: httpx.AsyncClient, client: FakeClient) -> None:
     await create(http, examples=[example(name, colour) for name, colour in (("a", "red"), ("b", "blue"))])
     card = (await http.post(f"{SETS}/s/warm", json={"wait": True, "template": "caption", "k": 2})).json()
     assert card["status"] == "ready"
     prefix = client.requests[-1].prompt.token_ids
     assert card["warm"]["prompt_tokens"] == len(prefix)
-    query = {"query": {"image": data_url(picture("green"))}, "template": "caption", "max_tokens": 1}
-    asked = await http.post(
+    query = {"query": {"image": data_url(png("green"))}, "template": "caption", "max_tokens": 1}
+    response = await http.post(
         "/v1/fewshot/completions", json={"examples": {"support_set": "s", "k": 2, "order": "stored"}, **query}
     )
-    assert asked.is_success, asked.text
+    assert response.is_success, response.text
     shared = next(
         i for i, (a, b) in enumerate(zip(prefix, client.requests[-1].prompt.token_ids, strict=False)) if a != b
     )
@@ -286,7 +288,7 @@ async def test_warming_computes_the_shots_as_a_request_begins(http: httpx.AsyncC
     assert error(await http.post(f"{SETS}/s/warm", json={"template": "caption", "k": 3})) == (400, "invalid_value", "k")
 
 
-async def test_warming_that_fails_says_why(http: httpx.AsyncClient, client: FakeClient, app: FastAPI) -> None:
+async def test_failed_warming_reports_the_error(http: httpx.AsyncClient, client: FakeClient, app: FastAPI) -> None:
     await create(http, examples=[example("a", "red")])
     media = (await http.get(f"{SETS}/s/examples/a")).json()["media"][0]["image_id"]
     app.state.services.store.delete(media)

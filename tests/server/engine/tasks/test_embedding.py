@@ -1,4 +1,4 @@
-"""Vectors of media and texts: what they are, that no media is encoded twice, and that nothing stays behind."""
+"""Vectors of media and texts: their values, no media item encoded twice, and everything released."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.engine_client import (
     SERVED,
     Client,
     Prompt,
-    assert_all_is_back,
-    assert_like_the_reference,
+    assert_all_released,
+    assert_equals_reference,
     client,
     frames,
     source,
@@ -33,18 +33,18 @@ from tests.engine_client import (
 from tests.tiny_models import FAMILIES, Family
 
 
-def embed(request_id: str, pictures: Sequence[int]) -> Embed:
-    return Embed(request_id=request_id, media=[source(picture) for picture in pictures])
+def embed(request_id: str, images: Sequence[int]) -> Embed:
+    return Embed(request_id=request_id, media=[source(image) for image in images])
 
 
-def vector(model: Flamingo, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    features = model.vision(normalise(torch.from_numpy(picture), model.config.vision))  # [F, P, Dv]
+def vector(model: Flamingo, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    features = model.vision(normalise(torch.from_numpy(image), model.config.vision))  # [F, P, Dv]
     mean: NDArray[np.float32] = features.mean((0, 1)).numpy()
     return mean / np.linalg.norm(mean)
 
 
 def encoded(answer: Client, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many media go through the vision encoder, from now on, a batch an entry."""
+    """Record how many media go through the vision encoder: one entry per batch."""
     counts: list[int] = []
     features = answer.engine.runner.model.features
 
@@ -57,52 +57,52 @@ def encoded(answer: Client, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_medias_vector_is_the_mean_of_its_features(family: Family) -> None:
+def test_the_vector_of_a_media_item_is_the_mean_of_its_features(family: Family) -> None:
     answer = client(family)
-    answer.pictures[b"v" * 32] = clip = frames(7, num_frames=3)
+    answer.images[b"v" * 32] = clip = frames(7, num_frames=3)
     answer.engine.add(Embed(request_id="a", media=[source(0), b"v" * 32, source(1), source(0)]))
     answer.run()
-    expected = [vector(MODELS[family], picture) for picture in (frames(0), clip, frames(1), frames(0))]
+    expected = [vector(MODELS[family], image) for image in (frames(0), clip, frames(1), frames(0))]
     assert answer.embedded["a"] == pytest.approx(np.stack(expected), abs=1e-5)
     assert np.linalg.norm(answer.embedded["a"], axis=-1) == pytest.approx(np.ones(4), abs=1e-5)
-    assert sorted(answer.wanted) == sorted({source(0), source(1), b"v" * 32})
-    assert_all_is_back(answer.engine)
+    assert sorted(answer.requested) == sorted({source(0), source(1), b"v" * 32})
+    assert_all_released(answer.engine)
 
 
-def test_what_a_prompt_has_encoded_is_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_media_encoded_for_a_prompt_are_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("openflamingo")
     answer.engine.add(FEW_SHOT.request("prompt"))
     answer.run()
-    answer.wanted.clear()
+    answer.requested.clear()
     counts = encoded(answer, monkeypatch)
     answer.engine.add(embed("a", range(4)))
     answer.run()
-    assert (counts, answer.wanted) == ([], [])
+    assert (counts, answer.requested) == ([], [])
     expected = [vector(MODELS["openflamingo"], frames(i)) for i in range(4)]
     assert answer.embedded["a"] == pytest.approx(np.stack(expected), abs=1e-5)
 
 
 @pytest.mark.parametrize("host_media_bytes", [0, 1 << 20])
-def test_what_was_embedded_is_not_encoded_again_for_a_prompt(
+def test_embedded_media_are_not_encoded_again_for_a_prompt(
     host_media_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = client("flamingo", replace(CONFIG, host_media_bytes=host_media_bytes))
     answer.engine.add(embed("a", range(4)))
     answer.run()
-    answer.wanted.clear()
+    answer.requested.clear()
     counts = encoded(answer, monkeypatch)
     answer.engine.add(FEW_SHOT.request("prompt"))
     answer.run()
-    assert (counts, answer.wanted) == ([], [])
+    assert (counts, answer.requested) == ([], [])
     assert (answer.admitted["prompt"].media_encoded, answer.admitted["prompt"].media_cached) == (0, 4)
-    assert_like_the_reference("flamingo", FEW_SHOT, answer, "prompt")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference("flamingo", FEW_SHOT, answer, "prompt")
+    assert_all_released(answer.engine)
 
 
-def test_embedding_takes_no_filled_slot_where_host_memory_keeps_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedding_evicts_no_page_if_host_memory_keeps_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("flamingo", replace(CONFIG, num_media_slots=2))
-    for picture in (0, 1):
-        answer.engine.add(Prompt(((picture, 5),)).request(str(picture)))
+    for image in (0, 1):
+        answer.engine.add(Prompt(((image, 5),)).request(str(image)))
         answer.run()
     answer.engine.add(embed("a", range(2, 6)))
     answer.run()
@@ -111,10 +111,10 @@ def test_embedding_takes_no_filled_slot_where_host_memory_keeps_its_tokens(monke
     answer.engine.add(Prompt(((4, 5),)).request("later"))
     answer.run()
     assert counts == []
-    assert_like_the_reference("flamingo", Prompt(((4, 5),)), answer, "later")
+    assert_equals_reference("flamingo", Prompt(((4, 5),)), answer, "later")
 
 
-def test_a_prompt_and_an_embedding_that_want_one_media_at_once_encode_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_and_an_embedding_encode_their_common_media_once(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("idefics")
     counts = encoded(answer, monkeypatch)
     answer.engine.add(FEW_SHOT.request("prompt"))
@@ -122,46 +122,46 @@ def test_a_prompt_and_an_embedding_that_want_one_media_at_once_encode_it_once(mo
     answer.engine.add(embed("b", [0, 1]))
     answer.run()
     assert sum(counts) == 4
-    assert len(answer.wanted) == 4
+    assert len(answer.requested) == 4
     assert answer.embedded["b"] == pytest.approx(answer.embedded["a"][[3, 2]])
-    assert_like_the_reference("idefics", FEW_SHOT, answer, "prompt")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference("idefics", FEW_SHOT, answer, "prompt")
+    assert_all_released(answer.engine)
 
 
-def test_a_vector_that_was_dropped_is_worked_out_again_and_the_page_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evicted_vector_is_computed_again_and_the_page_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("flamingo")
-    answer.engine.media.pooled.max_entries = 2
-    for name, pictures in (("a", [0, 1]), ("b", [2, 3])):
-        answer.engine.add(embed(name, pictures))
+    answer.engine.media.pooled.max_size = 2
+    for name, images in (("a", [0, 1]), ("b", [2, 3])):
+        answer.engine.add(embed(name, images))
         answer.run()
-    answer.wanted.clear()
+    answer.requested.clear()
     counts = encoded(answer, monkeypatch)
     answer.engine.add(embed("again", [0]))
     answer.run()
-    assert (counts, answer.wanted) == ([1], [source(0)])
+    assert (counts, answer.requested) == ([1], [source(0)])
     assert answer.embedded["again"][0] == pytest.approx(answer.embedded["a"][0], abs=1e-6)
     answer.engine.add(FEW_SHOT.request("prompt"))
     answer.run()
     assert counts == [1]
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
-def test_pixels_are_asked_for_a_few_media_at_a_time() -> None:
+def test_pixels_are_requested_for_a_few_media_at_a_time() -> None:
     answer = client("flamingo")
     digests = [bytes([i]) * 32 for i in range(3 * WINDOW)]
-    answer.pictures |= {digest: frames(i) for i, digest in enumerate(digests)}
+    answer.images |= {digest: frames(i) for i, digest in enumerate(digests)}
     answer.engine.add(Embed(request_id="a", media=digests))
-    most = 0
+    max_frames = 0
     while answer.engine.has_work():
         answer.step()
-        most = max(most, len(answer.engine.media._frames))
-    assert most <= WINDOW
+        max_frames = max(max_frames, len(answer.engine.media._frames))
+    assert max_frames <= WINDOW
     assert answer.embedded["a"].shape == (3 * WINDOW, 16)
-    assert len(answer.wanted) == 3 * WINDOW
-    assert_all_is_back(answer.engine)
+    assert len(answer.requested) == 3 * WINDOW
+    assert_all_released(answer.engine)
 
 
-def test_waiting_for_pixels_is_no_work() -> None:
+def test_a_step_that_waits_for_pixels_does_nothing() -> None:
     answer = client("flamingo")
     answer.engine.add(embed("a", [0]))
     assert answer.engine.step() == [MediaWanted(source(0))]
@@ -170,10 +170,10 @@ def test_waiting_for_pixels_is_no_work() -> None:
     answer.engine.abort(Abort("a"))
     answer.run()
     assert answer.finished["a"].finish_reason == "abort"
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
-def test_a_media_that_cannot_be_had_fails_its_embedding_alone() -> None:
+def test_failed_media_fail_only_their_embedding() -> None:
     answer = client("flamingo")
     answer.engine.add(embed("bad", [0, 1]))
     answer.engine.add(embed("good", [1]))
@@ -184,10 +184,10 @@ def test_a_media_that_cannot_be_had_fails_its_embedding_alone() -> None:
     answer.run()
     assert answer.finished["bad"].error == "not an image"
     assert answer.embedded["good"].shape == (1, 16)
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
-def test_features_that_are_not_finite_fail_the_embedding_and_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nonfinite_features_fail_the_embedding_and_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("flamingo")
     with monkeypatch.context() as patched:
         patched.setattr(
@@ -196,13 +196,13 @@ def test_features_that_are_not_finite_fail_the_embedding_and_are_not_kept(monkey
         answer.engine.add(embed("a", [0, 1]))
         answer.run()
     assert answer.finished["a"].error == "the model's output is not finite"
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
     answer.engine.add(embed("again", [0, 1]))
     answer.engine.add(Prompt(((0, 5),)).request("prompt"))
     answer.run()
     assert np.isfinite(answer.embedded["again"]).all()
-    assert_like_the_reference("flamingo", Prompt(((0, 5),)), answer, "prompt")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference("flamingo", Prompt(((0, 5),)), answer, "prompt")
+    assert_all_released(answer.engine)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -215,24 +215,24 @@ def test_any_mix_of_prompts_and_embeddings(data: st.DataObject) -> None:
         max_frames_idle=data.draw(st.integers(1, 4)),
     )
     answer = client("flamingo", config)
-    answer.engine.media.pooled.max_entries = data.draw(st.integers(1, 8))
-    pictures = st.lists(st.integers(0, 5), min_size=1, max_size=6)
-    asked = data.draw(st.lists(st.tuples(pictures, st.sampled_from(["prompt", "embed", "abort"])), max_size=6))
-    for i, (shown, kind) in enumerate(asked):
-        prompt = Prompt(tuple((picture, 3) for picture in shown))
-        answer.engine.add(prompt.request(str(i)) if kind == "prompt" else embed(str(i), shown))
+    answer.engine.media.pooled.max_size = data.draw(st.integers(1, 8))
+    images = st.lists(st.integers(0, 5), min_size=1, max_size=6)
+    requests = data.draw(st.lists(st.tuples(images, st.sampled_from(["prompt", "embed", "abort"])), max_size=6))
+    for i, (media, kind) in enumerate(requests):
+        prompt = Prompt(tuple((image, 3) for image in media))
+        answer.engine.add(prompt.request(str(i)) if kind == "prompt" else embed(str(i), media))
         for _ in range(data.draw(st.integers(0, 3))):
             answer.step()
         if kind == "abort":
             answer.engine.abort(Abort(str(i)))
     answer.run()
-    for i, (shown, kind) in enumerate(asked):
+    for i, (media, kind) in enumerate(requests):
         if kind == "prompt":
-            assert_like_the_reference("flamingo", Prompt(tuple((picture, 3) for picture in shown)), answer, str(i))
+            assert_equals_reference("flamingo", Prompt(tuple((image, 3) for image in media)), answer, str(i))
         elif kind == "embed":
-            expected = np.stack([vector(MODELS["flamingo"], frames(picture)) for picture in shown])
+            expected = np.stack([vector(MODELS["flamingo"], frames(image)) for image in media])
             assert answer.embedded[str(i)] == pytest.approx(expected, abs=1e-5)
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
 # texts
@@ -241,9 +241,9 @@ TEXTS = [[1, 2, 3], [4], list(range(40)), [5, 6], [1, 2, 3]]
 
 
 def text_vector(model: Flamingo, ids: list[int]) -> NDArray[np.float32]:
-    """What comes out of the last norm on the way to the head, in a forward that has no gated layers."""
+    """Return the mean output of the last norm before the head, in a forward without gated layers, of length one."""
     hidden: list[torch.Tensor] = []
-    handle = model.language_model.norm.register_forward_hook(lambda module, given, out: hidden.append(out))
+    handle = model.language_model.norm.register_forward_hook(lambda module, inputs, out: hidden.append(out))
     try:
         batch = whole_sequences([ids], [[-1] * len(ids)])
         x = model.language_model.embed_tokens(batch)
@@ -259,16 +259,16 @@ def text_vector(model: Flamingo, ids: list[int]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("max_tokens_per_step", [4, 512])
-def test_a_texts_vector_is_the_mean_of_its_last_hidden_states(family: Family, max_tokens_per_step: int) -> None:
+def test_the_vector_of_a_text_is_the_mean_of_its_last_hidden_states(family: Family, max_tokens_per_step: int) -> None:
     answer = client(family, replace(CONFIG, max_tokens_per_step=max_tokens_per_step))
     answer.engine.add(EmbedText(request_id="a", texts=TEXTS))
     answer.run()
     expected = np.stack([text_vector(MODELS[family], ids) for ids in TEXTS])
     assert answer.embedded["a"] == pytest.approx(expected, abs=1e-5)
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
-def test_texts_are_embedded_beside_answers_and_change_none() -> None:
+def test_embedding_texts_does_not_change_answers() -> None:
     answer = client("idefics", replace(CONFIG, max_tokens_per_step=8))
     answer.engine.add(FEW_SHOT.request("prompt"))
     answer.engine.add(EmbedText(request_id="a", texts=TEXTS))
@@ -278,11 +278,11 @@ def test_texts_are_embedded_beside_answers_and_change_none() -> None:
     answer.run()
     assert answer.embedded["a"].shape == (5, 32)
     assert "gone" not in answer.embedded
-    assert_like_the_reference("idefics", FEW_SHOT, answer, "prompt")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference("idefics", FEW_SHOT, answer, "prompt")
+    assert_all_released(answer.engine)
 
 
-def test_one_forward_of_texts_a_step_however_many_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_forward_of_texts_per_step_for_any_number_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("flamingo", replace(CONFIG, max_tokens_per_step=4))
     forwards: list[int] = []
     embed_texts = answer.engine.runner.embed_texts
@@ -299,14 +299,14 @@ def test_one_forward_of_texts_a_step_however_many_ask(monkeypatch: pytest.Monkey
         before = len(forwards)
         answer.step()
         assert len(forwards) - before <= 1
-    # 4 tokens of texts together, and the one of 40 alone
+    # 4 tokens of texts together, and the text of 40 alone
     assert forwards == [2, 1, 1, 1] * 3
     assert all((answer.embedded[name] == answer.embedded["a"]).all() for name in "bc")
-    assert_like_the_reference("flamingo", FEW_SHOT, answer, "prompt")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference("flamingo", FEW_SHOT, answer, "prompt")
+    assert_all_released(answer.engine)
 
 
-@pytest.mark.parametrize(("texts", "message"), [([[1], []], "without tokens"), ([[1] * 129], "129 tokens exceeds")])
+@pytest.mark.parametrize(("texts", "message"), [([[1], []], "at least one token"), ([[1] * 129], "129 tokens exceeds")])
 def test_texts_that_cannot_be_embedded_are_refused(texts: list[list[int]], message: str) -> None:
     answer = client("flamingo")
     answer.engine.add(EmbedText(request_id="a", texts=texts))
@@ -314,7 +314,7 @@ def test_texts_that_cannot_be_embedded_are_refused(texts: list[list[int]], messa
     assert message in answer.finished["a"].error
 
 
-def test_nothing_to_embed_is_no_vectors() -> None:
+def test_an_empty_request_gives_no_vectors() -> None:
     answer = client("flamingo")
     answer.engine.add(EmbedText(request_id="texts", texts=[]))
     answer.engine.add(embed("media", []))

@@ -1,4 +1,4 @@
-"""Inspections: the same numbers as the model's own forward gives, beside others, and nothing left behind."""
+"""Inspections: the numbers of the model's own forward, no effect on other requests, and everything released."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.inspect import media_weights, patch_shares, patch_grid
+from model.inspect import media_weights, patch_grid, patch_shares
 from model.reference import encode
 from model.vision import normalise
 from server.wire import Abort, AttentionMap, Inspect, MediaFailed, MediaWanted
@@ -18,8 +18,8 @@ from tests.engine_client import (
     FEW_SHOT,
     MODELS,
     Prompt,
-    assert_all_is_back,
-    assert_like_the_reference,
+    assert_all_released,
+    assert_equals_reference,
     client,
     frames,
     source,
@@ -37,12 +37,12 @@ def inspect(request_id: str, prompt: Prompt, token: int, layers: list[int] | Non
     )
 
 
-def grid(found: AttentionMap) -> NDArray[np.float32]:
-    return np.frombuffer(found.data, np.float32).reshape(found.shape)
+def grid(attention: AttentionMap) -> NDArray[np.float32]:
+    return np.frombuffer(attention.data, np.float32).reshape(attention.shape)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_tokens_view_is_the_models(family: Family) -> None:
+def test_maps_are_those_of_the_models_forward(family: Family) -> None:
     answer, model = client(family), MODELS[family]
     config, request = model.config, FEW_SHOT.request("x")
     token = len(request.prompt.token_ids) - 4  # it reads the third media
@@ -51,8 +51,8 @@ def test_a_tokens_view_is_the_models(family: Family) -> None:
     answer.run()
     media = encode(model, FEW_SHOT.pixels(model))
     seen = media_weights(model, request.prompt.token_ids, request.prompt.media_index, media, token, config.gated_layers)
-    shown = normalise(torch.from_numpy(frames(2)), config.vision)
-    patches = patch_shares(model.resampler, model.features(shown[None])[0])
+    pixels = normalise(torch.from_numpy(frames(2)), config.vision)
+    patches = patch_shares(model.resampler, model.features(pixels[None])[0])
     (mean,), (last,) = answer.inspected["mean"].maps, answer.inspected["last"].maps
     assert (mean.layers, last.layers) == (list(config.gated_layers), [config.gated_layers[-1]])
     weights = torch.stack(list(seen.values())).mean(0)
@@ -63,34 +63,34 @@ def test_a_tokens_view_is_the_models(family: Family) -> None:
     assert float(grid(last).sum()) == pytest.approx(1, abs=1e-5)
     assert [gate.layer for gate in answer.inspected["mean"].gates] == list(config.gated_layers)
     assert all(0 < gate.attention < 1 for gate in answer.inspected["mean"].gates)
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
-def test_a_video_has_a_grid_a_frame() -> None:
+def test_a_video_has_one_grid_per_frame() -> None:
     answer = client("idefics")
-    answer.pictures[source(0)] = frames(0, num_frames=5)
+    answer.images[source(0)] = frames(0, num_frames=5)
     answer.engine.add(inspect("a", Prompt(((0, 5),)), 3))
     answer.run()
     assert grid(answer.inspected["a"].maps[0]).shape == (5, 2, 2)
 
 
-def test_a_token_before_all_media_has_gates_and_no_map_and_wants_no_pixels() -> None:
+def test_a_token_before_all_media_has_gates_and_no_map() -> None:
     answer = client("openflamingo")
     answer.engine.add(inspect("a", FEW_SHOT, 1))
     answer.run()
-    assert answer.wanted == []
+    assert answer.requested == []
     assert answer.inspected["a"].maps == []
     assert len(answer.inspected["a"].gates) == 2
 
 
-def test_media_behind_the_token_are_not_asked_for() -> None:
+def test_media_after_the_token_are_not_requested() -> None:
     answer = client("flamingo")
     answer.engine.add(inspect("a", FEW_SHOT, 5))
     answer.run()
-    assert answer.wanted == [source(0)]
+    assert answer.requested == [source(0)]
 
 
-def test_beside_answers_it_changes_none_and_what_is_cached_is_asked_for_again() -> None:
+def test_inspecting_does_not_change_answers_and_requests_cached_media_again() -> None:
     answer = client("flamingo", replace(CONFIG, max_tokens_per_step=8))
     answer.engine.add(FEW_SHOT.request("before"))
     answer.run()
@@ -99,14 +99,14 @@ def test_beside_answers_it_changes_none_and_what_is_cached_is_asked_for_again() 
     answer.engine.add(inspect("gone", FEW_SHOT, 12))
     answer.engine.abort(Abort("gone"))
     answer.run()
-    assert sorted(answer.wanted) == sorted([source(i) for i in range(4)] + [source(i) for i in range(2)])
+    assert sorted(answer.requested) == sorted([source(i) for i in range(4)] + [source(i) for i in range(2)])
     assert "gone" not in answer.inspected
     assert len(answer.inspected["a"].maps) == 1
-    assert_like_the_reference("flamingo", FEW_SHOT, answer, "prompt")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference("flamingo", FEW_SHOT, answer, "prompt")
+    assert_all_released(answer.engine)
 
 
-def test_a_media_that_cannot_be_had_fails_the_inspection() -> None:
+def test_failed_media_fail_the_inspection() -> None:
     answer = client("flamingo")
     answer.engine.add(inspect("a", FEW_SHOT, 5))
     assert answer.engine.step() == [MediaWanted(source(0))]
@@ -114,12 +114,12 @@ def test_a_media_that_cannot_be_had_fails_the_inspection() -> None:
     answer.engine.fail_media(MediaFailed(digest=source(0), message="not an image"))
     answer.run()
     assert answer.finished["a"].error == "not an image"
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
-def test_no_memory_for_it_fails_the_inspection_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_fails_only_the_inspection(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*arguments: object) -> None:
-        raise torch.OutOfMemoryError("told to")
+        raise torch.OutOfMemoryError
 
     answer = client("flamingo")
     answer.engine.add(FEW_SHOT.request("prompt"))
@@ -127,15 +127,19 @@ def test_no_memory_for_it_fails_the_inspection_alone(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("server.engine.tasks.inspection.inspect.media_weights", exhausted)
     answer.run()
     assert "no memory" in answer.finished["a"].error
-    assert_like_the_reference("flamingo", FEW_SHOT, answer, "prompt")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference("flamingo", FEW_SHOT, answer, "prompt")
+    assert_all_released(answer.engine)
 
 
 @pytest.mark.parametrize(
     ("token", "layers", "message"),
-    [(27, [], "token 27 is none of 27"), (-1, [], "token -1"), (3, [0, 9], r"layers [0, 9] are none of")],
+    [
+        (27, [], "token is 27, must be at least 0 and below the prompt's 27 tokens"),
+        (-1, [], "token is -1"),
+        (3, [0, 9], r"layers [0, 9] are not gated layers"),
+    ],
 )
-def test_what_cannot_be_inspected_is_refused(token: int, layers: list[int], message: str) -> None:
+def test_an_invalid_token_or_layer_is_refused(token: int, layers: list[int], message: str) -> None:
     answer = client("openflamingo")
     answer.engine.add(inspect("a", FEW_SHOT, token, layers))
     answer.run()

@@ -1,4 +1,4 @@
-"""Scores against the oracle: each candidate's tokens have the reference's log-probabilities, whatever else happens."""
+"""Scores against the oracle: each candidate's tokens have the reference's log-probabilities, whatever else runs."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from model.reference import encode, log_probs
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.graphs import Step
-from server.engine.results import Result
+from server.engine.sampler import Result
 from server.engine.scheduler import Plan
 from server.wire import Abort, Sampling, Score
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
+    IMAGES,
     MODELS,
-    PICTURES,
     SERVED,
     Client,
     Prompt,
-    assert_all_is_back,
-    assert_like_the_reference,
+    assert_all_released,
+    assert_equals_reference,
     client,
 )
 from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer, tiny_model
@@ -53,18 +53,20 @@ def reference(family: Family, prompt: Prompt, candidate: Sequence[int], media: M
     index = request.prompt.media_index + [request.prompt.media_index[-1]] * len(candidate)
     table = log_probs(model, [*request.prompt.token_ids, *candidate], index, media)
     first = len(request.prompt.token_ids) - 1
-    return [float(table[first + place, token_id]) for place, token_id in enumerate(candidate)]
+    return [float(table[first + i, token_id]) for i, token_id in enumerate(candidate)]
 
 
-def assert_scored(family: Family, prompt: Prompt, candidates: Sequence[Sequence[int]], got: list[list[float]]) -> None:
+def assert_scored(
+    family: Family, prompt: Prompt, candidates: Sequence[Sequence[int]], scores: list[list[float]]
+) -> None:
     media = encode(MODELS[family], prompt.pixels(MODELS[family]))
-    assert len(got) == len(candidates)
-    for candidate, logprobs in zip(candidates, got, strict=True):
+    assert len(scores) == len(candidates)
+    for candidate, logprobs in zip(candidates, scores, strict=True):
         assert logprobs == pytest.approx(reference(family, prompt, candidate, media), abs=1e-4)
 
 
 def steps(answer: Client) -> list[Plan]:
-    """The plans that will be run, from now on."""
+    """Record the plans that are run."""
     plans: list[Plan] = []
     run = answer.engine.runner.run
 
@@ -82,7 +84,7 @@ def test_candidates_of_any_length(family: Family) -> None:
     answer.engine.add(score("a", FEW_SHOT, CANDIDATES))
     answer.run()
     assert_scored(family, FEW_SHOT, CANDIDATES, answer.scored["a"].logprobs)
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
 def test_the_prompt_is_computed_once_and_its_blocks_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +107,10 @@ def test_the_prompt_is_computed_once_and_its_blocks_are_shared(monkeypatch: pyte
     # all in one forward, which reads the prompt's full blocks once, and gives logits for no other rows
     assert batches[-1].num_shared_blocks == length // CONFIG.block_size
     assert len(batches[-1].last_token) == len(batches[-1].token_ids) == 1 + 3 + 3 + 8 + 8
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
-def test_one_token_each_costs_no_step_of_its_own() -> None:
+def test_candidates_of_one_token_need_no_further_step() -> None:
     answer = client("flamingo", replace(CONFIG, max_tokens_per_step=64))
     plans = steps(answer)
     candidates = [[i] for i in range(200)]
@@ -117,19 +119,19 @@ def test_one_token_each_costs_no_step_of_its_own() -> None:
     assert sum(bool(plan.rows) for plan in plans) == sum(bool(plan.encodings) for plan in plans)
     assert_scored("flamingo", FEW_SHOT, candidates[:5], answer.scored["a"].logprobs[:5])
     assert len(answer.scored["a"].logprobs) == 200
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
-def test_what_was_cached_is_told_as_for_answers() -> None:
+def test_cached_tokens_and_media_are_reported_as_for_answers() -> None:
     answer = client("idefics")
     answer.engine.add(score("cold", FEW_SHOT, CANDIDATES[:2]))
     answer.run()
-    answer.wanted.clear()
+    answer.requested.clear()
     answer.engine.add(score("warm", FEW_SHOT, CANDIDATES[:2]))
     answer.run()
     answer.engine.add(FEW_SHOT.request("answer"))
     answer.run()
-    assert answer.wanted == []
+    assert answer.requested == []
     cold, warm, admitted = answer.scored["cold"], answer.scored["warm"], answer.admitted["answer"]
     assert (cold.media_encoded, cold.media_cached, cold.cached_tokens) == (4, 0, 0)
     assert (warm.media_encoded, warm.media_cached) == (0, 4)
@@ -138,7 +140,7 @@ def test_what_was_cached_is_told_as_for_answers() -> None:
 
 
 @pytest.mark.parametrize("max_sequences", [1, 3, 8])
-def test_many_candidates_go_in_waves(max_sequences: int) -> None:
+def test_many_candidates_run_in_waves(max_sequences: int) -> None:
     answer = client("flamingo", replace(CONFIG, max_sequences=max_sequences, max_tokens_per_step=64))
     plans = steps(answer)
     candidates = [[i, 255 - i, i % 7] for i in range(256)]
@@ -147,42 +149,42 @@ def test_many_candidates_go_in_waves(max_sequences: int) -> None:
     answer.run(2000)
     assert max(len(plan.rows) for plan in plans) == max_sequences
     assert_scored("flamingo", FEW_SHOT, candidates, answer.scored["a"].logprobs)
-    assert_like_the_reference("flamingo", FEW_SHOT, answer, "neighbour")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference("flamingo", FEW_SHOT, answer, "neighbour")
+    assert_all_released(answer.engine)
 
 
-def test_recorded_steps_take_no_more_rows_than_they_have() -> None:
+def test_steps_with_more_rows_than_were_recorded_are_not_replayed() -> None:
     """Candidates of two tokens are decode steps to the graphs; beams may be more rows than sequences may run."""
 
     def record(step: Step) -> Step:
         return lambda: step()
 
     config = replace(CONFIG, max_sequences=2, num_blocks=256)
-    answer = Client(Engine(SERVED["flamingo"], prompt_tokenizer(), config, record=record), dict(PICTURES))
+    answer = Client(Engine(SERVED["flamingo"], prompt_tokenizer(), config, record=record), dict(IMAGES))
     candidates = [[i, 9] for i in range(7)]
     answer.engine.add(score("a", FEW_SHOT, candidates))
     answer.engine.add(FEW_SHOT.request("beams", Sampling(max_tokens=5, beam_width=3)))
     answer.run()
     assert_scored("flamingo", FEW_SHOT, candidates, answer.scored["a"].logprobs)
     assert len(answer.ids("beams")) > 0
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
 def test_the_ablation_that_reads_all_previous_media() -> None:
     config = CONFIGS["flamingo"]
     config = replace(config, gated=replace(config.gated, attends="all_previous"))
     model, served = tiny_model(config), prepare_for_inference(tiny_model(config))
-    answer = Client(Engine(served, prompt_tokenizer(), CONFIG), dict(PICTURES))
+    answer = Client(Engine(served, prompt_tokenizer(), CONFIG), dict(IMAGES))
     request = score("a", FEW_SHOT, CANDIDATES)
     answer.engine.add(request)
     answer.run()
     media = encode(model, FEW_SHOT.pixels(model))
-    for candidate, got in zip(CANDIDATES, answer.scored["a"].logprobs, strict=True):
+    for candidate, logprobs in zip(CANDIDATES, answer.scored["a"].logprobs, strict=True):
         index = request.prompt.media_index + [request.prompt.media_index[-1]] * len(candidate)
         table = log_probs(model, request.prompt.token_ids + candidate, index, media)
         first = len(request.prompt.token_ids) - 1
-        assert got == pytest.approx([float(table[first + i, t]) for i, t in enumerate(candidate)], abs=1e-4)
-    assert_all_is_back(answer.engine)
+        assert logprobs == pytest.approx([float(table[first + i, t]) for i, t in enumerate(candidate)], abs=1e-4)
+    assert_all_released(answer.engine)
 
 
 prompts = st.lists(st.tuples(st.integers(-1, 5), st.integers(1, 10)), min_size=1, max_size=4).map(
@@ -209,44 +211,44 @@ def test_any_mix_of_scores_and_answers(family: Family, data: st.DataObject) -> N
         max_sequences=data.draw(st.integers(1, 8)),
         host_media_bytes=data.draw(st.sampled_from([0, 600, 1 << 20])),
     )
-    asked = data.draw(st.lists(st.tuples(prompts, candidate_lists, st.booleans()), min_size=1, max_size=4))
-    aborted = data.draw(st.sets(st.integers(0, len(asked) - 1), max_size=2))
+    requests = data.draw(st.lists(st.tuples(prompts, candidate_lists, st.booleans()), min_size=1, max_size=4))
+    aborted = data.draw(st.sets(st.integers(0, len(requests) - 1), max_size=2))
     answer = client(family, config)
-    for i, (prompt, candidates, scores) in enumerate(asked):
+    for i, (prompt, candidates, is_score) in enumerate(requests):
         priority = data.draw(st.integers(-1, 1))
-        answer.engine.add(score(str(i), prompt, candidates, priority) if scores else prompt.request(str(i)))
+        answer.engine.add(score(str(i), prompt, candidates, priority) if is_score else prompt.request(str(i)))
         for _ in range(data.draw(st.integers(0, 3))):
             answer.step()
         if i in aborted:
             answer.engine.abort(Abort(str(i)))
     answer.run(2000)
-    for i, (prompt, candidates, scores) in enumerate(asked):
+    for i, (prompt, candidates, is_score) in enumerate(requests):
         if i in aborted:
             continue
-        if scores:
+        if is_score:
             assert_scored(family, prompt, candidates, answer.scored[str(i)].logprobs)
         else:
-            assert_like_the_reference(family, prompt, answer, str(i))
-    assert_all_is_back(answer.engine)
+            assert_equals_reference(family, prompt, answer, str(i))
+    assert_all_released(answer.engine)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_few_blocks_force_preemption(family: Family) -> None:
     config = replace(CONFIG, num_blocks=14, max_model_len=48)
     answer = client(family, config)
-    asked = [Prompt(((picture, 13),)) for picture in range(3)]
+    few_shot = [Prompt(((image, 13),)) for image in range(3)]
     candidates = [[i, i + 1, *range(12)] for i in range(6)]
-    for i, prompt in enumerate(asked):
+    for i, prompt in enumerate(few_shot):
         answer.engine.add(score(str(i), prompt, candidates))
         answer.step()
     answer.run()
     assert answer.engine.scheduler.num_preemptions > 0
-    for i, prompt in enumerate(asked):
+    for i, prompt in enumerate(few_shot):
         assert_scored(family, prompt, candidates, answer.scored[str(i)].logprobs)
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
-def test_an_aborted_score_gives_everything_back_at_any_step() -> None:
+def test_an_aborted_score_releases_everything_at_any_step() -> None:
     for num_steps in count():
         answer = client("flamingo", replace(CONFIG, max_sequences=2))
         answer.engine.add(score("a", FEW_SHOT, CANDIDATES))
@@ -257,31 +259,35 @@ def test_an_aborted_score_gives_everything_back_at_any_step() -> None:
         answer.engine.abort(Abort("a"))
         answer.run()
         assert not answer.scored
-        assert_all_is_back(answer.engine)
+        assert_all_released(answer.engine)
     assert num_steps > 4
 
 
 @pytest.mark.parametrize(
     ("candidates", "message"),
-    [([], "no candidates"), ([[1], []], "without tokens"), ([[1], [1] * 120], "a candidate of 120 exceed")],
+    [
+        ([], "candidates must not be empty"),
+        ([[1], []], "at least one token"),
+        ([[1], [1] * 120], "a candidate of 120 tokens exceed"),
+    ],
 )
-def test_what_cannot_be_scored_is_refused(candidates: list[list[int]], message: str) -> None:
+def test_invalid_candidates_are_refused(candidates: list[list[int]], message: str) -> None:
     answer = client("flamingo")
     answer.engine.add(score("a", FEW_SHOT, candidates))
     answer.run()
     assert answer.finished["a"].finish_reason == "error"
     assert message in answer.finished["a"].error
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)
 
 
-def test_a_candidate_that_never_fits_beside_its_prompt_is_refused() -> None:
+def test_a_candidate_that_never_fits_with_its_prompt_is_refused() -> None:
     answer = client("flamingo", replace(CONFIG, block_size=16, num_blocks=2, max_model_len=32))
     answer.engine.add(score("a", Prompt(((0, 24),)), [[1] * 7]))
     answer.run()
-    assert "prompt and candidate need 3 blocks, there are 2" in answer.finished["a"].error
+    assert "prompt and candidate need 3 blocks, the engine has 2" in answer.finished["a"].error
 
 
-def test_a_candidate_whose_output_is_not_finite_fails_the_score_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_candidate_with_nonfinite_output_fails_only_its_score(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = client("flamingo")
     plans = steps(answer)
     forward = answer.engine.runner._forward
@@ -298,11 +304,11 @@ def test_a_candidate_whose_output_is_not_finite_fails_the_score_alone(monkeypatc
     answer.engine.add(FEW_SHOT.request("neighbour"))
     answer.run()
     assert answer.finished["a"].error == "the model's output is not finite"
-    assert_like_the_reference("flamingo", FEW_SHOT, answer, "neighbour")
-    assert_all_is_back(answer.engine)
+    assert_equals_reference("flamingo", FEW_SHOT, answer, "neighbour")
+    assert_all_released(answer.engine)
 
 
-def test_the_longest_pool_is_used_to_the_last_block() -> None:
+def test_a_score_may_use_the_last_block() -> None:
     config = EngineConfig(
         block_size=4,
         num_blocks=9,
@@ -317,4 +323,4 @@ def test_the_longest_pool_is_used_to_the_last_block() -> None:
     answer.engine.add(score("a", prompt, candidates))
     answer.run()
     assert_scored("flamingo", prompt, candidates, answer.scored["a"].logprobs)
-    assert_all_is_back(answer.engine)
+    assert_all_released(answer.engine)

@@ -1,0 +1,318 @@
+"""The OpenAPI document: routes describe themselves with `describe`, and `openapi_document` collects the descriptions.
+
+Routes read their bodies and queries themselves, so FastAPI knows only their paths and docstrings. Requests are described by
+the schemas that validate them, responses by schemas that the tests validate real responses with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from http import HTTPStatus
+from itertools import chain
+from typing import Any
+
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
+from pydantic_core.core_schema import NullableSchema, TaggedUnionSchema, WithDefaultSchema
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from server.api.guard import OPEN_PATHS
+from server.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    ContextLengthExceeded,
+    DatabaseUnavailable,
+    EngineDied,
+    EngineFailed,
+    EngineNotReady,
+    InvalidMedia,
+    InvalidRequest,
+    MediaNotFetched,
+    MediaNotFound,
+    MediaUrlRefused,
+    ModelNotFound,
+    Overloaded,
+    ServerError,
+    ShuttingDown,
+    StorageUnavailable,
+    SupportSetNotFound,
+    Unauthorized,
+    UnsupportedParameter,
+)
+from server.schemas.base import ModelRequest, Schema, or_null
+from server.schemas.responses.base import Error, ResponseSchema
+
+# the errors of a route, by what it works with; `describe` adds those of reading a request
+QUEUE = (Overloaded, ShuttingDown)
+ENGINE = (*QUEUE, EngineNotReady, EngineDied, EngineFailed)
+MEDIA = (InvalidMedia, MediaNotFetched, MediaUrlRefused, MediaNotFound, StorageUnavailable)
+PROMPT = (*ENGINE, *MEDIA, ContextLengthExceeded)
+SUPPORT_SET = (SupportSetNotFound, DatabaseUnavailable)
+BODY = (InvalidRequest, UnsupportedParameter, BodyTimeout, BodyTooLarge)
+
+JSON = "application/json"
+EVENTS = "text/event-stream"
+SCHEMAS = "#/components/schemas/"
+STRING = {"type": "string"}
+
+DESCRIPTION = """\
+Few-shot inference with vision-language models of the Flamingo family, in OpenAI's shapes where OpenAI has the route.
+
+A field of a request is honoured or refused: an unknown one is an error, and `null` means "not given"."""
+TAGS = {
+    "Completions": "Continue a prompt that may hold images and videos.",
+    "Chat": "The same for a conversation, whose questions and answers become shots.",
+    "Few-shot": "Answer a query after worked examples, in words or by one of several candidates.",
+    "Support sets": "Named, versioned sets of worked examples.",
+    "Evaluations": "Leave-one-out evaluations of support sets.",
+    "Images": "Images and videos that are uploaded once and then named by id.",
+    "Model": "The served model: its tokenizer, its vectors, its attention.",
+    "Health": "The state of the server.",
+}
+PATH_PARAMETERS = {
+    "support_set": "The id or the name of a support set.",
+    "example_id": "The id of an example.",
+    "evaluation_id": "The id of an evaluation.",
+    "image_id": "The id of an image or a video.",
+    "name": "The name of a model.",
+}
+REQUEST_HEADERS = {
+    "Idempotency-Key": "Sent again within a day, the request changes nothing and has the first response.",
+    "If-None-Match": "The `ETag` of an earlier response.",
+    "X-Request-Id": "Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`.",
+}
+RESPONSE_HEADERS = {
+    "ETag": "Names the content, which never changes.",
+    "Retry-After": "Seconds to wait before the request is repeated.",
+    "X-Request-Id": "The id of the request.",
+    "X-Should-Retry": "`true` if the same request may succeed later, else `false`.",
+}
+BEARER = {"type": "http", "scheme": "bearer", "description": "Needed if the server has an API key."}
+
+
+class _JsonSchemas(GenerateJsonSchema):
+    """JSON schemas without titles of fields and without null as a default."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def encode_default(self, dft: Any) -> Any:
+        return super().encode_default(dft.model_dump(exclude_unset=True) if isinstance(dft, BaseModel) else dft)
+
+    def default_schema(self, schema: WithDefaultSchema) -> JsonSchemaValue:
+        document = super().default_schema(schema)
+        return {key: value for key, value in document.items() if key != "default" or value is not None}
+
+    def nullable_schema(self, schema: NullableSchema) -> JsonSchemaValue:
+        return or_null(self.generate_inner(schema["schema"]))
+
+    def tagged_union_schema(self, schema: TaggedUnionSchema) -> JsonSchemaValue:
+        """Only objects need a discriminator, which `openapi_document` adds; other values differ by their types."""
+        union = super().tagged_union_schema(schema)
+        return union if all("$ref" in member for member in union["oneOf"]) else {"anyOf": union["oneOf"]}
+
+
+def describe(
+    tag: str,
+    *,
+    response: Any,
+    chunk: Any = None,
+    body: Any = None,
+    is_body_required: bool = True,
+    query: type[Schema] | None = None,
+    errors: Iterable[type[ServerError]] = (),
+    headers: Sequence[str] = (),
+    response_headers: Sequence[str] = (),
+    statuses: Sequence[int] = (200,),
+) -> dict[str, Any]:
+    """Return the arguments of a route's decorator that describe it in the OpenAPI document.
+
+    `body` and `response` are the type of their JSON, or types by media type. A stream's events hold a `chunk`. All
+    `statuses` have the same response. `errors` are those that reading the request does not raise.
+    """
+    content = _content(response)
+    if chunk is not None:
+        content[EVENTS] = {"schema": {"anyOf": [_schema(chunk), _schema(Error)]}}
+    success = {"content": content, "headers": _header_references(response_headers)}
+    operation: dict[str, Any] = {"parameters": [*_query_parameters(query), *map(_header_parameter, headers)]}
+    if body is not None:
+        operation["requestBody"] = {"required": is_body_required, "content": _content(body)}
+    return {
+        "tags": [tag],
+        "response_class": Response,
+        "status_code": statuses[0],
+        "responses": {
+            **{status: {**success, "description": _description(status, chunk)} for status in statuses},
+            **_error_responses([*_reading_errors(body, query), *errors, ServerError]),
+        },
+        "openapi_extra": operation,
+    }
+
+
+def operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def openapi_document(routes: Sequence[BaseRoute], title: str, version: str) -> dict[str, Any]:
+    """Return the document of all described routes."""
+    tags = [{"name": name, "description": text} for name, text in TAGS.items()]
+    document = get_openapi(title=title, version=version, description=DESCRIPTION, routes=routes, tags=tags)
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            _complete(operation, method, is_open=path in OPEN_PATHS)
+    schemas = _schemas(node["$ref"] for node in _objects(document["paths"]) if "$ref" in node)
+    for node in _objects(schemas):
+        if "oneOf" in node:
+            node["discriminator"] = _discriminator(node["oneOf"], schemas)
+    document["security"] = [{"bearer": []}]
+    document["components"] = {
+        "securitySchemes": {"bearer": BEARER},
+        "headers": {name: {"description": text, "schema": STRING} for name, text in RESPONSE_HEADERS.items()},
+        "schemas": schemas,
+    }
+    return document
+
+
+def _complete(operation: dict[str, Any], method: str, *, is_open: bool) -> None:
+    """Add what every operation has: the request id and the key. The docstring's first line becomes the summary."""
+    summary, _, details = operation.pop("description").partition("\n\n")
+    operation["summary"] = summary.removesuffix(".")
+    if details:
+        operation["description"] = details
+    for parameter in operation["parameters"]:
+        if parameter["in"] == "path":
+            parameter |= {"description": PATH_PARAMETERS[parameter["name"]], "schema": STRING}
+    operation["parameters"].append(_header_parameter("X-Request-Id"))
+    if is_open:
+        operation["security"] = []
+    if "HTTPValidationError" in str(operation["responses"].get("422")):
+        del operation["responses"]["422"]  # FastAPI's, of path parameters that no value can break
+    if not is_open:
+        operation["responses"] |= {str(status): body for status, body in _error_responses([Unauthorized]).items()}
+    operation["responses"] = dict(sorted(operation["responses"].items()))
+    for response in operation["responses"].values():
+        response["headers"] = {**response.get("headers", {}), **_header_references(["X-Request-Id"])}
+        if method == "head":
+            response.pop("content", None)
+
+
+def _discriminator(members: Sequence[JsonSchemaValue], schemas: Mapping[str, JsonSchemaValue]) -> dict[str, Any]:
+    """Return the field whose constants tell the objects of a union apart, and the schema of each constant."""
+    references = [member["$ref"] for member in members]
+    fields = [schemas[reference.removeprefix(SCHEMAS)]["properties"] for reference in references]
+    for name in fields[0]:
+        constants = [_constants(each.get(name, {})) for each in fields]
+        if all(constants) and sum(map(len, constants)) == len(set(chain(*constants))):
+            pairs = zip(references, constants, strict=True)
+            return {"propertyName": name, "mapping": {value: ref for ref, values in pairs for value in values}}
+    raise ValueError(f"no field tells these apart: {', '.join(references)}")
+
+
+def _constants(field: JsonSchemaValue) -> list[str]:
+    constants: list[str] = field.get("enum", [field["const"]] if "const" in field else [])
+    return constants
+
+
+def _objects(node: Any) -> Iterator[dict[str, Any]]:
+    """Yield every object in a JSON document, outer ones first."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from _objects(child)
+
+
+def _content(content: Any) -> dict[str, Any]:
+    by_media_type = content if isinstance(content, Mapping) else {JSON: content}
+    return {media_type: {"schema": _schema(kind)} for media_type, kind in by_media_type.items()}
+
+
+def _schema(kind: type) -> JsonSchemaValue:
+    """Return a reference to a schema, or the schema of bytes or text."""
+    if issubclass(kind, BaseModel):
+        return {"$ref": SCHEMAS + kind.__name__}
+    return {**STRING, "format": "binary"} if kind is bytes else STRING
+
+
+def _schemas(references: Iterable[str]) -> dict[str, JsonSchemaValue]:
+    """Return the schemas that are referred to, and those that they refer to."""
+    classes = {kind.__name__: kind for kind in (*_subclasses(Schema), *_subclasses(ResponseSchema))}
+    names = {reference.removeprefix(SCHEMAS) for reference in references} & classes.keys()
+    _, document = models_json_schema(
+        [(classes[name], "validation") for name in sorted(names)],
+        ref_template=SCHEMAS + "{model}",
+        schema_generator=_JsonSchemas,
+    )
+    schemas: dict[str, JsonSchemaValue] = document["$defs"]
+    return schemas
+
+
+def _subclasses(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def _description(status: int, chunk: Any) -> str:
+    stream = " With `stream` the data of each event is a chunk or an error, and of the last one `[DONE]`."
+    return f"{HTTPStatus(status).phrase}.{'' if chunk is None else stream}"
+
+
+def _reading_errors(body: Any, query: type[Schema] | None) -> Iterator[type[ServerError]]:
+    """Yield the errors of `read_request` and `read_query`."""
+    if body is not None:
+        yield from BODY
+    elif query is not None:
+        yield from (InvalidRequest, UnsupportedParameter)
+    if isinstance(body, type) and issubclass(body, ModelRequest):
+        yield ModelNotFound
+
+
+def _error_responses(errors: Iterable[type[ServerError]]) -> dict[int, dict[str, Any]]:
+    """Return a response per status, with the codes of its errors."""
+    by_status: dict[int, list[type[ServerError]]] = {}
+    for error in dict.fromkeys(errors):
+        by_status.setdefault(error.status, []).append(error)
+    return {status: _error_response(status, kinds) for status, kinds in sorted(by_status.items())}
+
+
+def _error_response(status: int, errors: Sequence[type[ServerError]]) -> dict[str, Any]:
+    retry = ["Retry-After"] if status == HTTPStatus.SERVICE_UNAVAILABLE else []
+    return {
+        "description": f"{HTTPStatus(status).phrase}: {', '.join(f'`{error.code}`' for error in errors)}.",
+        "headers": _header_references(["X-Should-Retry", *retry]),
+        "content": _content(Error),
+    }
+
+
+def _query_parameters(query: type[Schema] | None) -> Iterator[dict[str, Any]]:
+    if query is None:
+        return
+    document = query.model_json_schema(schema_generator=_JsonSchemas)
+    for name, field in document["properties"].items():
+        schema = _not_null(field)
+        about = {"description": schema.pop("description")} if "description" in schema else {}
+        is_required = name in document.get("required", ())
+        yield {"name": name, "in": "query", "required": is_required, "schema": schema, **about}
+
+
+def _not_null(field: JsonSchemaValue) -> JsonSchemaValue:
+    """Return the schema of a field without null, which a query cannot hold, and without a default that is empty."""
+    schema = {key: value for key, value in field.items() if key != "default" or value}
+    if isinstance(schema["type"], list):
+        schema["type"] = schema["type"][0]
+    if "enum" in schema:
+        schema["enum"] = [value for value in schema["enum"] if value is not None]
+    return schema
+
+
+def _header_parameter(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "description": REQUEST_HEADERS[name], "schema": STRING}
+
+
+def _header_references(names: Iterable[str]) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}

@@ -1,0 +1,44 @@
+"""GET /docs: the OpenAPI document as a page, by Swagger UI.
+
+The page works offline: its files come from this server, and its policy allows no other host and no inline script.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.responses import FileResponse, Response
+
+from server.errors import NotFound
+
+STATIC = Path(__file__).resolve().parents[1] / "static"
+SWAGGER_UI = Path(str(files("fastapi_offline"))) / "static"
+ASSETS = {
+    "docs.js": STATIC / "docs.js",
+    "swagger-ui-bundle.js": SWAGGER_UI / "swagger-ui-bundle.js",
+    "swagger-ui.css": SWAGGER_UI / "swagger-ui.css",
+}
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/docs")
+async def show_docs() -> Response:
+    return FileResponse(STATIC / "docs.html", headers=HEADERS)
+
+
+@router.get("/docs/{asset}")
+async def show_asset(asset: str) -> Response:
+    if asset not in ASSETS:
+        raise NotFound(f"/docs has no file {asset[:64]!r}")
+    return FileResponse(ASSETS[asset], headers=HEADERS)

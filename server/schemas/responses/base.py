@@ -1,0 +1,75 @@
+"""The base of every response schema, and what several responses share: lists, deletions, usage, errors.
+
+Responses are documented and tested with these schemas, and are not validated against them while the server runs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+# the type of a field that some responses leave out, and that is never null: `int | Absent = None`
+Absent = SkipJsonSchema[None]
+
+
+class ResponseSchema(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ListSchema(ResponseSchema):
+    object: Literal["list"]
+
+
+class PageSchema(ListSchema):
+    """A page of a list; the next page is `after=last_id`."""
+
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Deleted(ResponseSchema):
+    """The id of what was deleted."""
+
+    id: str
+    object: Literal["image", "video", "support_set", "evaluation"]
+    deleted: Literal[True]
+
+
+class PromptTokensDetails(ResponseSchema):
+    cached_tokens: int = Field(description="Prompt tokens that were not computed again.")
+
+
+class FewShotDetails(ResponseSchema):
+    """The media of all prompts and, for few-shot requests, their shots."""
+
+    media: int = Field(description="Images and videos in the prompt.")
+    media_encoded: int | Absent = Field(None, description="Media that were encoded for this request.")
+    media_cached: int | Absent = Field(None, description="Media that had been encoded before.")
+    media_deduplicated: int = Field(description="Media that the prompt shows more than once.")
+    shots_used: int | Absent = None
+    support_set: str | None = None
+    version: int | None = None
+    prompts: int | Absent = Field(None, description="Prompts that were computed.")
+    candidate_tokens: int | Absent = Field(None, description="Tokens of all candidates that were scored.")
+
+
+class Usage(ResponseSchema):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    fewshot_details: FewShotDetails
+
+
+class ErrorDetails(ResponseSchema):
+    message: str
+    type: str
+    param: str | None = Field(description="The path of the field at fault, such as `prompt[2].image_url.url`.")
+    code: str
+
+
+class Error(ResponseSchema):
+    error: ErrorDetails

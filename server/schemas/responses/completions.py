@@ -1,0 +1,148 @@
+"""Responses to completions, to few-shot completions and to chats, whole and as the chunks of a stream."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from server.schemas.responses.base import Absent, ResponseSchema, Usage
+from server.wire import FinishReason
+
+
+class CompletionLogprobs(ResponseSchema):
+    """Four lists of one length: an entry per token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class PromptLogprob(ResponseSchema):
+    logprob: float
+    decoded_token: str
+
+
+class ChoiceFields(ResponseSchema):
+    index: int
+    prompt_token_ids: list[int] | None = Field(None, description="With `return_token_ids`, in the first chunk.")
+    token_ids: list[int] | Absent = Field(None, description="With `return_token_ids`.")
+
+
+class CompletionChoiceFields(ChoiceFields):
+    text: str
+    logprobs: CompletionLogprobs | None
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | Absent = Field(
+        None, description="For each prompt token the most likely tokens by their ids; null for the first."
+    )
+
+
+class CompletionChoice(CompletionChoiceFields):
+    finish_reason: FinishReason
+
+
+class CompletionChunkChoice(CompletionChoiceFields):
+    finish_reason: FinishReason | None
+
+
+class CompletionFields(ResponseSchema):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+
+
+class Completion(CompletionFields):
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class CompletionChunk(CompletionFields):
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None = Field(None, description="With `stream_options`.")
+
+
+class UsedShot(ResponseSchema):
+    id: str | None
+    score: float | None = Field(description="The similarity to the query, where the strategy compares.")
+    label: str | None
+
+
+class FewShotReport(ResponseSchema):
+    """The shots of the prompt, in their order, and their origin."""
+
+    template: str
+    strategy: str | None
+    support_set: str | None
+    version: int | None
+    shots: list[UsedShot]
+    shots_left_out: int
+
+
+class FewShotPromptReport(FewShotReport):
+    prompt: str | Absent = Field(None, description="The text of the prompt, with `echo`.")
+
+
+class FewShotCompletion(Completion):
+    fewshot: FewShotPromptReport
+
+
+class FewShotCompletionChunk(CompletionChunk):
+    fewshot: FewShotPromptReport | Absent = Field(None, description="In the first chunk.")
+
+
+class ChatTokenFields(ResponseSchema):
+    token: str
+    logprob: float
+    bytes: list[int] | None = Field(description="The UTF-8 of the token; null if it is no text by itself.")
+
+
+class ChatToken(ChatTokenFields):
+    top_logprobs: list[ChatTokenFields]
+
+
+class ChatLogprobs(ResponseSchema):
+    content: list[ChatToken]
+    refusal: None
+
+
+class ChatMessage(ResponseSchema):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatDelta(ResponseSchema):
+    role: Literal["assistant"] | Absent = Field(None, description="In the first chunk of a choice.")
+    content: str
+
+
+class ChatChoice(ChoiceFields):
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class ChatChunkChoice(ChoiceFields):
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatCompletion(ResponseSchema):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatCompletionChunk(ResponseSchema):
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = Field(None, description="With `stream_options`.")

@@ -1,0 +1,158 @@
+"""Responses about leave-one-out evaluations of support sets."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from server.schemas.fewshot import Order, Strategy
+from server.schemas.responses.base import Absent, PageSchema, ResponseSchema
+
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class Failure(ResponseSchema):
+    code: str
+    message: str
+
+
+class Progress(ResponseSchema):
+    cells: int
+    queries: int
+    queries_done: int
+
+
+class DetailedProgress(Progress):
+    cells_done: int
+
+
+class EvaluationHead(ResponseSchema):
+    """An evaluation without its results. Times are in Unix seconds."""
+
+    id: str
+    object: Literal["evaluation"]
+    status: Literal["queued", "running", "completed", "failed", "cancelled"]
+    support_set: str
+    version: int
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    progress: Progress
+    error: Failure | None
+
+
+class EvaluationHeads(PageSchema):
+    data: list[EvaluationHead]
+
+
+class Baseline(ResponseSchema):
+    """The most frequent label, and the share of examples that it is the right answer to."""
+
+    label: str
+    accuracy: float
+
+
+class Bin(ResponseSchema):
+    """The answers whose confidence is at least `low` and less than `high`."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float | None
+    accuracy: float | None
+
+
+class Cost(ResponseSchema):
+    """The mean over the queries."""
+
+    prompt_tokens: float
+    cached_tokens: float
+    media: float
+    media_encoded: float
+
+
+class Latency(ResponseSchema):
+    queries: int
+    median_seconds: float | None
+    p90_seconds: float | None
+
+
+class Cell(ResponseSchema):
+    strategy: Strategy
+    k: int
+    seed: int
+
+
+class FailedCell(Cell):
+    status: Literal["failed"]
+    error: Failure
+
+
+class CompletedCell(Cell):
+    """The results of one strategy, number of shots and seed."""
+
+    status: Literal["completed"]
+    queries: int
+    correct: int
+    accuracy: float
+    accuracy_interval: Interval
+    confusion: dict[str, dict[str, int]] = Field(description="Right label, answered label, number of queries.")
+    expected_calibration_error: float
+    bins: list[Bin]
+    brier: float
+    nll: float
+    cost: Cost
+    latency: Latency
+    error: None
+
+
+class SummaryRow(ResponseSchema):
+    """The mean over the seeds of one strategy and number of shots."""
+
+    strategy: Strategy
+    k: int
+    seeds: int
+    queries: int
+    accuracy: float
+    accuracy_interval: Interval
+    standard_error: float
+    lowest_accuracy: float
+    highest_accuracy: float
+    best_seed: int
+    expected_calibration_error: float
+    brier: float
+    nll: float
+    prompt_tokens: float
+
+
+class RecommendedExamples(ResponseSchema):
+    """The field `examples` of a few-shot request."""
+
+    support_set: str
+    version: int
+    k: int
+    strategy: Strategy
+    seed: int
+    order: Order | Absent = None
+
+
+class Recommendation(ResponseSchema):
+    examples: RecommendedExamples
+    accuracy: float
+    accuracy_interval: Interval
+    reason: str
+
+
+class EvaluationReport(EvaluationHead):
+    """An evaluation with the results of its completed cells."""
+
+    progress: DetailedProgress
+    request: dict[str, Any]
+    queries: int
+    examples: int
+    labels: list[str]
+    baseline: Baseline
+    cells: list[Annotated[CompletedCell | FailedCell, Field(discriminator="status")]]
+    summary: list[SummaryRow]
+    recommendation: Recommendation | None

@@ -1,0 +1,77 @@
+"""Responses about the served model: its description, its tokenizer, and a view of its gates and its attention."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from server.schemas.responses.base import Absent, ListSchema, ResponseSchema, Usage
+
+
+class Vision(ResponseSchema):
+    image_size: int
+    visual_tokens: int
+    max_media_per_request: int
+
+
+class Model(ResponseSchema):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    family: str
+    max_model_len: int
+    vision: Vision
+
+
+class Models(ListSchema):
+    data: list[Model]
+
+
+class Tokens(ResponseSchema):
+    tokens: list[int]
+    media_index: list[int] = Field(description="For each token the index of the media that it reads, or -1.")
+    count: int
+    max_model_len: int
+    token_strs: list[str] | Absent = Field(None, description="With `return_token_strs`.")
+
+
+class Text(ResponseSchema):
+    prompt: str
+
+
+class InspectedToken(ResponseSchema):
+    id: int
+    text: str
+    media: int | None = Field(description="The index of the media that it reads.")
+
+
+class Gate(ResponseSchema):
+    """Tanh of the two gates of a gated layer, from 0 (closed); the mean absolute value of a vector gate."""
+
+    layer: int
+    attention: float
+    feed_forward: float
+
+
+class Attention(ResponseSchema):
+    """Shares that sum to 1, the mean over the layers and their heads."""
+
+    layers: list[int]
+    visual_tokens: list[float]
+    grid: list[list[list[float]]] = Field(description="By frame, row and column of the patches.")
+
+
+class Inspection(ResponseSchema):
+    id: str
+    object: Literal["inspection"]
+    created: int
+    model: str
+    tokens: list[InspectedToken]
+    num_prompt_tokens: int
+    token: int
+    gates: list[Gate]
+    attention: list[Attention]
+    usage: Usage

@@ -1,0 +1,98 @@
+"""Responses about support sets, their examples and their versions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from server.schemas.fewshot import Comparing
+from server.schemas.prompt import ImageIdPart, VideoIdPart
+from server.schemas.responses.base import ListSchema, PageSchema, ResponseSchema
+
+
+class Warmth(ResponseSchema):
+    """The part of a version that this server's worker has computed in advance."""
+
+    status: Literal["warming", "ready", "failed"]
+    num_media: int
+    media_encoded: int
+    media_cached: int
+    media_embedded: int
+    texts_embedded: int
+    prompt_tokens: int
+    error: str | None
+
+
+class SupportSet(ResponseSchema):
+    """A version of a support set, without its examples. Times are in Unix seconds."""
+
+    id: str
+    object: Literal["support_set"]
+    name: str | None
+    version: int
+    latest_version: int
+    created_at: float
+    updated_at: float
+    expires_at: float | None
+    pinned: bool
+    metadata: dict[str, Any]
+    num_examples: int
+    num_media: int
+    bytes: int = Field(description="The size of all media, each counted once.")
+    label_counts: dict[str, int]
+    status: Literal["pending", "warming", "ready", "failed"]
+    warm: Warmth | None
+
+
+class ChangedSupportSet(SupportSet):
+    example_ids: list[str] = Field(description="The ids of the examples that were put, in the order of the request.")
+
+
+class SupportSets(PageSchema):
+    data: list[SupportSet]
+
+
+class Version(ResponseSchema):
+    object: Literal["support_set.version"]
+    version: int
+    created_at: float
+    num_examples: int
+    num_added: int
+    num_replaced: int
+    num_removed: int
+
+
+class Versions(ListSchema):
+    data: list[Version]
+    has_more: bool
+
+
+class StoredExample(ResponseSchema):
+    """A worked example. Without `object` and `score` it can be sent as an example of another support set."""
+
+    id: str
+    object: Literal["support_set.example"]
+    media: list[Annotated[ImageIdPart | VideoIdPart, Field(discriminator="type")]]
+    text: str
+    question: str
+    label: str
+    metadata: dict[str, Any]
+
+
+class StoredExamples(PageSchema):
+    data: list[StoredExample]
+    version: int
+
+
+class SimilarExample(StoredExample):
+    score: float = Field(description="The similarity to the query, from -1 to 1.")
+
+
+class SimilarExamples(ListSchema):
+    """The most similar examples, the most similar first."""
+
+    support_set: str
+    version: int
+    strategy: Comparing
+    data: list[SimilarExample]

@@ -1,0 +1,124 @@
+"""Media on demand: decoded once per media item, only when requested, and failed by name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from server.engine_client.client import EngineClient
+from server.errors import EngineDied, InvalidMedia, MediaNotFound
+from server.media.decoder import Frames
+from server.media.source import EncodedMedia
+from server.metrics import Metrics
+from tests.server.engine_client.requests import FakeDecoder, image, read_tokens, stream
+from tests.server.fakes import eventually
+
+pytestmark = pytest.mark.anyio
+
+
+def deleted(name: str) -> EncodedMedia:
+    """Return a stored image whose bytes can no longer be read."""
+
+    def read() -> bytes:
+        raise MediaNotFound(f"there is no media {name!r}")
+
+    return EncodedMedia(kind="image", data=read, digest=image(name).digest, param="prompt[0].image_id")
+
+
+async def test_media_are_decoded_on_request_and_once_for_all(engine: EngineClient, decoder: FakeDecoder) -> None:
+    a, b = image("a"), image("b")
+    decoder.opened.clear()
+    running = [asyncio.create_task(read_tokens(stream(engine, str(i), a, b), 3)) for i in range(4)]
+    await eventually(lambda: len(decoder.decoded) == 2)
+    decoder.opened.set()
+    await asyncio.gather(*running)
+    await read_tokens(stream(engine, "later", b, a), 1)
+    assert sorted(decoder.decoded) == [b"a", b"b"]
+
+
+async def test_pixels_are_sent_even_if_their_request_is_gone(engine: EngineClient, decoder: FakeDecoder) -> None:
+    decoder.opened.clear()
+    cancelled = asyncio.create_task(read_tokens(stream(engine, "1", image("a")), 1))
+    await eventually(lambda: decoder.decoded == [b"a"])
+    cancelled.cancel()
+    decoder.opened.set()
+    await read_tokens(stream(engine, "2", image("a")), 1)
+
+
+async def test_an_image_that_cannot_be_decoded_fails_only_the_requests_that_show_it(
+    engine: EngineClient, decoder: FakeDecoder, metrics: Metrics
+) -> None:
+    decoder.error = InvalidMedia("not an image", param="prompt[of another request]")
+    bad = asyncio.create_task(read_tokens(stream(engine, "1", image("a")), 1))
+    good = asyncio.create_task(read_tokens(stream(engine, "2"), 50))
+    with pytest.raises(InvalidMedia, match="not an image") as caught:
+        await bad
+    assert caught.value.param == "prompt[a]"
+    await good
+    assert "flamboyance:media_decode_failures_total" in metrics.expose().decode()
+
+
+async def test_an_image_that_cannot_be_decoded_fails_its_embedding(engine: EngineClient, decoder: FakeDecoder) -> None:
+    decoder.error = InvalidMedia("broken")
+    with pytest.raises(InvalidMedia, match="broken") as caught:
+        await engine.embed([image("a")])
+    assert caught.value.param == "prompt[a]"
+    assert (await engine.embed_text([[1]])).tolist() == [[1.0]]
+
+
+async def test_an_unexpected_error_in_decoding_fails_the_request(engine: EngineClient, decoder: FakeDecoder) -> None:
+    decoder.error = KeyError("bug")
+    with pytest.raises(InvalidMedia, match="decoding failed"):
+        await read_tokens(stream(engine, "1", image("a")), 1)
+
+
+async def test_an_image_deleted_meanwhile_is_not_found(engine: EngineClient, decoder: FakeDecoder) -> None:
+    decoder.error = MediaNotFound("there is no media 'img_0'", param="prompt[of another request]")
+    with pytest.raises(MediaNotFound, match="no media 'img_0'") as caught:
+        await read_tokens(stream(engine, "1", image("a")), 1)
+    assert caught.value.param == "prompt[a]"
+
+
+async def test_a_deleted_image_is_decoded_from_another_request(engine: EngineClient, decoder: FakeDecoder) -> None:
+    media = [deleted("a"), image("a"), deleted("a")]
+    await asyncio.gather(*(read_tokens(stream(engine, str(i), item), 1) for i, item in enumerate(media)))
+    assert decoder.decoded == [b"a"]
+
+
+async def test_a_deleted_image_is_decoded_from_a_request_that_comes_later(
+    engine: EngineClient, decoder: FakeDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, reading = decoder.decode, asyncio.Event()
+
+    async def decode_late(media: EncodedMedia) -> Frames:
+        reading.set()
+        await decoder.opened.wait()
+        return await decode(media)
+
+    monkeypatch.setattr(decoder, "decode", decode_late)
+    decoder.opened.clear()
+    first = asyncio.create_task(read_tokens(stream(engine, "1", deleted("a")), 1))
+    await reading.wait()
+    second = asyncio.create_task(read_tokens(stream(engine, "2", image("a")), 1))
+    await eventually(lambda: len(engine._streams) == 2)
+    decoder.opened.set()
+    await asyncio.gather(first, second)
+    assert decoder.decoded == [b"a"]
+
+
+async def test_media_of_a_dead_worker_are_decoded_again_for_the_next(
+    engine: EngineClient, decoder: FakeDecoder
+) -> None:
+    decoder.opened.clear()
+    waiting = asyncio.create_task(read_tokens(stream(engine, "1", image("a")), 1))
+    await eventually(lambda: decoder.decoded == [b"a"])
+    os.kill(engine.info["pid"], signal.SIGKILL)
+    with pytest.raises(EngineDied):
+        await waiting
+    await eventually(lambda: engine.state == "ready")
+    decoder.opened.set()
+    await read_tokens(stream(engine, "2", image("a")), 1)
+    assert decoder.decoded == [b"a", b"a"]

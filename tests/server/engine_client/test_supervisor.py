@@ -1,0 +1,90 @@
+"""Real worker processes that die, hang, fail to start and are restarted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+
+from server.engine_client.client import EngineClient
+from server.errors import EngineDied, EngineNotReady
+from server.metrics import Metrics
+from server.settings import Settings
+from tests.server.engine_client.requests import FakeDecoder, image, read_tokens, score, stream
+from tests.server.fakes import TOKENIZER, eventually
+from tests.server.scripted_engine import RAISE, SLEEP
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_killed_worker_fails_its_requests_and_is_restarted(engine: EngineClient, metrics: Metrics) -> None:
+    pid = engine.info["pid"]
+    running = [asyncio.create_task(read_tokens(stream(engine, str(i)), 10**6)) for i in range(3)]
+    await asyncio.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    for result in await asyncio.gather(*running, return_exceptions=True):
+        assert isinstance(result, EngineDied)
+    assert engine.state == "restarting"
+    with pytest.raises(EngineNotReady):
+        await read_tokens(stream(engine, "refused"), 1)
+    await eventually(lambda: engine.state == "ready")
+    assert engine.info["pid"] != pid
+    assert await read_tokens(stream(engine, "after"), 3) == TOKENIZER.encode_plain("abc")
+    assert 'flamboyance:engine_restarts_total{model_name="tiny"} 1.0' in metrics.expose().decode()
+
+
+async def test_a_step_that_raises_ends_the_worker(engine: EngineClient) -> None:
+    with pytest.raises(EngineDied):
+        await read_tokens(stream(engine, "1", script=RAISE), 1)
+    await eventually(lambda: engine.state == "ready")
+
+
+async def test_a_killed_worker_fails_a_score(engine: EngineClient, decoder: FakeDecoder) -> None:
+    decoder.opened.clear()
+    a = image("a")
+    waiting = asyncio.create_task(engine.score(score("1", a), {a.digest: a}))
+    await eventually(lambda: decoder.decoded == [b"a"])
+    os.kill(engine.info["pid"], signal.SIGKILL)
+    with pytest.raises(EngineDied):
+        await waiting
+    with pytest.raises(EngineNotReady):
+        await engine.embed_text([[1]])
+    engine.pin([a.digest], True)  # without a worker, a hint is ignored
+
+
+async def test_the_step_age_of_a_hanging_worker_grows(engine: EngineClient) -> None:
+    assert engine.step_age == 0.0
+    hanging = asyncio.create_task(read_tokens(stream(engine, "1", script=SLEEP), 1))
+    await eventually(lambda: engine.step_age > 1.0)
+    hanging.cancel()
+    os.kill(engine.info["pid"], signal.SIGKILL)
+    await eventually(lambda: engine.state == "restarting")
+
+
+async def test_the_step_age_of_an_idle_worker_is_zero(engine: EngineClient) -> None:
+    await asyncio.sleep(1.2)
+    assert engine.step_age == 0.0
+
+
+async def test_only_this_user_may_open_the_socket(engine: EngineClient, tmp_path: Path) -> None:
+    (folder,) = tmp_path.glob("flamboyance-*")
+    (socket,) = folder.iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(socket.stat().st_mode) == 0o600
+
+
+async def test_a_worker_that_cannot_start_is_not_restarted(decoder: FakeDecoder, metrics: Metrics) -> None:
+    client = EngineClient(Settings(), decoder, metrics, factory="tests.server.scripted_engine:build_fails")
+    await client.start()
+    with pytest.raises(EngineDied, match="could not be started"):
+        await asyncio.wait_for(client.loaded(), 20)
+    assert client.state == "failed"
+    await client.stop()
+
+
+async def test_objects_from_before_the_first_request_are_not_collected(engine: EngineClient, metrics: Metrics) -> None:
+    await eventually(lambda: metrics.engine.values.get("num_frozen_objects", 0) > 1000)

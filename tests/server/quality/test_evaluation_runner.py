@@ -1,0 +1,275 @@
+"""Leave-one-out evaluations of a support set, with a client whose answers are known."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from server.api.services import Services
+from server.app import create_app
+from server.errors import EngineNotReady, InvalidMedia
+from server.metrics import Metrics
+from server.quality import evaluation_runner
+from server.quality.evaluation_runner import PRIORITY
+from server.quality.evaluation_store import LEASE_SECONDS
+from server.settings import Settings
+from server.wire import Score
+from tests.server.evaluations import (
+    EXAMPLES,
+    LABEL_OF,
+    MEDIA,
+    constant_share,
+    correct_label,
+    evaluate,
+    logprobs_of,
+    read,
+    run_evaluation,
+    running,
+    wait_until_ended,
+)
+from tests.server.fakes import FakeClient, eventually, served_model
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", max_media_per_request=6)
+
+
+@pytest.fixture(autouse=True)
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation_runner, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(evaluation_runner, "RENEW_SECONDS", 0.02)
+    monkeypatch.setattr(evaluation_runner, "POLL_SECONDS", 0.05)
+
+
+@pytest.fixture
+async def services(app: FastAPI) -> Services:
+    services: Services = app.state.services
+    await services.support_sets.create("colours", EXAMPLES)
+    return services
+
+
+async def test_every_example_is_left_out_once(http: httpx.AsyncClient, client: FakeClient, services: Services) -> None:
+    client.logprobs = constant_share(0.8)
+    async with running(services):
+        created = await evaluate(http, k=[2], strategies=["random"], seeds=[4])
+        assert created["status"] == "queued"
+        evaluation = await wait_until_ended(http, created["id"])
+    assert evaluation["status"] == "completed"
+    assert Counter(request.prompt.media[-1] for request in client.scores) == Counter(LABEL_OF.keys())
+    for request in client.scores:
+        assert request.prompt.media[-1] not in request.prompt.media[:-1]
+        assert len(request.prompt.media) == 3
+        assert request.priority == PRIORITY
+    (cell,) = evaluation["cells"]
+    assert (cell["strategy"], cell["k"], cell["seed"]) == ("random", 2, 4)
+    assert (cell["queries"], cell["accuracy"]) == (6, 1.0)
+    assert cell["confusion"] == {"warm": {"warm": 3}, "cold": {"cold": 3}}
+    assert cell["expected_calibration_error"] == pytest.approx(0.2)
+    assert cell["brier"] == pytest.approx(2 * 0.2**2)
+    assert cell["nll"] == pytest.approx(-math.log(0.8))
+    assert cell["latency"]["queries"] == 6
+    assert 0 < cell["latency"]["median_seconds"] <= cell["latency"]["p90_seconds"]
+    assert cell["cost"]["prompt_tokens"] == len(client.scores[0].prompt.token_ids)
+    assert evaluation["progress"] == {"cells": 1, "cells_done": 1, "queries": 6, "queries_done": 6}
+    assert evaluation["labels"] == ["warm", "cold"]
+    assert evaluation["baseline"]["accuracy"] == 0.5
+
+
+async def test_the_recommendation_can_be_sent_unchanged(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    """The client answers correctly with two or more shots."""
+
+    def logprobs(request: Score, candidate: list[int]) -> list[float]:
+        num_shots = len(request.prompt.media) - 1
+        return logprobs_of(0.9 if num_shots >= 2 else 0.4, request, candidate)
+
+    client.logprobs = logprobs
+    evaluation = await run_evaluation(http, services, k=[0, 1, 2, 4], strategies=["random", "rices_image"])
+    assert [(row["strategy"], row["k"], row["accuracy"]) for row in evaluation["summary"]] == [
+        ("first", 0, 0.0),
+        ("random", 1, 0.0),
+        ("rices_image", 1, 0.0),
+        ("random", 2, 1.0),
+        ("rices_image", 2, 1.0),
+        ("random", 4, 1.0),
+        ("rices_image", 4, 1.0),
+    ]
+    recommended = evaluation["recommendation"]
+    assert (recommended["examples"]["k"], recommended["accuracy"]) == (2, 1.0)
+    assert recommended["reason"]
+    body = {
+        "examples": recommended["examples"],
+        "query": {"image": MEDIA["red"].id},
+        "template": "classification",
+    }
+    response = await http.post("/v1/classify", json=body)
+    assert response.status_code == 200, response.text
+    assert response.json()["label"] == "warm"
+
+
+async def test_rices_never_selects_the_left_out_example(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    evaluation = await run_evaluation(http, services, k=[5], strategies=["rices_image"])
+    assert evaluation["status"] == "completed"
+    assert all(sorted(request.prompt.media) == sorted(LABEL_OF) for request in client.scores)
+    assert all(request.prompt.media[-1] not in request.prompt.media[:-1] for request in client.scores)
+
+
+async def test_weighing_options_apply_to_the_classification(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    async with running(services):
+        created = await evaluate(
+            http, k=[2], strategies=["first"], permutations=2, calibration="contextual", content_free="no_media"
+        )
+        await wait_until_ended(http, created["id"])
+    assert len(client.scores) == 6 * 2 * 2
+    assert created["request"]["permutations"] == 2
+
+
+async def test_max_queries_samples_labels_equally(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    evaluation = await run_evaluation(http, services, k=[1], strategies=["first"], max_queries=4)
+    assert Counter(map(correct_label, client.scores)) == {"warm": 2, "cold": 2}
+    assert (evaluation["queries"], evaluation["examples"]) == (4, 6)
+
+
+async def test_an_evaluation_waits_for_an_unavailable_engine(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    refusals = 3
+
+    def logprobs(request: Score, candidate: list[int]) -> list[float]:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise EngineNotReady("restarting")
+        return logprobs_of(0.7, request, candidate)
+
+    client.logprobs = logprobs
+    evaluation = await run_evaluation(http, services, k=[1], strategies=["first"])
+    assert (evaluation["status"], evaluation["cells"][0]["accuracy"], refusals) == ("completed", 1.0, 0)
+
+
+async def test_an_error_fails_only_its_cell(http: httpx.AsyncClient, client: FakeClient, services: Services) -> None:
+    def logprobs(request: Score, candidate: list[int]) -> list[float]:
+        if len(request.prompt.media) > 2:
+            raise InvalidMedia("broken image")
+        return logprobs_of(0.7, request, candidate)
+
+    client.logprobs = logprobs
+    evaluation = await run_evaluation(http, services, k=[1, 2], strategies=["first"])
+    assert evaluation["status"] == "completed"
+    assert [cell["status"] for cell in evaluation["cells"]] == ["completed", "failed"]
+    assert evaluation["cells"][1]["error"] == {"code": "invalid_media", "message": "broken image"}
+    assert evaluation["recommendation"]["examples"]["k"] == 1
+
+
+class Gate:
+    """Passes the first `num_free` scores and holds all others until `opened` is set."""
+
+    def __init__(self, client: FakeClient, num_free: int) -> None:
+        self.opened = asyncio.Event()
+        self.num_free = num_free
+        self._score = client.score
+        client.score = self.score  # type: ignore[method-assign]
+
+    async def score(self, request: Score, media: Any) -> Any:
+        self.num_free -= 1
+        if self.num_free < 0:
+            await self.opened.wait()
+        return await self._score(request, media)
+
+
+async def test_finished_cells_survive_a_restart(
+    http: httpx.AsyncClient, client: FakeClient, services: Services, settings: Settings
+) -> None:
+    client.logprobs = constant_share(0.8)
+    gate = Gate(client, num_free=6 + 3)
+    async with running(services):
+        created = await evaluate(http, k=[1, 2], strategies=["first"])
+        await eventually(lambda: len(client.scores) == 9)
+        await eventually(lambda: gate.num_free < 0)
+    stopped = await read(http, created["id"])
+    assert (stopped["status"], stopped["progress"]["cells_done"]) == ("running", 1)
+    second_client = FakeClient()
+    second_client.logprobs = constant_share(0.8)
+    app = create_app(second_client, served_model(), settings, Metrics("tiny"))
+    async with running(app.state.services):
+        evaluation = await wait_until_ended(http, created["id"])
+    await app.state.services.decoder.stop()
+    assert evaluation["status"] == "completed"
+    assert [cell["k"] for cell in evaluation["cells"]] == [1, 2]
+    assert len(second_client.scores) == 6  # only the second cell
+
+
+async def test_another_server_claims_an_evaluation_after_the_lease_expires(
+    http: httpx.AsyncClient, client: FakeClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = await evaluate(http, k=[1], strategies=["first"])
+    assert await services.evaluations.claim("the first server") is not None
+    assert await services.evaluations.claim("another") is None
+    now = time.time()
+    with monkeypatch.context() as later:
+        later.setattr(time, "time", lambda: now + LEASE_SECONDS + 1)
+        claimed = await services.evaluations.claim("another")
+    assert claimed is not None
+    assert claimed.id == created["id"]
+    # the first server lives and notices that it has lost the lease
+    assert not await services.evaluations.renew(created["id"], "the first server", 3)
+    assert not await services.evaluations.finish_cell(created["id"], "the first server", 0, {}, 3)
+    assert await services.evaluations.renew(created["id"], "another", 0)
+
+
+async def test_a_cancelled_evaluation_stops(http: httpx.AsyncClient, client: FakeClient, services: Services) -> None:
+    Gate(client, num_free=2)
+    async with running(services):
+        created = await evaluate(http, k=[1], strategies=["first"])
+        await eventually(lambda: len(client.scores) == 2)
+        cancelled = await http.post(f"/v1/evaluations/{created['id']}/cancel")
+        assert cancelled.json()["status"] == "cancelled"
+        other = await evaluate(http, k=[0], strategies=["first"], max_queries=1)
+        # the other evaluation begins only when the runner has left the first one
+        async with asyncio.timeout(20):
+            while (await read(http, other["id"]))["status"] == "queued":
+                await asyncio.sleep(0.01)
+    assert (await read(http, created["id"]))["status"] == "cancelled"
+    assert (await read(http, created["id"]))["cells"] == []
+
+
+async def test_a_deleted_support_set_fails_its_evaluation(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    created = await evaluate(http, k=[1], strategies=["first"])
+    await services.support_sets.delete("colours")
+    async with running(services):
+        evaluation = await wait_until_ended(http, created["id"])
+    assert (evaluation["status"], evaluation["error"]["code"]) == ("failed", "support_set_not_found")
+
+
+async def test_a_bug_fails_only_its_evaluation(http: httpx.AsyncClient, client: FakeClient, services: Services) -> None:
+    def logprobs(request: Score, candidate: list[int]) -> list[float]:
+        if len(request.prompt.media) == 2:
+            raise ZeroDivisionError
+        return logprobs_of(0.7, request, candidate)
+
+    client.logprobs = logprobs
+    async with running(services):
+        first, second = [await evaluate(http, k=[k], strategies=["first"]) for k in (1, 2)]
+        error = (await wait_until_ended(http, first["id"]))["error"]
+        assert error == {"code": "internal_error", "message": "internal error"}
+        assert (await wait_until_ended(http, second["id"]))["status"] == "completed"

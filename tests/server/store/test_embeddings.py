@@ -1,0 +1,39 @@
+"""Embeddings in the database: exact, per model, and deleted when they are old or their media are deleted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from server.store.embeddings import EmbeddingStore
+from server.store.support_sets import SupportSets
+from tests.server.store.conftest import RED, Clock, example
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_embeddings_are_stored_by_model_and_deleted_with_their_media(
+    embeddings: EmbeddingStore, support_sets: SupportSets, clock: Clock
+) -> None:
+    vectors = {RED.id: np.array([0.5, -1.25, 3e-8], np.float32), "text": np.ones(3, np.float32)}
+    await support_sets.create("s", [example("a", RED)])
+    await embeddings.put(vectors, "model-a")
+    await embeddings.put({**vectors, "new": np.zeros(3, np.float32)}, "model-a")
+    stored = await embeddings.get([RED.id, "text", "other"], "model-a")
+    assert stored.keys() == vectors.keys()
+    for key, vector in vectors.items():
+        assert stored[key].dtype == np.float32
+        assert stored[key].tobytes() == vector.tobytes()
+    assert await embeddings.get([RED.id], "model-b") == {}
+    await support_sets.delete("s")
+    await support_sets.sweep()
+    assert (await embeddings.get([RED.id, "text"], "model-a")).keys() == {"text"}
+    clock.now += 100 * 24 * 3600
+    await embeddings.sweep()
+    assert await embeddings.get(["text"], "model-a") == {}
+
+
+async def test_more_keys_than_fit_into_one_statement(embeddings: EmbeddingStore) -> None:
+    keys = [f"key {i}" for i in range(2500)]
+    await embeddings.put({key: np.zeros(1, np.float32) for key in keys}, "m")
+    assert len(await embeddings.get(keys, "m")) == 2500

@@ -1,0 +1,153 @@
+"""Media of support sets: they stay while any version refers to them; uploaded ones stay until their client deletes them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from server.errors import MediaInUse, MediaNotFound, SupportSetNotFound
+from server.media.source import EncodedMedia, encoded
+from server.media.store import MediaStore
+from server.store.database import Database
+from server.store.media_references import MediaReferences, is_used
+from server.store.support_sets import SupportSets
+from tests.server.store.conftest import BLUE, GREEN, RED, Clock, example
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_media_stay_while_any_version_of_any_set_refers_to_them(
+    support_sets: SupportSets, media_references: MediaReferences, database: Database, store: MediaStore
+) -> None:
+    async def is_referred_to(media: EncodedMedia) -> bool:
+        return await database.read(lambda session, now: is_used(session, media.id, now))
+
+    await support_sets.create("s", [example("a", RED), example("b", GREEN)])
+    await support_sets.create("t", [example("a", GREEN)])
+    await support_sets.remove_examples("s", ["a", "b"])
+    await support_sets.sweep()
+    assert await is_referred_to(RED)  # by version 1
+    with pytest.raises(MediaInUse):
+        await media_references.delete(RED.id)
+    await support_sets.delete("s")
+    assert not await is_referred_to(RED)
+    assert await is_referred_to(GREEN)
+    await support_sets.sweep()
+    assert (store.exists(RED.id), store.exists(GREEN.id)) == (False, True)
+
+
+async def test_uploaded_media_stay_until_their_client_deletes_them(
+    support_sets: SupportSets, media_references: MediaReferences, store: MediaStore
+) -> None:
+    store.put(RED.data, "image")
+    await support_sets.create("s", [example("a", store.find(RED.id), GREEN, BLUE)])
+    await media_references.mark_uploaded(BLUE.id, len(BLUE.data))
+    await support_sets.delete("s")
+    await support_sets.sweep()
+    assert [store.exists(m.id) for m in (RED, GREEN, BLUE)] == [True, False, True]
+    await media_references.delete(RED.id)
+    assert not store.exists(RED.id)
+    with pytest.raises(MediaNotFound):
+        await media_references.delete(RED.id)
+
+
+@pytest.mark.parametrize("step", ["_sizes", "_put"])
+async def test_media_uploaded_while_a_set_is_created_stay(
+    support_sets: SupportSets,
+    media_references: MediaReferences,
+    store: MediaStore,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    """The upload follows `step` of storing: before the media row of the set is written, or after."""
+    original = getattr(MediaReferences, step)
+
+    def upload_after(self: MediaReferences, *arguments: Any) -> Any:
+        result = original(self, *arguments)
+        store.put(RED.data, "image")
+        asyncio.run(media_references.mark_uploaded(RED.id, len(RED.data)))
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MediaReferences, step, upload_after)
+        await support_sets.create("s", [example("a", RED)])
+    await support_sets.create("t", [example("a", RED, GREEN)])
+    await support_sets.delete("s")
+    await support_sets.delete("t")
+    await support_sets.sweep()
+    assert [store.exists(m.id) for m in (RED, GREEN)] == [True, False]
+
+
+async def test_concurrent_uploads_and_sets_that_refer_to_them(
+    support_sets: SupportSets, media_references: MediaReferences, store: MediaStore
+) -> None:
+    many = [encoded(b"%d" % number, "image", "") for number in range(8)]
+
+    async def upload(media: EncodedMedia) -> None:
+        store.put(media.data, "image")
+        await media_references.mark_uploaded(media.id, len(media.data))
+
+    creating = (support_sets.create(media.id, [example("a", media)]) for media in many)
+    await asyncio.gather(*creating, *map(upload, many))
+    for media in many:
+        await support_sets.delete(media.id)
+    await support_sets.sweep()
+    assert all(store.exists(media.id) for media in many)
+
+
+async def test_bytes_of_referred_media_are_counted_once(
+    support_sets: SupportSets, media_references: MediaReferences
+) -> None:
+    await media_references.mark_uploaded(BLUE.id, len(BLUE.data))
+    assert (await support_sets.totals()).num_bytes == 0
+    await support_sets.create("s", [example("a", RED, BLUE), example("b", RED)])
+    assert (await support_sets.totals()).num_bytes == len(RED.data + BLUE.data)
+
+
+async def test_media_of_a_request_in_progress_are_not_swept(
+    support_sets: SupportSets, store: MediaStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = MediaStore.put
+    is_stored = []
+
+    def put_slowly(self: MediaStore, *arguments: Any, **keywords: Any) -> str:
+        media_id = put(self, *arguments, **keywords)
+        asyncio.run(support_sets.sweep())
+        is_stored.append(store.exists(media_id))
+        return media_id
+
+    monkeypatch.setattr(MediaStore, "put", put_slowly)
+    await support_sets.create("s", [example("a", RED, GREEN)])
+    assert is_stored == [True, True]
+
+
+async def test_media_stored_too_slowly_are_stored_again(
+    support_sets: SupportSets, store: MediaStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = MediaStore.put
+    delays = [1e6]
+
+    def put_and_sweep(self: MediaStore, *arguments: Any, **keywords: Any) -> str:
+        media_id = put(self, *arguments, **keywords)
+        if delays:
+            clock.now += delays.pop()
+            asyncio.run(support_sets.sweep())
+            assert not store.exists(media_id)
+        return media_id
+
+    monkeypatch.setattr(MediaStore, "put", put_and_sweep)
+    await support_sets.create("s", [example("a", RED)])
+    assert not delays
+    assert store.get(RED.id).data == b"red"
+
+
+async def test_stored_media_that_were_deleted_are_refused(support_sets: SupportSets, store: MediaStore) -> None:
+    store.put(RED.data, "image")
+    stored = store.find(RED.id, "examples[0].media[0].image_id")
+    store.delete(RED.id)
+    with pytest.raises(MediaNotFound):
+        await support_sets.create("s", [example("a", stored)])
+    with pytest.raises(SupportSetNotFound):
+        await support_sets.get("s")
