@@ -160,7 +160,7 @@ def test_the_encoder_replaces_a_models_encoder_and_can_be_served(
 
 
 def test_an_invalid_vision_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no vision folder"):
+    with pytest.raises(CheckpointError, match="is not a vision folder"):
         load_vision_folder(tmp_path)
     folder = ContrastiveTrainer(make_run(tmp_path, steps=1, batch_size=6), CPU).export()
     text = (folder / "config.json").read_text()
