@@ -35,6 +35,8 @@ async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake, par
     """Prepare the prompt of a request. Raises `InvalidRequest` or `MediaNotFound`, which name the invalid part."""
     if isinstance(prompt, str):
         return encode_segments([Text(prompt)], {}, model.tokenizer, param)
+    if not prompt:  # some families would begin it with a marker
+        raise InvalidRequest("the prompt is empty", param=param)
     token_ids = [part for part in prompt if isinstance(part, int)]
     if token_ids:
         return _index_token_ids(check_token_ids(token_ids, model.num_token_ids, param), model.tokenizer, param)
