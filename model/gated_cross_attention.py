@@ -70,9 +70,7 @@ class GatedCrossAttention(nn.Module):
         if self.is_closed or (self.needs_media and media_slot is None):
             return x
         y = x
-        if (
-            media_slot is not None
-        ):  # for a token without media, attention adds exactly zero; the feed-forward still runs
+        if media_slot is not None:  # to a token without media, attention adds exactly zero
             y = _gated(y, self.attention(self.attention_norm(y), media_kv, media_slot, plan), self.attn_gate)
         y = _gated(y, self.feed_forward(self.ffw_norm(y)), self.ffw_gate)
         return torch.where(reads_media(media_slot), y, x) if self.needs_media and media_slot is not None else y
