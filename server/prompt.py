@@ -35,6 +35,8 @@ async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake, par
     """Prepare the prompt of a request. Raises `InvalidRequest` or `MediaNotFound`, which name the invalid part."""
     if isinstance(prompt, str):
         return encode_segments([Text(prompt)], {}, model.tokenizer, param)
+    if not prompt:  # some families would begin it with a marker
+        raise InvalidRequest("the prompt is empty", param=param)
     token_ids = [part for part in prompt if isinstance(part, int)]
     if token_ids:
         return _index_token_ids(check_token_ids(token_ids, model.num_token_ids, param), model.tokenizer, param)
@@ -95,7 +97,7 @@ def continuation_ids(segments: Sequence[Segment] | None, text: str, tokenizer: P
         return tokenizer.encode_plain(text)
     tail = _from_last_marker(segments)
     prefix = encode(tail, tokenizer).token_ids if tail else []
-    joined = encode(join_texts([*tail, Text(text)]), tokenizer).token_ids
+    joined = encode(_continued(tail, text), tokenizer).token_ids
     return joined[len(prefix) :] if joined[: len(prefix)] == prefix else tokenizer.encode_plain(text)
 
 
@@ -127,3 +129,12 @@ def _from_last_marker(segments: Sequence[Segment]) -> list[Segment]:
     """Return the segments from the last marker on: a marker is one id, so earlier segments do not affect later ids."""
     markers = [index for index, segment in enumerate(segments) if not isinstance(segment, Text)]
     return list(segments[markers[-1] :]) if markers else list(segments)
+
+
+def _continued(segments: Sequence[Segment], text: str) -> list[Segment]:
+    """Append to the text that the segments end with, if any. Earlier texts stay apart, as they are in the prompt."""
+    match segments:
+        case [*before, Text(last)]:
+            return [*before, Text(last + text)]
+        case _:
+            return [*segments, Text(text)]

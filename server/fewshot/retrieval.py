@@ -130,18 +130,12 @@ class Retrieval:
         Raises `InvalidRequest` if the query or an example lacks the media or text that the strategy compares, and the
         engine's errors.
         """
-        spaces = SPACES[strategy]
-        if "text" in spaces and not query.text:
-            raise InvalidRequest(
-                f"{strategy} compares texts, and the query has neither question nor text", param="query"
-            )
-        if "media" in spaces and not query.media:
-            raise InvalidRequest(f"{strategy} compares media, and the query has none", param="query")
+        _check_query(strategy, query)
         if not support_set.examples:
             return []
         started = time.monotonic()
         index = await self._index(support_set, strategy)
-        vector = _joined([await self._query_vector(space, query) for space in spaces])
+        vector = _joined([await self._query_vector(space, query) for space in SPACES[strategy]])
         similar = await asyncio.to_thread(index.search, vector, k)
         self._observe(time.monotonic() - started)
         return similar
@@ -235,6 +229,22 @@ class Retrieval:
 def compared_text(question: str, text: str) -> str:
     """Return the question or, without one, the text: a question describes the task better than its answer does."""
     return question or text
+
+
+def check_comparable(support_set: SupportSet, strategy: Strategy, query: SimilarityQuery) -> None:
+    """Raises `InvalidRequest` if the query or an example lacks the media or text that the strategy compares."""
+    _check_query(strategy, query)
+    for space in SPACES[strategy]:
+        for example in support_set.examples:
+            _required_media(example, strategy) if space == "media" else _required_text(example, strategy)
+
+
+def _check_query(strategy: Strategy, query: SimilarityQuery) -> None:
+    spaces = SPACES[strategy]
+    if "text" in spaces and not query.text:
+        raise InvalidRequest(f"{strategy} compares texts, and the query has neither question nor text", param="query")
+    if "media" in spaces and not query.media:
+        raise InvalidRequest(f"{strategy} compares media, and the query has none", param="query")
 
 
 def _required_text(example: Example, strategy: Strategy) -> str:

@@ -30,7 +30,7 @@ from server.quality.evaluation import Cell, Outcome, cell_result, failed_cell
 from server.quality.evaluation_store import Evaluation, Evaluations
 from server.quality.plan import Plan, answer_of
 from server.request_record import RequestRecord
-from server.schemas.fewshot import ExamplesFields, FewShotFields, QueryFields
+from server.schemas.fewshot import ExamplesFields, FewShotFields, QueryFields, TemplateFields
 from server.schemas.prompt import stored_media_part
 from server.served_model import ServedModel
 from server.store.records import Example
@@ -92,7 +92,8 @@ class LeaveOneOut:
         return [by_id[example_id] for example_id in plan.queries]
 
     def _fields(self, evaluation: Evaluation, plan: Plan, cell: Cell, query: Example) -> FewShotFields:
-        template = find_template(plan.template, self.model.config)
+        choice = plan.template if isinstance(plan.template, str) else TemplateFields(**plan.template)
+        template = find_template(choice, self.model.config)
         fields = placeholders(template.beginning)
         compares_text = "text" in SPACES.get(cell.strategy, ())
         return FewShotFields(
@@ -109,7 +110,7 @@ class LeaveOneOut:
                 question=query.question if "question" in fields or compares_text else "",
                 text=query.text if "text" in fields else "",
             ),
-            template=plan.template,
+            template=choice,
         )
 
 

@@ -76,6 +76,22 @@ async def test_a_search_is_counted(http: httpx.AsyncClient, app: FastAPI) -> Non
     assert metric(app, "request_success_total") == metric(app, "request_media_sum") == 1
 
 
+@pytest.mark.parametrize(
+    ("strategy", "query"),
+    [("rices_image", {}), ("rices_text", {"image": BLUE}), ("rices_text", {"text": "a cat"}), ("mixed", {"text": "x"})],
+)
+async def test_a_refused_search_is_not_counted_as_finished(
+    http: httpx.AsyncClient, app: FastAPI, strategy: str, query: dict[str, Any]
+) -> None:
+    """The third query is fine, but the example has no text."""
+    examples = [{"id": "a", "image": RED, "label": "cat"}]
+    assert (await http.post("/v1/support_sets", json={"name": "pets", "examples": examples})).status_code == 200
+    response = await http.post("/v1/support_sets/pets/search", json={"query": query, "strategy": strategy})
+    assert response.status_code == 400
+    assert metric(app, "request_success_total") == 0
+    assert metric(app, "request_refused_total") == 1
+
+
 async def test_a_request_with_several_prompts_is_counted_once(http: httpx.AsyncClient, app: FastAPI) -> None:
     body = {**FEW_SHOT, "permutations": 2, "calibration": "contextual"}
     usage = (await http.post("/v1/classify", json=body)).json()["usage"]

@@ -35,7 +35,7 @@ from server.errors import (
     VersionConflict,
 )
 from server.fewshot.prompting import assemble_prefix
-from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
+from server.fewshot.retrieval import SPACES, SimilarityQuery, check_comparable, compared_text
 from server.fewshot.warming import WarmTarget
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
@@ -275,6 +275,7 @@ async def _search(name: str, fields: SearchRequest, record: RequestRecord, servi
     support_set = await services.support_sets.get_version(name, fields.version)
     media = (await services.shots.read_media({"query": fields.query}))["query"]
     query = SimilarityQuery(media=media, text=compared_text(fields.query.question, fields.query.text))
+    check_comparable(support_set, fields.strategy, query)  # refused requests are not counted as finished
     record.add_prompt(0, [item.digest for item in media])
     with record:
         similar = await services.shots.retrieval.most_similar(support_set, fields.strategy, query, fields.k)

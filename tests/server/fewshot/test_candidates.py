@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from model.config import PromptConfig
 from model.prompt import EndOfChunk, Media, Segment, Text, encode
 from model.tokenizer import PromptTokenizer
 from server.fewshot.classification import Candidate, label_candidates
@@ -42,7 +43,7 @@ def word_tokenizer(*merged: str) -> PromptTokenizer:
     return PromptTokenizer(build(), build(), PROMPT)
 
 
-def space_prefixing_tokenizer() -> PromptTokenizer:
+def space_prefixing_tokenizer(prompt: PromptConfig = PROMPT) -> PromptTokenizer:
     """Return a tokenizer like Llama's: every text begins with an additional space."""
 
     def build() -> Tokenizer:
@@ -52,7 +53,7 @@ def space_prefixing_tokenizer() -> PromptTokenizer:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         return with_markers(tokenizer)
 
-    return PromptTokenizer(build(), build(), PROMPT)
+    return PromptTokenizer(build(), build(), prompt)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -89,6 +90,14 @@ def test_a_candidate_that_would_merge_with_the_prompt_is_encoded_alone() -> None
     assert encode([Text("Outputcat")], tokenizer).token_ids[: len("Output")] != encode(prompt, tokenizer).token_ids
     ids = continuation_ids(prompt, "cat", tokenizer)
     assert [tokenizer.token(token_id) for token_id in ids] == ["c", "a", "t"]
+
+
+def test_neighbouring_texts_of_a_prompt_stay_apart() -> None:
+    """IDEFICS puts a token between two texts, and trims each."""
+    tokenizer = space_prefixing_tokenizer(replace(PROMPT, text_separator="<|endofchunk|>", strip_text=True))
+    prompt: list[Segment] = [Media(CAT), Text("Question:"), Text("Output:")]
+    answered = encode([*prompt[:-1], Text("Output: cat")], tokenizer).token_ids
+    assert encode(prompt, tokenizer).token_ids + continuation_ids(prompt, " cat", tokenizer) == answered
 
 
 def test_a_candidate_that_spells_a_marker_stays_text() -> None:

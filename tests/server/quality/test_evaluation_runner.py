@@ -35,7 +35,7 @@ from tests.server.evaluations import (
     running,
     wait_until_ended,
 )
-from tests.server.fakes import FakeClient, eventually, served_model
+from tests.server.fakes import TOKENIZER, FakeClient, eventually, served_model
 
 pytestmark = pytest.mark.anyio
 
@@ -138,6 +138,15 @@ async def test_weighing_options_apply_to_the_classification(
         await wait_until_ended(http, created["id"])
     assert len(client.scores) == 6 * 2 * 2
     assert created["request"]["permutations"] == 2
+
+
+async def test_a_template_of_the_client_is_used(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    template = {"shot": "{media}Colour: {label}", "end": "\n"}
+    evaluation = await run_evaluation(http, services, k=[1], strategies=["first"], template=template)
+    assert (evaluation["status"], evaluation["error"]) == ("completed", None)
+    assert "Colour: warm\n" in TOKENIZER.decode(client.scores[0].prompt.token_ids)
 
 
 async def test_max_queries_samples_labels_equally(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -22,6 +23,7 @@ from server.schemas.generation import CompletionRequest
 from server.settings import Settings
 from tests.server.conftest import data_url, image_part
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient, served_model
+from tests.tiny_models import prompt_tokenizer
 
 pytestmark = pytest.mark.anyio
 INTAKE = Intake(Settings(), MediaStore("memory://nothing"))
@@ -151,6 +153,12 @@ async def test_a_body_that_is_no_json_object_is_refused(http: httpx.AsyncClient,
     response = await http.post("/v1/completions", content=body)
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "invalid_value"
+
+
+async def test_a_list_without_parts_is_refused_for_a_family_that_begins_prompts_with_a_marker() -> None:
+    model = replace(served_model(), tokenizer=prompt_tokenizer(replace(CONFIG.prompt, begin="</s>")))
+    with pytest.raises(InvalidRequest, match="the prompt is empty"):
+        await prepare_prompt([], model, INTAKE)
 
 
 async def test_another_model_is_not_found(http: httpx.AsyncClient) -> None:
