@@ -16,6 +16,9 @@ WORKER_MODULE = "server.engine.worker"
 ENGINE_FACTORY = "server.engine.build:build"
 MAX_MESSAGE_BYTES = 256 * 2**20
 
+# work that no client waits for: after every priority that a client may request
+BACKGROUND_PRIORITY = 2**31
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 

@@ -26,10 +26,8 @@ from server.media.store import MediaStore
 from server.prompt import PreparedPrompt
 from server.served_model import ServedModel
 from server.store.records import SupportSet
-from server.wire import Admitted, Generate, Sampling
+from server.wire import BACKGROUND_PRIORITY, Admitted, Generate, Sampling
 
-# after every priority that a client may request: lower runs first
-LAST_PRIORITY = 2**20
 # media that the worker encodes concurrently: enough for batches
 MAX_CONCURRENT = 8
 MAX_REMEMBERED = 4096
@@ -192,7 +190,7 @@ class Warming:
             request_id=f"warm-{uuid.uuid4().hex}",
             prompt=prompt,
             sampling=Sampling(max_tokens=0),
-            priority=LAST_PRIORITY,
+            priority=BACKGROUND_PRIORITY,
             arrived=time.monotonic(),
         )
         async with aclosing(self._client.stream(request, media)) as events:

@@ -34,9 +34,8 @@ from server.schemas.fewshot import ExamplesFields, FewShotFields, QueryFields, T
 from server.schemas.prompt import stored_media_part
 from server.served_model import ServedModel
 from server.store.records import Example
+from server.wire import BACKGROUND_PRIORITY
 
-# after every client's request: lower runs first
-PRIORITY = 2**31 - 1
 # intervals for renewing a lease and storing progress, and for finding evaluations that other servers created
 RENEW_SECONDS = 2.0
 POLL_SECONDS = 10.0
@@ -61,7 +60,7 @@ class LeaveOneOut:
 
     async def answer(self, evaluation: Evaluation, plan: Plan, cell: Cell, query: Example, is_timed: bool) -> Outcome:
         record = RequestRecord(evaluation.id, self.metrics)
-        record.priority = PRIORITY
+        record.priority = BACKGROUND_PRIORITY
         fields = self._fields(evaluation, plan, cell, query)
         assembled = await assemble(fields, self.model, self.shots, without=[query.id])
         weighing = replace(plan.weighing, seed=cell.seed)

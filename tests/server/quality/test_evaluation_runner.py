@@ -18,10 +18,9 @@ from server.app import create_app
 from server.errors import EngineNotReady, InvalidMedia
 from server.metrics import Metrics
 from server.quality import evaluation_runner
-from server.quality.evaluation_runner import PRIORITY
 from server.quality.evaluation_store import LEASE_SECONDS
 from server.settings import Settings
-from server.wire import Score
+from server.wire import BACKGROUND_PRIORITY, Score
 from tests.server.evaluations import (
     EXAMPLES,
     LABEL_OF,
@@ -70,7 +69,7 @@ async def test_every_example_is_left_out_once(http: httpx.AsyncClient, client: F
     for request in client.scores:
         assert request.prompt.media[-1] not in request.prompt.media[:-1]
         assert len(request.prompt.media) == 3
-        assert request.priority == PRIORITY
+        assert request.priority == BACKGROUND_PRIORITY
     (cell,) = evaluation["cells"]
     assert (cell["strategy"], cell["k"], cell["seed"]) == ("random", 2, 4)
     assert (cell["queries"], cell["accuracy"]) == (6, 1.0)
