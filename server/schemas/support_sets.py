@@ -213,6 +213,7 @@ class RemoveExamplesRequest(ExpectedRequest):
 class EvaluateRequest(WeighingFields, ModelRequest):
     """A grid of strategies, numbers of shots and seeds; `seed` draws the queries."""
 
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="Samples the queries.")
     version: int | None = Field(None, ge=1)
     k: list[Annotated[int, Field(ge=0, le=MAX_SHOTS)]] = Field(
         [], max_length=32, description="Numbers of shots; 0, 1, 2, 4, 8 and 16, if not given."
