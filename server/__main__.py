@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 
@@ -20,6 +21,7 @@ from model.zoo.default import DefaultModelError, prepare
 from server import logs
 from server.admission import Admission
 from server.app import create_app
+from server.connections import Connection, ConnectionLimits, permit_open_files
 from server.engine_client.client import EngineClient
 from server.errors import DatabaseUnavailable, ShuttingDown
 from server.media.pool import DecodePool
@@ -51,11 +53,14 @@ async def serve(settings: Settings, *, factory: str = ENGINE_FACTORY) -> int:
     client = EngineClient(settings, decoder, metrics, factory=factory)
     app = create_app(client, model, settings, metrics, decoder)
     await _check_database(app.state.services.database)
+    limits = ConnectionLimits(settings.max_connections, settings.header_timeout)
+    permit_open_files(limits)
     server = Server(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
+            http=partial(Connection, limits=limits),  # type: ignore[arg-type]  # it is called like a class
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=FINAL_EVENTS_SECONDS,

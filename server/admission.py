@@ -1,63 +1,137 @@
-"""Admission control: requests are counted on acceptance, before their body is read, so refusing one costs little.
+"""Admission control: a request takes a place in the queue when its body has arrived, and clients share the places.
 
-A request holds a ticket until its last byte is sent. The ticket waits until the engine begins the prompt, then it runs.
+A request holds its ticket until its last byte is sent: it waits until the engine begins the prompt, then it runs. Bodies
+are counted in bytes while they are held. A full server refuses with 503, a client that holds more than its share with 429.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
+from typing import Literal
 
-from server.errors import Overloaded, ShuttingDown
+from server.errors import ClientOverShare, Overloaded, ShuttingDown
 from server.metrics import Metrics
+
+MAX_RETRY_AFTER = 60
+# weight of the newest interval in the mean time between two requests that begin
+NEWEST = 0.1
+
+Refusal = Literal["full", "over_share"]
+
+
+class SharedLimit:
+    """A limited amount of something that clients share; `max_share` is the part that a client gets if it is alone.
+
+    A client may hold up to a fixed multiple of what is free, so a newcomer always finds room, and busy clients converge to
+    equal shares (dynamic thresholds: Choudhury and Hahne, 1998).
+    """
+
+    def __init__(self, total: int, max_share: float) -> None:
+        self.total = total
+        self.used = 0
+        self._per_free = max_share / (1 - max_share) if max_share < 1 else math.inf
+        self._held: Counter[str] = Counter()
+
+    @property
+    def is_full(self) -> bool:
+        return self.used >= self.total
+
+    def refusal(self, client: str, amount: int = 1) -> Refusal | None:
+        """Return why `client` cannot take as much now, or None if it can."""
+        free = self.total - self.used
+        if amount > free:
+            return "full"
+        held = self._held[client]
+        return "over_share" if held and held >= self._per_free * free else None
+
+    def take(self, client: str, amount: int = 1) -> None:
+        self.used += amount
+        self._held[client] += amount
+
+    def release(self, client: str, amount: int = 1) -> None:
+        self.used -= amount
+        self._held[client] -= amount
+        if not self._held[client]:
+            del self._held[client]
 
 
 class Ticket:
-    """Counts one request as waiting, then as running; a context manager around all work of the request."""
+    """One request's place: its body arrives, it waits, it runs. A context manager around all work of the request."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, client: str) -> None:
+        self.client = client
         self._admission = admission
-        self._is_waiting = True
+        self._state: Literal["arriving", "waiting", "running"] = "arriving"
+        self._num_bytes = 0
+
+    def check(self) -> None:
+        """Refuse a request before its body is read, if it could not wait. Raises what `wait` raises."""
+        self._admission.check(self.client)
+
+    def hold(self, num_bytes: int) -> None:
+        """Count bytes of the body. Raises `Overloaded` and `ClientOverShare`."""
+        self._admission.hold(self.client, num_bytes)
+        self._num_bytes += num_bytes
+
+    def wait(self) -> None:
+        """Count the request as waiting: its body is complete. Raises `Overloaded`, `ClientOverShare`, `ShuttingDown`."""
+        self._admission.check(self.client)
+        self._state = "waiting"
+        self._admission.enter(self.client)
 
     def started(self) -> None:
         """Count the request as running: the engine has begun its prompt."""
-        if self._is_waiting:
-            self._is_waiting = False
-            self._admission.adjust(waiting=-1, running=1)
+        if self._state == "waiting":
+            self._state = "running"
+            self._admission.begin(self.client)
 
     def __enter__(self) -> Ticket:
-        self._admission.adjust(waiting=1)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission.adjust(waiting=-1) if self._is_waiting else self._admission.adjust(running=-1)
+        self._admission.leave(self.client, self._num_bytes, self._state)
 
 
 class Admission:
-    """Counts waiting and running requests, and refuses further ones when the queue is full."""
+    """Counts waiting and running requests and the bytes of their bodies, and refuses what exceeds the limits."""
 
-    def __init__(self, max_num_queued: int, metrics: Metrics) -> None:
-        self.num_waiting = 0
+    def __init__(
+        self,
+        max_num_queued: int,
+        metrics: Metrics,
+        *,
+        max_bytes: int = 2**30,
+        max_share: float = 0.75,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.num_running = 0
         self.is_closed = False
-        self._max_num_queued = max_num_queued
+        self._queue = SharedLimit(max_num_queued, max_share)
+        self._bytes = SharedLimit(max_bytes, max_share)
         self._metrics = metrics
+        self._clock = clock
         self._is_idle = asyncio.Event()
         self._is_idle.set()
+        self._seconds_per_start = 0.0
+        self._waiting_since = 0.0  # the last start, or the time when the queue was empty last
+
+    @property
+    def num_waiting(self) -> int:
+        return self._queue.used
 
     @property
     def is_full(self) -> bool:
-        return self.num_waiting >= self._max_num_queued
+        return self._queue.is_full
 
-    def ticket(self) -> Ticket:
-        """Return a ticket. Raises `Overloaded` if the queue is full, and `ShuttingDown`."""
-        if self.is_closed:
-            raise ShuttingDown("the server is shutting down")
-        if self.is_full:
-            raise Overloaded(f"{self.num_waiting} requests are waiting, the limit is {self._max_num_queued}")
-        return Ticket(self)
+    def ticket(self, client: str) -> Ticket:
+        return Ticket(self, client)
 
     def close(self) -> None:
         self.is_closed = True
@@ -66,9 +140,57 @@ class Admission:
         """Return when no request is waiting or running."""
         await self._is_idle.wait()
 
-    def adjust(self, *, waiting: int = 0, running: int = 0) -> None:
-        self.num_waiting += waiting
-        self.num_running += running
+    def retry_after(self) -> int:
+        """Return the seconds in which the present queue empties, at the rate at which requests have begun lately."""
+        return min(max(math.ceil(self.num_waiting * self._seconds_per_start), 1), MAX_RETRY_AFTER)
+
+    def check(self, client: str) -> None:
+        """Raises `ShuttingDown`, `Overloaded` and `ClientOverShare`."""
+        if self.is_closed:
+            raise ShuttingDown("the server is shutting down")
+        match self._queue.refusal(client):
+            case "full":
+                message = f"{self.num_waiting} requests are waiting, the limit is {self._queue.total}"
+                raise Overloaded(message, retry_after=self.retry_after())
+            case "over_share":
+                message = f"this client has its share of the {self._queue.total} requests that may wait"
+                raise ClientOverShare(message, retry_after=self.retry_after())
+
+    def hold(self, client: str, num_bytes: int) -> None:
+        limit = self._bytes.total
+        match self._bytes.refusal(client, num_bytes):
+            case "full":
+                message = f"request bodies take {self._bytes.used} bytes, the limit is {limit}"
+                raise Overloaded(message, retry_after=self.retry_after(), closes=True)
+            case "over_share":
+                message = f"this client has its share of the {limit} bytes that request bodies may take"
+                raise ClientOverShare(message, retry_after=self.retry_after(), closes=True)
+        self._bytes.take(client, num_bytes)
+
+    def enter(self, client: str) -> None:
+        if not self.num_waiting:
+            self._waiting_since = self._clock()
+        self._queue.take(client)
+        self._report()
+
+    def begin(self, client: str) -> None:
+        now = self._clock()
+        interval = now - self._waiting_since
+        self._seconds_per_start += NEWEST * (interval - self._seconds_per_start)
+        self._waiting_since = now
+        self._queue.release(client)
+        self.num_running += 1
+        self._report()
+
+    def leave(self, client: str, num_bytes: int, state: Literal["arriving", "waiting", "running"]) -> None:
+        self._bytes.release(client, num_bytes)
+        if state == "waiting":
+            self._queue.release(client)
+        elif state == "running":
+            self.num_running -= 1
+        self._report()
+
+    def _report(self) -> None:
         self._metrics.num_requests_waiting.set(self.num_waiting)
         self._metrics.num_requests_running.set(self.num_running)
         if self.num_waiting or self.num_running:

@@ -116,7 +116,12 @@ def create_app(
         settings=settings,
         model=model,
         client=client,
-        admission=Admission(settings.max_num_queued, metrics),
+        admission=Admission(
+            settings.max_num_queued,
+            metrics,
+            max_bytes=settings.max_bodies_mb * 2**20,
+            max_share=settings.max_client_share,
+        ),
         metrics=metrics,
         store=store,
         intake=intake,
@@ -141,7 +146,13 @@ def create_app(
     app.add_exception_handler(HTTPException, _refuse_http)
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _report_bug)
-    app.add_middleware(Guard, api_key=None if settings.api_key is None else settings.api_key.get_secret_value())
+    app.add_middleware(
+        Guard,
+        admission=services.admission,
+        refuse=_refuse,
+        api_key=None if settings.api_key is None else settings.api_key.get_secret_value(),
+        timeout=settings.request_timeout,
+    )
     return app
 
 

@@ -23,8 +23,10 @@
     │   ├── NameTaken                     another support set has this name
     │   ├── VersionConflict               the support set's version is not the expected one
     │   └── IdempotencyConflict           the key was sent before with a different request
+    ├── DeadlineExceeded             504  the request was not finished by its deadline
     ├── Unavailable                  503  the same request may succeed later; with Retry-After
-    │   ├── Overloaded                    the queue is full
+    │   ├── Overloaded                    the queue, or the memory for bodies, is full
+    │   │   └── ClientOverShare      429  this client has its share of the queue, or of the memory
     │   ├── StorageUnavailable            the media store cannot be read or written
     │   ├── ShuttingDown                  the server received SIGTERM
     │   ├── EngineNotReady                the worker is loading or restarting
@@ -170,19 +172,43 @@ class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
 
 
+class DeadlineExceeded(ServerError):
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"
+
+
 class Unavailable(ServerError):
+    """An error that may pass: the response names the seconds to wait before a retry."""
+
     status = 503
     type = "unavailable_error"
     code = "unavailable"
     is_retryable = True
-    retry_after: ClassVar[int] = 1
+    retry_after: int = 1
 
     def headers(self) -> dict[str, str]:
         return super().headers() | {"Retry-After": str(self.retry_after)}
 
 
 class Overloaded(Unavailable):
+    """A refusal with the seconds to wait. `closes`: the body is unread, so the connection can carry no other request."""
+
     code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after: int = 1, closes: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self._closes = closes
+
+    def headers(self) -> dict[str, str]:
+        return super().headers() | ({"Connection": "close"} if self._closes else {})
+
+
+class ClientOverShare(Overloaded):
+    status = 429
+    type = "rate_limit_error"
+    code = "client_over_share"
 
 
 class ShuttingDown(Unavailable):

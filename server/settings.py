@@ -92,7 +92,25 @@ class Settings(BaseModel):
     max_num_queued: int = Field(
         default=256, ge=1, description="maximum waiting requests; further requests are refused with 503"
     )
+    max_connections: int = Field(
+        default=1024,
+        ge=1,
+        description="maximum open connections; a further one replaces that whose client has been silent for longest",
+    )
+    header_timeout: float = Field(default=10.0, gt=0, description="seconds in which the head of a request must arrive")
     max_body_mb: float = Field(default=64.0, gt=0, le=4096, description="maximum size of a request body, in MiB")
+    max_bodies_mb: int = Field(
+        default=512, ge=1, description="memory for the bodies of all requests that arrive, wait or run, in MiB"
+    )
+    max_client_share: float = Field(
+        default=0.75,
+        gt=0,
+        le=1,
+        description="largest part of the queue, and of the memory for bodies, that one client may hold; 1: no limit",
+    )
+    request_timeout: float | None = Field(
+        default=None, gt=0, description="seconds that a request may take if it asks for no fewer; none: no limit"
+    )
     body_timeout: float = Field(default=60.0, gt=0, description="seconds in which a request body must arrive")
     keep_alive: float = Field(default=15.0, gt=0, description="seconds between keep-alive comments in a silent stream")
 

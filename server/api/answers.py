@@ -125,7 +125,7 @@ async def respond(
     answers = Answers(generation, services.client, services.model.tokenizer, record)
     if fields.stream:
         bodies = chunks(answers, shape, fields.stream_options, dict(generation.extras))
-        return EventStream(bodies, keep_alive=services.settings.keep_alive)
+        return EventStream(bodies, request.state.deadline, keep_alive=services.settings.keep_alive)
     return JSONResponse(await unless_disconnected(request.receive, whole(answers, shape, generation)))
 
 

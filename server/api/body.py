@@ -10,19 +10,28 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.admission import Ticket
 from server.api.services import Services
 from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest
-from server.schemas.base import ModelRequest, SchemaType, read
+from server.schemas.base import ModelRequest, SchemaType, TimedRequest, read
 from server.settings import Settings
+
+# a parsed number takes thirty times the memory of its text: a legitimate body has up to this many values
+MAX_COMMAS = 2**21
 
 
 async def read_request(
     schema: type[SchemaType], request: Request, services: Services, empty: bytes = b""
 ) -> SchemaType:
     """Read and validate a JSON body; `empty` stands for one without bytes. Raises `InvalidRequest`, `ModelNotFound`."""
-    fields = read(schema, await read_body(request, services.settings) or empty)
+    body = await read_body(request, services.settings) or empty
+    if body.count(b",") > MAX_COMMAS:
+        raise BodyTooLarge(f"the body has more than {MAX_COMMAS} commas, which separate values")
+    fields = read(schema, body)
     if isinstance(fields, ModelRequest):
         services.check_model(fields.model)
+    if isinstance(fields, TimedRequest):
+        request.state.deadline.shorten(fields.timeout)
     return fields
 
 
@@ -40,17 +49,24 @@ async def read_body(request: Request, settings: Settings) -> bytes:
 
 
 async def stream_body(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
-    """Yield the body in pieces, within the limits of size and time. Raises `BodyTooLarge`, `BodyTimeout`."""
+    """Yield the body in pieces, within the limits of size and time; then the request waits in the queue.
+
+    Raises `BodyTooLarge`, `BodyTimeout` and what `Ticket.wait` raises.
+    """
+    ticket: Ticket = request.state.ticket
     limit, size = settings.max_body_bytes, 0
+    ticket.check()
     _check_size(int(request.headers.get("content-length", 0)), limit)
     try:
         async with asyncio.timeout(settings.body_timeout):
             async for piece in request.stream():
                 size += len(piece)
                 _check_size(size, limit)
+                ticket.hold(len(piece))
                 yield piece
     except TimeoutError:
         raise BodyTimeout(f"the body did not arrive within {settings.body_timeout:g} seconds") from None
+    ticket.wait()
 
 
 def _check_size(size: int, limit: int) -> None:

@@ -1,20 +1,25 @@
-"""Middleware before every route: it checks the API key, and gives each request an id for its answer and the logs.
+"""Middleware before every route: it checks the API key, and gives each request an id, a ticket and a deadline.
 
-Pure ASGI, so that streams pass through untouched.
+The ticket is released after the last byte of the response. Pure ASGI, so that streams pass through untouched.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import re
 import uuid
+from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.body import JSONResponse
-from server.errors import Unauthorized
+from server.admission import Admission
+from server.deadline import HEADER, Deadline, read_header
+from server.errors import InvalidRequest, ServerError, Unauthorized
 
 # A browser sends no key when it opens a page. The document and its page are the same for every server of a version: they
 # hold nothing of its model, its data or its settings.
@@ -23,32 +28,62 @@ DOCS_PATHS = frozenset(
 )
 # Probes and scrapers carry no key either.
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"}) | DOCS_PATHS
+IPV6_PREFIX = 64
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 class Guard:
-    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
+    """Refuses requests without the key. `timeout` is the seconds that a request may take, None for no limit."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        admission: Admission,
+        refuse: Callable[[Request, ServerError], Awaitable[Response]],
+        api_key: str | None = None,
+        timeout: float | None = None,
+    ) -> None:
         self._app = app
+        self._admission = admission
+        self._refuse = refuse
         self._key = None if api_key is None else _digest(api_key)
+        self._timeout = timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        request_id = _request_id(headers)
-        scope.setdefault("state", {})["request_id"] = request_id
+        headers, state = Headers(scope=scope), scope.setdefault("state", {})
+        state["request_id"] = request_id = _request_id(headers)
+
+        has_begun = False
 
         async def send_with_id(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        if self._is_allowed(scope["path"], headers):
-            await self._app(scope, receive, send_with_id)
-        else:
-            error = Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
-            await JSONResponse(error.body(), error.status, error.headers())(scope, receive, send_with_id)
+        try:
+            self._check(scope["path"], headers)
+            state["deadline"] = deadline = Deadline(self._timeout)
+            deadline.shorten(read_header(headers.get(HEADER)))
+            with self._admission.ticket(_client(scope)) as state["ticket"]:
+                async with deadline.limit():
+                    await self._app(scope, receive, send_with_id)
+        except ServerError as error:
+            if has_begun:
+                raise
+            response = await self._refuse(Request(scope), error)
+            await response(scope, receive, send_with_id)
+
+    def _check(self, path: str, headers: Headers) -> None:
+        """Raises `Unauthorized`, and `InvalidRequest` for a body of which two parsers may see different ends."""
+        if not self._is_allowed(path, headers):
+            raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise InvalidRequest("a body has Content-Length or Transfer-Encoding, not both", param="Content-Length")
 
     def _is_allowed(self, path: str, headers: Headers) -> bool:
         if self._key is None or path in OPEN_PATHS:
@@ -62,6 +97,16 @@ def _request_id(headers: Headers) -> str:
     """Return the client's request id, if a log line and a header can carry it, or a new one."""
     request_id = headers.get("x-request-id", "")
     return request_id if REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex
+
+
+def _client(scope: Scope) -> str:
+    """Return what tells clients apart: the address, of IPv6 the network that a single customer has."""
+    host = (scope.get("client") or ("",))[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return host if address.version == 4 else str(ipaddress.ip_network((int(address), IPV6_PREFIX), strict=False))
 
 
 def _digest(key: str) -> bytes:

@@ -23,8 +23,10 @@ from server.api.guard import OPEN_PATHS
 from server.errors import (
     BodyTimeout,
     BodyTooLarge,
+    ClientOverShare,
     ContextLengthExceeded,
     DatabaseUnavailable,
+    DeadlineExceeded,
     EngineDied,
     EngineFailed,
     EngineNotReady,
@@ -40,18 +42,20 @@ from server.errors import (
     StorageUnavailable,
     SupportSetNotFound,
     Unauthorized,
+    Unavailable,
     UnsupportedParameter,
 )
 from server.schemas.base import ModelRequest, Schema, or_null
 from server.schemas.responses.base import Error, ResponseSchema
 
 # the errors of a route, by what it works with; `describe` adds those of reading a request
-QUEUE = (Overloaded, ShuttingDown)
-ENGINE = (*QUEUE, EngineNotReady, EngineDied, EngineFailed)
+ENGINE = (EngineNotReady, EngineDied, EngineFailed)
 MEDIA = (InvalidMedia, MediaNotFetched, MediaUrlRefused, MediaNotFound, StorageUnavailable)
 PROMPT = (*ENGINE, *MEDIA, ContextLengthExceeded)
 SUPPORT_SET = (SupportSetNotFound, DatabaseUnavailable)
-BODY = (InvalidRequest, UnsupportedParameter, BodyTimeout, BodyTooLarge)
+BODY = (UnsupportedParameter, BodyTimeout, BodyTooLarge, ClientOverShare, Overloaded, ShuttingDown)
+# what any request may end with
+ANY = (InvalidRequest, DeadlineExceeded, ServerError)
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
@@ -83,6 +87,7 @@ REQUEST_HEADERS = {
     "Idempotency-Key": "Sent again within a day, the request changes nothing and has the first response.",
     "If-None-Match": "The `ETag` of an earlier response.",
     "X-Request-Id": "Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`.",
+    "X-Request-Timeout": "Seconds that the request may take, from its arrival to its last byte; then it ends with 504.",
 }
 RESPONSE_HEADERS = {
     "ETag": "Names the content, which never changes.",
@@ -146,7 +151,7 @@ def describe(
         "status_code": statuses[0],
         "responses": {
             **{status: {**success, "description": _description(status, chunk)} for status in statuses},
-            **_error_responses([*_reading_errors(body, query), *errors, ServerError]),
+            **_error_responses([*_reading_errors(body, query), *errors, *ANY]),
         },
         "openapi_extra": operation,
     }
@@ -185,7 +190,7 @@ def _complete(operation: dict[str, Any], method: str, *, is_open: bool) -> None:
     for parameter in operation["parameters"]:
         if parameter["in"] == "path":
             parameter |= {"description": PATH_PARAMETERS[parameter["name"]], "schema": STRING}
-    operation["parameters"].append(_header_parameter("X-Request-Id"))
+    operation["parameters"] += map(_header_parameter, ("X-Request-Id", "X-Request-Timeout"))
     if is_open:
         operation["security"] = []
     if "HTTPValidationError" in str(operation["responses"].get("422")):
@@ -267,7 +272,7 @@ def _reading_errors(body: Any, query: type[Schema] | None) -> Iterator[type[Serv
     if body is not None:
         yield from BODY
     elif query is not None:
-        yield from (InvalidRequest, UnsupportedParameter)
+        yield UnsupportedParameter
     if isinstance(body, type) and issubclass(body, ModelRequest):
         yield ModelNotFound
 
@@ -281,7 +286,7 @@ def _error_responses(errors: Iterable[type[ServerError]]) -> dict[int, dict[str,
 
 
 def _error_response(status: int, errors: Sequence[type[ServerError]]) -> dict[str, Any]:
-    retry = ["Retry-After"] if status == HTTPStatus.SERVICE_UNAVAILABLE else []
+    retry = ["Retry-After"] if any(issubclass(error, Unavailable) for error in errors) else []
     return {
         "description": f"{HTTPStatus(status).phrase}: {', '.join(f'`{error.code}`' for error in errors)}.",
         "headers": _header_references(["X-Should-Retry", *retry]),

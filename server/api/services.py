@@ -5,14 +5,13 @@ No module below `server.api` knows this container: each function there takes wha
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends
 from starlette.requests import Request
 
-from server.admission import Admission, Ticket
+from server.admission import Admission
 from server.engine_client.client import Client
 from server.errors import ModelNotFound
 from server.fewshot.shots import ShotSource
@@ -58,20 +57,9 @@ async def _services(request: Request) -> Services:
     return services
 
 
-async def _ticket(services: Annotated[Services, Depends(_services)]) -> AsyncIterator[Ticket]:
-    # released after the last byte of the response was sent
-    with services.admission.ticket() as ticket:
-        yield ticket
-
-
-async def _record(
-    request: Request,
-    services: Annotated[Services, Depends(_services)],
-    ticket: Annotated[Ticket, Depends(_ticket)],
-) -> RequestRecord:
-    return RequestRecord(request.state.request_id, services.metrics, ticket)
+async def _record(request: Request, services: Annotated[Services, Depends(_services)]) -> RequestRecord:
+    return RequestRecord(request.state.request_id, services.metrics, request.state.ticket)
 
 
 GivenServices = Annotated[Services, Depends(_services)]
-GivenTicket = Annotated[Ticket, Depends(_ticket)]
 GivenRecord = Annotated[RequestRecord, Depends(_record)]

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from server.deadline import Deadline
 from server.errors import EngineFailed, ServerError
 
 DONE = b"data: [DONE]\n\n"
@@ -55,12 +56,13 @@ async def _cancel(task: asyncio.Future[Any]) -> None:
 class EventStream(Response):
     media_type = "text/event-stream"
 
-    def __init__(self, bodies: AsyncGenerator[Any, None], *, keep_alive: float) -> None:
+    def __init__(self, bodies: AsyncGenerator[Any, None], deadline: Deadline, *, keep_alive: float) -> None:
         # like starlette's own streams: without a body there is no content-length
         self.status_code = 200
         self.background = None
         self.init_headers(HEADERS)
         self._bodies = bodies
+        self._deadline = deadline
         self._keep_alive = keep_alive
         self._is_begun = False
 
@@ -74,7 +76,8 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         try:
-            async with aclosing(_with_keep_alives(self._bodies, self._keep_alive)) as bodies:
+            bodies = _with_keep_alives(self._bodies, self._keep_alive)
+            async with self._deadline.limit(), aclosing(bodies):
                 async for body in bodies:
                     await self._send(send, KEEP_ALIVE if body is None else event(body))
         except Exception as error:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Validat
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from server.deadline import MAX_SECONDS
 from server.errors import InvalidRequest, UnsupportedParameter
 
 SchemaType = TypeVar("SchemaType", bound="Schema")
@@ -65,7 +66,18 @@ class ModelRequest(Schema):
     model: str | None = Field(None, description="The name of the served model.")
 
 
-class TrackedRequest(ModelRequest):
+class TimedRequest(ModelRequest):
+    """A request that may limit the time it takes."""
+
+    timeout: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_SECONDS,
+        description="Seconds that the request may take, from its arrival to its last token; then it ends with 504.",
+    )
+
+
+class TrackedRequest(TimedRequest):
     """A request whose answer carries an id, which the client may choose."""
 
     request_id: RequestId | None = Field(None, description="Becomes part of the `id` of the response.")

@@ -10,7 +10,7 @@ from pydantic_core import CoreSchema
 
 from server.fewshot.scoring import Calibration, ContentFree, Normalisation, Weighing
 from server.media.source import kind_of
-from server.schemas.base import ModelRequest, PrioritizedRequest, Schema, tag_of, with_example
+from server.schemas.base import PrioritizedRequest, Schema, TimedRequest, tag_of, with_example
 from server.schemas.generation import CompletionFields
 from server.schemas.prompt import (
     ImageIdPart,
@@ -150,7 +150,7 @@ class FewShotCompletionRequest(CompletionFields, FewShotFields):
     model_config = with_example(**EXAMPLE, max_tokens=8)
 
 
-class SearchRequest(ModelRequest):
+class SearchRequest(TimedRequest):
     """A search for the examples of a support set that are most similar to a query."""
 
     query: QueryFields

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from server.schemas.base import ModelRequest, TrackedRequest, User, with_example
+from server.schemas.base import ModelRequest, TimedRequest, TrackedRequest, User, with_example
 from server.schemas.chat import MAX_MESSAGES, Message, TemplateName
 from server.schemas.prompt import Part, Prompt
 
@@ -53,7 +53,7 @@ Inputs = Annotated[
 ]
 
 
-class EmbeddingsRequest(ModelRequest):
+class EmbeddingsRequest(TimedRequest):
     model_config = with_example(input=["A flamingo is a bird."])
 
     input: Inputs

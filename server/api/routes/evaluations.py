@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_query, read_request
-from server.api.openapi import QUEUE, SUPPORT_SET, describe
-from server.api.services import GivenServices, GivenTicket
+from server.api.openapi import SUPPORT_SET, describe
+from server.api.services import GivenServices
 from server.errors import DatabaseUnavailable, EvaluationNotFound
 from server.quality.evaluation import baseline, recommend, summarise
 from server.quality.evaluation_store import Evaluation
@@ -33,13 +33,11 @@ EVALUATION = (EvaluationNotFound, DatabaseUnavailable)
         body=EvaluateRequest,
         is_body_required=False,
         response=EvaluationReport,
-        errors=(*SUPPORT_SET, *QUEUE),
+        errors=SUPPORT_SET,
         statuses=(202,),
     ),
 )
-async def create_evaluation(
-    support_set: str, request: Request, services: GivenServices, ticket: GivenTicket
-) -> Response:
+async def create_evaluation(support_set: str, request: Request, services: GivenServices) -> Response:
     """Begin to evaluate a support set by leaving out each of its examples in turn."""
     fields = await read_request(EvaluateRequest, request, services, empty=b"{}")
     version = await services.support_sets.get_version(support_set, fields.version)

@@ -20,8 +20,8 @@ from starlette.responses import Response
 
 from model.media import MediaError, media_type_of
 from server.api.body import JSONResponse, read_body, read_query, stream_body
-from server.api.openapi import JSON, MEDIA, QUEUE, describe
-from server.api.services import GivenServices, GivenTicket, Services
+from server.api.openapi import JSON, MEDIA, describe
+from server.api.services import GivenServices, Services
 from server.errors import (
     DatabaseUnavailable,
     InvalidMedia,
@@ -76,9 +76,9 @@ CONTENT = describe(
 
 @router.post(
     "/v1/images",
-    **describe("Images", body=UPLOAD_BODY, response=StoredImage, errors=(*MEDIA, *QUEUE, UnsupportedMediaType)),
+    **describe("Images", body=UPLOAD_BODY, response=StoredImage, errors=(*MEDIA, UnsupportedMediaType)),
 )
-async def upload_image(request: Request, services: GivenServices, ticket: GivenTicket) -> Response:
+async def upload_image(request: Request, services: GivenServices) -> Response:
     """Store an image or a video, sent as its bytes, in a form, or in JSON."""
     media = await read_upload(request, services.settings, services.intake)
     for _ in range(MAX_ATTEMPTS):

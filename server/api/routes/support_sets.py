@@ -19,8 +19,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse, read_body, read_query, read_request
-from server.api.openapi import MEDIA, PROMPT, QUEUE, SUPPORT_SET, describe
-from server.api.services import GivenRecord, GivenServices, GivenTicket, Services
+from server.api.openapi import MEDIA, PROMPT, SUPPORT_SET, describe
+from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import (
     DatabaseUnavailable,
@@ -64,7 +64,7 @@ from server.store.records import Example, NewExample, SupportSet, SupportSetInfo
 router = APIRouter()
 
 CHANGE = (*SUPPORT_SET, VersionConflict)
-EXAMPLES = (*MEDIA, *QUEUE, TooManyExamples, IdempotencyConflict, Unavailable)
+EXAMPLES = (*MEDIA, TooManyExamples, IdempotencyConflict, Unavailable)
 KEY = ("Idempotency-Key",)
 
 # examples whose media are read at once
@@ -83,7 +83,7 @@ IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
         headers=KEY,
     ),
 )
-async def create_support_set(request: Request, services: GivenServices, ticket: GivenTicket) -> Response:
+async def create_support_set(request: Request, services: GivenServices) -> Response:
     """Create a support set."""
     body = await read_body(request, services.settings)
     fields = read(CreateRequest, body)
@@ -121,11 +121,9 @@ async def show_support_set(support_set: str, request: Request, services: GivenSe
 
 @router.patch(
     "/v1/support_sets/{support_set}",
-    **describe("Support sets", body=UpdateRequest, response=responses.SupportSet, errors=(*CHANGE, *QUEUE, NameTaken)),
+    **describe("Support sets", body=UpdateRequest, response=responses.SupportSet, errors=(*CHANGE, NameTaken)),
 )
-async def update_support_set(
-    support_set: str, request: Request, services: GivenServices, ticket: GivenTicket
-) -> Response:
+async def update_support_set(support_set: str, request: Request, services: GivenServices) -> Response:
     """Change the name, the lifetime or the metadata of a support set, or pin it."""
     fields = await read_request(UpdateRequest, request, services)
     changes = fields.changes(time.time())
@@ -165,7 +163,7 @@ async def list_versions(support_set: str, request: Request, services: GivenServi
         headers=KEY,
     ),
 )
-async def put_examples(support_set: str, request: Request, services: GivenServices, ticket: GivenTicket) -> Response:
+async def put_examples(support_set: str, request: Request, services: GivenServices) -> Response:
     """Add examples, or replace those with the same ids."""
     body = await read_body(request, services.settings)
     fields = read(PutExamplesRequest, body)
@@ -242,9 +240,7 @@ async def delete_examples(support_set: str, request: Request, services: GivenSer
         errors=(*SUPPORT_SET, *PROMPT),
     ),
 )
-async def warm_support_set(
-    support_set: str, request: Request, services: GivenServices, ticket: GivenTicket
-) -> Response:
+async def warm_support_set(support_set: str, request: Request, services: GivenServices) -> Response:
     """Compute the media, vectors and shots of a version before requests need them.
 
     The response comes at once or, with `wait`, when the version is warm.

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from server.api.body import MAX_COMMAS
 from server.settings import Settings
 from tests.server.fakes import FakeClient
 
@@ -40,6 +41,19 @@ async def test_a_body_at_the_limit_is_accepted(http: httpx.AsyncClient, client: 
     body = b'{"prompt": "x"}'
     response = await http.post("/v1/completions", content=body + b" " * (LIMIT - len(body)))
     assert response.status_code == 200
+
+
+class TestManyValues:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"max_body_mb": 8})
+
+    async def test_a_body_of_more_values_than_any_request_needs_is_refused_unparsed(
+        self, http: httpx.AsyncClient
+    ) -> None:
+        body = b'{"prompt": [' + b"1," * (MAX_COMMAS + 1)
+        response = await http.post("/v1/completions", content=body)
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
 
 class TestSlowBody:

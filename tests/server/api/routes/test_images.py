@@ -160,7 +160,8 @@ async def test_a_dead_decoder_fails_the_upload(http: httpx.AsyncClient, services
 
 
 async def test_a_full_queue_refuses_uploads(http: httpx.AsyncClient, services: Services, settings: Settings) -> None:
-    services.admission.adjust(waiting=settings.max_num_queued)
+    for number in range(settings.max_num_queued):
+        services.admission.ticket(f"client {number}").wait()
     assert_refused(await http.post("/v1/images", content=RED, headers=PNG), 503, "overloaded", None)
 
 

@@ -1,0 +1,125 @@
+"""Connections with a real listener: silent clients hold neither a connection nor the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import uvicorn
+
+from server.connections import Connection, ConnectionLimits
+
+pytestmark = pytest.mark.anyio
+REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+HALF_SENT = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{"
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """Answers a request after its whole body; `GET /slow` after a second."""
+    while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+        pass
+    if scope["path"] == "/slow":
+        await asyncio.sleep(1)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+class Listener:
+    """Opens connections to a listening server."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._opened: list[asyncio.StreamWriter] = []
+
+    async def open(self, data: bytes = b"") -> Streams:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._opened.append(writer)
+        writer.write(data)
+        await asyncio.sleep(0.02)  # the server accepts it, so that the order of connections is known
+        return reader, writer
+
+    async def close(self) -> None:
+        for writer in self._opened:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._opened), return_exceptions=True)
+
+
+@asynccontextmanager
+async def listening(max_connections: int = 100, header_timeout: float = 60.0) -> AsyncIterator[Listener]:
+    limits = ConnectionLimits(max_connections, header_timeout)
+    http: Any = partial(Connection, limits=limits)
+    server = uvicorn.Server(uvicorn.Config(application, port=0, http=http, lifespan="off", log_config=None))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    listener = Listener(server.servers[0].sockets[0].getsockname()[1])
+    yield listener
+    await listener.close()
+    server.should_exit = True
+    server.force_exit = True
+    await serving
+
+
+async def is_open(streams: Streams) -> bool:
+    try:
+        return await asyncio.wait_for(streams[0].read(1), 0.2) != b""
+    except TimeoutError:
+        return True
+    except ConnectionResetError:
+        return False
+
+
+async def is_answered(streams: Streams) -> bool:
+    return (await asyncio.wait_for(streams[0].readline(), 30)).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("head", [b"", b"GET / HTTP/1.1\r\nHost: a\r\n"], ids=["silent", "half a head"])
+async def test_a_head_that_does_not_arrive_in_time_closes_the_connection(head: bytes) -> None:
+    async with listening(header_timeout=0.3) as listener:
+        streams = await listener.open(head)
+        assert await asyncio.wait_for(streams[0].read(), 30) == b""
+
+
+async def test_a_head_that_trickles_does_not_extend_its_time() -> None:
+    async with listening(header_timeout=0.3) as listener:
+        reader, writer = await listener.open(b"GET / HTTP/1.1\r\n")
+        for _ in range(100):
+            if reader.at_eof() or writer.is_closing():
+                return
+            writer.write(b"a: b\r\n")
+            await asyncio.sleep(0.05)
+        pytest.fail("the connection is still open after 5 seconds")
+
+
+async def test_a_request_in_progress_and_its_body_are_not_timed_as_a_head() -> None:
+    async with listening(header_timeout=0.3) as listener:
+        slow = await listener.open(REQUEST.replace(b"/ ", b"/slow ", 1))
+        body = await listener.open(HALF_SENT)
+        assert await is_answered(slow)
+        body[1].write(b"a" * 99)
+        assert await is_answered(body)
+
+
+@pytest.mark.parametrize("data", [b"", HALF_SENT, REQUEST], ids=["silent", "half a body", "kept alive"])
+async def test_a_new_connection_replaces_the_most_silent_one(data: bytes) -> None:
+    async with listening(max_connections=3) as listener:
+        silent = [await listener.open(data) for _ in range(3)]
+        if data == REQUEST:
+            assert all([await is_answered(streams) for streams in silent])
+        assert await is_answered(await listener.open(REQUEST))
+        await asyncio.sleep(0.05)
+        if data == REQUEST:
+            await asyncio.gather(*(streams[0].readuntil(b"ok") for streams in silent))
+        assert [await is_open(streams) for streams in silent] == [False, True, True]
+
+
+async def test_a_request_in_progress_is_never_replaced() -> None:
+    async with listening(max_connections=2) as listener:
+        slow = [await listener.open(REQUEST.replace(b"/ ", b"/slow ", 1)) for _ in range(2)]
+        assert not await is_open(await listener.open())
+        assert all([await is_answered(streams) for streams in slow])
