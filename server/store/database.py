@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,12 @@ BUSY_SECONDS = 15
 MAX_ATTEMPTS = 8
 # connections of one process: transactions beyond these wait
 POOL = {"pool_size": 8, "max_overflow": 8, "pool_timeout": 30}
+# transactions run in threads of their own, so a slow database delays no other work; beyond the waiting ones, they fail
+NUM_THREADS = 16
+MAX_TRANSACTIONS = 512
+# a PostgreSQL server that does not respond fails a transaction in this time
+POSTGRESQL_CONNECTION = {"connect_timeout": 10, "keepalives_idle": 10, "tcp_user_timeout": 60_000}
+POSTGRESQL_SESSION = "SET statement_timeout = '60s'; SET lock_timeout = '15s'"
 FIRST_PAUSE = 0.005
 # an arbitrary number, the same in every process of this server
 SETUP_LOCK = 0x666C616D
@@ -61,11 +68,35 @@ class SchemaVersion(Base):
     version: Mapped[int]
 
 
+class DatabaseFile:
+    """The file of a SQLite database. Commits into an open file that was moved away, or deleted, would be lost."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._identity: tuple[int, int] | None = None
+
+    def is_replaced(self) -> bool:
+        """Return whether the path names another file than at the last call. Raises `DatabaseUnavailable` if none."""
+        try:
+            status = self._path.stat()
+        except OSError:
+            if self._identity is None:
+                return False  # it is created at the first connection
+            logger.error("the database file is missing", extra={"file": str(self._path)})
+            raise DatabaseUnavailable("the database file is missing") from None
+        before, self._identity = self._identity, (status.st_dev, status.st_ino)
+        return before not in (None, self._identity)
+
+
 class Database:
     """A database by its URL: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`. It connects on first use."""
 
     def __init__(self, url: str) -> None:
-        self._engine = _engine(_parsed(url))
+        parsed = _parsed(url)
+        self._engine = _engine(parsed)
+        self._file = DatabaseFile(Path(str(parsed.database))) if parsed.drivername == "sqlite" else None
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="database")
+        self._num_transactions = 0
         self._writing = self._engine.execution_options(is_writing=True)
         self._reading = self._engine.execution_options(is_writing=False)
         self._is_prepared = False
@@ -73,11 +104,11 @@ class Database:
 
     async def prepare(self) -> None:
         """Create missing tables. Raises `DatabaseError` for a database of a newer server, and `DatabaseUnavailable`."""
-        await asyncio.to_thread(self._prepare)
+        await self._in_thread(self._prepare)
 
     async def read(self, transaction: Transaction[Result]) -> Result:
         """Run `transaction` on one snapshot. Raises `DatabaseUnavailable`."""
-        return await asyncio.to_thread(self._run, self._reading, transaction)
+        return await self._in_thread(self._run, self._reading, transaction)
 
     async def write(self, transaction: Transaction[Result]) -> Result:
         """Run `transaction` and commit it. Raises `DatabaseUnavailable`.
@@ -85,7 +116,7 @@ class Database:
         It is retried if another process has changed the rows that it read, so it must have no effects outside the
         session. If the caller is cancelled, a transaction that has begun is still completed.
         """
-        writing = asyncio.ensure_future(asyncio.to_thread(self._run, self._writing, transaction))
+        writing = asyncio.ensure_future(self._in_thread(self._run, self._writing, transaction))
         try:
             return await asyncio.shield(writing)
         except asyncio.CancelledError:
@@ -93,11 +124,35 @@ class Database:
             raise
 
     def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
         self._engine.dispose()
 
+    async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        if self._num_transactions >= MAX_TRANSACTIONS:
+            raise DatabaseUnavailable("the database is busy: too many transactions at once")
+        self._num_transactions += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        finally:
+            self._num_transactions -= 1
+
     def _run(self, engine: Engine, transaction: Transaction[Result]) -> Result:
+        if self._is_file_replaced():
+            self._reopen()
         self._prepare()
-        return self._attempt(engine, transaction)
+        result = self._attempt(engine, transaction)
+        if self._is_file_replaced():
+            self._reopen()
+            raise DatabaseUnavailable("the database file was replaced")
+        return result
+
+    def _is_file_replaced(self) -> bool:
+        return self._file is not None and self._file.is_replaced()
+
+    def _reopen(self) -> None:
+        with self._preparing:
+            self._engine.dispose()
+            self._is_prepared = False
 
     def _prepare(self) -> None:
         with self._preparing:
@@ -155,7 +210,12 @@ def _parsed(url: str) -> URL:
 def _engine(url: URL) -> Engine:
     try:
         if url.drivername != "sqlite":
-            engine = create_engine(url, isolation_level="READ COMMITTED", pool_pre_ping=True, **POOL)
+            # the URL takes precedence
+            options = {name: value for name, value in POSTGRESQL_CONNECTION.items() if name not in url.query}
+            engine = create_engine(
+                url, isolation_level="READ COMMITTED", pool_pre_ping=True, connect_args=options, **POOL
+            )
+            event.listen(engine, "connect", _open_postgresql)
             event.listen(engine, "begin", _begin_postgresql)
             return engine
         engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **POOL)
@@ -175,6 +235,11 @@ def _open_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions are begun explicitly, see _begin_sqlite
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _open_postgresql(connection: Any, _record: Any) -> None:
+    connection.execute(POSTGRESQL_SESSION)
+    connection.commit()
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -212,6 +277,18 @@ def _is_contention(error: exc.DBAPIError) -> bool:
 
 def _refusal(error: exc.DBAPIError) -> Exception:
     if isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated:
-        logger.error("the database does not respond", extra={"error": str(error.orig).strip()})
-        return DatabaseUnavailable("the database does not respond")
+        reason = _reason(str(error.orig))
+        logger.error(reason, extra={"error": str(error.orig).strip()})
+        return DatabaseUnavailable(reason)
     return error
+
+
+def _reason(message: str) -> str:
+    """Return our words for a driver's message."""
+    if "disk is full" in message or "No space left" in message or "could not extend" in message:
+        return "the database cannot be written: its disk is full"
+    if "readonly" in message or "read-only" in message:
+        return "the database cannot be written: it is read-only"
+    if "locked" in message or "lock timeout" in message:
+        return "the database is locked by another process"
+    return "the database does not respond"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -241,3 +242,82 @@ async def test_a_transaction_without_a_free_connection_is_refused(
         await database.read(nested)
     assert await database.read(count) == 0
     database.close()
+
+
+@pytest.fixture
+async def sqlite(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(f"sqlite:///{tmp_path / 'folder' / 'data.db'}")
+    await database.prepare()
+    yield database
+    database.close()
+
+
+async def test_a_write_into_a_file_that_was_moved_away_is_not_acknowledged(sqlite: Database, tmp_path: Path) -> None:
+    file, moved = tmp_path / "folder" / "data.db", tmp_path / "moved.db"
+    await sqlite.write(put_a)
+    file.rename(moved)
+    for _ in range(2):
+        with pytest.raises(DatabaseUnavailable, match="the database file is missing"):
+            await sqlite.write(lambda session, now: put(session, "b"))
+    assert not file.exists()
+    moved.rename(file)
+    await sqlite.write(lambda session, now: put(session, "c"))
+    assert await sqlite.read(count) == 2
+
+
+async def test_a_file_that_is_moved_away_during_a_write_is_noticed(sqlite: Database, tmp_path: Path) -> None:
+    def move(session: Session, now: float) -> None:
+        put(session, "a")
+        (tmp_path / "folder" / "data.db").rename(tmp_path / "moved.db")
+
+    with pytest.raises(DatabaseUnavailable, match="missing"):
+        await sqlite.write(move)
+
+
+async def test_a_file_that_was_restored_is_opened_again(sqlite: Database, tmp_path: Path) -> None:
+    file = tmp_path / "folder" / "data.db"
+    await sqlite.write(put_a)
+    other = Database(f"sqlite:///{tmp_path / 'other.db'}")
+    await other.prepare()
+    other.close()
+    for suffix in ("-wal", "-shm"):  # as SQLite asks of a restore
+        Path(f"{file}{suffix}").unlink()
+    (tmp_path / "other.db").rename(file)
+    assert await sqlite.read(count) == 0
+    await sqlite.write(put_a)
+    assert await sqlite.read(count) == 1
+
+
+async def test_a_full_disk_is_named(sqlite: Database, caplog: pytest.LogCaptureFixture) -> None:
+    def fill(session: Session, now: float) -> None:
+        session.execute(text("PRAGMA max_page_count = 1"))  # the same error as a full disk's
+        for number in range(1000):
+            put(session, f"{number:0512}")
+
+    with pytest.raises(DatabaseUnavailable, match="its disk is full"):
+        await sqlite.write(fill)
+    assert "its disk is full" in caplog.text
+
+
+async def test_a_slow_transaction_takes_no_thread_of_other_work(sqlite: Database) -> None:
+    released = threading.Event()
+    slow = [asyncio.create_task(sqlite.read(lambda session, now: released.wait(60))) for _ in range(40)]
+    try:
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "other work"), 30) == "other work"
+    finally:
+        released.set()
+        await asyncio.gather(*slow)
+
+
+async def test_waiting_transactions_have_a_limit(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_TRANSACTIONS", 3)
+    released = threading.Event()
+    slow = [asyncio.create_task(sqlite.read(lambda session, now: released.wait(60))) for _ in range(3)]
+    await asyncio.sleep(0)
+    try:
+        with pytest.raises(DatabaseUnavailable, match="too many transactions"):
+            await sqlite.read(count)
+    finally:
+        released.set()
+        await asyncio.gather(*slow)
+    assert await sqlite.read(count) == 0
