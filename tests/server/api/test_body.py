@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.api.body import MAX_COMMAS
+from server.schemas.base import MAX_SEPARATORS
 from server.settings import Settings
 from tests.server.fakes import FakeClient
 
@@ -48,10 +48,11 @@ class TestManyValues:
     def settings(self, settings: Settings) -> Settings:
         return settings.model_copy(update={"max_body_mb": 8})
 
+    @pytest.mark.parametrize("separator", MAX_SEPARATORS)
     async def test_a_body_of_more_values_than_any_request_needs_is_refused_unparsed(
-        self, http: httpx.AsyncClient
+        self, http: httpx.AsyncClient, separator: bytes
     ) -> None:
-        body = b'{"prompt": [' + b"1," * (MAX_COMMAS + 1)
+        body = b'{"prompt": ' + separator * (MAX_SEPARATORS[separator] + 1)
         response = await http.post("/v1/completions", content=body)
         assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
