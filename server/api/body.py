@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -35,27 +34,19 @@ def read_query(schema: type[SchemaType], request: Request) -> SchemaType:
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
-    """Raises `BodyTooLarge`, `BodyTimeout`."""
-    return b"".join([piece async for piece in stream_body(request, settings)])
-
-
-async def stream_body(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
-    """Yield the body in pieces, within the limits of size and time. Raises `BodyTooLarge`, `BodyTimeout`."""
-    limit, size = settings.max_body_bytes, 0
-    _check_size(int(request.headers.get("content-length", 0)), limit)
+    """Return the body, within the limits of size and time. Raises `BodyTooLarge`, `BodyTimeout`."""
+    limit, size = settings.max_body_bytes, int(request.headers.get("content-length", 0))
+    body, stream = bytearray(), request.stream()
     try:
         async with asyncio.timeout(settings.body_timeout):
-            async for piece in request.stream():
-                size += len(piece)
-                _check_size(size, limit)
-                yield piece
+            while size <= limit and (piece := await anext(stream)):
+                body += piece
+                size = max(size, len(body))
     except TimeoutError:
         raise BodyTimeout(f"the body did not arrive within {settings.body_timeout:g} seconds") from None
-
-
-def _check_size(size: int, limit: int) -> None:
     if size > limit:
         raise BodyTooLarge(f"the body has {size} bytes or more, the limit is {limit}")
+    return bytes(body)
 
 
 class JSONResponse(Response):

@@ -27,7 +27,7 @@ from model.prompt import EndOfChunk, Media, Segment, Text
 from server.errors import InvalidRequest
 from server.fewshot.templates import LINE_END, Query, Shot, Template, TemplateError, built_in, with_end
 from server.media.intake import Intake
-from server.prompt import PreparedPrompt, by_digest, encode_segments, join_texts
+from server.prompt import PreparedPrompt, encode_segments, join_texts
 from server.schemas.chat import AssistantMessage, InputImagePart, Message, SystemMessage, UserMessage, UserPart
 from server.schemas.prompt import ImageUrlPart, MediaPart, MediaUrl
 from server.served_model import ServedModel
@@ -91,7 +91,8 @@ async def prepare_chat(messages: Sequence[Message], template: str, model: Served
     media = await intake.read_all(parts, "messages")
     chosen = find_template(template, conversation.query, model.config)
     segments = lay_out(conversation, chosen, {param: item.digest for param, item in media.items()})
-    return ChatPrompt(encode_segments(segments, by_digest(media.values()), model.tokenizer, "messages"), chosen)
+    by_digest = {item.digest: item for item in media.values()}
+    return ChatPrompt(encode_segments(segments, by_digest, model.tokenizer, "messages"), chosen)
 
 
 def read_conversation(messages: Sequence[Message]) -> Conversation:

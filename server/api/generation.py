@@ -110,7 +110,7 @@ def make_sampling(
         presence_penalty=fields.presence_penalty,
         frequency_penalty=fields.frequency_penalty,
         repetition_penalty=fields.repetition_penalty,
-        logit_bias=_logit_bias(fields, model.num_token_ids),
+        logit_bias=_logit_bias(fields, model),
         seed=fields.seed,
         ignore_eos=fields.ignore_eos,
         stop_token_ids=_stop_token_ids(fields, template, model),
@@ -126,7 +126,7 @@ def make_sampling(
 
 def _stop_token_ids(fields: GenerationFields, template: Template | None, model: ServedModel) -> tuple[int, ...]:
     """The ids of the request, and the end-of-chunk token where it ends a template's shots and no text does."""
-    ids = check_token_ids(fields.stop_token_ids, model.num_token_ids, "stop_token_ids")
+    ids = check_token_ids(fields.stop_token_ids, model, "stop_token_ids")
     end = model.config.prompt.end_of_chunk
     if template and not template.end and end not in model.config.prompt.eos:
         return (*ids, model.tokenizer.id_of(end))
@@ -171,14 +171,12 @@ def _read_form(form: StructuredOutputs, lead: str) -> Grammar:
     return Grammar(kind="json", text=schema if isinstance(schema, str) else msgspec.json.encode(schema).decode())
 
 
-def _logit_bias(fields: GenerationFields, num_token_ids: int) -> dict[int, float]:
+def _logit_bias(fields: GenerationFields, model: ServedModel) -> dict[int, float]:
     """JSON's keys are strings: token ids in decimal."""
-    bias = {}
-    for key, value in fields.logit_bias.items():
+    for key in fields.logit_bias:
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise InvalidRequest(f"logit_bias: {key[:32]!r} is no token id", param="logit_bias")
-        if int(key) >= num_token_ids:
-            message = f"logit_bias: token id {key} is not below the vocabulary's size {num_token_ids}"
+        if int(key) >= (size := model.config.language_model.num_token_ids):
+            message = f"logit_bias: token id {key} is not below the vocabulary's size {size}"
             raise InvalidRequest(message, param="logit_bias")
-        bias[int(key)] = value
-    return bias
+    return {int(key): bias for key, bias in fields.logit_bias.items()}

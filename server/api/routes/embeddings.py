@@ -86,7 +86,7 @@ def _text(item: str | int | list[int] | Part, index: int) -> str | list[int]:
 
 def _ids(text: str | list[int], param: str, model: ServedModel) -> list[int]:
     text = model.tokenizer.encode_plain(text) if isinstance(text, str) else text
-    ids = check_token_ids(text, model.num_token_ids, param)
+    ids = check_token_ids(text, model, param)
     if not ids:
         raise InvalidRequest("an empty text has no vector", param=param)
     if len(ids) > model.max_model_len:

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
 
 from model.media import MediaError, media_type_of
-from server.api.body import JSONResponse, read_body, read_query, stream_body
+from server.api.body import JSONResponse, read_body, read_query
 from server.api.openapi import JSON, MEDIA, QUEUE, describe
 from server.api.services import GivenServices, GivenTicket, Services
 from server.errors import (
@@ -33,7 +33,7 @@ from server.errors import (
     UnsupportedParameter,
 )
 from server.media.intake import Intake
-from server.media.source import EncodedMedia, Kind, check_size, encoded, from_base64
+from server.media.source import EncodedMedia, Kind, encoded, read_data_url, too_large
 from server.media.store import MediaStore, StoredMedia
 from server.schemas.base import list_page, read
 from server.schemas.images import ListImagesRequest, UploadForm, UploadRequest
@@ -175,7 +175,7 @@ async def read_upload(request: Request, settings: Settings, intake: Intake) -> E
     if content_type == "application/json":
         return await _from_json(await read_body(request, settings), settings, intake)
     if content_type == FORM:
-        data, content_type = await _from_form(request, settings)
+        data, content_type = await _from_form(request.headers, await read_body(request, settings))
         return _media(data, content_type, settings, FORM_FIELD)
     if content_type.startswith(RAW):
         return _media(await read_body(request, settings), content_type, settings, "body")
@@ -186,15 +186,18 @@ async def read_upload(request: Request, settings: Settings, intake: Intake) -> E
 async def _from_json(body: bytes, settings: Settings, intake: Intake) -> EncodedMedia:
     fields = read(UploadRequest, body)
     if fields.data is not None:
-        return _media(from_base64(fields.data, settings.max_media_bytes, "data"), "", settings, "data")
+        # base64 alone is a data URL without a type: the bytes themselves tell the kind
+        url = f"data:;base64,{fields.data}"
+        media = read_data_url(url, "image", max_bytes=settings.max_media_bytes, param="data")
+        return _media(media.data, "", settings, "data")
     assert fields.url is not None
     kind: Kind = "video" if fields.url.lower().startswith("data:video/") else fields.object
     return await intake.read_url(fields.url, kind, "url")
 
 
-async def _from_form(request: Request, settings: Settings) -> tuple[bytes, str]:
+async def _from_form(headers: Headers, body: bytes) -> tuple[bytes, str]:
     """Return the file's bytes and the content type that the form states."""
-    parser = MultiPartParser(request.headers, stream_body(request, settings), max_files=1, max_fields=1)
+    parser = MultiPartParser(headers, _stream(body), max_files=1, max_fields=1)
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -210,8 +213,13 @@ async def _from_form(request: Request, settings: Settings) -> tuple[bytes, str]:
         await form.close()
 
 
+async def _stream(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
+
+
 def _media(data: bytes, content_type: str, settings: Settings, param: str) -> EncodedMedia:
-    check_size(len(data), settings.max_media_bytes, param)
+    if len(data) > settings.max_media_bytes:
+        raise too_large(len(data), settings.max_media_bytes, param)
     try:
         media_type = media_type_of(data)
     except MediaError as error:

@@ -85,5 +85,5 @@ async def _prepare(fields: TokenizeRequest, services: Services) -> PreparedPromp
 async def detokenize(request: Request, services: GivenServices) -> Response:
     """Return token ids as text, markers included."""
     fields = await read_request(DetokenizeRequest, request, services)
-    ids = check_token_ids(fields.tokens, services.model.num_token_ids, "tokens")
+    ids = check_token_ids(fields.tokens, services.model, "tokens")
     return JSONResponse({"prompt": services.model.tokenizer.decode(ids, skip_special_tokens=False)})

@@ -12,7 +12,7 @@ import pytest
 from server.app import create_app
 from server.errors import InvalidMedia, InvalidRequest, MediaNotFetched, MediaNotFound
 from server.media.intake import Intake
-from server.media.source import source_digest
+from server.media.source import encoded
 from server.media.store import MediaStore
 from server.metrics import Metrics
 from server.schemas.prompt import ImageIdPart, ImageUrlPart
@@ -61,9 +61,9 @@ async def test_fetched_media_equal_inline_media(http: httpx.AsyncClient, client:
     response = await complete(http, url_part(web, "/red.png"), url_part(web, "/blue.png"), sent)
     assert response.status_code == 200, response.text
     request = client.requests[0]
-    assert request.prompt.media == [source_digest(data, "image") for data in (RED, BLUE, RED)]
+    assert request.prompt.media == [encoded(data, "image", "").digest for data in (RED, BLUE, RED)]
     assert {digest: media.data for digest, media in client.media[0].items()} == {
-        source_digest(data, "image"): data for data in (RED, BLUE)
+        encoded(data, "image", "").digest: data for data in (RED, BLUE)
     }
 
 
@@ -80,7 +80,7 @@ async def test_the_error_for_a_bad_url_names_its_path(http: httpx.AsyncClient, w
 
 async def test_an_upload_may_be_a_url(http: httpx.AsyncClient, web: Web) -> None:
     url = url_part(web, "/red.png")["image_url"]["url"]
-    assert (await http.post("/v1/images", json={"url": url})).json()["id"] == f"img_{source_digest(RED, 'image').hex()}"
+    assert (await http.post("/v1/images", json={"url": url})).json()["id"] == encoded(RED, "image", "").id
     metrics = (await http.get("/metrics")).text
     assert 'media_fetch_seconds_count{model_name="tiny"} 1.0' in metrics
 
