@@ -103,7 +103,7 @@ async def test_a_deleted_image_is_decoded_from_a_request_that_comes_later(
     first = asyncio.create_task(read_tokens(stream(engine, "1", deleted("a")), 1))
     await reading.wait()
     second = asyncio.create_task(read_tokens(stream(engine, "2", image("a")), 1))
-    await eventually(lambda: len(engine._streams) == 2)
+    await eventually(lambda: len(engine._open_requests) == 2)
     decoder.opened.set()
     await asyncio.gather(first, second)
     assert decoder.decoded == [b"a"]
