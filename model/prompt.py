@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from model.config import PromptConfig
 from model.tokenizer import PromptTokenizer
 
 
@@ -54,7 +53,7 @@ def encode(segments: Sequence[Segment], tokenizer: PromptTokenizer) -> EncodedPr
 
     Raises `PromptError` for an empty prompt, a segment for which the family has no marker, or a wrong number of markers.
     """
-    token_ids = tokenizer.encode(_write(segments, tokenizer.prompt))
+    token_ids = tokenizer.encode(_write(segments, tokenizer))
     return index_media(token_ids, [segment.digest for segment in segments if isinstance(segment, Media)], tokenizer)
 
 
@@ -71,8 +70,9 @@ def index_media(token_ids: list[int], media: list[bytes], tokenizer: PromptToken
     return EncodedPrompt(token_ids=token_ids, media_index=media_index, media=media)
 
 
-def _write(segments: Sequence[Segment], prompt: PromptConfig) -> list[str]:
+def _write(segments: Sequence[Segment], tokenizer: PromptTokenizer) -> list[str]:
     """Return texts and the family's markers in turn, a text first and last; two texts without a marker between are one."""
+    prompt = tokenizer.prompt
     written = ["", prompt.begin, ""] if prompt.begin else [""]
     previous: Segment | None = None
     for segment in segments:

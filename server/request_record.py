@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +17,7 @@ from server.wire import Admitted, FinishReason, Scored
 logger = logging.getLogger(__name__)
 
 
-class RequestRecord:
+class RequestRecord(AbstractContextManager["RequestRecord"]):
     """Records the cost of a request from its arrival to its end; a context manager around the engine's work.
 
     The request ends with `finish_reason`, with "error" after an exception, or with "abort" if it is cancelled. A record
@@ -106,9 +107,6 @@ class RequestRecord:
                 **self.details,
             },
         }
-
-    def __enter__(self) -> RequestRecord:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -20,8 +20,8 @@ async def read_request(
 ) -> SchemaType:
     """Read and validate a JSON body; `empty` stands for one without bytes. Raises `InvalidRequest`, `ModelNotFound`."""
     fields = read(schema, await read_body(request, services.settings) or empty)
-    if isinstance(fields, ModelRequest):
-        services.check_model(fields.model)
+    if isinstance(fields, ModelRequest) and fields.model not in (None, services.model.name):
+        raise services.model_not_found(str(fields.model))
     return fields
 
 

@@ -32,7 +32,8 @@ async def list_models(services: GivenServices) -> Response:
 @router.get("/v1/models/{name:path}", **describe("Model", response=Model, errors=(ModelNotFound,)))
 async def show_model(name: str, services: GivenServices) -> Response:
     """Describe the served model."""
-    services.check_model(name)
+    if name != services.model.name:
+        raise services.model_not_found(name)
     return JSONResponse(_card(services))
 
 
