@@ -35,10 +35,12 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self.completion_tokens = 0
         self.media = 0
         self.media_deduplicated = 0
+        self.cached_tokens = 0
+        self.media_encoded = 0
+        self.media_cached: int | None = None  # None: the engine has reported nothing about caches
         self._metrics = metrics
         self._ticket = ticket
         self._is_admitted = False
-        self._caches: list[Admitted | Scored] = []
         self._first_token: float | None = None
         self._last_token: dict[int, float] = {}
 
@@ -54,7 +56,9 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
 
     def admitted(self, event: Admitted | Scored, num_tokens: int) -> None:
         """Count the engine's cache hits for a prompt of `num_tokens`, whose first step has begun."""
-        self._caches.append(event)
+        self.cached_tokens += event.cached_tokens
+        self.media_encoded += event.media_encoded
+        self.media_cached = (self.media_cached or 0) + event.media_cached
         self._metrics.prompt_tokens_cached.inc(event.cached_tokens)
         self._metrics.media_encoded.inc(event.media_encoded)
         self._metrics.media_cached.inc(event.media_cached)
@@ -81,20 +85,9 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
             self._metrics.inter_token_latency.observe(now - last)
         self._last_token[index] = now
 
-    @property
-    def cached_tokens(self) -> int:
-        return sum(event.cached_tokens for event in self._caches)
-
-    @property
-    def media_encoded(self) -> int:
-        return sum(event.media_encoded for event in self._caches)
-
     def usage(self) -> dict[str, Any]:
         """Return the usage in OpenAI's shape, with `fewshot_details`; media by cache only where the engine reports it."""
-        by_cache = {
-            "media_encoded": self.media_encoded,
-            "media_cached": sum(event.media_cached for event in self._caches),
-        }
+        by_cache = {"media_encoded": self.media_encoded, "media_cached": self.media_cached}
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -102,7 +95,7 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
             "fewshot_details": {
                 "media": self.media,
-                **(by_cache if self._caches else {}),
+                **(by_cache if self.media_cached is not None else {}),
                 "media_deduplicated": self.media_deduplicated,
                 **self.details,
             },

@@ -33,8 +33,8 @@ async def create_chat_completion(request: Request, services: GivenServices, reco
     """Continue a conversation, written as a few-shot prompt."""
     fields = await read_request(ChatRequest, request, services)
     _check(fields)
-    chat = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
-    generation = completion_request(fields.completion(), chat.prompt, services.model, template=chat.template)
+    prompt, template = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
+    generation = completion_request(fields.completion(), prompt, services.model, template=template)
     return await respond(request, services, record, fields, generation, ChatShape(fields))
 
 

@@ -79,7 +79,8 @@ async def _prepare(fields: TokenizeRequest, services: Services) -> PreparedPromp
         raise InvalidRequest("give either prompt or messages", param="prompt")
     if fields.prompt is not None:
         return await prepare_prompt(fields.prompt, services.model, services.intake)
-    return (await prepare_chat(fields.messages, fields.template, services.model, services.intake)).prompt
+    prompt, _ = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
+    return prompt
 
 
 @router.post("/detokenize", **describe("Model", body=DetokenizeRequest, response=Text))

@@ -115,6 +115,16 @@ async def test_the_media_of_a_prompt_are_fetched_concurrently(intake: Intake, we
     assert [item.data for item in media.values()] == [RED, RED]
 
 
+async def test_equal_media_of_a_prompt_are_one_that_names_the_first(intake: Intake) -> None:
+    parts = {
+        f"p[{number}]": ImageUrlPart.model_validate({"type": "image_url", "image_url": {"url": data_url(data)}})
+        for number, data in enumerate([RED, BLUE, RED])
+    }
+    first, other, last = (await intake.read_all(parts, "prompt")).values()
+    assert first is last
+    assert (first.param, other.param) == ("p[0].image_url.url", "p[1].image_url.url")
+
+
 async def test_the_first_error_is_raised_and_the_rest_is_cancelled(intake: Intake, web: Web) -> None:
     cancelled = asyncio.Event()
 
