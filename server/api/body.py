@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -34,19 +35,24 @@ def read_query(schema: type[SchemaType], request: Request) -> SchemaType:
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
-    """Return the body, within the limits of size and time. Raises `BodyTooLarge`, `BodyTimeout`."""
-    limit, size = settings.max_body_bytes, int(request.headers.get("content-length", 0))
-    body, stream = bytearray(), request.stream()
+    """Raises `BodyTooLarge`, `BodyTimeout`."""
+    return b"".join([piece async for piece in stream_body(request, settings)])
+
+
+async def stream_body(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
+    """Yield the body in pieces, within the limits of size and time. Raises `BodyTooLarge`, `BodyTimeout`."""
+    limit, size, received = settings.max_body_bytes, int(request.headers.get("content-length", 0)), 0
+    stream = request.stream()
     try:
         async with asyncio.timeout(settings.body_timeout):
             while size <= limit and (piece := await anext(stream)):
-                body += piece
-                size = max(size, len(body))
+                yield piece
+                received += len(piece)
+                size = max(size, received)
     except TimeoutError:
         raise BodyTimeout(f"the body did not arrive within {settings.body_timeout:g} seconds") from None
     if size > limit:
         raise BodyTooLarge(f"the body has {size} bytes or more, the limit is {limit}")
-    return bytes(body)
 
 
 class JSONResponse(Response):

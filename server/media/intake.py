@@ -55,9 +55,9 @@ class Intake:
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
-        # fetched media count as if sent in the body; stored media are read one by one, if at all
         first: dict[bytes, EncodedMedia] = {}
         media = {path: first.setdefault(item.digest, item) for path, item in read.items()}
+        # fetched media count as if sent in the body; stored media are read one by one, if at all
         total = sum(len(item.source) for item in first.values() if isinstance(item.source, bytes))
         if total > self._max_bytes:
             raise InvalidMedia(f"{total} bytes of media in one prompt, the limit is {self._max_bytes}", param=param)

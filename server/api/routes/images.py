@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
-from itertools import islice
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
 
 from model.media import MediaError, media_type_of
-from server.api.body import JSONResponse, read_body, read_query
+from server.api.body import JSONResponse, read_body, read_query, stream_body
 from server.api.openapi import JSON, MEDIA, QUEUE, describe
 from server.api.services import GivenServices, GivenTicket, Services
 from server.errors import (
@@ -147,13 +145,13 @@ async def _keep(media: EncodedMedia, services: Services) -> None:
 
 def _page(store: MediaStore, fields: ListImagesRequest) -> list[StoredMedia]:
     """Return up to one more than the limit. Media deleted in the meantime are left out."""
-    return list(islice(_described(store, store.names(fields.object, after=fields.after)), fields.limit + 1))
-
-
-def _described(store: MediaStore, names: Iterator[str]) -> Iterator[StoredMedia]:
-    for name in names:
+    page: list[StoredMedia] = []
+    for name in store.names(fields.object, after=fields.after):
         with suppress(MediaNotFound):
-            yield store.describe(name)
+            page.append(store.describe(name))
+        if len(page) > fields.limit:
+            break
+    return page
 
 
 def _card(stored: StoredMedia) -> dict[str, Any]:
@@ -175,7 +173,7 @@ async def read_upload(request: Request, settings: Settings, intake: Intake) -> E
     if content_type == "application/json":
         return await _from_json(await read_body(request, settings), settings, intake)
     if content_type == FORM:
-        data, content_type = await _from_form(request.headers, await read_body(request, settings))
+        data, content_type = await _from_form(request, settings)
         return _media(data, content_type, settings, FORM_FIELD)
     if content_type.startswith(RAW):
         return _media(await read_body(request, settings), content_type, settings, "body")
@@ -195,9 +193,9 @@ async def _from_json(body: bytes, settings: Settings, intake: Intake) -> Encoded
     return await intake.read_url(fields.url, kind, "url")
 
 
-async def _from_form(headers: Headers, body: bytes) -> tuple[bytes, str]:
+async def _from_form(request: Request, settings: Settings) -> tuple[bytes, str]:
     """Return the file's bytes and the content type that the form states."""
-    parser = MultiPartParser(headers, _stream(body), max_files=1, max_fields=1)
+    parser = MultiPartParser(request.headers, stream_body(request, settings), max_files=1, max_fields=1)
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -211,10 +209,6 @@ async def _from_form(headers: Headers, body: bytes) -> tuple[bytes, str]:
         return await file.read(), (file.content_type or "").partition(";")[0].strip().lower()
     finally:
         await form.close()
-
-
-async def _stream(body: bytes) -> AsyncGenerator[bytes, None]:
-    yield body
 
 
 def _media(data: bytes, content_type: str, settings: Settings, param: str) -> EncodedMedia:
