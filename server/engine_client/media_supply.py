@@ -29,7 +29,7 @@ class MediaDecoder(Protocol):
 
 @dataclass(slots=True)
 class OpenRequest:
-    """A request that the worker has not finished: its media by digest, and the events that nobody has read yet.
+    """A request that the worker has not finished: its media by digest, and the events that are still to be read.
 
     `media_error` says why one of the media could not be decoded.
     """

@@ -137,7 +137,7 @@ class ChatRequest(GenerationFields):
         for length in (self.max_tokens, self.max_completion_tokens):
             if length is not None:
                 options["max_tokens"] = length
-        given = set(options)
+        fields_set = set(options)
         if self.logprobs:
             options["logprobs"] = self.top_logprobs or 0
         match self.response_format:
@@ -145,4 +145,4 @@ class ChatRequest(GenerationFields):
                 options["structured_outputs"] = StructuredOutputs(json={"type": "object"})
             case JsonSchemaFormat():
                 options["structured_outputs"] = StructuredOutputs(json=self.response_format.json_schema.json_schema)
-        return CompletionFields.model_construct(given, **{"max_tokens": DEFAULT_MAX_TOKENS, **options})
+        return CompletionFields.model_construct(fields_set, **{"max_tokens": DEFAULT_MAX_TOKENS, **options})
