@@ -21,7 +21,7 @@ from model.config import VisionConfig
 from model.media import MediaLimits, load_image, resize
 from model.prompt import EndOfChunk, Media, Segment, Text, encode
 from model.tokenizer import PromptTokenizer
-from server.media.source import source_digest
+from server.media.source import encoded
 from server.wire import Generate, Sampling
 
 NOUNS = ("dog", "cat", "horse", "bird", "boat", "train", "house", "tree", "street", "table", "cup", "child")
@@ -40,7 +40,7 @@ class JpegImage:
 
     @property
     def digest(self) -> bytes:
-        return source_digest(self.data, "image")
+        return encoded(self.data, "image", "").digest
 
     def frames(self, config: VisionConfig) -> np.ndarray:  # uint8 [1, h, w, 3]
         return resize(load_image(self.data, MediaLimits()), config)[None]

@@ -6,9 +6,8 @@ Only `encode` knows how a family writes its markers; the trainer and the server 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 from model.tokenizer import PromptTokenizer
 
@@ -49,22 +48,13 @@ class EncodedPrompt:
         return replace(self, token_ids=self.token_ids + token_ids, media_index=self.media_index + index)
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A part of the written prompt: a marker of the family, or text of the user."""
-
-    text: str
-    is_marker: bool
-
-
 def encode(segments: Sequence[Segment], tokenizer: PromptTokenizer) -> EncodedPrompt:
     """Encode a prompt as the family writes it.
 
     Raises `PromptError` for an empty prompt, a segment for which the family has no marker, or a wrong number of markers.
     """
-    pieces = _joined(_write(segments, tokenizer))
-    media = [segment.digest for segment in segments if isinstance(segment, Media)]
-    return index_media(_token_ids(pieces, tokenizer), media, tokenizer)
+    token_ids = tokenizer.encode(_write(segments, tokenizer))
+    return index_media(token_ids, [segment.digest for segment in segments if isinstance(segment, Media)], tokenizer)
 
 
 def index_media(token_ids: list[int], media: list[bytes], tokenizer: PromptTokenizer) -> EncodedPrompt:
@@ -80,48 +70,26 @@ def index_media(token_ids: list[int], media: list[bytes], tokenizer: PromptToken
     return EncodedPrompt(token_ids=token_ids, media_index=media_index, media=media)
 
 
-def _write(segments: Sequence[Segment], tokenizer: PromptTokenizer) -> Iterator[_Piece]:
+def _write(segments: Sequence[Segment], tokenizer: PromptTokenizer) -> list[str]:
+    """Return texts and the family's markers in turn, a text first and last; two texts without a marker between are one."""
     prompt = tokenizer.prompt
+    written = ["", prompt.begin, ""] if prompt.begin else [""]
     previous: Segment | None = None
-    if prompt.begin:
-        yield _Piece(prompt.begin, True)
     for segment in segments:
         match segment:
-            case Text(text):
-                if isinstance(previous, Text) and prompt.text_separator:
-                    yield _Piece(prompt.text_separator, True)
-                yield _Piece(text.strip(" ") if prompt.strip_text else text, False)
+            case Text():
+                markers = [prompt.text_separator if isinstance(previous, Text) else ""]
             case Media():
                 # consecutive media share the marker between them (IDEFICS)
-                if prompt.media_open and not isinstance(previous, Media):
-                    yield _Piece(prompt.media_open, True)
-                yield _Piece(prompt.media_token, True)
-                if prompt.media_close:
-                    yield _Piece(prompt.media_close, True)
+                opening = "" if isinstance(previous, Media) else prompt.media_open
+                markers = [opening, prompt.media_token, prompt.media_close]
             case EndOfChunk():
                 if not prompt.end_of_chunk:
                     raise PromptError("this model has no end-of-chunk token: leave end_of_chunk out")
-                yield _Piece(prompt.end_of_chunk, True)
+                markers = [prompt.end_of_chunk]
+        for marker in filter(None, markers):
+            written += [marker, ""]
+        if isinstance(segment, Text):
+            written[-1] += segment.text.strip(" ") if prompt.strip_text else segment.text
         previous = segment
-
-
-def _joined(pieces: Iterable[_Piece]) -> list[_Piece]:
-    """Join consecutive texts: two of them may spell a marker together."""
-    runs = groupby(pieces, key=lambda piece: piece.is_marker)
-    return [
-        piece
-        for is_marker, run in runs
-        for piece in (run if is_marker else [_Piece("".join(text.text for text in run), False)])
-    ]
-
-
-def _token_ids(pieces: list[_Piece], tokenizer: PromptTokenizer) -> list[int]:
-    written = [piece.text for piece in pieces if not piece.is_marker]
-    if not any(map(tokenizer.holds_marker, written)):
-        # one string, as in the family's own processors, so that the tokenizer treats text next to a marker as theirs do
-        return tokenizer.encode_marked("".join(piece.text for piece in pieces))
-    return [token_id for piece in pieces for token_id in _piece_ids(piece, tokenizer)]
-
-
-def _piece_ids(piece: _Piece, tokenizer: PromptTokenizer) -> list[int]:
-    return [tokenizer.id_of(piece.text)] if piece.is_marker else tokenizer.encode_plain(piece.text)
+    return written

@@ -41,14 +41,14 @@ class PromptTokenizer:
             raise ConfigError(f"prompt marker {token!r} is not a token of tokenizer.json")
         return int(token_id)
 
-    def holds_marker(self, text: str) -> bool:
-        """Return whether the text spells a special token, and so must not be encoded together with real ones."""
-        return any(token in text for token in self._special)
-
-    def encode_marked(self, text: str) -> list[int]:
-        """Return the ids of a string in which the spelling of a special token is that token."""
-        ids: list[int] = self._marked.encode(text, add_special_tokens=False).ids
-        return ids
+    def encode(self, written: Sequence[str]) -> list[int]:
+        """Return the ids of texts and markers in turn, a text first; the spelling of a special token in a text is text."""
+        if not any(token in text for text in written[::2] for token in self._special):
+            # one string, as in the family's own processors, so that text next to a marker is encoded as theirs is
+            ids: list[int] = self._marked.encode("".join(written), add_special_tokens=False).ids
+            return ids
+        parts = [[self.id_of(part)] if i % 2 else self.encode_plain(part) for i, part in enumerate(written) if part]
+        return [token_id for part in parts for token_id in part]
 
     def encode_plain(self, text: str) -> list[int]:
         """Return the ids of a string in which the spelling of a special token is text."""

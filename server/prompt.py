@@ -14,7 +14,7 @@ from model.tokenizer import PromptTokenizer
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
-from server.schemas.prompt import MediaPart, Part, Prompt, TextPart
+from server.schemas.prompt import EndOfChunkPart, MediaPart, Prompt, TextPart
 from server.served_model import ServedModel
 
 
@@ -39,11 +39,19 @@ async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake, par
         raise InvalidRequest("the prompt is empty", param=param)
     token_ids = [part for part in prompt if isinstance(part, int)]
     if token_ids:
-        return _index_token_ids(check_token_ids(token_ids, model.num_token_ids, param), model.tokenizer, param)
-    parts = {f"{param}[{index}]": part for index, part in enumerate(prompt) if not isinstance(part, int)}
-    media = await intake.read_all({path: part for path, part in parts.items() if isinstance(part, MediaPart)}, param)
-    segments = [_segment(part, media.get(path)) for path, part in parts.items()]
-    return encode_segments(segments, by_digest(media.values()), model.tokenizer, param)
+        return _index_token_ids(check_token_ids(token_ids, model, param), model.tokenizer, param)
+    parts = {f"{param}[{index}]": part for index, part in enumerate(prompt) if isinstance(part, MediaPart)}
+    media = await intake.read_all(parts, param)
+    segments: list[Segment] = []
+    for index, part in enumerate(prompt):
+        match part:
+            case TextPart():
+                segments.append(Text(part.text))
+            case EndOfChunkPart():
+                segments.append(EndOfChunk())
+            case _:
+                segments.append(Media(media[f"{param}[{index}]"].digest))
+    return encode_segments(segments, {item.digest: item for item in media.values()}, model.tokenizer, param)
 
 
 def encode_segments(
@@ -57,19 +65,11 @@ def encode_segments(
     return PreparedPrompt(encoded, {digest: media[digest] for digest in encoded.media}, segments)
 
 
-def by_digest(media: Iterable[EncodedMedia]) -> dict[bytes, EncodedMedia]:
-    """Return media by digest; the first one of equal digests is kept."""
-    indexed: dict[bytes, EncodedMedia] = {}
-    for item in media:
-        indexed.setdefault(item.digest, item)
-    return indexed
-
-
-def check_token_ids(token_ids: list[int], num_token_ids: int, param: str) -> list[int]:
+def check_token_ids(token_ids: list[int], model: ServedModel, param: str) -> list[int]:
     """Return the ids. Raises `InvalidRequest` for an id that is not in the vocabulary."""
     for index, token_id in enumerate(token_ids):
-        if token_id >= num_token_ids:
-            message = f"token id {token_id} is not below the vocabulary's size {num_token_ids}"
+        if token_id >= (size := model.config.language_model.num_token_ids):
+            message = f"token id {token_id} is not below the vocabulary's size {size}"
             raise InvalidRequest(message, param=f"{param}[{index}]")
     return token_ids
 
@@ -117,12 +117,6 @@ def _index_token_ids(token_ids: list[int], tokenizer: PromptTokenizer, param: st
         return PreparedPrompt(index_media(token_ids, [], tokenizer), {}, None)
     except PromptError as error:
         raise InvalidRequest(str(error), param=param) from None
-
-
-def _segment(part: Part, media: EncodedMedia | None) -> Segment:
-    if media is not None:
-        return Media(media.digest)
-    return Text(part.text) if isinstance(part, TextPart) else EndOfChunk()
 
 
 def _from_last_marker(segments: Sequence[Segment]) -> list[Segment]:

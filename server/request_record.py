@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +17,7 @@ from server.wire import Admitted, FinishReason, Scored
 logger = logging.getLogger(__name__)
 
 
-class RequestRecord:
+class RequestRecord(AbstractContextManager["RequestRecord"]):
     """Records the cost of a request from its arrival to its end; a context manager around the engine's work.
 
     The request ends with `finish_reason`, with "error" after an exception, or with "abort" if it is cancelled. A record
@@ -34,10 +35,12 @@ class RequestRecord:
         self.completion_tokens = 0
         self.media = 0
         self.media_deduplicated = 0
+        self.cached_tokens = 0
+        self.media_encoded = 0
+        self.media_cached: int | None = None  # None: the engine has reported nothing about caches
         self._metrics = metrics
         self._ticket = ticket
         self._is_admitted = False
-        self._caches: list[Admitted | Scored] = []
         self._first_token: float | None = None
         self._last_token: dict[int, float] = {}
 
@@ -53,7 +56,9 @@ class RequestRecord:
 
     def admitted(self, event: Admitted | Scored, num_tokens: int) -> None:
         """Count the engine's cache hits for a prompt of `num_tokens`, whose first step has begun."""
-        self._caches.append(event)
+        self.cached_tokens += event.cached_tokens
+        self.media_encoded += event.media_encoded
+        self.media_cached = (self.media_cached or 0) + event.media_cached
         self._metrics.prompt_tokens_cached.inc(event.cached_tokens)
         self._metrics.media_encoded.inc(event.media_encoded)
         self._metrics.media_cached.inc(event.media_cached)
@@ -80,20 +85,9 @@ class RequestRecord:
             self._metrics.inter_token_latency.observe(now - last)
         self._last_token[index] = now
 
-    @property
-    def cached_tokens(self) -> int:
-        return sum(event.cached_tokens for event in self._caches)
-
-    @property
-    def media_encoded(self) -> int:
-        return sum(event.media_encoded for event in self._caches)
-
     def usage(self) -> dict[str, Any]:
         """Return the usage in OpenAI's shape, with `fewshot_details`; media by cache only where the engine reports it."""
-        by_cache = {
-            "media_encoded": self.media_encoded,
-            "media_cached": sum(event.media_cached for event in self._caches),
-        }
+        by_cache = {"media_encoded": self.media_encoded, "media_cached": self.media_cached}
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -101,14 +95,11 @@ class RequestRecord:
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
             "fewshot_details": {
                 "media": self.media,
-                **(by_cache if self._caches else {}),
+                **(by_cache if self.media_cached is not None else {}),
                 "media_deduplicated": self.media_deduplicated,
                 **self.details,
             },
         }
-
-    def __enter__(self) -> RequestRecord:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -36,10 +36,6 @@ class ServedModel:
             fingerprint=fingerprint(folder),
         )
 
-    @property
-    def num_token_ids(self) -> int:
-        return self.config.language_model.num_token_ids
-
 
 def _max_model_len(config: FlamingoConfig, settings: Settings) -> int:
     """Return the maximum tokens of a prompt with its answer: the model's limit, or a lower one from the settings.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from model.tokenizer import PromptTokenizer
 from server.api.generation import GenerationRequest
@@ -22,18 +21,12 @@ MAX_HELD = 8
 REPLACEMENT = "\ufffd"
 
 
-class Decoder(Protocol):
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
-
-    def token(self, token_id: int) -> str: ...
-
-
 class Detokenizer:
     """Decodes one token at a time; `context` holds the ids before the first one, whose text is shown elsewhere."""
 
-    def __init__(self, decoder: Decoder, context: Sequence[int] = ()) -> None:
-        self._decoder = decoder
-        self._window = _whole_characters(decoder, context)
+    def __init__(self, tokenizer: PromptTokenizer, context: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._window = _whole_characters(tokenizer, context)
         self._num_emitted = len(self._window)
 
     def push(self, token_id: int) -> str:
@@ -52,8 +45,8 @@ class Detokenizer:
         return text
 
     def _unemitted(self) -> str:
-        before = self._decoder.decode(self._window[: self._num_emitted])
-        return self._decoder.decode(self._window)[len(before) :]
+        before = self._tokenizer.decode(self._window[: self._num_emitted])
+        return self._tokenizer.decode(self._window)[len(before) :]
 
     def _advance(self) -> None:
         """Use the ids decoded last as the next context: they begin and end with a whole character."""
@@ -61,10 +54,10 @@ class Detokenizer:
         self._num_emitted = len(self._window)
 
 
-def _whole_characters(decoder: Decoder, ids: Sequence[int]) -> list[int]:
+def _whole_characters(tokenizer: PromptTokenizer, ids: Sequence[int]) -> list[int]:
     """Return the last few ids that begin and end with a whole character, or none."""
     tails = (list(ids[-length:]) for length in range(CONTEXT, CONTEXT + 4))
-    return next((tail for tail in tails if REPLACEMENT not in decoder.decode(tail)), [])
+    return next((tail for tail in tails if REPLACEMENT not in tokenizer.decode(tail)), [])
 
 
 class StopStrings:
@@ -102,10 +95,10 @@ class StopStrings:
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 
 
-def token_text(decoder: Decoder, token_id: int) -> str:
+def token_text(tokenizer: PromptTokenizer, token_id: int) -> str:
     """Return a token's name for log-probabilities: its text if it has one by itself, otherwise its spelling."""
-    spelling = decoder.token(token_id)
-    text = decoder.decode([token_id], skip_special_tokens=False)
+    spelling = tokenizer.token(token_id)
+    text = tokenizer.decode([token_id], skip_special_tokens=False)
     if REPLACEMENT in text or not text:
         return spelling
     return f" {text}" if spelling.startswith("▁") and not text.startswith(" ") else text

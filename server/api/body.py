@@ -22,8 +22,8 @@ async def read_request(
 ) -> SchemaType:
     """Read and validate a JSON body; `empty` stands for one without bytes. Raises `InvalidRequest`, `ModelNotFound`."""
     fields = read(schema, await read_body(request, services.settings) or empty)
-    if isinstance(fields, ModelRequest):
-        services.check_model(fields.model)
+    if isinstance(fields, ModelRequest) and fields.model not in (None, services.model.name):
+        raise services.model_not_found(str(fields.model))
     if isinstance(fields, TimedRequest):
         request.state.deadline.shorten(fields.timeout)
     return fields
@@ -48,24 +48,21 @@ async def stream_body(request: Request, settings: Settings) -> AsyncGenerator[by
     Raises `BodyTooLarge`, `BodyTimeout` and what `Ticket.wait` raises.
     """
     ticket: Ticket = request.state.ticket
-    limit, size = settings.max_body_bytes, 0
     ticket.check()
-    _check_size(int(request.headers.get("content-length", 0)), limit)
+    limit, size, received = settings.max_body_bytes, int(request.headers.get("content-length", 0)), 0
+    stream = request.stream()
     try:
         async with asyncio.timeout(settings.body_timeout):
-            async for piece in request.stream():
-                size += len(piece)
-                _check_size(size, limit)
+            while size <= limit and (piece := await anext(stream)):
                 ticket.hold(len(piece))
                 yield piece
+                received += len(piece)
+                size = max(size, received)
     except TimeoutError:
         raise BodyTimeout(f"the body did not arrive within {settings.body_timeout:g} seconds") from None
-    ticket.wait()
-
-
-def _check_size(size: int, limit: int) -> None:
     if size > limit:
         raise BodyTooLarge(f"the body has {size} bytes or more, the limit is {limit}")
+    ticket.wait()
 
 
 class JSONResponse(Response):

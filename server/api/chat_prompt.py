@@ -27,8 +27,8 @@ from model.prompt import EndOfChunk, Media, Segment, Text
 from server.errors import InvalidRequest
 from server.fewshot.templates import LINE_END, Query, Shot, Template, TemplateError, built_in, with_end
 from server.media.intake import Intake
-from server.prompt import PreparedPrompt, by_digest, encode_segments, join_texts
-from server.schemas.chat import AssistantMessage, InputImagePart, Message, SystemMessage, UserMessage, UserPart
+from server.prompt import PreparedPrompt, encode_segments, join_texts
+from server.schemas.chat import AssistantMessage, InputImagePart, Message, SystemMessage, UserMessage
 from server.schemas.prompt import ImageUrlPart, MediaPart, MediaUrl
 from server.served_model import ServedModel
 
@@ -76,22 +76,20 @@ class Conversation:
     query: Turn
 
 
-@dataclass(frozen=True, slots=True)
-class ChatPrompt:
-    """A prepared conversation, and the template that wrote it: where an answer ends, and the lead before it."""
+async def prepare_chat(
+    messages: Sequence[Message], template: str, model: ServedModel, intake: Intake
+) -> tuple[PreparedPrompt, Template]:
+    """Return the prompt of a conversation, and the template that wrote it: where an answer ends, and the lead before it.
 
-    prompt: PreparedPrompt
-    template: Template
-
-
-async def prepare_chat(messages: Sequence[Message], template: str, model: ServedModel, intake: Intake) -> ChatPrompt:
-    """Prepare the prompt of a conversation. Raises `InvalidRequest` or `MediaNotFound`, which name the field at fault."""
+    Raises `InvalidRequest` or `MediaNotFound`, which name the field at fault.
+    """
     conversation = read_conversation(messages)
     parts = {item.param: item.part for turn in [*conversation.shots, conversation.query] for item in turn.media}
     media = await intake.read_all(parts, "messages")
     chosen = find_template(template, conversation.query, model.config)
     segments = lay_out(conversation, chosen, {param: item.digest for param, item in media.items()})
-    return ChatPrompt(encode_segments(segments, by_digest(media.values()), model.tokenizer, "messages"), chosen)
+    by_digest = {item.digest: item for item in media.values()}
+    return encode_segments(segments, by_digest, model.tokenizer, "messages"), chosen
 
 
 def read_conversation(messages: Sequence[Message]) -> Conversation:
@@ -186,17 +184,12 @@ def _text(message: SystemMessage | AssistantMessage) -> str:
 def _content(message: UserMessage, param: str) -> list[str | PositionedMedia]:
     if isinstance(message.content, str):
         return [message.content]
-    return [_item(part, f"{param}[{index}]") for index, part in enumerate(message.content)]
-
-
-def _item(part: UserPart, param: str) -> str | PositionedMedia:
-    if isinstance(part, MediaPart):
-        return PositionedMedia(param, part)
-    if isinstance(part, InputImagePart):
-        return PositionedMedia(
-            param, ImageUrlPart(type="image_url", image_url=MediaUrl(url=part.image_url, detail=part.detail))
-        )
-    return part.text
+    content: list[str | PositionedMedia] = []
+    for index, part in enumerate(message.content):
+        if isinstance(part, InputImagePart):
+            part = ImageUrlPart(type="image_url", image_url=MediaUrl(url=part.image_url, detail=part.detail))
+        content.append(PositionedMedia(f"{param}[{index}]", part) if isinstance(part, MediaPart) else part.text)
+    return content
 
 
 def _out_of_order(index: int, message: str) -> InvalidRequest:

@@ -49,22 +49,13 @@ def completion_request(
     extras: Mapping[str, Any] | None = None,
 ) -> GenerationRequest:
     """Raises `InvalidRequest`. `template`: the one that wrote the prompt, if one did."""
-    # an echoed prompt shows its log-probabilities, too
-    counts = [fields.prompt_logprobs, fields.logprobs if fields.echo else None]
-    sampling = make_sampling(
-        fields,
-        prompt,
-        model,
-        template,
-        max_tokens=fields.max_tokens,
-        is_default="max_tokens" not in fields.model_fields_set,
-        logprobs=fields.logprobs,
-        prompt_logprobs=max((count for count in counts if count is not None), default=None),
-    )
+    stop = [fields.stop] if isinstance(fields.stop, str) else fields.stop
+    if template and template.end and "stop" not in fields.model_fields_set:
+        stop = [template.end]
     return GenerationRequest(
         prompt=prompt,
-        sampling=sampling,
-        stop=stop_strings(fields, template),
+        sampling=_sampling(fields, prompt, model, template),
+        stop=stop,
         include_stop=fields.include_stop_str_in_output,
         lead=template.lead if template else "",
         echo=fields.echo,
@@ -74,32 +65,20 @@ def completion_request(
     )
 
 
-def stop_strings(fields: GenerationFields, template: Template | None) -> list[str]:
-    """Return the request's stop strings or, where it gives none, the end of the template's shots."""
-    if template and template.end and "stop" not in fields.model_fields_set:
-        return [template.end]
-    return [fields.stop] if isinstance(fields.stop, str) else fields.stop
-
-
-def make_sampling(
-    fields: GenerationFields,
-    prompt: PreparedPrompt,
-    model: ServedModel,
-    template: Template | None,
-    *,
-    max_tokens: int,
-    is_default: bool,
-    logprobs: int | None,
-    prompt_logprobs: int | None = None,
+def _sampling(
+    fields: CompletionFields, prompt: PreparedPrompt, model: ServedModel, template: Template | None
 ) -> Sampling:
     """Raises `InvalidRequest`. A default number of tokens is cut to the room there is, a requested one is refused."""
-    room = max(0, model.max_model_len - prompt.num_tokens)
-    max_tokens = min(max_tokens, room) if is_default else max_tokens
+    max_tokens = fields.max_tokens
+    if "max_tokens" not in fields.model_fields_set:
+        max_tokens = min(max_tokens, max(0, model.max_model_len - prompt.num_tokens))
     check_length(prompt.num_tokens, max_tokens, "max_tokens is", "max_tokens", model.max_model_len)
     if fields.min_tokens > max_tokens:
         raise InvalidRequest(
             f"min_tokens is {fields.min_tokens}, more than max_tokens {max_tokens}", param="min_tokens"
         )
+    # an echoed prompt shows its log-probabilities, too
+    counts = [fields.prompt_logprobs, fields.logprobs if fields.echo else None]
     return Sampling(
         max_tokens=max_tokens,
         min_tokens=fields.min_tokens,
@@ -110,12 +89,12 @@ def make_sampling(
         presence_penalty=fields.presence_penalty,
         frequency_penalty=fields.frequency_penalty,
         repetition_penalty=fields.repetition_penalty,
-        logit_bias=_logit_bias(fields, model.num_token_ids),
+        logit_bias=_logit_bias(fields, model),
         seed=fields.seed,
         ignore_eos=fields.ignore_eos,
         stop_token_ids=_stop_token_ids(fields, template, model),
-        logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
+        logprobs=fields.logprobs,
+        prompt_logprobs=max((count for count in counts if count is not None), default=None),
         n=fields.n,
         beam_width=_beam_width(fields),
         length_penalty=fields.length_penalty,
@@ -126,7 +105,7 @@ def make_sampling(
 
 def _stop_token_ids(fields: GenerationFields, template: Template | None, model: ServedModel) -> tuple[int, ...]:
     """The ids of the request, and the end-of-chunk token where it ends a template's shots and no text does."""
-    ids = check_token_ids(fields.stop_token_ids, model.num_token_ids, "stop_token_ids")
+    ids = check_token_ids(fields.stop_token_ids, model, "stop_token_ids")
     end = model.config.prompt.end_of_chunk
     if template and not template.end and end not in model.config.prompt.eos:
         return (*ids, model.tokenizer.id_of(end))
@@ -146,11 +125,11 @@ def _beam_width(fields: GenerationFields) -> int:
 
 
 def _grammar(fields: GenerationFields, lead: str) -> Grammar | None:
-    form = fields.form
+    form = fields.structured_outputs
+    if form is None or not form.model_fields_set:
+        return None
     if len(form.model_fields_set) > 1:
         raise InvalidRequest("structured_outputs takes one of choice, regex, json", param="structured_outputs")
-    if not form.model_fields_set:
-        return None
     if fields.use_beam_search:
         raise UnsupportedParameter("structured_outputs does not go with use_beam_search", param="structured_outputs")
     try:
@@ -171,14 +150,12 @@ def _read_form(form: StructuredOutputs, lead: str) -> Grammar:
     return Grammar(kind="json", text=schema if isinstance(schema, str) else msgspec.json.encode(schema).decode())
 
 
-def _logit_bias(fields: GenerationFields, num_token_ids: int) -> dict[int, float]:
+def _logit_bias(fields: GenerationFields, model: ServedModel) -> dict[int, float]:
     """JSON's keys are strings: token ids in decimal."""
-    bias = {}
-    for key, value in fields.logit_bias.items():
+    for key in fields.logit_bias:
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise InvalidRequest(f"logit_bias: {key[:32]!r} is no token id", param="logit_bias")
-        if int(key) >= num_token_ids:
-            message = f"logit_bias: token id {key} is not below the vocabulary's size {num_token_ids}"
+        if int(key) >= (size := model.config.language_model.num_token_ids):
+            message = f"logit_bias: token id {key} is not below the vocabulary's size {size}"
             raise InvalidRequest(message, param="logit_bias")
-        bias[int(key)] = value
-    return bias
+    return {int(key): bias for key, bias in fields.logit_bias.items()}

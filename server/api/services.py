@@ -46,10 +46,8 @@ class Services:
     warming: Warming
     evaluations: Evaluations
 
-    def check_model(self, name: str | None) -> None:
-        """Raises `ModelNotFound` for a name that is not the served model's."""
-        if name is not None and name != self.model.name:
-            raise ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {self.model.name!r}")
+    def model_not_found(self, name: str) -> ModelNotFound:
+        return ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {self.model.name!r}")
 
 
 async def _services(request: Request) -> Services:

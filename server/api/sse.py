@@ -39,18 +39,14 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result
             return working.result()
         raise ClientDisconnect
     finally:
-        await _cancel(working)
-        await _cancel(leaving)
+        working.cancel()
+        leaving.cancel()
+        await asyncio.wait({working, leaving})
 
 
 async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _cancel(task: asyncio.Future[Any]) -> None:
-    task.cancel()
-    await asyncio.wait({task})
 
 
 class EventStream(Response):
@@ -117,7 +113,8 @@ async def _with_keep_alives(bodies: AsyncGenerator[Any, None], seconds: float) -
                     yield None
             finally:
                 if not coming.done():
-                    await _cancel(coming)
+                    coming.cancel()
+                    await asyncio.wait({coming})
             if (body := coming.result()) is end:
                 return
             yield body

@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -19,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server import wire
-from server.engine_client.media_supply import MediaDecoder, MediaSupply, RequestMedia
+from server.engine_client.media_supply import MediaDecoder, MediaSupply, OpenRequest
 from server.engine_client.supervisor import State, Supervisor, WorkerProcess
-from server.errors import EngineDied, EngineFailed, EngineNotReady, ServerError
+from server.errors import EngineDied, EngineNotReady, ServerError
 from server.media.source import EncodedMedia
 from server.metrics import Metrics
 from server.settings import Settings
@@ -73,33 +72,14 @@ class Client(Protocol):
         """Hint to keep media on the device, or to release them. Whether the device has room for them is not reported."""
 
 
-@dataclass(slots=True)
-class _Stream:
-    """One open request."""
-
-    media: RequestMedia
-    events: asyncio.Queue[wire.Event | wire.Reply | ServerError] = field(default_factory=asyncio.Queue)
-    is_finished: bool = False
-
-    async def next(self) -> wire.Event | wire.Reply:
-        """Return the next event. Raises the error that the request failed with."""
-        event = await self.events.get()
-        if isinstance(event, ServerError):
-            raise event
-        if isinstance(event, wire.Finished) and event.finish_reason == "error":
-            self.is_finished = True
-            raise self.media.error or EngineFailed(event.error or "the engine could not finish this request")
-        return event
-
-
 class EngineClient:
     def __init__(
         self, settings: Settings, decoder: MediaDecoder, metrics: Metrics, *, factory: str = wire.ENGINE_FACTORY
     ) -> None:
         self._metrics = metrics
         self._supervisor = Supervisor(settings, factory, metrics)
-        self._supply = MediaSupply(decoder, metrics)
-        self._streams: dict[str, _Stream] = {}
+        self._open_requests: dict[str, OpenRequest] = {}
+        self._supply = MediaSupply(decoder, metrics, self._open_requests)
         self._last_progress = time.monotonic()
         self._serving: asyncio.Task[None] | None = None
 
@@ -114,7 +94,7 @@ class EngineClient:
     @property
     def step_age(self) -> float:
         """Seconds since the worker last made progress; 0 without requests. A worker that hangs sends no messages."""
-        return time.monotonic() - self._last_progress if self._streams and self.state == "ready" else 0.0
+        return time.monotonic() - self._last_progress if self._open_requests and self.state == "ready" else 0.0
 
     async def start(self) -> None:
         self._serving = asyncio.create_task(self._serve())
@@ -133,25 +113,25 @@ class EngineClient:
         await self._supply.stop()
 
     def fail_all(self, error: ServerError) -> None:
-        for stream in self._streams.values():
-            stream.events.put_nowait(error)
+        for opened in self._open_requests.values():
+            opened.events.put_nowait(error)
 
     async def stream(
         self, request: wire.Generate, media: Mapping[bytes, EncodedMedia]
     ) -> AsyncGenerator[wire.Event, None]:
         """Yield events until each answer has its finish reason; abort the request if closed before that."""
-        with self._open(request, media) as stream:
+        with self._open(request, media) as opened:
             num_open = request.sampling.n
             while num_open:
-                event = await stream.next()
+                event = await opened.next()
                 assert not isinstance(event, wire.Reply)
                 if isinstance(event, wire.Token | wire.Finished) and event.finish_reason is not None:
                     num_open -= 1
-                stream.is_finished = not num_open
+                opened.is_finished = not num_open
                 yield event
 
     def end_answer(self, request_id: str, index: int) -> None:
-        if (worker := self._supervisor.worker) is not None and request_id in self._streams:
+        if (worker := self._supervisor.worker) is not None and request_id in self._open_requests:
             worker.send(wire.Abort(request_id, index))
 
     async def score(self, request: wire.Score, media: Mapping[bytes, EncodedMedia]) -> wire.Scored:
@@ -176,26 +156,25 @@ class EngineClient:
         self, request: wire.Request, media: Mapping[bytes, EncodedMedia], kind: type[ReplyType]
     ) -> ReplyType:
         """Return the reply of a request; abort the request if cancelled before that."""
-        with self._open(request, media) as stream:
-            while not isinstance(event := await stream.next(), kind):
+        with self._open(request, media) as opened:
+            while not isinstance(event := await opened.next(), kind):
                 pass
-            stream.is_finished = True
+            opened.is_finished = True
             return event
 
     @contextmanager
-    def _open(self, request: wire.Request, media: Mapping[bytes, EncodedMedia]) -> Iterator[_Stream]:
+    def _open(self, request: wire.Request, media: Mapping[bytes, EncodedMedia]) -> Iterator[OpenRequest]:
         worker = self._supervisor.ready_worker()
-        if not self._streams:
+        if not self._open_requests:
             self._last_progress = time.monotonic()
-        with self._supply.offer(media) as offered:
-            stream = self._streams[request.request_id] = _Stream(offered)
-            try:
-                worker.send(request)
-                yield stream
-            finally:
-                del self._streams[request.request_id]
-                if not stream.is_finished:
-                    worker.send(wire.Abort(request.request_id))
+        opened = self._open_requests[request.request_id] = OpenRequest(media)
+        try:
+            worker.send(request)
+            yield opened
+        finally:
+            del self._open_requests[request.request_id]
+            if not opened.is_finished:
+                worker.send(wire.Abort(request.request_id))
 
     async def _serve(self) -> None:
         async with aclosing(self._supervisor.workers()) as workers:
@@ -216,13 +195,13 @@ class EngineClient:
                 self._supply.send(message.digest, worker)
             case _:
                 self._last_progress = time.monotonic()
-                if (stream := self._streams.get(message.request_id)) is not None:
-                    stream.events.put_nowait(message)
+                if (opened := self._open_requests.get(message.request_id)) is not None:
+                    opened.events.put_nowait(message)
 
     def _end_requests(self) -> None:
         """Fail the requests of a worker that is dead."""
-        if self._streams:
-            logger.error("requests failed with their worker", extra={"requests": len(self._streams)})
+        if self._open_requests:
+            logger.error("requests failed with their worker", extra={"requests": len(self._open_requests)})
         self._metrics.engine.values = {}
         self.fail_all(EngineDied("the engine died while it worked on this request; it is being restarted"))
         self._supply.cancel()

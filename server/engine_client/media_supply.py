@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.engine_client.supervisor import WorkerProcess
-from server.errors import InvalidMedia, MediaNotFound, ServerError
+from server.errors import EngineFailed, InvalidMedia, MediaNotFound, ServerError
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
 from server.metrics import Metrics
-from server.wire import MAX_MESSAGE_BYTES, MediaFailed, MediaPixels
+from server.wire import MAX_MESSAGE_BYTES, Event, Finished, MediaFailed, MediaPixels, Reply
 
 MAX_FRAME_BYTES = MAX_MESSAGE_BYTES - 2**16
 
@@ -28,30 +27,37 @@ class MediaDecoder(Protocol):
     async def stop(self) -> None: ...
 
 
-@dataclass(slots=True, eq=False)
-class RequestMedia:
-    """The media of one open request by digest. `error` says why one of them could not be decoded."""
+@dataclass(slots=True)
+class OpenRequest:
+    """A request that the worker has not finished: its media by digest, and the events that are still to be read.
 
-    by_digest: Mapping[bytes, EncodedMedia]
-    error: ServerError | None = None
+    `media_error` says why one of the media could not be decoded.
+    """
+
+    media: Mapping[bytes, EncodedMedia]
+    media_error: ServerError | None = None
+    events: asyncio.Queue[Event | Reply | ServerError] = field(default_factory=asyncio.Queue)
+    is_finished: bool = False
+
+    async def next(self) -> Event | Reply:
+        """Return the next event. Raises the error that the request failed with."""
+        event = await self.events.get()
+        if isinstance(event, ServerError):
+            raise event
+        if isinstance(event, Finished) and event.finish_reason == "error":
+            self.is_finished = True
+            raise self.media_error or EngineFailed(event.error or "the engine could not finish this request")
+        return event
 
 
 class MediaSupply:
-    def __init__(self, decoder: MediaDecoder, metrics: Metrics) -> None:
+    """Supplies the media of the `open_requests`, which are by id."""
+
+    def __init__(self, decoder: MediaDecoder, metrics: Metrics, open_requests: Mapping[str, OpenRequest]) -> None:
         self._decoder = decoder
         self._metrics = metrics
-        self._open: set[RequestMedia] = set()
+        self._open = open_requests
         self._decoding: dict[bytes, asyncio.Task[None]] = {}
-
-    @contextmanager
-    def offer(self, by_digest: Mapping[bytes, EncodedMedia]) -> Iterator[RequestMedia]:
-        """Offer the media of a request while it is open."""
-        media = RequestMedia(by_digest)
-        self._open.add(media)
-        try:
-            yield media
-        finally:
-            self._open.discard(media)
 
     def send(self, digest: bytes, worker: WorkerProcess) -> None:
         """Decode and send a media item.
@@ -80,7 +86,7 @@ class MediaSupply:
 
     def _offered(self, digest: bytes) -> EncodedMedia | None:
         """Return the media item from any open request, preferably with its bytes: a stored one may be deleted."""
-        offers = [media.by_digest[digest] for media in self._open if digest in media.by_digest]
+        offers = [request.media[digest] for request in self._open.values() if digest in request.media]
         return max(offers, key=lambda media: media.is_in_memory, default=None)
 
     def _forget(self, digest: bytes, done: asyncio.Task[None]) -> None:
@@ -113,9 +119,9 @@ class MediaSupply:
 
     def _fail(self, digest: bytes, error: ServerError, worker: WorkerProcess) -> None:
         self._metrics.media_decode_failures.inc()
-        for media in self._open:
-            if digest in media.by_digest:
-                media.error = type(error)(error.message, param=media.by_digest[digest].param)
+        for request in self._open.values():
+            if digest in request.media:
+                request.media_error = type(error)(error.message, param=request.media[digest].param)
         worker.send(MediaFailed(digest=digest, message=error.message))
 
 

@@ -26,7 +26,7 @@ from server.fewshot.shots import (
 )
 from server.fewshot.templates import Query, Shot, Template, TemplateError, built_in, placeholders, with_end
 from server.media.source import EncodedMedia
-from server.prompt import PreparedPrompt, by_digest, encode_segments
+from server.prompt import PreparedPrompt, encode_segments
 from server.schemas.fewshot import ExamplesFields, FewShotFields, TemplateChoice
 from server.served_model import ServedModel
 from server.store.records import SupportSet
@@ -94,7 +94,7 @@ async def assemble(
     )
     _check_num_media(selection, query, source.intake.settings.max_media_per_request, _shots_param(fields))
     # tokenizing a long text would block the event loop
-    all_media = {**selection.media, **by_digest(media["query"])}
+    all_media = {**selection.media, **{item.digest: item for item in media["query"]}}
     return await asyncio.to_thread(_fit, fields, selection, query, template, all_media, model, room)
 
 

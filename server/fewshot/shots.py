@@ -15,7 +15,6 @@ from server.fewshot.selection import SIMILARITY, Selected, SelectionError, Simil
 from server.fewshot.templates import Shot, Template, placeholders
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
-from server.prompt import by_digest
 from server.schemas.fewshot import ExamplesFields, FewShotFields, MediaFields
 from server.schemas.prompt import MediaPart
 from server.store.records import Example, SupportSet
@@ -100,7 +99,7 @@ class ShotSource:
         return ShotSelection(
             used=[UsedShot(shot.example.id, shot.example.label, shot.score) for shot in selected],
             shots=[_shot(shot.example, media) for shot in selected],
-            media=by_digest(media.values()),
+            media={item.digest: item for item in media.values()},
             support_set=support_set,
         )
 
@@ -161,7 +160,7 @@ def request_shots(fields: FewShotFields, media: Mapping[str, list[EncodedMedia]]
             )
             for number, shot in enumerate(fields.shots)
         ],
-        media=by_digest(item for items in media.values() for item in items),
+        media={item.digest: item for items in media.values() for item in items},
     )
 
 

@@ -20,7 +20,7 @@ import httpx
 from model.media import MediaError, media_type_of
 from server.errors import MediaNotFetched, MediaUrlRefused
 from server.media.addresses import Address, UrlRules, host_of, port_of
-from server.media.source import EncodedMedia, Kind, check_size, encoded
+from server.media.source import EncodedMedia, Kind, encoded, too_large
 from server.settings import Settings
 
 Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
@@ -120,10 +120,12 @@ class Fetcher:
             # a small body could expand to a large one
             raise MediaNotFetched(f"the {kind}'s host sent a compressed response, which is not accepted", param=param)
         limit, data = self._settings.max_media_bytes, bytearray()
-        check_size(_length(response), limit, param)
+        if (length := _length(response)) > limit:
+            raise too_large(length, limit, param)
         async for chunk in response.aiter_raw():
-            check_size(len(data) + len(chunk), limit, param)
             data += chunk
+            if len(data) > limit:
+                raise too_large(len(data), limit, param)
         return bytes(data)
 
 

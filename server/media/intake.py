@@ -23,6 +23,8 @@ class Intake:
         self.settings = settings
         self.store = store
         self._fetcher = fetcher or Fetcher(settings)
+        self._max_media_bytes = settings.max_media_bytes
+        self._max_bytes = settings.max_body_bytes
 
     async def read(self, part: MediaPart, param: str) -> EncodedMedia:
         """Read a part. Raises `InvalidRequest` and `MediaNotFound`.
@@ -40,19 +42,25 @@ class Intake:
                 return await self._find(part.video_id, "video", f"{param}.video_id")
 
     async def read_all(self, parts: Mapping[str, MediaPart], param: str) -> dict[str, EncodedMedia]:
-        """Read the parts of a prompt concurrently. `parts` are by path in the request; `param` is the prompt's path."""
-        self._check_number(len(parts), param)
+        """Read the parts of a prompt concurrently; equal ones become one object, which names the first of them in errors.
+
+        `parts` are by path in the request; `param` is the prompt's path.
+        """
+        if len(parts) > self.settings.max_media_per_request:
+            raise self._too_many(len(parts), param)
         tasks = {path: asyncio.ensure_future(self.read(part, path)) for path, part in parts.items()}
         try:
-            media = {path: await task for path, task in tasks.items()}
+            read = {path: await task for path, task in tasks.items()}
         finally:
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
+        first: dict[bytes, EncodedMedia] = {}
+        media = {path: first.setdefault(item.digest, item) for path, item in read.items()}
         # fetched media count as if sent in the body; stored media are read one by one, if at all
-        total = sum(item.num_bytes_in_memory for item in {item.digest: item for item in media.values()}.values())
-        if total > (limit := self.settings.max_body_bytes):
-            raise InvalidMedia(f"{total} bytes of media in one prompt, the limit is {limit}", param=param)
+        total = sum(len(item.source) for item in first.values() if isinstance(item.source, bytes))
+        if total > self._max_bytes:
+            raise InvalidMedia(f"{total} bytes of media in one prompt, the limit is {self._max_bytes}", param=param)
         return media
 
     async def find_all(self, media_ids: Collection[str], param: str) -> list[EncodedMedia]:
@@ -60,7 +68,8 @@ class Intake:
 
         A local store is read by one thread, an object store concurrently.
         """
-        self._check_number(len(media_ids), param)
+        if len(media_ids) > self.settings.max_media_per_request:
+            raise self._too_many(len(media_ids), param)
         if self.store.is_local:
             return await asyncio.to_thread(lambda: [self.store.find(media_id, param) for media_id in media_ids])
         return await asyncio.gather(*(asyncio.to_thread(self.store.find, media_id, param) for media_id in media_ids))
@@ -68,7 +77,7 @@ class Intake:
     async def read_url(self, url: str, kind: Kind, param: str) -> EncodedMedia:
         """Read a data URL, or fetch from an allowed host. Raises `InvalidRequest`."""
         if url.partition(":")[0].lower() not in ("http", "https"):
-            return read_data_url(url, kind, max_bytes=self.settings.max_media_bytes, param=param)
+            return read_data_url(url, kind, max_bytes=self._max_media_bytes, param=param)
         if not self._fetcher.is_enabled:
             raise UnsupportedParameter(f"{kind} URLs are not fetched: send the bytes as a data URL", param=param)
         return await self._fetcher.fetch(url, kind, param)
@@ -79,6 +88,6 @@ class Intake:
             raise not_found(media_id, param)
         return media
 
-    def _check_number(self, number: int, param: str) -> None:
-        if number > (limit := self.settings.max_media_per_request):
-            raise InvalidRequest(f"{number} images and videos in one prompt, the limit is {limit}", param=param)
+    def _too_many(self, number: int, param: str) -> InvalidRequest:
+        limit = self.settings.max_media_per_request
+        return InvalidRequest(f"{number} images and videos in one prompt, the limit is {limit}", param=param)

@@ -21,8 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from model.media import MediaError, media_type_of
 from server.errors import MediaNotFound, StorageUnavailable
-from server.media import source
-from server.media.source import EncodedMedia, Kind, digest_of, encoded, kind_of, source_digest
+from server.media.source import EncodedMedia, Kind, digest_of, encoded, kind_of
 
 MEDIA_ID = re.compile(r"(img|vid)_[0-9a-f]{64}", re.ASCII)
 # the maximum length of a file's first line
@@ -69,7 +68,7 @@ class MediaStore:
         self, data: bytes, kind: Kind, *, size: tuple[int, int] | None = None, num_frames: int | None = None
     ) -> str:
         """Store media, durably, and return its id. An existing file stays, unless its size is known only now."""
-        media_id = source.media_id(kind, source_digest(data, kind))
+        media_id = encoded(data, kind, "").id
         if self.exists(media_id) and (size is None or self.describe(media_id).width is not None):
             return media_id
         header = StoredMedia(
@@ -95,7 +94,7 @@ class MediaStore:
         if kind is None or not self.exists(media_id):
             raise not_found(media_id, param)
         return EncodedMedia(
-            kind=kind, data=lambda: self.get(media_id, param).data, digest=digest_of(media_id), param=param
+            kind=kind, source=lambda: self.get(media_id, param).data, digest=digest_of(media_id), param=param
         )
 
     def get(self, media_id: str, param: str = "") -> EncodedMedia:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from server.schemas.base import Schema, tag_of, with_example
-from server.schemas.generation import MAX_LOGPROBS, GenerationFields, StructuredOutputs
+from server.schemas.generation import MAX_LOGPROBS, CompletionFields, GenerationFields, StructuredOutputs
 from server.schemas.prompt import ImageIdPart, ImageUrlPart, TextPart, VideoIdPart, VideoUrlPart
 
 MAX_MESSAGES = 2048
@@ -130,16 +130,19 @@ class ChatRequest(GenerationFields):
     modalities: list[Literal["text"]] = Field([])
     tool_choice: Literal["none"] = "none"
 
-    @property
-    def length(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    @property
-    def form(self) -> StructuredOutputs:
+    def completion(self) -> CompletionFields:
+        """Return the options by the names that a completion has for them."""
+        shared = self.model_fields_set & GenerationFields.model_fields.keys()
+        options = {name: getattr(self, name) for name in shared}
+        for length in (self.max_tokens, self.max_completion_tokens):
+            if length is not None:
+                options["max_tokens"] = length
+        fields_set = set(options)
+        if self.logprobs:
+            options["logprobs"] = self.top_logprobs or 0
         match self.response_format:
             case JsonObjectFormat():
-                return StructuredOutputs(json={"type": "object"})
+                options["structured_outputs"] = StructuredOutputs(json={"type": "object"})
             case JsonSchemaFormat():
-                return StructuredOutputs(json=self.response_format.json_schema.json_schema)
-            case TextFormat():
-                return self.structured_outputs
+                options["structured_outputs"] = StructuredOutputs(json=self.response_format.json_schema.json_schema)
+        return CompletionFields.model_construct(fields_set, **{"max_tokens": DEFAULT_MAX_TOKENS, **options})

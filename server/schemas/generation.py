@@ -60,15 +60,10 @@ class GenerationFields(PrioritizedRequest):
     use_beam_search: bool = Field(False, description="Search with beams, and return the `n` best answers.")
     length_penalty: float = Field(1.0, ge=-10, le=10, description="Of the beam search.")
     early_stopping: bool = Field(False, description="Of the beam search.")
-    structured_outputs: StructuredOutputs = StructuredOutputs()
+    structured_outputs: StructuredOutputs | None = None
     stream: bool = Field(False, description="Return server-sent events.")
     stream_options: StreamOptions = StreamOptions()
     return_token_ids: bool = Field(False, description="Add the token ids of prompt and answer.")
-
-    @property
-    def form(self) -> StructuredOutputs:
-        """The required form of the answer, whichever field of a route states it."""
-        return self.structured_outputs
 
 
 class CompletionFields(GenerationFields):

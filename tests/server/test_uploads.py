@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from model.checkpoint.native import save_folder
-from server.media.source import source_digest
+from server.media.source import encoded
 from server.media.store import MediaStore
 from tests.server.test_main import CONFIG, Server, running
 from tests.tiny_models import byte_tokenizer, tiny_model
@@ -74,7 +74,7 @@ def test_a_killed_server_keeps_acknowledged_uploads_and_no_incomplete_files(fold
         assert acknowledged.keys() <= set(store.names())
         for name in store.names():  # raises if the bytes do not match the id
             data = store.get(name).data
-            assert name == f"img_{source_digest(data, 'image').hex()}"
+            assert name == encoded(data, "image", "").id
             assert store.describe(name).width == 350
     with running(folder, tmp_path / "log", "-m", "tests.server.scripted_server") as server:
         for name, data in acknowledged.items():

@@ -27,5 +27,4 @@ async def create_completion(request: Request, services: GivenServices, record: G
     fields = await read_request(CompletionRequest, request, services)
     prompt = await prepare_prompt(fields.prompt, services.model, services.intake)
     generation = completion_request(fields, prompt, services.model)
-    shape = CompletionShape(fields.request_id or record.request_id, generation, services.model, fields)
-    return await respond(request, services, record, fields, generation, shape)
+    return await respond(request, services, record, fields, generation, CompletionShape(fields))

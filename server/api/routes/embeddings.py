@@ -8,9 +8,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,7 +20,7 @@ from server.errors import ContextLengthExceeded, InvalidRequest
 from server.prompt import check_token_ids
 from server.request_record import RequestRecord
 from server.schemas.models import EmbeddingsRequest, Inputs
-from server.schemas.prompt import EndOfChunkPart, MediaPart, Part, TextPart
+from server.schemas.prompt import MediaPart, Part, TextPart
 from server.schemas.responses.classification import Embeddings
 from server.served_model import ServedModel
 
@@ -49,8 +47,11 @@ async def _embed(fields: EmbeddingsRequest, record: RequestRecord, services: Ser
     with record:
         vectors = await embedding
         record.answered(record.prompt_tokens)
-    encode = _base64 if fields.encoding_format == "base64" else _floats
-    data = [{"object": "embedding", "index": i, "embedding": encode(vector)} for i, vector in enumerate(vectors)]
+    if fields.encoding_format == "base64":
+        embeddings = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
+    else:
+        embeddings = vectors.tolist()
+    data = [{"object": "embedding", "index": i, "embedding": embedding} for i, embedding in enumerate(embeddings)]
     return {"object": "list", "data": data, "model": services.model.name, "usage": record.usage()}
 
 
@@ -69,36 +70,25 @@ def _media_parts(inputs: Inputs) -> dict[str, MediaPart]:
 def _texts(inputs: Inputs, model: ServedModel) -> list[list[int]]:
     if isinstance(inputs, str):
         return [_ids(inputs, "input", model)]
-    token_ids = [item for item in inputs if isinstance(item, int)]
-    if token_ids:
+    if token_ids := [item for item in inputs if isinstance(item, int)]:
         return [_ids(token_ids, "input", model)]
-    return [_ids(_text(item, index), f"input[{index}]", model) for index, item in enumerate(inputs)]
+    texts = [item for item in inputs if not isinstance(item, int)]
+    return [_ids(text, f"input[{index}]", model) for index, text in enumerate(texts)]
 
 
-def _text(item: str | int | list[int] | Part, index: int) -> str | list[int]:
-    if isinstance(item, str | list):
-        return item
-    if isinstance(item, TextPart):
-        return item.text
-    assert isinstance(item, EndOfChunkPart)
-    raise InvalidRequest("the end of a chunk has no vector", param=f"input[{index}]")
-
-
-def _ids(text: str | list[int], param: str, model: ServedModel) -> list[int]:
-    text = model.tokenizer.encode_plain(text) if isinstance(text, str) else text
-    ids = check_token_ids(text, model.num_token_ids, param)
+def _ids(text: str | list[int] | Part, param: str, model: ServedModel) -> list[int]:
+    match text:
+        case str():
+            ids = model.tokenizer.encode_plain(text)
+        case TextPart():
+            ids = model.tokenizer.encode_plain(text.text)
+        case list():
+            ids = check_token_ids(text, model, param)
+        case _:
+            raise InvalidRequest("the end of a chunk has no vector", param=param)
     if not ids:
         raise InvalidRequest("an empty text has no vector", param=param)
     if len(ids) > model.max_model_len:
         message = f"the text has {len(ids)} tokens, more than the {model.max_model_len} that this model reads"
         raise ContextLengthExceeded(message, param=param)
     return ids
-
-
-def _floats(vector: NDArray[np.float32]) -> list[float]:
-    values: list[float] = vector.tolist()
-    return values
-
-
-def _base64(vector: NDArray[np.float32]) -> str:
-    return base64.b64encode(vector.astype("<f4").tobytes()).decode()

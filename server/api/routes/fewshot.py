@@ -44,5 +44,4 @@ async def create_fewshot_completion(request: Request, services: GivenServices, r
     generation = completion_request(
         fields, assembled.prompt, services.model, template=assembled.template, extras=extras
     )
-    shape = CompletionShape(fields.request_id or record.request_id, generation, services.model, fields)
-    return await respond(request, services, record, fields, generation, shape)
+    return await respond(request, services, record, fields, generation, CompletionShape(fields))

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
 from typing import Any
 
 from fastapi import APIRouter
@@ -33,7 +31,7 @@ from server.errors import (
     UnsupportedParameter,
 )
 from server.media.intake import Intake
-from server.media.source import EncodedMedia, Kind, check_size, encoded, from_base64
+from server.media.source import EncodedMedia, Kind, encoded, read_data_url, too_large
 from server.media.store import MediaStore, StoredMedia
 from server.schemas.base import list_page, read
 from server.schemas.images import ListImagesRequest, UploadForm, UploadRequest
@@ -147,13 +145,13 @@ async def _keep(media: EncodedMedia, services: Services) -> None:
 
 def _page(store: MediaStore, fields: ListImagesRequest) -> list[StoredMedia]:
     """Return up to one more than the limit. Media deleted in the meantime are left out."""
-    return list(islice(_described(store, store.names(fields.object, after=fields.after)), fields.limit + 1))
-
-
-def _described(store: MediaStore, names: Iterator[str]) -> Iterator[StoredMedia]:
-    for name in names:
+    page: list[StoredMedia] = []
+    for name in store.names(fields.object, after=fields.after):
         with suppress(MediaNotFound):
-            yield store.describe(name)
+            page.append(store.describe(name))
+        if len(page) > fields.limit:
+            break
+    return page
 
 
 def _card(stored: StoredMedia) -> dict[str, Any]:
@@ -186,7 +184,10 @@ async def read_upload(request: Request, settings: Settings, intake: Intake) -> E
 async def _from_json(body: bytes, settings: Settings, intake: Intake) -> EncodedMedia:
     fields = read(UploadRequest, body)
     if fields.data is not None:
-        return _media(from_base64(fields.data, settings.max_media_bytes, "data"), "", settings, "data")
+        # base64 alone is a data URL without a type: the bytes themselves tell the kind
+        url = f"data:;base64,{fields.data}"
+        media = read_data_url(url, "image", max_bytes=settings.max_media_bytes, param="data")
+        return _media(media.data, "", settings, "data")
     assert fields.url is not None
     kind: Kind = "video" if fields.url.lower().startswith("data:video/") else fields.object
     return await intake.read_url(fields.url, kind, "url")
@@ -211,7 +212,8 @@ async def _from_form(request: Request, settings: Settings) -> tuple[bytes, str]:
 
 
 def _media(data: bytes, content_type: str, settings: Settings, param: str) -> EncodedMedia:
-    check_size(len(data), settings.max_media_bytes, param)
+    if len(data) > settings.max_media_bytes:
+        raise too_large(len(data), settings.max_media_bytes, param)
     try:
         media_type = media_type_of(data)
     except MediaError as error:

@@ -32,7 +32,8 @@ async def list_models(services: GivenServices) -> Response:
 @router.get("/v1/models/{name:path}", **describe("Model", response=Model, errors=(ModelNotFound,)))
 async def show_model(name: str, services: GivenServices) -> Response:
     """Describe the served model."""
-    services.check_model(name)
+    if name != services.model.name:
+        raise services.model_not_found(name)
     return JSONResponse(_card(services))
 
 
@@ -78,12 +79,13 @@ async def _prepare(fields: TokenizeRequest, services: Services) -> PreparedPromp
         raise InvalidRequest("give either prompt or messages", param="prompt")
     if fields.prompt is not None:
         return await prepare_prompt(fields.prompt, services.model, services.intake)
-    return (await prepare_chat(fields.messages, fields.template, services.model, services.intake)).prompt
+    prompt, _ = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
+    return prompt
 
 
 @router.post("/detokenize", **describe("Model", body=DetokenizeRequest, response=Text))
 async def detokenize(request: Request, services: GivenServices) -> Response:
     """Return token ids as text, markers included."""
     fields = await read_request(DetokenizeRequest, request, services)
-    ids = check_token_ids(fields.tokens, services.model.num_token_ids, "tokens")
+    ids = check_token_ids(fields.tokens, services.model, "tokens")
     return JSONResponse({"prompt": services.model.tokenizer.decode(ids, skip_special_tokens=False)})

@@ -64,4 +64,4 @@ def _ids(candidate: str | list[int], index: int, prompt: PreparedPrompt, model: 
     param = f"candidates[{index}]"
     if model.tokenizer.media_token_id in candidate:
         raise InvalidRequest("a candidate may not contain the media token", param=param)
-    return check_token_ids(candidate, model.num_token_ids, param)
+    return check_token_ids(candidate, model, param)

@@ -37,7 +37,7 @@ class FakeDecoder:
 
 
 def image(name: str) -> EncodedMedia:
-    return EncodedMedia(kind="image", data=name.encode(), digest=name.encode().ljust(32), param=f"prompt[{name}]")
+    return EncodedMedia(kind="image", source=name.encode(), digest=name.encode().ljust(32), param=f"prompt[{name}]")
 
 
 def text_prompt(text: str, *media: EncodedMedia) -> EncodedPrompt:

@@ -25,7 +25,7 @@ def deleted(name: str) -> EncodedMedia:
     def read() -> bytes:
         raise MediaNotFound(f"there is no media {name!r}")
 
-    return EncodedMedia(kind="image", data=read, digest=image(name).digest, param="prompt[0].image_id")
+    return EncodedMedia(kind="image", source=read, digest=image(name).digest, param="prompt[0].image_id")
 
 
 async def test_media_are_decoded_on_request_and_once_for_all(engine: EngineClient, decoder: FakeDecoder) -> None:
@@ -103,7 +103,7 @@ async def test_a_deleted_image_is_decoded_from_a_request_that_comes_later(
     first = asyncio.create_task(read_tokens(stream(engine, "1", deleted("a")), 1))
     await reading.wait()
     second = asyncio.create_task(read_tokens(stream(engine, "2", image("a")), 1))
-    await eventually(lambda: len(engine._streams) == 2)
+    await eventually(lambda: len(engine._open_requests) == 2)
     decoder.opened.set()
     await asyncio.gather(first, second)
     assert decoder.decoded == [b"a"]

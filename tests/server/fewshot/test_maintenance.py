@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from server.errors import DatabaseUnavailable
 from server.fewshot import maintenance as maintenance_module
 from server.fewshot.maintenance import Maintenance
-from server.media.source import source_digest
+from server.media.source import encoded
 from server.store.embeddings import EmbeddingStore
 from tests.server.conftest import data_url, image_part, png
 from tests.server.fakes import FakeClient, eventually
@@ -45,7 +45,7 @@ def maintenance(app: FastAPI) -> Maintenance:
 
 
 def digests(*colours: str) -> set[bytes]:
-    return {source_digest(png(colour), "image") for colour in colours}
+    return {encoded(png(colour), "image", "").digest for colour in colours}
 
 
 async def test_media_of_pinned_sets_stay_in_every_worker(

@@ -15,7 +15,7 @@ import trustme
 from server.errors import InvalidMedia, MediaNotFetched, MediaUrlRefused
 from server.media.addresses import Address
 from server.media.fetch import Fetcher, Resolve, resolve
-from server.media.source import EncodedMedia, source_digest
+from server.media.source import EncodedMedia, encoded
 from server.settings import Settings
 from tests.server.conftest import png
 from tests.server.media.fake_web import Web, Write, answer
@@ -71,7 +71,7 @@ async def test_media_are_fetched(web: Web) -> None:
     fetching._observe = seconds.append
     media = await fetch(fetching, web, "/a.png")
     assert (media.data, media.kind, media.param) == (RED, "image", PARAM)
-    assert media.digest == source_digest(RED, "image")
+    assert media.digest == encoded(RED, "image", "").digest
     assert len(seconds) == 1
 
 

@@ -12,7 +12,7 @@ import pytest
 from server.app import create_app
 from server.errors import InvalidMedia, InvalidRequest, MediaNotFetched, MediaNotFound
 from server.media.intake import Intake
-from server.media.source import source_digest
+from server.media.source import encoded
 from server.media.store import MediaStore
 from server.metrics import Metrics
 from server.schemas.prompt import ImageIdPart, ImageUrlPart
@@ -61,9 +61,9 @@ async def test_fetched_media_equal_inline_media(http: httpx.AsyncClient, client:
     response = await complete(http, url_part(web, "/red.png"), url_part(web, "/blue.png"), sent)
     assert response.status_code == 200, response.text
     request = client.requests[0]
-    assert request.prompt.media == [source_digest(data, "image") for data in (RED, BLUE, RED)]
+    assert request.prompt.media == [encoded(data, "image", "").digest for data in (RED, BLUE, RED)]
     assert {digest: media.data for digest, media in client.media[0].items()} == {
-        source_digest(data, "image"): data for data in (RED, BLUE)
+        encoded(data, "image", "").digest: data for data in (RED, BLUE)
     }
 
 
@@ -80,7 +80,7 @@ async def test_the_error_for_a_bad_url_names_its_path(http: httpx.AsyncClient, w
 
 async def test_an_upload_may_be_a_url(http: httpx.AsyncClient, web: Web) -> None:
     url = url_part(web, "/red.png")["image_url"]["url"]
-    assert (await http.post("/v1/images", json={"url": url})).json()["id"] == f"img_{source_digest(RED, 'image').hex()}"
+    assert (await http.post("/v1/images", json={"url": url})).json()["id"] == encoded(RED, "image", "").id
     metrics = (await http.get("/metrics")).text
     assert 'media_fetch_seconds_count{model_name="tiny"} 1.0' in metrics
 
@@ -113,6 +113,16 @@ async def test_the_media_of_a_prompt_are_fetched_concurrently(intake: Intake, we
     async with asyncio.timeout(20):
         media = await intake.read_all(parts, "prompt")
     assert [item.data for item in media.values()] == [RED, RED]
+
+
+async def test_equal_media_of_a_prompt_are_one_that_names_the_first(intake: Intake) -> None:
+    parts = {
+        f"p[{number}]": ImageUrlPart.model_validate({"type": "image_url", "image_url": {"url": data_url(data)}})
+        for number, data in enumerate([RED, BLUE, RED])
+    }
+    first, other, last = (await intake.read_all(parts, "prompt")).values()
+    assert first is last
+    assert (first.param, other.param) == ("p[0].image_url.url", "p[1].image_url.url")
 
 
 async def test_the_first_error_is_raised_and_the_rest_is_cancelled(intake: Intake, web: Web) -> None:

@@ -18,7 +18,7 @@ from model.config import VisionConfig
 from model.media import MediaLimits, load_image, resize
 from server.errors import InvalidMedia, MediaNotFound
 from server.media.pool import DecodePool
-from server.media.source import EncodedMedia, Kind, source_digest
+from server.media.source import EncodedMedia, Kind, encoded
 from server.settings import Settings
 from tests.server.conftest import png
 from tests.server.media.videos import film
@@ -48,7 +48,7 @@ async def pool(settings: Settings) -> AsyncIterator[DecodePool]:
 
 
 def media(data: bytes, kind: Kind = "image") -> EncodedMedia:
-    return EncodedMedia(kind=kind, data=data, digest=source_digest(data, kind), param="prompt[0]")
+    return encoded(data, kind, "prompt[0]")
 
 
 def noise(size: tuple[int, int] = (40, 30)) -> bytes:
@@ -103,7 +103,7 @@ async def test_stored_bytes_are_read_by_a_thread_just_before_decoding(pool: Deco
         return png("blue", (7, 5))
 
     threads: list[threading.Thread] = []
-    stored = EncodedMedia(kind="image", data=read, digest=b"d" * 32, param="prompt[0]")
+    stored = EncodedMedia(kind="image", source=read, digest=b"d" * 32, param="prompt[0]")
     frames = await pool.decode(stored)
     assert (tuple(frames.data[:3]), frames.size) == ((0, 0, 255), (7, 5))
     assert [thread is threading.main_thread() for thread in threads] == [False]
@@ -116,7 +116,7 @@ async def test_deleted_media_cost_no_process(pool: DecodePool) -> None:
     await pool.decode(media(png()))
     before = pids(pool)
     with pytest.raises(MediaNotFound, match="deleted"):
-        await pool.decode(EncodedMedia(kind="image", data=read, digest=b"d" * 32, param="prompt[0]"))
+        await pool.decode(EncodedMedia(kind="image", source=read, digest=b"d" * 32, param="prompt[0]"))
     await pool.decode(media(png()))
     assert pids(pool) == before
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import MediaNotFound, StorageUnavailable
-from server.media.source import source_digest
+from server.media.source import encoded
 from server.media.store import UNFINISHED, UNFINISHED_SECONDS, MediaStore
 from tests.server.conftest import png
 
@@ -32,7 +32,7 @@ def put_many(store: MediaStore, count: int) -> list[str]:
 
 def test_the_same_bytes_are_stored_once(store: MediaStore) -> None:
     name = store.put(RED, "image", size=(20, 10), num_frames=1)
-    assert name == f"img_{source_digest(RED, 'image').hex()}"
+    assert name == encoded(RED, "image", "").id
     first = store.describe(name)
     assert (first.kind, first.media_type, first.num_bytes) == ("image", "image/png", len(RED))
     assert (first.width, first.height, first.num_frames) == (20, 10, 1)
@@ -45,7 +45,7 @@ def test_bytes_are_read_as_they_were_stored(store: MediaStore) -> None:
     for data in (RED, b"\n", b"{}\n\n", os.urandom(100_000)):
         media = store.get(store.put(data, "video"), param="image")
         assert (media.data, media.kind, media.param) == (data, "video", "image")
-        assert media.digest == source_digest(data, "video")
+        assert media.digest == encoded(data, "video", "").digest
         assert store.describe(media.id).num_bytes == len(data)
 
 
@@ -67,7 +67,7 @@ def test_media_stored_without_being_decoded_are_described_later(store: MediaStor
 def test_bytes_are_read_on_first_use(store: MediaStore) -> None:
     name = store.put(RED, "image")
     stored = store.find(name, param="prompt[0].image_id")
-    assert (stored.id, stored.digest, stored.kind) == (name, source_digest(RED, "image"), "image")
+    assert (stored.id, stored.digest, stored.kind) == (name, encoded(RED, "image", "").digest, "image")
     assert not stored.is_in_memory
     assert stored.data == RED
     store.delete(name)
@@ -182,8 +182,7 @@ def test_a_killed_writer_leaves_no_half_media(tmp_path: Path) -> None:
             process.kill()
             num_acknowledged = 1 + len(process.stdout.read().splitlines())
         acknowledged |= {
-            f"img_{source_digest(random.Random(seed * 10**6 + i).randbytes(300_000), 'image').hex()}"
-            for i in range(num_acknowledged)
+            encoded(random.Random(seed * 10**6 + i).randbytes(300_000), "image", "").id for i in range(num_acknowledged)
         }
     names = set(store.names())
     assert acknowledged <= names

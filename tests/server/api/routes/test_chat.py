@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from server.errors import EngineDied
-from server.media.source import source_digest
+from server.media.source import encoded
 from server.wire import Grammar
 from tests.server.conftest import image_part, png
 from tests.server.fakes import TOKENIZER, FakeClient
@@ -76,7 +76,7 @@ async def test_turns_become_shots(http: httpx.AsyncClient, client: FakeClient) -
     image, end = TOKENIZER.media_token_id, TOKENIZER.id_of("<|endofchunk|>")
     ids = [image, *TOKENIZER.encode_plain("a b"), end, image, *TOKENIZER.encode_plain("c")]
     assert body["choices"][0]["prompt_token_ids"] == client.requests[0].prompt.token_ids == ids
-    assert client.requests[0].prompt.media == [source_digest(red, "image"), source_digest(blue, "image")]
+    assert client.requests[0].prompt.media == [encoded(red, "image", "").digest, encoded(blue, "image", "").digest]
     assert body["usage"]["fewshot_details"]["media"] == 2
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from server.errors import EngineFailed
 from server.fewshot.classification import GREY_MEDIA
-from server.media.source import source_digest
+from server.media.source import encoded
 from server.wire import Score
 from tests.server.conftest import data_url, png
 from tests.server.fakes import TOKENIZER, FakeClient
@@ -23,7 +23,7 @@ QUERY = {"image": data_url(BLUE)}
 
 
 def source(data: bytes) -> bytes:
-    return source_digest(data, "image")
+    return encoded(data, "image", "").digest
 
 
 def label_logprobs(**labels: float) -> Any:

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.errors import EngineDied, EngineFailed, InvalidMedia
-from server.media.source import source_digest
+from server.media.source import encoded
 from server.wire import Admitted, Grammar
 from tests.server.conftest import data_url, image_part, png
 from tests.server.fakes import EOS, TOKENIZER, FakeClient
@@ -79,9 +79,9 @@ async def test_parts_become_tokens_with_a_media_index_and_equal_images_share_a_d
     image, end = TOKENIZER.media_token_id, TOKENIZER.id_of("<|endofchunk|>")
     assert body["choices"][0]["prompt_token_ids"] == [image, *TOKENIZER.encode_plain("a"), end, image, image]
     assert client.requests[0].prompt.media_index == [0, 0, 0, 1, 2]
-    assert client.requests[0].prompt.media == [source_digest(data, "image") for data in (red, blue, red)]
+    assert client.requests[0].prompt.media == [encoded(data, "image", "").digest for data in (red, blue, red)]
     assert {digest: media.data for digest, media in client.media[0].items()} == {
-        source_digest(data, "image"): data for data in (red, blue)
+        encoded(data, "image", "").digest: data for data in (red, blue)
     }
     assert body["usage"]["fewshot_details"] == {
         "media": 3,
@@ -96,7 +96,7 @@ async def test_a_video_is_media_of_another_kind(http: httpx.AsyncClient, client:
     await complete(http, prompt=[{"type": "video_url", "video_url": {"url": url}}, text_part("x")])
     (media,) = client.media[0].values()
     assert (media.kind, media.data) == ("video", b"some video")
-    assert media.digest == source_digest(b"some video", "video") != source_digest(b"some video", "image")
+    assert media.digest == encoded(b"some video", "video", "").digest != encoded(b"some video", "image", "").digest
 
 
 async def test_a_prompt_may_be_token_ids(http: httpx.AsyncClient, client: FakeClient) -> None:

@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.api.services import Services
-from server.media.source import encoded, source_digest
+from server.media.source import encoded
 from server.settings import Settings
 from server.store.records import NewExample
 from tests.server.conftest import data_url, png
@@ -21,7 +21,7 @@ from tests.server.media.videos import film
 
 pytestmark = pytest.mark.anyio
 RED = png("red", (20, 10))
-RED_ID = f"img_{source_digest(RED, 'image').hex()}"
+RED_ID = encoded(RED, "image", "").id
 UNKNOWN_ID = "img_" + "0" * 64
 PNG = {"Content-Type": "image/png"}
 
@@ -84,7 +84,7 @@ async def test_a_video_is_recognised_by_its_bytes(http: httpx.AsyncClient, form:
         "url": {"json": {"url": f"data:video/mp4;base64,{letters}"}},
     }
     answer = (await http.post("/v1/images", **bodies[form])).json()
-    assert answer["id"] == f"vid_{source_digest(data, 'video').hex()}"
+    assert answer["id"] == encoded(data, "video", "").id
     assert (answer["object"], answer["media_type"], answer["frames"]) == ("video", "video/mp4", 3)
     assert (answer["width"], answer["height"]) == (32, 32)
 
