@@ -18,8 +18,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from model.checkpoint.mapping import Plan, Recipe, Source, convert
-from model.checkpoint.tensor_files import CheckpointError
 from model.config import LanguageModelConfig
+from model.folder import CheckpointError
 
 # gguf's token types that are markers, and whether they are special (left out of decoded text)
 CONTROL, USER_DEFINED = 3, 4

@@ -18,8 +18,7 @@ from torch import Tensor
 from model.checkpoint.folder_tokenizer import FolderTokenizer, read_tokenizer
 from model.checkpoint.language_models import convert_language_model, language_model_config
 from model.checkpoint.mapping import Plan, Recipe, Source, convert, copied, layer_norm
-from model.checkpoint.native import save_folder
-from model.checkpoint.tensor_files import CheckpointError, Neutral, open_folder, read_json, refuse_fields
+from model.checkpoint.tensor_files import Neutral, open_folder, refuse_fields
 from model.checkpoint.vision_models import clip_config, convert_hugging_face_clip, read_preprocessor
 from model.config import (
     FlamingoConfig,
@@ -29,6 +28,7 @@ from model.config import (
     ResamplerConfig,
     VisionConfig,
 )
+from model.folder import CheckpointError, read_json, save_folder
 
 DEFAULTS = {
     "vocab_size": 32000,

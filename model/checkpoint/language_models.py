@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from model.checkpoint.mapping import Plan, Recipe, Source, convert
-from model.checkpoint.tensor_files import CheckpointError, Neutral, Shape, refuse_fields
+from model.checkpoint.tensor_files import Neutral, refuse_fields
 from model.config import Activation, LanguageModelConfig
+from model.folder import CheckpointError, Shape
 
 HuggingFaceConfig = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.checkpoint.tensor_files import Shape, check_shapes
+from model.folder import Shape, check_shapes
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,16 +21,10 @@ from torch import Tensor
 from model.checkpoint.folder_tokenizer import FolderTokenizer, read_tokenizer
 from model.checkpoint.language_models import Family, convert_language_model, family_of, language_model_config
 from model.checkpoint.mapping import Plan, convert, copied, layer_norm
-from model.checkpoint.native import save_folder
-from model.checkpoint.tensor_files import (
-    CheckpointError,
-    only_tensors,
-    open_folder,
-    read_json,
-    read_pickle,
-)
+from model.checkpoint.tensor_files import only_tensors, open_folder, read_pickle
 from model.checkpoint.vision_models import load_clip_folder, open_clip_tower
 from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, PromptConfig, ResamplerConfig, VisionConfig
+from model.folder import CheckpointError, read_json, save_folder
 
 logger = logging.getLogger(__name__)
 

@@ -17,16 +17,9 @@ from torch import Tensor
 
 from model.checkpoint.language_models import activation
 from model.checkpoint.mapping import Plan, Recipe, Source, convert
-from model.checkpoint.tensor_files import (
-    CheckpointError,
-    Neutral,
-    Shape,
-    open_folder,
-    read_json,
-    refuse_fields,
-    shapes_of,
-)
+from model.checkpoint.tensor_files import Neutral, open_folder, refuse_fields
 from model.config import VisionConfig
+from model.folder import CheckpointError, Shape, read_json, shapes_of
 from model.vision import VisionEncoder
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

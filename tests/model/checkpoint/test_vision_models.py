@@ -20,7 +20,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 from transformers.models.idefics.configuration_idefics import IdeficsVisionConfig
 from transformers.models.idefics.vision import IdeficsVisionTransformer
 
-from model.checkpoint.tensor_files import CheckpointError, read_pickle
+from model.checkpoint.tensor_files import read_pickle
 from model.checkpoint.vision_models import (
     clip_config,
     convert_efficientnet_lite,
@@ -29,6 +29,7 @@ from model.checkpoint.vision_models import (
     open_clip_config,
 )
 from model.config import VisionConfig
+from model.folder import CheckpointError
 from model.vision import VisionEncoder
 from model.zoo.config import DEFAULT
 from tests.vision_configs import LAION_VIT_H_14, OPENAI_VIT_L_14

@@ -7,8 +7,8 @@ import torch
 
 from model.batch import MediaPages
 from model.inference import prepare_for_inference
-from server.engine.encoder import REBUILT_TOGETHER, Encoder
 from server.engine.media_cache import Encoding, MediaCache
+from server.engine.runner import REBUILT_TOGETHER, Encoder
 from tests.tiny_models import CONFIGS, FAMILIES, Family, tiny_model
 
 
