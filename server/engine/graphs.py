@@ -7,7 +7,7 @@ stores nothing, reads no media and attends to nothing. Recording is a function: 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +18,16 @@ from model.config import FlamingoConfig
 Step = Callable[[], Tensor]
 Recorder = Callable[[Step], Step]
 NONE = -1  # no media slot, no cache slot
+
+# the tensors of a batch that have a row per sequence, and the values of padding where they matter
+PADDING: dict[str, int | None] = {
+    "token_ids": None,
+    "positions": None,
+    "media_slot": NONE,
+    "context_lengths": 1,
+    "block_table": None,
+    "slot_mapping": NONE,
+}
 
 
 def bucket_sizes(max_sequences: int) -> list[int]:
@@ -49,67 +59,41 @@ def record_cuda(step: Step) -> Step:
     return replay
 
 
-@dataclass(frozen=True, slots=True)
-class Buffers:
-    """Static tensors to which a step's integers are written before it is replayed; a bucket's batch is their first rows."""
+def static_batch(size: int, table_width: int, device: torch.device) -> Batch:
+    """Return a batch of `size` rows of padding, to which a step's integers are written before it is replayed."""
 
-    token_ids: Tensor
-    positions: Tensor
-    media_slot: Tensor
-    query_starts: Tensor
-    last_token: Tensor
-    context_lengths: Tensor
-    block_table: Tensor
-    slot_mapping: Tensor
+    def full(value: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.full(shape, value, dtype=dtype, device=device)
 
-    @classmethod
-    def empty(cls, size: int, table_width: int, device: torch.device) -> Buffers:
-        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(*shape, dtype=dtype, device=device)
+    return Batch(
+        token_ids=full(0, size),
+        positions=full(0, size),
+        media_slot=full(NONE, size, dtype=torch.int32),
+        query_starts=full(0, size + 1, dtype=torch.int32),
+        last_token=torch.arange(size, device=device),
+        context_lengths=full(1, size, dtype=torch.int32),
+        block_table=full(0, size, table_width, dtype=torch.int32),
+        slot_mapping=full(NONE, size),
+    )
 
-        return cls(
-            token_ids=zeros(size, dtype=torch.int64),
-            positions=zeros(size, dtype=torch.int64),
-            media_slot=torch.full((size,), NONE, dtype=torch.int32, device=device),
-            query_starts=zeros(size + 1, dtype=torch.int32),
-            last_token=torch.arange(size, device=device),
-            context_lengths=torch.ones(size, dtype=torch.int32, device=device),
-            block_table=zeros(size, table_width, dtype=torch.int32),
-            slot_mapping=torch.full((size,), NONE, dtype=torch.int64, device=device),
-        )
 
-    def batch(self, size: int) -> Batch:
-        return Batch(
-            token_ids=self.token_ids[:size],
-            positions=self.positions[:size],
-            media_slot=self.media_slot[:size],
-            query_starts=self.query_starts[: size + 1],
-            last_token=self.last_token[:size],
-            context_lengths=self.context_lengths[:size],
-            block_table=self.block_table[:size],
-            slot_mapping=self.slot_mapping[:size],
-        )
+def first_rows(batch: Batch, size: int) -> Batch:
+    """Return a batch of views of the first rows of a static batch."""
+    rows = {name: getattr(batch, name)[:size] for name in ("last_token", *PADDING)}
+    return Batch(query_starts=batch.query_starts[: size + 1], **rows)
 
-    def fill(self, batch: Batch, size: int) -> None:
-        """Write a step of S <= `size` decoding sequences, followed by padding."""
-        assert batch.context_lengths is not None
-        assert batch.block_table is not None
-        assert batch.slot_mapping is not None
-        count, width = batch.block_table.shape
-        self.token_ids[:count].copy_(batch.token_ids)
-        self.positions[:count].copy_(batch.positions)
-        if batch.media_slot is None:
-            self.media_slot[:size].fill_(NONE)
-        else:
-            self.media_slot[:count].copy_(batch.media_slot)
-            self.media_slot[count:size].fill_(NONE)
-        self.query_starts[: count + 1].copy_(batch.query_starts)
-        self.query_starts[count + 1 : size + 1].fill_(count)
-        self.context_lengths[:count].copy_(batch.context_lengths)
-        self.context_lengths[count:size].fill_(1)
-        self.block_table[:count, :width].copy_(batch.block_table)
-        self.slot_mapping[:count].copy_(batch.slot_mapping)
-        self.slot_mapping[count:size].fill_(NONE)
+
+def fill(static: Batch, batch: Batch) -> None:
+    """Write a step of S decoding sequences into a static batch of S rows or more, followed by padding."""
+    count = len(batch.token_ids)
+    for name, padding in PADDING.items():
+        target, values = getattr(static, name), getattr(batch, name)
+        if values is not None:
+            target[tuple(map(slice, values.shape))].copy_(values)
+        if padding is not None:
+            target[0 if values is None else count :].fill_(padding)
+    static.query_starts[: count + 1].copy_(batch.query_starts)
+    static.query_starts[count + 1 :].fill_(count)
 
 
 class DecodeGraphs:
@@ -124,16 +108,13 @@ class DecodeGraphs:
         device: torch.device,
     ) -> None:
         ordered = sorted(sizes, reverse=True)
-        self._buffers = Buffers.empty(ordered[0], table_width, device)
-        self._steps = {size: record(self._step(forward, size)) for size in ordered}
-
-    def _step(self, forward: Callable[[Batch], Tensor], size: int) -> Step:
-        batch = self._buffers.batch(size)
-        return lambda: forward(batch)
+        largest = static_batch(ordered[0], table_width, device)
+        self._batches = {size: first_rows(largest, size) for size in ordered}
+        self._steps = {size: record(partial(forward, batch)) for size, batch in self._batches.items()}
 
     def run(self, batch: Batch) -> Tensor:
         """Return logits [S, V] of a step in which each of S sequences has one token; they are valid until the next step."""
         count = len(batch.token_ids)
         size = min(size for size in self._steps if size >= count)
-        self._buffers.fill(batch, size)
+        fill(self._batches[size], batch)
         return self._steps[size]()[:count]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from server.engine.engine import Engine
-from server.engine.graphs import Buffers, Step, bucket_sizes
+from server.engine.graphs import Step, bucket_sizes, fill, first_rows, static_batch
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
@@ -55,17 +55,18 @@ def test_replayed_steps_equal_the_reference(family: Family) -> None:
 
 
 def test_padding_stores_nothing_and_reads_nothing() -> None:
-    buffers = Buffers.empty(8, 4, torch.device("cpu"))
-    full = buffers.batch(4)
+    buffers = static_batch(8, 4, torch.device("cpu"))
+    full = first_rows(buffers, 4)
     for tensor in (full.token_ids, full.media_slot, full.slot_mapping, full.block_table):
         assert tensor is not None
         tensor.fill_(7)
-    single = Buffers.empty(1, 2, torch.device("cpu"))
+    single = static_batch(1, 2, torch.device("cpu"))
     single.query_starts[1] = 1
-    single.slot_mapping.fill_(5)
-    single.media_slot.fill_(2)
-    buffers.fill(single.batch(1), 4)
-    padded = buffers.batch(4)
+    for tensor, value in ((single.slot_mapping, 5), (single.media_slot, 2)):
+        assert tensor is not None
+        tensor.fill_(value)
+    fill(first_rows(buffers, 4), single)
+    padded = first_rows(buffers, 4)
     assert padded.media_slot is not None
     assert padded.media_slot.tolist() == [2, -1, -1, -1]
     assert padded.slot_mapping is not None
