@@ -87,23 +87,6 @@ def _add_rms_rows(x, branch, weight, total, out, num_rows, width, eps):
         norm_row(total, weight, out, first, width, eps)
 
 
-def _rms_norm_compiled(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    x, weight, width = x.contiguous(), weight.float(), x.shape[-1]
-    out = torch.empty_like(x)
-    _rms_rows[x.dtype](x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps)
-    return out
-
-
-def _add_rms_norm_compiled(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    x, branch, weight, width = x.contiguous(), branch.contiguous(), weight.float(), x.shape[-1]
-    total, out = torch.empty_like(x), torch.empty_like(x)
-    _add_rms_rows[x.dtype](
-        x.data_ptr(), branch.data_ptr(), weight.data_ptr(), total.data_ptr(), out.data_ptr(),
-        x.numel() // width, width, eps,
-    )  # fmt: skip
-    return total, out
-
-
 def _kernel_serves(x: Tensor, weight: Tensor) -> bool:
     return use_triton(x) and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
 
@@ -113,7 +96,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if _kernel_serves(x, weight):
         return _norm_rows(x, weight, None, eps, centre=False)
     if use_compiled(x, weight):
-        return _rms_norm_compiled(x, weight, eps)
+        x, weight, width = x.contiguous(), weight.float(), x.shape[-1]
+        out = torch.empty_like(x)
+        _rms_rows[x.dtype](x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps)
+        return out
     if weight.dtype != x.dtype:
         return rms_norm_reference(x, weight, eps)
     return F.rms_norm(x, weight.shape, weight, eps)
@@ -121,10 +107,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return x + branch and its norm: x, branch [..., D] of one dtype, weight [D]."""
-    if not use_triton(x) and use_compiled(x, branch, weight):
-        return _add_rms_norm_compiled(x, branch, weight, eps)
-    h = x + branch
-    return h, rms_norm(h, weight, eps)
+    if use_triton(x) or not use_compiled(x, branch, weight):
+        h = x + branch
+        return h, rms_norm(h, weight, eps)
+    x, branch, weight, width = x.contiguous(), branch.contiguous(), weight.float(), x.shape[-1]
+    total, out = torch.empty_like(x), torch.empty_like(x)
+    _add_rms_rows[x.dtype](
+        x.data_ptr(), branch.data_ptr(), weight.data_ptr(), total.data_ptr(), out.data_ptr(),
+        x.numel() // width, width, eps,
+    )  # fmt: skip
+    return total, out
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:

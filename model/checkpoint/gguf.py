@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from model.checkpoint.language_models import decoder_plan
-from model.checkpoint.mapping import Names, convert
+from model.checkpoint.tensors import Names, convert
 from model.config import LanguageModelConfig
 from model.folder import CheckpointError
 

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from model.checkpoint.folder_tokenizer import FolderTokenizer, read_tokenizer
 from model.checkpoint.language_models import convert_language_model, language_model_config
-from model.checkpoint.mapping import Names, Plan, convert, plan
-from model.checkpoint.tensor_files import Neutral, open_folder, refuse_fields
-from model.checkpoint.vision_models import clip_config, convert_hugging_face_clip, read_preprocessor
+from model.checkpoint.tensors import Names, Neutral, Plan, convert, open_folder, plan, refuse_fields
+from model.checkpoint.vision_models import HUGGING_FACE, clip_config, convert_clip, read_preprocessor
 from model.config import (
     FlamingoConfig,
     GatedConfig,
@@ -168,7 +167,8 @@ def _config(folder: Folder, name: str, tokenizer: FolderTokenizer) -> FlamingoCo
 
 
 def _vision_config(folder: Folder) -> VisionConfig:
-    config = clip_config(_as_clip(folder))
+    as_clip = {**folder.vision, "model_type": "clip_vision_model", "hidden_size": folder.vision["embed_dim"]}
+    config = clip_config(as_clip)
     config = replace(config, resize="squash", keep_class_token=True, num_patches=config.num_patches + 1)
     settings = read_preprocessor(folder.path)
     refuse_fields(f"{folder.path}: the image processor's ", settings, PREPROCESSOR_NEUTRAL)
@@ -179,10 +179,6 @@ def _vision_config(folder: Folder) -> VisionConfig:
         )
     mean, std = settings.get("image_mean", config.mean), settings.get("image_std", config.std)
     return replace(config, mean=tuple(mean), std=tuple(std))
-
-
-def _as_clip(folder: Folder) -> dict[str, Any]:
-    return {**folder.vision, "model_type": "clip_vision_model", "hidden_size": folder.vision["embed_dim"]}
 
 
 def _as_llama(folder: Folder) -> dict[str, Any]:
@@ -251,7 +247,7 @@ def _tensors(folder: Folder, config: FlamingoConfig, tensors: Mapping[str, Tenso
     """Yield every tensor of the model under our names, after all were checked."""
     parts = _split(tensors)
     bridge = convert(str(folder.path), _bridge_plan(config), parts["bridge"], IGNORED)
-    vision = convert_hugging_face_clip(_as_clip(folder), parts["vision"])
+    vision = convert_clip(config.vision, parts["vision"], HUGGING_FACE)
     language_model = convert_language_model(_as_llama(folder), parts["language_model"])
     yield from bridge.items()
     yield from ((f"vision.{name}", tensor) for name, tensor in vision.items())

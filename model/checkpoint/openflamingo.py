@@ -20,9 +20,8 @@ from torch import Tensor
 
 from model.checkpoint.folder_tokenizer import FolderTokenizer, read_tokenizer
 from model.checkpoint.language_models import Family, convert_language_model, family_of, language_model_config
-from model.checkpoint.mapping import Plan, convert, plan
-from model.checkpoint.tensor_files import only_tensors, open_folder, read_pickle
-from model.checkpoint.vision_models import load_clip_folder, open_clip_tower
+from model.checkpoint.tensors import Plan, convert, only_tensors, open_folder, plan, read_pickle
+from model.checkpoint.vision_models import OPEN_CLIP, convert_clip, load_clip_folder
 from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, PromptConfig, ResamplerConfig, VisionConfig
 from model.flamingo import Flamingo
 from model.folder import CheckpointError, read_json, save_folder, shapes_of
@@ -201,7 +200,7 @@ def _split_tables(tensors: Mapping[str, Tensor], vocab_size: int) -> Iterator[tu
 def _vision(folder: Path, checkpoint: Checkpoint) -> tuple[VisionConfig, dict[str, Tensor]]:
     config, tensors = load_clip_folder(folder)
     if checkpoint.vision:
-        tensors = open_clip_tower(config, checkpoint.vision)
+        tensors = convert_clip(config, checkpoint.vision, OPEN_CLIP)
     return config, {f"vision.{name}": tensor for name, tensor in tensors.items()}
 
 

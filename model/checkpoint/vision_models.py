@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.language_models import activation
-from model.checkpoint.mapping import Names, Recipe, Source, convert, plan
-from model.checkpoint.tensor_files import Neutral, open_folder, refuse_fields
+from model.checkpoint.tensors import Names, Neutral, Recipe, Source, convert, open_folder, plan, refuse_fields
 from model.config import VisionConfig
 from model.folder import CheckpointError, Shape, read_json, shapes_of
 from model.vision import VisionEncoder
@@ -62,7 +61,17 @@ PREPROCESS_NEUTRAL: Neutral = {
     "resize_mode": (None, "shortest"),
 }
 
-HUGGING_FACE: Names = {
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How a library stores CLIP's vision model."""
+
+    names: Names
+    prefixes: tuple[str, ...]  # of the encoder's names in a file; "" for a file of the encoder alone
+    unused: str  # what follows a prefix in the names of parts after the features
+
+
+HUGGING_FACE_NAMES: Names = {
     "cls_token": "embeddings.class_embedding",
     "pos_embed": "embeddings.position_embedding.weight",
     "patch_embed.proj": "embeddings.patch_embedding",
@@ -74,7 +83,7 @@ HUGGING_FACE: Names = {
     "blocks.{i}.mlp.fc1": "encoder.layers.{i}.mlp.fc1",
     "blocks.{i}.mlp.fc2": "encoder.layers.{i}.mlp.fc2",
 }
-OPEN_CLIP = {
+OPEN_CLIP_NAMES = {
     "cls_token": "class_embedding",
     "pos_embed": "positional_embedding",
     "patch_embed.proj": "conv1",
@@ -87,11 +96,12 @@ OPEN_CLIP = {
     "blocks.{i}.mlp.fc1": "transformer.resblocks.{i}.mlp.c_fc",
     "blocks.{i}.mlp.fc2": "transformer.resblocks.{i}.mlp.c_proj",
 }
-# prefixes of the encoder's names in a file; "" for a file of the encoder alone
-HUGGING_FACE_PREFIXES = ("model.vision_model.", "vision_model.", "")
-OPEN_CLIP_PREFIXES = ("visual.", "")
-HUGGING_FACE_UNUSED = r"(post_layernorm\.|embeddings\.position_ids$)"
-OPEN_CLIP_UNUSED = r"(ln_post\.|proj$)"
+HUGGING_FACE = Layout(
+    names=HUGGING_FACE_NAMES,
+    prefixes=("model.vision_model.", "vision_model.", ""),
+    unused=r"(post_layernorm\.|embeddings\.position_ids$)",
+)
+OPEN_CLIP = Layout(names=OPEN_CLIP_NAMES, prefixes=("visual.", ""), unused=r"(ln_post\.|proj$)")
 
 # EfficientNet-Lite0, module by module. Blocks are numbered consecutively in theirs and by stage in ours; those of the first
 # stage do not expand.
@@ -170,12 +180,11 @@ def load_clip_folder(folder: Path) -> tuple[VisionConfig, dict[str, Tensor]]:
     if (folder / "open_clip_config.json").is_file():
         settings = read_json(folder / "open_clip_config.json")
         tensors = open_folder(folder, ("open_clip_model", "open_clip_pytorch_model", "model"))
-        return open_clip_config(settings), convert_open_clip(settings, tensors)
-    settings, tensors = read_json(folder / "config.json"), open_folder(folder)
-    config = clip_config(settings)
-    colours = read_preprocessor(folder)
+        config = open_clip_config(settings)
+        return config, convert_clip(config, tensors, OPEN_CLIP)
+    config, colours = clip_config(read_json(folder / "config.json")), read_preprocessor(folder)
     config = _with_colours(config, colours.get("image_mean"), colours.get("image_std"))
-    return config, convert_hugging_face_clip(settings, tensors)
+    return config, convert_clip(config, open_folder(folder), HUGGING_FACE)
 
 
 def read_preprocessor(folder: Path) -> dict[str, Any]:
@@ -187,31 +196,15 @@ def read_preprocessor(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def convert_hugging_face_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert transformers' CLIP, its vision model alone, or that of IDEFICS, to names relative to `vision.`."""
-    return _convert_clip(clip_config(config), tensors, HUGGING_FACE, HUGGING_FACE_PREFIXES, HUGGING_FACE_UNUSED)
-
-
-def convert_open_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert open_clip's whole model, or its `visual` alone, to names relative to `vision.`."""
-    return open_clip_tower(open_clip_config(config), tensors)
-
-
-def open_clip_tower(config: VisionConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert open_clip's tensors for a known configuration."""
-    return _convert_clip(config, tensors, OPEN_CLIP, OPEN_CLIP_PREFIXES, OPEN_CLIP_UNUSED)
-
-
-def _convert_clip(
-    config: VisionConfig, tensors: Mapping[str, Tensor], names: Names, prefixes: tuple[str, ...], unused: str
-) -> dict[str, Tensor]:
-    prefix = next((p for p in prefixes if any(name.startswith(p) for name in tensors)), prefixes[0])
+def convert_clip(config: VisionConfig, tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Convert CLIP, or its vision model alone, also that of IDEFICS, to names relative to `vision.`."""
+    prefix = next((p for p in layout.prefixes if any(name.startswith(p) for name in tensors)), layout.prefixes[0])
     tower = {name: tensors[name] for name in tensors if name.startswith(prefix)}
-    ignored = re.compile(f"^{re.escape(prefix)}{unused}")
+    ignored = re.compile(f"^{re.escape(prefix)}{layout.unused}")
     shapes = _encoder_shapes(config)
     # ours have leading axes of size 1, for the batch
     stored = {"cls_token": shapes["cls_token"][2:], "pos_embed": shapes["pos_embed"][1:]}
-    recipes = plan(shapes, names, "encoder.", prefix, stored=stored)
+    recipes = plan(shapes, layout.names, "encoder.", prefix, stored=stored)
     return convert("the vision model's checkpoint", recipes, tower, ignored)
 
 
