@@ -62,20 +62,16 @@ def jit_runtime(*names: str) -> Callable[[Any], Kernel]:
     return lambda function: function if triton is None else triton.jit(do_not_specialize=names)(function)
 
 
-# Triton decides at import, when kernels are decorated
+# whether the kernels run on the CPU, statement by statement, for the tests (TRITON_INTERPRET=1): Triton decides at import,
+# when kernels are decorated
 INTERPRETING = triton is not None and bool(triton.knobs.runtime.interpret)
-
-
-def interpreting() -> bool:
-    """Return whether the kernels run on the CPU, statement by statement, for the tests (TRITON_INTERPRET=1)."""
-    return INTERPRETING
 
 
 def _obstacle() -> str | None:
     """Return why the Triton kernels cannot run in this process, or None."""
     if triton is None:
         return "the package triton is not installed"
-    if not interpreting() and not torch.cuda.is_available():
+    if not INTERPRETING and not torch.cuda.is_available():
         return "torch sees no GPU"
     return None
 
@@ -97,7 +93,7 @@ def select(backend: Backend) -> None:
 def use_triton(x: Tensor) -> bool:
     if _requested == "reference" or (_requested == "auto" and not x.is_cuda and not INTERPRETING):
         return False
-    runs = _obstacle() is None and (x.is_cuda or interpreting())
+    runs = _obstacle() is None and (x.is_cuda or INTERPRETING)
     if _requested == "triton" and not runs:
         raise BackendError(f"backend 'triton' was requested, but a tensor is on {x.device}")
     return runs
@@ -116,7 +112,7 @@ def use_compiled(*tensors: Tensor) -> bool:
 def _reason() -> str:
     if _requested == "reference":
         return "requested"
-    return _obstacle() or ("interpreted, for tests" if interpreting() else "torch sees a GPU")
+    return _obstacle() or ("interpreted, for tests" if INTERPRETING else "torch sees a GPU")
 
 
 def describe() -> dict[str, Any]:
@@ -181,7 +177,7 @@ TABLE: dict[Key, Launch] = {
 
 def architecture() -> str:
     """Return sm_90, gfx942, ...; under the interpreter, a name that takes the defaults."""
-    return "interpreter" if interpreting() else _architecture_of(triton.runtime.driver.active)
+    return "interpreter" if INTERPRETING else _architecture_of(triton.runtime.driver.active)
 
 
 @cache  # called at every launch

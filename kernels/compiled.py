@@ -115,11 +115,24 @@ def length(pointer, constant, argument):
     """
 
 
+@inlined
 def exp(x):
     """Return e^x of a float32, written out so that loops over it become vectors.
 
     It is 0 below e^-60, where products would become denormal and slow.
     """
+    # 2^n e^r with |r| <= ln 2 / 2, and the series of e^r; ln 2 in two parts, so that r keeps its last bits
+    is_nothing = x < np.float32(-60.0)
+    x = np.float32(-60.0) if is_nothing else x  # a NaN is not less
+    x = np.float32(88.0) if x > np.float32(88.0) else x
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    series = np.float32(1 / 720) * r + np.float32(1 / 120)
+    for coefficient in (1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+        series = series * r + np.float32(coefficient)
+    power = np.int32(np.int32(n) + np.int32(127))
+    power_of_two = np.int32(power << np.int32(23)).view(np.float32)
+    return np.float32(0.0) if is_nothing else series * power_of_two
 
 
 if overload is not None:
@@ -149,21 +162,3 @@ if overload is not None:
         if pointer.dtype == types.float32:
             return lambda pointer, constant, argument: argument
         return lambda pointer, constant, argument: constant
-
-    @overload(exp, jit_options=OPTIONS)
-    def _exp(x):
-        def by_halving(x):
-            # 2^n e^r with |r| <= ln 2 / 2, and the series of e^r; ln 2 in two parts, so that r keeps its last bits
-            is_nothing = x < np.float32(-60.0)
-            x = np.float32(-60.0) if is_nothing else x  # a NaN is not less
-            x = np.float32(88.0) if x > np.float32(88.0) else x
-            n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-            r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-            series = np.float32(1 / 720) * r + np.float32(1 / 120)
-            for coefficient in (1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
-                series = series * r + np.float32(coefficient)
-            power = np.int32(np.int32(n) + np.int32(127))
-            power_of_two = np.int32(power << np.int32(23)).view(np.float32)
-            return np.float32(0.0) if is_nothing else series * power_of_two
-
-        return by_halving

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels import backend
-from kernels.backend import Launch, interpreting, launch_config, use_triton
+from kernels.backend import INTERPRETING, Launch, launch_config, use_triton
 from kernels.bench import contenders
 from kernels.bench.measure import Report, Row, Stopwatch
 from kernels.bench.sizes import Sizes, Spec
@@ -160,7 +160,7 @@ def _check_invariance(report: Report, spec: Spec, device: torch.device) -> None:
     report.add(
         Row(STAGE, f"media, {spec.name}: bits of a row", "ours", float(is_same), "", note="1: the same in every batch")
     )
-    if not use_triton(query) or interpreting():
+    if not use_triton(query) or INTERPRETING:
         return
     slots = torch.full((len(query),), 3, dtype=torch.int32, device=device)
     narrow = run(query, slots)
