@@ -64,7 +64,7 @@ PREPROCESS_NEUTRAL: Neutral = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How a library stores CLIP's vision model."""
+    """The layout of CLIP's vision model in a library's files."""
 
     names: Names
     prefixes: tuple[str, ...]  # of the encoder's names in a file; "" for a file of the encoder alone
