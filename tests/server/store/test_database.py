@@ -12,7 +12,7 @@ from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from model.checkpoint.native import save_folder
+from model.folder import save_folder
 from server import __main__ as server_main
 from server import logs
 from server.errors import DatabaseUnavailable
