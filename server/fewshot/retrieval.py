@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from server.engine_client.client import Client
 from server.errors import ContextLengthExceeded, InvalidRequest
-from server.fewshot.selection import Similar
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore
 from server.schemas.fewshot import Strategy
@@ -41,6 +40,14 @@ SPACES: dict[Strategy, tuple[Space, ...]] = {
 # items that are embedded in one call, and stored before the next call
 BATCH = 32
 MAX_INDEX_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Similar:
+    """An example by its index in the set, and its similarity to the query, -1 to 1."""
+
+    index: int
+    score: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

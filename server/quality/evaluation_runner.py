@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,13 +24,12 @@ from server.fewshot.classification import classify, run_concurrently
 from server.fewshot.prompting import assemble, find_template
 from server.fewshot.retrieval import SPACES
 from server.fewshot.shots import ShotSource
-from server.fewshot.templates import placeholders
 from server.metrics import Metrics
 from server.quality.evaluation import Cell, Outcome, cell_result, failed_cell
 from server.quality.evaluation_store import Evaluation, Evaluations
 from server.quality.plan import Plan, answer_of
 from server.request_record import RequestRecord
-from server.schemas.fewshot import ExamplesFields, FewShotFields, QueryFields, TemplateFields
+from server.schemas.fewshot import ExamplesFields, FewShotFields, QueryFields, TemplateFields, WeighingFields
 from server.schemas.prompt import stored_media_part
 from server.served_model import ServedModel
 from server.store.records import Example
@@ -63,7 +62,7 @@ class LeaveOneOut:
         record.priority = BACKGROUND_PRIORITY
         fields = self._fields(evaluation, plan, cell, query)
         assembled = await assemble(fields, self.model, self.shots, without=[query.id])
-        weighing = replace(plan.weighing, seed=cell.seed)
+        weighing = WeighingFields(**{**plan.weighing, "seed": cell.seed})
         result = await classify(assembled, plan.candidates, weighing, record, self.model, self.client)
         labels = [candidate.label for candidate in plan.candidates]
         return Outcome(
@@ -92,8 +91,8 @@ class LeaveOneOut:
 
     def _fields(self, evaluation: Evaluation, plan: Plan, cell: Cell, query: Example) -> FewShotFields:
         choice = plan.template if isinstance(plan.template, str) else TemplateFields(**plan.template)
-        template = find_template(choice, self.model.config)
-        fields = placeholders(template.beginning)
+        template = find_template(choice, self.model)
+        fields = template.query_fields
         compares_text = "text" in SPACES.get(cell.strategy, ())
         return FewShotFields(
             examples=ExamplesFields(

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.errors import InvalidRequest
-from server.fewshot.classification import Candidate, check_distinct, label_candidates, read_candidates
+from server.fewshot.classification import Candidate, read_candidates
 from server.fewshot.prompting import find_template
-from server.fewshot.scoring import Weighing
-from server.fewshot.selection import SelectionError, check
+from server.fewshot.shots import SelectionError, check_selection
 from server.fewshot.templates import Template
 from server.quality.evaluation import Cell, grid, stratified
-from server.schemas.fewshot import Order
+from server.schemas.fewshot import Order, WeighingFields
 from server.schemas.support_sets import EvaluateRequest
 from server.served_model import ServedModel
 from server.store.records import Example, SupportSet
@@ -29,7 +28,7 @@ class Plan:
     template: Any
     order: Order | None
     candidates: list[Candidate]
-    weighing: Weighing
+    weighing: dict[str, Any]
     cells: list[Cell]
     queries: list[str]
 
@@ -37,16 +36,16 @@ class Plan:
 def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedModel, max_media: int) -> Plan:
     """Return the plan of a request. Raises `InvalidRequest` for an evaluation that is impossible with these examples."""
     examples = support_set.examples
-    template = find_template(fields.template, model.config)
+    template = find_template(fields.template, model)
     cells = _cells(fields, len(examples) - 1, template, max_media)
     indices = stratified([answer_of(example) for example in examples], fields.max_queries, fields.seed)
-    candidates = read_candidates(fields.candidates) or check_distinct(label_candidates(map(answer_of, examples)))
+    candidates = read_candidates(fields.candidates or dict.fromkeys(map(answer_of, examples)))
     _check_answers(examples, {candidate.label for candidate in candidates})
     return Plan(
         template=fields.template if isinstance(fields.template, str) else fields.template.model_dump(),
         order=fields.order,
         candidates=candidates,
-        weighing=fields.weighing(),
+        weighing=fields.model_dump(include=set(WeighingFields.model_fields)),
         cells=cells,
         queries=[examples[index].id for index in indices],
     )
@@ -76,7 +75,7 @@ def _cells(fields: EvaluateRequest, num_selectable: int, template: Template, max
 
 def _check_cell(cell: Cell, num_selectable: int, order: Order | None) -> None:
     try:
-        check(cell.strategy, num_selectable, cell.k, order)
+        check_selection(cell.strategy, num_selectable, cell.k, order)
     except SelectionError as error:
         raise InvalidRequest(f"{error} (one example is left out)", param=error.field) from None
 

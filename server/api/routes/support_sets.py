@@ -36,6 +36,7 @@ from server.errors import (
 )
 from server.fewshot.prompting import assemble_prefix
 from server.fewshot.retrieval import SPACES, SimilarityQuery, check_comparable, compared_text
+from server.fewshot.shots import AFTER_SHORT_FORM
 from server.fewshot.warming import WarmTarget
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
@@ -377,14 +378,11 @@ def _new(example: ExampleFields, media: Sequence[EncodedMedia]) -> NewExample:
 
 
 async def _media(example: ExampleFields, param: str, intake: Intake) -> list[EncodedMedia]:
-    if example.image is None:
-        return [await intake.read(part, f"{param}.media[{i}]") for i, part in enumerate(example.parts())]
-    # the client named the short form
-    param = f"{param}.image"
     try:
-        (media,) = [await intake.read(part, param) for part in example.parts()]
+        media = [await intake.read(part, path) for path, part in example.parts(param).items()]
     except ServerError as error:
-        error.param = param
+        error.param = AFTER_SHORT_FORM.sub("", error.param or param)
         raise
-    media.param = param
-    return [media]
+    for item in media:
+        item.param = AFTER_SHORT_FORM.sub("", item.param)
+    return media
