@@ -81,10 +81,7 @@ async def classify(
     model: ServedModel,
     client: Client,
 ) -> Classification:
-    """Classify the query of an assembled prompt.
-
-    Raises `InvalidRequest` for a candidate without tokens or too long for the model, and the engine's errors.
-    """
+    """Classify the query of an assembled prompt. Raises what `score_prompts` raises."""
     template, segments = assembled.template, assembled.prompt.segments
     token_ids = [continuation_ids(segments, template.lead + item.text, model.tokenizer) for item in candidates]
     orders = shot_orders(len(assembled.shots), weighing.permutations, weighing.seed)
@@ -147,8 +144,9 @@ def read_candidates(fields: Iterable[CandidateField]) -> list[Candidate]:
         for index, candidate in enumerate(candidates):
             first = first_index.setdefault(getattr(candidate, name), index)
             if first != index:
-                message = f"candidates {first} and {index} have the same {name}"
-                raise InvalidRequest(message, param=f"candidates[{index}]")
+                raise InvalidRequest(
+                    f"candidates {first} and {index} have the same {name}", param=f"candidates[{index}]"
+                )
     return candidates
 
 

@@ -42,10 +42,8 @@ class AssembledPrompt:
 
     def report(self, record: RequestRecord) -> dict[str, Any]:
         """Return the field `fewshot` of an answer, and add to the record what `usage` says about the shots."""
-        source = {
-            "support_set": self.support_set.id if self.support_set else None,
-            "version": self.support_set.version if self.support_set else None,
-        }
+        stored = self.support_set
+        source = {"support_set": stored and stored.id, "version": stored and stored.version}
         record.num_shots = len(self.shots)
         record.details |= {"shots_used": len(self.shots), **source}
         return {
@@ -67,7 +65,7 @@ async def assemble(
     """
     if fields.shots and fields.examples is not None:
         raise InvalidRequest("shots and examples exclude each other: set only one of them", param="examples")
-    template, support_set = find_template(fields.template, model), None
+    template = find_template(fields.template, model)
     check_fields(fields, template)
     owners = {**{f"shots[{number}]": shot for number, shot in enumerate(fields.shots)}, "query": fields.query}
     read = await source.read_media({"query": fields.query} if fields.zero_shot else owners)
@@ -76,17 +74,15 @@ async def assemble(
         for param, owner in owners.items()
     ]
     media = by_digest([*read["query"], *(item for items in read.values() for item in items)])
+    support_set = None
     if fields.examples is not None:
         support_set = await source.find(fields.examples)
         compared = SimilarityQuery(media=read["query"], text=compared_text(query.question, query.text))
         shots, stored = await source.select(
             support_set, fields.examples, template, compared, is_text_only=fields.zero_shot, without=without
         )
+        _check_number([*shots, query], source.intake.settings.max_media_per_request)
         media = stored | media
-        num_media, most = sum(len(shot.media) for shot in [*shots, query]), source.intake.settings.max_media_per_request
-        if num_media > most:
-            message = f"{num_media} images and videos in {len(shots)} shots and the query, the limit is {most}"
-            raise InvalidRequest(message, param="examples.k")
     # tokenizing a long text would block the event loop
     return await asyncio.to_thread(_fit, fields, template, shots, query, media, support_set, model, room)
 
@@ -159,6 +155,13 @@ def check_fields(fields: FewShotFields, template: Template) -> None:
             check_media(bool(shot.image or shot.media), param, template, param)
         if shot.question and "question" not in template.shot_fields:
             raise InvalidRequest(f"the template {template.name!r} has no {{question}}", param=f"{param}.question")
+
+
+def _check_number(shots: Sequence[Shot], limit: int) -> None:
+    """Check the number of media of selected shots and, last, the query; a repeated media item counts each time."""
+    if (number := sum(len(shot.media) for shot in shots)) > limit:
+        message = f"{number} images and videos in {len(shots) - 1} shots and the query, the limit is {limit}"
+        raise InvalidRequest(message, param="examples.k")
 
 
 def _fit(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from server.errors import InvalidRequest, ServerError, SupportSetNotFound
@@ -134,12 +134,9 @@ class ShotSource:
 
 def check_media(has_media: bool, param: str, template: Template, owner: str) -> None:
     """Check for media where the template has them: a text without media of its own would read another's."""
-    if template.has_media and not has_media:
-        message = f"the template {template.name!r} has {{media}}, but {owner} has none"
-        raise InvalidRequest(message, param=param)
-    if not template.has_media and has_media:
-        message = f"the template {template.name!r} has no {{media}}, but {owner} has media"
-        raise InvalidRequest(message, param=param)
+    if template.has_media != has_media:
+        fault = f"has no {{media}}, but {owner} has media" if has_media else f"has {{media}}, but {owner} has none"
+        raise InvalidRequest(f"the template {template.name!r} {fault}", param=param)
 
 
 def select(
@@ -159,12 +156,8 @@ def select(
     """
     check_selection(strategy, len(examples) - len(without), k, order)
     num_picked = k + len(without)
-    scores: dict[int, float] = {}
-    if strategy in SPACES:
-        scores = {example.index: example.score for example in similar[:num_picked]}
-        picked = list(scores)
-    else:
-        picked = _PICK[strategy](examples, num_picked, random.Random(seed))
+    scores = {item.index: item.score for item in similar[:num_picked]} if strategy in SPACES else {}
+    picked = list(scores) if strategy in SPACES else _picked(strategy, examples, num_picked, random.Random(seed))
     kept = [index for index in picked if index not in without][:k]
     ordered = _ordered(kept, order or DEFAULT_ORDER[strategy], seed)
     return [Selected(examples[index], scores.get(index)) for index in ordered]
@@ -193,13 +186,12 @@ def _ordered(indices: list[int], order: Order, seed: int) -> list[int]:
             return random.Random(f"order {seed}").sample(indices, len(indices))
 
 
-def _first(examples: Sequence[Example], k: int, rng: random.Random) -> list[int]:
-    return list(range(k))
-
-
-def _random(examples: Sequence[Example], k: int, rng: random.Random) -> list[int]:
-    """Draw so that a larger `k` begins with the examples of a smaller one."""
-    return rng.sample(range(len(examples)), len(examples))[:k]
+def _picked(strategy: Strategy, examples: Sequence[Example], k: int, rng: random.Random) -> list[int]:
+    if strategy == "balanced":
+        return _balanced(examples, k, rng)
+    indices = range(len(examples))
+    # a larger `k` begins with the draw of a smaller one
+    return (rng.sample(indices, len(indices)) if strategy == "random" else list(indices))[:k]
 
 
 def _balanced(examples: Sequence[Example], k: int, rng: random.Random) -> list[int]:
@@ -217,13 +209,6 @@ def _balanced(examples: Sequence[Example], k: int, rng: random.Random) -> list[i
         rng.shuffle(labels)
         picked += [by_label[label].pop() for label in labels[: k - len(picked)]]
     return picked
-
-
-_PICK: dict[Strategy, Callable[[Sequence[Example], int, random.Random], list[int]]] = {
-    "first": _first,
-    "random": _random,
-    "balanced": _balanced,
-}
 
 
 def _shot(selected: Selected, media: Mapping[str, EncodedMedia]) -> Shot:

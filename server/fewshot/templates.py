@@ -25,10 +25,7 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class TemplateError(ValueError):
-    """An invalid template, or shots that it cannot write; the message is for the user.
-
-    `shot` is the index of the shot at fault, None if the fault is the query's or the template's.
-    """
+    """An invalid template, or shots that it cannot write; `shot` is the index of the shot at fault, if one is."""
 
     def __init__(self, message: str, *, shot: int | None = None) -> None:
         super().__init__(message)
