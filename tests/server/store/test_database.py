@@ -19,7 +19,7 @@ from server.errors import DatabaseUnavailable
 from server.settings import Settings
 from server.store import database as module
 from server.store.database import Database, DatabaseError, SchemaVersion
-from server.store.tables import EmbeddingRow
+from server.store.records import EmbeddingRow
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
 pytestmark = pytest.mark.anyio
