@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from model.checkpoint.native import save_folder
 from model.config import (
     FlamingoConfig,
     GatedConfig,
@@ -25,6 +24,7 @@ from model.config import (
     VisionConfig,
 )
 from model.flamingo import Flamingo
+from model.folder import save_folder
 
 BEGIN, END, MEDIA, FAKE = "<s>", "</s>", "<image>", "<fake_token_around_image>"
 

@@ -23,8 +23,8 @@ import torch
 from evaluation.binding import NEAREST_MEAN, VARIANTS, Binding, Episode, Outcome, sample_episodes
 from evaluation.intervals import Share, share
 from evaluation.naming import Naming, perplexity
-from model.checkpoint.native import load_folder
 from model.flamingo import Flamingo
+from model.folder import load_folder
 from model.tokenizer import PromptTokenizer
 from model.zoo.default import prepare
 from training.default.catalogue import Catalogue

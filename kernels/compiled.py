@@ -9,8 +9,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ except ImportError:  # no wheel for this platform: torch serves
 __all__ = ["cfunc", "numba"]
 
 Entry = Callable[..., None]
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 # Numba checks only the file of a kernel to see whether its cached binary is stale, and not the files of the parts that are
 # inlined in it: all sources are part of the kernel's name
@@ -38,52 +41,44 @@ ARGUMENTS = {"int": ctypes.c_int64, "float": ctypes.c_float}
 NUMBERS = {"int": "int64", "float": "float32"}
 
 
-class Compiled(dict[torch.dtype, Entry]):
-    """A kernel by dtype: `kernel[x.dtype](x.data_ptr(), ...)`. The caller must pass addresses of the right tensors."""
+class OnDemand(dict[Key, Value]):
+    """Values that are built on first use: `kernel[x.dtype](x.data_ptr(), ...)` compiles the kernel for a dtype once."""
 
-    def __init__(self, function: Callable[..., None], signature: str) -> None:
+    def __init__(self, build: Callable[[Key], Value]) -> None:
         super().__init__()
-        self._function = function
-        self._signature = signature.split()
+        self._build = build
 
-    def __missing__(self, dtype: torch.dtype) -> Entry:
-        arguments = [_argument(kind, dtype) for kind in self._signature]
-        address = _compile(self._function, types.void(*arguments)).address
-        # holding the interpreter's lock costs less than releasing it for a microsecond
-        kinds: list[Any] = [ARGUMENTS.get(kind, ctypes.c_void_p) for kind in self._signature]
-        call = ctypes.PYFUNCTYPE(None, *kinds)
-        self[dtype] = call(address)
-        return self[dtype]
+    def __missing__(self, key: Key) -> Value:
+        self[key] = self._build(key)
+        return self[key]
+
+
+Compiled: TypeAlias = OnDemand[torch.dtype, Entry]
 
 
 def compiled(signature: str) -> Callable[[Callable[..., None]], Compiled]:
-    """Compile a function with one word of `signature` per argument.
+    """Compile a function with one word of `signature` per argument; the caller must pass addresses of the right tensors.
 
     "T*" is the address of elements of the kernel's dtype; "float32*", "int32*" and "int64*" are addresses of such numbers;
     "int" and "float" are numbers.
     """
-    return lambda function: Compiled(function, signature)
+    return lambda function: OnDemand(partial(_entry, function, signature.split()))
 
 
-class CompiledFor(dict[tuple[int, ...], Compiled]):
-    """Kernels by sizes that are constants in them: `kernel[16, 3][x.dtype](...)`."""
+def compiled_for(signature: str) -> Callable[[Callable[..., Callable[..., None]]], OnDemand[tuple[int, ...], Compiled]]:
+    """Compile, as `compiled` does, the kernel that a function builds for sizes that are constants in it.
 
-    def __init__(self, build: Callable[..., Callable[..., None]], signature: str) -> None:
-        super().__init__()
-        self._build = build
-        self._signature = signature
-
-    def __missing__(self, sizes: tuple[int, ...]) -> Compiled:
-        self[sizes] = Compiled(self._build(*sizes), self._signature)
-        return self[sizes]
-
-
-def compiled_for(signature: str) -> Callable[[Callable[..., Callable[..., None]]], CompiledFor]:
-    """Compile, as `compiled` does, the kernel that a function builds for some sizes.
-
-    Loops of a known length become straight-line code, several times faster where they are short and run once per key.
+    `kernel[16, 3][x.dtype](...)` calls it. Loops of a known length become straight-line code, several times faster where
+    they are short and run once per key.
     """
-    return lambda build: CompiledFor(build, signature)
+    return lambda build: OnDemand(lambda sizes: compiled(signature)(build(*sizes)))
+
+
+def _entry(function: Callable[..., None], signature: list[str], dtype: torch.dtype) -> Entry:
+    address = _compile(function, types.void(*(_argument(kind, dtype) for kind in signature))).address
+    # holding the interpreter's lock costs less than releasing it for a microsecond
+    kinds: list[Any] = [ARGUMENTS.get(kind, ctypes.c_void_p) for kind in signature]
+    return ctypes.PYFUNCTYPE(None, *kinds)(address)
 
 
 def inlined(function: Any) -> Any:
@@ -120,11 +115,24 @@ def length(pointer, constant, argument):
     """
 
 
+@inlined
 def exp(x):
     """Return e^x of a float32, written out so that loops over it become vectors.
 
     It is 0 below e^-60, where products would become denormal and slow.
     """
+    # 2^n e^r with |r| <= ln 2 / 2, and the series of e^r; ln 2 in two parts, so that r keeps its last bits
+    is_nothing = x < np.float32(-60.0)
+    x = np.float32(-60.0) if is_nothing else x  # a NaN is not less
+    x = np.float32(88.0) if x > np.float32(88.0) else x
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    series = np.float32(1 / 720) * r + np.float32(1 / 120)
+    for coefficient in (1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+        series = series * r + np.float32(coefficient)
+    power = np.int32(np.int32(n) + np.int32(127))
+    power_of_two = np.int32(power << np.int32(23)).view(np.float32)
+    return np.float32(0.0) if is_nothing else series * power_of_two
 
 
 if overload is not None:
@@ -154,21 +162,3 @@ if overload is not None:
         if pointer.dtype == types.float32:
             return lambda pointer, constant, argument: argument
         return lambda pointer, constant, argument: constant
-
-    @overload(exp, jit_options=OPTIONS)
-    def _exp(x):
-        def by_halving(x):
-            # 2^n e^r with |r| <= ln 2 / 2, and the series of e^r; ln 2 in two parts, so that r keeps its last bits
-            is_nothing = x < np.float32(-60.0)
-            x = np.float32(-60.0) if is_nothing else x  # a NaN is not less
-            x = np.float32(88.0) if x > np.float32(88.0) else x
-            n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-            r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-            series = np.float32(1 / 720) * r + np.float32(1 / 120)
-            for coefficient in (1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
-                series = series * r + np.float32(coefficient)
-            power = np.int32(np.int32(n) + np.int32(127))
-            power_of_two = np.int32(power << np.int32(23)).view(np.float32)
-            return np.float32(0.0) if is_nothing else series * power_of_two
-
-        return by_halving

@@ -1,33 +1,82 @@
 """Masked cross-attention: each text token attends to the R keys of one media page, or to none (Flamingo, section 3.1.3).
 
 A token names its page by number, so that no mask of tokens times media exists; a token without a page gets exactly zero.
-With several pages per token (the "all previous images" ablation) the softmax is over all their keys.
+With several pages per token (the "all previous images" ablation) the softmax is over all their keys. In torch, consecutive
+tokens that read one page (a run) attend to a view of it; many short runs are grouped by page into one batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import jit, jit_runtime, tl, triton, use_triton
-from kernels.configs import launch_config
-from kernels.media_gradients import media_gradients
-from kernels.media_runs import MediaRuns, attend_by_runs
-from kernels.norm import rms_norm, rms_norm_reference
-from kernels.tiles import (
-    LOG2_E,
-    by_row,
-    load_tile,
-    online_softmax,
-    page_sizes,
-    store_tile,
-    tile_records,
-    with_whole_heads,
-)
+from kernels.backend import use_triton
+from kernels.media_attention_gpu import DifferentiableMediaAttention, launch_media, media_tiles
+from kernels.rows import rms_norm, rms_norm_reference
+from kernels.tiles import by_row, with_whole_heads
 
-PROGRAMS = 8 * 132  # enough to fill an H100
+ROWS_PER_RUN = 8  # from here on a loop over runs beats one padded batch (measured on two cores)
+
+
+@dataclass(frozen=True, slots=True)
+class PageGroups:
+    """The rows of a batch by the page that they read, each group padded to the largest."""
+
+    pages: Tensor  # [P], the pages that are read
+    rows: Tensor  # [P, W], the rows that read each of them; padding repeats a group's last row
+    index: Tensor  # [T], the position of each row among the P * W
+    reads_none: Tensor | None  # [T, 1, 1], the rows that read no page; None if there are none
+
+
+class MediaRuns:
+    """The runs of a batch, from its media slots [T] or [T, J]. Built once per step, it serves all layers."""
+
+    def __init__(self, media_slot: Tensor) -> None:
+        self.num_rows = len(media_slot)
+        self.reads_all_previous = media_slot.dim() == 2
+        self.runs = _runs(media_slot.tolist())  # first row, end row, the pages that these rows read
+        self._device = media_slot.device
+
+    @cached_property
+    def groups(self) -> PageGroups:
+        """For slots [T], at least one of which names a page."""
+        rows_of: dict[int, list[int]] = {}
+        for first, end, pages in self.runs:
+            for page in pages:
+                rows_of.setdefault(page, []).extend(range(first, end))
+        width = max(map(len, rows_of.values()))
+        index, reads_none = [0] * self.num_rows, [True] * self.num_rows
+        for group, rows in enumerate(rows_of.values()):
+            for column, row in enumerate(rows):
+                index[row], reads_none[row] = group * width + column, False
+        padded = [rows + rows[-1:] * (width - len(rows)) for rows in rows_of.values()]
+        return PageGroups(
+            self._tensor(list(rows_of)),
+            self._tensor(padded),
+            self._tensor(index),
+            self._tensor(reads_none)[:, None, None] if any(reads_none) else None,
+        )
+
+    def _tensor(self, values: Sequence[object]) -> Tensor:
+        return torch.tensor(values, device=self._device)
+
+
+def _runs(slots: list[Any]) -> list[tuple[int, int, list[int]]]:
+    """`slots` holds a page or a list of pages for each row; -1 is none."""
+    starts = [row for row in range(len(slots)) if row == 0 or slots[row] != slots[row - 1]]
+    runs = []
+    for first, end in pairwise([*starts, len(slots)]):
+        pages = slots[first] if isinstance(slots[first], list) else [slots[first]]
+        runs.append((first, end, [page for page in pages if page >= 0]))
+    return runs
+
 
 # which rows read which page, built once per step: the tile table of `media_tiles` for Triton, runs for torch
 MediaPlan: TypeAlias = Tensor | MediaRuns
@@ -74,154 +123,38 @@ def _dequantised(media_kv: Tensor, media_scale: Tensor | None) -> Tensor:
     return media_kv if media_scale is None else media_kv.float() * media_scale[..., None]
 
 
-@jit
-def _normed(query, weight, eps, K: tl.constexpr):
-    """RMSNorm of each row of a query tile [BLOCK, BLOCK_K]."""
-    q = query.to(tl.float32)
-    q = q * tl.rsqrt(tl.sum(q * q, 1) / K + eps)[:, None]
-    return (q * weight[None, :]).to(query.dtype)
+def _attend_run(query: Tensor, pages: Sequence[Tensor], scale: float) -> Tensor:
+    """Attend to all keys of these pages [H, 2, R, K]: query [Q, H, K] -> [Q, H, K]. One page is read as a view."""
+    if not pages:
+        return torch.zeros_like(query)
+    key, value = (pages[0] if len(pages) == 1 else torch.cat(list(pages), dim=2)).unbind(1)
+    out = F.scaled_dot_product_attention(query.transpose(0, 1)[None], key[None], value[None], scale=scale)
+    return out[0].transpose(0, 1)
 
 
-@jit_runtime("tiles", "heads_per_program")  # specialised for 1 head, it would lose its pipeline
-def _forward(
-    query, media_kv, media_scale, tiles, norm_weight, out, lse, scale, eps, query_stride, page_stride, num_heads,
-    heads_per_program, R: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr, NORM: tl.constexpr, INT8: tl.constexpr, LSE: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """One tile of rows on one page, head by head: the next head's page is loaded while this one is computed."""
-    first = tl.load(tiles + 4 * tl.program_id(0))
-    count = tl.load(tiles + 4 * tl.program_id(0) + 1)
-    page = tl.load(tiles + 4 * tl.program_id(0) + 2)
-    if count == 0:
-        return
-    rows, keys, columns = tl.arange(0, BLOCK), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
-    row_mask = rows < count
-    key_mask = keys < R
-    row = (first + rows).to(tl.int64)
-    query_at = row[:, None] * query_stride + columns[None, :]
-    out_at = row[:, None] * num_heads * K + columns[None, :]
-    page_at = keys[:, None] * K + columns[None, :]
-    first_head = tl.program_id(1) * heads_per_program
-    end_head = tl.minimum(first_head + heads_per_program, num_heads)
-    if page < 0:
-        for head in range(first_head, end_head):
-            zeros = tl.zeros([BLOCK, BLOCK_K], tl.float32)
-            store_tile(out + head * K, out_at, zeros, row_mask, columns, K, BLOCK_K == K)
-            if LSE:
-                tl.store(lse + row * num_heads + head, tl.zeros([BLOCK], tl.float32), mask=row_mask)
-        return
-    if NORM:
-        weight = tl.load(norm_weight + columns, mask=columns < K, other=0.0).to(tl.float32)
-    media_kv += page.to(tl.int64) * page_stride
-    for head in tl.range(first_head, end_head, num_stages=STAGES):
-        k = load_tile(media_kv + head * 2 * R * K, page_at, key_mask, columns, K, BLOCK_K == K)  # [BLOCK_R, BLOCK_K]
-        v = load_tile(media_kv + (head * 2 + 1) * R * K, page_at, key_mask, columns, K, BLOCK_K == K)
-        q = load_tile(query + head * K, query_at, row_mask, columns, K, BLOCK_K == K)  # [BLOCK, BLOCK_K]
-        if NORM:
-            q = _normed(q, weight, eps, K)
-        scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee") * scale  # in log2
-        if INT8:
-            key_scale = media_scale + (page.to(tl.int64) * num_heads + head) * 2 * R + keys
-            scores *= tl.load(key_scale, mask=key_mask, other=0.0)[None, :]
-        scores = tl.where(key_mask[None, :], scores, float("-inf"))
-        top = tl.max(scores, 1)
-        weights = tl.exp2(scores - top[:, None])
-        total = tl.sum(weights, 1)
-        if INT8:
-            weights *= tl.load(key_scale + R, mask=key_mask, other=0.0)[None, :]
-        o = tl.dot(weights.to(q.dtype), v.to(q.dtype), input_precision="ieee") / total[:, None]
-        store_tile(out + head * K, out_at, o, row_mask, columns, K, BLOCK_K == K)
-        if LSE:
-            tl.store(lse + row * num_heads + head, top + tl.log2(total), mask=row_mask)
+def _attend_runs(query: Tensor, media_kv: Tensor, plan: MediaRuns, scale: float) -> Tensor:
+    # one unbind has one gradient of the pool's size; an index per run would have as many as there are runs
+    pool: Sequence[Tensor] | Tensor = media_kv.unbind(0) if media_kv.requires_grad else media_kv
+    outputs = [_attend_run(query[first:end], [pool[page] for page in pages], scale) for first, end, pages in plan.runs]
+    return outputs[0] if len(outputs) == 1 else torch.cat([query[:0], *outputs])
 
 
-@jit_runtime("slots", "tiles", "num_slots")
-def _forward_all(
-    query, media_kv, slots, tiles, out, lse, scale, query_stride, page_stride, num_heads, num_slots, R: tl.constexpr,
-    K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """One tile of rows with one list of pages, one head: an online softmax over the pages."""
-    first = tl.load(tiles + 4 * tl.program_id(0))
-    count = tl.load(tiles + 4 * tl.program_id(0) + 1)
-    if count == 0:
-        return
-    head = tl.program_id(1)
-    rows, keys, columns = tl.arange(0, BLOCK), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
-    row_mask = rows < count
-    row = (first + rows).to(tl.int64)
-    page_at = keys[:, None] * K + columns[None, :]
-    query_at = row[:, None] * query_stride + columns[None, :]
-    q = load_tile(query + head * K, query_at, row_mask, columns, K, BLOCK_K == K)
-    top = tl.full([BLOCK], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
-    o = tl.zeros([BLOCK, BLOCK_K], tl.float32)
-    for slot in range(0, num_slots):
-        page = tl.load(slots + first.to(tl.int64) * num_slots + slot)
-        key_mask = keys < tl.where(page >= 0, R, 0)
-        page_kv = media_kv + tl.maximum(page, 0).to(tl.int64) * page_stride + head * 2 * R * K
-        k = load_tile(page_kv, page_at, key_mask, columns, K, BLOCK_K == K)
-        v = load_tile(page_kv + R * K, page_at, key_mask, columns, K, BLOCK_K == K)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        scores = tl.where(key_mask[None, :], scores, float("-inf"))
-        top, total, o = online_softmax(scores, v, top, total, o)
-    # a row without a page: weights 0 of total 0, and a log-sum-exp that makes the backward's weights 0 as well
-    nowhere = total == 0.0
-    total = tl.where(nowhere, 1.0, total)
-    o = o / total[:, None]
-    out_at = row[:, None] * num_heads * K + columns[None, :]
-    store_tile(out + head * K, out_at, o, row_mask, columns, K, BLOCK_K == K)
-    tl.store(lse + row * num_heads + head, tl.where(nowhere, 0.0, top + tl.log2(total)), mask=row_mask)
+def _attend_groups(query: Tensor, media_kv: Tensor, groups: PageGroups, scale: float) -> Tensor:
+    pages = media_kv.index_select(0, groups.pages)  # [P, H, 2, R, K]
+    q = query[groups.rows].transpose(1, 2)  # [P, H, W, K]
+    out = F.scaled_dot_product_attention(q, pages[:, :, 0], pages[:, :, 1], scale=scale)
+    out = out.transpose(1, 2).flatten(0, 1)[groups.index]
+    return out if groups.reads_none is None else out.masked_fill(groups.reads_none, 0.0)
 
 
-def _heads_per_program(num_tiles: int, num_heads: int) -> int:
-    """Return a power of two: about 8 programs per core for decode, which has few tiles, and heads in flight for prefill."""
-    heads = min(max(num_tiles * num_heads // PROGRAMS, 1), num_heads)
-    return 1 << (heads.bit_length() - 1)
-
-
-def _launch(
-    query: Tensor,
-    media_kv: Tensor,
-    slots: Tensor,
-    tiles: Tensor,
-    scale: float,
-    norm: tuple[Tensor, float] | None = None,
-    media_scale: Tensor | None = None,
-    lse: Tensor | None = None,
-) -> Tensor:
-    num_tokens, num_heads, head_dim = query.shape
-    config = launch_config("media", head_dim, query.dtype)
-    out = query.new_empty(query.shape)
-    if slots.dim() == 2:
-        lse = query.new_empty(num_tokens, num_heads, dtype=torch.float32) if lse is None else lse
-        _forward_all[(len(tiles), num_heads)](
-            query, media_kv, slots, tiles, out, lse, scale * LOG2_E, query.stride(0), media_kv.stride(0), num_heads,
-            slots.shape[1], BLOCK=config.block, **page_sizes(media_kv), **config.options,
-        )  # fmt: skip
-        return out
-    weight, eps = norm or (None, 0.0)
-    heads = _heads_per_program(len(tiles), num_heads)
-    _forward[(len(tiles), triton.cdiv(num_heads, heads))](
-        query, media_kv, media_scale, tiles, weight, out, lse, scale * LOG2_E, eps, query.stride(0), media_kv.stride(0),
-        num_heads, heads, BLOCK=config.block, NORM=norm is not None, INT8=media_scale is not None, LSE=lse is not None,
-        STAGES=config.num_stages, **page_sizes(media_kv), **config.options,
-    )  # fmt: skip
-    return out
-
-
-class _MediaAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, media_kv: Tensor, slots: Tensor, tiles: Tensor, scale: float) -> Tensor:
-        lse = query.new_empty(query.shape[:2], dtype=torch.float32)
-        out = _launch(query, media_kv, slots, tiles, scale, lse=lse)
-        ctx.save_for_backward(query, media_kv, slots, tiles, out, lse)
-        ctx.scale = scale
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        query, media_kv, slots, tiles, out, lse = ctx.saved_tensors
-        return *media_gradients(query, media_kv, by_row(slots), tiles, out, lse, grad_out, ctx.scale), None, None, None
+def _attend_in_torch(query: Tensor, media_kv: Tensor, plan: MediaRuns, scale: float) -> Tensor:
+    """Attend to the pages of media_kv [M, H, 2, R, K], differentiably: query [T, H, K] -> [T, H, K]."""
+    # the backward pass of one run costs as much as that of the whole batch
+    trains = torch.is_grad_enabled() and (query.requires_grad or media_kv.requires_grad)
+    are_long = plan.num_rows >= ROWS_PER_RUN * len(plan.runs) and not trains
+    if plan.reads_all_previous or len(plan.runs) <= 4 or are_long:
+        return _attend_runs(query, media_kv, plan, scale)
+    return _attend_groups(query, media_kv, plan.groups, scale)
 
 
 def _checked(media_kv: Tensor, *, may_copy: bool) -> Tensor:
@@ -235,10 +168,6 @@ def _checked(media_kv: Tensor, *, may_copy: bool) -> Tensor:
     if head_dim % 16 == 0 and media_kv.stride(0) % 16:
         raise ValueError(f"media_kv has a page stride of {media_kv.stride(0)}, which is not a multiple of 16")
     return media_kv
-
-
-def media_tiles(media_slot: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
-    return tile_records(media_slot, launch_config("media", head_dim, dtype).block)
 
 
 def plan_media(x: Tensor, media_slot: Tensor | None, head_dim: int) -> MediaPlan | None:
@@ -271,7 +200,7 @@ def media_attention(
         if query_norm is not None:
             query = rms_norm(query, query_norm, query_norm_eps)
         runs = plan if isinstance(plan, MediaRuns) else MediaRuns(media_slot)
-        return attend_by_runs(query, _dequantised(media_kv, media_scale).to(query.dtype), runs, scale)
+        return _attend_in_torch(query, _dequantised(media_kv, media_scale).to(query.dtype), runs, scale)
     if query_norm is not None and (grad or media_slot.dim() == 2):  # the kernel's own norm has no gradient
         query, query_norm = rms_norm(query, query_norm, query_norm_eps), None
     if media_scale is not None and (grad or media_slot.dim() == 2):
@@ -280,7 +209,7 @@ def media_attention(
     media_kv = _checked(media_kv, may_copy=grad)
     tiles = plan if isinstance(plan, Tensor) else media_tiles(media_slot, query.shape[2], query.dtype)
     if grad:
-        out: Tensor = _MediaAttention.apply(query, media_kv, media_slot, tiles, scale)
+        out: Tensor = DifferentiableMediaAttention.apply(query, media_kv, media_slot, tiles, scale)
         return out
     norm = None if query_norm is None else (query_norm, query_norm_eps)
-    return _launch(query, media_kv, media_slot, tiles, scale, norm, media_scale)
+    return launch_media(query, media_kv, media_slot, tiles, scale, norm, media_scale)

@@ -12,10 +12,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kernels.backend import jit_runtime, tl, triton, use_triton
-from kernels.causal_attention import alibi_bias
-from kernels.configs import Launch, launch_config
+from kernels.backend import Launch, jit_runtime, launch_config, tl, triton, use_triton
 from kernels.paged_attention_cpu import GatherPlan, attend, gather_blocks, gather_plan
+from kernels.self_attention import alibi_bias
 from kernels.tiles import LOG2_E, block_width, load_tile, online_softmax, store_tile, tile_records, with_whole_heads
 
 # Decode cuts a context at every SPLIT keys, whatever its length and batch: a row's sums are then the same in every batch.

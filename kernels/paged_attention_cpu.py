@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import use_compiled
-from kernels.causal_attention import alibi_bias
 from kernels.compiled import compiled_for, exp, inlined, length, load, store
-from kernels.kv_store import is_contiguous_in_blocks
+from kernels.self_attention import alibi_bias, is_contiguous_in_blocks, kv_store, rotate_, rotate_heads, store_token
 from kernels.tiles import with_whole_heads
 
 # query heads times keys of all decoding rows, up to which a loop on one thread beats gathering for a product on two
@@ -87,13 +86,12 @@ def gather_plan(
     rows = [(i, first, end) for i, (first, end) in enumerate(pairwise(starts)) if end > first]
     decoding = [i for i, first, end in rows if end == first + 1]
     may_loop = use_compiled(kv_cache[:0]) and is_contiguous_in_blocks(kv_cache)
-    is_little = sum(contexts[i] for i in decoding) * num_heads <= MAX_LOOP_SCORES
-    gathered = None
-    if not (may_loop and is_little):
-        gathered = _decode_plan(block_table, starts, contexts, decoding, block_size, num_kv_heads, alibi_slopes)
-    is_much = gathered is not None and len(gathered.unshared) * kv_cache[:1].nbytes >= MAX_GATHERED_BYTES
-    decode: DecodePlan | DecodeRows | None = gathered
-    if may_loop and (is_little or is_much):
+    loops = may_loop and sum(contexts[i] for i in decoding) * num_heads <= MAX_LOOP_SCORES
+    decode: DecodePlan | DecodeRows | None = None
+    if decoding and not loops:
+        decode = _decode_plan(block_table, starts, contexts, decoding, block_size, num_kv_heads, alibi_slopes)
+        loops = may_loop and len(decode.unshared) * kv_cache[:1].nbytes >= MAX_GATHERED_BYTES
+    if decoding and loops:
         decode = _decode_rows(block_table, query_starts, context_lengths, decoding, alibi_slopes)
     spans = [
         _span_plan(first, end, block_table[i], contexts[i], block_size, kv_cache.dtype, alibi_slopes)
@@ -111,9 +109,7 @@ def _decode_plan(
     block_size: int,
     num_kv_heads: int,
     alibi_slopes: Tensor | None,
-) -> DecodePlan | None:
-    if not sequences:
-        return None
+) -> DecodePlan:
     tables, lengths = block_table[sequences], torch.tensor([contexts[i] for i in sequences])
     width = -(-int(lengths.max()) // block_size)
     num_shared = _num_common_blocks(tables[:, : int(lengths.min() - 1) // block_size])
@@ -144,9 +140,7 @@ def _decode_rows(
     context_lengths: Tensor,
     sequences: Sequence[int],
     alibi_slopes: Tensor | None,
-) -> DecodeRows | None:
-    if not sequences:
-        return None
+) -> DecodeRows:
     rows, tables, lengths = (x.to(torch.int32) for x in (query_starts[:-1], block_table, context_lengths))
     if len(sequences) < len(lengths):
         rows, tables, lengths = (x[sequences] for x in (rows, tables, lengths))
@@ -310,3 +304,62 @@ def _attend_in_loop(query: Tensor, kv_cache: Tensor, plan: DecodeRows, scale: fl
         plan.lengths.data_ptr(), 0 if slopes is None else slopes.data_ptr(), scale, slopes is not None, num_sequences,
         num_kv_heads, block_size, table_width, query.stride(0), kv_cache.stride(0), head_dim,
     )  # fmt: skip
+
+
+def decode_attention_reference(
+    qkv: Tensor, cos: Tensor, sin: Tensor, kv_cache: Tensor, plan: DecodeRows, scale: float
+) -> Tensor:
+    block_size, head_dim = kv_cache.shape[3:]
+    num_kv_heads, last = kv_cache.shape[2], plan.lengths.long() - 1
+    heads = qkv.unflatten(-1, (-1, head_dim))
+    rotated = rotate_(heads[:, :-num_kv_heads].clone(), cos, sin)
+    query, key = rotated[:, :-num_kv_heads], rotated[:, -num_kv_heads:]
+    blocks = plan.tables.long().gather(1, (last // block_size)[:, None])[:, 0]
+    kv_store(key, heads[:, -num_kv_heads:], kv_cache, blocks * block_size + last % block_size)
+    spans = [
+        _span_plan(row, row + 1, table, context, block_size, qkv.dtype, None)
+        for row, (table, context) in enumerate(zip(plan.tables, plan.lengths.tolist(), strict=True))
+    ]
+    return attend(query, kv_cache, GatherPlan(None, spans), scale).flatten(1)
+
+
+@compiled_for("T* T* T* T* T* int32* int32* float int int int int int int int int")
+def _rotate_store_attend(head_dim, group):
+    def rotate_store_attend(
+        qkv, cos, sin, kv_cache, out, tables, lengths, scale, num_sequences, num_kv_heads, block_size, table_width,
+        qkv_stride, block_stride, rotary_dim, runtime_dim,
+    ):  # fmt: skip
+        width = length(kv_cache, head_dim, runtime_dim)
+        size = num_kv_heads * width
+        for row in range(num_sequences):
+            at, table, last = row * qkv_stride, row * table_width, lengths[row] - 1
+            rotate_heads(qkv, cos, sin, at, row * rotary_dim, (group + 1) * num_kv_heads, width, rotary_dim)
+            target = tables[table + last // block_size] * block_stride + last % block_size * width
+            key = at + group * size
+            store_token(qkv, qkv, kv_cache, key, key + size, target, num_kv_heads, block_size, width)
+            no_slopes = lengths  # never read
+            attend_row(
+                qkv, kv_cache, out, tables, no_slopes, scale, False, at, row * group * size, table, last + 1, num_kv_heads,
+                block_size, block_stride, width, group,
+            )  # fmt: skip
+
+    return rotate_store_attend
+
+
+def decode_attention(qkv: Tensor, cos: Tensor, sin: Tensor, kv_cache: Tensor, plan: DecodeRows, scale: float) -> Tensor:
+    """Rotate and store the rows' keys and values, and attend: qkv [S, (H + 2 G) K], overwritten -> [S, H K].
+
+    cos and sin [S, 1, rotary_dim]; kv_cache [N, 2, G, B, K], for which `plan` was built. All rows are the last tokens of
+    their sequences, so that the block table says where each key is stored. On a CPU it is one call instead of three
+    operators and the views between them.
+    """
+    num_sequences, width = qkv.shape
+    _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
+    group = width // (num_kv_heads * head_dim) - 2
+    out = qkv.new_empty(num_sequences, group * num_kv_heads * head_dim)
+    _rotate_store_attend[head_dim, group][qkv.dtype](
+        qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), kv_cache.data_ptr(), out.data_ptr(), plan.tables.data_ptr(),
+        plan.lengths.data_ptr(), scale, num_sequences, num_kv_heads, block_size, plan.tables.shape[1], qkv.stride(0),
+        kv_cache.stride(0), cos.shape[-1], head_dim,
+    )  # fmt: skip
+    return out

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import jit, jit_runtime, tl, triton, use_triton
-from kernels.configs import Launch, launch_config
+from kernels.backend import Launch, jit, jit_runtime, launch_config, tl, triton, use_triton
 from kernels.tiles import (
     LOG2_E,
     add_key_gradients,

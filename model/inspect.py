@@ -17,10 +17,15 @@ from torch import Tensor
 from kernels.media_attention import plan_media
 from model.batch import MediaPages, whole_sequences
 from model.config import VisionConfig
-from model.flamingo import Flamingo
-from model.gated_cross_attention import GatedCrossAttention
-from model.resampler import Resampler, ResamplerAttention, ResamplerLayer
-from model.resampler_ablations import MLPResampler, TransformerLayer, TransformerResampler
+from model.flamingo import Flamingo, GatedCrossAttention
+from model.resampler import (
+    MLPResampler,
+    Resampler,
+    ResamplerAttention,
+    ResamplerLayer,
+    TransformerLayer,
+    TransformerResampler,
+)
 
 TINY = torch.finfo(torch.float32).tiny
 

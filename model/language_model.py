@@ -12,11 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kernels.causal_attention import causal_attention
-from kernels.kv_store import kv_store
 from kernels.paged_attention import Plan, paged_attention, plan_step
 from kernels.paged_attention_cpu import DecodeRows, GatherPlan
-from kernels.rotary import rotary_angles, rotate_
+from kernels.self_attention import causal_attention, kv_store, rotary_angles, rotate_
 from model.batch import Batch
 from model.config import LanguageModelConfig
 from model.layers import FeedForward, TokenTable, make_norm

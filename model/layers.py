@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.norm import layer_norm, rms_norm
-from kernels.swiglu import swiglu
+from kernels.rows import layer_norm, rms_norm, swiglu
 from model.config import Activation, Norm
 
 

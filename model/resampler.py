@@ -1,7 +1,8 @@
 """The Perceiver resampler: any number of features becomes R visual tokens (Flamingo, section 3.1 and appendix A.1.1).
 
 Learned latents attend to [features; latents], layer by layer. Frames have a learned embedding of their time, which is
-interpolated linearly for a video of more frames than were trained; an image is a video of one frame.
+interpolated linearly for a video of more frames than were trained; an image is a video of one frame. The paper compares the
+Perceiver with a plain transformer and an MLP (table 3), which are the last two classes.
 """
 
 from __future__ import annotations
@@ -109,6 +110,61 @@ class PerceiverResampler(Resampler):
         for layer in self.layers:
             latents = layer(latents, features)
         return self.norm(latents)
+
+
+class TransformerLayer(nn.Module):
+    """Features and latents [M, N + R, D] attend to each other, all to all."""
+
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__()
+        inner = config.num_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.norm = LayerNorm(config.dim, config.norm_eps)
+        self.qkv = nn.Linear(config.dim, 3 * inner, bias=False)
+        self.output = nn.Linear(inner, config.dim, bias=False)
+        self.feed_forward = ResamplerFeedForward(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.qkv(self.norm(x)).unflatten(-1, (3, -1, self.head_dim))  # [M, N + R, 3, H, K]
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value)  # [M, H, N + R, K]
+        x = x + self.output(attended.transpose(1, 2).flatten(-2))
+        return x + self.feed_forward(x)
+
+
+class TransformerResampler(Resampler):
+    layer_type = TransformerLayer
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.embed(features)  # [M, N, D]
+        x = torch.cat([features, self.latents.expand(len(features), -1, -1)], dim=1)
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x[:, -self.num_latents :])
+
+
+class MLPResampler(Resampler):
+    """No attention: each latent takes the mean of its own stretch of adjacent features, and reads no other."""
+
+    layer_type = ResamplerFeedForward
+
+    def forward(self, features: Tensor) -> Tensor:
+        means = F.adaptive_avg_pool1d(self.embed(features).transpose(1, 2), self.num_latents)  # [M, D, R]
+        x = self.latents + means.transpose(1, 2)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.norm(x)
+
+
+RESAMPLERS: dict[str, type[Resampler]] = {
+    "perceiver": PerceiverResampler,
+    "transformer": TransformerResampler,
+    "mlp": MLPResampler,
+}
+
+
+def build_resampler(config: ResamplerConfig, feature_dim: int) -> Resampler:
+    return RESAMPLERS[config.kind](config, feature_dim)
 
 
 def _table(rows: int, dim: int) -> nn.Parameter | None:

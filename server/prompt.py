@@ -95,9 +95,14 @@ def continuation_ids(segments: Sequence[Segment] | None, text: str, tokenizer: P
     """
     if segments is None:
         return tokenizer.encode_plain(text)
-    tail = _from_last_marker(segments)
+    # a marker is one id, so segments before the last one do not affect later ids
+    markers = [index for index, segment in enumerate(segments) if not isinstance(segment, Text)]
+    tail = list(segments[markers[-1] :] if markers else segments)
     prefix = encode(tail, tokenizer).token_ids if tail else []
-    joined = encode(_continued(tail, text), tokenizer).token_ids
+    # earlier texts stay apart, as they are in the prompt
+    last = tail[-1] if tail else None
+    continued = [*tail[:-1], Text(last.text + text)] if isinstance(last, Text) else [*tail, Text(text)]
+    joined = encode(continued, tokenizer).token_ids
     return joined[len(prefix) :] if joined[: len(prefix)] == prefix else tokenizer.encode_plain(text)
 
 
@@ -117,18 +122,3 @@ def _index_token_ids(token_ids: list[int], tokenizer: PromptTokenizer, param: st
         return PreparedPrompt(index_media(token_ids, [], tokenizer), {}, None)
     except PromptError as error:
         raise InvalidRequest(str(error), param=param) from None
-
-
-def _from_last_marker(segments: Sequence[Segment]) -> list[Segment]:
-    """Return the segments from the last marker on: a marker is one id, so earlier segments do not affect later ids."""
-    markers = [index for index, segment in enumerate(segments) if not isinstance(segment, Text)]
-    return list(segments[markers[-1] :]) if markers else list(segments)
-
-
-def _continued(segments: Sequence[Segment], text: str) -> list[Segment]:
-    """Append to the text that the segments end with, if any. Earlier texts stay apart, as they are in the prompt."""
-    match segments:
-        case [*before, Text(last)]:
-            return [*before, Text(last + text)]
-        case _:
-            return [*segments, Text(text)]

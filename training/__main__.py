@@ -10,8 +10,8 @@ import logging
 import sys
 from pathlib import Path
 
-from model.checkpoint.tensor_files import CheckpointError
 from model.config import ConfigError
+from model.folder import CheckpointError
 from model.tokenizer import PromptTokenizer
 from model.zoo.default import DefaultModelError, prepare
 from training.config import TrainConfig, read_config

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
-from model.checkpoint.native import WEIGHTS, save_folder
-from model.checkpoint.tensor_files import SafetensorsFiles, weight_files
 from model.flamingo import Flamingo
+from model.folder import WEIGHTS, SafetensorsFiles, save_folder, weight_files
 from training.bridge import gather
 from training.distributed import World
 

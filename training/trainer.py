@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint.native import load_folder
-from model.checkpoint.vision_folder import load_vision_folder
 from model.flamingo import Flamingo
+from model.folder import load_folder, load_vision_folder
 from training.bridge import BridgeLoss, freeze, frozen_digest
 from training.checkpoint import collect_tensors, export, latest, load, save
 from training.config import TrainConfig

@@ -11,15 +11,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from kernels import media_attention as operator
-from kernels.backend import use_triton
+from kernels import media_attention_gpu as operator
+from kernels.backend import Launch, architecture, launch_config, use_triton
 from kernels.bench import contenders
 from kernels.bench.correctness import device_tiles, use_launch
 from kernels.bench.machine import Machine
 from kernels.bench.measure import Call, Report, Stopwatch, Timing
 from kernels.bench.sizes import Sizes, Spec
 from kernels.bench.variants import VARIANTS, Variant
-from kernels.configs import Launch, architecture, launch_config
 from kernels.media_attention import media_attention
 
 STAGE = "3 media attention"

@@ -10,13 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernels import configs
-from kernels.backend import interpreting, use_triton
+from kernels import backend
+from kernels.backend import INTERPRETING, Launch, launch_config, use_triton
 from kernels.bench import contenders
 from kernels.bench.measure import Report, Row, Stopwatch
 from kernels.bench.sizes import Sizes, Spec
 from kernels.bench.variants import VARIANTS
-from kernels.configs import Launch, launch_config
 from kernels.media_attention import media_attention, media_attention_reference
 from kernels.paged_attention import paged_attention, paged_attention_reference
 from kernels.resampler_attention import resampler_attention, resampler_attention_reference
@@ -33,14 +32,14 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 @contextmanager
 def use_launch(operator: str, head_dim: int, dtype: torch.dtype, launch: Launch) -> Iterator[None]:
     """Replace a row of the launch table until the block ends."""
-    key = (operator, configs.architecture(), head_dim, str(dtype).removeprefix("torch."))
-    before = dict(configs.TABLE)
-    configs.TABLE[key] = launch
+    key = (operator, backend.architecture(), head_dim, str(dtype).removeprefix("torch."))
+    before = dict(backend.TABLE)
+    backend.TABLE[key] = launch
     try:
         yield
     finally:
-        configs.TABLE.clear()
-        configs.TABLE.update(before)
+        backend.TABLE.clear()
+        backend.TABLE.update(before)
 
 
 def device_tiles(slots: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor | None:
@@ -161,7 +160,7 @@ def _check_invariance(report: Report, spec: Spec, device: torch.device) -> None:
     report.add(
         Row(STAGE, f"media, {spec.name}: bits of a row", "ours", float(is_same), "", note="1: the same in every batch")
     )
-    if not use_triton(query) or interpreting():
+    if not use_triton(query) or INTERPRETING:
         return
     slots = torch.full((len(query),), 3, dtype=torch.int32, device=device)
     narrow = run(query, slots)

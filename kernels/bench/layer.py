@@ -13,9 +13,8 @@ from kernels.bench.correctness import device_tiles
 from kernels.bench.machine import Machine
 from kernels.bench.measure import Report, Stopwatch
 from kernels.bench.sizes import Sizes, Spec
-from kernels.gated_residual import gated_residual
 from kernels.media_attention import media_attention
-from kernels.norm import layer_norm
+from kernels.rows import gated_residual, layer_norm
 
 STAGE = "4 gated layer"
 DTYPE = torch.bfloat16

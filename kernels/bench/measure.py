@@ -93,7 +93,7 @@ class Report:
     """Collects rows in the order of their measurement, and skips the rest of a stage after its time limit."""
 
     rows: list[Row] = field(default_factory=list)
-    launches: list[dict[str, Any]] = field(default_factory=list)  # rows for `kernels.configs.load`
+    launches: list[dict[str, Any]] = field(default_factory=list)  # rows for `kernels.backend.load_launches`
     deadline: float = float("inf")
 
     @contextmanager

@@ -19,9 +19,9 @@ from kernels.bench.layer import DTYPE, EPS, GatedLayer, weight
 from kernels.bench.machine import Machine
 from kernels.bench.measure import Report, Stopwatch
 from kernels.bench.sizes import Sizes, Spec
-from kernels.kv_store import kv_store
-from kernels.norm import layer_norm
 from kernels.paged_attention import Plan, paged_attention, paged_plan
+from kernels.rows import layer_norm
+from kernels.self_attention import kv_store
 
 STEP, FIRST_TOKEN = "5 decode step", "6 first token"
 BLOCK_SIZE = 16

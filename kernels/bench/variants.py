@@ -11,8 +11,7 @@ from functools import partial
 
 from torch import Tensor
 
-from kernels.backend import BackendError, Kernel, jit_runtime, tl, use_triton
-from kernels.configs import architecture, launch_config
+from kernels.backend import BackendError, Kernel, architecture, jit_runtime, launch_config, tl, use_triton
 from kernels.tiles import LOG2_E, load_tile, page_sizes, store_tile
 
 Variant = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]

@@ -16,8 +16,8 @@ import torch
 
 from model.checkpoint.idefics import import_idefics
 from model.checkpoint.openflamingo import import_openflamingo
-from model.checkpoint.tensor_files import CheckpointError
 from model.config import ConfigError, FlamingoConfig
+from model.folder import CheckpointError
 
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from model.checkpoint.tensor_files import CheckpointError, read_json
+from model.folder import CheckpointError, read_json
 
 SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
 

@@ -17,9 +17,22 @@ from gguf import GGMLQuantizationType, GGUFReader, dequantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from model.checkpoint.mapping import Plan, Recipe, Source, convert
-from model.checkpoint.tensor_files import CheckpointError
+from model.checkpoint.language_models import decoder_plan
+from model.checkpoint.tensors import Names, convert
 from model.config import LanguageModelConfig
+from model.folder import CheckpointError
+
+NAMES: Names = {
+    "embed": "token_embd",
+    "layers.{i}.attention_norm": "blk.{i}.attn_norm",
+    "layers.{i}.attention.qkv": ("blk.{i}.attn_q", "blk.{i}.attn_k", "blk.{i}.attn_v"),
+    "layers.{i}.attention.output": "blk.{i}.attn_output",
+    "layers.{i}.ffn_norm": "blk.{i}.ffn_norm",
+    "layers.{i}.feed_forward.up": ("blk.{i}.ffn_gate", "blk.{i}.ffn_up"),
+    "layers.{i}.feed_forward.down": "blk.{i}.ffn_down",
+    "norm": "output_norm",
+    "head": "output",
+}
 
 # gguf's token types that are markers, and whether they are special (left out of decoded text)
 CONTROL, USER_DEFINED = 3, 4
@@ -75,7 +88,10 @@ class GGUFFile:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the decoder's tensors in float32, with names relative to `language_model.`. Raises `CheckpointError`."""
-        return convert(str(self.path), _plan(self.config()), self._dequantised())
+        config = self.config()
+        rows = (config.num_heads + config.num_kv_heads) * config.head_dim
+        halves = partial(to_half_split, head_dim=config.head_dim, num_rows=rows)
+        return convert(str(self.path), decoder_plan(config, NAMES, halves), self._dequantised())
 
     def tokenizer(self, new_tokens: Sequence[str] = ()) -> Tokenizer:
         """Return the file's vocabulary, followed by `new_tokens` as special tokens."""
@@ -110,39 +126,6 @@ class GGUFFile:
             tensor.name: torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
             for tensor in self._reader.tensors
         }
-
-
-def _plan(config: LanguageModelConfig) -> Plan:
-    dim, hidden = config.dim, config.ffn_dim
-    query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    halves = partial(to_half_split, head_dim=config.head_dim, num_rows=query + key)
-
-    def rows(name: str, *shape: int) -> Source:
-        return Source(f"{name}.weight", shape)
-
-    def layer(theirs: str, ours: str) -> Plan:
-        qkv = (
-            rows(f"{theirs}attn_q", query, dim),
-            rows(f"{theirs}attn_k", key, dim),
-            rows(f"{theirs}attn_v", key, dim),
-        )
-        up = (rows(f"{theirs}ffn_gate", hidden, dim), rows(f"{theirs}ffn_up", hidden, dim))
-        return {
-            f"{ours}attention_norm.weight": Recipe((rows(f"{theirs}attn_norm", dim),)),
-            f"{ours}attention.qkv.weight": Recipe(qkv, halves),
-            f"{ours}attention.output.weight": Recipe((rows(f"{theirs}attn_output", dim, query),)),
-            f"{ours}ffn_norm.weight": Recipe((rows(f"{theirs}ffn_norm", dim),)),
-            f"{ours}feed_forward.up.weight": Recipe(up),
-            f"{ours}feed_forward.down.weight": Recipe((rows(f"{theirs}ffn_down", dim, hidden),)),
-        }
-
-    plan = {"embed.weight": Recipe((rows("token_embd", config.vocab_size, dim),))}
-    for i in range(config.num_layers):
-        plan |= layer(f"blk.{i}.", f"layers.{i}.")
-    plan["norm.weight"] = Recipe((rows("output_norm", dim),))
-    if not config.tied_head:
-        plan["head.weight"] = Recipe((rows("output", config.vocab_size, dim),))
-    return plan
 
 
 def to_half_split(weight: Tensor, *, head_dim: int, num_rows: int) -> Tensor:

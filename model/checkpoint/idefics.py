@@ -17,10 +17,8 @@ from torch import Tensor
 
 from model.checkpoint.folder_tokenizer import FolderTokenizer, read_tokenizer
 from model.checkpoint.language_models import convert_language_model, language_model_config
-from model.checkpoint.mapping import Plan, Recipe, Source, convert, copied, layer_norm
-from model.checkpoint.native import save_folder
-from model.checkpoint.tensor_files import CheckpointError, Neutral, open_folder, read_json, refuse_fields
-from model.checkpoint.vision_models import clip_config, convert_hugging_face_clip, read_preprocessor
+from model.checkpoint.tensors import Names, Neutral, Plan, convert, open_folder, plan, refuse_fields
+from model.checkpoint.vision_models import HUGGING_FACE, clip_config, convert_clip, read_preprocessor
 from model.config import (
     FlamingoConfig,
     GatedConfig,
@@ -29,6 +27,8 @@ from model.config import (
     ResamplerConfig,
     VisionConfig,
 )
+from model.flamingo import Flamingo
+from model.folder import CheckpointError, read_json, save_folder, shapes_of
 
 DEFAULTS = {
     "vocab_size": 32000,
@@ -81,9 +81,36 @@ PARTS = {
     "vision": re.compile(r"model\.vision_model\."),
     "language_model": re.compile(r"model\.(layers|norm)\.|model\.embed_tokens\.weight$|lm_head\.weight$"),
 }
+RESAMPLER: Names = {
+    "latents": "latents",
+    "layers.{i}.attention.media_norm": "blocks.{i}.0.context_layer_norm",
+    "layers.{i}.attention.latent_norm": "blocks.{i}.0.latents_layer_norm",
+    "layers.{i}.attention.query": "blocks.{i}.0.q_proj",
+    "layers.{i}.attention.key_value": ("blocks.{i}.0.k_proj", "blocks.{i}.0.v_proj"),
+    "layers.{i}.attention.output": "blocks.{i}.0.output_proj",
+    "layers.{i}.attention.query_norm": "blocks.{i}.0.q_layer_norm",
+    "layers.{i}.attention.key_norm": "blocks.{i}.0.k_layer_norm",
+    "layers.{i}.feed_forward.norm": "blocks.{i}.1.ln",
+    "layers.{i}.feed_forward.up": "blocks.{i}.1.fc",
+    "layers.{i}.feed_forward.down": "blocks.{i}.1.c_proj",
+    "norm": "layer_norm",
+}
+GATED: Names = {
+    "attention_norm": "input_layernorm",
+    "attention.query": "cross_attn.q_proj",
+    "attention.key_value": ("cross_attn.k_proj", "cross_attn.v_proj"),
+    "attention.output": "cross_attn.o_proj",
+    "attention.query_norm": "cross_attn.q_layer_norm",
+    "attention.key_norm": "cross_attn.k_layer_norm",
+    "attn_gate": "alpha_cross_attn",
+    "ffw_gate": "alpha_dense",
+    "ffw_norm": "post_attention_layernorm",
+    "feed_forward.up": ("mlp.gate_proj", "mlp.up_proj"),
+    "feed_forward.down": "mlp.down_proj",
+}
 NEW_ROWS = {
-    "embed": "model.embed_tokens.additional_embedding.weight",
-    "head": "lm_head.additional_fc.weight",
+    "embed.new_rows": "model.embed_tokens.additional_embedding.weight",
+    "head.new_rows": "lm_head.additional_fc.weight",
 }
 # buffers that older releases of transformers saved
 IGNORED = re.compile(r"\.rotary_emb\.inv_freq$|\.position_ids$")
@@ -140,7 +167,8 @@ def _config(folder: Folder, name: str, tokenizer: FolderTokenizer) -> FlamingoCo
 
 
 def _vision_config(folder: Folder) -> VisionConfig:
-    config = clip_config(_as_clip(folder))
+    as_clip = {**folder.vision, "model_type": "clip_vision_model", "hidden_size": folder.vision["embed_dim"]}
+    config = clip_config(as_clip)
     config = replace(config, resize="squash", keep_class_token=True, num_patches=config.num_patches + 1)
     settings = read_preprocessor(folder.path)
     refuse_fields(f"{folder.path}: the image processor's ", settings, PREPROCESSOR_NEUTRAL)
@@ -151,10 +179,6 @@ def _vision_config(folder: Folder) -> VisionConfig:
         )
     mean, std = settings.get("image_mean", config.mean), settings.get("image_std", config.std)
     return replace(config, mean=tuple(mean), std=tuple(std))
-
-
-def _as_clip(folder: Folder) -> dict[str, Any]:
-    return {**folder.vision, "model_type": "clip_vision_model", "hidden_size": folder.vision["embed_dim"]}
 
 
 def _as_llama(folder: Folder) -> dict[str, Any]:
@@ -223,7 +247,7 @@ def _tensors(folder: Folder, config: FlamingoConfig, tensors: Mapping[str, Tenso
     """Yield every tensor of the model under our names, after all were checked."""
     parts = _split(tensors)
     bridge = convert(str(folder.path), _bridge_plan(config), parts["bridge"], IGNORED)
-    vision = convert_hugging_face_clip(_as_clip(folder), parts["vision"])
+    vision = convert_clip(config.vision, parts["vision"], HUGGING_FACE)
     language_model = convert_language_model(_as_llama(folder), parts["language_model"])
     yield from bridge.items()
     yield from ((f"vision.{name}", tensor) for name, tensor in vision.items())
@@ -240,61 +264,15 @@ def _split(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _bridge_plan(config: FlamingoConfig) -> Plan:
-    plan = _resampler_plan(config.resampler)
-    for index, layer in enumerate(config.gated_layers):
-        plan |= _gated_plan(config, f"model.gated_cross_attn_layers.{index}.", f"gated.{layer}.")
-    lm = config.language_model
-    tables = ["embed"] if lm.tied_head else ["embed", "head"]
-    for table in tables if lm.num_new_tokens else []:
-        plan |= copied(NEW_ROWS[table], f"language_model.{table}.new_rows", lm.num_new_tokens, lm.dim)
-    return plan
-
-
-def _resampler_plan(config: ResamplerConfig) -> Plan:
-    dim, head_dim, inner = config.dim, config.head_dim, config.num_heads * config.head_dim
-    plan = copied("model.perceiver_resampler.latents", "resampler.latents", config.num_latents, dim)
-    plan |= layer_norm("model.perceiver_resampler.layer_norm", "resampler.norm", dim)
-    for i in range(config.num_layers):
-        theirs, ours = f"model.perceiver_resampler.blocks.{i}.", f"resampler.layers.{i}."
-        key_value = Source(f"{theirs}0.k_proj.weight", (inner, dim)), Source(f"{theirs}0.v_proj.weight", (inner, dim))
-        plan |= layer_norm(f"{theirs}0.context_layer_norm", f"{ours}attention.media_norm", dim)
-        plan |= layer_norm(f"{theirs}0.latents_layer_norm", f"{ours}attention.latent_norm", dim)
-        plan |= copied(f"{theirs}0.q_proj.weight", f"{ours}attention.query.weight", inner, dim)
-        plan[f"{ours}attention.key_value.weight"] = Recipe(key_value)
-        plan |= copied(f"{theirs}0.output_proj.weight", f"{ours}attention.output.weight", dim, inner)
-        plan |= copied(f"{theirs}1.fc.weight", f"{ours}feed_forward.up.weight", config.ffn_dim, dim)
-        plan |= copied(f"{theirs}1.c_proj.weight", f"{ours}feed_forward.down.weight", dim, config.ffn_dim)
-        plan |= layer_norm(f"{theirs}1.ln", f"{ours}feed_forward.norm", dim)
-        if config.qk_norm:
-            plan |= layer_norm(f"{theirs}0.q_layer_norm", f"{ours}attention.query_norm", head_dim)
-            plan |= layer_norm(f"{theirs}0.k_layer_norm", f"{ours}attention.key_norm", head_dim)
-    return plan
-
-
-def _gated_plan(config: FlamingoConfig, theirs: str, ours: str) -> Plan:
-    gated, dim, media_dim = config.gated, config.language_model.dim, config.resampler.dim
-    inner, hidden = gated.num_heads * gated.head_dim, gated.ffn_dim
-    gate = (1,) if gated.gate == "scalar" else (1, 1, dim)
-
-    def rows(name: str, *shape: int) -> Source:
-        return Source(f"{theirs}{name}", shape)
-
-    plan = {
-        "attention_norm.weight": Recipe((rows("input_layernorm.weight", dim),)),
-        "attention.query.weight": Recipe((rows("cross_attn.q_proj.weight", inner, dim),)),
-        "attention.key_value.weight": Recipe(
-            (rows("cross_attn.k_proj.weight", inner, media_dim), rows("cross_attn.v_proj.weight", inner, media_dim))
-        ),
-        "attention.output.weight": Recipe((rows("cross_attn.o_proj.weight", dim, inner),)),
-        "attn_gate": Recipe((rows("alpha_cross_attn", *gate),), torch.flatten),
-        "ffw_gate": Recipe((rows("alpha_dense", *gate),), torch.flatten),
-        "ffw_norm.weight": Recipe((rows("post_attention_layernorm.weight", dim),)),
-        "feed_forward.up.weight": Recipe(
-            (rows("mlp.gate_proj.weight", hidden, dim), rows("mlp.up_proj.weight", hidden, dim))
-        ),
-        "feed_forward.down.weight": Recipe((rows("mlp.down_proj.weight", dim, hidden),)),
-    }
-    if gated.qk_norm:
-        plan["attention.query_norm.weight"] = Recipe((rows("cross_attn.q_layer_norm.weight", gated.head_dim),))
-        plan["attention.key_norm.weight"] = Recipe((rows("cross_attn.k_layer_norm.weight", gated.head_dim),))
-    return {f"{ours}{name}": recipe for name, recipe in plan.items()}
+    with torch.device("meta"):
+        model = Flamingo(config)
+    recipes = plan(shapes_of(model.resampler.state_dict()), RESAMPLER, "resampler.", "model.perceiver_resampler.")
+    for index, (i, gated) in enumerate(model.gated_layers().items()):
+        shapes, theirs = shapes_of(gated.state_dict()), f"model.gated_cross_attn_layers.{index}."
+        stored = (
+            {} if config.gated.gate == "scalar" else {gate: (1, 1, *shapes[gate]) for gate in ("attn_gate", "ffw_gate")}
+        )
+        recipes |= plan(shapes, GATED, f"gated.{i}.", theirs, stored=stored)
+    shapes = shapes_of(model.language_model.state_dict())
+    new_rows = {name: shape for name, shape in shapes.items() if name in NEW_ROWS}
+    return recipes | plan(new_rows, NEW_ROWS, "language_model.")

@@ -7,20 +7,23 @@ or does not load. The tables follow transformers' modules; that of MPT-1B (`mosa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from model.checkpoint.mapping import Plan, Recipe, Source, convert
-from model.checkpoint.tensor_files import CheckpointError, Neutral, Shape, refuse_fields
+from model.checkpoint.tensors import Names, Neutral, Plan, Rearrange, convert, plan, refuse_fields
 from model.config import Activation, LanguageModelConfig
+from model.folder import CheckpointError, shapes_of
+from model.language_model import LanguageModel
 
 HuggingFaceConfig = Mapping[str, Any]
 
 CONFIG = "the language model's config: "
+QKV = "layers.{i}.attention.qkv"
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -75,22 +78,33 @@ def rotary(config: HuggingFaceConfig) -> dict[str, Any]:
     return {**config, **(config.get("rope_parameters") or {})}
 
 
+def _decoder(config: HuggingFaceConfig, **fields: Any) -> LanguageModelConfig:
+    """Return a configuration from the sizes that most families of transformers name alike, and further fields."""
+    dim, heads = config["hidden_size"], config["num_attention_heads"]
+    sizes = {
+        "vocab_size": config["vocab_size"],
+        "dim": dim,
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": heads,
+        "num_kv_heads": heads,
+        "head_dim": dim // heads,
+        "max_positions": config.get("max_position_embeddings", 2048),
+    }
+    return LanguageModelConfig(**sizes | fields)
+
+
 def llama(config: HuggingFaceConfig) -> LanguageModelConfig:
     rope = rotary(config)
     refuse_fields(CONFIG, rope, NEUTRAL_LLAMA)
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    return LanguageModelConfig(
+    return _decoder(
+        config,
         family="llama",
-        vocab_size=config["vocab_size"],
-        dim=config["hidden_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=heads,
         num_kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=head_dim,
         ffn_dim=config["intermediate_size"],
         activation=activation(config.get("hidden_act", "silu")),
-        max_positions=config.get("max_position_embeddings", 2048),
         norm="rms_norm",
         norm_eps=config.get("rms_norm_eps", 1e-6),
         gated_ffn=True,
@@ -106,20 +120,13 @@ def llama(config: HuggingFaceConfig) -> LanguageModelConfig:
 
 def gpt_neox(config: HuggingFaceConfig) -> LanguageModelConfig:
     rope = rotary(config)
-    heads = config["num_attention_heads"]
-    head_dim = config["hidden_size"] // heads
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
     rotary_part = rope.get("partial_rotary_factor", rope.get("rotary_pct", 0.25))
-    return LanguageModelConfig(
+    return _decoder(
+        config,
         family="gpt_neox",
-        vocab_size=config["vocab_size"],
-        dim=config["hidden_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=head_dim,
         ffn_dim=config["intermediate_size"],
         activation=activation(config.get("hidden_act", "gelu")),
-        max_positions=config.get("max_position_embeddings", 2048),
         norm="layer_norm",
         norm_eps=config.get("layer_norm_eps", 1e-5),
         norm_bias=True,
@@ -184,25 +191,19 @@ def _mosaic_decoder(
 
 
 def opt(config: HuggingFaceConfig) -> LanguageModelConfig:
-    dim, bias = config["hidden_size"], config.get("enable_bias", True)
+    bias = config.get("enable_bias", True)
     neutral = {
-        "word_embed_proj_dim": (None, dim),
+        "word_embed_proj_dim": (None, config["hidden_size"]),
         "do_layer_norm_before": (True,),
         "_remove_final_layer_norm": (None, False),
         "layer_norm_elementwise_affine": (True,),
     }
     refuse_fields(CONFIG, config, neutral)
-    return LanguageModelConfig(
+    return _decoder(
+        config,
         family="opt",
-        vocab_size=config["vocab_size"],
-        dim=dim,
-        num_layers=config["num_hidden_layers"],
-        num_heads=config["num_attention_heads"],
-        num_kv_heads=config["num_attention_heads"],
-        head_dim=dim // config["num_attention_heads"],
         ffn_dim=config["ffn_dim"],
         activation=activation(config.get("activation_function", "relu")),
-        max_positions=config.get("max_position_embeddings", 2048),
         norm="layer_norm",
         norm_eps=1e-5,
         norm_bias=True,
@@ -220,8 +221,7 @@ class Family:
     """A family of decoders, as a reader of its configuration and a table of names."""
 
     read: Callable[[HuggingFaceConfig], LanguageModelConfig]
-    # our module -> the foreign modules, in the order of its rows; {i} is the layer
-    names: Mapping[str, tuple[str, ...]]
+    names: Names
     # prefix of every module but the head; files of the bare decoder lack it
     root: str
     # buffers that some versions wrote into their files
@@ -233,10 +233,10 @@ class Family:
     @property
     def layers(self) -> str:
         """The path of the layers, without the index of a layer."""
-        return self.names["layers.{i}.attention_norm"][0].partition(".{i}.")[0]
+        return str(self.names["layers.{i}.attention_norm"]).partition(".{i}.")[0]
 
     def table(self, name: str) -> str:
-        return f"{self.names[name][0]}.weight"
+        return f"{self.names[name]}.weight"
 
     def full_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors under the names of a whole model, also those of a bare decoder or of another version."""
@@ -245,62 +245,63 @@ class Family:
     def _full_name(self, name: str) -> str:
         name = self.renamed.get(name, name)
         first = name.split(".", 1)[0]
-        return name if first in (self.root, self.names["head"][0]) else f"{self.root}.{name}"
+        return name if first in (self.root, self.names["head"]) else f"{self.root}.{name}"
 
 
-LLAMA = {
-    "embed": ("model.embed_tokens",),
-    "layers.{i}.attention_norm": ("model.layers.{i}.input_layernorm",),
+LLAMA: Names = {
+    "embed": "model.embed_tokens",
+    "layers.{i}.attention_norm": "model.layers.{i}.input_layernorm",
     "layers.{i}.attention.qkv": tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"),
-    "layers.{i}.attention.output": ("model.layers.{i}.self_attn.o_proj",),
-    "layers.{i}.ffn_norm": ("model.layers.{i}.post_attention_layernorm",),
+    "layers.{i}.attention.output": "model.layers.{i}.self_attn.o_proj",
+    "layers.{i}.ffn_norm": "model.layers.{i}.post_attention_layernorm",
     "layers.{i}.feed_forward.up": ("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj"),
-    "layers.{i}.feed_forward.down": ("model.layers.{i}.mlp.down_proj",),
-    "norm": ("model.norm",),
-    "head": ("lm_head",),
+    "layers.{i}.feed_forward.down": "model.layers.{i}.mlp.down_proj",
+    "norm": "model.norm",
+    "head": "lm_head",
 }
-GPT_NEOX = {
-    "embed": ("gpt_neox.embed_in",),
-    "layers.{i}.attention_norm": ("gpt_neox.layers.{i}.input_layernorm",),
-    "layers.{i}.attention.qkv": ("gpt_neox.layers.{i}.attention.query_key_value",),
-    "layers.{i}.attention.output": ("gpt_neox.layers.{i}.attention.dense",),
-    "layers.{i}.ffn_norm": ("gpt_neox.layers.{i}.post_attention_layernorm",),
-    "layers.{i}.feed_forward.up": ("gpt_neox.layers.{i}.mlp.dense_h_to_4h",),
-    "layers.{i}.feed_forward.down": ("gpt_neox.layers.{i}.mlp.dense_4h_to_h",),
-    "norm": ("gpt_neox.final_layer_norm",),
-    "head": ("embed_out",),
+GPT_NEOX: Names = {
+    "embed": "gpt_neox.embed_in",
+    "layers.{i}.attention_norm": "gpt_neox.layers.{i}.input_layernorm",
+    "layers.{i}.attention.qkv": "gpt_neox.layers.{i}.attention.query_key_value",
+    "layers.{i}.attention.output": "gpt_neox.layers.{i}.attention.dense",
+    "layers.{i}.ffn_norm": "gpt_neox.layers.{i}.post_attention_layernorm",
+    "layers.{i}.feed_forward.up": "gpt_neox.layers.{i}.mlp.dense_h_to_4h",
+    "layers.{i}.feed_forward.down": "gpt_neox.layers.{i}.mlp.dense_4h_to_h",
+    "norm": "gpt_neox.final_layer_norm",
+    "head": "embed_out",
 }
-MPT = {
-    "embed": ("transformer.wte",),
-    "layers.{i}.attention_norm": ("transformer.blocks.{i}.norm_1",),
-    "layers.{i}.attention.qkv": ("transformer.blocks.{i}.attn.Wqkv",),
-    "layers.{i}.attention.query_norm": ("transformer.blocks.{i}.attn.q_ln",),
-    "layers.{i}.attention.key_norm": ("transformer.blocks.{i}.attn.k_ln",),
-    "layers.{i}.attention.output": ("transformer.blocks.{i}.attn.out_proj",),
-    "layers.{i}.ffn_norm": ("transformer.blocks.{i}.norm_2",),
-    "layers.{i}.feed_forward.up": ("transformer.blocks.{i}.ffn.up_proj",),
-    "layers.{i}.feed_forward.down": ("transformer.blocks.{i}.ffn.down_proj",),
-    "norm": ("transformer.norm_f",),
-    "head": ("lm_head",),
+MPT: Names = {
+    "embed": "transformer.wte",
+    "layers.{i}.attention_norm": "transformer.blocks.{i}.norm_1",
+    "layers.{i}.attention.qkv": "transformer.blocks.{i}.attn.Wqkv",
+    "layers.{i}.attention.query_norm": "transformer.blocks.{i}.attn.q_ln",
+    "layers.{i}.attention.key_norm": "transformer.blocks.{i}.attn.k_ln",
+    "layers.{i}.attention.output": "transformer.blocks.{i}.attn.out_proj",
+    "layers.{i}.ffn_norm": "transformer.blocks.{i}.norm_2",
+    "layers.{i}.feed_forward.up": "transformer.blocks.{i}.ffn.up_proj",
+    "layers.{i}.feed_forward.down": "transformer.blocks.{i}.ffn.down_proj",
+    "norm": "transformer.norm_f",
+    "head": "lm_head",
 }
-MOSAIC_GPT = MPT | {
-    "layers.{i}.attention_norm": ("transformer.blocks.{i}.ln_1",),
-    "layers.{i}.ffn_norm": ("transformer.blocks.{i}.ln_2",),
-    "layers.{i}.feed_forward.up": ("transformer.blocks.{i}.mlp.mlp_up",),
-    "layers.{i}.feed_forward.down": ("transformer.blocks.{i}.mlp.mlp_down",),
-    "norm": ("transformer.ln_f",),
+MOSAIC_GPT: Names = {
+    **MPT,
+    "layers.{i}.attention_norm": "transformer.blocks.{i}.ln_1",
+    "layers.{i}.ffn_norm": "transformer.blocks.{i}.ln_2",
+    "layers.{i}.feed_forward.up": "transformer.blocks.{i}.mlp.mlp_up",
+    "layers.{i}.feed_forward.down": "transformer.blocks.{i}.mlp.mlp_down",
+    "norm": "transformer.ln_f",
 }
-OPT = {
-    "embed": ("model.decoder.embed_tokens",),
-    "positions": ("model.decoder.embed_positions",),
-    "layers.{i}.attention_norm": ("model.decoder.layers.{i}.self_attn_layer_norm",),
+OPT: Names = {
+    "embed": "model.decoder.embed_tokens",
+    "positions": "model.decoder.embed_positions",
+    "layers.{i}.attention_norm": "model.decoder.layers.{i}.self_attn_layer_norm",
     "layers.{i}.attention.qkv": tuple(f"model.decoder.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"),
-    "layers.{i}.attention.output": ("model.decoder.layers.{i}.self_attn.out_proj",),
-    "layers.{i}.ffn_norm": ("model.decoder.layers.{i}.final_layer_norm",),
-    "layers.{i}.feed_forward.up": ("model.decoder.layers.{i}.fc1",),
-    "layers.{i}.feed_forward.down": ("model.decoder.layers.{i}.fc2",),
-    "norm": ("model.decoder.final_layer_norm",),
-    "head": ("lm_head",),
+    "layers.{i}.attention.output": "model.decoder.layers.{i}.self_attn.out_proj",
+    "layers.{i}.ffn_norm": "model.decoder.layers.{i}.final_layer_norm",
+    "layers.{i}.feed_forward.up": "model.decoder.layers.{i}.fc1",
+    "layers.{i}.feed_forward.down": "model.decoder.layers.{i}.fc2",
+    "norm": "model.decoder.final_layer_norm",
+    "head": "lm_head",
 }
 
 FAMILIES = {
@@ -338,54 +339,20 @@ def family_of(config: HuggingFaceConfig) -> Family:
 def convert_language_model(config: HuggingFaceConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert the decoder's tensors to our names, relative to `language_model.`."""
     family, ours = family_of(config), language_model_config(config)
-    head = family.names["head"][0]
+    head = family.names["head"]
     ignored = re.compile(family.ignored + (rf"|^{head}\." if ours.tied_head else ""))
-    return convert("the language model's checkpoint", plan(ours, family), family.full_names(tensors), ignored)
+    separate = partial(_separate, num_heads=ours.num_heads) if family.interleaved_qkv else None
+    recipes = decoder_plan(ours, family.names, separate)
+    return convert("the language model's checkpoint", recipes, family.full_names(tensors), ignored)
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """A module's weight: the rows of its parts, which a family may store separately, and the shape of a row."""
-
-    parts: tuple[int, ...]
-    row: Shape = ()
-    bias: bool = False
-
-
-def plan(config: LanguageModelConfig, family: Family) -> Plan:
-    recipes: Plan = {}
-    for module, rows in modules(config):
-        for i in range(config.num_layers) if "{i}" in module else (0,):
-            sources = [name.format(i=i) for name in family.names[module]]
-            parts = rows.parts if len(sources) == len(rows.parts) else (sum(rows.parts),)
-            separate = partial(_separate, num_heads=config.num_heads) if module.endswith("qkv") else None
-            for tensor, row in (("weight", rows.row), ("bias", ()))[: 1 + rows.bias]:
-                recipes[f"{module.format(i=i)}.{tensor}"] = Recipe(
-                    tuple(Source(f"{s}.{tensor}", (n, *row)) for s, n in zip(sources, parts, strict=True)),
-                    separate if family.interleaved_qkv else None,
-                )
-    return recipes
-
-
-def modules(config: LanguageModelConfig) -> Iterator[tuple[str, Rows]]:
-    dim, ffn = config.dim, config.ffn_dim
+def decoder_plan(config: LanguageModelConfig, names: Names, rearrange_qkv: Rearrange | None = None) -> Plan:
+    """Plan the decoder, whose names are relative to `language_model.`."""
     query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    norm = Rows((dim,), bias=config.norm_bias)
-    yield "embed", Rows((config.vocab_size,), (dim,))
-    if config.position == "learned":
-        yield "positions", Rows((config.max_positions + config.position_offset,), (dim,))
-    yield "layers.{i}.attention_norm", norm
-    yield "layers.{i}.attention.qkv", Rows((query, key, key), (dim,), config.qkv_bias)
-    if config.qk_norm:
-        yield "layers.{i}.attention.query_norm", Rows((query,), bias=config.norm_bias)
-        yield "layers.{i}.attention.key_norm", Rows((key,), bias=config.norm_bias)
-    yield "layers.{i}.attention.output", Rows((dim,), (query,), config.output_bias)
-    yield "layers.{i}.ffn_norm", norm
-    yield "layers.{i}.feed_forward.up", Rows((ffn, ffn) if config.gated_ffn else (ffn,), (dim,), config.ffn_bias)
-    yield "layers.{i}.feed_forward.down", Rows((dim,), (ffn,), config.ffn_bias)
-    yield "norm", norm
-    if not config.tied_head:
-        yield "head", Rows((config.vocab_size,), (dim,))
+    with torch.device("meta"):
+        shapes = shapes_of(LanguageModel(config).state_dict())
+    rearrange = {} if rearrange_qkv is None else {QKV: rearrange_qkv}
+    return plan(shapes, names, rows={QKV: (query, key, key)}, rearrange=rearrange)
 
 
 def _separate(fused: Tensor, num_heads: int) -> Tensor:

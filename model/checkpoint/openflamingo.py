@@ -20,17 +20,11 @@ from torch import Tensor
 
 from model.checkpoint.folder_tokenizer import FolderTokenizer, read_tokenizer
 from model.checkpoint.language_models import Family, convert_language_model, family_of, language_model_config
-from model.checkpoint.mapping import Plan, convert, copied, layer_norm
-from model.checkpoint.native import save_folder
-from model.checkpoint.tensor_files import (
-    CheckpointError,
-    only_tensors,
-    open_folder,
-    read_json,
-    read_pickle,
-)
-from model.checkpoint.vision_models import load_clip_folder, open_clip_tower
+from model.checkpoint.tensors import Plan, convert, only_tensors, open_folder, plan, read_pickle
+from model.checkpoint.vision_models import OPEN_CLIP, convert_clip, load_clip_folder
 from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, PromptConfig, ResamplerConfig, VisionConfig
+from model.flamingo import Flamingo
+from model.folder import CheckpointError, read_json, save_folder, shapes_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +34,31 @@ MEDIA, END_OF_CHUNK, PAD = "<image>", "<|endofchunk|>", "<PAD>"
 # a state dict has these modules under two paths
 DUPLICATES = re.compile(r"lang_encoder\.(gated_cross_attn_layers|old_decoder_blocks)\.")
 GATED_LAYER = re.compile(r"lang_encoder\..+\.(\d+)\.gated_cross_attn_layer\.")
+
+RESAMPLER = {
+    "latents": "latents",
+    "frame_embeddings": "frame_embs",
+    "layers.{i}.attention.media_norm": "layers.{i}.0.norm_media",
+    "layers.{i}.attention.latent_norm": "layers.{i}.0.norm_latents",
+    "layers.{i}.attention.query": "layers.{i}.0.to_q",
+    "layers.{i}.attention.key_value": "layers.{i}.0.to_kv",
+    "layers.{i}.attention.output": "layers.{i}.0.to_out",
+    "layers.{i}.feed_forward.norm": "layers.{i}.1.0",
+    "layers.{i}.feed_forward.up": "layers.{i}.1.1",
+    "layers.{i}.feed_forward.down": "layers.{i}.1.3",
+    "norm": "norm",
+}
+GATED = {
+    "attn_gate": "attn_gate",
+    "attention_norm": "attn.norm",
+    "attention.query": "attn.to_q",
+    "attention.key_value": "attn.to_kv",
+    "attention.output": "attn.to_out",
+    "ffw_gate": "ff_gate",
+    "ffw_norm": "ff.0",
+    "feed_forward.up": "ff.1",
+    "feed_forward.down": "ff.3",
+}
 
 # our two token tables, and their rows of new tokens
 TABLES = {"embed.weight": "embed.new_rows", "head.weight": "head.new_rows"}
@@ -90,18 +109,18 @@ def import_openflamingo(
     text = LanguageModelFolder.open(language_model)
     lm_config, lm_tensors = text.convert(read)
     vision_config, vision_tensors = _vision(vision_model, read)
-    resampler = _resampler_config(read)
     config = FlamingoConfig(
         name=out.resolve().name,
         family="openflamingo",
         vision=vision_config,
-        resampler=resampler,
+        resampler=_resampler_config(read),
         gated=_gated_config(read, every_n_layers, lm_config.num_layers),
         language_model=lm_config,
         prompt=_prompt_config(text.tokenizer),
     )
-    plan = _resampler_plan(resampler) | _gated_plan(config, text.family.layers)
-    tensors = convert(str(checkpoint), plan, read.bridge) | vision_tensors | lm_tensors
+    tensors = (
+        convert(str(checkpoint), _bridge_plan(config, text.family.layers), read.bridge) | vision_tensors | lm_tensors
+    )
     cast = ((name, tensor if dtype is None else tensor.to(dtype)) for name, tensor in tensors.items())
     save_folder(out, config, cast, text.tokenizer.tokenizer.to_str())
     return config
@@ -181,7 +200,7 @@ def _split_tables(tensors: Mapping[str, Tensor], vocab_size: int) -> Iterator[tu
 def _vision(folder: Path, checkpoint: Checkpoint) -> tuple[VisionConfig, dict[str, Tensor]]:
     config, tensors = load_clip_folder(folder)
     if checkpoint.vision:
-        tensors = open_clip_tower(config, checkpoint.vision)
+        tensors = convert_clip(config, checkpoint.vision, OPEN_CLIP)
     return config, {f"vision.{name}": tensor for name, tensor in tensors.items()}
 
 
@@ -256,44 +275,11 @@ def _prompt_config(tokenizer: FolderTokenizer) -> PromptConfig:
     )
 
 
-def _resampler_plan(config: ResamplerConfig) -> Plan:
-    dim, inner = config.dim, config.num_heads * config.head_dim
-    plan = copied("perceiver.latents", "resampler.latents", config.num_latents, dim)
-    if config.num_frames:
-        plan |= copied("perceiver.frame_embs", "resampler.frame_embeddings", config.num_frames, dim)
-    for i in range(config.num_layers):
-        theirs, ours = f"perceiver.layers.{i}.", f"resampler.layers.{i}."
-        plan |= layer_norm(f"{theirs}0.norm_media", f"{ours}attention.media_norm", dim)
-        plan |= layer_norm(f"{theirs}0.norm_latents", f"{ours}attention.latent_norm", dim)
-        plan |= _attention(f"{theirs}0.", f"{ours}attention.", dim, dim, inner)
-        plan |= layer_norm(f"{theirs}1.0", f"{ours}feed_forward.norm", dim)
-        plan |= _feed_forward(f"{theirs}1.", f"{ours}feed_forward.", dim, config.ffn_dim)
-    return plan | layer_norm("perceiver.norm", "resampler.norm", dim)
-
-
-def _gated_plan(config: FlamingoConfig, layers: str) -> Plan:
-    gated, dim = config.gated, config.language_model.dim
-    plan: Plan = {}
-    for i in config.gated_layers:
-        theirs, ours = f"lang_encoder.{layers}.{i}.gated_cross_attn_layer.", f"gated.{i}."
-        plan |= copied(f"{theirs}attn_gate", f"{ours}attn_gate", 1) | copied(f"{theirs}ff_gate", f"{ours}ffw_gate", 1)
-        plan |= layer_norm(f"{theirs}attn.norm", f"{ours}attention_norm", dim)
-        inner = gated.num_heads * gated.head_dim
-        plan |= _attention(f"{theirs}attn.", f"{ours}attention.", dim, config.resampler.dim, inner)
-        plan |= layer_norm(f"{theirs}ff.0", f"{ours}ffw_norm", dim)
-        plan |= _feed_forward(f"{theirs}ff.", f"{ours}feed_forward.", dim, gated.ffn_dim)
-    return plan
-
-
-def _attention(theirs: str, ours: str, dim: int, media_dim: int, inner: int) -> Plan:
-    return (
-        copied(f"{theirs}to_q.weight", f"{ours}query.weight", inner, dim)
-        | copied(f"{theirs}to_kv.weight", f"{ours}key_value.weight", 2 * inner, media_dim)
-        | copied(f"{theirs}to_out.weight", f"{ours}output.weight", dim, inner)
-    )
-
-
-def _feed_forward(theirs: str, ours: str, dim: int, hidden: int) -> Plan:
-    return copied(f"{theirs}1.weight", f"{ours}up.weight", hidden, dim) | copied(
-        f"{theirs}3.weight", f"{ours}down.weight", dim, hidden
-    )
+def _bridge_plan(config: FlamingoConfig, layers: str) -> Plan:
+    with torch.device("meta"):
+        model = Flamingo(config)
+    recipes = plan(shapes_of(model.resampler.state_dict()), RESAMPLER, "resampler.", "perceiver.")
+    for i, gated in model.gated_layers().items():
+        theirs = f"lang_encoder.{layers}.{i}.gated_cross_attn_layer."
+        recipes |= plan(shapes_of(gated.state_dict()), GATED, f"gated.{i}.", theirs)
+    return recipes

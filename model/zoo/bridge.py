@@ -15,9 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.config import FlamingoConfig
-from model.gated_cross_attention import GatedCrossAttention
-from model.resampler import PerceiverResampler, Resampler, ResamplerLayer
-from model.resampler_ablations import build_resampler
+from model.flamingo import GatedCrossAttention
+from model.resampler import PerceiverResampler, Resampler, ResamplerLayer, build_resampler
 
 SEED = 0
 NEW_ROWS = "language_model.embed.new_rows"

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.gguf import GGUFFile
-from model.checkpoint.native import save_folder
-from model.checkpoint.tensor_files import CheckpointError
 from model.checkpoint.vision_models import convert_efficientnet_lite
+from model.folder import CheckpointError, save_folder
 from model.zoo.bridge import load_bridge, start_bridge
 from model.zoo.config import DEFAULT, LANGUAGE_MODEL_FILE, NEW_TOKENS, VISION_FILE, ExpertFile
 from model.zoo.default import BRIDGE, is_ready

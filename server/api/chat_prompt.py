@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from model.config import FlamingoConfig
 from model.prompt import EndOfChunk, Media, Segment, Text
 from server.errors import InvalidRequest
-from server.fewshot.templates import LINE_END, Query, Shot, Template, TemplateError, built_in, with_end
+from server.fewshot.templates import LINE_END, Shot, Template, TemplateError, built_in, with_end
 from server.media.intake import Intake
 from server.prompt import PreparedPrompt, encode_segments, join_texts
 from server.schemas.chat import AssistantMessage, InputImagePart, Message, SystemMessage, UserMessage
@@ -143,7 +143,7 @@ def lay_out(conversation: Conversation, template: Template, digests: Mapping[str
 
 def _render(template: Template, conversation: Conversation, digests: Mapping[str, bytes]) -> list[Segment]:
     shots = [Shot(media=_media(turn, digests), question=turn.text, text=turn.answer) for turn in conversation.shots]
-    query = Query(media=_media(conversation.query, digests), question=conversation.query.text)
+    query = Shot(media=_media(conversation.query, digests), question=conversation.query.text)
     try:
         return template.render(shots, query)
     except TemplateError as error:

@@ -1,6 +1,7 @@
 """Builds an engine from settings: the model folder's weights on the device, and caches as large as the settings allow.
 
-The only file of the server that both reads settings and imports torch; the worker calls it by name.
+The only file of the server that both reads settings and imports torch; the worker calls it by name. The engine is warmed up
+before the worker reports that it is ready, so that clients do not wait for compilation.
 """
 
 from __future__ import annotations
@@ -14,18 +15,23 @@ from typing import Any
 import torch
 
 from kernels import backend
-from model.checkpoint.native import load_folder
 from model.config import FlamingoConfig
 from model.cpu import FLOAT32, ROUNDED, Format
+from model.folder import load_folder
 from model.inference import prepare_for_inference
+from model.prompt import EncodedPrompt
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
-from server.engine.graphs import can_be_recorded, record_cuda
-from server.engine.warm_up import warm_up
+from server.engine.runner import can_be_recorded, record_cuda
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
+from server.wire import Generate, MediaPixels, MediaWanted, Sampling
 
 MIB = 2**20
+WARM_UP_DIGEST = b"warm-up" + bytes(25)
+NUM_PROMPT_TOKENS = 48
+NUM_NEW_TOKENS = 4
+MAX_STEPS = 200
 
 logger = logging.getLogger(__name__)
 
@@ -150,3 +156,35 @@ def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, settings.dtype)
     return dtype
+
+
+def warm_up(engine: Engine, media_token_id: int, image_size: int) -> None:
+    """Run two requests like any others, while kernels are compiled and libraries choose their algorithms.
+
+    An image is encoded, a prompt is computed and decoded, and a second prompt that shares its beginning is computed while
+    the first decodes. The prefix cache is empty afterwards; the image keeps its slot until another one needs it.
+    """
+    length = min(NUM_PROMPT_TOKENS, engine.config.max_model_len - NUM_NEW_TOKENS)
+    shape = (1, image_size, image_size, 3)
+    pixels = MediaPixels(digest=WARM_UP_DIGEST, shape=shape, data=bytes(image_size * image_size * 3))
+    engine.add(_warm_up_request("first", media_token_id, length))
+    for step in range(MAX_STEPS):
+        if not engine.has_work():
+            break
+        if step == 2:  # the first request decodes by now
+            engine.add(_warm_up_request("second", media_token_id, length))
+        for event in engine.step():
+            if isinstance(event, MediaWanted):
+                engine.supply(pixels)
+    engine.blocks.clear_cache()
+
+
+def _warm_up_request(name: str, media_token_id: int, length: int) -> Generate:
+    """Return a request that differs from the other only in its last token."""
+    token_ids = [media_token_id, *[0] * (length - 2), len(name) % 2]
+    sampling = Sampling(max_tokens=NUM_NEW_TOKENS, temperature=0.0, ignore_eos=True, logprobs=0)
+    return Generate(
+        request_id=f"warm-up-{name}",
+        prompt=EncodedPrompt(token_ids=token_ids, media_index=[0] * length, media=[WARM_UP_DIGEST]),
+        sampling=sampling,
+    )

@@ -15,9 +15,8 @@ from model.inference import InferenceModel
 from model.tokenizer import PromptTokenizer
 from server.engine.block_pool import BlockPool
 from server.engine.config import EngineConfig
-from server.engine.graphs import Recorder
 from server.engine.media_cache import MediaCache
-from server.engine.runner import Runner
+from server.engine.runner import Recorder, Runner
 from server.engine.sampler import Result, Sampler
 from server.engine.scheduler import Plan, Scheduler
 from server.engine.tasks.factory import TaskFactory

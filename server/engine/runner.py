@@ -1,11 +1,14 @@
 """Runs a plan on the device: encodes its media into their slots, one forward for all its rows, samples.
 
-It owns the tensors (weights, K/V blocks, media pages) and knows nothing of queues.
+It owns the tensors (weights, K/V blocks, media pages) and knows nothing of queues. On a GPU, decode steps are recorded at
+start and replayed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import accumulate, takewhile
 
 import numpy as np
@@ -14,13 +17,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.batch import Batch, KVCache, MediaPages, whole_sequences
+from model.config import FlamingoConfig
 from model.inference import InferenceModel
+from model.vision import normalise
 from server.engine.config import EngineConfig
-from server.engine.encoder import Encoder, unit
-from server.engine.graphs import DecodeGraphs, Recorder, bucket_sizes
-from server.engine.media_cache import MediaCache
+from server.engine.media_cache import Encoding, MediaCache
 from server.engine.sampler import NOT_FINITE, Result, Sampler, logit_positions
 from server.engine.scheduler import Plan, Row
+
+# pages from visual tokens in host memory that are computed at once: they take memory in addition to the slots
+REBUILT_TOGETHER = 8
+
+Step = Callable[[], Tensor]
+# turns a step into one that is replayed: `record_cuda` on a GPU, a stub in tests
+Recorder = Callable[[Step], Step]
+NONE = -1  # no media slot, no cache slot
+
+# the tensors of a batch that have a row per sequence, and the values of padding where they matter
+PADDING: dict[str, int | None] = {
+    "token_ids": None,
+    "positions": None,
+    "media_slot": NONE,
+    "context_lengths": 1,
+    "block_table": None,
+    "slot_mapping": NONE,
+}
 
 
 class Runner:
@@ -138,6 +159,111 @@ class Runner:
         return self._put(slots, np.int32)
 
 
+class DecodeGraphs:
+    """`forward` recorded for each bucket of batch sizes, the largest first so that the smaller ones fit into its memory.
+
+    All are on one static batch. A step of S sequences is copied into the first S rows of the next larger bucket; the rows
+    after them are padding that stores nothing, reads no media and attends to nothing.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Batch], Tensor],
+        record: Recorder,
+        sizes: Iterable[int],
+        table_width: int,
+        device: torch.device,
+    ) -> None:
+        ordered = sorted(sizes, reverse=True)
+        largest = static_batch(ordered[0], table_width, device)
+        self._batches = {size: first_rows(largest, size) for size in ordered}
+        self._steps = {size: record(partial(forward, batch)) for size, batch in self._batches.items()}
+
+    def run(self, batch: Batch) -> Tensor:
+        """Return logits [S, V] of a step in which each of S sequences has one token; they are valid until the next step."""
+        count = len(batch.token_ids)
+        size = min(size for size in self._steps if size >= count)
+        fill(self._batches[size], batch)
+        return self._steps[size]()[:count]
+
+
+class Encoder:
+    """Encodes media: frames through vision encoder and resampler into pages, visual tokens and pooled features.
+
+    `pages` are the device's slots, and `media` records what is cached. Media of one length are one batch. Visual tokens
+    from host memory need only their keys and values. Output that is not finite is not cached, and its key is noted.
+    """
+
+    def __init__(self, model: InferenceModel, pages: MediaPages, media: MediaCache) -> None:
+        self._model = model.flamingo
+        self._project = model.project_media
+        self._pages = pages.pages
+        self._media = media
+        self._pixel_dtype = next(self._model.vision.parameters()).dtype
+
+    def run(self, encodings: Sequence[Encoding]) -> None:
+        by_length: dict[int, list[Encoding]] = defaultdict(list)
+        kept: list[tuple[Encoding, Tensor]] = []
+        for encoding in _last_of_each_slot(encodings):
+            if encoding.visual_tokens is not None:
+                kept.append((encoding, encoding.visual_tokens))
+            elif encoding.frames is not None:
+                by_length[len(encoding.frames)].append(encoding)
+        for first in range(0, len(kept), REBUILT_TOGETHER):
+            group = kept[first : first + REBUILT_TOGETHER]
+            visual_tokens = torch.stack([tokens for _, tokens in group])
+            self._fill([encoding for encoding, _ in group], self._put(visual_tokens))
+        for same_length in by_length.values():
+            self._encode(same_length)
+
+    def _encode(self, encodings: list[Encoding]) -> None:
+        clips = [encoding.frames for encoding in encodings if encoding.frames is not None]
+        features = self.features(clips)
+        visual_tokens = self._model.resampler(features).to(self._pages.dtype)
+        self._fill(encodings, visual_tokens)
+        self._keep([encoding.key for encoding in encodings], visual_tokens.cpu(), pool(features))
+
+    def _keep(self, keys: list[bytes], visual_tokens: Tensor, pooled: NDArray[np.float32]) -> None:
+        for key, tokens, vector in zip(keys, visual_tokens, pooled, strict=True):
+            if tokens.isfinite().all() and np.isfinite(vector).all():
+                self._media.host.put(key, tokens.clone())
+                self._media.pooled.put(key, vector.copy())
+            else:
+                self._media.nonfinite.add(key)
+
+    def features(self, clips: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Frames [F, h, w, 3] of M media, all of one length -> [M, F, P, Dv]."""
+        frames = torch.from_numpy(np.stack(clips)).to(self._pages.device)
+        pixels = normalise(frames.flatten(0, 1), self._model.config.vision).to(self._pixel_dtype)
+        return self._model.features(pixels.unflatten(0, frames.shape[:2]))
+
+    def _put(self, visual_tokens: Tensor) -> Tensor:
+        return visual_tokens.to(self._pages.device, self._pages.dtype)
+
+    def _fill(self, encodings: list[Encoding], visual_tokens: Tensor) -> None:
+        indices = [i for i, encoding in enumerate(encodings) if encoding.slot is not None]
+        if indices:
+            slots = torch.tensor([encodings[i].slot for i in indices], device=self._pages.device)
+            self._pages[slots] = self._project(visual_tokens[indices])
+
+
+def pool(features: Tensor) -> NDArray[np.float32]:
+    """Features [M, F, P, Dv] -> [M, Dv]: their mean over frames and patches, of length one."""
+    return unit(features.float().mean((1, 2)))
+
+
+def unit(vectors: Tensor) -> NDArray[np.float32]:
+    """Scale vectors [N, D] to length one; a vector of zeros stays zero."""
+    array: NDArray[np.float32] = torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
+    return array
+
+
+def _last_of_each_slot(encodings: Sequence[Encoding]) -> Iterable[Encoding]:
+    """Drop encodings into slots that were reassigned within one plan: the last one owns the slot."""
+    owner = {encoding.slot: encoding for encoding in encodings}
+    return [encoding for encoding in encodings if encoding.slot is None or owner[encoding.slot] is encoding]
+
+
 def _num_shared_blocks(tables: list[list[int]], max_blocks: int) -> int:
     """Return how many leading blocks all rows share, of the `max_blocks` that no row of this step writes to."""
     if len(tables) < 2:
@@ -155,3 +281,69 @@ def _all_previous_slots(rows: list[Row]) -> list[list[int]]:
     ]
     width = max(1, *map(len, per_token))
     return [slots + [-1] * (width - len(slots)) for slots in per_token]
+
+
+def bucket_sizes(max_sequences: int) -> list[int]:
+    """Return 1, 2, 4, 8, then every 8th, up to `max_sequences`."""
+    sizes = [size for size in (1, 2, 4) if size < max_sequences]
+    return [*sizes, *range(8, max_sequences, 8), max_sequences]
+
+
+def can_be_recorded(config: FlamingoConfig) -> bool:
+    """Return whether steps have a fixed shape: tokens that read all previous media read a varying number of pages."""
+    return config.gated.attends == "last"
+
+
+def record_cuda(step: Step) -> Step:
+    """Run a step once for lazy compilation and once more into a graph; the replayed step returns the same tensor."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = step()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return output
+
+    return replay
+
+
+def static_batch(size: int, table_width: int, device: torch.device) -> Batch:
+    """Return a batch of `size` rows of padding, to which a step's integers are written before it is replayed."""
+
+    def full(value: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.full(shape, value, dtype=dtype, device=device)
+
+    return Batch(
+        token_ids=full(0, size),
+        positions=full(0, size),
+        media_slot=full(NONE, size, dtype=torch.int32),
+        query_starts=full(0, size + 1, dtype=torch.int32),
+        last_token=torch.arange(size, device=device),
+        context_lengths=full(1, size, dtype=torch.int32),
+        block_table=full(0, size, table_width, dtype=torch.int32),
+        slot_mapping=full(NONE, size),
+    )
+
+
+def first_rows(batch: Batch, size: int) -> Batch:
+    """Return a batch of views of the first rows of a static batch."""
+    rows = {name: getattr(batch, name)[:size] for name in ("last_token", *PADDING)}
+    return Batch(query_starts=batch.query_starts[: size + 1], **rows)
+
+
+def fill(static: Batch, batch: Batch) -> None:
+    """Write a step of S decoding sequences into a static batch of S rows or more, followed by padding."""
+    count = len(batch.token_ids)
+    for name, padding in PADDING.items():
+        target, values = getattr(static, name), getattr(batch, name)
+        if values is not None:
+            target[tuple(map(slice, values.shape))].copy_(values)
+        if padding is not None:
+            target[0 if values is None else count :].fill_(padding)
+    static.query_starts[: count + 1].copy_(batch.query_starts)
+    static.query_starts[count + 1 :].fill_(count)

@@ -15,7 +15,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from kernels.greedy_argmax import greedy_argmax
+from kernels.rows import greedy_argmax
 from server.engine.scheduler import Row
 from server.engine.sequence import Sequence
 from server.wire import Sampling, TokenLogprob

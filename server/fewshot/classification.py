@@ -1,34 +1,43 @@
 """Classifies a query: scores each candidate after the same prompt, for several orders of the shots concurrently.
 
 The scores of a content-free query measure which labels the shots favour by themselves. It has a grey image in place of
-media: text reads the last media before it, so without an image it would read the last shot's, which has content.
+media: text reads the last media before it, so without an image it would read the last shot's, which has content. Each
+order of the shots has a bias of its own, so its scores are calibrated by content-free queries after the same order; orders
+are averaged afterwards (the paper's ensembling, in log-probabilities). All sums are computed in log space.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
+import math
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
+from random import Random
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from server.engine_client.client import Client
 from server.errors import InvalidRequest
 from server.fewshot.prompting import AssembledPrompt, write
-from server.fewshot.scoring import Weighing, probabilities, ranking, scores, shot_orders
-from server.fewshot.templates import Query
+from server.fewshot.templates import Shot
 from server.media.source import EncodedMedia, encoded
 from server.prompt import PreparedPrompt, check_length, continuation_ids
 from server.request_record import RequestRecord
-from server.schemas.fewshot import CandidateField
+from server.schemas.fewshot import CandidateField, ContentFree, Normalisation, WeighingFields
 from server.served_model import ServedModel
 from server.wire import Score, Scored
 
 NO_TEXT = "N/A"
 GREY = (128, 128, 128)
+# up to this number all orders are listed and drawn from; beyond it, a draw rarely repeats an order
+MAX_LISTED_SHOTS = 6
+
+Array = NDArray[np.float64]
 
 Result = TypeVar("Result")
 
@@ -45,9 +54,10 @@ class Candidate:
 class WeighedCandidate:
     """A candidate's probability; `logprob` is the sum over its tokens, the mean over the orders of the shots."""
 
-    candidate: Candidate
-    num_tokens: int
+    label: str
+    text: str
     logprob: float
+    num_tokens: int
     probability: float
 
 
@@ -59,42 +69,32 @@ class Classification:
     num_orders: int
 
     def ranked(self) -> list[WeighedCandidate]:
-        order = ranking(np.array([candidate.probability for candidate in self.candidates]))
-        return [self.candidates[index] for index in order]
+        """Return the candidates, most probable first; equal ones keep their order."""
+        return sorted(self.candidates, key=lambda candidate: -candidate.probability)
 
 
 async def classify(
     assembled: AssembledPrompt,
     candidates: Sequence[Candidate],
-    weighing: Weighing,
+    weighing: WeighingFields,
     record: RequestRecord,
     model: ServedModel,
     client: Client,
 ) -> Classification:
-    """Classify the query of an assembled prompt.
-
-    Raises `InvalidRequest` for a candidate without tokens or too long for the model, and the engine's errors.
-    """
-    template = assembled.template
-    token_ids = [
-        continuation_ids(assembled.prompt.segments, template.continuation(candidate.text), model.tokenizer)
-        for candidate in candidates
-    ]
+    """Classify the query of an assembled prompt. Raises what `score_prompts` raises."""
+    template, segments = assembled.template, assembled.prompt.segments
+    token_ids = [continuation_ids(segments, template.lead + item.text, model.tokenizer) for item in candidates]
     orders = shot_orders(len(assembled.shots), weighing.permutations, weighing.seed)
-    prompts = _prompts(assembled, orders, weighing, model)
-    scored = await score_prompts(prompts, token_ids, record, model, client)
-    per_prompt = np.array([scores(prompt.logprobs, weighing.normalisation) for prompt in scored])
-    per_order = per_prompt.reshape(len(orders), -1, len(candidates))  # [orders, queries, candidates], the query first
-    sums = np.array([scores(prompt.logprobs, "sum") for prompt in scored]).reshape(per_order.shape)[:, 0].mean(0)
-    content_free = per_order[:, 1:] if weighing.calibration == "contextual" else None
-    weighed = [
-        WeighedCandidate(
-            candidate=candidate, num_tokens=len(ids), logprob=float(logprob), probability=float(probability)
-        )
-        for candidate, ids, logprob, probability in zip(
-            candidates, token_ids, sums, probabilities(per_order[:, 0], content_free), strict=True
-        )
+    is_calibrated = weighing.calibration == "contextual"
+    queries = [assembled.query, *(_content_free(assembled.query, weighing.content_free) if is_calibrated else ())]
+    media = {**assembled.prompt.media, GREY_MEDIA.digest: GREY_MEDIA}
+    prompts = [
+        write(template, [assembled.shots[index] for index in order], query, media, model)
+        for order in orders
+        for query in queries
     ]
+    scored = await score_prompts(prompts, token_ids, record, model, client)
+    weighed = _weighed(scored, candidates, len(orders), weighing)
     return Classification(candidates=weighed, num_orders=len(orders))
 
 
@@ -136,48 +136,47 @@ async def _score(
     return scored
 
 
-def read_candidates(fields: Sequence[CandidateField]) -> list[Candidate]:
+def read_candidates(fields: Iterable[CandidateField]) -> list[Candidate]:
     """Return the candidates of a request. Raises `InvalidRequest` for two with the same label or the same text."""
     candidates = [Candidate(f, f) if isinstance(f, str) else Candidate(f.label, f.text) for f in fields]
-    return check_distinct(candidates)
-
-
-def label_candidates(labels: Iterable[str]) -> list[Candidate]:
-    """Return a candidate for each distinct label, in order of appearance; empty labels are skipped."""
-    return [Candidate(label, label) for label in dict.fromkeys(labels) if label]
-
-
-def check_distinct(candidates: list[Candidate]) -> list[Candidate]:
-    """Return the candidates. Raises `InvalidRequest` for two with the same label or the same text."""
     for name in ("label", "text"):
         first_index: dict[str, int] = {}
         for index, candidate in enumerate(candidates):
             first = first_index.setdefault(getattr(candidate, name), index)
             if first != index:
-                message = f"candidates {first} and {index} have the same {name}"
-                raise InvalidRequest(message, param=f"candidates[{index}]")
+                raise InvalidRequest(
+                    f"candidates {first} and {index} have the same {name}", param=f"candidates[{index}]"
+                )
     return candidates
 
 
-def _prompts(
-    assembled: AssembledPrompt, orders: Sequence[Sequence[int]], weighing: Weighing, model: ServedModel
-) -> list[PreparedPrompt]:
-    """Return the prompts order by order: the query, then the content-free queries."""
-    queries = [assembled.query, *(_content_free(assembled.query, weighing) if weighing.calibration != "none" else ())]
-    media = {**assembled.prompt.media, GREY_MEDIA.digest: GREY_MEDIA}
+def _weighed(
+    scored: Sequence[Scored], candidates: Sequence[Candidate], num_orders: int, weighing: WeighingFields
+) -> list[WeighedCandidate]:
+    """Weigh the candidates by their scores after prompts that are listed order by order, the query's first."""
+    shape = (num_orders, -1, len(candidates))  # [orders, queries, candidates]
+    per_order = np.array([scores(prompt.logprobs, weighing.normalisation) for prompt in scored]).reshape(shape)
+    sums = np.array([scores(prompt.logprobs, "sum") for prompt in scored]).reshape(shape)[:, 0].mean(0)
+    content_free = per_order[:, 1:] if weighing.calibration == "contextual" else None
     return [
-        write(assembled.template, [assembled.shots[index] for index in order], query, media, model)
-        for order in orders
-        for query in queries
+        WeighedCandidate(
+            label=candidate.label,
+            text=candidate.text,
+            logprob=float(logprob),
+            num_tokens=len(tokens),
+            probability=float(probability),
+        )
+        for candidate, tokens, logprob, probability in zip(
+            candidates, scored[0].logprobs, sums, probabilities(per_order[:, 0], content_free), strict=True
+        )
     ]
 
 
-def _content_free(query: Query, weighing: Weighing) -> list[Query]:
+def _content_free(query: Shot, media: ContentFree) -> list[Shot]:
     empty = replace(query, text=query.text and NO_TEXT, question=query.question and NO_TEXT)
     grey = replace(empty, media=(GREY_MEDIA.digest,) * len(query.media))
     no_media = replace(empty, media=())
-    queries = {"grey": [grey], "no_media": [no_media], "both": [grey, no_media]}[weighing.content_free]
-    return list(dict.fromkeys(queries))
+    return list(dict.fromkeys({"grey": [grey], "no_media": [no_media], "both": [grey, no_media]}[media]))
 
 
 async def run_concurrently(coroutines: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
@@ -188,6 +187,55 @@ async def run_concurrently(coroutines: Sequence[Coroutine[Any, Any, Result]]) ->
     except ExceptionGroup as group_error:
         raise group_error.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+def scores(logprobs: Sequence[Sequence[float]], normalisation: Normalisation) -> Array:  # -> [candidates]
+    """Return one score per candidate from the log-probabilities of its tokens, of which it has at least one."""
+    sums = np.array([math.fsum(tokens) for tokens in logprobs])
+    return sums if normalisation == "sum" else sums / [len(tokens) for tokens in logprobs]
+
+
+def log_softmax(values: Array) -> Array:
+    """Return the logarithms of the softmax over the last axis."""
+    shifted = values - values.max(-1, keepdims=True)
+    result: Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result
+
+
+def bias(content_free: Array) -> Array:  # [..., queries, candidates] -> [..., candidates]
+    """Return the log of the candidates' mean probability over content-free queries.
+
+    The model would answer with these probabilities without any content (Zhao et al. 2021, "Calibrate Before Use").
+    """
+    logs = log_softmax(content_free)
+    result: Array = np.logaddexp.reduce(logs, axis=-2) - math.log(logs.shape[-2])
+    return result
+
+
+def probabilities(query_scores: Array, content_free: Array | None = None) -> Array:
+    """Return probabilities [candidates] that sum to 1.
+
+    `query_scores`: [orders, candidates]; `content_free`: scores of content-free queries, [orders, queries, candidates].
+    Dividing by the bias and normalising the sum to 1 is, in logs, subtracting the bias before the softmax.
+    """
+    logs = log_softmax(query_scores)
+    if content_free is not None:
+        logs = logs - bias(content_free)
+    result: Array = np.exp(log_softmax(logs.mean(0)))
+    return result
+
+
+def shot_orders(num_shots: int, count: int, seed: int) -> list[tuple[int, ...]]:
+    """Return `count` distinct orders of the shots, or all if fewer exist: the original order, then drawn ones."""
+    rng = Random(seed)
+    original = tuple(range(num_shots))
+    if num_shots <= MAX_LISTED_SHOTS:
+        permuted = list(permutations(original))[1:]
+        return [original, *rng.sample(permuted, min(count - 1, len(permuted)))]
+    orders = {original: None}
+    while len(orders) < count:
+        orders[tuple(rng.sample(original, num_shots))] = None
+    return list(orders)
 
 
 def _grey_media() -> EncodedMedia:

@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 from weakref import WeakValueDictionary
 
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from server.engine_client.client import Client
 from server.errors import ContextLengthExceeded, InvalidRequest
-from server.fewshot.selection import Similar
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore
 from server.schemas.fewshot import Strategy
@@ -41,6 +40,14 @@ SPACES: dict[Strategy, tuple[Space, ...]] = {
 # items that are embedded in one call, and stored before the next call
 BATCH = 32
 MAX_INDEX_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Similar:
+    """An example by its index in the set, and its similarity to the query, -1 to 1."""
+
+    index: int
+    score: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,41 +102,27 @@ class RecentIndexes:
             if (index := self._indexes.get(key)) is None:
                 index = self._indexes[key] = VectorIndex(await vectors())
             self._indexes.move_to_end(key)
-            self._evict()
+            # the index that was used last stays, whatever its size
+            while len(self._indexes) > 1 and sum(other.num_bytes for other in self._indexes.values()) > self._max_bytes:
+                self._indexes.popitem(last=False)
         return index
 
-    def _evict(self) -> None:
-        """Evict down to the limit; the index that was used last stays, whatever its size."""
-        while len(self._indexes) > 1 and sum(index.num_bytes for index in self._indexes.values()) > self._max_bytes:
-            self._indexes.popitem(last=False)
 
-
+@dataclass(frozen=True, slots=True)
 class Retrieval:
     """Ranks examples by similarity; `observe` receives the seconds of each search, embedding included."""
 
-    def __init__(
-        self,
-        client: Client,
-        model: ServedModel,
-        embeddings: EmbeddingStore,
-        store: MediaStore,
-        observe: Callable[[float], None] = lambda seconds: None,
-    ) -> None:
-        self._client = client
-        self._model = model
-        self._embeddings = embeddings
-        self._store = store
-        self._observe = observe
-        self._indexes = RecentIndexes()
+    client: Client
+    model: ServedModel
+    embeddings: EmbeddingStore
+    store: MediaStore
+    observe: Callable[[float], None] = lambda seconds: None
+    indexes: RecentIndexes = field(default_factory=RecentIndexes)
 
     async def most_similar(
         self, support_set: SupportSet, strategy: Strategy, query: SimilarityQuery, k: int
     ) -> list[Similar]:
-        """Return the `k` most similar examples, best first.
-
-        Raises `InvalidRequest` if the query or an example lacks the media or text that the strategy compares, and the
-        engine's errors.
-        """
+        """Return the `k` most similar examples, best first. Raises as `check_comparable`, and the engine's errors."""
         _check_query(strategy, query)
         if not support_set.examples:
             return []
@@ -137,41 +130,35 @@ class Retrieval:
         index = await self._index(support_set, strategy)
         vector = _joined([await self._query_vector(space, query) for space in SPACES[strategy]])
         similar = await asyncio.to_thread(index.search, vector, k)
-        self._observe(time.monotonic() - started)
+        self.observe(time.monotonic() - started)
         return similar
 
-    async def embed_media(self, media_ids: Sequence[str]) -> int:
-        """Embed those of these stored media that have no vector yet, and store the vectors.
+    async def embed_media(self, media_ids: Sequence[str]) -> dict[str, Vectors]:
+        """Return the vectors of stored media, after storing new ones. Raises `MediaNotFound`, and the engine's errors."""
+        return await self._vectors(media_ids, self._embed_stored, is_stored=True)
 
-        Return the number of media that have one. Raises `MediaNotFound`, and the engine's errors.
-        """
-        return len(await self._media_vectors(media_ids))
-
-    async def embed_texts(self, support_set: SupportSet) -> int:
-        """Embed the texts of the examples that have one, and store the vectors.
-
-        Return the number of texts that have one. Raises `ContextLengthExceeded`, and the engine's errors.
-        """
+    async def embed_texts(self, support_set: SupportSet) -> dict[str, Vectors]:
+        """Return the vectors of the examples' texts, after storing new ones. Raises the engine's errors."""
         texts = [compared_text(example.question, example.text) for example in support_set.examples]
         ids = await asyncio.to_thread(lambda: [self._text_ids(text, "examples.support_set") for text in texts if text])
-        return len(await self._text_vectors(ids, is_stored=True))
+        return await self._text_vectors(ids, is_stored=True)
 
     async def _index(self, support_set: SupportSet, strategy: Strategy) -> VectorIndex:
         async def vectors() -> Vectors:
             return _joined([await self._example_vectors(support_set, space, strategy) for space in SPACES[strategy]])
 
-        return await self._indexes.get((support_set.id, support_set.version, strategy, self._embedder), vectors)
+        return await self.indexes.get((support_set.id, support_set.version, strategy, self._embedder), vectors)
 
     @property
     def _embedder(self) -> str:
         """The key of everything that a vector depends on, apart from its input."""
-        return f"{self._model.fingerprint}-{self._client.info.get('dtype', '')}"
+        return f"{self.model.fingerprint}-{self.client.info.get('dtype', '')}"
 
     async def _query_vector(self, space: Space, query: SimilarityQuery) -> Vectors:  # -> [D]
         if space == "text":
             return _mean(await self._text_vectors([self._text_ids(query.text, "query")], is_stored=False))
         media = {item.id: item for item in query.media}
-        return _mean(await self._vectors(media, lambda names: self._client.embed([media[name] for name in names])))
+        return _mean(await self._vectors(media, lambda names: self.client.embed([media[name] for name in names])))
 
     async def _example_vectors(self, support_set: SupportSet, space: Space, strategy: Strategy) -> Vectors:
         """Return one vector per example, [N, D]; the work for a large set runs in threads, not in the event loop."""
@@ -180,47 +167,44 @@ class Retrieval:
             keys = [[_text_key(ids)] for ids in texts]
             vectors = await self._text_vectors(texts, is_stored=True)
         else:
-            keys = [_required_media(example, strategy) for example in support_set.examples]
-            vectors = await self._media_vectors(support_set.media)
+            keys = [_compared(example, space, strategy) for example in support_set.examples]
+            vectors = await self.embed_media(support_set.media)
         return await asyncio.to_thread(_means, keys, vectors)
 
     def _example_texts(self, support_set: SupportSet, strategy: Strategy) -> list[list[int]]:
-        texts = [_required_text(example, strategy) for example in support_set.examples]
-        return [self._text_ids(text, "examples.support_set") for text in texts]
-
-    async def _media_vectors(self, media_ids: Sequence[str]) -> dict[str, Vectors]:
-        return await self._vectors(media_ids, self._embed_stored, is_stored=True)
+        texts = [_compared(example, "text", strategy) for example in support_set.examples]
+        return [self._text_ids(text, "examples.support_set") for (text,) in texts]
 
     async def _text_vectors(self, texts: Iterable[list[int]], *, is_stored: bool) -> dict[str, Vectors]:
         ids = {_text_key(text): text for text in texts}
         return await self._vectors(
-            ids, lambda keys: self._client.embed_text([ids[key] for key in keys]), is_stored=is_stored
+            ids, lambda keys: self.client.embed_text([ids[key] for key in keys]), is_stored=is_stored
         )
 
     async def _embed_stored(self, media_ids: Sequence[str]) -> Vectors:
-        media = await asyncio.to_thread(lambda: [self._store.find(name, "examples.support_set") for name in media_ids])
-        return await self._client.embed(media)
+        media = await asyncio.to_thread(lambda: [self.store.find(name, "examples.support_set") for name in media_ids])
+        return await self.client.embed(media)
 
     async def _vectors(
         self, keys: Iterable[str], embed: Callable[[Sequence[str]], Awaitable[Vectors]], *, is_stored: bool = False
     ) -> dict[str, Vectors]:
         """Return vectors by key; new ones are stored if `is_stored`, which a query is not: it may never come again."""
         keys = list(keys)
-        vectors = await self._embeddings.get(keys, self._embedder)
+        vectors = await self.embeddings.get(keys, self._embedder)
         missing = [key for key in keys if key not in vectors]
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
             new = dict(zip(batch, await embed(batch), strict=True))
             if is_stored:
-                await self._embeddings.put(new, self._embedder)
+                await self.embeddings.put(new, self._embedder)
             vectors |= new
         return vectors
 
     def _text_ids(self, text: str, param: str) -> list[int]:
-        ids = self._model.tokenizer.encode_plain(text)
-        if len(ids) > self._model.max_model_len:
+        ids = self.model.tokenizer.encode_plain(text)
+        if len(ids) > self.model.max_model_len:
             raise ContextLengthExceeded(
-                f"a text to compare has {len(ids)} tokens, the model reads at most {self._model.max_model_len}",
+                f"a text to compare has {len(ids)} tokens, the model reads at most {self.model.max_model_len}",
                 param=param,
             )
         return ids
@@ -236,33 +220,29 @@ def check_comparable(support_set: SupportSet, strategy: Strategy, query: Similar
     _check_query(strategy, query)
     for space in SPACES[strategy]:
         for example in support_set.examples:
-            _required_media(example, strategy) if space == "media" else _required_text(example, strategy)
+            _compared(example, space, strategy)
 
 
 def _check_query(strategy: Strategy, query: SimilarityQuery) -> None:
     spaces = SPACES[strategy]
     if "text" in spaces and not query.text:
-        raise InvalidRequest(f"{strategy} compares texts, and the query has neither question nor text", param="query")
+        raise _refusal(strategy, "text", "the query", "query")
     if "media" in spaces and not query.media:
-        raise InvalidRequest(f"{strategy} compares media, and the query has none", param="query")
+        raise _refusal(strategy, "media", "the query", "query")
 
 
-def _required_text(example: Example, strategy: Strategy) -> str:
+def _compared(example: Example, space: Space, strategy: Strategy) -> list[str]:
+    """Return what a space compares: the ids of the example's media, or its text. Raises `InvalidRequest` for neither."""
     text = compared_text(example.question, example.text)
-    if not text:
-        raise InvalidRequest(
-            f"{strategy} compares texts, and the example {example.id!r} has neither question nor text",
-            param="examples.strategy",
-        )
-    return text
+    compared = list(example.media) if space == "media" else [text] if text else []
+    if not compared:
+        raise _refusal(strategy, space, f"the example {example.id!r}", "examples.strategy")
+    return compared
 
 
-def _required_media(example: Example, strategy: Strategy) -> list[str]:
-    if not example.media:
-        raise InvalidRequest(
-            f"{strategy} compares media, and the example {example.id!r} has none", param="examples.strategy"
-        )
-    return list(example.media)
+def _refusal(strategy: Strategy, space: Space, owner: str, param: str) -> InvalidRequest:
+    lack = f"media, and {owner} has none" if space == "media" else f"texts, and {owner} has neither question nor text"
+    return InvalidRequest(f"{strategy} compares {lack}", param=param)
 
 
 def _text_key(ids: list[int]) -> str:

@@ -1,22 +1,22 @@
 """Reads the shots of a request: its own, or examples of a support set that a strategy selects.
 
-Both become a `ShotSelection`, so that later steps treat them alike.
+A strategy picks examples, best first; an order then arranges them. For one version of a set, a seed always gives the
+same shots.
 """
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from server.errors import InvalidRequest, ServerError, SupportSetNotFound
-from server.fewshot.retrieval import Retrieval, SimilarityQuery
-from server.fewshot.selection import SIMILARITY, Selected, SelectionError, Similar, check, select
-from server.fewshot.templates import Shot, Template, placeholders
+from server.fewshot.retrieval import SPACES, Retrieval, Similar, SimilarityQuery
+from server.fewshot.templates import Shot, Template
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
-from server.schemas.fewshot import ExamplesFields, FewShotFields, MediaFields
-from server.schemas.prompt import MediaPart
+from server.schemas.fewshot import ExamplesFields, MediaFields, Order, Strategy
 from server.store.records import Example, SupportSet
 from server.store.support_sets import SupportSets
 
@@ -24,27 +24,31 @@ DEFAULT_K = 4
 # the paper's "zero-shot": two examples without their images
 DEFAULT_K_TEXT_ONLY = 2
 SUPPORT_SET = "examples.support_set"
+# the paper puts the most similar example next to the query
+DEFAULT_ORDER: dict[Strategy, Order] = {
+    "first": "stored",
+    "random": "as_selected",
+    "balanced": "as_selected",
+    **dict.fromkeys(SPACES, "similar_last"),
+}
 # the rest of a path after the short form `image` of a media part, which the client did not write
-_AFTER_SHORT_FORM = re.compile(r"(?<=\.image)\.(image_url\.url|image_id|video_id)$")
+AFTER_SHORT_FORM = re.compile(r"(?<=\.image)\.(image_url\.url|image_id|video_id)$")
+
+
+class SelectionError(ValueError):
+    """A selection that is impossible with these examples; the message is for the user, `field` names the invalid field."""
+
+    def __init__(self, message: str, *, field: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 @dataclass(frozen=True, slots=True)
-class UsedShot:
-    """A shot as the answer reports it; `score` is its similarity to the query, for strategies that compare."""
+class Selected:
+    """A selected example; `score` is None if the strategy does not compare examples with the query."""
 
-    id: str | None
-    label: str
+    example: Example
     score: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShotSelection:
-    """Shots in prompt order, the report of each at the same index of `used`, and their media by digest."""
-
-    used: list[UsedShot] = field(default_factory=list)
-    shots: list[Shot] = field(default_factory=list)
-    media: dict[bytes, EncodedMedia] = field(default_factory=dict)
-    support_set: SupportSet | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,53 +59,51 @@ class ShotSource:
     support_sets: SupportSets
     retrieval: Retrieval
 
-    async def read_media(self, fields: Mapping[str, MediaFields]) -> dict[str, list[EncodedMedia]]:
-        """Return the media of each field by its path. Raises the intake's errors, with the path of the client's field."""
-        parts: dict[str, MediaPart] = {}
-        for param, holder in fields.items():
-            for number, part in enumerate(holder.parts()):
-                parts[f"{param}.image" if holder.image is not None else f"{param}.media[{number}]"] = part
+    async def read_media(self, owners: Mapping[str, MediaFields]) -> dict[str, list[EncodedMedia]]:
+        """Return the media of each owner by its path. Raises the intake's errors, with the path of the client's field."""
+        parts = {param: owner.parts(param) for param, owner in owners.items()}
         try:
-            read = await self.intake.read_all(parts, "shots")
+            read = await self.intake.read_all(
+                {path: part for of in parts.values() for path, part in of.items()}, "shots"
+            )
         except ServerError as error:
-            error.param = _AFTER_SHORT_FORM.sub("", error.param or "shots")
+            error.param = AFTER_SHORT_FORM.sub("", error.param or "shots")
             raise
         for media in read.values():
-            media.param = _AFTER_SHORT_FORM.sub("", media.param)
-        return {param: [media for path, media in read.items() if path.startswith(f"{param}.")] for param in fields}
+            media.param = AFTER_SHORT_FORM.sub("", media.param)
+        return {param: [read[path] for path in of] for param, of in parts.items()}
+
+    async def find(self, examples: ExamplesFields) -> SupportSet:
+        """Return the version of the support set that a request names. Raises `SupportSetNotFound`."""
+        try:
+            return await self.support_sets.get_version(examples.support_set, examples.version)
+        except SupportSetNotFound as error:
+            error.param = SUPPORT_SET
+            raise
 
     async def select(
         self,
-        examples: ExamplesFields,
+        support_set: SupportSet,
+        fields: ExamplesFields,
         template: Template,
         query: SimilarityQuery,
         *,
         is_text_only: bool = False,
         without: Collection[str] = (),
-    ) -> ShotSelection:
-        """Select examples of a support set as shots; `without` has ids of examples that may not become shots.
+    ) -> tuple[list[Shot], dict[bytes, EncodedMedia]]:
+        """Select examples of a support set as shots, and return these with their media by digest.
 
-        Raises `SupportSetNotFound`, and `InvalidRequest` for a selection that the set or the template does not allow.
+        `without`: ids of examples that may not become shots. Raises `InvalidRequest` for a selection that the set or the
+        template does not allow.
         """
-        try:
-            support_set = await self.support_sets.get_version(examples.support_set, examples.version)
-        except SupportSetNotFound as error:
-            error.param = SUPPORT_SET
-            raise
-        selected = await self._select(support_set, examples, query, is_text_only=is_text_only, without=without)
+        selected = await self._select(support_set, fields, query, is_text_only=is_text_only, without=without)
         media_ids: dict[str, None] = {}
         if not is_text_only:
-            for shot in selected:
-                example = shot.example
+            for example in (item.example for item in selected):
                 check_media(bool(example.media), SUPPORT_SET, template, f"the example {example.id!r}")
                 media_ids.update(dict.fromkeys(example.media))
         media = {item.id: item for item in await self.intake.find_all(media_ids, SUPPORT_SET)}
-        return ShotSelection(
-            used=[UsedShot(shot.example.id, shot.example.label, shot.score) for shot in selected],
-            shots=[_shot(shot.example, media) for shot in selected],
-            media={item.digest: item for item in media.values()},
-            support_set=support_set,
-        )
+        return [_shot(item, media) for item in selected], {item.digest: item for item in media.values()}
 
     async def _select(
         self,
@@ -111,80 +113,112 @@ class ShotSource:
         *,
         is_text_only: bool,
         without: Collection[str],
-    ) -> list[Selected[Example]]:
+    ) -> list[Selected]:
         """Return the selected examples in prompt order."""
         examples = support_set.examples
         excluded = {index for index, example in enumerate(examples) if example.id in without}
         num_selectable = len(examples) - len(excluded)
         default = min(DEFAULT_K_TEXT_ONLY if is_text_only else DEFAULT_K, num_selectable)
         k = default if fields.k is None else fields.k
+        strategy, order = fields.strategy, fields.order
         similar: list[Similar] = []
         try:
-            check(fields.strategy, num_selectable, k, fields.order)
-            if fields.strategy in SIMILARITY and k:
-                num_ranked = k + len(excluded)
-                similar = await self.retrieval.most_similar(support_set, fields.strategy, query, num_ranked)
-            return select(
-                fields.strategy,
-                examples,
-                k,
-                seed=fields.seed,
-                order=fields.order,
-                similar=similar,
-                without=excluded,
-            )
+            check_selection(strategy, num_selectable, k, order)
+            if strategy in SPACES and k:
+                similar = await self.retrieval.most_similar(support_set, strategy, query, k + len(excluded))
+            return select(strategy, examples, k, seed=fields.seed, order=order, similar=similar, without=excluded)
         except SelectionError as error:
             raise InvalidRequest(str(error), param=f"examples.{error.field}") from None
 
 
-def check_request_shots(fields: FewShotFields, template: Template) -> None:
-    """Check the request's own shots before any media is read. Raises `InvalidRequest`."""
-    for number, shot in enumerate(fields.shots):
-        param = f"shots[{number}]"
-        if not fields.zero_shot:
-            check_media(bool(shot.parts()), param, template)
-        if shot.question and "question" not in placeholders(template.shot):
-            raise InvalidRequest(f"the template {template.name!r} has no {{question}}", param=f"{param}.question")
-
-
-def request_shots(fields: FewShotFields, media: Mapping[str, list[EncodedMedia]]) -> ShotSelection:
-    """Return the request's own shots; `media` has those of each by its path in the request."""
-    return ShotSelection(
-        used=[UsedShot(shot.id, shot.label) for shot in fields.shots],
-        shots=[
-            Shot(
-                media=tuple(item.digest for item in media.get(f"shots[{number}]", ())),
-                text=shot.text,
-                question=shot.question,
-                label=shot.label,
-            )
-            for number, shot in enumerate(fields.shots)
-        ],
-        media={item.digest: item for items in media.values() for item in items},
-    )
-
-
-def media_fields(fields: FewShotFields) -> dict[str, MediaFields]:
-    """Return the fields whose media are read, by their path in the request."""
-    shots = {} if fields.zero_shot else {f"shots[{number}]": shot for number, shot in enumerate(fields.shots)}
-    return {**shots, "query": fields.query}
-
-
-def check_media(has_media: bool, param: str, template: Template, owner: str = "") -> None:
+def check_media(has_media: bool, param: str, template: Template, owner: str) -> None:
     """Check for media where the template has them: a text without media of its own would read another's."""
-    if template.has_media and not has_media:
-        message = f"the template {template.name!r} has {{media}}, but {owner or param} has none"
-        raise InvalidRequest(message, param=param)
-    if not template.has_media and has_media:
-        message = f"the template {template.name!r} has no {{media}}, but {owner or param} has media"
-        raise InvalidRequest(message, param=param)
+    if template.has_media != has_media:
+        fault = f"has no {{media}}, but {owner} has media" if has_media else f"has {{media}}, but {owner} has none"
+        raise InvalidRequest(f"the template {template.name!r} {fault}", param=param)
 
 
-def _shot(example: Example, media: Mapping[str, EncodedMedia]) -> Shot:
+def select(
+    strategy: Strategy,
+    examples: Sequence[Example],
+    k: int,
+    *,
+    seed: int = 0,
+    order: Order | None = None,
+    similar: Sequence[Similar] = (),
+    without: Collection[int] = (),
+) -> list[Selected]:
+    """Return `k` examples in prompt order. `similar`: for strategies that compare, the most similar, best first.
+
+    `without`: indices of examples that may not be selected. The next examples of the draw replace them, so that leaving
+    one out does not change the others. Raises `SelectionError`.
+    """
+    check_selection(strategy, len(examples) - len(without), k, order)
+    num_picked = k + len(without)
+    scores = {item.index: item.score for item in similar[:num_picked]} if strategy in SPACES else {}
+    picked = list(scores) if strategy in SPACES else _picked(strategy, examples, num_picked, random.Random(seed))
+    kept = [index for index in picked if index not in without][:k]
+    ordered = _ordered(kept, order or DEFAULT_ORDER[strategy], seed)
+    return [Selected(examples[index], scores.get(index)) for index in ordered]
+
+
+def check_selection(strategy: Strategy, num_examples: int, k: int, order: Order | None) -> None:
+    """Check a selection before any example is compared. Raises `SelectionError`."""
+    if k > num_examples:
+        raise SelectionError(f"k is {k}, only {num_examples} examples can be selected", field="k")
+    if order == "similar_last" and strategy not in SPACES:
+        raise SelectionError(
+            f"similar_last needs a strategy that compares examples, {strategy} compares none", field="order"
+        )
+
+
+def _ordered(indices: list[int], order: Order, seed: int) -> list[int]:
+    match order:
+        case "as_selected":
+            return indices
+        case "similar_last":
+            return indices[::-1]
+        case "stored":
+            return sorted(indices)
+        case "shuffled":
+            # independent of the random numbers that picked
+            return random.Random(f"order {seed}").sample(indices, len(indices))
+
+
+def _picked(strategy: Strategy, examples: Sequence[Example], k: int, rng: random.Random) -> list[int]:
+    if strategy == "balanced":
+        return _balanced(examples, k, rng)
+    indices = range(len(examples))
+    # a larger `k` begins with the draw of a smaller one
+    return (rng.sample(indices, len(indices)) if strategy == "random" else list(indices))[:k]
+
+
+def _balanced(examples: Sequence[Example], k: int, rng: random.Random) -> list[int]:
+    """Draw in rounds of one example per label, so that the counts of labels differ by at most one."""
+    by_label: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        if not example.label:
+            raise SelectionError(f"balanced needs a label for each example, {example.id!r} has none", field="strategy")
+        by_label.setdefault(example.label, []).append(index)
+    for indices in by_label.values():
+        rng.shuffle(indices)
+    picked: list[int] = []
+    while len(picked) < k:
+        labels = [label for label, indices in by_label.items() if indices]
+        rng.shuffle(labels)
+        picked += [by_label[label].pop() for label in labels[: k - len(picked)]]
+    return picked
+
+
+def _shot(selected: Selected, media: Mapping[str, EncodedMedia]) -> Shot:
     """Return the example as a shot, with those of its media that were read."""
+    example = selected.example
     return Shot(
         media=tuple(media[media_id].digest for media_id in example.media if media_id in media),
         text=example.text,
         question=example.question,
         label=example.label,
+        id=example.id,
+        score=selected.score,
+        param=SUPPORT_SET,
     )

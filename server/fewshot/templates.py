@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
@@ -16,6 +16,8 @@ from model.prompt import EndOfChunk, Media, Segment, Text
 from server.prompt import join_texts
 
 PLACEHOLDERS = ("media", "text", "question", "answer", "label")
+# the last of these in a shot is its answer
+ANSWERS = ("answer", "label", "text")
 # ends an answer of a model without an end-of-chunk token
 LINE_END = "\n"
 
@@ -23,10 +25,7 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class TemplateError(ValueError):
-    """An invalid template, or shots that it cannot write; the message is for the user.
-
-    `shot` is the index of the shot at fault, None if the fault is the query's or the template's.
-    """
+    """An invalid template, or shots that it cannot write; `shot` is the index of the shot at fault, if one is."""
 
     def __init__(self, message: str, *, shot: int | None = None) -> None:
         super().__init__(message)
@@ -35,21 +34,19 @@ class TemplateError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shot:
-    """A worked example. `text` or `label` may be empty: the other is then the answer."""
+    """An example as it appears in a prompt; the query is a shot without an answer.
+
+    `text` or `label` may be empty: the other is then the answer. `score` is the similarity to the query, for strategies
+    that compare, and `param` the path in the request, for error messages.
+    """
 
     media: tuple[bytes, ...] = ()
     text: str = ""
     question: str = ""
     label: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Query:
-    """The question to answer: the last media, and the text about them."""
-
-    media: tuple[bytes, ...] = ()
-    text: str = ""
-    question: str = ""
+    id: str | None = None
+    score: float | None = None
+    param: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,22 +65,17 @@ class Template:
     def __post_init__(self) -> None:
         for field, text in (("shot", self.shot), ("query", self.query)):
             _check_placeholders(field, text)
-        if self._target is None:
+        answers = [name for name in _PLACEHOLDER.findall(self.shot) if name in ANSWERS]
+        if not answers:
             raise TemplateError("shot: {answer}, {label} or {text} is required for the answer")
-        if self.query and self.answer in placeholders(self.query):
-            raise TemplateError(f"query: {{{self.answer}}} is the answer, which a query does not have")
-        if ("media" in placeholders(self.beginning)) != self.has_media:
+        if self.query and answers[-1] in self.query_fields:
+            raise TemplateError(f"query: {{{answers[-1]}}} is the answer, which a query does not have")
+        if ("media" in self.query_fields) != self.has_media:
             raise TemplateError(
                 "query: {media} must come before the answer in both the shot and the query, or in neither"
             )
-        if not placeholders(self.beginning) <= {"media", "text", "question"}:
+        if not self.query_fields <= {"media", "text", "question"}:
             raise TemplateError("query: only {media}, {text} and {question} are allowed")
-
-    @cached_property
-    def answer(self) -> str:
-        """The placeholder of the answer: the shot's last."""
-        assert self._target is not None
-        return self._target.group(1)
 
     @cached_property
     def beginning(self) -> str:
@@ -97,65 +89,55 @@ class Template:
         return before[len(before.rstrip()) :] if beginning == beginning.rstrip() else ""
 
     @cached_property
-    def has_media(self) -> bool:
-        return "media" in placeholders(self.shot)
+    def shot_fields(self) -> frozenset[str]:
+        """The placeholders of a shot."""
+        return frozenset(_PLACEHOLDER.findall(self.shot))
 
-    def render(self, shots: Sequence[Shot], query: Query) -> list[Segment]:
+    @cached_property
+    def query_fields(self) -> frozenset[str]:
+        """The placeholders of a query."""
+        return frozenset(_PLACEHOLDER.findall(self.beginning))
+
+    @cached_property
+    def has_media(self) -> bool:
+        return "media" in self.shot_fields
+
+    def render(self, shots: Sequence[Shot], query: Shot) -> list[Segment]:
         """Return the segments of the whole prompt. Shots may lack media: the paper's text-only examples.
 
         Raises `TemplateError` for any other placeholder without a value.
         """
+        end = [Text(self.end) if self.end else EndOfChunk(), Text(self.separator)]
         segments: list[Segment] = []
         for number, shot in enumerate(shots):
-            segments += self._filled(self.shot, self._values(shot), shot.media, number)
-            segments += [Text(self.end) if self.end else EndOfChunk(), Text(self.separator)]
-        values = {"text": query.text, "question": query.question}
-        segments += self._filled(self.beginning, values, query.media, None)
-        return join_texts(segments)
+            segments += [*self._filled(self.shot, shot, number), *end]
+        return join_texts([*segments, *self._filled(self.beginning, query, None)])
 
-    def continuation(self, answer: str) -> str:
-        """Return an answer as it would follow the query, without the end."""
-        return self.lead + answer
-
-    def _values(self, shot: Shot) -> dict[str, str]:
+    def _filled(self, template: str, shot: Shot, number: int | None) -> Iterator[Segment]:
         # a text with a placeholder of its own is not the answer
-        label = shot.label or ("" if "text" in placeholders(self.shot) else shot.text)
-        return {"text": shot.text, "question": shot.question, "answer": shot.text or shot.label, "label": label}
-
-    def _filled(
-        self, template: str, values: Mapping[str, str], media: Sequence[bytes], shot: int | None
-    ) -> Iterator[Segment]:
-        for number, piece in enumerate(_PLACEHOLDER.split(template)):
-            if number % 2 == 0:
+        label = shot.label or ("" if "text" in self.shot_fields else shot.text)
+        values = {"text": shot.text, "question": shot.question, "answer": shot.text or shot.label, "label": label}
+        for index, piece in enumerate(_PLACEHOLDER.split(template)):
+            if index % 2 == 0:
                 yield Text(piece)
             elif piece == "media":
-                yield from map(Media, media)
+                yield from map(Media, shot.media)
             elif values[piece]:
                 yield Text(values[piece])
             else:
-                owner = "the query" if shot is None else f"shot {shot}"
-                raise TemplateError(f"the template {self.name!r} has {{{piece}}}, but {owner} has none", shot=shot)
+                owner = "the query" if number is None else f"shot {number}"
+                raise TemplateError(f"the template {self.name!r} has {{{piece}}}, but {owner} has none", shot=number)
 
     @property
     def _before_answer(self) -> str:
-        assert self._target is not None
-        return self.shot[: self._target.start()]
-
-    @property
-    def _target(self) -> re.Match[str] | None:
-        answers = [match for match in _PLACEHOLDER.finditer(self.shot) if match.group(1) in ("answer", "label", "text")]
-        return answers[-1] if answers else None
-
-
-def placeholders(template: str) -> set[str]:
-    return set(_PLACEHOLDER.findall(template))
+        return self.shot[: max(self.shot.rfind(f"{{{name}}}") for name in ANSWERS)]
 
 
 def _check_placeholders(field: str, template: str) -> None:
-    if unknown := sorted(placeholders(template) - set(PLACEHOLDERS)):
+    counts = Counter(_PLACEHOLDER.findall(template))
+    if unknown := sorted(counts.keys() - set(PLACEHOLDERS)):
         known = " ".join(f"{{{name}}}" for name in PLACEHOLDERS)
         raise TemplateError(f"{field}: unknown placeholder {{{unknown[0]}}}, known are {known}")
-    counts = Counter(_PLACEHOLDER.findall(template))
     if repeated := next((name for name, count in counts.items() if count > 1), None):
         # otherwise a short template could repeat a long text many times
         raise TemplateError(f"{field}: {{{repeated}}} may occur only once")

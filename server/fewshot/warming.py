@@ -11,11 +11,11 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from model.prompt import EncodedPrompt, Media, encode
 from server.engine_client.client import Client
@@ -63,10 +63,9 @@ class WarmTarget:
     with_texts: bool = False
 
     def covers(self, other: WarmTarget) -> bool:
-        has_texts = self.with_texts or not other.with_texts
-        if other.prefix is None or self.prefix is None:
-            return has_texts and other.prefix is None
-        return has_texts and self.prefix.encoded == other.prefix.encoded
+        if other.with_texts and not self.with_texts:
+            return False
+        return other.prefix is None or (self.prefix is not None and self.prefix.encoded == other.prefix.encoded)
 
 
 MEDIA_ONLY = WarmTarget()
@@ -104,16 +103,11 @@ class Warming:
 
     def num_by_status(self, versions: Iterable[tuple[str, int]]) -> dict[str, int]:
         """Return the number of these versions, pairs of set id and version, for each status."""
-        counts: dict[str, int] = {"pending": 0, "warming": 0, "ready": 0, "failed": 0}
-        for set_id, version in versions:
-            counts[self.warmth(set_id, version).status] += 1
-        return counts
+        counts = Counter(self.warmth(set_id, version).status for set_id, version in versions)
+        return {status: counts[status] for status in get_args(Status)}
 
     async def warm(self, support_set: SupportSet, target: WarmTarget = MEDIA_ONLY, *, wait: bool = False) -> Warmth:
-        """Start warming, unless a running task covers the target; with `wait`, return when it has ended.
-
-        Raises `EngineNotReady`. Other errors end in `Warmth.error`.
-        """
+        """Start warming, unless a running task covers the target, and `wait` for its end. Raises only `EngineNotReady`."""
         if self._client.state != "ready":
             raise EngineNotReady(f"the model is not ready: the engine is {self._client.state}")
         entry = self._entries.get((support_set.id, support_set.version))
@@ -136,14 +130,12 @@ class Warming:
         entry.task = asyncio.create_task(self._run(entry, support_set, previous))
         self._tasks.add(entry.task)
         entry.task.add_done_callback(self._tasks.discard)
-        self._remember((support_set.id, support_set.version), entry)
-        return entry
-
-    def _remember(self, key: tuple[str, int], entry: _Entry) -> None:
+        key = (support_set.id, support_set.version)
         self._entries[key] = entry
         self._entries.move_to_end(key)
         if len(self._entries) > MAX_REMEMBERED:
             self._entries.popitem(last=False)
+        return entry
 
     async def _run(self, entry: _Entry, support_set: SupportSet, previous: asyncio.Task[None] | None) -> None:
         """Warm a version; `previous` warms less of the same version, and most is cached when it has ended."""
@@ -153,8 +145,8 @@ class Warming:
         try:
             await self._warm_media(entry, support_set.media)
             if entry.target.with_texts:
-                num_texts = await self._retrieval.embed_texts(support_set)
-                entry.warmth = replace(entry.warmth, texts_embedded=num_texts)
+                vectors = await self._retrieval.embed_texts(support_set)
+                entry.warmth = replace(entry.warmth, texts_embedded=len(vectors))
             if prefix is not None:
                 await self._compute(entry, prefix.encoded, prefix.media)
                 entry.warmth = replace(entry.warmth, prompt_tokens=len(prefix.encoded.token_ids))
@@ -172,17 +164,14 @@ class Warming:
         """
         for start in range(0, len(media_ids), MAX_CONCURRENT):
             batch = media_ids[start : start + MAX_CONCURRENT]
-            media = await asyncio.to_thread(self._find, batch)
+            media = await asyncio.to_thread(lambda names: [self._store.find(name) for name in names], batch)
             prompts = [encode([Media(item.digest)], self._model.tokenizer) for item in media]
             work = [self._compute(entry, prompt, {m.digest: m}) for prompt, m in zip(prompts, media, strict=True)]
             results = await asyncio.gather(*work, return_exceptions=True)
             if errors := [result for result in results if isinstance(result, BaseException)]:
                 raise errors[0]
-            num_embedded = entry.warmth.media_embedded + await self._retrieval.embed_media(batch)
+            num_embedded = entry.warmth.media_embedded + len(await self._retrieval.embed_media(batch))
             entry.warmth = replace(entry.warmth, media_embedded=num_embedded)
-
-    def _find(self, media_ids: Sequence[str]) -> list[EncodedMedia]:
-        return [self._store.find(media_id) for media_id in media_ids]
 
     async def _compute(self, entry: _Entry, prompt: EncodedPrompt, media: Mapping[bytes, EncodedMedia]) -> None:
         """Have the worker compute a prompt, so that its caches hold it."""

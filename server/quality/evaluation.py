@@ -1,7 +1,8 @@
-"""The arithmetic of leave-one-out evaluation of a support set: its cells, their results, and the recommended setting.
+"""Leave-one-out evaluation of a support set: the plan of its cells, their results, and the recommended setting.
 
 A cell is a strategy, a number of shots and a seed. In a cell each example is the query once, and its shots are selected
-from the other examples, as for a request. This estimates the accuracy of a set without any other labelled data.
+from the other examples, as for a request. This estimates the accuracy of a set without any other labelled data. A plan is
+checked and stored when it is requested, and executed later by an evaluation runner.
 """
 
 from __future__ import annotations
@@ -9,16 +10,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby, product
+from itertools import product
 from random import Random
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from server.errors import InvalidRequest
+from server.fewshot.classification import Candidate, read_candidates
+from server.fewshot.prompting import find_template
+from server.fewshot.shots import SelectionError, check_selection
+from server.fewshot.templates import Template
 from server.quality.measures import Predictions, standard_error, wilson
-from server.schemas.fewshot import Order, Strategy
+from server.schemas.fewshot import Order, Strategy, WeighingFields
+from server.schemas.support_sets import EvaluateRequest
+from server.served_model import ServedModel
+from server.store.records import Example, SupportSet
 
+MAX_CELLS = 256
+DEFAULT_K = (0, 1, 2, 4, 8, 16)
 # strategies that draw shots at random
 SEEDED: frozenset[Strategy] = frozenset({"random", "balanced"})
 
@@ -30,12 +41,21 @@ class Cell:
     seed: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The work of an evaluation; `queries` has the ids of the examples that are left out in turn."""
+
+    template: Any
+    order: Order | None
+    candidates: list[Candidate]
+    weighing: dict[str, Any]
+    cells: list[Cell]
+    queries: list[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of a query: the index of the true label, the probability of each label, and the costs.
-
-    `seconds` is None unless the query was timed.
-    """
+    """The result of a query: the true label's index, each label's probability, the costs, and the time if it was taken."""
 
     truth: int
     probabilities: list[float]
@@ -44,6 +64,60 @@ class Outcome:
     media: int
     media_encoded: int
     seconds: float | None = None
+
+
+def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedModel, max_media: int) -> Plan:
+    """Return the plan of a request. Raises `InvalidRequest` for an evaluation that is impossible with these examples."""
+    examples = support_set.examples
+    template = find_template(fields.template, model)
+    cells = _cells(fields, len(examples) - 1, template, max_media)
+    indices = stratified([answer_of(example) for example in examples], fields.max_queries, fields.seed)
+    candidates = read_candidates(fields.candidates or dict.fromkeys(map(answer_of, examples)))
+    _check_answers(examples, {candidate.label for candidate in candidates})
+    return Plan(
+        template=fields.template if isinstance(fields.template, str) else fields.template.model_dump(),
+        order=fields.order,
+        candidates=candidates,
+        weighing=fields.model_dump(include=set(WeighingFields.model_fields)),
+        cells=cells,
+        queries=[examples[index].id for index in indices],
+    )
+
+
+def answer_of(example: Example) -> str:
+    """Return the correct answer of an example: its label or, without one, its text."""
+    return example.label or example.text
+
+
+def _cells(fields: EvaluateRequest, num_selectable: int, template: Template, max_media: int) -> list[Cell]:
+    if num_selectable < 1:
+        raise InvalidRequest("an evaluation needs a support set with at least two examples", param="k")
+    max_k = min(num_selectable, max_media - 1) if template.has_media else num_selectable
+    ks = fields.k or [k for k in DEFAULT_K if k <= max_k]
+    strategies = fields.strategies or (["random", "rices_image"] if template.has_media else ["random"])
+    is_shuffled = fields.order == "shuffled" or fields.permutations > 1
+    cells = grid(ks, strategies, fields.seeds, is_shuffled=is_shuffled)
+    if len(cells) > MAX_CELLS:
+        message = f"{len(cells)} cells of k, strategy and seed, the limit is {MAX_CELLS}"
+        raise InvalidRequest(message, param="k")
+    try:
+        for cell in cells:
+            if cell.k:
+                check_selection(cell.strategy, num_selectable, cell.k, fields.order)
+    except SelectionError as error:
+        raise InvalidRequest(f"{error} (one example is left out)", param=error.field) from None
+    return cells
+
+
+def _check_answers(examples: Sequence[Example], labels: set[str]) -> None:
+    for example in examples:
+        answer = answer_of(example)
+        if not answer:
+            message = f"the example {example.id!r} has neither a label nor a text, so it has no correct answer"
+            raise InvalidRequest(message, param="candidates")
+        if answer not in labels:
+            message = f"the answer {answer[:80]!r} of the example {example.id!r} is not a candidate"
+            raise InvalidRequest(message, param="candidates")
 
 
 def grid(ks: Sequence[int], strategies: Sequence[Strategy], seeds: Sequence[int], *, is_shuffled: bool) -> list[Cell]:
@@ -104,20 +178,16 @@ def _latency(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def summarise(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row per strategy and k that has a finished cell: the means over seeds.
-
-    The number of answers for the interval is that of the queries, since all seeds run the same queries.
-    """
-    finished = [cell for cell in cells if cell["status"] == "completed"]
-    by_setting = sorted(finished, key=_setting)
-    return [_row(list(group)) for _, group in groupby(by_setting, key=_setting)]
-
-
-def _setting(cell: dict[str, Any]) -> tuple[int, str]:
-    return cell["k"], cell["strategy"]
+    """Return a row per strategy and k that has a finished cell: the means over seeds."""
+    by_setting: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for cell in cells:
+        if cell["status"] == "completed":
+            by_setting.setdefault((cell["k"], cell["strategy"]), []).append(cell)
+    return [_row(by_setting[setting]) for setting in sorted(by_setting)]
 
 
 def _row(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    # the interval is for as many answers as there are queries, since all seeds run the same
     first, accuracies = cells[0], [cell["accuracy"] for cell in cells]
     accuracy, total = fmean(accuracies), first["queries"]
     best = max(cells, key=lambda cell: cell["accuracy"])
@@ -159,15 +229,9 @@ def recommend(
     best = max(rows, key=lambda row: (row["accuracy"], -row["k"]))
     candidates = [row for row in rows if row["accuracy"] >= best["accuracy"] - best["standard_error"]]
     chosen = min(candidates, key=lambda row: (row["k"], -row["accuracy"], row["prompt_tokens"]))
-    examples = {
-        "support_set": support_set,
-        "version": version,
-        "k": chosen["k"],
-        "strategy": chosen["strategy"],
-        "seed": chosen["best_seed"],
-    }
+    setting = {"k": chosen["k"], "strategy": chosen["strategy"], "seed": chosen["best_seed"]}
     return {
-        "examples": examples if order is None else {**examples, "order": order},
+        "examples": {"support_set": support_set, "version": version, **setting, **({"order": order} if order else {})},
         "accuracy": chosen["accuracy"],
         "accuracy_interval": chosen["accuracy_interval"],
         "reason": " ".join(_reason(chosen, best, always)),

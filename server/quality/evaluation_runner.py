@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,13 +24,11 @@ from server.fewshot.classification import classify, run_concurrently
 from server.fewshot.prompting import assemble, find_template
 from server.fewshot.retrieval import SPACES
 from server.fewshot.shots import ShotSource
-from server.fewshot.templates import placeholders
 from server.metrics import Metrics
-from server.quality.evaluation import Cell, Outcome, cell_result, failed_cell
+from server.quality.evaluation import Cell, Outcome, Plan, answer_of, cell_result, failed_cell
 from server.quality.evaluation_store import Evaluation, Evaluations
-from server.quality.plan import Plan, answer_of
 from server.request_record import RequestRecord
-from server.schemas.fewshot import ExamplesFields, FewShotFields, QueryFields, TemplateFields
+from server.schemas.fewshot import ExamplesFields, FewShotFields, QueryFields, TemplateFields, WeighingFields
 from server.schemas.prompt import stored_media_part
 from server.served_model import ServedModel
 from server.store.records import Example
@@ -63,11 +61,10 @@ class LeaveOneOut:
         record.priority = BACKGROUND_PRIORITY
         fields = self._fields(evaluation, plan, cell, query)
         assembled = await assemble(fields, self.model, self.shots, without=[query.id])
-        weighing = replace(plan.weighing, seed=cell.seed)
+        weighing = WeighingFields(**{**plan.weighing, "seed": cell.seed})
         result = await classify(assembled, plan.candidates, weighing, record, self.model, self.client)
-        labels = [candidate.label for candidate in plan.candidates]
         return Outcome(
-            truth=labels.index(answer_of(query)),
+            truth=[candidate.label for candidate in plan.candidates].index(answer_of(query)),
             probabilities=[candidate.probability for candidate in result.candidates],
             prompt_tokens=record.prompt_tokens,
             cached_tokens=record.cached_tokens,
@@ -92,8 +89,8 @@ class LeaveOneOut:
 
     def _fields(self, evaluation: Evaluation, plan: Plan, cell: Cell, query: Example) -> FewShotFields:
         choice = plan.template if isinstance(plan.template, str) else TemplateFields(**plan.template)
-        template = find_template(choice, self.model.config)
-        fields = placeholders(template.beginning)
+        template = find_template(choice, self.model)
+        fields = template.query_fields
         compares_text = "text" in SPACES.get(cell.strategy, ())
         return FewShotFields(
             examples=ExamplesFields(
@@ -147,7 +144,11 @@ class EvaluationRunner:
                     await self._evaluations.added.wait()
 
     async def _run(self, evaluation: Evaluation) -> None:
-        running = _RunningEvaluation(evaluation, self._evaluations, self._leave_one_out, self._num_lanes, self._holder)
+        plan = msgspec.convert(evaluation.plan["settled"], Plan)
+        num_done = len(evaluation.cells) * len(plan.queries)
+        running = _RunningEvaluation(
+            evaluation, plan, self._evaluations, self._leave_one_out, self._num_lanes, self._holder, num_done
+        )
         work = asyncio.create_task(running.work())
         renewal = asyncio.create_task(running.renew())
         try:
@@ -167,42 +168,35 @@ async def _cancel(*tasks: asyncio.Task[None]) -> None:
         await asyncio.wait(pending, timeout=CANCEL_SECONDS)
 
 
+@dataclass(slots=True)
 class _RunningEvaluation:
     """A running evaluation that is leased to `holder`."""
 
-    def __init__(
-        self,
-        evaluation: Evaluation,
-        evaluations: Evaluations,
-        leave_one_out: LeaveOneOut,
-        num_lanes: int,
-        holder: str,
-    ) -> None:
-        self._evaluation = evaluation
-        self._evaluations = evaluations
-        self._leave_one_out = leave_one_out
-        self._num_lanes = num_lanes
-        self._holder = holder
-        self._plan = msgspec.convert(evaluation.plan["settled"], Plan)
-        self._queries_done = len(evaluation.cells) * len(self._plan.queries)
+    evaluation: Evaluation
+    plan: Plan
+    evaluations: Evaluations
+    leave_one_out: LeaveOneOut
+    num_lanes: int
+    holder: str
+    queries_done: int
 
     async def renew(self) -> None:
         """Renew the lease until the evaluation is cancelled, deleted, or claimed by another holder."""
-        while await self._evaluations.renew(self._evaluation.id, self._holder, self._queries_done):
+        while await self.evaluations.renew(self.evaluation.id, self.holder, self.queries_done):
             await asyncio.sleep(RENEW_SECONDS)
 
     async def work(self) -> None:
-        evaluations, evaluation_id = self._evaluations, self._evaluation.id
+        evaluations, evaluation_id, cells = self.evaluations, self.evaluation.id, self.evaluation.cells
         try:
-            queries = await self._leave_one_out.queries(self._evaluation, self._plan)
-            for index, cell in enumerate(self._plan.cells):
-                if index in self._evaluation.cells:
+            queries = await self.leave_one_out.queries(self.evaluation, self.plan)
+            for index, cell in enumerate(self.plan.cells):
+                if index in cells:
                     continue
                 result = await self._run_cell(cell, queries)
-                self._queries_done = (index + 1) * len(queries)
-                if not await evaluations.finish_cell(evaluation_id, self._holder, index, result, self._queries_done):
+                self.queries_done = (index + 1) * len(queries)
+                if not await evaluations.finish_cell(evaluation_id, self.holder, index, result, self.queries_done):
                     return
-            await evaluations.finish(evaluation_id, self._holder, "completed")
+            await evaluations.finish(evaluation_id, self.holder, "completed")
         except Unavailable:
             raise  # the evaluation will be claimed again
         except ServerError as error:
@@ -213,30 +207,30 @@ class _RunningEvaluation:
 
     async def _fail(self, error: ServerError) -> None:
         report = {"code": error.code, "message": error.message}
-        await self._evaluations.finish(self._evaluation.id, self._holder, "failed", report)
+        await self.evaluations.finish(self.evaluation.id, self.holder, "failed", report)
 
     async def _run_cell(self, cell: Cell, queries: Sequence[Example]) -> dict[str, Any]:
         """Run most queries concurrently, and the last ones one after the other to measure latency."""
         timed = queries[-MAX_TIMED:]
         untimed, outcomes = iter(queries[: -len(timed)]), list[Outcome]()
         try:
-            await run_concurrently([self._run_lane(cell, untimed, outcomes) for _ in range(self._num_lanes)])
-            await _when_available(partial(self._leave_one_out.warm, timed))
+            await run_concurrently([self._run_lane(cell, untimed, outcomes) for _ in range(self.num_lanes)])
+            await _when_available(partial(self.leave_one_out.warm, timed))
             await self._run_lane(cell, iter(timed), outcomes, is_timed=True)
         except Unavailable:
             raise
         except ServerError as error:
             return failed_cell(cell, error.code, error.message)
-        return cell_result(cell, outcomes, [candidate.label for candidate in self._plan.candidates])
+        return cell_result(cell, outcomes, [candidate.label for candidate in self.plan.candidates])
 
     async def _run_lane(
         self, cell: Cell, queries: Iterator[Example], outcomes: list[Outcome], *, is_timed: bool = False
     ) -> None:
         """Answer queries one after the other; concurrent lanes share the iterator."""
         for query in queries:
-            answer = partial(self._leave_one_out.answer, self._evaluation, self._plan, cell, query, is_timed)
+            answer = partial(self.leave_one_out.answer, self.evaluation, self.plan, cell, query, is_timed)
             outcomes.append(await _when_available(answer))
-            self._queries_done += 1
+            self.queries_done += 1
 
 
 async def _when_available(work: Callable[[], Awaitable[Result]]) -> Result:

@@ -27,10 +27,7 @@ UNFINISHED: tuple[Status, ...] = ("queued", "running")
 
 
 class EvaluationRow(Base):
-    """An evaluation, which outlives its support set.
-
-    `plan` holds the request and everything that was derived from it on arrival. Times are in Unix seconds.
-    """
+    """An evaluation, which outlives its support set; `plan` is the request and what was derived from it on arrival."""
 
     __tablename__ = "evaluations"
 
@@ -88,10 +85,9 @@ class Evaluations:
         """Queue an evaluation. Raises `Overloaded` if too many are unfinished."""
 
         def add(session: Session, now: float) -> Evaluation:
-            num_unfinished = session.scalar(
-                select(func.count()).select_from(EvaluationRow).where(EvaluationRow.status.in_(UNFINISHED))
-            )
-            if num_unfinished is not None and num_unfinished >= MAX_UNFINISHED:
+            count = select(func.count()).select_from(EvaluationRow).where(EvaluationRow.status.in_(UNFINISHED))
+            num_unfinished = session.scalar(count) or 0
+            if num_unfinished >= MAX_UNFINISHED:
                 raise Overloaded(f"{num_unfinished} evaluations are unfinished, the limit is {MAX_UNFINISHED}")
             row = EvaluationRow(
                 id=new_id(ID_PREFIX),
@@ -177,20 +173,14 @@ class Evaluations:
         self, evaluation_id: str, holder: str, status: Status, error: Mapping[str, Any] | None = None
     ) -> None:
         """End an evaluation, unless this holder no longer has the lease."""
-
-        def end(session: Session, now: float) -> None:
-            _change(session, evaluation_id, holder, status=status, finished_at=now, error=error, held_until=0.0)
-
-        await self._database.write(end)
+        end: dict[str, Any] = {"status": status, "error": error, "held_until": 0.0}
+        await self._database.write(lambda session, now: _change(session, evaluation_id, holder, finished_at=now, **end))
 
     async def release(self, holder: str) -> None:
         """End the leases of this holder: another server, or this one after a restart, may resume at once."""
         is_held = (EvaluationRow.holder == holder, EvaluationRow.status == "running")
-
-        def end(session: Session, now: float) -> None:
-            session.execute(update(EvaluationRow).where(*is_held).values(held_until=0))
-
-        await self._database.write(end)
+        end = update(EvaluationRow).where(*is_held).values(held_until=0)
+        await self._database.write(lambda session, now: session.execute(end))
 
 
 def _find(session: Session, evaluation_id: str, *, lock: bool = False) -> EvaluationRow:

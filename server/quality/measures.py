@@ -24,10 +24,7 @@ MAX_SURPRISE = 100.0
 
 
 def wilson(num_correct: float, total: int) -> tuple[float, float]:
-    """Return the 95% interval of a proportion (Wilson's score interval).
-
-    `num_correct` may be a mean over repetitions on the same `total` queries.
-    """
+    """Return Wilson's 95% interval of a proportion; `num_correct` may be a mean over repetitions of the same queries."""
     share, square = num_correct / total, Z * Z
     centre = (share + square / (2 * total)) / (1 + square / total)
     half = Z / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total * total))

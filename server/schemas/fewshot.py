@@ -8,7 +8,6 @@ from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, model_vali
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from server.fewshot.scoring import Calibration, ContentFree, Normalisation, Weighing
 from server.media.source import kind_of
 from server.schemas.base import PrioritizedRequest, Schema, TimedRequest, tag_of, with_example
 from server.schemas.generation import CompletionFields
@@ -29,6 +28,10 @@ MAX_TEMPLATE = 16384
 Comparing = Literal["rices_image", "rices_text", "mixed"]
 Strategy = Literal["first", "random", "balanced", Comparing]
 Order = Literal["as_selected", "similar_last", "stored", "shuffled"]
+Normalisation = Literal["sum", "mean"]
+Calibration = Literal["none", "contextual"]
+# the media of a content-free query
+ContentFree = Literal["grey", "no_media", "both"]
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -53,14 +56,13 @@ class MediaFields(Schema):
             raise ValueError("give either image or media")
         return self
 
-    def parts(self) -> list[MediaPart]:
-        return list(self.media) if self.image is None else [_part(self.image)]
-
-
-def _part(image: str) -> MediaPart:
-    if kind_of(image) is not None:
-        return stored_media_part(image)
-    return ImageUrlPart(type="image_url", image_url=MediaUrl(url=image))
+    def parts(self, param: str) -> dict[str, MediaPart]:
+        """Return the parts by their path in the request, in which these fields are `param`."""
+        if self.image is None:
+            return {f"{param}.media[{number}]": part for number, part in enumerate(self.media)}
+        if kind_of(self.image) is not None:
+            return {f"{param}.image": stored_media_part(self.image)}
+        return {f"{param}.image": ImageUrlPart(type="image_url", image_url=MediaUrl(url=self.image))}
 
 
 class ShotFields(MediaFields):
@@ -179,7 +181,7 @@ CandidateField = Annotated[
 
 
 class WeighingFields(Schema):
-    """Options that turn the scores of candidates into probabilities."""
+    """Options that turn the scores of candidates into probabilities; `permutations` counts the original order too."""
 
     normalisation: Normalisation = Field("sum", description="Of the log-probabilities of a candidate's tokens.")
     calibration: Calibration = Field(
@@ -188,15 +190,6 @@ class WeighingFields(Schema):
     content_free: ContentFree = Field("grey", description="The media of the query without content.")
     permutations: int = Field(1, ge=1, le=MAX_PERMUTATIONS, description="Orders of the shots to average over.")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Draws the orders.")
-
-    def weighing(self) -> Weighing:
-        return Weighing(
-            normalisation=self.normalisation,
-            calibration=self.calibration,
-            content_free=self.content_free,
-            permutations=self.permutations,
-            seed=self.seed,
-        )
 
 
 class ClassifyRequest(FewShotFields, WeighingFields, PrioritizedRequest):

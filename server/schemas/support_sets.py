@@ -81,7 +81,7 @@ class ExampleFields(ShotFields):
 
     @model_validator(mode="after")
     def _shows_something(self) -> ExampleFields:
-        if not (self.parts() or self.text or self.label):
+        if not (self.image or self.media or self.text or self.label):
             raise ValueError("an example needs media, a text or a label")
         return self
 

@@ -13,7 +13,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from server.store.database import Database, chunked
-from server.store.tables import EmbeddingRow
+from server.store.records import EmbeddingRow
 
 # older vectors are computed again: their weights or texts may no longer be in use
 RETENTION_SECONDS = 30 * 24 * 3600.0
@@ -49,11 +49,11 @@ class EmbeddingStore:
 
     async def sweep(self) -> None:
         """Delete vectors that are older than `RETENTION_SECONDS`."""
-
-        def delete_old(session: Session, now: float) -> None:
-            session.execute(delete(EmbeddingRow).where(EmbeddingRow.created_at < now - RETENTION_SECONDS))
-
-        await self._database.write(delete_old)
+        await self._database.write(
+            lambda session, now: session.execute(
+                delete(EmbeddingRow).where(EmbeddingRow.created_at < now - RETENTION_SECONDS)
+            )
+        )
 
 
 def _vectors(session: Session, keys: Sequence[str], model: str) -> dict[str, Vector]:

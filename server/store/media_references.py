@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from sqlalchemy import delete, exists, func, insert, select, update
 from sqlalchemy.orm import Session
@@ -21,7 +21,7 @@ from server.media.pool import DecodePool
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore, not_found
 from server.store.database import Database, Result, Transaction, chunked
-from server.store.tables import EmbeddingRow, ExampleMediaRow, LeaseRow, MediaRow
+from server.store.records import EmbeddingRow, ExampleMediaRow, LeaseRow, MediaRow
 
 # far longer than storing the media of one request takes
 LEASE_SECONDS = 900.0
@@ -30,18 +30,11 @@ MAX_LEASES = 3
 MEDIA_PER_SWEEP = 16
 # decoded concurrently: the first that is invalid saves decoding the rest
 DECODE_BATCH = 16
+IS_REFERRED_TO = exists().where(ExampleMediaRow.media_id == MediaRow.media_id)
 
 
 class LeaseLost(Exception):
     """A lease expired before its media were referred to, so they may have been deleted: lease and store them again."""
-
-
-@dataclass(frozen=True, slots=True)
-class MediaInfo:
-    """The results of decoding a media item: width and height of its first frame, and the number of frames."""
-
-    size: tuple[int, int] | None = None
-    num_frames: int | None = None
 
 
 class MediaReferences:
@@ -53,10 +46,7 @@ class MediaReferences:
         self._decoder = decoder
 
     async def write(self, media: Mapping[str, EncodedMedia], transaction: Transaction[Result]) -> Result:
-        """Store `media`, by id, and run `transaction`, which may refer to them.
-
-        Raises `InvalidMedia`, `MediaNotFound` and `Unavailable`.
-        """
+        """Store `media`, by id, and run `transaction` with them. Raises `InvalidMedia`, `MediaNotFound`, `Unavailable`."""
         infos = await self._decode(media)
         for _ in range(MAX_LEASES):
             holder = await self._lease(media)
@@ -102,7 +92,7 @@ class MediaReferences:
             select(MediaRow.media_id)
             .where(
                 ~MediaRow.is_uploaded,
-                ~exists().where(ExampleMediaRow.media_id == MediaRow.media_id),
+                ~IS_REFERRED_TO,
                 ~exists().where(LeaseRow.media_id == MediaRow.media_id, LeaseRow.expires_at > now),
             )
             .order_by(MediaRow.media_id)
@@ -116,21 +106,19 @@ class MediaReferences:
                 self._store.delete(media_id)
         return len(media_ids)
 
-    async def _decode(self, media: Mapping[str, EncodedMedia]) -> dict[str, MediaInfo]:
-        """Decode the media that have never been decoded. Raises `InvalidMedia`."""
+    async def _decode(self, media: Mapping[str, EncodedMedia]) -> dict[str, dict[str, Any]]:
+        """Decode the media that have never been decoded, and return what the store keeps of each. Raises `InvalidMedia`."""
         if self._decoder is None:
             return {}
-        new = await asyncio.to_thread(self._undecoded, media)
-        infos: dict[str, MediaInfo] = {}
+        is_decoded, sent = self._store.is_decoded, [item for item in media.values() if item.is_in_memory]
+        new = await asyncio.to_thread(lambda: [item for item in sent if not is_decoded(item.id)])
+        infos: dict[str, dict[str, Any]] = {}
         for start in range(0, len(new), DECODE_BATCH):
             batch = new[start : start + DECODE_BATCH]
             decoded = await asyncio.gather(*map(self._decoder.decode, batch))
             for item, frames in zip(batch, decoded, strict=True):
-                infos[item.id] = MediaInfo(frames.size, frames.shape[0])
+                infos[item.id] = {"size": frames.size, "num_frames": frames.shape[0]}
         return infos
-
-    def _undecoded(self, media: Mapping[str, EncodedMedia]) -> list[EncodedMedia]:
-        return [item for media_id, item in media.items() if item.is_in_memory and not self._store.is_decoded(media_id)]
 
     async def _lease(self, media: Mapping[str, EncodedMedia]) -> str:
         """Lease the media, so that they are not swept, and return the holder of the leases. Raises `MediaNotFound`."""
@@ -147,12 +135,11 @@ class MediaReferences:
         }
         return sizes, {media_id for media_id in media if self._store.exists(media_id)}
 
-    def _put(self, media: Mapping[str, EncodedMedia], infos: Mapping[str, MediaInfo]) -> None:
+    def _put(self, media: Mapping[str, EncodedMedia], infos: Mapping[str, dict[str, Any]]) -> None:
         """Store the bytes. Raises `MediaNotFound` for a stored media item that has been deleted in the meantime."""
         for media_id, item in media.items():
             if item.is_in_memory:
-                info = infos.get(media_id, MediaInfo())
-                self._store.put(item.data, item.kind, size=info.size, num_frames=info.num_frames)
+                self._store.put(item.data, item.kind, **infos.get(media_id, {}))
             elif not self._store.exists(media_id):
                 raise not_found(media_id, item.param)
 
@@ -160,14 +147,12 @@ class MediaReferences:
 def is_used(session: Session, media_id: str, now: float) -> bool:
     """Return whether an example of any version refers to it, or a request in progress is about to."""
     is_leased = exists().where(LeaseRow.media_id == media_id, LeaseRow.expires_at > now)
-    is_referred_to = exists().where(ExampleMediaRow.media_id == media_id)
-    return bool(session.scalar(select(is_referred_to | is_leased)))
+    return bool(session.scalar(select(exists().where(ExampleMediaRow.media_id == media_id) | is_leased)))
 
 
 def total_bytes(session: Session) -> int:
     """Return the number of bytes of all media that support sets refer to."""
-    is_referred_to = exists().where(ExampleMediaRow.media_id == MediaRow.media_id)
-    return session.scalar(select(func.coalesce(func.sum(MediaRow.num_bytes), 0)).where(is_referred_to)) or 0
+    return session.scalar(select(func.coalesce(func.sum(MediaRow.num_bytes), 0)).where(IS_REFERRED_TO)) or 0
 
 
 def _commit(transaction: Transaction[Result], holder: str, num_media: int, session: Session, now: float) -> Result:

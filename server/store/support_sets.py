@@ -1,7 +1,8 @@
 """Named, versioned sets of worked examples, in the database and the media store until they expire or are deleted.
 
 Every change of examples creates a version, and earlier versions stay as they were. Media are stored before the
-database refers to them, so an acknowledged version is complete.
+database refers to them, so an acknowledged version is complete. A request that is repeated with its `Idempotency-Key` is
+answered like the first one, and changes nothing: the answer is stored in the transaction that does the work.
 """
 
 from __future__ import annotations
@@ -10,22 +11,41 @@ import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import msgspec
+from sqlalchemy import ColumnElement, Row, delete
 from sqlalchemy.orm import Session
 
-from server.store import idempotency, media_references, versions
+from server.errors import IdempotencyConflict
+from server.store import media_references, versions
 from server.store.database import Database, Transaction, new_id
-from server.store.idempotency import IdempotencyKey
 from server.store.media_references import MediaReferences
-from server.store.records import Example, NewExample, SupportSet, SupportSetInfo, Totals, VersionInfo
-from server.store.tables import SupportSetRow
+from server.store.records import (
+    Example,
+    IdempotencyRow,
+    NewExample,
+    SupportSet,
+    SupportSetInfo,
+    SupportSetRow,
+    Totals,
+)
 
 ID_PREFIX = "ss_"
+# of an answer to a request with an `Idempotency-Key`
+RETENTION_SECONDS = 24 * 3600.0
 # the examples of recently read versions, in memory: versions never change
 MAX_CACHED_EXAMPLES = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """The `Idempotency-Key` of a request; `digest` is that of the request's body."""
+
+    key: str
+    digest: str
 
 
 class SupportSets:
@@ -55,8 +75,8 @@ class SupportSets:
         """Return the sets that were created after the one with the id `after`, oldest first."""
         return await self._database.read(lambda session, now: versions.page(session, after, limit, now))
 
-    async def versions(self, id_or_name: str, after: int, limit: int) -> list[VersionInfo]:
-        """Return the versions after `after`, in order. Raises `SupportSetNotFound`."""
+    async def versions(self, id_or_name: str, after: int, limit: int) -> Sequence[Row[int, float, int, int, int, int]]:
+        """Return the versions after `after`, in order, as rows of columns. Raises `SupportSetNotFound`."""
         return await self._database.read(
             lambda session, now: versions.history(session, versions.find(session, id_or_name, now), after, limit)
         )
@@ -86,6 +106,8 @@ class SupportSets:
         set_id = new_id(ID_PREFIX)
 
         def create(session: Session, now: float) -> SupportSetInfo:
+            if name is not None:
+                versions.check_name(session, name, now)
             row = SupportSetRow(
                 id=set_id,
                 name=name,
@@ -95,7 +117,8 @@ class SupportSets:
                 is_pinned=is_pinned,
                 metadata_=dict(metadata or {}),
             )
-            versions.add_set(session, row, now)
+            session.add(row)
+            session.flush()
             return self._put(session, row, now, examples)
 
         return await self._store(examples, create, "", idempotency_key)
@@ -123,26 +146,17 @@ class SupportSets:
     async def remove_examples(
         self, id_or_name: str, ids: Sequence[str], *, expected_version: int | None = None
     ) -> SupportSetInfo:
-        """Create the next version, without these examples.
-
-        Raises `SupportSetNotFound`, `ExampleNotFound` and `VersionConflict`.
-        """
+        """Create the next version, without these examples. Raises `ExampleNotFound`, and what `delete` raises."""
         return await self._change(id_or_name, expected_version, partial(versions.remove_examples, ids=ids))
 
     async def update(
         self, id_or_name: str, changes: Mapping[str, Any], *, expected_version: int | None = None
     ) -> SupportSetInfo:
-        """Change any of name, expires_at, is_pinned and metadata, which creates no version.
-
-        Raises `SupportSetNotFound`, `NameTaken` and `VersionConflict`.
-        """
+        """Change name, expires_at, is_pinned or metadata in place. Raises `NameTaken`, and what `delete` raises."""
         return await self._change(id_or_name, expected_version, partial(versions.update_set, changes=changes))
 
     async def delete(self, id_or_name: str, *, expected_version: int | None = None) -> str:
-        """Delete a set and return its id. The next sweep deletes its media.
-
-        Raises `SupportSetNotFound` and `VersionConflict`.
-        """
+        """Delete a set and return its id; a sweep deletes its media. Raises `SupportSetNotFound` and `VersionConflict`."""
 
         def delete(session: Session, now: float) -> str:
             row = versions.find(session, id_or_name, now, lock=True, expected_version=expected_version)
@@ -156,7 +170,7 @@ class SupportSets:
     async def sweep(self) -> None:
         """Delete expired sets, old answers to requests with an `Idempotency-Key`, and media of deleted sets."""
         await self._database.write(versions.delete_expired)
-        await self._database.write(idempotency.delete_old)
+        await self._database.write(_delete_old_answers)
         await self._media.sweep()
 
     async def _change(
@@ -178,12 +192,15 @@ class SupportSets:
         scope: str,
         key: IdempotencyKey | None,
     ) -> SupportSetInfo:
-        """Store the media of the examples, and run the change that refers to them. A repeated request stores nothing."""
+        """Store the media of the examples, and run the change that refers to them. A repeated request stores nothing.
+
+        A key counts within a scope: the id of the set that the request changes, or "" if it creates one.
+        """
         if key is not None:
-            answer = await self._database.read(lambda session, now: idempotency.find(session, scope, key, now))
+            answer = await self._database.read(lambda session, now: _first_answer(session, scope, key, now))
             if answer is not None:
                 return answer
-            change = idempotency.once(change, scope, key)
+            change = partial(_once, change, scope, key)
         media = {media.id: media for example in examples for media in example.media}
         info = await self._media.write(media, change)
         self.changed.set()
@@ -201,11 +218,35 @@ class SupportSets:
             examples = self._cache.get(key)
         if examples is None:
             examples = versions.examples(session, row.id, number)
-            self._add_to_cache(key, examples)
+            with self._cache_lock:
+                self._cache[key] = examples
+                while sum(map(len, self._cache.values())) > MAX_CACHED_EXAMPLES:
+                    self._cache.popitem(last=False)
         return SupportSet(id=row.id, name=row.name, version=number, examples=examples)
 
-    def _add_to_cache(self, key: tuple[str, int], examples: tuple[Example, ...]) -> None:
-        with self._cache_lock:
-            self._cache[key] = examples
-            while sum(map(len, self._cache.values())) > MAX_CACHED_EXAMPLES:
-                self._cache.popitem(last=False)
+
+def _first_answer(session: Session, scope: str, key: IdempotencyKey, now: float) -> SupportSetInfo | None:
+    """Return the answer to the first request with this key. Raises `IdempotencyConflict` if it was another request."""
+    row = session.get(IdempotencyRow, (scope, key.key))
+    if row is None or row.created_at < now - RETENTION_SECONDS:
+        return None
+    if row.request_digest != key.digest:
+        raise IdempotencyConflict("this Idempotency-Key was sent with a different request")
+    return msgspec.convert(row.answer, SupportSetInfo)
+
+
+def _once(
+    change: Transaction[SupportSetInfo], scope: str, key: IdempotencyKey, session: Session, now: float
+) -> SupportSetInfo:
+    """Run `change` unless the key has an answer. The insert conflicts, as it must, with a concurrent first request."""
+    if (first := _first_answer(session, scope, key, now)) is not None:
+        return first
+    info = change(session, now)
+    _delete_old_answers(session, now, IdempotencyRow.scope == scope, IdempotencyRow.key == key.key)
+    answer = msgspec.to_builtins(info)
+    session.add(IdempotencyRow(scope=scope, key=key.key, request_digest=key.digest, answer=answer, created_at=now))
+    return info
+
+
+def _delete_old_answers(session: Session, now: float, *conditions: ColumnElement[bool]) -> None:
+    session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < now - RETENTION_SECONDS, *conditions))

@@ -9,22 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-from sqlalchemy import ColumnElement, ColumnExpressionArgument, delete, func, insert, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, ColumnExpressionArgument, Row, Select, delete, func, insert, or_, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from server.errors import ExampleNotFound, NameTaken, SupportSetNotFound, TooManyExamples, VersionConflict
 from server.store.database import chunked
-from server.store.records import Example, NewExample, SupportSetInfo, VersionInfo
-from server.store.tables import ExampleMediaRow, ExampleRow, MediaRow, SupportSetRow, VersionRow
-
-
-def add_set(session: Session, row: SupportSetRow, now: float) -> None:
-    """Add an empty set. Raises `NameTaken`."""
-    if row.name is not None:
-        _check_name(session, row.name, now)
-    session.add(row)
-    session.flush()
+from server.store.records import (
+    Example,
+    ExampleMediaRow,
+    ExampleRow,
+    MediaRow,
+    NewExample,
+    SupportSetInfo,
+    SupportSetRow,
+    VersionRow,
+)
 
 
 def find(
@@ -65,9 +64,8 @@ def delete_expired(session: Session, now: float) -> None:
 
 def update_set(session: Session, row: SupportSetRow, now: float, changes: Mapping[str, Any]) -> None:
     """Change any of name, expires_at, is_pinned and metadata. Raises `NameTaken`."""
-    name = changes.get("name")
-    if name is not None and name != row.name:
-        _check_name(session, name, now)
+    if changes.get("name") not in (None, row.name):
+        check_name(session, changes["name"], now)
     for field, value in changes.items():
         setattr(row, "metadata_" if field == "metadata" else field, value)
     row.updated_at = now
@@ -77,10 +75,7 @@ def update_set(session: Session, row: SupportSetRow, now: float, changes: Mappin
 def put_examples(
     session: Session, row: SupportSetRow, now: float, examples: Sequence[NewExample], max_examples: int
 ) -> None:
-    """Begin the next version with these examples. Raises `TooManyExamples`.
-
-    An example whose id exists is replaced at its position, others are appended.
-    """
+    """Begin the next version: examples whose ids exist are replaced, others appended. Raises `TooManyExamples`."""
     replaced = _positions(session, row, {example.id for example in examples})
     num_added = len(examples) - len(replaced)
     num_examples = _num_examples(session, row) + num_added
@@ -114,56 +109,48 @@ def check_version(row: SupportSetRow, version: int | None) -> int:
 
 def examples(session: Session, set_id: str, version: int) -> tuple[Example, ...]:
     """Return the examples of a version, in order."""
-    in_version = _in_version(set_id, version)
     media: dict[int, list[str]] = {}
-    references = select(ExampleMediaRow.row_id, ExampleMediaRow.media_id).join(
-        ExampleRow, ExampleRow.row_id == ExampleMediaRow.row_id
-    )
-    in_order = references.where(*in_version).order_by(ExampleMediaRow.row_id, ExampleMediaRow.position)
-    for row_id, media_id in session.execute(in_order):
+    references = _references(set_id, version, ExampleMediaRow.row_id, ExampleMediaRow.media_id)
+    for row_id, media_id in session.execute(references.order_by(ExampleMediaRow.row_id, ExampleMediaRow.position)):
         media.setdefault(row_id, []).append(media_id)
-    rows = session.scalars(select(ExampleRow).where(*in_version).order_by(ExampleRow.position))
+    rows = session.scalars(select(ExampleRow).where(*_in_version(set_id, version)).order_by(ExampleRow.position))
     return tuple(
         Example(row.example_id, tuple(media.get(row.row_id, ())), row.text, row.label, row.question, row.metadata_)
         for row in rows
     )
 
 
-def history(session: Session, row: SupportSetRow, after: int, limit: int) -> list[VersionInfo]:
-    """Return the versions after `after`, in order."""
-    query = select(VersionRow).where(VersionRow.set_id == row.id, VersionRow.version > after)
-    rows = session.scalars(query.order_by(VersionRow.version).limit(limit))
-    return [msgspec.convert(version, VersionInfo, from_attributes=True) for version in rows]
+def history(
+    session: Session, row: SupportSetRow, after: int, limit: int
+) -> Sequence[Row[int, float, int, int, int, int]]:
+    """Return the versions after `after`, in order, as the columns that clients see."""
+    counts = (VersionRow.num_examples, VersionRow.num_added, VersionRow.num_replaced, VersionRow.num_removed)
+    query = select(VersionRow.version, VersionRow.created_at, *counts).where(VersionRow.set_id == row.id)
+    return session.execute(query.where(VersionRow.version > after).order_by(VersionRow.version).limit(limit)).all()
 
 
 def info(session: Session, row: SupportSetRow, version: int | None = None) -> SupportSetInfo:
     """Return the record of a version, by default the latest. Raises `SupportSetNotFound`."""
     version = check_version(row, version)
-    media_ids = (
-        select(ExampleMediaRow.media_id)
-        .join(ExampleRow, ExampleRow.row_id == ExampleMediaRow.row_id)
-        .where(*_in_version(row.id, version))
-    )
-    num_bytes = func.coalesce(func.sum(MediaRow.num_bytes), 0)
-    media = session.execute(select(func.count(), num_bytes).where(MediaRow.media_id.in_(media_ids))).one()
+    is_shown = MediaRow.media_id.in_(_references(row.id, version, ExampleMediaRow.media_id))
+    num_media, num_bytes = session.execute(
+        select(func.count(), func.coalesce(func.sum(MediaRow.num_bytes), 0)).where(is_shown)
+    ).one()
+    in_version = select(ExampleRow.label, func.count()).where(*_in_version(row.id, version), ExampleRow.label != "")
+    labels = session.execute(in_version.group_by(ExampleRow.label).order_by(func.min(ExampleRow.position)))
     return SupportSetInfo(
-        id=row.id,
-        name=row.name,
+        **{name: getattr(row, name) for name in ("id", "name", "created_at", "updated_at", "expires_at", "is_pinned")},
         version=version,
         latest_version=row.version,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        expires_at=row.expires_at,
-        is_pinned=row.is_pinned,
         metadata=row.metadata_,
         num_examples=session.get_one(VersionRow, (row.id, version)).num_examples,
-        num_media=media[0],
-        num_bytes=int(media[1]),
-        label_counts=_label_counts(session, row.id, version),
+        num_media=num_media,
+        num_bytes=int(num_bytes),
+        label_counts=dict(labels.all()),  # a result has keys, but is no mapping
     )
 
 
-def _check_name(session: Session, name: str, now: float) -> None:
+def check_name(session: Session, name: str, now: float) -> None:
     """Raise `NameTaken` unless the name is free. A set that has expired loses it."""
     session.execute(delete(SupportSetRow).where(SupportSetRow.name == name, SupportSetRow.expires_at <= now))
     if session.scalar(select(SupportSetRow.id).where(SupportSetRow.name == name)) is not None:
@@ -179,10 +166,10 @@ def _in_version(set_id: str, version: int) -> tuple[ColumnElement[bool], ...]:
     return ExampleRow.set_id == set_id, ExampleRow.first_version <= version, ends_later
 
 
-def _label_counts(session: Session, set_id: str, version: int) -> dict[str, int]:
-    counts = select(ExampleRow.label, func.count()).where(*_in_version(set_id, version), ExampleRow.label != "")
-    rows = session.execute(counts.group_by(ExampleRow.label).order_by(func.min(ExampleRow.position)))
-    return dict(rows.all())  # a result has keys, but is no mapping
+def _references(set_id: str, version: int, *columns: InstrumentedAttribute[Any]) -> Select[Any]:
+    """Select columns of the references to the media of a version."""
+    references = select(*columns).join(ExampleRow, ExampleRow.row_id == ExampleMediaRow.row_id)
+    return references.where(*_in_version(set_id, version))
 
 
 def _num_examples(session: Session, row: SupportSetRow) -> int:

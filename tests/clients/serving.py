@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from model.checkpoint.native import save_folder
+from model.folder import save_folder
 from server.app import create_app
 from server.engine_client.client import EngineClient
 from server.media.pool import DecodePool

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from model.checkpoint.native import save_folder
+from model.folder import save_folder
 from model.zoo.default import prepare
 from tests.server.conftest import png
 from tests.server.test_main import ROOT, Server, running

@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from model.prompt import EndOfChunk, Media, Text
-from server.fewshot.selection import DEFAULT_ORDER
-from server.fewshot.templates import OPENFLAMINGO, PAPER, Query, Shot
+from server.fewshot.shots import DEFAULT_ORDER
+from server.fewshot.templates import OPENFLAMINGO, PAPER, Shot
 from server.schemas.base import read
 from server.schemas.fewshot import (
     ExamplesFields,
@@ -91,7 +91,7 @@ def test_the_worked_example_is_a_valid_request_and_gives_the_documented_prompt()
     (template,) = [template for template in PAPER if template.name == fields.template]
     texts = re.findall(r"Output: (.*?)<\|endofchunk\|>", prompt)
     assert len(texts) == fields.examples.k
-    segments = template.render([Shot(media=(b"",), text=text) for text in texts], Query(media=(b"",)))
+    segments = template.render([Shot(media=(b"",), text=text) for text in texts], Shot(media=(b"",)))
     markers = {Media: "<image>", EndOfChunk: "<|endofchunk|>"}
     written = [segment.text if isinstance(segment, Text) else markers[type(segment)] for segment in segments]
     assert "".join(written) == prompt

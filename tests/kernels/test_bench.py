@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels.backend import load_launches
 from kernels.bench.__main__ import main
 from kernels.bench.contenders import as_rows
 from kernels.bench.measure import Report, Row, Stopwatch, Timing
 from kernels.bench.sizes import OF_3B, OF_9B
 from kernels.bench.variants import VARIANTS
-from kernels.configs import load
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_all_stages_run_and_the_table_is_printed_last(tmp_path: Path, capsys: py
     }
     assert {row["value"] for row in rows if "bits of a row" in row["case"]} == {1.0}
     assert written["about"]["sizes"] == "toy"
-    load(tmp_path / "launches.json")  # no kernel ran, so no row is faster
+    load_launches(tmp_path / "launches.json")  # no kernel ran, so no row is faster
     last = capsys.readouterr().out.rstrip().splitlines()[-1]
     assert "all but a new image cached" in last
 

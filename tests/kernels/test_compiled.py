@@ -12,14 +12,19 @@ from kernels import compiled as compiled_module
 from kernels import paged_attention_cpu
 from kernels.backend import select, use_compiled
 from kernels.compiled import compiled, load, store
-from kernels.decode_attention import decode_attention, decode_attention_reference
-from kernels.greedy_argmax import greedy_argmax, greedy_argmax_reference
-from kernels.kv_store import kv_store, kv_store_reference
-from kernels.norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from kernels.paged_attention import paged_attention, paged_attention_reference, plan_step
-from kernels.paged_attention_cpu import DecodeRows, GatherPlan
-from kernels.rotary import rotary_angles, rotate_, rotate_reference
-from kernels.swiglu import swiglu, swiglu_reference
+from kernels.paged_attention_cpu import DecodeRows, GatherPlan, decode_attention, decode_attention_reference
+from kernels.rows import (
+    add_rms_norm,
+    add_rms_norm_reference,
+    greedy_argmax,
+    greedy_argmax_reference,
+    rms_norm,
+    rms_norm_reference,
+    swiglu,
+    swiglu_reference,
+)
+from kernels.self_attention import kv_store, kv_store_reference, rotary_angles, rotate_, rotate_reference
 
 DTYPES = [torch.float32, torch.bfloat16]
 # relative to the norm of the result; a bfloat16 has 8 bits

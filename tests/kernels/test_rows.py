@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from kernels.backend import select
-from kernels.gated_residual import gated_residual
-from kernels.norm import layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
 from kernels.resampler_attention import resampler_attention, resampler_attention_reference
+from kernels.rows import gated_residual, layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
 
 
 @pytest.fixture(autouse=True)

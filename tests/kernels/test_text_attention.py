@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from kernels.backend import select
-from kernels.causal_attention import causal_attention, causal_attention_reference
-from kernels.kv_store import kv_store
 from kernels.paged_attention import paged_attention, paged_attention_reference
 from kernels.paged_attention_cpu import DecodePlan, gather_plan
+from kernels.self_attention import causal_attention, causal_attention_reference, kv_store
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 6, 2, 16, 4
 

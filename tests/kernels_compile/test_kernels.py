@@ -13,13 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import configs
-from kernels.gated_residual import gated_residual
-from kernels.kv_store import kv_store
+from kernels import backend
 from kernels.media_attention import media_attention
-from kernels.norm import layer_norm, rms_norm
 from kernels.paged_attention import paged_attention
 from kernels.resampler_attention import resampler_attention
+from kernels.rows import gated_residual, layer_norm, rms_norm
+from kernels.self_attention import kv_store
 
 KIB = 1024
 SHARED_LIMIT = {"sm_80": 163 * KIB, "sm_90": 227 * KIB, "sm_100": 227 * KIB, "gfx942": 64 * KIB}
@@ -160,7 +159,7 @@ def test_tiles_of_16_and_of_32_rows_sum_in_one_order_and_those_of_64_do_not(
     """A row's bits are then the same in every batch, and the launch table needs no larger tile for media."""
     layouts = []
     for block in (16, 32, 64):
-        monkeypatch.setitem(configs.DEFAULTS, "media", replace(configs.DEFAULTS["media"], block=block))
+        monkeypatch.setitem(backend.DEFAULTS, "media", replace(backend.DEFAULTS["media"], block=block))
         [kernel] = compile_for(target, lambda: media(8, 64))
         layouts.append(kernel.layouts)
     assert layouts[0] == layouts[1] != layouts[2]

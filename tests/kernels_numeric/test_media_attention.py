@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import media_attention as module
-from kernels.media_attention import media_attention, media_attention_reference, media_tiles, quantise_pages
+from kernels import media_attention_gpu as module
+from kernels.media_attention import media_attention, media_attention_reference, quantise_pages
+from kernels.media_attention_gpu import media_tiles
 from kernels.tiles import tile_records
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

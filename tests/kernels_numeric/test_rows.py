@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.gated_residual import gated_residual, gated_residual_reference
-from kernels.kv_store import kv_store, kv_store_reference
-from kernels.norm import layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
+from kernels.rows import (
+    gated_residual,
+    gated_residual_reference,
+    layer_norm,
+    layer_norm_reference,
+    rms_norm,
+    rms_norm_reference,
+)
+from kernels.self_attention import kv_store, kv_store_reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 Check = Callable[..., None]

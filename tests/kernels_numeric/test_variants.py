@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kernels.backend import BackendError
 from kernels.bench.variants import early_loads, multiply_add
-from kernels.media_attention import media_attention_reference, media_tiles
+from kernels.media_attention import media_attention_reference
+from kernels.media_attention_gpu import media_tiles
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 INTERPRETED = {"early_loads": early_loads, "multiply_add": multiply_add}

@@ -9,10 +9,9 @@ from typing import Literal
 import pytest
 import torch
 
-from model.checkpoint.native import load_folder, save_folder
-from model.checkpoint.tensor_files import CheckpointError
 from model.config import ConfigError, FlamingoConfig
 from model.flamingo import Flamingo
+from model.folder import CheckpointError, load_folder, save_folder
 from model.reference import encode, log_probs
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import media_runs
+from kernels import media_attention
 from model.batch import NO_CACHE, Batch, MediaPages, whole_sequences
 from model.flamingo import Flamingo
 from model.reference import encode, generate, log_probs
@@ -130,8 +130,8 @@ def test_a_layer_that_needs_media_skips_tokens_without_media(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_forward_plans_its_media_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(CONFIGS[family])
-    runs_of = Mock(wraps=media_runs._runs)
-    monkeypatch.setattr(media_runs, "_runs", runs_of)
+    runs_of = Mock(wraps=media_attention._runs)
+    monkeypatch.setattr(media_attention, "_runs", runs_of)
     model(whole_sequences([TOKENS], [INDEX]), NO_CACHE, encode(model, pixels(1, 2)))
     runs_of.assert_called_once_with(INDEX)
 

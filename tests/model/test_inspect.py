@@ -10,11 +10,9 @@ from torch import Tensor
 
 from model.batch import NO_CACHE, whole_sequences
 from model.config import FlamingoConfig, ResamplerConfig
-from model.flamingo import Flamingo
-from model.gated_cross_attention import GatedCrossAttention
+from model.flamingo import Flamingo, GatedCrossAttention
 from model.inspect import media_weights, openness, patch_grid, patch_shares, rollout
-from model.resampler import PerceiverResampler, ResamplerLayer
-from model.resampler_ablations import TransformerLayer, TransformerResampler
+from model.resampler import PerceiverResampler, ResamplerLayer, TransformerLayer, TransformerResampler
 from tests.tiny_models import CONFIGS, FAMILIES, RESAMPLER, VISION, Family, tiny_model
 
 TOKENS = [257, 3, 4, 257, 5, 6, 7]

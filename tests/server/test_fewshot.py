@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint.native import save_folder
+from model.folder import save_folder
 from model.media import MediaLimits, load_image, resize
 from model.vision import normalise
 from tests.server.conftest import data_url, image_part, png

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from model import reference
-from model.checkpoint.native import save_folder
+from model.folder import save_folder
 from model.media import MediaLimits, load_image, resize
 from model.prompt import EndOfChunk, Media, Text, encode
 from model.vision import normalise

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from model.checkpoint.native import save_folder
+from model.folder import save_folder
 from tests.server.conftest import data_url, png
 from tests.server.test_main import CONFIG, Server, running, until
 from tests.tiny_models import byte_tokenizer, tiny_model

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.checkpoint.native import save_folder
+from model.folder import save_folder
 from server.media.source import encoded
 from server.media.store import MediaStore
 from tests.server.test_main import CONFIG, Server, running

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from model import reference
-from model.checkpoint.native import save_folder
 from model.flamingo import Flamingo
+from model.folder import save_folder
 from model.media import resize
 from model.prompt import EndOfChunk, Media, Segment, Text, encode
 from model.vision import normalise

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint.native import load_folder
+from model.folder import load_folder
 from tests.training.toy import losses, make_run, make_trainer
 from training.bridge import trained_parameters
 from training.config import TrainConfig

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.checkpoint.native import load_folder
 from model.config import VisionConfig
+from model.folder import load_folder
 from tests.tiny_models import byte_tokenizer, tiny_model
 from tests.training.toy import CONFIG, losses, make_run, make_trainer
 from training.bridge import freeze, frozen_digest, is_bridge, trained_parameters

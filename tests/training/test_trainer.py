@@ -10,8 +10,8 @@ from typing import Literal
 import pytest
 import torch
 
-from model.checkpoint.native import load_folder
 from model.config import ConfigError
+from model.folder import load_folder
 from tests.tiny_models import byte_tokenizer
 from tests.training.toy import losses, make_run, make_trainer
 from training.distributed import World

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from model.checkpoint.native import save_folder
 from model.config import FlamingoConfig
+from model.folder import save_folder
 from tests.tiny_models import CONFIGS, byte_tokenizer, prompt_tokenizer, tiny_model
 from training.config import OptimConfig, SetConfig, TrainConfig
 from training.data.make import write_shards

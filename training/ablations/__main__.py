@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint.native import load_folder
-from model.checkpoint.tensor_files import CheckpointError
 from model.config import ConfigError
+from model.folder import CheckpointError, load_folder
 from model.tokenizer import PromptTokenizer
 from model.zoo.default import DefaultModelError, prepare
 from training.ablations.ablation import BASE, Ablation, ablation_names, read_ablation

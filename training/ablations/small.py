@@ -16,9 +16,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch.nn import functional as F
 
 from model.batch import NO_CACHE, MediaPages, whole_sequences
-from model.checkpoint.native import load_folder, save_folder
 from model.config import FlamingoConfig, VisionConfig
 from model.flamingo import Flamingo
+from model.folder import load_folder, save_folder
 from model.tokenizer import PromptTokenizer
 from model.zoo.bridge import start_bridge
 from model.zoo.config import DEFAULT

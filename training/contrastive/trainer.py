@@ -1,6 +1,6 @@
 """A contrastive run adds up the gradients of every set, clips each tower by its own rule and updates once per step.
 
-It resumes exactly, and at its end exports the image tower's encoder as a folder for `model.checkpoint.vision_folder`.
+It resumes exactly, and at its end exports the image tower's encoder as a folder for `model.folder`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from timm.utils.agc import adaptive_clip_grad
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from model.checkpoint.vision_folder import save_vision_folder
+from model.folder import save_vision_folder
 from training.checkpoint import MAX_CHECKPOINTS
 from training.contrastive.config import ContrastiveConfig, ContrastiveOptimConfig
 from training.contrastive.data import PairReader, Pairs, PairStream, collate_pairs, read_all_pairs

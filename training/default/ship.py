@@ -15,7 +15,7 @@ import matplotlib
 import torch
 from matplotlib import pyplot
 
-from model.checkpoint.native import load_folder
+from model.folder import load_folder
 from model.zoo.bridge import save_bridge
 from model.zoo.default import BRIDGE
 from training.bridge import is_bridge

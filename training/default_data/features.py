@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.checkpoint.native import load_folder
 from model.config import VisionConfig
+from model.folder import load_folder
 from model.media import resize
 from model.vision import VisionEncoder, normalise
 from training.default_data.records import Record

@@ -34,14 +34,11 @@ async def create_fewshot_completion(request: Request, services: GivenServices, r
     fields = await read_request(FewShotCompletionRequest, request, services)
     assembling = assemble(fields, services.model, services.shots, room=fields.max_tokens)
     assembled = await unless_disconnected(request.receive, assembling)
-    record.num_shots = len(assembled.shots)
-    record.details |= assembled.usage()
-    report = assembled.report()
+    report = assembled.report(record)
     if fields.echo:
         token_ids = assembled.prompt.encoded.token_ids
         report["prompt"] = services.model.tokenizer.decode(token_ids, skip_special_tokens=False)
-    extras = {"fewshot": report}
     generation = completion_request(
-        fields, assembled.prompt, services.model, template=assembled.template, extras=extras
+        fields, assembled.prompt, services.model, template=assembled.template, extras={"fewshot": report}
     )
     return await respond(request, services, record, fields, generation, CompletionShape(fields))

@@ -36,6 +36,7 @@ from server.errors import (
 )
 from server.fewshot.prompting import assemble_prefix
 from server.fewshot.retrieval import SPACES, SimilarityQuery, check_comparable, compared_text
+from server.fewshot.shots import AFTER_SHORT_FORM
 from server.fewshot.warming import WarmTarget
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
@@ -58,8 +59,8 @@ from server.schemas.support_sets import (
     VersionRequest,
     WarmRequest,
 )
-from server.store.idempotency import IdempotencyKey
 from server.store.records import Example, NewExample, SupportSet, SupportSetInfo
+from server.store.support_sets import IdempotencyKey
 
 router = APIRouter()
 
@@ -149,7 +150,7 @@ async def list_versions(support_set: str, request: Request, services: GivenServi
     """List the versions of a support set and what each of them changed."""
     fields = read_query(ListVersionsRequest, request)
     page = await services.support_sets.versions(support_set, fields.after, fields.limit + 1)
-    versions = [{"object": "support_set.version", **asdict(info)} for info in page[: fields.limit]]
+    versions = [{"object": "support_set.version", **info._asdict()} for info in page[: fields.limit]]
     return JSONResponse({"object": "list", "data": versions, "has_more": len(page) > len(versions)})
 
 
@@ -358,29 +359,22 @@ async def read_examples(examples: Sequence[ExampleFields], intake: Intake) -> li
         if num_bytes > limit:
             raise InvalidMedia(f"{num_bytes} bytes of media in one request, the limit is {limit}", param="examples")
         read += media
-    return [_new(example, media) for example, media in zip(examples, read, strict=True)]
-
-
-def _new(example: ExampleFields, media: Sequence[EncodedMedia]) -> NewExample:
-    return NewExample(
-        id=f"ex_{uuid.uuid4().hex}" if example.id is None else example.id,
-        media=tuple(media),
-        text=example.text,
-        label=example.label,
-        question=example.question,
-        metadata=example.metadata,
-    )
+    return [
+        NewExample(
+            id=f"ex_{uuid.uuid4().hex}" if example.id is None else example.id,
+            media=tuple(media),
+            **example.model_dump(include={"text", "label", "question", "metadata"}),
+        )
+        for example, media in zip(examples, read, strict=True)
+    ]
 
 
 async def _media(example: ExampleFields, param: str, intake: Intake) -> list[EncodedMedia]:
-    if example.image is None:
-        return [await intake.read(part, f"{param}.media[{i}]") for i, part in enumerate(example.parts())]
-    # the client named the short form
-    param = f"{param}.image"
     try:
-        (media,) = [await intake.read(part, param) for part in example.parts()]
+        media = [await intake.read(part, path) for path, part in example.parts(param).items()]
     except ServerError as error:
-        error.param = param
+        error.param = AFTER_SHORT_FORM.sub("", error.param or param)
         raise
-    media.param = param
-    return [media]
+    for item in media:
+        item.param = AFTER_SHORT_FORM.sub("", item.param)
+    return media

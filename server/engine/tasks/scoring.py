@@ -25,7 +25,9 @@ class Scoring(SequenceTask):
         _check(request, scheduler.config)
         self._request = request
         self._scheduler = scheduler
-        self._stem = _stem(request, order)
+        first = {len(request.prompt.token_ids) - 1: [candidate[0] for candidate in request.candidates]}
+        self._stem = Sequence(request.request_id, request.prompt, Sampling(max_tokens=0), order, targets=first)
+        self._stem.is_stem = True
         self._queue_seconds = 0.0
         self._waiting = deque(index for index, candidate in enumerate(request.candidates) if len(candidate) > 1)
         self._live: dict[int, Sequence] = {}
@@ -90,14 +92,6 @@ class Scoring(SequenceTask):
             media_encoded=stem.num_encoded_media,
             media_cached=stem.num_cached_media,
         )
-
-
-def _stem(request: Score, order: Order) -> Sequence:
-    last = len(request.prompt.token_ids) - 1
-    targets = {last: [candidate[0] for candidate in request.candidates]}
-    stem = Sequence(request.request_id, request.prompt, Sampling(max_tokens=0), order, targets=targets)
-    stem.is_stem = True
-    return stem
 
 
 def _check(request: Score, config: EngineConfig) -> None:

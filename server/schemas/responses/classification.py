@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from server.fewshot.scoring import Calibration, Normalisation
+from server.schemas.fewshot import Calibration, Normalisation
 from server.schemas.responses.base import ListSchema, ResponseSchema, Usage
 from server.schemas.responses.completions import FewShotReport
 

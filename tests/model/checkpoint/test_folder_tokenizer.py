@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from model.checkpoint.folder_tokenizer import read_tokenizer
-from model.checkpoint.tensor_files import CheckpointError
+from model.folder import CheckpointError
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "openflamingo"
 

@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.batch import whole_sequences
 from model.checkpoint.gguf import GGUFFile
-from model.checkpoint.tensor_files import CheckpointError
 from model.config import LanguageModelConfig
+from model.folder import CheckpointError
 from model.language_model import LanguageModel
 from model.zoo.config import LANGUAGE_MODEL_FILE
 from model.zoo.default import find

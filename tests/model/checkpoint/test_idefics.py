@@ -27,9 +27,9 @@ from transformers import (
 )
 
 from model.checkpoint.__main__ import main
-from model.checkpoint.native import load_folder
 from model.config import load_config
 from model.flamingo import Flamingo
+from model.folder import load_folder
 from model.media import resize
 from model.prompt import EncodedPrompt, Media, Text, encode
 from model.reference import encode as encode_media

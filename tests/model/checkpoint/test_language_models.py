@@ -24,8 +24,8 @@ from transformers import (
 
 from model.batch import whole_sequences
 from model.checkpoint.language_models import convert_language_model, language_model_config
-from model.checkpoint.tensor_files import CheckpointError
 from model.config import ConfigError
+from model.folder import CheckpointError
 from model.language_model import LanguageModel
 
 VOCABULARY = 61

@@ -20,10 +20,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from model.checkpoint.__main__ import main
-from model.checkpoint.native import load_folder
-from model.checkpoint.tensor_files import open_folder
+from model.checkpoint.tensors import open_folder
 from model.config import VisionConfig, load_config
 from model.flamingo import Flamingo
+from model.folder import load_folder
 from model.media import MediaLimits, load_image, resize
 from model.prompt import EncodedPrompt, EndOfChunk, Media, Segment, Text, encode
 from model.reference import encode as encode_media

@@ -20,15 +20,17 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 from transformers.models.idefics.configuration_idefics import IdeficsVisionConfig
 from transformers.models.idefics.vision import IdeficsVisionTransformer
 
-from model.checkpoint.tensor_files import CheckpointError, read_pickle
+from model.checkpoint.tensors import read_pickle
 from model.checkpoint.vision_models import (
+    HUGGING_FACE,
     clip_config,
+    convert_clip,
     convert_efficientnet_lite,
-    convert_hugging_face_clip,
     load_clip_folder,
     open_clip_config,
 )
 from model.config import VisionConfig
+from model.folder import CheckpointError
 from model.vision import VisionEncoder
 from model.zoo.config import DEFAULT
 from tests.vision_configs import LAION_VIT_H_14, OPENAI_VIT_L_14
@@ -73,7 +75,7 @@ def test_patches_of_clip(hidden_act: str) -> None:
     oracle = CLIPVisionModel(CLIPVisionConfig(**SIZES, hidden_size=24, hidden_act=hidden_act))
     randomise(oracle)
     settings = oracle.config.to_dict()
-    encoder = ours(clip_config(settings), convert_hugging_face_clip(settings, oracle.state_dict()))
+    encoder = ours(clip_config(settings), convert_clip(clip_config(settings), oracle.state_dict(), HUGGING_FACE))
     expected = oracle(pixels()).last_hidden_state
     torch.testing.assert_close(encoder(pixels()), expected[:, 1:], atol=1e-4, rtol=0)
 
@@ -88,7 +90,7 @@ def test_every_token_of_idefics() -> None:
     tensors = {f"model.vision_model.{name}": tensor for name, tensor in oracle.state_dict().items()}
     tensors["model.layers.0.self_attn.q_proj.weight"] = torch.zeros(2, 2)  # the language model's, in the same file
     config = replace(clip_config(as_clip), keep_class_token=True, num_patches=5)
-    encoder = ours(config, convert_hugging_face_clip(as_clip, tensors))
+    encoder = ours(config, convert_clip(clip_config(as_clip), tensors, HUGGING_FACE))
     torch.testing.assert_close(encoder(pixels()), oracle(pixels()).last_hidden_state, atol=1e-4, rtol=0)
 
 
@@ -97,9 +99,9 @@ def test_whole_clip_and_its_encoder_alone_convert_to_the_same() -> None:
     whole = CLIPModel(CLIPConfig(text_config=text, vision_config=SIZES | {"hidden_size": 24}, projection_dim=4))
     settings = whole.config.to_dict()
     assert clip_config(settings) == clip_config(settings["vision_config"])
-    from_whole = convert_hugging_face_clip(settings, whole.state_dict())
+    from_whole = convert_clip(clip_config(settings), whole.state_dict(), HUGGING_FACE)
     tower = {n.removeprefix("vision_model."): t for n, t in whole.state_dict().items() if n.startswith("vision_model.")}
-    alone = convert_hugging_face_clip(settings["vision_config"], tower)
+    alone = convert_clip(clip_config(settings["vision_config"]), tower, HUGGING_FACE)
     assert from_whole.keys() == alone.keys()
     assert all(torch.equal(from_whole[name], alone[name]) for name in alone)
 
@@ -190,7 +192,7 @@ def test_misfits_are_listed_by_their_foreign_names() -> None:
     del tensors["vision_model.pre_layrnorm.bias"]
     tensors["vision_model.embeddings.position_embedding.weight"] = torch.zeros(17, 24)
     with pytest.raises(CheckpointError) as caught:
-        convert_hugging_face_clip(settings, tensors)
+        convert_clip(clip_config(settings), tensors, HUGGING_FACE)
     assert "missing (1): vision_model.pre_layrnorm.bias" in str(caught.value)
     assert "vision_model.embeddings.position_embedding.weight: found [17, 24], expected [5, 24]" in str(caught.value)
 

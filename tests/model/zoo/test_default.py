@@ -17,10 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoint.native import load_folder
-from model.checkpoint.tensor_files import CheckpointError
 from model.config import load_config
 from model.flamingo import Flamingo
+from model.folder import CheckpointError, load_folder
 from model.media import MediaLimits, load_image, resize
 from model.prompt import EndOfChunk, Media, Text, encode
 from model.reference import encode as encode_media

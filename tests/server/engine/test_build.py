@@ -1,18 +1,22 @@
-"""Building an engine from settings: startup fails if a requested backend or format cannot run."""
+"""Building an engine: startup fails if a requested backend or format cannot run; the warm-up leaves the engine empty."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kernels import backend
-from model.checkpoint.native import save_folder
 from model.cpu import FLOAT32, ROUNDED
-from server.engine.build import _vision_formats, build
+from model.folder import save_folder
+from server.engine.build import WARM_UP_DIGEST, _vision_formats, build, warm_up
+from server.engine.sampler import Result
+from server.engine.scheduler import Plan
 from server.settings import Settings
-from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
+from tests.engine_client import CONFIG, FEW_SHOT, IMAGE_TOKEN, assert_all_released, assert_equals_reference, client
+from tests.tiny_models import CONFIGS, FAMILIES, Family, byte_tokenizer, tiny_model
 
 
 @pytest.fixture
@@ -53,3 +57,39 @@ def test_the_encoder_is_rounded_only_if_the_settings_allow_it() -> None:
     assert _vision_formats(Settings(dtype="float32")) == FLOAT32
     assert _vision_formats(Settings(vision_format="native")) == FLOAT32
     assert _vision_formats(Settings(dtype="float32", vision_format="bfloat16")) == ROUNDED
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("max_model_len", [16, 128])
+def test_the_warm_up_ends_and_leaves_nothing(family: Family, max_model_len: int) -> None:
+    answer = client(family, replace(CONFIG, max_model_len=max_model_len))
+    engine = answer.engine
+    warm_up(engine, IMAGE_TOKEN, image_size=8)
+    assert not engine.has_work()
+    assert engine.media.key(WARM_UP_DIGEST) is not None
+    assert engine.blocks.find(b"") is None
+    assert not engine.blocks._hash_of
+    assert_all_released(engine)
+
+
+def test_a_prompt_is_computed_while_another_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = client("flamingo").engine
+    kinds: list[set[bool]] = []
+    run = engine.runner.run
+
+    def watched(plan: Plan) -> list[Result]:
+        kinds.append({row.count > 1 for row in plan.rows})
+        return run(plan)
+
+    monkeypatch.setattr(engine.runner, "run", watched)
+    warm_up(engine, IMAGE_TOKEN, image_size=8)
+    assert {True, False} in kinds
+    assert {False} in kinds
+
+
+def test_answers_after_the_warm_up_equal_the_reference() -> None:
+    answer = client("idefics")
+    warm_up(answer.engine, IMAGE_TOKEN, image_size=8)
+    answer.engine.add(FEW_SHOT.request("a"))
+    answer.run()
+    assert_equals_reference("idefics", FEW_SHOT, answer, "a")

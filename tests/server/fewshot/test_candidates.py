@@ -10,7 +10,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from model.config import PromptConfig
 from model.prompt import EndOfChunk, Media, Segment, Text, encode
 from model.tokenizer import PromptTokenizer
-from server.fewshot.classification import Candidate, label_candidates
 from server.prompt import continuation_ids
 from tests.tiny_models import CONFIGS, FAMILIES, PROMPT, Family, prompt_tokenizer
 
@@ -115,7 +114,3 @@ def test_text_before_the_last_marker_has_no_effect() -> None:
 
 def test_an_empty_prompt_may_have_candidates() -> None:
     assert continuation_ids([], "cat", prompt_tokenizer()) == prompt_tokenizer().encode_plain("cat")
-
-
-def test_each_distinct_label_is_one_candidate() -> None:
-    assert label_candidates(["dog", "", "cat", "dog"]) == [Candidate("dog", "dog"), Candidate("cat", "cat")]

@@ -49,7 +49,7 @@ async def test_shots_are_written_like_by_hand(services: Services) -> None:
     hand = [image_part(CAT), "Output:a cat", END, "\n", image_part(DOG), "Output:a dog", END, "\n"]
     assert assembled.prompt.encoded.token_ids == await by_hand(services, *hand, image_part(QUERY), "Output:")
     assert [media.data for media in assembled.prompt.media.values()] == [CAT, DOG, QUERY]
-    assert [(used.id, used.label, used.score) for used in assembled.used] == [("one", "", None), (None, "dog", None)]
+    assert [(used.id, used.label, used.score) for used in assembled.shots] == [("one", "", None), (None, "dog", None)]
 
 
 async def test_zero_shot_writes_shots_without_their_media(services: Services) -> None:

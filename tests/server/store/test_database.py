@@ -13,14 +13,14 @@ from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from model.checkpoint.native import save_folder
+from model.folder import save_folder
 from server import __main__ as server_main
 from server import logs
 from server.errors import DatabaseUnavailable
 from server.settings import Settings
 from server.store import database as module
 from server.store.database import Database, DatabaseError, SchemaVersion
-from server.store.tables import EmbeddingRow
+from server.store.records import EmbeddingRow
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
 pytestmark = pytest.mark.anyio

@@ -15,11 +15,9 @@ from server.errors import (
     VersionConflict,
 )
 from server.media.store import MediaStore
-from server.store import idempotency
 from server.store.database import Database
-from server.store.idempotency import IdempotencyKey
 from server.store.media_references import MediaReferences
-from server.store.support_sets import SupportSets
+from server.store.support_sets import RETENTION_SECONDS, IdempotencyKey, SupportSets
 from tests.server.store.conftest import BLUE, GREEN, RED, Clock, example
 
 pytestmark = pytest.mark.anyio
@@ -179,7 +177,7 @@ async def test_a_repeated_request_gets_the_first_answer(support_sets: SupportSet
     assert (await support_sets.get("s")).version == 2
     with pytest.raises(IdempotencyConflict):
         await support_sets.create("t", [], idempotency_key=IdempotencyKey("key-1", "another digest"))
-    clock.now += idempotency.RETENTION_SECONDS + 1
+    clock.now += RETENTION_SECONDS + 1
     assert (await support_sets.create("t", [], idempotency_key=IdempotencyKey("key-1", "another digest"))).name == "t"
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint.native import load_folder, save_folder
 from model.config import ConfigError
+from model.folder import load_folder, save_folder
 from tests.tiny_models import CONFIGS, byte_tokenizer, prompt_tokenizer, tiny_model
 from tests.training.default.data import make_folder
 from training.ablations import ablation

@@ -14,10 +14,8 @@ import torch
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame
 from torch import Tensor
 
-from model.checkpoint.native import load_folder
-from model.checkpoint.tensor_files import CheckpointError
-from model.checkpoint.vision_folder import load_vision_folder
 from model.config import ConfigError
+from model.folder import CheckpointError, load_folder, load_vision_folder
 from tests.tiny_models import byte_tokenizer
 from tests.training import toy
 from tests.training.contrastive.shapes import KINDS, SIZE, draw_shape, make_run

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.causal_attention import causal_attention
+from kernels.self_attention import causal_attention
 from model.batch import NO_CACHE, whole_sequences
 from model.config import ConfigError
 from model.flamingo import Flamingo

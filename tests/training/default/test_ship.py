@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model.checkpoint.native import save_folder
+from model.folder import save_folder
 from model.zoo.bridge import load_bridge
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 from training.bridge import is_bridge

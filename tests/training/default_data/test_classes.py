@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint.native import load_folder
+from model.folder import load_folder
 from model.zoo.config import VISION_FILE
 from model.zoo.default import find, prepare
 from training.default_data.classes import extract_classes, read_classes

@@ -168,6 +168,14 @@ async def test_top_k_limits_the_response_but_not_the_weighing(http: httpx.AsyncC
     assert body["confidence"] == pytest.approx(1 / 3)
 
 
+async def test_each_distinct_label_of_a_support_set_is_a_candidate(http: httpx.AsyncClient, client: FakeClient) -> None:
+    red = data_url(RED)
+    examples = [{"image": red, "label": "dog"}, {"image": red}, {"image": red, "text": "cat"}, {"text": "dog"}]
+    assert (await http.post("/v1/support_sets", json={"name": "pets", "examples": examples})).status_code == 200
+    await classify(http, shots=[], examples={"support_set": "pets", "k": 1})
+    assert [TOKENIZER.decode(ids) for ids in client.scores[0].candidates] == ["dog", "cat"]
+
+
 async def test_ids_and_priority_reach_the_engine(http: httpx.AsyncClient, client: FakeClient) -> None:
     body = await classify(http, request_id="mine", priority=7, permutations=2)
     assert body["id"] == "classify-mine"

@@ -286,6 +286,11 @@ async def test_warming_computes_the_shots_that_begin_a_request(http: httpx.Async
     assert shared > end_of_shots
     assert error(await http.post(f"{SETS}/s/warm", json={"template": "none"})) == (400, "invalid_value", "template")
     assert error(await http.post(f"{SETS}/s/warm", json={"template": "caption", "k": 3})) == (400, "invalid_value", "k")
+    assert error(await http.post(f"{SETS}/s/warm", json={"template": "vqa", "k": 2})) == (
+        400,
+        "invalid_value",
+        "template",
+    )
 
 
 async def test_failed_warming_reports_the_error(http: httpx.AsyncClient, client: FakeClient, app: FastAPI) -> None:

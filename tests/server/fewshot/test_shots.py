@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from server.fewshot.selection import DEFAULT_ORDER, SIMILARITY, Selected, SelectionError, Similar, select
+from server.fewshot.retrieval import SPACES, Similar
+from server.fewshot.shots import DEFAULT_ORDER, Selected, SelectionError, select
 from server.schemas.fewshot import Order, Strategy
 from server.store.records import Example
 
@@ -22,7 +23,7 @@ def examples(labels: str) -> list[Example]:
     return [Example(id=str(index), media=(), label=label) for index, label in enumerate(labels)]
 
 
-def ids(selected: list[Selected[Example]]) -> list[int]:
+def ids(selected: list[Selected]) -> list[int]:
     return [int(item.example.id) for item in selected]
 
 
@@ -35,7 +36,7 @@ def ids(selected: list[Selected[Example]]) -> list[int]:
 )
 def test_k_distinct_examples_are_selected(labels: str, k: int, strategy: Strategy, order: Order, seed: int) -> None:
     assume(k <= len(labels))
-    assume(order != "similar_last" or strategy in SIMILARITY)
+    assume(order != "similar_last" or strategy in SPACES)
     similar = [Similar(index, 1 - index / 10) for index in reversed(range(len(labels)))]
     selected = select(strategy, examples(labels), k, seed=seed, order=order, similar=similar)
     assert len(set(ids(selected))) == len(selected) == k
@@ -98,7 +99,7 @@ def test_an_error_names_the_field_of_an_impossible_selection(
 
 def test_each_strategy_has_a_default_order() -> None:
     assert DEFAULT_ORDER.keys() == set(STRATEGIES)
-    assert {DEFAULT_ORDER[strategy] for strategy in SIMILARITY} == {"similar_last"}
+    assert {DEFAULT_ORDER[strategy] for strategy in SPACES} == {"similar_last"}
 
 
 @pytest.mark.parametrize("strategy", ["first", "random", "balanced"])

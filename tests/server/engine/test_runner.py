@@ -1,4 +1,7 @@
-"""Recorded decode steps: static buffers and padding change no answer. On a CPU, "recording" returns the step itself."""
+"""The encoder fills the slots that it is handed and no others; recorded decode steps change no answer.
+
+On a CPU, "recording" returns the step itself.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from model.batch import MediaPages
+from model.inference import prepare_for_inference
 from server.engine.engine import Engine
-from server.engine.graphs import Buffers, Step, bucket_sizes
+from server.engine.media_cache import Encoding, MediaCache
+from server.engine.runner import REBUILT_TOGETHER, Encoder, Step, bucket_sizes, fill, first_rows, static_batch
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
@@ -19,7 +25,22 @@ from tests.engine_client import (
     assert_all_released,
     assert_equals_reference,
 )
-from tests.tiny_models import FAMILIES, Family, prompt_tokenizer
+from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer, tiny_model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_media_item_from_host_memory_reaches_its_own_slot(family: Family) -> None:
+    untouched, model = tiny_model(CONFIGS[family]), tiny_model(CONFIGS[family])
+    num_media, config = REBUILT_TOGETHER + 3, model.config.resampler
+    tokens = torch.randn(num_media, config.num_latents, config.dim)
+    pages = MediaPages.zeros(model.config, num_media + 2, torch.float32, "cpu")
+    encoder = Encoder(prepare_for_inference(model), pages, MediaCache(num_media + 2, 1 << 20, b""))
+    slots = [(5 * n + 1) % (num_media + 2) for n in range(num_media)]
+    encoder.run([Encoding(bytes([n]), slot, None, tokens[n]) for n, slot in enumerate(slots)])
+    torch.testing.assert_close(pages.pages[slots], untouched.media_kv(tokens), atol=1e-5, rtol=1e-5)
+    unused = sorted(set(range(num_media + 2)) - set(slots))
+    assert len(unused) == 2
+    assert not pages.pages[unused].any()
 
 
 def test_buckets_cover_every_batch() -> None:
@@ -55,17 +76,18 @@ def test_replayed_steps_equal_the_reference(family: Family) -> None:
 
 
 def test_padding_stores_nothing_and_reads_nothing() -> None:
-    buffers = Buffers.empty(8, 4, torch.device("cpu"))
-    full = buffers.batch(4)
+    buffers = static_batch(8, 4, torch.device("cpu"))
+    full = first_rows(buffers, 4)
     for tensor in (full.token_ids, full.media_slot, full.slot_mapping, full.block_table):
         assert tensor is not None
         tensor.fill_(7)
-    single = Buffers.empty(1, 2, torch.device("cpu"))
+    single = static_batch(1, 2, torch.device("cpu"))
     single.query_starts[1] = 1
-    single.slot_mapping.fill_(5)
-    single.media_slot.fill_(2)
-    buffers.fill(single.batch(1), 4)
-    padded = buffers.batch(4)
+    for tensor, value in ((single.slot_mapping, 5), (single.media_slot, 2)):
+        assert tensor is not None
+        tensor.fill_(value)
+    fill(first_rows(buffers, 4), single)
+    padded = first_rows(buffers, 4)
     assert padded.media_slot is not None
     assert padded.media_slot.tolist() == [2, -1, -1, -1]
     assert padded.slot_mapping is not None

@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoint.native import load_folder, save_folder
-from model.checkpoint.tensor_files import CheckpointError
 from model.config import load_config
+from model.folder import CheckpointError, load_folder, save_folder
 from tests.tiny_models import CONFIGS, FAMILIES, Family, byte_tokenizer, tiny_model
 
 CONFIG = CONFIGS["idefics"]

@@ -7,7 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from server.fewshot.scoring import bias, log_softmax, probabilities, ranking, scores, shot_orders
+from server.fewshot.classification import (
+    Classification,
+    WeighedCandidate,
+    bias,
+    log_softmax,
+    probabilities,
+    scores,
+    shot_orders,
+)
 
 RNG = np.random.default_rng(5)
 
@@ -88,7 +96,12 @@ def test_the_bias_is_the_mean_of_probabilities() -> None:
 
 
 def test_ranking_keeps_the_order_of_equals() -> None:
-    assert ranking(np.array([0.2, 0.4, 0.2, 0.2])) == [1, 0, 2, 3]
+    candidates = [
+        WeighedCandidate(label=str(index), text="", logprob=0.0, num_tokens=1, probability=probability)
+        for index, probability in enumerate([0.2, 0.4, 0.2, 0.2])
+    ]
+    ranked = Classification(candidates=candidates, num_orders=1).ranked()
+    assert [candidate.label for candidate in ranked] == ["1", "0", "2", "3"]
 
 
 @pytest.mark.parametrize("num_shots", [0, 1, 2, 3, 6, 7, 32])

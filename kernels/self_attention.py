@@ -1,0 +1,226 @@
+"""Self-attention of text except for the paged attention: rotary positions, the K/V store, and attention without a cache.
+
+A rotation (RoFormer, half-split layout) turns the first `rotary_dim` elements of each head by the token's angle: it is
+x * cos + (x with its halves swapped) * sin, where the first half's sines are negative.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.backend import jit_runtime, launch_config, tl, triton, use_compiled, use_triton
+from kernels.compiled import compiled, inlined, load, store
+from kernels.tiles import with_equal_strides
+
+
+def rotary_angles(positions: Tensor, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Return cos and sin [T, 1, rotary_dim] in float32; both halves hold the same angles."""
+    angles = positions[:, None, None] * rotary_frequencies(rotary_dim, theta, positions.device)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+@cache
+def rotary_frequencies(rotary_dim: int, theta: float, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # the cached tensor may take part in a backward pass later
+        even = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=device)
+        return theta ** (-even / rotary_dim)
+
+
+def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    width = cos.shape[-1]
+    if width == x.shape[-1]:
+        return torch.addcmul(x * cos, x.roll(width // 2, -1), sin)
+    rotated, rest = x[..., :width], x[..., width:]
+    rotated = torch.addcmul(rotated * cos, rotated.roll(width // 2, -1), sin)
+    return torch.cat([rotated, rest], dim=-1)
+
+
+@inlined
+def rotate_heads(x, cos, sin, first, angle, num_heads, head_dim, rotary_dim):
+    half = rotary_dim // 2
+    for head in range(first, first + num_heads * head_dim, head_dim):
+        for i in range(half):
+            low, high = load(x, head + i), load(x, head + half + i)
+            store(x, head + i, low * load(cos, angle + i) + high * load(sin, angle + i))
+            store(x, head + half + i, high * load(cos, angle + half + i) + low * load(sin, angle + half + i))
+
+
+@compiled("T* T* T* int int int int int")
+def _rotate_rows(x, cos, sin, num_tokens, stride, num_heads, head_dim, rotary_dim):
+    for row in range(num_tokens):
+        rotate_heads(x, cos, sin, row * stride, row * rotary_dim, num_heads, head_dim, rotary_dim)
+
+
+def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return x [T, H, K] rotated; x may be overwritten, unless a gradient needs it.
+
+    cos and sin [T, 1, rotary_dim] are those of `rotary_angles`, in x's dtype.
+    """
+    num_tokens, num_heads, head_dim = x.shape
+    if not use_compiled(x) or x.stride()[1:] != (head_dim, 1):
+        return rotate_reference(x, cos, sin)
+    _rotate_rows[x.dtype](
+        x.data_ptr(), cos.data_ptr(), sin.data_ptr(), num_tokens, x.stride(0), num_heads, head_dim, cos.shape[-1]
+    )
+    return x
+
+
+def kv_store_reference(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
+    block_size = kv_cache.shape[3]
+    for row, slot in enumerate(slot_mapping.tolist()):
+        if slot >= 0:
+            block, offset = divmod(slot, block_size)
+            kv_cache[block, 0, :, offset] = key[row]
+            kv_cache[block, 1, :, offset] = value[row]
+
+
+@jit_runtime("slots")
+def _store_token(
+    key, value, kv_cache, slots, stride, block_stride, G: tl.constexpr, B: tl.constexpr, K: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + row)
+    if slot < 0:
+        return
+    index = tl.arange(0, BLOCK)
+    mask = index < G * K
+    to = kv_cache + slot // B * block_stride + index // K * B * K + slot % B * K + index % K
+    tl.store(to, tl.load(key + row * stride + index, mask=mask), mask=mask)
+    tl.store(to + G * B * K, tl.load(value + row * stride + index, mask=mask), mask=mask)
+
+
+def _store_triton(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
+    _, num_kv_heads, head_dim = key.shape
+    key, value = with_equal_strides(key, value)
+    _store_token[(len(key),)](
+        key, value, kv_cache, slot_mapping, key.stride(0), kv_cache.stride(0), G=num_kv_heads, B=kv_cache.shape[3],
+        K=head_dim, BLOCK=triton.next_power_of_2(num_kv_heads * head_dim),
+        **launch_config("row", head_dim, key.dtype).options,
+    )  # fmt: skip
+
+
+@inlined
+def store_token(key, value, kv_cache, key_at, value_at, target, num_heads, block_size, head_dim):
+    """Copy one token's key from `key_at` and value from `value_at`; `target` is the offset of the key in the cache."""
+    for head in range(num_heads):
+        to = target + head * block_size * head_dim
+        for i in range(head_dim):
+            kv_cache[to + i] = key[key_at + head * head_dim + i]
+            kv_cache[to + num_heads * block_size * head_dim + i] = value[value_at + head * head_dim + i]
+
+
+@compiled("T* T* T* int64* int int int int int int")
+def _store_rows(key, value, kv_cache, slots, num_tokens, stride, block_stride, num_heads, block_size, head_dim):
+    for row in range(num_tokens):
+        if slots[row] >= 0:
+            target = slots[row] // block_size * block_stride + slots[row] % block_size * head_dim
+            store_token(key, value, kv_cache, row * stride, row * stride, target, num_heads, block_size, head_dim)
+
+
+def _store_compiled(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
+    num_tokens, num_heads, head_dim = key.shape
+    key, value = with_equal_strides(key, value)
+    _store_rows[key.dtype](
+        key.data_ptr(), value.data_ptr(), kv_cache.data_ptr(), slot_mapping.data_ptr(), num_tokens, key.stride(0),
+        kv_cache.stride(0), num_heads, kv_cache.shape[3], head_dim,
+    )  # fmt: skip
+
+
+def _store_in_torch(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
+    if bool((slot_mapping < 0).any()):
+        real = slot_mapping >= 0
+        key, value, slot_mapping = key[real], value[real], slot_mapping[real]
+    block_size = kv_cache.shape[3]
+    blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
+    kv_cache[blocks, 0, :, offsets] = key
+    kv_cache[blocks, 1, :, offsets] = value
+
+
+def is_contiguous_in_blocks(kv_cache: Tensor) -> bool:
+    """Return whether each block is contiguous, as in one layer's part of a cache; blocks may be apart."""
+    _, _, num_heads, block_size, head_dim = kv_cache.shape
+    inner = (num_heads * block_size * head_dim, block_size * head_dim, head_dim, 1)
+    return kv_cache.stride()[1:] == inner
+
+
+def kv_store(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
+    """Store key, value [T, G, K] in kv_cache [N, 2, G, B, K], in place.
+
+    slot_mapping [T] int64 holds block * B + offset; slot -1 (padding) is skipped.
+    """
+    if use_triton(key):
+        _store_triton(key, value, kv_cache, slot_mapping)
+    elif use_compiled(key, value) and is_contiguous_in_blocks(kv_cache):
+        _store_compiled(key, value, kv_cache, slot_mapping)
+    else:
+        _store_in_torch(key, value, kv_cache, slot_mapping)
+
+
+def alibi_bias(slopes: Tensor, num_queries: int, num_keys: int) -> Tensor:
+    """Return [H, Q, C]: minus slope times distance, for queries that end at the last key; -inf ahead of each query."""
+    positions = torch.arange(num_keys, device=slopes.device)
+    distance = positions - positions[num_keys - num_queries :, None]  # [Q, C]
+    bias = slopes.float()[:, None, None] * distance
+    return bias if num_queries == 1 else bias.masked_fill(distance > 0, float("-inf"))
+
+
+def causal_attention_reference(
+    query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, *, scale: float, alibi_slopes: Tensor | None = None
+) -> Tensor:
+    group = query.shape[1] // key.shape[1]
+    slopes = query.new_zeros(query.shape[1]) if alibi_slopes is None else alibi_slopes
+    outputs = [query[:0].float()]
+    for first, end in pairwise(query_starts.tolist()):
+        q, k, v = query[first:end].float(), key[first:end].float(), value[first:end].float()
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        scores = torch.einsum("qhk,chk->hqc", q, k) * scale + alibi_bias(slopes, end - first, end - first)
+        outputs.append(torch.einsum("hqc,chk->qhk", scores.softmax(-1), v))
+    return torch.cat(outputs).to(query.dtype)
+
+
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, *, scale: float, alibi_slopes: Tensor | None = None
+) -> Tensor:
+    """Attend within each sequence: query [T, H, K]; key, value [T, G, K]; query_starts [S + 1], first rows -> [T, H, K].
+
+    For training and the oracle, in plain torch and differentiable; grouped heads and ALiBi are as in `paged_attention`.
+    """
+    if torch.is_grad_enabled() and query.requires_grad and len(query_starts) > 2:
+        return _attend_padded(query, key, value, query_starts, scale, alibi_slopes)
+    outputs = [query[:0]]
+    for first, end in pairwise(query_starts.tolist()):
+        mask = None if alibi_slopes is None else alibi_bias(alibi_slopes, end - first, end - first).to(query.dtype)
+        q, k, v = (x[first:end].transpose(0, 1)[None] for x in (query, key, value))
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=True)
+        outputs.append(out[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def _attend_padded(
+    query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, scale: float, alibi_slopes: Tensor | None
+) -> Tensor:
+    """Attend to all sequences as one batch, padded at their ends, where causality hides the padding.
+
+    For training: the backward pass of an attention per sequence costs more than the padding.
+    """
+    starts = query_starts.long()
+    lengths = starts.diff()
+    longest = int(lengths.max())
+    columns = torch.arange(longest, device=query.device)
+    rows = (starts[:-1, None] + columns).clamp(max=len(query) - 1)  # [S, L]
+    distance = columns[:, None] - columns  # [L, L]
+    bias = query.new_zeros(()).float() if alibi_slopes is None else -alibi_slopes.float()[:, None, None] * distance
+    bias = bias.expand(query.shape[1], longest, longest).masked_fill(distance < 0, float("-inf"))
+    group = query.shape[1] // key.shape[1]
+    q = query[rows].transpose(1, 2)  # [S, H, L, K]
+    k, v = (x[rows].transpose(1, 2).repeat_interleave(group, 1) for x in (key, value))
+    weights = ((q @ k.transpose(-1, -2)) * scale + bias.to(q.dtype)).softmax(-1, dtype=torch.float32).to(v.dtype)
+    out = (weights @ v).transpose(1, 2)  # [S, L, H, K]
+    return out[columns < lengths[:, None]]

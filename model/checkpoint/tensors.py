@@ -1,0 +1,149 @@
+"""The tensors of a foreign checkpoint: how they are read, and how they become ours.
+
+A folder holds safetensors or PyTorch files, whole or in shards with an index; a `.pt` file holds a dictionary. Both are
+mapped into memory and never executed. A plan names, for each of our tensors, the foreign tensors that make it up. It comes
+from a family's table of names and the shapes of our empty model, before any tensor is read; one error then lists all
+tensors that are missing, unexpected or of another shape.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from model.folder import CheckpointError, SafetensorsFiles, Shape, check_shapes, weight_files
+
+# field -> its neutral values; any other value is a feature that is not implemented
+Neutral: TypeAlias = Mapping[str, tuple[Any, ...]]
+# our tensor, or our module for its weight and bias -> theirs, or those whose rows make up ours; {i} is the layer
+Names: TypeAlias = Mapping[str, str | tuple[str, ...]]
+Rearrange: TypeAlias = Callable[[Tensor], Tensor]
+
+LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+def open_folder(folder: Path, stems: tuple[str, ...] = ("model", "pytorch_model")) -> Mapping[str, Tensor]:
+    """Open the tensors of a Hugging Face folder: safetensors if there are any, PyTorch files otherwise."""
+    for kind in ("safetensors", "bin"):
+        for stem in stems:
+            if files := weight_files(folder, f"{stem}.{kind}"):
+                return SafetensorsFiles(files) if kind == "safetensors" else _merged(files)
+    names = " or ".join(f"{stem}.{kind}[.index.json]" for stem in stems for kind in ("safetensors", "bin"))
+    raise CheckpointError(f"{folder} holds no weights: none of {names}")
+
+
+def read_pickle(file: Path) -> dict[str, Any]:
+    """Read plain data that `torch.save` wrote; anything that would run code is refused."""
+    if not file.is_file():
+        raise CheckpointError(f"{file} is not a file")
+    try:
+        # files from before PyTorch 1.6 are no zip archives and cannot be mapped
+        read = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{file} cannot be read as tensors and plain data alone: {reason}") from error
+    if not isinstance(read, dict):
+        raise CheckpointError(f"{file} holds a {type(read).__name__}, not a dictionary of tensors")
+    return read
+
+
+def only_tensors(values: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
+    """Return the values; `CheckpointError` names those that are not tensors."""
+    if unexpected := [str(name) for name, value in values.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{origin} holds more than tensors: {', '.join(unexpected[:20])}")
+    return dict(values)
+
+
+def _merged(files: list[Path]) -> dict[str, Tensor]:
+    return {name: tensor for file in files for name, tensor in only_tensors(read_pickle(file), str(file)).items()}
+
+
+def refuse_fields(prefix: str, fields: Mapping[str, Any], neutral: Neutral) -> None:
+    """Raise `CheckpointError` for the first field whose value is not neutral; an absent field is neutral."""
+    for name, values in neutral.items():
+        if name in fields and fields[name] not in values:
+            raise CheckpointError(f"{prefix}{name} = {fields[name]!r} is not implemented")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A tensor of the foreign checkpoint."""
+
+    name: str
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One of our tensors: the concatenated rows of its sources, rearranged, in our shape."""
+
+    sources: tuple[Source, ...]
+    shape: Shape
+    rearrange: Rearrange | None = None
+
+    def apply(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        parts = [tensors[source.name] for source in self.sources]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return (whole if self.rearrange is None else self.rearrange(whole)).reshape(self.shape)
+
+
+Plan = dict[str, Recipe]
+
+
+def plan(
+    shapes: Mapping[str, Shape],
+    names: Names,
+    ours: str = "",
+    theirs: str = "",
+    *,
+    stored: Mapping[str, Shape] = NONE,
+    rows: Mapping[str, tuple[int, ...]] = NONE,
+    rearrange: Mapping[str, Rearrange] = NONE,
+) -> Plan:
+    """Plan the tensors of one of our modules; `ours` and `theirs` are prefixes of its names.
+
+    `stored` are the shapes of foreign tensors that differ from ours. Of our modules by their name in the table, `rows` are
+    the numbers of rows of the sources where these are not equal, and `rearrange` changes the order of the rows.
+    """
+    recipes: Plan = {}
+    for name, shape in shapes.items():
+        layer, pattern = LAYER.search(name), LAYER.sub("{i}", name, count=1)
+        module, _, tensor = pattern.rpartition(".")
+        sources = _several(names[pattern]) if pattern in names else [f"{s}.{tensor}" for s in _several(names[module])]
+        first, *rest = stored.get(name, shape)
+        counts = rows.get(module, ())
+        if len(counts) != len(sources):
+            counts = (first // len(sources),) * len(sources)
+        recipes[ours + name] = Recipe(
+            tuple(
+                Source(theirs + source.format(i=layer and layer[0]), (count, *rest))
+                for source, count in zip(sources, counts, strict=True)
+            ),
+            shape,
+            rearrange.get(module),
+        )
+    return recipes
+
+
+def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+def convert(
+    origin: str, recipes: Plan, tensors: Mapping[str, Tensor], ignored: re.Pattern[str] | None = None
+) -> dict[str, Tensor]:
+    """Convert their tensors to ours. A name that matches `ignored` (a buffer, an unused part) may be there or not."""
+    expected = {source.name: source.shape for recipe in recipes.values() for source in recipe.sources}
+    stored = {name: tuple(tensors[name].shape) if name in expected else () for name in tensors}
+    check_shapes(origin, expected, stored, ignored)
+    return {name: recipe.apply(tensors) for name, recipe in recipes.items()}

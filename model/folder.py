@@ -1,0 +1,236 @@
+"""The model folder: `config.json` describes the model, safetensors hold its weights, `tokenizer.json` its vocabulary.
+
+It is written shard by shard into a temporary folder, which is moved to its path when complete: no more than one shard is in
+memory, and no reader sees an incomplete folder. Reading is strict: the tensors must be exactly the model's, and one error
+lists everything that does not fit. A vision folder is that of a vision encoder alone, from contrastive pretraining.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.config import FlamingoConfig, VisionConfig, from_dict, load_config
+from model.flamingo import Flamingo
+from model.vision import VisionEncoder
+
+Shape: TypeAlias = tuple[int, ...]
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SHARD_BYTES = 4 * 2**30
+MAX_LISTED = 20
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot become this model."""
+
+
+def save_folder(
+    folder: Path,
+    config: FlamingoConfig,
+    tensors: Iterable[tuple[str, Tensor]],
+    tokenizer_json: str | Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a model folder; `tokenizer_json` is a file or its text. Raises `CheckpointError` for a folder with contents."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} already exists and is not an empty folder")
+    with _moved_when_complete(folder) as partial:
+        (partial / CONFIG).write_text(config.to_json(), encoding="utf-8")
+        text = tokenizer_json.read_text(encoding="utf-8") if isinstance(tokenizer_json, Path) else tokenizer_json
+        (partial / "tokenizer.json").write_text(text, encoding="utf-8")
+        _write_weights(partial, tensors, shard_bytes)
+
+
+def load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) -> Flamingo:
+    """Load the model for evaluation, with floating-point weights in `dtype`. Raises `CheckpointError`."""
+    config = load_config(folder)
+    files = weight_files(folder, WEIGHTS)
+    if not files:
+        raise CheckpointError(f"{folder} holds no weights: neither {WEIGHTS} nor {WEIGHTS}.index.json")
+    with torch.device("meta"):
+        model = Flamingo(config)
+    _load(model, folder, SafetensorsFiles(files, device), dtype)
+    return model.eval()
+
+
+def save_vision_folder(folder: Path, config: VisionConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Write the folder of a vision encoder; an existing one is replaced."""
+    with _moved_when_complete(folder) as partial:
+        (partial / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def load_vision_folder(folder: Path) -> VisionEncoder:
+    """Load an encoder to the CPU, for evaluation. Raises `CheckpointError`."""
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder} is not a vision folder: it lacks {CONFIG} or {WEIGHTS}")
+    config = from_dict(VisionConfig, read_json(folder / CONFIG), f"{folder}/{CONFIG}")
+    with torch.device("meta"):
+        encoder = VisionEncoder(config)
+    _load(encoder, folder, SafetensorsFiles([folder / WEIGHTS]))
+    return encoder
+
+
+def _load(module: nn.Module, folder: Path, stored: SafetensorsFiles, dtype: torch.dtype | None = None) -> None:
+    """Replace the module's tensors by those of the folder, floating-point ones in `dtype`; None keeps what is stored."""
+    check_shapes(str(folder), shapes_of(module.state_dict()), {name: stored.shape(name) for name in stored})
+    module.load_state_dict({name: _cast(tensor, dtype) for name, tensor in stored.items()}, assign=True)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+@contextmanager
+def _moved_when_complete(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder next to `folder`, which becomes `folder` on success and is removed otherwise."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> None:
+    shards = [_write_shard(folder / f"shard-{n}", shard) for n, shard in enumerate(_shards(tensors, shard_bytes))]
+    if len(shards) == 1:
+        (folder / "shard-0").rename(folder / WEIGHTS)
+        return
+    weight_map: dict[str, str] = {}
+    total = 0
+    for n, sizes in enumerate(shards):
+        file = f"model-{n + 1:05}-of-{len(shards):05}.safetensors"
+        (folder / f"shard-{n}").rename(folder / file)
+        weight_map |= dict.fromkeys(sizes, file)
+        total += sum(sizes.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_shard(file: Path, shard: dict[str, Tensor]) -> dict[str, int]:
+    save_file(shard, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # safetensors restricts it to the owner, but another user may serve the folder
+    return {name: tensor.nbytes for name, tensor in shard.items()}
+
+
+def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor.contiguous()
+        size += tensor.nbytes
+    yield shard
+
+
+class SafetensorsFiles(Mapping[str, Tensor]):
+    """The tensors of several safetensors files as one mapping; shapes are known without reading."""
+
+    def __init__(self, files: list[Path], device: torch.device | str = "cpu") -> None:
+        self._file_of: dict[str, Any] = {}
+        for file in files:
+            opened = _open_safetensors(file, device)
+            self._file_of |= dict.fromkeys(opened.keys(), opened)
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file_of[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+    def shape(self, name: str) -> Shape:
+        return tuple(self._file_of[name].get_slice(name).get_shape())
+
+
+def weight_files(folder: Path, name: str) -> list[Path]:
+    """Return `name` itself, or the shards that `name.index.json` lists; an empty list if the folder has neither."""
+    if (whole := folder / name).is_file():
+        return [whole]
+    index = folder / f"{name}.index.json"
+    if not index.is_file():
+        return []
+    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    for shard in shards:
+        # an index is untrusted data: it may only name files of its own folder
+        if Path(shard).name != shard or not (folder / shard).is_file():
+            raise CheckpointError(f"{index} lists {shard!r}, which is not a file of {folder}")
+    return [folder / shard for shard in shards]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file.parent} has no {file.name}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} does not hold a JSON object")
+    return values
+
+
+def _open_safetensors(file: Path, device: torch.device | str) -> Any:
+    try:
+        return safe_open(file, framework="pt", device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error
+
+
+def check_shapes(
+    origin: str,
+    expected: Mapping[str, Shape],
+    stored: Mapping[str, Shape],
+    ignored: re.Pattern[str] | None = None,
+) -> None:
+    """Raise one `CheckpointError` with every tensor that is missing, unexpected or of another shape.
+
+    Stored tensors whose name matches `ignored` may be there or not.
+    """
+    unexpected = [name for name in stored if name not in expected and not (ignored and ignored.search(name))]
+    problems = {
+        "missing": [name for name in expected if name not in stored],
+        "unexpected": unexpected,
+        "misshapen": [
+            f"{name}: found {list(stored[name])}, expected {list(shape)}"
+            for name, shape in expected.items()
+            if stored.get(name, shape) != shape
+        ],
+    }
+    lines = [f"{title} ({len(names)}): {'; '.join(_shorten(names))}" for title, names in problems.items() if names]
+    if lines:
+        raise CheckpointError(f"{origin} does not fit the model. " + ". ".join(lines))
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _shorten(names: Sequence[str]) -> list[str]:
+    if len(names) <= MAX_LISTED:
+        return list(names)
+    return [*names[:MAX_LISTED], f"and {len(names) - MAX_LISTED} more"]
