@@ -22,6 +22,8 @@ class PromptTokenizer:
         self._marked = marked
         self._plain = plain
         plain.encode_special_tokens = True
+        # a text of more bytes than this per token cannot be shorter
+        self.max_token_bytes = max(len(token.encode()) for token in marked.get_vocab())
         self._special = tuple(t.content for t in marked.get_added_tokens_decoder().values() if t.special)
         self.media_token_id = self.id_of(prompt.media_token)
         self.eos_ids = tuple(self.id_of(token) for token in prompt.eos)
@@ -45,15 +47,13 @@ class PromptTokenizer:
         """Return the ids of texts and markers in turn, a text first; the spelling of a special token in a text is text."""
         if not any(token in text for text in written[::2] for token in self._special):
             # one string, as in the family's own processors, so that text next to a marker is encoded as theirs is
-            ids: list[int] = self._marked.encode("".join(written), add_special_tokens=False).ids
-            return ids
+            return _ids(self._marked, "".join(written))
         parts = [[self.id_of(part)] if i % 2 else self.encode_plain(part) for i, part in enumerate(written) if part]
         return [token_id for part in parts for token_id in part]
 
     def encode_plain(self, text: str) -> list[int]:
         """Return the ids of a string in which the spelling of a special token is text."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
+        return _ids(self._plain, text)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         text: str = self._marked.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
@@ -70,3 +70,9 @@ class PromptTokenizer:
 
     def __len__(self) -> int:
         return int(self._marked.get_vocab_size(with_added_tokens=True))
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    # of the library's calls only those for a batch let other threads run, and without offsets they are faster
+    ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids

@@ -34,7 +34,7 @@ class PreparedPrompt:
 async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake, param: str = "prompt") -> PreparedPrompt:
     """Prepare the prompt of a request. Raises `InvalidRequest` or `MediaNotFound`, which name the invalid part."""
     if isinstance(prompt, str):
-        return encode_segments([Text(prompt)], {}, model.tokenizer, param)
+        return await model.tokenize(encode_segments, [Text(prompt)], {}, model, param)
     if not prompt:  # some families would begin it with a marker
         raise InvalidRequest("the prompt is empty", param=param)
     token_ids = [part for part in prompt if isinstance(part, int)]
@@ -51,18 +51,40 @@ async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake, par
                 segments.append(EndOfChunk())
             case _:
                 segments.append(Media(media[f"{param}[{index}]"].digest))
-    return encode_segments(segments, {item.digest: item for item in media.values()}, model.tokenizer, param)
+    by_digest = {item.digest: item for item in media.values()}
+    return await model.tokenize(encode_segments, segments, by_digest, model, param)
 
 
 def encode_segments(
-    segments: Sequence[Segment], media: Mapping[bytes, EncodedMedia], tokenizer: PromptTokenizer, param: str
+    segments: Sequence[Segment], media: Mapping[bytes, EncodedMedia], model: ServedModel, param: str
 ) -> PreparedPrompt:
-    """Encode segments; `media` may hold more than the segments use. Raises `InvalidRequest` that names `param`."""
+    """Encode segments; `media` may hold more than the segments use.
+
+    Raises `InvalidRequest` that names `param`, and `ContextLengthExceeded` for texts that cannot fit the model.
+    """
+    check_texts((segment.text for segment in segments if isinstance(segment, Text)), model, param)
     try:
-        encoded = encode(segments, tokenizer)
+        encoded = encode(segments, model.tokenizer)
     except PromptError as error:
         raise InvalidRequest(str(error), param=param) from None
     return PreparedPrompt(encoded, {digest: media[digest] for digest in encoded.media}, segments)
+
+
+def check_texts(texts: Iterable[str], model: ServedModel, param: str) -> None:
+    """Raises `ContextLengthExceeded` for texts that have too many bytes for the model, whatever their tokens are."""
+    num_bytes, limit = (
+        sum(len(text.encode(errors="replace")) for text in texts),
+        model.max_model_len * model.tokenizer.max_token_bytes,
+    )
+    if num_bytes > limit:
+        message = f"the text has {num_bytes} bytes, more than {model.max_model_len} tokens can hold"
+        raise ContextLengthExceeded(message, param=param)
+
+
+def encode_text(text: str, model: ServedModel, param: str) -> list[int]:
+    """Return the ids of a text without markers. Raises `ContextLengthExceeded` for one that cannot fit the model."""
+    check_texts([text], model, param)
+    return model.tokenizer.encode_plain(text)
 
 
 def check_token_ids(token_ids: list[int], model: ServedModel, param: str) -> list[int]:

@@ -5,22 +5,41 @@ This module does not load torch: the API process and the worker read the same fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from model.config import FlamingoConfig, fingerprint, load_config
 from model.tokenizer import PromptTokenizer
 from server.settings import Settings, SettingsError
 
+# more texts at a time would take the processors from the worker
+NUM_TOKENIZER_THREADS = 2
+
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
+    """What the API process knows of the model."""
+
     name: str
     config: FlamingoConfig
     tokenizer: PromptTokenizer
     max_model_len: int
     # identifies the folder's weights: stored results of the model are keyed by it
     fingerprint: str = ""
+    _threads: Executor = field(
+        default_factory=lambda: ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer"), repr=False
+    )
+
+    async def tokenize(self, function: Callable[..., Result], *arguments: object) -> Result:
+        """Run a function that encodes texts in a thread: a long text would block the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *arguments))
 
     @classmethod
     def load(cls, settings: Settings) -> ServedModel:

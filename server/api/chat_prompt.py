@@ -89,7 +89,7 @@ async def prepare_chat(
     chosen = find_template(template, conversation.query, model.config)
     segments = lay_out(conversation, chosen, {param: item.digest for param, item in media.items()})
     by_digest = {item.digest: item for item in media.values()}
-    return encode_segments(segments, by_digest, model.tokenizer, "messages"), chosen
+    return await model.tokenize(encode_segments, segments, by_digest, model, "messages"), chosen
 
 
 def read_conversation(messages: Sequence[Message]) -> Conversation:

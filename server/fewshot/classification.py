@@ -83,7 +83,8 @@ async def classify(
 ) -> Classification:
     """Classify the query of an assembled prompt. Raises what `score_prompts` raises."""
     template, segments = assembled.template, assembled.prompt.segments
-    token_ids = [continuation_ids(segments, template.lead + item.text, model.tokenizer) for item in candidates]
+    texts = [template.lead + candidate.text for candidate in candidates]
+    token_ids = [await model.tokenize(continuation_ids, segments, text, model.tokenizer) for text in texts]
     orders = shot_orders(len(assembled.shots), weighing.permutations, weighing.seed)
     is_calibrated = weighing.calibration == "contextual"
     queries = [assembled.query, *(_content_free(assembled.query, weighing.content_free) if is_calibrated else ())]

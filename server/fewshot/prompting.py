@@ -5,7 +5,6 @@ Every few-shot route calls `assemble`, so support sets, strategies and templates
 
 from __future__ import annotations
 
-import asyncio
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,8 +82,7 @@ async def assemble(
         )
         _check_number([*shots, query], source.intake.settings.max_media_per_request)
         media = stored | media
-    # tokenizing a long text would block the event loop
-    return await asyncio.to_thread(_fit, fields, template, shots, query, media, support_set, model, room)
+    return await model.tokenize(_fit, fields, template, shots, query, media, support_set, model, room)
 
 
 async def assemble_prefix(
@@ -119,7 +117,7 @@ def write(
         shot = query if error.shot is None else shots[error.shot]
         owner = f" (the example {shot.id!r})" if shot.param == SUPPORT_SET else ""
         raise InvalidRequest(f"{error}{owner}", param=shot.param) from None
-    return encode_segments(segments, media, model.tokenizer, "query")
+    return encode_segments(segments, media, model, "query")
 
 
 def find_template(choice: TemplateChoice, model: ServedModel) -> Template:

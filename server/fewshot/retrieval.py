@@ -23,6 +23,7 @@ from server.engine_client.client import Client
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore
+from server.prompt import encode_text
 from server.schemas.fewshot import Strategy
 from server.served_model import ServedModel
 from server.store.embeddings import EmbeddingStore
@@ -140,7 +141,7 @@ class Retrieval:
     async def embed_texts(self, support_set: SupportSet) -> dict[str, Vectors]:
         """Return the vectors of the examples' texts, after storing new ones. Raises the engine's errors."""
         texts = [compared_text(example.question, example.text) for example in support_set.examples]
-        ids = await asyncio.to_thread(lambda: [self._text_ids(text, "examples.support_set") for text in texts if text])
+        ids = await self.model.tokenize(self._all_ids, list(filter(None, texts)))
         return await self._text_vectors(ids, is_stored=True)
 
     async def _index(self, support_set: SupportSet, strategy: Strategy) -> VectorIndex:
@@ -156,14 +157,19 @@ class Retrieval:
 
     async def _query_vector(self, space: Space, query: SimilarityQuery) -> Vectors:  # -> [D]
         if space == "text":
-            return _mean(await self._text_vectors([self._text_ids(query.text, "query")], is_stored=False))
+            return _mean(
+                await self._text_vectors(
+                    [await self.model.tokenize(self._text_ids, query.text, "query")], is_stored=False
+                )
+            )
         media = {item.id: item for item in query.media}
         return _mean(await self._vectors(media, lambda names: self.client.embed([media[name] for name in names])))
 
     async def _example_vectors(self, support_set: SupportSet, space: Space, strategy: Strategy) -> Vectors:
         """Return one vector per example, [N, D]; the work for a large set runs in threads, not in the event loop."""
         if space == "text":
-            texts = await asyncio.to_thread(self._example_texts, support_set, strategy)
+            compared = [_compared(example, "text", strategy)[0] for example in support_set.examples]
+            texts = await self.model.tokenize(self._all_ids, compared)
             keys = [[_text_key(ids)] for ids in texts]
             vectors = await self._text_vectors(texts, is_stored=True)
         else:
@@ -171,9 +177,8 @@ class Retrieval:
             vectors = await self.embed_media(support_set.media)
         return await asyncio.to_thread(_means, keys, vectors)
 
-    def _example_texts(self, support_set: SupportSet, strategy: Strategy) -> list[list[int]]:
-        texts = [_compared(example, "text", strategy) for example in support_set.examples]
-        return [self._text_ids(text, "examples.support_set") for (text,) in texts]
+    def _all_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self._text_ids(text, "examples.support_set") for text in texts]
 
     async def _text_vectors(self, texts: Iterable[list[int]], *, is_stored: bool) -> dict[str, Vectors]:
         ids = {_text_key(text): text for text in texts}
@@ -201,7 +206,7 @@ class Retrieval:
         return vectors
 
     def _text_ids(self, text: str, param: str) -> list[int]:
-        ids = self.model.tokenizer.encode_plain(text)
+        ids = encode_text(text, self.model, param)
         if len(ids) > self.model.max_model_len:
             raise ContextLengthExceeded(
                 f"a text to compare has {len(ids)} tokens, the model reads at most {self.model.max_model_len}",

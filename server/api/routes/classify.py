@@ -18,6 +18,7 @@ from server.errors import InvalidRequest
 from server.fewshot.classification import Classification as WeighedCandidates
 from server.fewshot.classification import classify, read_candidates
 from server.fewshot.prompting import assemble
+from server.prompt import encode_text
 from server.request_record import RequestRecord
 from server.schemas.fewshot import ClassifyRequest
 from server.schemas.responses.classification import Classification
@@ -40,9 +41,11 @@ async def create_classification(request: Request, services: GivenServices, recor
 
 
 async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
-    candidates, encode = read_candidates(fields.candidates), services.model.tokenizer.encode_plain
-    room = max((len(encode(candidate.text)) + 1 for candidate in candidates), default=DEFAULT_ROOM)
-    assembled = await assemble(fields, services.model, services.shots, room=room)
+    candidates, model = read_candidates(fields.candidates), services.model
+    texts = {f"candidates[{index}]": candidate.text for index, candidate in enumerate(candidates)}
+    token_ids = [await model.tokenize(encode_text, text, model, param) for param, text in texts.items()]
+    room = max((len(ids) + 1 for ids in token_ids), default=DEFAULT_ROOM)
+    assembled = await assemble(fields, model, services.shots, room=room)
     record.priority = fields.priority
     report = assembled.report(record)
     if not candidates:
@@ -52,8 +55,8 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
         candidates = read_candidates(filter(None, labels))
     if not candidates:
         raise InvalidRequest("without shots or a support set there are no labels: give candidates", param="candidates")
-    result = await classify(assembled, candidates, fields, record, services.model, services.client)
-    return _answer(result, report, fields, record, services.model)
+    result = await classify(assembled, candidates, fields, record, model, services.client)
+    return _answer(result, report, fields, record, model)
 
 
 def _answer(

@@ -17,7 +17,7 @@ from server.api.openapi import PROMPT, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import ContextLengthExceeded, InvalidRequest
-from server.prompt import check_token_ids
+from server.prompt import check_token_ids, encode_text
 from server.request_record import RequestRecord
 from server.schemas.models import EmbeddingsRequest, Inputs
 from server.schemas.prompt import MediaPart, Part, TextPart
@@ -41,7 +41,7 @@ async def _embed(fields: EmbeddingsRequest, record: RequestRecord, services: Ser
         record.add_prompt(0, [item.digest for item in media])
         embedding = services.client.embed(media)
     else:
-        texts = _texts(fields.input, services.model)
+        texts = await _texts(fields.input, services.model)
         record.add_prompt(sum(map(len, texts)))
         embedding = services.client.embed_text(texts)
     with record:
@@ -67,21 +67,21 @@ def _media_parts(inputs: Inputs) -> dict[str, MediaPart]:
     return media
 
 
-def _texts(inputs: Inputs, model: ServedModel) -> list[list[int]]:
+async def _texts(inputs: Inputs, model: ServedModel) -> list[list[int]]:
     if isinstance(inputs, str):
-        return [_ids(inputs, "input", model)]
+        return [await model.tokenize(_ids, inputs, "input", model)]
     if token_ids := [item for item in inputs if isinstance(item, int)]:
         return [_ids(token_ids, "input", model)]
     texts = [item for item in inputs if not isinstance(item, int)]
-    return [_ids(text, f"input[{index}]", model) for index, text in enumerate(texts)]
+    return [await model.tokenize(_ids, text, f"input[{index}]", model) for index, text in enumerate(texts)]
 
 
 def _ids(text: str | list[int] | Part, param: str, model: ServedModel) -> list[int]:
     match text:
         case str():
-            ids = model.tokenizer.encode_plain(text)
+            ids = encode_text(text, model, param)
         case TextPart():
-            ids = model.tokenizer.encode_plain(text.text)
+            ids = encode_text(text.text, model, param)
         case list():
             ids = check_token_ids(text, model, param)
         case _:

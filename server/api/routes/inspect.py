@@ -16,7 +16,7 @@ from server.api.openapi import PROMPT, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
-from server.prompt import PreparedPrompt, check_length, continuation_ids, prepare_prompt
+from server.prompt import PreparedPrompt, check_length, check_texts, continuation_ids, prepare_prompt
 from server.request_record import RequestRecord
 from server.schemas.models import InspectRequest
 from server.schemas.responses.models import Inspection
@@ -36,7 +36,7 @@ async def inspect(request: Request, services: GivenServices, record: GivenRecord
 async def _inspect(fields: InspectRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
     model = services.model
     prompt = await prepare_prompt(fields.prompt, model, services.intake)
-    inspection = _inspection(fields, prompt, record, model)
+    inspection = await model.tokenize(_inspection, fields, prompt, record, model)
     tokens = inspection.prompt
     record.add_prompt(len(tokens.token_ids), tokens.media)
     with record:
@@ -61,6 +61,7 @@ async def _inspect(fields: InspectRequest, record: RequestRecord, services: Serv
 
 def _inspection(fields: InspectRequest, prompt: PreparedPrompt, record: RequestRecord, model: ServedModel) -> Inspect:
     """Return the request to the engine. Raises `InvalidRequest`."""
+    check_texts([fields.answer], model, "answer")
     answer_ids = continuation_ids(prompt.segments, fields.answer, model.tokenizer) if fields.answer else []
     check_length(prompt.num_tokens, len(answer_ids), "the answer", "answer", model.max_model_len)
     tokens = prompt.encoded.followed_by(answer_ids)

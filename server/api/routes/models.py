@@ -14,7 +14,7 @@ from server.api.body import JSONResponse, read_request
 from server.api.chat_prompt import prepare_chat
 from server.api.openapi import MEDIA, describe
 from server.api.services import GivenServices, Services
-from server.errors import InvalidRequest, ModelNotFound
+from server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from server.prompt import PreparedPrompt, check_token_ids, prepare_prompt
 from server.schemas.models import DetokenizeRequest, TokenizeRequest
 from server.schemas.responses.models import Model, Models, Text, Tokens
@@ -57,7 +57,7 @@ def _card(services: Services) -> dict[str, Any]:
 
 @router.post(
     "/tokenize",
-    **describe("Model", body=TokenizeRequest, response=Tokens, errors=MEDIA),
+    **describe("Model", body=TokenizeRequest, response=Tokens, errors=(*MEDIA, ContextLengthExceeded)),
 )
 async def tokenize(request: Request, services: GivenServices) -> Response:
     """Return the ids of a prompt as the model reads it, family markers included."""

@@ -16,7 +16,7 @@ from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
 from server.fewshot.classification import score_prompts
-from server.prompt import PreparedPrompt, check_token_ids, continuation_ids, prepare_prompt
+from server.prompt import PreparedPrompt, check_texts, check_token_ids, continuation_ids, prepare_prompt
 from server.request_record import RequestRecord
 from server.schemas.fewshot import ScoreRequest
 from server.schemas.responses.classification import Scores
@@ -35,7 +35,9 @@ async def create_score(request: Request, services: GivenServices, record: GivenR
 async def _score(fields: ScoreRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
     model = services.model
     prompt = await prepare_prompt(fields.prompt, model, services.intake)
-    candidate_ids = [_ids(candidate, index, prompt, model) for index, candidate in enumerate(fields.candidates)]
+    candidate_ids = [
+        await model.tokenize(_ids, candidate, index, prompt, model) for index, candidate in enumerate(fields.candidates)
+    ]
     record.priority = fields.priority
     (scored,) = await score_prompts([prompt], candidate_ids, record, model, services.client)
     return {
@@ -59,9 +61,10 @@ async def _score(fields: ScoreRequest, record: RequestRecord, services: Services
 
 
 def _ids(candidate: str | list[int], index: int, prompt: PreparedPrompt, model: ServedModel) -> list[int]:
-    if isinstance(candidate, str):
-        return continuation_ids(prompt.segments, candidate, model.tokenizer)
     param = f"candidates[{index}]"
+    if isinstance(candidate, str):
+        check_texts([candidate], model, param)
+        return continuation_ids(prompt.segments, candidate, model.tokenizer)
     if model.tokenizer.media_token_id in candidate:
         raise InvalidRequest("a candidate may not contain the media token", param=param)
     return check_token_ids(candidate, model, param)

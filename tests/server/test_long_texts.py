@@ -1,0 +1,78 @@
+"""A long text blocks nothing: it is refused by its bytes, or encoded in a thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import httpx
+import pytest
+
+from model.tokenizer import PromptTokenizer
+from tests.server.conftest import data_url, png
+from tests.server.fakes import TOKENIZER, served_model
+
+pytestmark = pytest.mark.anyio
+LIMIT = served_model().max_model_len * TOKENIZER.max_token_bytes
+IMAGE = {"image": data_url(png())}
+SHOTS = [{**IMAGE, "label": "a"}, {**IMAGE, "label": "b"}]
+
+
+def bodies(text: str) -> dict[str, dict[str, object]]:
+    return {
+        "/v1/completions": {"prompt": text},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": text}]},
+        "/v1/fewshot/completions": {
+            "shots": [{**IMAGE, "question": "q", "text": "a"}],
+            "query": {**IMAGE, "question": text},
+            "template": "vqa",
+        },
+        "/v1/classify": {"shots": SHOTS, "query": IMAGE, "candidates": ["a", text]},
+        "/v1/score": {"prompt": "a", "candidates": [text, "b"]},
+        "/v1/embeddings": {"input": [text, "b"]},
+        "/v1/inspect": {"prompt": [{"type": "image_url", "image_url": {"url": data_url(png())}}], "answer": text},
+        "/tokenize": {"prompt": text},
+    }
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The threads that encode a text."""
+    names: set[str] = set()
+    for method in ("encode", "encode_plain"):
+        original = getattr(PromptTokenizer, method)
+
+        def recorded(self: PromptTokenizer, text: Sequence[str], original: object = original) -> object:
+            if "zebra" in "".join(text):  # the scripted client encodes its answers, too
+                names.add(threading.current_thread().name)
+            return original(self, text)  # type: ignore[operator]
+
+        monkeypatch.setattr(PromptTokenizer, method, recorded)
+    return names
+
+
+@pytest.mark.parametrize("route", bodies(""))
+async def test_a_text_of_too_many_bytes_is_refused_unencoded(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    original = PromptTokenizer.encode
+
+    def encode(self: PromptTokenizer, written: list[str]) -> list[int]:
+        assert sum(map(len, written)) < LIMIT
+        return original(self, written)
+
+    monkeypatch.setattr(PromptTokenizer, "encode", encode)
+    response = await http.post(route, json=bodies("a" * (LIMIT + 1))[route])
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+@pytest.mark.parametrize("route", bodies(""))
+async def test_texts_are_encoded_outside_the_event_loop(http: httpx.AsyncClient, threads: set[str], route: str) -> None:
+    await http.post(route, json=bodies("a zebra")[route])
+    assert threads
+    assert threading.main_thread().name not in threads
+
+
+async def test_a_text_up_to_the_limit_of_bytes_is_encoded(http: httpx.AsyncClient) -> None:
+    response = await http.post("/tokenize", json={"prompt": "a" * LIMIT})
+    assert response.status_code == 200
