@@ -98,7 +98,7 @@ class EngineClient:
     ) -> None:
         self._metrics = metrics
         self._supervisor = Supervisor(settings, factory, metrics)
-        self._supply = MediaSupply(decoder, metrics)
+        self._supply = MediaSupply(decoder, metrics, settings)
         self._streams: dict[str, _Stream] = {}
         self._last_progress = time.monotonic()
         self._serving: asyncio.Task[None] | None = None
@@ -217,6 +217,8 @@ class EngineClient:
             case _:
                 self._last_progress = time.monotonic()
                 if (stream := self._streams.get(message.request_id)) is not None:
+                    if isinstance(message, wire.Token):  # the whole prompt was computed
+                        self._supply.release(stream.media)
                     stream.events.put_nowait(message)
 
     def _end_requests(self) -> None:

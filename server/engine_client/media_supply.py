@@ -1,4 +1,8 @@
-"""Decodes media when the worker requests their pixels: each item once, for all requests that show it."""
+"""Decodes media when the worker requests their pixels: each item once, for all requests that show it.
+
+Frames are held by the worker until they are encoded. The frames of one request have a limit; so have those of all open
+requests together, above which only the longest open request that has no answer yet gets more.
+"""
 
 from __future__ import annotations
 
@@ -7,51 +11,79 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from server.engine_client.supervisor import WorkerProcess
 from server.errors import InvalidMedia, MediaNotFound, ServerError
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
+from server.media.turns import Job, Requester, Turns
 from server.metrics import Metrics
+from server.settings import Settings
 from server.wire import MAX_MESSAGE_BYTES, MediaFailed, MediaPixels
 
 MAX_FRAME_BYTES = MAX_MESSAGE_BYTES - 2**16
+ENDED = "the requests that show this media item have ended"
 
 logger = logging.getLogger(__name__)
 
 
 class MediaDecoder(Protocol):
-    async def decode(self, media: EncodedMedia) -> Frames: ...
+    turns: Turns[Any]
+
+    async def decode(self, media: EncodedMedia, job: Job | None = None) -> Frames: ...
 
     async def stop(self) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
 class RequestMedia:
-    """The media of one open request by digest. `error` says why one of them could not be decoded."""
+    """The media of one open request by digest. `error` says why one of them could not be decoded.
+
+    `num_bytes_held` counts its share of the frames that the worker may still hold.
+    """
 
     by_digest: Mapping[bytes, EncodedMedia]
+    requester: Requester = field(default_factory=Requester)
     error: ServerError | None = None
+    num_bytes_held: float = 0
+    is_encoded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    """A media item that a worker waits for."""
+
+    job: Job
+    task: asyncio.Task[None]
+    worker: WorkerProcess
 
 
 class MediaSupply:
-    def __init__(self, decoder: MediaDecoder, metrics: Metrics) -> None:
+    def __init__(self, decoder: MediaDecoder, metrics: Metrics, settings: Settings) -> None:
         self._decoder = decoder
         self._metrics = metrics
-        self._open: set[RequestMedia] = set()
-        self._decoding: dict[bytes, asyncio.Task[None]] = {}
+        self._max_request_bytes = settings.max_request_frames_bytes
+        self._max_open_bytes = settings.max_open_frames_bytes
+        self._open: dict[RequestMedia, None] = {}  # in the order of arrival
+        self._decoding: dict[bytes, _Decoding] = {}
 
     @contextmanager
     def offer(self, by_digest: Mapping[bytes, EncodedMedia]) -> Iterator[RequestMedia]:
-        """Offer the media of a request while it is open."""
+        """Offer the media of a request while it is open. After that, no media are decoded for it alone."""
         media = RequestMedia(by_digest)
-        self._open.add(media)
+        self._open[media] = None
+        self._balance()
+        for digest in self._decoding.keys() & by_digest.keys():
+            self._decoding[digest].job.add(media.requester)
         try:
             yield media
         finally:
-            self._open.discard(media)
+            del self._open[media]
+            self._balance()
+            for digest in self._decoding.keys() & by_digest.keys():
+                self._withdraw(digest, media.requester)
 
     def send(self, digest: bytes, worker: WorkerProcess) -> None:
         """Decode and send a media item.
@@ -63,36 +95,56 @@ class MediaSupply:
             return
         media = self._offered(digest)
         if media is None:
-            message = "the requests that show this media item have ended"
-            worker.send(MediaFailed(digest=digest, message=message))
+            worker.send(MediaFailed(digest=digest, message=ENDED))
             return
-        task = self._decoding[digest] = asyncio.create_task(self._decode_and_send(media, worker))
-        task.add_done_callback(lambda done: self._forget(digest, done))
+        job = Job(*(request.requester for request in self._open if digest in request.by_digest))
+        task = asyncio.create_task(self._decode_and_send(media, job, worker))
+        decoding = self._decoding[digest] = _Decoding(job, task, worker)
+        task.add_done_callback(lambda done: self._forget(digest, decoding))
+
+    def release(self, media: RequestMedia) -> None:
+        """Note that the worker has encoded all media of a request, so that it holds none of their frames."""
+        if not media.is_encoded:
+            media.is_encoded, media.num_bytes_held = True, 0
+            self._balance()
 
     def cancel(self) -> None:
         """Cancel all decoding: the worker that requested it is dead."""
-        for task in self._decoding.values():
-            task.cancel()
+        for decoding in self._decoding.values():
+            decoding.task.cancel()
         self._decoding.clear()
 
     async def stop(self) -> None:
+        self.cancel()
         await self._decoder.stop()
+
+    def _withdraw(self, digest: bytes, requester: Requester) -> None:
+        """Want a media item no longer for a request that has ended; the last one ends the decoding.
+
+        The worker is answered at once, before it hears of a later request that wants the media item again.
+        """
+        decoding = self._decoding[digest]
+        decoding.job.discard(requester)
+        if not decoding.job.requesters and not decoding.task.done():
+            del self._decoding[digest]
+            decoding.task.cancel()
+            decoding.worker.send(MediaFailed(digest=digest, message=ENDED))
 
     def _offered(self, digest: bytes) -> EncodedMedia | None:
         """Return the media item from any open request, preferably with its bytes: a stored one may be deleted."""
         offers = [media.by_digest[digest] for media in self._open if digest in media.by_digest]
         return max(offers, key=lambda media: media.is_in_memory, default=None)
 
-    def _forget(self, digest: bytes, done: asyncio.Task[None]) -> None:
-        # the next worker may have requested the same media again
-        if self._decoding.get(digest) is done:
+    def _forget(self, digest: bytes, decoding: _Decoding) -> None:
+        # the same media item may have been requested again
+        if self._decoding.get(digest) is decoding:
             del self._decoding[digest]
 
-    async def _decode_and_send(self, media: EncodedMedia, worker: WorkerProcess) -> None:
+    async def _decode_and_send(self, media: EncodedMedia, job: Job, worker: WorkerProcess) -> None:
         started = time.monotonic()
         try:
-            frames = await self._decode(media)
-            _check_size(frames, media)
+            frames = await self._decode(media, job)
+            self._count(frames, media, job)
         except ServerError as error:  # it cannot be decoded, or has been deleted
             self._fail(media.digest, error, worker)
         except Exception:
@@ -102,14 +154,36 @@ class MediaSupply:
             self._metrics.media_decode.observe(time.monotonic() - started)
             worker.send(MediaPixels(digest=media.digest, shape=frames.shape, data=frames.data))
 
-    async def _decode(self, media: EncodedMedia) -> Frames:
+    async def _decode(self, media: EncodedMedia, job: Job) -> Frames:
         try:
-            return await self._decoder.decode(media)
+            return await self._decoder.decode(media, job)
         except MediaNotFound:
             other = self._offered(media.digest)  # a request with its bytes may have come meanwhile
             if other is None or not other.is_in_memory:
                 raise
-            return await self._decoder.decode(other)
+            return await self._decoder.decode(other, job)
+
+    def _count(self, frames: Frames, media: EncodedMedia, job: Job) -> None:
+        """Count the bytes of frames. Raises `InvalidMedia` if they are too many for each request that wants them."""
+        num_bytes = len(frames.data)
+        if num_bytes > MAX_FRAME_BYTES:
+            raise InvalidMedia(f"{num_bytes} bytes of frames, the limit is {MAX_FRAME_BYTES}", param=media.param)
+        if (total := job.frame_bytes_before(media.digest) + num_bytes) > self._max_request_bytes:
+            message = f"the frames of this request have {total} bytes up to this one"
+            raise InvalidMedia(f"{message}, the limit is {self._max_request_bytes}", param=media.param)
+        sharers = [request for request in self._open if media.digest in request.by_digest]
+        for request in sharers:
+            request.requester.frame_bytes.record(media.digest, num_bytes)
+            request.num_bytes_held += 0 if request.is_encoded else num_bytes / len(sharers)
+        self._balance()
+
+    def _balance(self) -> None:
+        """Pause all requests but one while the worker may hold too many frames; the one that goes on will free some."""
+        is_full = sum(media.num_bytes_held for media in self._open) > self._max_open_bytes
+        first = next((media for media in self._open if not media.is_encoded), None)
+        for media in self._open:
+            media.requester.is_paused = is_full and media is not first
+        self._decoder.turns.grant()
 
     def _fail(self, digest: bytes, error: ServerError, worker: WorkerProcess) -> None:
         self._metrics.media_decode_failures.inc()
@@ -117,8 +191,3 @@ class MediaSupply:
             if digest in media.by_digest:
                 media.error = type(error)(error.message, param=media.by_digest[digest].param)
         worker.send(MediaFailed(digest=digest, message=error.message))
-
-
-def _check_size(frames: Frames, media: EncodedMedia) -> None:
-    if len(frames.data) > MAX_FRAME_BYTES:
-        raise InvalidMedia(f"{len(frames.data)} bytes of frames, the limit is {MAX_FRAME_BYTES}", param=media.param)

@@ -20,6 +20,7 @@ from server.errors import MediaInUse, Unavailable
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore, not_found
+from server.media.turns import Job, Requester
 from server.store.database import Database, Result, Transaction, chunked
 from server.store.tables import EmbeddingRow, ExampleMediaRow, LeaseRow, MediaRow
 
@@ -122,9 +123,10 @@ class MediaReferences:
             return {}
         new = await asyncio.to_thread(self._undecoded, media)
         infos: dict[str, MediaInfo] = {}
+        requester = Requester()
         for start in range(0, len(new), DECODE_BATCH):
             batch = new[start : start + DECODE_BATCH]
-            decoded = await asyncio.gather(*map(self._decoder.decode, batch))
+            decoded = await asyncio.gather(*(self._decoder.decode(item, Job(requester)) for item in batch))
             for item, frames in zip(batch, decoded, strict=True):
                 infos[item.id] = MediaInfo(frames.size, frames.shape[0])
         return infos
