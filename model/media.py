@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.config import VisionConfig
-from model.truncation import image_ends_early, video_ends_early
+from model.truncation import has_no_pixels, image_ends_early, video_ends_early
 
 # the first bytes of a file -> PIL's name of the format
 IMAGE_MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"))
@@ -39,6 +39,7 @@ DECODER_ERRORS = (
     RuntimeError,
     struct.error,
 )
+ENDS_EARLY = "image cannot be decoded: its data end early"
 WHITE = (255, 255, 255, 255)
 
 
@@ -97,12 +98,14 @@ def load_image(data: bytes, limits: MediaLimits, budget: PixelBudget | None = No
     _check_bytes(data, limits)
     image = _open_image(data, limits)
     (budget or PixelBudget(limits.max_total_pixels)).spend(image.size)
+    if has_no_pixels(data, image.size):
+        raise MediaError(ENDS_EARLY)
     try:
         image.load()
     except DECODER_ERRORS:
         raise MediaError("image cannot be decoded: its data are damaged, or end early") from None
     if image_ends_early(data, image):
-        raise MediaError("image cannot be decoded: its data end early")
+        raise MediaError(ENDS_EARLY)
     return image
 
 

@@ -17,10 +17,18 @@ from PIL import Image
 SEGMENT_ID = 0x18538067
 # libjpeg's blocks without data: the middle grey, which is 127 in an inverted CMYK
 NEUTRAL = {127, 128}
+# a block of 64 pixels takes two bits of a sequential JPEG, so a file with more than this has no data or is progressive
+MAX_PIXELS_PER_BYTE = 256
 # a PNG's colour type -> channels
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 PNG_SIGNATURE_BYTES = 8
 PIECE_BYTES = 2**24
+
+
+def has_no_pixels(data: bytes, size: tuple[int, int]) -> bool:
+    """Return whether a JPEG that is small for its size lacks data; libjpeg would take seconds to fill a large image."""
+    is_small = size[0] * size[1] > MAX_PIXELS_PER_BYTE * len(data)
+    return is_small and data.startswith(b"\xff\xd8") and _jpeg_ends_early(data)
 
 
 def image_ends_early(data: bytes, image: Image.Image) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -117,4 +118,5 @@ def _read(source: BinaryIO) -> bytes | None:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # PIL warns of faults in files, with which a client could fill the log
     serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from model.media import MediaError, MediaLimits, load_image
 
@@ -51,6 +52,24 @@ def test_a_jpeg_that_ends_after_its_header_or_a_few_blocks_is_refused(form: str,
     cut = data[: scan_start(data) + kept] + END_OF_IMAGE
     with pytest.raises(MediaError, match="image cannot be decoded: its data end early"):
         load_image(cut, LIMITS)
+
+
+def test_a_large_jpeg_without_data_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(image: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    data = jpeg(Image.new("RGB", (600, 600)))
+    monkeypatch.setattr(JpegImageFile, "load", load)
+    with pytest.raises(MediaError, match="image cannot be decoded: its data end early"):
+        load_image(data[: scan_start(data)] + END_OF_IMAGE, LIMITS)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_large_jpeg_of_one_colour_is_accepted(mode: str, options: dict[str, Any]) -> None:
+    for colour in (0, 127, 128, 255):
+        image = Image.new("L", (1000, 900), colour).convert(mode)
+        assert load_image(jpeg(image, quality=10, **options), LIMITS).size == (1000, 900)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 17), (64, 48), (100, 37)])
