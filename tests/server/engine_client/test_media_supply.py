@@ -50,7 +50,7 @@ async def test_an_image_of_an_abandoned_request_is_decoded_again(engine: EngineC
     cancelled.cancel()
     await eventually(lambda: decoder.cancelled == [b"a"])
     decoder.opened.set()
-    await read_tokens(stream(engine, "2", image("a")), 1)
+    await asyncio.wait_for(read_tokens(stream(engine, "2", image("a")), 1), 20)
     assert decoder.decoded == [b"a", b"a"]
 
 

@@ -189,6 +189,7 @@ async def test_a_cancelled_decode_leaves_the_queue(pool: DecodePool) -> None:
     await pool.decode(media(png()))
     (pid,) = pids(pool)
     os.kill(pid, signal.SIGSTOP)
+    pool._processes[0]._timeout = 600
     read: list[int] = []
 
     def recorded(number: int) -> EncodedMedia:
@@ -205,7 +206,7 @@ async def test_a_cancelled_decode_leaves_the_queue(pool: DecodePool) -> None:
     await asyncio.gather(*decoding, return_exceptions=True)
     next_image = asyncio.create_task(pool.decode(media(png("red"))))
     # the process stays stopped: what it was decoding is ended by killing it
-    assert tuple((await next_image).data[:3]) == (255, 0, 0)
+    assert tuple((await asyncio.wait_for(next_image, 60)).data[:3]) == (255, 0, 0)
     assert (read, pid in pids(pool)) == ([0], False)
 
 
