@@ -1,7 +1,8 @@
 """Media bytes to frames: uploads become PIL images, and an image becomes the square that a vision encoder reads.
 
 Input is not trusted: the format comes from the first bytes and never from a name, and the size from the header before any
-pixel is decoded. Cropping and scaling are part of a family's numerics, so `resize` keeps the order of each.
+pixel is decoded. An error is in words of our own: those of a library may tell of the process's memory. Cropping and scaling
+are part of a family's numerics, so `resize` keeps the order of each.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.config import VisionConfig
+from model.truncation import has_no_pixels, image_ends_early, video_ends_early
 
 # the first bytes of a file -> PIL's name of the format
 IMAGE_MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"))
@@ -25,8 +27,6 @@ IMAGE_MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF8
 VIDEO_TYPES = {"mp4": "video/mp4", "matroska": "video/x-matroska", "webm": "video/webm"}
 # bytes within which a Matroska file names its kind
 EBML_HEAD_BYTES = 64
-# Matroska's element of all media data
-SEGMENT_ID = 0x18538067
 # the errors of PIL's decoders for broken files
 DECODER_ERRORS = (
     OSError,
@@ -39,6 +39,7 @@ DECODER_ERRORS = (
     RuntimeError,
     struct.error,
 )
+ENDS_EARLY = "image cannot be decoded: its data end early"
 WHITE = (255, 255, 255, 255)
 
 
@@ -52,10 +53,27 @@ class MediaLimits:
     max_pixels: int = 64_000_000
     # a strip one pixel high becomes very large when its shortest side is scaled to the encoder's square
     max_aspect: float = 100.0
+    # of all media of one request together
+    max_total_pixels: int = 1_000_000_000
     max_frames: int = 64
     max_seconds: float = 120.0
     # frames sampled per second of video
     frames_per_second: float = 1.0
+
+
+@dataclass(slots=True)
+class PixelBudget:
+    """Counts the pixels of the frames that are decoded for one request, each before it is decoded or kept."""
+
+    limit: int
+    used: int = 0
+
+    def spend(self, size: tuple[int, int]) -> None:
+        """Count a frame. Raises `MediaError` if the total exceeds the limit."""
+        total = self.used + size[0] * size[1]
+        if total > self.limit:
+            raise MediaError(f"the media of this request have {total} pixels up to this one, the limit is {self.limit}")
+        self.used = total
 
 
 def media_type_of(data: bytes) -> str:
@@ -72,22 +90,35 @@ def media_type_of(data: bytes) -> str:
     return VIDEO_TYPES["webm" if is_webm else video_format]
 
 
-def load_image(data: bytes, limits: MediaLimits) -> Image.Image:
+def load_image(data: bytes, limits: MediaLimits, budget: PixelBudget | None = None) -> Image.Image:
     """Decode the first frame in the file's own mode; `resize` converts it to RGB where its family does.
 
     Orientation tags are not applied, as in all the families. Raises `MediaError`.
     """
     _check_bytes(data, limits)
+    image = _open_image(data, limits)
+    (budget or PixelBudget(limits.max_total_pixels)).spend(image.size)
+    if has_no_pixels(data, image.size):
+        raise MediaError(ENDS_EARLY)
     try:
-        image = Image.open(io.BytesIO(data), formats=[_image_format(data)])
-        _check_size(image.size, limits)
         image.load()
-    except MediaError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise MediaError(f"image has too many pixels: {error}") from None
-    except DECODER_ERRORS as error:
-        raise MediaError(f"image cannot be decoded: {error}") from None
+    except DECODER_ERRORS:
+        raise MediaError("image cannot be decoded: its data are damaged, or end early") from None
+    if image_ends_early(data, image):
+        raise MediaError(ENDS_EARLY)
+    return image
+
+
+def _open_image(data: bytes, limits: MediaLimits) -> Image.Image:
+    """Read the header."""
+    image_format = _image_format(data)
+    try:
+        image = Image.open(io.BytesIO(data), formats=[image_format])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise MediaError(f"image has too many pixels, the limit is {limits.max_pixels}") from None
+    except DECODER_ERRORS:
+        raise MediaError("image cannot be decoded: its header is damaged, or ends early") from None
+    _check_size(image.size, limits)
     return image
 
 
@@ -115,21 +146,21 @@ def _check_size(size: tuple[int, int], limits: MediaLimits) -> None:
         raise MediaError(f"frame of {width} x {height} has {width * height} pixels, the limit is {limits.max_pixels}")
 
 
-def load_video(data: bytes, limits: MediaLimits) -> Iterator[Image.Image]:
+def load_video(data: bytes, limits: MediaLimits, budget: PixelBudget | None = None) -> Iterator[Image.Image]:
     """Yield RGB frames at `frames_per_second`: the first frame, then the first that begins in each following period.
 
     A video that exceeds a limit raises `MediaError` at the first frame beyond it, and is not cut.
     """
     _check_bytes(data, limits)
     video_format = _video_format(data)
-    if ends_early(data, video_format):
+    if video_ends_early(data, video_format):
         raise MediaError("video cannot be decoded: its end is missing")
     try:
-        # an explicit demuxer, so that a file cannot be a playlist of other files
-        with av.open(io.BytesIO(data), mode="r", format=video_format) as container:
-            yield from _sampled_frames(container, limits)
-    except av.FFmpegError as error:
-        raise MediaError(f"video cannot be decoded: {error}") from None
+        # an explicit demuxer, so that a file cannot be a playlist of other files; titles may have any encoding
+        with av.open(io.BytesIO(data), mode="r", format=video_format, metadata_errors="replace") as container:
+            yield from _sampled_frames(container, limits, budget or PixelBudget(limits.max_total_pixels))
+    except av.FFmpegError:
+        raise MediaError("video cannot be decoded: its data are damaged") from None
 
 
 def _video_format(data: bytes) -> str:
@@ -140,46 +171,14 @@ def _video_format(data: bytes) -> str:
     raise MediaError("bytes are none of MP4, WebM, Matroska")
 
 
-def ends_early(data: bytes, video_format: str) -> bool:
-    """Return whether the container says that bytes are missing at the end, which FFmpeg would silently ignore."""
-    return _boxes_end(data) > len(data) if video_format == "mp4" else _segment_end(data) > len(data)
-
-
-def _boxes_end(data: bytes) -> int:
-    """Return the end of the file's last MP4 box; each begins with its size, which includes itself."""
-    offset = 0
-    while offset + 8 <= len(data):
-        size, head = int.from_bytes(data[offset : offset + 4], "big"), 8
-        if size == 1:
-            size, head = int.from_bytes(data[offset + 8 : offset + 16], "big"), 16
-        if size < head:  # 0 means up to the end of the file; any other value is not a box
-            return len(data)
-        offset += size
-    return offset
-
-
-def _segment_end(data: bytes) -> int:
-    """Return the end of the Matroska segment, the second element of the file, which holds all the rest."""
-    _, offset = _ebml_number(data, 0, keeps_marker=True)
-    size, offset = _ebml_number(data, offset)
-    name, start = _ebml_number(data, offset + size, keeps_marker=True)
-    size, offset = _ebml_number(data, start)
-    is_open = size + 1 == 1 << 7 * (offset - start)  # all ones: the size was unknown when it was written
-    return offset + size if name == SEGMENT_ID and not is_open else len(data)
-
-
-def _ebml_number(data: bytes, offset: int, *, keeps_marker: bool = False) -> tuple[int, int]:
-    """Return the EBML number at an offset, and its end; the number of its leading zero bits gives its length in bytes."""
-    first = data[offset] if offset < len(data) else 0
-    length = 9 - first.bit_length()
-    value = int.from_bytes(data[offset : offset + length], "big")
-    return value if keeps_marker else value & ((1 << 7 * length) - 1), offset + length
-
-
-def _sampled_frames(container: av.container.InputContainer, limits: MediaLimits) -> Iterator[Image.Image]:
+def _sampled_frames(
+    container: av.container.InputContainer, limits: MediaLimits, budget: PixelBudget
+) -> Iterator[Image.Image]:
     if not container.streams.video:
         raise MediaError("file has no video stream")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise MediaError("video has a codec that is not supported")
     _check_size((stream.width, stream.height), limits)
     period = 1 / Fraction(limits.frames_per_second)
     start, num_frames, due = None, 0, Fraction(0)
@@ -198,6 +197,9 @@ def _sampled_frames(container: av.container.InputContainer, limits: MediaLimits)
             raise MediaError(
                 f"video has more than {num_frames} frames at {limits.frames_per_second} per second, the limit"
             )
+        if frame.is_corrupt:
+            raise MediaError("video cannot be decoded: a frame lacks data")
+        budget.spend((frame.width, frame.height))
         yield Image.fromarray(frame.to_ndarray(format="rgb24"))
         # after a gap, one frame is due in the next period, and none for the periods of the gap
         num_frames, due = num_frames + 1, (seconds // period + 1) * period

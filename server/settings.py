@@ -119,6 +119,17 @@ class Settings(BaseModel):
         default=16.0, gt=0, le=1024, description="maximum size of an image or video file, in MiB"
     )
     max_media_pixels: int = Field(default=64_000_000, ge=1, description="maximum pixels of one frame before resizing")
+    max_request_pixels: int = Field(
+        default=1_000_000_000, ge=1, description="maximum pixels that are decoded for one request, over all frames"
+    )
+    max_request_frames_mb: float = Field(
+        default=512.0, gt=0, description="maximum size of the frames that are decoded for one request, resized, in MiB"
+    )
+    max_open_frames_mb: float = Field(
+        default=1024.0,
+        gt=0,
+        description="frames of open requests, in MiB, above which only the longest open request gets more",
+    )
     media_url_hosts: str | None = Field(
         default=None,
         description="hosts that media are fetched from, comma-separated; `.a.org`: its subdomains; none: no URLs",
@@ -162,6 +173,14 @@ class Settings(BaseModel):
     @property
     def max_media_bytes(self) -> int:
         return int(self.max_media_mb * 2**20)
+
+    @property
+    def max_request_frames_bytes(self) -> int:
+        return int(self.max_request_frames_mb * 2**20)
+
+    @property
+    def max_open_frames_bytes(self) -> int:
+        return int(self.max_open_frames_mb * 2**20)
 
     @property
     def data_folder(self) -> Path:

@@ -79,7 +79,7 @@ class EngineClient:
         self._metrics = metrics
         self._supervisor = Supervisor(settings, factory, metrics)
         self._open_requests: dict[str, OpenRequest] = {}
-        self._supply = MediaSupply(decoder, metrics, self._open_requests)
+        self._supply = MediaSupply(decoder, metrics, settings, self._open_requests)
         self._last_progress = time.monotonic()
         self._serving: asyncio.Task[None] | None = None
 
@@ -168,11 +168,13 @@ class EngineClient:
         if not self._open_requests:
             self._last_progress = time.monotonic()
         opened = self._open_requests[request.request_id] = OpenRequest(media)
+        self._supply.begin(opened)
         try:
             worker.send(request)
             yield opened
         finally:
             del self._open_requests[request.request_id]
+            self._supply.end(opened)
             if not opened.is_finished:
                 worker.send(wire.Abort(request.request_id))
 
@@ -196,6 +198,8 @@ class EngineClient:
             case _:
                 self._last_progress = time.monotonic()
                 if (opened := self._open_requests.get(message.request_id)) is not None:
+                    if isinstance(message, wire.Token):  # the whole prompt was computed
+                        self._supply.release(opened)
                     opened.events.put_nowait(message)
 
     def _end_requests(self) -> None:

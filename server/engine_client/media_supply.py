@@ -1,4 +1,8 @@
-"""Decodes media when the worker requests their pixels: each item once, for all requests that show it."""
+"""Decodes media when the worker requests their pixels: each item once, for all requests that show it.
+
+Frames are held by the worker until they are encoded. The frames of one request have a limit; so have those of all open
+requests together, above which only the longest open request that has no answer yet gets more.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +11,46 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from server.engine_client.supervisor import WorkerProcess
 from server.errors import EngineFailed, InvalidMedia, MediaNotFound, ServerError
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
+from server.media.turns import Job, Requester, Turns
 from server.metrics import Metrics
+from server.settings import Settings
 from server.wire import MAX_MESSAGE_BYTES, Event, Finished, MediaFailed, MediaPixels, Reply
 
 MAX_FRAME_BYTES = MAX_MESSAGE_BYTES - 2**16
+ENDED = "the requests that show this media item have ended"
 
 logger = logging.getLogger(__name__)
 
 
 class MediaDecoder(Protocol):
-    async def decode(self, media: EncodedMedia) -> Frames: ...
+    turns: Turns[Any]
+
+    async def decode(self, media: EncodedMedia, job: Job | None = None) -> Frames: ...
 
     async def stop(self) -> None: ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class OpenRequest:
     """A request that the worker has not finished: its media by digest, and the events that are still to be read.
 
-    `media_error` says why one of the media could not be decoded.
+    `media_error` says why one of the media could not be decoded. `num_bytes_held` counts the request's share of the frames
+    that the worker may still hold.
     """
 
     media: Mapping[bytes, EncodedMedia]
     media_error: ServerError | None = None
     events: asyncio.Queue[Event | Reply | ServerError] = field(default_factory=asyncio.Queue)
     is_finished: bool = False
+    requester: Requester = field(default_factory=Requester)
+    num_bytes_held: float = 0
+    is_encoded: bool = False
 
     async def next(self) -> Event | Reply:
         """Return the next event. Raises the error that the request failed with."""
@@ -50,14 +63,39 @@ class OpenRequest:
         return event
 
 
-class MediaSupply:
-    """Supplies the media of the `open_requests`, which are by id."""
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    """A media item that a worker waits for."""
 
-    def __init__(self, decoder: MediaDecoder, metrics: Metrics, open_requests: Mapping[str, OpenRequest]) -> None:
+    job: Job
+    task: asyncio.Task[None]
+    worker: WorkerProcess
+
+
+class MediaSupply:
+    """Supplies the media of the `open_requests`, which are by id, in the order of arrival."""
+
+    def __init__(
+        self, decoder: MediaDecoder, metrics: Metrics, settings: Settings, open_requests: Mapping[str, OpenRequest]
+    ) -> None:
         self._decoder = decoder
         self._metrics = metrics
+        self._max_request_bytes = settings.max_request_frames_bytes
+        self._max_open_bytes = settings.max_open_frames_bytes
         self._open = open_requests
-        self._decoding: dict[bytes, asyncio.Task[None]] = {}
+        self._decoding: dict[bytes, _Decoding] = {}
+
+    def begin(self, request: OpenRequest) -> None:
+        """Offer the media of a request that has just been opened."""
+        self._balance()
+        for digest in self._decoding.keys() & request.media.keys():
+            self._decoding[digest].job.add(request.requester)
+
+    def end(self, request: OpenRequest) -> None:
+        """Decode no media any more for the sake of this request alone: it is no longer open."""
+        self._balance()
+        for digest in self._decoding.keys() & request.media.keys():
+            self._withdraw(digest, request.requester)
 
     def send(self, digest: bytes, worker: WorkerProcess) -> None:
         """Decode and send a media item.
@@ -69,36 +107,56 @@ class MediaSupply:
             return
         media = self._offered(digest)
         if media is None:
-            message = "the requests that show this media item have ended"
-            worker.send(MediaFailed(digest=digest, message=message))
+            worker.send(MediaFailed(digest=digest, message=ENDED))
             return
-        task = self._decoding[digest] = asyncio.create_task(self._decode_and_send(media, worker))
-        task.add_done_callback(lambda done: self._forget(digest, done))
+        job = Job(*(request.requester for request in self._open.values() if digest in request.media))
+        task = asyncio.create_task(self._decode_and_send(media, job, worker))
+        decoding = self._decoding[digest] = _Decoding(job, task, worker)
+        task.add_done_callback(lambda done: self._forget(digest, decoding))
+
+    def release(self, request: OpenRequest) -> None:
+        """Note that the worker has encoded all media of a request, so that it holds none of their frames."""
+        if not request.is_encoded:
+            request.is_encoded, request.num_bytes_held = True, 0
+            self._balance()
 
     def cancel(self) -> None:
         """Cancel all decoding: the worker that requested it is dead."""
-        for task in self._decoding.values():
-            task.cancel()
+        for decoding in self._decoding.values():
+            decoding.task.cancel()
         self._decoding.clear()
 
     async def stop(self) -> None:
+        self.cancel()
         await self._decoder.stop()
+
+    def _withdraw(self, digest: bytes, requester: Requester) -> None:
+        """Want a media item no longer for a request that has ended; the last one ends the decoding.
+
+        The worker is answered at once, before it hears of a later request that wants the media item again.
+        """
+        decoding = self._decoding[digest]
+        decoding.job.discard(requester)
+        if not decoding.job.requesters and not decoding.task.done():
+            del self._decoding[digest]
+            decoding.task.cancel()
+            decoding.worker.send(MediaFailed(digest=digest, message=ENDED))
 
     def _offered(self, digest: bytes) -> EncodedMedia | None:
         """Return the media item from any open request, preferably with its bytes: a stored one may be deleted."""
         offers = [request.media[digest] for request in self._open.values() if digest in request.media]
         return max(offers, key=lambda media: media.is_in_memory, default=None)
 
-    def _forget(self, digest: bytes, done: asyncio.Task[None]) -> None:
-        # the next worker may have requested the same media again
-        if self._decoding.get(digest) is done:
+    def _forget(self, digest: bytes, decoding: _Decoding) -> None:
+        # the same media item may have been requested again
+        if self._decoding.get(digest) is decoding:
             del self._decoding[digest]
 
-    async def _decode_and_send(self, media: EncodedMedia, worker: WorkerProcess) -> None:
+    async def _decode_and_send(self, media: EncodedMedia, job: Job, worker: WorkerProcess) -> None:
         started = time.monotonic()
         try:
-            frames = await self._decode(media)
-            _check_size(frames, media)
+            frames = await self._decode(media, job)
+            self._count(frames, media, job)
         except ServerError as error:  # it cannot be decoded, or has been deleted
             self._fail(media.digest, error, worker)
         except Exception:
@@ -108,14 +166,37 @@ class MediaSupply:
             self._metrics.media_decode.observe(time.monotonic() - started)
             worker.send(MediaPixels(digest=media.digest, shape=frames.shape, data=frames.data))
 
-    async def _decode(self, media: EncodedMedia) -> Frames:
+    async def _decode(self, media: EncodedMedia, job: Job) -> Frames:
         try:
-            return await self._decoder.decode(media)
+            return await self._decoder.decode(media, job)
         except MediaNotFound:
             other = self._offered(media.digest)  # a request with its bytes may have come meanwhile
             if other is None or not other.is_in_memory:
                 raise
-            return await self._decoder.decode(other)
+            return await self._decoder.decode(other, job)
+
+    def _count(self, frames: Frames, media: EncodedMedia, job: Job) -> None:
+        """Count the bytes of frames. Raises `InvalidMedia` if they are too many for each request that wants them."""
+        num_bytes = len(frames.data)
+        if num_bytes > MAX_FRAME_BYTES:
+            raise InvalidMedia(f"{num_bytes} bytes of frames, the limit is {MAX_FRAME_BYTES}", param=media.param)
+        if (total := job.frame_bytes_before(media.digest) + num_bytes) > self._max_request_bytes:
+            message = f"the frames of this request have {total} bytes up to this one"
+            raise InvalidMedia(f"{message}, the limit is {self._max_request_bytes}", param=media.param)
+        sharers = [request for request in self._open.values() if media.digest in request.media]
+        for request in sharers:
+            request.requester.frame_bytes.record(media.digest, num_bytes)
+            request.num_bytes_held += 0 if request.is_encoded else num_bytes / len(sharers)
+        self._balance()
+
+    def _balance(self) -> None:
+        """Pause all requests but one while the worker may hold too many frames; the one that goes on will free some."""
+        requests = self._open.values()
+        is_full = sum(request.num_bytes_held for request in requests) > self._max_open_bytes
+        first = next((request for request in requests if not request.is_encoded), None)
+        for request in requests:
+            request.requester.is_paused = is_full and request is not first
+        self._decoder.turns.grant()
 
     def _fail(self, digest: bytes, error: ServerError, worker: WorkerProcess) -> None:
         self._metrics.media_decode_failures.inc()
@@ -123,8 +204,3 @@ class MediaSupply:
             if digest in request.media:
                 request.media_error = type(error)(error.message, param=request.media[digest].param)
         worker.send(MediaFailed(digest=digest, message=error.message))
-
-
-def _check_size(frames: Frames, media: EncodedMedia) -> None:
-    if len(frames.data) > MAX_FRAME_BYTES:
-        raise InvalidMedia(f"{len(frames.data)} bytes of frames, the limit is {MAX_FRAME_BYTES}", param=media.param)

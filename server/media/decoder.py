@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import resource
 import sys
+import warnings
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from model.config import VisionConfig, from_dict
-from model.media import MediaError, MediaLimits, load_image, load_video, resize
+from model.media import MediaError, MediaLimits, PixelBudget, load_image, load_video, resize
 from server.media.source import Kind
 
 LENGTH_BYTES = 4
@@ -29,23 +32,30 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decode(msgspec.Struct, frozen=True, kw_only=True):
+    """A media item to decode, and the pixels that were decoded before for the same request."""
+
     kind: Kind
     data: bytes
+    num_pixels: int = 0
 
 
 class Frames(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Decoded frames: uint8 RGB [F, h, w, 3], resized for the vision encoder.
 
-    `size` is the original width and height of the first frame.
+    `size` is the original width and height of the first frame, `num_pixels` the pixels of all frames before resizing.
     """
 
     shape: tuple[int, int, int, int]
     data: bytes
     size: tuple[int, int] = (0, 0)
+    num_pixels: int = 0
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The reason for the client. `unexpected` is the type of an error that no check foresaw, for the log."""
+
     message: str
+    unexpected: str = ""
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -60,23 +70,36 @@ def with_length(message: msgspec.Struct) -> bytes:
 
 
 def frames_of(request: Decode, vision: VisionConfig, limits: MediaLimits) -> Frames | Refused:
-    """Decode media. Media that exceed a limit or the memory are refused.
-
-    Any other error is a bug and ends the process.
-    """
-    sizes, resized = [], []
+    """Decode media, or refuse them: whatever a decoder raises is the fault of the media, and its text goes no further."""
     try:
-        images = [load_image(request.data, limits)] if request.kind == "image" else load_video(request.data, limits)
-        for image in images:
-            sizes.append(image.size)
-            resized.append(resize(image, vision))
-        frames: NDArray[np.uint8] = np.stack(resized)
+        return _decode(request, vision, limits)
     except MediaError as error:
         return Refused(message=str(error))
     except MemoryError:
         return Refused(message=f"decoding this {request.kind} takes more memory than is allowed")
+    except Exception as error:
+        return Refused(message=f"this {request.kind} cannot be decoded", unexpected=type(error).__name__)
+
+
+def _decode(request: Decode, vision: VisionConfig, limits: MediaLimits) -> Frames:
+    budget = PixelBudget(limits.max_total_pixels, request.num_pixels)
+    load = load_video if request.kind == "video" else _load_single
+    sizes, resized = [], []
+    for image in load(request.data, limits, budget):
+        sizes.append(image.size)
+        resized.append(resize(image, vision))
+    frames: NDArray[np.uint8] = np.stack(resized)
     num_frames, height, width, channels = frames.shape
-    return Frames(shape=(num_frames, height, width, channels), data=frames.tobytes(), size=sizes[0])
+    return Frames(
+        shape=(num_frames, height, width, channels),
+        data=frames.tobytes(),
+        size=sizes[0],
+        num_pixels=budget.used - request.num_pixels,
+    )
+
+
+def _load_single(data: bytes, limits: MediaLimits, budget: PixelBudget) -> Iterator[Image.Image]:
+    yield load_image(data, limits, budget)
 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
@@ -95,4 +118,5 @@ def _read(source: BinaryIO) -> bytes | None:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # PIL warns of faults in files, with which a client could fill the log
     serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -1,7 +1,8 @@
-"""The decode pool: a few processes, each decoding one media item at a time.
+"""The decode pool: a few processes, each decoding one media item at a time, for the requests in turns.
 
-A process that crashes or takes too long fails only its media item. Processes start on first use; a process that is
-lost is replaced.
+A process that crashes or takes too long fails only its media item. A media item that no request wants any more leaves
+the queue. If it is being decoded, its process may finish, which is cheaper than to start another, but not for long.
+The pool holds the bytes of media that are being decoded, and nothing of those that wait.
 """
 
 from __future__ import annotations
@@ -9,19 +10,18 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import sys
-from asyncio.subprocess import PIPE, Process
-from contextlib import suppress
-from pathlib import Path
 
 from model.config import VisionConfig
 from model.media import MediaLimits
 from server.errors import InvalidMedia
-from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, Setup, decode_reply, with_length
-from server.media.source import EncodedMedia, Kind
-from server.settings import Settings, child_environment
+from server.media.decode_process import LOST, DecodeProcess
+from server.media.decoder import Decode, Frames, Refused, Setup
+from server.media.source import EncodedMedia
+from server.media.turns import Job, Requester, Turns
+from server.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[2]
+# about the time in which a process starts
+ABANDONED_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -33,84 +33,57 @@ class DecodePool:
         limits = MediaLimits(
             max_bytes=settings.max_media_bytes,
             max_pixels=settings.max_media_pixels,
+            max_total_pixels=settings.max_request_pixels,
             max_frames=settings.max_video_frames,
             max_seconds=settings.max_video_seconds,
             frames_per_second=settings.video_fps,
         )
-        self._setup = Setup(
+        setup = Setup(
             vision=dataclasses.asdict(vision),
             limits=dataclasses.asdict(limits),
             max_memory_bytes=settings.decode_memory_mb * 2**20,
         )
         self._timeout = settings.decode_timeout
-        # the most recently used process is taken first: it is warm; None stands for one that has not started
-        self._idle: asyncio.LifoQueue[Process | None] = asyncio.LifoQueue()
-        self._processes: set[Process] = set()
-        for _ in range(settings.decode_processes):
-            self._idle.put_nowait(None)
+        self._processes = [DecodeProcess(setup, self._timeout) for _ in range(settings.decode_processes)]
+        self.turns = Turns(self._processes)
 
-    async def decode(self, media: EncodedMedia) -> Frames:
-        """Decode an image or video.
+    async def decode(self, media: EncodedMedia, job: Job | None = None) -> Frames:
+        """Decode an image or video when it is the turn of its job, by default that of a request of its own.
 
         Raises `InvalidMedia`, which names its path in the request, and `MediaNotFound` if its stored bytes have been
         deleted.
         """
-        process = await self._idle.get()
+        job = job or Job(Requester())
+        process = await self.turns.take(job)
+        decoding = asyncio.create_task(self._decode(process, media, job.pixels_before(media.digest)))
         try:
-            # read only now: media that wait for a process take no memory
-            data = await media.read()
-            process = process or await self._start()
-            reply = await self._request(process, media.kind, data)
-        except (TimeoutError, OSError, asyncio.IncompleteReadError) as error:
+            reply = await asyncio.shield(decoding)
+        except asyncio.CancelledError:
+            _abandon(decoding)
+            raise
+        except (*LOST, TimeoutError) as error:
             logger.warning("a decode process was lost", extra={"error": type(error).__name__, "media": media.id})
             raise InvalidMedia(self._reason(media, error), param=media.param) from None
-        finally:
-            self._idle.put_nowait(process if process in self._processes else None)
         if isinstance(reply, Refused):
+            if reply.unexpected:
+                logger.error("decoding failed", extra={"error": reply.unexpected, "media": media.id})
             raise InvalidMedia(reply.message, param=media.param)
+        for requester in job.requesters:
+            requester.pixels.record(media.digest, reply.num_pixels)
         return reply
 
     async def stop(self) -> None:
         """Stop all processes. It may be called twice: the engine's client and the server share a pool."""
-        while self._processes:
-            process = self._processes.pop()
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        for process in self._processes:
+            await process.stop()
 
-    async def _start(self) -> Process:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "server.media.decoder"),
-            stdin=PIPE,
-            stdout=PIPE,
-            cwd=ROOT,
-            env=child_environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1"),
-            start_new_session=True,
-        )
-        self._processes.add(process)
-        _stdin(process).write(with_length(self._setup))
-        return process
-
-    async def _request(self, process: Process, kind: Kind, data: bytes) -> Frames | Refused:
-        """Send a request and read its reply.
-
-        Any failure, cancellation included, kills the process, since its next reply could belong to this request.
-        """
+    async def _decode(self, process: DecodeProcess, media: EncodedMedia, num_pixels: int) -> Frames | Refused:
         try:
-            async with asyncio.timeout(self._timeout):
-                _stdin(process).write(with_length(Decode(kind=kind, data=data)))
-                await _stdin(process).drain()
-                assert process.stdout is not None
-                length = await process.stdout.readexactly(LENGTH_BYTES)
-                return decode_reply.decode(await process.stdout.readexactly(int.from_bytes(length, "little")))
-        except BaseException:
-            self._kill(process)
-            raise
-
-    def _kill(self, process: Process) -> None:
-        self._processes.discard(process)
-        if process.returncode is None:
-            process.kill()
+            # read only now: media that wait for a process take no memory
+            data = await media.read()
+            return await process.decode(Decode(kind=media.kind, data=data, num_pixels=num_pixels))
+        finally:
+            self.turns.give_back(process)
 
     def _reason(self, media: EncodedMedia, error: Exception) -> str:
         if isinstance(error, TimeoutError):
@@ -118,6 +91,13 @@ class DecodePool:
         return f"this {media.kind} cannot be decoded"
 
 
-def _stdin(process: Process) -> asyncio.StreamWriter:
-    assert process.stdin is not None
-    return process.stdin
+def _abandon(decoding: asyncio.Task[Frames | Refused]) -> None:
+    """Let the process finish for a moment, then kill it; no request waits for the result."""
+    deadline = asyncio.get_running_loop().call_later(ABANDONED_SECONDS, decoding.cancel)
+
+    def forget(done: asyncio.Task[Frames | Refused]) -> None:
+        deadline.cancel()
+        if not done.cancelled():
+            done.exception()  # mark it as seen
+
+    decoding.add_done_callback(forget)

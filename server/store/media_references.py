@@ -20,6 +20,7 @@ from server.errors import MediaInUse, Unavailable
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore, not_found
+from server.media.turns import Job, Requester
 from server.store.database import Database, Result, Transaction, chunked
 from server.store.records import EmbeddingRow, ExampleMediaRow, LeaseRow, MediaRow
 
@@ -113,9 +114,10 @@ class MediaReferences:
         is_decoded, sent = self._store.is_decoded, [item for item in media.values() if item.is_in_memory]
         new = await asyncio.to_thread(lambda: [item for item in sent if not is_decoded(item.id)])
         infos: dict[str, dict[str, Any]] = {}
+        requester = Requester()
         for start in range(0, len(new), DECODE_BATCH):
             batch = new[start : start + DECODE_BATCH]
-            decoded = await asyncio.gather(*map(self._decoder.decode, batch))
+            decoded = await asyncio.gather(*(self._decoder.decode(item, Job(requester)) for item in batch))
             for item, frames in zip(batch, decoded, strict=True):
                 infos[item.id] = {"size": frames.size, "num_frames": frames.shape[0]}
         return infos

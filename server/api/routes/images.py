@@ -15,11 +15,13 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive
 
 from model.media import MediaError, media_type_of
 from server.api.body import JSONResponse, read_body, read_query, stream_body
 from server.api.openapi import JSON, MEDIA, describe
 from server.api.services import GivenServices, Services
+from server.api.sse import unless_disconnected
 from server.errors import (
     DatabaseUnavailable,
     InvalidMedia,
@@ -80,7 +82,7 @@ async def upload_image(request: Request, services: GivenServices) -> Response:
     """Store an image or a video, sent as its bytes, in a form, or in JSON."""
     media = await read_upload(request, services.settings, services.intake)
     for _ in range(MAX_ATTEMPTS):
-        await _keep(media, services)
+        await _keep(media, services, request.receive)
         try:
             return JSONResponse(_card(await asyncio.to_thread(services.store.describe, media.id)))
         except MediaNotFound:
@@ -131,11 +133,11 @@ async def delete_image(image_id: str, services: GivenServices) -> Response:
     return JSONResponse({"id": stored.id, "object": stored.kind, "deleted": True})
 
 
-async def _keep(media: EncodedMedia, services: Services) -> None:
+async def _keep(media: EncodedMedia, services: Services, receive: Receive) -> None:
     """Decode and store media, unless the same bytes are stored, and mark them as uploaded."""
     if not await asyncio.to_thread(services.store.is_decoded, media.id):
         started = time.monotonic()
-        frames = await services.decoder.decode(media)
+        frames = await unless_disconnected(receive, services.decoder.decode(media))
         services.metrics.media_decode.observe(time.monotonic() - started)
         num_frames = frames.shape[0]
         await asyncio.to_thread(services.store.put, media.data, media.kind, size=frames.size, num_frames=num_frames)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 class Caller:
     """An HTTP client on the ASGI interface, which can disconnect."""
 
-    def __init__(self, app: FastAPI, body: dict[str, Any]) -> None:
+    def __init__(self, app: FastAPI, body: dict[str, Any], path: str = "/v1/completions") -> None:
         self.disconnected = asyncio.Event()
         self.sent: list[dict[str, Any]] = []
         self._body: bytes | None = json.dumps(body).encode()
@@ -27,12 +27,12 @@ class Caller:
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
             "method": "POST",
-            "path": "/v1/completions",
-            "raw_path": b"/v1/completions",
+            "path": path,
+            "raw_path": path.encode(),
             "root_path": "",
             "scheme": "http",
             "query_string": b"",
-            "headers": [],
+            "headers": [(b"content-type", b"application/json")],
             "client": ("test", 1),
             "server": ("test", 80),
         }

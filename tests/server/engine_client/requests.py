@@ -10,6 +10,7 @@ from model.prompt import EncodedPrompt
 from server.engine_client.client import EngineClient
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
+from server.media.turns import Job, Requester, Turns
 from server.wire import Event, Generate, Sampling, Score, Token
 from tests.server.fakes import TOKENIZER
 
@@ -21,13 +22,22 @@ class FakeDecoder:
 
     def __init__(self) -> None:
         self.decoded: list[bytes] = []
+        self.cancelled: list[bytes] = []
         self.opened = asyncio.Event()
         self.opened.set()
         self.error: Exception | None = None
+        self.turns = Turns(range(64))
 
-    async def decode(self, media: EncodedMedia) -> Frames:
-        self.decoded.append(media.data)
-        await self.opened.wait()
+    async def decode(self, media: EncodedMedia, job: Job | None = None) -> Frames:
+        turn = await self.turns.take(job or Job(Requester()))
+        try:
+            self.decoded.append(media.data)
+            await self.opened.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(media.data)
+            raise
+        finally:
+            self.turns.give_back(turn)
         if self.error is not None:
             raise self.error
         return FRAME

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -12,8 +14,10 @@ from server.engine_client.client import EngineClient
 from server.errors import EngineDied, InvalidMedia, MediaNotFound
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
+from server.media.turns import Job, Turns
 from server.metrics import Metrics
-from tests.server.engine_client.requests import FakeDecoder, image, read_tokens, stream
+from server.settings import Settings
+from tests.server.engine_client.requests import FRAME, FakeDecoder, image, read_tokens, stream
 from tests.server.fakes import eventually
 
 pytestmark = pytest.mark.anyio
@@ -39,13 +43,67 @@ async def test_media_are_decoded_on_request_and_once_for_all(engine: EngineClien
     assert sorted(decoder.decoded) == [b"a", b"b"]
 
 
-async def test_pixels_are_sent_even_if_their_request_is_gone(engine: EngineClient, decoder: FakeDecoder) -> None:
+async def test_an_image_of_an_abandoned_request_is_decoded_again(engine: EngineClient, decoder: FakeDecoder) -> None:
     decoder.opened.clear()
     cancelled = asyncio.create_task(read_tokens(stream(engine, "1", image("a")), 1))
     await eventually(lambda: decoder.decoded == [b"a"])
     cancelled.cancel()
+    await eventually(lambda: decoder.cancelled == [b"a"])
     decoder.opened.set()
-    await read_tokens(stream(engine, "2", image("a")), 1)
+    await asyncio.wait_for(read_tokens(stream(engine, "2", image("a")), 1), 20)
+    assert decoder.decoded == [b"a", b"a"]
+
+
+async def test_an_image_that_another_request_shows_is_decoded_to_its_end(
+    engine: EngineClient, decoder: FakeDecoder
+) -> None:
+    decoder.opened.clear()
+    tasks = [asyncio.create_task(read_tokens(stream(engine, str(i), image("a")), 1)) for i in range(2)]
+    await eventually(lambda: decoder.decoded == [b"a"] and len(engine._open_requests) == 2)
+    tasks[0].cancel()
+    decoder.opened.set()
+    await tasks[1]
+    assert (decoder.decoded, decoder.cancelled) == ([b"a"], [])
+
+
+def mib(num_frames: float) -> float:
+    return num_frames * len(FRAME.data) / 2**20
+
+
+@asynccontextmanager
+async def running(settings: Settings, decoder: FakeDecoder, metrics: Metrics) -> AsyncIterator[EngineClient]:
+    client = EngineClient(settings, decoder, metrics, factory="tests.server.scripted_engine:build")
+    await client.start()
+    await asyncio.wait_for(client.loaded(), 20)
+    yield client
+    await client.stop()
+
+
+async def test_the_frames_of_a_request_have_a_limit(decoder: FakeDecoder, metrics: Metrics) -> None:
+    async with running(Settings(max_request_frames_mb=mib(2.5)), decoder, metrics) as engine:
+        decoder.opened.clear()
+        large = asyncio.create_task(read_tokens(stream(engine, "1", *map(image, "abc")), 1))
+        small = asyncio.create_task(read_tokens(stream(engine, "2", image("d")), 1))
+        await eventually(lambda: len(decoder.decoded) == 4)
+        decoder.opened.set()
+        await small
+        with pytest.raises(InvalidMedia, match="have 36 bytes up to this one, the limit is 30") as caught:
+            await large
+        assert caught.value.param == "prompt[c]"
+
+
+async def test_the_frames_of_all_open_requests_have_a_limit(decoder: FakeDecoder, metrics: Metrics) -> None:
+    """Above it, the longest open request is completed first."""
+    async with running(Settings(max_open_frames_mb=mib(1.5)), decoder, metrics) as engine:
+        decoder.turns = Turns([0])
+        decoder.opened.clear()
+        first = asyncio.create_task(read_tokens(stream(engine, "1", *map(image, "abc")), 1))
+        await eventually(lambda: decoder.decoded == [b"a"])
+        second = asyncio.create_task(read_tokens(stream(engine, "2", *map(image, "de")), 1))
+        await eventually(lambda: len(engine._supply._decoding) == 5)
+        decoder.opened.set()
+        await asyncio.gather(first, second)
+    assert decoder.decoded == [b"a", b"d", b"b", b"c", b"e"]
 
 
 async def test_an_image_that_cannot_be_decoded_fails_only_the_requests_that_show_it(
@@ -93,7 +151,7 @@ async def test_a_deleted_image_is_decoded_from_a_request_that_comes_later(
 ) -> None:
     decode, reading = decoder.decode, asyncio.Event()
 
-    async def decode_late(media: EncodedMedia) -> Frames:
+    async def decode_late(media: EncodedMedia, job: Job) -> Frames:
         reading.set()
         await decoder.opened.wait()
         return await decode(media)

@@ -11,6 +11,7 @@ import pytest
 from model.media import MediaLimits
 from server.media import decoder
 from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, decode_reply, frames_of, with_length
+from server.media.source import Kind
 from tests.server.conftest import png
 from tests.server.media.test_pool import VISION
 from tests.server.media.videos import film
@@ -31,7 +32,7 @@ def test_a_video_has_a_frame_per_second() -> None:
 
 
 def test_media_that_exceed_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhaust(data: bytes, limits: MediaLimits) -> None:
+    def exhaust(*arguments: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(decoder, "load_image", exhaust)
@@ -42,6 +43,52 @@ def test_media_that_exceed_the_memory_are_refused(monkeypatch: pytest.MonkeyPatc
 def test_an_image_sent_as_a_video_is_refused() -> None:
     reply = frames_of(Decode(kind="video", data=png()), VISION, MediaLimits())
     assert isinstance(reply, Refused)
+
+
+def test_the_pixels_of_a_request_are_counted_over_all_frames() -> None:
+    limits = MediaLimits(max_total_pixels=3 * 32 * 32)
+    clip = film(["red", "lime", "blue"])
+    whole = frames_of(Decode(kind="video", data=clip), VISION, limits)
+    assert isinstance(whole, Frames)
+    assert whole.num_pixels == 3 * 32 * 32
+    message = "the media of this request have 3073 pixels up to this one, the limit is 3072"
+    assert frames_of(Decode(kind="video", data=clip, num_pixels=1), VISION, limits) == Refused(message=message)
+    image = frames_of(Decode(kind="image", data=png("red"), num_pixels=5), VISION, limits)
+    assert isinstance(image, Frames)
+    assert image.num_pixels == 20 * 10
+
+
+DAMAGED: list[tuple[Kind, bytes]] = [
+    ("image", b"\xff\xd8\xff" + bytes(40)),
+    ("image", b"RIFF\0\0\0\0WEBPVP8X" + bytes(40)),
+    ("image", b"GIF89a" + bytes(40)),
+    ("image", png()[:40]),
+    ("image", png()[:-30]),
+    ("video", b"\0\0\0\x08ftyp" + bytes(40)),
+    ("video", b"\x1aE\xdf\xa3" + bytes(40)),
+    ("video", film(["red"]).replace(b"moov", b"moox")),
+]
+
+
+@pytest.mark.parametrize(("kind", "data"), DAMAGED, ids=map(str, range(len(DAMAGED))))
+def test_a_refusal_has_no_text_of_a_library(kind: Kind, data: bytes) -> None:
+    reply = frames_of(Decode(kind=kind, data=data), VISION, MediaLimits())
+    assert isinstance(reply, Refused)
+    assert reply.message.removeprefix(f"{kind} cannot be decoded: ") in (
+        "its header is damaged, or ends early",
+        "its data are damaged, or end early",
+        "its data are damaged",
+    )
+    assert not reply.unexpected
+
+
+def test_an_unexpected_error_is_a_refusal_that_names_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise AttributeError("<_io.BytesIO object at 0x7f>")
+
+    monkeypatch.setattr(decoder, "load_image", fail)
+    reply = frames_of(Decode(kind="image", data=png()), VISION, MediaLimits())
+    assert reply == Refused(message="this image cannot be decoded", unexpected="AttributeError")
 
 
 def test_requests_are_answered_in_order_until_the_input_ends(monkeypatch: pytest.MonkeyPatch) -> None:

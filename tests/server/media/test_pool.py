@@ -19,8 +19,10 @@ from model.media import MediaLimits, load_image, resize
 from server.errors import InvalidMedia, MediaNotFound
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia, Kind, encoded
+from server.media.turns import Job, Requester
 from server.settings import Settings
 from tests.server.conftest import png
+from tests.server.fakes import eventually
 from tests.server.media.videos import film
 
 pytestmark = pytest.mark.anyio
@@ -58,7 +60,7 @@ def noise(size: tuple[int, int] = (40, 30)) -> bytes:
 
 
 def pids(pool: DecodePool) -> set[int]:
-    return {process.pid for process in pool._processes}
+    return {process.pid for process in pool._processes if process.pid is not None}
 
 
 async def test_frames_are_resized_for_the_family(pool: DecodePool) -> None:
@@ -85,14 +87,20 @@ async def test_a_bad_image_is_refused_and_the_process_continues(pool: DecodePool
 
 
 async def test_a_process_that_dies_fails_its_media_item_and_is_replaced(pool: DecodePool) -> None:
-    await pool.decode(media(png()))
-    (pid,) = pids(pool)
-    os.kill(pid, signal.SIGSTOP)  # so that it dies while it decodes
     decoding = asyncio.create_task(pool.decode(media(png())))
-    await asyncio.sleep(0.05)
+    await eventually(lambda: pids(pool) != set())
+    (pid,) = pids(pool)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(InvalidMedia, match="cannot be decoded"):
         await decoding
+    assert (await pool.decode(media(png()))).shape == (1, 12, 12, 3)
+    assert pid not in pids(pool)
+
+
+async def test_a_process_that_died_while_idle_costs_no_media_item(pool: DecodePool) -> None:
+    await pool.decode(media(png()))
+    (pid,) = pids(pool)
+    os.kill(pid, signal.SIGKILL)
     assert (await pool.decode(media(png()))).shape == (1, 12, 12, 3)
     assert pid not in pids(pool)
 
@@ -148,16 +156,23 @@ async def test_media_wait_for_a_free_process(pool: DecodePool) -> None:
     assert len(pids(pool)) == 1
 
 
-async def test_a_stuck_process_is_killed_after_the_timeout(settings: Settings) -> None:
-    pool = DecodePool(VISION, settings.model_copy(update={"decode_timeout": 0.2}))
-    process = await pool._start()
-    os.kill(process.pid, signal.SIGSTOP)
-    pool._idle.put_nowait(process)
-    with pytest.raises(InvalidMedia, match=r"longer than 0\.2 seconds"):
+async def test_a_stuck_process_is_killed_after_the_timeout(pool: DecodePool) -> None:
+    await pool.decode(media(png()))
+    (pid,) = pids(pool)
+    os.kill(pid, signal.SIGSTOP)
+    pool._processes[0]._timeout = 0.2
+    with pytest.raises(InvalidMedia, match="took longer than"):
         await pool.decode(media(png()))
     assert pids(pool) == set()
-    assert await process.wait() == -signal.SIGKILL
-    await pool.stop()
+    await eventually(lambda: not is_alive(pid))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 async def test_a_cancelled_decode_does_not_affect_the_next(pool: DecodePool) -> None:
@@ -167,6 +182,74 @@ async def test_a_cancelled_decode_does_not_affect_the_next(pool: DecodePool) -> 
     cancelled.cancel()
     frames = await pool.decode(media(png("red")))
     assert tuple(frames.data[:3]) == (255, 0, 0)
+
+
+async def test_a_cancelled_decode_leaves_the_queue(pool: DecodePool) -> None:
+    """A client that sends many images and leaves does not delay the next client's image."""
+    await pool.decode(media(png()))
+    (pid,) = pids(pool)
+    os.kill(pid, signal.SIGSTOP)
+    pool._processes[0]._timeout = 600
+    read: list[int] = []
+
+    def recorded(number: int) -> EncodedMedia:
+        def read_bytes() -> bytes:
+            read.append(number)
+            return png()
+
+        return EncodedMedia(kind="image", source=read_bytes, digest=b"d" * 32, param="prompt[0]")
+
+    decoding = [asyncio.create_task(pool.decode(recorded(number))) for number in range(8)]
+    await eventually(lambda: read == [0])
+    for task in decoding:
+        task.cancel()
+    await asyncio.gather(*decoding, return_exceptions=True)
+    next_image = asyncio.create_task(pool.decode(media(png("red"))))
+    # the process stays stopped: what it was decoding is ended by killing it
+    assert tuple((await asyncio.wait_for(next_image, 60)).data[:3]) == (255, 0, 0)
+    assert (read, pid in pids(pool)) == ([0], False)
+
+
+async def test_a_decode_without_a_request_may_finish(pool: DecodePool) -> None:
+    await pool.decode(media(png()))
+    before = pids(pool)
+    for _ in range(3):
+        cancelled = asyncio.create_task(pool.decode(media(noise())))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        await pool.decode(media(png()))
+    assert pids(pool) == before
+
+
+async def test_requests_take_turns(pool: DecodePool) -> None:
+    decoded: list[str] = []
+
+    async def decode(name: str, requester: Requester) -> None:
+        await pool.decode(media(png()), Job(requester))
+        decoded.append(name)
+
+    large, small = Requester(), Requester()
+    tasks = [asyncio.create_task(decode("large", large)) for _ in range(5)]
+    await asyncio.sleep(0)
+    tasks += [asyncio.create_task(decode("small", small)) for _ in range(2)]
+    await asyncio.gather(*tasks)
+    assert decoded[:4] == ["large", "small", "large", "small"]
+
+
+async def test_the_pixels_of_a_request_have_a_limit(settings: Settings) -> None:
+    pool = DecodePool(VISION, settings.model_copy(update={"max_request_pixels": 500}))
+    job = Job(Requester())
+    for colour in ("red", "blue", "red"):  # again, as after an eviction
+        await pool.decode(media(png(colour, size=(20, 10))), job)
+    with pytest.raises(InvalidMedia, match="have 600 pixels up to this one, the limit is 500") as caught:
+        await pool.decode(media(png("green", size=(20, 10))), job)
+    assert caught.value.param == "prompt[0]"
+    await pool.decode(media(png("green", size=(10, 10))), job)
+    job.add(Requester())
+    await pool.decode(media(png("green", size=(20, 10))), job)
+    await pool.stop()
 
 
 async def test_the_pool_may_be_stopped_twice(pool: DecodePool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import signal
@@ -12,9 +13,10 @@ import pytest
 from fastapi import FastAPI
 
 from server.api.services import Services
-from server.media.source import encoded
+from server.media.source import EncodedMedia, encoded
 from server.settings import Settings
 from server.store.records import NewExample
+from tests.server.api.test_sse import Caller
 from tests.server.conftest import data_url, png
 from tests.server.fakes import FakeClient
 from tests.server.media.videos import film
@@ -149,14 +151,32 @@ async def test_an_error_names_the_invalid_field_and_nothing_is_stored(
     assert list(services.store.names()) == []
 
 
-async def test_a_dead_decoder_fails_the_upload(http: httpx.AsyncClient, services: Services) -> None:
+async def test_a_decoder_that_died_while_idle_costs_no_upload(http: httpx.AsyncClient, services: Services) -> None:
     await upload(http, png("blue"))
     for process in services.decoder._processes:
-        os.kill(process.pid, signal.SIGKILL)
-        await process.wait()
-    assert_refused(await http.post("/v1/images", content=RED, headers=PNG), 400, "invalid_media", "body")
-    assert not services.store.exists(RED_ID)
+        if process.pid is not None:
+            os.kill(process.pid, signal.SIGKILL)
     await upload(http)
+
+
+async def test_an_upload_whose_client_disconnects_is_not_decoded_further(
+    app: FastAPI, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def decode(media: EncodedMedia) -> None:
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    started, ended = asyncio.Event(), asyncio.Event()
+    monkeypatch.setattr(services.decoder, "decode", decode)
+    caller = Caller(app, {"url": data_url(RED)}, "/v1/images")
+    await started.wait()
+    caller.disconnected.set()
+    await asyncio.wait_for(ended.wait(), 20)
+    await caller.task
+    assert not services.store.exists(RED_ID)
 
 
 async def test_a_full_queue_refuses_uploads(http: httpx.AsyncClient, services: Services, settings: Settings) -> None:

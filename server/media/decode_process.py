@@ -1,0 +1,96 @@
+"""One decode process at a time: started on first use, killed when it fails, and replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from asyncio.subprocess import PIPE, Process
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, Setup, decode_reply, with_length
+from server.settings import child_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+# a process that ended, or sent what is no reply
+LOST = (OSError, asyncio.IncompleteReadError, msgspec.DecodeError)
+
+
+class DecodeProcess:
+    """Decodes one media item at a time, for at most `timeout` seconds each."""
+
+    def __init__(self, setup: Setup, timeout: float) -> None:
+        self._setup = setup
+        self._timeout = timeout
+        self._process: Process | None = None
+        self._is_stopped = False
+
+    @property
+    def pid(self) -> int | None:
+        """The id of the running process, None before the first use and after a failure."""
+        return None if self._process is None else self._process.pid
+
+    async def decode(self, request: Decode) -> Frames | Refused:
+        """Return the reply. Raises `TimeoutError` and the errors of `LOST`.
+
+        A process that was idle may have died meanwhile, so if it is lost, the request is sent to a new one.
+        """
+        if self._process is not None:
+            try:
+                return await self._exchange(self._process, request)
+            except TimeoutError:
+                raise
+            except LOST:
+                if self._is_stopped:
+                    raise
+        self._process = await self._start()
+        return await self._exchange(self._process, request)
+
+    async def stop(self) -> None:
+        self._is_stopped = True
+        if (process := self._process) is not None:
+            self.kill()
+            await process.wait()
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+        self._process = None
+
+    async def _start(self) -> Process:
+        if self._is_stopped:
+            raise BrokenPipeError("the decode pool is stopped")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "server.media.decoder"),
+            stdin=PIPE,
+            stdout=PIPE,
+            cwd=ROOT,
+            env=child_environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1"),
+            start_new_session=True,
+        )
+        _stdin(process).write(with_length(self._setup))
+        return process
+
+    async def _exchange(self, process: Process, request: Decode) -> Frames | Refused:
+        """Send a request and read its reply.
+
+        Any failure, cancellation included, kills the process, since its next reply could belong to this request.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                _stdin(process).write(with_length(request))
+                await _stdin(process).drain()
+                assert process.stdout is not None
+                length = await process.stdout.readexactly(LENGTH_BYTES)
+                return decode_reply.decode(await process.stdout.readexactly(int.from_bytes(length, "little")))
+        except BaseException:
+            self.kill()
+            raise
+
+
+def _stdin(process: Process) -> asyncio.StreamWriter:
+    assert process.stdin is not None
+    return process.stdin

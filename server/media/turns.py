@@ -1,0 +1,137 @@
+"""Shares a few resources among requests that take turns, however many media each of them has waiting.
+
+The next turn is that of the request whose last turn is longest ago. A new request is treated as if its last turn had been
+`NEWCOMER_LEAD` turns ago: it goes before requests that have just had one, and cannot hold them up for good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+NEWCOMER_LEAD = 64
+
+Resource = TypeVar("Resource")
+
+
+class Tally:
+    """A total over media, of which each counts once, however often it is decoded."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._by_digest: dict[bytes, int] = {}
+
+    def without(self, digest: bytes) -> int:
+        """Return the total of all other media."""
+        return self._total - self._by_digest.get(digest, 0)
+
+    def record(self, digest: bytes, count: int) -> None:
+        self._total = self.without(digest) + count
+        self._by_digest[digest] = count
+
+
+@dataclass(slots=True, eq=False)
+class Requester:
+    """A request that wants media decoded, and the sizes of those that were. While it is paused, it has no turns."""
+
+    pixels: Tally = field(default_factory=Tally)
+    frame_bytes: Tally = field(default_factory=Tally)
+    is_paused: bool = False
+    last_turn: int | None = None
+
+
+class Job:
+    """The decoding of one media item, for every request that wants it."""
+
+    def __init__(self, *requesters: Requester) -> None:
+        self.requesters = set(requesters)
+        self._queue: Turns[Any] | None = None
+
+    def pixels_before(self, digest: bytes) -> int:
+        """Return the pixels of the other media that were decoded for the same request; the least of several requests'."""
+        return min((requester.pixels.without(digest) for requester in self.requesters), default=0)
+
+    def frame_bytes_before(self, digest: bytes) -> int:
+        """Return the bytes of the other media's frames, of the request for which they are fewest."""
+        return min((requester.frame_bytes.without(digest) for requester in self.requesters), default=0)
+
+    def add(self, requester: Requester) -> None:
+        """Want the media item for another request too: its turns count as well."""
+        self.requesters.add(requester)
+        if self._queue is not None:
+            self._queue.enter(self, requester)
+
+    def discard(self, requester: Requester) -> None:
+        self.requesters.discard(requester)
+        if self._queue is not None:
+            self._queue.leave(self, requester)
+
+    def wait_in(self, queue: Turns[Any] | None) -> None:
+        """Enter a queue for all requests, or leave the present one."""
+        if self._queue is not None:
+            for requester in self.requesters:
+                self._queue.leave(self, requester)
+        self._queue = queue
+        if queue is not None:
+            for requester in self.requesters:
+                queue.enter(self, requester)
+
+
+class Turns(Generic[Resource]):
+    """Lends resources, each to one job at a time; the one that was returned last is lent first."""
+
+    def __init__(self, resources: Iterable[Resource]) -> None:
+        self._idle = list(resources)
+        self._waiting: dict[Requester, dict[Job, None]] = {}
+        self._granted: dict[Job, asyncio.Future[Resource]] = {}
+        self._turn = 0
+
+    async def take(self, job: Job) -> Resource:
+        """Return a resource when it is the job's turn; `give_back` must follow."""
+        granted = self._granted[job] = asyncio.get_running_loop().create_future()
+        job.wait_in(self)
+        self.grant()
+        try:
+            return await granted
+        except asyncio.CancelledError:
+            job.wait_in(None)
+            if not granted.cancelled():  # both happened at once
+                self.give_back(granted.result())
+            raise
+        finally:
+            del self._granted[job]
+
+    def give_back(self, resource: Resource) -> None:
+        self._idle.append(resource)
+        self.grant()
+
+    def enter(self, job: Job, requester: Requester) -> None:
+        if requester.last_turn is None:
+            requester.last_turn = self._turn - NEWCOMER_LEAD
+        self._waiting.setdefault(requester, {})[job] = None
+
+    def leave(self, job: Job, requester: Requester) -> None:
+        jobs = self._waiting.get(requester, {})
+        jobs.pop(job, None)
+        if not jobs:
+            self._waiting.pop(requester, None)
+
+    def grant(self) -> None:
+        """Lend idle resources, if any; to be called when a requester is no longer paused."""
+        while self._idle and (job := self._next()) is not None:
+            job.wait_in(None)
+            if not (granted := self._granted[job]).done():
+                granted.set_result(self._idle.pop())
+
+    def _next(self) -> Job | None:
+        ready = [requester for requester in self._waiting if not requester.is_paused]
+        if not ready:
+            return None
+        requester = min(ready, key=lambda requester: requester.last_turn or 0)
+        job = next(iter(self._waiting[requester]))
+        self._turn += 1
+        for sharer in job.requesters:
+            sharer.last_turn = self._turn
+        return job

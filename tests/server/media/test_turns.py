@@ -1,0 +1,136 @@
+"""Turns without processes: who is next, and what a cancelled job leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from server.media.turns import NEWCOMER_LEAD, Job, Requester, Turns
+
+pytestmark = pytest.mark.anyio
+
+
+class Queue:
+    """One resource, and the names of those that had it, in order."""
+
+    def __init__(self) -> None:
+        self.turns = Turns(["resource"])
+        self.served: list[str] = []
+
+    async def use(self, name: str, job: Job) -> None:
+        resource = await self.turns.take(job)
+        self.served.append(name)
+        await asyncio.sleep(0)
+        self.turns.give_back(resource)
+
+    def start(self, name: str, *requesters: Requester) -> asyncio.Task[None]:
+        return asyncio.create_task(self.use(name, Job(*requesters)))
+
+
+@pytest.fixture
+async def queue() -> Queue:
+    return Queue()
+
+
+async def test_a_new_request_is_next(queue: Queue) -> None:
+    large = Requester()
+    resource = await queue.turns.take(Job(large))
+    tasks = [queue.start(name, large) for name in "abc"]
+    await asyncio.sleep(0)
+    tasks.append(queue.start("new", Requester()))
+    await asyncio.sleep(0)
+    queue.turns.give_back(resource)
+    await asyncio.gather(*tasks)
+    assert queue.served == ["new", "a", "b", "c"]
+
+
+async def test_requests_take_turns(queue: Queue) -> None:
+    names = "aaabbbc"
+    requesters = {name: Requester() for name in names}
+    await asyncio.gather(*(queue.start(name, requesters[name]) for name in names))
+    assert "".join(queue.served) == "abcabab"
+
+
+async def test_new_requests_cannot_hold_up_a_request_for_good(queue: Queue) -> None:
+    large = Requester()
+    tasks = [queue.start("large", large) for _ in range(3)]
+    tasks += [queue.start("new", Requester()) for _ in range(2 * NEWCOMER_LEAD)]
+    while queue.served.count("large") < 3:
+        await asyncio.sleep(0)
+        while len(tasks) < len(queue.served) + 2 * NEWCOMER_LEAD:  # as many arrive as are served
+            tasks.append(queue.start("new", Requester()))
+        assert len(queue.served) < 20 * NEWCOMER_LEAD
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_job_has_the_turns_of_all_who_share_it(queue: Queue) -> None:
+    large, small = Requester(), Requester()
+    shared = Job(large)
+    tasks = [queue.start(f"large {i}", large) for i in range(3)]
+    tasks.append(asyncio.create_task(queue.use("shared", shared)))
+    await asyncio.sleep(0)
+    shared.add(small)
+    await asyncio.gather(*tasks)
+    assert queue.served == ["large 0", "shared", "large 1", "large 2"]
+
+
+async def test_one_who_leaves_a_shared_job_has_no_turn_there(queue: Queue) -> None:
+    large, small = Requester(), Requester()
+    shared = Job(large)
+    tasks = [queue.start(f"large {i}", large) for i in range(3)]
+    tasks.append(asyncio.create_task(queue.use("shared", shared)))
+    await asyncio.sleep(0)
+    shared.add(small)
+    shared.discard(small)
+    await asyncio.gather(*tasks)
+    assert queue.served[-1] == "shared"
+
+
+async def test_a_cancelled_job_is_passed_over(queue: Queue) -> None:
+    tasks = [queue.start(name, Requester()) for name in "abc"]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert queue.served == ["a", "c"]
+
+
+async def test_a_resource_that_comes_with_the_cancellation_is_returned(queue: Queue) -> None:
+    resource = await queue.turns.take(Job(Requester()))
+    taking = asyncio.create_task(queue.turns.take(Job(Requester())))
+    await asyncio.sleep(0)
+    queue.turns.give_back(resource)
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    await asyncio.wait_for(queue.use("next", Job(Requester())), 5)
+
+
+async def test_a_paused_request_has_no_turns_until_it_goes_on(queue: Queue) -> None:
+    paused, other = Requester(is_paused=True), Requester(is_paused=True)
+    shared = Job(paused, other)
+    tasks = [queue.start("paused", paused), asyncio.create_task(queue.use("shared", shared))]
+    await asyncio.sleep(0.01)
+    assert queue.served == []
+    other.is_paused = False
+    queue.turns.grant()
+    await tasks[1]
+    assert queue.served == ["shared"]
+    paused.is_paused = False
+    queue.turns.grant()
+    await tasks[0]
+
+
+async def test_media_count_once_for_each_request() -> None:
+    first, second = Requester(), Requester()
+    job = Job(first, second)
+    first.pixels.record(b"a", 5)
+    second.frame_bytes.record(b"a", 7)
+    assert (job.pixels_before(b"b"), job.frame_bytes_before(b"b")) == (0, 0)
+    for requester in job.requesters:
+        requester.pixels.record(b"b", 3)
+        requester.pixels.record(b"b", 4)
+    assert [(r.pixels.without(b""), r.pixels.without(b"b")) for r in (first, second)] == [(9, 5), (4, 0)]
+    assert (job.pixels_before(b"c"), Job().pixels_before(b"c"), Job().frame_bytes_before(b"c")) == (4, 0, 0)
