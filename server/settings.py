@@ -128,7 +128,10 @@ class Settings(BaseModel):
     decode_timeout: float = Field(default=20.0, gt=0, description="seconds to decode one media item")
 
     stall_timeout: float = Field(
-        default=120.0, gt=0, description="seconds with work but without a step until /health/ready returns 503"
+        default=120.0,
+        gt=0,
+        description="seconds with work but without a finished step until the worker is replaced; "
+        "longer than the longest step",
     )
     max_restart_delay: float = Field(
         default=30.0, gt=0, description="maximum delay before the worker is restarted, in seconds"

@@ -28,6 +28,7 @@ from server.errors import (
     EngineDied,
     EngineFailed,
     EngineNotReady,
+    EngineStalled,
     InvalidMedia,
     InvalidRequest,
     MediaNotFetched,
@@ -47,7 +48,7 @@ from server.schemas.responses.base import Error, ResponseSchema
 
 # the errors of a route, by what it works with; `describe` adds those of reading a request
 QUEUE = (Overloaded, ShuttingDown)
-ENGINE = (*QUEUE, EngineNotReady, EngineDied, EngineFailed)
+ENGINE = (*QUEUE, EngineNotReady, EngineDied, EngineStalled, EngineFailed)
 MEDIA = (InvalidMedia, MediaNotFetched, MediaUrlRefused, MediaNotFound, StorageUnavailable)
 PROMPT = (*ENGINE, *MEDIA, ContextLengthExceeded)
 SUPPORT_SET = (SupportSetNotFound, DatabaseUnavailable)
