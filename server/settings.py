@@ -39,7 +39,10 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="number format of weights"
     )
-    cache_dir: Path | None = Field(default=None, description="folder for the default model; none: ~/.cache/flamboyance")
+    cache_dir: Path | None = Field(
+        default=None,
+        description="folder for the default model and measured weight formats; none: ~/.cache/flamboyance",
+    )
     data_dir: Path | None = Field(
         default=None, description="folder for data that clients store; none: ~/.local/share/flamboyance"
     )
@@ -147,6 +150,10 @@ class Settings(BaseModel):
     @property
     def max_media_bytes(self) -> int:
         return int(self.max_media_mb * 2**20)
+
+    @property
+    def cache_folder(self) -> Path:
+        return self.cache_dir or Path.home() / ".cache" / "flamboyance"
 
     @property
     def data_folder(self) -> Path:

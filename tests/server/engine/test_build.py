@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Iterator[str]:
 
 
 def test_the_requested_backend_is_used_and_reported(folder: str) -> None:
-    _, info = build(Settings(model=folder, device="cpu", kernels="reference"))
+    _, info = build(Settings(model=folder, cache_dir=Path(folder).parent, device="cpu", kernels="reference"))
     assert info["backend"]["requested"] == "reference"
     assert info["backend"]["backend"] == "reference"
     assert info["dtype"] == "float32"
@@ -38,13 +38,13 @@ def test_kernels_that_cannot_run_here_are_refused(folder: str, monkeypatch: pyte
 
 
 def test_a_format_of_the_cpu_gives_the_engine_its_dtype(folder: str) -> None:
-    engine, info = build(Settings(model=folder, device="cpu", weight_format="int8"))
+    engine, info = build(Settings(model=folder, cache_dir=Path(folder).parent, device="cpu", weight_format="int8"))
     assert info["dtype"] == "bfloat16"
     assert str(engine.runner.dtype) == "torch.bfloat16"
 
 
 def test_a_format_of_the_cpu_goes_with_any_dtype(folder: str) -> None:
-    _, info = build(Settings(model=folder, device="cpu", dtype="bfloat16", weight_format="int8"))
+    _, info = build(Settings(model=folder, cache_dir=Path(folder).parent, device="cpu", dtype="bfloat16", weight_format="int8"))
     assert info["dtype"] == "bfloat16"
 
 
@@ -53,3 +53,19 @@ def test_the_encoder_is_rounded_only_if_the_settings_allow_it() -> None:
     assert _vision_formats(Settings(dtype="float32")) == FLOAT32
     assert _vision_formats(Settings(vision_format="native")) == FLOAT32
     assert _vision_formats(Settings(dtype="float32", vision_format="bfloat16")) == ROUNDED
+
+
+def nothing_to_measure(groups: Mapping[str, object], sizes: Sequence[int]) -> dict[str, object]:
+    assert not groups
+    return {}
+
+
+def test_weight_formats_are_measured_once(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(model=folder, cache_dir=Path(folder).parent, device="cpu", weight_format="int8")
+    measured = build(settings)[1]["weight_formats"]
+    with monkeypatch.context() as patched:
+        patched.setattr("model.cpu.measure", nothing_to_measure)
+        assert build(settings)[1]["weight_formats"] == measured
+    for file in (Path(folder).parent / "formats").iterdir():
+        file.unlink()
+    assert build(settings)[1]["weight_formats"].keys() == measured.keys()
