@@ -37,6 +37,8 @@ Choice = dict[int, Format]
 Choices = dict[str, Choice]
 GROUP = 32
 ROWS = (1, 4, 8, 16, 32)
+# for each number of rows below the last of ROWS, the one whose format serves it
+MEASURED_ROWS = [max(measured for measured in ROWS if measured <= max(rows, 1)) for rows in range(ROWS[-1])]
 ROUNDS = 5
 # an encoder's products have hundreds of rows: one format for all of them, measured on a few matrices of each shape
 ENCODER_ROWS = 256
@@ -190,8 +192,7 @@ class FastLinear(nn.Module):
         if ENCODER_ROWS in choice:
             self._by_rows = [many] * (ROWS[-1] + 1)
             return
-        sizes = [max(r for r in ROWS if r <= max(rows, 1)) for rows in range(ROWS[-1])]
-        self._by_rows = [self.products[choice[size]] for size in sizes] + [many]
+        self._by_rows = [self.products[choice[rows]] for rows in MEASURED_ROWS] + [many]
 
     def forward(self, x: Tensor) -> Tensor:
         # the packed kernels take only matrices; media are [M, R, D]

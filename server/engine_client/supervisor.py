@@ -90,8 +90,16 @@ class WorkerProcess:
 
     @property
     def is_exiting(self) -> bool:
-        """True as soon as the process begins to exit: waiting for it ends only when all of its memory is free."""
-        return _is_exiting(self._process.pid)
+        """True as soon as the process begins to exit: waiting for it ends only when all of its memory is free.
+
+        Only Linux tells; elsewhere it is False.
+        """
+        try:
+            stat = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii", errors="replace")
+        except FileNotFoundError:
+            return sys.platform == "linux"
+        flags = int(stat.rpartition(")")[2].split()[6])
+        return bool(flags & PF_EXITING)
 
     def kill(self) -> None:
         with suppress(ProcessLookupError):
@@ -120,16 +128,6 @@ class WorkerProcess:
                 handle(decode_outbound.decode(await self._socket.recv()))
 
 
-def _is_exiting(pid: int) -> bool:
-    """Return whether the kernel has begun to end a process, which only Linux tells."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except FileNotFoundError:
-        return sys.platform == "linux"
-    flags = int(stat.rpartition(")")[2].split()[6])
-    return bool(flags & PF_EXITING)
-
-
 def _bind(address: str) -> zmq.asyncio.Socket:
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
@@ -155,6 +153,7 @@ class Supervisor:
 
     @property
     def state(self) -> State:
+        """The state as of now: a worker that begins to exit is not ready, although its end is not yet noticed."""
         is_dying = self._state == "ready" and self.worker is not None and self.worker.is_exiting
         return "restarting" if is_dying else self._state
 

@@ -95,6 +95,7 @@ class ScriptedEngine:
             "media_slots_in_use": float(len(self.held)),
             "media_slots_pinned": float(len(self.pinned)),
             "num_frozen_objects": float(gc.get_freeze_count()),
+            "is_collecting": float(gc.isenabled()),
         }
 
     def step(self) -> list[Outbound]:

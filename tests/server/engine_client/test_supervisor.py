@@ -186,3 +186,4 @@ async def test_a_worker_that_cannot_start_is_not_restarted(decoder: FakeDecoder,
 
 async def test_objects_from_before_the_first_request_are_not_collected(engine: EngineClient, metrics: Metrics) -> None:
     await eventually(lambda: metrics.engine.values.get("num_frozen_objects", 0) > 1000)
+    assert metrics.engine.values["is_collecting"] == 1.0
