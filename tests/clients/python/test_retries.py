@@ -84,7 +84,7 @@ def test_a_request_is_not_retried_against_the_servers_word(status: int) -> None:
 def test_a_call_that_must_not_run_twice_is_retried_only_if_it_did_not_run(
     error: FlamboyanceError, is_retried: bool
 ) -> None:
-    assert (Retries().delay(1, error, is_repeatable=False) is not None) == is_retried
+    assert (Retries().delay(1, error, can_run_twice=False) is not None) == is_retried
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,10 @@ def test_a_format_of_the_cpu_gives_the_engine_its_dtype(folder: str) -> None:
 
 
 def test_a_format_of_the_cpu_goes_with_any_dtype(folder: str) -> None:
-    _, info = build(Settings(model=folder, cache_dir=Path(folder).parent, device="cpu", dtype="bfloat16", weight_format="int8"))
+    settings = Settings(
+        model=folder, cache_dir=Path(folder).parent, device="cpu", dtype="bfloat16", weight_format="int8"
+    )
+    _, info = build(settings)
     assert info["dtype"] == "bfloat16"
 
 

@@ -40,7 +40,7 @@ class Call(Generic[Reply]):
     # A health check is not retried: an unavailable server is its answer.
     is_retryable: bool = True
     # Whether the call has the same effect when the server runs it twice.
-    is_repeatable: bool = True
+    can_run_twice: bool = True
     # The server runs a call once per key, and returns the first result again.
     idempotency_key: str | None = None
 
@@ -126,7 +126,7 @@ def api_error(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
         fields = {}
     fields.setdefault("message", body[:200].decode("utf-8", "replace") or "no message")
     response: dict[str, Any] = {"status": status, "request_id": headers.get("x-request-id")}
-    retrying = {"retry_after": retry_after(headers), "should_retry": should_retry(headers)}
+    retrying: dict[str, Any] = {"retry_after": retry_after(headers), "should_retry": should_retry(headers)}
     return error_type(status)(Refusal(**fields, **response, **retrying))
 
 

@@ -252,7 +252,7 @@ async def _async_events(response: httpx.Response) -> AsyncGenerator[Completion, 
 
 def _delay(retries: Retries, call: Call[Any], attempts: int, error: FlamboyanceError) -> float | None:
     """Return the seconds to wait before a call is sent again, or None if its error is final."""
-    return retries.delay(attempts, error, is_repeatable=call.is_repeatable) if call.is_retryable else None
+    return retries.delay(attempts, error, can_run_twice=call.can_run_twice) if call.is_retryable else None
 
 
 def _request(call: Call[Any]) -> dict[str, Any]:

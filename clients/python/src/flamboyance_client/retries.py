@@ -25,9 +25,9 @@ class Retries:
     first_delay: float = 0.5
     max_delay: float = 30.0
 
-    def delay(self, tries: int, error: FlamboyanceError, *, is_repeatable: bool = True) -> float | None:
+    def delay(self, tries: int, error: FlamboyanceError, *, can_run_twice: bool = True) -> float | None:
         """Return the seconds to wait after `tries` failed attempts, the last with `error`, or None to give up."""
-        if tries > self.limit or not _is_temporary(error, is_repeatable):
+        if tries > self.limit or not _is_temporary(error, can_run_twice):
             return None
         stated = error.retry_after if isinstance(error, Unavailable) else None
         if stated is not None:
@@ -37,9 +37,9 @@ class Retries:
         return ceiling / 2 + random.uniform(0, ceiling / 2)
 
 
-def _is_temporary(error: FlamboyanceError, is_repeatable: bool) -> bool:
+def _is_temporary(error: FlamboyanceError, can_run_twice: bool) -> bool:
     if isinstance(error, Unavailable):
-        return error.should_retry is not False and (is_repeatable or error.status != 503)
+        return error.should_retry is not False and (can_run_twice or error.status != 503)
     return isinstance(error, NotConnected)
 
 

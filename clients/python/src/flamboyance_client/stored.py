@@ -95,7 +95,7 @@ class SupportSetCalls:
             body=self._with_model(checked_options(EvaluateOptions, options)),
             read=json_reader(Evaluation.parse),
             accepts=frozenset({202}),
-            is_repeatable=False,
+            can_run_twice=False,
         )
 
     def _with_model(self, body: dict[str, Any]) -> dict[str, Any]:
