@@ -34,8 +34,9 @@ FIRST_DELAY = 0.5
 HEALTHY_SECONDS = 60.0
 # starts that fail one after the other until the state is "failed"; more are tried
 MAX_FAILED_STARTS = 3
-# of the flags in /proc/PID/stat
+# of the flags and of the pending signals in /proc/PID/stat
 PF_EXITING = 0x4
+PENDING_SIGKILL = 1 << 8
 
 State = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
@@ -90,7 +91,7 @@ class WorkerProcess:
 
     @property
     def is_exiting(self) -> bool:
-        """True as soon as the process begins to exit: waiting for it ends only when all of its memory is free.
+        """True as soon as the process is killed or exits: waiting for it ends only when all of its memory is free.
 
         Only Linux tells; elsewhere it is False.
         """
@@ -98,8 +99,8 @@ class WorkerProcess:
             stat = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii", errors="replace")
         except FileNotFoundError:
             return sys.platform == "linux"
-        flags = int(stat.rpartition(")")[2].split()[6])
-        return bool(flags & PF_EXITING)
+        fields = stat.rpartition(")")[2].split()  # from the third on
+        return bool(int(fields[6]) & PF_EXITING or int(fields[28]) & PENDING_SIGKILL)
 
     def kill(self) -> None:
         with suppress(ProcessLookupError):

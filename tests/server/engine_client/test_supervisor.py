@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,15 @@ async def test_a_worker_that_has_begun_to_exit_is_not_ready(engine: EngineClient
     os.kill(engine.info["pid"], signal.SIGKILL)
     with pytest.raises(EngineDied):
         await dying
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells that a process is exiting")
+async def test_a_killed_worker_is_not_ready_before_its_end_is_noticed(engine: EngineClient) -> None:
+    assert engine.state == "ready"
+    os.kill(engine.info["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while engine.state == "ready":  # the loop does not run, so nothing else can notice
+        assert time.monotonic() < deadline
 
 
 async def test_failed_restarts_are_reported_and_tried_again(
