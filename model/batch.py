@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.config import FlamingoConfig
+
+# of a cache's first byte, as of torch's own tensors
+ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +69,7 @@ class KVCache:
     ) -> KVCache:
         lm = config.language_model
         shape = (lm.num_layers, num_blocks, 2, lm.num_kv_heads, block_size, lm.head_dim)
-        return cls(torch.zeros(shape, dtype=dtype, device=device))
+        return cls(_zeros(shape, dtype, device))
 
     def layer(self, index: int) -> Tensor:
         return self._layers[index]  # [N, 2, G, B, K]
@@ -100,7 +105,20 @@ class MediaPages:
     ) -> MediaPages:
         gated, layers = config.gated, config.gated_layers
         shape = (num_pages, len(layers), gated.num_heads, 2, config.resampler.num_latents, gated.head_dim)
-        return cls(torch.zeros(shape, dtype=dtype, device=device), layers)
+        return cls(_zeros(shape, dtype, device), layers)
 
     def layer(self, index: int) -> Tensor:
         return self._layers[index]  # [M, H, 2, R, K]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Return zeros; on a CPU, the system provides their memory when it is first written.
+
+    A cache of gigabytes would otherwise be written at start, and freed page by page when its process is killed.
+    """
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = prod(shape) * dtype.itemsize
+    memory = torch.from_numpy(np.zeros(num_bytes + ALIGNMENT, np.uint8))
+    start = -memory.data_ptr() % ALIGNMENT
+    return memory[start : start + num_bytes].view(dtype).view(shape)

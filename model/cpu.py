@@ -1,7 +1,7 @@
 """Fast inference on a CPU: weight formats chosen by measurement, and a decoder layer of few calls.
 
-Few tokens are bound by reading weights and many by arithmetic, so a matrix is kept in more than one format; measurements at
-start decide which format serves how many rows.
+Few tokens are bound by reading weights and many by arithmetic, so a matrix is kept in more than one format; measurements
+decide which format serves how many rows.
 
 `float32` and `onednn` are the same numbers, as stored and in oneDNN's layout, which `bfloat16` always has. `int4` keeps
 groups of 32 weights as (q - 8) * scale + zero: a matrix quantised in such groups (Q4_1) keeps its values, up to the
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import inf
 from typing import Literal, Protocol
 
 import torch
@@ -30,9 +31,14 @@ from model.layers import RMSNorm, TokenTable
 Format = Literal["int4", "int8", "bfloat16", "float32", "onednn", "rounded"]
 FLOAT32: tuple[Format, ...] = ("float32", "onednn")
 ROUNDED: tuple[Format, ...] = ("rounded",)
+# the format for each number of rows, and those of all matrices by `FastLinear.key`
+Choice = dict[int, Format]
+Choices = dict[str, Choice]
 GROUP = 32
 ROWS = (1, 4, 8, 16, 32)
-ROUNDS = 3
+# for each number of rows below the last of ROWS, the one whose format serves it
+MEASURED_ROWS = [max(measured for measured in ROWS if measured <= max(rows, 1)) for rows in range(ROWS[-1])]
+ROUNDS = 5
 # an encoder's products have hundreds of rows: one format for all of them, measured on a few matrices of each shape
 ENCODER_ROWS = 256
 ENCODER_SAMPLE = 4
@@ -62,9 +68,10 @@ class Int4:
 class Int8:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         # the scale is rounded first, and the weights are quantised by the rounded scale
-        scale = (weight.float().abs().amax(-1) * (1 + 2**-8) / 127).clamp(min=1e-12).to(torch.bfloat16)
+        largest = torch.maximum(weight.amax(-1), -weight.amin(-1)).float()
+        scale = (largest * (1 + 2**-8) / 127).clamp(min=1e-12).to(torch.bfloat16)
         self.scale = scale
-        self.q = (weight.float() / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        self.q = (weight.float() / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
         self.bias = None if bias is None else bias.to(torch.bfloat16)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -127,7 +134,7 @@ def quantise_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
     groups = weight.float().unflatten(-1, (-1, GROUP))  # [N, K / 32, 32]
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     scale = ((high - low) / 15).clamp(min=1e-12)
-    q = ((groups - low) / scale).round().clamp(0, 15)
+    q = (groups - low).div_(scale).round_().clamp_(0, 15)
     constants = torch.cat([scale, low + 8 * scale], dim=-1)  # [N, K / 32, 2]
     return q.flatten(-2).to(torch.int32), constants.transpose(0, 1).to(torch.bfloat16).contiguous()
 
@@ -146,31 +153,45 @@ def formats_for(weight: Tensor, requested: Sequence[Format]) -> tuple[Format, ..
 
 
 class FastLinear(nn.Module):
-    """A linear map without gradients, in several formats; `choose` sets which format serves how many rows."""
+    """A linear map without gradients, in several formats; `choose` sets which format serves how many rows.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, requested: Sequence[Format]) -> None:
+    `key` names its shape and formats. If `known` holds a choice for it, only the formats of that choice are packed.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        requested: Sequence[Format],
+        known: Choices | None = None,
+        role: str = "",
+    ) -> None:
         super().__init__()
         self.shape = tuple(weight.shape)
         names = formats_for(weight, requested)
+        self.key = f"{role}{'x'.join(map(str, self.shape))} of {'/'.join(names)}"
+        self.choice = known.get(self.key) if known else None
         bias = None if bias is None else bias.detach()
-        self.products: dict[Format, Product] = {name: FORMATS[name](weight.detach(), bias) for name in names}
+        packed = names if self.choice is None else _used(names, self.choice)
+        self.products: dict[Format, Product] = {name: FORMATS[name](weight.detach(), bias) for name in packed}
         self.dtype = torch.float32 if set(names) <= {*FLOAT32, *ROUNDED} else torch.bfloat16
         self._by_rows = [next(reversed(self.products.values()))] * (ROWS[-1] + 1)
+        if self.choice is not None:
+            self.choose(self.choice)
 
-    def choose(self, best: dict[int, Format]) -> None:
-        """Set the format for each number of rows from `best`, which names one for each of ROWS.
+    def choose(self, choice: Choice) -> None:
+        """Set the format for each number of rows from `choice`, which names one for each of ROWS.
 
         Numbers between two of ROWS take the smaller one's. From the last of ROWS on, the last format serves, which is the
         fastest in arithmetic. `{ENCODER_ROWS: format}` sets one format for all numbers.
         """
-        if ENCODER_ROWS in best:
-            self.products = {best[ENCODER_ROWS]: self.products[best[ENCODER_ROWS]]}
-            best = dict.fromkeys(ROWS, best[ENCODER_ROWS])
-        sizes = [max(r for r in ROWS if r <= max(rows, 1)) for rows in range(ROWS[-1])]
-        many = next(reversed(self.products))
-        self._by_rows = [self.products[best[size]] for size in sizes] + [self.products[many]]
-        used = {*best.values(), many}
-        self.products = {name: product for name, product in self.products.items() if name in used}
+        used = _used(tuple(self.products), choice)
+        self.choice, self.products = choice, {name: self.products[name] for name in used}
+        many = self.products[used[-1]]
+        if ENCODER_ROWS in choice:
+            self._by_rows = [many] * (ROWS[-1] + 1)
+            return
+        self._by_rows = [self.products[choice[rows]] for rows in MEASURED_ROWS] + [many]
 
     def forward(self, x: Tensor) -> Tensor:
         # the packed kernels take only matrices; media are [M, R, D]
@@ -179,15 +200,21 @@ class FastLinear(nn.Module):
         return self._by_rows[min(x.shape[0], ROWS[-1])](x)
 
 
+def _used(names: tuple[Format, ...], choice: Choice) -> tuple[Format, ...]:
+    """Return the names that a choice uses: all of its own and, if it is not an encoder's, the last for many rows."""
+    used = {*choice.values()} if ENCODER_ROWS in choice else {*choice.values(), names[-1]}
+    return tuple(name for name in names if name in used)
+
+
 class FastTable(nn.Module):
     """A `TokenTable` with vocabulary and new rows in one matrix, which is multiplied as a `FastLinear`."""
 
-    def __init__(self, table: TokenTable, requested: Sequence[Format]) -> None:
+    def __init__(self, table: TokenTable, requested: Sequence[Format], known: Choices | None = None) -> None:
         super().__init__()
         rows = table.weight if table.new_rows is None else torch.cat([table.weight, table.new_rows])
         self.num_rows = len(rows)
         whole = F.pad(rows.detach(), (0, 0, 0, -len(rows) % ROW_MULTIPLE))
-        self.product = FastLinear(whole, None, requested)
+        self.product = FastLinear(whole, None, requested, known)
         self.weight = nn.Parameter(whole.to(self.product.dtype), requires_grad=False)
 
     def forward(self, token_ids: Tensor) -> Tensor:
@@ -232,47 +259,55 @@ class DecodeLayer(nn.Module):
         return h + down(swiglu(up(normed)))
 
 
-def measure(linears: Sequence[FastLinear], sizes: Sequence[int] = ROWS) -> dict[int, Format]:
-    """Return the fastest format of these matrices of one shape for each number of rows.
+def seconds(products: Sequence[Product], x: Tensor) -> float:
+    """Return the time of products with matrices of one shape, one after the other as in a step."""
+    start = time.perf_counter()
+    for product in products:
+        product(x)
+    return time.perf_counter() - start
 
-    They are multiplied one after the other, as in a step: a single matrix would stay in the processor's cache.
+
+def measure(
+    groups: Mapping[str, Sequence[FastLinear]],
+    sizes: Sequence[int],
+    seconds: Callable[[Sequence[Product], Tensor], float] = seconds,
+) -> Choices:
+    """Return the fastest format of each group of matrices of one shape, for each number of rows.
+
+    Every round measures all groups and formats once, and the fastest round counts. So other work on the machine slows
+    all formats alike, and the matrices of the other groups displace a group's own from the processor's cache, as in a step.
     """
-    names = list(linears[0].products)
-    if len(names) == 1:
-        return dict.fromkeys(sizes, names[0])
-    return {
-        rows: min(names, key=lambda name: _seconds([x.products[name] for x in linears], rows, linears[0]))
-        for rows in sizes
-    }
-
-
-def _seconds(products: Sequence[Product], rows: int, linear: FastLinear) -> float:
-    x = torch.randn(rows, linear.shape[1]).to(linear.dtype)
-    times: list[float] = []
+    best: dict[tuple[str, int, Format], float] = defaultdict(lambda: inf)
     for _ in range(ROUNDS):
-        start = time.perf_counter()
-        for product in products:
-            product(x)
-        times.append(time.perf_counter() - start)
-    return min(times)
+        for rows in sizes:
+            for key, linears in groups.items():
+                x = torch.randn(rows, linears[0].shape[1]).to(linears[0].dtype)
+                for name in linears[0].products:
+                    taken = seconds([linear.products[name] for linear in linears], x)
+                    best[key, rows, name] = min(best[key, rows, name], taken)
+    return {
+        key: {rows: min(linears[0].products, key=lambda name: best[key, rows, name]) for rows in sizes}
+        for key, linears in groups.items()
+    }
 
 
 @torch.inference_mode()
 def use_fast_formats(
-    model: Flamingo, layers: Sequence[Format], vision: Sequence[Format] = FLOAT32
-) -> dict[str, dict[int, Format]]:
-    """Put the model's matrices into fast formats, in place, after its gates were folded; return them by matrix shape.
+    model: Flamingo, layers: Sequence[Format], vision: Sequence[Format] = FLOAT32, known: Choices | None = None
+) -> Choices:
+    """Put the model's matrices into fast formats, in place, after its gates were folded; return the choices.
 
     `layers` are the formats for the decoder's layers. With FLOAT32 all numbers stay; with others, the decoder and the gated
     layers become bfloat16, where gated layers and the output head may also be int8. `vision` are the formats for the
-    encoder's linear layers, among FLOAT32 and ROUNDED; its batch norms are folded. The resampler's numbers stay.
+    encoder's linear layers, among FLOAT32 and ROUNDED; its batch norms are folded. The resampler's numbers stay. Choices
+    that are `known` are not measured again.
     """
     language_model = model.language_model
     gated: Sequence[Format] = FLOAT32 if set(layers) <= set(FLOAT32) else ("int8", "bfloat16")
-    fast = _replace(language_model.layers, layers) + _replace(model.gated, gated)
+    fast = _replace(language_model.layers, layers, known) + _replace(model.gated, gated, known)
     for name in ("embed", "head"):
         if isinstance(table := getattr(language_model, name), TokenTable):
-            fast_table = FastTable(table, gated)
+            fast_table = FastTable(table, gated, known)
             setattr(language_model, name, fast_table)
             fast.append(fast_table.product)
     for i, layer in enumerate(language_model.layers):
@@ -283,17 +318,20 @@ def use_fast_formats(
         _to_bfloat16(model.gated)
     model.vision.fold_batch_norms()
     if next(model.vision.parameters()).dtype != torch.float32:  # loaded in the requested dtype
-        return _choose(fast)
-    chosen = _choose(fast + _replace(model.resampler, FLOAT32))
-    return chosen | _choose(_replace(model.vision, vision), encoder=True)
+        return _choose(fast, ROWS)
+    chosen = _choose(fast + _replace(model.resampler, FLOAT32, known), ROWS)
+    encoder = _replace(model.vision, vision, known, role="vision ")
+    return chosen | _choose(encoder, [ENCODER_ROWS], sample=ENCODER_SAMPLE)
 
 
-def _replace(module: nn.Module, requested: Sequence[Format]) -> list[FastLinear]:
+def _replace(
+    module: nn.Module, requested: Sequence[Format], known: Choices | None = None, role: str = ""
+) -> list[FastLinear]:
     linears = []
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                linears.append(FastLinear(child.weight, child.bias, requested))
+                linears.append(FastLinear(child.weight, child.bias, requested, known, role))
                 setattr(parent, name, linears[-1])
     return linears
 
@@ -306,17 +344,14 @@ def _to_bfloat16(part: nn.Module) -> None:
                 parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def _choose(linears: list[FastLinear], *, encoder: bool = False) -> dict[str, dict[int, Format]]:
-    """Measure once per shape, and choose the same formats for all matrices of one shape."""
+def _choose(linears: list[FastLinear], sizes: Sequence[int], sample: int | None = None) -> Choices:
+    """Measure the matrices that have no choice yet, by shape, and return the choices of all."""
     groups: dict[str, list[FastLinear]] = defaultdict(list)
     for linear in linears:
-        name = f"{'x'.join(map(str, linear.shape))} of {'/'.join(linear.products)}"
-        groups[f"vision {name}" if encoder else name].append(linear)
-    chosen = {
-        key: measure(group[:ENCODER_SAMPLE], [ENCODER_ROWS]) if encoder else measure(group)
-        for key, group in groups.items()
-    }
+        if linear.choice is None:
+            groups[linear.key].append(linear)
+    measured = measure({key: group[:sample] for key, group in groups.items()}, sizes)
     for key, group in groups.items():
         for linear in group:
-            linear.choose(chosen[key])
-    return chosen
+            linear.choose(measured[key])
+    return {linear.key: linear.choice for linear in linears if linear.choice is not None}

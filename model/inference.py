@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.rows import rms_norm
-from model.cpu import FLOAT32, FastLinear, Format, OneDNN, Plain, use_fast_formats
+from model.cpu import FLOAT32, Choices, FastLinear, Format, OneDNN, Plain, use_fast_formats
 from model.flamingo import Flamingo, GatedCrossAttention
 from model.layers import LayerNorm, RMSNorm
 
@@ -45,18 +45,22 @@ class InferenceModel:
 
     flamingo: Flamingo
     project_media: MediaProjection
-    formats: dict[str, dict[int, Format]]  # by matrix shape and number of rows; empty if weights stay as loaded
+    formats: Choices  # empty if weights stay as loaded
 
 
 def prepare_for_inference(
-    model: Flamingo, layer_formats: Sequence[Format] = (), vision_formats: Sequence[Format] = FLOAT32
+    model: Flamingo,
+    layer_formats: Sequence[Format] = (),
+    vision_formats: Sequence[Format] = FLOAT32,
+    known: Choices | None = None,
 ) -> InferenceModel:
     """Fold the gates, put matrices into the fastest of the formats, and stack the media projections, all in place.
 
-    `layer_formats` and `vision_formats` are those of `use_fast_formats`, for a CPU; without them, weights stay as loaded.
+    The formats, and the choices between them that are `known`, are those of `use_fast_formats`, for a CPU; without formats,
+    weights stay as loaded.
     """
     model.fold_gates()
-    formats = use_fast_formats(model, layer_formats, vision_formats) if layer_formats else {}
+    formats = use_fast_formats(model, layer_formats, vision_formats, known) if layer_formats else {}
     return InferenceModel(model, MediaProjection(model), formats)
 
 

@@ -31,6 +31,7 @@
     │   ├── ShuttingDown                  the server received SIGTERM
     │   ├── EngineNotReady                the worker is loading or restarting
     │   ├── EngineDied                    the worker died while it ran this request
+    │   │   └── EngineStalled             the worker hung while it had this request, and was killed
     │   └── DatabaseUnavailable           the database does not respond, or has too many writers
     └── EngineFailed                 500  the engine could not finish this request
 
@@ -233,6 +234,10 @@ class EngineDied(Unavailable):
     retry_after = 5
     # this request may have killed the worker: clients must not retry it automatically
     is_retryable = False
+
+
+class EngineStalled(EngineDied):
+    code = "engine_stalled"
 
 
 class DatabaseUnavailable(Unavailable):

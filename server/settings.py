@@ -39,7 +39,10 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="number format of weights"
     )
-    cache_dir: Path | None = Field(default=None, description="folder for the default model; none: ~/.cache/flamboyance")
+    cache_dir: Path | None = Field(
+        default=None,
+        description="folder for the default model and measured weight formats; none: ~/.cache/flamboyance",
+    )
     data_dir: Path | None = Field(
         default=None, description="folder for data that clients store; none: ~/.local/share/flamboyance"
     )
@@ -157,7 +160,10 @@ class Settings(BaseModel):
     decode_timeout: float = Field(default=20.0, gt=0, description="seconds to decode one media item")
 
     stall_timeout: float = Field(
-        default=120.0, gt=0, description="seconds with work but without a step until /health/ready returns 503"
+        default=120.0,
+        gt=0,
+        description="seconds with work but without a finished step until the worker is replaced; "
+        "longer than the longest step",
     )
     max_restart_delay: float = Field(
         default=30.0, gt=0, description="maximum delay before the worker is restarted, in seconds"
@@ -181,6 +187,10 @@ class Settings(BaseModel):
     @property
     def max_open_frames_bytes(self) -> int:
         return int(self.max_open_frames_mb * 2**20)
+
+    @property
+    def cache_folder(self) -> Path:
+        return self.cache_dir or Path.home() / ".cache" / "flamboyance"
 
     @property
     def data_folder(self) -> Path:

@@ -30,6 +30,7 @@ from server.errors import (
     EngineDied,
     EngineFailed,
     EngineNotReady,
+    EngineStalled,
     InvalidMedia,
     InvalidRequest,
     MediaNotFetched,
@@ -49,7 +50,7 @@ from server.schemas.base import ModelRequest, Schema, or_null
 from server.schemas.responses.base import Error, ResponseSchema
 
 # the errors of a route, by what it works with; `describe` adds those of reading a request
-ENGINE = (EngineNotReady, EngineDied, EngineFailed)
+ENGINE = (EngineNotReady, EngineDied, EngineStalled, EngineFailed)
 MEDIA = (InvalidMedia, MediaNotFetched, MediaUrlRefused, MediaNotFound, StorageUnavailable)
 PROMPT = (*ENGINE, *MEDIA, ContextLengthExceeded)
 SUPPORT_SET = (SupportSetNotFound, DatabaseUnavailable)

@@ -18,6 +18,7 @@ from kernels import backend
 from model.config import FlamingoConfig
 from model.cpu import FLOAT32, ROUNDED, Format
 from model.folder import load_folder
+from model.format_memory import FormatMemory
 from model.inference import prepare_for_inference
 from model.prompt import EncodedPrompt
 from server.engine.config import EngineConfig
@@ -47,7 +48,9 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     dtype = _dtype(settings, device)
     model = load_folder(Path(settings.model or ""), device, dtype)
     layer_formats = _layer_formats(settings, served.config, device, dtype)
-    prepared = prepare_for_inference(model, layer_formats, _vision_formats(settings))
+    memory = FormatMemory.of(settings.cache_folder / "formats", served.config)
+    prepared = prepare_for_inference(model, layer_formats, _vision_formats(settings), memory.load())
+    memory.save(prepared.formats)
     for shape, best in prepared.formats.items():
         logger.info("weights %s: %s", shape, ", ".join(f"{name} from {rows}" for rows, name in best.items()))
     dtype = model.language_model.embed.weight.dtype  # a format may have changed it

@@ -1,13 +1,12 @@
 """Sends requests from the API process to the worker, and returns their events and replies.
 
-While no worker is ready, requests are refused. When a worker dies, its requests fail.
+While no worker is ready, requests are refused. When a worker dies, its requests fail; a worker that hangs is killed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
@@ -20,7 +19,8 @@ from numpy.typing import NDArray
 from server import wire
 from server.engine_client.media_supply import MediaDecoder, MediaSupply, OpenRequest
 from server.engine_client.supervisor import State, Supervisor, WorkerProcess
-from server.errors import EngineDied, EngineNotReady, ServerError
+from server.engine_client.watchdog import Watchdog
+from server.errors import EngineDied, EngineNotReady, EngineStalled, ServerError
 from server.media.source import EncodedMedia
 from server.metrics import Metrics
 from server.settings import Settings
@@ -80,7 +80,7 @@ class EngineClient:
         self._supervisor = Supervisor(settings, factory, metrics)
         self._open_requests: dict[str, OpenRequest] = {}
         self._supply = MediaSupply(decoder, metrics, settings, self._open_requests)
-        self._last_progress = time.monotonic()
+        self._watchdog = Watchdog(settings.stall_timeout)
         self._serving: asyncio.Task[None] | None = None
 
     @property
@@ -94,7 +94,7 @@ class EngineClient:
     @property
     def step_age(self) -> float:
         """Seconds since the worker last made progress; 0 without requests. A worker that hangs sends no messages."""
-        return time.monotonic() - self._last_progress if self._open_requests and self.state == "ready" else 0.0
+        return self._watchdog.silence if self._open_requests and self.state == "ready" else 0.0
 
     async def start(self) -> None:
         self._serving = asyncio.create_task(self._serve())
@@ -166,7 +166,7 @@ class EngineClient:
     def _open(self, request: wire.Request, media: Mapping[bytes, EncodedMedia]) -> Iterator[OpenRequest]:
         worker = self._supervisor.ready_worker()
         if not self._open_requests:
-            self._last_progress = time.monotonic()
+            self._watchdog.progress()
         opened = self._open_requests[request.request_id] = OpenRequest(media)
         self._supply.begin(opened)
         try:
@@ -181,22 +181,36 @@ class EngineClient:
     async def _serve(self) -> None:
         async with aclosing(self._supervisor.workers()) as workers:
             async for worker in workers:
+                watching = asyncio.create_task(self._watch(worker))
                 try:
                     await worker.serve(partial(self._handle, worker))
                 finally:
+                    watching.cancel()
                     self._end_requests()
+
+    async def _watch(self, worker: WorkerProcess) -> None:
+        """Kill the worker once it has had work and made no progress for `stall_timeout`."""
+        while True:
+            await asyncio.sleep(self._watchdog.interval)
+            if not self._open_requests or self._supervisor.worker is not worker:
+                self._watchdog.progress()
+            elif self._watchdog.tick():
+                logger.error("the worker hangs", extra={"seconds": round(self._watchdog.silence, 1)})
+                self._supervisor.kill(worker)
+                self.fail_all(EngineStalled("the engine made no progress on its requests; it is being restarted"))
+                return
 
     def _handle(self, worker: WorkerProcess, message: wire.Outbound) -> None:
         match message:
             case wire.Beat():
-                self._last_progress = time.monotonic() - message.last_step_age
+                self._watchdog.progress(message.last_step_age)
                 self._metrics.engine.values = message.gauges
             case wire.Ready():
                 self._supervisor.become_ready(worker, message.info)
             case wire.MediaWanted():
                 self._supply.send(message.digest, worker)
             case _:
-                self._last_progress = time.monotonic()
+                self._watchdog.progress()
                 if (opened := self._open_requests.get(message.request_id)) is not None:
                     if isinstance(message, wire.Token):  # the whole prompt was computed
                         self._supply.release(opened)

@@ -30,8 +30,13 @@ from server.wire import MAX_MESSAGE_BYTES, WORKER_MODULE, Inbound, Outbound, Sta
 ROOT = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 5.0
 FIRST_DELAY = 0.5
-# a worker that served this long was healthy: the next pause is short again
+# a worker that served this long was healthy: the next one is started without a pause
 HEALTHY_SECONDS = 60.0
+# starts that fail one after the other until the state is "failed"; more are tried
+MAX_FAILED_STARTS = 3
+# of the flags and of the pending signals in /proc/PID/stat
+PF_EXITING = 0x4
+PENDING_SIGKILL = 1 << 8
 
 State = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
@@ -52,13 +57,17 @@ class WorkerProcess:
         address = f"ipc://{socket_file}"
         socket = _bind(address)
         socket_file.chmod(0o600)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", WORKER_MODULE),
-            stdin=PIPE,
-            cwd=ROOT,
-            env=child_environment(),
-            start_new_session=True,
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", WORKER_MODULE),
+                stdin=PIPE,
+                cwd=ROOT,
+                env=child_environment(),
+                start_new_session=True,
+            )
+        except OSError:
+            socket.close(linger=0)
+            raise
         assert process.stdin is not None
         start = Start(factory=factory, address=address, settings=settings.to_worker())
         process.stdin.write(msgspec.json.encode(start) + b"\n")
@@ -80,6 +89,23 @@ class WorkerProcess:
         if receiving.done() and not receiving.cancelled() and (error := receiving.exception()):
             logger.error("a message of the worker could not be handled", extra={"error": str(error)})
 
+    @property
+    def is_exiting(self) -> bool:
+        """True as soon as the process is killed or exits: waiting for it ends only when all of its memory is free.
+
+        Only Linux tells; elsewhere it is False.
+        """
+        try:
+            stat = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii", errors="replace")
+        except FileNotFoundError:
+            return sys.platform == "linux"
+        fields = stat.rpartition(")")[2].split()  # from the third on
+        return bool(int(fields[6]) & PF_EXITING or int(fields[28]) & PENDING_SIGKILL)
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
     async def stop(self) -> int:
         """Close the worker's input, which ends it; kill it if it does not end. Return its exit code."""
         self._sending.cancel()
@@ -90,7 +116,7 @@ class WorkerProcess:
             async with asyncio.timeout(STOP_SECONDS):
                 return await self._process.wait()
         except TimeoutError:
-            self._process.kill()
+            self.kill()
             return await self._process.wait()
 
     async def _send_all(self) -> None:
@@ -116,66 +142,91 @@ class Supervisor:
     """Starts workers one after another. `worker` is the current one, while it is ready; `info` is from its `Ready`."""
 
     def __init__(self, settings: Settings, factory: str, metrics: Metrics) -> None:
-        self.state: State = "starting"
+        self._state: State = "starting"
         self.info: dict[str, Any] = {}
         self.worker: WorkerProcess | None = None
         self._settings = settings
         self._factory = factory
         self._metrics = metrics
         self._start_settled = asyncio.Event()  # the first worker became ready, or failed
+        self._ready_since: float | None = None  # of the current worker
+        self._num_failed_starts = 0
+
+    @property
+    def state(self) -> State:
+        """The state as of now: a worker that begins to exit is not ready, although its end is not yet noticed."""
+        is_dying = self._state == "ready" and self.worker is not None and self.worker.is_exiting
+        return "restarting" if is_dying else self._state
 
     async def workers(self) -> AsyncGenerator[WorkerProcess, None]:
         """Yield one worker after another; the caller serves each until it is dead.
 
         A worker that dies before any was ready is the last one: a wrong folder or too little memory would stop the next
-        one too.
+        one too. After that, starts are tried for ever, with growing pauses: memory or a file may come back.
         """
-        delay = FIRST_DELAY
+        delay = 0.0
         with tempfile.TemporaryDirectory(prefix="flamboyance-") as folder:  # created with mode 0700
             for number in count():
-                started = time.monotonic()
                 socket_file = Path(folder) / f"worker-{number}.sock"
-                worker = await WorkerProcess.spawn(self._settings, self._factory, socket_file)
                 try:
-                    yield worker
-                finally:
-                    await self._end(worker)
+                    worker = await WorkerProcess.spawn(self._settings, self._factory, socket_file)
+                except OSError:  # too many processes or open files, or too little memory
+                    logger.exception("the worker could not be started")
+                    self._note_end()
+                else:
+                    try:
+                        yield worker
+                    finally:
+                        self._note_end()
+                        logger.error("the worker ended", extra={"exit_code": await worker.stop()})
                 if not self._start_settled.is_set():
-                    self.state = "failed"
+                    self._state = "failed"
                     self._start_settled.set()
                     return
-                delay = FIRST_DELAY if time.monotonic() - started > HEALTHY_SECONDS else delay
+                delay = 0.0 if self._was_healthy() else delay
                 logger.warning("the worker is restarted", extra={"delay_seconds": delay})
                 await asyncio.sleep(delay)
-                delay = min(delay * 2, self._settings.max_restart_delay)
+                delay = min(max(FIRST_DELAY, delay * 2), self._settings.max_restart_delay)
+                self._ready_since = None
                 self._metrics.engine_restarts.inc()
 
     def become_ready(self, worker: WorkerProcess, info: dict[str, Any]) -> None:
-        self.state, self.worker, self.info = "ready", worker, info
+        self._state, self.worker, self.info = "ready", worker, info
+        self._ready_since, self._num_failed_starts = time.monotonic(), 0
         self._metrics.engine_ready.set(1)
         self._start_settled.set()
         logger.info("the engine is ready", extra=info)
 
     def ready_worker(self) -> WorkerProcess:
         """Return the worker. Raises `EngineNotReady`."""
-        if self.worker is None:
-            raise EngineNotReady(f"the model is not ready: the engine is {self.state}")
+        if (state := self.state) != "ready" or self.worker is None:
+            raise EngineNotReady(f"the model is not ready: the engine is {state}")
         return self.worker
+
+    def kill(self, worker: WorkerProcess) -> None:
+        """Kill the current worker; another one is started when it has ended."""
+        self._state, self.worker = "restarting", None
+        self._metrics.engine_ready.set(0)
+        worker.kill()
 
     async def loaded(self) -> None:
         """Return when the first worker is ready. Raises `EngineDied` if it died before."""
         await self._start_settled.wait()
-        if self.state == "failed":
+        if self._state == "failed":
             raise EngineDied("the engine could not be started")
 
     def close(self) -> None:
         """Refuse requests from now on. The current worker ends when `workers` is closed."""
-        self.state, self.worker = "stopped", None
+        self._state, self.worker = "stopped", None
 
-    async def _end(self, worker: WorkerProcess) -> None:
+    def _was_healthy(self) -> bool:
+        return self._ready_since is not None and time.monotonic() - self._ready_since > HEALTHY_SECONDS
+
+    def _note_end(self) -> None:
+        """Note that the current worker serves no longer."""
         self._metrics.engine_ready.set(0)
-        if self.state == "stopped":
-            await worker.stop()
+        if self._state == "stopped":
             return
-        self.state, self.worker = "restarting", None
-        logger.error("the worker died", extra={"exit_code": await worker.stop()})
+        self._num_failed_starts += self._ready_since is None
+        self._state = "failed" if self._num_failed_starts >= MAX_FAILED_STARTS else "restarting"
+        self.worker = None

@@ -1,7 +1,8 @@
-"""The app's background task for support sets: it sweeps expired sets, and keeps pinned sets warm in the worker.
+"""The app's background task for support sets: it sweeps expired sets, and keeps sets warm in the worker.
 
 It compares the database with what this worker was asked to keep, after every change and at regular intervals. So it also
-handles a restarted worker and changes that another server made.
+handles a restarted worker and changes that another server made. Pinned sets come first; then the sets that were warm in
+the worker before, one per round.
 """
 
 from __future__ import annotations
@@ -56,18 +57,20 @@ class Maintenance:
     async def run(self) -> None:
         """Run until cancelled; after an error the next round tries again."""
         while True:
+            delay = POLL_SECONDS
             try:
-                await self.run_once()
+                if await self.run_once():
+                    delay = 0.0
             except ServerError as error:
                 logger.warning("maintenance of support sets failed", extra={"error": error.message})
             except Exception:
                 logger.exception("maintenance of support sets failed")
             with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS):
+                async with asyncio.timeout(delay):
                     await self._support_sets.changed.wait()
 
-    async def run_once(self) -> None:
-        """Sweep if a sweep is due, and pin media if the worker is ready."""
+    async def run_once(self) -> bool:
+        """Sweep if a sweep is due, and warm sets if the worker is ready; return whether more sets are to be warmed."""
         is_changed, is_due = self._support_sets.changed.is_set(), time.monotonic() >= self._next_sweep
         self._support_sets.changed.clear()
         if is_due:
@@ -78,9 +81,22 @@ class Maintenance:
         if is_due or is_changed:
             self._totals = await self._support_sets.totals()
         self._update_metrics()
-        if self._client.state == "ready":
-            await self._pin()
-            self._update_metrics()
+        if self._client.state != "ready":
+            return False
+        await self._pin()
+        has_more = await self._warm_again()
+        self._update_metrics()
+        return has_more
+
+    async def _warm_again(self) -> bool:
+        """Warm one version that was warm in a worker before; return whether there are more."""
+        lost = self._warming.lost()
+        for set_id, version in lost[:1]:
+            try:
+                await self._warming.warm_again(await self._support_sets.get_version(set_id, version))
+            except SupportSetNotFound:  # deleted meanwhile
+                self._warming.forget(set_id, version)
+        return len(lost) > 1
 
     async def _pin(self) -> None:
         """Pin sets in the order of their age: the worker keeps as many media as its quota has room for."""
@@ -104,7 +120,7 @@ class Maintenance:
             return True
         if key in self._failed_versions:
             return False
-        warmth = await self._warming.warm(support_set, wait=True)
+        warmth = await self._warming.warm_again(support_set)
         if warmth.status != "ready":
             self._failed_versions.add(key)
             return False

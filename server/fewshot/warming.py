@@ -1,8 +1,8 @@
 """Warms a version of a support set before requests use it.
 
 Its media are encoded and embedded and, on request, its texts embedded and its shots computed. Vectors stay in the
-database; everything else is lost with the worker, so a new worker begins cold and every status is "pending" again.
-Warming runs after all requests of clients.
+database; everything else is lost with the worker, so in a new worker every status is "pending" again, until maintenance
+has warmed the versions again that were warm. Warming runs after all requests of clients.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Literal, get_args
 
 from model.prompt import EncodedPrompt, Media, encode
 from server.engine_client.client import Client
-from server.errors import EngineNotReady, ServerError
+from server.errors import EngineDied, EngineNotReady, ServerError
 from server.fewshot.retrieval import Retrieval
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore
@@ -31,6 +31,8 @@ from server.wire import BACKGROUND_PRIORITY, Admitted, Generate, Sampling
 # media that the worker encodes concurrently: enough for batches
 MAX_CONCURRENT = 8
 MAX_REMEMBERED = 4096
+# workers that may die while they warm a version, until it is taken for the cause
+MAX_DEATHS = 3
 
 Status = Literal["pending", "warming", "ready", "failed"]
 
@@ -73,12 +75,22 @@ MEDIA_ONLY = WarmTarget()
 
 @dataclass(slots=True)
 class _Entry:
-    """The warming of one version in the worker `worker_id`."""
+    """The warming of one version in the worker `worker_id`. `num_deaths` counts the workers that died during it."""
 
     worker_id: object
     target: WarmTarget
     warmth: Warmth
     task: asyncio.Task[None] | None = None
+    num_deaths: int = 0
+    is_interrupted: bool = False
+
+    @property
+    def is_wanted(self) -> bool:
+        return self.is_interrupted or self.warmth.status in ("ready", "warming")
+
+    @property
+    def is_deadly(self) -> bool:
+        return self.num_deaths >= MAX_DEATHS
 
 
 class Warming:
@@ -119,6 +131,24 @@ class Warming:
             await asyncio.shield(entry.task)
         return entry.warmth
 
+    def lost(self) -> list[tuple[str, int]]:
+        """Return the versions that were warm in a worker that has ended, as set id and version, first warmed first."""
+        lost = ((key, entry) for key, entry in self._entries.items() if entry.worker_id != self.worker_id)
+        return [key for key, entry in lost if entry.is_wanted and not entry.is_deadly]
+
+    async def warm_again(self, support_set: SupportSet) -> Warmth:
+        """Warm what was last warmed of a version, or its media, and return when that has ended.
+
+        A version during whose warming worker after worker died stays failed, until a client has it warmed.
+        """
+        entry = self._entries.get((support_set.id, support_set.version))
+        if entry is not None and entry.is_deadly:
+            return entry.warmth
+        return await self.warm(support_set, MEDIA_ONLY if entry is None else entry.target, wait=True)
+
+    def forget(self, set_id: str, version: int) -> None:
+        self._entries.pop((set_id, version), None)
+
     async def stop(self) -> None:
         tasks = list(self._tasks)
         for task in tasks:
@@ -127,15 +157,20 @@ class Warming:
 
     def _start(self, support_set: SupportSet, target: WarmTarget, previous: asyncio.Task[None] | None) -> _Entry:
         entry = _Entry(self.worker_id, target, Warmth(status="warming", num_media=len(support_set.media)))
+        key = (support_set.id, support_set.version)
+        if (last := self._entries.get(key)) is not None and last.is_interrupted:
+            entry.num_deaths = last.num_deaths
         entry.task = asyncio.create_task(self._run(entry, support_set, previous))
         self._tasks.add(entry.task)
         entry.task.add_done_callback(self._tasks.discard)
-        key = (support_set.id, support_set.version)
+        self._remember(key, entry)
+        return entry
+
+    def _remember(self, key: tuple[str, int], entry: _Entry) -> None:
         self._entries[key] = entry
         self._entries.move_to_end(key)
         if len(self._entries) > MAX_REMEMBERED:
             self._entries.popitem(last=False)
-        return entry
 
     async def _run(self, entry: _Entry, support_set: SupportSet, previous: asyncio.Task[None] | None) -> None:
         """Warm a version; `previous` warms less of the same version, and most is cached when it has ended."""
@@ -150,8 +185,10 @@ class Warming:
             if prefix is not None:
                 await self._compute(entry, prefix.encoded, prefix.media)
                 entry.warmth = replace(entry.warmth, prompt_tokens=len(prefix.encoded.token_ids))
-            entry.warmth = replace(entry.warmth, status="ready")
+            entry.warmth, entry.num_deaths = replace(entry.warmth, status="ready"), 0
         except ServerError as error:
+            entry.is_interrupted = isinstance(error, EngineDied | EngineNotReady)
+            entry.num_deaths += isinstance(error, EngineDied)
             entry.warmth = replace(entry.warmth, status="failed", error=error.message)
         except Exception:
             logger.exception("warming a support set failed", extra={"support_set": support_set.id})

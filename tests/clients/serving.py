@@ -45,7 +45,12 @@ def tiny_server(folder: Path) -> Iterator[str]:
     model_folder = folder / "tiny"
     save_folder(model_folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
     settings = Settings(
-        model=str(model_folder), data_dir=folder / "data", api_key=SecretStr(KEY), device="cpu", decode_processes=1
+        model=str(model_folder),
+        data_dir=folder / "data",
+        cache_dir=folder / "cache",
+        api_key=SecretStr(KEY),
+        device="cpu",
+        decode_processes=1,
     )
     model, metrics = ServedModel.load(settings), Metrics(CONFIG.name)
     decoder = DecodePool(CONFIG.vision, settings)

@@ -26,7 +26,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from server.app import create_app
-from server.errors import EngineDied, EngineFailed, Overloaded
+from server.errors import EngineDied, EngineFailed, EngineStalled, Overloaded
 from server.metrics import Metrics
 from server.settings import Settings
 from tests.clients.serving import CONFIG, KEY, listening, wait_until
@@ -217,7 +217,7 @@ def test_a_temporary_error_is_retried_and_an_engine_failure_is_not(engine: FakeC
     assert complete(retrying_client) == "a cat"
     assert len(engine.requests) == 2
     # A request that may have killed the engine is not retried either, although the engine restarts.
-    for fatal in (EngineFailed("gave up"), EngineDied("died")):
+    for fatal in (EngineFailed("gave up"), EngineDied("died"), EngineStalled("hung")):
         engine.requests.clear()
         error = fatal
         with pytest.raises(InternalServerError):

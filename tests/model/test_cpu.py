@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from model.config import FlamingoConfig
 from model.cpu import (
     ENCODER_ROWS,
     FLOAT32,
+    FORMATS,
     GROUP,
     ROUNDED,
     ROWS,
@@ -20,8 +22,10 @@ from model.cpu import (
     FastLinear,
     FastTable,
     Format,
+    Product,
     _replace,
     formats_for,
+    measure,
     quantise_groups,
     use_fast_formats,
 )
@@ -82,6 +86,60 @@ def test_numbers_of_rows_between_two_take_the_smaller_ones_format() -> None:
     assert linear._by_rows[7] is products["int4"]
     assert linear._by_rows[8] is products["bfloat16"]
     assert linear._by_rows[-1] is products["bfloat16"]
+
+
+class NoisyTimer:
+    """Returns the time of each format, ten times longer while other work keeps the machine busy."""
+
+    def __init__(self, busy_from: int, busy_to: int) -> None:
+        self.num_calls = 0
+        self._seconds = {"Int4": 1.0, "OneDNN": 2.0, "Plain": 2.0, "Int8": 1.5}
+        self._busy = range(busy_from, busy_to)
+
+    def __call__(self, products: Sequence[Product], x: Tensor) -> float:
+        self.num_calls += 1
+        slowness = 10.0 if self.num_calls in self._busy else 1.0
+        return slowness * self._seconds[type(products[0]).__name__]
+
+
+@pytest.mark.parametrize("busy_from", [1, 20, 38])
+def test_other_work_on_the_machine_does_not_change_the_choice(busy_from: int) -> None:
+    weight, _ = q4_weights(16, 64)
+    linears = [FastLinear(weight, None, formats) for formats in (("int4", "bfloat16"), ("int8", "bfloat16"))]
+    groups = {linear.key: [linear] for linear in linears}
+    timer = NoisyTimer(busy_from, busy_from + 40)
+    chosen = measure(groups, ROWS, timer)
+    assert timer.num_calls == 100
+    for linear, name in zip(linears, ("int4", "int8"), strict=True):
+        assert chosen[linear.key] == dict.fromkeys(ROWS, name)
+
+
+def test_a_known_choice_is_not_measured_and_only_its_formats_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, first = plain_and_fast()
+    known = use_fast_formats(first, ("int4", "bfloat16"))
+    for key, choice in known.items():
+        if "bfloat16" in key:
+            known[key] = dict.fromkeys(choice, "bfloat16")
+    packed: list[Format] = []
+    for name, product in FORMATS.items():
+        monkeypatch.setitem(FORMATS, name, recorded(packed, name, product))
+    _, second = plain_and_fast()
+    assert use_fast_formats(second, ("int4", "bfloat16"), known=known) == known
+    assert not {"int4", "int8"} & set(packed)
+    partial = {key: choice for key, choice in known.items() if "bfloat16" in key}
+    monkeypatch.undo()
+    _, third = plain_and_fast()
+    assert use_fast_formats(third, ("int4", "bfloat16"), known=partial).keys() == known.keys()
+
+
+def recorded(
+    packed: list[Format], name: Format, product: Callable[[Tensor, Tensor | None], Product]
+) -> Callable[[Tensor, Tensor | None], Product]:
+    def pack(weight: Tensor, bias: Tensor | None) -> Product:
+        packed.append(name)
+        return product(weight, bias)
+
+    return pack
 
 
 def test_a_shape_that_no_kernel_takes_stays_bfloat16() -> None:

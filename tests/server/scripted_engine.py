@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import time
 from array import array
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 from server.settings import Settings
@@ -31,14 +33,15 @@ from server.wire import (
     Token,
 )
 
-RAISE, SLEEP, FAIL = 1, 2, 3
+RAISE, SLEEP, FAIL, EXIT = 1, 2, 3, 4
 
 
 class ScriptedEngine:
     """Repeats the prompt, one token per step, up to `max_tokens`, once it holds the prompt's media.
 
-    The seed is a script: in `RAISE` the step raises, in `SLEEP` it hangs, in `FAIL` the request fails. Replies to other
-    requests are made of their own numbers: a candidate's ids, a digest's first byte, a text's length, a token's position.
+    The seed is a script: in `RAISE` the step raises, in `SLEEP` it hangs, in `FAIL` the request fails; in `EXIT` the main
+    thread exits and the process remains, as one does while its memory is freed. Replies to other requests are made of
+    their own numbers: a candidate's ids, a digest's first byte, a text's length, a token's position.
     """
 
     def __init__(self) -> None:
@@ -92,6 +95,7 @@ class ScriptedEngine:
             "media_slots_in_use": float(len(self.held)),
             "media_slots_pinned": float(len(self.pinned)),
             "num_frozen_objects": float(gc.get_freeze_count()),
+            "is_collecting": float(gc.isenabled()),
         }
 
     def step(self) -> list[Outbound]:
@@ -105,6 +109,8 @@ class ScriptedEngine:
                     raise RuntimeError("scripted to raise")
                 if request.sampling.seed == SLEEP:
                     time.sleep(600)
+                if request.sampling.seed == EXIT:
+                    ctypes.PyDLL(None).pthread_exit(None)
                 if request.sampling.seed == FAIL:
                     self.events.append(Finished(request_id=name, finish_reason="error", error="scripted to fail"))
                     continue
@@ -160,3 +166,10 @@ def build(settings: Settings) -> tuple[ScriptedEngine, dict[str, Any]]:
 
 def build_fails(settings: Settings) -> tuple[ScriptedEngine, dict[str, Any]]:
     raise RuntimeError("no such weights")
+
+
+def build_if_model_exists(settings: Settings) -> tuple[ScriptedEngine, dict[str, Any]]:
+    assert settings.model is not None
+    if not Path(settings.model).exists():
+        raise RuntimeError("no such weights")
+    return build(settings)

@@ -242,6 +242,7 @@ def test_a_truncated_stream_raises(connect: Callable[..., AnyClient]) -> None:
         (401, NotAuthorised),
         (403, NotAuthorised),
         (404, NotFound),
+        (408, Unavailable),
         (413, BadRequest),
         (422, BadRequest),
         (429, Unavailable),
@@ -282,6 +283,16 @@ def test_a_temporary_error_is_retried(connect: Callable[..., AnyClient], delays:
     assert delays[0] == 2.0
     assert len(delays) == 2
     assert len(set(bodies)) == 1
+
+
+def test_a_request_that_may_have_killed_the_engine_is_not_retried(
+    connect: Callable[..., AnyClient], delays: list[float]
+) -> None:
+    headers = {"retry-after": "5", "x-should-retry": "false"}
+    with pytest.raises(Unavailable) as caught:
+        connect(fixed(503, {"error": {"message": "died", "code": "engine_died"}}, **headers)).complete("A")
+    assert (caught.value.should_retry, caught.value.code) == (False, "engine_died")
+    assert delays == []
 
 
 @pytest.mark.parametrize("body", [b"<html>bad gateway</html>", b'"odd"', b"[]", b'{"error": "short"}', b"\xff"])

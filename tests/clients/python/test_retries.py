@@ -8,13 +8,13 @@ import pytest
 
 from flamboyance_client import BadRequest, FlamboyanceError, NotConnected, Retries, ServerFault, TimedOut, Unavailable
 from flamboyance_client.errors import Refusal
-from flamboyance_client.retries import retry_after
+from flamboyance_client.retries import retry_after, should_retry
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 
 
-def busy(seconds: float | None) -> Unavailable:
-    return Unavailable(Refusal(message="busy", status=503, retry_after=seconds))
+def busy(seconds: float | None, status: int = 503, should_retry: bool | None = None) -> Unavailable:
+    return Unavailable(Refusal(message="busy", status=status, retry_after=seconds, should_retry=should_retry))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,38 @@ def test_the_number_of_retries_is_limited() -> None:
     assert Retries(limit=2).delay(2, busy(0.0)) == 0.0
     assert Retries(limit=2).delay(3, busy(0.0)) is None
     assert Retries(limit=0).delay(1, busy(0.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "stated"),
+    [
+        ({}, None),
+        ({"x-should-retry": "true"}, True),
+        ({"x-should-retry": "False"}, False),
+        ({"x-should-retry": "perhaps"}, None),
+    ],
+    ids=str,
+)
+def test_should_retry_is_parsed(headers: dict[str, str], stated: bool | None) -> None:
+    assert should_retry(headers) is stated
+
+
+@pytest.mark.parametrize("status", [408, 429, 503])
+def test_a_request_is_not_retried_against_the_servers_word(status: int) -> None:
+    assert Retries().delay(1, busy(1.0, status)) == 1.0
+    assert Retries().delay(1, busy(1.0, status, should_retry=True)) == 1.0
+    assert Retries().delay(1, busy(1.0, status, should_retry=False)) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "is_retried"),
+    [(NotConnected("refused"), True), (busy(1.0, 408), True), (busy(1.0, 429), True), (busy(1.0, 503), False)],
+    ids=str,
+)
+def test_a_call_that_must_not_run_twice_is_retried_only_if_it_did_not_run(
+    error: FlamboyanceError, is_retried: bool
+) -> None:
+    assert (Retries().delay(1, error, can_run_twice=False) is not None) == is_retried
 
 
 @pytest.mark.parametrize(

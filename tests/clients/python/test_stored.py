@@ -12,7 +12,16 @@ from typing import Any
 import httpx
 import pytest
 
-from flamboyance_client import AsyncClient, Client, UnexpectedReply, async_resources, example, query, resources
+from flamboyance_client import (
+    AsyncClient,
+    Client,
+    Unavailable,
+    UnexpectedReply,
+    async_resources,
+    example,
+    query,
+    resources,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n..."
 SET = {"id": "ss_1", "name": "pets", "version": 2, "num_examples": 3, "status": "ready"}
@@ -168,6 +177,36 @@ def test_a_new_evaluation_is_accepted_and_not_over() -> None:
     )
     assert request.url.path == "/v1/support_sets/pets/evaluate"
     assert not evaluation.is_over
+
+
+def keys_of_attempts(send: Send) -> list[str | None]:
+    """Return the idempotency keys of all attempts to send a call, each refused with a 503."""
+    keys: list[str | None] = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers.get("idempotency-key"))
+        return httpx.Response(503, headers={"retry-after": "0"})
+
+    with Client("http://server", transport=httpx.MockTransport(refuse)) as client, pytest.raises(Unavailable):
+        send(client)
+    return keys
+
+
+@pytest.mark.parametrize(
+    "send",
+    [lambda c: c.support_sets.create(name="pets"), lambda c: c.support_sets.put("pets", [example("img_1")])],
+    ids=["create", "put"],
+)
+def test_a_retried_creation_has_the_key_of_the_first_attempt(send: Send) -> None:
+    first, *retries = keys_of_attempts(send)
+    assert first
+    assert retries == [first, first]
+    assert keys_of_attempts(send)[0] != first
+
+
+def test_an_evaluation_that_may_have_started_is_not_started_again() -> None:
+    assert keys_of_attempts(lambda c: c.support_sets.evaluate("pets")) == [None]
+    assert len(keys_of_attempts(lambda c: c.support_sets.get("pets"))) == 3
 
 
 def test_replies_are_parsed() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Iterator[str]:
 
 
 def test_the_requested_backend_is_used_and_reported(folder: str) -> None:
-    _, info = build(Settings(model=folder, device="cpu", kernels="reference"))
+    _, info = build(Settings(model=folder, cache_dir=Path(folder).parent, device="cpu", kernels="reference"))
     assert info["backend"]["requested"] == "reference"
     assert info["backend"]["backend"] == "reference"
     assert info["dtype"] == "float32"
@@ -42,13 +42,16 @@ def test_kernels_that_cannot_run_here_are_refused(folder: str, monkeypatch: pyte
 
 
 def test_a_format_of_the_cpu_gives_the_engine_its_dtype(folder: str) -> None:
-    engine, info = build(Settings(model=folder, device="cpu", weight_format="int8"))
+    engine, info = build(Settings(model=folder, cache_dir=Path(folder).parent, device="cpu", weight_format="int8"))
     assert info["dtype"] == "bfloat16"
     assert str(engine.runner.dtype) == "torch.bfloat16"
 
 
 def test_a_format_of_the_cpu_goes_with_any_dtype(folder: str) -> None:
-    _, info = build(Settings(model=folder, device="cpu", dtype="bfloat16", weight_format="int8"))
+    settings = Settings(
+        model=folder, cache_dir=Path(folder).parent, device="cpu", dtype="bfloat16", weight_format="int8"
+    )
+    _, info = build(settings)
     assert info["dtype"] == "bfloat16"
 
 
@@ -93,3 +96,19 @@ def test_answers_after_the_warm_up_equal_the_reference() -> None:
     answer.engine.add(FEW_SHOT.request("a"))
     answer.run()
     assert_equals_reference("idefics", FEW_SHOT, answer, "a")
+
+
+def nothing_to_measure(groups: Mapping[str, object], sizes: Sequence[int]) -> dict[str, object]:
+    assert not groups
+    return {}
+
+
+def test_weight_formats_are_measured_once(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(model=folder, cache_dir=Path(folder).parent, device="cpu", weight_format="int8")
+    measured = build(settings)[1]["weight_formats"]
+    with monkeypatch.context() as patched:
+        patched.setattr("model.cpu.measure", nothing_to_measure)
+        assert build(settings)[1]["weight_formats"] == measured
+    for file in (Path(folder).parent / "formats").iterdir():
+        file.unlink()
+    assert build(settings)[1]["weight_formats"].keys() == measured.keys()

@@ -6,17 +6,22 @@ import asyncio
 import os
 import signal
 import stat
+import sys
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from server.engine_client import supervisor as supervisor_module
 from server.engine_client.client import EngineClient
-from server.errors import EngineDied, EngineNotReady
+from server.errors import EngineDied, EngineNotReady, EngineStalled
 from server.metrics import Metrics
 from server.settings import Settings
 from tests.server.engine_client.requests import FakeDecoder, image, read_tokens, score, stream
 from tests.server.fakes import TOKENIZER, eventually
-from tests.server.scripted_engine import RAISE, SLEEP
+from tests.server.scripted_engine import EXIT, RAISE, SLEEP
 
 pytestmark = pytest.mark.anyio
 
@@ -70,6 +75,109 @@ async def test_the_step_age_of_an_idle_worker_is_zero(engine: EngineClient) -> N
     assert engine.step_age == 0.0
 
 
+@pytest.fixture
+async def impatient(decoder: FakeDecoder, metrics: Metrics) -> AsyncIterator[EngineClient]:
+    """Yield a client that takes a worker for hanging after 1.5 seconds."""
+    settings = Settings(stall_timeout=1.5)
+    client = EngineClient(settings, decoder, metrics, factory="tests.server.scripted_engine:build")
+    await client.start()
+    await asyncio.wait_for(client.loaded(), 20)
+    yield client
+    await client.stop()
+
+
+async def test_a_stopped_worker_is_replaced_and_its_requests_fail(impatient: EngineClient) -> None:
+    pid = impatient.info["pid"]
+    running = asyncio.create_task(read_tokens(stream(impatient, "running"), 10**6))
+    await asyncio.sleep(0.1)
+    os.kill(pid, signal.SIGSTOP)
+    waiting = asyncio.create_task(impatient.score(score("waiting"), {}))
+    for result in await asyncio.wait_for(asyncio.gather(running, waiting, return_exceptions=True), 20):
+        assert isinstance(result, EngineStalled)
+    assert impatient.state == "restarting"
+    await eventually(lambda: impatient.state == "ready")
+    assert impatient.info["pid"] != pid
+    assert await read_tokens(stream(impatient, "after"), 3) == TOKENIZER.encode_plain("abc")
+
+
+async def test_a_worker_that_waits_for_media_does_not_hang(impatient: EngineClient, decoder: FakeDecoder) -> None:
+    pid = impatient.info["pid"]
+    decoder.opened.clear()
+    a = image("a")
+    waiting = asyncio.create_task(read_tokens(stream(impatient, "1", a), 3))
+    await asyncio.sleep(2.0)
+    decoder.opened.set()
+    assert await waiting == TOKENIZER.encode_plain("abc")
+    assert (impatient.info["pid"], impatient.state) == (pid, "ready")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells that a process is exiting")
+async def test_a_worker_that_has_begun_to_exit_is_not_ready(engine: EngineClient) -> None:
+    dying = asyncio.create_task(read_tokens(stream(engine, "1", script=EXIT), 1))
+    await eventually(lambda: engine.state == "restarting")
+    assert not dying.done()
+    with pytest.raises(EngineNotReady):
+        await read_tokens(stream(engine, "refused"), 1)
+    os.kill(engine.info["pid"], signal.SIGKILL)
+    with pytest.raises(EngineDied):
+        await dying
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells that a process is exiting")
+async def test_a_killed_worker_is_not_ready_before_its_end_is_noticed(engine: EngineClient) -> None:
+    assert engine.state == "ready"
+    os.kill(engine.info["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while engine.state == "ready":  # the loop does not run, so nothing else can notice
+        assert time.monotonic() < deadline
+
+
+async def test_failed_restarts_are_reported_and_tried_again(
+    decoder: FakeDecoder, metrics: Metrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "FIRST_DELAY", 0.02)
+    delays = recorded_delays(monkeypatch)
+    weights = tmp_path / "weights"
+    weights.touch()
+    factory = "tests.server.scripted_engine:build_if_model_exists"
+    client = EngineClient(Settings(model=str(weights), max_restart_delay=0.05), decoder, metrics, factory=factory)
+    await client.start()
+    await asyncio.wait_for(client.loaded(), 20)
+    weights.unlink()
+    os.kill(client.info["pid"], signal.SIGKILL)
+    await eventually(lambda: client.state == "failed")
+    assert delays[:4] == [0.0, 0.02, 0.04, 0.05]
+    weights.touch()
+    await eventually(lambda: client.state == "ready")
+    assert await read_tokens(stream(client, "after"), 3) == TOKENIZER.encode_plain("abc")
+    await client.stop()
+
+
+async def test_a_worker_that_cannot_be_spawned_is_tried_again(
+    engine: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn, errors = asyncio.create_subprocess_exec, [BlockingIOError("no more processes")]
+
+    async def spawn_later(*arguments: Any, **options: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return await spawn(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn_later)
+    os.kill(engine.info["pid"], signal.SIGKILL)
+    await eventually(lambda: not errors)
+    await eventually(lambda: engine.state == "ready")
+
+
+def recorded_delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the list of the delays that the supervisor logs before it starts another worker."""
+    delays: list[float] = []
+    monkeypatch.setattr(
+        supervisor_module.logger, "warning", lambda _message, *, extra: delays.append(extra["delay_seconds"])
+    )
+    return delays
+
+
 async def test_only_this_user_may_open_the_socket(engine: EngineClient, tmp_path: Path) -> None:
     (folder,) = tmp_path.glob("flamboyance-*")
     (socket,) = folder.iterdir()
@@ -88,3 +196,4 @@ async def test_a_worker_that_cannot_start_is_not_restarted(decoder: FakeDecoder,
 
 async def test_objects_from_before_the_first_request_are_not_collected(engine: EngineClient, metrics: Metrics) -> None:
     await eventually(lambda: metrics.engine.values.get("num_frozen_objects", 0) > 1000)
+    assert metrics.engine.values["is_collecting"] == 1.0

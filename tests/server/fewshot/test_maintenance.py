@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.errors import DatabaseUnavailable
+from server.errors import DatabaseUnavailable, EngineDied
 from server.fewshot import maintenance as maintenance_module
 from server.fewshot.maintenance import Maintenance
 from server.media.source import encoded
 from server.store.embeddings import EmbeddingStore
+from server.wire import BACKGROUND_PRIORITY, Event, Generate
 from tests.server.conftest import data_url, image_part, png
 from tests.server.fakes import FakeClient, eventually
 
@@ -104,6 +106,68 @@ async def test_failed_warming_is_retried_with_a_new_worker_or_after_a_sweep(
         maintenance._next_sweep = 0
     await maintenance.run_once()
     assert client.pinned == digests("red")
+
+
+async def warm(http: httpx.AsyncClient, name: str, **fields: Any) -> dict[str, Any]:
+    response = await http.post(f"{SETS}/{name}/warm", json={"wait": True, **fields})
+    card: dict[str, Any] = response.json()
+    return card
+
+
+async def test_sets_that_were_warm_are_warmed_again_in_a_new_worker(
+    http: httpx.AsyncClient, client: FakeClient, maintenance: Maintenance
+) -> None:
+    for name, colour in (("s", "red"), ("t", "blue"), ("cold", "green"), ("gone", "black"), ("pinned", "white")):
+        await create(http, name, examples=[example("a", colour)])
+        if name != "cold":
+            await warm(http, name, template="caption" if name in ("t", "pinned") else None)
+    await http.patch(f"{SETS}/pinned", json={"pinned": True})
+    assert not await maintenance.run_once()
+    warmed = {name: (await http.get(f"{SETS}/{name}")).json()["warm"] for name in ("t", "pinned")}
+    await http.delete(f"{SETS}/gone")
+    client.info = {"pid": "of another worker"}
+    client.requests.clear()
+    rounds = 1
+    while await maintenance.run_once():
+        rounds += 1
+    assert rounds == 3
+    assert all(request.priority == BACKGROUND_PRIORITY for request in client.requests)
+    order = [next(iter(media)) for media in client.media[-len(client.requests) :]]
+    assert order == [*digests("white")] * 2 + [*digests("red")] + [*digests("blue")] * 2
+    statuses = {name: (await http.get(f"{SETS}/{name}")).json()["status"] for name in ("s", "t", "cold", "pinned")}
+    assert statuses == {"s": "ready", "t": "ready", "cold": "pending", "pinned": "ready"}
+    for name, before in warmed.items():
+        assert (await http.get(f"{SETS}/{name}")).json()["warm"] == before
+        assert before["prompt_tokens"] > 0
+    assert not await maintenance.run_once()
+    assert len(client.requests) == 5
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+async def test_a_set_during_whose_warming_every_worker_dies_is_left(
+    http: httpx.AsyncClient, client: FakeClient, maintenance: Maintenance, monkeypatch: pytest.MonkeyPatch, pinned: bool
+) -> None:
+    await create(http, "s", examples=[example("a", "red")], pinned=pinned)
+    await warm(http, "s")
+
+    async def die(request: Generate, media: Any) -> AsyncGenerator[Event, None]:
+        client.requests.append(request)
+        if client.requests:
+            raise EngineDied("died")
+        yield client.admitted
+
+    client.requests.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "stream", die)
+        for worker in range(6):
+            client.info = {"pid": worker}
+            assert not await maintenance.run_once()
+    assert len(client.requests) == 3
+    assert (await http.get(f"{SETS}/s")).json()["status"] in ("failed", "pending")
+    assert (await warm(http, "s"))["status"] == "ready"
+    client.info = {"pid": "the next"}
+    await maintenance.run_once()
+    assert (await http.get(f"{SETS}/s")).json()["status"] == "ready"
 
 
 async def test_expired_sets_are_swept_and_counted(

@@ -16,7 +16,7 @@ from flamboyance_client.options import ClassifyOptions, FewShotOptions, InspectO
 from flamboyance_client.prompt import Part, Prompt, to_wire
 from flamboyance_client.records import Classification, Score, scores, vectors
 from flamboyance_client.replies import Completion, Health, Json, Model, parse_models
-from flamboyance_client.retries import retry_after
+from flamboyance_client.retries import retry_after, should_retry
 from flamboyance_client.sse import EventParser
 
 Reply = TypeVar("Reply")
@@ -39,6 +39,10 @@ class Call(Generic[Reply]):
     accepts: frozenset[int] = frozenset({200})
     # A health check is not retried: an unavailable server is its answer.
     is_retryable: bool = True
+    # Whether the call has the same effect when the server runs it twice.
+    can_run_twice: bool = True
+    # The server runs a call once per key, and returns the first result again.
+    idempotency_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +126,8 @@ def api_error(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
         fields = {}
     fields.setdefault("message", body[:200].decode("utf-8", "replace") or "no message")
     response: dict[str, Any] = {"status": status, "request_id": headers.get("x-request-id")}
-    return error_type(status)(Refusal(**fields, **response, retry_after=retry_after(headers)))
+    retrying: dict[str, Any] = {"retry_after": retry_after(headers), "should_retry": should_retry(headers)}
+    return error_type(status)(Refusal(**fields, **response, **retrying))
 
 
 class CompletionEvents:

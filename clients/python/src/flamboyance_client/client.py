@@ -116,7 +116,7 @@ class Client:
             try:
                 return self._send_once(call)
             except FlamboyanceError as error:
-                delay = self._retries.delay(attempts, error) if call.is_retryable else None
+                delay = _delay(self._retries, call, attempts, error)
                 if delay is None:
                     raise
             time.sleep(delay)
@@ -217,7 +217,7 @@ class AsyncClient:
             try:
                 return await self._send_once(call)
             except FlamboyanceError as error:
-                delay = self._retries.delay(attempts, error) if call.is_retryable else None
+                delay = _delay(self._retries, call, attempts, error)
                 if delay is None:
                     raise
             await asyncio.sleep(delay)
@@ -250,11 +250,17 @@ async def _async_events(response: httpx.Response) -> AsyncGenerator[Completion, 
     events.finish()
 
 
+def _delay(retries: Retries, call: Call[Any], attempts: int, error: FlamboyanceError) -> float | None:
+    """Return the seconds to wait before a call is sent again, or None if its error is final."""
+    return retries.delay(attempts, error, can_run_twice=call.can_run_twice) if call.is_retryable else None
+
+
 def _request(call: Call[Any]) -> dict[str, Any]:
     request: dict[str, Any] = {"method": call.method, "url": call.path, "params": call.query or None}
+    headers = {} if call.idempotency_key is None else {"Idempotency-Key": call.idempotency_key}
     if call.content is None:
-        return request | {"json": call.body}
-    return request | {"content": call.content, "headers": {"Content-Type": call.content_type or ""}}
+        return request | {"json": call.body, "headers": headers}
+    return request | {"content": call.content, "headers": headers | {"Content-Type": call.content_type or ""}}
 
 
 def _headers(api_key: str | None) -> Mapping[str, str]:

@@ -8,7 +8,8 @@
     │   ├── BadRequest        400, 413, 415, 422 and other 4xx: the request is invalid
     │   ├── NotAuthorised     401, 403
     │   ├── NotFound          404: no such model, image or route
-    │   ├── Unavailable       429, 503: temporary; `retry_after` is set if the server states a delay
+    │   ├── Unavailable       408, 429, 503: temporary; `retry_after` is set if the server states a delay, and
+    │   │                     `should_retry` if it states whether the same request may be sent again
     │   ├── ServerFault       any other 5xx
     │   └── StreamFailed      the stream started normally and then carried an error event
     └── UnexpectedReply       the reply does not have the documented form, or ended too early
@@ -54,6 +55,7 @@ class Refusal:
     status: int | None = None
     request_id: str | None = None
     retry_after: float | None = None
+    should_retry: bool | None = None
 
 
 class ApiError(FlamboyanceError):
@@ -67,6 +69,7 @@ class ApiError(FlamboyanceError):
         self.status = refusal.status
         self.request_id = refusal.request_id
         self.retry_after = refusal.retry_after
+        self.should_retry = refusal.should_retry
 
 
 class BadRequest(ApiError):
@@ -97,6 +100,7 @@ ERROR_TYPES: Mapping[int, type[ApiError]] = {
     401: NotAuthorised,
     403: NotAuthorised,
     404: NotFound,
+    408: Unavailable,
     429: Unavailable,
     503: Unavailable,
 }

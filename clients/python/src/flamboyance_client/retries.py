@@ -1,7 +1,8 @@
 """The rules for retries: the errors after which a request is sent again, and the delay before that.
 
-A request is retried only if the server has not started it: after a temporary rejection (429, 503) or a failed connection.
-The delay that the server states is used as it is; if it exceeds `max_delay`, the request is not retried.
+A request is retried after a temporary rejection (408, 429, 503) or a failed connection, unless the server states
+`X-Should-Retry: false`. A call that must not run twice is not retried after a 503, since the server may have run it. The
+delay that the server states is used as it is; if it exceeds `max_delay`, the request is not retried.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ class Retries:
     first_delay: float = 0.5
     max_delay: float = 30.0
 
-    def delay(self, tries: int, error: FlamboyanceError) -> float | None:
+    def delay(self, tries: int, error: FlamboyanceError, *, can_run_twice: bool = True) -> float | None:
         """Return the seconds to wait after `tries` failed attempts, the last with `error`, or None to give up."""
-        if tries > self.limit or not isinstance(error, Unavailable | NotConnected):
+        if tries > self.limit or not _is_temporary(error, can_run_twice):
             return None
         stated = error.retry_after if isinstance(error, Unavailable) else None
         if stated is not None:
@@ -34,6 +35,17 @@ class Retries:
         # Half fixed, half random, so that clients that were rejected together do not retry together.
         ceiling = min(self.first_delay * 2.0 ** (tries - 1), self.max_delay)
         return ceiling / 2 + random.uniform(0, ceiling / 2)
+
+
+def _is_temporary(error: FlamboyanceError, can_run_twice: bool) -> bool:
+    if isinstance(error, Unavailable):
+        return error.should_retry is not False and (can_run_twice or error.status != 503)
+    return isinstance(error, NotConnected)
+
+
+def should_retry(headers: Mapping[str, str]) -> bool | None:
+    """Return the server's `x-should-retry`, or None if it does not state one."""
+    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 from flamboyance_client.api import Call, checked_options, json_reader
 from flamboyance_client.fewshot import Example, Query
@@ -48,7 +49,7 @@ class SupportSetCalls:
     model: str | None = None
 
     def create(self, fields: NewSet) -> Call[SupportSet]:
-        return _set_call("POST", "/v1/support_sets", checked_options(NewSet, fields))
+        return _created("/v1/support_sets", checked_options(NewSet, fields))
 
     def get(self, name: str, version: int | None) -> Call[SupportSet]:
         path, query = _path("support_sets", name), _query(version=version)
@@ -67,7 +68,7 @@ class SupportSetCalls:
 
     def put(self, name: str, examples: Sequence[Example], expected_version: int | None) -> Call[SupportSet]:
         expected = {} if expected_version is None else {"expected_version": expected_version}
-        return _set_call("POST", _path("support_sets", name, "examples"), {"examples": list(examples), **expected})
+        return _created(_path("support_sets", name, "examples"), {"examples": list(examples), **expected})
 
     def remove(self, name: str, ids: Sequence[str], expected_version: int | None) -> Call[SupportSet]:
         query = _query(id=",".join(ids), expected_version=expected_version)
@@ -94,6 +95,7 @@ class SupportSetCalls:
             body=self._with_model(checked_options(EvaluateOptions, options)),
             read=json_reader(Evaluation.parse),
             accepts=frozenset({202}),
+            can_run_twice=False,
         )
 
     def _with_model(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -121,6 +123,11 @@ class EvaluationCalls:
 
 def _set_call(method: str, path: str, body: dict[str, Any]) -> Call[SupportSet]:
     return Call(method=method, path=path, body=body, read=json_reader(SupportSet.parse))
+
+
+def _created(path: str, body: dict[str, Any]) -> Call[SupportSet]:
+    """Return a call that creates a version; its key lets the server recognise it when it is sent again."""
+    return replace(_set_call("POST", path, body), idempotency_key=str(uuid4()))
 
 
 def _path(*segments: str) -> str:

@@ -1,0 +1,111 @@
+"""Remembers on disk which weight formats were measured as the fastest, so that the next start does not measure again.
+
+There is one file per model and machine: its name and its content identify the processor, the threads, the versions of torch
+and of the measured code, and the configuration of the model. A file that is damaged, or of another machine, is ignored and
+written again; without the file, the formats are measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from model import cpu
+from model.config import FlamingoConfig
+from model.cpu import ENCODER_ROWS, ROWS, Choice, Choices, Format
+
+CPUINFO = Path("/proc/cpuinfo")
+PROCESSOR_FIELDS = ("model name", "cpu family", "model", "stepping", "flags", "Features", "CPU part")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FormatMemory:
+    file: Path
+    identity: dict[str, Any]
+
+    @classmethod
+    def of(cls, folder: Path, config: FlamingoConfig) -> FormatMemory:
+        identity = {
+            "processor": processor(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "code": _digest(Path(cpu.__file__).read_bytes()),
+            "model": _digest(config.to_json().encode()),
+        }
+        name = _digest(json.dumps(identity).encode())
+        return cls(folder / f"{config.name}-{name}.json", identity)
+
+    def load(self) -> Choices:
+        """Return the remembered choices, none if there is no valid file."""
+        try:
+            content = json.loads(self.file.read_bytes())
+            if content["identity"] != self.identity:
+                raise ValueError("it is of another machine, model or version")
+            return {key: _choice(key, formats) for key, formats in content["formats"].items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            logger.warning("remembered weight formats are ignored", extra={"error": str(error)})
+            return {}
+
+    def save(self, choices: Choices) -> None:
+        """Write choices that are not remembered yet; choices with other formats of the same model stay."""
+        known = self.load()
+        if choices.items() <= known.items():
+            return
+        content = json.dumps({"identity": self.identity, "formats": known | choices}, indent=1)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            _replace(self.file, content)
+        except OSError as error:
+            logger.warning("measured weight formats could not be stored", extra={"error": str(error)})
+
+
+def processor() -> str:
+    """Return what identifies the processor, including its instruction sets."""
+    try:
+        first = CPUINFO.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+    except OSError:
+        first = ""
+    fields = dict(line.split(":", 1) for line in first.splitlines() if ":" in line)
+    described = [value.strip() for name, value in fields.items() if name.strip() in PROCESSOR_FIELDS]
+    return " ".join([platform.machine(), platform.processor(), torch.backends.cpu.get_cpu_capability(), *described])
+
+
+def _choice(key: str, formats: dict[str, str]) -> Choice:
+    """Return the formats of one key by number of rows. Raises `ValueError` if they are not those of a measurement."""
+    names = key.rpartition(" of ")[2].split("/")
+    choice: dict[int, Any] = {int(rows): name for rows, name in formats.items()}
+    is_complete = tuple(choice) in (ROWS, (ENCODER_ROWS,))
+    if not is_complete or not set(choice.values()) <= set(names) & set(get_args(Format)):
+        raise ValueError(f"{key} has no formats {formats}")
+    return choice
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _replace(file: Path, content: str) -> None:
+    """Write a file that is either complete or as it was before."""
+    handle, partial = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(content)
+        os.replace(partial, file)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(partial)
+        raise

@@ -1,0 +1,42 @@
+"""Tells a worker that hangs from one that is busy or idle, and from an API process that was itself asleep.
+
+The silence of a worker is counted in ticks of the API process's own loop. A tick that comes late, because the loop was
+blocked, the process or the machine was suspended, or the clock jumped, counts little and decides nothing: what the worker
+sent meanwhile is read before the next one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+MAX_TICK_SECONDS = 1.0
+TICKS_PER_TIMEOUT = 4
+# a tick is late when it takes this many times its interval
+LATE = 2.0
+
+
+class Watchdog:
+    """Measures the time without progress of a worker that has work."""
+
+    def __init__(self, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.interval = min(MAX_TICK_SECONDS, timeout / TICKS_PER_TIMEOUT)
+        self._timeout = timeout
+        self._clock = clock
+        self._last = clock()
+        self._silence = 0.0
+
+    @property
+    def silence(self) -> float:
+        """Seconds without progress."""
+        return self._silence + min(self._clock() - self._last, LATE * self.interval)
+
+    def progress(self, age: float = 0.0) -> None:
+        """Note that the worker made progress `age` seconds ago, or has no work."""
+        self._last, self._silence = self._clock(), age
+
+    def tick(self) -> bool:
+        """Count the time since the last tick, and return whether the worker has stalled."""
+        is_late = self._clock() - self._last > LATE * self.interval
+        self._silence, self._last = self.silence, self._clock()
+        return not is_late and self._silence > self._timeout

@@ -1,0 +1,95 @@
+"""Measured weight formats are found again on the same machine, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model import format_memory
+from model.cpu import ENCODER_ROWS, ROWS, Choices
+from model.format_memory import FormatMemory, processor
+from tests.tiny_models import CONFIGS
+
+CONFIG = CONFIGS["idefics"]
+CHOICES: Choices = {
+    "64x32 of int4/bfloat16": {1: "int4", 4: "int4", 8: "bfloat16", 16: "int4", 32: "bfloat16"},
+    "vision 64x32 of float32/onednn": {ENCODER_ROWS: "onednn"},
+}
+
+
+def stored(folder: Path) -> FormatMemory:
+    memory = FormatMemory.of(folder, CONFIG)
+    memory.save(CHOICES)
+    return memory
+
+
+def test_choices_are_remembered_by_machine_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert FormatMemory.of(tmp_path, CONFIG).load() == {}
+    stored(tmp_path / "formats")
+    assert FormatMemory.of(tmp_path / "formats", CONFIG).load() == CHOICES
+    assert FormatMemory.of(tmp_path / "formats", replace(CONFIG, name="other")).load() == {}
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "get_num_threads", lambda: 77)
+        assert FormatMemory.of(tmp_path / "formats", CONFIG).load() == {}
+    monkeypatch.setattr(format_memory, "processor", lambda: "another")
+    assert FormatMemory.of(tmp_path / "formats", CONFIG).load() == {}
+
+
+def test_other_formats_of_a_model_are_added(tmp_path: Path) -> None:
+    memory = stored(tmp_path)
+    more: Choices = {"64x32 of int8/bfloat16": dict.fromkeys(ROWS, "int8")}
+    memory.save(more)
+    assert memory.load() == CHOICES | more
+    assert [path.name for path in tmp_path.iterdir()] == [memory.file.name]
+
+
+def in_content(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:
+    """Return a damage that changes the parsed content of a file."""
+
+    def damage(content: bytes) -> bytes:
+        parsed = json.loads(content)
+        change(parsed)
+        return json.dumps(parsed).encode()
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-20],
+        lambda content: b"\xff" + content,
+        lambda content: b"[]",
+        lambda content: b"{}",
+        in_content(lambda parsed: parsed["identity"].update(torch="0.1")),
+        in_content(lambda parsed: parsed.update(formats=[1])),
+        in_content(lambda parsed: parsed["formats"].update({"64x32 of int4/bfloat16": {"1": "int4"}})),
+        in_content(lambda parsed: parsed["formats"]["64x32 of int4/bfloat16"].update({"8": "int8"})),
+        in_content(lambda parsed: parsed["formats"]["64x32 of int4/bfloat16"].update({"8": ["int4"]})),
+        in_content(lambda parsed: parsed["formats"].update({"64x32 of gone": dict.fromkeys(map(str, ROWS), "gone")})),
+    ],
+)
+def test_a_damaged_file_is_ignored_and_written_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    memory = stored(tmp_path)
+    memory.file.write_bytes(damage(memory.file.read_bytes()))
+    assert memory.load() == {}
+    memory.save(CHOICES)
+    assert memory.load() == CHOICES
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    memory = FormatMemory.of(tmp_path / "file", CONFIG)
+    memory.save(CHOICES)
+    assert memory.load() == {}
+
+
+def test_a_processor_is_identified_by_its_instruction_sets() -> None:
+    assert torch.backends.cpu.get_cpu_capability() in processor()
