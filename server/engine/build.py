@@ -49,6 +49,7 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     record = record_cuda if device.type == "cuda" and can_be_recorded(served.config) else None
     engine = Engine(prepared, served.tokenizer, config, salt=served.config.to_json().encode(), record=record)
     warm_up(engine, served.tokenizer.media_token_id, served.config.vision.image_size)
+    _ = engine.grammars.table  # built now, since it would hold the interpreter's lock during a step
     info = {
         "model": served.config.name,
         "device": str(device),

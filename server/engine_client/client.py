@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from server import wire
 from server.engine_client.media_supply import MediaDecoder, MediaSupply, RequestMedia
 from server.engine_client.supervisor import State, Supervisor, WorkerProcess
-from server.errors import EngineDied, EngineFailed, EngineNotReady, ServerError
+from server.errors import EngineDied, EngineFailed, EngineNotReady, InvalidRequest, ServerError
 from server.media.source import EncodedMedia
 from server.metrics import Metrics
 from server.settings import Settings
@@ -88,6 +88,8 @@ class _Stream:
             raise event
         if isinstance(event, wire.Finished) and event.finish_reason == "error":
             self.is_finished = True
+            if event.param:
+                raise InvalidRequest(event.error, param=event.param)
             raise self.media.error or EngineFailed(event.error or "the engine could not finish this request")
         return event
 

@@ -31,14 +31,15 @@ from server.wire import (
     Token,
 )
 
-RAISE, SLEEP, FAIL = 1, 2, 3
+RAISE, SLEEP, FAIL, REFUSE = 1, 2, 3, 4
 
 
 class ScriptedEngine:
     """Repeats the prompt, one token per step, up to `max_tokens`, once it holds the prompt's media.
 
-    The seed is a script: in `RAISE` the step raises, in `SLEEP` it hangs, in `FAIL` the request fails. Replies to other
-    requests are made of their own numbers: a candidate's ids, a digest's first byte, a text's length, a token's position.
+    The seed is a script: in `RAISE` the step raises, in `SLEEP` it hangs, in `FAIL` the request fails, in `REFUSE`
+    by the fault of its seed. Replies to other requests are made of their own numbers: a candidate's ids, a digest's first
+    byte, a text's length, a token's position.
     """
 
     def __init__(self) -> None:
@@ -105,8 +106,10 @@ class ScriptedEngine:
                     raise RuntimeError("scripted to raise")
                 if request.sampling.seed == SLEEP:
                     time.sleep(600)
-                if request.sampling.seed == FAIL:
-                    self.events.append(Finished(request_id=name, finish_reason="error", error="scripted to fail"))
+                if request.sampling.seed in (FAIL, REFUSE):
+                    param = "seed" if request.sampling.seed == REFUSE else ""
+                    error = "scripted to fail"
+                    self.events.append(Finished(request_id=name, finish_reason="error", error=error, param=param))
                     continue
                 self.requests[name] = deque(request.prompt.token_ids)
                 self.left[name] = request.sampling.max_tokens

@@ -25,6 +25,7 @@ class Scoring(SequenceTask):
         _check(request, scheduler.config)
         self._request = request
         self._scheduler = scheduler
+        self._max_tokens = scheduler.config.max_tokens_per_step
         self._stem = _stem(request, order)
         self._queue_seconds = 0.0
         self._waiting = deque(index for index, candidate in enumerate(request.candidates) if len(candidate) > 1)
@@ -36,15 +37,19 @@ class Scoring(SequenceTask):
     def begin(self) -> Iterable[bytes]:
         return self._scheduler.add(self._stem)
 
-    def prepare(self) -> None:
-        """Fork as many candidates as can run. A stem that was preempted is computed again first."""
-        while self._waiting and self._first and self._stem.is_computed:
+    def prepare(self) -> Iterable[Outbound]:
+        """Fork candidates to fill a step, if they can run. A stem that was preempted is computed again first."""
+        while self._waiting and self._first and self._stem.is_computed and self._num_tokens_left() < self._max_tokens:
             candidate = self._candidate(self._waiting[0])
             if not self._scheduler.fork_stem(self._stem, candidate):
-                return
+                return []
             self._live[self._waiting.popleft()] = candidate
         if self._first and not self._waiting:
             self._finish_stem()
+        return []
+
+    def _num_tokens_left(self) -> int:
+        return sum(len(sequence.token_ids) - sequence.num_computed for sequence in self._live.values())
 
     def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
         self._queue_seconds = sequence.order.seconds_since_arrival()

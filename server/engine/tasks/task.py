@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
+from concurrent.futures import Future
 from typing import ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from server.engine.sampler import Result
 from server.engine.scheduler import Plan
 from server.engine.sequence import Sequence
+from server.grammar import Matcher
 from server.wire import Finished, FinishReason, Outbound
 
 
@@ -33,24 +35,27 @@ class Task:
         self.media = media
         self.is_finished = False
 
-    def end(self, reason: FinishReason, error: str = "") -> Iterable[Outbound]:
+    def end(self, reason: FinishReason, error: str = "", param: str = "") -> Iterable[Outbound]:
         """End the whole request, in any state, without a last token."""
         self.is_finished = True
-        return finished(self.request_id, self._unfinished_answers(), reason, error)
+        return finished(self.request_id, self._unfinished_answers(), reason, error, param)
 
     def _unfinished_answers(self) -> Iterable[int]:
         return [0]
 
 
 class SequenceTask(Task, ABC):
-    """A task whose sequences take part in steps."""
+    """A task whose sequences take part in steps, once its grammar is compiled if it has one."""
+
+    compiling: Future[Matcher] | None = None
 
     @abstractmethod
     def begin(self) -> Iterable[bytes]:
         """Queue the first sequence; return the sources to request."""
 
-    def prepare(self) -> None:
+    def prepare(self) -> Iterable[Outbound]:
         """Prepare for a step that is about to be scheduled."""
+        return []
 
     @abstractmethod
     def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
@@ -95,6 +100,8 @@ class SideTask(Task, ABC):
         """Run one round."""
 
 
-def finished(request_id: str, indices: Iterable[int], reason: FinishReason, error: str = "") -> list[Outbound]:
+def finished(
+    request_id: str, indices: Iterable[int], reason: FinishReason, error: str = "", param: str = ""
+) -> list[Outbound]:
     """Return one event per answer that ends without a last token."""
-    return [Finished(request_id=request_id, index=i, finish_reason=reason, error=error) for i in indices]
+    return [Finished(request_id=request_id, index=i, finish_reason=reason, error=error, param=param) for i in indices]
