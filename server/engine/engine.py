@@ -22,7 +22,7 @@ from server.engine.runner import Runner
 from server.engine.sampler import Result, Sampler
 from server.engine.scheduler import Plan, Scheduler
 from server.engine.tasks.factory import TaskFactory
-from server.engine.tasks.task import RequestError, SequenceTask, SideTask, Task, finished
+from server.engine.tasks.task import ForwardTask, RequestError, SequenceTask, SideTask, Task, finished
 from server.grammar import Grammars
 from server.wire import Abort, Generate, MediaFailed, MediaPixels, MediaWanted, Outbound, Pin, Request
 
@@ -173,9 +173,12 @@ class Engine:
         return bool(compiling)
 
     def _next_side_tasks(self) -> list[SideTask]:
-        """Return the side tasks to run after this step: of those that need a forward of their own, only the first."""
+        """Return the side tasks to run after this step: of those that are a forward of their own, the next in turn."""
         able = [task for task in self._side_tasks.values() if task.can_run]
-        return [t for t in able if not t.is_forward_pass] + [t for t in able if t.is_forward_pass][:1]
+        forwards = [task for task in able if isinstance(task, ForwardTask)][:1]
+        for task in forwards:
+            self._side_tasks[task.request_id] = self._side_tasks.pop(task.request_id)  # the last from now on
+        return [task for task in able if not isinstance(task, ForwardTask)] + forwards
 
     def _handle(self, task: Task, events: Iterable[Outbound]) -> None:
         self._events += events

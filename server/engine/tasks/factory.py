@@ -39,6 +39,6 @@ class TaskFactory:
             case Embed():
                 return MediaEmbedding(request, media)
             case EmbedText():
-                return TextEmbedding(request, self._runner, scheduler.config)
+                return TextEmbedding(request, self._runner)
             case Inspect():
                 return Inspection(request, self._runner, media)
