@@ -72,7 +72,7 @@ class Grammars:
         self._numbers = count()
 
     @cached_property
-    def table(self) -> LLTokenizer:
+    def _table(self) -> LLTokenizer:
         """The table of tokens. Building it holds the interpreter's lock, unlike compiling a grammar."""
         return LLTokenizer(self._tokenizer.to_json(), eos_token=list(self._tokenizer.eos_ids))
 
@@ -99,7 +99,7 @@ class Grammars:
 
     def _matcher(self, grammar: Grammar) -> Matcher:
         check(grammar)
-        matcher = Matcher(LLMatcher(self.table, source(grammar), log_level=0, limits=LIMITS))
+        matcher = Matcher(LLMatcher(self._table, source(grammar), log_level=0, limits=LIMITS))
         if not matcher.error:
             matcher.allowed(0)  # the slowest mask: copies find its states computed
         if matcher.error:

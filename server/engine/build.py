@@ -24,6 +24,7 @@ from server.engine.graphs import can_be_recorded, record_cuda
 from server.engine.warm_up import warm_up
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
+from server.wire import Grammar
 
 MIB = 2**20
 
@@ -48,8 +49,9 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     config = engine_config(served, settings, dtype)
     record = record_cuda if device.type == "cuda" and can_be_recorded(served.config) else None
     engine = Engine(prepared, served.tokenizer, config, salt=served.config.to_json().encode(), record=record)
+    # meanwhile the table of tokens is built, which would hold the interpreter's lock during a step
+    engine.grammars.compile(Grammar(kind="regex", text="a"))
     warm_up(engine, served.tokenizer.media_token_id, served.config.vision.image_size)
-    _ = engine.grammars.table  # built now, since it would hold the interpreter's lock during a step
     info = {
         "model": served.config.name,
         "device": str(device),

@@ -135,7 +135,8 @@ class Engine:
 
     def _schedule(self) -> Plan:
         for sequences in list(self._sequence_tasks.values()):
-            self._handle(sequences, sequences.prepare())
+            if events := sequences.prepare():
+                self._handle(sequences, events)
         plan = self.scheduler.schedule()
         self._events += map(MediaWanted, plan.missing_media)
         for task in self._side_tasks.values():
@@ -173,12 +174,16 @@ class Engine:
         return bool(compiling)
 
     def _next_side_tasks(self) -> list[SideTask]:
-        """Return the side tasks to run after this step: of those that are a forward of their own, the next in turn."""
+        """Return the side tasks to run after this step: of those that are a forward of their own, only the first.
+
+        They become the last in turn.
+        """
         able = [task for task in self._side_tasks.values() if task.can_run]
-        forwards = [task for task in able if isinstance(task, ForwardTask)][:1]
-        for task in forwards:
-            self._side_tasks[task.request_id] = self._side_tasks.pop(task.request_id)  # the last from now on
-        return [task for task in able if not isinstance(task, ForwardTask)] + forwards
+        forwards = [task for task in able if isinstance(task, ForwardTask)]
+        tasks = [task for task in able if not isinstance(task, ForwardTask)] + forwards[:1]
+        for task in tasks:
+            self._side_tasks[task.request_id] = self._side_tasks.pop(task.request_id)
+        return tasks
 
     def _handle(self, task: Task, events: Iterable[Outbound]) -> None:
         self._events += events

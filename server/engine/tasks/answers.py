@@ -46,7 +46,7 @@ class Answers(SequenceTask):
         self._live[0] = self._held_back.pop(0)
         return self._scheduler.add(self._live[0])
 
-    def prepare(self) -> Iterable[Outbound]:
+    def prepare(self) -> list[Outbound]:
         """Begin once the grammar is compiled."""
         if self.compiling is None or not self.compiling.done():
             return []
@@ -54,7 +54,7 @@ class Answers(SequenceTask):
         try:
             matcher = compiling.result()
         except GrammarError as error:
-            return self.end("error", f"structured_outputs: {error}", param="structured_outputs")
+            return list(self.end("error", f"structured_outputs: {error}", param="structured_outputs"))
         for sequence in self._held_back:
             sequence.matcher = matcher.copy()
         return [MediaWanted(source) for source in self.begin()]

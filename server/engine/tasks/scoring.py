@@ -37,7 +37,7 @@ class Scoring(SequenceTask):
     def begin(self) -> Iterable[bytes]:
         return self._scheduler.add(self._stem)
 
-    def prepare(self) -> Iterable[Outbound]:
+    def prepare(self) -> list[Outbound]:
         """Fork candidates to fill a step, if they can run. A stem that was preempted is computed again first."""
         while self._waiting and self._first and self._stem.is_computed and self._num_tokens_left() < self._max_tokens:
             candidate = self._candidate(self._waiting[0])

@@ -57,7 +57,7 @@ class SequenceTask(Task, ABC):
     def begin(self) -> Iterable[bytes]:
         """Queue the first sequence; return the sources to request."""
 
-    def prepare(self) -> Iterable[Outbound]:
+    def prepare(self) -> list[Outbound]:
         """Prepare for a step that is about to be scheduled."""
         return []
 

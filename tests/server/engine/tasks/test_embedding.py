@@ -163,6 +163,21 @@ def test_pixels_are_requested_for_a_few_media_at_a_time() -> None:
     assert_all_released(answer.engine)
 
 
+def test_requests_for_media_take_turns() -> None:
+    answer = client("flamingo")
+    digests = [bytes([i]) * 32 for i in range(49)]
+    answer.images |= {digest: frames(i) for i, digest in enumerate(digests)}
+    answer.engine.add(Embed(request_id="long", media=digests[:48]))
+    answer.step()
+    answer.engine.add(Embed(request_id="short", media=digests[48:]))
+    for _ in range(4):
+        answer.step()
+    assert list(answer.embedded) == ["short"]
+    answer.run()
+    assert len(answer.embedded["long"]) == 48
+    assert_all_released(answer.engine)
+
+
 def test_a_step_that_waits_for_pixels_does_nothing() -> None:
     answer = client("flamingo")
     answer.engine.add(embed("a", [0]))
