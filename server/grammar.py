@@ -23,9 +23,11 @@ from server.wire import Grammar
 # compiling takes half a second at most: it is quadratic for some grammars
 MAX_BYTES = 1 << 17
 MAX_SYMBOLS = 20_000
+# of one answer, one or two kB each
+MAX_STATES = 20_000
 MAX_COMPILED = 32
 # messages without the grammar, which is the client's, and of a length that fits a log line
-LIMITS = LLParserLimits(max_grammar_size=MAX_SYMBOLS, verbose_errors=False)
+LIMITS = LLParserLimits(max_grammar_size=MAX_SYMBOLS, max_lexer_states=MAX_STATES, verbose_errors=False)
 MAX_MESSAGE = 200
 
 logger = logging.getLogger(__name__)
