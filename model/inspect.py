@@ -7,7 +7,7 @@ Zuidema, 2020): half of each layer's output is its input, half is what it read.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.media_attention import plan_media
-from model.batch import MediaPages, whole_sequences
+from model.batch import MediaPages
 from model.config import VisionConfig
 from model.flamingo import Flamingo, GatedCrossAttention
+from model.layered import LayeredForward
 from model.resampler import (
     MLPResampler,
     Resampler,
@@ -52,28 +53,30 @@ def media_weights(
     media: MediaPages,
     token: int,
     layers: Collection[int],
-) -> dict[int, Tensor]:
+    max_tokens: int,
+) -> Generator[int, None, dict[int, Tensor]]:
     """Return, by gated layer, the attention of the token at position `token` to each visual token of its media.
 
     Weights are [R] float32, the mean over heads, and sum to one, also where a token reads all previous media. Page m of
-    `media` is media m.
+    `media` is media m. After each piece, the number of tokens that passed a layer is yielded, at most `max_tokens`.
     """
     assert media_index[token] >= 0
-    device = next(model.parameters()).device
-    slots = model.media_slots(media_index[: token + 1])  # later tokens are not visible
-    batch = whole_sequences([token_ids[: token + 1]], [slots], device)
-    x = model.language_model.embed_tokens(batch)  # [T, D]
-    context = model.language_model.step_context(batch, x.dtype)
-    plan = plan_media(x, batch.media_slot, model.config.gated.head_dim)
+    forward = LayeredForward(model.language_model, [token_ids[: token + 1]], max_tokens)  # later tokens are not visible
+    slots = torch.tensor(model.media_slots(media_index[: token + 1]), dtype=torch.int32, device=forward.x.device)
+    plans = [plan_media(forward.x[span], slots[span], model.config.gated.head_dim) for span in forward.spans]
     first = 0 if model.config.gated.attends == "all_previous" else media_index[token]
     weights: dict[int, Tensor] = {}
     for i, gated, layer in model.layers():
         if gated is not None:
             pages = media.layer(i)
             if i in layers:
-                weights[i] = _last_page_weights(gated, x[token:], pages[first : media_index[token] + 1])
-            x = gated(x, pages, batch.media_slot, plan)
-        x = layer(x, context, None)
+                weights[i] = _last_page_weights(gated, forward.x[token:], pages[first : media_index[token] + 1])
+            if len(weights) == len(layers):
+                break
+            for span, plan in zip(forward.spans, plans, strict=True):
+                forward.x[span] = gated(forward.x[span], pages, slots[span], plan)
+                yield span.stop - span.start
+        yield from forward.run(layer)
     return weights
 
 

@@ -144,14 +144,6 @@ class LanguageModel(nn.Module):
             num_shared_blocks=batch.num_shared_blocks,
         )
 
-    def hidden_states(self, batch: Batch) -> Tensor:
-        """Return the input of the head for each token, [T, D], from the frozen model alone: no gated layers, no cache."""
-        x = self.embed_tokens(batch)
-        context = self.step_context(batch, x.dtype)
-        for layer in self.layers:
-            x = layer(x, context, None)
-        return self.norm(x)
-
     def logits(self, x: Tensor) -> Tensor:  # [W, D] -> [W, V + A]
         table = self.embed if self.head is None else self.head
         return table.logits(self.norm(x))

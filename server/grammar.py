@@ -1,55 +1,112 @@
 """Constrains answers to a choice of strings, a regular expression or a JSON schema, by llguidance.
 
-It does not import torch: the API process checks a grammar with the same functions before it admits a request.
+A grammar is compiled once, in a thread, and copied for each answer. Its limits are of size, and of llguidance's counts of
+work and not of time, so that every machine accepts the same grammars. It does not import torch.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from heapq import heappop, heappush
+from itertools import count
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from model.tokenizer import PromptTokenizer
 from server.wire import Grammar
+
+# compiling takes half a second at most: it is quadratic for some grammars
+MAX_BYTES = 1 << 17
+MAX_SYMBOLS = 20_000
+# of one answer, one or two kB each
+MAX_STATES = 20_000
+MAX_COMPILED = 32
+# messages without the grammar, which is the client's, and of a length that fits a log line
+LIMITS = LLParserLimits(max_grammar_size=MAX_SYMBOLS, max_lexer_states=MAX_STATES, verbose_errors=False)
+MAX_MESSAGE = 200
+
+logger = logging.getLogger(__name__)
 
 
 class GrammarError(ValueError):
     """A grammar that cannot be used; the message is for the client."""
 
 
+def check(grammar: Grammar) -> None:
+    """Raises `GrammarError` for a grammar that is empty or too large; a worker does the rest when it compiles it."""
+    if grammar.kind == "choice" and not (grammar.choices and all(grammar.choices)):
+        raise GrammarError("choice must have at least one string, and no empty one")
+    if (size := num_bytes(grammar)) > MAX_BYTES:
+        raise GrammarError(f"{grammar.kind} has {size} bytes, the limit is {MAX_BYTES}")
+
+
+def num_bytes(grammar: Grammar) -> int:
+    return sum(len(text.encode()) for text in (*grammar.choices, grammar.text))
+
+
 def source(grammar: Grammar) -> str:
     """Return the grammar in llguidance's own language. Raises `GrammarError`."""
     match grammar.kind:
         case "choice":
-            if not grammar.choices or not all(grammar.choices):
-                raise GrammarError("choice must have at least one string, and no empty one")
-            text = LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, grammar.choices)))
+            return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, grammar.choices)))
         case "regex":
-            text = LLMatcher.grammar_from_regex(grammar.text)
+            return LLMatcher.grammar_from_regex(grammar.text)
         case "json":
             try:
-                text = LLMatcher.grammar_from_json_schema(grammar.text)
+                return LLMatcher.grammar_from_json_schema(grammar.text)
             except ValueError as error:
                 raise GrammarError(f"not a JSON schema: {error}") from None
-    if problem := LLMatcher.validate_grammar(text):
-        raise GrammarError(problem.splitlines()[0])
-    return text
 
 
 class Grammars:
-    """Creates matchers for one tokenizer, whose table of tokens is built for the first grammar."""
+    """Compiles grammars for one tokenizer in a thread of its own, the smallest first, and keeps those used last."""
 
     def __init__(self, tokenizer: PromptTokenizer) -> None:
         self._tokenizer = tokenizer
+        self._thread = ThreadPoolExecutor(1, "grammars")
+        self._compiled: OrderedDict[Grammar, Future[Matcher]] = OrderedDict()
+        self._waiting: list[tuple[int, int, Grammar, Future[Matcher]]] = []
+        self._numbers = count()
 
     @cached_property
     def _table(self) -> LLTokenizer:
+        """The table of tokens. Building it holds the interpreter's lock, unlike compiling a grammar."""
         return LLTokenizer(self._tokenizer.to_json(), eos_token=list(self._tokenizer.eos_ids))
 
-    def matcher(self, grammar: Grammar) -> Matcher:
-        return Matcher(LLMatcher(self._table, source(grammar), log_level=0))
+    def compile(self, grammar: Grammar) -> Future[Matcher]:
+        """Return the state at the grammar's beginning, to be copied for each answer, or its `GrammarError`."""
+        if grammar not in self._compiled:
+            compiling = self._compiled[grammar] = Future[Matcher]()
+            heappush(self._waiting, (num_bytes(grammar), next(self._numbers), grammar, compiling))
+            self._thread.submit(self._compile_smallest)
+        self._compiled.move_to_end(grammar)
+        if len(self._compiled) > MAX_COMPILED:
+            self._compiled.popitem(last=False)
+        return self._compiled[grammar]
+
+    def _compile_smallest(self) -> None:
+        _, _, grammar, compiling = heappop(self._waiting)
+        try:
+            compiling.set_result(self._matcher(grammar))
+        except GrammarError as error:
+            compiling.set_exception(error)
+        except BaseException:  # a panic of llguidance is not an Exception; a request must not wait for ever
+            logger.exception("a grammar could not be compiled")
+            compiling.set_exception(GrammarError(f"this {grammar.kind} cannot be compiled"))
+
+    def _matcher(self, grammar: Grammar) -> Matcher:
+        check(grammar)
+        matcher = Matcher(LLMatcher(self._table, source(grammar), log_level=0, limits=LIMITS))
+        if not matcher.error:
+            matcher.allowed(0)  # the slowest mask: copies find its states computed
+        if matcher.error:
+            raise GrammarError(matcher.error)
+        return matcher
 
 
 class Matcher:
@@ -58,17 +115,27 @@ class Matcher:
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
 
+    def copy(self) -> Matcher:
+        return Matcher(self._matcher.deep_copy())
+
+    @property
+    def error(self) -> str:
+        """Why the grammar cannot be followed any further, empty if it can."""
+        message = self._matcher.get_error()
+        return message.splitlines()[0][:MAX_MESSAGE] if message else ""
+
     @property
     def is_complete(self) -> bool:
         """True if only the end of the answer may follow."""
-        return self._matcher.is_stopped()
+        return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def allowed(self, vocab_size: int) -> np.ndarray:
-        """Return bool [V]: the tokens that may come next."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        """Return bool [V]: the tokens that may come next, none after an error."""
         mask = np.zeros(vocab_size, dtype=bool)
-        allowed = np.unpackbits(bits, bitorder="little")[:vocab_size].astype(bool)
-        mask[: len(allowed)] = allowed
+        if not self._matcher.is_error():
+            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+            allowed = np.unpackbits(bits, bitorder="little")[:vocab_size].astype(bool)
+            mask[: len(allowed)] = allowed
         return mask
 
     def accept(self, token_id: int) -> None:

@@ -42,6 +42,10 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
 
 
+# below this, logits in float32 differ by steps too large for a distribution: the likeliest token is taken
+MIN_TEMPERATURE = 1e-5
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters that choose the next token and end an answer. `temperature` 0 is greedy. The API handles stop strings."""
 
@@ -68,6 +72,11 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     length_penalty: float = 1.0
     early_stopping: bool = False
     grammar: Grammar | None = None
+
+    @property
+    def is_random(self) -> bool:
+        """True if tokens are drawn; otherwise the likeliest is taken."""
+        return self.temperature >= MIN_TEMPERATURE
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -163,12 +172,16 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The end of an answer that has no last token: max_tokens was 0, or it was aborted or failed with `error`."""
+    """The end of an answer that has no last token: max_tokens was 0, or it was aborted or failed with `error`.
+
+    `param` is the request's field that caused the error, empty if none did.
+    """
 
     request_id: str
     finish_reason: FinishReason
     index: int = 0
     error: str = ""
+    param: str = ""
 
 
 class Admitted(msgspec.Struct, frozen=True, kw_only=True, tag=True):

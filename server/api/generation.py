@@ -14,7 +14,7 @@ import msgspec
 
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.fewshot.templates import Template
-from server.grammar import GrammarError, source
+from server.grammar import GrammarError, check
 from server.prompt import PreparedPrompt, check_length, check_token_ids
 from server.schemas.generation import BEAM_WIDTH, CompletionFields, GenerationFields, StructuredOutputs
 from server.served_model import ServedModel
@@ -134,7 +134,7 @@ def _grammar(fields: GenerationFields, lead: str) -> Grammar | None:
         raise UnsupportedParameter("structured_outputs does not go with use_beam_search", param="structured_outputs")
     try:
         grammar = _read_form(form, lead)
-        source(grammar)
+        check(grammar)
     except GrammarError as error:
         raise InvalidRequest(f"structured_outputs: {error}", param="structured_outputs") from None
     return grammar

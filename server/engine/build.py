@@ -26,7 +26,7 @@ from server.engine.engine import Engine
 from server.engine.runner import can_be_recorded, record_cuda
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
-from server.wire import Generate, MediaPixels, MediaWanted, Sampling
+from server.wire import Generate, Grammar, MediaPixels, MediaWanted, Sampling
 
 MIB = 2**20
 WARM_UP_DIGEST = b"warm-up" + bytes(25)
@@ -57,6 +57,8 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     config = engine_config(served, settings, dtype)
     record = record_cuda if device.type == "cuda" and can_be_recorded(served.config) else None
     engine = Engine(prepared, served.tokenizer, config, salt=served.config.to_json().encode(), record=record)
+    # meanwhile the table of tokens is built, which would hold the interpreter's lock during a step
+    engine.grammars.compile(Grammar(kind="regex", text="a"))
     warm_up(engine, served.tokenizer.media_token_id, served.config.vision.image_size)
     info = {
         "model": served.config.name,

@@ -7,6 +7,7 @@ It takes requests and returns events as messages of `wire`, and knows neither HT
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, wait
 from itertools import chain
 
 import numpy as np
@@ -20,9 +21,12 @@ from server.engine.runner import Recorder, Runner
 from server.engine.sampler import Result, Sampler
 from server.engine.scheduler import Plan, Scheduler
 from server.engine.tasks.factory import TaskFactory
-from server.engine.tasks.task import RequestError, SequenceTask, SideTask, Task, finished
-from server.grammar import GrammarError
+from server.engine.tasks.task import ForwardTask, RequestError, SequenceTask, SideTask, Task, finished
+from server.grammar import Grammars
 from server.wire import Abort, Generate, MediaFailed, MediaPixels, MediaWanted, Outbound, Pin, Request
+
+# seconds that a step without other work waits for a grammar
+GRAMMAR_WAIT = 0.005
 
 
 class Engine:
@@ -42,7 +46,8 @@ class Engine:
         all_previous = model.flamingo.config.gated.attends == "all_previous"
         self.scheduler = Scheduler(config, self.blocks, self.media, all_previous=all_previous)
         self.runner = Runner(model, config, Sampler(tokenizer.suppressed_ids, tokenizer.eos_ids), self.media, record)
-        self._factory = TaskFactory(self.scheduler, self.runner, tokenizer)
+        self.grammars = Grammars(tokenizer)
+        self._factory = TaskFactory(self.scheduler, self.runner, tokenizer, self.grammars)
         self._sequence_tasks: dict[str, SequenceTask] = {}
         self._side_tasks: dict[str, SideTask] = {}
         self._events: list[Outbound] = []
@@ -63,7 +68,7 @@ class Engine:
             if self._find(request.request_id) is not None:
                 raise RequestError(f"request id {request.request_id} is in use")
             task = self._factory.create(request)
-        except (RequestError, GrammarError) as error:
+        except RequestError as error:
             num_answers = request.sampling.n if isinstance(request, Generate) else 1
             self._events += finished(request.request_id, range(num_answers), "error", str(error))
             return
@@ -128,8 +133,9 @@ class Engine:
         }
 
     def _schedule(self) -> Plan:
-        for sequences in self._sequence_tasks.values():
-            sequences.prepare()
+        for sequences in list(self._sequence_tasks.values()):
+            if events := sequences.prepare():
+                self._handle(sequences, events)
         plan = self.scheduler.schedule()
         self._events += map(MediaWanted, plan.missing_media)
         for task in self._side_tasks.values():
@@ -147,7 +153,7 @@ class Engine:
             self._handle(task, task.run_between_steps())
         self.media.discard(self.media.nonfinite)
         self.media.nonfinite.clear()
-        self._is_stuck = not (plan.rows or plan.encodings or side_tasks)
+        self._is_stuck = not (plan.rows or plan.encodings or side_tasks or self._await_grammars())
         events, self._events = self._events, []
         return events
 
@@ -155,15 +161,28 @@ class Engine:
         task = self._sequence_tasks[result.row.sequence.request_id]
         if result.error:
             suspects = list(result.row.sequence.media_slots)
-            self._handle(task, task.end("error", result.error))
+            self._handle(task, task.end("error", result.error, result.param))
             self.media.discard(suspects)
         else:
             self._handle(task, task.handle_result(result))
 
+    def _await_grammars(self) -> bool:
+        """Wait a moment for grammars that are being compiled, and return whether a task needed one in this step."""
+        compiling = [task.compiling for task in self._sequence_tasks.values() if task.compiling is not None]
+        wait(compiling, timeout=GRAMMAR_WAIT, return_when=FIRST_COMPLETED)
+        return bool(compiling)
+
     def _next_side_tasks(self) -> list[SideTask]:
-        """Return the side tasks to run after this step: of those that need a forward of their own, only the first."""
+        """Return the side tasks to run after this step: of those that are a forward of their own, only the first.
+
+        They become the last in turn.
+        """
         able = [task for task in self._side_tasks.values() if task.can_run]
-        return [t for t in able if not t.is_forward_pass] + [t for t in able if t.is_forward_pass][:1]
+        forwards = [task for task in able if isinstance(task, ForwardTask)]
+        tasks = [task for task in able if not isinstance(task, ForwardTask)] + forwards[:1]
+        for task in tasks:
+            self._side_tasks[task.request_id] = self._side_tasks.pop(task.request_id)
+        return tasks
 
     def _handle(self, task: Task, events: Iterable[Outbound]) -> None:
         self._events += events

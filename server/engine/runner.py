@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.batch import Batch, KVCache, MediaPages, whole_sequences
+from model.batch import Batch, KVCache, MediaPages
 from model.config import FlamingoConfig
 from model.inference import InferenceModel
 from model.vision import normalise
@@ -94,16 +94,6 @@ class Runner:
         return len(rows) <= self.config.max_sequences and all(
             row.count == len(span) == 1 for row, span in zip(rows, positions, strict=True)
         )
-
-    @torch.inference_mode()
-    def embed_texts(self, texts: Sequence[list[int]]) -> NDArray[np.float32]:
-        """Return the language model's last hidden states without media, mean over tokens, of length one.
-
-        Token ids of N texts -> [N, D]. Values are not finite if the model's output is not.
-        """
-        batch = whole_sequences(list(texts), [[-1] * len(ids) for ids in texts], self.device)
-        hidden = self.model.language_model.hidden_states(batch).float()
-        return unit(torch.stack([part.mean(0) for part in hidden.split([len(ids) for ids in texts])]))
 
     def _copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         if copies:

@@ -4,6 +4,8 @@ Each row's token is chosen by its own parameters, history and random number, whi
 seed gives the same tokens whatever else is in the batch. Log-probabilities are of the model's own distribution, before any
 of the parameters. The last logits of each row are read even if nothing is sampled from them, to check that they are
 finite: other sequences can share what a row wrote into the caches only after that.
+
+Whatever the logits and the parameters are, an id is in the vocabulary, and a row without a permitted token fails alone.
 """
 
 from __future__ import annotations
@@ -21,6 +23,12 @@ from server.engine.sequence import Sequence
 from server.wire import Sampling, TokenLogprob
 
 NOT_FINITE = "the model's output is not finite"
+NOTHING_PERMITTED = "with the other options, no next token is permitted"
+TINY = torch.finfo(torch.float32).tiny
+# room below infinity, so that no penalty or bias takes a sum there
+LARGEST = torch.finfo(torch.float32).max / 4
+# rows of log-probabilities that are computed at once: a step of prompt tokens times a vocabulary takes hundreds of MB
+ROWS_TOGETHER = 64
 
 
 @dataclass(slots=True)
@@ -37,6 +45,7 @@ class Result:
     # of a beam, in place of a token
     candidates: list[tuple[int, float]] = field(default_factory=list)
     error: str = ""
+    param: str = ""  # the request's field that caused the error
 
 
 def logit_positions(row: Row) -> range:
@@ -68,12 +77,14 @@ class Sampler:
         # a row's maximum is NaN if any of its logits is
         is_finite = logits.amax(-1).isfinite()
         sampling = [i for i, row in enumerate(rows) if row.samples and not row.sequence.targets]
-        token_ids = self._choose([results[i] for i in sampling], [parts[i][-1] for i in sampling])
+        token_ids, is_permitted = self._choose([results[i] for i in sampling], [parts[i][-1] for i in sampling])
+        for i, token_id, is_row_permitted in zip(sampling, token_ids.tolist(), is_permitted.tolist(), strict=True):
+            results[i].token_id = token_id
+            if not is_row_permitted:
+                results[i].error, results[i].param = _refusal(rows[i].sequence)
         for result, is_part_finite in zip(results, is_finite.split(list(map(len, positions))), strict=True):
             if not bool(is_part_finite.all()):
-                result.error = NOT_FINITE
-        for i, token_id in zip(sampling, token_ids.tolist(), strict=True):
-            results[i].token_id = token_id
+                result.error, result.param = NOT_FINITE, ""
         _report_logprobs(results, positions, parts)
         _report_targets(results, positions, logits)
         return results
@@ -85,27 +96,31 @@ class Sampler:
             for row, token_id, is_row_finite in zip(rows, token_ids.tolist(), is_finite.tolist(), strict=True)
         ]
 
-    def _choose(self, results: list[Result], logits: list[Tensor]) -> Tensor:
-        """Sample for each result; the ids stay on the device. Beams get candidates as well."""
+    def _choose(self, results: list[Result], logits: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Sample for each result, as `sample` does. Beams get candidates as well."""
         sequences = [result.row.sequence for result in results]
         for result, sequence, row in zip(results, sequences, logits, strict=True):
             if width := sequence.sampling.beam_width:
                 result.candidates = self.candidates(row.log_softmax(-1), num_candidates(width))
-        return self.sample(torch.stack(logits), sequences) if logits else torch.empty(0)
+        return self.sample(torch.stack(logits), sequences) if logits else (torch.empty(0), torch.empty(0))
 
-    def sample(self, logits: Tensor, sequences: abc.Sequence[Sequence]) -> Tensor:
-        """Float32 logits [S, V], overwritten -> token ids [S]. Nothing here makes the host wait for the device."""
+    def sample(self, logits: Tensor, sequences: abc.Sequence[Sequence]) -> tuple[Tensor, Tensor]:
+        """Float32 logits [S, V], overwritten -> token ids [S], and whether each row permits a token; else its id is any.
+
+        Nothing here makes the host wait for the device.
+        """
         logits.index_fill_(1, self._suppressed_on(logits.device), -torch.inf)
         for row, sequence in zip(logits, sequences, strict=True):
             self._shape(row, sequence)
         token_ids = logits.argmax(-1)
-        random_rows = [i for i, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
+        is_permitted = logits.gather(1, token_ids[:, None])[:, 0].isfinite()
+        random_rows = [i for i, sequence in enumerate(sequences) if sequence.sampling.is_random]
         for truncate in (False, True):
             if rows := [i for i in random_rows if _is_truncated(sequences[i].sampling) == truncate]:
                 uniform = [sequences[i].random.random() for i in rows]
                 samplings = [sequences[i].sampling for i in rows]
                 token_ids[rows] = draw(logits[rows], samplings, uniform, truncate=truncate)
-        return token_ids
+        return token_ids, is_permitted
 
     def greedy(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [S, V], overwritten, of greedy sequences -> token ids [S], and whether each row is finite."""
@@ -119,7 +134,7 @@ class Sampler:
     def candidates(self, logprobs: Tensor, count: int) -> list[tuple[int, float]]:
         """Return a beam's `count` best next tokens from its log-probabilities [V], best first."""
         allowed = logprobs.index_fill(0, self._suppressed_on(logprobs.device), -torch.inf)
-        values, ids = allowed.topk(count)
+        values, ids = allowed.topk(min(count, len(allowed)))
         return list(zip(ids.tolist(), values.tolist(), strict=True))
 
     def _shape(self, row: Tensor, sequence: Sequence) -> None:
@@ -150,14 +165,21 @@ def is_greedy(sequence: Sequence) -> bool:
     sampling = sequence.sampling
     is_shaped = sequence.matcher is not None or sequence.num_output_tokens < sampling.min_tokens or sampling.logit_bias
     is_penalised = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
-    return not (sampling.temperature > 0 or sampling.beam_width or is_shaped or is_penalised)
+    return not (sampling.is_random or sampling.beam_width or is_shaped or is_penalised)
+
+
+def _refusal(sequence: Sequence) -> tuple[str, str]:
+    """Return why no token may follow a sequence, and the field that is the cause."""
+    if sequence.matcher is not None:
+        return f"structured_outputs: {sequence.matcher.error or NOTHING_PERMITTED}", "structured_outputs"
+    return f"min_tokens: {NOTHING_PERMITTED}", "min_tokens"
 
 
 def _penalise_repetition(row: Tensor, seen: set[int], penalty: float) -> None:
     """Divide positive logits of seen tokens, prompt included, and multiply negative ones (CTRL, Keskar et al., 2019)."""
     ids = torch.tensor(sorted(seen), device=row.device)
-    values = row[ids]
-    row[ids] = torch.where(values > 0, values / penalty, values * penalty)
+    values, penalty = row[ids], max(penalty, TINY)  # 0 times minus infinity would be NaN
+    row[ids] = torch.where(values > 0, values / penalty, values * penalty).clamp(max=LARGEST)
 
 
 def _penalise_presence(row: Tensor, counts: Counter[int], sampling: Sampling) -> None:
@@ -178,7 +200,8 @@ def draw(rows: Tensor, samplings: abc.Sequence[Sampling], uniform: abc.Sequence[
 
     With `truncate`, tokens are sorted by probability, and those outside top-k, top-p or min-p get none.
     """
-    scaled = rows / _column([s.temperature for s in samplings], rows)
+    # the largest becomes 0 first: no temperature takes it to infinity
+    scaled = (rows - rows.amax(-1, keepdim=True)) / _column([s.temperature for s in samplings], rows)
     if not truncate:
         return _invert(scaled.softmax(-1), uniform)
     values, ids = scaled.sort(dim=-1, descending=True, stable=True)
@@ -197,13 +220,16 @@ def _column(values: abc.Sequence[float], rows: Tensor) -> Tensor:
 
 
 def _invert(weights: Tensor, uniform: abc.Sequence[float]) -> Tensor:
-    """Return the first index of each row [V] at which the running sum exceeds that fraction of the row's sum."""
+    """Return the first index of each row [V] at which the running sum exceeds that fraction of the row's sum.
+
+    Of a row with NaN, it returns any index.
+    """
     cumulative = weights.double().cumsum(-1)
     total = cumulative[:, -1:].contiguous()
     targets = torch.tensor(uniform, dtype=torch.float64, device=weights.device)[:, None] * total
     index = torch.searchsorted(cumulative, targets, right=True)
     last = torch.searchsorted(cumulative, total)  # rounding may take a target past the last token with a weight
-    return torch.minimum(index, last)[:, 0]
+    return torch.minimum(index, last).clamp(max=weights.shape[-1] - 1)[:, 0]
 
 
 def _report_logprobs(results: list[Result], positions: abc.Sequence[range], parts: abc.Sequence[Tensor]) -> None:
@@ -223,12 +249,16 @@ def _prompt_logprobs(row: Row, positions: range, logits: Tensor) -> list[TokenLo
     """Return the log-probabilities of the prompt tokens that follow `positions`; none follows the last prompt token."""
     sequence = row.sequence
     following = [sequence.token_ids[at + 1] for at in positions if at + 1 < sequence.num_prompt_tokens]
-    num_top = [sequence.sampling.prompt_logprobs or 0] * len(following)
-    return token_logprobs(logits[: len(following)].log_softmax(-1), following, num_top)
+    num_top = sequence.sampling.prompt_logprobs or 0
+    reported: list[TokenLogprob] = []
+    for part in logits[: len(following)].split(ROWS_TOGETHER):
+        ids = following[len(reported) : len(reported) + len(part)]
+        reported += token_logprobs(part.log_softmax(-1), ids, [num_top] * len(ids))
+    return reported
 
 
 def _report_targets(results: list[Result], positions: abc.Sequence[range], logits: Tensor) -> None:
-    """Set the targets' log-probabilities of all rows at once: many candidates are a step of many short rows."""
+    """Set the targets' log-probabilities, of many rows at once: many candidates are a step of many short rows."""
     starts = accumulate(map(len, positions), initial=0)
     targets = [
         (result, position, start + offset, result.row.sequence.targets[position])
@@ -236,13 +266,13 @@ def _report_targets(results: list[Result], positions: abc.Sequence[range], logit
         for offset, position in enumerate(span)
         if position in result.row.sequence.targets and not result.error
     ]
-    if not targets:
-        return
-    logprobs = logits[[row for _, _, row, _ in targets]].log_softmax(-1)
-    rows = [row for row, (_, _, _, ids) in enumerate(targets) for _ in ids]
-    values = iter(logprobs[rows, [i for _, _, _, ids in targets for i in ids]].tolist())
-    for result, position, _, ids in targets:
-        result.target_logprobs[position] = [next(values) for _ in ids]
+    for first in range(0, len(targets), ROWS_TOGETHER):
+        group = targets[first : first + ROWS_TOGETHER]
+        logprobs = logits[[row for _, _, row, _ in group]].log_softmax(-1)
+        rows = [row for row, (_, _, _, ids) in enumerate(group) for _ in ids]
+        values = iter(logprobs[rows, [i for _, _, _, ids in group for i in ids]].tolist())
+        for result, position, _, ids in group:
+            result.target_logprobs[position] = [next(values) for _ in ids]
 
 
 def token_logprobs(logprobs: Tensor, token_ids: abc.Sequence[int], num_top: abc.Sequence[int]) -> list[TokenLogprob]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from server.engine_client.supervisor import WorkerProcess
-from server.errors import EngineFailed, InvalidMedia, MediaNotFound, ServerError
+from server.errors import EngineFailed, InvalidMedia, InvalidRequest, MediaNotFound, ServerError
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia
 from server.media.turns import Job, Requester, Turns
@@ -59,6 +59,8 @@ class OpenRequest:
             raise event
         if isinstance(event, Finished) and event.finish_reason == "error":
             self.is_finished = True
+            if event.param:
+                raise InvalidRequest(event.error, param=event.param)
             raise self.media_error or EngineFailed(event.error or "the engine could not finish this request")
         return event
 

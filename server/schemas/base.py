@@ -135,11 +135,24 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
         problem = next((p for p in problems if p["type"] in UNSUPPORTED), problems[0])
-    raise _refusal(problem["type"], _param(problem["loc"]), problem["msg"], problem.get("ctx", {}))
+    message = _range(schema, problem["loc"]) if problem["type"] in OUT_OF_RANGE else ""
+    raise _refusal(problem["type"], _param(problem["loc"]), message or problem["msg"], problem.get("ctx", {}))
 
 
 # pydantic's names for an unknown field and an unknown type of part
 UNSUPPORTED = {"extra_forbidden", "union_tag_invalid"}
+# its names for a number beyond a field's bounds, and those of the bounds
+OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+def _range(schema: type[Schema], location: tuple[int | str, ...]) -> str:
+    """Return the range of a number at the top of a schema, empty for any other location."""
+    if len(location) > 1:
+        return ""
+    limits = schema.model_fields[str(location[0])].metadata
+    bounds = [f"{BOUNDS[name]} {getattr(limit, name)}" for limit in limits for name in BOUNDS if hasattr(limit, name)]
+    return f"must be {' and '.join(bounds)}" if bounds else ""
 
 
 def _refusal(kind: str, param: str | None, message: str, context: dict[str, Any]) -> InvalidRequest:

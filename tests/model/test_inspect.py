@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from model.batch import NO_CACHE, whole_sequences
+from model import inspect
+from model.batch import NO_CACHE, MediaPages, whole_sequences
 from model.config import FlamingoConfig, ResamplerConfig
 from model.flamingo import Flamingo, GatedCrossAttention
-from model.inspect import media_weights, openness, patch_grid, patch_shares, rollout
+from model.inspect import openness, patch_grid, patch_shares, rollout
 from model.resampler import PerceiverResampler, ResamplerLayer, TransformerLayer, TransformerResampler
 from tests.tiny_models import CONFIGS, FAMILIES, RESAMPLER, VISION, Family, tiny_model
 
@@ -21,6 +24,25 @@ INDEX = [0, 0, 0, 1, 1, 1, 1]
 
 def pictures(count: int, frames: int = 1) -> Tensor:
     return torch.randn(count, frames, 3, 8, 8, generator=torch.Generator().manual_seed(count))
+
+
+def media_weights(
+    model: Flamingo,
+    tokens: list[int],
+    index: list[int],
+    media: MediaPages,
+    token: int,
+    layers: Sequence[int],
+    max_tokens: int = 100,
+) -> dict[int, Tensor]:
+    """Run all pieces, each within its bound, and return the weights."""
+    pieces = inspect.media_weights(model, tokens, index, media, token, layers, max_tokens)
+    while True:
+        try:
+            assert next(pieces) <= max_tokens
+        except StopIteration as end:
+            weights: dict[int, Tensor] = end.value
+            return weights
 
 
 def gated(model: Flamingo, layer: int) -> GatedCrossAttention:
@@ -47,6 +69,21 @@ def test_weights_equal_those_of_the_attention(family: Family) -> None:
             heads = read[layer][token].view(config.gated.num_heads, -1)[:, : config.resampler.num_latents]
             assert weights == pytest.approx(heads.mean(0), abs=1e-5)
             assert float(weights.sum()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("attends", ["last", "all_previous"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_are_the_same_in_pieces_of_any_size(family: Family, attends: Literal["last", "all_previous"]) -> None:
+    config = CONFIGS[family]
+    model = tiny_model(replace(config, gated=replace(config.gated, attends=attends)))
+    media = model.fresh_media(model.encode_media(pictures(3)))
+    tokens, index = [257, *range(20)] * 3, [i // 21 for i in range(63)]
+    whole = media_weights(model, tokens, index, media, 60, config.gated_layers)
+    for max_tokens in (1, 7, 32):
+        parts = media_weights(model, tokens, index, media, 60, config.gated_layers, max_tokens)
+        assert list(parts) == list(whole)
+        for layer, weights in parts.items():
+            assert weights == pytest.approx(whole[layer], abs=1e-6)
 
 
 def test_later_tokens_and_other_media_change_nothing() -> None:

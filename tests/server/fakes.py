@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from model.config import FlamingoConfig
 from server.engine_client.supervisor import State
-from server.errors import ServerError
+from server.errors import InvalidRequest, ServerError
+from server.grammar import GrammarError, Grammars
 from server.media.source import EncodedMedia
 from server.served_model import ServedModel
 from server.wire import (
@@ -23,6 +24,7 @@ from server.wire import (
     Finished,
     Gates,
     Generate,
+    Grammar,
     Inspect,
     Inspected,
     PromptScored,
@@ -36,6 +38,7 @@ from tests.tiny_models import CONFIGS, prompt_tokenizer
 CONFIG: FlamingoConfig = CONFIGS["openflamingo"]
 TOKENIZER = prompt_tokenizer(CONFIG.prompt)
 EOS = TOKENIZER.id_of("</s>")
+GRAMMARS = Grammars(TOKENIZER)
 
 
 def served_model() -> ServedModel:
@@ -57,6 +60,14 @@ def unit_vector(seed: bytes, width: int) -> NDArray[np.float32]:
 def fake_logprobs(request: Score, candidate: list[int]) -> list[float]:
     """Return log-probabilities that depend on the last three bits of each token id and on its position."""
     return [-(token_id % 8 + 1) / 8 - position for position, token_id in enumerate(candidate)]
+
+
+def compile_grammar(grammar: Grammar) -> None:
+    """Raises `InvalidRequest` for a grammar that the worker would refuse."""
+    try:
+        GRAMMARS.compile(grammar).result()
+    except GrammarError as error:
+        raise InvalidRequest(f"structured_outputs: {error}", param="structured_outputs") from None
 
 
 class FakeClient:
@@ -95,6 +106,8 @@ class FakeClient:
         raise NotImplementedError
 
     async def stream(self, request: Generate, media: Mapping[bytes, EncodedMedia]) -> AsyncGenerator[Event, None]:
+        if request.sampling.grammar is not None:
+            compile_grammar(request.sampling.grammar)
         self.requests.append(request)
         self.media.append(media)
         num_open = request.sampling.n

@@ -33,15 +33,16 @@ from server.wire import (
     Token,
 )
 
-RAISE, SLEEP, FAIL, EXIT = 1, 2, 3, 4
+RAISE, SLEEP, FAIL, REFUSE, EXIT = 1, 2, 3, 4, 5
 
 
 class ScriptedEngine:
     """Repeats the prompt, one token per step, up to `max_tokens`, once it holds the prompt's media.
 
-    The seed is a script: in `RAISE` the step raises, in `SLEEP` it hangs, in `FAIL` the request fails; in `EXIT` the main
-    thread exits and the process remains, as one does while its memory is freed. Replies to other requests are made of
-    their own numbers: a candidate's ids, a digest's first byte, a text's length, a token's position.
+    The seed is a script: in `RAISE` the step raises, in `SLEEP` it hangs, in `FAIL` the request fails, in `REFUSE` by the
+    fault of its seed; in `EXIT` the main thread exits and the process remains, as one does while its memory is freed.
+    Replies to other requests are made of their own numbers: a candidate's ids, a digest's first byte, a text's length, a
+    token's position.
     """
 
     def __init__(self) -> None:
@@ -111,8 +112,10 @@ class ScriptedEngine:
                     time.sleep(600)
                 if request.sampling.seed == EXIT:
                     ctypes.PyDLL(None).pthread_exit(None)
-                if request.sampling.seed == FAIL:
-                    self.events.append(Finished(request_id=name, finish_reason="error", error="scripted to fail"))
+                if request.sampling.seed in (FAIL, REFUSE):
+                    param = "seed" if request.sampling.seed == REFUSE else ""
+                    error = "scripted to fail"
+                    self.events.append(Finished(request_id=name, finish_reason="error", error=error, param=param))
                     continue
                 self.requests[name] = deque(request.prompt.token_ids)
                 self.left[name] = request.sampling.max_tokens

@@ -215,6 +215,27 @@ def test_the_server_supports_n_answers_beam_search_and_structured_outputs(server
     assert server.complete(prompt=prompt, structured_outputs=choice)["choices"][0]["text"] in choice["choice"]
 
 
+def test_tiny_numbers_leave_the_worker_running(server: Server) -> None:
+    worker = server.worker
+    for fields in (
+        {"repetition_penalty": 1e-38},
+        {"temperature": 1e-38, "top_p": 0.9},
+        {"temperature": 1e-40, "top_k": 5, "n": 2},
+    ):
+        body = server.complete(prompt="a", max_tokens=4, ignore_eos=True, **fields)
+        assert [choice["finish_reason"] for choice in body["choices"]] == ["length"] * len(body["choices"])
+    assert server.worker == worker
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_grammar_that_the_worker_refuses_is_the_clients_error(server: Server, stream: bool) -> None:
+    fields = {"prompt": "a", "n": 2, "structured_outputs": {"regex": "a("}, "stream": stream}
+    response = server.http.post("/v1/completions", json=fields)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "invalid_value", "structured_outputs")
+    assert "invalid regex" in error["message"]
+
+
 def test_a_repeated_image_is_not_encoded_again(server: Server) -> None:
     prompt = [image_part(png("green", (31, 17))), {"type": "text", "text": "x"}]
     first, second = (server.complete(prompt=prompt, max_tokens=1)["usage"]["fewshot_details"] for _ in range(2))

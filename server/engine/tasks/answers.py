@@ -12,12 +12,12 @@ from server.engine.sampler import Result
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.task import RequestError, SequenceTask, finished
-from server.grammar import Grammars
+from server.grammar import GrammarError, Grammars
 from server.wire import Admitted, FinishReason, Generate, MediaWanted, Outbound, PromptScored, Token, TokenLogprob
 
 
 class Answers(SequenceTask):
-    """The answers of one request. Raises `RequestError` for a prompt that is too long, and `GrammarError`."""
+    """The answers of one request. Raises `RequestError` for a prompt that is too long."""
 
     def __init__(
         self, request: Generate, order: Order, scheduler: Scheduler, eos_ids: frozenset[int], grammars: Grammars
@@ -31,20 +31,33 @@ class Answers(SequenceTask):
             self._stop_ids |= eos_ids
         self._prompt_logprobs: dict[int, TokenLogprob] = {}
         self._is_prompt_scored = False
-        first, *held_back = self._create_sequences(order, grammars)
-        self._live: dict[int, Sequence] = {0: first}
-        self._held_back: list[Sequence] = held_back
+        self._live: dict[int, Sequence] = {}
+        self._held_back = self._create_sequences(order)
+        grammar = request.sampling.grammar
+        self.compiling = None if grammar is None else grammars.compile(grammar)
 
-    def _create_sequences(self, order: Order, grammars: Grammars) -> list[Sequence]:
+    def _create_sequences(self, order: Order) -> list[Sequence]:
         prompt, sampling = self._request.prompt, self._request.sampling
-        sequences = [Sequence(self.request_id, prompt, sampling, order, index) for index in range(sampling.n)]
-        if sampling.grammar is not None:
-            for sequence in sequences:
-                sequence.matcher = grammars.matcher(sampling.grammar)
-        return sequences
+        return [Sequence(self.request_id, prompt, sampling, order, index) for index in range(sampling.n)]
 
     def begin(self) -> Iterable[bytes]:
+        if self.compiling is not None:
+            return []
+        self._live[0] = self._held_back.pop(0)
         return self._scheduler.add(self._live[0])
+
+    def prepare(self) -> list[Outbound]:
+        """Begin once the grammar is compiled."""
+        if self.compiling is None or not self.compiling.done():
+            return []
+        compiling, self.compiling = self.compiling, None
+        try:
+            matcher = compiling.result()
+        except GrammarError as error:
+            return list(self.end("error", f"structured_outputs: {error}", param="structured_outputs"))
+        for sequence in self._held_back:
+            sequence.matcher = matcher.copy()
+        return [MediaWanted(source) for source in self.begin()]
 
     def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
         yield Admitted(
@@ -67,7 +80,7 @@ class Answers(SequenceTask):
         return events
 
     def end_answer(self, index: int) -> Iterable[Outbound]:
-        events = self._begin_others()
+        events = self._begin_others() if self._live else []  # without a live one, no answer has begun
         if index in self._live:
             events += self._end_early(self._live[index], "abort")
         return events

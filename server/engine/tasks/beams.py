@@ -57,7 +57,7 @@ class BeamAnswers(Answers):
         self._reported: dict[Sequence, Candidates] = {}
         self._ended: list[Hypothesis] = []  # the best, best first
 
-    def _create_sequences(self, order: Order, grammars: Grammars) -> list[Sequence]:
+    def _create_sequences(self, order: Order) -> list[Sequence]:
         return [Sequence(self.request_id, self._request.prompt, self._request.sampling, order)]
 
     def end_answer(self, index: int) -> Iterable[Outbound]:

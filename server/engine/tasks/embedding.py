@@ -7,18 +7,20 @@ features leaves its visual tokens: none is encoded twice. Pixels are requested f
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from itertools import islice
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from model.layered import LayeredForward
 from server.engine.config import EngineConfig
 from server.engine.media_cache import MediaCache
-from server.engine.runner import Runner
+from server.engine.runner import Runner, unit
 from server.engine.sampler import NOT_FINITE
 from server.engine.scheduler import Plan
-from server.engine.tasks.task import RequestError, SideTask
+from server.engine.tasks.task import ForwardTask, RequestError, SideTask
 from server.wire import Embed, Embedded, EmbedText, Outbound
 
 WINDOW = 16  # media whose pixels are requested at once
@@ -88,38 +90,39 @@ class MediaEmbedding(SideTask):
         return None if key is None else self._cache.pooled.get(key)
 
 
-class TextEmbedding(SideTask):
-    """Computes texts of up to `max_tokens_per_step` tokens together in each round, and a longer text alone.
+class TextEmbedding(ForwardTask):
+    """Vectors of texts: the language model's last hidden states without media, mean over tokens.
 
-    Raises `RequestError` for texts that are empty or too long.
+    Short texts are computed together. Raises `RequestError` for texts that are empty or too long.
     """
 
-    is_forward_pass = True
-
-    def __init__(self, request: EmbedText, runner: Runner, config: EngineConfig) -> None:
-        super().__init__(request.request_id)
-        _check_texts(request, config)
-        self._runner = runner
-        self._max_tokens = config.max_tokens_per_step
+    def __init__(self, request: EmbedText, runner: Runner) -> None:
+        self._model = runner.model.language_model
+        _check_texts(request, runner.config)
         self._texts = deque(request.texts)
-        self._vectors: list[NDArray[np.float32]] = []
+        super().__init__(request.request_id, (), runner.config, len(self._model.layers))
 
     @property
     def can_run(self) -> bool:
         return True
 
-    def run_between_steps(self) -> Iterable[Outbound]:
-        if texts := self._next_texts():
-            vectors = self._runner.embed_texts(texts)
-            self._vectors.extend(vectors)
-            if not np.isfinite(vectors).all():
+    @torch.inference_mode()
+    def pieces(self) -> Generator[float, None, Iterable[Outbound]]:
+        vectors: list[NDArray[np.float32]] = []
+        while self._texts:
+            texts = self._next_texts()
+            forward = LayeredForward(self._model, texts, self.max_tokens)
+            for layer in self._model.layers:
+                yield from forward.run(layer)
+            hidden = forward.hidden_states().float()
+            vectors.extend(unit(torch.stack([part.mean(0) for part in hidden.split(list(map(len, texts)))])))
+            if not np.isfinite(vectors[-len(texts) :]).all():
                 return self.end("error", NOT_FINITE)
-        self.is_finished = not self._texts
-        return [_embedded(self.request_id, self._vectors)] if self.is_finished else []
+        return [_embedded(self.request_id, vectors)]
 
     def _next_texts(self) -> list[list[int]]:
         texts: list[list[int]] = []
-        tokens_left = self._max_tokens
+        tokens_left = self.max_tokens
         while self._texts and (not texts or len(self._texts[0]) <= tokens_left):
             texts.append(self._texts.popleft())
             tokens_left -= len(texts[-1])

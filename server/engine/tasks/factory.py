@@ -19,15 +19,15 @@ from server.wire import Embed, EmbedText, Generate, Inspect, Request, Score
 
 
 class TaskFactory:
-    def __init__(self, scheduler: Scheduler, runner: Runner, tokenizer: PromptTokenizer) -> None:
+    def __init__(self, scheduler: Scheduler, runner: Runner, tokenizer: PromptTokenizer, grammars: Grammars) -> None:
         self._scheduler = scheduler
         self._runner = runner
         self._eos_ids = frozenset(tokenizer.eos_ids)
-        self._grammars = Grammars(tokenizer)
+        self._grammars = grammars
         self._numbers = count()
 
     def create(self, request: Request) -> SequenceTask | SideTask:
-        """Return the task of a request. Raises `RequestError` or `GrammarError` for a request that could never run."""
+        """Return the task of a request. Raises `RequestError` for a request that could never run."""
         scheduler, media, number = self._scheduler, self._scheduler.media, next(self._numbers)
         match request:
             case Generate():
@@ -39,6 +39,6 @@ class TaskFactory:
             case Embed():
                 return MediaEmbedding(request, media)
             case EmbedText():
-                return TextEmbedding(request, self._runner, scheduler.config)
+                return TextEmbedding(request, self._runner)
             case Inspect():
                 return Inspection(request, self._runner, media)

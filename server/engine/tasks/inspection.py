@@ -6,7 +6,8 @@ traffic.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Generator, Iterable
 
 import numpy as np
 import torch
@@ -14,27 +15,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model import inspect
+from model.batch import MediaPages
 from server.engine.media_cache import MediaCache
 from server.engine.runner import Runner
 from server.engine.sampler import NOT_FINITE
 from server.engine.scheduler import Plan
-from server.engine.tasks.task import RequestError, SideTask
+from server.engine.tasks.task import ForwardTask, RequestError
 from server.wire import AttentionMap, Gates, Inspect, Inspected, Outbound
 
 
-class Inspection(SideTask):
+class Inspection(ForwardTask):
     """One inspection. Raises `RequestError` for a prompt that is too long, and a token or layer that does not exist."""
-
-    is_forward_pass = True
 
     def __init__(self, request: Inspect, runner: Runner, media: MediaCache) -> None:
         _check(request, runner.config.max_model_len, runner.model.config.gated_layers)
-        # media after the token are not read
-        super().__init__(request.request_id, request.prompt.media[: request.prompt.media_index[request.token] + 1])
         self._request = request
         self._runner = runner
         self._cache = media
         self._frames: dict[bytes, NDArray[np.uint8]] = {}
+        # media after the token are not read
+        read = request.prompt.media[: request.prompt.media_index[request.token] + 1]
+        super().__init__(request.request_id, read, runner.config, len(runner.model.language_model.layers))
 
     def plan(self, plan: Plan) -> Iterable[bytes]:
         return self._cache.request([source for source in self.media if source not in self._frames])
@@ -47,12 +48,9 @@ class Inspection(SideTask):
     def can_run(self) -> bool:
         return all(source in self._frames for source in self.media)
 
-    def run_between_steps(self) -> Iterable[Outbound]:
-        self.is_finished = True
-        try:
-            maps = self._maps() if self.media else []
-        except torch.OutOfMemoryError:
-            return self.end("error", "the device has no memory for this inspection")
+    @torch.inference_mode()
+    def pieces(self) -> Generator[float, None, Iterable[Outbound]]:
+        maps = (yield from self._maps()) if self.media else []
         if any(not np.isfinite(np.frombuffer(m.data, np.float32)).all() for m in maps):
             return self.end("error", NOT_FINITE)
         gates = [
@@ -61,26 +59,34 @@ class Inspection(SideTask):
         ]
         return [Inspected(request_id=self.request_id, gates=gates, maps=maps)]
 
-    @torch.inference_mode()
-    def _maps(self) -> list[AttentionMap]:
+    def _maps(self) -> Generator[float, None, list[AttentionMap]]:
         request, model = self._request, self._runner.model
-        features = [self._features(source) for source in self.media]
-        visual_tokens = torch.cat([model.resampler(f[None]) for f in features]).to(self._runner.dtype)
-        weights = inspect.media_weights(
-            model,
-            request.prompt.token_ids,
-            request.prompt.media_index,
-            model.fresh_media(visual_tokens),
-            request.token,
-            request.layers or model.config.gated_layers,
+        layers = request.layers or model.config.gated_layers
+        pages: list[Tensor] = []
+        for source in self.media:
+            features = yield from self._features(self._frames[source])
+            visual_tokens = model.resampler(features[None]).to(self._runner.dtype)
+            pages.append(model.media_kv(visual_tokens))
+            yield math.inf
+        media = MediaPages(torch.cat(pages), model.config.gated_layers)
+        token_ids, media_index = request.prompt.token_ids, request.prompt.media_index
+        weights = yield from inspect.media_weights(
+            model, token_ids, media_index, media, request.token, layers, self.max_tokens
         )
-        patches = inspect.patch_shares(model.resampler, features[-1])
+        patches = inspect.patch_shares(model.resampler, features)
         if request.layers:
             return [self._map([layer], weights[layer], patches) for layer in request.layers]
         return [self._map(list(weights), torch.stack(list(weights.values())).mean(0), patches)]
 
-    def _features(self, source: bytes) -> Tensor:  # [F, P, Dv]
-        return self._runner.encoder.features([self._frames[source]])[0]
+    def _features(self, frames: NDArray[np.uint8]) -> Generator[float, None, Tensor]:  # [F, P, Dv]
+        """Encode a few frames per round."""
+        size = self._runner.config.max_frames_per_step
+        parts: list[Tensor] = []
+        for first in range(0, len(frames), size):
+            if parts:
+                yield math.inf
+            parts.append(self._runner.encoder.features([frames[first : first + size]])[0])
+        return torch.cat(parts)
 
     def _map(self, layers: list[int], shares: Tensor, patches: Tensor) -> AttentionMap:
         grid = inspect.patch_grid(shares, patches, self._runner.model.config.vision).cpu().numpy()

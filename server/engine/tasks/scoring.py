@@ -25,6 +25,7 @@ class Scoring(SequenceTask):
         _check(request, scheduler.config)
         self._request = request
         self._scheduler = scheduler
+        self._max_tokens = scheduler.config.max_tokens_per_step
         first = {len(request.prompt.token_ids) - 1: [candidate[0] for candidate in request.candidates]}
         self._stem = Sequence(request.request_id, request.prompt, Sampling(max_tokens=0), order, targets=first)
         self._stem.is_stem = True
@@ -38,15 +39,19 @@ class Scoring(SequenceTask):
     def begin(self) -> Iterable[bytes]:
         return self._scheduler.add(self._stem)
 
-    def prepare(self) -> None:
-        """Fork as many candidates as can run. A stem that was preempted is computed again first."""
-        while self._waiting and self._first and self._stem.is_computed:
+    def prepare(self) -> list[Outbound]:
+        """Fork candidates to fill a step, if they can run. A stem that was preempted is computed again first."""
+        while self._waiting and self._first and self._stem.is_computed and self._num_tokens_left() < self._max_tokens:
             candidate = self._candidate(self._waiting[0])
             if not self._scheduler.fork_stem(self._stem, candidate):
-                return
+                return []
             self._live[self._waiting.popleft()] = candidate
         if self._first and not self._waiting:
             self._finish_stem()
+        return []
+
+    def _num_tokens_left(self) -> int:
+        return sum(len(sequence.token_ids) - sequence.num_computed for sequence in self._live.values())
 
     def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
         self._queue_seconds = sequence.order.seconds_since_arrival()

@@ -6,16 +6,22 @@ A `SequenceTask` has sequences, which take part in the engine's steps; a `SideTa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
-from typing import ClassVar
+from collections.abc import Collection, Generator, Iterable
+from concurrent.futures import Future
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from server.engine.config import EngineConfig
 from server.engine.sampler import Result
 from server.engine.scheduler import Plan
 from server.engine.sequence import Sequence
+from server.grammar import Matcher
 from server.wire import Finished, FinishReason, Outbound
+
+# rounds of side tasks that take as long as one step of prompt tokens
+ROUNDS_PER_STEP = 16
 
 
 class RequestError(ValueError):
@@ -33,24 +39,27 @@ class Task:
         self.media = media
         self.is_finished = False
 
-    def end(self, reason: FinishReason, error: str = "") -> Iterable[Outbound]:
+    def end(self, reason: FinishReason, error: str = "", param: str = "") -> Iterable[Outbound]:
         """End the whole request, in any state, without a last token."""
         self.is_finished = True
-        return finished(self.request_id, self._unfinished_answers(), reason, error)
+        return finished(self.request_id, self._unfinished_answers(), reason, error, param)
 
     def _unfinished_answers(self) -> Iterable[int]:
         return [0]
 
 
 class SequenceTask(Task, ABC):
-    """A task whose sequences take part in steps."""
+    """A task whose sequences take part in steps, once its grammar is compiled if it has one."""
+
+    compiling: Future[Matcher] | None = None
 
     @abstractmethod
     def begin(self) -> Iterable[bytes]:
         """Queue the first sequence; return the sources to request."""
 
-    def prepare(self) -> None:
+    def prepare(self) -> list[Outbound]:
         """Prepare for a step that is about to be scheduled."""
+        return []
 
     @abstractmethod
     def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
@@ -70,9 +79,7 @@ class SequenceTask(Task, ABC):
 
 
 class SideTask(Task, ABC):
-    """A task that runs in rounds, between steps. Of rounds that are a forward pass, only one is run after each step."""
-
-    is_forward_pass: ClassVar[bool] = False
+    """A task that runs in rounds, between steps."""
 
     def needs_pooling(self, source: bytes) -> bool:
         """Return whether the task needs the features of a media item, even if its page is cached."""
@@ -95,6 +102,38 @@ class SideTask(Task, ABC):
         """Run one round."""
 
 
-def finished(request_id: str, indices: Iterable[int], reason: FinishReason, error: str = "") -> list[Outbound]:
+class ForwardTask(SideTask):
+    """A side task that is a forward pass of its own. After each step, one of them runs one round.
+
+    A round is a fraction of a step of prompt tokens, so that it delays the sequences of a step little, and a request that
+    comes during it. The tokens of a piece pass one layer together, which is as fast for few layers as for all.
+    """
+
+    def __init__(self, request_id: str, media: Collection[bytes], config: EngineConfig, num_layers: int) -> None:
+        super().__init__(request_id, media)
+        self._round = max(config.max_tokens_per_step // ROUNDS_PER_STEP, 1) * num_layers  # in tokens through a layer
+        self.max_tokens = min(config.max_tokens_per_step, self._round)
+        self._pieces = self.pieces()
+
+    @abstractmethod
+    def pieces(self) -> Generator[float, None, Iterable[Outbound]]:
+        """Return the last events; after each piece, yield how many tokens passed a layer, at most `max_tokens`."""
+
+    def run_between_steps(self) -> Iterable[Outbound]:
+        left: float = self._round
+        try:
+            while left > 0:
+                left -= next(self._pieces)
+        except StopIteration as end:
+            self.is_finished = True
+            return end.value
+        except torch.OutOfMemoryError:
+            return self.end("error", "the device has no memory for this request")
+        return []
+
+
+def finished(
+    request_id: str, indices: Iterable[int], reason: FinishReason, error: str = "", param: str = ""
+) -> list[Outbound]:
     """Return one event per answer that ends without a last token."""
-    return [Finished(request_id=request_id, index=i, finish_reason=reason, error=error) for i in indices]
+    return [Finished(request_id=request_id, index=i, finish_reason=reason, error=error, param=param) for i in indices]

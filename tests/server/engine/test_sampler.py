@@ -7,9 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.rows import greedy_argmax
 from model.prompt import EncodedPrompt
-from server.engine.sampler import Sampler, draw, is_greedy
+from server.engine.sampler import NOT_FINITE, NOTHING_PERMITTED, Result, Sampler, draw, is_greedy, logit_positions
+from server.engine.scheduler import Row
 from server.engine.sequence import Order, Sequence
+from server.schemas.generation import GenerationFields
 from server.wire import Sampling
 
 PROBS = torch.tensor([0.4, 0.3, 0.2, 0.1])
@@ -88,12 +91,14 @@ def test_each_parameter_moves_the_best_token(
     sampling: Sampling, prompt: tuple[int, ...], output: tuple[int, ...], best: int
 ) -> None:
     sampler = Sampler([], [])
-    assert sampler.sample(LOGITS.clone(), [make_sequence(sampling, prompt, output)]).tolist() == [best]
+    token_ids, is_permitted = sampler.sample(LOGITS.clone(), [make_sequence(sampling, prompt, output)])
+    assert (token_ids.tolist(), is_permitted.tolist()) == ([best], [True])
 
 
 def test_suppressed_ids_are_never_sampled() -> None:
     sampler = Sampler([0, 1], [])
-    assert sampler.sample(LOGITS.clone(), [make_sequence(Sampling(max_tokens=1, temperature=0))]).tolist() == [2]
+    token_ids, _ = sampler.sample(LOGITS.clone(), [make_sequence(Sampling(max_tokens=1, temperature=0))])
+    assert token_ids.tolist() == [2]
     assert [i for i, _ in sampler.candidates(LOGITS[0], 2)] == [2, 3]
 
 
@@ -101,7 +106,7 @@ def test_the_end_of_sequence_waits_for_min_tokens() -> None:
     sampler = Sampler([], [0])
     early = make_sequence(Sampling(max_tokens=9, temperature=0, min_tokens=2), output=(3,))
     late = make_sequence(Sampling(max_tokens=9, temperature=0, min_tokens=2), output=(3, 3))
-    assert sampler.sample(LOGITS.repeat(2, 1), [early, late]).tolist() == [1, 0]
+    assert sampler.sample(LOGITS.repeat(2, 1), [early, late])[0].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +115,8 @@ def test_the_end_of_sequence_waits_for_min_tokens() -> None:
         (Sampling(max_tokens=9, temperature=0), True),
         (Sampling(max_tokens=9, temperature=0, top_k=3, top_p=0.5, seed=1), True),
         (Sampling(max_tokens=9), False),
+        (Sampling(max_tokens=9, temperature=1e-5), False),
+        (Sampling(max_tokens=9, temperature=0.99e-5, top_p=0.9), True),
         (Sampling(max_tokens=9, temperature=0, beam_width=2), False),
         (Sampling(max_tokens=9, temperature=0, min_tokens=2), False),
         (Sampling(max_tokens=9, temperature=0, logit_bias={1: 2.0}), False),
@@ -126,7 +133,144 @@ def test_the_greedy_token_is_the_sampled_one() -> None:
     logits, sampler = torch.randn(5, 40), Sampler([7, 39], [3])
     logits[0, 7] = logits[1, 39] = 9
     sequences = [make_sequence(Sampling(max_tokens=1, temperature=0)) for _ in logits]
-    expected = sampler.sample(logits.clone(), sequences)
+    expected, _ = sampler.sample(logits.clone(), sequences)
     token_ids, is_finite = sampler.greedy(logits)
     assert torch.equal(token_ids, expected)
     assert is_finite.all()
+
+
+# no legal number may break a step
+
+
+VOCABULARY = 12
+
+
+def read(samplings: list[Sampling], logits: torch.Tensor, output: tuple[int, ...] = ()) -> list[Result]:
+    """Return the results of rows that sample their next tokens in one step."""
+    sequences = [make_sequence(sampling, (0, 1, 2), output) for sampling in samplings]
+    length = 3 + len(output)
+    rows = [Row(sequence, length - 1, 1, samples=True) for sequence in sequences]
+    return Sampler([7], [3]).read(rows, [logit_positions(row) for row in rows], logits.clone())
+
+
+ROW = torch.tensor([1.5, 0.5, -2.0, 0.25, 3.0, -1.0, 0.75, 9.0, -4.0, 2.0, 0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_tokens=4, repetition_penalty=1e-38),
+        Sampling(max_tokens=4, repetition_penalty=5e-324, logit_bias={0: -100.0, 1: 100.0}),
+        Sampling(max_tokens=4, temperature=1e-38, top_p=0.9),
+        Sampling(max_tokens=4, temperature=1e-40, top_k=5),
+        Sampling(max_tokens=4, temperature=5e-324),
+        Sampling(max_tokens=4, temperature=1e-5, repetition_penalty=1e-38),
+    ],
+)
+def test_tiny_numbers_give_the_token_of_their_limit(sampling: Sampling) -> None:
+    shaped = ROW.clone()
+    if sampling.repetition_penalty < 1:
+        shaped[3:] = -torch.inf  # a seen token with a positive logit has all the probability
+    shaped[7] = -torch.inf
+    other = Sampling(max_tokens=4, temperature=0.5, seed=1)
+    result, neighbour = read([sampling, other], ROW.repeat(2, 1))
+    expected = 1 if sampling.logit_bias else int(shaped.argmax())
+    assert (result.error, result.token_id) == ("", expected)
+    assert neighbour.token_id == read([other], ROW[None])[0].token_id
+
+
+def legal_floats(name: str) -> st.SearchStrategy[float]:
+    """Return what the field of a request takes, with the extremes of both widths of floats drawn often."""
+    bounds: dict[str, float] = {}
+    for limit in GenerationFields.model_fields[name].metadata:
+        for kind in ("ge", "gt", "le"):
+            if hasattr(limit, kind):
+                bounds[kind] = getattr(limit, kind)
+    low, high = bounds.get("ge", bounds.get("gt", 0.0)), bounds["le"]
+    extremes = [1e-45, 1e-40, 1.2e-38, 1e-38, 5e-324, 1e-20, 1e-8, 1e-5, 1e-3, 1 - 2**-24, 1 - 2**-53, 1 + 2**-23, high]
+    legal = [x for value in extremes for x in (value, -value) if low <= x <= high]
+    return st.sampled_from(legal) | st.floats(low, high, exclude_min="gt" in bounds)
+
+
+@st.composite
+def legal_samplings(draw: st.DrawFn) -> Sampling:
+    ids = st.integers(0, VOCABULARY - 1)
+    return Sampling(
+        max_tokens=9,
+        min_tokens=draw(st.integers(0, 9)),
+        temperature=draw(legal_floats("temperature") | st.just(0.0)),
+        top_p=draw(legal_floats("top_p")),
+        top_k=draw(st.sampled_from([0, 1, 2, VOCABULARY, 2**31 - 1])),
+        min_p=draw(legal_floats("min_p")),
+        presence_penalty=draw(legal_floats("presence_penalty")),
+        frequency_penalty=draw(legal_floats("frequency_penalty")),
+        repetition_penalty=draw(legal_floats("repetition_penalty")),
+        logit_bias=draw(st.dictionaries(ids, st.floats(-100, 100), max_size=4)),
+        seed=draw(st.none() | st.integers(-(2**63), 2**63 - 1)),
+        stop_token_ids=tuple(draw(st.lists(ids, max_size=VOCABULARY))),
+        logprobs=draw(st.none() | st.integers(0, 20)),
+        beam_width=draw(st.sampled_from([0, 0, 3, 16])),
+    )
+
+
+LARGE = float(torch.finfo(torch.float32).max)
+finite_logits = st.lists(
+    st.floats(-30, 30, width=32) | st.sampled_from([0.0, 1e-45, -1e-38, LARGE, -LARGE, -torch.inf]),
+    min_size=VOCABULARY,
+    max_size=VOCABULARY,
+).filter(lambda row: max(row) > -torch.inf)
+broken_logits = st.lists(
+    st.sampled_from([0.0, torch.nan, torch.inf, -torch.inf]), min_size=VOCABULARY, max_size=VOCABULARY
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.lists(st.tuples(legal_samplings(), finite_logits | broken_logits), min_size=1, max_size=5),
+    st.lists(st.integers(0, VOCABULARY - 1), max_size=8),
+)
+def test_every_row_has_a_legal_token_or_an_error_of_its_own(
+    rows: list[tuple[Sampling, list[float]]], output: list[int]
+) -> None:
+    logits = torch.tensor([row for _, row in rows])
+    for (sampling, row), result in zip(rows, read([s for s, _ in rows], logits, tuple(output)), strict=True):
+        banned = {7} | ({3, *sampling.stop_token_ids} if len(output) < sampling.min_tokens else set())
+        permitted = {i for i, logit in enumerate(row) if logit > -torch.inf} - banned
+        if not torch.tensor(row).amax().isfinite():
+            assert (result.error, result.param) == (NOT_FINITE, "")
+        elif not permitted:
+            assert (result.error, result.param) == (f"min_tokens: {NOTHING_PERMITTED}", "min_tokens")
+        else:
+            assert not result.error
+            assert result.token_id in permitted
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_tokens=1), Sampling(max_tokens=1, top_k=2)])
+def test_a_row_that_is_not_finite_fails_alone(sampling: Sampling) -> None:
+    logits = ROW.repeat(3, 1)
+    logits[1] = torch.nan
+    before, broken, after = read([sampling] * 3, logits)
+    assert (broken.error, before.error, after.error) == (NOT_FINITE, "", "")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_the_greedy_token_of_a_broken_row_is_in_the_vocabulary(value: float) -> None:
+    token_ids, is_finite = greedy_argmax(torch.full((2, 40), value), torch.tensor([7]))
+    assert all(0 <= token_id < 40 for token_id in token_ids.tolist())
+    assert not is_finite.any()
+
+
+def test_log_probabilities_in_groups_of_rows_are_those_of_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    sequence = make_sequence(Sampling(max_tokens=1, prompt_logprobs=2), tuple(range(11)))
+    targets = make_sequence(Sampling(max_tokens=0), tuple(range(11)))
+    targets.targets = {at: [at, 3] for at in range(2, 11)}
+    rows = [Row(sequence, 0, 11, samples=True), Row(targets, 0, 11, samples=True)]
+    positions = [logit_positions(row) for row in rows]
+    logits = torch.randn(sum(map(len, positions)), VOCABULARY)
+    whole = Sampler([], []).read(rows, positions, logits.clone())
+    monkeypatch.setattr("server.engine.sampler.ROWS_TOGETHER", 4)
+    parts = Sampler([], []).read(rows, positions, logits.clone())
+    assert [r.prompt_logprobs for r in parts] == [r.prompt_logprobs for r in whole]
+    assert [r.target_logprobs for r in parts] == [r.target_logprobs for r in whole]
+    assert len(whole[0].prompt_logprobs) == 10
+    assert sorted(whole[1].target_logprobs) == list(range(2, 11))

@@ -10,12 +10,12 @@ import pytest
 
 from model.prompt import EncodedPrompt
 from server.engine_client.client import EngineClient
-from server.errors import EngineFailed, ShuttingDown
+from server.errors import EngineFailed, InvalidRequest, ShuttingDown
 from server.metrics import Metrics
 from server.wire import Admitted, Finished, Generate, Inspect, Sampling, Token
 from tests.server.engine_client.requests import FakeDecoder, image, read_tokens, score, stream, text_prompt
 from tests.server.fakes import TOKENIZER, eventually
-from tests.server.scripted_engine import FAIL
+from tests.server.scripted_engine import FAIL, REFUSE
 
 pytestmark = pytest.mark.anyio
 
@@ -49,6 +49,12 @@ async def test_fail_all_ends_every_stream(engine: EngineClient) -> None:
 async def test_an_error_of_the_engine_fails_its_request(engine: EngineClient) -> None:
     with pytest.raises(EngineFailed, match="scripted to fail"):
         await read_tokens(stream(engine, "1", script=FAIL), 1)
+
+
+async def test_an_error_that_a_field_caused_is_the_clients(engine: EngineClient) -> None:
+    with pytest.raises(InvalidRequest, match="scripted to fail") as refusal:
+        await read_tokens(stream(engine, "1", script=REFUSE), 1)
+    assert refusal.value.param == "seed"
 
 
 async def test_ending_one_of_several_answers_keeps_the_stream_open(engine: EngineClient) -> None:

@@ -74,6 +74,20 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ),
     ("bad regex", {"prompt": "x", "structured_outputs": {"regex": "a("}}, 400, "invalid_value", "structured_outputs"),
     ("bad schema", {"prompt": "x", "structured_outputs": {"json": "{"}}, 400, "invalid_value", "structured_outputs"),
+    (
+        "large schema",
+        {"prompt": "x", "structured_outputs": {"json": {"enum": [f"value {i}" for i in range(12000)]}}},
+        400,
+        "invalid_value",
+        "structured_outputs",
+    ),
+    (
+        "large choice",
+        {"prompt": "x", "structured_outputs": {"choice": ["c" * 1024] * 129}},
+        400,
+        "invalid_value",
+        "structured_outputs",
+    ),
     ("no choice", {"prompt": "x", "structured_outputs": {"choice": []}}, 400, "invalid_value", "structured_outputs"),
     (
         "form of beams",
@@ -207,3 +221,18 @@ def refusal(body: bytes) -> InvalidRequest | MediaNotFound | None:
     except (InvalidRequest, MediaNotFound) as error:
         return error
     return None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("temperature", 101, "temperature: must be at least 0 and at most 100"),
+        ("repetition_penalty", 0, "repetition_penalty: must be above 0 and at most 100"),
+        ("seed", 2**63, f"seed: must be at least {-(2**63)} and at most {2**63 - 1}"),
+        ("logprobs", 21, "logprobs: must be at least 0 and at most 20"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_with_the_range(field: str, value: float, message: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        read(CompletionRequest, json.dumps({"prompt": "x", field: value}).encode())
+    assert (refusal.value.message, refusal.value.param) == (message, field)

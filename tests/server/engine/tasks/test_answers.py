@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
+from threading import Event
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
 
 from model.flamingo import Flamingo
 from model.reference import encode, log_probs
+from server.grammar import Grammars, Matcher
 from server.wire import Abort, Finished, Generate, Grammar, Sampling
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
     IMAGE_TOKEN,
     MODELS,
+    Client,
     Prompt,
     assert_all_released,
     assert_equals_reference,
@@ -192,5 +197,93 @@ def test_an_invalid_grammar_fails_its_request() -> None:
     answer = client("flamingo")
     answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=4, grammar=Grammar(kind="regex", text="(("))))
     answer.run()
-    assert answer.finished["a"].finish_reason == "error"
-    assert answer.finished["a"].error
+    finished = answer.finished["a"]
+    assert (finished.finish_reason, finished.param) == ("error", "structured_outputs")
+    assert "invalid regex" in finished.error
+    assert_all_released(answer.engine)
+
+
+class SlowGrammars(Grammars):
+    """Grammars that are compiled once `may_compile` is set, and counted."""
+
+    def __init__(self) -> None:
+        super().__init__(prompt_tokenizer())
+        self.may_compile = Event()
+        self.num_compiled = 0
+
+    def _matcher(self, grammar: Grammar) -> Matcher:
+        assert self.may_compile.wait(60)
+        self.num_compiled += 1
+        return super()._matcher(grammar)
+
+
+def with_slow_grammars(monkeypatch: pytest.MonkeyPatch) -> tuple[Client, SlowGrammars]:
+    grammars = SlowGrammars()
+    monkeypatch.setattr("server.engine.engine.Grammars", lambda tokenizer: grammars)
+    return client("flamingo"), grammars
+
+
+CAT = Sampling(max_tokens=9, n=4, grammar=Grammar(kind="regex", text="cats?"))
+
+
+def test_a_grammar_that_is_compiled_delays_no_other_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, grammars = with_slow_grammars(monkeypatch)
+    answer.engine.add(FEW_SHOT.request("a", CAT))
+    answer.engine.add(FEW_SHOT.request("neighbour"))
+    while "neighbour" not in answer.tokens or answer.tokens["neighbour"][-1].finish_reason is None:
+        answer.step()
+    assert_equals_reference("flamingo", FEW_SHOT, answer, "neighbour")
+    assert "a" not in answer.tokens
+    answer.step()
+    assert not answer.engine.is_waiting_for_media()  # the worker must not wait for a message
+    grammars.may_compile.set()
+    answer.run(20_000)
+    tokenizer = prompt_tokenizer()
+    texts = [tokenizer.decode([t.token_id for t in answer.tokens["a"] if t.index == index]) for index in range(4)]
+    assert all(re.fullmatch("cats?", text.removesuffix("</s>")) for text in texts), texts
+    assert grammars.num_compiled == 1
+    assert_all_released(answer.engine)
+
+
+def test_a_request_may_be_aborted_while_its_grammar_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, grammars = with_slow_grammars(monkeypatch)
+    answer.engine.add(FEW_SHOT.request("a", CAT))
+    answer.step()
+    answer.engine.abort(Abort("a", 1))
+    answer.engine.abort(Abort("a"))
+    answer.run()
+    assert answer.finished["a"].finish_reason == "abort"
+    assert_all_released(answer.engine)
+    grammars.may_compile.set()
+    answer.engine.add(FEW_SHOT.request("again", CAT))
+    answer.run(20_000)
+    assert answer.tokens["again"]
+    assert_all_released(answer.engine)
+
+
+(S,) = prompt_tokenizer().encode_plain("s")
+MANY = {f"k{i}": {"type": "string"} for i in range(600)}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        # after "cat", the grammar permits an "s" or the end, and min_tokens forbids both
+        (
+            Sampling(max_tokens=9, min_tokens=8, grammar=Grammar(kind="regex", text="cat(s*)"), stop_token_ids=(S,)),
+            "no next token is permitted",
+        ),
+        # found to be too complex after the first token
+        (Sampling(max_tokens=9, grammar=Grammar(kind="json", text=json.dumps({"properties": MANY}))), "max is 2000"),
+    ],
+)
+def test_an_answer_that_its_grammar_cannot_continue_fails_alone(sampling: Sampling, message: str) -> None:
+    answer = client("flamingo")
+    bias = dict.fromkeys(prompt_tokenizer().encode_plain("{"), 100.0)
+    answer.engine.add(FEW_SHOT.request("a", msgspec.structs.replace(sampling, logit_bias=bias)))
+    answer.engine.add(FEW_SHOT.request("neighbour"))
+    answer.run()
+    assert answer.finished["a"].param == "structured_outputs"
+    assert message in answer.finished["a"].error
+    assert_equals_reference("flamingo", FEW_SHOT, answer, "neighbour")
+    assert_all_released(answer.engine)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 
 from model.batch import whole_sequences
 from model.flamingo import Flamingo
+from model.layered import LayeredForward
 from model.vision import normalise
 from server.engine.tasks.embedding import WINDOW
-from server.wire import Abort, Embed, EmbedText, MediaFailed, MediaWanted
+from server.wire import Abort, Embed, EmbedText, MediaFailed, MediaWanted, Outbound
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
@@ -161,6 +163,21 @@ def test_pixels_are_requested_for_a_few_media_at_a_time() -> None:
     assert_all_released(answer.engine)
 
 
+def test_requests_for_media_take_turns() -> None:
+    answer = client("flamingo")
+    digests = [bytes([i]) * 32 for i in range(49)]
+    answer.images |= {digest: frames(i) for i, digest in enumerate(digests)}
+    answer.engine.add(Embed(request_id="long", media=digests[:48]))
+    answer.step()
+    answer.engine.add(Embed(request_id="short", media=digests[48:]))
+    for _ in range(4):
+        answer.step()
+    assert list(answer.embedded) == ["short"]
+    answer.run()
+    assert len(answer.embedded["long"]) == 48
+    assert_all_released(answer.engine)
+
+
 def test_a_step_that_waits_for_pixels_does_nothing() -> None:
     answer = client("flamingo")
     answer.engine.add(embed("a", [0]))
@@ -282,26 +299,78 @@ def test_embedding_texts_does_not_change_answers() -> None:
     assert_all_released(answer.engine)
 
 
-def test_one_forward_of_texts_per_step_for_any_number_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = client("flamingo", replace(CONFIG, max_tokens_per_step=4))
-    forwards: list[int] = []
-    embed_texts = answer.engine.runner.embed_texts
+def watch_rounds(answer: Client, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Note each piece of a forward without a cache: which engine step it follows, and its tokens."""
+    pieces: list[tuple[int, int]] = []
+    steps, step, run = [0], answer.engine.step, LayeredForward.run
 
-    def watched(texts: Sequence[list[int]]) -> NDArray[np.float32]:
-        forwards.append(len(texts))
-        return embed_texts(texts)
+    def counted() -> list[Outbound]:
+        steps[0] += 1
+        return step()
 
-    monkeypatch.setattr(answer.engine.runner, "embed_texts", watched)
-    answer.engine.add(FEW_SHOT.request("prompt"))
+    def watched(forward: LayeredForward, layer: torch.nn.Module) -> Iterator[int]:
+        for num_tokens in run(forward, layer):
+            pieces.append((steps[0], num_tokens))
+            yield num_tokens
+
+    monkeypatch.setattr(answer.engine, "step", counted)
+    monkeypatch.setattr(LayeredForward, "run", watched)
+    return pieces
+
+
+def test_a_round_has_few_tokens_for_any_number_of_requests_and_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = client("flamingo", replace(CONFIG, max_tokens_per_step=64))
+    pieces = watch_rounds(answer, monkeypatch)
+    long = [list(range(100)), list(range(90)), [1, 2, 3]]
     for name in "abc":
-        answer.engine.add(EmbedText(request_id=name, texts=TEXTS))
-    while answer.engine.has_work():
-        before = len(forwards)
-        answer.step()
-        assert len(forwards) - before <= 1
-    # 4 tokens of texts together, and the text of 40 alone
-    assert forwards == [2, 1, 1, 1] * 3
+        answer.engine.add(EmbedText(request_id=name, texts=long))
+    answer.run(2000)
+    num_layers = len(MODELS["flamingo"].language_model.layers)
+    tokens: Counter[int] = Counter()
+    for step, num_tokens in pieces:
+        tokens[step] += num_tokens
+    # a sixteenth of a step: 4 tokens through each layer, and less than one piece more
+    assert max(tokens.values()) < (4 + 4) * num_layers
+    assert sum(tokens.values()) == 3 * 193 * num_layers
     assert all((answer.embedded[name] == answer.embedded["a"]).all() for name in "bc")
+    expected = np.stack([text_vector(MODELS["flamingo"], ids) for ids in long])
+    assert answer.embedded["a"] == pytest.approx(expected, abs=1e-5)
+    assert_all_released(answer.engine)
+
+
+def test_texts_take_turns_with_each_other_and_with_steps() -> None:
+    answer = client("flamingo", replace(CONFIG, max_tokens_per_step=64))
+    answer.engine.add(EmbedText(request_id="long", texts=[list(range(100))] * 20))
+    for _ in range(5):
+        answer.step()
+    answer.engine.add(EmbedText(request_id="short", texts=[[1, 2, 3]]))
+    answer.engine.add(FEW_SHOT.request("prompt"))
+    alone = client("flamingo", replace(CONFIG, max_tokens_per_step=64))
+    alone.engine.add(FEW_SHOT.request("prompt"))
+    num_steps = 0
+    while alone.engine.has_work():
+        alone.step()
+        num_steps += 1
+    for _ in range(num_steps):
+        answer.step()
+    assert_equals_reference("flamingo", FEW_SHOT, answer, "prompt")
+    assert "short" in answer.embedded
+    assert "long" not in answer.embedded
+    answer.run(2000)
+    assert answer.embedded["long"].shape == (20, 32)
+    assert_all_released(answer.engine)
+
+
+def test_running_out_of_memory_fails_only_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*arguments: object) -> None:
+        raise torch.OutOfMemoryError
+
+    answer = client("flamingo")
+    answer.engine.add(FEW_SHOT.request("prompt"))
+    answer.engine.add(EmbedText(request_id="a", texts=TEXTS))
+    monkeypatch.setattr("server.engine.tasks.embedding.LayeredForward", exhausted)
+    answer.run()
+    assert "no memory" in answer.finished["a"].error
     assert_equals_reference("flamingo", FEW_SHOT, answer, "prompt")
     assert_all_released(answer.engine)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.inspect import media_weights, patch_grid, patch_shares
+from model.inspect import patch_grid, patch_shares
 from model.reference import encode
 from model.vision import normalise
 from server.wire import Abort, AttentionMap, Inspect, MediaFailed, MediaWanted
@@ -24,6 +25,7 @@ from tests.engine_client import (
     frames,
     source,
 )
+from tests.model.test_inspect import media_weights
 from tests.tiny_models import FAMILIES, Family
 
 
@@ -103,6 +105,37 @@ def test_inspecting_does_not_change_answers_and_requests_cached_media_again() ->
     assert "gone" not in answer.inspected
     assert len(answer.inspected["a"].maps) == 1
     assert_equals_reference("flamingo", FEW_SHOT, answer, "prompt")
+    assert_all_released(answer.engine)
+
+
+def test_a_round_encodes_few_frames_and_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = client("flamingo", replace(CONFIG, max_tokens_per_step=32))
+    for image in range(4):
+        answer.images[source(image)] = frames(image, num_frames=5)
+    frames_by_step: Counter[int] = Counter()
+    tokens_by_step: Counter[int] = Counter()
+    model, step = answer.engine.runner.model, 0
+    features, embed = model.features, model.language_model.layers[0].forward
+
+    def watched(pixels: torch.Tensor) -> torch.Tensor:
+        frames_by_step[step] += pixels.shape[0] * pixels.shape[1]
+        return features(pixels)
+
+    def counted(x: torch.Tensor, *arguments: object) -> torch.Tensor:
+        tokens_by_step[step] += len(x)
+        return embed(x, *arguments)
+
+    monkeypatch.setattr(model, "features", watched)
+    monkeypatch.setattr(model.language_model.layers[0], "forward", counted)
+    answer.engine.add(inspect("a", FEW_SHOT, 26))
+    while answer.engine.has_work():
+        step += 1
+        answer.step()
+    assert sorted(frames_by_step.values(), reverse=True) == [2] * 8 + [1] * 4
+    # a sixteenth of a step: 2 tokens through each layer, or more through one layer, and less than one piece more
+    assert max(tokens_by_step.values()) < (2 + 2) * len(model.language_model.layers)
+    assert sum(tokens_by_step.values()) == 27
+    assert grid(answer.inspected["a"].maps[0]).shape == (5, 2, 2)
     assert_all_released(answer.engine)
 
 

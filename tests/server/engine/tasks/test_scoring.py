@@ -153,6 +153,22 @@ def test_many_candidates_run_in_waves(max_sequences: int) -> None:
     assert_all_released(answer.engine)
 
 
+@pytest.mark.parametrize("length", [2, 5, 30, 61])
+def test_only_candidates_that_fill_a_step_are_forked(length: int) -> None:
+    answer = client("flamingo", replace(CONFIG, max_tokens_per_step=24, num_blocks=512))
+    candidates = [[(i + j) % 256 for j in range(length)] for i in range(12)]
+    answer.engine.add(score("a", FEW_SHOT, candidates))
+    max_left = 0
+    while answer.engine.has_work():
+        answer.step()
+        candidate_rows = [s for s in answer.engine.scheduler.running if not s.is_stem]
+        max_left = max(max_left, sum(len(s.token_ids) - s.num_computed for s in candidate_rows))
+    # the last of them may begin while one token of the step is left
+    assert max_left < 24 + length
+    assert_scored("flamingo", FEW_SHOT, candidates, answer.scored["a"].logprobs)
+    assert_all_released(answer.engine)
+
+
 def test_steps_with_more_rows_than_were_recorded_are_not_replayed() -> None:
     """Candidates of two tokens are decode steps to the graphs; beams may be more rows than sequences may run."""
 

@@ -1,0 +1,147 @@
+"""Grammars: what each permits, what is refused, and each compiled once, away from the thread that asks for it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from server.grammar import MAX_BYTES, MAX_COMPILED, MAX_SYMBOLS, GrammarError, Grammars, Matcher, check
+from server.wire import Grammar
+from tests.tiny_models import prompt_tokenizer
+
+TOKENIZER = prompt_tokenizer()
+VOCAB_SIZE = 300
+
+
+class Watched(Grammars):
+    """Grammars that note which are compiled, and wait for `may_compile` before each."""
+
+    def __init__(self) -> None:
+        super().__init__(TOKENIZER)
+        self.may_compile = threading.Event()
+        self.compiled: list[str] = []
+        self.threads: set[int] = set()
+
+    def _matcher(self, grammar: Grammar) -> Matcher:
+        assert self.may_compile.wait(60)
+        self.compiled.append(grammar.text)
+        self.threads.add(threading.get_ident())
+        return super()._matcher(grammar)
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    grammars = Watched()
+    yield grammars
+    grammars.may_compile.set()
+
+
+def regex(text: str) -> Grammar:
+    return Grammar(kind="regex", text=text)
+
+
+def schema(value: object) -> Grammar:
+    return Grammar(kind="json", text=json.dumps(value))
+
+
+def accept(matcher: Matcher, text: str) -> None:
+    for token_id in TOKENIZER.encode_plain(text):
+        matcher.accept(token_id)
+
+
+def permitted(matcher: Matcher) -> str:
+    return TOKENIZER.decode([int(i) for i in np.flatnonzero(matcher.allowed(VOCAB_SIZE))], skip_special_tokens=True)
+
+
+def test_copies_of_a_matcher_are_followed_alone() -> None:
+    first = Grammars(TOKENIZER).compile(regex("ca?t")).result()
+    copied, other = first.copy(), first.copy()
+    accept(copied, "c")
+    assert (permitted(copied), permitted(other), permitted(first)) == ("at", "c", "c")
+    accept(copied, "t")
+    assert (copied.is_complete, other.is_complete) == (True, False)
+
+
+def test_a_token_that_is_not_permitted_is_an_error_and_no_end() -> None:
+    matcher = Grammars(TOKENIZER).compile(regex("cat")).result().copy()
+    accept(matcher, "d")
+    assert "doesn't satisfy the grammar" in matcher.error
+    assert not matcher.is_complete
+    assert not matcher.allowed(VOCAB_SIZE).any()
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        (regex("a("), "invalid regex"),
+        (schema({"type": "nothing"}), "Invalid type"),
+        (Grammar(kind="json", text="{"), "at line 1"),
+        (Grammar(kind="json", text='{"items":' * 300 + "{}" + "}" * 300), "recursion limit"),
+        (Grammar(kind="choice", choices=()), "at least one string"),
+        (Grammar(kind="choice", choices=("a", "")), "no empty one"),
+        (regex("a" * (MAX_BYTES + 1)), f"regex has {MAX_BYTES + 1} bytes, the limit is {MAX_BYTES}"),
+        (Grammar(kind="choice", choices=("é" * 1024,) * 65), f"choice has 133120 bytes, the limit is {MAX_BYTES}"),
+        (schema({"anyOf": [{"properties": {f"k{i}": {"type": "integer"}}} for i in range(2500)]}), f"{MAX_SYMBOLS}"),
+    ],
+)
+def test_a_grammar_that_cannot_be_used_is_refused(grammar: Grammar, message: str) -> None:
+    with pytest.raises(GrammarError, match=message):
+        Grammars(TOKENIZER).compile(grammar).result()
+
+
+def test_the_largest_grammar_is_compiled() -> None:
+    values = [f"{i:08x}" for i in range(MAX_BYTES // 12 - 10)]
+    grammar = schema({"enum": values})
+    check(grammar)
+    assert permitted(Grammars(TOKENIZER).compile(grammar).result()) == '"'
+
+
+def test_a_grammar_is_compiled_once_in_another_thread(watched: Watched) -> None:
+    futures = [watched.compile(regex("cat")) for _ in range(16)]
+    assert not futures[0].done()
+    watched.may_compile.set()
+    assert {id(future.result(60)) for future in futures} == {id(futures[0].result())}
+    assert watched.compiled == ["cat"]
+    assert threading.get_ident() not in watched.threads
+
+
+def test_the_smallest_waiting_grammar_is_next(watched: Watched) -> None:
+    running = watched.compile(regex("a"))
+    futures = [watched.compile(regex("b" * length)) for length in (400, 30, 200)]
+    watched.may_compile.set()
+    for future in [running, *futures]:
+        future.result(60)
+    # the thread may have taken any of them before the others came
+    assert [len(text) for text in watched.compiled[1:]] == sorted(len(text) for text in watched.compiled[1:])
+
+
+def test_the_grammars_used_last_are_kept(watched: Watched) -> None:
+    watched.may_compile.set()
+    for number in range(MAX_COMPILED):
+        watched.compile(regex(f"x{number}")).result(60)
+    watched.compile(regex("x0")).result(60)
+    watched.compile(regex("y")).result(60)  # in the place of x1
+    for text in ("x0", "x2", "x1"):
+        watched.compile(regex(text)).result(60)
+    assert watched.compiled[MAX_COMPILED:] == ["y", "x1"]
+
+
+def test_a_panic_of_the_compiler_refuses_the_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(grammar: Grammar) -> str:
+        raise BaseException("panicked")
+
+    monkeypatch.setattr("server.grammar.source", panic)
+    with pytest.raises(GrammarError, match="this regex cannot be compiled"):
+        Grammars(TOKENIZER).compile(regex("a")).result(60)
+
+
+def test_choices_are_taken_as_they_are() -> None:
+    choice = Grammar(kind="choice", choices=('say "hi"', "a|b\\n"))
+    for text in choice.choices:
+        matcher = Grammars(TOKENIZER).compile(choice).result().copy()
+        accept(matcher, text)
+        assert matcher.is_complete
