@@ -164,7 +164,8 @@ class EngineClient:
 
     @contextmanager
     def _open(self, request: wire.Request, media: Mapping[bytes, EncodedMedia]) -> Iterator[OpenRequest]:
-        worker = self._supervisor.ready_worker()
+        if (worker := self._supervisor.worker) is None:
+            raise EngineNotReady(f"the model is not ready: the engine is {self.state}")
         if not self._open_requests:
             self._last_progress = time.monotonic()
         opened = self._open_requests[request.request_id] = OpenRequest(media)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from server.engine.config import EngineConfig
 from server.engine.sampler import Result
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Order, Sequence
@@ -23,7 +22,10 @@ class Answers(SequenceTask):
         self, request: Generate, order: Order, scheduler: Scheduler, eos_ids: frozenset[int], grammars: Grammars
     ) -> None:
         super().__init__(request.request_id, request.prompt.media)
-        _check_length(request, scheduler.config)
+        length, max_tokens = len(request.prompt.token_ids), request.sampling.max_tokens
+        limit = scheduler.config.max_model_len
+        if length + max_tokens > limit:
+            raise RequestError(f"{length} prompt tokens and max_tokens {max_tokens} exceed max_model_len {limit}")
         self._request = request
         self._scheduler = scheduler
         self._stop_ids = frozenset(request.sampling.stop_token_ids)
@@ -31,9 +33,8 @@ class Answers(SequenceTask):
             self._stop_ids |= eos_ids
         self._prompt_logprobs: dict[int, TokenLogprob] = {}
         self._is_prompt_scored = False
-        first, *held_back = self._create_sequences(order, grammars)
-        self._live: dict[int, Sequence] = {0: first}
-        self._held_back: list[Sequence] = held_back
+        self.first_sequence, *self._held_back = self._create_sequences(order, grammars)
+        self._live = {0: self.first_sequence}
 
     def _create_sequences(self, order: Order, grammars: Grammars) -> list[Sequence]:
         prompt, sampling = self._request.prompt, self._request.sampling
@@ -42,9 +43,6 @@ class Answers(SequenceTask):
             for sequence in sequences:
                 sequence.matcher = grammars.matcher(sampling.grammar)
         return sequences
-
-    def begin(self) -> Iterable[bytes]:
-        return self._scheduler.add(self._live[0])
 
     def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
         yield Admitted(
@@ -134,11 +132,3 @@ class Answers(SequenceTask):
         self._scheduler.finish(sequence)
         del self._live[sequence.index]
         self.is_finished = not self._live and not self._held_back
-
-
-def _check_length(request: Generate, config: EngineConfig) -> None:
-    length, max_tokens = len(request.prompt.token_ids), request.sampling.max_tokens
-    if length + max_tokens > config.max_model_len:
-        raise RequestError(
-            f"{length} prompt tokens and max_tokens {max_tokens} exceed max_model_len {config.max_model_len}"
-        )

@@ -43,11 +43,9 @@ class Task:
 
 
 class SequenceTask(Task, ABC):
-    """A task whose sequences take part in steps."""
+    """A task whose sequences take part in steps; the engine queues `first_sequence`, which computes the prompt."""
 
-    @abstractmethod
-    def begin(self) -> Iterable[bytes]:
-        """Queue the first sequence; return the sources to request."""
+    first_sequence: Sequence
 
     def prepare(self) -> None:
         """Prepare for a step that is about to be scheduled."""
