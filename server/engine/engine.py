@@ -65,7 +65,7 @@ class Engine:
         """Begin a request; one that could never run ends at the next step, with an error."""
         self._is_stuck = False
         try:
-            if self._find(request.request_id) is not None:
+            if request.request_id in self._sequence_tasks or request.request_id in self._side_tasks:
                 raise RequestError(f"request id {request.request_id} is in use")
             task = self._factory.create(request)
         except RequestError as error:
@@ -76,14 +76,16 @@ class Engine:
             self._side_tasks[task.request_id] = task
         else:
             self._sequence_tasks[task.request_id] = task
-            self._events += map(MediaWanted, task.begin())
+            if task.compiling is None:
+                self._events += map(MediaWanted, self.scheduler.add(task.first_sequence))
 
     def abort(self, abort: Abort) -> None:
         self._is_stuck = False
+        sequences = self._sequence_tasks.get(abort.request_id)
         if abort.index is None:
-            if (task := self._find(abort.request_id)) is not None:
+            if (task := sequences or self._side_tasks.get(abort.request_id)) is not None:
                 self._handle(task, task.end("abort"))
-        elif (sequences := self._sequence_tasks.get(abort.request_id)) is not None:
+        elif sequences is not None:
             self._handle(sequences, sequences.end_answer(abort.index))
 
     def supply(self, media: MediaPixels) -> None:
@@ -107,7 +109,7 @@ class Engine:
                 self._handle(task, task.end("error", failure.message))
 
     def pin(self, pin: Pin) -> None:
-        for key in filter(None, map(self.media.key, pin.digests)):
+        for key in filter(None, map(self.media.content_keys.get, pin.digests)):
             if pin.is_kept:
                 self.media.slots.pin(key)
             else:
@@ -193,11 +195,8 @@ class Engine:
         self._side_tasks.pop(task.request_id, None)
         if (sequences := self._sequence_tasks.pop(task.request_id, None)) is not None:
             sequences.release()
-        needed = {self.media.key(source) for other in self._tasks() for source in other.media}
+        needed = {self.media.content_keys.get(source) for other in self._tasks() for source in other.media}
         self.media.forget_frames({key for key in needed if key is not None})
 
     def _tasks(self) -> Iterable[Task]:
         return chain(self._sequence_tasks.values(), self._side_tasks.values())
-
-    def _find(self, request_id: str) -> Task | None:
-        return self._sequence_tasks.get(request_id) or self._side_tasks.get(request_id)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-MAX_ALIASES = 1 << 20
+MAX_SOURCES = 1 << 20
 MAX_POOLED = 1 << 12
 
 Value = TypeVar("Value")
@@ -163,17 +163,13 @@ class MediaCache:
 
     def __init__(self, num_slots: int, host_bytes: int, salt: bytes) -> None:
         self.slots = MediaSlots(num_slots)
+        self.content_keys: LruCache[bytes] = LruCache(MAX_SOURCES)  # by source, once it was supplied
         self.host: LruCache[Tensor] = LruCache(host_bytes, lambda tokens: tokens.nbytes)  # visual tokens [R, Dv]
         self.pooled: LruCache[NDArray[np.float32]] = LruCache(MAX_POOLED)  # features [Dv] of length one
         self.nonfinite: set[bytes] = set()  # keys whose encoding in this step was not finite
         self._salt = salt
-        self._aliases: LruCache[bytes] = LruCache(MAX_ALIASES)  # source -> key
         self._frames: dict[bytes, np.ndarray] = {}
         self._requested: set[bytes] = set()
-
-    def key(self, source: bytes) -> bytes | None:
-        """Return the content key of a source that was supplied before."""
-        return self._aliases.get(source)
 
     def request(self, sources: Iterable[bytes]) -> list[bytes]:
         """Return the sources that have not been requested yet, and note that they are."""
@@ -185,7 +181,7 @@ class MediaCache:
         """Receive requested frames; they are kept until encoded, if the page or the features are still missing."""
         key = content_key(frames, self._salt)
         self._requested.discard(source)
-        self._aliases.put(source, key)
+        self.content_keys.put(source, key)
         lacks_page = for_page and not self._is_encoded(key)
         if lacks_page or (for_pooling and key not in self.pooled):
             self._frames[key] = frames

@@ -61,9 +61,17 @@ class Scheduler:
         self._copies: list[tuple[int, int]] = []
 
     def add(self, sequence: Sequence) -> list[bytes]:
-        """Queue a sequence; return the sources to request."""
+        """Queue a sequence, and return the sources to request.
+
+        These were never supplied or, after a cached prefix, are no longer in any cache.
+        """
         self.queue(sequence)
-        return self.media.request(self._missing_sources(sequence))
+        first = 0
+        if self._resolve(sequence):
+            num_cached = len(self._cached_prefix(sequence)) * self.config.block_size
+            first = max(sequence.media_index[num_cached], 0)
+        keys = ((source, self.media.content_keys.get(source)) for source in sequence.sources[first:])
+        return self.media.request(source for source, key in keys if key is None or not self.media.is_ready(key))
 
     def queue(self, sequence: Sequence) -> None:
         sequence.is_waiting = True
@@ -131,15 +139,6 @@ class Scheduler:
         queue = self.waiting if sequence.is_waiting else self.running
         queue.remove(sequence)
 
-    def _missing_sources(self, sequence: Sequence) -> list[bytes]:
-        """Return sources that were never supplied and, after a cached prefix, those that are no longer in any cache."""
-        first = 0
-        if self._resolve(sequence):
-            num_cached = len(self._cached_prefix(sequence)) * self.config.block_size
-            first = max(sequence.media_index[num_cached], 0)
-        keys = ((source, self.media.key(source)) for source in sequence.sources[first:])
-        return [source for source, key in keys if key is None or not self.media.is_ready(key)]
-
     def _schedule_running(self, plan: Plan) -> None:
         for sequence in list(self.running):
             if sequence.is_waiting:  # it was preempted for one before it
@@ -202,7 +201,7 @@ class Scheduler:
     def _resolve(self, sequence: Sequence) -> bool:
         """Return whether the content keys of all media are known: the prefix cache is keyed by them."""
         if len(sequence.keys) < len(sequence.sources):
-            keys = [self.media.key(source) for source in sequence.sources]
+            keys = [self.media.content_keys.get(source) for source in sequence.sources]
             sequence.keys = [key for key in keys if key is not None]
         return len(sequence.keys) == len(sequence.sources)
 

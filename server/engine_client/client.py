@@ -164,7 +164,9 @@ class EngineClient:
 
     @contextmanager
     def _open(self, request: wire.Request, media: Mapping[bytes, EncodedMedia]) -> Iterator[OpenRequest]:
-        worker = self._supervisor.ready_worker()
+        worker, state = self._supervisor.worker, self.state
+        if worker is None or state != "ready":
+            raise EngineNotReady(f"the model is not ready: the engine is {state}")
         if not self._open_requests:
             self._watchdog.progress()
         opened = self._open_requests[request.request_id] = OpenRequest(media)

@@ -22,7 +22,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from server.errors import EngineDied, EngineNotReady
+from server.errors import EngineDied
 from server.metrics import Metrics
 from server.settings import Settings, child_environment
 from server.wire import MAX_MESSAGE_BYTES, WORKER_MODULE, Inbound, Outbound, Start, decode_outbound, encode
@@ -196,12 +196,6 @@ class Supervisor:
         self._metrics.engine_ready.set(1)
         self._start_settled.set()
         logger.info("the engine is ready", extra=info)
-
-    def ready_worker(self) -> WorkerProcess:
-        """Return the worker. Raises `EngineNotReady`."""
-        if (state := self.state) != "ready" or self.worker is None:
-            raise EngineNotReady(f"the model is not ready: the engine is {state}")
-        return self.worker
 
     def kill(self, worker: WorkerProcess) -> None:
         """Kill the current worker; another one is started when it has ended."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from server.engine.config import EngineConfig
 from server.engine.sampler import Result
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Order, Sequence
@@ -23,7 +22,10 @@ class Answers(SequenceTask):
         self, request: Generate, order: Order, scheduler: Scheduler, eos_ids: frozenset[int], grammars: Grammars
     ) -> None:
         super().__init__(request.request_id, request.prompt.media)
-        _check_length(request, scheduler.config)
+        length, max_tokens = len(request.prompt.token_ids), request.sampling.max_tokens
+        limit = scheduler.config.max_model_len
+        if length + max_tokens > limit:
+            raise RequestError(f"{length} prompt tokens and max_tokens {max_tokens} exceed max_model_len {limit}")
         self._request = request
         self._scheduler = scheduler
         self._stop_ids = frozenset(request.sampling.stop_token_ids)
@@ -32,19 +34,15 @@ class Answers(SequenceTask):
         self._prompt_logprobs: dict[int, TokenLogprob] = {}
         self._is_prompt_scored = False
         self._live: dict[int, Sequence] = {}
-        self._held_back = self._create_sequences(order)
-        grammar = request.sampling.grammar
-        self.compiling = None if grammar is None else grammars.compile(grammar)
+        self.first_sequence, *_ = self._held_back = self._create_sequences(order)
+        if (grammar := request.sampling.grammar) is not None:
+            self.compiling = grammars.compile(grammar)
+        else:
+            self._live[0] = self._held_back.pop(0)
 
     def _create_sequences(self, order: Order) -> list[Sequence]:
         prompt, sampling = self._request.prompt, self._request.sampling
         return [Sequence(self.request_id, prompt, sampling, order, index) for index in range(sampling.n)]
-
-    def begin(self) -> Iterable[bytes]:
-        if self.compiling is not None:
-            return []
-        self._live[0] = self._held_back.pop(0)
-        return self._scheduler.add(self._live[0])
 
     def prepare(self) -> list[Outbound]:
         """Begin once the grammar is compiled."""
@@ -57,7 +55,8 @@ class Answers(SequenceTask):
             return list(self.end("error", f"structured_outputs: {error}", param="structured_outputs"))
         for sequence in self._held_back:
             sequence.matcher = matcher.copy()
-        return [MediaWanted(source) for source in self.begin()]
+        self._live[0] = self._held_back.pop(0)
+        return [MediaWanted(source) for source in self._scheduler.add(self.first_sequence)]
 
     def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
         yield Admitted(
@@ -147,11 +146,3 @@ class Answers(SequenceTask):
         self._scheduler.finish(sequence)
         del self._live[sequence.index]
         self.is_finished = not self._live and not self._held_back
-
-
-def _check_length(request: Generate, config: EngineConfig) -> None:
-    length, max_tokens = len(request.prompt.token_ids), request.sampling.max_tokens
-    if length + max_tokens > config.max_model_len:
-        raise RequestError(
-            f"{length} prompt tokens and max_tokens {max_tokens} exceed max_model_len {config.max_model_len}"
-        )

@@ -41,7 +41,7 @@ class MediaEmbedding(SideTask):
         """Encode media whose pixels have arrived, within the step's frames; request the pixels of the others."""
         lacking = []
         for source in islice(self.media, WINDOW):
-            key = self._cache.key(source)
+            key = self._cache.content_keys.get(source)
             if key is None or not self._is_provided(key, plan):
                 lacking.append(source)
         return self._cache.request(lacking)
@@ -68,7 +68,7 @@ class MediaEmbedding(SideTask):
 
     def _is_encoded(self, source: bytes) -> bool:
         """Return whether the features are known, or known not to be finite."""
-        return self._vector(source) is not None or self._cache.key(source) in self._cache.nonfinite
+        return self._vector(source) is not None or self._cache.content_keys.get(source) in self._cache.nonfinite
 
     def run_between_steps(self) -> Iterable[Outbound]:
         for key in self._held:
@@ -77,7 +77,7 @@ class MediaEmbedding(SideTask):
         for source in self.media:
             if (vector := self._vector(source)) is not None:
                 self._vectors[source] = vector
-            elif self._cache.key(source) in self._cache.nonfinite:
+            elif self._cache.content_keys.get(source) in self._cache.nonfinite:
                 return self.end("error", NOT_FINITE)
         self.media = [source for source in self.media if source not in self._vectors]
         if self.media:
@@ -86,7 +86,7 @@ class MediaEmbedding(SideTask):
         return [_embedded(self.request_id, [self._vectors[source] for source in self._request.media])]
 
     def _vector(self, source: bytes) -> NDArray[np.float32] | None:
-        key = self._cache.key(source)
+        key = self._cache.content_keys.get(source)
         return None if key is None else self._cache.pooled.get(key)
 
 

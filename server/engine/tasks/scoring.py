@@ -29,15 +29,13 @@ class Scoring(SequenceTask):
         first = {len(request.prompt.token_ids) - 1: [candidate[0] for candidate in request.candidates]}
         self._stem = Sequence(request.request_id, request.prompt, Sampling(max_tokens=0), order, targets=first)
         self._stem.is_stem = True
+        self.first_sequence = self._stem
         self._queue_seconds = 0.0
         self._waiting = deque(index for index, candidate in enumerate(request.candidates) if len(candidate) > 1)
         self._live: dict[int, Sequence] = {}
         # log-probabilities of each candidate's first token, and of its later ones by position
         self._first: list[float] = []
         self._later: dict[int, dict[int, float]] = {index: {} for index in self._waiting}
-
-    def begin(self) -> Iterable[bytes]:
-        return self._scheduler.add(self._stem)
 
     def prepare(self) -> list[Outbound]:
         """Fork candidates to fill a step, if they can run. A stem that was preempted is computed again first."""

@@ -49,13 +49,14 @@ class Task:
 
 
 class SequenceTask(Task, ABC):
-    """A task whose sequences take part in steps, once its grammar is compiled if it has one."""
+    """A task whose sequences take part in steps.
+
+    The engine queues `first_sequence`, which computes the prompt, at once, or `prepare` does when the grammar is compiled.
+    """
 
     compiling: Future[Matcher] | None = None
 
-    @abstractmethod
-    def begin(self) -> Iterable[bytes]:
-        """Queue the first sequence; return the sources to request."""
+    first_sequence: Sequence
 
     def prepare(self) -> list[Outbound]:
         """Prepare for a step that is about to be scheduled."""

@@ -69,7 +69,7 @@ def test_the_warm_up_ends_and_leaves_nothing(family: Family, max_model_len: int)
     engine = answer.engine
     warm_up(engine, IMAGE_TOKEN, image_size=8)
     assert not engine.has_work()
-    assert engine.media.key(WARM_UP_DIGEST) is not None
+    assert engine.media.content_keys.get(WARM_UP_DIGEST) is not None
     assert engine.blocks.find(b"") is None
     assert not engine.blocks._hash_of
     assert_all_released(engine)

@@ -233,7 +233,7 @@ def test_an_evicted_page_comes_back_from_the_host_without_pixels() -> None:
     for i in range(4):
         answer.engine.add(Prompt(((i, 5),)).request(str(i)))
         answer.run()
-    assert answer.engine.media.slots.find(answer.engine.media.key(source(0)) or b"") is None
+    assert answer.engine.media.slots.find(answer.engine.media.content_keys.get(source(0)) or b"") is None
     answer.requested.clear()
     again = Prompt(((0, 7),))
     answer.engine.add(again.request("again"))

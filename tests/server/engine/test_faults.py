@@ -134,7 +134,7 @@ def test_a_corrupt_page_is_computed_again() -> None:
     prompt = Prompt(((0, 5),))
     answer.engine.add(prompt.request("before"))
     answer.run()
-    key = answer.engine.media.key(source(0))
+    key = answer.engine.media.content_keys.get(source(0))
     assert key is not None
     assert answer.engine.media.slots.pin(key)
     answer.engine.runner._media.pages[answer.engine.media.slots.find(key)] = torch.nan

@@ -88,8 +88,8 @@ def test_two_sources_of_one_image_have_one_key() -> None:
     frames = np.zeros((1, 2, 2, 3), np.uint8)
     media.supply(A, frames)
     media.supply(B, frames.copy())
-    assert media.key(A) == media.key(B)
-    assert media.key(C) is None
+    assert media.content_keys.get(A) == media.content_keys.get(B)
+    assert media.content_keys.get(C) is None
 
 
 def test_the_least_recently_used_value_is_dropped_first() -> None:
@@ -118,7 +118,7 @@ def test_discarding_media_frees_slots_without_references() -> None:
 def pooling(media: MediaCache, image: int) -> tuple[bytes, int | None]:
     frames = np.full((1, 2, 2, 3), image, np.uint8)
     media.supply(bytes([image]) * 32, frames, for_page=False, for_pooling=True)
-    key = media.key(bytes([image]) * 32)
+    key = media.content_keys.get(bytes([image]) * 32)
     assert key is not None
     assert media.has_frames(key)
     encoding = media.begin_pooling(key)

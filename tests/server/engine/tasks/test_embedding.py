@@ -108,7 +108,10 @@ def test_embedding_evicts_no_page_if_host_memory_keeps_its_tokens(monkeypatch: p
         answer.run()
     answer.engine.add(embed("a", range(2, 6)))
     answer.run()
-    assert all(answer.engine.media.slots.find(answer.engine.media.key(source(i)) or b"") is not None for i in (0, 1))
+    assert all(
+        answer.engine.media.slots.find(answer.engine.media.content_keys.get(source(i)) or b"") is not None
+        for i in (0, 1)
+    )
     counts = encoded(answer, monkeypatch)
     answer.engine.add(Prompt(((4, 5),)).request("later"))
     answer.run()
