@@ -11,11 +11,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from bench.fuzz import api
+from bench.fuzz import api, bodies, checkpoints, isolated, media, wire
 from bench.options import model_folder
 from bench.table import Report
 from bench.target import Target, running
 from server.settings import Settings
+
+# in sum more than 100,000
+INPUTS = {"media": 40_000, "bodies": 20_000, "wire": 40_000, "checkpoints": 10_000}
+HELP = {
+    "media": "mutated images and videos, for a decode process",
+    "bodies": "mutated JSON bodies, for a server",
+    "wire": "mutated messages between the processes",
+    "checkpoints": "mutated model folders and checkpoints",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,8 +35,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> Report:
-    with _target(options) as target:
-        return api.run(target, options.cases, seed=options.seed)
+    if options.door == "api":
+        with _target(options) as target:
+            return api.run(target, options.cases, seed=options.seed)
+    report = Report(f"Mutated {options.door}", {"inputs": options.inputs, "seed": options.seed})
+    return _find(options).report(report)
+
+
+def _find(options: argparse.Namespace) -> isolated.Tally:
+    match options.door:
+        case "media":
+            return media.run(options.inputs, options.seed)
+        case "bodies":
+            with _target(options) as target:
+                return bodies.run(target, options.inputs, options.seed)
+        case "wire":
+            return isolated.run(wire.make, options.inputs, options.seed)
+        case _:
+            return isolated.run(checkpoints.make, options.inputs, options.seed)
 
 
 @contextmanager
@@ -45,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     doors = parser.add_subparsers(dest="door", required=True)
     door = doors.add_parser("api", help="requests made from the OpenAPI document, by schemathesis")
     door.add_argument("--cases", type=int, default=20_000, help="cases to send (default: 20,000)")
+    for name, inputs in INPUTS.items():
+        door = doors.add_parser(name, help=HELP[name])
+        door.add_argument("--inputs", type=int, default=inputs, help=f"inputs to try (default: {inputs:,})")
     for door in doors.choices.values():
         door.add_argument("--seed", type=int, default=0, help="the first seed (default: 0)")
         door.add_argument("--model", default="tiny", help="the model of the server (default: tiny)")
