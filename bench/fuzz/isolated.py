@@ -43,7 +43,6 @@ class Tally:
         del self.numbers[name][3:]
 
     def merge(self, other: Tally) -> None:
-        self.num_inputs += other.num_inputs
         for name, count in other.counts.items():
             self.counts[name] = self.counts.get(name, 0) + count
             self.numbers[name] = (self.numbers.get(name, []) + other.numbers[name])[:3]
@@ -85,6 +84,7 @@ def run(make: Callable[[], Try], num_inputs: int, seed: int) -> Tally:
         tally.num_ends += 1
         tally.add("an endless loop" if is_hung else f"the process ended with {child.exitcode}", number)
         number += 1
+    tally.num_inputs = num_inputs
     return tally
 
 
@@ -116,14 +116,12 @@ def _run(
         failure = attempt(rng_of(seed, number))
         if failure is None and time.monotonic() - began > HANG_SECONDS:
             failure = f"an input took longer than {HANG_SECONDS:g} seconds"
-        tally.num_inputs += 1
-        if failure is not None:
+        if failure is not None:  # reported at once: the next input may end this process
             tally.add(failure, number)
-        if tally.num_inputs == BATCH or number == end - 1:
-            memory = process.memory_info().rss / 2**20
-            # caches and arenas have filled after the first tenth
-            tally.early_mb = memory if number >= end // 10 else 0.0
-            tally.late_mb = memory
             sender.send(tally)
             tally = Tally()
+        if number % BATCH == 0 or number == end - 1:
+            memory = process.memory_info().rss / 2**20
+            # caches and arenas have filled after the first tenth
+            sender.send(Tally(early_mb=memory if number >= end // 10 else 0.0, late_mb=memory))
     sender.close()

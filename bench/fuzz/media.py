@@ -7,6 +7,7 @@ import io
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import BinaryIO
 
@@ -61,9 +62,10 @@ def videos() -> list[bytes]:
     return [mp4, title.replace(b"Cafe", b"Caf\xe9"), _video("matroska", "mpeg4"), _video("matroska", "mjpeg")]
 
 
-def run(num_inputs: int, seed: int) -> Tally:
+def run(num_inputs: int, seed: int, kinds: Sequence[Kind] = ("image", "video")) -> Tally:
     """Send mutated media to decode processes, and first each sample as it is."""
-    samples: list[tuple[Kind, bytes]] = [*(("image", s) for s in images()), *(("video", s) for s in videos())]
+    made: dict[Kind, list[bytes]] = {"image": images(), "video": videos()}
+    samples = [(kind, data) for kind in kinds for data in made[kind]]
     by_kind = {kind: [data for other, data in samples if other == kind] for kind, _ in samples}
     tally, decoder = Tally(), DecodeProcess()
     for number in range(num_inputs):
@@ -72,7 +74,7 @@ def run(num_inputs: int, seed: int) -> Tally:
         else:
             rng = rng_of(seed, number)
             # decoding a video takes longer, and fewer bytes of it matter
-            kind = "image" if rng.random() < 0.8 else "video"
+            kind = kinds[0] if rng.random() < 0.8 else kinds[-1]
             data = mutate(rng.choice(by_kind[kind]), rng, by_kind[kind])
         failure = decoder.attempt(kind, data, is_valid=number < len(samples))
         tally.num_inputs += 1
