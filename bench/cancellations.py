@@ -83,7 +83,7 @@ def run(target: Target, num_requests: int, seed: int, report: Report) -> None:
     points = cancel_all(target, num_requests, seed + 1)
     after = idle_snapshot(target)
     report.settings |= {f"cancelled in the {point}": count for point, count in points.items()}
-    _compare(report, before, after, float(target.worker_id() != worker))
+    compare(report, before, after, float(target.worker_id() != worker))
 
 
 def cancel_all(target: Target, num_requests: int, seed: int) -> Counter[str]:
@@ -149,7 +149,8 @@ def _is_idle(target: Target) -> bool:
     return all(gauges[name] == 0 for name in GAUGES)
 
 
-def _compare(report: Report, before: Snapshot, after: Snapshot, deaths: float) -> None:
+def compare(report: Report, before: Snapshot, after: Snapshot, deaths: float) -> None:
+    """Add a row and a bar per resource."""
     for name in GAUGES:
         _add(report, name, before.gauges[name], after.gauges[name], before.gauges[name])
     for name in before.descriptors:

@@ -19,7 +19,7 @@ DISK = "24m"
 LOCKED_SECONDS = 5.0
 # requests that need no database shall not wait for it
 UNRELATED_SECONDS = 2.0
-LIBRARY = "/usr/lib/*/faketime/libfaketime.so.1"
+LIBRARY = "/usr/lib/*/faketime/libfaketimeMT.so.1"
 CLOCK = "clock"
 JUMPS = ("+90000", "-90000", "+0")
 
@@ -80,13 +80,14 @@ def _move_database(trial: Trial) -> None:
 
 def _overwrite_database(trial: Trial) -> None:
     """Overwrite the database with noise. What it held is gone; requests without it go on."""
-    file = _database(trial)
-    data = file.read_bytes()
     trial.load.stop()
-    file.write_bytes(os.urandom(len(data)))
-    answer = trial.target.send(get("/v1/support_sets"), timeout=60)
-    trial.facts["list of a damaged database"] = answer.status
-    trial.expect(f"clear refusal, not {answer.status}", answer.is_clear)
+    for part in glob(f"{_database(trial)}*"):
+        Path(part).write_bytes(os.urandom(Path(part).stat().st_size))
+    requests = (get("/v1/support_sets"), post("/v1/support_sets", name="late", examples=[{"text": "a"}]))
+    for request in requests:
+        answer = trial.target.send(request, timeout=60)
+        trial.facts[f"{request.method} with a damaged database"] = answer.status
+        trial.expect(f"clear refusal, not {answer.status} {answer.body[:100]!r}", answer.is_clear)
     _check_unrelated(trial)
     trial.load.sent.clear()
 
