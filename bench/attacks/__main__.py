@@ -61,6 +61,7 @@ class Outcome:
             "refusal": not self.session.unclear(),
             "recovery": self.recovery is not None,
             "accepted": not (self.attack.is_refused and self._was_served()),
+            "deadline": self._ended_in_time(),
         }
         return [*(name for name, is_met in bounds.items() if not is_met), *slow]
 
@@ -92,6 +93,11 @@ class Outcome:
             "rounds": self.session.num_rounds,
             "its answers": ", ".join(f"{count} x {name}" for name, count in self.session.statuses().items()),
         }
+
+    def _ended_in_time(self) -> bool:
+        """Return whether answers came, and came in time."""
+        limit, answers = self.attack.max_seconds, self.session.answers
+        return limit is None or (bool(answers) and all(answer.seconds <= limit for answer in answers))
 
     def _was_served(self) -> bool:
         return any(not 400 <= answer.status < 500 for answer in self.session.answers)

@@ -110,12 +110,16 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attack:
-    """An attack by name. `run` is one round of it; `is_refused` says that every request must be refused."""
+    """An attack by name. `run` is one round of it; `is_refused` says that every request must be refused.
+
+    `max_seconds` is the longest that an answer to it may take.
+    """
 
     name: str
     severity: Severity
     run: Callable[[Session], None]
     is_refused: bool = False
+    max_seconds: float | None = None
     prepare: Callable[[Target], None] | None = None
     clean: Callable[[Target], None] | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 from bench import mixture
@@ -14,6 +15,9 @@ MB = 2**20
 LOWEST_PRIORITY = -(2**31)
 LONG = 7900
 LARGE_ENUM = 400_000
+DEADLINE = 2.0
+# a step of the model, and a machine that is busy
+DEADLINE_SLACK = 3.0
 WORDS = "a flamingo stands in the water and waits for the next tide "
 
 
@@ -133,8 +137,19 @@ def _scores(seed: int, num_candidates: int, length: int) -> Request:
     return post("/v1/score", prompt="a", candidates=candidates)
 
 
+def _long_with_deadline() -> Request:
+    request = text_request(LONG, n=4, temperature=1.0)
+    return replace(request, headers={**request.headers, "X-Request-Timeout": str(DEADLINE)})
+
+
 ATTACKS = (
     _extremes(),
+    Attack(
+        name="long answers with a deadline",
+        severity="high",
+        run=repeated(_long_with_deadline),
+        max_seconds=DEADLINE + DEADLINE_SLACK,
+    ),
     Attack(name="8 MB of text", severity="critical", run=repeated(lambda: _completion(prompt=text(8 * MB)))),
     Attack(
         name="8 MB to tokenize",

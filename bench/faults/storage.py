@@ -139,10 +139,17 @@ def _lose_media(trial: Trial) -> None:
 
 def _jump(trial: Trial) -> None:
     for jump in JUMPS:
-        (trial.folder / CLOCK).write_text(f"{jump}\n")
+        _set_clock(trial.folder, jump)
         trial.run_load(2.0)
         trial.expect(f"serves after a jump of {jump} s", is_serving(trial.target))
     trial.expect_recovery(30.0)
+
+
+def _set_clock(folder: Path, jump: str) -> None:
+    """Write the difference in one step: the library ends a process that reads half a number."""
+    new = folder / "clock.new"
+    new.write_text(f"{jump}\n")
+    new.rename(folder / CLOCK)
 
 
 def _fake_clock(folder: Path) -> dict[str, str]:
@@ -150,7 +157,7 @@ def _fake_clock(folder: Path) -> dict[str, str]:
     libraries = glob(LIBRARY)
     if not libraries:
         raise Skipped("the clock cannot be set: the package libfaketime is not installed")
-    (folder / CLOCK).write_text("+0\n")
+    _set_clock(folder, "+0")
     return child_environment(
         LD_PRELOAD=libraries[0],
         FAKETIME_TIMESTAMP_FILE=str(folder / CLOCK),
