@@ -138,7 +138,7 @@ def _scores(seed: int, num_candidates: int, length: int) -> Request:
 
 
 def _long_with_deadline() -> Request:
-    request = text_request(LONG, n=4, temperature=1.0)
+    request = text_request(1900, n=16, temperature=1.0)
     return replace(request, headers={**request.headers, "X-Request-Timeout": str(DEADLINE)})
 
 

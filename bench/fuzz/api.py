@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,22 @@ CHECKS = (
     "response_schema_conformance",
     "the_worker_survives",
 )
-CONFIGURATION = '[checks.not_a_server_error]\nexpected-statuses = ["2xx", "3xx", "4xx", 503]\n'
+# a chain of operations continues only after an accepted request
+CONFIGURATION = """\
+[checks.not_a_server_error]
+expected-statuses = ["2xx", "3xx", "4xx", 503]
+[phases.stateful.generation]
+mode = "positive"
+"""
 HOOKS = "bench.fuzz.checks"
 EVENTS = "text/event-stream"
+# the operations whose responses name what other operations take, as method, path, status, and values by parameter
+SET = {"support_set": "$request.path.support_set"}
+LINKS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
+    ("post", "/v1/support_sets/{support_set}/evaluate", "202", {"evaluation_id": "$response.body#/id"}),
+    ("get", "/v1/evaluations", "200", {"evaluation_id": "$response.body#/data/0/id"}),
+    ("get", "/v1/support_sets/{support_set}/examples", "200", {**SET, "example_id": "$response.body#/data/0/id"}),
+)
 MAX_ROUNDS = 1000
 ROUND_SECONDS = 3600.0
 
@@ -73,7 +87,9 @@ def run_round(target: Target, seed: int, *, max_examples: int, phases: str, incl
     """Run schemathesis once. `include` is a regular expression of paths."""
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / name for name in ("openapi.json", "configuration.toml", "report.json")}
-        files["openapi.json"].write_text(json.dumps(with_event_schemas(target.send(get("/openapi.json")).json())))
+        files["openapi.json"].write_text(
+            json.dumps(with_links(with_event_schemas(target.send(get("/openapi.json")).json())))
+        )
         files["configuration.toml"].write_text(CONFIGURATION)
         process = subprocess.run(
             [
@@ -120,6 +136,27 @@ def with_event_schemas(document: dict[str, Any]) -> dict[str, Any]:
                 if EVENTS in content:
                     content[EVENTS] = {"schema": _event_schema(content[EVENTS]["schema"])}
     return document
+
+
+def with_links(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the document with links that schemathesis does not infer itself."""
+    for method, path, status, values in LINKS:
+        response = document["paths"].get(path, {}).get(method, {}).get("responses", {}).get(status)
+        if response is not None:
+            response["links"] = {
+                name: {"operationId": name, "parameters": values} for name in _taking(document, values.keys())
+            }
+    return document
+
+
+def _taking(document: dict[str, Any], names: Set[str]) -> list[str]:
+    """Return the ids of the operations that have exactly these parameters in their path."""
+    return [
+        operation["operationId"]
+        for operations in document["paths"].values()
+        for operation in operations.values()
+        if {p["name"] for p in operation.get("parameters", ()) if p["in"] == "path"} == names
+    ]
 
 
 def _event_schema(chunk: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
-from bench.fuzz.api import run_round, with_event_schemas
-from bench.target import Target
+from bench.fuzz.api import LINKS, run_round, with_event_schemas, with_links
+from bench.target import Target, get
 
 INTEGER = {"application/json": {"schema": {"type": "integer"}}}
 DOCUMENT = {
@@ -87,3 +87,12 @@ def test_an_event_is_described_as_json_in_a_string() -> None:
     end, data = schema["schema"]["properties"]["data"]["anyOf"]
     assert end["const"] == "[DONE]"
     assert data["contentSchema"] == chunk
+
+
+def test_links_lead_to_the_operations_that_take_what_a_response_names(target: Target) -> None:
+    paths = with_links(target.send(get("/openapi.json")).json())["paths"]
+    for method, path, status, _ in LINKS:
+        assert paths[path][method]["responses"][status]["links"], path
+    links = paths["/v1/evaluations"]["get"]["responses"]["200"]["links"]
+    operation = paths["/v1/evaluations/{evaluation_id}"]["delete"]["operationId"]
+    assert links[operation] == {"operationId": operation, "parameters": {"evaluation_id": "$response.body#/data/0/id"}}
