@@ -100,12 +100,16 @@ def serving(settings: Settings) -> Iterator[HttpDriver]:
     with tempfile.TemporaryDirectory() as folder:
         port, log = free_port(), Path(folder) / "server.log"
         server = start_server(settings, port, Path(folder))
-        # A benchmark that receives SIGTERM must stop its server too.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        exit_on_sigterm()
         try:
             yield _wait_until_ready(server, HttpDriver(port), log)
         finally:
             stop_server(server)
+
+
+def exit_on_sigterm() -> None:
+    """Let a benchmark that receives SIGTERM stop its server too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def start_server(

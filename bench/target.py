@@ -25,7 +25,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.driver import BenchFailed
-from bench.serving import HOST, free_port, start_server, stop_server
+from bench.serving import HOST, exit_on_sigterm, free_port, start_server, stop_server
 from server.metrics import PREFIX
 from server.settings import Settings
 
@@ -244,6 +244,7 @@ def running(settings: Settings, environment: Mapping[str, str] | None = None) ->
     """Run a server with a folder of its own until the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         server = Server(settings, Path(folder), environment)
+        exit_on_sigterm()
         try:
             yield server.start()
         finally:

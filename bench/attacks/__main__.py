@@ -52,6 +52,14 @@ class Outcome:
     has_survived: bool
     recovery: float | None
 
+    def __str__(self) -> str:
+        ratios = ", ".join(f"{kind} {self.ratio(kind, 0):.1f} x" for kind in KINDS)
+        recovery = "none" if self.recovery is None else f"{self.recovery:.1f} s"
+        return (
+            f"{self.attack.name}: missed {', '.join(self.missed()) or 'nothing'} "
+            f"({ratios}, liveness {self.attacked.slowest_probe:.2f} s, recovery {recovery})"
+        )
+
     def missed(self) -> list[str]:
         """Return the names of the bounds that were missed."""
         slow = [kind for kind in KINDS if self.ratio(kind, 0) > MAX_RATIO]
@@ -191,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for attack in ATTACKS:
             if not options.only or attack.name in options.only:
                 outcome = attacks.run(attack)
-                print(f"{attack.name}: missed {', '.join(outcome.missed()) or 'nothing'}", flush=True)
+                print(outcome, flush=True)
                 report.add(outcome.row())
                 report.bars.append(Bar(name=attack.name, value=len(outcome.missed()), at_most=0))
     report.print()

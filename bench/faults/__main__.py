@@ -17,6 +17,7 @@ from bench.faults import processes, storage
 from bench.faults.load import Load
 from bench.faults.scenario import Fault, Skipped, Trial
 from bench.options import add_model, model_folder, parse, server_settings
+from bench.serving import exit_on_sigterm
 from bench.table import Bar, Report, Row
 from bench.target import Server
 from server.settings import Settings
@@ -82,6 +83,7 @@ def _row(fault: Fault, trial: Trial) -> Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     settings = server_settings(options, model_folder(options.model))
+    exit_on_sigterm()
     report = Report("Faults under load", {"model": options.model})
     for fault in FAULTS:
         if not options.only or fault.name in options.only:
