@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,19 +97,31 @@ def _complete(connection: http.client.HTTPConnection, body: bytes, max_tokens: i
 @contextmanager
 def serving(settings: Settings) -> Iterator[HttpDriver]:
     """Run `python -m server` with exactly these settings until the block ends."""
-    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "server.log").open("w+") as log:
-        file, port = Path(folder) / "settings.yaml", _free_port()
-        values = {**settings.model_dump(mode="json", exclude_defaults=True), "host": HOST, "port": port}
-        file.write_text(yaml.safe_dump(values))
-        server = subprocess.Popen(
-            [sys.executable, "-m", "server", "--config", str(file)], cwd=ROOT, stdout=log, stderr=log
-        )
-        # A benchmark that receives SIGTERM must stop its server too.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with tempfile.TemporaryDirectory() as folder:
+        port, log = free_port(), Path(folder) / "server.log"
+        server = start_server(settings, port, Path(folder))
+        exit_on_sigterm()
         try:
-            yield _wait_until_ready(server, HttpDriver(port), Path(folder) / "server.log")
+            yield _wait_until_ready(server, HttpDriver(port), log)
         finally:
-            _stop(server)
+            stop_server(server)
+
+
+def exit_on_sigterm() -> None:
+    """Let a benchmark that receives SIGTERM stop its server too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def start_server(
+    settings: Settings, port: int, folder: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start `python -m server` at a port, with its settings and its log in a folder, and do not wait for it."""
+    file = folder / "settings.yaml"
+    values = {**settings.model_dump(mode="json", exclude_defaults=True), "host": HOST, "port": port}
+    file.write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "server", "--config", str(file)]
+    with (folder / "server.log").open("a") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], driver: HttpDriver, log: Path) -> HttpDriver:
@@ -121,7 +133,7 @@ def _wait_until_ready(server: subprocess.Popen[bytes], driver: HttpDriver, log: 
     return driver
 
 
-def _stop(server: subprocess.Popen[bytes]) -> None:
+def stop_server(server: subprocess.Popen[bytes]) -> None:
     server.terminate()
     try:
         server.wait(STOP_SECONDS)
@@ -130,7 +142,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
         server.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

@@ -277,7 +277,7 @@ def load_config(folder: Path) -> FlamingoConfig:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{folder} is not a model folder: it has no config.json") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{file} is not JSON: {error}") from None
     _require(isinstance(values, dict), f"{file} does not hold a JSON object")
     config: FlamingoConfig = from_dict(FlamingoConfig, values)

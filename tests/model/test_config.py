@@ -22,6 +22,15 @@ def test_a_config_round_trips_through_json(family: Family, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    "data", [b"{", b'{"name": "\xff"}', b'{"a":' * 100_000], ids=["cut", "not UTF-8", "nested too deep"]
+)
+def test_bytes_that_are_not_json_are_refused_by_name(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(data)
+    with pytest.raises(ConfigError, match=r"config\.json is not JSON"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("path", "value", "message"),
     [
         (["gated", "intervall"], 2, "config.gated: unknown key intervall"),

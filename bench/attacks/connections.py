@@ -1,0 +1,117 @@
+"""Attacks below the requests: connections that are idle, slow, half-sent, unread, or that speak HTTP ambiguously."""
+
+from __future__ import annotations
+
+import http.client
+from contextlib import suppress
+
+from bench.attacks.attack import Attack, Session
+from bench.target import Answer, encoded, get, text_request
+
+LARGE_BODY = 60 * 2**20
+HELD_SECONDS = 600.0
+BODY = b'{"prompt":"a","max_tokens":1}'
+BOTH_LENGTHS = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+)
+
+
+def _hold(session: Session, data: bytes, num_connections: int) -> None:
+    """Open connections, send the same bytes on each, and wait."""
+    connections = []
+    for _ in range(num_connections):
+        if session.is_over:
+            break
+        connections.append(session.connect(data))
+    session.sleep(HELD_SECONDS)
+    for connection in connections:
+        session.close(connection)
+
+
+def _half_sent(session: Session) -> None:
+    _hold(session, encoded(text_request())[:-10], 256)
+
+
+def _silent(session: Session) -> None:
+    _hold(session, b"", 600)
+
+
+def _half_headers(session: Session) -> None:
+    _hold(session, encoded(text_request())[:40], 256)
+
+
+def _large_bodies(session: Session) -> None:
+    """Send all but the last byte of large bodies."""
+    head = encoded(text_request())
+    start = head[: head.index(b"Content-Length")] + f"Content-Length: {LARGE_BODY}\r\n\r\n".encode()
+    _hold(session, start + b" " * (LARGE_BODY - 1), 20)
+
+
+def _slow_bodies(session: Session) -> None:
+    """Send bodies byte by byte."""
+    body = encoded(text_request())
+    connections = [session.connect(body[:-60]) for _ in range(200)]
+    for byte in body[-60:-1]:
+        for connection in connections:
+            with suppress(OSError):
+                if connection is not None:
+                    connection.send(bytes([byte]))
+        session.sleep(1.0)
+    for connection in connections:
+        session.close(connection)
+
+
+def _unread_streams(session: Session) -> None:
+    """Ask for long streams with log-probabilities and read nothing of them."""
+    request = text_request(2000, n=8, temperature=1.0, stream=True, logprobs=20)
+    _hold(session, encoded(request), 16)
+
+
+def _reconnect(session: Session) -> None:
+    """Open and close connections as fast as possible, some of them in the middle of a request."""
+    data = encoded(text_request())
+    for number in range(2000):
+        if session.is_over:
+            return
+        session.close(session.connect(data[: len(data) * (number % 3) // 3]))
+
+
+def _both_lengths(session: Session) -> None:
+    """Announce the length of a body twice, differently: two programs in a row would read two requests from it."""
+    session.answers += [_raw(session, BOTH_LENGTHS)]
+
+
+def _large_headers(session: Session) -> None:
+    head = encoded(get("/v1/models")).removesuffix(b"\r\n")
+    for number in range(64):
+        session.answers += [_raw(session, head + b"X-A: " + b"a" * 2 ** (10 + number % 10) + b"\r\n\r\n")]
+
+
+def _raw(session: Session, data: bytes) -> Answer:
+    connection = session.connect(data)
+    if connection is None:
+        return Answer(status=0, seconds=0.0, error="refused")
+    try:
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(status=response.status, seconds=0.0, body=response.read(), headers=headers)
+    except (TimeoutError, OSError, http.client.HTTPException) as error:
+        return Answer(status=0, seconds=0.0, error=type(error).__name__)
+    finally:
+        session.close(connection)
+
+
+ATTACKS = (
+    Attack(name="256 half-sent requests", severity="critical", run=_half_sent),
+    Attack(name="256 half-sent headers", severity="high", run=_half_headers),
+    Attack(name="600 silent connections", severity="medium", run=_silent),
+    Attack(name="20 held bodies of 60 MB", severity="medium", run=_large_bodies),
+    Attack(name="200 slow bodies", severity="medium", run=_slow_bodies),
+    Attack(name="16 unread streams", severity="medium", run=_unread_streams),
+    Attack(name="connections without end", severity="medium", run=_reconnect),
+    Attack(name="two lengths of one body", severity="low", run=_both_lengths, is_refused=True),
+    Attack(name="large headers", severity="low", run=_large_headers),
+)

@@ -1,0 +1,180 @@
+"""Cancelled requests leave nothing behind: `python -m bench.cancellations [--requests 5000]`.
+
+Requests of all routes are cancelled at random points: within the body, while the server works, and within the answer.
+Afterwards blocks, slots, pins, file descriptors, threads and memory are those of before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import socket
+import struct
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+
+from bench import mixture
+from bench.driver import BenchFailed
+from bench.options import add_model, model_folder, parse, server_settings
+from bench.table import Bar, Report
+from bench.target import Request, Target, encoded, running, wait_until
+
+QUICK = {"model": "tiny", "requests": 200}
+NUM_CLIENTS = 12
+IDLE_SECONDS = 120.0
+ANSWER_SECONDS = 60.0
+POINTS = ("body", "work", "answer", "none")
+# closes a connection with a reset instead of an end
+RESET = struct.pack("ii", 1, 0)
+# requests that start every process, thread and pooled connection of the server
+WARM_UP = 0.2
+# the gauges of an idle engine, which cancelled requests must not change
+GAUGES = (
+    "num_requests_running",
+    "num_requests_waiting",
+    "kv_cache_usage_perc",
+    "media_slots_in_use",
+    "media_slots_pinned",
+)
+# the warm-up fills the caches, so that a larger process later is a leak
+SMALL_CACHES = {"kv_cache_mb": 64, "media_cache_mb": 32, "host_media_mb": 16}
+# resident memory may grow by this much, because an allocator keeps pages
+MAX_GROWTH_MB = 128.0
+# threads of pools and pooled connections that even a long warm-up may not have started
+SLACK = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The resources that an idle server holds."""
+
+    gauges: dict[str, float]
+    descriptors: dict[str, int]
+    threads: dict[str, int]
+    memory_mb: dict[str, float]
+    num_decoders: int
+    num_zombies: int
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(_parser(), arguments, QUICK)
+    settings = server_settings(options, model_folder(options.model), **SMALL_CACHES)
+    report = Report("Cancelled requests", {"model": options.model, "requests": options.requests, "seed": options.seed})
+    with running(settings) as target:
+        run(target, options.requests, options.seed, report)
+    report.print()
+    return int(not all(bar.is_met for bar in report.bars))
+
+
+def run(target: Target, num_requests: int, seed: int, report: Report) -> None:
+    """Cancel requests, and add what the server holds before and after to a report."""
+    worker = target.worker_id()
+    mixture.prepare(target)
+    cancel_all(target, max(int(num_requests * WARM_UP), NUM_CLIENTS), seed)
+    before = idle_snapshot(target)
+    points = cancel_all(target, num_requests, seed + 1)
+    after = idle_snapshot(target)
+    report.settings |= {f"cancelled in the {point}": count for point, count in points.items()}
+    compare(report, before, after, float(target.worker_id() != worker))
+
+
+def cancel_all(target: Target, num_requests: int, seed: int) -> Counter[str]:
+    """Cancel requests on several connections at a time, and return the number of requests per point."""
+    mixture.prepare(target)
+    points, lock = Counter[str](), threading.Lock()
+
+    def cancel_one(number: int) -> None:
+        rng = random.Random(seed << 32 | number)
+        point = rng.choice(POINTS)
+        cancel(target, mixture.draw(rng)[1], point, rng)
+        with lock:
+            points[point] += 1
+
+    with ThreadPoolExecutor(NUM_CLIENTS) as clients:
+        for done in clients.map(cancel_one, range(num_requests)):
+            assert done is None
+    return points
+
+
+def cancel(target: Target, request: Request, point: str, rng: random.Random) -> None:
+    """Send a request and close its connection at a point."""
+    message = encoded(request, target.host)
+    with socket.create_connection((target.host, target.port), timeout=ANSWER_SECONDS) as connection:
+        if rng.random() < 0.5:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        try:
+            if point == "body":
+                connection.sendall(message[: rng.randrange(len(message))])
+                time.sleep(rng.random() * 0.05)
+                return
+            connection.sendall(message)
+            if point == "work":
+                time.sleep(10 ** rng.uniform(-3.5, 0))
+            elif point == "answer":
+                connection.recv(rng.choice((1, 100, 4096)))
+            else:
+                while connection.recv(2**16):
+                    pass
+        except OSError:
+            return  # the server was faster
+
+
+def idle_snapshot(target: Target) -> Snapshot:
+    """Wait until the server is idle, without what the requests have stored, and return what it holds."""
+    mixture.clean(target)
+    with suppress(BenchFailed):  # the report shows what is still held
+        wait_until(lambda: _is_idle(target), IDLE_SECONDS, "an idle server")
+    time.sleep(2)  # the next heartbeats
+    named = {"API": target.process, "worker": target.worker()}
+    return Snapshot(
+        gauges={name: value for name, value in target.gauges().items() if name in GAUGES},
+        descriptors={name: process.num_fds() for name, process in named.items()},
+        threads={name: process.num_threads() for name, process in named.items()},
+        memory_mb={name: process.memory_info().rss / 2**20 for name, process in named.items()},
+        num_decoders=len(target.decoders()),
+        num_zombies=sum(process.status() == psutil.STATUS_ZOMBIE for process in target.processes()),
+    )
+
+
+def _is_idle(target: Target) -> bool:
+    gauges = target.gauges()
+    return all(gauges[name] == 0 for name in GAUGES)
+
+
+def compare(report: Report, before: Snapshot, after: Snapshot, deaths: float) -> None:
+    """Add a row and a bar per resource."""
+    for name in GAUGES:
+        _add(report, name, before.gauges[name], after.gauges[name], before.gauges[name])
+    for name in before.descriptors:
+        descriptors, threads, memory = before.descriptors[name], before.threads[name], before.memory_mb[name]
+        _add(report, f"file descriptors, {name}", descriptors, after.descriptors[name], descriptors + SLACK)
+        _add(report, f"threads, {name}", threads, after.threads[name], threads + SLACK)
+        _add(report, f"memory in MiB, {name}", memory, after.memory_mb[name], memory + MAX_GROWTH_MB)
+    _add(report, "decode processes", before.num_decoders, after.num_decoders, max(before.num_decoders, 2))
+    _add(report, "zombies", before.num_zombies, after.num_zombies, 0)
+    _add(report, "deaths of the worker", 0, deaths, 0)
+
+
+def _add(report: Report, name: str, before: float, after: float, at_most: float) -> None:
+    report.add({"held": name, "before": before, "after": after, "at most": at_most})
+    report.bars.append(Bar(name=name, value=after, at_most=at_most))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.cancellations", description=__doc__)
+    add_model(parser, "default")
+    parser.add_argument("--requests", type=int, default=5000, help="requests to cancel (default: 5000)")
+    parser.add_argument("--seed", type=int, default=0, help="draws requests and points (default: 0)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

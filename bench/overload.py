@@ -1,0 +1,236 @@
+"""Ten times more requests than a server can serve: `python -m bench.overload`.
+
+First the peak is measured: the best rate of a few clients. Then ten times as many clients send one request after the other
+and wait as long as a refusal says, and then requests arrive at ten times the peak whatever happens to earlier ones. The
+served rate should stay at the peak, and a refusal should be quick and say how long to wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.options import add_model, model_folder, parse, server_settings
+from bench.table import Bar, Report, Sample
+from bench.target import Answer, Request, encoded, image_part, jpeg, running, text_request
+
+Kind = Literal["text", "image"]
+QUICK = {"model": "tiny", "seconds": 2.0, "clients": [4, 8]}
+FACTOR = 10
+MIN_GOODPUT = 0.9
+MAX_REFUSAL_MS = 20.0
+# a client that obeys a refusal must not come back long before there is room
+MIN_WAIT_RATIO = 0.5
+MAX_TOKENS = 8
+TIMEOUT_SECONDS = 120.0
+# requests that were admitted during the load may finish this much later
+DRAIN_SECONDS = 60.0
+SEPARATOR = b"\r\n\r\n"
+COMMENT = b"\xff\xfe\x00\x0a"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Either `clients` that wait for each answer, or a `rate` of arrivals per second."""
+
+    port: int
+    kind: Kind
+    seconds: float
+    clients: int = 0
+    rate: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The answers of a load. Served requests that finish after its end are in no rate."""
+
+    answers: list[Answer]
+    num_served_in_time: int
+    seconds: float
+
+    @property
+    def goodput(self) -> float:
+        return self.num_served_in_time / self.seconds
+
+    @property
+    def served(self) -> list[Answer]:
+        return [answer for answer in self.answers if answer.status == 200]
+
+    @property
+    def refused(self) -> list[Answer]:
+        return [answer for answer in self.answers if answer.status in (429, 503)]
+
+    def statuses(self) -> str:
+        counts = Counter(str(answer.status or answer.error) for answer in self.answers)
+        return ", ".join(f"{count} x {name}" for name, count in counts.items())
+
+
+def run(load: Load) -> Outcome:
+    """Send a load from this process."""
+    return asyncio.run(_run(load))
+
+
+async def _run(load: Load) -> Outcome:
+    answers: list[Answer] = []
+    served_at: list[float] = []
+    end = time.perf_counter() + load.seconds
+
+    async def send() -> Answer:
+        answer = await exchange(load.port, _request(load.kind))
+        answers.append(answer)
+        if answer.status == 200:
+            served_at.append(time.perf_counter())
+        return answer
+
+    clients = _arrivals(load.rate, send, end) if load.rate else _closed(load.clients, send, end)
+    await asyncio.wait_for(clients, load.seconds + DRAIN_SECONDS + TIMEOUT_SECONDS)
+    return Outcome(answers, sum(moment <= end for moment in served_at), load.seconds)
+
+
+async def _closed(num_clients: int, send: Callable[[], Awaitable[Answer]], end: float) -> None:
+    """Let each client wait for its answer, and for the time that a refusal names."""
+
+    async def client() -> None:
+        while (left := end - time.perf_counter()) > 0:
+            answer = await send()
+            if answer.status != 200:
+                await asyncio.sleep(min(float(answer.headers.get("retry-after", 0.1)), max(left, 0.0)))
+
+    await asyncio.gather(*(client() for _ in range(num_clients)))
+
+
+async def _arrivals(rate: float, send: Callable[[], Awaitable[Answer]], end: float) -> None:
+    """Send requests at random times, without waiting for earlier ones."""
+    sending: set[asyncio.Task[Answer]] = set()
+    due = time.perf_counter()
+    while due < end:
+        await asyncio.sleep(max(due - time.perf_counter(), 0.0))
+        sending.add(asyncio.ensure_future(send()))
+        due += random.expovariate(rate)
+    await asyncio.gather(*sending)
+
+
+async def exchange(port: int, request: bytes) -> Answer:
+    """Send a request on a new connection; a failure is an answer with status 0."""
+    began = time.perf_counter()
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request)
+            head, _, body = (await reader.read()).partition(SEPARATOR)
+    except (OSError, TimeoutError) as error:
+        return Answer(status=0, seconds=time.perf_counter() - began, error=type(error).__name__)
+    finally:
+        if writer is not None:
+            writer.close()
+    seconds = time.perf_counter() - began
+    if not head:
+        return Answer(status=0, seconds=seconds, error="closed")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return Answer(status=int(first.split()[1]), seconds=seconds, body=body, headers=headers)
+
+
+def _request(kind: Kind) -> bytes:
+    prompt = f"{random.randrange(10**6)} flamingos are"
+    if kind == "text":
+        return encoded(text_request(MAX_TOKENS, prompt=prompt))
+    return encoded(_image_request(prompt))
+
+
+def _image_request(prompt: str) -> Request:
+    """Return a request with a picture that is new because of a comment in it, which costs the client little."""
+    data = jpeg(0)
+    new = data[:2] + COMMENT + random.randbytes(8) + data[2:]
+    return text_request(MAX_TOKENS, prompt=[image_part(new), {"type": "text", "text": prompt}])
+
+
+class Overload:
+    """Loads one server from another process, so that clients and report do not share an interpreter."""
+
+    def __init__(self, port: int, options: argparse.Namespace, pool: ProcessPoolExecutor, report: Report) -> None:
+        self._port = port
+        self._options = options
+        self._pool = pool
+        self._report = report
+
+    def measure(self, kind: Kind) -> None:
+        """Find the peak, then add a row and bars per form of overload."""
+        self._run(kind, clients=self._options.clients[0])  # warm-up
+        rates = {clients: self._run(kind, clients=clients).goodput for clients in self._options.clients}
+        clients, peak = max(rates.items(), key=lambda item: item[1])
+        self._report.add({"load": f"{kind}, peak of {clients} clients", "served/s": peak})
+        many = FACTOR * max(self._options.clients)
+        self._add(f"{kind}, {many} clients", self._run(kind, clients=many), peak)
+        self._add(f"{kind}, {FACTOR} x the peak", self._run(kind, rate=FACTOR * peak), peak)
+
+    def _run(self, kind: Kind, *, clients: int = 0, rate: float = 0.0) -> Outcome:
+        load = Load(port=self._port, kind=kind, seconds=self._options.seconds, clients=clients, rate=rate)
+        return self._pool.submit(run, load).result()
+
+    def _add(self, name: str, outcome: Outcome, peak: float) -> None:
+        served = Sample(tuple(answer.seconds for answer in outcome.served) or (TIMEOUT_SECONDS,))
+        refusals = Sample(tuple(1000 * answer.seconds for answer in outcome.refused) or (0.0,))
+        waits = Sample(tuple(float(a.headers.get("retry-after", 0)) for a in outcome.refused) or (0.0,))
+        unclear = sum(not answer.is_clear for answer in outcome.answers)
+        self._report.add(
+            {
+                "load": name,
+                "served/s": outcome.goodput,
+                "of the peak": outcome.goodput / peak,
+                "served p50 s": served.median,
+                "served p99 s": served.percentile(99),
+                "refused": len(outcome.refused),
+                "refused p50 ms": refusals.median,
+                "refused p99 ms": refusals.percentile(99),
+                "Retry-After": waits.median,
+                "answers": outcome.statuses(),
+            }
+        )
+        self._report.bars += [
+            Bar(name=f"{name}: served, of the peak", value=outcome.goodput / peak, at_least=MIN_GOODPUT),
+            Bar(name=f"{name}: refusal, p99 ms", value=refusals.percentile(99), at_most=MAX_REFUSAL_MS),
+            Bar(name=f"{name}: unclear answers", value=unclear, at_most=0),
+        ]
+        if outcome.refused:
+            ratio = waits.median / served.median
+            bar = Bar(name=f"{name}: Retry-After / time of the served", value=ratio, at_least=MIN_WAIT_RATIO)
+            self._report.bars.append(bar)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    report = Report("Overload", {"model": options.model, "seconds": options.seconds})
+    context = multiprocessing.get_context("spawn")
+    with (
+        running(server_settings(options, model_folder(options.model))) as target,
+        ProcessPoolExecutor(1, mp_context=context) as pool,
+    ):
+        overload = Overload(target.port, options, pool, report)
+        for kind in options.kinds:
+            overload.measure(kind)
+    report.print()
+    return int(not all(bar.is_met for bar in report.bars))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.overload", description=__doc__)
+    add_model(parser, "default")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each load (default: 20)")
+    parser.add_argument("--clients", type=int, nargs="+", default=[16, 32, 64], help="numbers to find the peak with")
+    parser.add_argument("--kinds", nargs="+", choices=["text", "image"], default=["text", "image"])
+    return parse(parser, arguments, QUICK)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Loads of many kinds: the mixture is served, cancelled requests leave nothing, faults and overload are counted."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import random
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+
+from bench import mixture
+from bench.cancellations import GAUGES, Snapshot, compare, run
+from bench.faults.load import Load
+from bench.overload import Outcome, Overload
+from bench.table import Report
+from bench.target import Answer, Request, Target
+
+HELD = Snapshot(
+    gauges=dict.fromkeys(GAUGES, 0.0),
+    descriptors={"API": 20},
+    threads={"API": 10},
+    memory_mb={"API": 100.0},
+    num_decoders=1,
+    num_zombies=0,
+)
+
+
+def test_every_kind_of_request_is_served(target: Target) -> None:
+    mixture.prepare(target)
+    rng = random.Random(0)
+    answers = {kind.name: target.send(kind.make(rng)) for kind in mixture.KINDS}
+    assert {name: answer.body for name, answer in answers.items() if not 200 <= answer.status < 300} == {}
+    mixture.clean(target)
+    assert target.send(Request(method="GET", path="/v1/support_sets")).json()["data"] == []
+
+
+def test_cancelled_requests_leave_nothing(target: Target) -> None:
+    report = Report("", {})
+    run(target, 60, 0, report)
+    assert [str(bar) for bar in report.bars if not bar.is_met] == []
+    assert sum(count for name, count in report.settings.items() if name.startswith("cancelled")) == 60
+
+
+def test_whatever_is_still_held_is_a_missed_bound() -> None:
+    leaks = [
+        *(replace(HELD, gauges=HELD.gauges | {name: 1.0}) for name in GAUGES),
+        replace(HELD, descriptors={"API": 100}),
+        replace(HELD, threads={"API": 100}),
+        replace(HELD, memory_mb={"API": 400.0}),
+        replace(HELD, num_decoders=3),
+        replace(HELD, num_zombies=1),
+    ]
+    for leak in leaks:
+        report = Report("", {})
+        compare(report, HELD, leak, deaths=0)
+        assert len([bar for bar in report.bars if not bar.is_met]) == 1
+    report = Report("", {})
+    compare(report, HELD, HELD, deaths=1)
+    assert [bar.name for bar in report.bars if not bar.is_met] == ["deaths of the worker"]
+
+
+def test_what_was_acknowledged_and_is_gone_is_lost(target: Target) -> None:
+    load = Load(target, num_clients=2, seed=1).start()
+    end = time.monotonic() + 30
+    while not load.acknowledged and time.monotonic() < end:
+        time.sleep(0.1)
+    load.stop()
+    assert load.unclear() + load.unanswered() == []
+    assert load.lost(target) == []
+    path = load.acknowledged[0]
+    assert target.send(Request(method="DELETE", path=path)).status == 200
+    assert load.lost(target) == [path]
+    mixture.clean(target)
+
+
+def test_overload_has_a_peak_and_a_row_per_form(target: Target) -> None:
+    options = argparse.Namespace(seconds=1.0, clients=[2])
+    report = Report("", {})
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        Overload(target.port, options, pool, report).measure("text")
+    peak, clients, arrivals = report.rows
+    assert peak["served/s"] > 0  # type: ignore[operator]
+    assert clients["load"] == "text, 20 clients"
+    assert "200" in str(clients["answers"])
+    assert "200" in str(arrivals["answers"])
+
+
+def test_answers_after_the_end_are_in_no_rate() -> None:
+    answers = [Answer(status=200, seconds=1.0), Answer(status=200, seconds=3.0), Answer(status=503, seconds=0.1)]
+    outcome = Outcome(answers, 1, 2.0)
+    assert outcome.goodput == 0.5
+    assert len(outcome.served) == 2
+    assert len(outcome.refused) == 1
