@@ -25,9 +25,9 @@ from bench.fuzz.isolated import Try
 from bench.fuzz.mutation import mutate, mutate_json
 from model.checkpoint.folder_tokenizer import read_tokenizer
 from model.checkpoint.gguf import GGUFFile
-from model.checkpoint.native import load_folder
-from model.checkpoint.tensor_files import CheckpointError, open_folder, read_json, read_pickle
+from model.checkpoint.tensors import open_folder, read_pickle
 from model.config import ConfigError
+from model.folder import CheckpointError, load_folder, read_json
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
 
