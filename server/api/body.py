@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from server.api.services import Services
 from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest
-from server.schemas.base import ModelRequest, SchemaType, read
+from server.schemas.base import ModelRequest, PrioritizedRequest, SchemaType, read
 from server.settings import Settings
 
 
@@ -23,6 +23,8 @@ async def read_request(
     fields = read(schema, await read_body(request, services.settings) or empty)
     if isinstance(fields, ModelRequest):
         services.check_model(fields.model)
+    if isinstance(fields, PrioritizedRequest):
+        services.check_priority(fields.priority)
     return fields
 
 

@@ -6,7 +6,8 @@ It takes requests and returns events as messages of `wire`, and knows neither HT
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from itertools import chain
 
 import numpy as np
@@ -36,6 +37,7 @@ class Engine:
         config: EngineConfig,
         salt: bytes = b"",
         record: Recorder | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.config = config
         self.media = MediaCache(config.num_media_slots, config.host_media_bytes, salt)
@@ -43,6 +45,7 @@ class Engine:
         all_previous = model.flamingo.config.gated.attends == "all_previous"
         self.scheduler = Scheduler(config, self.blocks, self.media, all_previous=all_previous)
         self.runner = Runner(model, config, Sampler(tokenizer.suppressed_ids, tokenizer.eos_ids), self.media, record)
+        self._clock = clock
         self._factory = TaskFactory(self.scheduler, self.runner, tokenizer)
         self._sequence_tasks: dict[str, SequenceTask] = {}
         self._side_tasks: dict[str, SideTask] = {}
@@ -110,8 +113,10 @@ class Engine:
                 self.media.slots.unpin(key)
 
     def step(self) -> list[Outbound]:
+        if self._events and self.scheduler.running:
+            return self._take_events()  # requests for pixels do not wait for a step
         plan = self._schedule()
-        results = self.runner.run(plan)
+        results = self._run(plan)
         self.scheduler.commit(plan, {result.row.sequence for result in results if result.error})
         return self._emit(plan, results)
 
@@ -137,6 +142,13 @@ class Engine:
             self._events += map(MediaWanted, task.plan(plan))
         return plan
 
+    def _run(self, plan: Plan) -> list[Result]:
+        began = self._clock()
+        results = self.runner.run(plan)
+        if plan.rows or plan.encodings:
+            self.scheduler.pace.learn(plan.work, plan.num_frames, self._clock() - began)
+        return results
+
     def _emit(self, plan: Plan, results: list[Result]) -> list[Outbound]:
         for sequence in plan.admitted:
             self._events += self._sequence_tasks[sequence.request_id].handle_admission(sequence)
@@ -149,6 +161,9 @@ class Engine:
         self.media.discard(self.media.nonfinite)
         self.media.nonfinite.clear()
         self._is_stuck = not (plan.rows or plan.encodings or side_tasks)
+        return self._take_events()
+
+    def _take_events(self) -> list[Outbound]:
         events, self._events = self._events, []
         return events
 
