@@ -71,8 +71,9 @@ class SimulatedRunner(Runner):
         sequence = row.sequence
         end = row.start + row.count
         if sequence.targets:
-            wanted = range(row.start, end)
-            return Result(row, target_logprobs={p: [0.0] * len(t) for p, t in sequence.targets.items() if p in wanted})
+            positions = range(row.start, end)
+            targets = {position: ids for position, ids in sequence.targets.items() if position in positions}
+            return Result(row, target_logprobs={position: [0.0] * len(ids) for position, ids in targets.items()})
         result = Result(row, token_id=TOKEN_ID if row.samples else None)
         if width := sequence.sampling.beam_width:
             result.candidates = [(TOKEN_ID + i, -1.0 - i) for i in range(num_candidates(width))]

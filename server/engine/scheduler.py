@@ -126,6 +126,7 @@ class Scheduler:
             self._fill(plan, list(self.running), inf)
         else:
             self._fill_by_turns(plan)
+        self._fill_at_last(plan)
         # side work encodes media next to the rows
         plan.max_seconds = (1 + HEAVY_SHARE) * plan.seconds if plan.rows else self._limit()
         plan.may_exceed = True
@@ -161,7 +162,6 @@ class Scheduler:
         self._fill_light(plan, light, heavy)
         self._fill_heavy(plan, heavy)
         self._fill_yielding(plan, yielding)
-        self._fill_at_last(plan)
 
     def _groups(self, plan: Plan) -> tuple[Group, Group, Group]:
         """Return the light sequences, the heavy ones, and those with a lower priority than others."""
@@ -361,7 +361,8 @@ class Scheduler:
             return False
         if not self._resolve(sequence):
             return True
-        if sequence.account.num_running and plan.seats_left <= plan.num_newcomer_seats:
+        is_newcomer = not sequence.account.num_running
+        if plan.seats_left <= plan.num_newcomer_seats and not (is_newcomer or plan.is_last_resort):
             return True
         if self._first_missing_block(sequence) in plan.in_progress:
             sequence.num_missing = None
@@ -517,16 +518,21 @@ class Scheduler:
             return
         newcomers = [s for s in self.waiting if not s.account.num_running and self._resolve(s)]
         if newcomers:
-            newcomer = min(newcomers, key=lambda s: (s.account.priority, _turn(s), s.order))
+            newcomer = min(newcomers, key=lambda s: (s.account.priority, _place_of(s), s.order))
             if (victim := self._last_that_yields(newcomer)) is not None:
                 self._preempt(victim)
 
     def _last_that_yields(self, newcomer: Sequence) -> Sequence | None:
-        """Return a sequence of the request or client that has most seats, or one that needs much more."""
-        seated = [s for s in self.running if not (s.is_stem and s.is_computed)]
+        """Return one of the request with most seats or, for a light newcomer, of such a client or one with a larger need."""
+        # a beam that waits for the others keeps its seat, or a search of more beams than seats would never advance
+        seated = [sequence for sequence in self.running if not sequence.is_computed]
+        if not seated:
+            return None
         most = max(seated, key=lambda s: (s.account.num_running, s.order, s.index))
         if most.account.num_running > 1:
             return most
+        if not self._is_light(newcomer):
+            return None  # large requests that took seats from one another would lose their work in turn
         if not newcomer.account.client.num_running:
             most = max(seated, key=lambda s: (s.account.client.num_running, s.order))
             if most.account.client.num_running > 1:
@@ -534,8 +540,8 @@ class Scheduler:
         num_heavy = sum(not self._is_light(s) for s in seated)
         if num_heavy <= self.config.max_sequences // 4:
             seated = list(filter(self._is_light, seated))
-        most = max(seated, key=_turn, default=newcomer)
-        return most if _turn(most) - _turn(newcomer) > self.config.max_light_tokens / 4 else None
+        most = max(seated, key=_place_of, default=newcomer)
+        return most if _place_of(most) - _place_of(newcomer) > self.config.max_light_tokens / 4 else None
 
     def _num_seats_for_heavy(self, plan: Plan) -> int:
         """Return how many of the free seats are not for light sequences: heavy ones may have a quarter of all."""
@@ -642,5 +648,5 @@ def _in_turn(sequences: list[Sequence]) -> list[Sequence]:
     return sorted(sequences, key=attrgetter("turn"))
 
 
-def _turn(sequence: Sequence) -> float:
+def _place_of(sequence: Sequence) -> float:
     return sequence.account.need(sequence.num_left) + sequence.account.age

@@ -216,7 +216,7 @@ requests = st.tuples(
 )
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_mix_ends_and_no_token_waits_for_long(data: st.DataObject) -> None:
     """Mixes with few blocks, seats and slots: each step does something, and each request ends in bounded steps."""
@@ -253,7 +253,7 @@ def test_any_mix_ends_and_no_token_waits_for_long(data: st.DataObject) -> None:
     assert_all_released(simulation.engine)
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_an_active_request_waits_a_bounded_time_for_its_next_token(data: st.DataObject) -> None:
     """With enough blocks, a decoding request of the first priority waits for no more than a few long steps."""
