@@ -11,9 +11,9 @@ import numpy as np
 from model.prompt import EncodedPrompt
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
+from server.engine.plan import Plan, Row
 from server.engine.runner import Runner
 from server.engine.sampler import Result, logit_positions, num_candidates
-from server.engine.scheduler import Plan, Row
 from server.wire import (
     Abort,
     Finished,

@@ -18,9 +18,10 @@ from server.engine.block_pool import BlockPool
 from server.engine.config import EngineConfig
 from server.engine.graphs import Recorder
 from server.engine.media_cache import MediaCache
+from server.engine.plan import Plan
 from server.engine.runner import Runner
 from server.engine.sampler import Result, Sampler
-from server.engine.scheduler import Plan, Scheduler
+from server.engine.scheduler import Scheduler
 from server.engine.tasks.factory import TaskFactory
 from server.engine.tasks.task import RequestError, SequenceTask, SideTask, Task, finished
 from server.grammar import GrammarError

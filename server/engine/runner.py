@@ -19,8 +19,8 @@ from server.engine.config import EngineConfig
 from server.engine.encoder import Encoder, unit
 from server.engine.graphs import DecodeGraphs, Recorder, bucket_sizes
 from server.engine.media_cache import MediaCache
+from server.engine.plan import Plan, Row
 from server.engine.sampler import NOT_FINITE, Result, Sampler, logit_positions
-from server.engine.scheduler import Plan, Row
 
 
 class Runner:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from server.engine.config import EngineConfig
 from server.engine.media_cache import MediaCache
+from server.engine.plan import Plan
 from server.engine.runner import Runner
 from server.engine.sampler import NOT_FINITE
-from server.engine.scheduler import Plan
 from server.engine.tasks.task import RequestError, SideTask
 from server.wire import Embed, Embedded, EmbedText, Outbound
 

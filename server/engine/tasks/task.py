@@ -12,8 +12,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from server.engine.plan import Plan
 from server.engine.sampler import Result
-from server.engine.scheduler import Plan
 from server.engine.sequence import Sequence
 from server.wire import Finished, FinishReason, Outbound
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from server.engine.plan import Plan
 from server.engine.sampler import Result
-from server.engine.scheduler import Plan
 from server.engine.warm_up import DIGEST, warm_up
 from tests.engine_client import CONFIG, FEW_SHOT, IMAGE_TOKEN, assert_all_released, assert_equals_reference, client
 from tests.tiny_models import FAMILIES, Family
