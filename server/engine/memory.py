@@ -1,4 +1,4 @@
-"""What sequences hold of the caches: blocks for keys and values of their text, and slots for the pages of their media."""
+"""The memory that sequences hold: blocks for keys and values of their text, and slots for the pages of their media."""
 
 from __future__ import annotations
 
