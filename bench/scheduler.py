@@ -21,9 +21,9 @@ from model.inference import prepare_for_inference
 from model.tokenizer import PromptTokenizer
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
+from server.engine.plan import Plan
 from server.engine.runner import Runner
 from server.engine.sampler import Result
-from server.engine.scheduler import Plan
 from server.wire import MediaWanted
 
 QUICK = {"sequences": [1, 8], "steps": 20, "shots": 1}

@@ -28,6 +28,7 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self.request_id = request_id
         self.arrived = time.monotonic()
         self.priority = 0
+        self.client = "" if ticket is None else ticket.client
         self.finish_reason: FinishReason = "stop"
         self.num_shots: int | None = None
         self.details: dict[str, Any] = {}  # fields that a route adds to `usage.fewshot_details`

@@ -77,6 +77,12 @@ class Settings(BaseModel):
     )
     max_num_seqs: int = Field(default=64, ge=1, le=4096, description="maximum sequences that run concurrently")
     max_num_batched_tokens: int = Field(default=512, ge=16, description="maximum tokens per step")
+    step_time_target: float = Field(
+        default=0.075, gt=0, le=60, description="seconds that a step of the engine should take at most"
+    )
+    allow_negative_priority: bool = Field(
+        default=False, description="accept negative priorities, with which requests run before all others"
+    )
     block_size: int | None = Field(
         default=None, ge=1, le=1024, description="tokens per block of the text cache; none: 16, on a CPU 4"
     )

@@ -87,6 +87,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     sampling: Sampling
     priority: int = 0
     arrived: float = 0.0
+    # whose it is: clients have equal shares of the engine; all requests without a client are one client's
+    client: str = ""
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -97,6 +99,8 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     candidates: list[list[int]]
     priority: int = 0
     arrived: float = 0.0
+    # whose it is: clients have equal shares of the engine; all requests without a client are one client's
+    client: str = ""
 
 
 class Embed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -47,6 +47,7 @@ class Answers:
             prompt=prompt.encoded,
             sampling=self.generation.sampling,
             priority=record.priority,
+            client=record.client,
             arrived=record.arrived,
         )
         record.add_prompt(prompt.num_tokens, prompt.encoded.media)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from server.admission import Ticket
 from server.api.services import Services
 from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest
-from server.schemas.base import ModelRequest, SchemaType, TimedRequest, read
+from server.schemas.base import ModelRequest, PrioritizedRequest, SchemaType, TimedRequest, read
 from server.settings import Settings
 
 
@@ -26,6 +26,8 @@ async def read_request(
         raise services.model_not_found(str(fields.model))
     if isinstance(fields, TimedRequest):
         request.state.deadline.shorten(fields.timeout)
+    if isinstance(fields, PrioritizedRequest):
+        services.check_priority(fields.priority)
     return fields
 
 

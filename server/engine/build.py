@@ -123,6 +123,7 @@ def engine_config(served: ServedModel, settings: Settings, dtype: torch.dtype) -
         host_media_bytes=settings.host_media_mb * MIB,
         max_sequences=settings.max_num_seqs,
         max_tokens_per_step=settings.max_num_batched_tokens,
+        step_seconds=settings.step_time_target,
         max_model_len=served.max_model_len,
     )
 

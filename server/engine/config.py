@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,7 +11,8 @@ class EngineConfig:
     """The limits of an engine.
 
     `max_tokens_per_step` bounds one forward. `max_frames_per_step` bounds the frames encoded in a step while sequences
-    run, and `max_frames_idle` while none does.
+    run, and `max_frames_idle` while none does. A request is light while it has had, and is known to want, no more than
+    `max_light_tokens` of work. `step_seconds` is the longest that a step should take.
     """
 
     block_size: int = 16
@@ -22,6 +24,8 @@ class EngineConfig:
     max_frames_per_step: int = 2
     max_frames_idle: int = 16
     max_model_len: int = 2048
+    max_light_tokens: int = 256
+    step_seconds: float = inf
 
     def __post_init__(self) -> None:
         for name in ("block_size", "num_blocks", "num_media_slots", "max_sequences", "max_tokens_per_step"):

@@ -6,7 +6,8 @@ It takes requests and returns events as messages of `wire`, and knows neither HT
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, wait
 from itertools import chain
 
@@ -17,9 +18,10 @@ from model.tokenizer import PromptTokenizer
 from server.engine.block_pool import BlockPool
 from server.engine.config import EngineConfig
 from server.engine.media_cache import MediaCache
+from server.engine.plan import Plan
 from server.engine.runner import Recorder, Runner
 from server.engine.sampler import Result, Sampler
-from server.engine.scheduler import Plan, Scheduler
+from server.engine.scheduler import Scheduler
 from server.engine.tasks.factory import TaskFactory
 from server.engine.tasks.task import ForwardTask, RequestError, SequenceTask, SideTask, Task, finished
 from server.grammar import Grammars
@@ -39,6 +41,7 @@ class Engine:
         config: EngineConfig,
         salt: bytes = b"",
         record: Recorder | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.config = config
         self.media = MediaCache(config.num_media_slots, config.host_media_bytes, salt)
@@ -46,6 +49,7 @@ class Engine:
         all_previous = model.flamingo.config.gated.attends == "all_previous"
         self.scheduler = Scheduler(config, self.blocks, self.media, all_previous=all_previous)
         self.runner = Runner(model, config, Sampler(tokenizer.suppressed_ids, tokenizer.eos_ids), self.media, record)
+        self._clock = clock
         self.grammars = Grammars(tokenizer)
         self._factory = TaskFactory(self.scheduler, self.runner, tokenizer, self.grammars)
         self._sequence_tasks: dict[str, SequenceTask] = {}
@@ -116,8 +120,10 @@ class Engine:
                 self.media.slots.unpin(key)
 
     def step(self) -> list[Outbound]:
+        if self._events and self.scheduler.running:
+            return self._take_events()  # requests for pixels do not wait for a step
         plan = self._schedule()
-        results = self.runner.run(plan)
+        results = self._run(plan)
         self.scheduler.commit(plan, {result.row.sequence for result in results if result.error})
         return self._emit(plan, results)
 
@@ -144,6 +150,13 @@ class Engine:
             self._events += map(MediaWanted, task.plan(plan))
         return plan
 
+    def _run(self, plan: Plan) -> list[Result]:
+        began = self._clock()
+        results = self.runner.run(plan)
+        if plan.rows or plan.encodings:
+            self.scheduler.pace.learn(plan.work, plan.num_frames, self._clock() - began)
+        return results
+
     def _emit(self, plan: Plan, results: list[Result]) -> list[Outbound]:
         for sequence in plan.admitted:
             self._events += self._sequence_tasks[sequence.request_id].handle_admission(sequence)
@@ -156,6 +169,9 @@ class Engine:
         self.media.discard(self.media.nonfinite)
         self.media.nonfinite.clear()
         self._is_stuck = not (plan.rows or plan.encodings or side_tasks or self._await_grammars())
+        return self._take_events()
+
+    def _take_events(self) -> list[Outbound]:
         events, self._events = self._events, []
         return events
 

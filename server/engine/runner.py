@@ -22,8 +22,8 @@ from model.inference import InferenceModel
 from model.vision import normalise
 from server.engine.config import EngineConfig
 from server.engine.media_cache import Encoding, MediaCache
+from server.engine.plan import Plan, Row
 from server.engine.sampler import NOT_FINITE, Result, Sampler, logit_positions
-from server.engine.scheduler import Plan, Row
 
 # pages from visual tokens in host memory that are computed at once: they take memory in addition to the slots
 REBUILT_TOGETHER = 8

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels.rows import greedy_argmax
-from server.engine.scheduler import Row
+from server.engine.plan import Row
 from server.engine.sequence import Sequence
 from server.wire import Sampling, TokenLogprob
 

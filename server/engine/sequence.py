@@ -10,16 +10,18 @@ from typing import NamedTuple
 
 from model.prompt import EncodedPrompt
 from server.engine.block_pool import block_hash
+from server.engine.shares import Account
 from server.grammar import Matcher
 from server.wire import Sampling
 
 
 class Order(NamedTuple):
-    """A request's position in the queue: smallest `priority` first, then earliest arrival, then first received."""
+    """A request's position by age: smallest `priority` first, then earliest arrival, then first received."""
 
     priority: int = 0
     arrived: float = 0.0  # time.monotonic(); 0: unknown
     number: int = 0
+    client: str = ""
 
     def seconds_since_arrival(self) -> float:
         return max(time.monotonic() - self.arrived, 0) if self.arrived else 0.0
@@ -30,6 +32,8 @@ class Sequence:
 
     With `targets`, nothing is sampled: they map a position to the ids whose log-probabilities after it are reported.
     """
+
+    account: Account  # of its request, from the scheduler
 
     def __init__(
         self,
@@ -58,11 +62,19 @@ class Sequence:
         self.was_admitted = False
         self.is_waiting = False
         self.is_finished = False
+        self.num_missing: int | None = None  # tokens to compute when it is admitted; None: not known yet
+        self.num_scored = 0  # positions that were computed once, so that what follows them was reported
+        self.turn = 0.0  # among sequences that want to run, the smallest first
+        self.step = 0  # the last step that it takes part in
         seed = sampling.seed
         self.random = random.Random(f"{seed}/{index}" if index and seed is not None else seed)
         self.logprobs: list[float] = []  # of generated tokens, in a beam search
         self.matcher: Matcher | None = None
         self.targets = targets or {}
+        # positions after which log-probabilities are reported
+        self.scored = range(min(self.targets), max(self.targets) + 1) if self.targets else range(0)
+        if self.wants_prompt_logprobs:
+            self.scored = range(self.num_prompt_tokens - 1)
         self.is_stem = False  # it is computed only for others to be forked from it
         self._hashes: list[bytes] = []  # of the full blocks, in order
 
@@ -79,16 +91,23 @@ class Sequence:
         return self.num_computed == len(self.token_ids)
 
     @property
+    def num_left(self) -> int:
+        """Return how many tokens are to be computed; a sequence that waits may find some of them in the cache."""
+        if self.is_waiting:
+            return len(self.token_ids) if self.num_missing is None else self.num_missing
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def first_computed(self) -> int:
+        """The position of the first token that must be computed even if it is cached."""
+        if self.num_scored < self.scored.stop:
+            return min(len(self.token_ids) - 1, max(self.scored.start, self.num_scored))
+        return len(self.token_ids) - 1
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         """True if the prompt's log-probabilities are reported; of several answers, the first reports them."""
         return self.sampling.prompt_logprobs is not None and self.index == 0
-
-    @property
-    def scored(self) -> range:
-        """Positions after which log-probabilities are reported: they must be computed even if they are cached."""
-        if self.wants_prompt_logprobs:
-            return range(self.num_prompt_tokens - 1)
-        return range(min(self.targets), max(self.targets) + 1) if self.targets else range(0)
 
     def append(self, token_id: int) -> None:
         """Append a generated token, which reads the media item that the token before it reads."""

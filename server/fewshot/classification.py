@@ -130,6 +130,7 @@ async def _score(
         prompt=prompt.encoded,
         candidates=candidate_ids,
         priority=record.priority,
+        client=record.client,
         arrived=record.arrived,
     )
     scored = await client.score(request, prompt.media)

@@ -88,9 +88,14 @@ class TrackedRequest(TimedRequest):
 
 
 class PrioritizedRequest(TrackedRequest):
-    """A request that waits in the engine's queue; a lower priority runs first."""
+    """A request that takes turns in the engine; one with a higher number yields to the others."""
 
-    priority: int = Field(0, ge=-(2**31), le=2**31 - 1, description="Lower priorities run first.")
+    priority: int = Field(
+        0,
+        ge=-(2**31),
+        le=2**31 - 1,
+        description="A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.",
+    )
 
 
 class ListRequest(Schema):

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from model.layered import LayeredForward
 from server.engine.config import EngineConfig
 from server.engine.media_cache import MediaCache
+from server.engine.plan import Plan
 from server.engine.runner import Runner, unit
 from server.engine.sampler import NOT_FINITE
-from server.engine.scheduler import Plan
 from server.engine.tasks.task import ForwardTask, RequestError, SideTask
 from server.wire import Embed, Embedded, EmbedText, Outbound
 

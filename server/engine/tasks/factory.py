@@ -32,10 +32,10 @@ class TaskFactory:
         match request:
             case Generate():
                 kind = BeamAnswers if request.sampling.beam_width else Answers
-                order = Order(request.priority, request.arrived, number)
+                order = Order(request.priority, request.arrived, number, request.client)
                 return kind(request, order, scheduler, self._eos_ids, self._grammars)
             case Score():
-                return Scoring(request, Order(request.priority, request.arrived, number), scheduler)
+                return Scoring(request, Order(request.priority, request.arrived, number, request.client), scheduler)
             case Embed():
                 return MediaEmbedding(request, media)
             case EmbedText():

@@ -17,9 +17,9 @@ from torch import Tensor
 from model import inspect
 from model.batch import MediaPages
 from server.engine.media_cache import MediaCache
+from server.engine.plan import Plan
 from server.engine.runner import Runner
 from server.engine.sampler import NOT_FINITE
-from server.engine.scheduler import Plan
 from server.engine.tasks.task import ForwardTask, RequestError
 from server.wire import AttentionMap, Gates, Inspect, Inspected, Outbound
 

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from server.engine.config import EngineConfig
+from server.engine.plan import Plan
 from server.engine.sampler import Result
-from server.engine.scheduler import Plan
 from server.engine.sequence import Sequence
 from server.grammar import Matcher
 from server.wire import Finished, FinishReason, Outbound

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -66,3 +67,35 @@ class TestSlowBody:
         response = await http.post("/v1/completions", content=pieces(100, 1, [], pause=0.05))
         assert (response.status_code, response.json()["error"]["code"]) == (408, "body_timeout")
         assert app.state.services.admission.num_waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("route", "fields"),
+    [
+        ("completions", {"prompt": "x"}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+        ("score", {"prompt": "x", "candidates": ["y"]}),
+    ],
+)
+async def test_a_negative_priority_is_refused_by_name(
+    http: httpx.AsyncClient, client: FakeClient, route: str, fields: dict[str, Any]
+) -> None:
+    response = await http.post(f"/v1/{route}", json={**fields, "priority": -(2**31)})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "priority")
+    assert error["message"] == "priority is -2147483648, this server accepts none below 0"
+    assert not client.requests
+    assert not client.scores
+
+
+class TestNegativePriorities:
+    @pytest.fixture
+    def settings(self) -> Settings:
+        return Settings(allow_negative_priority=True)
+
+    async def test_they_are_accepted_where_the_settings_allow_them(
+        self, http: httpx.AsyncClient, client: FakeClient
+    ) -> None:
+        response = await http.post("/v1/completions", json={"prompt": "x", "priority": -2})
+        assert response.status_code == 200
+        assert client.requests[0].priority == -2

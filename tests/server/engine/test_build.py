@@ -12,8 +12,8 @@ from kernels import backend
 from model.cpu import FLOAT32, ROUNDED
 from model.folder import save_folder
 from server.engine.build import WARM_UP_DIGEST, _vision_formats, build, warm_up
+from server.engine.plan import Plan
 from server.engine.sampler import Result
-from server.engine.scheduler import Plan
 from server.settings import Settings
 from tests.engine_client import CONFIG, FEW_SHOT, IMAGE_TOKEN, assert_all_released, assert_equals_reference, client
 from tests.tiny_models import CONFIGS, FAMILIES, Family, byte_tokenizer, tiny_model

@@ -185,12 +185,12 @@ async def test_every_sampling_field_reaches_the_engine(http: httpx.AsyncClient, 
         "logprobs": 2,
         "prompt_logprobs": 1,
     }
-    await complete(http, prompt="x", stop_token_ids=[3, 4], logit_bias={"5": -100}, priority=-2, **fields)
+    await complete(http, prompt="x", stop_token_ids=[3, 4], logit_bias={"5": -100}, priority=2, **fields)
     request = client.requests[0]
     assert {name: getattr(request.sampling, name) for name in fields} == fields
     assert request.sampling.stop_token_ids == (3, 4)
     assert request.sampling.logit_bias == {5: -100.0}
-    assert request.priority == -2
+    assert request.priority == 2
 
 
 async def test_null_means_the_default(http: httpx.AsyncClient, client: FakeClient) -> None:

@@ -17,9 +17,9 @@ from model.inference import prepare_for_inference
 from model.reference import encode, log_probs
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
+from server.engine.plan import Plan
 from server.engine.runner import Step
 from server.engine.sampler import Result
-from server.engine.scheduler import Plan
 from server.wire import Abort, Sampling, Score
 from tests.engine_client import (
     CONFIG,
@@ -250,13 +250,12 @@ def test_any_mix_of_scores_and_answers(family: Family, data: st.DataObject) -> N
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_few_blocks_force_preemption(family: Family) -> None:
-    config = replace(CONFIG, num_blocks=14, max_model_len=48)
+    config = replace(CONFIG, num_blocks=10, max_model_len=32)
     answer = client(family, config)
     few_shot = [Prompt(((image, 13),)) for image in range(3)]
     candidates = [[i, i + 1, *range(12)] for i in range(6)]
     for i, prompt in enumerate(few_shot):
         answer.engine.add(score(str(i), prompt, candidates))
-        answer.step()
     answer.run()
     assert answer.engine.scheduler.num_preemptions > 0
     for i, prompt in enumerate(few_shot):

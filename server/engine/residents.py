@@ -1,0 +1,236 @@
+"""The sequences that run and those that wait: who has a seat, who has blocks, and who gives them up for others.
+
+When blocks run out, the last sequence releases its blocks and waits again. Seats are taken from a request that has several
+for one that has none, and from large requests for a small one.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+
+from server.engine.block_pool import BlockPool
+from server.engine.config import EngineConfig
+from server.engine.media_cache import MediaCache
+from server.engine.memory import Memory
+from server.engine.plan import Plan
+from server.engine.sequence import Sequence
+from server.engine.shares import Shares
+
+
+class Residents:
+    def __init__(self, config: EngineConfig, blocks: BlockPool, media: MediaCache, *, all_previous: bool) -> None:
+        self.config = config
+        self.blocks = blocks
+        self.media = media
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self._shares = Shares()
+        self._memory = Memory(config, blocks, media, all_previous=all_previous)
+        self._copies: list[tuple[int, int]] = []
+        self._step = 0
+        self._starved: Sequence | None = None  # the oldest that lacks blocks
+        self._starved_at = 0.0  # the work that was done for all when its patience began
+        self._num_kept_blocks = config.num_blocks // 16  # that heavy sequences leave to light ones
+
+    def add(self, sequence: Sequence) -> list[bytes]:
+        """Queue a sequence; return the sources to request."""
+        self.queue(sequence)
+        return self.media.request(self._memory.missing_sources(sequence))
+
+    def queue(self, sequence: Sequence) -> None:
+        """Queue a sequence that the scheduler does not know yet."""
+        self._open_account(sequence)
+        self._wait(sequence)
+
+    def fork(self, parent: Sequence, child: Sequence) -> bool:
+        """Let `child` continue from its parent's last token; without blocks for its tokens, return False and do nothing.
+
+        Full blocks are shared, the last one is copied, and media get a second reference.
+        """
+        num_full, remainder = divmod(parent.num_computed, self.config.block_size)
+        num_new = self._memory.num_blocks_for(len(child.token_ids)) - num_full
+        self._open_account(child)
+        child.num_computed = parent.num_computed
+        new_blocks = self._allocate(child, num_new) if parent.block_table else None
+        if new_blocks is None:
+            child.num_computed = 0
+            self._shares.close(child.request_id)
+            return False
+        shared = parent.block_table[:num_full]
+        self.blocks.share(shared)
+        child.block_table = shared + new_blocks
+        if remainder:
+            self._copies.append((parent.block_table[num_full], new_blocks[0]))
+        child.media_slots = {key: self.media.slots.acquire(key) for key in parent.media_slots}
+        self._begin_running(child)
+        return True
+
+    def fork_stem(self, stem: Sequence, child: Sequence) -> bool:
+        """Fork within the limit of running sequences, and within the request's share of them while others wait.
+
+        If no other candidate runs, requests that came after this one are preempted for it.
+        """
+        if not self._num_admissible() or self._has_its_share(stem):
+            return False
+        while not self.fork(stem, child):
+            if stem.account.num_running > 1 or not stem.block_table or self.running[-1].order <= stem.order:
+                return False
+            self._preempt(self.running[-1])
+        return True
+
+    def finish(self, sequence: Sequence) -> None:
+        """End a sequence, running or waiting, and release what it holds."""
+        sequence.is_finished = True
+        self._memory.release(sequence)
+        if sequence.is_waiting:
+            self.waiting.remove(sequence)
+        else:
+            self._end_running(sequence)
+        self._shares.close(sequence.request_id)
+
+    def _open_account(self, sequence: Sequence) -> None:
+        order = sequence.order
+        sequence.account = self._shares.open(sequence.request_id, order.client, order.priority)
+
+    def _wait(self, sequence: Sequence) -> None:
+        sequence.is_waiting = True
+        sequence.num_missing = None
+        insort(self.waiting, sequence, key=lambda s: s.order)
+
+    def _begin_running(self, sequence: Sequence) -> None:
+        sequence.account.note_running(1)
+        insort(self.running, sequence, key=lambda s: s.order)
+
+    def _end_running(self, sequence: Sequence) -> None:
+        sequence.account.note_running(-1)
+        self.running.remove(sequence)
+
+    def _is_light(self, sequence: Sequence) -> bool:
+        return sequence.account.need(sequence.num_left) <= self.config.max_light_tokens
+
+    def _num_admissible(self) -> int:
+        """Return how many more sequences may run; computed stems do not count, as they take no part in steps."""
+        num_stems = sum(sequence.is_stem and sequence.is_computed for sequence in self.running)
+        return max(self.config.max_sequences - len(self.running) + num_stems, 0)
+
+    def _reserve(self, plan: Plan, sequence: Sequence) -> bool:
+        """Assign blocks to a sequence for all of its tokens: shared ones for a cached prefix, new ones for the rest."""
+        cached = self._memory.cached_prefix(sequence)
+        self.blocks.share(cached)
+        num_new = self._memory.num_blocks_for(len(sequence.token_ids)) - len(cached)
+        new_blocks = self._allocate(sequence, num_new, is_last_resort=plan.is_last_resort)
+        if new_blocks is None:
+            self.blocks.release(cached)
+            self._note_starved(sequence)
+            return False
+        sequence.block_table = cached + new_blocks
+        sequence.num_computed = len(cached) * self.config.block_size
+        return True
+
+    def _allocate(self, sequence: Sequence, count: int, *, is_last_resort: bool = False) -> list[int] | None:
+        """Take blocks. Heavy sequences leave some to light ones, except for the oldest, which must be able to end."""
+        num_kept = self._num_kept_blocks
+        if is_last_resort or self._is_oldest(sequence) or self._is_light(sequence):
+            num_kept = 0
+        if self.blocks.num_available - count < num_kept:
+            return None
+        if sequence is self._starved:
+            self._starved = None
+        return self.blocks.allocate(count)
+
+    def _is_oldest(self, sequence: Sequence) -> bool:
+        if not self.running or sequence is self.running[0]:
+            return True
+        return sequence.order <= self.running[0].order and sequence.account.num_running <= 1
+
+    def _grow(self, plan: Plan, sequence: Sequence, num_tokens: int) -> bool:
+        """Extend the block table to `num_tokens`, preempting the last sequences; False if this one cannot run."""
+        num_missing = self._memory.num_blocks_for(num_tokens) - len(sequence.block_table)
+        if num_missing <= 0:
+            return True
+        while (new_blocks := self._allocate(sequence, num_missing, is_last_resort=plan.is_last_resort)) is None:
+            victim = self._last_idle(sequence)
+            if victim is sequence and self.running[-1] is not sequence:
+                self._note_starved(sequence)
+                return False
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        sequence.block_table += new_blocks
+        return True
+
+    def _last_idle(self, sequence: Sequence) -> Sequence:
+        """Return the last sequence that takes no part in this step yet; a heavy one does not displace a light one."""
+        spares_light = not self._is_light(sequence)
+        for other in reversed(self.running):
+            if other is sequence or (other.step < self._step and not (spares_light and self._is_light(other))):
+                return other
+        return sequence
+
+    def _note_starved(self, sequence: Sequence) -> None:
+        if self._starved is None or self._starved.is_finished or sequence.order < self._starved.order:
+            self._starved, self._starved_at = sequence, self._shares.total
+
+    def _free_seat(self) -> None:
+        """If all seats are taken, take one for a request that has none from the one that has most."""
+        if not self.waiting or self._num_admissible():
+            return
+        newcomers = [s for s in self.waiting if not s.account.num_running and self._memory.resolve(s)]
+        if newcomers:
+            newcomer = min(newcomers, key=lambda s: (s.account.priority, _place_of(s), s.order))
+            if (victim := self._last_that_yields(newcomer)) is not None:
+                self._preempt(victim)
+
+    def _last_that_yields(self, newcomer: Sequence) -> Sequence | None:
+        """Return one of the request with most seats; for a light newcomer, also of such a client, or with a larger need."""
+        # a beam that waits for the others keeps its seat, or a search of more beams than seats would never advance
+        seated = [sequence for sequence in self.running if not sequence.is_computed]
+        if not seated:
+            return None
+        most = max(seated, key=lambda s: (s.account.num_running, s.order, s.index))
+        if most.account.num_running > 1:
+            return most
+        if not self._is_light(newcomer):
+            return None  # large requests that took seats from one another would lose their work in turn
+        if not newcomer.account.client.num_running:
+            most = max(seated, key=lambda s: (s.account.client.num_running, s.order))
+            if most.account.client.num_running > 1:
+                return most
+        num_heavy = sum(not self._is_light(s) for s in seated)
+        if num_heavy <= self.config.max_sequences // 4:
+            seated = list(filter(self._is_light, seated))
+        most = max(seated, key=_place_of, default=newcomer)
+        return most if _place_of(most) - _place_of(newcomer) > self.config.max_light_tokens / 4 else None
+
+    def _num_seats_for_heavy(self, plan: Plan) -> int:
+        """Return how many of the free seats are not for light sequences: heavy ones may have a quarter of all."""
+        num_heavy = sum(not self._is_light(sequence) for sequence in self.running)
+        return min(max(self.config.max_sequences // 4 - num_heavy, 0), plan.seats_left)
+
+    def _has_its_share(self, stem: Sequence) -> bool:
+        """Return whether a request has its share of the seats while another one has none."""
+        if all(sequence.account.num_running for sequence in self.waiting):
+            return False
+        return stem.account.num_running > max(self.config.max_sequences // self._shares.num_requests, 1)
+
+    def _preempt_blocker(self) -> bool:
+        """Preempt the last running sequence if one before it waits, and return whether one was preempted.
+
+        Beams that are done for this step, and stems, hold blocks and slots that an earlier request, or another beam, may
+        otherwise lack for ever.
+        """
+        if not self.running or not self.waiting or self.running[-1].order < self.waiting[0].order:
+            return False
+        self._preempt(self.running[-1])
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.num_preemptions += 1
+        self._end_running(sequence)
+        self._memory.release(sequence)
+        self._wait(sequence)
+
+
+def _place_of(sequence: Sequence) -> float:
+    return sequence.account.need(sequence.num_left) + sequence.account.age

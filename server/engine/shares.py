@@ -1,0 +1,155 @@
+"""Fair shares of the engine: whom a step serves first, and how much fits into it.
+
+Work is counted in tokens. A request's *need* is the work that it has had and the work that it is known to want. Small
+needs come first, and a request ages while others are served, so that none waits for ever. A client that has had more than
+another is treated as if each of its requests had had the difference (a virtual token counter, after Sheng et al. 2024,
+"Fairness in Serving Large Language Models").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# context whose keys and values are read at about the cost of computing one token
+CONTEXT_PER_TOKEN = 256
+# tokens of a piece that read their context at about the cost of one
+TOKENS_PER_READ = 16
+TOKENS_PER_FRAME = 32
+# work done for all requests in which one that waits gains a token on those that come later
+WORK_PER_TOKEN_OF_AGE = 256
+
+
+def work_of(count: int, context: int, num_logits: int = 1) -> float:
+    """Return the work of computing `count` tokens after `context` others and reading `num_logits` of their logits."""
+    return num_logits + count + context * _reads(count)
+
+
+def count_within(work: float, context: int, *, reads_all_logits: bool) -> int:
+    """Return how many tokens can be computed within this work."""
+    fixed = context * _reads(0) + (not reads_all_logits)
+    per_token = 1 + context * (_reads(1) - _reads(0)) + reads_all_logits
+    return max(int((work - fixed) / per_token), 0)
+
+
+def _reads(count: int) -> float:
+    return (count + TOKENS_PER_READ - 1) / (TOKENS_PER_READ * CONTEXT_PER_TOKEN)
+
+
+@dataclass(slots=True, eq=False)
+class ClientAccount:
+    """The work that a client's requests have had, and by how much that is more than the least served client's."""
+
+    served: float = 0.0
+    surplus: float = 0.0
+    num_requests: int = 0
+    num_running: int = 0  # sequences
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """The work that a request has had. `age` is the time of its arrival, in tokens."""
+
+    client: ClientAccount
+    priority: int = 0
+    age: float = 0.0
+    served: float = 0.0
+    num_sequences: int = 0
+    num_running: int = 0
+
+    def need(self, num_left: int) -> float:
+        return self.served + num_left + self.client.surplus
+
+    def note_running(self, change: int) -> None:
+        self.num_running += change
+        self.client.num_running += change
+
+
+class Shares:
+    """The accounts of all requests that have sequences, and of their clients."""
+
+    def __init__(self) -> None:
+        self.total = 0.0  # work done for all
+        self._accounts: dict[str, Account] = {}
+        self._clients: dict[str, ClientAccount] = {}
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._accounts)
+
+    def open(self, request_id: str, client: str, priority: int) -> Account:
+        """Return the account of a request for one more of its sequences."""
+        account = self._accounts.get(request_id)
+        if account is None:
+            account = Account(self._activate(client), priority, self.total / WORK_PER_TOKEN_OF_AGE)
+            self._accounts[request_id] = account
+        account.num_sequences += 1
+        return account
+
+    def close(self, request_id: str) -> None:
+        """Note the end of a sequence; the account ends with the last one of its request."""
+        account = self._accounts[request_id]
+        account.num_sequences -= 1
+        if not account.num_sequences:
+            del self._accounts[request_id]
+            account.client.num_requests -= 1
+            self._forget_clients()
+
+    def charge(self, account: Account, work: float, num_tokens: float) -> None:
+        account.served += num_tokens
+        account.client.served += work
+        self.total += work
+
+    def compare_clients(self) -> None:
+        """Bring the clients' surpluses up to date."""
+        least = self._least_served()
+        for client in self._clients.values():
+            client.surplus = client.served - least
+
+    def _activate(self, name: str) -> ClientAccount:
+        """Return a client's account; while it was idle it saved nothing up."""
+        client = self._clients.setdefault(name, ClientAccount())
+        if not client.num_requests:
+            client.served = max(client.served, self._least_served())
+        client.num_requests += 1
+        return client
+
+    def _least_served(self) -> float:
+        return min((client.served for client in self._clients.values() if client.num_requests), default=0.0)
+
+    def _forget_clients(self) -> None:
+        """Drop idle clients that would return without a surplus."""
+        least = self._least_served()
+        self._clients = {
+            name: client
+            for name, client in self._clients.items()
+            if client.num_requests or (self._accounts and client.served > least)
+        }
+
+
+class Pace:
+    """An estimate of a step's seconds, from its work and its frames, that learns from each step.
+
+    It is a normalised least-mean-squares filter: cheap, and slow to believe a step that a busy machine has delayed.
+    """
+
+    RISE, FALL = 0.25, 0.5
+    MAX_SURPRISE = 3.0
+    WORK_SCALE = 32.0
+
+    def __init__(self) -> None:
+        self.fixed = 0.0
+        self._per_scaled_work = 0.0
+        self.per_frame = 0.0
+
+    @property
+    def per_work(self) -> float:
+        return self._per_scaled_work / self.WORK_SCALE
+
+    def learn(self, work: float, num_frames: int, seconds: float) -> None:
+        scaled = work / self.WORK_SCALE
+        expected = self.fixed + scaled * self._per_scaled_work + num_frames * self.per_frame
+        error = (min(seconds, self.MAX_SURPRISE * expected) if expected else seconds) - expected
+        step = error * (self.RISE if error > 0 else self.FALL) / (1 + scaled * scaled + num_frames * num_frames)
+        self.fixed = max(self.fixed + step, 0.0)
+        self._per_scaled_work = max(self._per_scaled_work + step * scaled, 0.0)
+        self.per_frame = max(self.per_frame + step * num_frames, 0.0)
