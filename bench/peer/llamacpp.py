@@ -18,8 +18,7 @@ from bench.peer.llamacpp_model import LlamaCpp
 from bench.profile_step import decode_step
 from bench.table import Bar, Report, Run, interleave
 from bench.workload import greedy, random_text
-from model.prompt import EncodedPrompt
-from model.tokenizer import PromptTokenizer
+from model.prompt import EncodedPrompt, PromptTokenizer
 from model.zoo.config import LANGUAGE_MODEL_FILE
 from model.zoo.default import find, prepare
 from server.engine.build import build

@@ -20,8 +20,8 @@ from model.batch import Batch, KVCache, MediaPages, whole_sequences
 from model.config import FlamingoConfig
 from model.inference import InferenceModel
 from model.vision import normalise
+from server.engine.caches import Encoding, MediaCache
 from server.engine.config import EngineConfig
-from server.engine.media_cache import Encoding, MediaCache
 from server.engine.sampler import NOT_FINITE, Result, Sampler, logit_positions
 from server.engine.scheduler import Plan, Row
 

@@ -19,7 +19,7 @@ from model.batch import NO_CACHE, MediaPages, whole_sequences
 from model.config import FlamingoConfig, VisionConfig
 from model.flamingo import Flamingo
 from model.folder import load_folder, save_folder
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from model.zoo.bridge import start_bridge
 from model.zoo.config import DEFAULT
 from training.ablations.data import TEMPLATE, Kinds
