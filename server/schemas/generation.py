@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from server.schemas.base import PrioritizedRequest, Schema, tag_of, with_example
-from server.schemas.prompt import ImageIdPart, ImageUrlPart, Prompt, TextPart, VideoIdPart, VideoUrlPart
+from server.schemas.prompt import Prompt, TaggedMediaPart, TextPart
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -27,16 +27,16 @@ Stop = Annotated[
 
 
 class StreamOptions(Schema):
-    include_usage: bool = Field(default=False, description="Add a last chunk with the usage.")
-    continuous_usage_stats: bool = Field(default=False, description="Add the usage so far to every chunk.")
+    include_usage: bool = Field(False, description="Add a last chunk with the usage.")
+    continuous_usage_stats: bool = Field(False, description="Add the usage so far to every chunk.")
 
 
 class StructuredOutputs(Schema):
     """The form of the answer, by one of the three fields."""
 
-    choice: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(default=[], max_length=1024)
-    regex: str = Field(default="", max_length=4096)
-    json_schema: dict[str, Any] | str = Field(default="", alias="json")
+    choice: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field([], max_length=1024)
+    regex: str = Field("", max_length=4096)
+    json_schema: dict[str, Any] | str = Field("", alias="json")
 
 
 class GenerationFields(PrioritizedRequest):
@@ -104,10 +104,7 @@ class InputImagePart(Schema):
 
 UserPart = Annotated[
     Annotated[TextPart, Tag("<text>")]
-    | Annotated[ImageUrlPart, Tag("<image_url>")]
-    | Annotated[VideoUrlPart, Tag("<video_url>")]
-    | Annotated[ImageIdPart, Tag("<image_id>")]
-    | Annotated[VideoIdPart, Tag("<video_id>")]
+    | TaggedMediaPart
     | Annotated[InputTextPart, Tag("<input_text>")]
     | Annotated[InputImagePart, Tag("<input_image>")],
     Discriminator(tag_of("type")),
