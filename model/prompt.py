@@ -55,12 +55,10 @@ class PromptTokenizer:
 
     def encode_plain(self, text: str) -> list[int]:
         """Return the ids of a string in which the spelling of a special token is text."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._plain.encode(text, add_special_tokens=False).ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        text: str = self._marked.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
-        return text
+        return self._marked.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def token(self, token_id: int) -> str:
         """Return the vocabulary's spelling of an id, "" for an id beyond it (of a padded embedding table)."""
@@ -68,8 +66,7 @@ class PromptTokenizer:
 
     def to_json(self) -> str:
         """Return the tokenizer for libraries that build their own table of its tokens."""
-        text: str = self._marked.to_str()
-        return text
+        return self._marked.to_str()
 
     def __len__(self) -> int:
         return int(self._marked.get_vocab_size(with_added_tokens=True))

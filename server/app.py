@@ -36,7 +36,7 @@ from server.api.routes import (
 from server.api.services import Services
 from server.engine_client.client import Client
 from server.errors import ServerError, http_error_body
-from server.fewshot.retrieval import Retrieval
+from server.fewshot.retrieval import EmbeddingStore, Retrieval
 from server.fewshot.shots import ShotSource
 from server.fewshot.warming import Maintenance, Warming
 from server.media.fetch import Fetcher
@@ -49,7 +49,6 @@ from server.quality.evaluation_store import Evaluations
 from server.served_model import ServedModel
 from server.settings import Settings
 from server.store.database import Database
-from server.store.embeddings import EmbeddingStore
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 

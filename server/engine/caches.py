@@ -77,14 +77,10 @@ class BlockPool:
         """Remove an owner from each block, the last block first, so that a prefix stays cached longer than its suffix."""
         for block in reversed(blocks):
             self._references[block] -= 1
-            if self._references[block] == 0:
-                self._retire(block)
-
-    def _retire(self, block: int) -> None:
-        if block in self._hash_of:
-            self._cached[block] = None
-        else:
-            self._free.append(block)
+            if self._references[block] == 0 and block in self._hash_of:
+                self._cached[block] = None
+            elif self._references[block] == 0:
+                self._free.append(block)
 
     def publish(self, block: int, digest: bytes) -> None:
         """Make a full block findable by its hash, unless another block already is."""
@@ -165,10 +161,7 @@ class LruCache(Generic[Value]):
 
 
 class MediaSlots:
-    """Slots for media pages, with reference counts.
-
-    Without references, a slot stays filled until another media item needs it.
-    """
+    """Slots for media pages, with reference counts; one without stays filled until another media item needs it."""
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots

@@ -23,13 +23,12 @@ from typing import Literal, get_args
 from model.prompt import EncodedPrompt, Media, encode
 from server.engine_client.client import Client
 from server.errors import EngineNotReady, ServerError, SupportSetNotFound
-from server.fewshot.retrieval import Retrieval
+from server.fewshot.retrieval import EmbeddingStore, Retrieval
 from server.media.source import EncodedMedia, digest_of
 from server.media.store import MediaStore
 from server.metrics import Metrics
 from server.prompt import PreparedPrompt
 from server.served_model import ServedModel
-from server.store.embeddings import EmbeddingStore
 from server.store.records import SupportSet, Totals
 from server.store.support_sets import SupportSets
 from server.wire import BACKGROUND_PRIORITY, Admitted, Generate, Sampling

@@ -21,7 +21,7 @@ from model.flamingo import Flamingo
 from model.folder import load_folder, save_folder
 from model.prompt import PromptTokenizer
 from model.zoo.bridge import start_bridge
-from model.zoo.config import DEFAULT
+from model.zoo.default import DEFAULT
 from training.ablations.data import TEMPLATE, Kinds
 from training.start import rebuild
 

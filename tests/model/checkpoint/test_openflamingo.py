@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from model.checkpoint.__main__ import main
-from model.checkpoint.tensors import open_folder
+from model.checkpoint.files import open_folder
 from model.config import VisionConfig, load_config
 from model.flamingo import Flamingo
 from model.folder import load_folder

@@ -11,9 +11,9 @@ from fastapi import FastAPI
 
 from server.errors import DatabaseUnavailable
 from server.fewshot import warming as warming_module
+from server.fewshot.retrieval import EmbeddingStore
 from server.fewshot.warming import Maintenance
 from server.media.source import encoded
-from server.store.embeddings import EmbeddingStore
 from tests.server.conftest import data_url, image_part, png
 from tests.server.fakes import FakeClient, eventually
 
