@@ -18,7 +18,7 @@ from kernels.media_attention import plan_media
 from model.batch import MediaPages, whole_sequences
 from model.config import VisionConfig
 from model.flamingo import Flamingo, GatedCrossAttention
-from model.resampler import (
+from model.vision import (
     MLPResampler,
     Resampler,
     ResamplerAttention,

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from server.wire import Grammar
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.config import FlamingoConfig, fingerprint, load_config
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from server.settings import Settings, SettingsError
 
 

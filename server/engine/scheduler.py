@@ -10,9 +10,8 @@ from bisect import insort
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from server.engine.block_pool import BlockPool
+from server.engine.caches import BlockPool, Encoding, MediaCache
 from server.engine.config import EngineConfig
-from server.engine.media_cache import Encoding, MediaCache
 from server.engine.sequence import Sequence
 
 

@@ -13,8 +13,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from server.engine.caches import MediaCache
 from server.engine.config import EngineConfig
-from server.engine.media_cache import MediaCache
 from server.engine.runner import Runner
 from server.engine.sampler import NOT_FINITE
 from server.engine.scheduler import Plan

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model import inspect
-from server.engine.media_cache import MediaCache
+from server.engine.caches import MediaCache
 from server.engine.runner import Runner
 from server.engine.sampler import NOT_FINITE
 from server.engine.scheduler import Plan
