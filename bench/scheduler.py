@@ -18,7 +18,7 @@ from bench.table import Bar, Report, Sample
 from bench.workload import Prompts, frames_of, greedy
 from model.config import FlamingoConfig
 from model.inference import prepare_for_inference
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.plan import Plan

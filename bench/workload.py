@@ -19,8 +19,7 @@ from PIL import Image
 
 from model.config import VisionConfig
 from model.media import MediaLimits, load_image, resize
-from model.prompt import EndOfChunk, Media, Segment, Text, encode
-from model.tokenizer import PromptTokenizer
+from model.prompt import EndOfChunk, Media, PromptTokenizer, Segment, Text, encode
 from server.media.source import encoded
 from server.wire import Generate, Sampling
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evaluation.ranking import Branch, Ranker, concatenate, encode_segments
 from model.flamingo import Flamingo
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from training.default.catalogue import Catalogue, Rows
 from training.default.templates import Template, item
 from training.default.words import HELD_OUT_WORDS

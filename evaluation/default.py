@@ -25,7 +25,7 @@ from evaluation.intervals import Share, share
 from evaluation.naming import Naming, perplexity
 from model.flamingo import Flamingo
 from model.folder import load_folder
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from model.zoo.default import prepare
 from training.default.catalogue import Catalogue
 from training.default_data.records import DEFAULT_FOLDER

@@ -22,7 +22,7 @@ from evaluation.intervals import Share, share
 from model.checkpoint.vision_models import convert_efficientnet_lite
 from model.config import VisionConfig
 from model.vision import VisionEncoder
-from model.zoo.config import DEFAULT
+from model.zoo.default import DEFAULT
 from training.default.catalogue import Catalogue
 from training.default_data.features import BATCH, encode
 from training.default_data.records import DEFAULT_FOLDER

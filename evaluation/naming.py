@@ -14,8 +14,8 @@ import torch
 from evaluation.ranking import Branch, PagedTokens, Ranker, concatenate, encode_segments
 from model.batch import NO_CACHE, MediaPages, whole_sequences
 from model.flamingo import Flamingo
+from model.prompt import PromptTokenizer
 from model.reference import log_probs
-from model.tokenizer import PromptTokenizer
 from training.default.catalogue import Catalogue
 from training.default.templates import Template, item
 

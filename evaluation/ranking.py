@@ -15,8 +15,7 @@ from torch import Tensor
 
 from model.batch import Batch, KVCache, MediaPages
 from model.flamingo import Flamingo
-from model.prompt import Segment
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer, Segment
 from training.examples import encode_segment
 
 

@@ -209,7 +209,6 @@ def media_attention(
     media_kv = _checked(media_kv, may_copy=grad)
     tiles = plan if isinstance(plan, Tensor) else media_tiles(media_slot, query.shape[2], query.dtype)
     if grad:
-        out: Tensor = DifferentiableMediaAttention.apply(query, media_kv, media_slot, tiles, scale)
-        return out
+        return DifferentiableMediaAttention.apply(query, media_kv, media_slot, tiles, scale)
     norm = None if query_norm is None else (query_norm, query_norm_eps)
     return launch_media(query, media_kv, media_slot, tiles, scale, norm, media_scale)

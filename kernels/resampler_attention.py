@@ -212,8 +212,7 @@ def resampler_attention(
     """Attend to [features; latents]: query and latents [M, R, H, K], features [M, N, H, K] -> [M, R, H, K]."""
     if use_triton(query):
         features, latents = with_equal_strides(feature_key, feature_value), with_equal_strides(latent_key, latent_value)
-        out: Tensor = _ResamplerAttention.apply(query.contiguous(), *features, *latents, scale)
-        return out
+        return _ResamplerAttention.apply(query.contiguous(), *features, *latents, scale)
     key = torch.cat([feature_key, latent_key], 1)
     value = torch.cat([feature_value, latent_value], 1)
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))

@@ -219,8 +219,7 @@ def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     """
     if not use_triton(x):
         return gated_residual_reference(x, branch, gate)
-    out: Tensor = _GatedResidual.apply(x.contiguous(), branch.contiguous(), gate.float().tanh())
-    return out
+    return _GatedResidual.apply(x.contiguous(), branch.contiguous(), gate.float().tanh())
 
 
 def greedy_argmax_reference(logits: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:

@@ -280,8 +280,7 @@ def load_config(folder: Path) -> FlamingoConfig:
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{file} is not JSON: {error}") from None
     _require(isinstance(values, dict), f"{file} does not hold a JSON object")
-    config: FlamingoConfig = from_dict(FlamingoConfig, values)
-    return config
+    return from_dict(FlamingoConfig, values)
 
 
 def fingerprint(folder: Path) -> str:

@@ -21,8 +21,7 @@ from model.batch import Batch, KVCache, MediaPages, NoCache
 from model.config import FlamingoConfig, GatedConfig
 from model.language_model import LanguageModel
 from model.layers import FeedForward, LayerNorm, RMSNorm, make_norm
-from model.resampler import build_resampler
-from model.vision import VisionEncoder
+from model.vision import VisionEncoder, build_resampler
 
 QK_NORM_EPS = 1e-6
 

@@ -154,8 +154,7 @@ class SafetensorsFiles(Mapping[str, Tensor]):
             self._file_of |= dict.fromkeys(opened.keys(), opened)
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file_of[name].get_tensor(name)
-        return tensor
+        return self._file_of[name].get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)

@@ -19,7 +19,7 @@ from model.batch import MediaPages
 from model.config import VisionConfig
 from model.flamingo import Flamingo, GatedCrossAttention
 from model.layered import LayeredForward
-from model.resampler import (
+from model.vision import (
     MLPResampler,
     Resampler,
     ResamplerAttention,

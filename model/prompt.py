@@ -1,15 +1,81 @@
-"""Prompts: segments (text, media, end of chunk) become token ids and, per token, the index of the media that it reads.
+"""The tokenizer of a model folder, and how a prompt becomes token ids and a media index. No torch here.
 
-Only `encode` knows how a family writes its markers; the trainer and the server both call it.
-`media_index[t]` (the paper's phi) is the last media at or before token t: its own media token already reads it; -1 none.
+Only `encode` knows how a family writes its markers; the trainer and the server both call it. `media_index[t]` (the paper's
+phi) is the last media at or before token t: its own media token already reads it; -1 none. Of two copies of one tokenizer,
+`marked` knows the special tokens, and `plain` encodes their spelling as ordinary text, so that the text of a user can never
+become a marker.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from model.tokenizer import PromptTokenizer
+from tokenizers import Tokenizer
+
+from model.config import ConfigError, PromptConfig
+
+
+class PromptTokenizer:
+    """The `tokenizer.json` of a model folder. Raises `ConfigError` if a prompt marker is not one of its tokens."""
+
+    def __init__(self, marked: Tokenizer, plain: Tokenizer, prompt: PromptConfig) -> None:
+        self.prompt = prompt
+        self._marked = marked
+        self._plain = plain
+        plain.encode_special_tokens = True
+        # a text of more bytes than this per token cannot be shorter
+        self.max_token_bytes = max(len(token.encode()) for token in marked.get_vocab())
+        self._special = tuple(t.content for t in marked.get_added_tokens_decoder().values() if t.special)
+        self.media_token_id = self.id_of(prompt.media_token)
+        self.eos_ids = tuple(self.id_of(token) for token in prompt.eos)
+        self.suppressed_ids = tuple(self.id_of(token) for token in prompt.suppressed)
+        for marker in (prompt.begin, prompt.media_open, prompt.media_close, prompt.end_of_chunk, prompt.text_separator):
+            if marker:
+                self.id_of(marker)
+
+    @classmethod
+    def load(cls, folder: Path, prompt: PromptConfig) -> PromptTokenizer:
+        file = str(folder / "tokenizer.json")
+        return cls(Tokenizer.from_file(file), Tokenizer.from_file(file), prompt)
+
+    def id_of(self, token: str) -> int:
+        token_id = self._marked.token_to_id(token)
+        if token_id is None:
+            raise ConfigError(f"prompt marker {token!r} is not a token of tokenizer.json")
+        return int(token_id)
+
+    def encode(self, written: Sequence[str]) -> list[int]:
+        """Return the ids of texts and markers in turn, a text first; the spelling of a special token in a text is text."""
+        if not any(token in text for text in written[::2] for token in self._special):
+            # one string, as in the family's own processors, so that text next to a marker is encoded as theirs is
+            return _ids(self._marked, "".join(written))
+        parts = [[self.id_of(part)] if i % 2 else self.encode_plain(part) for i, part in enumerate(written) if part]
+        return [token_id for part in parts for token_id in part]
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Return the ids of a string in which the spelling of a special token is text."""
+        return _ids(self._plain, text)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return self._marked.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def token(self, token_id: int) -> str:
+        """Return the vocabulary's spelling of an id, "" for an id beyond it (of a padded embedding table)."""
+        return self._marked.id_to_token(token_id) or ""
+
+    def to_json(self) -> str:
+        """Return the tokenizer for libraries that build their own table of its tokens."""
+        return self._marked.to_str()
+
+    def __len__(self) -> int:
+        return int(self._marked.get_vocab_size(with_added_tokens=True))
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    # of the library's calls only those for a batch let other threads run, and without offsets they are faster
+    return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
 class PromptError(ValueError):

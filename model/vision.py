@@ -1,7 +1,13 @@
-"""The frozen vision encoder: normalised pixels [F, 3, h, w] -> features [F, P, Dv], which the resampler reads.
+"""The path from pixels to visual tokens: the frozen vision encoder, and the resampler that reads its features.
 
-A CLIP Vision Transformer returns its last hidden state, before the final norm that only CLIP's own pooling uses. A
-convolutional network returns its last feature map, a token per position. Parts after the features are not built.
+Normalised pixels [F, 3, h, w] become features [F, P, Dv]. A CLIP Vision Transformer returns its last hidden state, before
+the final norm that only CLIP's own pooling uses; a convolutional network its last feature map, a token per position. Parts
+after the features are not built.
+
+The Perceiver resampler turns any number of features into R visual tokens (Flamingo, section 3.1 and appendix A.1.1).
+Learned latents attend to [features; latents], layer by layer. Frames have a learned embedding of their time, which is
+interpolated linearly for a video of more frames than were trained; an image is a video of one frame. The paper compares the
+Perceiver with a plain transformer and an MLP (table 3), which are the last two classes.
 """
 
 from __future__ import annotations
@@ -9,18 +15,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d
 from timm.models.efficientnet import EfficientNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from model.config import Activation, ConfigError, VisionConfig
-from model.layers import ACTIVATIONS
+from kernels.resampler_attention import resampler_attention
+from model.config import Activation, ConfigError, ResamplerConfig, VisionConfig
+from model.layers import ACTIVATIONS, FeedForward, LayerNorm
 
 
 def normalise(frames: Tensor, config: VisionConfig) -> Tensor:
@@ -119,3 +127,165 @@ def convolutional(config: VisionConfig) -> Any:
             f"{name} has {actual} features (patches, width), vision.num_patches and feature_dim are {configured}"
         )
     return encoder
+
+
+class ResamplerAttention(nn.Module):
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__()
+        inner = config.num_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.media_norm = LayerNorm(config.dim, config.norm_eps)
+        self.latent_norm = LayerNorm(config.dim, config.norm_eps)
+        self.query = nn.Linear(config.dim, inner, bias=False)
+        self.key_value = nn.Linear(config.dim, 2 * inner, bias=False)
+        self.output = nn.Linear(inner, config.dim, bias=False)
+        self.query_norm = LayerNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.key_norm = LayerNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, latents: Tensor, features: Tensor) -> Tensor:  # [M, R, D], [M, N, D] -> [M, R, D]
+        latents = self.latent_norm(latents)
+        query = self.query_norm(self.heads(self.query(latents)))
+        feature_key, feature_value = self.keys_and_values(self.media_norm(features))
+        latent_key, latent_value = self.keys_and_values(latents)
+        attended = resampler_attention(
+            query, feature_key, feature_value, latent_key, latent_value, scale=self.head_dim**-0.5
+        )
+        return self.output(attended.flatten(-2))
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        key, value = self.key_value(x).chunk(2, dim=-1)
+        return self.key_norm(self.heads(key)), self.heads(value)
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim))
+
+
+class ResamplerLayer(nn.Module):
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__()
+        self.attention = ResamplerAttention(config)
+        self.feed_forward = ResamplerFeedForward(config)
+
+    def forward(self, latents: Tensor, features: Tensor) -> Tensor:
+        latents = latents + self.attention(latents, features)
+        return latents + self.feed_forward(latents)
+
+
+class ResamplerFeedForward(FeedForward):
+    """A feed-forward that begins with its norm."""
+
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__(config.dim, config.ffn_dim, config.activation)
+        self.norm = LayerNorm(config.dim, config.norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.norm(x))
+
+
+class Resampler(nn.Module):
+    """The parts that every resampler has: position embeddings of the features, learned latents, layers, a last norm.
+
+    Features [M, F, P, Dv] -> visual tokens [M, R, D]; F and P are free, R is `num_latents`.
+    """
+
+    layer_type: ClassVar[type[nn.Module]]
+
+    def __init__(self, config: ResamplerConfig, feature_dim: int) -> None:
+        super().__init__()
+        self.input_norm = LayerNorm(feature_dim, config.norm_eps) if config.input_norm else nn.Identity()
+        self.input = nn.Linear(feature_dim, config.dim) if config.input_projection else nn.Identity()
+        self.spatial_embeddings = _table(config.num_spatial, config.dim)
+        self.frame_embeddings = _table(config.num_frames, config.dim)
+        self.num_latents = config.num_latents
+        self.latents = nn.Parameter(torch.empty(config.num_latents, config.dim).normal_(std=0.02))
+        self.layers = nn.ModuleList(self.layer_type(config) for _ in range(config.num_layers))
+        self.norm = LayerNorm(config.dim, config.norm_eps)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Return features [M, F, P, Dv] as [M, F * P, D], with embeddings of their position in the image and in time."""
+        features = self.input(self.input_norm(features))
+        if self.spatial_embeddings is not None:
+            features = features + self.spatial_embeddings
+        if self.frame_embeddings is not None:
+            times = interpolate_frames(self.frame_embeddings, features.shape[1])  # [F, D]
+            features = features + times[:, None]
+        return features.flatten(1, 2)
+
+
+class PerceiverResampler(Resampler):
+    layer_type = ResamplerLayer
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.embed(features)  # [M, N, D]
+        latents = self.latents.expand(len(features), -1, -1)  # [M, R, D]
+        for layer in self.layers:
+            latents = layer(latents, features)
+        return self.norm(latents)
+
+
+class TransformerLayer(nn.Module):
+    """Features and latents [M, N + R, D] attend to each other, all to all."""
+
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__()
+        inner = config.num_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.norm = LayerNorm(config.dim, config.norm_eps)
+        self.qkv = nn.Linear(config.dim, 3 * inner, bias=False)
+        self.output = nn.Linear(inner, config.dim, bias=False)
+        self.feed_forward = ResamplerFeedForward(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.qkv(self.norm(x)).unflatten(-1, (3, -1, self.head_dim))  # [M, N + R, 3, H, K]
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value)  # [M, H, N + R, K]
+        x = x + self.output(attended.transpose(1, 2).flatten(-2))
+        return x + self.feed_forward(x)
+
+
+class TransformerResampler(Resampler):
+    layer_type = TransformerLayer
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.embed(features)  # [M, N, D]
+        x = torch.cat([features, self.latents.expand(len(features), -1, -1)], dim=1)
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x[:, -self.num_latents :])
+
+
+class MLPResampler(Resampler):
+    """No attention: each latent takes the mean of its own stretch of adjacent features, and reads no other."""
+
+    layer_type = ResamplerFeedForward
+
+    def forward(self, features: Tensor) -> Tensor:
+        means = F.adaptive_avg_pool1d(self.embed(features).transpose(1, 2), self.num_latents)  # [M, D, R]
+        x = self.latents + means.transpose(1, 2)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.norm(x)
+
+
+RESAMPLERS: dict[str, type[Resampler]] = {
+    "perceiver": PerceiverResampler,
+    "transformer": TransformerResampler,
+    "mlp": MLPResampler,
+}
+
+
+def build_resampler(config: ResamplerConfig, feature_dim: int) -> Resampler:
+    return RESAMPLERS[config.kind](config, feature_dim)
+
+
+def _table(rows: int, dim: int) -> nn.Parameter | None:
+    return nn.Parameter(torch.empty(rows, dim).normal_(std=0.02)) if rows else None
+
+
+def interpolate_frames(embeddings: Tensor, num_frames: int) -> Tensor:
+    """Return the embeddings of the first frames; beyond the trained number, all are interpolated linearly (section 3.1)."""
+    trained = embeddings.shape[0]
+    if num_frames <= trained:
+        return embeddings[:num_frames]
+    stretched = F.interpolate(embeddings.T[None], size=num_frames, mode="linear", align_corners=True)
+    return stretched[0].T

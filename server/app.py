@@ -23,27 +23,22 @@ from server.api.body import JSONResponse
 from server.api.guard import Guard
 from server.api.openapi import openapi_document, operation_id
 from server.api.routes import (
+    candidates,
     chat,
-    classify,
     completions,
     docs,
-    embeddings,
     evaluations,
-    fewshot,
     health,
     images,
-    inspect,
     models,
-    score,
     support_sets,
 )
 from server.api.services import Services
 from server.engine_client.client import Client
 from server.errors import ServerError, http_error_body
-from server.fewshot.maintenance import Maintenance
-from server.fewshot.retrieval import Retrieval
+from server.fewshot.retrieval import EmbeddingStore, Retrieval
 from server.fewshot.shots import ShotSource
-from server.fewshot.warming import Warming
+from server.fewshot.warming import Maintenance, Warming
 from server.media.fetch import Fetcher
 from server.media.intake import Intake
 from server.media.pool import DecodePool
@@ -54,7 +49,6 @@ from server.quality.evaluation_store import Evaluations
 from server.served_model import ServedModel
 from server.settings import Settings
 from server.store.database import Database
-from server.store.embeddings import EmbeddingStore
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 
@@ -66,12 +60,8 @@ ROUTERS = (
     chat.router,
     images.router,
     models.router,
-    classify.router,
-    score.router,
-    embeddings.router,
-    inspect.router,
+    candidates.router,
     evaluations.router,
-    fewshot.router,
     support_sets.router,
     health.router,
     docs.router,

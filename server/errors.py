@@ -1,39 +1,4 @@
-"""The errors that a request may end with, as a tree; each class has an HTTP status, a type and a code.
-
-    ServerError                      500  an internal error
-    ├── InvalidRequest               400  the request cannot be served as it is
-    │   ├── InvalidMedia             400  the bytes are not a readable image or video, or exceed a limit
-    │   │   └── MediaNotFetched      400  the URL did not return an image or video
-    │   ├── MediaUrlRefused          400  the settings do not permit this URL
-    │   ├── ContextLengthExceeded    400  prompt and max_tokens exceed the model's context
-    │   ├── TooManyExamples          400  the support set would have more examples than permitted
-    │   ├── UnsupportedParameter     422  the server does not implement a field, a part or a value
-    │   ├── UnsupportedMediaType     415  the route does not accept a body of this type
-    │   ├── BodyTimeout              408  the body did not arrive in time
-    │   └── BodyTooLarge             413  the body exceeds the limit
-    ├── Unauthorized                 401  the API key is missing or wrong
-    ├── NotFound                     404  no resource has this id
-    │   ├── ModelNotFound            404  another model is served
-    │   ├── MediaNotFound            404  no stored image or video has this id
-    │   ├── SupportSetNotFound       404  no support set has this id or name, or this version; or it has expired
-    │   ├── ExampleNotFound          404  the support set has no example with this id
-    │   └── EvaluationNotFound       404  no evaluation has this id
-    ├── Conflict                     409  the request contradicts the present state
-    │   ├── MediaInUse                    a support set refers to the media item
-    │   ├── NameTaken                     another support set has this name
-    │   ├── VersionConflict               the support set's version is not the expected one
-    │   └── IdempotencyConflict           the key was sent before with a different request
-    ├── DeadlineExceeded             504  the request was not finished by its deadline
-    ├── Unavailable                  503  the same request may succeed later; with Retry-After
-    │   ├── Overloaded                    the queue, or the memory for bodies, is full
-    │   │   └── ClientOverShare      429  this client has its share of the queue, or of the memory
-    │   ├── StorageUnavailable            the media store cannot be read or written
-    │   ├── ShuttingDown                  the server received SIGTERM
-    │   ├── EngineNotReady                the worker is loading or restarting
-    │   ├── EngineDied                    the worker died while it ran this request
-    │   │   └── EngineStalled             the worker hung while it had this request, and was killed
-    │   └── DatabaseUnavailable           the database does not respond, or has too many writers
-    └── EngineFailed                 500  the engine could not finish this request
+"""The errors that a request may end with, as a tree of classes; each has an HTTP status, a type and a code.
 
 A field is honoured or refused, never ignored. Messages are for clients: they contain no paths and no prompt text.
 """
@@ -45,12 +10,15 @@ from typing import Any, ClassVar
 
 
 class ServerError(Exception):
-    """An error with a message for the client; `param` is the path of the field at fault."""
+    """An internal error, or one of those below: a message for the client; `param` is the path of the field at fault."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
     is_retryable: ClassVar[bool] = False
+
+    def __init_subclass__(cls, *, code: str) -> None:
+        cls.code = code
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -65,126 +33,134 @@ class ServerError(Exception):
         return {"X-Should-Retry": "true" if self.is_retryable else "false"}
 
 
-class InvalidRequest(ServerError):
+class InvalidRequest(ServerError, code="invalid_value"):
+    """The request cannot be served as it is."""
+
     status = 400
     type = "invalid_request_error"
-    code = "invalid_value"
 
 
-class InvalidMedia(InvalidRequest):
-    code = "invalid_media"
+class InvalidMedia(InvalidRequest, code="invalid_media"):
+    """The bytes are not a readable image or video, or exceed a limit."""
 
 
-class MediaNotFetched(InvalidMedia):
-    code = "media_not_fetched"
+class MediaNotFetched(InvalidMedia, code="media_not_fetched"):
+    """The URL did not return an image or video."""
 
 
-class MediaUrlRefused(InvalidRequest):
-    code = "media_url_refused"
+class MediaUrlRefused(InvalidRequest, code="media_url_refused"):
+    """The settings do not permit this URL."""
 
 
-class ContextLengthExceeded(InvalidRequest):
-    code = "context_length_exceeded"
+class ContextLengthExceeded(InvalidRequest, code="context_length_exceeded"):
+    """Prompt and max_tokens exceed the model's context."""
 
 
-class TooManyExamples(InvalidRequest):
-    code = "too_many_examples"
+class TooManyExamples(InvalidRequest, code="too_many_examples"):
+    """The support set would have more examples than permitted."""
 
 
-class UnsupportedParameter(InvalidRequest):
+class UnsupportedParameter(InvalidRequest, code="unsupported_parameter"):
+    """The server does not implement a field, a part or a value."""
+
     status = 422
-    code = "unsupported_parameter"
 
 
-class UnsupportedMediaType(InvalidRequest):
+class UnsupportedMediaType(InvalidRequest, code="unsupported_media_type"):
+    """The route does not accept a body of this type."""
+
     status = 415
-    code = "unsupported_media_type"
 
 
-class BodyTimeout(InvalidRequest):
+class BodyTimeout(InvalidRequest, code="body_timeout"):
+    """The body did not arrive in time."""
+
     status = 408
-    code = "body_timeout"
     is_retryable = True
 
 
-class BodyTooLarge(InvalidRequest):
+class BodyTooLarge(InvalidRequest, code="body_too_large"):
+    """The body exceeds the limit."""
+
     status = 413
-    code = "body_too_large"
 
     def headers(self) -> dict[str, str]:
         # the rest of the body is unread, so the connection cannot carry another request
         return super().headers() | {"Connection": "close"}
 
 
-class Unauthorized(ServerError):
+class Unauthorized(ServerError, code="invalid_api_key"):
+    """The API key is missing or wrong."""
+
     status = 401
     type = "authentication_error"
-    code = "invalid_api_key"
 
     def headers(self) -> dict[str, str]:
         return super().headers() | {"WWW-Authenticate": "Bearer"}
 
 
-class NotFound(ServerError):
+class NotFound(ServerError, code="not_found"):
+    """No resource has this id."""
+
     status = 404
     type = "not_found_error"
-    code = "not_found"
 
 
-class ModelNotFound(NotFound):
-    code = "model_not_found"
+class ModelNotFound(NotFound, code="model_not_found"):
+    """Another model is served."""
 
 
-class MediaNotFound(NotFound):
-    code = "image_not_found"
+class MediaNotFound(NotFound, code="image_not_found"):
+    """No stored image or video has this id."""
 
 
-class SupportSetNotFound(NotFound):
-    code = "support_set_not_found"
+class SupportSetNotFound(NotFound, code="support_set_not_found"):
+    """No support set has this id or name, or this version; or it has expired."""
 
 
-class ExampleNotFound(NotFound):
-    code = "example_not_found"
+class ExampleNotFound(NotFound, code="example_not_found"):
+    """The support set has no example with this id."""
 
 
-class EvaluationNotFound(NotFound):
-    code = "evaluation_not_found"
+class EvaluationNotFound(NotFound, code="evaluation_not_found"):
+    """No evaluation has this id."""
 
 
-class Conflict(ServerError):
+class Conflict(ServerError, code="conflict"):
+    """The request contradicts the present state."""
+
     status = 409
     type = "conflict_error"
-    code = "conflict"
 
 
-class MediaInUse(Conflict):
-    code = "image_in_use"
+class MediaInUse(Conflict, code="image_in_use"):
+    """A support set refers to the media item."""
 
 
-class NameTaken(Conflict):
-    code = "name_taken"
+class NameTaken(Conflict, code="name_taken"):
+    """Another support set has this name."""
 
 
-class VersionConflict(Conflict):
-    code = "version_conflict"
+class VersionConflict(Conflict, code="version_conflict"):
+    """The support set's version is not the expected one."""
 
 
-class IdempotencyConflict(Conflict):
-    code = "idempotency_conflict"
+class IdempotencyConflict(Conflict, code="idempotency_conflict"):
+    """The key was sent before with a different request."""
 
 
-class DeadlineExceeded(ServerError):
+class DeadlineExceeded(ServerError, code="deadline_exceeded"):
+    """The request was not finished by its deadline."""
+
     status = 504
     type = "timeout_error"
-    code = "deadline_exceeded"
 
 
-class Unavailable(ServerError):
-    """An error that may pass: the response names the seconds to wait before a retry."""
+class Unavailable(ServerError, code="unavailable"):
+    """A repeated request may succeed later; with Retry-After."""
 
     status = 503
     type = "unavailable_error"
-    code = "unavailable"
     is_retryable = True
     retry_after: int = 1
 
@@ -192,10 +168,8 @@ class Unavailable(ServerError):
         return super().headers() | {"Retry-After": str(self.retry_after)}
 
 
-class Overloaded(Unavailable):
-    """A refusal with the seconds to wait. `closes`: the body is unread, so the connection can carry no other request."""
-
-    code = "overloaded"
+class Overloaded(Unavailable, code="overloaded"):
+    """The queue, or the memory for bodies, is full. `closes`: the body is unread, so the connection ends."""
 
     def __init__(self, message: str, *, retry_after: int = 1, closes: bool = False) -> None:
         super().__init__(message)
@@ -206,46 +180,50 @@ class Overloaded(Unavailable):
         return super().headers() | ({"Connection": "close"} if self._closes else {})
 
 
-class ClientOverShare(Overloaded):
+class ClientOverShare(Overloaded, code="client_over_share"):
+    """This client has its share of the queue, or of the memory for bodies."""
+
     status = 429
     type = "rate_limit_error"
-    code = "client_over_share"
 
 
-class ShuttingDown(Unavailable):
-    code = "shutting_down"
+class ShuttingDown(Unavailable, code="shutting_down"):
+    """The server received SIGTERM."""
 
     def headers(self) -> dict[str, str]:
         return super().headers() | {"Connection": "close"}
 
 
-class StorageUnavailable(Unavailable):
-    code = "storage_unavailable"
+class StorageUnavailable(Unavailable, code="storage_unavailable"):
+    """The media store cannot be read or written."""
+
     retry_after = 5
 
 
-class EngineNotReady(Unavailable):
-    code = "engine_not_ready"
+class EngineNotReady(Unavailable, code="engine_not_ready"):
+    """The worker is loading or restarting."""
+
     retry_after = 5
 
 
-class EngineDied(Unavailable):
-    code = "engine_died"
+class EngineDied(Unavailable, code="engine_died"):
+    """The worker died while it ran this request."""
+
     retry_after = 5
     # this request may have killed the worker: clients must not retry it automatically
     is_retryable = False
 
 
-class EngineStalled(EngineDied):
-    code = "engine_stalled"
+class EngineStalled(EngineDied, code="engine_stalled"):
+    """The worker hung while it had this request, and was killed."""
 
 
-class DatabaseUnavailable(Unavailable):
-    code = "database_unavailable"
+class DatabaseUnavailable(Unavailable, code="database_unavailable"):
+    """The database does not respond, or has too many writers."""
 
 
-class EngineFailed(ServerError):
-    code = "engine_failed"
+class EngineFailed(ServerError, code="engine_failed"):
+    """The engine could not finish this request."""
 
 
 def http_error_body(status: int, detail: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from itertools import count
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from server.wire import Grammar
 
 # compiling takes half a second at most: it is quadratic for some grammars

@@ -58,16 +58,16 @@ class Metrics:
         self.registry.register(self.engine)
 
         self.time_to_first_token = self._histogram(
-            "time_to_first_token_seconds", "Time from acceptance to the first token", _SECONDS
+            "time_to_first_token_seconds", "Time from acceptance to the first token"
         )
         self.inter_token_latency = self._histogram(
             "inter_token_latency_seconds", "Time between two tokens of a request", _TOKEN_SECONDS
         )
         self.e2e_request_latency = self._histogram(
-            "e2e_request_latency_seconds", "Time from acceptance to the last token", _SECONDS
+            "e2e_request_latency_seconds", "Time from acceptance to the last token"
         )
         self.request_queue_time = self._histogram(
-            "request_queue_time_seconds", "Time from acceptance to the first step of the prompt", _SECONDS
+            "request_queue_time_seconds", "Time from acceptance to the first step of the prompt"
         )
         self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Prompt tokens per request", _COUNTS)
         self.request_generation_tokens = self._histogram(
@@ -76,12 +76,10 @@ class Metrics:
         self.request_media = self._histogram("request_media", "Images and videos per request", _MEDIA_COUNTS)
         self.request_shots = self._histogram("request_shots", "Shots per few-shot request", _MEDIA_COUNTS)
         self.retrieval = self._histogram(
-            "retrieval_seconds", "Time to find the examples most similar to a query, including its embedding", _SECONDS
+            "retrieval_seconds", "Time to find the examples most similar to a query, including its embedding"
         )
-        self.media_decode = self._histogram(
-            "media_decode_seconds", "Time to decode and resize one media item", _SECONDS
-        )
-        self.media_fetch = self._histogram("media_fetch_seconds", "Time to fetch one media item from its URL", _SECONDS)
+        self.media_decode = self._histogram("media_decode_seconds", "Time to decode and resize one media item")
+        self.media_fetch = self._histogram("media_fetch_seconds", "Time to fetch one media item from its URL")
 
         self.prompt_tokens = self._counter("prompt_tokens_total", "Prompt tokens of admitted requests")
         self.prompt_tokens_cached = self._counter(
@@ -129,7 +127,7 @@ class Metrics:
     def expose(self) -> bytes:
         return generate_latest(self.registry)
 
-    def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
+    def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
         metric = Histogram(PREFIX + name, help_text, ["model_name"], buckets=buckets, registry=self.registry)
         return metric.labels(self._model_name)
 

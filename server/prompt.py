@@ -9,8 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from model.prompt import EncodedPrompt, EndOfChunk, Media, PromptError, Segment, Text, encode, index_media
-from model.tokenizer import PromptTokenizer
+from model.prompt import (
+    EncodedPrompt,
+    EndOfChunk,
+    Media,
+    PromptError,
+    PromptTokenizer,
+    Segment,
+    Text,
+    encode,
+    index_media,
+)
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.media.intake import Intake
 from server.media.source import EncodedMedia

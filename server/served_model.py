@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from model.config import FlamingoConfig, fingerprint, load_config
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from server.settings import Settings, SettingsError
 
 # more texts at a time would take the processors from the worker

@@ -30,153 +30,136 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    config: Path | None = Field(default=None, description="YAML file with settings")
-    model: str | None = Field(default=None, description="model folder; none: the default model")
-    served_model_name: str | None = Field(
-        default=None, description="model name for clients; none: the name in config.json"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="device of the model")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="number format of weights"
-    )
+    config: Path | None = Field(None, description="YAML file with settings")
+    model: str | None = Field(None, description="model folder; none: the default model")
+    served_model_name: str | None = Field(None, description="model name for clients; none: the name in config.json")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device of the model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="number format of weights")
     cache_dir: Path | None = Field(
-        default=None,
-        description="folder for the default model and measured weight formats; none: ~/.cache/flamboyance",
+        None, description="folder for the default model and measured weight formats; none: ~/.cache/flamboyance"
     )
     data_dir: Path | None = Field(
-        default=None, description="folder for data that clients store; none: ~/.local/share/flamboyance"
+        None, description="folder for data that clients store; none: ~/.local/share/flamboyance"
     )
     media_store: str | None = Field(
-        default=None, description="folder or fsspec URL for uploaded media; none: media in data_dir"
+        None, description="folder or fsspec URL for uploaded media; none: media in data_dir"
     )
     database: SecretStr | None = Field(
-        default=None, description="URL of the database, sqlite: or postgresql:; none: flamboyance.db in data_dir"
+        None, description="URL of the database, sqlite: or postgresql:; none: flamboyance.db in data_dir"
     )
-    max_set_examples: int = Field(default=10_000, ge=1, le=1_000_000, description="maximum examples in a support set")
-    evaluation_queries: int = Field(
-        default=2, ge=1, le=64, description="queries of an evaluation that run concurrently"
-    )
-    sweep_interval: float = Field(default=60.0, gt=0, le=3600, description="seconds between two sweeps of expired data")
-    num_threads: int | None = Field(
-        default=None, ge=1, description="threads of the model on a CPU; none: torch's default"
-    )
+    max_set_examples: int = Field(10_000, ge=1, le=1_000_000, description="maximum examples in a support set")
+    evaluation_queries: int = Field(2, ge=1, le=64, description="queries of an evaluation that run concurrently")
+    sweep_interval: float = Field(60.0, gt=0, le=3600, description="seconds between two sweeps of expired data")
+    num_threads: int | None = Field(None, ge=1, description="threads of the model on a CPU; none: torch's default")
     kernels: Literal["auto", "triton", "reference"] = Field(
-        default="auto",
+        "auto",
         description="kernel backend; auto: Triton on a GPU, Numba on a CPU. "
         "Startup fails if the requested backend cannot run",
     )
     weight_format: Literal["auto", "native", "int8", "int4"] = Field(
-        default="auto", description="CPU: format of decoder weights; auto: four bits if the model has them, else native"
+        "auto", description="CPU: format of decoder weights; auto: four bits if the model has them, else native"
     )
     vision_format: Literal["auto", "native", "bfloat16"] = Field(
-        default="auto",
+        "auto",
         description="CPU: format of products in a vision transformer; auto: bfloat16 if it is faster and dtype is not set",
     )
     max_model_len: int | None = Field(
-        default=None, ge=2, description="maximum tokens of prompt and answer; none: the model's limit"
+        None, ge=2, description="maximum tokens of prompt and answer; none: the model's limit"
     )
-    max_num_seqs: int = Field(default=64, ge=1, le=4096, description="maximum sequences that run concurrently")
-    max_num_batched_tokens: int = Field(default=512, ge=16, description="maximum tokens per step")
+    max_num_seqs: int = Field(64, ge=1, le=4096, description="maximum sequences that run concurrently")
+    max_num_batched_tokens: int = Field(512, ge=16, description="maximum tokens per step")
     step_time_target: float = Field(
-        default=0.075, gt=0, le=60, description="seconds that a step of the engine should take at most"
+        0.075, gt=0, le=60, description="seconds that a step of the engine should take at most"
     )
     allow_negative_priority: bool = Field(
-        default=False, description="accept negative priorities, with which requests run before all others"
+        False, description="accept negative priorities, with which requests run before all others"
     )
     block_size: int | None = Field(
-        default=None, ge=1, le=1024, description="tokens per block of the text cache; none: 16, on a CPU 4"
+        None, ge=1, le=1024, description="tokens per block of the text cache; none: 16, on a CPU 4"
     )
-    kv_cache_mb: int = Field(default=1024, ge=1, description="memory for keys and values of text, in MiB")
-    media_cache_mb: int = Field(default=1024, ge=1, description="memory for keys and values of media, in MiB")
-    host_media_mb: int = Field(default=256, ge=0, description="host memory for visual tokens, in MiB")
+    kv_cache_mb: int = Field(1024, ge=1, description="memory for keys and values of text, in MiB")
+    media_cache_mb: int = Field(1024, ge=1, description="memory for keys and values of media, in MiB")
+    host_media_mb: int = Field(256, ge=0, description="host memory for visual tokens, in MiB")
 
-    host: str = Field(default="127.0.0.1", description="address to listen on")
-    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: any free port")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free port")
     api_key: SecretStr | None = Field(
-        default=None, min_length=8, description="bearer key that every request must have; none: no key is required"
+        None, min_length=8, description="bearer key that every request must have; none: no key is required"
     )
     shutdown_timeout: float = Field(
-        default=30.0, ge=0, le=3600, description="seconds for running requests to finish after SIGTERM"
+        30.0, ge=0, le=3600, description="seconds for running requests to finish after SIGTERM"
     )
     max_num_queued: int = Field(
-        default=256, ge=1, description="maximum waiting requests; further requests are refused with 503"
+        256, ge=1, description="maximum waiting requests; further requests are refused with 503"
     )
     max_connections: int = Field(
-        default=1024,
+        1024,
         ge=1,
         description="maximum open connections; a further one replaces that whose client has been silent for longest",
     )
-    header_timeout: float = Field(default=10.0, gt=0, description="seconds in which the head of a request must arrive")
-    max_body_mb: float = Field(default=64.0, gt=0, le=4096, description="maximum size of a request body, in MiB")
+    header_timeout: float = Field(10.0, gt=0, description="seconds in which the head of a request must arrive")
+    max_body_mb: float = Field(64.0, gt=0, le=4096, description="maximum size of a request body, in MiB")
     max_bodies_mb: int = Field(
-        default=512, ge=1, description="memory for the bodies of all requests that arrive, wait or run, in MiB"
+        512, ge=1, description="memory for the bodies of all requests that arrive, wait or run, in MiB"
     )
     max_client_share: float = Field(
-        default=0.75,
+        0.75,
         gt=0,
         le=1,
         description="largest part of the queue, and of the memory for bodies, that one client may hold; 1: no limit",
     )
     request_timeout: float | None = Field(
-        default=None, gt=0, description="seconds that a request may take if it asks for no fewer; none: no limit"
+        None, gt=0, description="seconds that a request may take if it asks for no fewer; none: no limit"
     )
-    body_timeout: float = Field(default=60.0, gt=0, description="seconds in which a request body must arrive")
-    keep_alive: float = Field(default=15.0, gt=0, description="seconds between keep-alive comments in a silent stream")
+    body_timeout: float = Field(60.0, gt=0, description="seconds in which a request body must arrive")
+    keep_alive: float = Field(15.0, gt=0, description="seconds between keep-alive comments in a silent stream")
 
-    max_media_per_request: int = Field(default=64, ge=0, description="maximum images and videos in one prompt")
-    max_media_mb: float = Field(
-        default=16.0, gt=0, le=1024, description="maximum size of an image or video file, in MiB"
-    )
-    max_media_pixels: int = Field(default=64_000_000, ge=1, description="maximum pixels of one frame before resizing")
+    max_media_per_request: int = Field(64, ge=0, description="maximum images and videos in one prompt")
+    max_media_mb: float = Field(16.0, gt=0, le=1024, description="maximum size of an image or video file, in MiB")
+    max_media_pixels: int = Field(64_000_000, ge=1, description="maximum pixels of one frame before resizing")
     max_request_pixels: int = Field(
-        default=1_000_000_000, ge=1, description="maximum pixels that are decoded for one request, over all frames"
+        1_000_000_000, ge=1, description="maximum pixels that are decoded for one request, over all frames"
     )
     max_request_frames_mb: float = Field(
-        default=512.0, gt=0, description="maximum size of the frames that are decoded for one request, resized, in MiB"
+        512.0, gt=0, description="maximum size of the frames that are decoded for one request, resized, in MiB"
     )
     max_open_frames_mb: float = Field(
-        default=1024.0,
+        1024.0,
         gt=0,
         description="frames of open requests, in MiB, above which only the longest open request gets more",
     )
     media_url_hosts: str | None = Field(
-        default=None,
+        None,
         description="hosts that media are fetched from, comma-separated; `.a.org`: its subdomains; none: no URLs",
     )
-    media_url_ports: str = Field(default="443", description="permitted ports of media URLs, comma-separated")
-    media_url_http: bool = Field(default=False, description="permit http:// in addition to https://")
+    media_url_ports: str = Field("443", description="permitted ports of media URLs, comma-separated")
+    media_url_http: bool = Field(False, description="permit http:// in addition to https://")
     media_url_networks: str | None = Field(
-        default=None,
+        None,
         description="non-public networks that media may be fetched from, such as 10.1.0.0/16, comma-separated",
     )
-    media_url_redirects: int = Field(
-        default=0, ge=0, le=3, description="maximum redirects, each checked like the first URL"
-    )
-    media_url_idle_timeout: float = Field(
-        default=5.0, gt=0, description="seconds to connect, and between received bytes"
-    )
-    media_url_timeout: float = Field(default=20.0, gt=0, description="seconds to fetch one media item")
-    media_url_concurrency: int = Field(default=16, ge=1, le=1024, description="maximum concurrent fetches")
+    media_url_redirects: int = Field(0, ge=0, le=3, description="maximum redirects, each checked like the first URL")
+    media_url_idle_timeout: float = Field(5.0, gt=0, description="seconds to connect, and between received bytes")
+    media_url_timeout: float = Field(20.0, gt=0, description="seconds to fetch one media item")
+    media_url_concurrency: int = Field(16, ge=1, le=1024, description="maximum concurrent fetches")
 
-    max_video_frames: int = Field(default=64, ge=1, le=1024, description="maximum frames sampled from one video")
-    max_video_seconds: float = Field(default=120.0, gt=0, le=3600, description="maximum length of a video, in seconds")
-    video_fps: float = Field(default=1.0, gt=0, le=60, description="frames sampled per second of video")
-    decode_processes: int = Field(default=2, ge=1, le=64, description="processes that decode media")
-    decode_memory_mb: int = Field(default=2048, ge=256, description="address space of each decode process, in MiB")
-    decode_timeout: float = Field(default=20.0, gt=0, description="seconds to decode one media item")
+    max_video_frames: int = Field(64, ge=1, le=1024, description="maximum frames sampled from one video")
+    max_video_seconds: float = Field(120.0, gt=0, le=3600, description="maximum length of a video, in seconds")
+    video_fps: float = Field(1.0, gt=0, le=60, description="frames sampled per second of video")
+    decode_processes: int = Field(2, ge=1, le=64, description="processes that decode media")
+    decode_memory_mb: int = Field(2048, ge=256, description="address space of each decode process, in MiB")
+    decode_timeout: float = Field(20.0, gt=0, description="seconds to decode one media item")
 
     stall_timeout: float = Field(
-        default=120.0,
+        120.0,
         gt=0,
         description="seconds with work but without a finished step until the worker is replaced; "
         "longer than the longest step",
     )
-    max_restart_delay: float = Field(
-        default=30.0, gt=0, description="maximum delay before the worker is restarted, in seconds"
-    )
+    max_restart_delay: float = Field(30.0, gt=0, description="maximum delay before the worker is restarted, in seconds")
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="minimum log level")
-    log_format: LogFormat = Field(default="text", description="format of log lines")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="minimum log level")
+    log_format: LogFormat = Field("text", description="format of log lines")
 
     @property
     def max_body_bytes(self) -> int:
@@ -255,8 +238,7 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
 def _config_file(arguments: Sequence[str]) -> str | None:
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", default=os.environ.get(f"{PREFIX}CONFIG"))
-    file: str | None = parser.parse_known_args(arguments)[0].config
-    return file
+    return parser.parse_known_args(arguments)[0].config
 
 
 def _read_yaml(file: str | None) -> dict[str, Any]:

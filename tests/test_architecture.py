@@ -55,7 +55,6 @@ FORBIDDEN: dict[str, set[str]] = {
     "server.engine": HTTP,
     "model.config": TORCH,
     "model.prompt": TORCH,
-    "model.tokenizer": TORCH,
     "model.media": TORCH,
     "model": HTTP,
     "kernels": HTTP,

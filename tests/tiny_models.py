@@ -17,7 +17,7 @@ from model.config import (
     VisionConfig,
 )
 from model.flamingo import Flamingo
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 
 Family = Literal["openflamingo", "idefics", "flamingo"]
 FAMILIES: tuple[Family, ...] = ("openflamingo", "idefics", "flamingo")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from model.config import ConfigError
 from model.folder import CheckpointError
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from model.zoo.default import DefaultModelError, prepare
 from training.config import TrainConfig, read_config
 from training.data.shards import ShardError

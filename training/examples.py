@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from model.prompt import Media, Segment, Text, encode
-from model.tokenizer import PromptTokenizer
+from model.prompt import Media, PromptTokenizer, Segment, Text, encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from model.config import ConfigError, FlamingoConfig
 from model.flamingo import Flamingo
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from training.ablations.data import Captions, Kinds, Sequences
 from training.bridge import BridgeLoss
 from training.config import GENERATED_SETS, SetConfig, SetKind, TrainConfig

@@ -23,9 +23,8 @@ from gguf import GGMLQuantizationType, GGUFWriter, quantize
 from bench import random_models
 from bench.fuzz.isolated import Try
 from bench.fuzz.mutation import mutate, mutate_json
-from model.checkpoint.folder_tokenizer import read_tokenizer
+from model.checkpoint.files import open_folder, read_pickle, read_tokenizer
 from model.checkpoint.gguf import GGUFFile
-from model.checkpoint.tensors import open_folder, read_pickle
 from model.config import ConfigError
 from model.folder import CheckpointError, load_folder, read_json
 from server.served_model import ServedModel

@@ -30,8 +30,7 @@ from bench.random_models import BEGIN, END, SIZES, Size, cache_folder, tokenizer
 from bench.table import ROOT
 from bench.workload import Prompt
 from model.config import VisionConfig
-from model.prompt import encode
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer, encode
 from model.vision import normalise
 
 Inputs = dict[str, Tensor]

@@ -18,10 +18,8 @@ from bench.peer.llamacpp_model import LlamaCpp
 from bench.profile_step import decode_step
 from bench.table import Bar, Report, Run, interleave
 from bench.workload import greedy, random_text
-from model.prompt import EncodedPrompt
-from model.tokenizer import PromptTokenizer
-from model.zoo.config import LANGUAGE_MODEL_FILE
-from model.zoo.default import find, prepare
+from model.prompt import EncodedPrompt, PromptTokenizer
+from model.zoo.default import LANGUAGE_MODEL_FILE, find, prepare
 from server.engine.build import build
 from server.served_model import ServedModel
 from server.wire import Generate

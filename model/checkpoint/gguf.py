@@ -17,8 +17,8 @@ from gguf import GGMLQuantizationType, GGUFReader, dequantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from model.checkpoint.files import Names, convert
 from model.checkpoint.language_models import decoder_plan
-from model.checkpoint.tensors import Names, convert
 from model.config import LanguageModelConfig
 from model.folder import CheckpointError
 

@@ -15,10 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint.folder_tokenizer import FolderTokenizer, read_tokenizer
+from model.checkpoint.files import (
+    FolderTokenizer,
+    Names,
+    Neutral,
+    Plan,
+    convert,
+    open_folder,
+    plan,
+    read_tokenizer,
+    refuse_fields,
+)
 from model.checkpoint.language_models import convert_language_model, language_model_config
-from model.checkpoint.tensors import Names, Neutral, Plan, convert, open_folder, plan, refuse_fields
-from model.checkpoint.vision_models import HUGGING_FACE, clip_config, convert_clip, read_preprocessor
+from model.checkpoint.vision_models import HUGGING_FACE, clip_config, convert_clip, read_preprocessor, with_colours
 from model.config import (
     FlamingoConfig,
     GatedConfig,
@@ -147,16 +156,8 @@ def import_idefics(source: Path, out: Path, dtype: torch.dtype | None = None) ->
     """Write the model of the Hugging Face folder `source` to the new folder `out`; `dtype` None keeps what is stored."""
     folder = Folder.open(source)
     tokenizer = read_tokenizer(source, folder.model)
-    config = _config(folder, out.resolve().name, tokenizer)
-    tensors = _tensors(folder, config, open_folder(source))
-    cast = ((name, tensor if dtype is None else tensor.to(dtype)) for name, tensor in tensors)
-    save_folder(out, config, cast, tokenizer.tokenizer.to_str())
-    return config
-
-
-def _config(folder: Folder, name: str, tokenizer: FolderTokenizer) -> FlamingoConfig:
-    return FlamingoConfig(
-        name=name,
+    config = FlamingoConfig(
+        name=out.resolve().name,
         family="idefics",
         vision=_vision_config(folder),
         resampler=_resampler_config(folder),
@@ -164,6 +165,10 @@ def _config(folder: Folder, name: str, tokenizer: FolderTokenizer) -> FlamingoCo
         language_model=_language_model_config(folder, tokenizer),
         prompt=_prompt_config(tokenizer),
     )
+    tensors = _tensors(folder, config, open_folder(source))
+    cast = ((name, tensor if dtype is None else tensor.to(dtype)) for name, tensor in tensors)
+    save_folder(out, config, cast, tokenizer.tokenizer.to_str())
+    return config
 
 
 def _vision_config(folder: Folder) -> VisionConfig:
@@ -177,8 +182,7 @@ def _vision_config(folder: Folder) -> VisionConfig:
         raise CheckpointError(
             f"{folder.path}: the image processor's size is {size}, the vision model's is {config.image_size}"
         )
-    mean, std = settings.get("image_mean", config.mean), settings.get("image_std", config.std)
-    return replace(config, mean=tuple(mean), std=tuple(std))
+    return with_colours(config, settings.get("image_mean"), settings.get("image_std"))
 
 
 def _as_llama(folder: Folder) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint.tensors import Names, Neutral, Plan, Rearrange, convert, plan, refuse_fields
+from model.checkpoint.files import Names, Neutral, Plan, Rearrange, convert, plan, refuse_fields
 from model.config import Activation, LanguageModelConfig
 from model.folder import CheckpointError, shapes_of
 from model.language_model import LanguageModel

@@ -18,9 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint.folder_tokenizer import FolderTokenizer, read_tokenizer
+from model.checkpoint.files import (
+    FolderTokenizer,
+    Plan,
+    convert,
+    only_tensors,
+    open_folder,
+    plan,
+    read_pickle,
+    read_tokenizer,
+)
 from model.checkpoint.language_models import Family, convert_language_model, family_of, language_model_config
-from model.checkpoint.tensors import Plan, convert, only_tensors, open_folder, plan, read_pickle
 from model.checkpoint.vision_models import OPEN_CLIP, convert_clip, load_clip_folder
 from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, PromptConfig, ResamplerConfig, VisionConfig
 from model.flamingo import Flamingo

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.checkpoint.files import Names, Neutral, Recipe, Source, convert, open_folder, plan, refuse_fields
 from model.checkpoint.language_models import activation
-from model.checkpoint.tensors import Names, Neutral, Recipe, Source, convert, open_folder, plan, refuse_fields
 from model.config import VisionConfig
 from model.folder import CheckpointError, Shape, read_json, shapes_of
 from model.vision import VisionEncoder
@@ -154,7 +154,7 @@ def open_clip_config(config: Mapping[str, Any]) -> VisionConfig:
         ffn_dim=int(values["width"] * values["mlp_ratio"]),
         activation="quick_gelu" if model.get("quick_gelu") else "gelu",
     )
-    return _with_colours(sized, preprocess.get("mean"), preprocess.get("std"))
+    return with_colours(sized, preprocess.get("mean"), preprocess.get("std"))
 
 
 def _clip(**sizes: Any) -> VisionConfig:
@@ -171,7 +171,7 @@ def _clip(**sizes: Any) -> VisionConfig:
     )
 
 
-def _with_colours(config: VisionConfig, mean: Any, std: Any) -> VisionConfig:
+def with_colours(config: VisionConfig, mean: Any, std: Any) -> VisionConfig:
     return replace(config, mean=tuple(mean or config.mean), std=tuple(std or config.std))
 
 
@@ -183,7 +183,7 @@ def load_clip_folder(folder: Path) -> tuple[VisionConfig, dict[str, Tensor]]:
         config = open_clip_config(settings)
         return config, convert_clip(config, tensors, OPEN_CLIP)
     config, colours = clip_config(read_json(folder / "config.json")), read_preprocessor(folder)
-    config = _with_colours(config, colours.get("image_mean"), colours.get("image_std"))
+    config = with_colours(config, colours.get("image_mean"), colours.get("image_std"))
     return config, convert_clip(config, open_folder(folder), HUGGING_FACE)
 
 
@@ -192,8 +192,7 @@ def read_preprocessor(folder: Path) -> dict[str, Any]:
     if (file := folder / "preprocessor_config.json").is_file():
         return read_json(file)
     file = folder / "processor_config.json"
-    settings: dict[str, Any] = read_json(file).get("image_processor", {}) if file.is_file() else {}
-    return settings
+    return read_json(file).get("image_processor", {}) if file.is_file() else {}
 
 
 def convert_clip(config: VisionConfig, tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:

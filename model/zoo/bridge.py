@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.config import FlamingoConfig
 from model.flamingo import GatedCrossAttention
-from model.resampler import PerceiverResampler, Resampler, ResamplerLayer, build_resampler
+from model.vision import PerceiverResampler, Resampler, ResamplerLayer, build_resampler
 
 SEED = 0
 NEW_ROWS = "language_model.embed.new_rows"

@@ -19,8 +19,7 @@ from model.checkpoint.gguf import GGUFFile
 from model.checkpoint.vision_models import convert_efficientnet_lite
 from model.folder import CheckpointError, save_folder
 from model.zoo.bridge import load_bridge, start_bridge
-from model.zoo.config import DEFAULT, LANGUAGE_MODEL_FILE, NEW_TOKENS, VISION_FILE, ExpertFile
-from model.zoo.default import BRIDGE, is_ready
+from model.zoo.default import BRIDGE, DEFAULT, LANGUAGE_MODEL_FILE, NEW_TOKENS, VISION_FILE, ExpertFile, is_ready
 
 log = logging.getLogger(__name__)
 

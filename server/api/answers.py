@@ -15,11 +15,10 @@ from typing import Any, ClassVar, Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.tokenizer import PromptTokenizer
-from server.api.answer_text import AnswerText, Piece
+from model.prompt import PromptTokenizer
+from server.api.answer_text import AnswerText, Piece, completion_logprobs, prompt_logprobs
 from server.api.body import JSONResponse
 from server.api.generation import GenerationRequest
-from server.api.logprobs import completion_logprobs, prompt_logprobs
 from server.api.services import Services
 from server.api.sse import EventStream, unless_disconnected
 from server.engine_client.client import Client

@@ -28,7 +28,7 @@ from server.errors import InvalidRequest
 from server.fewshot.templates import LINE_END, Shot, Template, TemplateError, built_in, with_end
 from server.media.intake import Intake
 from server.prompt import PreparedPrompt, encode_segments, join_texts
-from server.schemas.chat import AssistantMessage, InputImagePart, Message, SystemMessage, UserMessage
+from server.schemas.generation import AssistantMessage, InputImagePart, Message, SystemMessage, UserMessage
 from server.schemas.prompt import ImageUrlPart, MediaPart, MediaUrl
 from server.served_model import ServedModel
 

@@ -218,8 +218,7 @@ def _discriminator(members: Sequence[JsonSchemaValue], schemas: Mapping[str, Jso
 
 
 def _constants(field: JsonSchemaValue) -> list[str]:
-    constants: list[str] = field.get("enum", [field["const"]] if "const" in field else [])
-    return constants
+    return field.get("enum", [field["const"]] if "const" in field else [])
 
 
 def _objects(node: Any) -> Iterator[dict[str, Any]]:
@@ -253,8 +252,7 @@ def _schemas(references: Iterable[str]) -> dict[str, JsonSchemaValue]:
         ref_template=SCHEMAS + "{model}",
         schema_generator=_JsonSchemas,
     )
-    schemas: dict[str, JsonSchemaValue] = document["$defs"]
-    return schemas
+    return document["$defs"]
 
 
 def _subclasses(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:

@@ -160,8 +160,7 @@ def _device(settings: Settings) -> torch.device:
 def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
     if settings.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype: torch.dtype = getattr(torch, settings.dtype)
-    return dtype
+    return getattr(torch, settings.dtype)
 
 
 def warm_up(engine: Engine, media_token_id: int, image_size: int) -> None:

@@ -14,10 +14,9 @@ from itertools import chain
 import numpy as np
 
 from model.inference import InferenceModel
-from model.tokenizer import PromptTokenizer
-from server.engine.block_pool import BlockPool
+from model.prompt import PromptTokenizer
+from server.engine.caches import BlockPool, MediaCache
 from server.engine.config import EngineConfig
-from server.engine.media_cache import MediaCache
 from server.engine.plan import Plan
 from server.engine.runner import Recorder, Runner
 from server.engine.sampler import Result, Sampler

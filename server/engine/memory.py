@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from server.engine.block_pool import BlockPool
+from server.engine.caches import BlockPool, MediaCache
 from server.engine.config import EngineConfig
-from server.engine.media_cache import MediaCache
 from server.engine.plan import Plan
 from server.engine.sequence import Sequence
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import inf
 
-from server.engine.media_cache import Encoding
+from server.engine.caches import Encoding
 from server.engine.sequence import Sequence
 from server.engine.shares import Pace
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from bisect import insort
 
-from server.engine.block_pool import BlockPool
+from server.engine.caches import BlockPool, MediaCache
 from server.engine.config import EngineConfig
-from server.engine.media_cache import MediaCache
 from server.engine.memory import Memory
 from server.engine.plan import Plan
 from server.engine.sequence import Sequence

@@ -20,8 +20,8 @@ from model.batch import Batch, KVCache, MediaPages
 from model.config import FlamingoConfig
 from model.inference import InferenceModel
 from model.vision import normalise
+from server.engine.caches import Encoding, MediaCache
 from server.engine.config import EngineConfig
-from server.engine.media_cache import Encoding, MediaCache
 from server.engine.plan import Plan, Row
 from server.engine.sampler import NOT_FINITE, Result, Sampler, logit_positions
 
@@ -202,7 +202,7 @@ class Encoder:
         for first in range(0, len(kept), REBUILT_TOGETHER):
             group = kept[first : first + REBUILT_TOGETHER]
             visual_tokens = torch.stack([tokens for _, tokens in group])
-            self._fill([encoding for encoding, _ in group], self._put(visual_tokens))
+            self._fill([encoding for encoding, _ in group], visual_tokens.to(self._pages.device, self._pages.dtype))
         for same_length in by_length.values():
             self._encode(same_length)
 
@@ -227,9 +227,6 @@ class Encoder:
         pixels = normalise(frames.flatten(0, 1), self._model.config.vision).to(self._pixel_dtype)
         return self._model.features(pixels.unflatten(0, frames.shape[:2]))
 
-    def _put(self, visual_tokens: Tensor) -> Tensor:
-        return visual_tokens.to(self._pages.device, self._pages.dtype)
-
     def _fill(self, encodings: list[Encoding], visual_tokens: Tensor) -> None:
         indices = [i for i, encoding in enumerate(encodings) if encoding.slot is not None]
         if indices:
@@ -244,8 +241,7 @@ def pool(features: Tensor) -> NDArray[np.float32]:
 
 def unit(vectors: Tensor) -> NDArray[np.float32]:
     """Scale vectors [N, D] to length one; a vector of zeros stays zero."""
-    array: NDArray[np.float32] = torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
-    return array
+    return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
 
 
 def _last_of_each_slot(encodings: Sequence[Encoding]) -> Iterable[Encoding]:

@@ -14,9 +14,8 @@ from collections.abc import Collection
 from math import inf
 from operator import attrgetter
 
-from server.engine.block_pool import BlockPool
+from server.engine.caches import BlockPool, MediaCache
 from server.engine.config import EngineConfig
-from server.engine.media_cache import MediaCache
 from server.engine.plan import Group, Plan, Row
 from server.engine.residents import Residents
 from server.engine.sequence import Sequence

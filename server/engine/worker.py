@@ -102,8 +102,7 @@ class Worker:
 
 def resolve(factory: str) -> Factory:
     module, _, name = factory.partition(":")
-    function: Factory = getattr(importlib.import_module(module), name)
-    return function
+    return getattr(importlib.import_module(module), name)
 
 
 def connect(address: str) -> zmq.Socket[bytes]:

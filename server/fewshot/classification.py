@@ -200,8 +200,7 @@ def scores(logprobs: Sequence[Sequence[float]], normalisation: Normalisation) ->
 def log_softmax(values: Array) -> Array:
     """Return the logarithms of the softmax over the last axis."""
     shifted = values - values.max(-1, keepdims=True)
-    result: Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return result
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def bias(content_free: Array) -> Array:  # [..., queries, candidates] -> [..., candidates]
@@ -210,8 +209,7 @@ def bias(content_free: Array) -> Array:  # [..., queries, candidates] -> [..., c
     The model would answer with these probabilities without any content (Zhao et al. 2021, "Calibrate Before Use").
     """
     logs = log_softmax(content_free)
-    result: Array = np.logaddexp.reduce(logs, axis=-2) - math.log(logs.shape[-2])
-    return result
+    return np.logaddexp.reduce(logs, axis=-2) - math.log(logs.shape[-2])
 
 
 def probabilities(query_scores: Array, content_free: Array | None = None) -> Array:
@@ -223,8 +221,7 @@ def probabilities(query_scores: Array, content_free: Array | None = None) -> Arr
     logs = log_softmax(query_scores)
     if content_free is not None:
         logs = logs - bias(content_free)
-    result: Array = np.exp(log_softmax(logs.mean(0)))
-    return result
+    return np.exp(log_softmax(logs.mean(0)))
 
 
 def shot_orders(num_shots: int, count: int, seed: int) -> list[tuple[int, ...]]:

@@ -1,7 +1,8 @@
 """RICES: finds the examples most similar to a query, by features of the frozen vision encoder, the language model, or both.
 
-Examples are embedded once, and their vectors stay in the database under the fingerprint of the weights. A version of a
-support set never changes, so its index is built once. An index computes every score: sets are small enough for that.
+Examples are embedded once, and their vectors stay in the database, computed once for all servers that share it, under the
+fingerprint of the weights. A version of a support set never changes, so its index is built once. An index computes every
+score: sets are small enough for that.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 from weakref import WeakValueDictionary
@@ -18,6 +19,8 @@ from weakref import WeakValueDictionary
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import delete, insert, select
+from sqlalchemy.orm import Session
 
 from server.engine_client.client import Client
 from server.errors import ContextLengthExceeded, InvalidRequest
@@ -26,8 +29,8 @@ from server.media.store import MediaStore
 from server.prompt import encode_text
 from server.schemas.fewshot import Strategy
 from server.served_model import ServedModel
-from server.store.embeddings import EmbeddingStore
-from server.store.records import Example, SupportSet
+from server.store.database import Database, chunked
+from server.store.records import EmbeddingRow, Example, SupportSet
 
 Space = Literal["media", "text"]
 Vectors = NDArray[np.float32]
@@ -41,6 +44,8 @@ SPACES: dict[Strategy, tuple[Space, ...]] = {
 # items that are embedded in one call, and stored before the next call
 BATCH = 32
 MAX_INDEX_BYTES = 256 * 2**20
+# older vectors are computed again: their weights or texts may no longer be in use
+RETENTION_SECONDS = 30 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,3 +276,47 @@ def _joined(vectors: Iterable[Vectors]) -> Vectors:
 def _unit(vectors: Vectors) -> Vectors:
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+class EmbeddingStore:
+    """Vectors in the database; `keys` are media ids or digests of texts, `model` the fingerprint of the weights."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, keys: Iterable[str], model: str) -> dict[str, Vectors]:
+        """Return the stored vectors [D] of these keys."""
+        unique = list(dict.fromkeys(keys))
+        return await self._database.read(lambda session, now: _vectors(session, unique, model))
+
+    async def put(self, vectors: Mapping[str, Vectors], model: str) -> None:
+        """Add vectors [D]; those that are stored already stay."""
+
+        def add(session: Session, now: float) -> None:
+            stored = _vectors(session, list(vectors), model)
+            rows = [
+                {"key": key, "model": model, "vector": vector.astype("<f4").tobytes(), "created_at": now}
+                for key, vector in vectors.items()
+                if key not in stored
+            ]
+            if rows:
+                session.execute(insert(EmbeddingRow), rows)
+
+        await self._database.write(add)
+
+    async def sweep(self) -> None:
+        """Delete vectors that are older than `RETENTION_SECONDS`."""
+        await self._database.write(
+            lambda session, now: session.execute(
+                delete(EmbeddingRow).where(EmbeddingRow.created_at < now - RETENTION_SECONDS)
+            )
+        )
+
+
+def _vectors(session: Session, keys: Sequence[str], model: str) -> dict[str, Vectors]:
+    vectors: dict[str, Vectors] = {}
+    for chunk in chunked(keys):
+        query = select(EmbeddingRow.key, EmbeddingRow.vector)
+        rows = session.execute(query.where(EmbeddingRow.model == model, EmbeddingRow.key.in_(chunk)))
+        vectors.update((key, np.frombuffer(vector, dtype="<f4")) for key, vector in rows)
+    return vectors

@@ -46,10 +46,7 @@ class UrlRules:
         )
 
     def read(self, url: str, param: str) -> httpx.URL:
-        """Parse and check a URL. Raises `MediaUrlRefused`.
-
-        It is parsed only here, so the checked URL is the fetched one.
-        """
+        """Parse and check a URL, only here, so the checked one is the fetched one. Raises `MediaUrlRefused`."""
         parsed = _parse(url, param)
         if parsed.scheme not in self.schemes:
             raise MediaUrlRefused(f"a URL must begin with {' or '.join(f'{s}://' for s in self.schemes)}", param=param)

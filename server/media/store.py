@@ -86,10 +86,7 @@ class MediaStore:
         return media_id
 
     def find(self, media_id: str, param: str = "") -> EncodedMedia:
-        """Return a media item whose bytes are read on first use. Raises `MediaNotFound`.
-
-        `param` is its path in the request.
-        """
+        """Return a media item, at `param` of a request, whose bytes are read on first use. Raises `MediaNotFound`."""
         kind = kind_of(media_id)
         if kind is None or not self.exists(media_id):
             raise not_found(media_id, param)
@@ -121,7 +118,7 @@ class MediaStore:
     def delete(self, media_id: str) -> None:
         """Delete a media item. Raises `MediaNotFound`."""
         _check_id(media_id, "")
-        with _storage_errors(), _missing_file(media_id, ""):
+        with _storage_errors(media_id):
             self._fs.rm_file(self._path(media_id))
 
     def names(self, kind: Kind | None = None, *, after: str = "") -> Iterator[str]:
@@ -144,7 +141,7 @@ class MediaStore:
 
     def _read(self, media_id: str, end: int | None, param: str) -> bytes:
         _check_id(media_id, param)
-        with _storage_errors(), _missing_file(media_id, param):
+        with _storage_errors(media_id, param):
             data: bytes = self._fs.cat_file(self._path(media_id), end=end)
         return data
 
@@ -185,19 +182,16 @@ def _check_id(media_id: str, param: str) -> None:
 
 
 @contextmanager
-def _missing_file(media_id: str, param: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise not_found(media_id, param) from None
+def _storage_errors(media_id: str = "", param: str = "") -> Iterator[None]:
+    """Report a full disk, missing rights or an unreachable store, which concern the operator, without their paths.
 
-
-@contextmanager
-def _storage_errors() -> Iterator[None]:
-    """Report a full disk, missing rights or an unreachable store, which concern the operator, without their paths."""
+    With `media_id`, a file that is missing is that of this media item.
+    """
     try:
         yield
     except OSError as error:
+        if media_id and isinstance(error, FileNotFoundError):
+            raise not_found(media_id, param) from None
         logger.error("the media store does not work", exc_info=error)
         raise StorageUnavailable("the media store does not work") from None
 

@@ -24,7 +24,7 @@ from server.fewshot.shots import SelectionError, check_selection
 from server.fewshot.templates import Template
 from server.quality.measures import Predictions, standard_error, wilson
 from server.schemas.fewshot import Order, Strategy, WeighingFields
-from server.schemas.support_sets import EvaluateRequest
+from server.schemas.stored import EvaluateRequest
 from server.served_model import ServedModel
 from server.store.records import Example, SupportSet
 

@@ -58,20 +58,17 @@ class Predictions:
     @property
     def labels(self) -> NDArray[np.int64]:
         """The index of the most likely label of each query: [Q]."""
-        indices: NDArray[np.int64] = self.probabilities.argmax(1)
-        return indices
+        return self.probabilities.argmax(1)
 
     @property
     def is_correct(self) -> NDArray[np.bool_]:
         """True for each query whose most likely label is the true one: [Q]."""
-        is_correct: NDArray[np.bool_] = self.labels == self.truth
-        return is_correct
+        return self.labels == self.truth
 
     @property
     def confidence(self) -> Array:
         """The highest probability of each query: [Q]."""
-        confidence: Array = self.probabilities.max(1)
-        return confidence
+        return self.probabilities.max(1)
 
     def confusion(self, labels: Sequence[str]) -> dict[str, dict[str, int]]:
         """Return the number of queries by true and predicted label, without zeros."""

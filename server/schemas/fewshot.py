@@ -11,16 +11,7 @@ from pydantic_core import CoreSchema
 from server.media.source import kind_of
 from server.schemas.base import PrioritizedRequest, Schema, TimedRequest, tag_of, with_example
 from server.schemas.generation import CompletionFields
-from server.schemas.prompt import (
-    ImageIdPart,
-    ImageUrlPart,
-    MediaPart,
-    MediaUrl,
-    Prompt,
-    VideoIdPart,
-    VideoUrlPart,
-    stored_media_part,
-)
+from server.schemas.prompt import ImageUrlPart, MediaPart, MediaUrl, Prompt, TaggedMediaPart, stored_media_part
 
 MAX_SHOTS = 1024
 MAX_TEMPLATE = 16384
@@ -35,20 +26,14 @@ ContentFree = Literal["grey", "no_media", "both"]
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
-StoredOrSentPart = Annotated[
-    Annotated[ImageUrlPart, Tag("<image_url>")]
-    | Annotated[VideoUrlPart, Tag("<video_url>")]
-    | Annotated[ImageIdPart, Tag("<image_id>")]
-    | Annotated[VideoIdPart, Tag("<video_id>")],
-    Discriminator(tag_of("type")),
-]
+StoredOrSentPart = Annotated[TaggedMediaPart, Discriminator(tag_of("type"))]
 
 
 class MediaFields(Schema):
     """Media in one of two forms: `media`, parts as in a prompt, or `image`, the URL or id of one image."""
 
-    image: str | None = Field(default=None, min_length=1, description="The URL or id of one image, instead of `media`.")
-    media: list[StoredOrSentPart] = Field(default=[], max_length=64)
+    image: str | None = Field(None, min_length=1, description="The URL or id of one image, instead of `media`.")
+    media: list[StoredOrSentPart] = Field([], max_length=64)
 
     @model_validator(mode="after")
     def _one_form(self) -> MediaFields:
@@ -101,22 +86,20 @@ class ExamplesFields(Schema):
     support_set: Name = Field(description="Its id or name.")
     version: Version | None = Field(None, description="The latest one, if not given.")
     k: int | None = Field(
-        default=None, ge=0, le=MAX_SHOTS, description="Without it 4, with `zero_shot` 2, or all if there are fewer."
+        None, ge=0, le=MAX_SHOTS, description="Without it 4, with `zero_shot` 2, or all if there are fewer."
     )
     strategy: Strategy = "first"
     order: Order | None = None
-    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
 
 
 class TemplateFields(Schema):
     """A template with the placeholders `{media}`, `{text}`, `{question}`, `{answer}` and `{label}`."""
 
     shot: str = Field(min_length=1, max_length=MAX_TEMPLATE)
-    query: str = Field(
-        default="", max_length=MAX_TEMPLATE, description="Without it, `shot` up to its last placeholder."
-    )
-    separator: str = Field(default="", max_length=1024, description="Follows each shot.")
-    end: str = Field(default="", max_length=1024, description="Ends an answer; without it, the model's end of chunk.")
+    query: str = Field("", max_length=MAX_TEMPLATE, description="Without it, `shot` up to its last placeholder.")
+    separator: str = Field("", max_length=1024, description="Follows each shot.")
+    end: str = Field("", max_length=1024, description="Ends an answer; without it, the model's end of chunk.")
 
 
 TemplateChoice = Annotated[
@@ -128,17 +111,15 @@ TemplateChoice = Annotated[
 class FewShotFields(Schema):
     """The fields of every route that shows the model shots before the query."""
 
-    shots: list[ShotFields] = Field(default=[], max_length=MAX_SHOTS, description="Worked examples in prompt order.")
-    examples: ExamplesFields | None = Field(default=None, description="Shots from a support set instead.")
+    shots: list[ShotFields] = Field([], max_length=MAX_SHOTS, description="Worked examples in prompt order.")
+    examples: ExamplesFields | None = Field(None, description="Shots from a support set instead.")
     query: QueryFields
     template: TemplateChoice = "caption"
     zero_shot: bool = Field(
-        default=False,
+        False,
         description='Shots without media, which show only the form of an answer: the paper\'s "zero-shot".',
     )
-    truncate_shots: bool = Field(
-        default=False, description="Leave out the first shots if the context has no room for all."
-    )
+    truncate_shots: bool = Field(False, description="Leave out the first shots if the context has no room for all.")
 
 
 EXAMPLE = {
@@ -157,7 +138,7 @@ class SearchRequest(TimedRequest):
 
     query: QueryFields
     version: Version | None = None
-    k: int = Field(default=8, ge=1, le=MAX_SHOTS)
+    k: int = Field(8, ge=1, le=MAX_SHOTS)
     strategy: Comparing = "rices_image"
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from server.schemas.base import ModelRequest, TimedRequest, TrackedRequest, User, with_example
-from server.schemas.chat import MAX_MESSAGES, Message, TemplateName
+from server.schemas.generation import MAX_MESSAGES, Message, TemplateName
 from server.schemas.prompt import Part, Prompt
 
 

@@ -15,9 +15,7 @@ MediaId = Annotated[str, Field(min_length=1, max_length=128)]
 
 class MediaUrl(Schema):
     url: str = Field(description="A data URL, or an https URL of a host that the server fetches from.")
-    detail: Literal["auto", "low", "high"] = Field(
-        default="auto", description="No effect: the encoder has one resolution."
-    )
+    detail: Literal["auto", "low", "high"] = Field("auto", description="No effect: the encoder has one resolution.")
 
 
 class ImageUrlPart(Schema):
@@ -41,6 +39,13 @@ class VideoIdPart(Schema):
 
 
 MediaPart = ImageUrlPart | VideoUrlPart | ImageIdPart | VideoIdPart
+# for unions that `tag_of("type")` tells apart
+TaggedMediaPart = (
+    Annotated[ImageUrlPart, Tag("<image_url>")]
+    | Annotated[VideoUrlPart, Tag("<video_url>")]
+    | Annotated[ImageIdPart, Tag("<image_id>")]
+    | Annotated[VideoIdPart, Tag("<video_id>")]
+)
 
 
 def stored_media_part(media_id: str) -> ImageIdPart | VideoIdPart:
@@ -60,12 +65,7 @@ class EndOfChunkPart(Schema):
 
 
 Part = Annotated[
-    Annotated[TextPart, Tag("<text>")]
-    | Annotated[ImageUrlPart, Tag("<image_url>")]
-    | Annotated[VideoUrlPart, Tag("<video_url>")]
-    | Annotated[ImageIdPart, Tag("<image_id>")]
-    | Annotated[VideoIdPart, Tag("<video_id>")]
-    | Annotated[EndOfChunkPart, Tag("<end_of_chunk>")],
+    Annotated[TextPart, Tag("<text>")] | TaggedMediaPart | Annotated[EndOfChunkPart, Tag("<end_of_chunk>")],
     Discriminator(tag_of("type")),
 ]
 

@@ -8,7 +8,7 @@ from bench import random_models
 from bench.driver import BenchFailed, Driver, Outcome, Trace
 from bench.workload import Prompts, frames_of, greedy
 from model.inference import prepare_for_inference
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 

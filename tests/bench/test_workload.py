@@ -8,7 +8,7 @@ import pytest
 
 from bench import random_models
 from bench.workload import TEXT_LENGTH, Prompts, frames_of, greedy, random_image, random_text
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from server.media.intake import Intake
 from server.media.store import MediaStore
 from server.prompt import prepare_prompt

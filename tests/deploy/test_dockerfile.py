@@ -19,7 +19,7 @@ from threading import Thread
 
 import pytest
 
-from model.zoo.config import LANGUAGE_MODEL_FILE
+from model.zoo.default import LANGUAGE_MODEL_FILE
 from server.api.guard import OPEN_PATHS
 from server.settings import PREFIX, Settings
 

@@ -8,7 +8,7 @@ from evaluation.binding import Binding, sample_episodes
 from evaluation.default import format_table
 from evaluation.intervals import Share
 from evaluation.naming import Naming, perplexity
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
 from tests.training.default.data import make_folder
 from training.default.catalogue import Catalogue

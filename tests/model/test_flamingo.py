@@ -14,7 +14,7 @@ from kernels import media_attention
 from model.batch import NO_CACHE, Batch, MediaPages, whole_sequences
 from model.flamingo import Flamingo
 from model.reference import encode, generate, log_probs
-from model.resampler import interpolate_frames
+from model.vision import interpolate_frames
 from tests.tiny_models import CONFIGS, FAMILIES, Family, tiny_model
 
 TOKENS = [5, 257, 9, 11, 257, 20, 21]

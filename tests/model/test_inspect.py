@@ -15,7 +15,7 @@ from model.batch import NO_CACHE, MediaPages, whole_sequences
 from model.config import FlamingoConfig, ResamplerConfig
 from model.flamingo import Flamingo, GatedCrossAttention
 from model.inspect import openness, patch_grid, patch_shares, rollout
-from model.resampler import PerceiverResampler, ResamplerLayer, TransformerLayer, TransformerResampler
+from model.vision import PerceiverResampler, ResamplerLayer, TransformerLayer, TransformerResampler
 from tests.tiny_models import CONFIGS, FAMILIES, RESAMPLER, VISION, Family, tiny_model
 
 TOKENS = [257, 3, 4, 257, 5, 6, 7]

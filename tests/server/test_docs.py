@@ -12,11 +12,10 @@ from server.api.guard import OPEN_PATHS
 from server.app import ROUTERS
 from server.errors import ServerError
 from server.metrics import Metrics
-from server.schemas.chat import ChatRequest
 from server.schemas.fewshot import ClassifyRequest, FewShotFields
-from server.schemas.generation import CompletionRequest, GenerationFields
+from server.schemas.generation import ChatRequest, CompletionRequest, GenerationFields
 from server.schemas.models import EmbeddingsRequest, InspectRequest
-from server.schemas.support_sets import EvaluateRequest
+from server.schemas.stored import EvaluateRequest
 from server.settings import Settings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -65,7 +65,7 @@ def test_a_line_break_in_a_field_is_escaped(capsys: pytest.CaptureFixture[str]) 
 class TestContents:
     @pytest.fixture
     def settings(self) -> Settings:
-        return Settings(api_key="sesame open")  # type: ignore[arg-type]
+        return Settings(api_key="sesame open")
 
     @pytest.mark.anyio
     async def test_neither_prompts_nor_keys_are_logged(

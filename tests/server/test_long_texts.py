@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import httpx
 import pytest
 
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from tests.server.conftest import data_url, png
 from tests.server.fakes import TOKENIZER, served_model
 

@@ -18,7 +18,7 @@ import torch
 
 from model.config import ConfigError
 from model.folder import CheckpointError, load_folder
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from model.zoo.default import DefaultModelError, prepare
 from training.ablations.ablation import BASE, Ablation, ablation_names, read_ablation
 from training.ablations.data import Kinds, draw_queries

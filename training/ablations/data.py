@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from training.default.catalogue import Catalogue, Rows, row_of
 from training.default.episodes import Item, build_example
 from training.default.templates import Template

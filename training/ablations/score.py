@@ -10,7 +10,7 @@ import torch
 
 from model.batch import NO_CACHE
 from model.flamingo import Flamingo
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from training.ablations.data import Kinds, Query, query_example
 from training.batch import collate
 from training.bridge import BridgeLoss

@@ -19,9 +19,9 @@ from model.batch import NO_CACHE, MediaPages, whole_sequences
 from model.config import FlamingoConfig, VisionConfig
 from model.flamingo import Flamingo
 from model.folder import load_folder, save_folder
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from model.zoo.bridge import start_bridge
-from model.zoo.config import DEFAULT
+from model.zoo.default import DEFAULT
 from training.ablations.data import TEMPLATE, Kinds
 from training.start import rebuild
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from model.config import VisionConfig
 from model.media import MediaError, MediaLimits, load_image, load_video, resize
-from model.prompt import PromptError
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptError, PromptTokenizer
 from model.vision import normalise
 from training.config import SetConfig
 from training.data.bad_record_log import BadRecord, BadRecordLog

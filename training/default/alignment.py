@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.batch import whole_sequences
 from model.flamingo import Flamingo
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from training.batch import TrainingBatch
 from training.bridge import BridgeLoss
 from training.default.catalogue import Catalogue, row_digest

@@ -13,8 +13,7 @@ from random import Random
 
 from torch import Tensor
 
-from model.prompt import Segment
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer, Segment
 from training.default.catalogue import Catalogue, row_of
 from training.default.discriminants import Discriminants, random_domain
 from training.default.templates import ANSWERS, CAPTIONS, KIND_QUESTION, YES_NO_QUESTION, Template, item

@@ -19,7 +19,7 @@ from model.batch import Batch, MediaPages, whole_sequences
 from model.config import ConfigError
 from model.flamingo import Flamingo
 from model.language_model import LanguageModel, Layer, StepContext
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from training.batch import TrainingBatch
 from training.bridge import BridgeLoss
 from training.default.discriminants import Discriminants

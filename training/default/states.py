@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.batch import Batch, MediaPages, whole_sequences
 from model.flamingo import Flamingo
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 
 NUM_LAYERS = 5  # the decoder layers that run; two gated layers run before some of them
 PREFIX, SUFFIX = "\n", "Output:"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from training.default_data.split import is_held_out
 
 ONSETS = (

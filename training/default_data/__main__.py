@@ -9,8 +9,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from model.zoo.config import VISION_FILE
-from model.zoo.default import find, prepare
+from model.zoo.default import VISION_FILE, find, prepare
 from training.default_data.build import build
 from training.default_data.classes import extract_classes
 from training.default_data.features import cache_features

@@ -10,16 +10,15 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.answer_text import Piece
+from server.api.answer_text import Piece, chat_logprobs
 from server.api.answers import Answers, respond
 from server.api.body import read_request
 from server.api.chat_prompt import prepare_chat
 from server.api.generation import completion_request
-from server.api.logprobs import chat_logprobs
 from server.api.openapi import PROMPT, describe
 from server.api.services import GivenRecord, GivenServices
 from server.errors import InvalidRequest
-from server.schemas.chat import ChatRequest
+from server.schemas.generation import ChatRequest
 from server.schemas.responses.completions import ChatCompletion, ChatCompletionChunk
 
 router = APIRouter()

@@ -1,4 +1,4 @@
-"""POST /v1/completions in OpenAI's shape, for prompts that may hold media."""
+"""Routes that complete a prompt: `/v1/completions` in OpenAI's shape, `/v1/fewshot/completions` after shots."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from starlette.responses import Response
 from server.api.answers import CompletionShape, respond
 from server.api.body import read_request
 from server.api.generation import completion_request
-from server.api.openapi import PROMPT, describe
+from server.api.openapi import PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices
+from server.api.sse import unless_disconnected
+from server.fewshot.prompting import assemble
 from server.prompt import prepare_prompt
+from server.schemas.fewshot import FewShotCompletionRequest
 from server.schemas.generation import CompletionRequest
-from server.schemas.responses.completions import Completion, CompletionChunk
+from server.schemas.responses.completions import Completion, CompletionChunk, FewShotCompletion, FewShotCompletionChunk
 
 router = APIRouter()
 
@@ -27,4 +30,29 @@ async def create_completion(request: Request, services: GivenServices, record: G
     fields = await read_request(CompletionRequest, request, services)
     prompt = await prepare_prompt(fields.prompt, services.model, services.intake)
     generation = completion_request(fields, prompt, services.model)
+    return await respond(request, services, record, fields, generation, CompletionShape(fields))
+
+
+@router.post(
+    "/v1/fewshot/completions",
+    **describe(
+        "Few-shot",
+        body=FewShotCompletionRequest,
+        response=FewShotCompletion,
+        chunk=FewShotCompletionChunk,
+        errors=(*PROMPT, *SUPPORT_SET),
+    ),
+)
+async def create_fewshot_completion(request: Request, services: GivenServices, record: GivenRecord) -> Response:
+    """Answer a query after shots, sent or selected from a support set."""
+    fields = await read_request(FewShotCompletionRequest, request, services)
+    assembling = assemble(fields, services.model, services.shots, room=fields.max_tokens)
+    assembled = await unless_disconnected(request.receive, assembling)
+    report = assembled.report(record)
+    if fields.echo:
+        token_ids = assembled.prompt.encoded.token_ids
+        report["prompt"] = services.model.tokenizer.decode(token_ids, skip_special_tokens=False)
+    generation = completion_request(
+        fields, assembled.prompt, services.model, template=assembled.template, extras={"fewshot": report}
+    )
     return await respond(request, services, record, fields, generation, CompletionShape(fields))

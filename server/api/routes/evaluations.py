@@ -18,7 +18,7 @@ from server.quality.evaluation_store import Evaluation
 from server.schemas.base import list_page
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.evaluations import EvaluationHeads, EvaluationReport
-from server.schemas.support_sets import EvaluateRequest, ListEvaluationsRequest
+from server.schemas.stored import EvaluateRequest, ListEvaluationsRequest
 
 router = APIRouter()
 

@@ -12,7 +12,7 @@ from server import metrics as metrics_module
 from server.api.body import JSONResponse
 from server.api.openapi import describe
 from server.api.services import GivenServices, Services
-from server.schemas.responses.health import EngineProgress, Health, Live, Ready, ServerVersion
+from server.schemas.responses.models import EngineProgress, Health, Live, Ready, ServerVersion
 
 VERSION = "0.1.0"
 

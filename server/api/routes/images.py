@@ -36,9 +36,9 @@ from server.media.intake import Intake
 from server.media.source import EncodedMedia, Kind, encoded, read_data_url, too_large
 from server.media.store import MediaStore, StoredMedia
 from server.schemas.base import list_page, read
-from server.schemas.images import ListImagesRequest, UploadForm, UploadRequest
 from server.schemas.responses.base import Deleted
-from server.schemas.responses.images import StoredImage, StoredImages
+from server.schemas.responses.stored import StoredImage, StoredImages
+from server.schemas.stored import ListImagesRequest, UploadForm, UploadRequest
 from server.settings import Settings
 
 router = APIRouter()

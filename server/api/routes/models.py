@@ -1,10 +1,16 @@
-"""Routes of the served model and its tokenizer: `/v1/models`, `/tokenize`, `/detokenize`."""
+"""Routes of the served model: its description, its tokenizer, its vectors, and what a token reads of its image.
+
+Texts and media have vectors in different spaces of different widths, so a request for embeddings is of one kind.
+"""
 
 from __future__ import annotations
 
+import base64
 import time
 from typing import Any
 
+import msgspec
+import numpy as np
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,12 +18,25 @@ from starlette.responses import Response
 from server.api.answer_text import token_text
 from server.api.body import JSONResponse, read_request
 from server.api.chat_prompt import prepare_chat
-from server.api.openapi import MEDIA, describe
-from server.api.services import GivenServices, Services
+from server.api.openapi import MEDIA, PROMPT, describe
+from server.api.services import GivenRecord, GivenServices, Services
+from server.api.sse import unless_disconnected
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
-from server.prompt import PreparedPrompt, check_token_ids, prepare_prompt
-from server.schemas.models import DetokenizeRequest, TokenizeRequest
-from server.schemas.responses.models import Model, Models, Text, Tokens
+from server.prompt import (
+    PreparedPrompt,
+    check_length,
+    check_texts,
+    check_token_ids,
+    continuation_ids,
+    encode_text,
+    prepare_prompt,
+)
+from server.request_record import RequestRecord
+from server.schemas.models import DetokenizeRequest, EmbeddingsRequest, Inputs, InspectRequest, TokenizeRequest
+from server.schemas.prompt import MediaPart, Part, TextPart
+from server.schemas.responses.models import Embeddings, Inspection, Model, Models, Text, Tokens
+from server.served_model import ServedModel
+from server.wire import AttentionMap, Inspect
 
 router = APIRouter()
 STARTED = int(time.time())
@@ -89,3 +108,128 @@ async def detokenize(request: Request, services: GivenServices) -> Response:
     fields = await read_request(DetokenizeRequest, request, services)
     ids = check_token_ids(fields.tokens, services.model, "tokens")
     return JSONResponse({"prompt": services.model.tokenizer.decode(ids, skip_special_tokens=False)})
+
+
+@router.post("/v1/embeddings", **describe("Model", body=EmbeddingsRequest, response=Embeddings, errors=PROMPT))
+async def create_embeddings(request: Request, services: GivenServices, record: GivenRecord) -> Response:
+    """Return the vectors of texts or of media, never of both in one request."""
+    fields = await read_request(EmbeddingsRequest, request, services)
+    return JSONResponse(await unless_disconnected(request.receive, _embed(fields, record, services)))
+
+
+async def _embed(fields: EmbeddingsRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
+    parts = _media_parts(fields.input)
+    if parts:
+        media = list((await services.intake.read_all(parts, "input")).values())
+        record.add_prompt(0, [item.digest for item in media])
+        embedding = services.client.embed(media)
+    else:
+        texts = await _texts(fields.input, services.model)
+        record.add_prompt(sum(map(len, texts)))
+        embedding = services.client.embed_text(texts)
+    with record:
+        vectors = await embedding
+        record.answered(record.prompt_tokens)
+    if fields.encoding_format == "base64":
+        embeddings = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
+    else:
+        embeddings = vectors.tolist()
+    data = [{"object": "embedding", "index": i, "embedding": embedding} for i, embedding in enumerate(embeddings)]
+    return {"object": "list", "data": data, "model": services.model.name, "usage": record.usage()}
+
+
+def _media_parts(inputs: Inputs) -> dict[str, MediaPart]:
+    """Return media by their paths in the request, none if texts are to be embedded. Raises `InvalidRequest` for a mix."""
+    if isinstance(inputs, str):
+        return {}
+    media = {f"input[{index}]": part for index, part in enumerate(inputs) if isinstance(part, MediaPart)}
+    if media and len(media) < len(inputs):
+        index = next(index for index in range(len(inputs)) if f"input[{index}]" not in media)
+        message = "texts and media have vectors of different spaces: send them in requests of their own"
+        raise InvalidRequest(message, param=f"input[{index}]")
+    return media
+
+
+async def _texts(inputs: Inputs, model: ServedModel) -> list[list[int]]:
+    if isinstance(inputs, str):
+        return [await model.tokenize(_ids, inputs, "input", model)]
+    if token_ids := [item for item in inputs if isinstance(item, int)]:
+        return [_ids(token_ids, "input", model)]
+    texts = [item for item in inputs if not isinstance(item, int)]
+    return [await model.tokenize(_ids, text, f"input[{index}]", model) for index, text in enumerate(texts)]
+
+
+def _ids(text: str | list[int] | Part, param: str, model: ServedModel) -> list[int]:
+    match text:
+        case str():
+            ids = encode_text(text, model, param)
+        case TextPart():
+            ids = encode_text(text.text, model, param)
+        case list():
+            ids = check_token_ids(text, model, param)
+        case _:
+            raise InvalidRequest("the end of a chunk has no vector", param=param)
+    if not ids:
+        raise InvalidRequest("an empty text has no vector", param=param)
+    if len(ids) > model.max_model_len:
+        message = f"the text has {len(ids)} tokens, more than the {model.max_model_len} that this model reads"
+        raise ContextLengthExceeded(message, param=param)
+    return ids
+
+
+@router.post("/v1/inspect", **describe("Model", body=InspectRequest, response=Inspection, errors=PROMPT))
+async def inspect(request: Request, services: GivenServices, record: GivenRecord) -> Response:
+    """Return what a token reads of its image, and how far the gates are open."""
+    fields = await read_request(InspectRequest, request, services)
+    return JSONResponse(await unless_disconnected(request.receive, _inspect(fields, record, services)))
+
+
+async def _inspect(fields: InspectRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
+    model = services.model
+    prompt = await prepare_prompt(fields.prompt, model, services.intake)
+    inspection = await model.tokenize(_inspection, fields, prompt, record, model)
+    tokens = inspection.prompt
+    record.add_prompt(len(tokens.token_ids), tokens.media)
+    with record:
+        inspected = await services.client.inspect(inspection, prompt.media)
+        record.answered(record.prompt_tokens)
+    return {
+        "id": f"inspect-{fields.request_id or record.request_id}",
+        "object": "inspection",
+        "created": int(time.time()),
+        "model": model.name,
+        "tokens": [
+            {"id": token_id, "text": model.tokenizer.token(token_id), "media": None if media < 0 else media}
+            for token_id, media in zip(tokens.token_ids, tokens.media_index, strict=True)
+        ],
+        "num_prompt_tokens": prompt.num_tokens,
+        "token": inspection.token,
+        "gates": [msgspec.structs.asdict(gate) for gate in inspected.gates],
+        "attention": [_attention(attention) for attention in inspected.maps],
+        "usage": record.usage(),
+    }
+
+
+def _inspection(fields: InspectRequest, prompt: PreparedPrompt, record: RequestRecord, model: ServedModel) -> Inspect:
+    """Return the request to the engine. Raises `InvalidRequest`."""
+    check_texts([fields.answer], model, "answer")
+    answer_ids = continuation_ids(prompt.segments, fields.answer, model.tokenizer) if fields.answer else []
+    check_length(prompt.num_tokens, len(answer_ids), "the answer", "answer", model.max_model_len)
+    tokens = prompt.encoded.followed_by(answer_ids)
+    num_tokens = len(tokens.token_ids)
+    token = num_tokens - 1 if fields.token is None else fields.token
+    if token >= num_tokens:
+        raise InvalidRequest(f"token is {token}, prompt and answer have {num_tokens}", param="token")
+    gated = model.config.gated_layers
+    for index, layer in enumerate(fields.layers):
+        if layer not in gated:
+            message = f"layer {layer} follows no gated layer, these do: {', '.join(map(str, gated))}"
+            raise InvalidRequest(message, param=f"layers[{index}]")
+    return Inspect(
+        request_id=record.new_engine_id(), prompt=tokens, token=token, layers=list(dict.fromkeys(fields.layers))
+    )
+
+
+def _attention(attention: AttentionMap) -> dict[str, Any]:
+    grid = np.frombuffer(attention.data, np.float32).reshape(attention.shape)
+    return {"layers": attention.layers, "visual_tokens": attention.visual_tokens, "grid": grid.tolist()}

@@ -44,9 +44,9 @@ from server.request_record import RequestRecord
 from server.schemas.base import list_page, read
 from server.schemas.fewshot import SearchRequest
 from server.schemas.prompt import stored_media_part
-from server.schemas.responses import support_sets as responses
+from server.schemas.responses import stored as responses
 from server.schemas.responses.base import Deleted
-from server.schemas.support_sets import (
+from server.schemas.stored import (
     CreateRequest,
     ExampleFields,
     ExpectedRequest,

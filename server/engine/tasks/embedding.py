@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from model.layered import LayeredForward
+from server.engine.caches import MediaCache
 from server.engine.config import EngineConfig
-from server.engine.media_cache import MediaCache
 from server.engine.plan import Plan
 from server.engine.runner import Runner, unit
 from server.engine.sampler import NOT_FINITE

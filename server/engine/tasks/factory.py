@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Order

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model import inspect
 from model.batch import MediaPages
-from server.engine.media_cache import MediaCache
+from server.engine.caches import MediaCache
 from server.engine.plan import Plan
 from server.engine.runner import Runner
 from server.engine.sampler import NOT_FINITE

@@ -1,4 +1,4 @@
-"""Responses to completions, to few-shot completions and to chats, whole and as the chunks of a stream."""
+"""Responses to prompts: completions, few-shot completions and chats, whole or in chunks, and weighed candidates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from server.schemas.fewshot import Calibration, Normalisation
 from server.schemas.responses.base import Absent, ResponseSchema, Usage
 from server.wire import FinishReason
 
@@ -146,3 +147,51 @@ class ChatCompletionChunk(ResponseSchema):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = Field(None, description="With `stream_options`.")
+
+
+class WeighedCandidate(ResponseSchema):
+    label: str
+    text: str
+    logprob: float = Field(description="The sum over its tokens, before normalisation and calibration.")
+    num_tokens: int
+    probability: float
+
+
+class ClassificationReport(FewShotReport):
+    normalisation: Normalisation
+    calibration: Calibration
+    permutations: int = Field(description="Orders of the shots that were computed.")
+
+
+class Classification(ResponseSchema):
+    """The most likely label, and the candidates from the most to the least likely."""
+
+    id: str
+    object: Literal["classification"]
+    created: int
+    model: str
+    label: str
+    confidence: float
+    candidates: list[WeighedCandidate]
+    fewshot: ClassificationReport
+    usage: Usage
+
+
+class ScoredContinuation(ResponseSchema):
+    index: int
+    logprob: float
+    num_tokens: int
+    token_ids: list[int]
+    tokens: list[str]
+    token_logprobs: list[float]
+
+
+class Scores(ResponseSchema):
+    """The log-probabilities of the candidates, in the order of the request."""
+
+    id: str
+    object: Literal["score"]
+    created: int
+    model: str
+    data: list[ScoredContinuation]
+    usage: Usage

@@ -1,8 +1,8 @@
-"""Responses about the served model: its description, its tokenizer, and a view of its gates and its attention."""
+"""Responses about the served model, its tokenizer, vectors, gates and attention, and about the state of the server."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -75,3 +75,43 @@ class Inspection(ResponseSchema):
     gates: list[Gate]
     attention: list[Attention]
     usage: Usage
+
+
+class Embedding(ResponseSchema):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str = Field(description="Numbers, or with `base64` little-endian float32 in base64.")
+
+
+class Embeddings(ListSchema):
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+EngineInfo = dict[str, Any]
+
+
+class Live(ResponseSchema):
+    status: Literal["live"]
+
+
+class Ready(ResponseSchema):
+    status: str = Field(description="`ready`, or the first reason against it, such as `starting` or `overloaded`.")
+
+
+class EngineProgress(ResponseSchema):
+    status: Literal["ok", "stalled"]
+    last_step_age_seconds: float
+    requests_waiting: int
+    requests_running: int
+
+
+class Health(Ready):
+    model: str
+    engine: EngineInfo = Field(description="Versions, device, number formats and kernels.")
+
+
+class ServerVersion(ResponseSchema):
+    version: str
+    engine: EngineInfo

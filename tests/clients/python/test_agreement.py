@@ -8,11 +8,11 @@ import pytest
 
 import flamboyance_client as client
 from flamboyance_client.prompt import Part
-from server.schemas import fewshot, generation, support_sets
+from server.schemas import fewshot, generation, stored
 from server.schemas.base import Schema
 from server.schemas.models import InspectRequest
 from server.schemas.prompt import Part as ServerPart
-from server.schemas.support_sets import EvaluateRequest
+from server.schemas.stored import EvaluateRequest
 
 # The client sets these two fields for streams.
 STREAMING = {"stream", "stream_options"}
@@ -26,10 +26,10 @@ PAIRS: list[tuple[Any, type[Schema], set[str]]] = [
     (client.ScoreOptions, fewshot.ScoreRequest, {"prompt", "candidates"}),
     (client.InspectOptions, InspectRequest, {"prompt"}),
     (client.EvaluateOptions, EvaluateRequest, set()),
-    (client.NewSet, support_sets.CreateRequest, set()),
-    (client.SetChanges, support_sets.UpdateRequest, set()),
+    (client.NewSet, stored.CreateRequest, set()),
+    (client.SetChanges, stored.UpdateRequest, set()),
     (client.SearchOptions, fewshot.SearchRequest, {"query"}),
-    (client.WarmOptions, support_sets.WarmRequest, set()),
+    (client.WarmOptions, stored.WarmRequest, set()),
     (client.Query, fewshot.QueryFields, set()),
     (client.Selection, fewshot.ExamplesFields, set()),
     (client.Template, fewshot.TemplateFields, set()),
@@ -46,7 +46,7 @@ def test_options_match_the_fields_of_the_server(options: Any, schema: type[Schem
 
 def test_shots_and_examples_match_the_server() -> None:
     assert get_type_hints(client.Shot).keys() == fewshot.ShotFields.model_fields.keys() | ANSWER
-    assert get_type_hints(client.Example).keys() == support_sets.ExampleFields.model_fields.keys() | ANSWER
+    assert get_type_hints(client.Example).keys() == stored.ExampleFields.model_fields.keys() | ANSWER
 
 
 @pytest.mark.parametrize(

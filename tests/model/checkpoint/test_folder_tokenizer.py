@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from model.checkpoint.folder_tokenizer import read_tokenizer
+from model.checkpoint.files import read_tokenizer
 from model.folder import CheckpointError
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "openflamingo"

@@ -19,8 +19,7 @@ from model.checkpoint.gguf import GGUFFile
 from model.config import LanguageModelConfig
 from model.folder import CheckpointError
 from model.language_model import LanguageModel
-from model.zoo.config import LANGUAGE_MODEL_FILE
-from model.zoo.default import find
+from model.zoo.default import LANGUAGE_MODEL_FILE, find
 
 F32, F16, Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("F32", "F16", "Q4_1", "Q8_0"))
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())

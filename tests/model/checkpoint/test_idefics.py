@@ -31,10 +31,9 @@ from model.config import load_config
 from model.flamingo import Flamingo
 from model.folder import load_folder
 from model.media import resize
-from model.prompt import EncodedPrompt, Media, Text, encode
+from model.prompt import EncodedPrompt, Media, PromptTokenizer, Text, encode
 from model.reference import encode as encode_media
 from model.reference import generate, log_probs
-from model.tokenizer import PromptTokenizer
 from model.vision import normalise
 
 TOLERANCE = 1e-4

@@ -20,15 +20,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from model.checkpoint.__main__ import main
-from model.checkpoint.tensors import open_folder
+from model.checkpoint.files import open_folder
 from model.config import VisionConfig, load_config
 from model.flamingo import Flamingo
 from model.folder import load_folder
 from model.media import MediaLimits, load_image, resize
-from model.prompt import EncodedPrompt, EndOfChunk, Media, Segment, Text, encode
+from model.prompt import EncodedPrompt, EndOfChunk, Media, PromptTokenizer, Segment, Text, encode
 from model.reference import encode as encode_media
 from model.reference import generate, log_probs
-from model.tokenizer import PromptTokenizer
 from model.vision import normalise
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "openflamingo"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoint.tensors import open_folder, read_pickle
+from model.checkpoint.files import open_folder, read_pickle
 from model.folder import CheckpointError, SafetensorsFiles
 
 A, B = torch.arange(6.0).reshape(2, 3), torch.ones(4)

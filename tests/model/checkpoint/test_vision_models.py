@@ -20,7 +20,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 from transformers.models.idefics.configuration_idefics import IdeficsVisionConfig
 from transformers.models.idefics.vision import IdeficsVisionTransformer
 
-from model.checkpoint.tensors import read_pickle
+from model.checkpoint.files import read_pickle
 from model.checkpoint.vision_models import (
     HUGGING_FACE,
     clip_config,
@@ -32,7 +32,7 @@ from model.checkpoint.vision_models import (
 from model.config import VisionConfig
 from model.folder import CheckpointError
 from model.vision import VisionEncoder
-from model.zoo.config import DEFAULT
+from model.zoo.default import DEFAULT
 from tests.vision_configs import LAION_VIT_H_14, OPENAI_VIT_L_14
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "openflamingo"

@@ -21,17 +21,23 @@ from model.config import load_config
 from model.flamingo import Flamingo
 from model.folder import CheckpointError, load_folder
 from model.media import MediaLimits, load_image, resize
-from model.prompt import EndOfChunk, Media, Text, encode
+from model.prompt import EndOfChunk, Media, PromptTokenizer, Text, encode
 from model.reference import encode as encode_media
 from model.reference import log_probs
-from model.resampler import PerceiverResampler
-from model.tokenizer import PromptTokenizer
-from model.vision import normalise
+from model.vision import PerceiverResampler, normalise
 from model.zoo import default
 from model.zoo.bridge import load_bridge, quantise_rows, save_bridge, start_as_mean, start_bridge
-from model.zoo.config import DEFAULT, LANGUAGE_MODEL_FILE, VISION_FILE
 from model.zoo.convert import convert, save_once
-from model.zoo.default import DefaultModelError, find, is_ready, locate, prepare
+from model.zoo.default import (
+    DEFAULT,
+    LANGUAGE_MODEL_FILE,
+    VISION_FILE,
+    DefaultModelError,
+    find,
+    is_ready,
+    locate,
+    prepare,
+)
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "photographs"
 # ImageNet's five domestic cats, and its espresso and cup

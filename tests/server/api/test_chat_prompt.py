@@ -14,7 +14,7 @@ from model.prompt import EndOfChunk, Media, Segment, Text
 from server.api import chat_prompt
 from server.api.chat_prompt import find_template, lay_out, read_conversation
 from server.errors import InvalidRequest
-from server.schemas.chat import ChatRequest
+from server.schemas.generation import ChatRequest
 from tests.tiny_models import CONFIGS
 
 CONFIG = CONFIGS["openflamingo"]

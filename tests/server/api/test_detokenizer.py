@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from server.api.answer_text import Detokenizer, StopStrings, token_text
 from tests.tiny_models import PROMPT, byte_tokenizer, prompt_tokenizer
 

@@ -28,7 +28,7 @@ PROTECTED_PATHS = [
 class TestWithKey:
     @pytest.fixture
     def settings(self) -> Settings:
-        return Settings(api_key=KEY)  # type: ignore[arg-type]
+        return Settings(api_key=KEY)
 
     @pytest.mark.parametrize("path", PROTECTED_PATHS)
     @pytest.mark.parametrize("header", [None, "Bearer wrong", f"Basic {KEY}", KEY, "Bearer", f"Bearer {KEY}x"])

@@ -12,8 +12,8 @@ import torch
 
 from model.batch import MediaPages
 from model.inference import prepare_for_inference
+from server.engine.caches import Encoding, MediaCache
 from server.engine.engine import Engine
-from server.engine.media_cache import Encoding, MediaCache
 from server.engine.runner import REBUILT_TOGETHER, Encoder, Step, bucket_sizes, fill, first_rows, static_batch
 from tests.engine_client import (
     CONFIG,

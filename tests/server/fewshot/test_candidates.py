@@ -8,8 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from model.config import PromptConfig
-from model.prompt import EndOfChunk, Media, Segment, Text, encode
-from model.tokenizer import PromptTokenizer
+from model.prompt import EndOfChunk, Media, PromptTokenizer, Segment, Text, encode
 from server.prompt import continuation_ids
 from tests.tiny_models import CONFIGS, FAMILIES, PROMPT, Family, prompt_tokenizer
 

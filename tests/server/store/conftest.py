@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from server.fewshot.retrieval import EmbeddingStore
 from server.media.source import EncodedMedia, encoded
 from server.store import database as database_module
 from server.store.database import Database
-from server.store.embeddings import EmbeddingStore
 from server.store.records import NewExample
 
 RED, GREEN, BLUE = (encoded(data, "image", "") for data in (b"red", b"green", b"blue"))

@@ -70,7 +70,7 @@ def test_no_message_contains_the_password() -> None:
     with pytest.raises(DatabaseError) as caught:
         Database("mysql://user:secret-word@host/name")
     assert "secret" not in str(caught.value)
-    settings = Settings(database="postgresql://user:secret-word@host/name")  # type: ignore[arg-type]
+    settings = Settings(database="postgresql://user:secret-word@host/name")
     assert "secret" not in repr(settings) + settings.to_worker()
 
 

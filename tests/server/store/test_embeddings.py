@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from server.store.embeddings import EmbeddingStore
+from server.fewshot.retrieval import EmbeddingStore
 from server.store.support_sets import SupportSets
 from tests.server.store.conftest import RED, Clock, example
 

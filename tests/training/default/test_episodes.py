@@ -8,7 +8,7 @@ from random import Random
 import pytest
 import torch
 
-from model.tokenizer import PromptTokenizer
+from model.prompt import PromptTokenizer
 from tests.tiny_models import CONFIGS, PROMPT, byte_tokenizer, prompt_tokenizer, tiny_model
 from training.batch import collate
 from training.default import episodes as episodes_module

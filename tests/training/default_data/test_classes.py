@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from model.folder import load_folder
-from model.zoo.config import VISION_FILE
-from model.zoo.default import find, prepare
+from model.zoo.default import VISION_FILE, find, prepare
 from training.default_data.classes import extract_classes, read_classes
 from training.default_data.features import encode
 

@@ -1,4 +1,4 @@
-"""Requests about support sets and their evaluations.
+"""Requests about what is stored: images and videos, and support sets with their examples and evaluations.
 
 In a change of a set, `null` removes a value; elsewhere it means "not given".
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -28,6 +28,31 @@ from server.schemas.fewshot import (
     WeighingFields,
 )
 from server.store.support_sets import ID_PREFIX
+
+
+class UploadRequest(Schema):
+    """An image or a video, as `data` or as `url`."""
+
+    data: str | None = Field(None, description="The bytes in base64.")
+    url: str | None = Field(None, description="As in a prompt.")
+    object: Literal["image", "video"] = "image"
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> UploadRequest:
+        if (self.data is None) == (self.url is None):
+            raise ValueError("give either data or url")
+        return self
+
+
+class UploadForm(Schema):
+    """A form with the bytes of an image or a video."""
+
+    file: bytes
+
+
+class ListImagesRequest(ListRequest):
+    object: Literal["image", "video"] | None = Field(None, description="List these alone.")
+
 
 MAX_TEXT = 65536
 MAX_METADATA_BYTES = 16384

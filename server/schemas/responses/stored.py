@@ -1,4 +1,4 @@
-"""Responses about support sets, their examples and their versions."""
+"""Responses about what is stored: images and videos, and support sets with their examples and versions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,23 @@ from pydantic import Field
 from server.schemas.fewshot import Comparing
 from server.schemas.prompt import ImageIdPart, VideoIdPart
 from server.schemas.responses.base import ListSchema, PageSchema, ResponseSchema
+
+
+class StoredImage(ResponseSchema):
+    """A stored image or video. `width`, `height` and `frames` are null if it was stored undecoded."""
+
+    id: str
+    object: Literal["image", "video"]
+    bytes: int
+    media_type: str
+    width: int | None = Field(description="In pixels, of the first frame.")
+    height: int | None
+    frames: int | None
+    created_at: int = Field(description="In Unix seconds.")
+
+
+class StoredImages(PageSchema):
+    data: list[StoredImage]
 
 
 class Warmth(ResponseSchema):

@@ -1,7 +1,8 @@
-"""POST /v1/classify: the probabilities of candidates as the answer to a query, with shots and templates."""
+"""Routes that weigh given answers: `/v1/classify` with shots and templates, `/v1/score` per token of a plain prompt."""
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict
 from typing import Any
@@ -16,12 +17,12 @@ from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
 from server.fewshot.classification import Classification as WeighedCandidates
-from server.fewshot.classification import classify, read_candidates
+from server.fewshot.classification import classify, read_candidates, score_prompts
 from server.fewshot.prompting import assemble
-from server.prompt import encode_text
+from server.prompt import PreparedPrompt, check_texts, check_token_ids, continuation_ids, encode_text, prepare_prompt
 from server.request_record import RequestRecord
-from server.schemas.fewshot import ClassifyRequest
-from server.schemas.responses.classification import Classification
+from server.schemas.fewshot import ClassifyRequest, ScoreRequest
+from server.schemas.responses.completions import Classification, Scores
 from server.served_model import ServedModel
 
 # tokens left for candidates that are known only once the shots are
@@ -83,3 +84,48 @@ def _answer(
         },
         "usage": record.usage(),
     }
+
+
+@router.post("/v1/score", **describe("Completions", body=ScoreRequest, response=Scores, errors=PROMPT))
+async def create_score(request: Request, services: GivenServices, record: GivenRecord) -> Response:
+    """Return the log-probabilities of given continuations of a prompt."""
+    fields = await read_request(ScoreRequest, request, services)
+    return JSONResponse(await unless_disconnected(request.receive, _score(fields, record, services)))
+
+
+async def _score(fields: ScoreRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
+    model = services.model
+    prompt = await prepare_prompt(fields.prompt, model, services.intake)
+    candidate_ids = [
+        await model.tokenize(_ids, candidate, index, prompt, model) for index, candidate in enumerate(fields.candidates)
+    ]
+    record.priority = fields.priority
+    (scored,) = await score_prompts([prompt], candidate_ids, record, model, services.client)
+    return {
+        "id": f"score-{fields.request_id or record.request_id}",
+        "object": "score",
+        "created": int(time.time()),
+        "model": model.name,
+        "data": [
+            {
+                "index": index,
+                "logprob": math.fsum(logprobs),
+                "num_tokens": len(ids),
+                "token_ids": ids,
+                "tokens": [model.tokenizer.token(token_id) for token_id in ids],
+                "token_logprobs": logprobs,
+            }
+            for index, (ids, logprobs) in enumerate(zip(candidate_ids, scored.logprobs, strict=True))
+        ],
+        "usage": record.usage(),
+    }
+
+
+def _ids(candidate: str | list[int], index: int, prompt: PreparedPrompt, model: ServedModel) -> list[int]:
+    param = f"candidates[{index}]"
+    if isinstance(candidate, str):
+        check_texts([candidate], model, param)
+        return continuation_ids(prompt.segments, candidate, model.tokenizer)
+    if model.tokenizer.media_token_id in candidate:
+        raise InvalidRequest("a candidate may not contain the media token", param=param)
+    return check_token_ids(candidate, model, param)
