@@ -33,6 +33,8 @@ from server.wire import ENGINE_FACTORY
 
 # time to write the last error events after all requests were aborted
 FINAL_EVENTS_SECONDS = 2
+# Connections that wait to be accepted. As many are accepted in one turn of the event loop, before any request goes on.
+BACKLOG = 64
 
 logger = logging.getLogger("server")
 
@@ -61,6 +63,7 @@ async def serve(settings: Settings, *, factory: str = ENGINE_FACTORY) -> int:
             host=settings.host,
             port=settings.port,
             http=partial(Connection, limits=limits),  # type: ignore[arg-type]  # it is called like a class
+            backlog=BACKLOG,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=FINAL_EVENTS_SECONDS,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from model.prompt import PromptTokenizer
@@ -96,6 +97,7 @@ class StopStrings:
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 
 
+@lru_cache(maxsize=1 << 16)
 def token_text(tokenizer: PromptTokenizer, token_id: int) -> str:
     """Return a token's name for log-probabilities: its text if it has one by itself, otherwise its spelling."""
     spelling = tokenizer.token(token_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -16,12 +17,16 @@ from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest
 from server.schemas.base import ModelRequest, PrioritizedRequest, SchemaType, TimedRequest, read
 from server.settings import Settings
 
+# bytes of JSON that take some milliseconds to parse
+LARGE_BODY = 2**20
+
 
 async def read_request(
     schema: type[SchemaType], request: Request, services: Services, empty: bytes = b""
 ) -> SchemaType:
     """Read and validate a JSON body; `empty` stands for one without bytes. Raises `InvalidRequest`, `ModelNotFound`."""
-    fields = read(schema, await read_body(request, services.settings) or empty)
+    body = await read_body(request, services.settings) or empty
+    fields = read(schema, body) if len(body) < LARGE_BODY else await _read_large(schema, body, services.parsing)
     if isinstance(fields, ModelRequest) and fields.model not in (None, services.model.name):
         raise services.model_not_found(str(fields.model))
     if isinstance(fields, TimedRequest):
@@ -29,6 +34,16 @@ async def read_request(
     if isinstance(fields, PrioritizedRequest):
         services.check_priority(fields.priority)
     return fields
+
+
+async def _read_large(schema: type[SchemaType], body: bytes, parsing: asyncio.Lock) -> SchemaType:
+    """Validate a large body in its turn; as long as it blocks the event loop, other requests have the loop after it."""
+    async with parsing:
+        started = time.monotonic()
+        try:
+            return read(schema, body)
+        finally:
+            await asyncio.sleep(time.monotonic() - started)
 
 
 def read_query(schema: type[SchemaType], request: Request) -> SchemaType:

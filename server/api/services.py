@@ -5,7 +5,8 @@ No module below `server.api` knows this container: each function there takes wha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends
@@ -45,6 +46,8 @@ class Services:
     shots: ShotSource
     warming: Warming
     evaluations: Evaluations
+    # held while a large body is parsed, which blocks the event loop, and for some time after it
+    parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def model_not_found(self, name: str) -> ModelNotFound:
         return ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {self.model.name!r}")

@@ -90,7 +90,7 @@ async def classify(
     queries = [assembled.query, *(_content_free(assembled.query, weighing.content_free) if is_calibrated else ())]
     media = {**assembled.prompt.media, GREY_MEDIA.digest: GREY_MEDIA}
     prompts = [
-        write(template, [assembled.shots[index] for index in order], query, media, model)
+        await model.tokenize(write, template, [assembled.shots[index] for index in order], query, media, model)
         for order in orders
         for query in queries
     ]

@@ -13,7 +13,7 @@ from server.deadline import MAX_SECONDS
 from server.errors import BodyTooLarge, InvalidRequest, UnsupportedParameter
 
 # Parsing takes much longer per value, and per name of a field, than per byte. No body of a sensible request has as many.
-MAX_SEPARATORS = {b",": 2**21, b":": 2**17}
+MAX_SEPARATORS = {b",": 2**19, b":": 2**16}
 
 SchemaType = TypeVar("SchemaType", bound="Schema")
 

@@ -26,7 +26,7 @@ class TokenizeRequest(ModelRequest):
 class DetokenizeRequest(ModelRequest):
     model_config = with_example(tokens=[65, 66, 67])
 
-    tokens: list[Annotated[int, Field(ge=0)]] = Field(max_length=2**20)
+    tokens: list[Annotated[int, Field(ge=0)]] = Field(max_length=2**17)
 
 
 MAX_INPUTS = 2048

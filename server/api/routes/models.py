@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import time
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -107,7 +108,8 @@ async def detokenize(request: Request, services: GivenServices) -> Response:
     """Return token ids as text, markers included."""
     fields = await read_request(DetokenizeRequest, request, services)
     ids = check_token_ids(fields.tokens, services.model, "tokens")
-    return JSONResponse({"prompt": services.model.tokenizer.decode(ids, skip_special_tokens=False)})
+    decode = partial(services.model.tokenizer.decode, ids, skip_special_tokens=False)
+    return JSONResponse({"prompt": await services.model.tokenize(decode)})
 
 
 @router.post("/v1/embeddings", **describe("Model", body=EmbeddingsRequest, response=Embeddings, errors=PROMPT))
