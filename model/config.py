@@ -277,7 +277,7 @@ def load_config(folder: Path) -> FlamingoConfig:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{folder} is not a model folder: it has no config.json") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is not JSON: {error}") from None
     _require(isinstance(values, dict), f"{file} does not hold a JSON object")
     config: FlamingoConfig = from_dict(FlamingoConfig, values)
@@ -299,16 +299,26 @@ def fingerprint(folder: Path) -> str:
 
 
 def _pieces(file: Path) -> bytes:
+    """Return a digest of the table of a safetensors file and of a piece of each tensor. Raises `ConfigError`."""
     digest = hashlib.blake2b()
     with file.open("rb") as weights:
         num_bytes = int.from_bytes(weights.read(LENGTH_BYTES), "little")
-        table = weights.read(num_bytes)
+        table = weights.read(min(num_bytes, file.stat().st_size))
         digest.update(table)
-        for name, tensor in sorted(json.loads(table).items()):
-            if name == "__metadata__":
-                continue
-            start, end = tensor["data_offsets"]
+        for start, end in _offsets(file, table):
             length = min(end - start, PIECE_BYTES)
             weights.seek(LENGTH_BYTES + num_bytes + start + (end - start - length) // 2)
             digest.update(weights.read(length))
     return digest.digest()
+
+
+def _offsets(file: Path, table: bytes) -> list[tuple[int, int]]:
+    """Return where each tensor begins and ends, in the order of their names. Raises `ConfigError`."""
+    try:
+        tensors = sorted(json.loads(table).items())
+        offsets = [tuple(tensor["data_offsets"]) for name, tensor in tensors if name != "__metadata__"]
+        if not all(0 <= start <= end <= file.stat().st_size for start, end in offsets):
+            raise ValueError("a tensor ends before it begins, or after the file")
+        return [(int(start), int(end)) for start, end in offsets]
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read as safetensors: {type(error).__name__}: {error}") from None

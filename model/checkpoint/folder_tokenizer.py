@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from model.folder import CheckpointError, read_json
+from model.tokenizer import open_tokenizer
 
 SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
 
@@ -46,11 +47,14 @@ class FolderTokenizer:
 
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> FolderTokenizer:
-    """Read the tokenizer; `config`, the folder's `config.json`, may have token ids that the tokenizer's files lack."""
+    """Read the tokenizer. Raises `CheckpointError` and `ConfigError`.
+
+    `config`, the folder's `config.json`, may have token ids that the tokenizer's files lack.
+    """
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise CheckpointError(f"{folder} has no tokenizer.json (a fast tokenizer saves one)")
-    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer = open_tokenizer(file)
     settings: dict[str, Any] = {}
     for name in SETTINGS:
         values = read_json(folder / name) if (folder / name).is_file() else {}

@@ -8,7 +8,6 @@ tensors that are missing, unexpected or of another shape.
 
 from __future__ import annotations
 
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -49,7 +48,7 @@ def read_pickle(file: Path) -> dict[str, Any]:
     try:
         # files from before PyTorch 1.6 are no zip archives and cannot be mapped
         read = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # unpickling may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{file} cannot be read as tensors and plain data alone: {reason}") from error
     if not isinstance(read, dict):

@@ -108,3 +108,23 @@ def test_a_copy_has_the_same_fingerprint(tmp_path: Path) -> None:
 )
 def test_changes_of_the_model_change_the_fingerprint(tmp_path: Path, other: dict[str, np.ndarray]) -> None:
     assert fingerprint(folder(tmp_path / "first")) != fingerprint(folder(tmp_path / "other", **other))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        *(b"{", b"[]", b'{"a": 1}', b'{"a": {}}', b"\xff", b'{"a":' * 100_000, b'{"a": {"data_offsets": "ab"}}'),
+        *(b'{"a": {"data_offsets": [%s]}}' % offsets for offsets in (b"1", b"5, 1", b"-9, 4", b"0, 9999999")),
+    ],
+)
+def test_weights_that_cannot_be_read_are_refused_by_name(table: bytes, tmp_path: Path) -> None:
+    file = folder(tmp_path / "folder") / "model.safetensors"
+    file.write_bytes(len(table).to_bytes(8, "little") + table + bytes(8))
+    with pytest.raises(ConfigError, match=r"model\.safetensors cannot be read as safetensors"):
+        fingerprint(tmp_path / "folder")
+
+
+def test_weights_that_announce_a_large_table_take_no_memory(tmp_path: Path) -> None:
+    file = folder(tmp_path / "folder") / "model.safetensors"
+    file.write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    fingerprint(tmp_path / "folder")
