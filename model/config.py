@@ -255,19 +255,28 @@ def from_dict(kind: type, values: dict[str, Any], path: str = "config") -> Any:
 
 def _value(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):  # type: ignore[arg-type]
+            return value
         _require(isinstance(value, dict), f"{path}: expected an object, got {type(value).__name__}")
         return from_dict(hint, value, path)  # type: ignore[arg-type]
     if get_origin(hint) is Literal:
         _require(value in get_args(hint), f"{path}: {value!r} is none of {', '.join(map(repr, get_args(hint)))}")
         return value
     if get_origin(hint) is tuple:
-        _require(isinstance(value, (list, tuple)), f"{path}: expected a list, got {type(value).__name__}")
-        return tuple(value)
+        return _items(get_args(hint), value, path)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     _require(fits, f"{path}: expected {hint.__name__}, got {value!r}")
     return value
+
+
+def _items(hints: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
+    """Return the items of a list; all of one type, and as many as the hint has, unless it ends with an ellipsis."""
+    _require(isinstance(value, (list, tuple)), f"{path}: expected a list, got {type(value).__name__}")
+    if hints[-1] is not Ellipsis:
+        _require(len(value) == len(hints), f"{path}: expected {len(hints)} values, got {len(value)}")
+    return tuple(_value(hints[0], item, f"{path}[{i}]") for i, item in enumerate(value))
 
 
 def load_config(folder: Path) -> FlamingoConfig:

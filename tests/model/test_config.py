@@ -45,6 +45,9 @@ def test_bytes_that_are_not_json_are_refused_by_name(data: bytes, tmp_path: Path
         (["resampler", "num_spatial"], 7, "is neither 0 nor vision.num_patches 5"),
         (["format_version"], 2, "format_version 2, this version reads 1"),
         (["vision"], 1, "config.vision: expected an object, got int"),
+        (["vision", "mean"], [0.5, "0.5", 0.5], r"config.vision.mean\[1\]: expected float, got '0.5'"),
+        (["vision", "std"], [0.5, 1], "config.vision.std: expected 3 values, got 2"),
+        (["prompt", "eos"], ["</s>", ["a"]], r"config.prompt.eos\[1\]: expected str, got \['a'\]"),
     ],
 )
 def test_a_wrong_value_is_named(path: list[str], value: object, message: str) -> None:
