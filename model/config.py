@@ -255,19 +255,28 @@ def from_dict(kind: type, values: dict[str, Any], path: str = "config") -> Any:
 
 def _value(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):  # type: ignore[arg-type]
+            return value
         _require(isinstance(value, dict), f"{path}: expected an object, got {type(value).__name__}")
         return from_dict(hint, value, path)  # type: ignore[arg-type]
     if get_origin(hint) is Literal:
         _require(value in get_args(hint), f"{path}: {value!r} is none of {', '.join(map(repr, get_args(hint)))}")
         return value
     if get_origin(hint) is tuple:
-        _require(isinstance(value, (list, tuple)), f"{path}: expected a list, got {type(value).__name__}")
-        return tuple(value)
+        return _items(get_args(hint), value, path)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     _require(fits, f"{path}: expected {hint.__name__}, got {value!r}")
     return value
+
+
+def _items(hints: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
+    """Return the items of a list; all of one type, and as many as the hint has, unless it ends with an ellipsis."""
+    _require(isinstance(value, (list, tuple)), f"{path}: expected a list, got {type(value).__name__}")
+    if hints[-1] is not Ellipsis:
+        _require(len(value) == len(hints), f"{path}: expected {len(hints)} values, got {len(value)}")
+    return tuple(_value(hints[0], item, f"{path}[{i}]") for i, item in enumerate(value))
 
 
 def load_config(folder: Path) -> FlamingoConfig:
@@ -277,7 +286,7 @@ def load_config(folder: Path) -> FlamingoConfig:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{folder} is not a model folder: it has no config.json") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is not JSON: {error}") from None
     _require(isinstance(values, dict), f"{file} does not hold a JSON object")
     return from_dict(FlamingoConfig, values)
@@ -298,16 +307,26 @@ def fingerprint(folder: Path) -> str:
 
 
 def _pieces(file: Path) -> bytes:
+    """Return a digest of the table of a safetensors file and of a piece of each tensor. Raises `ConfigError`."""
     digest = hashlib.blake2b()
     with file.open("rb") as weights:
         num_bytes = int.from_bytes(weights.read(LENGTH_BYTES), "little")
-        table = weights.read(num_bytes)
+        table = weights.read(min(num_bytes, file.stat().st_size))
         digest.update(table)
-        for name, tensor in sorted(json.loads(table).items()):
-            if name == "__metadata__":
-                continue
-            start, end = tensor["data_offsets"]
+        for start, end in _offsets(file, table):
             length = min(end - start, PIECE_BYTES)
             weights.seek(LENGTH_BYTES + num_bytes + start + (end - start - length) // 2)
             digest.update(weights.read(length))
     return digest.digest()
+
+
+def _offsets(file: Path, table: bytes) -> list[tuple[int, int]]:
+    """Return where each tensor begins and ends, in the order of their names. Raises `ConfigError`."""
+    try:
+        tensors = sorted(json.loads(table).items())
+        offsets = [tuple(tensor["data_offsets"]) for name, tensor in tensors if name != "__metadata__"]
+        if not all(0 <= start <= end <= file.stat().st_size for start, end in offsets):
+            raise ValueError("a tensor ends before it begins, or after the file")
+        return [(int(start), int(end)) for start, end in offsets]
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read as safetensors: {type(error).__name__}: {error}") from None

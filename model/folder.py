@@ -173,12 +173,15 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     index = folder / f"{name}.index.json"
     if not index.is_file():
         return []
-    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-    for shard in shards:
-        # an index is untrusted data: it may only name files of its own folder
-        if Path(shard).name != shard or not (folder / shard).is_file():
-            raise CheckpointError(f"{index} lists {shard!r}, which is not a file of {folder}")
-    return [folder / shard for shard in shards]
+    weight_map = read_json(index).get("weight_map", {})
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index} does not map tensors to files: its weight_map is {str(weight_map)[:80]}")
+    # an index is untrusted data: it may only name files of its own folder
+    files = {file.name: file for file in folder.iterdir() if file.is_file()}
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or shard not in files:
+            raise CheckpointError(f"{index} lists {str(shard)[:80]!r}, which is not a file of {folder}")
+    return [files[shard] for shard in sorted(set(weight_map.values()))]
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -186,7 +189,7 @@ def read_json(file: Path) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file.parent} has no {file.name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} does not hold a JSON object")

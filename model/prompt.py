@@ -18,7 +18,7 @@ from model.config import ConfigError, PromptConfig
 
 
 class PromptTokenizer:
-    """The `tokenizer.json` of a model folder. Raises `ConfigError` if a prompt marker is not one of its tokens."""
+    """The `tokenizer.json` of a model folder. Raises `ConfigError` if it cannot be read or lacks a prompt marker."""
 
     def __init__(self, marked: Tokenizer, plain: Tokenizer, prompt: PromptConfig) -> None:
         self.prompt = prompt
@@ -37,8 +37,8 @@ class PromptTokenizer:
 
     @classmethod
     def load(cls, folder: Path, prompt: PromptConfig) -> PromptTokenizer:
-        file = str(folder / "tokenizer.json")
-        return cls(Tokenizer.from_file(file), Tokenizer.from_file(file), prompt)
+        file = folder / "tokenizer.json"
+        return cls(open_tokenizer(file), open_tokenizer(file), prompt)
 
     def id_of(self, token: str) -> int:
         token_id = self._marked.token_to_id(token)
@@ -71,6 +71,17 @@ class PromptTokenizer:
 
     def __len__(self) -> int:
         return int(self._marked.get_vocab_size(with_added_tokens=True))
+
+
+def open_tokenizer(file: Path) -> Tokenizer:
+    """Open a `tokenizer.json`. Raises `ConfigError` if it cannot be read or has no tokens."""
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises no narrower type
+        raise ConfigError(f"{file} cannot be read as a tokenizer: {error}") from None
+    if not tokenizer.get_vocab_size():
+        raise ConfigError(f"{file} has no tokens")
+    return tokenizer
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -151,7 +151,7 @@ async def _lifespan(
     app: FastAPI, services: Services, runner: EvaluationRunner, maintenance: Maintenance
 ) -> AsyncIterator[None]:
     await asyncio.to_thread(app.openapi)  # built once, and not while requests run
-    await asyncio.to_thread(services.store.sweep)
+    await asyncio.to_thread(services.store.prepare)
     await services.database.prepare()
     await services.client.start()
     await runner.start()

@@ -105,6 +105,7 @@ def _doors(folder: Path) -> list[Door]:
         Door(native, "config.json", _load),
         Door(native, "model.safetensors", _load),
         Door(native, "config.json", _serve),
+        Door(native, "model.safetensors", _serve),
         Door(native, "tokenizer.json", _serve),
         Door(native, "tokenizer.json", lambda path: read_tokenizer(path, {})),
         Door(native, "tokenizer_config.json", lambda path: read_tokenizer(path, {"eos_token_id": 1})),

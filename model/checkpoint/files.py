@@ -11,7 +11,6 @@ are read as data; no tokenizer class is needed or run.
 
 from __future__ import annotations
 
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +24,7 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from model.folder import CheckpointError, SafetensorsFiles, Shape, check_shapes, read_json, weight_files
+from model.prompt import open_tokenizer
 
 # field -> its neutral values; any other value is a feature that is not implemented
 Neutral: TypeAlias = Mapping[str, tuple[Any, ...]]
@@ -53,7 +53,7 @@ def read_pickle(file: Path) -> dict[str, Any]:
     try:
         # files from before PyTorch 1.6 are no zip archives and cannot be mapped
         read = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # unpickling may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{file} cannot be read as tensors and plain data alone: {reason}") from error
     if not isinstance(read, dict):
@@ -185,11 +185,14 @@ class FolderTokenizer:
 
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> FolderTokenizer:
-    """Read the tokenizer; `config`, the folder's `config.json`, may have token ids that the tokenizer's files lack."""
+    """Read the tokenizer. Raises `CheckpointError` and `ConfigError`.
+
+    `config`, the folder's `config.json`, may have token ids that the tokenizer's files lack.
+    """
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise CheckpointError(f"{folder} has no tokenizer.json (a fast tokenizer saves one)")
-    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer = open_tokenizer(file)
     settings: dict[str, Any] = {}
     for name in SETTINGS:
         values = read_json(folder / name) if (folder / name).is_file() else {}

@@ -6,7 +6,8 @@ positions (adjacent pairs); ours rotate one half against the other, as in Huggin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from model.checkpoint.files import Names, convert
 from model.checkpoint.language_models import decoder_plan
-from model.config import LanguageModelConfig
+from model.config import ConfigError, LanguageModelConfig
 from model.folder import CheckpointError
 
 NAMES: Names = {
@@ -47,13 +48,16 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        with _read_errors(path):
             self._reader = GGUFReader(path)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read as GGUF: {error}") from error
         self._names = {tensor.name for tensor in self._reader.tensors}
 
     def config(self, num_new_tokens: int = 0) -> LanguageModelConfig:
+        """Return the decoder's configuration. Raises `CheckpointError` and `ConfigError`."""
+        with _read_errors(self.path):
+            return self._config(num_new_tokens)
+
+    def _config(self, num_new_tokens: int) -> LanguageModelConfig:
         if (architecture := self._value("general.architecture")) != "llama":
             raise CheckpointError(f"{self.path}: the architecture is {architecture!r}, only 'llama' is supported")
         if (scaling := self._value("llama.rope.scaling.type", "none")) != "none" or "rope_freqs.weight" in self._names:
@@ -94,7 +98,11 @@ class GGUFFile:
         return convert(str(self.path), decoder_plan(config, NAMES, halves), self._dequantised())
 
     def tokenizer(self, new_tokens: Sequence[str] = ()) -> Tokenizer:
-        """Return the file's vocabulary, followed by `new_tokens` as special tokens."""
+        """Return the file's vocabulary, followed by `new_tokens` as special tokens. Raises `CheckpointError`."""
+        with _read_errors(self.path):
+            return self._tokenizer(new_tokens)
+
+    def _tokenizer(self, new_tokens: Sequence[str]) -> Tokenizer:
         tokens, merges = self._value("tokenizer.ggml.tokens"), self._value("tokenizer.ggml.merges", [])
         kind, scheme = self._value("tokenizer.ggml.model"), self._value("tokenizer.ggml.pre", "default")
         if kind != "gpt2" or scheme not in PRE_TOKENIZERS:
@@ -122,10 +130,22 @@ class GGUFFile:
         return default
 
     def _dequantised(self) -> dict[str, Tensor]:
-        return {
-            tensor.name: torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
-            for tensor in self._reader.tensors
-        }
+        with _read_errors(self.path):
+            return {
+                tensor.name: torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+                for tensor in self._reader.tensors
+            }
+
+
+@contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
+    """Report what the libraries raise for a damaged file as a `CheckpointError` that names it."""
+    try:
+        yield
+    except (CheckpointError, ConfigError):
+        raise
+    except Exception as error:  # numbers and names are used as they stand in the file, and tokenizers names no type
+        raise CheckpointError(f"{path} cannot be read as GGUF: {error}") from error
 
 
 def to_half_split(weight: Tensor, *, head_dim: int, num_rows: int) -> Tensor:

@@ -6,6 +6,7 @@ file is complete or absent: on a local disk it is written to a temporary file, s
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -32,6 +33,13 @@ UNFINISHED = "unfinished"
 # the writer of an older unfinished file is dead
 UNFINISHED_SECONDS = 3600
 
+# our words for what the operating system says of a write
+REASONS = {
+    errno.ENOSPC: "its disk is full",
+    errno.EDQUOT: "its disk quota is used up",
+    errno.EROFS: "it is read-only",
+}
+
 logger = logging.getLogger(__name__)
 
 
@@ -56,6 +64,32 @@ encode_header = msgspec.json.Encoder().encode
 decode_header = msgspec.json.Decoder(StoredMedia).decode
 
 
+class LocalFolder:
+    """The folder of a store on a local disk.
+
+    It is created once. If it is missing later, its volume is no longer mounted, or it was moved away: whatever a new folder
+    received would be lost when the old one is back. An empty mount point lacks the folder of unfinished files.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.unfinished = Path(path, UNFINISHED)
+        self._was_there = False
+
+    def create(self) -> None:
+        """Create the folder, unless it has existed before."""
+        if not self._was_there:
+            self.unfinished.mkdir(parents=True, exist_ok=True)
+            self._was_there = True
+
+    def require(self) -> None:
+        """Raises `StorageUnavailable` if the folder has vanished."""
+        is_there = self.unfinished.is_dir()
+        if self._was_there and not is_there:
+            logger.error("the media folder is missing", extra={"folder": str(self.unfinished.parent)})
+            raise StorageUnavailable("the media folder is missing")
+        self._was_there = is_there
+
+
 class MediaStore:
     """The store at `url`: a folder, or any URL of fsspec (`s3://bucket/media`, `memory://`)."""
 
@@ -63,6 +97,16 @@ class MediaStore:
         # without fsspec's cache of listings, since other replicas write to the same folders
         self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
         self.is_local = isinstance(self._fs, LocalFileSystem)
+        self._folder = LocalFolder(self._root) if self.is_local else None
+
+    def prepare(self) -> None:
+        """Create the folder of a local store, and remove the unfinished files of writers that were killed.
+
+        If that fails, the server starts, and answers what needs no media store.
+        """
+        with suppress(StorageUnavailable):
+            self._create()
+            self.sweep()
 
     def put(
         self, data: bytes, kind: Kind, *, size: tuple[int, int] | None = None, num_frames: int | None = None
@@ -81,7 +125,8 @@ class MediaStore:
             height=size[1] if size else None,
             num_frames=num_frames,
         )
-        with _storage_errors():
+        self._create()
+        with self._storage_errors():
             self._write(self._path(media_id), encode_header(header) + b"\n" + data)
         return media_id
 
@@ -108,7 +153,7 @@ class MediaStore:
         return decode_header(self._read(media_id, MAX_HEADER_BYTES, param).partition(b"\n")[0])
 
     def exists(self, media_id: str) -> bool:
-        with _storage_errors():
+        with self._storage_errors():
             return MEDIA_ID.fullmatch(media_id) is not None and bool(self._fs.exists(self._path(media_id)))
 
     def is_decoded(self, media_id: str) -> bool:
@@ -118,7 +163,7 @@ class MediaStore:
     def delete(self, media_id: str) -> None:
         """Delete a media item. Raises `MediaNotFound`."""
         _check_id(media_id, "")
-        with _storage_errors(media_id):
+        with self._storage_errors(media_id):
             self._fs.rm_file(self._path(media_id))
 
     def names(self, kind: Kind | None = None, *, after: str = "") -> Iterator[str]:
@@ -130,24 +175,38 @@ class MediaStore:
 
     def sweep(self) -> None:
         """Remove the unfinished files of writers that were killed."""
-        folder = Path(self._root, UNFINISHED)
-        if self.is_local and folder.is_dir():
-            for file in folder.iterdir():
+        if self._folder is None or not self._folder.unfinished.is_dir():
+            return
+        with _storage_errors():
+            for file in self._folder.unfinished.iterdir():
                 if file.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
                     file.unlink(missing_ok=True)
+
+    def _create(self) -> None:
+        if self._folder is not None:
+            with _storage_errors():
+                self._folder.create()
+
+    @contextmanager
+    def _storage_errors(self, media_id: str = "", param: str = "") -> Iterator[None]:
+        """Report a store that does not work, or a missing file. Raises `StorageUnavailable`, `MediaNotFound`."""
+        with _storage_errors(media_id, param):
+            if self._folder is not None:
+                self._folder.require()
+            yield
 
     def _path(self, media_id: str) -> str:
         return f"{self._root}/{media_id[:FOLDER_CHARS]}/{media_id}"
 
     def _read(self, media_id: str, end: int | None, param: str) -> bytes:
         _check_id(media_id, param)
-        with _storage_errors(media_id, param):
+        with self._storage_errors(media_id, param):
             data: bytes = self._fs.cat_file(self._path(media_id), end=end)
         return data
 
     def _listed(self, folder: str) -> list[str]:
         entries = []
-        with _storage_errors(), suppress(FileNotFoundError):
+        with self._storage_errors(), suppress(FileNotFoundError):
             entries = self._fs.ls(folder, detail=False, refresh=True)
         return sorted(entry.rstrip("/").rpartition("/")[2] for entry in entries)
 
@@ -156,10 +215,10 @@ class MediaStore:
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(path, content)  # atomic in an object store
             return
-        target, unfinished = Path(path), Path(self._root, UNFINISHED)
-        for folder in (target.parent, unfinished):
-            folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=unfinished)
+        assert self._folder is not None
+        target = Path(path)
+        target.parent.mkdir(exist_ok=True)  # without its parents: the store's own folder may vanish at any time
+        descriptor, temporary = tempfile.mkstemp(dir=self._folder.unfinished)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
@@ -193,7 +252,9 @@ def _storage_errors(media_id: str = "", param: str = "") -> Iterator[None]:
         if media_id and isinstance(error, FileNotFoundError):
             raise not_found(media_id, param) from None
         logger.error("the media store does not work", exc_info=error)
-        raise StorageUnavailable("the media store does not work") from None
+        reason = REASONS.get(error.errno or 0)
+        message = f"the media store cannot be written: {reason}" if reason else "the media store does not work"
+        raise StorageUnavailable(message) from None
 
 
 def _media_type(data: bytes) -> str:

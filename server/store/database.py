@@ -41,6 +41,12 @@ SETUP_LOCK = 0x666C616D
 # PostgreSQL's serialization_failure, deadlock_detected, foreign_key_violation and unique_violation: another transaction
 # came first, and a retry succeeds, or is refused for good, once it sees the result of that one
 RETRIED_STATES = {"40001", "40P01", "23503", "23505"}
+DAMAGED = "the database is damaged"
+# what SQLite and PostgreSQL say of a file whose content is not theirs; tables exist from the first transaction on
+DAMAGE = (
+    *("disk image is malformed", "malformed database schema", "is not a database", "no such table"),
+    *("invalid page in block", "could not read block"),
+)
 # parameters of one statement: SQLite accepts 32766
 MAX_PARAMETERS = 1000
 
@@ -74,6 +80,19 @@ class DatabaseFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._identity: tuple[int, int] | None = None
+        self._is_damaged = False
+
+    def mark_damaged(self) -> None:
+        """Have every transaction refused until the file is replaced."""
+        self._is_damaged = True
+
+    def require_undamaged(self) -> None:
+        """Raise `DatabaseUnavailable` for a damaged file.
+
+        A connection that has pages in its memory would still read, and acknowledge writes that no later one finds.
+        """
+        if self._is_damaged:
+            raise DatabaseUnavailable(DAMAGED)
 
     def is_replaced(self) -> bool:
         """Return whether the path names another file than at the last call. Raises `DatabaseUnavailable` if none."""
@@ -85,7 +104,9 @@ class DatabaseFile:
             logger.error("the database file is missing", extra={"file": str(self._path)})
             raise DatabaseUnavailable("the database file is missing") from None
         before, self._identity = self._identity, (status.st_dev, status.st_ino)
-        return before not in (None, self._identity)
+        is_replaced = before not in (None, self._identity)
+        self._is_damaged = self._is_damaged and not is_replaced
+        return is_replaced
 
 
 class Database:
@@ -139,6 +160,8 @@ class Database:
     def _run(self, engine: Engine, transaction: Transaction[Result]) -> Result:
         if self._is_file_replaced():
             self._reopen()
+        if self._file is not None:
+            self._file.require_undamaged()
         self._prepare()
         result = self._attempt(engine, transaction)
         if self._is_file_replaced():
@@ -168,6 +191,8 @@ class Database:
                     return transaction(session, time.time())
             except exc.DBAPIError as error:
                 if not _is_contention(error):
+                    if self._file is not None and _is_damage(str(error.orig)):
+                        self._file.mark_damaged()
                     raise _refusal(error) from error
                 if attempt == MAX_ATTEMPTS:
                     if isinstance(error, exc.IntegrityError):  # no other transaction comes first that often
@@ -276,19 +301,29 @@ def _is_contention(error: exc.DBAPIError) -> bool:
 
 
 def _refusal(error: exc.DBAPIError) -> Exception:
-    if isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated:
-        reason = _reason(str(error.orig))
-        logger.error(reason, extra={"error": str(error.orig).strip()})
+    message = str(error.orig)
+    is_failure = isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated
+    if is_failure or _is_damage(message):
+        reason = _reason(message)
+        logger.error(reason, extra={"error": message.strip()})
         return DatabaseUnavailable(reason)
     return error
 
 
+def _is_damage(message: str) -> bool:
+    return any(part in message for part in DAMAGE)
+
+
 def _reason(message: str) -> str:
     """Return our words for a driver's message."""
+    if _is_damage(message):
+        return DAMAGED
     if "disk is full" in message or "No space left" in message or "could not extend" in message:
         return "the database cannot be written: its disk is full"
     if "readonly" in message or "read-only" in message:
         return "the database cannot be written: it is read-only"
     if "locked" in message or "lock timeout" in message:
         return "the database is locked by another process"
+    if "disk I/O error" in message:
+        return "the database cannot be read or written: its disk fails"
     return "the database does not respond"

@@ -45,6 +45,9 @@ def test_bytes_that_are_not_json_are_refused_by_name(data: bytes, tmp_path: Path
         (["resampler", "num_spatial"], 7, "is neither 0 nor vision.num_patches 5"),
         (["format_version"], 2, "format_version 2, this version reads 1"),
         (["vision"], 1, "config.vision: expected an object, got int"),
+        (["vision", "mean"], [0.5, "0.5", 0.5], r"config.vision.mean\[1\]: expected float, got '0.5'"),
+        (["vision", "std"], [0.5, 1], "config.vision.std: expected 3 values, got 2"),
+        (["prompt", "eos"], ["</s>", ["a"]], r"config.prompt.eos\[1\]: expected str, got \['a'\]"),
     ],
 )
 def test_a_wrong_value_is_named(path: list[str], value: object, message: str) -> None:
@@ -108,3 +111,23 @@ def test_a_copy_has_the_same_fingerprint(tmp_path: Path) -> None:
 )
 def test_changes_of_the_model_change_the_fingerprint(tmp_path: Path, other: dict[str, np.ndarray]) -> None:
     assert fingerprint(folder(tmp_path / "first")) != fingerprint(folder(tmp_path / "other", **other))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        *(b"{", b"[]", b'{"a": 1}', b'{"a": {}}', b"\xff", b'{"a":' * 100_000, b'{"a": {"data_offsets": "ab"}}'),
+        *(b'{"a": {"data_offsets": [%s]}}' % offsets for offsets in (b"1", b"5, 1", b"-9, 4", b"0, 9999999")),
+    ],
+)
+def test_weights_that_cannot_be_read_are_refused_by_name(table: bytes, tmp_path: Path) -> None:
+    file = folder(tmp_path / "folder") / "model.safetensors"
+    file.write_bytes(len(table).to_bytes(8, "little") + table + bytes(8))
+    with pytest.raises(ConfigError, match=r"model\.safetensors cannot be read as safetensors"):
+        fingerprint(tmp_path / "folder")
+
+
+def test_weights_that_announce_a_large_table_take_no_memory(tmp_path: Path) -> None:
+    file = folder(tmp_path / "folder") / "model.safetensors"
+    file.write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    fingerprint(tmp_path / "folder")

@@ -98,6 +98,12 @@ def test_one_error_lists_all_that_does_not_fit(folder: Path) -> None:
         ("model.safetensors", "not tensors", "cannot be read as safetensors"),
         ("model.safetensors.index.json", '{"weight_map": {"x": "../x.safetensors"}}', "not a file of"),
         ("model.safetensors.index.json", "[]", "does not hold a JSON object"),
+        ("model.safetensors.index.json", '{"weight_map": []}', r"index\.json does not map tensors to files"),
+        ("model.safetensors.index.json", '{"weight_map": {"x": 1, "y": "z"}}', r"index\.json lists '1'"),
+        ("model.safetensors.index.json", '{"weight_map": {"x": ["z"]}}', r"index\.json lists "),
+        ("model.safetensors.index.json", '{"weight_map": {"x": "' + "z" * 5000 + '"}}', r"index\.json lists 'zz"),
+        ("model.safetensors.index.json", '{"a":' * 100_000, r"index\.json is not JSON"),
+        ("model.safetensors.index.json", "9" * 5000, r"index\.json is not JSON"),
     ],
 )
 def test_files_without_weights_are_refused_by_name(file: str, text: str | None, complaint: str, folder: Path) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from timm.optim.lamb import Lamb
 from timm.utils.agc import adaptive_clip_grad
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from model.folder import save_vision_folder
+from model.prompt import open_tokenizer
 from training.checkpoint import MAX_CHECKPOINTS
 from training.contrastive.config import ContrastiveConfig, ContrastiveOptimConfig
 from training.contrastive.data import PairReader, Pairs, PairStream, collate_pairs, read_all_pairs
@@ -33,7 +33,7 @@ class ContrastiveTrainer:
     def __init__(self, config: ContrastiveConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         self.out = Path(config.out).expanduser()
-        tokenizer = Tokenizer.from_file(str(Path(config.text.tokenizer).expanduser()))
+        tokenizer = open_tokenizer(Path(config.text.tokenizer).expanduser())
         torch.manual_seed(config.seed)
         self.towers = Towers(config, tokenizer.get_vocab_size()).to(device).train()
         vision = vision_config(config.image)

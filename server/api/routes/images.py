@@ -200,8 +200,9 @@ async def _from_form(request: Request, settings: Settings) -> tuple[bytes, str]:
     parser = MultiPartParser(request.headers, stream_body(request, settings), max_files=1, max_fields=1)
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        raise InvalidRequest(f"the body is not a form with a file: {error.message}", param=FORM_FIELD) from None
+    except (MultiPartException, UnicodeError):  # the form names its charset, and not every codec decodes
+        message = f"the body is not a form with one file, named {FORM_FIELD}, and at most one other field"
+        raise InvalidRequest(message, param=FORM_FIELD) from None
     try:
         if unknown := next((name for name in form if name != FORM_FIELD), None):
             raise UnsupportedParameter(f"unknown parameter {unknown[:64]}", param=unknown[:64])

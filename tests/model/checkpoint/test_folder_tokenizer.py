@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from model.checkpoint.files import read_tokenizer
+from model.config import ConfigError
 from model.folder import CheckpointError
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "openflamingo"
@@ -52,6 +53,19 @@ def test_new_tokens_come_last_and_old_ones_stay(folder: Path) -> None:
     read.add(["</s>", "<image>", "<PAD>"])
     assert [read.tokenizer.token_to_id(token) for token in ("</s>", "<image>", "<PAD>")] == [2, size, size + 1]
     assert read.tokenizer.encode("a<image>b", add_special_tokens=False).tokens.count("<image>") == 1
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"model": {"type": "BPE", "vocab": {}, "merges": []}}'])
+def test_a_tokenizer_that_cannot_be_read_is_refused_by_name(text: str, folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"tokenizer\.json (cannot be read as a tokenizer|has no tokens)"):
+        read_tokenizer(folder, {})
+
+
+def test_settings_that_are_nested_too_deeply_are_refused_by_name(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json is not JSON"):
+        read_tokenizer(folder, {})
 
 
 def test_a_folder_without_a_fast_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -182,6 +182,30 @@ def test_a_file_that_is_not_gguf_is_refused_with_its_path(tmp_path: Path) -> Non
         GGUFFile(tmp_path / "no.gguf")
 
 
+def test_a_file_that_was_cut_is_refused_with_its_path(tmp_path: Path) -> None:
+    write(tmp_path / "tiny.gguf", tiny_llama(tied=True))
+    data = (tmp_path / "tiny.gguf").read_bytes()
+    for length in (*range(24, 400, 7), len(data) - 1):
+        (tmp_path / "tiny.gguf").write_bytes(data[:length])
+        with pytest.raises(CheckpointError, match=r"tiny\.gguf"):
+            GGUFFile(tmp_path / "tiny.gguf")
+
+
+def test_metadata_that_cannot_be_used_are_refused_with_the_path(tmp_path: Path) -> None:
+    write(tmp_path / "tiny.gguf", tiny_llama(tied=True))
+    data = bytearray((tmp_path / "tiny.gguf").read_bytes())
+    heads = b"llama.attention.head_count\x04\0\0\0"  # a number of four bytes follows
+    position = data.index(heads) + len(heads)
+    data[position : position + 4] = bytes(4)
+    merge = data.index(MERGES[0].encode())
+    data[merge : merge + 1] = b"Q"
+    (tmp_path / "tiny.gguf").write_bytes(data)
+    file = GGUFFile(tmp_path / "tiny.gguf")
+    for read in (file.config, file.tensors, file.tokenizer):
+        with pytest.raises(CheckpointError, match=r"tiny\.gguf cannot be read as GGUF"):
+            read()
+
+
 @pytest.fixture(scope="module")
 def smollm() -> GGUFFile:
     return GGUFFile(find(LANGUAGE_MODEL_FILE))

@@ -77,6 +77,8 @@ def test_an_index_names_only_files_of_its_folder(shard: str, tmp_path: Path) -> 
         (None, "is not a file"),
         (b"PK\x03\x04 and then nothing", "cannot be read as tensors and plain data alone"),
         (b"", "cannot be read as tensors and plain data alone"),
+        (b"\x80\x02.", r"x\.pt cannot be read as tensors and plain data alone"),
+        (b"\x80\x02X\x01\0\0\0\xff.", r"x\.pt cannot be read as tensors and plain data alone"),
     ],
 )
 def test_a_file_of_other_data_is_refused(content: Any, complaint: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from server.errors import MediaNotFound, StorageUnavailable
 from server.media.source import encoded
-from server.media.store import UNFINISHED, UNFINISHED_SECONDS, MediaStore
+from server.media.store import UNFINISHED, UNFINISHED_SECONDS, MediaStore, StoredMedia
 from tests.server.conftest import png
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -141,10 +141,59 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     store = MediaStore(str(tmp_path))
     monkeypatch.setattr("server.media.store.os.fsync", full)
-    with pytest.raises(StorageUnavailable):
+    with pytest.raises(StorageUnavailable, match="cannot be written: its disk is full"):
         store.put(RED, "image")
     assert list(store.names()) == []
     assert list((tmp_path / UNFINISHED).iterdir()) == []
+
+
+def test_a_store_that_cannot_be_created_stops_no_start(tmp_path: Path) -> None:
+    (tmp_path / "media").write_bytes(b"a file where a folder should be")
+    store = MediaStore(str(tmp_path / "media"))
+    store.prepare()
+    with pytest.raises(StorageUnavailable):
+        store.put(RED, "image")
+
+
+@pytest.mark.parametrize("mount_point_stays", [False, True])
+def test_a_folder_that_vanished_is_not_created_anew(mount_point_stays: bool, tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "media", tmp_path / "elsewhere"
+    store = MediaStore(str(root))
+    store.prepare()
+    name = store.put(RED, "image", size=(20, 10), num_frames=1)
+    root.rename(elsewhere)
+    if mount_point_stays:
+        root.mkdir()
+    for call in (store.find, store.get, store.describe, store.exists, store.delete):
+        with pytest.raises(StorageUnavailable, match="the media folder is missing"):
+            call(name)
+    for data in (RED, b"another"):
+        with pytest.raises(StorageUnavailable, match="the media folder is missing"):
+            store.put(data, "image")
+    with pytest.raises(StorageUnavailable, match="the media folder is missing"):
+        list(store.names())
+    if mount_point_stays:
+        root.rmdir()
+    assert not root.exists()
+    elsewhere.rename(root)
+    assert store.get(name).data == RED
+    store.put(b"another", "image")
+
+
+def test_a_folder_that_vanishes_during_a_write_is_not_created_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MediaStore(str(tmp_path / "media"))
+    store.put(b"first", "image")
+
+    def encode(header: StoredMedia) -> bytes:
+        (tmp_path / "media").rename(tmp_path / "elsewhere")
+        return b""
+
+    monkeypatch.setattr("server.media.store.encode_header", encode)
+    with pytest.raises(StorageUnavailable):
+        store.put(RED, "image")
+    assert not (tmp_path / "media").exists()
 
 
 def test_old_unfinished_files_are_swept(tmp_path: Path) -> None:

@@ -299,6 +299,40 @@ async def test_a_full_disk_is_named(sqlite: Database, caplog: pytest.LogCaptureF
     assert "its disk is full" in caplog.text
 
 
+def overwrite(file: Path, byte: bytes) -> None:
+    with file.open("r+b") as opened:
+        opened.write(byte * file.stat().st_size)
+
+
+@pytest.mark.parametrize("byte", [b"\xa5", b"\0"])
+async def test_a_damaged_file_is_named_and_refused_until_it_is_replaced(
+    byte: bytes, sqlite: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, wal = tmp_path / "folder" / "data.db", tmp_path / "folder" / "data.db-wal"
+    await sqlite.write(put_a)
+    overwrite(file, byte)
+    overwrite(wal, byte)
+
+    def read_from_a_new_connection(session: Session, now: float) -> int:
+        return count(session) + asyncio.run(sqlite.read(count))
+
+    with pytest.raises(DatabaseUnavailable, match="the database is damaged"):
+        await sqlite.read(read_from_a_new_connection)
+    assert [record.levelname for record in caplog.records if record.message == "the database is damaged"] == ["ERROR"]
+    with pytest.raises(DatabaseUnavailable, match="the database is damaged"):
+        await sqlite.write(lambda session, now: put(session, "b"))
+    with pytest.raises(DatabaseUnavailable, match="the database is damaged"):
+        await sqlite.read(count)
+    other = Database(f"sqlite:///{tmp_path / 'other.db'}")
+    await other.prepare()
+    other.close()
+    for suffix in ("-wal", "-shm"):
+        Path(f"{file}{suffix}").unlink()
+    (tmp_path / "other.db").rename(file)
+    await sqlite.write(put_a)
+    assert await sqlite.read(count) == 1
+
+
 async def test_a_slow_transaction_takes_no_thread_of_other_work(sqlite: Database) -> None:
     released = threading.Event()
     slow = [asyncio.create_task(sqlite.read(lambda session, now: released.wait(60))) for _ in range(40)]

@@ -151,6 +151,26 @@ async def test_an_error_names_the_invalid_field_and_nothing_is_stored(
     assert list(services.store.names()) == []
 
 
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
+BAD_FORMS = {
+    "no boundary": {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}},
+    "no parts": {"content": b"x", "headers": FORM},
+    "no name": {"content": b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", "headers": FORM},
+    "two files": {"files": [("file", RED), ("file", RED)]},
+    "a charset that cannot decode": {
+        "content": b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--b--\r\n',
+        "headers": {"Content-Type": "multipart/form-data; boundary=b; charset=undefined"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", BAD_FORMS)
+async def test_a_form_that_cannot_be_read_is_refused_in_our_words(http: httpx.AsyncClient, name: str) -> None:
+    response = await http.post("/v1/images", **BAD_FORMS[name])  # type: ignore[arg-type]
+    assert_refused(response, 400, "invalid_value", "file")
+    assert response.json()["error"]["message"].startswith("the body is not a form with one file, named file")
+
+
 async def test_a_decoder_that_died_while_idle_costs_no_upload(http: httpx.AsyncClient, services: Services) -> None:
     await upload(http, png("blue"))
     for process in services.decoder._processes:
