@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What the API process knows of the model."""
+    """The model as the API process knows it: without weights."""
 
     name: str
     config: FlamingoConfig
