@@ -106,7 +106,10 @@ def _client(scope: Scope) -> str:
         address = ipaddress.ip_address(host)
     except ValueError:
         return host
-    return host if address.version == 4 else str(ipaddress.ip_network((int(address), IPV6_PREFIX), strict=False))
+    if isinstance(address, ipaddress.IPv4Address):
+        return host
+    network = ipaddress.ip_network((int(address), IPV6_PREFIX), strict=False)
+    return str(address.ipv4_mapped or network)
 
 
 def _digest(key: str) -> bytes:

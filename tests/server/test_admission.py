@@ -115,7 +115,12 @@ async def test_a_client_over_its_share_is_refused_and_another_one_is_served(
 
 @pytest.mark.parametrize(
     ("first", "second", "status"),
-    [("10.0.0.1", "10.0.0.2", 200), ("2001:db8::1", "2001:db8::2", 429), ("2001:db8::1", "2001:db8:0:1::1", 200)],
+    [
+        ("10.0.0.1", "10.0.0.2", 200),
+        ("::ffff:10.0.0.1", "::ffff:10.0.0.2", 200),
+        ("2001:db8::1", "2001:db8::2", 429),
+        ("2001:db8::1", "2001:db8:0:1::1", 200),
+    ],
 )
 async def test_a_client_is_an_address_or_a_network_of_ipv6(
     app: FastAPI, client: FakeClient, admission: Admission, first: str, second: str, status: int
