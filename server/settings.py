@@ -69,7 +69,10 @@ class Settings(BaseModel):
     max_num_seqs: int = Field(64, ge=1, le=4096, description="maximum sequences that run concurrently")
     max_num_batched_tokens: int = Field(512, ge=16, description="maximum tokens per step")
     step_time_target: float = Field(
-        0.075, gt=0, le=60, description="seconds that a step of the engine should take at most"
+        0.07,
+        gt=0,
+        le=60,
+        description="seconds that a step of the engine should take at most while requests run concurrently",
     )
     allow_negative_priority: bool = Field(
         False, description="accept negative priorities, with which requests run before all others"

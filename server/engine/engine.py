@@ -153,7 +153,7 @@ class Engine:
         began = self._clock()
         results = self.runner.run(plan)
         if plan.rows or plan.encodings:
-            self.scheduler.pace.learn(plan.work, plan.num_frames, self._clock() - began)
+            self.scheduler.learn(plan, self._clock() - began)
         return results
 
     def _emit(self, plan: Plan, results: list[Result]) -> list[Outbound]:

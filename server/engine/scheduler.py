@@ -26,6 +26,10 @@ HEAVY_SHARE = 0.5
 # smaller pieces would read the context of a long prompt too often
 MIN_PIECE = 16
 YIELD_EVERY = 8
+# A server that has one request at a time takes longer steps, which cost a CPU less: the first request that arrives next to
+# another one waits for one such step, and ends them for as many seconds of work.
+LONE_STEPS = 4
+LONE_SECONDS = 10.0
 # work done for others after which a sequence that lacks blocks takes those of later requests
 PATIENCE = 2048
 
@@ -36,6 +40,7 @@ class Scheduler(Residents):
     ) -> None:
         super().__init__(config, blocks, media, all_previous=all_previous)
         self.pace = Pace()
+        self._lone_seconds = inf  # of steps since two requests were there at once
         self._credits = [0.0, 0.0]  # seconds that heavy sequences may run next to light ones: decoding, prompts
 
     def schedule(self) -> Plan:
@@ -50,8 +55,15 @@ class Scheduler(Residents):
         plan.may_exceed = True
         return plan
 
+    def learn(self, plan: Plan, seconds: float) -> None:
+        """Note how long a step has taken."""
+        self.pace.learn(plan.work, plan.num_frames, seconds)
+        self._lone_seconds += seconds
+
     def _begin_step(self) -> Plan:
         self._step += 1
+        if self._shares.num_requests > 1:
+            self._lone_seconds = 0.0
         self._shares.compare_clients()
         self._free_seat()
         max_frames = self.config.max_frames_per_step if self.running else self.config.max_frames_idle
@@ -171,7 +183,8 @@ class Scheduler(Residents):
 
     def _limit(self) -> float:
         """Return how long a step may take. To read the weights is no row's fault, and rows may take as long again."""
-        return max(self.config.step_seconds, 2 * self.pace.fixed)
+        factor = LONE_STEPS if self._lone_seconds >= LONE_SECONDS else 1
+        return max(factor * self.config.step_seconds, 2 * self.pace.fixed)
 
     def _short_step(self) -> float:
         return max(self.config.step_seconds / 4, 2 * self.pace.fixed)

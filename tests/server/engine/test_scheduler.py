@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engine.config import EngineConfig
-from server.engine.scheduler import PATIENCE, YIELD_EVERY
+from server.engine.scheduler import LONE_SECONDS, LONE_STEPS, PATIENCE, YIELD_EVERY
 from server.wire import BACKGROUND_PRIORITY
 from tests.engine_client import assert_all_released
 from tests.engine_simulation import Costs, Simulation
@@ -25,7 +25,7 @@ CONFIG = EngineConfig(
     max_sequences=64,
     max_tokens_per_step=512,
     max_model_len=8192,
-    step_seconds=0.075,
+    step_seconds=0.07,
 )
 Attack = Callable[[Simulation], object]
 
@@ -128,7 +128,20 @@ def test_a_lone_request_waits_for_nothing() -> None:
     began = len(slow.runner.plans)
     slow.run(slow.generate(4000, 4))
     seconds = [slow.costs.of(plan) for plan in slow.runner.plans[began:] if plan.rows]
+    assert max(seconds) < 1.5 * LONE_STEPS * CONFIG.step_seconds
+
+
+def test_steps_are_short_for_some_time_after_two_requests_met() -> None:
+    simulation = Simulation(CONFIG)
+    simulation.generate(8000, 4)
+    simulation.arrive(simulation.now + 0.5)
+    began = len(simulation.runner.plans)
+    simulation.run_until(simulation.now + LONE_SECONDS / 2)
+    seconds = [simulation.costs.of(plan) for plan in simulation.runner.plans[began:] if plan.rows]
     assert max(seconds) < 1.5 * CONFIG.step_seconds
+    simulation.run_until(simulation.now + LONE_SECONDS)
+    seconds = [simulation.costs.of(plan) for plan in simulation.runner.plans[began:] if plan.rows]
+    assert max(seconds) > 2 * CONFIG.step_seconds
 
 
 def test_the_pace_follows_the_machine() -> None:
@@ -143,7 +156,8 @@ def test_the_pace_follows_the_machine() -> None:
     simulation.run_until(simulation.now + 5)
     began = len(simulation.runner.plans)
     simulation.run_until(simulation.now + 1)
-    assert max(map(simulation.runner.costs.of, simulation.runner.plans[began:])) < 2 * CONFIG.step_seconds
+    longest = max(map(simulation.runner.costs.of, simulation.runner.plans[began:]))
+    assert longest < 2 * LONE_STEPS * CONFIG.step_seconds
 
 
 def test_a_request_gets_a_seat_where_another_holds_all() -> None:
