@@ -20,6 +20,7 @@ class Options(TypedDict, total=False):
     """The fields of a completion request other than the prompt. A missing field or None means the server's default."""
 
     model: str | None
+    timeout: float | None
     max_tokens: int | None
     min_tokens: int | None
     temperature: float | None
@@ -78,6 +79,7 @@ class ClassifyOptions(PromptOptions, ProbabilityOptions, total=False):
     """The fields of a classification other than the query."""
 
     model: str | None
+    timeout: float | None
     candidates: Sequence[str | Candidate] | None
     top_k: int | None
     priority: int | None
@@ -89,6 +91,7 @@ class ScoreOptions(TypedDict, total=False):
     """The fields of a score request other than the prompt and the candidates."""
 
     model: str | None
+    timeout: float | None
     priority: int | None
     request_id: str | None
     user: str | None
@@ -98,6 +101,7 @@ class InspectOptions(TypedDict, total=False):
     """The fields of an inspection other than the prompt."""
 
     model: str | None
+    timeout: float | None
     answer: str | None
     token: int | None
     layers: Sequence[int] | None
@@ -145,6 +149,7 @@ class SearchOptions(TypedDict, total=False):
     """The fields of a search for the most similar examples."""
 
     model: str | None
+    timeout: float | None
     version: int | None
     k: int | None
     strategy: Literal["rices_image", "rices_text", "mixed"] | None
