@@ -37,7 +37,7 @@ async def read_request(
 
 
 async def _read_large(schema: type[SchemaType], body: bytes, parsing: asyncio.Lock) -> SchemaType:
-    """Validate a large body in its turn; as long as it blocks the event loop, other requests have the loop after it."""
+    """Validate large bodies one at a time; a pause of the same length leaves the event loop to other requests."""
     async with parsing:
         started = time.monotonic()
         try:
