@@ -7,18 +7,15 @@ the blocks that hold the keys and values of each. The engine decides which block
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from model.config import FlamingoConfig
-
-# of a cache's first byte, as of torch's own tensors
-ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,11 +111,10 @@ class MediaPages:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Return zeros; on a CPU, the system provides their memory when it is first written.
 
-    A cache of gigabytes would otherwise be written at start, and freed page by page when its process is killed.
+    A cache of gigabytes would otherwise be written at start, and freed page by page when its process is killed. Memory
+    from numpy would be provided in huge pages, which a first request waits for.
     """
-    if torch.device(device).type != "cpu":
+    if torch.device(device).type != "cpu" or not prod(shape):
         return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes = prod(shape) * dtype.itemsize
-    memory = torch.from_numpy(np.zeros(num_bytes + ALIGNMENT, np.uint8))
-    start = -memory.data_ptr() % ALIGNMENT
-    return memory[start : start + num_bytes].view(dtype).view(shape)
+    memory = mmap.mmap(-1, prod(shape) * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

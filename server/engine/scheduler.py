@@ -1,7 +1,8 @@
 """Chooses what runs in a step: small needs first, then large ones, within budgets of time, tokens, frames, blocks, slots.
 
 A long prompt is computed in pieces. A piece ends before the first token whose media item is not there yet, so a sequence
-waits only for its own pixels. When blocks run out, the last sequence releases its blocks and waits again.
+waits only for its own pixels. A small piece waits while its sequence's media are being encoded: each piece reads all
+weights. When blocks run out, the last sequence releases its blocks and waits again.
 
 A request is *light* while its need (see `shares`) is small, else *heavy*. A step takes light sequences first. While there
 are any, heavy ones run on credit, which grows with the time of light ones: they slow them down by no more than their
@@ -25,6 +26,8 @@ from server.engine.shares import CONTEXT_PER_TOKEN, TOKENS_PER_FRAME, Pace, coun
 HEAVY_SHARE = 0.5
 # smaller pieces would read the context of a long prompt too often
 MIN_PIECE = 16
+# smaller pieces wait for the media that follow, if they are being encoded
+MIN_PIECE_BEFORE_MEDIA = 64
 YIELD_EVERY = 8
 # A server that has one request at a time takes longer steps, which cost a CPU less: the first request that arrives next to
 # another one waits for one such step, and ends them for as many seconds of work.
@@ -157,7 +160,7 @@ class Scheduler(Residents):
 
     def _fill_at_last(self, plan: Plan) -> None:
         """If nothing runs, let sequences have what was kept for others, and what idle ones after them hold."""
-        if plan.rows:
+        if plan.rows or plan.encodings:
             return
         plan.is_last_resort = True
         self._fill(plan, self.running + self.waiting, self._limit())
@@ -228,9 +231,12 @@ class Scheduler(Residents):
         num_cached_media = self.media.num_cached(sequence.keys)
         if not self._reserve(plan, sequence):
             return False  # those after it do not overtake for lack of blocks, or a long prompt would wait for ever
-        if count := self._num_runnable(sequence, plan):
+        num_encodings = len(plan.encodings)
+        count = self._num_runnable(sequence, plan)
+        if count or len(plan.encodings) > num_encodings:
             self._admit(plan, sequence, num_cached_media)
-            self._add_row(plan, sequence, count)
+            if count:
+                self._add_row(plan, sequence, count)
             plan.in_progress |= self._memory.next_blocks([sequence])
         else:
             self._memory.release(sequence)
@@ -300,6 +306,8 @@ class Scheduler(Residents):
         if plan.num_frames > num_frames:
             work = (plan.num_frames - num_frames) * TOKENS_PER_FRAME
             self._shares.charge(sequence.account, work, work)
+            if count < min(MIN_PIECE_BEFORE_MEDIA, len(sequence.token_ids) - start):
+                return 0
         return count
 
     def _num_in_time(self, sequence: Sequence, plan: Plan, count: int) -> int:
@@ -311,7 +319,8 @@ class Scheduler(Residents):
         num_within = count_within(work, start, reads_all_logits=start < sequence.scored.stop)
         if num_within < least:
             return least if plan.may_exceed else 0
-        return min(count, num_within)
+        is_almost_all = plan.may_exceed and count - num_within < MIN_PIECE
+        return count if is_almost_all else min(count, num_within)
 
 
 def _in_turn(sequences: list[Sequence]) -> list[Sequence]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.batch import ALIGNMENT, KVCache, MediaPages
+from model.batch import KVCache, MediaPages
 from tests.tiny_models import CONFIGS
 
 CONFIG = CONFIGS["flamingo"]
@@ -26,7 +27,7 @@ def test_caches_are_aligned_zeros(dtype: torch.dtype) -> None:
     for cache in (blocks, pages):
         assert cache.dtype == dtype
         assert cache.is_contiguous()
-        assert cache.data_ptr() % ALIGNMENT == 0
+        assert cache.data_ptr() % mmap.PAGESIZE == 0
         assert not cache.any()
         cache[-1] = 1
         assert cache.float().sum() == cache[-1].numel()

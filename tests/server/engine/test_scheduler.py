@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engine.config import EngineConfig
-from server.engine.scheduler import LONE_SECONDS, LONE_STEPS, PATIENCE, YIELD_EVERY
+from server.engine.scheduler import LONE_SECONDS, LONE_STEPS, MIN_PIECE_BEFORE_MEDIA, PATIENCE, YIELD_EVERY
 from server.wire import BACKGROUND_PRIORITY
 from tests.engine_client import assert_all_released
 from tests.engine_simulation import Costs, Simulation
@@ -129,6 +129,19 @@ def test_a_lone_request_waits_for_nothing() -> None:
     slow.run(slow.generate(4000, 4))
     seconds = [slow.costs.of(plan) for plan in slow.runner.plans[began:] if plan.rows]
     assert max(seconds) < 1.5 * LONE_STEPS * CONFIG.step_seconds
+
+
+def test_a_piece_of_a_prompt_with_many_images_is_not_small() -> None:
+    """Images that a step has no time for come in steps of their own: each piece of the text reads all weights."""
+    simulation = Simulation(CONFIG)
+    simulation.runner.costs = Costs(frame=0.25)
+    simulation.run(simulation.generate(20, 1, num_images=60))  # the pace is learned
+    began = len(simulation.runner.plans)
+    simulation.run(simulation.generate(20, 1, num_images=60))
+    plans = simulation.runner.plans[began:]
+    counts = [row.count for plan in plans for row in plan.rows]
+    assert min(counts[:-1]) >= MIN_PIECE_BEFORE_MEDIA
+    assert max(simulation.runner.costs.of(plan) for plan in plans) < 2 * LONE_STEPS * CONFIG.step_seconds
 
 
 def test_steps_are_short_for_some_time_after_two_requests_met() -> None:
