@@ -26,8 +26,8 @@ def _kill_worker(trial: Trial) -> None:
     noticed = wait_for_status(trial.target, "/health/ready", 503, READY_SECONDS)
     trial.facts["ready is 503 after s"] = round(noticed, 2) if noticed is not None else "never"
     trial.expect("readiness", noticed is not None)
-    trial.run_load()
     trial.expect_recovery()
+    trial.run_load()
 
 
 def _signal_spare(number: signal.Signals) -> Callable[[Trial], None]:
