@@ -28,6 +28,7 @@ from bench.driver import BenchFailed
 from bench.serving import HOST, exit_on_sigterm, free_port, start_server, stop_server
 from server.metrics import PREFIX
 from server.settings import Settings
+from server.wire import WORKER_MODULE
 
 # a loaded machine times number formats for long
 START_SECONDS = 300.0
@@ -183,7 +184,16 @@ class Target:
         return self._process is not None
 
     def worker(self) -> psutil.Process:
-        return self._children("server.engine.worker")[0]
+        """Return the worker that last became ready, which is not the spare one."""
+        pid = self.worker_id()
+        if pid is None:
+            raise BenchFailed("the server does not name its worker")
+        return psutil.Process(pid)
+
+    def spares(self) -> list[psutil.Process]:
+        """Return the processes that wait to take the worker's place."""
+        worker = self.worker_id()
+        return [process for process in self._children(WORKER_MODULE) if process.pid != worker]
 
     def decoders(self) -> list[psutil.Process]:
         return self._children("server.media.decoder")

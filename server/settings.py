@@ -160,6 +160,10 @@ class Settings(BaseModel):
         "longer than the longest step",
     )
     max_restart_delay: float = Field(30.0, gt=0, description="maximum delay before the worker is restarted, in seconds")
+    spare_worker: bool = Field(
+        True,
+        description="keep a second process with the engine's code imported, which takes the place of a dead worker",
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="minimum log level")
     log_format: LogFormat = Field("text", description="format of log lines")

@@ -23,13 +23,8 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """The first line of the worker's input.
+    """The first line of the worker's input: settings to build the engine from, and the address of the socket."""
 
-    `factory`, as `module:function`, builds the engine and its `Ready.info` from settings. The worker connects to the
-    socket at `address`.
-    """
-
-    factory: str
     address: str
     settings: str
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import psutil
@@ -16,6 +17,7 @@ STALL_SECONDS = 4.0
 ORPHAN_SECONDS = 10.0
 READY_SECONDS = 1.0
 END_SECONDS = 60.0
+SPARE_SECONDS = 30.0
 DECODE_SECONDS = 3.0
 
 
@@ -24,8 +26,20 @@ def _kill_worker(trial: Trial) -> None:
     noticed = wait_for_status(trial.target, "/health/ready", 503, READY_SECONDS)
     trial.facts["ready is 503 after s"] = round(noticed, 2) if noticed is not None else "never"
     trial.expect("readiness", noticed is not None)
-    trial.run_load()
     trial.expect_recovery()
+    trial.run_load()
+
+
+def _signal_spare(number: signal.Signals) -> Callable[[Trial], None]:
+    """Return a fault of the spare worker, and then of the worker whose place it should take."""
+
+    def make(trial: Trial) -> None:
+        wait_until(lambda: bool(trial.target.spares()), SPARE_SECONDS, "a spare worker")
+        for spare in trial.target.spares():
+            spare.send_signal(number)
+        _kill_worker(trial)
+
+    return make
 
 
 def _stop_worker(trial: Trial) -> None:
@@ -125,6 +139,8 @@ def _kill_workers_repeatedly(trial: Trial) -> None:
 FAULTS = (
     Fault(name="worker killed", make=_kill_worker),
     Fault(name="worker killed again", make=_kill_workers_repeatedly),
+    Fault(name="spare and worker killed", make=_signal_spare(signal.SIGKILL)),
+    Fault(name="spare stopped, worker killed", make=_signal_spare(signal.SIGSTOP)),
     Fault(name="worker stopped", make=_stop_worker, settings={"stall_timeout": STALL_SECONDS}),
     Fault(name="API killed", make=_kill_api),
     Fault(name="API stopped for 3 s", make=_stop_api),

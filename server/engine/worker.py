@@ -1,7 +1,8 @@
 """Runs the process that owns the device: inbox -> engine.step -> emit, and a beat about twice a second.
 
-It is started as `python -m server.engine.worker` with `Start` as the first line of its input. The input stays open: its
-end means that the API process is gone, and ends this process too.
+It is started as `python -m server.engine.worker MODULE:FUNCTION`. It imports the module and waits for `Start`, the first
+line of its input; then the function builds the engine and its `Ready.info` from settings. The input stays open: its end
+means that the API process is gone, and ends this process too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import msgspec
@@ -116,23 +118,31 @@ def connect(address: str) -> zmq.Socket[bytes]:
     return socket
 
 
-def _end_with_parent() -> None:
+def _watch_input(starts: SimpleQueue[bytes]) -> None:
+    """Pass the first line on, and end the process at the end of the input, whatever it does."""
+    line = b""
     # not through sys.stdin: its lock, held here for ever, would keep the interpreter from exiting
-    while os.read(sys.stdin.fileno(), 1):
-        pass
+    while data := os.read(sys.stdin.fileno(), 2**16):
+        line += data
+        if line.endswith(b"\n"):
+            starts.put(line)
     # no clean-up: the device's memory is freed with the process, and a step may hold the interpreter for long
     os._exit(0)
 
 
-def main() -> None:
+def main(factory: str) -> None:
     # imports and loading create many lasting objects and little garbage: collections would take a fifth of the time
     gc.disable()
-    start = msgspec.json.decode(sys.stdin.buffer.readline(), type=wire.Start)
+    starts: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_watch_input, args=(starts,), daemon=True).start()
+    build = resolve(factory)
+    # the later collection visits only what the engine is made of; the little garbage of imports stays
+    gc.freeze()
+    start = msgspec.json.decode(starts.get(), type=wire.Start)
     settings = Settings.model_validate_json(start.settings)
     logs.configure(settings.log_level, settings.log_format)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        engine, info = resolve(start.factory)(settings)
+        engine, info = build(settings)
     except Exception:
         logger.exception("the engine could not be built")
         sys.exit(1)
@@ -144,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

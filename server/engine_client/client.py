@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from server import wire
 from server.engine_client.media_supply import MediaDecoder, MediaSupply, OpenRequest
-from server.engine_client.supervisor import State, Supervisor, WorkerProcess
+from server.engine_client.supervisor import State, Supervisor
 from server.engine_client.watchdog import Watchdog
+from server.engine_client.worker_process import WorkerProcess
 from server.errors import EngineDied, EngineNotReady, EngineStalled, ServerError
 from server.media.source import EncodedMedia
 from server.metrics import Metrics

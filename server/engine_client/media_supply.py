@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from server.engine_client.supervisor import WorkerProcess
+from server.engine_client.worker_process import WorkerProcess
 from server.errors import EngineFailed, InvalidMedia, InvalidRequest, MediaNotFound, ServerError
 from server.media.decoder import Frames
 from server.media.source import EncodedMedia

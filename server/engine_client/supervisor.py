@@ -1,142 +1,34 @@
 """Keeps a worker process running: starts it, and restarts it with growing pauses when it has died. Pure asyncio.
 
-Each worker has its own socket, in a folder that only this user may enter: a message to a dead worker cannot reach the next
-one.
+While a worker is ready, a spare process is kept, which becomes the next worker.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-import tempfile
 import time
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
-from itertools import count
-from pathlib import Path
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Literal
 
-import msgspec
 import zmq
-import zmq.asyncio
 
+from server.engine_client.spare import Spare
+from server.engine_client.worker_process import WorkerProcess
 from server.errors import EngineDied
 from server.metrics import Metrics
-from server.settings import Settings, child_environment
-from server.wire import MAX_MESSAGE_BYTES, WORKER_MODULE, Inbound, Outbound, Start, decode_outbound, encode
+from server.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[2]
-STOP_SECONDS = 5.0
 FIRST_DELAY = 0.5
 # a worker that served this long was healthy: the next one is started without a pause
 HEALTHY_SECONDS = 60.0
 # starts that fail one after the other until the state is "failed"; more are tried
 MAX_FAILED_STARTS = 3
-# of the flags and of the pending signals in /proc/PID/stat
-PF_EXITING = 0x4
-PENDING_SIGKILL = 1 << 8
 
 State = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
 logger = logging.getLogger(__name__)
-
-
-class WorkerProcess:
-    """One worker, seen from the API process: the child process and the socket to it."""
-
-    def __init__(self, process: Process, socket: zmq.asyncio.Socket) -> None:
-        self._process = process
-        self._socket = socket
-        self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
-        self._sending = asyncio.create_task(self._send_all())
-
-    @classmethod
-    async def spawn(cls, settings: Settings, factory: str, socket_file: Path) -> WorkerProcess:
-        address = f"ipc://{socket_file}"
-        socket = _bind(address)
-        socket_file.chmod(0o600)
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", WORKER_MODULE),
-                stdin=PIPE,
-                cwd=ROOT,
-                env=child_environment(),
-                # in the session of the decode processes, which have a lower priority: it counts only within a session
-                process_group=0,
-            )
-        except OSError:
-            socket.close(linger=0)
-            raise
-        assert process.stdin is not None
-        start = Start(factory=factory, address=address, settings=settings.to_worker())
-        process.stdin.write(msgspec.json.encode(start) + b"\n")
-        return cls(process, socket)
-
-    def send(self, message: Inbound) -> None:
-        """Queue a message without waiting: admission bounds the number of messages in flight."""
-        self._outbox.put_nowait(encode(message))
-
-    async def serve(self, handle: Callable[[Outbound], None]) -> None:
-        """Pass each message to `handle` until the worker is dead, or sends a message that cannot be decoded."""
-        receiving = asyncio.create_task(self._receive_all(handle))
-        exiting = asyncio.create_task(self._process.wait())
-        try:
-            await asyncio.wait({receiving, exiting}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            receiving.cancel()
-            exiting.cancel()
-        if receiving.done() and not receiving.cancelled() and (error := receiving.exception()):
-            logger.error("a message of the worker could not be handled", extra={"error": str(error)})
-
-    @property
-    def is_exiting(self) -> bool:
-        """True as soon as the process is killed or exits: waiting for it ends only when all of its memory is free.
-
-        Only Linux tells; elsewhere it is False.
-        """
-        try:
-            stat = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii", errors="replace")
-        except FileNotFoundError:
-            return sys.platform == "linux"
-        fields = stat.rpartition(")")[2].split()  # from the third on
-        return bool(int(fields[6]) & PF_EXITING or int(fields[28]) & PENDING_SIGKILL)
-
-    def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            self._process.kill()
-
-    async def stop(self) -> int:
-        """Close the worker's input, which ends it; kill it if it does not end. Return its exit code."""
-        self._sending.cancel()
-        self._socket.close(linger=0)
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                return await self._process.wait()
-        except TimeoutError:
-            self.kill()
-            return await self._process.wait()
-
-    async def _send_all(self) -> None:
-        while True:
-            await self._socket.send(await self._outbox.get())
-
-    async def _receive_all(self, handle: Callable[[Outbound], None]) -> None:
-        with suppress(zmq.ZMQError):  # the socket was closed
-            while True:
-                handle(decode_outbound.decode(await self._socket.recv()))
-
-
-def _bind(address: str) -> zmq.asyncio.Socket:
-    socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-    socket.setsockopt(zmq.SNDHWM, 0)
-    socket.setsockopt(zmq.RCVHWM, 0)
-    socket.bind(address)
-    return socket
 
 
 class Supervisor:
@@ -147,7 +39,7 @@ class Supervisor:
         self.info: dict[str, Any] = {}
         self.worker: WorkerProcess | None = None
         self._settings = settings
-        self._factory = factory
+        self._spare = Spare(factory, settings.max_restart_delay)
         self._metrics = metrics
         self._start_settled = asyncio.Event()  # the first worker became ready, or failed
         self._ready_since: float | None = None  # of the current worker
@@ -166,16 +58,16 @@ class Supervisor:
         one too. After that, starts are tried for ever, with growing pauses: memory or a file may come back.
         """
         delay = 0.0
-        with tempfile.TemporaryDirectory(prefix="flamboyance-") as folder:  # created with mode 0700
-            for number in count():
-                socket_file = Path(folder) / f"worker-{number}.sock"
+        async with aclosing(self._spare):
+            while True:
                 try:
-                    worker = await WorkerProcess.spawn(self._settings, self._factory, socket_file)
-                except OSError:  # too many processes or open files, or too little memory
+                    worker = await self._spare.take()
+                except (OSError, zmq.ZMQError):  # too many processes or open files, or too little memory
                     logger.exception("the worker could not be started")
                     self._note_end()
                 else:
                     try:
+                        worker.start(self._settings)
                         yield worker
                     finally:
                         self._note_end()
@@ -197,6 +89,8 @@ class Supervisor:
         self._metrics.engine_ready.set(1)
         self._start_settled.set()
         logger.info("the engine is ready", extra=info)
+        if self._settings.spare_worker:
+            self._spare.prepare()
 
     def kill(self, worker: WorkerProcess) -> None:
         """Kill the current worker; another one is started when it has ended."""

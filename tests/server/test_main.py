@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ from model.folder import save_folder
 from model.media import MediaLimits, load_image, resize
 from model.prompt import EndOfChunk, Media, Text, encode
 from model.vision import normalise
+from server.wire import WORKER_MODULE
 from tests.server.conftest import image_part, png
 from tests.server.documented import check, check_unless_streamed, document
 from tests.tiny_models import CONFIGS, byte_tokenizer, prompt_tokenizer, tiny_model
@@ -71,6 +73,11 @@ class Server:
     def worker(self) -> int:
         pid: int = self.http.get("/health").json()["engine"]["pid"]
         return pid
+
+    def workers(self) -> list[int]:
+        """Return the worker and the spare."""
+        children = psutil.Process(self.process.pid).children()
+        return [child.pid for child in children if WORKER_MODULE in child.cmdline()]
 
     def metric(self, name: str) -> float:
         (line,) = (s for s in self.http.get("/metrics").text.splitlines() if s.startswith(f"flamboyance:{name}"))
@@ -302,11 +309,12 @@ def test_a_second_signal_ends_running_requests_with_an_error(scripted: Server) -
     until(lambda: not is_alive(worker))
 
 
-def test_a_worker_does_not_outlive_its_server(scripted: Server) -> None:
-    worker = scripted.worker
-    assert is_alive(worker)
+def test_a_worker_and_its_spare_do_not_outlive_their_server(scripted: Server) -> None:
+    until(lambda: len(scripted.workers()) == 2)
+    workers = scripted.workers()
+    assert scripted.worker in workers
     scripted.process.kill()
-    until(lambda: not is_alive(worker))
+    until(lambda: not any(map(is_alive, workers)))
 
 
 def test_the_server_exits_with_an_error_if_weights_are_missing(folder: Path, tmp_path: Path) -> None:
