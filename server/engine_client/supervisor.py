@@ -195,7 +195,8 @@ class Supervisor:
         self._ready_since, self._num_failed_starts = time.monotonic(), 0
         self._metrics.engine_ready.set(1)
         self._start_settled.set()
-        logger.info("the engine is ready", extra=info)
+        # /health shows the rest
+        logger.info("the engine is ready", extra={k: v for k, v in info.items() if not isinstance(v, dict)})
 
     def kill(self, worker: WorkerProcess) -> None:
         """Kill the current worker; another one is started when it has ended."""
