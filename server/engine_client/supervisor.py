@@ -178,7 +178,8 @@ class Supervisor:
                         yield worker
                     finally:
                         self._note_end()
-                        logger.error("the worker ended", extra={"exit_code": await worker.stop()})
+                        level = logging.INFO if self._state == "stopped" else logging.ERROR
+                        logger.log(level, "the worker ended", extra={"exit_code": await worker.stop()})
                 if not self._start_settled.is_set():
                     self._state = "failed"
                     self._start_settled.set()
