@@ -145,7 +145,7 @@ class Admission:
         return min(max(math.ceil(self.num_waiting * self._seconds_per_start), 1), MAX_RETRY_AFTER)
 
     def check(self, client: str) -> None:
-        """Raises `ShuttingDown`, `Overloaded` and `ClientOverShare`."""
+        """Check that a request of this client may wait now. Raises `ShuttingDown`, `Overloaded` and `ClientOverShare`."""
         if self.is_closed:
             raise ShuttingDown("the server is shutting down")
         match self._queue.refusal(client):

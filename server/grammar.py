@@ -121,8 +121,7 @@ class Matcher:
     @property
     def error(self) -> str:
         """Why the grammar cannot be followed any further, empty if it can."""
-        message = self._matcher.get_error()
-        return message.splitlines()[0][:MAX_MESSAGE] if message else ""
+        return _summary(self._matcher.get_error())
 
     @property
     def is_complete(self) -> bool:
@@ -140,3 +139,10 @@ class Matcher:
 
     def accept(self, token_id: int) -> None:
         self._matcher.consume_token(token_id)
+
+
+def _summary(message: str) -> str:
+    """Return the first line and, of a regular expression, the reason, which stands below a copy of the expression."""
+    lines = message.splitlines()
+    reasons = [line.removeprefix("error: ")[:MAX_MESSAGE] for line in lines if line.startswith("error: ")]
+    return " ".join([line[:MAX_MESSAGE] for line in lines[:1]] + reasons[:1])

@@ -25,7 +25,7 @@ FINISHED_REASONS = ("stop", "length", "abort", "error")
 # by the API process, from acceptance on
 ENGINE_METRICS = {
     "kv_cache_usage_perc": ("Used fraction of the blocks of the text cache, from 0 to 1", False),
-    "media_slots_in_use": ("Media pages in use by running requests", False),
+    "media_slots_in_use": ("Media pages that running requests use or that are pinned", False),
     "media_host_bytes": ("Bytes of visual tokens in host memory", False),
     "media_slots_pinned": ("Media pages that are never evicted", False),
     "media_evictions": ("Media pages reused for another media item", True),

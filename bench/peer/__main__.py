@@ -8,14 +8,20 @@ from __future__ import annotations
 import importlib
 import sys
 
-PEERS = ("idefics", "llamacpp")
+PEERS = {"idefics": "transformers", "llamacpp": "llama-cpp-python"}  # and the package of each
 
 
 def main() -> int:
     if sys.argv[1:2] not in [[peer] for peer in PEERS]:
         print(f"usage: python -m bench.peer {{{','.join(PEERS)}}} [--help] [...]", file=sys.stderr)
         return 2
-    status: int = importlib.import_module(f"bench.peer.{sys.argv[1]}").main(sys.argv[2:])
+    peer = sys.argv[1]
+    try:
+        module = importlib.import_module(f"bench.peer.{peer}")
+    except ModuleNotFoundError as error:
+        print(f"{error}: python -m pip install {PEERS[peer]}", file=sys.stderr)
+        return 2
+    status: int = module.main(sys.argv[2:])
     return status
 
 

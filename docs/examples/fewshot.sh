@@ -26,6 +26,8 @@ ask() { # the query's file, the expected word
         "$1" "$2" "$(sed -En 's/.*"text": ?" ?([^"]*)".*/\1/p' <<<"$answer")" "$answer"
 }
 
+# the server listens before its model is loaded
+curl --silent --show-error --fail --retry 120 --retry-delay 1 --output /dev/null "$server/health/ready"
 ask fluent-elephant.png dax
 ask fluent-bicycle.png wug
 ask fluent-banana.png blicket

@@ -20,6 +20,9 @@ field() { sed -En "s/^\{([^{]*,)?\"$1\": ?\"?([^\",]*).*/\2/p"; }   # a field be
 nested() { sed -En "s/.*\"$1\": ?(\{[^}]*\}|\"[^\"]*\").*/\1/p"; } # an object or a string, at any depth
 label() { basename "$(dirname "$1")"; }
 
+# the server listens before its model is loaded
+curl --silent --show-error --fail --retry 120 --retry-delay 1 --output /dev/null "$server/health/ready"
+
 # register and warm
 files=("$shots"/*/*.jpg)
 examples=

@@ -99,7 +99,7 @@ class StopStrings:
 
 @lru_cache(maxsize=1 << 16)
 def token_text(tokenizer: PromptTokenizer, token_id: int) -> str:
-    """Return a token's name for log-probabilities: its text if it has one by itself, otherwise its spelling."""
+    """Return a token as responses show it: its text if it has one by itself, otherwise its spelling."""
     spelling = tokenizer.token(token_id)
     text = tokenizer.decode([token_id], skip_special_tokens=False)
     if REPLACEMENT in text or not text:

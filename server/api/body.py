@@ -55,7 +55,7 @@ def read_query(schema: type[SchemaType], request: Request) -> SchemaType:
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
-    """Raises `BodyTooLarge`, `BodyTimeout`."""
+    """Return the whole body. Raises what `stream_body` raises."""
     return b"".join([piece async for piece in stream_body(request, settings)])
 
 

@@ -48,7 +48,10 @@ def completion_request(
     template: Template | None = None,
     extras: Mapping[str, Any] | None = None,
 ) -> GenerationRequest:
-    """Raises `InvalidRequest`. `template`: the one that wrote the prompt, if one did."""
+    """Return the generation request for a prepared prompt. Raises `InvalidRequest`.
+
+    `template`: the one that wrote the prompt, if one did. `extras` stand next to the choices.
+    """
     stop = [fields.stop] if isinstance(fields.stop, str) else fields.stop
     if template and template.end and "stop" not in fields.model_fields_set:
         stop = [template.end]
@@ -68,7 +71,10 @@ def completion_request(
 def _sampling(
     fields: CompletionFields, prompt: PreparedPrompt, model: ServedModel, template: Template | None
 ) -> Sampling:
-    """Raises `InvalidRequest`. A default number of tokens is cut to the room there is, a requested one is refused."""
+    """Return the sampling parameters for the engine. Raises `InvalidRequest`.
+
+    If the context has too little room, the default of `max_tokens` is reduced, and a requested one is refused.
+    """
     max_tokens = fields.max_tokens
     if "max_tokens" not in fields.model_fields_set:
         max_tokens = min(max_tokens, max(0, model.max_model_len - prompt.num_tokens))
@@ -104,7 +110,7 @@ def _sampling(
 
 
 def _stop_token_ids(fields: GenerationFields, template: Template | None, model: ServedModel) -> tuple[int, ...]:
-    """The ids of the request, and the end-of-chunk token where it ends a template's shots and no text does."""
+    """Return the ids of the request, and the end-of-chunk token if it is what ends a template's shots."""
     ids = check_token_ids(fields.stop_token_ids, model, "stop_token_ids")
     end = model.config.prompt.end_of_chunk
     if template and not template.end and end not in model.config.prompt.eos:
@@ -113,7 +119,7 @@ def _stop_token_ids(fields: GenerationFields, template: Template | None, model: 
 
 
 def _beam_width(fields: GenerationFields) -> int:
-    """A search keeps `best_of` beams and answers with the `n` best; without a search, `best_of` has no meaning."""
+    """Return the number of beams, 0 without a beam search. Raises `InvalidRequest` and `UnsupportedParameter`."""
     if not fields.use_beam_search:
         if fields.best_of not in (None, fields.n):
             raise UnsupportedParameter("best_of other than n needs use_beam_search", param="best_of")
@@ -141,7 +147,7 @@ def _grammar(fields: GenerationFields, lead: str) -> Grammar | None:
 
 
 def _read_form(form: StructuredOutputs, lead: str) -> Grammar:
-    """The answer's form, after the lead; JSON may begin with spaces as it is."""
+    """Return the grammar of lead and answer. That of JSON needs no lead, since JSON may begin with spaces."""
     if "choice" in form.model_fields_set:
         return Grammar(kind="choice", choices=tuple(lead + choice for choice in form.choice))
     if "regex" in form.model_fields_set:
@@ -151,7 +157,7 @@ def _read_form(form: StructuredOutputs, lead: str) -> Grammar:
 
 
 def _logit_bias(fields: GenerationFields, model: ServedModel) -> dict[int, float]:
-    """JSON's keys are strings: token ids in decimal."""
+    """Return the biases by token id; in JSON a key is a string, the id in decimal. Raises `InvalidRequest`."""
     for key in fields.logit_bias:
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise InvalidRequest(f"logit_bias: {key[:32]!r} is no token id", param="logit_bias")

@@ -33,7 +33,10 @@ REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 class Guard:
-    """Refuses requests without the key. `timeout` is the seconds that a request may take, None for no limit."""
+    """Refuses requests without the key, and gives the others an id, a deadline and a ticket.
+
+    `timeout` is the seconds that a request may take, None for no limit.
+    """
 
     def __init__(
         self,
@@ -79,7 +82,7 @@ class Guard:
             await response(scope, receive, send_with_id)
 
     def _check(self, path: str, headers: Headers) -> None:
-        """Raises `Unauthorized`, and `InvalidRequest` for a body of which two parsers may see different ends."""
+        """Check the key, and that the end of the body is unambiguous. Raises `Unauthorized` and `InvalidRequest`."""
         if not self._is_allowed(path, headers):
             raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
         if "content-length" in headers and "transfer-encoding" in headers:

@@ -61,7 +61,7 @@ class Engine:
         return bool(self._sequence_tasks or self._side_tasks or self._events)
 
     def is_waiting_for_media(self) -> bool:
-        """Return whether the last step could do nothing, and no message has come in since."""
+        """Return whether the last step could do nothing, and no message has come in since: media are awaited."""
         return self._is_stuck and not self._events
 
     def add(self, request: Request) -> None:
@@ -83,15 +83,17 @@ class Engine:
                 self._events += map(MediaWanted, self.scheduler.add(task.first_sequence))
 
     def abort(self, abort: Abort) -> None:
+        """End a request, or one of its answers. A request that has ended is no error: it may end while this arrives."""
         self._is_stuck = False
-        sequences = self._sequence_tasks.get(abort.request_id)
+        sequence_task = self._sequence_tasks.get(abort.request_id)
         if abort.index is None:
-            if (task := sequences or self._side_tasks.get(abort.request_id)) is not None:
+            if (task := sequence_task or self._side_tasks.get(abort.request_id)) is not None:
                 self._handle(task, task.end("abort"))
-        elif sequences is not None:
-            self._handle(sequences, sequences.end_answer(abort.index))
+        elif sequence_task is not None:
+            self._handle(sequence_task, sequence_task.end_answer(abort.index))
 
     def supply(self, media: MediaPixels) -> None:
+        """Give the frames of a media item to the tasks and the cache that lack them."""
         self._is_stuck = False
         frames = np.frombuffer(media.data, np.uint8).reshape(media.shape)
         for task in self._side_tasks.values():
@@ -112,6 +114,7 @@ class Engine:
                 self._handle(task, task.end("error", failure.message))
 
     def pin(self, pin: Pin) -> None:
+        """Keep media that have a page in their slots, or let them go; others are ignored."""
         for key in filter(None, map(self.media.content_keys.get, pin.digests)):
             if pin.is_kept:
                 self.media.slots.pin(key)
@@ -119,6 +122,7 @@ class Engine:
                 self.media.slots.unpin(key)
 
     def step(self) -> list[Outbound]:
+        """Run one step, and return the events since the last call; pending ones are returned at once, without a step."""
         if self._events and self.scheduler.running:
             return self._take_events()  # requests for pixels do not wait for a step
         plan = self._schedule()
@@ -140,13 +144,13 @@ class Engine:
         }
 
     def _schedule(self) -> Plan:
-        for sequences in list(self._sequence_tasks.values()):
-            if events := sequences.prepare():
-                self._handle(sequences, events)
+        for task in list(self._sequence_tasks.values()):
+            if events := task.prepare():
+                self._handle(task, events)
         plan = self.scheduler.schedule()
         self._events += map(MediaWanted, plan.missing_media)
-        for task in self._side_tasks.values():
-            self._events += map(MediaWanted, task.plan(plan))
+        for side_task in self._side_tasks.values():
+            self._events += map(MediaWanted, side_task.plan(plan))
         return plan
 
     def _run(self, plan: Plan) -> list[Result]:
@@ -208,8 +212,8 @@ class Engine:
 
     def _forget(self, task: Task) -> None:
         self._side_tasks.pop(task.request_id, None)
-        if (sequences := self._sequence_tasks.pop(task.request_id, None)) is not None:
-            sequences.release()
+        if (sequence_task := self._sequence_tasks.pop(task.request_id, None)) is not None:
+            sequence_task.release()
         needed = {self.media.content_keys.get(source) for other in self._tasks() for source in other.media}
         self.media.forget_frames({key for key in needed if key is not None})
 

@@ -71,7 +71,8 @@ class Supervisor:
                         yield worker
                     finally:
                         self._note_end()
-                        logger.error("the worker ended", extra={"exit_code": await worker.stop()})
+                        level = logging.INFO if self._state == "stopped" else logging.ERROR
+                        logger.log(level, "the worker ended", extra={"exit_code": await worker.stop()})
                 if not self._start_settled.is_set():
                     self._state = "failed"
                     self._start_settled.set()
@@ -88,7 +89,8 @@ class Supervisor:
         self._ready_since, self._num_failed_starts = time.monotonic(), 0
         self._metrics.engine_ready.set(1)
         self._start_settled.set()
-        logger.info("the engine is ready", extra=info)
+        # /health shows the rest
+        logger.info("the engine is ready", extra={k: v for k, v in info.items() if not isinstance(v, dict)})
         if self._settings.spare_worker:
             self._spare.prepare()
 

@@ -189,7 +189,7 @@ class Warming:
                 vectors = await self._retrieval.embed_texts(support_set)
                 entry.warmth = replace(entry.warmth, texts_embedded=len(vectors))
             if prefix is not None:
-                await self._compute(entry, prefix.encoded, prefix.media)
+                await self._compute(prefix.encoded, prefix.media)
                 entry.warmth = replace(entry.warmth, prompt_tokens=len(prefix.encoded.token_ids))
             entry.warmth, entry.num_deaths = replace(entry.warmth, status="ready"), 0
         except ServerError as error:
@@ -209,15 +209,24 @@ class Warming:
             batch = media_ids[start : start + MAX_CONCURRENT]
             media = await asyncio.to_thread(lambda names: [self._store.find(name) for name in names], batch)
             prompts = [encode([Media(item.digest)], self._model.tokenizer) for item in media]
-            work = [self._compute(entry, prompt, {m.digest: m}) for prompt, m in zip(prompts, media, strict=True)]
+            work = [self._encode(entry, prompt, {m.digest: m}) for prompt, m in zip(prompts, media, strict=True)]
             results = await asyncio.gather(*work, return_exceptions=True)
             if errors := [result for result in results if isinstance(result, BaseException)]:
                 raise errors[0]
             num_embedded = entry.warmth.media_embedded + len(await self._retrieval.embed_media(batch))
             entry.warmth = replace(entry.warmth, media_embedded=num_embedded)
 
-    async def _compute(self, entry: _Entry, prompt: EncodedPrompt, media: Mapping[bytes, EncodedMedia]) -> None:
-        """Have the worker compute a prompt, so that its caches hold it."""
+    async def _encode(self, entry: _Entry, prompt: EncodedPrompt, media: Mapping[bytes, EncodedMedia]) -> None:
+        """Compute the prompt of one media item, and count the item."""
+        admitted = await self._compute(prompt, media)
+        entry.warmth = replace(
+            entry.warmth,
+            media_encoded=entry.warmth.media_encoded + admitted.media_encoded,
+            media_cached=entry.warmth.media_cached + admitted.media_cached,
+        )
+
+    async def _compute(self, prompt: EncodedPrompt, media: Mapping[bytes, EncodedMedia]) -> Admitted:
+        """Have the worker compute a prompt, so that its caches hold it, and return what was in them before."""
         request = Generate(
             request_id=f"warm-{uuid.uuid4().hex}",
             prompt=prompt,
@@ -226,13 +235,8 @@ class Warming:
             arrived=time.monotonic(),
         )
         async with aclosing(self._client.stream(request, media)) as events:
-            async for event in events:
-                if isinstance(event, Admitted):
-                    entry.warmth = replace(
-                        entry.warmth,
-                        media_encoded=entry.warmth.media_encoded + event.media_encoded,
-                        media_cached=entry.warmth.media_cached + event.media_cached,
-                    )
+            (admitted,) = [event async for event in events if isinstance(event, Admitted)]
+        return admitted
 
 
 # the longest delay until a new worker, or a change by another server, is noticed

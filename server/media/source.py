@@ -74,7 +74,7 @@ def read_data_url(url: str, kind: Kind, *, max_bytes: int, param: str) -> Encode
     """
     scheme, _, rest = url.partition(":")
     if scheme.lower() != "data":
-        raise InvalidRequest(f"a {kind} must be a data URL (data:{kind}/...;base64,...)", param=param)
+        raise InvalidRequest(f"the {kind} must be a data URL (data:{kind}/...;base64,...)", param=param)
     header, comma, payload = rest.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise InvalidRequest("the data URL must have the form data:TYPE;base64,DATA", param=param)

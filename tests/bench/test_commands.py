@@ -102,3 +102,13 @@ def test_an_unknown_peer_prints_the_known_peers() -> None:
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 2
     assert "{idefics,llamacpp}" in process.stderr
+
+
+def test_a_peer_that_is_not_installed_is_named_with_its_package() -> None:
+    hide = "import runpy, sys; sys.modules['llama_cpp'] = None; sys.argv = ['', 'llamacpp']"
+    command = [sys.executable, "-c", f"{hide}; runpy.run_module('bench.peer', run_name='__main__')"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert "llama_cpp" in process.stderr
+    assert "pip install llama-cpp-python" in process.stderr
+    assert "Traceback" not in process.stderr

@@ -6,7 +6,9 @@ import base64
 import json
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,31 @@ def test_a_support_set_of_a_folder_by_label(server: Server, tmp_path: Path) -> N
     ((name, expected, answer, _),) = answers(lines)
     assert (name, expected) == ("not so warm/purple one.jpg", "not so warm")
     assert answer in ("warm", "not so warm")
+
+
+@pytest.mark.parametrize("script", ["fewshot.sh", "support_set.sh"])
+def test_a_script_waits_until_the_model_is_loaded(script: str) -> None:
+    statuses = [503, 503, 200]
+
+    class Loading(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(statuses.pop(0) if self.path == "/health/ready" else 500)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.send_response(418)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Loading) as loading:
+        threading.Thread(target=loading.serve_forever, daemon=True).start()
+        command = ["bash", str(EXAMPLES / script), f"http://127.0.0.1:{loading.server_port}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        loading.shutdown()
+    assert statuses == []
+    assert "418" in done.stderr
 
 
 def test_an_error_response_ends_the_script_and_is_printed(server: Server, tmp_path: Path) -> None:

@@ -77,7 +77,9 @@ def test_a_token_that_is_not_permitted_is_an_error_and_no_end() -> None:
 @pytest.mark.parametrize(
     ("grammar", "message"),
     [
-        (regex("a("), "invalid regex"),
+        (regex("a("), r'invalid regex "a\(".*: unclosed group$'),
+        (schema({"type": "string", "pattern": "a("}), "unclosed group$"),
+        (regex("a" * 1000 + "(?=b)"), "look-around, .* is not supported$"),
         (schema({"type": "nothing"}), "Invalid type"),
         (Grammar(kind="json", text="{"), "at line 1"),
         (Grammar(kind="json", text='{"items":' * 300 + "{}" + "}" * 300), "recursion limit"),

@@ -34,6 +34,9 @@ def write_records(folder: Path, records: Iterable[Record]) -> None:
 
 
 def read_records(folder: Path) -> list[Record]:
-    lines = (folder / DATA).read_text(encoding="utf-8").splitlines()
-    values = map(json.loads, lines)
+    """Return the records of a data folder. Raises `FileNotFoundError` for a folder that was not built."""
+    file = folder / DATA
+    if not file.exists():
+        raise FileNotFoundError(f"{file} does not exist: build it with python -m training.default_data")
+    values = map(json.loads, file.read_text(encoding="utf-8").splitlines())
     return [Record(**{**value, "tags": tuple(value["tags"])}) for value in values]

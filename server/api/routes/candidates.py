@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.api.answer_text import token_text
 from server.api.body import JSONResponse, read_request
 from server.api.openapi import PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices, Services
@@ -112,7 +113,7 @@ async def _score(fields: ScoreRequest, record: RequestRecord, services: Services
                 "logprob": math.fsum(logprobs),
                 "num_tokens": len(ids),
                 "token_ids": ids,
-                "tokens": [model.tokenizer.token(token_id) for token_id in ids],
+                "tokens": [token_text(model.tokenizer, token_id) for token_id in ids],
                 "token_logprobs": logprobs,
             }
             for index, (ids, logprobs) in enumerate(zip(candidate_ids, scored.logprobs, strict=True))

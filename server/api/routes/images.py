@@ -170,7 +170,7 @@ def _card(stored: StoredMedia) -> dict[str, Any]:
 
 
 async def read_upload(request: Request, settings: Settings, intake: Intake) -> EncodedMedia:
-    """Raises `InvalidRequest`."""
+    """Return the media item of an upload in any of its three forms. Raises `InvalidRequest`."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
         return await _from_json(await read_body(request, settings), settings, intake)
@@ -205,7 +205,8 @@ async def _from_form(request: Request, settings: Settings) -> tuple[bytes, str]:
         raise InvalidRequest(message, param=FORM_FIELD) from None
     try:
         if unknown := next((name for name in form if name != FORM_FIELD), None):
-            raise UnsupportedParameter(f"unknown parameter {unknown[:64]}", param=unknown[:64])
+            message = f"unknown parameter {unknown[:64]}: a form has one file, named {FORM_FIELD}"
+            raise UnsupportedParameter(message, param=unknown[:64])
         file = form.get(FORM_FIELD)
         if not isinstance(file, UploadFile):
             raise InvalidRequest(f"the form has no file named {FORM_FIELD}", param=FORM_FIELD)

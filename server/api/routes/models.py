@@ -201,7 +201,7 @@ async def _inspect(fields: InspectRequest, record: RequestRecord, services: Serv
         "created": int(time.time()),
         "model": model.name,
         "tokens": [
-            {"id": token_id, "text": model.tokenizer.token(token_id), "media": None if media < 0 else media}
+            {"id": token_id, "text": token_text(model.tokenizer, token_id), "media": None if media < 0 else media}
             for token_id, media in zip(tokens.token_ids, tokens.media_index, strict=True)
         ],
         "num_prompt_tokens": prompt.num_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import stat
@@ -206,3 +207,17 @@ async def test_a_worker_that_cannot_start_is_not_restarted(decoder: FakeDecoder,
 async def test_objects_from_before_the_first_request_are_not_collected(engine: EngineClient, metrics: Metrics) -> None:
     await eventually(lambda: metrics.engine.values.get("num_frozen_objects", 0) > 1000)
     assert metrics.engine.values["is_collecting"] == 1.0
+
+
+@pytest.mark.parametrize("stops", [True, False], ids=["stopped", "killed"])
+async def test_only_an_unexpected_end_of_a_worker_is_an_error(
+    engine: EngineClient, caplog: pytest.LogCaptureFixture, stops: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    if stops:
+        await engine.stop()
+    else:
+        os.kill(engine.info["pid"], signal.SIGKILL)
+    await eventually(lambda: "the worker ended" in caplog.messages)
+    levels = {record.levelname for record in caplog.records if record.message == "the worker ended"}
+    assert levels == {"INFO" if stops else "ERROR"}

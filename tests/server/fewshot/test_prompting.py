@@ -68,7 +68,7 @@ async def test_zero_shot_writes_shots_without_their_media(services: Services) ->
         ({"query": {"image": "x"}, "template": {"shot": "{media}{x}"}}, r"template.shot: .*\{x\}", "template"),
         ({"query": {"image": "x"}, "shots": [{"text": "a"}]}, r"shots\[0\] has none", "shots[0]"),
         ({"query": {"image": "x"}, "template": {"shot": "{text} {answer}"}}, "the query has media", "query"),
-        ({"query": {"image": "ftp://x"}}, "must be a data URL", "query.image"),
+        ({"query": {"image": "ftp://x"}}, "^the image must be a data URL", "query.image"),
     ],
 )
 async def test_an_error_names_the_invalid_field(

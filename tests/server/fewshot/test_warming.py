@@ -125,6 +125,14 @@ def opened(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event
     return opened
 
 
+async def test_media_are_counted_once_whether_shots_are_computed_or_not(
+    http: httpx.AsyncClient, colours: SupportSetInfo
+) -> None:
+    for fields in ({}, {"template": "caption"}):
+        card = (await warm(http, **fields))["warm"]
+        assert card["media_encoded"] + card["media_cached"] == card["num_media"] == 6
+
+
 async def test_without_wait_warming_continues_after_the_response(
     http: httpx.AsyncClient, app: FastAPI, colours: SupportSetInfo, opened: asyncio.Event
 ) -> None:

@@ -139,3 +139,8 @@ def test_no_training_source_has_a_share_alike_or_gpl_licence() -> None:
         "CC-BY-4.0",
         "public domain",
     }
+
+
+def test_a_folder_that_was_not_built_is_an_error_that_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data.jsonl does not exist: .*python -m training.default_data"):
+        read_records(tmp_path)

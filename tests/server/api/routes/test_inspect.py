@@ -33,7 +33,7 @@ async def test_the_default_token_is_the_last_of_the_answer(http: httpx.AsyncClie
     assert (body["token"], body["num_prompt_tokens"]) == (6, 3)
     assert [token["media"] for token in body["tokens"]] == [None, 0, 0, 0, 0, 0, 0]
     assert [token["id"] for token in body["tokens"]] == request.prompt.token_ids
-    assert body["tokens"][1]["text"] == "<image>"
+    assert [token["text"] for token in body["tokens"]] == ["x", "<image>", *"A cat"]
     assert list(client.media[0]) == request.prompt.media
 
 

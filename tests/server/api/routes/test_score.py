@@ -29,6 +29,7 @@ async def test_every_token_of_a_candidate_is_scored(http: httpx.AsyncClient, cli
         assert item["token_logprobs"] == fake_logprobs(request, item["token_ids"])
         assert item["logprob"] == pytest.approx(sum(item["token_logprobs"]))
         assert item["num_tokens"] == len(item["tokens"])
+    assert [item["tokens"] for item in body["data"]] == [list(" cat"), list("nt")]
     assert body["usage"]["prompt_tokens"] == len(request.prompt.token_ids) == 2
     assert body["usage"]["fewshot_details"]["media"] == 1
 
