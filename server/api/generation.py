@@ -20,6 +20,9 @@ from server.schemas.generation import BEAM_WIDTH, CompletionFields, GenerationFi
 from server.served_model import ServedModel
 from server.wire import Grammar, Sampling
 
+# of the structured outputs of all prompts of a request
+MAX_COPIED_BYTES = 2**24
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
@@ -63,6 +66,18 @@ def completion_request(
         shows_token_ids=fields.return_token_ids,
         extras=extras or {},
     )
+
+
+def check_copies(form: StructuredOutputs | None, num_prompts: int) -> None:
+    """Raises `InvalidRequest` for a form that would be too large in a copy for each of several prompts."""
+    if form is None or num_prompts == 1:
+        return
+    num_bytes = num_prompts * len(form.model_dump_json())
+    if num_bytes > MAX_COPIED_BYTES:
+        raise InvalidRequest(
+            f"structured_outputs for each of {num_prompts} prompts has {num_bytes} bytes, more than {MAX_COPIED_BYTES}",
+            param="structured_outputs",
+        )
 
 
 def _sampling(

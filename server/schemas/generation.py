@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from server.schemas.base import PrioritizedRequest, Schema, tag_of, with_example
-from server.schemas.prompt import Prompt, TaggedMediaPart, TextPart
+from server.schemas.prompt import Prompts, TaggedMediaPart, TextPart
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -81,7 +81,7 @@ class CompletionFields(GenerationFields):
 class CompletionRequest(CompletionFields):
     model_config = with_example(prompt="A flamingo is", max_tokens=8)
 
-    prompt: Prompt
+    prompt: Prompts = Field(description="One prompt, or a list of prompts, each with `n` answers of its own.")
 
 
 MAX_MESSAGES = 2048

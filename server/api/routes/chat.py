@@ -34,7 +34,7 @@ async def create_chat_completion(request: Request, services: GivenServices, reco
     _check(fields)
     prompt, template = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
     generation = completion_request(fields.completion(), prompt, services.model, template=template)
-    return await respond(request, services, record, fields, generation, ChatShape(fields))
+    return await respond(request, services, record, fields, [generation], ChatShape(fields))
 
 
 def _check(fields: ChatRequest) -> None:
