@@ -83,14 +83,14 @@ def _closed(text: str) -> str:
         schema = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    found = [schema]
-    for value in found:  # subschemas are appended
+    schemas = [schema]
+    for value in schemas:  # subschemas are appended
         if isinstance(value, dict):
             if isinstance(parts := value.get("allOf"), list) and len(parts) > 1:
                 return text  # each of the parts would forbid the properties of the others
             if "properties" in value:
                 value.setdefault("additionalProperties", "patternProperties" in value)
-            found += _subschemas(value)
+            schemas += _subschemas(value)
     return json.dumps(schema)
 
 
@@ -98,11 +98,11 @@ def _subschemas(schema: dict[str, Any]) -> Iterator[Any]:
     for keyword in SUBSCHEMA:
         yield schema.get(keyword)
     for keyword in LIST_OF_SUBSCHEMAS:
-        if isinstance(schemas := schema.get(keyword), list):
-            yield from schemas
+        if isinstance(values := schema.get(keyword), list):
+            yield from values
     for keyword in SUBSCHEMAS_BY_NAME:
-        if isinstance(schemas := schema.get(keyword), dict):
-            yield from schemas.values()
+        if isinstance(values := schema.get(keyword), dict):
+            yield from values.values()
 
 
 class Grammars:
