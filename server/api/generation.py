@@ -156,7 +156,7 @@ def _grammar(fields: GenerationFields, lead: str) -> Grammar | None:
 
 
 def _read_form(form: StructuredOutputs, lead: str) -> Grammar:
-    """The answer's form, after the lead; JSON may begin with spaces as it is."""
+    """The answer's form, after the lead, which JSON does not have."""
     if "choice" in form.model_fields_set:
         return Grammar(kind="choice", choices=tuple(lead + choice for choice in form.choice))
     if "regex" in form.model_fields_set:
