@@ -80,7 +80,8 @@ class Intake:
         if url.partition(":")[0].lower() not in ("http", "https"):
             return read_data_url(url, kind, max_bytes=self._max_media_bytes, param=param)
         if not self._fetcher.is_enabled:
-            raise UnsupportedParameter(f"{kind} URLs are not fetched: send the bytes as a data URL", param=param)
+            message = f"{kind} URLs are not fetched: send a data URL, or let the operator set media_url_hosts"
+            raise UnsupportedParameter(message, param=param)
         return await self._fetcher.fetch(url, kind, param)
 
     async def _find(self, media_id: str, kind: Kind, param: str) -> EncodedMedia:

@@ -97,7 +97,7 @@ async def test_nothing_is_fetched_unless_hosts_are_listed(settings: Settings, we
         "unsupported_parameter",
         "prompt[0].image_url.url",
     )
-    assert "not fetched" in error["message"]
+    assert "media_url_hosts" in error["message"]
     assert web.heads == []
 
 
