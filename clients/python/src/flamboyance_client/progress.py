@@ -1,4 +1,4 @@
-"""What waiting for an evaluation needs: a progress bar, and an error for one that fails."""
+"""Waiting for an evaluation: a progress bar, and an error for an evaluation that fails."""
 
 from __future__ import annotations
 
