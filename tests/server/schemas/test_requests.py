@@ -17,7 +17,7 @@ from server.api.generation import check_copies, completion_request
 from server.errors import InvalidRequest, MediaNotFound
 from server.media.intake import Intake
 from server.media.store import MediaStore
-from server.prompt import prepare_prompts
+from server.prompt import prepare_prompt, prepare_prompts
 from server.schemas.base import read
 from server.schemas.generation import CompletionRequest
 from server.schemas.prompt import prompts_by_param
@@ -40,7 +40,7 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("prompt of a wrong type", {"prompt": 3}, 400, "invalid_value", "prompt"),
     ("empty text", {"prompt": ""}, 400, "invalid_value", "prompt"),
     ("no parts", {"prompt": []}, 400, "invalid_value", "prompt"),
-    ("several prompts", {"prompt": ["a", "b"]}, 422, "unsupported_parameter", "prompt[0]"),
+    ("a part of several prompts", {"prompt": ["a", {"type": "text"}]}, 400, "invalid_value", "prompt[1]"),
     ("unknown field", {"prompt": "x", "tempratur": 1}, 422, "unsupported_parameter", "tempratur"),
     ("unknown option", {"prompt": "x", "stream_options": {"x": 1}}, 422, "unsupported_parameter", "stream_options.x"),
     ("number as text", {"prompt": "x", "max_tokens": "3"}, 400, "invalid_value", "max_tokens"),
