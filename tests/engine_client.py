@@ -50,7 +50,9 @@ SERVED = {family: prepare_for_inference(tiny_model(CONFIGS[family])) for family 
 GREEDY = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True, logprobs=0)
 
 
-def frames(image: int, num_frames: int = 1) -> np.ndarray:
+def frames(image: int, num_frames: int = 0) -> np.ndarray:
+    """Return the frames of an image or video; number 5 is a video."""
+    num_frames = num_frames or (7 if image == 5 else 1)
     return np.random.default_rng(image).integers(0, 256, (num_frames, 8, 8, 3), dtype=np.uint8)
 
 
@@ -175,7 +177,7 @@ def assert_all_released(engine: Engine) -> None:
     assert engine.media.slots.num_in_use == 0
     assert not engine.scheduler.running
     assert not engine.scheduler.waiting
-    assert not engine.media._frames
+    assert not engine.media._encodings
     assert not engine.has_work()
 
 

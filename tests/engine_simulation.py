@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from model.prompt import EncodedPrompt
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
@@ -46,7 +44,7 @@ class Costs:
         return (
             (self.step if plan.rows else 0.0)
             + sum(self._of_row(row) for row in plan.rows)
-            + self.frame * sum(len(e.frames) for e in plan.encodings if e.frames is not None)
+            + self.frame * plan.num_frames
         )
 
     def _of_row(self, row: Row) -> float:
@@ -89,6 +87,7 @@ class Simulation:
     arrived: dict[str, float] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
     token_times: dict[str, list[float]] = field(default_factory=dict)
+    num_frames: dict[bytes, int] = field(default_factory=dict)  # by media digest
     num_requests: int = 0
 
     def __post_init__(self) -> None:
@@ -118,10 +117,12 @@ class Simulation:
         num_images: int = 0,
         client: str = "",
         priority: int = 0,
+        num_frames: int = 1,
         **sampling: int,
     ) -> str:
-        """Add a request with a prompt of its own."""
+        """Add a request with a prompt of its own; its images are videos if they have several frames."""
         fields = self._prompt(num_tokens, num_images)
+        self.num_frames.update(dict.fromkeys(fields.media, num_frames))
         sampled = Sampling(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, **sampling)  # type: ignore[arg-type]
         return self.add(
             Generate(request_id=self._name(), prompt=fields, sampling=sampled, client=client, priority=priority)
@@ -157,8 +158,9 @@ class Simulation:
         for event in self.engine.step():
             match event:
                 case MediaWanted(digest):
-                    pixels = np.frombuffer(digest * 6, np.uint8).reshape(1, 8, 8, 3)
-                    self.engine.supply(MediaPixels(digest=digest, shape=(1, 8, 8, 3), data=pixels.tobytes()))
+                    num_frames = self.num_frames[digest]
+                    data = digest * 6 * num_frames
+                    self.engine.supply(MediaPixels(digest=digest, shape=(num_frames, 8, 8, 3), data=data))
                 case Token():
                     self.token_times.setdefault(event.request_id, []).append(self.now)
                     if event.finish_reason is not None:

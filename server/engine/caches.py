@@ -15,7 +15,7 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -108,17 +108,44 @@ MAX_POOLED = 1 << 12
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Encoding:
-    """One media item to encode into its slot: from frames (uint8 [F, h, w, 3]), or from visual tokens kept on the host.
+    """A media item to encode: from frames (uint8 [F, h, w, 3]), or from visual tokens that are kept on the host.
 
-    Without a slot, only its features are computed.
+    Steps take the frames in pieces. The features [f, P, Dv] of all pieces but the last are kept on the host. The slot is
+    assigned with the last piece; without a slot, only pooled features are computed.
     """
 
     key: bytes
-    slot: int | None
-    frames: np.ndarray | None
-    visual_tokens: Tensor | None
+    frames: np.ndarray | None = None
+    visual_tokens: Tensor | None = None
+    slot: int | None = None
+    num_begun: int = 0  # frames that steps have taken
+    features: list[Tensor] = field(default_factory=list)
+
+    @property
+    def num_left(self) -> int:
+        return 0 if self.frames is None else len(self.frames) - self.num_begun
+
+    def next_piece(self, num_frames: int) -> Piece:
+        piece = Piece(self, self.num_begun, num_frames, is_last=num_frames == self.num_left)
+        self.num_begun += num_frames
+        return piece
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One step's part of an encoding: `count` frames from `start`, none of one from visual tokens."""
+
+    encoding: Encoding
+    start: int
+    count: int
+    is_last: bool
+
+    @property
+    def frames(self) -> np.ndarray | None:
+        frames = self.encoding.frames
+        return None if frames is None else frames[self.start : self.start + self.count]
 
 
 def content_key(frames: np.ndarray, salt: bytes) -> bytes:
@@ -241,16 +268,20 @@ class MediaSlots:
 
 
 class MediaCache:
-    """The only owner of the worker's media. `salt` names the preprocessing and the weights."""
+    """The only owner of the worker's media. `salt` names the preprocessing and the weights.
 
-    def __init__(self, num_slots: int, host_bytes: int, salt: bytes) -> None:
+    The features of at most `max_kept_frames` frames, and those of one more media item, wait for the item's last piece.
+    """
+
+    def __init__(self, num_slots: int, host_bytes: int, salt: bytes, max_kept_frames: int = 256) -> None:
         self.slots = MediaSlots(num_slots)
         self.content_keys: LruCache[bytes] = LruCache(MAX_SOURCES)  # by source, once it was supplied
         self.host: LruCache[Tensor] = LruCache(host_bytes, lambda tokens: tokens.nbytes)  # visual tokens [R, Dv]
         self.pooled: LruCache[NDArray[np.float32]] = LruCache(MAX_POOLED)  # features [Dv] of length one
         self.nonfinite: set[bytes] = set()  # keys whose encoding in this step was not finite
         self._salt = salt
-        self._frames: dict[bytes, np.ndarray] = {}
+        self._max_kept_frames = max_kept_frames
+        self._encodings: dict[bytes, Encoding] = {}  # from frames, with pieces that no step has taken yet
         self._requested: set[bytes] = set()
 
     def request(self, sources: Iterable[bytes]) -> list[bytes]:
@@ -266,16 +297,16 @@ class MediaCache:
         self.content_keys.put(source, key)
         lacks_page = for_page and not self._is_encoded(key)
         if lacks_page or (for_pooling and key not in self.pooled):
-            self._frames[key] = frames
+            self._encodings.setdefault(key, Encoding(key, frames))
 
     def fail(self, source: bytes) -> None:
         self._requested.discard(source)
 
     def has_frames(self, key: bytes) -> bool:
-        return key in self._frames
+        return key in self._encodings
 
     def is_encodable(self, key: bytes) -> bool:
-        return key in self._frames or key in self.host
+        return key in self._encodings or key in self.host
 
     def is_ready(self, key: bytes) -> bool:
         """Return whether a token that reads this media item could run now, given a slot."""
@@ -285,25 +316,44 @@ class MediaCache:
         """Return the number of different media among these that need no pixels."""
         return sum(map(self._is_encoded, set(keys)))
 
-    def num_frames(self, key: bytes) -> int:
-        return len(self._frames[key])
+    def encode(self, key: bytes, max_frames: int, *, is_last_resort: bool = False) -> Piece | None:
+        """Return the next piece of a page's encoding, from visual tokens if they are kept; None if it has to wait.
 
-    def begin_encoding(self, key: bytes) -> Encoding:
-        """Assign a slot to a media item that has none, and return its encoding: from visual tokens if they are kept."""
+        With the last piece, the media item gets a slot.
+        """
         visual_tokens = self.host.get(key)
-        frames = None if visual_tokens is not None else self._frames.pop(key, None)
-        return Encoding(key, self.slots.assign(key), frames, visual_tokens)
+        encoding = self._encodings[key] if visual_tokens is None else Encoding(key, visual_tokens=visual_tokens)
+        piece = self._next_piece(encoding, max_frames, is_last_resort) if self.slots.num_available else None
+        if piece is not None and piece.is_last:
+            encoding.slot = self.slots.assign(key)
+        return piece
 
-    def begin_pooling(self, key: bytes) -> Encoding:
-        """Return the encoding of a media item for its features, with its frames.
+    def encode_for_pooling(self, key: bytes, max_frames: int) -> Piece | None:
+        """Return the next piece of the encoding of a media item for its features, from its frames; None if it has to wait.
 
         The visual tokens that are computed as well are kept in host memory, and in a slot that is free or, without host
         memory, not in use.
         """
-        frames = self._frames.pop(key)
-        num_slots = self.slots.num_free if self.host.max_size else self.slots.num_available
-        slot = None if self._is_encoded(key) or not num_slots else self.slots.assign(key)
-        return Encoding(key, slot, frames, None)
+        encoding = self._encodings[key]
+        piece = self._next_piece(encoding, max_frames)
+        if piece is not None and piece.is_last and not self._is_encoded(key):
+            num_slots = self.slots.num_free if self.host.max_size else self.slots.num_available
+            encoding.slot = self.slots.assign(key) if num_slots else None
+        return piece
+
+    def _next_piece(self, encoding: Encoding, max_frames: int, is_last_resort: bool = False) -> Piece | None:
+        num_left = encoding.num_left
+        count = min(num_left, max_frames)
+        if count < num_left and not (count and (is_last_resort or self._may_keep_features(encoding))):
+            return None
+        if encoding.frames is not None and count == num_left:
+            del self._encodings[encoding.key]
+        return encoding.next_piece(count)
+
+    def _may_keep_features(self, encoding: Encoding) -> bool:
+        """Return whether there is room for features; the first encoding that has begun always goes on, so that it ends."""
+        begun = [other for other in self._encodings.values() if other.num_begun]
+        return encoding in begun[:1] or sum(other.num_begun for other in begun) < self._max_kept_frames
 
     def discard(self, keys: Iterable[bytes]) -> None:
         """Drop the visual tokens and pages of media without references: they may be wrong."""
@@ -312,9 +362,9 @@ class MediaCache:
             self.host.discard(key)
 
     def forget_frames(self, still_needed: set[bytes]) -> None:
-        """Drop frames that no request waits for."""
-        for key in self._frames.keys() - still_needed:
-            del self._frames[key]
+        """Drop the frames, and the features so far, of media that no request waits for."""
+        for key in self._encodings.keys() - still_needed:
+            del self._encodings[key]
 
     def _is_encoded(self, key: bytes) -> bool:
         return self.slots.find(key) is not None or key in self.host

@@ -10,9 +10,10 @@ from math import inf
 class EngineConfig:
     """The limits of an engine.
 
-    `max_tokens_per_step` bounds one forward. `max_frames_per_step` bounds the frames encoded in a step while sequences
-    run, and `max_frames_idle` while none does. A request is light while it has had, and is known to want, no more than
-    `max_light_tokens` of work. `step_seconds` is the longest that a step should take.
+    `max_tokens_per_step` bounds one forward. `max_frames_per_step` bounds the frames encoded in a step next to sequences,
+    and `max_frames_idle` those in a step without any; the features of `max_kept_frames` wait for later pieces. A request is
+    light while it has had, and is known to want, no more than `max_light_tokens` of work. `step_seconds` is the longest
+    that a step should take.
     """
 
     block_size: int = 16
@@ -23,6 +24,7 @@ class EngineConfig:
     max_tokens_per_step: int = 512
     max_frames_per_step: int = 2
     max_frames_idle: int = 16
+    max_kept_frames: int = 256
     max_model_len: int = 2048
     max_light_tokens: int = 256
     step_seconds: float = inf

@@ -43,7 +43,7 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.config = config
-        self.media = MediaCache(config.num_media_slots, config.host_media_bytes, salt)
+        self.media = MediaCache(config.num_media_slots, config.host_media_bytes, salt, config.max_kept_frames)
         self.blocks = BlockPool(config.num_blocks)
         all_previous = model.flamingo.config.gated.attends == "all_previous"
         self.scheduler = Scheduler(config, self.blocks, self.media, all_previous=all_previous)
@@ -152,7 +152,7 @@ class Engine:
     def _run(self, plan: Plan) -> list[Result]:
         began = self._clock()
         results = self.runner.run(plan)
-        if plan.rows or plan.encodings:
+        if plan.rows or plan.pieces:
             self.scheduler.learn(plan, self._clock() - began)
         return results
 
@@ -167,7 +167,7 @@ class Engine:
             self._handle(task, task.run_between_steps())
         self.media.discard(self.media.nonfinite)
         self.media.nonfinite.clear()
-        self._is_stuck = not (plan.rows or plan.encodings or side_tasks or self._await_grammars())
+        self._is_stuck = not (plan.rows or plan.pieces or side_tasks or self._await_grammars())
         return self._take_events()
 
     def _take_events(self) -> list[Outbound]:

@@ -83,12 +83,11 @@ class Memory:
         if not self.media.is_encodable(key):
             plan.missing_media += self.media.request([source])
             return None
-        num_frames = 0 if key in self.media.host else self.media.num_frames(key)
-        if not slots.num_available or not plan.has_room_for(num_frames):
+        piece = self.media.encode(key, plan.frames_left, is_last_resort=plan.is_last_resort)
+        if piece is None:
             return None
-        encoding = self.media.begin_encoding(key)
-        plan.add_encoding(encoding, num_frames)
-        return encoding.slot
+        plan.add_piece(piece)
+        return piece.encoding.slot if piece.is_last else None
 
     def release_read_media(self, sequence: Sequence) -> None:
         if self._all_previous:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import inf
 
-from server.engine.caches import Encoding
+from server.engine.caches import Piece
 from server.engine.sequence import Sequence
 from server.engine.shares import Pace
 
@@ -22,12 +22,16 @@ class Row:
 
 @dataclass(slots=True)
 class Plan:
-    """A step for the runner: rows, encodings and copies, and the budgets that are left."""
+    """A step for the runner: rows, pieces of media and copies, and the budgets that are left.
+
+    `max_frames` bounds the frames of a step with rows, `max_frames_idle` those of one without.
+    """
 
     tokens_left: int
-    frames_left: int
+    max_frames: int
+    max_frames_idle: int
     rows: list[Row] = field(default_factory=list)
-    encodings: list[Encoding] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)  # blocks (from, to), copied before anything else
     admitted: list[Sequence] = field(default_factory=list)
     missing_media: list[bytes] = field(default_factory=list)  # sources to request
@@ -39,23 +43,22 @@ class Plan:
     num_frames: int = 0
     seconds: float = 0.0  # that the step is expected to take
     max_seconds: float = inf
-    # the next piece may take longer, and the next media item may have more frames: otherwise a large one would never run
+    # the next piece of a prompt or a media item may take longer: otherwise the smallest one might never run
     may_exceed: bool = True
     is_last_resort: bool = False  # nothing else can run, so nothing is kept for others
 
-    def has_time_for(self, seconds: float) -> bool:
-        return self.seconds + seconds <= self.max_seconds
+    @property
+    def frames_left(self) -> int:
+        """Return how many more frames can be encoded in this step."""
+        left = (self.max_frames if self.rows else self.max_frames_idle) - self.num_frames
+        if self.pace.per_frame and self.max_seconds < inf:
+            left = min(left, int((self.max_seconds - self.seconds) / self.pace.per_frame))
+        return max(left, int(self.may_exceed and not self.pieces))
 
-    def has_room_for(self, num_frames: int) -> bool:
-        """Return whether a media item can be encoded; one with more frames than the budget is encoded alone."""
-        is_within = num_frames <= self.frames_left and self.has_time_for(num_frames * self.pace.per_frame)
-        return is_within or (self.may_exceed and not self.encodings)
-
-    def add_encoding(self, encoding: Encoding, num_frames: int) -> None:
-        self.encodings.append(encoding)
-        self.frames_left -= num_frames
-        self.num_frames += num_frames
-        self.seconds += num_frames * self.pace.per_frame
+    def add_piece(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        self.num_frames += piece.count
+        self.seconds += piece.count * self.pace.per_frame
 
 
 @dataclass(slots=True)

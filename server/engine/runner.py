@@ -7,7 +7,7 @@ start and replayed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, takewhile
 
@@ -20,7 +20,7 @@ from model.batch import Batch, KVCache, MediaPages
 from model.config import FlamingoConfig
 from model.inference import InferenceModel
 from model.vision import normalise
-from server.engine.caches import Encoding, MediaCache
+from server.engine.caches import Encoding, MediaCache, Piece
 from server.engine.config import EngineConfig
 from server.engine.plan import Plan, Row
 from server.engine.sampler import NOT_FINITE, Result, Sampler, logit_positions
@@ -77,7 +77,7 @@ class Runner:
     @torch.inference_mode()
     def run(self, plan: Plan) -> list[Result]:
         self._copy_blocks(plan.copies)
-        self.encoder.run(plan.encodings)
+        self.encoder.run(plan.pieces)
         if not plan.rows:
             return []
         positions = [logit_positions(row) for row in plan.rows]
@@ -180,8 +180,9 @@ class DecodeGraphs:
 class Encoder:
     """Encodes media: frames through vision encoder and resampler into pages, visual tokens and pooled features.
 
-    `pages` are the device's slots, and `media` records what is cached. Media of one length are one batch. Visual tokens
-    from host memory need only their keys and values. Output that is not finite is not cached, and its key is noted.
+    `pages` are the device's slots, and `media` records what is cached. All frames of a step are one batch of the vision
+    encoder, and media of one length one of the resampler. Visual tokens from host memory need only their keys and values.
+    Output that is not finite is not cached, and its key is noted.
     """
 
     def __init__(self, model: InferenceModel, pages: MediaPages, media: MediaCache) -> None:
@@ -191,24 +192,34 @@ class Encoder:
         self._media = media
         self._pixel_dtype = next(self._model.vision.parameters()).dtype
 
-    def run(self, encodings: Sequence[Encoding]) -> None:
-        by_length: dict[int, list[Encoding]] = defaultdict(list)
-        kept: list[tuple[Encoding, Tensor]] = []
-        for encoding in _last_of_each_slot(encodings):
-            if encoding.visual_tokens is not None:
-                kept.append((encoding, encoding.visual_tokens))
-            elif encoding.frames is not None:
-                by_length[len(encoding.frames)].append(encoding)
+    def run(self, pieces: Sequence[Piece]) -> None:
+        pieces = _last_of_each_slot(pieces)
+        kept = [(p.encoding, p.encoding.visual_tokens) for p in pieces if p.encoding.visual_tokens is not None]
         for first in range(0, len(kept), REBUILT_TOGETHER):
             group = kept[first : first + REBUILT_TOGETHER]
             visual_tokens = torch.stack([tokens for _, tokens in group])
             self._fill([encoding for encoding, _ in group], visual_tokens.to(self._pages.device, self._pages.dtype))
+        by_length: dict[int, list[tuple[Encoding, Tensor]]] = defaultdict(list)
+        for encoding, features in self._encode([piece for piece in pieces if piece.count]):
+            by_length[len(features)].append((encoding, features))
         for same_length in by_length.values():
-            self._encode(same_length)
+            self._resample([encoding for encoding, _ in same_length], torch.stack([f for _, f in same_length]))
 
-    def _encode(self, encodings: list[Encoding]) -> None:
-        clips = [encoding.frames for encoding in encodings if encoding.frames is not None]
-        features = self.features(clips)
+    def _encode(self, pieces: list[Piece]) -> Iterator[tuple[Encoding, Tensor]]:
+        """Encode the frames of these pieces; yield the features [F, P, Dv] of media that are complete, keep the others."""
+        clips = [piece.frames for piece in pieces if piece.frames is not None]
+        if not clips:
+            return
+        parts = self.features(clips).split([piece.count for piece in pieces])
+        for piece, features in zip(pieces, parts, strict=True):
+            encoding = piece.encoding
+            if piece.is_last:
+                yield encoding, torch.cat([*(kept.to(features.device) for kept in encoding.features), features])
+            else:
+                # a copy: a view would keep the features of the whole step
+                encoding.features.append(features.to("cpu", copy=True))
+
+    def _resample(self, encodings: list[Encoding], features: Tensor) -> None:
         visual_tokens = self._model.resampler(features).to(self._pages.dtype)
         self._fill(encodings, visual_tokens)
         self._keep([encoding.key for encoding in encodings], visual_tokens.cpu(), pool(features))
@@ -222,10 +233,10 @@ class Encoder:
                 self._media.nonfinite.add(key)
 
     def features(self, clips: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Frames [F, h, w, 3] of M media, all of one length -> [M, F, P, Dv]."""
-        frames = torch.from_numpy(np.stack(clips)).to(self._pages.device)
-        pixels = normalise(frames.flatten(0, 1), self._model.config.vision).to(self._pixel_dtype)
-        return self._model.features(pixels.unflatten(0, frames.shape[:2]))
+        """Frames [f, h, w, 3] of any number of media, F in all -> [F, P, Dv]."""
+        frames = torch.from_numpy(np.concatenate(clips)).to(self._pages.device)
+        pixels = normalise(frames, self._model.config.vision).to(self._pixel_dtype)
+        return self._model.features(pixels[:, None])[:, 0]
 
     def _fill(self, encodings: list[Encoding], visual_tokens: Tensor) -> None:
         indices = [i for i, encoding in enumerate(encodings) if encoding.slot is not None]
@@ -244,10 +255,10 @@ def unit(vectors: Tensor) -> NDArray[np.float32]:
     return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
 
 
-def _last_of_each_slot(encodings: Sequence[Encoding]) -> Iterable[Encoding]:
+def _last_of_each_slot(pieces: Sequence[Piece]) -> list[Piece]:
     """Drop encodings into slots that were reassigned within one plan: the last one owns the slot."""
-    owner = {encoding.slot: encoding for encoding in encodings}
-    return [encoding for encoding in encodings if encoding.slot is None or owner[encoding.slot] is encoding]
+    owner = {piece.encoding.slot: piece.encoding for piece in pieces}
+    return [p for p in pieces if p.encoding.slot is None or owner[p.encoding.slot] is p.encoding]
 
 
 def _num_shared_blocks(tables: list[list[int]], max_blocks: int) -> int:

@@ -69,8 +69,9 @@ class Scheduler(Residents):
             self._lone_seconds = 0.0
         self._shares.compare_clients()
         self._free_seat()
-        max_frames = self.config.max_frames_per_step if self.running else self.config.max_frames_idle
-        plan = Plan(self.config.max_tokens_per_step, max_frames, copies=self._copies, pace=self.pace)
+        config = self.config
+        budgets = config.max_tokens_per_step, config.max_frames_per_step, config.max_frames_idle
+        plan = Plan(*budgets, copies=self._copies, pace=self.pace)
         self._copies = []
         plan.seconds = self.pace.fixed
         plan.seats_left = self._num_admissible()
@@ -160,7 +161,7 @@ class Scheduler(Residents):
 
     def _fill_at_last(self, plan: Plan) -> None:
         """If nothing runs, let sequences have what was kept for others, and what idle ones after them hold."""
-        if plan.rows or plan.encodings:
+        if plan.rows or plan.pieces:
             return
         plan.is_last_resort = True
         self._fill(plan, self.running + self.waiting, self._limit())
@@ -231,9 +232,9 @@ class Scheduler(Residents):
         num_cached_media = self.media.num_cached(sequence.keys)
         if not self._reserve(plan, sequence):
             return False  # those after it do not overtake for lack of blocks, or a long prompt would wait for ever
-        num_encodings = len(plan.encodings)
+        num_pieces = len(plan.pieces)
         count = self._num_runnable(sequence, plan)
-        if count or len(plan.encodings) > num_encodings:
+        if count or len(plan.pieces) > num_pieces:
             self._admit(plan, sequence, num_cached_media)
             if count:
                 self._add_row(plan, sequence, count)

@@ -63,7 +63,8 @@ class WorkerProcess:
                 stdin=PIPE,
                 cwd=ROOT,
                 env=child_environment(),
-                start_new_session=True,
+                # in the session of the decode processes, which have a lower priority: it counts only within a session
+                process_group=0,
             )
         except OSError:
             socket.close(linger=0)

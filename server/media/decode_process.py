@@ -69,7 +69,8 @@ class DecodeProcess:
             stdout=PIPE,
             cwd=ROOT,
             env=child_environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1"),
-            start_new_session=True,
+            # not a session of its own: Linux divides the processors among sessions first, whatever their priorities
+            process_group=0,
         )
         _stdin(process).write(with_length(self._setup))
         return process

@@ -51,15 +51,13 @@ class MediaEmbedding(SideTask):
 
         Frames that have arrived are added to this step if it has room for them.
         """
-        if key in self._cache.pooled or any(key == e.key and e.frames is not None for e in plan.encodings):
+        if key in self._cache.pooled or any(key == p.encoding.key and p.count for p in plan.pieces):
             return True
         if not self._cache.has_frames(key):
             return False
-        num_frames = self._cache.num_frames(key)
-        if plan.has_room_for(num_frames):
-            encoding = self._cache.begin_pooling(key)
-            plan.add_encoding(encoding, num_frames)
-            self._held += [key] if encoding.slot is not None else []
+        if (piece := self._cache.encode_for_pooling(key, plan.frames_left)) is not None:
+            plan.add_piece(piece)
+            self._held += [key] if piece.encoding.slot is not None else []
         return True
 
     @property

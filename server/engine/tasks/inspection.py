@@ -85,7 +85,7 @@ class Inspection(ForwardTask):
         for first in range(0, len(frames), size):
             if parts:
                 yield math.inf
-            parts.append(self._runner.encoder.features([frames[first : first + size]])[0])
+            parts.append(self._runner.encoder.features([frames[first : first + size]]))
         return torch.cat(parts)
 
     def _map(self, layers: list[int], shares: Tensor, patches: Tensor) -> AttentionMap:

@@ -121,9 +121,10 @@ def pooling(media: MediaCache, image: int) -> tuple[bytes, int | None]:
     key = media.content_keys.get(bytes([image]) * 32)
     assert key is not None
     assert media.has_frames(key)
-    encoding = media.begin_pooling(key)
+    piece = media.encode_for_pooling(key, max_frames=1)
+    assert piece is not None
     assert not media.has_frames(key)
-    return key, encoding.slot
+    return key, piece.encoding.slot
 
 
 def test_pooling_takes_only_a_free_slot_if_host_memory_keeps_the_tokens() -> None:
@@ -153,7 +154,59 @@ def test_frames_for_pooling_are_kept_when_a_page_comes_from_the_host() -> None:
     media.supply(A, frames, for_page=True)
     assert not media.has_frames(key)
     media.supply(A, frames, for_page=True, for_pooling=True)
-    encoding = media.begin_encoding(key)
-    assert encoding.visual_tokens is not None
-    assert encoding.frames is None
+    piece = media.encode(key, max_frames=0)
+    assert piece is not None
+    assert piece.encoding.visual_tokens is not None
+    assert piece.frames is None
     assert media.has_frames(key)
+
+
+def supplied(media: MediaCache, name: bytes, num_frames: int) -> bytes:
+    media.supply(name, np.full((num_frames, 2, 2, 3), name[0], np.uint8))
+    key = media.content_keys.get(name)
+    assert key is not None
+    return key
+
+
+def test_a_video_is_encoded_in_pieces_and_has_a_slot_with_the_last() -> None:
+    media = MediaCache(num_slots=2, host_bytes=0, salt=b"")
+    key = supplied(media, A, 5)
+    for begin in (0, 2, 4):
+        assert media.slots.find(key) is None
+        assert media.is_encodable(key)
+        assert media.encode(key, max_frames=0) is None
+        media.supply(A, np.full((5, 2, 2, 3), A[0], np.uint8))  # again: it continues
+        piece = media.encode(key, max_frames=2)
+        assert piece is not None
+        assert (piece.start, piece.is_last) == (begin, begin == 4)
+        assert media.slots.find(key) == piece.encoding.slot
+    assert media.slots.find(key) is not None
+    assert not media.has_frames(key)
+
+
+def test_features_are_kept_of_a_few_frames_and_the_first_video_goes_on() -> None:
+    media = MediaCache(num_slots=8, host_bytes=0, salt=b"", max_kept_frames=4)
+    first, second, third, image = (supplied(media, name, n) for name, n in ((A, 6), (B, 6), (C, 3), (D, 1)))
+    assert media.encode(second, max_frames=2) is not None
+    assert media.encode(first, max_frames=2) is not None
+    # the features of four frames are kept
+    assert media.encode(second, max_frames=1) is None
+    assert media.encode(third, max_frames=1) is None
+    assert media.encode(third, max_frames=1, is_last_resort=True) is not None
+    assert media.encode(third, max_frames=2) is not None  # complete
+    assert media.encode(image, max_frames=1) is not None
+    assert media.encode(first, max_frames=2) is not None
+    assert media.encode(first, max_frames=2) is not None
+    assert media.encode(second, max_frames=2) is not None
+
+
+def test_features_of_media_that_no_request_needs_are_dropped() -> None:
+    media = MediaCache(num_slots=2, host_bytes=0, salt=b"", max_kept_frames=2)
+    first, second = supplied(media, A, 6), supplied(media, B, 6)
+    assert media.encode(first, max_frames=2) is not None
+    assert media.encode(second, max_frames=2) is None
+    media.forget_frames({second})
+    assert not media.is_encodable(first)
+    piece = media.encode(second, max_frames=2)
+    assert piece is not None
+    assert piece.start == 0

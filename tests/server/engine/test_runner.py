@@ -36,7 +36,8 @@ def test_each_media_item_from_host_memory_reaches_its_own_slot(family: Family) -
     pages = MediaPages.zeros(model.config, num_media + 2, torch.float32, "cpu")
     encoder = Encoder(prepare_for_inference(model), pages, MediaCache(num_media + 2, 1 << 20, b""))
     slots = [(5 * n + 1) % (num_media + 2) for n in range(num_media)]
-    encoder.run([Encoding(bytes([n]), slot, None, tokens[n]) for n, slot in enumerate(slots)])
+    encodings = [Encoding(bytes([n]), visual_tokens=tokens[n], slot=slot) for n, slot in enumerate(slots)]
+    encoder.run([encoding.next_piece(0) for encoding in encodings])
     torch.testing.assert_close(pages.pages[slots], untouched.media_kv(tokens), atol=1e-5, rtol=1e-5)
     unused = sorted(set(range(num_media + 2)) - set(slots))
     assert len(unused) == 2

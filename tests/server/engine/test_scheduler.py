@@ -38,12 +38,16 @@ ATTACKS: dict[str, Attack] = {
     "long prompts": lambda s: [s.generate(1000, 50) for _ in range(40)],
     "many answers to long prompts": lambda s: [s.generate(3000, 100, n=8) for _ in range(16)],
     "images": lambda s: [s.generate(20, 50, num_images=60) for _ in range(4)],
+    "videos": lambda s: s.generate(20, 50, num_images=16, num_frames=60),
 }
 
 
 @pytest.mark.parametrize(
     ("attack", "num_images"),
-    [*((attack, 0) for attack in ATTACKS), ("long prompt", 1), ("many answers", 1), ("images", 1)],
+    [
+        *((attack, 0) for attack in ATTACKS),
+        *((attack, 1) for attack in ("long prompt", "many answers", "images", "videos")),
+    ],
 )
 def test_a_small_request_takes_at_most_thrice_its_time_alone(attack: str, num_images: int) -> None:
     simulation, moments = Simulation(CONFIG), random.Random(0)
@@ -273,7 +277,7 @@ def test_any_mix_ends_and_no_token_waits_for_long(data: st.DataObject) -> None:
             break
         before = len(simulation.runner.plans)
         simulation.step()
-        is_idle = not any(plan.rows or plan.encodings for plan in simulation.runner.plans[before:])
+        is_idle = not any(plan.rows or plan.pieces for plan in simulation.runner.plans[before:])
         num_idle = num_idle + 1 if is_idle else 0
         assert num_idle < 5, "work waits, and nothing runs"
     assert names.keys() <= simulation.ended.keys()

@@ -100,6 +100,13 @@ async def test_a_stopped_worker_is_replaced_and_its_requests_fail(impatient: Eng
     assert await read_tokens(stream(impatient, "after"), 3) == TOKENIZER.encode_plain("abc")
 
 
+async def test_a_worker_competes_with_the_decode_processes(engine: EngineClient) -> None:
+    """Their lower priority counts only within a session. A Ctrl-C is not for the worker: its process group is its own."""
+    pid = engine.info["pid"]
+    assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0)
+    assert (os.getsid(pid), os.getpgid(pid)) == (os.getsid(0), pid)
+
+
 async def test_a_worker_that_waits_for_media_does_not_hang(impatient: EngineClient, decoder: FakeDecoder) -> None:
     pid = impatient.info["pid"]
     decoder.opened.clear()

@@ -17,6 +17,7 @@ from PIL import Image
 from model.config import VisionConfig
 from model.media import MediaLimits, load_image, resize
 from server.errors import InvalidMedia, MediaNotFound
+from server.media.decoder import NICENESS
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia, Kind, encoded
 from server.media.turns import Job, Requester
@@ -95,6 +96,14 @@ async def test_a_process_that_dies_fails_its_media_item_and_is_replaced(pool: De
         await decoding
     assert (await pool.decode(media(png()))).shape == (1, 12, 12, 3)
     assert pid not in pids(pool)
+
+
+async def test_a_process_gives_way_to_the_others_of_the_server(pool: DecodePool) -> None:
+    """Its lower priority counts only within their session; a Ctrl-C is not for it, so its process group is its own."""
+    await pool.decode(media(png()))
+    (pid,) = pids(pool)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
+    assert (os.getsid(pid), os.getpgid(pid)) == (os.getsid(0), pid)
 
 
 async def test_a_process_that_died_while_idle_costs_no_media_item(pool: DecodePool) -> None:

@@ -159,7 +159,7 @@ def test_pixels_are_requested_for_a_few_media_at_a_time() -> None:
     max_frames = 0
     while answer.engine.has_work():
         answer.step()
-        max_frames = max(max_frames, len(answer.engine.media._frames))
+        max_frames = max(max_frames, len(answer.engine.media._encodings))
     assert max_frames <= WINDOW
     assert answer.embedded["a"].shape == (3 * WINDOW, 16)
     assert len(answer.requested) == 3 * WINDOW

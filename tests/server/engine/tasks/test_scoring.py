@@ -116,7 +116,7 @@ def test_candidates_of_one_token_need_no_further_step() -> None:
     candidates = [[i] for i in range(200)]
     answer.engine.add(score("a", FEW_SHOT, candidates))
     answer.run()
-    assert sum(bool(plan.rows) for plan in plans) == sum(bool(plan.encodings) for plan in plans)
+    assert sum(bool(plan.rows) for plan in plans) == sum(bool(plan.pieces) for plan in plans)
     assert_scored("flamingo", FEW_SHOT, candidates[:5], answer.scored["a"].logprobs[:5])
     assert len(answer.scored["a"].logprobs) == 200
     assert_all_released(answer.engine)

@@ -1,0 +1,88 @@
+"""A video is encoded in pieces over several steps, with the result of one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.batch import MediaPages
+from model.inference import prepare_for_inference
+from model.vision import normalise
+from server.engine.caches import Encoding, MediaCache
+from server.engine.runner import Encoder, pool
+from server.wire import Abort
+from tests.engine_client import CONFIG, GREEDY, Prompt, assert_all_released, assert_equals_reference, client, frames
+from tests.tiny_models import CONFIGS, FAMILIES, Family, tiny_model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pages_of_media_in_pieces_equal_those_of_the_model(family: Family) -> None:
+    """Media of five, one and five frames are in steps of at most three frames, some of them together."""
+    untouched, model = tiny_model(CONFIGS[family]), tiny_model(CONFIGS[family])
+    pages = MediaPages.zeros(model.config, 3, torch.float32, "cpu")
+    media = MediaCache(3, 1 << 20, b"")
+    encoder = Encoder(prepare_for_inference(model), pages, media)
+    clips = [frames(0, 5), frames(1), frames(2, 5)]
+    first, image, last = (Encoding(bytes([n]), clip, slot=n) for n, clip in enumerate(clips))
+    for steps in (
+        [first.next_piece(2)],
+        [first.next_piece(1), first.next_piece(1), last.next_piece(1)],
+        [last.next_piece(2), image.next_piece(1)],
+        [last.next_piece(2), first.next_piece(1)],
+    ):
+        encoder.run(steps)
+    for n, clip in enumerate(clips):
+        features = untouched.features(normalise(torch.from_numpy(clip), model.config.vision)[None])
+        page = untouched.media_kv(untouched.resampler(features))[0]
+        torch.testing.assert_close(pages.pages[n], page, atol=1e-5, rtol=1e-5)
+        pooled = media.pooled.get(bytes([n]))
+        assert pooled is not None
+        torch.testing.assert_close(torch.from_numpy(pooled), torch.from_numpy(pool(features))[0], atol=1e-5, rtol=1e-5)
+
+
+def test_kept_features_take_no_more_memory_than_their_frames() -> None:
+    model = tiny_model(CONFIGS["flamingo"])
+    pages = MediaPages.zeros(model.config, 2, torch.float32, "cpu")
+    encoder = Encoder(prepare_for_inference(model), pages, MediaCache(2, 1 << 20, b""))
+    clip, long = Encoding(b"clip", frames(0, 2)), Encoding(b"long", frames(1, 16))
+    encoder.run([clip.next_piece(1), long.next_piece(15)])
+    vision = model.config.vision
+    size = vision.num_patches * vision.feature_dim * 4
+    assert [f.untyped_storage().nbytes() for e in (clip, long) for f in e.features] == [size, 15 * size]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_video_is_encoded_in_pieces_next_to_other_requests(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step has more frames than its budget; an aborted request leaves nothing."""
+    answer, counts = client(family), list[int]()
+    features = answer.engine.runner.encoder.features
+
+    def watched(clips: Sequence[NDArray[np.uint8]]) -> Tensor:
+        counts.append(sum(map(len, clips)))
+        return features(clips)
+
+    monkeypatch.setattr(answer.engine.runner.encoder, "features", watched)
+    other, video = Prompt(((-1, 9),), max_tokens=30), Prompt(((0, 3), (5, 4)))
+    answer.engine.add(other.request("other", msgspec.structs.replace(GREEDY, max_tokens=30)))
+    for _ in range(3):
+        answer.step()
+    answer.engine.add(video.request("aborted"))
+    for _ in range(4):
+        answer.step()
+    assert 0 < sum(counts) < 1 + len(frames(5))
+    answer.engine.abort(Abort("aborted"))
+    assert not answer.engine.media._encodings
+    counts.clear()
+    answer.engine.add(video.request("video"))
+    answer.run()
+    assert max(counts) <= CONFIG.max_frames_per_step
+    assert sum(counts) == len(frames(5))
+    assert_equals_reference(family, video, answer, "video")
+    assert_equals_reference(family, other, answer, "other", 30)
+    assert_all_released(answer.engine)
