@@ -58,6 +58,10 @@ class PromptTokenizer:
         """Return the ids of a string in which the spelling of a special token is text."""
         return _ids(self._plain, text)
 
+    def encode_alone(self, text: str) -> list[int]:
+        """Return the ids of a string without markers; the spelling of one special token and nothing else is its id."""
+        return [self.id_of(text)] if text in self._special else self.encode_plain(text)
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self._marked.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 

@@ -9,16 +9,21 @@ from __future__ import annotations
 import json
 import logging
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from heapq import heappop, heappush
 from itertools import count
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from model.prompt import PromptTokenizer
 from server.wire import Grammar
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 # compiling takes half a second at most: it is quadratic for some grammars
 MAX_BYTES = 1 << 17
@@ -29,6 +34,12 @@ MAX_COMPILED = 32
 # messages without the grammar, which is the client's, and of a length that fits a log line
 LIMITS = LLParserLimits(max_grammar_size=MAX_SYMBOLS, max_lexer_states=MAX_STATES, verbose_errors=False)
 MAX_MESSAGE = 200
+# no space between the tokens of JSON: a small model may write spaces and line breaks without end
+COMPACT: JsonCompileOptions = {"whitespace_flexible": False}
+# keywords of JSON schema whose values are schemas, by the kind of value
+SUBSCHEMA = ("items", "additionalProperties")
+LIST_OF_SUBSCHEMAS = ("prefixItems", "anyOf", "oneOf", "allOf")
+SUBSCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +69,40 @@ def source(grammar: Grammar) -> str:
             return LLMatcher.grammar_from_regex(grammar.text)
         case "json":
             try:
-                return LLMatcher.grammar_from_json_schema(grammar.text)
+                return LLMatcher.grammar_from_json_schema(_closed(grammar.text), defaults=COMPACT)
             except ValueError as error:
                 raise GrammarError(f"not a JSON schema: {error}") from None
+
+
+def _closed(text: str) -> str:
+    """Return a JSON schema whose objects have only the properties that it names, unless it says otherwise.
+
+    A model with free properties may invent them without end. A text that is no JSON is returned as it is.
+    """
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    schemas = [schema]
+    for value in schemas:  # subschemas are appended
+        if isinstance(value, dict):
+            if isinstance(parts := value.get("allOf"), list) and len(parts) > 1:
+                return text  # each of the parts would forbid the properties of the others
+            if "properties" in value:
+                value.setdefault("additionalProperties", "patternProperties" in value)
+            schemas += _subschemas(value)
+    return json.dumps(schema)
+
+
+def _subschemas(schema: dict[str, Any]) -> Iterator[Any]:
+    for keyword in SUBSCHEMA:
+        yield schema.get(keyword)
+    for keyword in LIST_OF_SUBSCHEMAS:
+        if isinstance(values := schema.get(keyword), list):
+            yield from values
+    for keyword in SUBSCHEMAS_BY_NAME:
+        if isinstance(values := schema.get(keyword), dict):
+            yield from values.values()
 
 
 class Grammars:

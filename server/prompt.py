@@ -42,6 +42,24 @@ class PreparedPrompt:
 
 async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake, param: str = "prompt") -> PreparedPrompt:
     """Prepare the prompt of a request. Raises `InvalidRequest` or `MediaNotFound`, which name the invalid part."""
+    (prepared,) = await prepare_prompts({param: prompt}, model, intake)
+    return prepared
+
+
+async def prepare_prompts(prompts: Mapping[str, Prompt], model: ServedModel, intake: Intake) -> list[PreparedPrompt]:
+    """Prepare prompts, which come by their paths in the request; the limits of media are those of all together."""
+    parts = {
+        f"{param}[{index}]": part
+        for param, prompt in prompts.items()
+        if not isinstance(prompt, str)
+        for index, part in enumerate(prompt)
+        if isinstance(part, MediaPart)
+    }
+    media = await intake.read_all(parts, next(iter(prompts)))
+    return [await _prepare(prompt, media, model, param) for param, prompt in prompts.items()]
+
+
+async def _prepare(prompt: Prompt, media: Mapping[str, EncodedMedia], model: ServedModel, param: str) -> PreparedPrompt:
     if isinstance(prompt, str):
         return await model.tokenize(encode_segments, [Text(prompt)], {}, model, param)
     if not prompt:  # some families would begin it with a marker
@@ -49,9 +67,8 @@ async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake, par
     token_ids = [part for part in prompt if isinstance(part, int)]
     if token_ids:
         return _index_token_ids(check_token_ids(token_ids, model, param), model.tokenizer, param)
-    parts = {f"{param}[{index}]": part for index, part in enumerate(prompt) if isinstance(part, MediaPart)}
-    media = await intake.read_all(parts, param)
     segments: list[Segment] = []
+    by_digest: dict[bytes, EncodedMedia] = {}
     for index, part in enumerate(prompt):
         match part:
             case TextPart():
@@ -59,8 +76,9 @@ async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake, par
             case EndOfChunkPart():
                 segments.append(EndOfChunk())
             case _:
-                segments.append(Media(media[f"{param}[{index}]"].digest))
-    by_digest = {item.digest: item for item in media.values()}
+                item = media[f"{param}[{index}]"]
+                by_digest[item.digest] = item
+                segments.append(Media(item.digest))
     return await model.tokenize(encode_segments, segments, by_digest, model, param)
 
 

@@ -117,7 +117,7 @@ class Settings(BaseModel):
     body_timeout: float = Field(60.0, gt=0, description="seconds in which a request body must arrive")
     keep_alive: float = Field(15.0, gt=0, description="seconds between keep-alive comments in a silent stream")
 
-    max_media_per_request: int = Field(64, ge=0, description="maximum images and videos in one prompt")
+    max_media_per_request: int = Field(64, ge=0, description="maximum images and videos in one request")
     max_media_mb: float = Field(16.0, gt=0, le=1024, description="maximum size of an image or video file, in MiB")
     max_media_pixels: int = Field(64_000_000, ge=1, description="maximum pixels of one frame before resizing")
     max_request_pixels: int = Field(

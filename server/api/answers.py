@@ -7,11 +7,12 @@ an answer looks, and nothing of how its text is made.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+from aiostream import stream
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,18 +24,19 @@ from server.api.services import Services
 from server.api.sse import EventStream, unless_disconnected
 from server.engine_client.client import Client
 from server.request_record import RequestRecord
-from server.schemas.generation import CompletionFields, GenerationFields, StreamOptions
+from server.schemas.generation import MAX_ANSWERS, CompletionFields, GenerationFields, StreamOptions
 from server.wire import Admitted, Finished, Generate, PromptScored, Token, TokenLogprob
 
 
 @dataclass(slots=True)
 class Answers:
-    """The answers to one request while the engine makes them."""
+    """The answers to one prompt while the engine makes them; the first has the index `first` in the response."""
 
     generation: GenerationRequest
     client: Client
     tokenizer: PromptTokenizer
     record: RequestRecord
+    first: int = 0
     prompt_scores: list[TokenLogprob | None] = field(default_factory=list)
     by_index: dict[int, AnswerText] = field(default_factory=dict)  # from the first event on
 
@@ -50,31 +52,30 @@ class Answers:
             arrived=record.arrived,
         )
         record.add_prompt(prompt.num_tokens, prompt.encoded.media)
-        with record:
-            async with aclosing(self.client.stream(request, prompt.media)) as events:
-                async for event in events:
-                    match event:
-                        case Admitted():
-                            if not is_admitted:  # the first of several answers computes the prompt for all
-                                record.admitted(event, prompt.num_tokens)
-                            is_admitted = True
-                        case PromptScored():
-                            self.prompt_scores = event.logprobs
-                        case _:
-                            for piece in self._take(event, request.request_id):
-                                yield piece
-                            if self._are_finished():
-                                return
+        async with aclosing(self.client.stream(request, prompt.media)) as events:
+            async for event in events:
+                match event:
+                    case Admitted():
+                        if not is_admitted:  # the first of several answers computes the prompt for all
+                            record.admitted(event, prompt.num_tokens)
+                        is_admitted = True
+                    case PromptScored():
+                        self.prompt_scores = event.logprobs
+                    case _:
+                        for piece in self._take(event, request.request_id):
+                            yield piece
+                        if self._are_finished():
+                            return
 
     def _take(self, event: Token | Finished, request_id: str) -> Iterator[Piece]:
         if (answer := self.by_index.get(event.index)) is None:
-            answer = self.by_index[event.index] = AnswerText(self.generation, event.index, self.tokenizer)
+            answer = self.by_index[event.index] = AnswerText(self.generation, self.first + event.index, self.tokenizer)
             if self.generation.echo:
                 yield answer.echo(self.prompt_scores)
         if answer.finish_reason is not None:
             return  # a stop string ended it, which the engine does not know
         if isinstance(event, Token):
-            self.record.token(event.index)
+            self.record.token(self.first + event.index)
         piece = answer.take(event)
         yield piece
         if piece.finish_reason is not None and event.finish_reason is None and not self._are_finished():
@@ -85,10 +86,14 @@ class Answers:
         """Return whether every answer has a finish reason; the record then has that of the last answer."""
         answers = sorted(self.by_index.items())
         reasons = [answer.finish_reason for _, answer in answers if answer.finish_reason is not None]
-        if len(reasons) < self.generation.sampling.n:
+        if len(reasons) < self.num_answers:
             return False
         self.record.finish_reason = reasons[-1]
         return True
+
+    @property
+    def num_answers(self) -> int:
+        return self.generation.sampling.n
 
     def extras(self, piece: Piece, *, is_first: bool) -> dict[str, Any]:
         """Return what was requested next to a choice's text: the prompt's log-probabilities, token ids."""
@@ -120,12 +125,15 @@ async def respond(
     services: Services,
     record: RequestRecord,
     fields: GenerationFields,
-    generation: GenerationRequest,
+    generations: Sequence[GenerationRequest],
     shape: Shape,
 ) -> Response:
-    """Generate, and answer whole or as a stream."""
+    """Generate the answers to each prompt, and respond whole or with a stream."""
     record.priority = fields.priority
-    answers = Answers(generation, services.client, services.model.tokenizer, record)
+    prompts = [
+        Answers(generation, services.client, services.model.tokenizer, record, first=index * generation.sampling.n)
+        for index, generation in enumerate(generations)
+    ]
     head = {
         "id": f"{shape.prefix}-{fields.request_id or record.request_id}",
         "object": shape.chunk_object if fields.stream else shape.whole_object,
@@ -133,36 +141,60 @@ async def respond(
         "model": services.model.name,
     }
     if fields.stream:
-        bodies = chunks(answers, shape, head, fields.stream_options)
+        bodies = chunks(prompts, record, shape, head, fields.stream_options)
         return EventStream(bodies, request.state.deadline, keep_alive=services.settings.keep_alive)
-    return JSONResponse(await unless_disconnected(request.receive, whole(answers, shape, head)))
+    return JSONResponse(await unless_disconnected(request.receive, whole(prompts, record, shape, head)))
 
 
-async def whole(answers: Answers, shape: Shape, head: dict[str, Any]) -> dict[str, Any]:
-    generation = answers.generation
-    wholes = [Piece("", index=index) for index in range(generation.sampling.n)]
-    async with aclosing(answers.pieces()) as pieces:
-        async for piece in pieces:
-            wholes[piece.index].add(piece)
-    choices = [shape.choice(answer, answers) for answer in wholes]
-    return {**head, **generation.extras, "choices": choices, "usage": answers.record.usage()}
+async def pieces_of(prompts: Sequence[Answers], record: RequestRecord) -> AsyncGenerator[tuple[Answers, Piece], None]:
+    """Yield the pieces of all answers to all prompts.
+
+    The engine has at most `MAX_ANSWERS` answers of one request at once, so prompts begin as earlier ones end.
+    """
+
+    async def of_prompt(answers: Answers, *_: Answers) -> AsyncGenerator[tuple[Answers, Piece], None]:
+        async with aclosing(answers.pieces()) as pieces:
+            async for piece in pieces:
+                yield answers, piece
+
+    with record:
+        if len(prompts) == 1:
+            async with aclosing(of_prompt(prompts[0])) as pieces:
+                async for answers, piece in pieces:
+                    yield answers, piece
+            return
+        limit = max(MAX_ANSWERS // prompts[0].generation.sampling.n, 1)
+        async with stream.flatmap(stream.iterate(prompts), of_prompt, task_limit=limit).stream() as merged:
+            async for answers, piece in merged:
+                yield answers, piece
+
+
+async def whole(
+    prompts: Sequence[Answers], record: RequestRecord, shape: Shape, head: dict[str, Any]
+) -> dict[str, Any]:
+    wholes = [(answers, Piece("", index=answers.first + i)) for answers in prompts for i in range(answers.num_answers)]
+    async with aclosing(pieces_of(prompts, record)) as pieces:
+        async for _, piece in pieces:
+            wholes[piece.index][1].add(piece)
+    choices = [shape.choice(piece, answers) for answers, piece in wholes]
+    return {**head, **prompts[0].generation.extras, "choices": choices, "usage": record.usage()}
 
 
 async def chunks(
-    answers: Answers, shape: Shape, head: dict[str, Any], options: StreamOptions
+    prompts: Sequence[Answers], record: RequestRecord, shape: Shape, head: dict[str, Any], options: StreamOptions
 ) -> AsyncGenerator[dict[str, Any], None]:
-    extras, begun = answers.generation.extras, set[int]()
-    async with aclosing(answers.pieces()) as pieces:
-        async for piece in pieces:
+    extras, begun = prompts[0].generation.extras, set[int]()
+    async with aclosing(pieces_of(prompts, record)) as pieces:
+        async for answers, piece in pieces:
             for choice in shape.deltas(piece, answers, is_first=piece.index not in begun):
                 chunk = {**head, **extras, "choices": [choice]}
                 extras = {}
                 if options.include_usage or options.continuous_usage_stats:
-                    chunk["usage"] = answers.record.usage() if options.continuous_usage_stats else None
+                    chunk["usage"] = record.usage() if options.continuous_usage_stats else None
                 yield chunk
             begun.add(piece.index)
     if options.include_usage:
-        yield {**head, "choices": [], "usage": answers.record.usage()}
+        yield {**head, "choices": [], "usage": record.usage()}
 
 
 @dataclass(frozen=True, slots=True)

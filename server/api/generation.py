@@ -20,6 +20,9 @@ from server.schemas.generation import BEAM_WIDTH, CompletionFields, GenerationFi
 from server.served_model import ServedModel
 from server.wire import Grammar, Sampling
 
+# of the structured outputs of all prompts of a request
+MAX_COPIED_BYTES = 2**24
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
@@ -66,6 +69,18 @@ def completion_request(
         shows_token_ids=fields.return_token_ids,
         extras=extras or {},
     )
+
+
+def check_copies(form: StructuredOutputs | None, num_prompts: int) -> None:
+    """Raises `InvalidRequest` for a form that would be too large in a copy for each of several prompts."""
+    if form is None or num_prompts == 1:
+        return
+    num_bytes = num_prompts * len(form.model_dump_json())
+    if num_bytes > MAX_COPIED_BYTES:
+        raise InvalidRequest(
+            f"structured_outputs for each of {num_prompts} prompts has {num_bytes} bytes, more than {MAX_COPIED_BYTES}",
+            param="structured_outputs",
+        )
 
 
 def _sampling(
@@ -147,7 +162,7 @@ def _grammar(fields: GenerationFields, lead: str) -> Grammar | None:
 
 
 def _read_form(form: StructuredOutputs, lead: str) -> Grammar:
-    """Return the grammar of lead and answer. That of JSON needs no lead, since JSON may begin with spaces."""
+    """Return the grammar of lead and answer; JSON has no lead."""
     if "choice" in form.model_fields_set:
         return Grammar(kind="choice", choices=tuple(lead + choice for choice in form.choice))
     if "regex" in form.model_fields_set:

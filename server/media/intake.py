@@ -42,9 +42,10 @@ class Intake:
                 return await self._find(part.video_id, "video", f"{param}.video_id")
 
     async def read_all(self, parts: Mapping[str, MediaPart], param: str) -> dict[str, EncodedMedia]:
-        """Read the parts of a prompt concurrently; equal ones become one object, which names the first of them in errors.
+        """Read the parts of a request's prompts concurrently.
 
-        `parts` are by path in the request; `param` is the prompt's path.
+        Equal ones become one object, which names the first of them in errors. `parts` are by path in the request; `param`
+        is the path of the first prompt.
         """
         if len(parts) > self.settings.max_media_per_request:
             raise self._too_many(len(parts), param)
@@ -60,7 +61,7 @@ class Intake:
         # fetched media count as if sent in the body; stored media are read one by one, if at all
         total = sum(len(item.source) for item in first.values() if isinstance(item.source, bytes))
         if total > self._max_bytes:
-            raise InvalidMedia(f"{total} bytes of media in one prompt, the limit is {self._max_bytes}", param=param)
+            raise InvalidMedia(f"{total} bytes of media in one request, the limit is {self._max_bytes}", param=param)
         return media
 
     async def find_all(self, media_ids: Collection[str], param: str) -> list[EncodedMedia]:
@@ -79,7 +80,8 @@ class Intake:
         if url.partition(":")[0].lower() not in ("http", "https"):
             return read_data_url(url, kind, max_bytes=self._max_media_bytes, param=param)
         if not self._fetcher.is_enabled:
-            raise UnsupportedParameter(f"{kind} URLs are not fetched: send the bytes as a data URL", param=param)
+            message = f"{kind} URLs are not fetched: send a data URL, or let the operator set media_url_hosts"
+            raise UnsupportedParameter(message, param=param)
         return await self._fetcher.fetch(url, kind, param)
 
     async def _find(self, media_id: str, kind: Kind, param: str) -> EncodedMedia:
@@ -90,4 +92,4 @@ class Intake:
 
     def _too_many(self, number: int, param: str) -> InvalidRequest:
         limit = self.settings.max_media_per_request
-        return InvalidRequest(f"{number} images and videos in one prompt, the limit is {limit}", param=param)
+        return InvalidRequest(f"{number} images and videos in one request, the limit is {limit}", param=param)

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
+from server.errors import InvalidRequest, UnsupportedParameter
 from server.schemas.base import PrioritizedRequest, Schema, tag_of, with_example
-from server.schemas.prompt import Prompt, TaggedMediaPart, TextPart
+from server.schemas.prompt import Prompts, TaggedMediaPart, TextPart
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -81,7 +82,7 @@ class CompletionFields(GenerationFields):
 class CompletionRequest(CompletionFields):
     model_config = with_example(prompt="A flamingo is", max_tokens=8)
 
-    prompt: Prompt
+    prompt: Prompts = Field(description="One prompt, or a list of prompts, each with `n` answers of its own.")
 
 
 MAX_MESSAGES = 2048
@@ -184,6 +185,33 @@ ResponseFormat = Annotated[
 ]
 
 
+class Function(Schema):
+    name: str = Field(min_length=1, max_length=64)
+    description: str | None = None
+    parameters: dict[str, Any] = Field({}, description="A JSON schema of an object.")
+    strict: bool | None = Field(None, description="No effect: the arguments always conform to the schema.")
+
+
+class Tool(Schema):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Schema):
+    name: str = Field(min_length=1, max_length=64)
+
+
+class NamedToolChoice(Schema):
+    type: Literal["function"]
+    function: FunctionName
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<string>")] | Annotated[NamedToolChoice, Tag("<function>")],
+    Discriminator(lambda value: "<string>" if isinstance(value, str) else "<function>"),
+]
+
+
 class ChatRequest(GenerationFields):
     model_config = with_example(messages=[{"role": "user", "content": "What is a flamingo?"}], max_tokens=8)
 
@@ -196,10 +224,38 @@ class ChatRequest(GenerationFields):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Most likely tokens to return for each.")
     response_format: ResponseFormat = TextFormat(type="text")
     template: TemplateName = Field("plain", description="`plain`, or the name of a template of few-shot requests.")
-    # only the values that match the server's behaviour: nothing is stored, the answer is text, no tool is called
+    tools: list[Tool] = Field([], max_length=128, description="Functions, of which `tool_choice` names one.")
+    tool_choice: ToolChoice | None = Field(
+        None, description="A function to call, `required` with one tool, or `none`. The model does not choose tools."
+    )
+    # only the values that match the server's behaviour, such as: nothing is stored, the answer is text
     store: Literal[False] = False
     modalities: list[Literal["text"]] = Field([])
-    tool_choice: Literal["none"] = "none"
+    metadata: dict[str, Any] = Field({}, max_length=0, description="Accepted if empty.")
+    service_tier: Literal["auto", "default"] = "auto"
+    reasoning_effort: Literal["none"] = "none"
+    verbosity: Literal["medium"] = "medium"
+    chat_template_kwargs: dict[str, Any] = Field({}, max_length=0, description="Accepted if empty.")
+    # hints that need no change: there is one call at most, and the prefix cache is shared
+    parallel_tool_calls: bool = True
+    prompt_cache_key: str = Field("", max_length=1024)
+    safety_identifier: str = Field("", max_length=1024)
+
+    @property
+    def called(self) -> Function | None:
+        """The function that the answer calls; None for text. Raises `InvalidRequest` for a choice that is none."""
+        choice = self.tool_choice or ("auto" if self.tools else "none")
+        if choice == "none" or (choice == "auto" and not self.tools):
+            return None
+        if isinstance(choice, NamedToolChoice):
+            functions = [tool.function for tool in self.tools if tool.function.name == choice.function.name]
+            if functions:
+                return functions[0]
+            raise InvalidRequest(f"no tool has the name {choice.function.name!r}", param="tool_choice.function.name")
+        if choice == "required" and len(self.tools) == 1:
+            return self.tools[0].function
+        message = 'the model does not choose tools: name a function in tool_choice, or send tool_choice "none"'
+        raise UnsupportedParameter(message, param="tool_choice")
 
     def completion(self) -> CompletionFields:
         """Return the options by the names that a completion has for them."""
@@ -211,6 +267,8 @@ class ChatRequest(GenerationFields):
         fields_set = set(options)
         if self.logprobs:
             options["logprobs"] = self.top_logprobs or 0
+        if (function := self.called) is not None:
+            options["structured_outputs"] = StructuredOutputs(json=function.parameters or {"type": "object"})
         match self.response_format:
             case JsonObjectFormat():
                 options["structured_outputs"] = StructuredOutputs(json={"type": "object"})

@@ -20,7 +20,9 @@ class TokenizeRequest(ModelRequest):
     messages: list[Message] = Field([], max_length=MAX_MESSAGES)
     template: TemplateName = "plain"
     return_token_strs: bool = Field(False, description="Add the text of each token.")
-    add_special_tokens: Literal[True] = Field(True, description="A family's markers are always written.")
+    add_special_tokens: bool = Field(
+        True, description="`false` with a text: its tokens alone, without the family's markers."
+    )
 
 
 class DetokenizeRequest(ModelRequest):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Discriminator, Field, Tag
 
@@ -11,6 +11,7 @@ from server.schemas.base import Schema, tag_of
 
 # short enough for an error message to repeat it; the media store checks whether it exists
 MediaId = Annotated[str, Field(min_length=1, max_length=128)]
+MAX_PROMPTS = 1024
 
 
 class MediaUrl(Schema):
@@ -82,3 +83,21 @@ Prompt = Annotated[
     | Annotated[list[Part], Tag("<parts>")],
     Discriminator(_prompt_tag),
 ]
+
+
+def _is_several(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], str | list)
+
+
+# one prompt, or a list of them
+Prompts = Annotated[
+    Annotated[Prompt, Tag("<prompt>")] | Annotated[list[Prompt], Field(max_length=MAX_PROMPTS), Tag("<several>")],
+    Discriminator(lambda value: "<several>" if _is_several(value) else "<prompt>"),
+]
+
+
+def prompts_by_param(value: Prompts) -> dict[str, Prompt]:
+    """Return each prompt of the field `prompt` by its path."""
+    if not _is_several(value):
+        return {"prompt": cast(Prompt, value)}
+    return {f"prompt[{index}]": prompt for index, prompt in enumerate(cast(list[Prompt], value))}

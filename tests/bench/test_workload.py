@@ -11,8 +11,9 @@ from bench.workload import TEXT_LENGTH, Prompts, frames_of, greedy, random_image
 from model.prompt import PromptTokenizer
 from server.media.intake import Intake
 from server.media.store import MediaStore
-from server.prompt import prepare_prompt
+from server.prompt import prepare_prompts
 from server.schemas.generation import CompletionRequest
+from server.schemas.prompt import prompts_by_param
 from server.served_model import ServedModel
 from server.settings import Settings
 
@@ -70,6 +71,7 @@ def test_the_http_parts_of_a_prompt_give_the_same_tokens_and_media(tokenizer: Pr
     request = prompt.request("x", tokenizer, greedy(1))
     completion = CompletionRequest.model_validate({"prompt": prompt.parts()})
     intake = Intake(Settings.model_validate({}), MediaStore("memory://"))
-    prepared = asyncio.run(prepare_prompt(completion.prompt, ServedModel("tiny", CONFIG, tokenizer, 1024), intake))
+    model = ServedModel("tiny", CONFIG, tokenizer, 1024)
+    (prepared,) = asyncio.run(prepare_prompts(prompts_by_param(completion.prompt), model, intake))
     assert prepared.encoded.token_ids == request.prompt.token_ids
     assert prepared.encoded.media == request.prompt.media

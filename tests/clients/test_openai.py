@@ -20,6 +20,7 @@ from openai import (
     NotFoundError,
     OpenAI,
     UnprocessableEntityError,
+    pydantic_function_tool,
 )
 from openai.types.chat import ChatCompletionMessageParam
 from PIL import Image
@@ -146,6 +147,29 @@ def test_completions_whole_and_streamed(client: OpenAI) -> None:
     assert "a red" + "".join(event.choices[0].text for event in streamed) == choice.text
 
 
+@pytest.mark.parametrize("prompts", [["a red", "a blue"], [[97, 32, 114], [97, 32, 98]]])
+def test_completions_of_several_prompts(client: OpenAI, prompts: Any) -> None:
+    alone = [client.completions.create(prompt=prompt, max_tokens=4, **GREEDY).choices[0].text for prompt in prompts]
+    together = client.completions.create(prompt=prompts, max_tokens=4, n=2, **GREEDY)
+    assert [choice.index for choice in together.choices] == [0, 1, 2, 3]
+    assert [choice.text for choice in together.choices] == [text for text in alone for _ in range(2)]
+
+
+def test_a_function_is_called_by_name(client: OpenAI) -> None:
+    tool: Any = pydantic_function_tool(Colour, name="see")
+    choice: Any = {"type": "function", "function": {"name": "see"}}
+    fields: dict[str, Any] = {"model": CONFIG.name, "seed": 1, "max_tokens": 300}
+    reply = client.chat.completions.parse(messages=MESSAGES, tools=[tool], tool_choice=choice, **fields)
+    assert reply.choices[0].message.tool_calls is not None
+    (call,) = reply.choices[0].message.tool_calls
+    assert isinstance(call.function.parsed_arguments, Colour)
+    with client.chat.completions.stream(messages=MESSAGES, tools=[tool], tool_choice=choice, **fields) as stream:
+        streamed = stream.get_final_completion().choices[0].message.tool_calls
+    assert streamed is not None
+    assert streamed[0].function.name == "see"
+    assert streamed[0].function.arguments == call.function.arguments
+
+
 def test_embeddings_of_texts(client: OpenAI) -> None:
     """Embeddings in base64, which this client requests by default, equal those in numbers."""
     reply = client.embeddings.create(model=CONFIG.name, input=["a cat", "a dog", "a cat"])
@@ -169,7 +193,7 @@ def test_models(client: OpenAI) -> None:
         ({"top_p": 2}, BadRequestError, "top_p"),
         ({"max_tokens": 100_000}, BadRequestError, "max_tokens"),
         ({"model": "other"}, NotFoundError, None),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, UnprocessableEntityError, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, UnprocessableEntityError, "tool_choice"),
         ({"messages": []}, BadRequestError, "messages"),
     ],
 )

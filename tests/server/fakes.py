@@ -85,6 +85,7 @@ class FakeClient:
         self.requests: list[Generate] = []
         self.media: list[Mapping[bytes, EncodedMedia]] = []
         self.aborted: list[str] = []
+        self.num_streams_ended = 0
         self.admitted = Admitted(request_id="", queue_seconds=0.25, cached_tokens=2, media_encoded=1)
         self.before: Callable[[int], Any] | None = None
         self.ended: list[tuple[str, int]] = []
@@ -119,6 +120,7 @@ class FakeClient:
             num_open = 0
             raise
         finally:
+            self.num_streams_ended += 1
             if num_open:
                 self.aborted.append(request.request_id)
 

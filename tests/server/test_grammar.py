@@ -141,6 +141,59 @@ def test_a_panic_of_the_compiler_refuses_the_grammar(monkeypatch: pytest.MonkeyP
         Grammars(TOKENIZER).compile(regex("a")).result(60)
 
 
+def is_permitted(grammar: Grammar, value: str) -> bool:
+    matcher = Grammars(TOKENIZER).compile(grammar).result().copy()
+    accept(matcher, value)
+    return not matcher.error
+
+
+def test_json_has_no_white_space() -> None:
+    grammar = schema({"type": "object"})
+    assert is_permitted(grammar, '{"a":[1,{"b":null}]}')
+    for value in (" {", "{ ", "{\n", '{"a": 1', '{"a":1, ', '{"a":[1, '):
+        assert not is_permitted(grammar, value)
+
+
+ITEM = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("value", "before"),
+    [
+        (ITEM, ""),
+        ({"type": "object", "properties": {"x": ITEM}}, '{"x":'),
+        ({"type": "array", "items": ITEM}, "["),
+        ({"type": "array", "prefixItems": [ITEM]}, "["),
+        ({"anyOf": [ITEM, {"type": "null"}]}, ""),
+        ({"allOf": [ITEM]}, ""),
+        ({"$defs": {"item": ITEM}, "$ref": "#/$defs/item"}, ""),
+        ({"type": "object", "additionalProperties": ITEM}, '{"x":'),
+    ],
+)
+def test_an_object_has_only_the_properties_of_its_schema(value: object, before: str) -> None:
+    assert is_permitted(schema(value), before + '{"a":1}')
+    assert not is_permitted(schema(value), before + '{"b":1')
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {**ITEM, "additionalProperties": True},
+        {**ITEM, "additionalProperties": {"type": "integer"}},
+        {**ITEM, "patternProperties": {"^b$": {"type": "integer"}}},
+        {"type": "object"},
+        {"allOf": [ITEM, {"type": "object", "properties": {"b": {"type": "integer"}}}]},
+    ],
+)
+def test_an_object_has_further_properties_where_the_schema_says_so(value: object) -> None:
+    assert is_permitted(schema(value), '{"a":1,"b":1}')
+
+
+def test_values_in_a_schema_are_not_changed() -> None:
+    value = {"properties": {"a": 1}}
+    assert is_permitted(schema({"enum": [value]}), '{"properties":{"a":1}}')
+
+
 def test_choices_are_taken_as_they_are() -> None:
     choice = Grammar(kind="choice", choices=('say "hi"', "a|b\\n"))
     for text in choice.choices:

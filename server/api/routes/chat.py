@@ -18,7 +18,7 @@ from server.api.generation import completion_request
 from server.api.openapi import PROMPT, describe
 from server.api.services import GivenRecord, GivenServices
 from server.errors import InvalidRequest
-from server.schemas.generation import ChatRequest
+from server.schemas.generation import ChatRequest, Function
 from server.schemas.responses.completions import ChatCompletion, ChatCompletionChunk
 
 router = APIRouter()
@@ -34,7 +34,7 @@ async def create_chat_completion(request: Request, services: GivenServices, reco
     _check(fields)
     prompt, template = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
     generation = completion_request(fields.completion(), prompt, services.model, template=template)
-    return await respond(request, services, record, fields, generation, ChatShape(fields))
+    return await respond(request, services, record, fields, [generation], ChatShape(fields, fields.called))
 
 
 def _check(fields: ChatRequest) -> None:
@@ -45,6 +45,11 @@ def _check(fields: ChatRequest) -> None:
         raise InvalidRequest(message, param="max_completion_tokens")
     if fields.top_logprobs is not None and not fields.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+    is_form_given = fields.response_format.type != "text" or bool(
+        fields.structured_outputs and fields.structured_outputs.model_fields_set
+    )
+    if fields.called is not None and is_form_given:
+        raise InvalidRequest("a called function states the form of the answer: give no other", param="tool_choice")
     if (
         fields.response_format.type != "text"
         and fields.structured_outputs
@@ -56,24 +61,42 @@ def _check(fields: ChatRequest) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ChatShape:
-    """OpenAI's chat completion. The first chunk of a streamed answer has the role, the others what is added."""
+    """OpenAI's chat completion. The first chunk of a streamed answer has the role, the others what is added.
+
+    The text of an answer that calls a function is the function's arguments.
+    """
 
     prefix: ClassVar = "chatcmpl"
     whole_object: ClassVar = "chat.completion"
     chunk_object: ClassVar = "chat.completion.chunk"
 
     fields: ChatRequest
+    called: Function | None
 
     def choice(self, whole: Piece, answers: Answers) -> dict[str, Any]:
-        message = {"role": "assistant", "content": whole.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
+        if self.called is not None:
+            call = self._call(answers, whole)
+            call["function"]["arguments"] = whole.text
+            message |= {"content": None, "tool_calls": [call]}
         return {"index": whole.index, "message": message, **self._rest(whole, answers, is_first=True)}
 
     def deltas(self, piece: Piece, answers: Answers, *, is_first: bool) -> Iterator[dict[str, Any]]:
         if is_first:
-            delta = {"role": "assistant", "content": ""}
+            delta: dict[str, Any] = {"role": "assistant", "content": ""}
+            if self.called is not None:
+                delta |= {"content": None, "tool_calls": [{"index": 0, **self._call(answers, piece)}]}
             yield {"index": piece.index, "delta": delta, "logprobs": None, "finish_reason": None}
         delta = {"content": piece.text}
+        if self.called is not None:
+            delta = {"tool_calls": [{"index": 0, "function": {"arguments": piece.text}}]}
         yield {"index": piece.index, "delta": delta, **self._rest(piece, answers, is_first=is_first)}
+
+    def _call(self, answers: Answers, piece: Piece) -> dict[str, Any]:
+        """Return a call without its arguments."""
+        assert self.called is not None
+        call_id = f"call_{answers.record.request_id}_{piece.index}"
+        return {"id": call_id, "type": "function", "function": {"name": self.called.name, "arguments": ""}}
 
     def _rest(self, piece: Piece, answers: Answers, *, is_first: bool) -> dict[str, Any]:
         num_top = self.fields.top_logprobs or 0

@@ -8,14 +8,15 @@ from starlette.responses import Response
 
 from server.api.answers import CompletionShape, respond
 from server.api.body import read_request
-from server.api.generation import completion_request
+from server.api.generation import check_copies, completion_request
 from server.api.openapi import PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices
 from server.api.sse import unless_disconnected
 from server.fewshot.prompting import assemble
-from server.prompt import prepare_prompt
+from server.prompt import prepare_prompts
 from server.schemas.fewshot import FewShotCompletionRequest
 from server.schemas.generation import CompletionRequest
+from server.schemas.prompt import prompts_by_param
 from server.schemas.responses.completions import Completion, CompletionChunk, FewShotCompletion, FewShotCompletionChunk
 
 router = APIRouter()
@@ -26,11 +27,13 @@ router = APIRouter()
     **describe("Completions", body=CompletionRequest, response=Completion, chunk=CompletionChunk, errors=PROMPT),
 )
 async def create_completion(request: Request, services: GivenServices, record: GivenRecord) -> Response:
-    """Continue a prompt."""
+    """Continue a prompt, or each of several."""
     fields = await read_request(CompletionRequest, request, services)
-    prompt = await prepare_prompt(fields.prompt, services.model, services.intake)
-    generation = completion_request(fields, prompt, services.model)
-    return await respond(request, services, record, fields, generation, CompletionShape(fields))
+    prompts = prompts_by_param(fields.prompt)
+    check_copies(fields.structured_outputs, len(prompts))
+    prepared = await prepare_prompts(prompts, services.model, services.intake)
+    generations = [completion_request(fields, prompt, services.model) for prompt in prepared]
+    return await respond(request, services, record, fields, generations, CompletionShape(fields))
 
 
 @router.post(
@@ -55,4 +58,4 @@ async def create_fewshot_completion(request: Request, services: GivenServices, r
     generation = completion_request(
         fields, assembled.prompt, services.model, template=assembled.template, extras={"fewshot": report}
     )
-    return await respond(request, services, record, fields, generation, CompletionShape(fields))
+    return await respond(request, services, record, fields, [generation], CompletionShape(fields))

@@ -16,13 +16,14 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from model.prompt import EncodedPrompt
 from server.api.answer_text import token_text
 from server.api.body import JSONResponse, read_request
 from server.api.chat_prompt import prepare_chat
 from server.api.openapi import MEDIA, PROMPT, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
-from server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
+from server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedParameter
 from server.prompt import (
     PreparedPrompt,
     check_length,
@@ -35,7 +36,7 @@ from server.prompt import (
 from server.request_record import RequestRecord
 from server.schemas.models import DetokenizeRequest, EmbeddingsRequest, Inputs, InspectRequest, TokenizeRequest
 from server.schemas.prompt import MediaPart, Part, TextPart
-from server.schemas.responses.models import Embeddings, Inspection, Model, Models, Text, Tokens
+from server.schemas.responses.models import Embeddings, Inspection, Model, Models, Text, TokenizerInfo, Tokens
 from server.served_model import ServedModel
 from server.wire import AttentionMap, Inspect
 
@@ -82,7 +83,7 @@ def _card(services: Services) -> dict[str, Any]:
 async def tokenize(request: Request, services: GivenServices) -> Response:
     """Return the ids of a prompt as the model reads it, family markers included."""
     fields = await read_request(TokenizeRequest, request, services)
-    encoded = (await _prepare(fields, services)).encoded
+    encoded = await _encode(fields, services)
     body = {
         "tokens": encoded.token_ids,
         "media_index": encoded.media_index,
@@ -94,13 +95,37 @@ async def tokenize(request: Request, services: GivenServices) -> Response:
     return JSONResponse(body)
 
 
-async def _prepare(fields: TokenizeRequest, services: Services) -> PreparedPrompt:
+async def _encode(fields: TokenizeRequest, services: Services) -> EncodedPrompt:
+    model, intake = services.model, services.intake
     if (fields.prompt is None) == (not fields.messages):
         raise InvalidRequest("give either prompt or messages", param="prompt")
+    if not fields.add_special_tokens:
+        if not isinstance(fields.prompt, str):
+            raise UnsupportedParameter("only a text has tokens without special ones", param="add_special_tokens")
+        check_texts([fields.prompt], model, "prompt")
+        ids = await model.tokenize(model.tokenizer.encode_alone, fields.prompt)
+        return EncodedPrompt(token_ids=ids, media_index=[-1] * len(ids), media=[])
     if fields.prompt is not None:
-        return await prepare_prompt(fields.prompt, services.model, services.intake)
-    prompt, _ = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
-    return prompt
+        return (await prepare_prompt(fields.prompt, model, intake)).encoded
+    prompt, _ = await prepare_chat(fields.messages, fields.template, model, intake)
+    return prompt.encoded
+
+
+@router.get("/tokenizer_info", **describe("Model", response=TokenizerInfo))
+async def show_tokenizer(services: GivenServices) -> Response:
+    """Describe the tokenizer, as lm-eval reads it."""
+    model = services.model
+    prompt = model.config.prompt
+    return JSONResponse(
+        {
+            "bos_token": prompt.begin or None,
+            "eos_token": next((token for token in prompt.eos if token != prompt.end_of_chunk), None),
+            "pad_token": None,
+            "chat_template": None,
+            "vocab_size": len(model.tokenizer),
+            "model_max_length": model.max_model_len,
+        }
+    )
 
 
 @router.post("/detokenize", **describe("Model", body=DetokenizeRequest, response=Text))

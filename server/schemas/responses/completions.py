@@ -108,15 +108,40 @@ class ChatLogprobs(ResponseSchema):
     refusal: None
 
 
+class FunctionCall(ResponseSchema):
+    name: str
+    arguments: str = Field(description="JSON that conforms to the parameters of the function.")
+
+
+class ToolCall(ResponseSchema):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
 class ChatMessage(ResponseSchema):
     role: Literal["assistant"]
-    content: str
+    content: str | None = Field(description="null if a function is called.")
     refusal: None
+    tool_calls: list[ToolCall] | Absent = Field(None, description="The call of the function in `tool_choice`.")
+
+
+class FunctionCallDelta(ResponseSchema):
+    name: str | Absent = Field(None, description="In the first chunk of a choice.")
+    arguments: str
+
+
+class ToolCallDelta(ResponseSchema):
+    index: int
+    id: str | Absent = Field(None, description="In the first chunk of a choice.")
+    type: Literal["function"] | Absent = Field(None, description="In the first chunk of a choice.")
+    function: FunctionCallDelta
 
 
 class ChatDelta(ResponseSchema):
     role: Literal["assistant"] | Absent = Field(None, description="In the first chunk of a choice.")
-    content: str
+    content: str | None = Field(None, description="Absent or null if a function is called.")
+    tool_calls: list[ToolCallDelta] | Absent = Field(None, description="The call of the function in `tool_choice`.")
 
 
 class ChatChoice(ChoiceFields):

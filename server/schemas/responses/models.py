@@ -38,6 +38,17 @@ class Tokens(ResponseSchema):
     token_strs: list[str] | Absent = Field(None, description="With `return_token_strs`.")
 
 
+class TokenizerInfo(ResponseSchema):
+    """The special tokens by their spelling; `/tokenize` without special tokens returns the id of each."""
+
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: None
+    chat_template: None
+    vocab_size: int
+    model_max_length: int
+
+
 class Text(ResponseSchema):
     prompt: str
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from PIL import Image
 from flamboyance_client import (
     ApiError,
     AsyncClient,
-    BadRequest,
     Classification,
     Client,
     Completion,
+    Conflict,
     Example,
     NotFound,
     Retries,
@@ -80,7 +79,7 @@ def test_a_support_set_has_versions(client: Client) -> None:
     assert [*first.example_ids, *second.example_ids] == [
         example.id for example in client.support_sets.examples(first.id)
     ]
-    with pytest.raises(BadRequest) as caught:
+    with pytest.raises(Conflict) as caught:
         client.support_sets.put(first.id, EXAMPLES[:1], expected_version=1)
     assert (caught.value.status, caught.value.code) == (409, "version_conflict")
     third = client.support_sets.remove(first.id, ["red", "blue"])
@@ -129,16 +128,19 @@ def test_scores_embeddings_and_inspections(client: Client) -> None:
 
 
 def test_an_evaluation_completes_with_a_recommendation(client: Client, colours: SupportSet) -> None:
-    started = client.support_sets.evaluate("colours", k=[0, 1], strategies=["random"])
-    deadline = time.monotonic() + 120
-    while not (evaluation := client.evaluations.get(started.id)).is_over:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    evaluation = client.support_sets.evaluate("colours", wait=True, k=[0, 1], strategies=["random"])
     assert evaluation.status == "completed", evaluation.raw
+    assert evaluation.num_queries_done == evaluation.num_queries == 8
     assert len(evaluation.cells) == 2
     assert evaluation.recommendation is not None
-    assert started.id in [item.id for item in client.evaluations.list(support_set=colours.id)]
-    assert client.evaluations.delete(started.id)
+    assert evaluation.id in [item.id for item in client.evaluations.list(support_set=colours.id)]
+    assert client.evaluations.delete(evaluation.id)
+
+
+def test_a_set_that_exists_is_returned_if_that_is_permitted(client: Client, colours: SupportSet) -> None:
+    assert client.support_sets.create(name="colours", exist_ok=True) == client.support_sets.get("colours")
+    with pytest.raises(Conflict):
+        client.support_sets.create(name="colours")
 
 
 def test_warm_media_are_not_encoded_again(client: Client, colours: SupportSet) -> None:

@@ -15,6 +15,9 @@ import pytest
 from flamboyance_client import (
     AsyncClient,
     Client,
+    Conflict,
+    Evaluation,
+    EvaluationFailed,
     Unavailable,
     UnexpectedReply,
     async_resources,
@@ -177,6 +180,62 @@ def test_a_new_evaluation_is_accepted_and_not_over() -> None:
     )
     assert request.url.path == "/v1/support_sets/pets/evaluate"
     assert not evaluation.is_over
+
+
+PROGRESS = {"queries": 4, "queries_done": 1}
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
+def test_an_evaluation_is_waited_for(monkeypatch: pytest.MonkeyPatch, status: str) -> None:
+    for module in (resources, async_resources):
+        monkeypatch.setattr(module, "POLL_SECONDS", 0.001)
+    states = [{**EVALUATION, "status": state, "progress": PROGRESS} for state in ("running", "running", status)]
+
+    def client() -> tuple[httpx.MockTransport, list[dict[str, Any]]]:
+        remaining = list(states)
+
+        def handle(request: httpx.Request) -> httpx.Response:
+            if request.method == "POST":
+                return httpx.Response(202, json={"id": "ev_1", "status": "queued"})
+            return httpx.Response(200, json=remaining.pop(0))
+
+        return httpx.MockTransport(handle), remaining
+
+    async def wait(transport: httpx.MockTransport) -> Evaluation:
+        async with AsyncClient("http://server", transport=transport) as asynchronous:
+            return await asynchronous.support_sets.evaluate("pets", wait=True)
+
+    def wait_blocking(transport: httpx.MockTransport) -> Evaluation:
+        with Client("http://server", transport=transport) as blocking:
+            return blocking.support_sets.evaluate("pets", wait=True)
+
+    for run in (wait_blocking, lambda transport: asyncio.run(wait(transport))):
+        transport, remaining = client()
+        if status == "completed":
+            assert run(transport).recommendation == EVALUATION["recommendation"]
+        else:
+            with pytest.raises(EvaluationFailed, match=status):
+                run(transport)
+        assert not remaining
+
+
+def taken(code: str) -> Callable[[httpx.Request], httpx.Response]:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(409, json={"error": {"message": "no", "code": code}})
+        return httpx.Response(200, json=SET)
+
+    return handle
+
+
+def test_only_a_name_that_is_taken_may_exist() -> None:
+    with Client("http://server", transport=httpx.MockTransport(taken("name_taken"))) as client:
+        assert client.support_sets.create(name="pets", exist_ok=True).version == 2
+        with pytest.raises(Conflict):
+            client.support_sets.create(name="pets")
+    transport = httpx.MockTransport(taken("idempotency_conflict"))
+    with Client("http://server", transport=transport) as client, pytest.raises(Conflict):
+        client.support_sets.create(name="pets", exist_ok=True)
 
 
 def keys_of_attempts(send: Send) -> list[str | None]:

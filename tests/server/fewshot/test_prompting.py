@@ -11,10 +11,11 @@ from fastapi import FastAPI
 from server.api.services import Services
 from server.errors import InvalidRequest
 from server.fewshot.prompting import AssembledPrompt, assemble
-from server.prompt import prepare_prompt
+from server.prompt import prepare_prompts
 from server.schemas.base import read
 from server.schemas.fewshot import FewShotFields
 from server.schemas.generation import CompletionRequest
+from server.schemas.prompt import prompts_by_param
 from tests.server.conftest import data_url, image_part, png
 
 pytestmark = pytest.mark.anyio
@@ -34,7 +35,8 @@ async def assemble_from(services: Services, **body: Any) -> AssembledPrompt:
 async def by_hand(services: Services, *parts: Any) -> list[int]:
     prompt = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     fields = read(CompletionRequest, msgspec.json.encode({"prompt": prompt}))
-    return (await prepare_prompt(fields.prompt, services.model, services.intake)).encoded.token_ids
+    (prepared,) = await prepare_prompts(prompts_by_param(fields.prompt), services.model, services.intake)
+    return prepared.encoded.token_ids
 
 
 END = {"type": "end_of_chunk"}

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.generation import completion_request
+from server.api.generation import check_copies, completion_request
 from server.errors import InvalidRequest, MediaNotFound
 from server.media.intake import Intake
 from server.media.store import MediaStore
-from server.prompt import prepare_prompt
+from server.prompt import prepare_prompt, prepare_prompts
 from server.schemas.base import read
 from server.schemas.generation import CompletionRequest
+from server.schemas.prompt import prompts_by_param
 from server.settings import Settings
 from tests.server.conftest import data_url, image_part
 from tests.server.fakes import CONFIG, TOKENIZER, FakeClient, served_model
@@ -39,7 +40,7 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("prompt of a wrong type", {"prompt": 3}, 400, "invalid_value", "prompt"),
     ("empty text", {"prompt": ""}, 400, "invalid_value", "prompt"),
     ("no parts", {"prompt": []}, 400, "invalid_value", "prompt"),
-    ("several prompts", {"prompt": ["a", "b"]}, 422, "unsupported_parameter", "prompt[0]"),
+    ("a part of several prompts", {"prompt": ["a", {"type": "text"}]}, 400, "invalid_value", "prompt[1]"),
     ("unknown field", {"prompt": "x", "tempratur": 1}, 422, "unsupported_parameter", "tempratur"),
     ("unknown option", {"prompt": "x", "stream_options": {"x": 1}}, 422, "unsupported_parameter", "stream_options.x"),
     ("number as text", {"prompt": "x", "max_tokens": "3"}, 400, "invalid_value", "max_tokens"),
@@ -216,8 +217,10 @@ def test_any_json_is_accepted_or_the_error_names_a_field(body: dict[str, Any]) -
 def refusal(body: bytes) -> InvalidRequest | MediaNotFound | None:
     try:
         fields = read(CompletionRequest, body)
-        prompt = asyncio.run(prepare_prompt(fields.prompt, served_model(), INTAKE))
-        completion_request(fields, prompt, served_model())
+        prompts = prompts_by_param(fields.prompt)
+        check_copies(fields.structured_outputs, len(prompts))
+        for prompt in asyncio.run(prepare_prompts(prompts, served_model(), INTAKE)):
+            completion_request(fields, prompt, served_model())
     except (InvalidRequest, MediaNotFound) as error:
         return error
     return None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar, Unpack
 
 from flamboyance_client.api import Api, Call
+from flamboyance_client.errors import Conflict
 from flamboyance_client.fewshot import Example, Query
 from flamboyance_client.options import EvaluateOptions, FewShotOptions, NewSet, SearchOptions, SetChanges, WarmOptions
+from flamboyance_client.progress import POLL_SECONDS, completed, progress_bar
 from flamboyance_client.prompt import Media
 from flamboyance_client.records import Evaluation, Page, StoredExample, StoredMedia, SupportSet
 from flamboyance_client.replies import Completion
-from flamboyance_client.stored import PAGE, EvaluationCalls, ImageCalls, SupportSetCalls
+from flamboyance_client.stored import NAME_TAKEN, PAGE, EvaluationCalls, ImageCalls, SupportSetCalls
 
 Reply = TypeVar("Reply")
 
@@ -66,9 +69,17 @@ class AsyncSupportSets:
 
     def __init__(self, send: Send, model: str | None) -> None:
         self._calls, self._send = SupportSetCalls(model=model), send
+        self._evaluations = EvaluationCalls()
 
-    async def create(self, **fields: Unpack[NewSet]) -> SupportSet:
-        return await self._send(self._calls.create(fields))
+    async def create(self, *, exist_ok: bool = False, **fields: Unpack[NewSet]) -> SupportSet:
+        """Create a set. With `exist_ok`, a set that has the name already is returned as it is."""
+        try:
+            return await self._send(self._calls.create(fields))
+        except Conflict as conflict:
+            name = fields.get("name")
+            if not exist_ok or conflict.code != NAME_TAKEN or name is None:
+                raise
+            return await self.get(name)
 
     async def get(self, name: str, *, version: int | None = None) -> SupportSet:
         return await self._send(self._calls.get(name, version))
@@ -101,9 +112,20 @@ class AsyncSupportSets:
     async def warm(self, name: str, **options: Unpack[WarmOptions]) -> SupportSet:
         return await self._send(self._calls.warm(name, options))
 
-    async def evaluate(self, name: str, **options: Unpack[EvaluateOptions]) -> Evaluation:
-        """Start a leave-one-out evaluation; `evaluations.get` returns its progress."""
-        return await self._send(self._calls.evaluate(name, options))
+    async def evaluate(self, name: str, *, wait: bool = False, **options: Unpack[EvaluateOptions]) -> Evaluation:
+        """Start a leave-one-out evaluation. With `wait`, return it when it is over, with a progress bar on a terminal.
+
+        Without, `evaluations.get` returns its progress. Raises `EvaluationFailed` if it is waited for and fails.
+        """
+        evaluation = await self._send(self._calls.evaluate(name, options))
+        if not wait:
+            return evaluation
+        with progress_bar(evaluation) as show:
+            while not evaluation.is_over:
+                await asyncio.sleep(POLL_SECONDS)
+                evaluation = await self._send(self._evaluations.get(evaluation.id))
+                show(evaluation)
+        return completed(evaluation)
 
 
 class AsyncEvaluations:

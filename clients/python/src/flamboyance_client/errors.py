@@ -8,10 +8,12 @@
     │   ├── BadRequest        400, 413, 415, 422 and other 4xx: the request is invalid
     │   ├── NotAuthorised     401, 403
     │   ├── NotFound          404: no such model, image or route
+    │   ├── Conflict          409: the name of a support set is taken, its version is another one, or a media item is in use
     │   ├── Unavailable       408, 429, 503: temporary; `retry_after` is set if the server states a delay, and
     │   │                     `should_retry` if it states whether the same request may be sent again
     │   ├── ServerFault       any other 5xx
     │   └── StreamFailed      the stream started normally and then carried an error event
+    ├── EvaluationFailed      an evaluation that was waited for has failed, or was cancelled
     └── UnexpectedReply       the reply does not have the documented form, or ended too early
 
 A mistake in a call (an unknown option, an unreadable file) raises Python's own TypeError, ValueError or OSError.
@@ -37,6 +39,10 @@ class NotConnected(TransportError):
 
 
 class TimedOut(TransportError):
+    pass
+
+
+class EvaluationFailed(FlamboyanceError):
     pass
 
 
@@ -84,6 +90,10 @@ class NotFound(ApiError):
     pass
 
 
+class Conflict(ApiError):
+    pass
+
+
 class Unavailable(ApiError):
     pass
 
@@ -101,6 +111,7 @@ ERROR_TYPES: Mapping[int, type[ApiError]] = {
     403: NotAuthorised,
     404: NotFound,
     408: Unavailable,
+    409: Conflict,
     429: Unavailable,
     503: Unavailable,
 }

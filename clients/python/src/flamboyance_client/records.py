@@ -171,6 +171,19 @@ class Evaluation:
     def is_over(self) -> bool:
         return self.status in ("completed", "failed", "cancelled")
 
+    @property
+    def num_queries(self) -> int:
+        return self._progress("queries")
+
+    @property
+    def num_queries_done(self) -> int:
+        return self._progress("queries_done")
+
+    def _progress(self, name: str) -> int:
+        progress = self.raw.get("progress") or {}
+        number: int = progress.get(name, 0)
+        return number
+
     @classmethod
     def parse(cls, values: Json) -> Self:
         return cls(

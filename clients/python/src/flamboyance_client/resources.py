@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar, Unpack
 
 from flamboyance_client.api import Api, Call
+from flamboyance_client.errors import Conflict
 from flamboyance_client.fewshot import Example, Query
 from flamboyance_client.options import EvaluateOptions, FewShotOptions, NewSet, SearchOptions, SetChanges, WarmOptions
+from flamboyance_client.progress import POLL_SECONDS, completed, progress_bar
 from flamboyance_client.prompt import Media
 from flamboyance_client.records import Evaluation, Page, StoredExample, StoredMedia, SupportSet
 from flamboyance_client.replies import Completion
-from flamboyance_client.stored import PAGE, EvaluationCalls, ImageCalls, SupportSetCalls
+from flamboyance_client.stored import NAME_TAKEN, PAGE, EvaluationCalls, ImageCalls, SupportSetCalls
 
 Reply = TypeVar("Reply")
 
@@ -64,9 +67,17 @@ class SupportSets:
 
     def __init__(self, send: Send, model: str | None) -> None:
         self._calls, self._send = SupportSetCalls(model=model), send
+        self._evaluations = EvaluationCalls()
 
-    def create(self, **fields: Unpack[NewSet]) -> SupportSet:
-        return self._send(self._calls.create(fields))
+    def create(self, *, exist_ok: bool = False, **fields: Unpack[NewSet]) -> SupportSet:
+        """Create a set. With `exist_ok`, a set that has the name already is returned as it is."""
+        try:
+            return self._send(self._calls.create(fields))
+        except Conflict as conflict:
+            name = fields.get("name")
+            if not exist_ok or conflict.code != NAME_TAKEN or name is None:
+                raise
+            return self.get(name)
 
     def get(self, name: str, *, version: int | None = None) -> SupportSet:
         return self._send(self._calls.get(name, version))
@@ -99,9 +110,20 @@ class SupportSets:
     def warm(self, name: str, **options: Unpack[WarmOptions]) -> SupportSet:
         return self._send(self._calls.warm(name, options))
 
-    def evaluate(self, name: str, **options: Unpack[EvaluateOptions]) -> Evaluation:
-        """Start a leave-one-out evaluation; `evaluations.get` returns its progress."""
-        return self._send(self._calls.evaluate(name, options))
+    def evaluate(self, name: str, *, wait: bool = False, **options: Unpack[EvaluateOptions]) -> Evaluation:
+        """Start a leave-one-out evaluation. With `wait`, return it when it is over, with a progress bar on a terminal.
+
+        Without, `evaluations.get` returns its progress. Raises `EvaluationFailed` if it is waited for and fails.
+        """
+        evaluation = self._send(self._calls.evaluate(name, options))
+        if not wait:
+            return evaluation
+        with progress_bar(evaluation) as show:
+            while not evaluation.is_over:
+                time.sleep(POLL_SECONDS)
+                evaluation = self._send(self._evaluations.get(evaluation.id))
+                show(evaluation)
+        return completed(evaluation)
 
 
 class Evaluations:

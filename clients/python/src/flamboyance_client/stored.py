@@ -15,6 +15,8 @@ from flamboyance_client.prompt import Media, encode_media, is_url
 from flamboyance_client.records import Evaluation, Page, StoredExample, StoredMedia, SupportSet, is_deleted
 
 PAGE = 100
+# the code of the error for a name that another support set has
+NAME_TAKEN = "name_taken"
 
 
 class ImageCalls:

@@ -171,16 +171,79 @@ async def test_a_grammar_reaches_the_engine(
     assert client.requests[0].sampling.grammar == grammar
 
 
-CALL = {"type": "function", "function": {"name": "f"}}
+CALL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+@pytest.mark.parametrize("choice", [named("f"), "required"])
+async def test_a_named_function_is_called(http: httpx.AsyncClient, client: FakeClient, choice: Any) -> None:
+    client.answer = '{"animal":"a cat"}'
+    (answer,) = (await chat(http, tools=[CALL], tool_choice=choice, max_tokens=40))["choices"]
+    assert answer["finish_reason"] == "stop"
+    (call,) = answer["message"].pop("tool_calls")
+    assert answer["message"] == {"role": "assistant", "content": None, "refusal": None}
+    assert call.pop("id").startswith("call_")
+    assert call == {"type": "function", "function": {"name": "f", "arguments": client.answer}}
+    assert client.requests[0].sampling.grammar == Grammar(kind="json", text=json.dumps(SCHEMA, separators=(",", ":")))
+
+
+async def test_a_function_without_parameters_takes_an_object(http: httpx.AsyncClient, client: FakeClient) -> None:
+    await chat(http, tools=[named("f"), CALL], tool_choice=named("f"))
+    assert client.requests[0].sampling.grammar == Grammar(kind="json", text='{"type":"object"}')
+
+
+async def test_a_call_streams_its_arguments(http: httpx.AsyncClient, client: FakeClient) -> None:
+    client.answer = '{"animal":"a cat"}'
+    chunks = await stream(http, tools=[CALL], tool_choice=named("f"), max_tokens=40)
+    (first, *rest) = [chunk["choices"][0]["delta"] for chunk in chunks]
+    (begun,) = first["tool_calls"]
+    assert (first["role"], first["content"], begun["function"]) == ("assistant", None, {"name": "f", "arguments": ""})
+    assert "".join(delta["tool_calls"][0]["function"]["arguments"] for delta in rest) == client.answer
+    assert {delta["tool_calls"][0]["index"] for delta in [first, *rest]} == {0}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [CALL], "tool_choice": "none"},
+        {"tools": [], "tool_choice": "auto"},
+        {"metadata": {}, "service_tier": "auto", "reasoning_effort": "none", "verbosity": "medium"},
+        {"metadata": None, "service_tier": None, "reasoning_effort": None, "chat_template_kwargs": None},
+        {"parallel_tool_calls": False, "prompt_cache_key": "x", "safety_identifier": "y", "chat_template_kwargs": {}},
+    ],
+)
+async def test_values_that_ask_for_what_is_done_anyway_are_accepted(
+    http: httpx.AsyncClient, client: FakeClient, fields: dict[str, Any]
+) -> None:
+    (answer,) = (await chat(http, **fields))["choices"]
+    assert answer["message"]["content"] == "a cat"
+    assert client.requests[0].sampling.grammar is None
 
 
 @pytest.mark.parametrize(
     ("fields", "status", "param"),
     [
-        ({"tools": [CALL]}, 422, "tools"),
+        ({"tools": [CALL]}, 422, "tool_choice"),
+        ({"tools": [CALL], "tool_choice": "auto"}, 422, "tool_choice"),
+        ({"tools": [CALL, CALL], "tool_choice": "required"}, 422, "tool_choice"),
+        ({"tool_choice": "required"}, 422, "tool_choice"),
+        ({"tools": [CALL], "tool_choice": named("g")}, 400, "tool_choice.function.name"),
+        (
+            {"tools": [CALL], "tool_choice": named("f"), "response_format": {"type": "json_object"}},
+            400,
+            "tool_choice",
+        ),
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, 422, "tools[0].custom"),
+        ({"metadata": {"a": "b"}}, 400, "metadata"),
+        ({"service_tier": "flex"}, 400, "service_tier"),
+        ({"reasoning_effort": "high"}, 400, "reasoning_effort"),
+        ({"verbosity": "low"}, 400, "verbosity"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, 400, "chat_template_kwargs"),
         ({"audio": {"voice": "x"}}, 422, "audio"),
         ({"modalities": ["text", "audio"]}, 400, "modalities[1]"),
-        ({"tool_choice": "auto"}, 400, "tool_choice"),
         ({"store": True}, 400, "store"),
         ({"echo": True}, 422, "echo"),
         ({"messages": []}, 400, "messages"),

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.server.conftest import image_part
-from tests.server.fakes import TOKENIZER
+from tests.server.fakes import EOS, TOKENIZER
 
 pytestmark = pytest.mark.anyio
 
@@ -36,6 +36,26 @@ async def test_tokenize_returns_the_token_ids_of_a_chat(http: httpx.AsyncClient)
     body = (await http.post("/tokenize", json={"messages": messages, "return_token_strs": True})).json()
     assert body["tokens"] == [TOKENIZER.media_token_id, *TOKENIZER.encode_plain("ab")]
     assert body["token_strs"] == ["<image>", "a", "b"]
+
+
+async def test_a_text_may_be_tokenized_without_special_tokens(http: httpx.AsyncClient) -> None:
+    for text, ids in {
+        "ab": TOKENIZER.encode_plain("ab"),
+        "</s>": [EOS],
+        "a</s>": TOKENIZER.encode_plain("a</s>"),
+    }.items():
+        body = (await http.post("/tokenize", json={"prompt": text, "add_special_tokens": False})).json()
+        assert body["tokens"] == ids
+    for fields in ({"prompt": [1, 2]}, {"messages": [{"role": "user", "content": "a"}]}):
+        response = await http.post("/tokenize", json={**fields, "add_special_tokens": False})
+        assert (response.status_code, response.json()["error"]["param"]) == (422, "add_special_tokens")
+
+
+async def test_the_tokenizer_names_its_special_tokens(http: httpx.AsyncClient) -> None:
+    info = (await http.get("/tokenizer_info")).json()
+    assert (info["eos_token"], info["bos_token"], info["vocab_size"]) == ("</s>", None, len(TOKENIZER))
+    body = (await http.post("/tokenize", json={"prompt": info["eos_token"], "add_special_tokens": False})).json()
+    assert body["tokens"] == [EOS]
 
 
 @pytest.mark.parametrize("fields", [{}, {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}])
