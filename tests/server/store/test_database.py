@@ -333,6 +333,17 @@ async def test_a_damaged_file_is_named_and_refused_until_it_is_replaced(
     assert await sqlite.read(count) == 1
 
 
+async def test_a_missing_table_is_reported_as_damage(database: Database) -> None:
+    def drop(session: Session, now: float) -> None:
+        session.execute(text("DROP TABLE embeddings"))
+
+    await database.write(put_a)
+    await database.write(drop)
+    for transaction in (database.read(count), database.write(put_a)):
+        with pytest.raises(DatabaseUnavailable, match="the database is damaged"):
+            await transaction
+
+
 async def test_a_slow_transaction_takes_no_thread_of_other_work(sqlite: Database) -> None:
     released = threading.Event()
     slow = [asyncio.create_task(sqlite.read(lambda session, now: released.wait(60))) for _ in range(40)]
