@@ -98,14 +98,15 @@ class DatabaseFile:
 
     def is_replaced(self) -> bool:
         """Return whether the path names another file than at the last call. Raises `DatabaseUnavailable` if none."""
+        before = self._identity  # read first: another thread may create the file at any time
         try:
             status = self._path.stat()
         except OSError:
-            if self._identity is None:
+            if before is None:
                 return False  # it is created at the first connection
             logger.error("the database file is missing", extra={"file": str(self._path)})
             raise DatabaseUnavailable("the database file is missing") from None
-        before, self._identity = self._identity, (status.st_dev, status.st_ino)
+        self._identity = (status.st_dev, status.st_ino)
         is_replaced = before not in (None, self._identity)
         self._is_damaged = self._is_damaged and not is_replaced
         return is_replaced
