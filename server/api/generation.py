@@ -22,6 +22,18 @@ from server.wire import Grammar, Sampling
 
 # of the structured outputs of all prompts of a request
 MAX_COPIED_BYTES = 2**24
+# a beam search draws no token, and ranks by the model's own log-probabilities: fields, and their values without effect
+WITHOUT_BEAM_SEARCH: Mapping[str, Sequence[Any]] = {
+    "temperature": (0, 1),
+    "top_p": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "logit_bias": ({},),
+}
+WITH_BEAM_SEARCH = ("length_penalty", "early_stopping")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +102,7 @@ def _sampling(
 
     If the context has too little room, the default of `max_tokens` is reduced, and a requested one is refused.
     """
+    _check_beam_fields(fields)
     max_tokens = fields.max_tokens
     if "max_tokens" not in fields.model_fields_set:
         max_tokens = min(max_tokens, max(0, model.max_model_len - prompt.num_tokens))
@@ -133,11 +146,31 @@ def _stop_token_ids(fields: GenerationFields, template: Template | None, model: 
     return tuple(ids)
 
 
+def _check_beam_fields(fields: GenerationFields) -> None:
+    """Refuse what would have no effect. Raises `UnsupportedParameter`."""
+    if fields.use_beam_search:
+        for name, accepted in WITHOUT_BEAM_SEARCH.items():
+            if getattr(fields, name) not in accepted:
+                message = f"{name} does not go with use_beam_search, which accepts {_written(accepted)}"
+                raise UnsupportedParameter(message, param=name)
+        return
+    for name in WITH_BEAM_SEARCH:
+        if getattr(fields, name) != GenerationFields.model_fields[name].default:
+            raise UnsupportedParameter(f"{name} needs use_beam_search", param=name)
+    if fields.best_of not in (None, fields.n):
+        raise UnsupportedParameter("best_of other than n needs use_beam_search", param="best_of")
+
+
+def _written(accepted: Sequence[Any]) -> str:
+    return "only " + " or ".join(msgspec.json.encode(value).decode() for value in accepted)
+
+
 def _beam_width(fields: GenerationFields) -> int:
-    """Return the number of beams, 0 without a beam search. Raises `InvalidRequest` and `UnsupportedParameter`."""
+    """Return the number of beams, 0 without a beam search. Raises `InvalidRequest`.
+
+    A search keeps `best_of` beams and answers with the `n` best.
+    """
     if not fields.use_beam_search:
-        if fields.best_of not in (None, fields.n):
-            raise UnsupportedParameter("best_of other than n needs use_beam_search", param="best_of")
         return 0
     width = max(BEAM_WIDTH, fields.n) if fields.best_of is None else fields.best_of
     if width < fields.n:

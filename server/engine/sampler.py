@@ -101,7 +101,9 @@ class Sampler:
         sequences = [result.row.sequence for result in results]
         for result, sequence, row in zip(results, sequences, logits, strict=True):
             if width := sequence.sampling.beam_width:
-                result.candidates = self.candidates(row.log_softmax(-1), num_candidates(width))
+                logprobs = row.log_softmax(-1)
+                self._keep_from_ending(logprobs, sequence)
+                result.candidates = self.candidates(logprobs, num_candidates(width))
         return self.sample(torch.stack(logits), sequences) if logits else (torch.empty(0), torch.empty(0))
 
     def sample(self, logits: Tensor, sequences: abc.Sequence[Sequence]) -> tuple[Tensor, Tensor]:
@@ -132,18 +134,18 @@ class Sampler:
         return self._suppressed
 
     def candidates(self, logprobs: Tensor, count: int) -> list[tuple[int, float]]:
-        """Return a beam's `count` best next tokens from its log-probabilities [V], best first."""
+        """Return a beam's `count` best next tokens, or all there are, from its log-probabilities [V], best first."""
         allowed = logprobs.index_fill(0, self._suppressed_on(logprobs.device), -torch.inf)
         values, ids = allowed.topk(min(count, len(allowed)))
-        return list(zip(ids.tolist(), values.tolist(), strict=True))
+        pairs = zip(ids.tolist(), values.tolist(), strict=True)
+        return [(token_id, logprob) for token_id, logprob in pairs if logprob > -torch.inf]
 
     def _shape(self, row: Tensor, sequence: Sequence) -> None:
         sampling = sequence.sampling
         if sequence.matcher is not None:
             allowed = torch.from_numpy(sequence.matcher.allowed(len(row)))
             row.masked_fill_(~allowed.to(row.device), -torch.inf)
-        if sequence.num_output_tokens < sampling.min_tokens:
-            row[self._eos + list(sampling.stop_token_ids)] = -torch.inf
+        self._keep_from_ending(row, sequence)
         if sampling.logit_bias:
             ids = list(sampling.logit_bias)
             row[ids] += torch.tensor([sampling.logit_bias[i] for i in ids], device=row.device)
@@ -151,6 +153,11 @@ class Sampler:
             _penalise_repetition(row, set(sequence.token_ids), sampling.repetition_penalty)
         if sampling.presence_penalty or sampling.frequency_penalty:
             _penalise_presence(row, Counter(sequence.token_ids[sequence.num_prompt_tokens :]), sampling)
+
+    def _keep_from_ending(self, row: Tensor, sequence: Sequence) -> None:
+        """Forbid the tokens that end the sequence, logits or log-probabilities [V], before `min_tokens`."""
+        if sequence.num_output_tokens < sequence.sampling.min_tokens:
+            row[self._eos + list(sequence.sampling.stop_token_ids)] = -torch.inf
 
 
 def _reads_greedy_token(row: Row) -> bool:

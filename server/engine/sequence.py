@@ -12,7 +12,7 @@ from model.prompt import EncodedPrompt
 from server.engine.caches import block_hash
 from server.engine.shares import Account
 from server.grammar import Matcher
-from server.wire import Sampling
+from server.wire import Sampling, TokenLogprob
 
 
 class Order(NamedTuple):
@@ -68,7 +68,7 @@ class Sequence:
         self.step = 0  # the last step that it takes part in
         seed = sampling.seed
         self.random = random.Random(f"{seed}/{index}" if index and seed is not None else seed)
-        self.logprobs: list[float] = []  # of generated tokens, in a beam search
+        self.logprobs: list[TokenLogprob] = []  # of generated tokens, in a beam search
         self.matcher: Matcher | None = None
         self.targets = targets or {}
         # positions after which log-probabilities are reported

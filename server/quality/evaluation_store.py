@@ -7,13 +7,14 @@ resumes after the last finished cell, so no finished work is lost.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import JSON, ForeignKey, String, func, insert, select, update
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from server.errors import EvaluationNotFound, Overloaded
 from server.store.database import Base, Database, new_id
@@ -21,9 +22,12 @@ from server.store.database import Base, Database, new_id
 ID_PREFIX = "eval_"
 LEASE_SECONDS = 30.0
 MAX_UNFINISHED = 64
+# a full queue is taken as full for as long, so that a refusal costs less than the request, and reads no support set
+FULL_SECONDS = 1.0
 
 Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 UNFINISHED: tuple[Status, ...] = ("queued", "running")
+FULL = f"{MAX_UNFINISHED} evaluations are unfinished, no more are accepted"
 
 
 class EvaluationRow(Base):
@@ -78,8 +82,14 @@ class Evaluations:
     def __init__(self, database: Database) -> None:
         self.added = asyncio.Event()
         self._database = database
+        self._full_until = 0.0
 
     # for clients
+
+    def check_room(self) -> None:
+        """Refuse an evaluation before any work for it, if too many were unfinished just now. Raises `Overloaded`."""
+        if time.monotonic() < self._full_until:
+            raise Overloaded(FULL)
 
     async def create(self, support_set: str, version: int, plan: Mapping[str, Any]) -> Evaluation:
         """Queue an evaluation. Raises `Overloaded` if too many are unfinished."""
@@ -88,7 +98,7 @@ class Evaluations:
             count = select(func.count()).select_from(EvaluationRow).where(EvaluationRow.status.in_(UNFINISHED))
             num_unfinished = session.scalar(count) or 0
             if num_unfinished >= MAX_UNFINISHED:
-                raise Overloaded(f"{num_unfinished} evaluations are unfinished, the limit is {MAX_UNFINISHED}")
+                raise Overloaded(FULL)
             row = EvaluationRow(
                 id=new_id(ID_PREFIX),
                 support_set=support_set,
@@ -101,7 +111,12 @@ class Evaluations:
             session.flush()
             return _without_cells(row)
 
-        evaluation = await self._database.write(add)
+        self.check_room()
+        try:
+            evaluation = await self._database.write(add)
+        except Overloaded:
+            self._full_until = time.monotonic() + FULL_SECONDS
+            raise
         self.added.set()
         return evaluation
 
@@ -126,20 +141,30 @@ class Evaluations:
             session.flush()
             return _with_cells(session, row)
 
-        return await self._database.write(end)
+        evaluation = await self._database.write(end)
+        self._full_until = 0.0
+        return evaluation
 
     async def delete(self, evaluation_id: str) -> None:
         """Delete an evaluation with its cells. Raises `EvaluationNotFound`."""
         await self._database.write(lambda session, now: session.delete(_find(session, evaluation_id, lock=True)))
+        self._full_until = 0.0
 
     # for the server that runs them
 
     async def claim(self, holder: str) -> Evaluation | None:
-        """Lease the oldest unfinished evaluation that no server holds, if any."""
+        """Lease an unfinished evaluation that no server holds, if any.
+
+        Those that were interrupted come first; then support sets take turns, and each begins its oldest evaluation.
+        """
+        other = aliased(EvaluationRow)
+        last_start = select(func.max(other.started_at)).where(other.support_set == EvaluationRow.support_set)
+        turn = func.coalesce(last_start.scalar_subquery(), 0.0)
 
         def take(session: Session, now: float) -> Evaluation | None:
             is_free = (EvaluationRow.status.in_(UNFINISHED), EvaluationRow.held_until <= now)
-            query = select(EvaluationRow).where(*is_free).order_by(EvaluationRow.id).limit(1)
+            order = (EvaluationRow.started_at.is_(None), turn, EvaluationRow.id)
+            query = select(EvaluationRow).where(*is_free).order_by(*order).limit(1)
             row = session.scalar(query.with_for_update(skip_locked=True))
             if row is None:
                 return None
@@ -175,6 +200,7 @@ class Evaluations:
         """End an evaluation, unless this holder no longer has the lease."""
         end: dict[str, Any] = {"status": status, "error": error, "held_until": 0.0}
         await self._database.write(lambda session, now: _change(session, evaluation_id, holder, finished_at=now, **end))
+        self._full_until = 0.0
 
     async def release(self, holder: str) -> None:
         """End the leases of this holder: another server, or this one after a restart, may resume at once."""

@@ -61,9 +61,13 @@ class GenerationFields(PrioritizedRequest):
     include_stop_str_in_output: bool = Field(False, description="The text ends after the stop string.")
     n: int = Field(1, ge=1, le=MAX_ANSWERS, description="The number of answers.")
     best_of: int | None = Field(None, ge=1, le=MAX_ANSWERS, description="Beams; without it 3, or `n` if it is more.")
-    use_beam_search: bool = Field(False, description="Search with beams, and return the `n` best answers.")
-    length_penalty: float = Field(1.0, ge=-10, le=10, description="Of the beam search.")
-    early_stopping: bool = Field(False, description="Of the beam search.")
+    use_beam_search: bool = Field(
+        False,
+        description="Search with beams, and return the `n` best answers. Excludes `top_p`, `top_k`, `min_p`, penalties, "
+        "`logit_bias`, `structured_outputs`, and a `temperature` other than 0 and 1.",
+    )
+    length_penalty: float = Field(1.0, ge=-10, le=10, description="Only with a beam search.")
+    early_stopping: bool = Field(False, description="Only with a beam search.")
     structured_outputs: StructuredOutputs | None = None
     stream: bool = Field(False, description="Return server-sent events.")
     stream_options: StreamOptions = StreamOptions()

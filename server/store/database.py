@@ -47,6 +47,8 @@ DAMAGE = (
     *("disk image is malformed", "malformed database schema", "is not a database", "no such table"),
     *("invalid page in block", "could not read block"),
 )
+# PostgreSQL's undefined_table, data_corrupted and index_corrupted, whose messages may be in any language
+DAMAGE_STATES = {"42P01", "XX001", "XX002"}
 # parameters of one statement: SQLite accepts 32766
 MAX_PARAMETERS = 1000
 
@@ -96,14 +98,15 @@ class DatabaseFile:
 
     def is_replaced(self) -> bool:
         """Return whether the path names another file than at the last call. Raises `DatabaseUnavailable` if none."""
+        before = self._identity  # read first: another thread may create the file at any time
         try:
             status = self._path.stat()
         except OSError:
-            if self._identity is None:
+            if before is None:
                 return False  # it is created at the first connection
             logger.error("the database file is missing", extra={"file": str(self._path)})
             raise DatabaseUnavailable("the database file is missing") from None
-        before, self._identity = self._identity, (status.st_dev, status.st_ino)
+        self._identity = (status.st_dev, status.st_ino)
         is_replaced = before not in (None, self._identity)
         self._is_damaged = self._is_damaged and not is_replaced
         return is_replaced
@@ -191,7 +194,7 @@ class Database:
                     return transaction(session, time.time())
             except exc.DBAPIError as error:
                 if not _is_contention(error):
-                    if self._file is not None and _is_damage(str(error.orig)):
+                    if self._file is not None and _is_damage(error):
                         self._file.mark_damaged()
                     raise _refusal(error) from error
                 if attempt == MAX_ATTEMPTS:
@@ -296,27 +299,32 @@ def _create_tables(session: Session, _now: float) -> None:
 
 
 def _is_contention(error: exc.DBAPIError) -> bool:
-    state = getattr(error.orig, "sqlstate", None)
-    return state in RETRIED_STATES or "FOREIGN KEY" in str(error.orig) or "UNIQUE constraint" in str(error.orig)
+    return _state(error) in RETRIED_STATES or "FOREIGN KEY" in str(error.orig) or "UNIQUE constraint" in str(error.orig)
 
 
 def _refusal(error: exc.DBAPIError) -> Exception:
     message = str(error.orig)
     is_failure = isinstance(error, exc.OperationalError | exc.InterfaceError) or error.connection_invalidated
-    if is_failure or _is_damage(message):
-        reason = _reason(message)
+    if is_failure or _is_damage(error):
+        reason = _reason(error)
         logger.error(reason, extra={"error": message.strip()})
         return DatabaseUnavailable(reason)
     return error
 
 
-def _is_damage(message: str) -> bool:
-    return any(part in message for part in DAMAGE)
+def _is_damage(error: exc.DBAPIError) -> bool:
+    return _state(error) in DAMAGE_STATES or any(part in str(error.orig) for part in DAMAGE)
 
 
-def _reason(message: str) -> str:
+def _state(error: exc.DBAPIError) -> str | None:
+    """Return PostgreSQL's code of an error."""
+    return getattr(error.orig, "sqlstate", None)
+
+
+def _reason(error: exc.DBAPIError) -> str:
     """Return our words for a driver's message."""
-    if _is_damage(message):
+    message = str(error.orig)
+    if _is_damage(error):
         return DAMAGED
     if "disk is full" in message or "No space left" in message or "could not extend" in message:
         return "the database cannot be written: its disk is full"

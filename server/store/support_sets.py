@@ -202,7 +202,11 @@ class SupportSets:
                 return answer
             change = partial(_once, change, scope, key)
         media = {media.id: media for example in examples for media in example.media}
-        info = await self._media.write(media, change)
+        try:
+            info = await self._media.write(media, change)
+        except asyncio.CancelledError:
+            self.changed.set()  # a transaction that has begun was completed
+            raise
         self.changed.set()
         return info
 

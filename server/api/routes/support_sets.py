@@ -10,8 +10,9 @@ import hashlib
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -88,15 +89,15 @@ async def create_support_set(request: Request, services: GivenServices) -> Respo
     """Create a support set."""
     body = await read_body(request, services.settings)
     fields = read(CreateRequest, body)
-    info = await services.support_sets.create(
+    store = partial(
+        services.support_sets.create,
         fields.name,
-        await read_examples(fields.examples, services.intake),
         expires_at=fields.end(time.time()),
         is_pinned=fields.pinned,
         metadata=fields.metadata,
         idempotency_key=_idempotency_key(request, body),
     )
-    return JSONResponse(_put_card(info, services))
+    return await _store(fields.examples, store, request, services)
 
 
 @router.get(
@@ -168,13 +169,13 @@ async def put_examples(support_set: str, request: Request, services: GivenServic
     """Add examples, or replace those with the same ids."""
     body = await read_body(request, services.settings)
     fields = read(PutExamplesRequest, body)
-    info = await services.support_sets.put_examples(
+    store = partial(
+        services.support_sets.put_examples,
         support_set,
-        await read_examples(fields.examples, services.intake),
         expected_version=fields.expected_version,
         idempotency_key=_idempotency_key(request, body),
     )
-    return JSONResponse(_put_card(info, services))
+    return await _store(fields.examples, store, request, services)
 
 
 @router.get(
@@ -284,6 +285,20 @@ async def _search(name: str, fields: SearchRequest, record: RequestRecord, servi
         "strategy": fields.strategy,
         "data": [{**_example_card(support_set.examples[hit.index]), "score": hit.score} for hit in similar],
     }
+
+
+async def _store(
+    examples: Sequence[ExampleFields],
+    store: Callable[[list[NewExample]], Coroutine[Any, Any, SupportSetInfo]],
+    request: Request,
+    services: Services,
+) -> Response:
+    """Read the media of new examples and store the version, unless the client disconnects before it is written."""
+
+    async def work() -> SupportSetInfo:
+        return await store(await read_examples(examples, services.intake))
+
+    return JSONResponse(_put_card(await unless_disconnected(request.receive, work()), services))
 
 
 def _idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:

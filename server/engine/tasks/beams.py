@@ -19,24 +19,24 @@ from server.engine.tasks.task import RequestError
 from server.grammar import Grammars
 from server.wire import FinishReason, Generate, Outbound, Token, TokenLogprob
 
-Candidates = list[tuple[int, float]]  # (token id, log-probability), best first
-
 
 class Move(NamedTuple):
     """A beam that continues: `parent` with one more token."""
 
     parent: Sequence
-    token_id: int
-    logprob: float
+    logprob: TokenLogprob
+
+    @property
+    def token_id(self) -> int:
+        return self.logprob.token_id
 
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """An answer that has ended: its score, and its tokens with their log-probabilities."""
+    """An answer that has ended: its score, and its tokens' log-probabilities."""
 
     score: float
-    token_ids: list[int]
-    logprobs: list[float]
+    logprobs: list[TokenLogprob]
     is_stopped: bool  # by a stop token, not by max_tokens
 
 
@@ -54,7 +54,7 @@ class BeamAnswers(Answers):
         super().__init__(request, order, scheduler, eos_ids, grammars)
         _check_blocks(request, scheduler.config)
         self._sampling = request.sampling
-        self._reported: dict[Sequence, Candidates] = {}
+        self._reported: list[Result] = []
         self._ended: list[Hypothesis] = []  # the best, best first
 
     def _create_sequences(self, order: Order) -> list[Sequence]:
@@ -69,7 +69,7 @@ class BeamAnswers(Answers):
 
     def _advance(self, result: Result) -> Iterable[Outbound]:
         """Note the candidates of one beam; after the last one, all beams take their step."""
-        self._reported[result.row.sequence] = result.candidates
+        self._reported.append(result)
         if len(self._reported) < len(self._live):
             return []
         if moves := self._next_moves():
@@ -82,11 +82,7 @@ class BeamAnswers(Answers):
         """Return the beams' next tokens, best first; empty when the search is over."""
         width, max_tokens = self._sampling.beam_width, self._sampling.max_tokens
         ranked = sorted(
-            (
-                (sum(parent.logprobs) + logprob, Move(parent, token_id, logprob))
-                for parent, candidates in self._reported.items()
-                for token_id, logprob in candidates
-            ),
+            (move for result in self._reported for move in _moves(result)),
             key=lambda scored: -scored[0],
         )[: num_candidates(width)]
         self._reported.clear()
@@ -102,12 +98,14 @@ class BeamAnswers(Answers):
             for total, move in moves:
                 self._end_beam(move, total, is_stopped=False)
             return []
+        if not moves:
+            return []  # the best candidates, as many as beams, all ended one
         return [] if self._is_over(moves[0][0], length) else [move for _, move in moves]
 
     def _end_beam(self, move: Move, total: float, *, is_stopped: bool) -> None:
-        tokens = [*move.parent.token_ids[move.parent.num_prompt_tokens :], move.token_id]
-        score = total / len(tokens) ** self._sampling.length_penalty
-        self._ended.append(Hypothesis(score, tokens, [*move.parent.logprobs, move.logprob], is_stopped))
+        logprobs = [*move.parent.logprobs, move.logprob]
+        score = total / len(logprobs) ** self._sampling.length_penalty
+        self._ended.append(Hypothesis(score, logprobs, is_stopped))
         self._ended.sort(key=lambda hypothesis: -hypothesis.score)
         del self._ended[self._sampling.beam_width :]
 
@@ -139,16 +137,24 @@ class BeamAnswers(Answers):
 
     def _best_answers(self) -> Iterable[Outbound]:
         for index, best in enumerate(self._ended[: self._sampling.n]):
-            last = len(best.token_ids) - 1
-            for position, (token_id, logprob) in enumerate(zip(best.token_ids, best.logprobs, strict=True)):
+            last = len(best.logprobs) - 1
+            for position, logprob in enumerate(best.logprobs):
                 reason: FinishReason = "stop" if best.is_stopped else "length"
                 yield Token(
                     request_id=self.request_id,
                     index=index,
-                    token_id=token_id,
-                    logprob=TokenLogprob(token_id, logprob),
+                    token_id=logprob.token_id,
+                    logprob=logprob,
                     finish_reason=reason if position == last else None,
                 )
+
+
+def _moves(result: Result) -> Iterable[tuple[float, Move]]:
+    """Return how a beam can continue, each with the sum of log-probabilities that it would have."""
+    beam, top = result.row.sequence, result.logprob.top if result.logprob else []
+    total = sum(token.logprob for token in beam.logprobs)
+    for token_id, logprob in result.candidates:
+        yield total + logprob, Move(beam, TokenLogprob(token_id, logprob, top))
 
 
 def _check_blocks(request: Generate, config: EngineConfig) -> None:

@@ -66,6 +66,27 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("n", {"prompt": "x", "n": 17}, 400, "invalid_value", "n"),
     ("best_of alone", {"prompt": "x", "best_of": 2}, 422, "unsupported_parameter", "best_of"),
     ("few beams", {"prompt": "x", "n": 3, "best_of": 2, "use_beam_search": True}, 400, "invalid_value", "best_of"),
+    *(
+        (
+            f"beams with {name}",
+            {"prompt": "x", "use_beam_search": True, name: value},
+            422,
+            "unsupported_parameter",
+            name,
+        )
+        for name, value in {
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "top_k": 5,
+            "min_p": 0.1,
+            "presence_penalty": 1,
+            "frequency_penalty": 1,
+            "repetition_penalty": 1.2,
+            "logit_bias": {"1": 1},
+        }.items()
+    ),
+    ("length without beams", {"prompt": "x", "length_penalty": 2}, 422, "unsupported_parameter", "length_penalty"),
+    ("stopping, no beams", {"prompt": "x", "early_stopping": True}, 422, "unsupported_parameter", "early_stopping"),
     (
         "two forms",
         {"prompt": "x", "structured_outputs": {"choice": ["a"], "regex": "a"}},

@@ -111,7 +111,6 @@ async def test_killed_writers_lose_no_acknowledged_version(
     while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and time.monotonic() < end):
         acknowledged += kill_writer(run, rounds)
         rounds += 1
-    assert len(acknowledged) > rounds
     for line in acknowledged:
         assert await stored_examples(support_sets, line["set"], line["version"]) == line["examples"]
     assert await check_complete(support_sets, store) >= len(acknowledged)
@@ -122,10 +121,11 @@ async def test_killed_writers_lose_no_acknowledged_version(
 
 
 def kill_writer(run: Writers, seed: int) -> list[dict[str, Any]]:
-    """Run a writer and kill it. Returns its acknowledgements."""
+    """Run a writer and kill it a moment after its first, second or third acknowledgement. Returns all of them."""
     pid = run.start(f"alone {seed}")
-    # the delay begins with the first acknowledgement, also on a slow machine
-    lines = [run.read()]
+    # acknowledgements are counted, not awaited for a time: a slow machine has few of them in any delay
+    lines = [run.read() for _ in range(1 + seed % 3)]
+    assert all("version" in line for line in lines), "the writer failed"
     time.sleep(random.Random(seed).uniform(0, MAX_DELAY))
     os.kill(pid, signal.SIGKILL)
     while "ended" not in (line := run.read()):

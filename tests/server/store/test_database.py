@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import delete, func, insert, select, text, update
@@ -19,7 +21,7 @@ from server import logs
 from server.errors import DatabaseUnavailable
 from server.settings import Settings
 from server.store import database as module
-from server.store.database import Database, DatabaseError, SchemaVersion
+from server.store.database import Database, DatabaseError, DatabaseFile, SchemaVersion
 from server.store.records import EmbeddingRow
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
@@ -331,6 +333,32 @@ async def test_a_damaged_file_is_named_and_refused_until_it_is_replaced(
     (tmp_path / "other.db").rename(file)
     await sqlite.write(put_a)
     assert await sqlite.read(count) == 1
+
+
+def test_a_file_that_another_thread_creates_is_not_missing(tmp_path: Path) -> None:
+    class Created(type(tmp_path)):  # type: ignore[misc]
+        """A file that does not exist when it is looked for, and is created and seen right after."""
+
+        def stat(self, **_: Any) -> os.stat_result:
+            if not os.path.exists(self):
+                self.touch()
+                file.is_replaced()
+                raise FileNotFoundError
+            return os.stat(self)
+
+    file = DatabaseFile(Created(tmp_path / "data.db"))
+    assert not file.is_replaced()
+
+
+async def test_a_missing_table_is_reported_as_damage(database: Database) -> None:
+    def drop(session: Session, now: float) -> None:
+        session.execute(text("DROP TABLE embeddings"))
+
+    await database.write(put_a)
+    await database.write(drop)
+    for transaction in (database.read(count), database.write(put_a)):
+        with pytest.raises(DatabaseUnavailable, match="the database is damaged"):
+            await transaction
 
 
 async def test_a_slow_transaction_takes_no_thread_of_other_work(sqlite: Database) -> None:

@@ -153,6 +153,12 @@ async def test_beam_search_options_reach_the_engine(
     assert (sampling.n, sampling.beam_width, sampling.length_penalty, sampling.early_stopping) == (n, width, 0.5, True)
 
 
+async def test_a_beam_search_accepts_values_without_effect(http: httpx.AsyncClient, client: FakeClient) -> None:
+    shaping = {"top_p": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1.0, "logit_bias": {}}
+    await complete(http, prompt="x", use_beam_search=True, temperature=0, seed=3, **shaping)
+    assert client.requests[0].sampling.beam_width == 3
+
+
 @pytest.mark.parametrize(
     ("form", "grammar"),
     [

@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.api.services import Services
+from server.quality.evaluation_store import MAX_UNFINISHED
 from server.settings import Settings
 from server.store.records import NewExample
 from tests.server.evaluations import EXAMPLES, MEDIA, evaluate, run_evaluation
@@ -101,3 +102,14 @@ async def test_a_set_of_one_example_cannot_be_evaluated(http: httpx.AsyncClient,
     await services.support_sets.create("single", [NewExample(id="a", media=(MEDIA["red"],), label="warm")])
     response = await http.post("/v1/support_sets/single/evaluate", json={})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "k")
+
+
+async def test_a_full_queue_refuses_before_a_set_is_read(
+    http: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(MAX_UNFINISHED):
+        await services.evaluations.create("ss_0", 1, {})
+    refused = [await http.post("/v1/support_sets/colours/evaluate", json={})]
+    monkeypatch.setattr(services.support_sets, "get_version", None)
+    refused.append(await http.post("/v1/support_sets/colours/evaluate", json={}))
+    assert [(r.status_code, r.json()["error"]["code"]) for r in refused] == [(503, "overloaded")] * 2

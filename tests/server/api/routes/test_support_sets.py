@@ -10,7 +10,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from server.media.source import EncodedMedia
+from server.media.turns import Job
 from server.settings import Settings
+from tests.server.api.test_sse import Caller
 from tests.server.conftest import data_url, image_part, png
 from tests.server.fakes import TOKENIZER, FakeClient
 
@@ -38,6 +41,28 @@ async def ids(http: httpx.AsyncClient, query: str = "") -> list[str]:
 def error(response: httpx.Response) -> tuple[int, str, str | None]:
     body = response.json()["error"]
     return response.status_code, body["code"], body["param"]
+
+
+@pytest.mark.parametrize("path", [SETS, f"{SETS}/s/examples"])
+async def test_examples_are_not_decoded_further_if_their_client_disconnects(
+    app: FastAPI, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    async def decode(media: EncodedMedia, job: Job) -> None:
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(media.id)
+
+    started, ended = asyncio.Event(), list[str]()
+    await create(http)
+    monkeypatch.setattr(app.state.services.decoder, "decode", decode)
+    caller = Caller(app, {"examples": [example("a", "red"), example("b", "blue")]}, path)
+    await asyncio.wait_for(started.wait(), 20)
+    caller.disconnected.set()
+    await asyncio.wait_for(caller.task, 20)
+    assert len(ended) == 2
+    assert [(card["version"], card["num_media"]) for card in (await http.get(SETS)).json()["data"]] == [(1, 0)]
 
 
 async def test_a_set_is_created_and_returned(http: httpx.AsyncClient) -> None:

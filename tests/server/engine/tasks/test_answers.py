@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from dataclasses import replace
 from threading import Event
 
 import msgspec
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from model.flamingo import Flamingo
@@ -28,6 +29,8 @@ from tests.engine_client import (
     client,
 )
 from tests.tiny_models import FAMILIES, Family, prompt_tokenizer
+
+NUM_IDS = MODELS["flamingo"].config.language_model.num_token_ids
 
 
 def test_n_answers_share_the_prompt() -> None:
@@ -111,6 +114,8 @@ def beam_oracle(model: Flamingo, request: Generate, pixels: list[Tensor], eos: s
             index = request.prompt.media_index + [request.prompt.media_index[-1]] * len(tokens)
             row = log_probs(model, request.prompt.token_ids + tokens, index, media)[-1].clone()
             row[IMAGE_TOKEN] = -torch.inf
+            if length <= sampling.min_tokens:
+                row[list(eos)] = -torch.inf
             grown += [(score + float(lp), [*tokens, i]) for i, lp in enumerate(row)]
         grown.sort(key=lambda g: -g[0])
         best = grown[: 2 * sampling.beam_width]
@@ -148,8 +153,44 @@ def test_beam_search_matches_its_definition(family: Family, penalty: float, prom
     assert_all_released(answer.engine)
 
 
+def test_beams_do_not_end_before_min_tokens() -> None:
+    model, prompt = MODELS["flamingo"], Prompt(((0, 5), (1, 4)))
+    stop_ids = tuple(range(0, NUM_IDS, 2))
+    sampling = Sampling(max_tokens=5, beam_width=3, n=2, stop_token_ids=stop_ids)
+    short, long = (prompt.request("a", replace(sampling, min_tokens=count)) for count in (0, 4))
+    answers = []
+    for request in (short, long):
+        answer = client("flamingo")
+        answer.engine.add(request)
+        answer.run()
+        answers.append([[t.token_id for t in answer.tokens["a"] if t.index == i] for i in range(2)])
+    assert len(answers[0][0]) < 4
+    assert answers[1] == beam_oracle(model, long, prompt.pixels(model), {*stop_ids, *prompt_tokenizer().eos_ids})
+
+
+def test_a_search_is_over_when_every_candidate_ends_a_beam() -> None:
+    answer = client("flamingo")
+    sampling = Sampling(max_tokens=5, beam_width=2, n=2, stop_token_ids=tuple(range(NUM_IDS)))
+    answer.engine.add(FEW_SHOT.request("a", sampling))
+    answer.run()
+    assert [(t.index, t.finish_reason) for t in answer.tokens["a"]] == [(0, "stop"), (1, "stop")]
+    assert_all_released(answer.engine)
+
+
+def test_beams_report_the_likeliest_tokens() -> None:
+    beams, greedy = client("flamingo"), client("flamingo")
+    sampling = Sampling(max_tokens=4, temperature=0, ignore_eos=True, logprobs=2)
+    beams.engine.add(FEW_SHOT.request("a", replace(sampling, beam_width=1)))
+    greedy.engine.add(FEW_SHOT.request("a", sampling))
+    beams.run()
+    greedy.run()
+    tops = [[token.logprob.top for token in answer.tokens["a"] if token.logprob] for answer in (beams, greedy)]
+    assert [[i for i, _ in top] for top in tops[0]] == [[i for i, _ in top] for top in tops[1]]
+    assert [top[0][0] for top in tops[0]] == beams.ids("a")
+
+
 def test_beams_with_few_blocks_finish() -> None:
-    config = replace(CONFIG, block_size=2, num_blocks=32, max_model_len=40)
+    config = dataclasses.replace(CONFIG, block_size=2, num_blocks=32, max_model_len=40)
     answer = client("flamingo", config)
     sampling = Sampling(max_tokens=8, beam_width=3, ignore_eos=True)
     alone = client("flamingo")
@@ -165,7 +206,7 @@ def test_beams_with_few_blocks_finish() -> None:
 
 
 def test_beams_that_never_fit_are_refused() -> None:
-    answer = client("flamingo", replace(CONFIG, num_blocks=10, max_model_len=40))
+    answer = client("flamingo", dataclasses.replace(CONFIG, num_blocks=10, max_model_len=40))
     answer.engine.add(Prompt(((0, 7),)).request("a", Sampling(max_tokens=30, beam_width=4)))
     answer.run()
     assert "4 beams need" in answer.finished["a"].error

@@ -1,0 +1,76 @@
+"""The order in which evaluations run, and the cost of a full queue."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import pytest
+
+from server.errors import Overloaded
+from server.quality import evaluation_store
+from server.quality.evaluation_store import LEASE_SECONDS, Evaluations
+from server.store.database import Database
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def evaluations(database: Database, monkeypatch: pytest.MonkeyPatch) -> Evaluations:
+    """Each transaction takes a second."""
+    seconds = itertools.count(1_000_000)
+    monkeypatch.setattr(time, "time", lambda: float(next(seconds)))
+    numbers = itertools.count()
+    monkeypatch.setattr(evaluation_store, "new_id", lambda prefix: f"{prefix}{next(numbers):04}")
+    return Evaluations(database)
+
+
+async def test_support_sets_take_turns(evaluations: Evaluations) -> None:
+    for support_set in ("many", "many", "many", "few", "late"):
+        await evaluations.create(support_set, 1, {})
+    begun = []
+    while (evaluation := await evaluations.claim("server")) is not None:
+        begun.append(evaluation.id.removeprefix("eval_"))
+        await evaluations.finish(evaluation.id, "server", "completed")
+    assert begun == ["0000", "0003", "0004", "0001", "0002"]
+
+
+async def test_an_interrupted_evaluation_is_next(evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted = await evaluations.create("a", 1, {})
+    assert await evaluations.claim("server that dies") is not None
+    await evaluations.create("b", 1, {})
+    now = time.time() + LEASE_SECONDS
+    monkeypatch.setattr(time, "time", lambda: now)
+    claimed = await evaluations.claim("another")
+    assert claimed is not None
+    assert claimed.id == interrupted.id
+
+
+async def test_a_full_queue_refuses_without_the_database(
+    evaluations: Evaluations, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation_store, "MAX_UNFINISHED", 2)
+    first, _ = [await evaluations.create("a", 1, {}) for _ in range(2)]
+    with pytest.raises(Overloaded):
+        await evaluations.create("a", 1, {})
+    with monkeypatch.context() as broken:
+        broken.setattr(database, "write", None)
+        with pytest.raises(Overloaded):
+            await evaluations.create("a", 1, {})
+        with pytest.raises(Overloaded):
+            evaluations.check_room()
+    await evaluations.cancel(first.id)
+    evaluations.check_room()
+    await evaluations.create("a", 1, {})
+
+
+async def test_a_full_queue_is_asked_again_after_a_while(
+    evaluations: Evaluations, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation_store, "MAX_UNFINISHED", 1)
+    monkeypatch.setattr(evaluation_store, "FULL_SECONDS", 0.0)
+    first = await evaluations.create("a", 1, {})
+    with pytest.raises(Overloaded):
+        await evaluations.create("a", 1, {})
+    await Evaluations(database).cancel(first.id)  # as another server does
+    await evaluations.create("a", 1, {})
