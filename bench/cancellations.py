@@ -18,14 +18,20 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from math import ceil
 
 import psutil
+import torch
 
 from bench import mixture
 from bench.driver import BenchFailed
 from bench.options import add_model, model_folder, parse, server_settings
 from bench.table import Bar, Report
 from bench.target import Request, Target, encoded, running, wait_until
+from server.engine.build import MIB, block_bytes
+from server.served_model import ServedModel
+from server.settings import Settings, child_environment
+from server.store.database import NUM_THREADS
 
 QUICK = {"model": "tiny", "requests": 200}
 NUM_CLIENTS = 12
@@ -34,8 +40,10 @@ ANSWER_SECONDS = 60.0
 POINTS = ("body", "work", "answer", "none")
 # closes a connection with a reset instead of an end
 RESET = struct.pack("ii", 1, 0)
-# requests that start every process, thread and pooled connection of the server
+# the part of the requests that is also cancelled before the first measurement, for which caches fill and pools grow
 WARM_UP = 0.2
+# one at a time is written, so all threads of the database get a transaction and open a connection
+NUM_WRITERS = 4 * NUM_THREADS
 # the gauges of an idle engine, which cancelled requests must not change
 GAUGES = (
     "num_requests_running",
@@ -44,8 +52,12 @@ GAUGES = (
     "media_slots_in_use",
     "media_slots_pinned",
 )
-# the warm-up fills the caches, so that a larger process later is a leak
-SMALL_CACHES = {"kv_cache_mb": 64, "media_cache_mb": 32, "host_media_mb": 16}
+# the warm-up fills every cache, so that a larger process later is a leak
+MAX_MODEL_LEN = 1024
+NUM_CACHED_TOKENS = 2 * MAX_MODEL_LEN
+MEDIA_CACHES = {"media_cache_mb": 32, "host_media_mb": 16}
+# oneDNN compiles code for each shape of a product; it keeps that of 1,024 by default, which are hundreds of MiB
+PRIMITIVE_CACHE = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 # resident memory may grow by this much, because an allocator keeps pages
 MAX_GROWTH_MB = 128.0
 # threads of pools and pooled connections that even a long warm-up may not have started
@@ -66,24 +78,41 @@ class Snapshot:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(_parser(), arguments, QUICK)
-    settings = server_settings(options, model_folder(options.model), **SMALL_CACHES)
+    settings = with_small_caches(options)
     report = Report("Cancelled requests", {"model": options.model, "requests": options.requests, "seed": options.seed})
-    with running(settings) as target:
+    with running(settings, child_environment(**PRIMITIVE_CACHE)) as target:
         run(target, options.requests, options.seed, report)
     report.print()
     return int(not all(bar.is_met for bar in report.bars))
 
 
+def with_small_caches(options: argparse.Namespace) -> Settings:
+    """Return the settings of a server whose caches hold little, whatever the size of the model."""
+    folder = model_folder(options.model)
+    config = ServedModel.load(Settings(model=str(folder))).config
+    kv_cache_mb = ceil(block_bytes(config, NUM_CACHED_TOKENS, torch.float32) / MIB)
+    return server_settings(options, folder, max_model_len=MAX_MODEL_LEN, kv_cache_mb=kv_cache_mb, **MEDIA_CACHES)
+
+
 def run(target: Target, num_requests: int, seed: int, report: Report) -> None:
     """Cancel requests, and add what the server holds before and after to a report."""
     worker = target.worker_id()
-    mixture.prepare(target)
-    cancel_all(target, max(int(num_requests * WARM_UP), NUM_CLIENTS), seed)
+    warm_up(target, max(int(num_requests * WARM_UP), NUM_CLIENTS), seed)
     before = idle_snapshot(target)
     points = cancel_all(target, num_requests, seed + 1)
     after = idle_snapshot(target)
     report.settings |= {f"cancelled in the {point}": count for point, count in points.items()}
     compare(report, before, after, float(target.worker_id() != worker))
+
+
+def warm_up(target: Target, num_requests: int, seed: int) -> None:
+    """Cancel requests and write to the database at once, until the server has all threads and connections it ever opens."""
+    cancel_all(target, num_requests, seed)
+    writes = [mixture.put_examples(random.Random(number)) for number in range(NUM_WRITERS)]
+    with ThreadPoolExecutor(NUM_WRITERS) as clients:
+        for answer in clients.map(target.send, writes):
+            if not answer.is_clear:
+                raise BenchFailed(f"examples were not stored: {answer.status} {answer.body[:500]!r}{answer.error}")
 
 
 def cancel_all(target: Target, num_requests: int, seed: int) -> Counter[str]:

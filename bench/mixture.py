@@ -129,7 +129,7 @@ def _new_set(rng: random.Random) -> Request:
     return post("/v1/support_sets", name=_set_name(rng), examples=examples, ttl_seconds=600)
 
 
-def _put_examples(rng: random.Random) -> Request:
+def put_examples(rng: random.Random) -> Request:
     example = {"id": f"e{rng.randrange(NUM_EXAMPLES)}", "question": "colour?", "label": "red"}
     return post(f"/v1/support_sets/{SUPPORT_SET}/examples", examples=[example | {"media": [_picture(rng)]}])
 
@@ -167,7 +167,7 @@ KINDS = (
     Kind("embeddings", _embedding, 2),
     Kind("inspect", _inspection),
     Kind("new set", _new_set),
-    Kind("put examples", _put_examples),
+    Kind("put examples", put_examples),
     Kind("search", _search),
     Kind("warm", _warm),
     Kind("evaluate", _evaluation, 0.2),

@@ -15,6 +15,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 FORMAT_VERSION = 1
 PIECE_BYTES = 256
+# more than any model has: larger numbers come from a damaged file, and would take all memory or overflow in torch
+MAX_SIZE = 2**24
+MAX_LAYERS = 1000
 # a safetensors file begins with the length of its table of tensors
 LENGTH_BYTES = 8
 
@@ -31,6 +34,13 @@ class ConfigError(ValueError):
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _require_sizes(part: str, config: Any) -> None:
+    for entry in dataclasses.fields(config):
+        value, limit = getattr(config, entry.name), MAX_LAYERS if entry.name == "num_layers" else MAX_SIZE
+        if type(value) is int:
+            _require(0 <= value <= limit, f"{part}.{entry.name} is {value}, must lie in 0..{limit}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +69,12 @@ class VisionConfig:
     keep_class_token: bool = False
 
     def __post_init__(self) -> None:
+        _require_sizes("vision", self)
         _require(self.image_size > 0, f"vision.image_size is {self.image_size}, must be positive")
         if self.architecture == "clip_vit":
             _require(self.patch_size > 0, f"vision.patch_size is {self.patch_size}, must be positive")
             _require(
-                self.feature_dim % max(self.num_heads, 1) == 0,
+                self.num_heads > 0 and self.feature_dim % self.num_heads == 0,
                 f"vision.feature_dim {self.feature_dim} is not a multiple of vision.num_heads {self.num_heads}",
             )
             grid = self.image_size // self.patch_size
@@ -98,6 +109,9 @@ class ResamplerConfig:
     input_projection: bool = False
     input_norm: bool = False
 
+    def __post_init__(self) -> None:
+        _require_sizes("resampler", self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedConfig:
@@ -122,8 +136,8 @@ class GatedConfig:
     needs_media: bool = False
 
     def __post_init__(self) -> None:
+        _require_sizes("gated", self)
         _require(self.interval > 0, f"gated.interval is {self.interval}, must be positive")
-        _require(self.first_layer >= 0, f"gated.first_layer is {self.first_layer}, must not be negative")
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
         """Return the language-model layers that have a gated layer before them."""
@@ -167,6 +181,7 @@ class LanguageModelConfig:
     weights: Literal["float", "q4"] = "float"
 
     def __post_init__(self) -> None:
+        _require_sizes("language_model", self)
         _require(
             self.num_kv_heads > 0 and self.num_heads % self.num_kv_heads == 0,
             f"language_model.num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",

@@ -11,8 +11,10 @@ from typing import Any
 
 from bench.fuzz.api import LINKS, run_round, with_event_schemas, with_links
 from bench.target import Target, get
+from server.deadline import HEADER
 
 INTEGER = {"application/json": {"schema": {"type": "integer"}}}
+TIMEOUT = {"name": HEADER, "in": "header", "required": True, "schema": {"enum": ["1"]}}
 DOCUMENT = {
     "openapi": "3.1.0",
     "info": {"title": "wrong", "version": "1"},
@@ -20,6 +22,8 @@ DOCUMENT = {
         "/broken": {"get": {"responses": {"200": {"description": "OK", "content": INTEGER}}}},
         "/text": {"get": {"responses": {"200": {"description": "OK", "content": INTEGER}}}},
         "/dead": {"get": {"responses": {"200": {"description": "OK"}, "503": {"description": "dead"}}}},
+        "/late": {"get": {"responses": {"504": {"description": "late"}}}},
+        "/late-as-stated": {"get": {"parameters": [TIMEOUT], "responses": {"504": {"description": "late"}}}},
     },
 }
 ANSWERS = {
@@ -27,6 +31,8 @@ ANSWERS = {
     "/broken": (500, {}),
     "/text": (200, "text"),
     "/dead": (503, {"error": {"code": "engine_died"}}),
+    "/late": (504, {}),
+    "/late-as-stated": (504, {}),
 }
 
 
@@ -70,13 +76,15 @@ def test_the_borders_of_a_schema_pass(target: Target) -> None:
     assert result.num_cases > 50
 
 
-def test_a_wrong_status_a_wrong_body_and_a_dead_worker_are_failures() -> None:
+def test_a_wrong_status_a_wrong_body_a_dead_worker_and_an_unstated_deadline_are_failures() -> None:
     with wrong_server() as target:
         failures = run_round(target, 0, max_examples=2, phases="fuzzing").failures
     names = " ".join(failures)
     assert "Server error: GET /broken" in names
     assert "GET /text" in names
     assert "the_worker_survives`: GET /dead" in names
+    assert "only_a_stated_deadline_passes`: GET /late" in names
+    assert "GET /late-as-stated" not in names
 
 
 def test_an_event_is_described_as_json_in_a_string() -> None:

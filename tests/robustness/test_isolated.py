@@ -7,6 +7,7 @@ import random
 
 from bench.fuzz import isolated
 from bench.fuzz.isolated import Tally, Try, rng_of
+from bench.table import Report
 
 SEED = 27
 
@@ -19,6 +20,21 @@ def _crash_at_a_seventh() -> Try:
         return "six" if draw == 6 else None
 
     return attempt
+
+
+def _leak() -> Try:
+    held: list[bytes] = []
+
+    def attempt(_rng: random.Random) -> str | None:
+        held.append(b"." * 2**18)
+        return None
+
+    return attempt
+
+
+def test_memory_that_grows_with_the_inputs_is_a_missed_bound() -> None:
+    report = isolated.run(_leak, 3 * isolated.BATCH, SEED).report(Report("", {}))
+    assert [bar.name for bar in report.bars if not bar.is_met] == ["growth of memory in MiB"]
 
 
 def test_crashes_and_failures_are_counted_and_the_rest_is_tried() -> None:

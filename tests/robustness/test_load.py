@@ -9,12 +9,16 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
+import torch
+
 from bench import mixture
-from bench.cancellations import GAUGES, Snapshot, compare, run
+from bench.cancellations import GAUGES, NUM_CACHED_TOKENS, Snapshot, compare, run, with_small_caches
 from bench.faults.load import Load
 from bench.overload import Outcome, Overload
 from bench.table import Report
 from bench.target import Answer, Request, Target
+from server.engine.build import engine_config
+from server.served_model import ServedModel
 
 HELD = Snapshot(
     gauges=dict.fromkeys(GAUGES, 0.0),
@@ -40,6 +44,12 @@ def test_cancelled_requests_leave_nothing(target: Target) -> None:
     run(target, 60, 0, report)
     assert [str(bar) for bar in report.bars if not bar.is_met] == []
     assert sum(count for name, count in report.settings.items() if name.startswith("cancelled")) == 60
+
+
+def test_the_caches_are_so_small_that_the_warm_up_fills_them() -> None:
+    settings = with_small_caches(argparse.Namespace(model="tiny", settings=[]))
+    config = engine_config(ServedModel.load(settings), settings, torch.float32)
+    assert NUM_CACHED_TOKENS <= config.num_blocks * config.block_size < 2 * NUM_CACHED_TOKENS
 
 
 def test_whatever_is_still_held_is_a_missed_bound() -> None:
