@@ -32,7 +32,7 @@ YIELD_EVERY = 8
 # A server that has one request at a time takes longer steps, which cost a CPU less: the first request that arrives next to
 # another one waits for one such step, and ends them for as many seconds of work.
 LONE_STEPS = 4
-LONE_SECONDS = 10.0
+LONE_SECONDS = 2.0
 # work done for others after which a sequence that lacks blocks takes those of later requests
 PATIENCE = 2048
 

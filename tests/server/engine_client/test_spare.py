@@ -37,26 +37,25 @@ async def engine(
     client = EngineClient(Settings(), decoder, metrics, factory=FACTORY)
     await client.start()
     await asyncio.wait_for(client.loaded(), 20)
-    await eventually(lambda: has_imported(tmp_path, spares(client)))
+    await eventually(lambda: has_imported(tmp_path, spares(client, tmp_path)))
     yield client
     await client.stop()
 
 
-def workers() -> set[int]:
-    """Return the processes that are workers of this process, with or without `Start`."""
-    children = psutil.Process().children()
-    return {child.pid for child in children if WORKER_MODULE in _command(child)}
+def workers(folder: Path) -> set[int]:
+    """Return the processes that are workers of this test, with or without `Start`; other tests' servers have some, too."""
+    return {child.pid for child in psutil.Process().children() if _is_worker(child, folder)}
 
 
-def _command(process: psutil.Process) -> list[str]:
+def _is_worker(process: psutil.Process, folder: Path) -> bool:
     try:
-        return process.cmdline()
+        return WORKER_MODULE in process.cmdline() and process.environ().get("SLOW_IMPORTS") == str(folder)
     except psutil.Error:  # it ended meanwhile
-        return []
+        return False
 
 
-def spares(client: EngineClient) -> set[int]:
-    return workers() - {client.info["pid"]}
+def spares(client: EngineClient, folder: Path) -> set[int]:
+    return workers(folder) - {client.info["pid"]}
 
 
 def has_imported(folder: Path, pids: set[int]) -> bool:
@@ -66,41 +65,43 @@ def has_imported(folder: Path, pids: set[int]) -> bool:
 async def test_a_spare_takes_the_place_of_a_dead_worker_and_another_is_kept(
     engine: EngineClient, tmp_path: Path
 ) -> None:
-    (spare,) = spares(engine)
+    (spare,) = spares(engine, tmp_path)
     os.kill(engine.info["pid"], signal.SIGKILL)
     await eventually(lambda: engine.state == "ready" and engine.info["pid"] == spare)
     assert await read_tokens(stream(engine, "after"), 3) == TOKENIZER.encode_plain("abc")
-    await eventually(lambda: has_imported(tmp_path, spares(engine)))
-    assert spare not in spares(engine)
+    await eventually(lambda: has_imported(tmp_path, spares(engine, tmp_path)))
+    assert spare not in spares(engine, tmp_path)
 
 
 async def test_a_spare_that_dies_is_replaced(engine: EngineClient, tmp_path: Path) -> None:
-    (spare,), worker = spares(engine), engine.info["pid"]
+    (spare,), worker = spares(engine, tmp_path), engine.info["pid"]
     os.kill(spare, signal.SIGKILL)
-    await eventually(lambda: spare not in workers() and has_imported(tmp_path, spares(engine)))
+    await eventually(lambda: spare not in workers(tmp_path) and has_imported(tmp_path, spares(engine, tmp_path)))
     assert (engine.state, engine.info["pid"]) == ("ready", worker)
 
 
-async def test_a_restart_next_to_a_dead_spare_starts_a_new_worker(engine: EngineClient) -> None:
-    (spare,), worker = spares(engine), engine.info["pid"]
+async def test_a_restart_next_to_a_dead_spare_starts_a_new_worker(engine: EngineClient, tmp_path: Path) -> None:
+    (spare,), worker = spares(engine, tmp_path), engine.info["pid"]
     for pid in (spare, worker):
         os.kill(pid, signal.SIGKILL)
     await eventually(lambda: engine.state == "ready" and engine.info["pid"] not in (spare, worker))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells that a process is stopped")
-async def test_a_stopped_spare_is_not_taken(engine: EngineClient) -> None:
-    (spare,), worker = spares(engine), engine.info["pid"]
+async def test_a_stopped_spare_is_not_taken(engine: EngineClient, tmp_path: Path) -> None:
+    (spare,), worker = spares(engine, tmp_path), engine.info["pid"]
     os.kill(spare, signal.SIGSTOP)
     os.kill(worker, signal.SIGKILL)
     await eventually(lambda: engine.state == "ready" and engine.info["pid"] not in (spare, worker))
-    assert spare not in workers()
+    assert spare not in workers(tmp_path)
 
 
-async def test_a_worker_that_dies_before_its_spare_has_imported_is_replaced(engine: EngineClient) -> None:
+async def test_a_worker_that_dies_before_its_spare_has_imported_is_replaced(
+    engine: EngineClient, tmp_path: Path
+) -> None:
     first = engine.info["pid"]
     os.kill(first, signal.SIGKILL)
-    await eventually(lambda: engine.state == "ready" and engine.info["pid"] != first and bool(spares(engine)))
+    await eventually(lambda: engine.state == "ready" and engine.info["pid"] != first and bool(spares(engine, tmp_path)))
     second = engine.info["pid"]
     os.kill(second, signal.SIGKILL)
     await eventually(lambda: engine.state == "ready" and engine.info["pid"] not in (first, second))
@@ -108,16 +109,19 @@ async def test_a_worker_that_dies_before_its_spare_has_imported_is_replaced(engi
 
 
 async def test_no_spare_is_kept_after_the_client_has_stopped(engine: EngineClient, tmp_path: Path) -> None:
-    assert len(workers()) == 2
+    assert len(workers(tmp_path)) == 2
     await engine.stop()
-    assert not workers()
+    assert not workers(tmp_path)
     assert not list(tmp_path.glob("flamboyance-*"))
 
 
-async def test_a_spare_is_not_kept_if_it_is_switched_off(decoder: FakeDecoder, metrics: Metrics) -> None:
+async def test_a_spare_is_not_kept_if_it_is_switched_off(
+    decoder: FakeDecoder, metrics: Metrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLOW_IMPORTS", str(tmp_path))
     client = EngineClient(Settings(spare_worker=False), decoder, metrics, factory="tests.server.scripted_engine:build")
     await client.start()
     await asyncio.wait_for(client.loaded(), 20)
     await asyncio.sleep(0.5)
-    assert workers() == {client.info["pid"]}
+    assert workers(tmp_path) == {client.info["pid"]}
     await client.stop()
