@@ -307,7 +307,9 @@ class Scheduler(Residents):
         if plan.num_frames > num_frames:
             work = (plan.num_frames - num_frames) * TOKENS_PER_FRAME
             self._shares.charge(sequence.account, work, work)
-            if count < min(MIN_PIECE_BEFORE_MEDIA, len(sequence.token_ids) - start):
+            # alone, since sequences that wait for pages and hold others could wait for each other
+            is_alone = len(self.running) + len(self.waiting) == 1
+            if is_alone and count < min(MIN_PIECE_BEFORE_MEDIA, len(sequence.token_ids) - start):
                 return 0
         return count
 
