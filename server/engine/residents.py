@@ -190,7 +190,9 @@ class Residents:
         most = max(seated, key=lambda s: (s.account.num_running, s.order, s.index))
         if most.account.num_running > 1:
             return most
-        if not self._is_light(newcomer):
+        # it would come first again, and lose its work in each step
+        seated = [sequence for sequence in seated if sequence.account.priority >= newcomer.account.priority]
+        if not seated or not self._is_light(newcomer):
             return None  # large requests that took seats from one another would lose their work in turn
         if not newcomer.account.client.num_running:
             most = max(seated, key=lambda s: (s.account.client.num_running, s.order))

@@ -1,8 +1,8 @@
 """Chooses what runs in a step: small needs first, then large ones, within budgets of time, tokens, frames, blocks, slots.
 
 A long prompt is computed in pieces. A piece ends before the first token whose media item is not there yet, so a sequence
-waits only for its own pixels. A small piece waits while its sequence's media are being encoded: each piece reads all
-weights. When blocks run out, the last sequence releases its blocks and waits again.
+waits only for its own pixels. The small pieces of a sequence that is alone wait for the media that follow: each piece
+reads all weights. When blocks run out, the last sequence releases its blocks and waits again.
 
 A request is *light* while its need (see `shares`) is small, else *heavy*. A step takes light sequences first. While there
 are any, heavy ones run on credit, which grows with the time of light ones: they slow them down by no more than their

@@ -121,6 +121,19 @@ def test_a_lower_priority_yields_and_does_not_starve() -> None:
     simulation.run(background)
 
 
+@pytest.mark.parametrize("num_requests", [1, 2])
+def test_no_seat_is_taken_for_a_request_of_a_lower_priority(num_requests: int) -> None:
+    """The request that loses the seat would come first again, and lose its work in every step."""
+    simulation = Simulation(replace(CONFIG, max_sequences=num_requests))
+    first = [simulation.generate(2000, 300) for _ in range(num_requests)]
+    simulation.run_until(simulation.now + 1)
+    yielding = simulation.generate(20, 4, client="other", priority=1)
+    for name in first:
+        simulation.run(name)
+    assert simulation.engine.scheduler.num_preemptions == 0
+    simulation.run(yielding)
+
+
 def test_a_lone_request_waits_for_nothing() -> None:
     """Every step of a lone request computes: the whole budget of a step with fast hardware, a bounded time with slow."""
     fast = Simulation(replace(CONFIG, step_seconds=10))
