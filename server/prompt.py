@@ -51,12 +51,16 @@ async def prepare_prompts(prompts: Mapping[str, Prompt], model: ServedModel, int
     parts = {
         f"{param}[{index}]": part
         for param, prompt in prompts.items()
-        if not isinstance(prompt, str)
+        if _has_parts(prompt)
         for index, part in enumerate(prompt)
         if isinstance(part, MediaPart)
     }
     media = await intake.read_all(parts, next(iter(prompts)))
     return [await _prepare(prompt, media, model, param) for param, prompt in prompts.items()]
+
+
+def _has_parts(prompt: Prompt) -> bool:
+    return not isinstance(prompt, str) and bool(prompt) and not isinstance(prompt[0], int)
 
 
 async def _prepare(prompt: Prompt, media: Mapping[str, EncodedMedia], model: ServedModel, param: str) -> PreparedPrompt:

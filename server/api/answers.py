@@ -149,7 +149,7 @@ async def respond(
 async def pieces_of(prompts: Sequence[Answers], record: RequestRecord) -> AsyncGenerator[tuple[Answers, Piece], None]:
     """Yield the pieces of all answers to all prompts.
 
-    The engine has at most `MAX_ANSWERS` answers of one request at once, so prompts begin as earlier ones end.
+    The engine has at most `MAX_ANSWERS` answers or beams of one request at once, so prompts begin as earlier ones end.
     """
 
     async def of_prompt(answers: Answers, *_: Answers) -> AsyncGenerator[tuple[Answers, Piece], None]:
@@ -163,7 +163,8 @@ async def pieces_of(prompts: Sequence[Answers], record: RequestRecord) -> AsyncG
                 async for answers, piece in pieces:
                     yield answers, piece
             return
-        limit = max(MAX_ANSWERS // prompts[0].generation.sampling.n, 1)
+        sampling = prompts[0].generation.sampling
+        limit = max(MAX_ANSWERS // max(sampling.n, sampling.beam_width), 1)
         async with stream.flatmap(stream.iterate(prompts), of_prompt, task_limit=limit).stream() as merged:
             async for answers, piece in merged:
                 yield answers, piece

@@ -14,7 +14,7 @@ import msgspec
 
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.fewshot.templates import Template
-from server.grammar import GrammarError, check
+from server.grammar import GrammarError, check, num_bytes
 from server.prompt import PreparedPrompt, check_length, check_token_ids
 from server.schemas.generation import BEAM_WIDTH, CompletionFields, GenerationFields, StructuredOutputs
 from server.served_model import ServedModel
@@ -67,42 +67,54 @@ def completion_request(
 
     `template`: the one that wrote the prompt, if one did. `extras` stand next to the choices.
     """
+    (generation,) = completion_requests(fields, [prompt], model, template=template, extras=extras)
+    return generation
+
+
+def completion_requests(
+    fields: CompletionFields,
+    prompts: Sequence[PreparedPrompt],
+    model: ServedModel,
+    *,
+    template: Template | None = None,
+    extras: Mapping[str, Any] | None = None,
+) -> list[GenerationRequest]:
+    """Return the generation request for each of several prompts. Raises `InvalidRequest`."""
     stop = [fields.stop] if isinstance(fields.stop, str) else fields.stop
     if template and template.end and "stop" not in fields.model_fields_set:
         stop = [template.end]
-    return GenerationRequest(
-        prompt=prompt,
-        sampling=_sampling(fields, prompt, model, template),
-        stop=stop,
-        include_stop=fields.include_stop_str_in_output,
-        lead=template.lead if template else "",
-        echo=fields.echo,
-        shows_prompt_logprobs=fields.prompt_logprobs is not None,
-        shows_token_ids=fields.return_token_ids,
-        extras=extras or {},
-    )
+    sampling = _sampling(fields, model, template)
+    _check_copies(sampling.grammar, len(prompts))
+    return [
+        GenerationRequest(
+            prompt=prompt,
+            sampling=msgspec.structs.replace(sampling, max_tokens=_max_tokens(fields, prompt, model)),
+            stop=stop,
+            include_stop=fields.include_stop_str_in_output,
+            lead=template.lead if template else "",
+            echo=fields.echo,
+            shows_prompt_logprobs=fields.prompt_logprobs is not None,
+            shows_token_ids=fields.return_token_ids,
+            extras=extras or {},
+        )
+        for prompt in prompts
+    ]
 
 
-def check_copies(form: StructuredOutputs | None, num_prompts: int) -> None:
-    """Raises `InvalidRequest` for a form that would be too large in a copy for each of several prompts."""
-    if form is None or num_prompts == 1:
-        return
-    num_bytes = num_prompts * len(form.model_dump_json())
-    if num_bytes > MAX_COPIED_BYTES:
+def _check_copies(grammar: Grammar | None, num_prompts: int) -> None:
+    """Raises `InvalidRequest` for a grammar that would be too large in a copy for each of several prompts."""
+    if grammar is not None and (size := num_prompts * num_bytes(grammar)) > MAX_COPIED_BYTES:
         raise InvalidRequest(
-            f"structured_outputs for each of {num_prompts} prompts has {num_bytes} bytes, more than {MAX_COPIED_BYTES}",
+            f"structured_outputs for each of {num_prompts} prompts has {size} bytes, more than {MAX_COPIED_BYTES}",
             param="structured_outputs",
         )
 
 
-def _sampling(
-    fields: CompletionFields, prompt: PreparedPrompt, model: ServedModel, template: Template | None
-) -> Sampling:
-    """Return the sampling parameters for the engine. Raises `InvalidRequest`.
+def _max_tokens(fields: CompletionFields, prompt: PreparedPrompt, model: ServedModel) -> int:
+    """Return the number of tokens to generate after a prompt. Raises `InvalidRequest`.
 
     If the context has too little room, the default of `max_tokens` is reduced, and a requested one is refused.
     """
-    _check_beam_fields(fields)
     max_tokens = fields.max_tokens
     if "max_tokens" not in fields.model_fields_set:
         max_tokens = min(max_tokens, max(0, model.max_model_len - prompt.num_tokens))
@@ -111,10 +123,16 @@ def _sampling(
         raise InvalidRequest(
             f"min_tokens is {fields.min_tokens}, more than max_tokens {max_tokens}", param="min_tokens"
         )
+    return max_tokens
+
+
+def _sampling(fields: CompletionFields, model: ServedModel, template: Template | None) -> Sampling:
+    """Return the sampling parameters for the engine, the same for all prompts of a request. Raises `InvalidRequest`."""
+    _check_beam_fields(fields)
     # an echoed prompt shows its log-probabilities, too
     counts = [fields.prompt_logprobs, fields.logprobs if fields.echo else None]
     return Sampling(
-        max_tokens=max_tokens,
+        max_tokens=fields.max_tokens,
         min_tokens=fields.min_tokens,
         temperature=fields.temperature,
         top_p=fields.top_p,

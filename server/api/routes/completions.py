@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from server.api.answers import CompletionShape, respond
 from server.api.body import read_request
-from server.api.generation import check_copies, completion_request
+from server.api.generation import completion_request, completion_requests
 from server.api.openapi import PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices
 from server.api.sse import unless_disconnected
@@ -29,10 +29,8 @@ router = APIRouter()
 async def create_completion(request: Request, services: GivenServices, record: GivenRecord) -> Response:
     """Continue a prompt, or each of several."""
     fields = await read_request(CompletionRequest, request, services)
-    prompts = prompts_by_param(fields.prompt)
-    check_copies(fields.structured_outputs, len(prompts))
-    prepared = await prepare_prompts(prompts, services.model, services.intake)
-    generations = [completion_request(fields, prompt, services.model) for prompt in prepared]
+    prompts = await prepare_prompts(prompts_by_param(fields.prompt), services.model, services.intake)
+    generations = completion_requests(fields, prompts, services.model)
     return await respond(request, services, record, fields, generations, CompletionShape(fields))
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.generation import check_copies, completion_request
+from server.api.generation import completion_requests
 from server.errors import InvalidRequest, MediaNotFound
 from server.media.intake import Intake
 from server.media.store import MediaStore
@@ -238,10 +238,8 @@ def test_any_json_is_accepted_or_the_error_names_a_field(body: dict[str, Any]) -
 def refusal(body: bytes) -> InvalidRequest | MediaNotFound | None:
     try:
         fields = read(CompletionRequest, body)
-        prompts = prompts_by_param(fields.prompt)
-        check_copies(fields.structured_outputs, len(prompts))
-        for prompt in asyncio.run(prepare_prompts(prompts, served_model(), INTAKE)):
-            completion_request(fields, prompt, served_model())
+        prompts = asyncio.run(prepare_prompts(prompts_by_param(fields.prompt), served_model(), INTAKE))
+        completion_requests(fields, prompts, served_model())
     except (InvalidRequest, MediaNotFound) as error:
         return error
     return None

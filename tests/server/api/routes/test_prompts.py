@@ -43,9 +43,12 @@ async def test_several_prompts_are_one_stream(http: httpx.AsyncClient) -> None:
         assert answer[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-@pytest.mark.parametrize(("n", "most"), [(1, 16), (3, 5), (16, 1)])
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [({"n": 1}, 16), ({"n": 3}, 5), ({"n": 16}, 1), ({"n": 8, "use_beam_search": True, "best_of": 16}, 1)],
+)
 async def test_a_request_has_at_most_sixteen_answers_in_the_engine(
-    http: httpx.AsyncClient, client: FakeClient, n: int, most: int
+    http: httpx.AsyncClient, client: FakeClient, fields: dict[str, Any], most: int
 ) -> None:
     in_engine: list[int] = []
 
@@ -54,8 +57,8 @@ async def test_a_request_has_at_most_sixteen_answers_in_the_engine(
         in_engine.append(len(client.requests) - client.num_streams_ended)
 
     client.before = count
-    body = await complete(http, prompt=["x"] * 40, n=n)
-    assert [choice["text"] for choice in body["choices"]] == ["a cat"] * 40 * n
+    body = await complete(http, prompt=["x"] * 40, **fields)
+    assert [choice["text"] for choice in body["choices"]] == ["a cat"] * 40 * fields["n"]
     assert max(in_engine) == most
 
 
