@@ -20,6 +20,8 @@ from server.wire import Finished, FinishReason, Token, TokenLogprob
 CONTEXT = 4
 # a character has at most four bytes; ids that are no character after twice as many never become one
 MAX_HELD = 8
+# ids that can begin a character, and not end it
+MAX_UNFINISHED = 3
 REPLACEMENT = "\ufffd"
 
 
@@ -37,14 +39,26 @@ class Detokenizer:
         text = self._unemitted()
         if (text.endswith(REPLACEMENT) or not text) and len(self._window) - self._num_emitted < MAX_HELD:
             return ""
+        certain = len(self._window) - self._num_unfinished(text)
+        unfinished = self._window[certain:]
+        self._window = self._window[:certain]
         self._advance()
-        return text
+        self._window += unfinished
+        return text[: -len(REPLACEMENT)] if unfinished else text
 
     def finish(self) -> str:
         """Return the rest, as the decoder shows an incomplete character."""
         text = self._unemitted()
         self._advance()
         return text
+
+    def _num_unfinished(self, text: str) -> int:
+        """Return how many of the last ids may begin a character; those before them, too many for one, are broken."""
+        if not text.endswith(REPLACEMENT):
+            return 0
+        shorter = self._tokenizer.decode(self._window)[: -len(REPLACEMENT)]
+        counts = range(1, MAX_UNFINISHED + 1)
+        return next((count for count in counts if self._tokenizer.decode(self._window[:-count]) == shorter), 0)
 
     def _unemitted(self) -> str:
         before = self._tokenizer.decode(self._window[: self._num_emitted])

@@ -76,6 +76,13 @@ def test_bytes_that_never_form_a_character_do_not_hold_the_text_back() -> None:
     assert sum(bool(detokenizer.push(broken)) for _ in range(40)) >= 4
 
 
+@pytest.mark.parametrize("character", ["¡", "€", "😀"])
+@pytest.mark.parametrize("num_broken", range(10))
+def test_a_character_after_broken_bytes_is_shown(character: str, num_broken: int) -> None:
+    broken = BYTES.encode_plain("€")[:1] * num_broken
+    assert "".join(pieces(BYTES, [*broken, *BYTES.encode_plain(character)])).endswith(character)
+
+
 def test_a_space_after_the_prompt_is_kept() -> None:
     a, cat, s = (LLAMA.id_of(word) for word in ("▁a", "▁cat", "s"))
     assert pieces(LLAMA, [cat, s], context=[a]) == [" cat", "s", ""]
