@@ -44,7 +44,6 @@ METADATA = (
     *(f"{stem}.{kind}.index.json" for stem in {*STEMS, *OPEN_CLIP_STEMS} for kind in ("safetensors", "bin")),
 )
 NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>.+))?", re.ASCII)
-COMMIT = re.compile(r"[0-9a-f]{40}")
 DEFAULT_REVISION = "main"
 UNSTATED = "not stated"
 
@@ -104,8 +103,6 @@ class Repository:
     @classmethod
     def resolve(cls, name: str, revision: str) -> Repository:
         """Find the commit: no request for a commit hash, else one; the last known commit if the Hub cannot be reached."""
-        if COMMIT.fullmatch(revision):
-            return cls(name, revision, revision)
         with _explained(name, revision):
             return cls(name, revision, huggingface_hub.HfApi().resolve_revision(name, revision=revision).resolved)
 
