@@ -58,6 +58,19 @@ def test_a_small_request_takes_at_most_thrice_its_time_alone(attack: str, num_im
     assert simulation.engine.has_work(), "the attack ended before the last request"
 
 
+@pytest.mark.parametrize("num_images", [0, 1])
+def test_a_client_that_comes_back_is_not_slowed_down_by_many_new_requests_of_another(num_images: int) -> None:
+    """Each request of the crowd has had little, but its client has had much."""
+    simulation, moments = Simulation(CONFIG), random.Random(0)
+    alone = mean(simulation.arrive(simulation.now + 0.5, num_images, "one") for _ in range(3))
+    for _ in range(40):
+        simulation.generate(20, 2000, n=16, client="crowd")
+    simulation.run_until(simulation.now + 1)
+    times = [simulation.arrive(simulation.now + 0.2 * moments.random(), num_images, "one") for _ in range(20)]
+    assert sorted(times)[18] <= 3 * alone
+    assert simulation.engine.has_work(), "the crowd ended before the last request"
+
+
 def test_requests_of_another_client_have_half_of_the_work() -> None:
     simulation = Simulation(CONFIG)
     for _ in range(40):
