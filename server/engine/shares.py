@@ -80,6 +80,11 @@ class Shares:
     def num_requests(self) -> int:
         return len(self._accounts)
 
+    @property
+    def are_shared(self) -> bool:
+        """True if others are to be expected next to a request: there are several, or it yields."""
+        return len(self._accounts) > 1 or any(account.priority > 0 for account in self._accounts.values())
+
     def open(self, request_id: str, client: str, priority: int) -> Account:
         """Return the account of a request for one more of its sequences."""
         account = self._accounts.get(request_id)
