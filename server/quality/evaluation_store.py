@@ -83,7 +83,7 @@ class Evaluation:
 class Evaluations:
     """The evaluations of a database. `added` is set when this process has added one.
 
-    One client has at most `max_share` of the places, as in `SharedLimit`. Only the process that created an evaluation knows
+    One client has at most `max_share` of the room, as in `SharedLimit`. Only the process that created an evaluation knows
     its client.
     """
 
@@ -106,7 +106,7 @@ class Evaluations:
         """Queue an evaluation. Raises `Overloaded` and `ClientOverShare` if too many are unfinished."""
 
         def add(session: Session, now: float) -> Evaluation:
-            self._check_places(client, session.scalars(unfinished).all())
+            self._check_room_of(client, session.scalars(unfinished).all())
             row = EvaluationRow(
                 id=new_id(ID_PREFIX),
                 support_set=support_set,
@@ -132,12 +132,12 @@ class Evaluations:
         self.added.set()
         return evaluation
 
-    def _check_places(self, client: str, unfinished: Sequence[str]) -> None:
-        places = SharedLimit(MAX_UNFINISHED, self._max_share)
+    def _check_room_of(self, client: str, unfinished: Sequence[str]) -> None:
+        room = SharedLimit(MAX_UNFINISHED, self._max_share)
         self._clients = {name: self._clients[name] for name in unfinished if name in self._clients}
         for name in unfinished:
-            places.take(self._clients.get(name, UNKNOWN))
-        match places.refusal(client):
+            room.take(self._clients.get(name, UNKNOWN))
+        match room.refusal(client):
             case "full":
                 raise Overloaded(FULL)
             case "over_share":
