@@ -13,6 +13,8 @@ from contextlib import aclosing
 from importlib import import_module
 
 from model.config import ConfigError
+from model.hub import prepare as hub
+from model.hub.sources import ModelNameError
 from model.zoo.default import DefaultModelError, prepare
 from server import logs
 from server.address import check_address
@@ -34,9 +36,9 @@ async def start(settings: Settings, *, factory: str = ENGINE_FACTORY) -> int:
 
 
 def with_model(settings: Settings) -> Settings:
-    """Return settings with a model folder; if none is set, the default model's, which is converted on first use."""
+    """Return settings with a model folder: that of a name, or the default model's. Either is imported on first use."""
     if settings.model is not None:
-        return settings
+        return settings.model_copy(update={"model": str(hub.prepare(settings.model, settings.cache_folder))})
     logger.info("preparing the default model; its first conversion takes a minute")
     folder = prepare(settings.cache_dir)
     logger.info("the default model is ready", extra={"folder": str(folder)})
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         logs.configure(settings.log_level, settings.log_format)
         check_address(settings.host, settings.port)
         return asyncio.run(start(with_model(settings)))
-    except (SettingsError, ConfigError, DefaultModelError) as error:
+    except (SettingsError, ConfigError, DefaultModelError, ModelNameError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
