@@ -22,8 +22,8 @@ from model.folder import CheckpointError
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.checkpoint") -> int:
+    options = _parser(prog).parse_args(arguments)
     try:
         config = _import(options)
     except (CheckpointError, ConfigError) as error:
@@ -50,8 +50,8 @@ def _import(options: argparse.Namespace) -> FlamingoConfig:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m model.checkpoint", description="Model folders from checkpoints.")
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Model folders from checkpoints.")
     action = parser.add_subparsers(dest="action", required=True).add_parser("import", help="create a model folder")
     lineages = action.add_subparsers(dest="lineage", required=True)
     openflamingo = lineages.add_parser("openflamingo", help="a checkpoint.pt and the folders of its frozen models")
