@@ -65,7 +65,7 @@ def create_app() -> typer.Typer:
 
 def _add_program(app: typer.Typer, name: str, program: Program) -> None:
     # the program also reads --help, and the options that are unknown here
-    settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
 
     @app.command(name, help=program.help, context_settings=settings, add_help_option=False)
     def run(context: typer.Context) -> None:
