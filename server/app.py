@@ -51,6 +51,7 @@ from server.settings import Settings
 from server.store.database import Database
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
+from server.version import VERSION
 
 # the status that proxies log when a client has disconnected; it is never sent
 CLIENT_CLOSED_REQUEST = 499
@@ -76,7 +77,7 @@ class Application(FastAPI):
     def __init__(self, lifespan: Lifespan[Application]) -> None:
         super().__init__(
             title="Flamboyance",
-            version=health.VERSION,
+            version=VERSION,
             docs_url=None,
             redoc_url=None,
             generate_unique_id_function=operation_id,

@@ -11,8 +11,8 @@ from openapi_spec_validator import validate
 
 from server.api.guard import OPEN_PATHS
 from server.api.openapi import TAGS
-from server.api.routes.health import VERSION
 from server.app import ROUTERS
+from server.version import VERSION
 from tests.server.documented import check, document, operation_steps
 
 pytestmark = pytest.mark.anyio
