@@ -192,7 +192,7 @@ class Grammars:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How JSON is brought to its end: about how many tokens it takes, and the tokens that end a part."""
+    """The end that JSON is brought to: about how many tokens it takes, and the tokens that end a part."""
 
     num_tokens: int
     eos: tuple[int, ...]
