@@ -99,7 +99,7 @@ def create_app(
     database = Database(settings.database_url)
     media_references, embeddings = MediaReferences(database, store, decoder), EmbeddingStore(database)
     support_sets = SupportSets(database, media_references, max_examples=settings.max_set_examples)
-    intake = Intake(settings, store, Fetcher(settings, observe=metrics.media_fetch.observe))
+    intake = Intake(settings, store, Fetcher(settings, observe=metrics.media_fetch.observe), decoder)
     retrieval = Retrieval(client, model, embeddings, store, observe=metrics.retrieval.observe)
     shots, warming = ShotSource(intake, support_sets, retrieval), Warming(client, model, store, retrieval)
     evaluations = Evaluations(database, max_share=settings.max_client_share)

@@ -126,6 +126,7 @@ class Settings(BaseModel):
 
     max_media_per_request: int = Field(64, ge=0, description="maximum images and videos in one request")
     max_media_mb: float = Field(16.0, gt=0, le=1024, description="maximum size of an image or video file, in MiB")
+    named_media_mb: int = Field(64, ge=0, description="memory for media that clients have named by `uuid`, in MiB")
     max_media_pixels: int = Field(64_000_000, ge=1, description="maximum pixels of one frame before resizing")
     max_request_pixels: int = Field(
         1_000_000_000, ge=1, description="maximum pixels that are decoded for one request, over all frames"
