@@ -15,11 +15,12 @@ from importlib import import_module
 from model.config import ConfigError
 from model.hub import prepare as hub
 from model.hub.sources import ModelNameError
-from model.zoo.default import DefaultModelError, prepare
+from model.zoo.default import prepare
+from model.zoo.fetch import DefaultModelError
 from server import logs
 from server.address import check_address
 from server.engine_client.spare import Spare
-from server.settings import Settings, SettingsError, read_settings
+from server.settings import PROGRAM, Settings, SettingsError, read_settings
 from server.wire import ENGINE_FACTORY
 
 logger = logging.getLogger("server")
@@ -36,18 +37,21 @@ async def start(settings: Settings, *, factory: str = ENGINE_FACTORY) -> int:
 
 
 def with_model(settings: Settings) -> Settings:
-    """Return settings with a model folder: that of a name, or the default model's. Either is imported on first use."""
+    """Return settings with a model folder: that of a name, or the default model's. Either is made on first use."""
     if settings.model is not None:
-        return settings.model_copy(update={"model": str(hub.prepare(settings.model, settings.cache_folder))})
-    logger.info("preparing the default model; its first conversion takes a minute")
+        # absolute: the worker has another working directory
+        folder = hub.prepare(settings.model, settings.cache_folder).absolute()
+        return settings.model_copy(update={"model": str(folder)})
+    logger.info("preparing the default model; the first time it is downloaded and converted, which takes a minute")
     folder = prepare(settings.cache_dir)
     logger.info("the default model is ready", extra={"folder": str(folder)})
     return settings.model_copy(update={"model": str(folder)})
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
+    """Serve until a signal, and return the exit status; `prog` is the name of the program in its usage message."""
     try:
-        settings = read_settings(arguments)
+        settings = read_settings(arguments, prog)
         logs.configure(settings.log_level, settings.log_format)
         check_address(settings.host, settings.port)
         return asyncio.run(start(with_model(settings)))

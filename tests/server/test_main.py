@@ -330,6 +330,7 @@ def test_the_server_exits_with_an_error_if_weights_are_missing(folder: Path, tmp
 
 
 def test_the_api_process_never_loads_torch() -> None:
-    code = "import sys, server.__main__, server.serving; print(sorted({'torch', 'timm', 'torchvision', 'triton'} & set(sys.modules)))"
+    heavy = {"torch", "timm", "torchvision", "triton"}
+    code = f"import sys, server.__main__, server.serving; print(sorted({heavy} & set(sys.modules)))"
     finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "[]"
