@@ -61,8 +61,8 @@ class Recommendation:
 
     examples: Selection
     accuracy: float
-    accuracy_interval: tuple[float, float]  # 95%
-    reason: str = ""
+    accuracy_interval: tuple[float, float] = field(repr=False)  # 95%
+    reason: str = field(default="", repr=False)
     raw: Json = field(default_factory=dict, repr=False)
 
     @classmethod
