@@ -177,6 +177,7 @@ def test_points_of_a_chart_are_where_their_numbers_are() -> None:
     shots = [1, 16]
     assert line.get("points") == f"{x(shots, 1):.1f},{y(0.5):.1f} {x(shots, 16):.1f},{y(1.0):.1f}"
     assert x(shots, 1) < x(shots, 16)
+    assert y(1.0) < y(0.0)  # from the top
     assert y(0.5) - y(1.0) == pytest.approx((y(0.0) - y(1.0)) / 2)
 
 
@@ -196,6 +197,7 @@ def test_without_pillow_a_small_file_is_shown_as_it_is(monkeypatch: pytest.Monke
     small = picture(20)
     assert thumbnail(small) == f"data:image/png;base64,{base64.b64encode(small).decode()}"
     assert thumbnail(picture(400)) is None
+    assert thumbnail(b"<script>alert(1)</script>") is None
 
 
 @pytest.mark.parametrize("data", [b"\x89PNG\r\n\x1a\nbroken", picture()[:200], b"GIF89a", b"\xff\xd8\xff"], ids=len)
