@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from model.config import FlamingoConfig, fingerprint, load_config
+from model.likeness import Likeness, load_likeness, unit
 from model.prompt import PromptTokenizer
 from server.settings import Settings, SettingsError
 
@@ -31,6 +32,8 @@ class ServedModel:
     config: FlamingoConfig
     tokenizer: PromptTokenizer
     max_model_len: int
+    # vectors by which media are compared, of mean features
+    likeness: Likeness = unit
     # identifies the folder's weights: stored results of the model are keyed by it
     fingerprint: str = ""
     _threads: Executor = field(
@@ -52,6 +55,7 @@ class ServedModel:
             config=config,
             tokenizer=PromptTokenizer.load(folder, config.prompt),
             max_model_len=_max_model_len(config, settings),
+            likeness=load_likeness(folder),
             fingerprint=fingerprint(folder),
         )
 

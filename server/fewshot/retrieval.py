@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
+from model.likeness import unit
 from server.engine_client.client import Client
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.fewshot.recent import Recent
@@ -114,19 +115,23 @@ class Retrieval:
         return similar
 
     async def embed_media(self, media_ids: Sequence[str]) -> dict[str, Vectors]:
-        """Return the vectors of stored media, after storing new ones. Raises `MediaNotFound`, and the engine's errors."""
+        """Return the features of stored media, after storing new ones. Raises `MediaNotFound`, and the engine's errors."""
         return await self._vectors(media_ids, self._embed_stored, is_stored=True)
 
     async def example_vectors(self, support_set: SupportSet) -> Vectors:
         """Return one vector per example, [N, D], of its media. Raises as `embed_media`."""
-        vectors = await self.embed_media(support_set.media)
-        return await asyncio.to_thread(_means, [example.media for example in support_set.examples], vectors)
+        features = await self.embed_media(support_set.media)
+        return await asyncio.to_thread(self._likeness, [example.media for example in support_set.examples], features)
 
     async def media_vectors(self, groups: Sequence[Sequence[EncodedMedia]]) -> Vectors:
         """Return one vector per group of media, [N, D]; new ones are not stored. Raises the engine's errors."""
         media = {item.id: item for group in groups for item in group}
-        vectors = await self._vectors(media, lambda names: self.client.embed([media[name] for name in names]))
-        return _means([[item.id for item in group] for group in groups], vectors)
+        features = await self._vectors(media, lambda names: self.client.embed([media[name] for name in names]))
+        return await asyncio.to_thread(self._likeness, [[item.id for item in group] for group in groups], features)
+
+    def _likeness(self, keys: Sequence[Sequence[str]], features: Mapping[str, Vectors]) -> Vectors:
+        vectors = self.model.likeness(np.stack([*features.values()])) if features else ()
+        return _means(keys, dict(zip(features, vectors, strict=True)))
 
     async def embed_texts(self, support_set: SupportSet) -> dict[str, Vectors]:
         """Return the vectors of the examples' texts, after storing new ones. Raises the engine's errors."""
@@ -144,7 +149,7 @@ class Retrieval:
     @property
     def embedder(self) -> str:
         """The key of everything that a vector depends on, apart from its input."""
-        return f"{self.model.fingerprint}-{self.client.info.get('dtype', '')}"
+        return f"{self.model.fingerprint}-{self.client.info.get('dtype', '')}-mean"
 
     async def _query_vector(self, space: Space, query: SimilarityQuery) -> Vectors:  # -> [D]
         if space == "text":
@@ -162,11 +167,10 @@ class Retrieval:
             compared = [_compared(example, "text", strategy)[0] for example in support_set.examples]
             texts = await self.model.tokenize(self._all_ids, compared)
             keys = [[_text_key(ids)] for ids in texts]
-            vectors = await self._text_vectors(texts, is_stored=True)
-        else:
-            keys = [_compared(example, space, strategy) for example in support_set.examples]
-            vectors = await self.embed_media(support_set.media)
-        return await asyncio.to_thread(_means, keys, vectors)
+            return await asyncio.to_thread(_means, keys, await self._text_vectors(texts, is_stored=True))
+        for example in support_set.examples:
+            _compared(example, space, strategy)
+        return await self.example_vectors(support_set)
 
     def _all_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [self._text_ids(text, "examples.support_set") for text in texts]
@@ -247,7 +251,7 @@ def _text_key(ids: list[int]) -> str:
 
 def _mean(vectors: dict[str, Vectors]) -> Vectors:
     """Return the mean direction [D], of length one: all media of a shot have equal weight."""
-    return _unit(np.mean([*vectors.values()], axis=0, dtype=np.float32))
+    return unit(np.mean([*vectors.values()], axis=0, dtype=np.float32))
 
 
 def _means(keys: Sequence[Sequence[str]], vectors: dict[str, Vectors]) -> Vectors:  # -> [N, D]
@@ -256,12 +260,7 @@ def _means(keys: Sequence[Sequence[str]], vectors: dict[str, Vectors]) -> Vector
 
 def _joined(vectors: Iterable[Vectors]) -> Vectors:
     """Concatenate vectors of several spaces, so that the inner product is the mean of theirs."""
-    return _unit(np.concatenate([*vectors], axis=-1))
-
-
-def _unit(vectors: Vectors) -> Vectors:
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
+    return unit(np.concatenate([*vectors], axis=-1))
 
 
 class EmbeddingStore:
