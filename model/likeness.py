@@ -45,10 +45,9 @@ class ClassLikeness:
         discriminants = (features - self.mean) @ self.directions.T
         evidence = unit(features) @ (self.weight - self.weight.mean(0)).T
         below = self.ancestors.T.astype(np.float32)  # [C, A]
-        expected = np.sqrt(below.mean(0))
-        kinds = np.sqrt(_softmax(features @ self.weight.T + self.bias) @ below) - expected
-        classes = unit(np.concatenate([unit(evidence), unit(kinds)], axis=-1))
-        return unit(np.concatenate([unit(discriminants), CLASS_WEIGHT**0.5 * classes], axis=-1))
+        nodes = np.sqrt(_softmax(features @ self.weight.T + self.bias) @ below) - np.sqrt(below.mean(0))
+        classes = unit(np.concatenate([unit(evidence), unit(nodes)], axis=-1))
+        return unit(np.concatenate([unit(discriminants), np.float32(CLASS_WEIGHT**0.5) * classes], axis=-1))
 
     def tensors(self) -> dict[str, NDArray[np.generic]]:
         """Return the tensors that `load_likeness` reads."""
@@ -75,5 +74,5 @@ def unit(vectors: Vectors) -> Vectors:
 
 
 def _softmax(logits: Vectors) -> Vectors:
-    exponents = np.exp(logits - logits.max(-1, keepdims=True))
+    exponents: Vectors = np.exp(logits - logits.max(-1, keepdims=True))
     return exponents / exponents.sum(-1, keepdims=True)
