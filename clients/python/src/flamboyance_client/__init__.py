@@ -15,6 +15,7 @@ from flamboyance_client.errors import (
     NotAuthorised,
     NotConnected,
     NotFound,
+    QueriesFailed,
     ServerFault,
     StreamFailed,
     TimedOut,
@@ -22,6 +23,7 @@ from flamboyance_client.errors import (
     Unavailable,
     UnexpectedReply,
 )
+from flamboyance_client.evaluations import Baseline, Evaluation, Recommendation, SummaryRow
 from flamboyance_client.fewshot import (
     Candidate,
     Example,
@@ -32,6 +34,7 @@ from flamboyance_client.fewshot import (
     example,
     query,
 )
+from flamboyance_client.folders import media_files
 from flamboyance_client.options import (
     ClassifyOptions,
     EvaluateOptions,
@@ -42,14 +45,15 @@ from flamboyance_client.options import (
     ScoreOptions,
     SearchOptions,
     SetChanges,
+    SetFields,
     StructuredOutputs,
     WarmOptions,
 )
 from flamboyance_client.prompt import Part, Prompt, end_of_chunk, image, shot, text, video
 from flamboyance_client.records import (
     Classification,
-    Evaluation,
     Page,
+    Preview,
     Score,
     StoredExample,
     StoredMedia,
@@ -63,6 +67,7 @@ __all__ = [
     "ApiError",
     "AsyncClient",
     "BadRequest",
+    "Baseline",
     "Candidate",
     "Choice",
     "Classification",
@@ -87,8 +92,11 @@ __all__ = [
     "Options",
     "Page",
     "Part",
+    "Preview",
     "Prompt",
+    "QueriesFailed",
     "Query",
+    "Recommendation",
     "Retries",
     "Score",
     "ScoreOptions",
@@ -96,11 +104,13 @@ __all__ = [
     "Selection",
     "ServerFault",
     "SetChanges",
+    "SetFields",
     "Shot",
     "StoredExample",
     "StoredMedia",
     "StreamFailed",
     "StructuredOutputs",
+    "SummaryRow",
     "SupportSet",
     "Template",
     "TimedOut",
@@ -113,6 +123,7 @@ __all__ = [
     "end_of_chunk",
     "example",
     "image",
+    "media_files",
     "query",
     "shot",
     "text",

@@ -14,16 +14,20 @@
     │   ├── ServerFault       any other 5xx
     │   └── StreamFailed      the stream started normally and then carried an error event
     ├── EvaluationFailed      an evaluation that was waited for has failed, or was cancelled
+    ├── QueriesFailed         some of many queries failed; `results` has the results of all
     └── UnexpectedReply       the reply does not have the documented form, or ended too early
 
-A mistake in a call (an unknown option, an unreadable file) raises Python's own TypeError, ValueError or OSError.
+The text of an error says what to do about it; `message` is the server's own text. A mistake in a call (an unknown option,
+an unreadable file) raises Python's own TypeError, ValueError or OSError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from flamboyance_client.advice import advice
 
 
 class FlamboyanceError(Exception):
@@ -44,6 +48,14 @@ class TimedOut(TransportError):
 
 class EvaluationFailed(FlamboyanceError):
     pass
+
+
+class QueriesFailed(FlamboyanceError):
+    """Raised after all queries have been tried. `results` has an error at the position of each that failed."""
+
+    def __init__(self, message: str, results: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.results = results
 
 
 class UnexpectedReply(FlamboyanceError):
@@ -67,7 +79,9 @@ class Refusal:
 class ApiError(FlamboyanceError):
     def __init__(self, refusal: Refusal) -> None:
         prefix = f"{refusal.status}: " if refusal.status is not None else ""
-        super().__init__(prefix + refusal.message)
+        what_to_do = advice(refusal.code, refusal.status)
+        super().__init__(prefix + refusal.message + (f". {what_to_do}." if what_to_do else ""))
+        self.refusal = refusal
         self.message = refusal.message
         self.type = refusal.type
         self.param = refusal.param
@@ -76,6 +90,10 @@ class ApiError(FlamboyanceError):
         self.request_id = refusal.request_id
         self.retry_after = refusal.retry_after
         self.should_retry = refusal.should_retry
+
+    def about(self, subject: str) -> Self:
+        """Return the error with a message that names its subject, such as a file."""
+        return type(self)(replace(self.refusal, message=f"{subject}: {self.message}"))
 
 
 class BadRequest(ApiError):
