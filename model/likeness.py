@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 Vectors = NDArray[np.float32]
 
+# the file in a model's folder
 LIKENESS = "likeness.safetensors"
 # of the classes' similarity, relative to the discriminants'; between 0.5 and 1.5 the accuracy is the same
 CLASS_WEIGHT = 0.7
@@ -49,10 +50,12 @@ class ClassLikeness:
         classes = unit(np.concatenate([unit(evidence), unit(nodes)], axis=-1))
         return unit(np.concatenate([unit(discriminants), np.float32(CLASS_WEIGHT**0.5) * classes], axis=-1))
 
-    def tensors(self) -> dict[str, NDArray[np.generic]]:
-        """Return the tensors that `load_likeness` reads."""
-        matrices = {name: getattr(self, name).astype(np.float16) for name in MATRICES}
-        return {**matrices, "ancestors": np.packbits(self.ancestors, axis=1)}
+
+def to_tensors(ancestors: NDArray[np.bool_], **matrices: Vectors) -> dict[str, NDArray[np.generic]]:
+    """Return the tensors that `load_likeness` reads, or some of them: `matrices` are those of `MATRICES`."""
+    return {name: matrix.astype(np.float16) for name, matrix in matrices.items()} | {
+        "ancestors": np.packbits(ancestors, axis=1)
+    }
 
 
 def load_likeness(folder: Path) -> Likeness:
@@ -67,7 +70,7 @@ def load_likeness(folder: Path) -> Likeness:
     )
 
 
-def unit(vectors: Vectors) -> Vectors:
+def unit(vectors: NDArray[np.floating]) -> Vectors:
     """Scale vectors [.., D] to length one; a vector of zeros stays zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)

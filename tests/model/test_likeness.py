@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from model.likeness import CLASS_WEIGHT, LIKENESS, ClassLikeness, load_likeness, unit
+from model.likeness import CLASS_WEIGHT, LIKENESS, MATRICES, ClassLikeness, load_likeness, to_tensors, unit
 
 WIDTH, NUM_DISCRIMINANTS, NUM_CLASSES, NUM_NODES = 12, 5, 7, 9
 RNG = np.random.default_rng(3)
@@ -54,7 +54,8 @@ def test_similarities_are_those_of_discriminants_classes_and_ancestors(likeness:
 
 
 def test_a_folder_has_the_likeness_that_was_stored(likeness: ClassLikeness, tmp_path: Path) -> None:
-    save_file(likeness.tensors(), tmp_path / LIKENESS)
+    matrices = {name: getattr(likeness, name) for name in MATRICES}
+    save_file(to_tensors(likeness.ancestors, **matrices), tmp_path / LIKENESS)
     images = np.abs(random(4, WIDTH))
     assert load_likeness(tmp_path)(images) == pytest.approx(likeness(images))
 

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import timm.data
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from model.likeness import LIKENESS, ClassLikeness
-from model.zoo.default import BRIDGE, VISION_FILE, find
+from model.likeness import to_tensors
+from model.zoo.default import LIKENESS_FILE
 from training.default.discriminants import WIDTH_RATIO, fit_discriminants
 from training.default_data.packages import fetch, unpack_debian
 from training.default_data.records import DEFAULT_FOLDER
@@ -67,22 +66,16 @@ def _closure(offset: str, hypernyms: Mapping[str, list[str]]) -> set[str]:
     return nodes
 
 
-def build(data: Path) -> ClassLikeness:
-    """Build the likeness from the data folder of `training.default_data`."""
+def build(data: Path) -> dict[str, NDArray[np.generic]]:
+    """Return discriminants and ancestors, of the data folder of `training.default_data`; the classifier is not repeated."""
     package = fetch(WORDNET, data / "packages")
     nouns = unpack_debian(package, data / "unpacked" / WORDNET.name) / NOUNS
     with nouns.open(encoding="utf-8") as lines:
         hypernyms = read_hypernyms(lines)
     classes = [synset.removeprefix("n") for synset in SYNSETS.read_text(encoding="utf-8").split()]
-    classifier = torch.load(find(VISION_FILE), weights_only=True)
     discriminants = fit_discriminants(data, NUM_DISCRIMINANTS * WIDTH_RATIO)
-    return ClassLikeness(
-        mean=discriminants.mean.numpy(),
-        directions=discriminants.directions.numpy(),
-        weight=classifier["_fc.weight"].numpy(),
-        bias=classifier["_fc.bias"].numpy(),
-        ancestors=find_ancestors(classes, hypernyms),
-    )
+    ancestors = find_ancestors(classes, hypernyms)
+    return to_tensors(ancestors, mean=discriminants.mean.numpy(), directions=discriminants.directions.numpy())
 
 
 def main() -> None:
@@ -90,9 +83,8 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=DEFAULT_FOLDER, help=f"the data folder (default: {DEFAULT_FOLDER})"
     )
-    file = BRIDGE.with_name(LIKENESS)
-    save_file(build(parser.parse_args().data).tensors(), file)
-    print(f"{file}: {file.stat().st_size} bytes")
+    save_file(build(parser.parse_args().data), LIKENESS_FILE)
+    print(f"{LIKENESS_FILE}: {LIKENESS_FILE.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
