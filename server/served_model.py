@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from model.config import ConfigError, FlamingoConfig, fingerprint, load_config
 from model.hub.job import Origin, read_origin
+from model.likeness import Likeness, load_likeness, unit
 from model.prompt import PromptTokenizer
 from server.settings import Settings, SettingsError
 
@@ -33,6 +34,8 @@ class ServedModel:
     config: FlamingoConfig
     tokenizer: PromptTokenizer
     max_model_len: int
+    # vectors by which media are compared, of mean features
+    likeness: Likeness = unit
     # identifies the folder's weights: stored results of the model are keyed by it
     fingerprint: str = ""
     origin: Origin = NO_ORIGIN
@@ -61,6 +64,7 @@ class ServedModel:
             config=config,
             tokenizer=tokenizer,
             max_model_len=_max_model_len(config, settings),
+            likeness=load_likeness(folder),
             fingerprint=weights,
             origin=read_origin(folder),
         )

@@ -208,7 +208,7 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Vectors of length one: float32 [N, D], one per media item or text of the request, in order."""
+    """Vectors, float32 [N, D], one per media item or text of the request, in order; those of texts have length one."""
 
     request_id: str
     shape: tuple[int, int]

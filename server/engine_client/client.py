@@ -62,7 +62,7 @@ class Client(Protocol):
     async def inspect(self, request: wire.Inspect, media: Mapping[bytes, EncodedMedia]) -> wire.Inspected: ...
 
     async def embed(self, media: Sequence[EncodedMedia]) -> NDArray[np.float32]:
-        """Return [M, Dv]: the frozen vision encoder's features, means over frames and patches, of length one."""
+        """Return [M, Dv]: the frozen vision encoder's features, means over frames and patches."""
 
     async def embed_text(self, texts: Sequence[list[int]]) -> NDArray[np.float32]:
         """Return [N, D]: the frozen language model's last hidden states without media.
