@@ -19,6 +19,7 @@ import numpy as np
 
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate, answer_of, read_candidates
+from server.fewshot.classification import IN_CONTEXT
 from server.fewshot.prompting import find_template
 from server.fewshot.shots import SelectionError, check_selection
 from server.fewshot.templates import Template
@@ -227,6 +228,7 @@ def recommend(
     setting = {"k": chosen["k"], "strategy": chosen["strategy"], "seed": chosen["best_seed"]}
     return {
         "examples": {"support_set": support_set, "version": version, **setting, **({"order": order} if order else {})},
+        "method": IN_CONTEXT,
         "accuracy": chosen["accuracy"],
         "accuracy_interval": chosen["accuracy_interval"],
         "reason": " ".join(_reason(chosen, best, always)),
