@@ -53,9 +53,9 @@ class ClassLikeness:
 
 def to_tensors(ancestors: NDArray[np.generic], **matrices: Vectors) -> dict[str, NDArray[np.generic]]:
     """Return the tensors that `load_likeness` reads, or some of them: `matrices` are those of `MATRICES`."""
-    return {name: matrix.astype(np.float16) for name, matrix in matrices.items()} | {
-        "ancestors": np.packbits(ancestors.astype(bool), axis=1)
-    }
+    # safetensors writes an array as it lies in memory
+    stored = {name: np.ascontiguousarray(matrix, np.float16) for name, matrix in matrices.items()}
+    return {**stored, "ancestors": np.packbits(np.ascontiguousarray(ancestors, bool), axis=1)}
 
 
 def load_likeness(folder: Path) -> Likeness:

@@ -54,8 +54,8 @@ def test_similarities_are_those_of_discriminants_classes_and_ancestors(likeness:
 
 
 def test_a_folder_has_the_likeness_that_was_stored(likeness: ClassLikeness, tmp_path: Path) -> None:
-    matrices = {name: getattr(likeness, name) for name in MATRICES}
-    save_file(to_tensors(likeness.ancestors, **matrices), tmp_path / LIKENESS)
+    matrices = {name: np.asfortranarray(getattr(likeness, name)) for name in MATRICES}
+    save_file(to_tensors(np.asfortranarray(likeness.ancestors), **matrices), tmp_path / LIKENESS)
     images = np.abs(random(4, WIDTH))
     assert load_likeness(tmp_path)(images) == pytest.approx(likeness(images))
 
