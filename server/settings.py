@@ -102,6 +102,9 @@ class Settings(BaseModel):
     )
     header_timeout: float = Field(10.0, gt=0, description="seconds in which the head of a request must arrive")
     max_body_mb: float = Field(64.0, gt=0, le=4096, description="maximum size of a request body, in MiB")
+    max_import_mb: float = Field(
+        1024.0, gt=0, le=65536, description="maximum size of the archive of a support set, in MiB"
+    )
     max_bodies_mb: int = Field(
         512, ge=1, description="memory for the bodies of all requests that arrive, wait or run, in MiB"
     )
@@ -171,6 +174,10 @@ class Settings(BaseModel):
     @property
     def max_body_bytes(self) -> int:
         return int(self.max_body_mb * 2**20)
+
+    @property
+    def max_import_bytes(self) -> int:
+        return int(self.max_import_mb * 2**20)
 
     @property
     def max_media_bytes(self) -> int:
