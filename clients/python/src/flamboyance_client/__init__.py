@@ -15,6 +15,7 @@ from flamboyance_client.errors import (
     NotAuthorised,
     NotConnected,
     NotFound,
+    QueriesFailed,
     ServerFault,
     StreamFailed,
     TimedOut,
@@ -32,6 +33,7 @@ from flamboyance_client.fewshot import (
     example,
     query,
 )
+from flamboyance_client.folders import media_files
 from flamboyance_client.options import (
     ClassifyOptions,
     EvaluateOptions,
@@ -42,6 +44,7 @@ from flamboyance_client.options import (
     ScoreOptions,
     SearchOptions,
     SetChanges,
+    SetFields,
     StructuredOutputs,
     WarmOptions,
 )
@@ -88,6 +91,7 @@ __all__ = [
     "Page",
     "Part",
     "Prompt",
+    "QueriesFailed",
     "Query",
     "Retries",
     "Score",
@@ -96,6 +100,7 @@ __all__ = [
     "Selection",
     "ServerFault",
     "SetChanges",
+    "SetFields",
     "Shot",
     "StoredExample",
     "StoredMedia",
@@ -113,6 +118,7 @@ __all__ = [
     "end_of_chunk",
     "example",
     "image",
+    "media_files",
     "query",
     "shot",
     "text",

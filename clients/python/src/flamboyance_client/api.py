@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from flamboyance_client.errors import ApiError, Refusal, StreamFailed, UnexpectedReply, error_fields, error_type
-from flamboyance_client.fewshot import Query
+from flamboyance_client.fewshot import AnyQuery, as_query
 from flamboyance_client.options import ClassifyOptions, FewShotOptions, InspectOptions, Options, ScoreOptions
 from flamboyance_client.prompt import Part, Prompt, to_wire
 from flamboyance_client.records import Classification, Score, scores, vectors
@@ -54,15 +54,13 @@ class Api:
     def complete(self, prompt: Prompt, options: Options, *, stream: bool = False) -> Call[Completion]:
         return self._generate("/v1/completions", {"prompt": to_wire(prompt)}, checked_options(Options, options), stream)
 
-    def fewshot(self, query: Query, options: FewShotOptions, *, stream: bool = False) -> Call[Completion]:
-        return self._generate(
-            "/v1/fewshot/completions", {"query": query}, checked_options(FewShotOptions, options), stream
-        )
+    def fewshot(self, query: AnyQuery, options: FewShotOptions, *, stream: bool = False) -> Call[Completion]:
+        fields = {"query": as_query(query)}
+        return self._generate("/v1/fewshot/completions", fields, checked_options(FewShotOptions, options), stream)
 
-    def classify(self, query: Query, options: ClassifyOptions) -> Call[Classification]:
-        return self._post(
-            "/v1/classify", {"query": query}, checked_options(ClassifyOptions, options), Classification.parse
-        )
+    def classify(self, query: AnyQuery, options: ClassifyOptions) -> Call[Classification]:
+        fields = {"query": as_query(query)}
+        return self._post("/v1/classify", fields, checked_options(ClassifyOptions, options), Classification.parse)
 
     def score(
         self, prompt: Prompt, candidates: Sequence[str | Sequence[int]], options: ScoreOptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -12,14 +12,15 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import httpx
 
-from flamboyance_client.api import Api, Call, CompletionEvents, api_error
+from flamboyance_client.api import Api, Call, CompletionEvents, api_error, checked_options
 from flamboyance_client.async_resources import AsyncEvaluations, AsyncFewShot, AsyncImages, AsyncSupportSets
+from flamboyance_client.batches import CONCURRENCY, OnError, checked_queries, classifications, run_all, run_all_async
 from flamboyance_client.errors import FlamboyanceError, NotConnected, TimedOut, TransportError
-from flamboyance_client.fewshot import Query
+from flamboyance_client.fewshot import AnyQuery
 from flamboyance_client.options import ClassifyOptions, InspectOptions, Options, ScoreOptions
 from flamboyance_client.prompt import Part, Prompt
 from flamboyance_client.records import Classification, Score
@@ -74,8 +75,48 @@ class Client:
         finally:
             response.close()
 
-    def classify(self, query: Query, **options: Unpack[ClassifyOptions]) -> Classification:
+    def classify(self, query: AnyQuery, **options: Unpack[ClassifyOptions]) -> Classification:
+        """Rank candidates as answers to a query: `query(...)`, or media alone, such as a path."""
         return self._send(self._api.classify(query, options))
+
+    @overload
+    def classify_many(
+        self,
+        queries: Iterable[AnyQuery],
+        *,
+        concurrency: int = CONCURRENCY,
+        on_error: Literal["raise"] = "raise",
+        **options: Unpack[ClassifyOptions],
+    ) -> list[Classification]: ...
+
+    @overload
+    def classify_many(
+        self,
+        queries: Iterable[AnyQuery],
+        *,
+        concurrency: int = CONCURRENCY,
+        on_error: Literal["return"],
+        **options: Unpack[ClassifyOptions],
+    ) -> list[Classification | Exception]: ...
+
+    def classify_many(
+        self,
+        queries: Iterable[AnyQuery],
+        *,
+        concurrency: int = CONCURRENCY,
+        on_error: OnError = "raise",
+        **options: Unpack[ClassifyOptions],
+    ) -> Sequence[Classification | Exception]:
+        """Classify each query, at most `concurrency` at a time, and return the results in the order of the queries.
+
+        If some queries fail, the others are still classified. Then `QueriesFailed` is raised, whose `results` have an
+        error at the position of each failed query; with `on_error="return"` these results are returned. An error that
+        every query would have, such as a wrong API key, is raised at once.
+        """
+        items = checked_queries(queries, concurrency)
+        checked_options(ClassifyOptions, options)
+        outcomes = run_all(lambda query: self.classify(query, **options), items, concurrency)
+        return outcomes if on_error == "return" else classifications(outcomes, items)
 
     def score(
         self, prompt: Prompt, candidates: Sequence[str | Sequence[int]], **options: Unpack[ScoreOptions]
@@ -176,8 +217,46 @@ class AsyncClient:
         finally:
             await response.aclose()
 
-    async def classify(self, query: Query, **options: Unpack[ClassifyOptions]) -> Classification:
-        return await self._send(self._api.classify(query, options))
+    async def classify(self, query: AnyQuery, **options: Unpack[ClassifyOptions]) -> Classification:
+        """Rank candidates as answers to a query: `query(...)`, or media alone, such as a path."""
+        return await self._send(await asyncio.to_thread(self._api.classify, query, options))
+
+    @overload
+    async def classify_many(
+        self,
+        queries: Iterable[AnyQuery],
+        *,
+        concurrency: int = CONCURRENCY,
+        on_error: Literal["raise"] = "raise",
+        **options: Unpack[ClassifyOptions],
+    ) -> list[Classification]: ...
+
+    @overload
+    async def classify_many(
+        self,
+        queries: Iterable[AnyQuery],
+        *,
+        concurrency: int = CONCURRENCY,
+        on_error: Literal["return"],
+        **options: Unpack[ClassifyOptions],
+    ) -> list[Classification | Exception]: ...
+
+    async def classify_many(
+        self,
+        queries: Iterable[AnyQuery],
+        *,
+        concurrency: int = CONCURRENCY,
+        on_error: OnError = "raise",
+        **options: Unpack[ClassifyOptions],
+    ) -> Sequence[Classification | Exception]:
+        """Classify each query, at most `concurrency` at a time, and return the results in the order of the queries.
+
+        Failed queries are treated as by `Client.classify_many`.
+        """
+        items = checked_queries(queries, concurrency)
+        checked_options(ClassifyOptions, options)
+        outcomes = await run_all_async(lambda query: self.classify(query, **options), items, concurrency)
+        return outcomes if on_error == "return" else classifications(outcomes, items)
 
     async def score(
         self, prompt: Prompt, candidates: Sequence[str | Sequence[int]], **options: Unpack[ScoreOptions]

@@ -14,6 +14,7 @@
     │   ├── ServerFault       any other 5xx
     │   └── StreamFailed      the stream started normally and then carried an error event
     ├── EvaluationFailed      an evaluation that was waited for has failed, or was cancelled
+    ├── QueriesFailed         some of many queries failed; `results` has the results of all
     └── UnexpectedReply       the reply does not have the documented form, or ended too early
 
 A mistake in a call (an unknown option, an unreadable file) raises Python's own TypeError, ValueError or OSError.
@@ -21,9 +22,9 @@ A mistake in a call (an unknown option, an unreadable file) raises Python's own 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 
 class FlamboyanceError(Exception):
@@ -44,6 +45,14 @@ class TimedOut(TransportError):
 
 class EvaluationFailed(FlamboyanceError):
     pass
+
+
+class QueriesFailed(FlamboyanceError):
+    """Raised after all queries have been tried. `results` has an error at the position of each that failed."""
+
+    def __init__(self, message: str, results: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.results = results
 
 
 class UnexpectedReply(FlamboyanceError):
@@ -68,6 +77,7 @@ class ApiError(FlamboyanceError):
     def __init__(self, refusal: Refusal) -> None:
         prefix = f"{refusal.status}: " if refusal.status is not None else ""
         super().__init__(prefix + refusal.message)
+        self.refusal = refusal
         self.message = refusal.message
         self.type = refusal.type
         self.param = refusal.param
@@ -76,6 +86,10 @@ class ApiError(FlamboyanceError):
         self.request_id = refusal.request_id
         self.retry_after = refusal.retry_after
         self.should_retry = refusal.should_retry
+
+    def about(self, subject: str) -> Self:
+        """Return the error with a message that names its subject, such as a file."""
+        return type(self)(replace(self.refusal, message=f"{subject}: {self.message}"))
 
 
 class BadRequest(ApiError):

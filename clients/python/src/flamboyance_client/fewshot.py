@@ -1,7 +1,7 @@
 """The fields of few-shot requests: worked examples, a query, the selection of shots, and candidates for an answer.
 
-All are plain dictionaries, in the form in which they are sent. Media are a path, bytes, a PIL image, or the id of an upload
-(`img_…`, `vid_…`).
+All are plain dictionaries, in the form in which they are sent. Media are a path, bytes, a PIL image, an array of pixels, or
+the id of an upload (`img_…`, `vid_…`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ class Query(TypedDict, total=False):
     media: Sequence[MediaPart]
     text: str
     question: str
+
+
+AnyQuery = Query | QueryMedia
 
 
 class Shot(Query, total=False):
@@ -98,10 +101,26 @@ def example(
     return fields
 
 
+def as_query(value: AnyQuery) -> Query:
+    """Return a query as it is, and media as a query without text."""
+    if isinstance(value, Mapping):
+        return value
+    fields: Query = {}
+    _set_media(fields, value)
+    return fields
+
+
+def is_stored(media: str) -> bool:
+    """Return whether a text is the id of an upload."""
+    return media.startswith(_ID_PREFIXES)
+
+
 def _set_media(fields: Query, media: QueryMedia) -> None:
-    if isinstance(media, str) and media.startswith(_ID_PREFIXES):
+    if isinstance(media, str) and is_stored(media):
         fields["image"] = media
     elif isinstance(media, Sequence) and not isinstance(media, str | bytes):
         fields["media"] = list(media)
+    elif (url := to_url(media)).startswith("data:video/"):
+        fields["media"] = [{"type": "video_url", "video_url": {"url": url}}]
     else:
-        fields["image"] = to_url(media)
+        fields["image"] = url

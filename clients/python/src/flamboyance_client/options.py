@@ -123,15 +123,20 @@ class EvaluateOptions(ProbabilityOptions, total=False):
     max_queries: int | None
 
 
-class NewSet(TypedDict, total=False):
-    """The fields of a new support set, all optional."""
+class SetFields(TypedDict, total=False):
+    """The fields of a support set other than its name and its examples."""
 
-    name: str | None
-    examples: Sequence[Example] | None
     ttl_seconds: float | None
     expires_at: float | None
     pinned: bool | None
     metadata: Json | None
+
+
+class NewSet(SetFields, total=False):
+    """The fields of a new support set, all optional."""
+
+    name: str | None
+    examples: Sequence[Example] | None
 
 
 class SetChanges(TypedDict, total=False):

@@ -1,8 +1,8 @@
 """A prompt is a string or a list of parts: text, images and videos in the order in which the model sees them.
 
 Parts are plain dictionaries, in the form in which they are sent. A string in the list is a text part; a list of numbers is
-a text-only prompt as token ids. Media are a path, bytes or a PIL image, and are sent inside the request; a URL is sent
-unchanged.
+a text-only prompt as token ids. Media are a path, bytes, a PIL image or an array of pixels, and are sent inside the
+request; a URL is sent unchanged.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict, TypeGuard
+
+from flamboyance_client.arrays import Array, encode_png
 
 
 class TextPart(TypedDict):
@@ -63,7 +65,7 @@ class PilImage(Protocol):
     def convert(self, mode: str) -> PilImage: ...
 
 
-Media = str | Path | bytes | PilImage
+Media = str | Path | bytes | PilImage | Array
 
 _URL_SCHEMES = ("data:", "http://", "https://")
 _SIGNATURES = (
@@ -76,6 +78,8 @@ _SIGNATURES = (
     (8, b"WEBP", "image/webp"),
     (8, b"AVI ", "video/x-msvideo"),
     (4, b"ftypavif", "image/avif"),
+    (4, b"ftyphei", "image/heic"),
+    (4, b"ftypmif1", "image/heif"),
     (4, b"ftyp", "video/mp4"),
     (0, b"\x1a\x45\xdf\xa3", "video/webm"),
 )
@@ -87,7 +91,11 @@ def text(value: str) -> TextPart:
 
 
 def image(source: Media) -> ImagePart:
-    """Return an image from a path, a URL, the bytes of an encoded file, or a PIL image (sent as PNG, lossless)."""
+    """Return an image from a path, a URL, the bytes of an encoded file, a PIL image or an array of pixels.
+
+    The last two are sent as PNG, which is lossless. An array has the dtype uint8 and the shape [height, width, 3] or
+    [height, width].
+    """
     return {"type": "image_url", "image_url": {"url": to_url(source)}}
 
 
@@ -127,18 +135,41 @@ def to_url(source: Media) -> str:
 def encode_media(source: Media) -> tuple[bytes, str]:
     """Return the bytes of a media item and their media type.
 
-    The type comes from the signature of the bytes, or else from the file's name. Raises `ValueError` for empty media.
+    The type comes from the signature of the bytes, or else from the file's name. Raises `ValueError` for empty media and
+    for an array that is not an image, and `TypeError` for an object of another type.
     """
-    guess = None
-    if isinstance(source, str | Path):
-        path = Path(source)
-        data, guess = path.read_bytes(), mimetypes.guess_type(path.name)[0]
-    else:
-        data = source if isinstance(source, bytes) else _png(source)
+    data, guess = _read(source)
     if not data:
         raise ValueError("the media is empty: 0 bytes")
-    matches = (kind for offset, sign, kind in _SIGNATURES if data[offset : offset + len(sign)] == sign)
-    return data, next(matches, guess) or "application/octet-stream"
+    return data, media_type(data) or guess or "application/octet-stream"
+
+
+def media_type(data: bytes) -> str | None:
+    """Return the media type that the first bytes of a file show, or None for an unknown format."""
+    return next((kind for offset, sign, kind in _SIGNATURES if data[offset : offset + len(sign)] == sign), None)
+
+
+def _read(source: Media) -> tuple[bytes, str | None]:
+    """Return the bytes of a file, and the media type that the file's name shows."""
+    if isinstance(source, str | Path):
+        path = Path(source)
+        return path.read_bytes(), mimetypes.guess_type(path.name)[0]
+    if isinstance(source, bytes):
+        return source, None
+    if is_array(source):
+        return encode_png(source), None
+    if is_pil(source):
+        return _png(source), None
+    kinds = "a path, a URL, bytes, a PIL image or an array of pixels"
+    raise TypeError(f"an image or video must be {kinds}, not {type(source).__name__}")
+
+
+def is_array(source: object) -> TypeGuard[Array]:
+    return all(hasattr(source, name) for name in ("shape", "dtype", "tobytes"))
+
+
+def is_pil(source: object) -> TypeGuard[PilImage]:
+    return all(hasattr(source, name) for name in ("mode", "save", "convert"))
 
 
 def _png(image: PilImage) -> bytes:

@@ -5,17 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol, TypeVar, Unpack
 
 from flamboyance_client.api import Api, Call
 from flamboyance_client.errors import Conflict
-from flamboyance_client.fewshot import Example, Query
-from flamboyance_client.options import EvaluateOptions, FewShotOptions, NewSet, SearchOptions, SetChanges, WarmOptions
+from flamboyance_client.fewshot import AnyQuery, Example
+from flamboyance_client.frames import Columns, Frame
+from flamboyance_client.options import (
+    EvaluateOptions,
+    FewShotOptions,
+    NewSet,
+    SearchOptions,
+    SetChanges,
+    SetFields,
+    WarmOptions,
+)
 from flamboyance_client.progress import POLL_SECONDS, completed, progress_bar
 from flamboyance_client.prompt import Media
 from flamboyance_client.records import Evaluation, Page, StoredExample, StoredMedia, SupportSet
 from flamboyance_client.replies import Completion
+from flamboyance_client.steps import run
 from flamboyance_client.stored import NAME_TAKEN, PAGE, EvaluationCalls, ImageCalls, SupportSetCalls
+from flamboyance_client.uploads import upload_folder, upload_frame
 
 Reply = TypeVar("Reply")
 
@@ -33,10 +45,12 @@ class FewShot:
     def __init__(self, api: Api, send: Send, stream: Stream) -> None:
         self._api, self._send, self._stream = api, send, stream
 
-    def complete(self, query: Query, **options: Unpack[FewShotOptions]) -> Completion:
+    def complete(self, query: AnyQuery, **options: Unpack[FewShotOptions]) -> Completion:
         return self._send(self._api.fewshot(query, options))
 
-    def stream(self, query: Query, **options: Unpack[FewShotOptions]) -> AbstractContextManager[Iterator[Completion]]:
+    def stream(
+        self, query: AnyQuery, **options: Unpack[FewShotOptions]
+    ) -> AbstractContextManager[Iterator[Completion]]:
         return self._stream(self._api.fewshot(query, options, stream=True))
 
 
@@ -79,6 +93,42 @@ class SupportSets:
                 raise
             return self.get(name)
 
+    def from_folder(
+        self, folder: str | Path, *, name: str | None = None, exist_ok: bool = True, **fields: Unpack[SetFields]
+    ) -> SupportSet:
+        """Return a set of the images and videos in the subfolders of a folder, whose names are the labels.
+
+        The set has the folder's name, unless `name` is given. A set that exists is returned as it is if its examples are
+        those of the folder; otherwise it gets new versions, to which new files are added and from which the others are
+        removed. `fields` are set in both cases. Raises `ValueError` for a file that the server cannot read or that has no
+        label, and `Conflict` for a set that exists unless `exist_ok`.
+        """
+        steps = upload_folder(self._calls, folder, name, exist_ok=exist_ok, fields=fields)
+        return run(self._send, steps)
+
+    def from_dataframe(
+        self,
+        frame: Frame,
+        *,
+        image: str = "image",
+        label: str | None = "label",
+        answer: str | None = None,
+        question: str | None = None,
+        root: str | Path = "",
+        name: str | None = None,
+        exist_ok: bool = True,
+        **fields: Unpack[SetFields],
+    ) -> SupportSet:
+        """Return a set of the rows of a data frame of pandas or polars. A set that exists is treated as by `from_folder`.
+
+        `image`, `label`, `answer` and `question` are the names of columns. Images are paths, which are relative to `root`,
+        URLs, bytes, PIL images, arrays of pixels or ids of uploads. A label is a text or a whole number. Without a name,
+        each call creates a set. Raises `ValueError` for a missing column or value.
+        """
+        columns = Columns(image=image, label=label, answer=answer, question=question)
+        steps = upload_frame(self._calls, frame, columns, root, name, exist_ok=exist_ok, fields=fields)
+        return run(self._send, steps)
+
     def get(self, name: str, *, version: int | None = None) -> SupportSet:
         return self._send(self._calls.get(name, version))
 
@@ -104,7 +154,7 @@ class SupportSets:
     ) -> Page[StoredExample]:
         return self._send(self._calls.examples(name, version, limit, after))
 
-    def search(self, name: str, query: Query, **options: Unpack[SearchOptions]) -> Page[StoredExample]:
+    def search(self, name: str, query: AnyQuery, **options: Unpack[SearchOptions]) -> Page[StoredExample]:
         return self._send(self._calls.search(name, query, options))
 
     def warm(self, name: str, **options: Unpack[WarmOptions]) -> SupportSet:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from flamboyance_client.api import Call, checked_options, json_reader
-from flamboyance_client.fewshot import Example, Query
+from flamboyance_client.fewshot import AnyQuery, Example, as_query
 from flamboyance_client.options import EvaluateOptions, NewSet, SearchOptions, SetChanges, WarmOptions
 from flamboyance_client.prompt import Media, encode_media, is_url
 from flamboyance_client.records import Evaluation, Page, StoredExample, StoredMedia, SupportSet, is_deleted
@@ -82,8 +82,8 @@ class SupportSetCalls:
         read = json_reader(lambda values: Page[StoredExample].parse(values, StoredExample.parse))
         return Call(method="GET", path=_path("support_sets", name, "examples"), query=query, read=read)
 
-    def search(self, name: str, query: Query, options: SearchOptions) -> Call[Page[StoredExample]]:
-        body = self._with_model({**checked_options(SearchOptions, options), "query": query})
+    def search(self, name: str, query: AnyQuery, options: SearchOptions) -> Call[Page[StoredExample]]:
+        body = self._with_model({**checked_options(SearchOptions, options), "query": as_query(query)})
         read = json_reader(lambda values: Page[StoredExample].parse(values, StoredExample.parse))
         return Call(method="POST", path=_path("support_sets", name, "search"), body=body, read=read)
 

@@ -1,0 +1,110 @@
+"""Classification of many queries: a bounded number of requests at a time, and results in the order of the queries.
+
+A query that fails does not end the others, unless its error would be that of every query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm.auto import tqdm
+
+from flamboyance_client.errors import ApiError, FlamboyanceError, NotAuthorised, NotConnected, QueriesFailed
+from flamboyance_client.fewshot import AnyQuery
+from flamboyance_client.records import Classification
+
+Outcome = Classification | Exception
+OnError = Literal["raise", "return"]
+
+CONCURRENCY = 8
+# httpx opens at most so many connections to a server.
+MAX_CONCURRENCY = 100
+FAILURES = (FlamboyanceError, OSError, TypeError, ValueError)
+
+
+def checked_queries(queries: Iterable[AnyQuery], concurrency: int) -> list[AnyQuery]:
+    """Return the queries as a list. Raises `TypeError` for a single query, and `ValueError` for a wrong concurrency."""
+    if isinstance(queries, str | bytes | Path | Mapping):
+        raise TypeError("queries must be a list; media_files(folder) returns one of the images and videos in a folder")
+    if not 1 <= concurrency <= MAX_CONCURRENCY:
+        raise ValueError(f"concurrency must be 1 to {MAX_CONCURRENCY}, not {concurrency}")
+    return list(queries)
+
+
+def run_all(send: Callable[[AnyQuery], Classification], queries: list[AnyQuery], concurrency: int) -> list[Outcome]:
+    """Return the results of all queries in order, with an error for each that failed."""
+    outcomes: dict[int, Outcome] = {}
+    with _progress_bar(len(queries)) as bar, ThreadPoolExecutor(concurrency) as pool:
+        futures = {pool.submit(send, query): index for index, query in enumerate(queries)}
+        try:
+            for future in as_completed(futures):
+                try:
+                    outcomes[futures[future]] = future.result()
+                except FAILURES as error:
+                    outcomes[futures[future]] = _of_one_query(error)
+                bar.update()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return [outcomes[index] for index in range(len(queries))]
+
+
+async def run_all_async(
+    send: Callable[[AnyQuery], Awaitable[Classification]], queries: list[AnyQuery], concurrency: int
+) -> list[Outcome]:
+    """Do the same with asyncio."""
+    outcomes: dict[int, Outcome] = {}
+    remaining = iter(enumerate(queries))
+    with _progress_bar(len(queries)) as bar:
+
+        async def work() -> None:
+            for index, query in remaining:
+                try:
+                    outcomes[index] = await send(query)
+                except FAILURES as error:
+                    outcomes[index] = _of_one_query(error)
+                bar.update()
+
+        workers = [asyncio.create_task(work()) for _ in range(concurrency)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+    return [outcomes[index] for index in range(len(queries))]
+
+
+def classifications(outcomes: list[Outcome], queries: list[AnyQuery]) -> list[Classification]:
+    """Return the results of queries none of which failed. Raises `QueriesFailed` for any others."""
+    failures = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Exception)]
+    if failures:
+        index, error = failures[0]
+        message = (
+            f"{len(failures)} of {len(outcomes)} queries failed; the first is {_name(queries[index], index)}: {error}"
+        )
+        raise QueriesFailed(message, outcomes) from error
+    return [outcome for outcome in outcomes if isinstance(outcome, Classification)]
+
+
+def _of_one_query(error: Exception) -> Exception:
+    """Return the error of one query. Raises the error if it would be that of every query."""
+    if isinstance(error, NotConnected | NotAuthorised) or (isinstance(error, ApiError) and _is_about_options(error)):
+        raise error
+    return error
+
+
+def _is_about_options(error: ApiError) -> bool:
+    return error.code == "support_set_not_found" or not (error.param or "query").startswith("query")
+
+
+def _name(query: AnyQuery, index: int) -> str:
+    return str(query) if isinstance(query, str | Path) else f"queries[{index}]"
+
+
+def _progress_bar(total: int) -> tqdm[Any]:
+    """Return a progress bar that is visible in a notebook or on a terminal and nowhere else."""
+    return tqdm(total=total, desc="classification", unit="query", disable=None)

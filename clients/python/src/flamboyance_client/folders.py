@@ -1,0 +1,76 @@
+"""Images and videos in folders: their paths in a fixed order, and their labels from the names of subfolders."""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from flamboyance_client.labelled import LabelledMedia
+from flamboyance_client.prompt import media_type
+
+# The formats that the server reads, by the names of files and by their first bytes.
+SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".mp4", ".m4v", ".mov", ".webm", ".mkv"]
+)
+MEDIA_TYPES = frozenset({"image/jpeg", "image/png", "image/webp", "image/gif", "video/mp4", "video/webm"})
+FORMATS = "JPEG, PNG, WebP and GIF images; MP4, WebM and Matroska videos"
+SIGNATURE_BYTES = 32
+
+
+def media_files(folder: str | Path) -> list[Path]:
+    """Return the images and videos in a folder and its subfolders, sorted by path.
+
+    Hidden files and files of other kinds, such as `Thumbs.db` and `notes.txt`, are left out. Raises `ValueError` for an
+    image or a video that the server cannot read, and `OSError` for a folder that cannot be read.
+    """
+    return [_checked(path) for path in _files(Path(folder)) if _is_media(path)]
+
+
+def labelled_files(folder: str | Path) -> list[LabelledMedia]:
+    """Return the images and videos in the subfolders of a folder. The name of the subfolder is the label.
+
+    Raises what `media_files` raises, and `ValueError` for a folder without any and for a file that is in no subfolder.
+    """
+    root = Path(folder)
+    files = [_labelled(path, root) for path in media_files(root)]
+    if not files:
+        raise ValueError(
+            f"{root}: no images or videos in subfolders; expected files such as {root / 'LABEL' / '1.jpg'}"
+        )
+    return files
+
+
+def _labelled(path: Path, root: Path) -> LabelledMedia:
+    relative = path.relative_to(root)
+    if len(relative.parts) == 1:
+        raise ValueError(f"{path} has no label: move it into a subfolder of {root}, whose name is the label")
+    return LabelledMedia(name=str(path), file=relative.as_posix(), media=path, label=relative.parts[0])
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Return the files that are not hidden, sorted by path. A subfolder may be a symbolic link."""
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _files(entry)
+        else:
+            yield entry
+
+
+def _is_media(path: Path) -> bool:
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    return path.suffix.lower() in SUFFIXES or kind.startswith(("image/", "video/"))
+
+
+def _checked(path: Path) -> Path:
+    """Return the path of a file whose first bytes are those of a format that the server reads."""
+    with path.open("rb") as file:
+        start = file.read(SIGNATURE_BYTES)
+    if path.suffix.lower() not in SUFFIXES or media_type(start) not in MEDIA_TYPES:
+        size = os.path.getsize(path)
+        what = media_type(start) or ("0 bytes" if not size else "an unknown format")
+        raise ValueError(f"{path} is not an image or video that the server reads ({what}); it reads {FORMATS}")
+    return path

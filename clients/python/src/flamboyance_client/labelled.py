@@ -1,0 +1,73 @@
+"""Labelled media: examples of a support set before they are uploaded, with ids that depend on their content alone.
+
+The same content has the same id in every run, so a set is compared with its source by ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from flamboyance_client.fewshot import Example, example, is_stored
+from flamboyance_client.prompt import Media, encode_media, is_url
+
+# An id has at most 128 characters.
+MAX_FILE = 80
+DIGEST_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledMedia:
+    """An image or video with its label.
+
+    `name` identifies it in messages. `file` is its path relative to the source, and part of its id.
+    """
+
+    name: str
+    media: Media
+    file: str = ""
+    label: str | None = None
+    answer: str | None = None
+    question: str | None = None
+    id: str | None = None
+
+    def example(self) -> Example:
+        """Return the example with the content of its media. Raises what reading the media raises."""
+        return example(self.media, id=self.id, label=self.label, answer=self.answer, question=self.question)
+
+
+def with_ids(items: Sequence[LabelledMedia]) -> list[LabelledMedia]:
+    """Return the items with their ids. Equal items are numbered.
+
+    Raises `OSError` for a file that cannot be read, and `ValueError` or `TypeError` for what is not media.
+    """
+    repeats: Counter[str] = Counter()
+    numbered = []
+    for item in items:
+        content_id = _content_id(item)
+        repeats[content_id] += 1
+        number = repeats[content_id]
+        numbered.append(replace(item, id=content_id if number == 1 else f"{content_id}.{number}"))
+    return numbered
+
+
+def _content_id(item: LabelledMedia) -> str:
+    """Return the file's path in characters that an id may have, and a digest of everything in the example."""
+    texts = [item.file, item.label, item.answer, item.question]
+    digest = hashlib.blake2b(json.dumps(texts).encode(), digest_size=DIGEST_BYTES)
+    try:
+        digest.update(_content(item.media))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{item.name}: {error}") from error
+    file = re.sub(r"[^A-Za-z0-9_.]+", "-", item.file)[-MAX_FILE:]
+    return f"{file}:{digest.hexdigest()}" if file else digest.hexdigest()
+
+
+def _content(media: Media) -> bytes:
+    if isinstance(media, str) and (is_url(media) or is_stored(media)):
+        return media.encode()
+    return encode_media(media)[0]

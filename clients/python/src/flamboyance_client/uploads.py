@@ -1,0 +1,193 @@
+"""Uploads of labelled media to a support set, in requests of a limited size.
+
+A new set gets its name when it is complete: until then it has none, and expires if the upload is interrupted. An existing
+set is changed to have the examples of the source: what is new is added, what is gone is removed, and nothing else is sent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from flamboyance_client.api import Call, checked_options
+from flamboyance_client.errors import ApiError, Conflict, FlamboyanceError, NotFound, Refusal
+from flamboyance_client.fewshot import Example
+from flamboyance_client.folders import labelled_files
+from flamboyance_client.frames import Columns, Frame, labelled_rows
+from flamboyance_client.labelled import LabelledMedia, with_ids
+from flamboyance_client.options import SetChanges, SetFields
+from flamboyance_client.records import SupportSet
+from flamboyance_client.steps import Steps
+from flamboyance_client.stored import NAME_TAKEN, SupportSetCalls
+
+# Far below the default limit of a request's body, 64 MiB. Larger media are sent alone.
+BATCH_BYTES = 8 * 2**20
+BATCH_EXAMPLES = 64
+# The ids are part of a URL, whose length is limited.
+REMOVED_AT_ONCE = 100
+LISTED_AT_ONCE = 1000
+# The lifetime of a set whose upload was interrupted.
+UNFINISHED_SECONDS = 24 * 3600.0
+
+
+@dataclass(slots=True)
+class Batch:
+    """The examples of one request, and their names in messages."""
+
+    names: list[str] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    num_bytes: int = 0
+
+    def add(self, name: str, example: Example, num_bytes: int) -> None:
+        self.names.append(name)
+        self.examples.append(example)
+        self.num_bytes += num_bytes
+
+    def is_full(self, num_bytes: int) -> bool:
+        """Return whether an example of this size belongs into the next batch."""
+        is_too_large = self.num_bytes + num_bytes > BATCH_BYTES
+        return bool(self.examples) and (is_too_large or len(self.examples) == BATCH_EXAMPLES)
+
+
+def set_name(folder: str | Path) -> str:
+    """Return a name for the set of a folder: the folder's, in the characters that names may have."""
+    name = re.sub(r"[^A-Za-z0-9_.:-]+", "-", Path(folder).resolve().name).lstrip("_.:-")[:128]
+    if not name or name.startswith("ss_"):
+        raise ValueError(f"the name of the folder {folder} cannot be the name of a support set: pass name=...")
+    return name
+
+
+def upload_folder(
+    calls: SupportSetCalls, folder: str | Path, name: str | None, *, exist_ok: bool, fields: SetFields
+) -> Steps[SupportSet]:
+    """Upload the files of a folder to the set that has its name, or the name `name`."""
+    return (
+        yield from upload(calls, labelled_files(folder), name or set_name(folder), exist_ok=exist_ok, fields=fields)
+    )
+
+
+def upload_frame(
+    calls: SupportSetCalls,
+    frame: Frame,
+    columns: Columns,
+    root: str | Path,
+    name: str | None,
+    *,
+    exist_ok: bool,
+    fields: SetFields,
+) -> Steps[SupportSet]:
+    """Upload the rows of a data frame."""
+    return (yield from upload(calls, labelled_rows(frame, columns, root), name, exist_ok=exist_ok, fields=fields))
+
+
+def upload(
+    calls: SupportSetCalls, items: Sequence[LabelledMedia], name: str | None, *, exist_ok: bool, fields: SetFields
+) -> Steps[SupportSet]:
+    """Return the set with these examples: a new one, or the one that has the name.
+
+    Raises `Conflict` for a name that is taken unless `exist_ok`, for a name whose set has none of these examples, since it
+    may belong to another client, and for a set that another client changes meanwhile.
+    """
+    options: Any = checked_options(SetFields, fields)
+    items = with_ids(items)
+    existing = None if name is None else (yield from _find(calls, name))
+    if existing is None:
+        return (yield from _create(calls, items, name, options))
+    if not exist_ok:
+        raise _name_taken(f"the name {name!r} is taken by the support set {existing.id}")
+    return (yield from _change(calls, existing, items, options))
+
+
+def _find(calls: SupportSetCalls, name: str) -> Steps[SupportSet | None]:
+    try:
+        return (yield calls.get(name, None))
+    except NotFound:
+        return None
+
+
+def _create(
+    calls: SupportSetCalls, items: Sequence[LabelledMedia], name: str | None, options: SetChanges
+) -> Steps[SupportSet]:
+    batches = _batches(items, name)
+    first = next(batches)
+    target = yield from _add(calls.create({"examples": first.examples, "ttl_seconds": UNFINISHED_SECONDS}), first)
+    try:
+        target = yield from _add_all(calls, target, batches)
+        changes: SetChanges = {"ttl_seconds": None, **options}
+        return (yield calls.update(target.id, changes if name is None else {**changes, "name": name}))
+    except Exception:
+        with suppress(FlamboyanceError):
+            yield calls.delete(target.id)
+        raise
+
+
+def _change(
+    calls: SupportSetCalls, target: SupportSet, items: Sequence[LabelledMedia], options: SetChanges
+) -> Steps[SupportSet]:
+    stored = yield from _ids(calls, target)
+    current = {item.id for item in items}
+    if stored and not current & stored.keys():
+        raise _name_taken(
+            f"the support set {target.name!r} has {len(stored)} examples, and none of them is among these"
+        )
+    new, gone = [item for item in items if item.id not in stored], [id for id in stored if id not in current]
+    target = yield from _add_all(calls, target, _batches(new, target.name))
+    for start in range(0, len(gone), REMOVED_AT_ONCE):
+        target = yield calls.remove(target.id, gone[start : start + REMOVED_AT_ONCE], target.version)
+    return (yield calls.update(target.id, options)) if options else target
+
+
+def _name_taken(message: str) -> Conflict:
+    return Conflict(Refusal(message=message, param="name", code=NAME_TAKEN, status=409))
+
+
+def _ids(calls: SupportSetCalls, target: SupportSet) -> Steps[dict[str, None]]:
+    """Return the ids of the examples of a version, in order."""
+    ids: dict[str, None] = {}
+    after: str | None = None
+    while True:
+        page = yield calls.examples(target.id, target.version, LISTED_AT_ONCE, after)
+        ids.update(dict.fromkeys(example.id for example in page))
+        if not page.has_more:
+            return ids
+        after = page.last_id
+
+
+def _add_all(calls: SupportSetCalls, target: SupportSet, batches: Iterator[Batch]) -> Steps[SupportSet]:
+    for batch in batches:
+        target = yield from _add(calls.put(target.id, batch.examples, target.version), batch)
+    return target
+
+
+def _add(call: Call[SupportSet], batch: Batch) -> Steps[SupportSet]:
+    """Send a call that adds a batch. An error that has the index of an example names its media too."""
+    try:
+        return (yield call)
+    except ApiError as error:
+        if (match := re.match(r"examples\[(\d+)\]", error.param or "")) is None:
+            raise
+        raise error.about(batch.names[int(match[1])]) from None
+
+
+def _batches(items: Sequence[LabelledMedia], name: str | None) -> Iterator[Batch]:
+    """Yield the items in batches of a limited size, and show the progress in a notebook or on a terminal."""
+    batch = Batch()
+    with tqdm(total=len(items), desc=name or "support set", unit="example", disable=None if items else True) as bar:
+        for item in items:
+            example = item.example()
+            num_bytes = len(json.dumps(example))
+            if batch.is_full(num_bytes):
+                yield batch
+                bar.update(len(batch.examples))
+                batch = Batch()
+            batch.add(item.name, example, num_bytes)
+        if batch.examples:
+            yield batch
+            bar.update(len(batch.examples))

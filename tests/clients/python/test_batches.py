@@ -1,0 +1,192 @@
+"""Tests of many classifications at once, of both clients with a fake server: order, concurrency, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from flamboyance_client import (
+    AsyncClient,
+    BadRequest,
+    Classification,
+    Client,
+    NotAuthorised,
+    NotConnected,
+    NotFound,
+    QueriesFailed,
+    Retries,
+    query,
+)
+
+Handler = Callable[[httpx.Request], httpx.Response]
+ClassifyMany = Callable[..., list[Any]]
+RETRIES = Retries(first_delay=0.001)
+
+
+@pytest.fixture(params=["sync", "async"])
+def connect(request: pytest.FixtureRequest) -> Callable[[Handler], ClassifyMany]:
+    """Return a function that makes `classify_many` of a client of a fake server."""
+    return blocking if request.param == "sync" else asynchronous
+
+
+def blocking(handler: Handler) -> ClassifyMany:
+    def classify_many(*arguments: Any, **options: Any) -> list[Any]:
+        with Client("http://server", transport=httpx.MockTransport(handler), retries=RETRIES) as client:
+            return client.classify_many(*arguments, **options)
+
+    return classify_many
+
+
+def asynchronous(handler: Handler) -> ClassifyMany:
+    async def threaded(request: httpx.Request) -> httpx.Response:
+        return await asyncio.to_thread(handler, request)
+
+    def classify_many(*arguments: Any, **options: Any) -> list[Any]:
+        async def run() -> list[Any]:
+            transport = httpx.MockTransport(threaded)
+            async with AsyncClient("http://server", transport=transport, retries=RETRIES) as client:
+                return await client.classify_many(*arguments, **options)
+
+        return asyncio.run(run())
+
+    return classify_many
+
+
+def content(request: httpx.Request) -> str:
+    """Return the bytes of the query's image as text."""
+    url = json.loads(request.content)["query"]["image"]
+    return base64.b64decode(url.partition(",")[2]).decode(errors="replace")
+
+
+def classified(label: str) -> httpx.Response:
+    return httpx.Response(200, json={"label": label, "confidence": 0.5, "candidates": []})
+
+
+def refused(status: int, code: str, param: str | None, **headers: str) -> httpx.Response:
+    return httpx.Response(
+        status, json={"error": {"message": "no", "code": code, "param": param}}, headers={"retry-after": "0", **headers}
+    )
+
+
+def echo(request: httpx.Request) -> httpx.Response:
+    if content(request) == "broken":
+        return refused(400, "invalid_media", "query.image")
+    return classified(content(request))
+
+
+def test_results_have_the_order_of_the_queries(connect: Callable[[Handler], ClassifyMany]) -> None:
+    num_running, most, lock = 0, 0, threading.Lock()
+    all_running, later_done = threading.Barrier(3), threading.Event()
+
+    def first_is_last(request: httpx.Request) -> httpx.Response:
+        nonlocal num_running, most
+        with lock:
+            num_running += 1
+            most = max(most, num_running)
+        all_running.wait(60)
+        if content(request) == "0":
+            assert later_done.wait(60)
+        with lock:
+            num_running -= 1
+        later_done.set()
+        return classified(content(request))
+
+    labels = [str(number) for number in range(12)]
+    results = connect(first_is_last)([label.encode() for label in labels], concurrency=3)
+    assert [result.label for result in results] == labels
+    assert most == 3
+
+
+def test_media_of_every_kind_are_queries(connect: Callable[[Handler], ClassifyMany], tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"file")
+    (tmp_path / "b.png").write_bytes(b"text")
+    pixels = np.zeros((2, 3, 3), np.uint8)
+    queries = [tmp_path / "a.png", str(tmp_path / "b.png"), Image.fromarray(pixels), pixels, b"bytes", query(b"query")]
+    results = connect(echo)(iter(queries), candidates=["a"])
+    assert [result.label[1:4] if index in (2, 3) else result.label for index, result in enumerate(results)] == [
+        "file",
+        "text",
+        "PNG",
+        "PNG",
+        "bytes",
+        "query",
+    ]
+    assert connect(echo)([]) == []
+
+
+def test_a_failed_query_loses_no_other(connect: Callable[[Handler], ClassifyMany], tmp_path: Path) -> None:
+    queries = [b"a", b"broken", tmp_path / "missing.png", b"", None, b"b"]
+    results = connect(echo)(queries, on_error="return")
+    assert [type(result) for result in results] == [
+        Classification,
+        BadRequest,
+        FileNotFoundError,
+        ValueError,
+        TypeError,
+        Classification,
+    ]
+    with pytest.raises(QueriesFailed, match=r"4 of 6 queries failed; the first is queries\[1\]: 400: no") as caught:
+        connect(echo)(queries)
+    assert [getattr(result, "label", None) for result in caught.value.results] == ["a", None, None, None, None, "b"]
+    with pytest.raises(QueriesFailed, match=r"1 of 1 queries failed; the first is .*missing\.png: "):
+        connect(echo)([tmp_path / "missing.png"])
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (refused(401, "invalid_api_key", None), NotAuthorised),
+        (refused(404, "support_set_not_found", None), NotFound),
+        (refused(422, "unsupported_parameter", "examples.k"), BadRequest),
+        (None, NotConnected),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+@pytest.mark.parametrize("on_error", ["raise", "return"])
+def test_an_error_of_every_query_is_raised_at_once(
+    connect: Callable[[Handler], ClassifyMany], reply: httpx.Response | None, kind: type[Exception], on_error: str
+) -> None:
+    requests: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        if reply is None:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(reply.status_code, content=reply.content)
+
+    with pytest.raises(kind):
+        connect(handle)([b"a"] * 50, concurrency=2, on_error=on_error)
+    assert len(requests) < 50
+
+
+def test_an_overloaded_server_is_sent_a_query_again(connect: Callable[[Handler], ClassifyMany]) -> None:
+    replies = iter([refused(503, "overloaded", None), refused(429, "client_over_share", None)])
+    results = connect(lambda request: next(replies, None) or echo(request))([b"a", b"b"], concurrency=1)
+    assert [result.label for result in results] == ["a", "b"]
+
+
+def test_an_unavailable_server_fails_the_query(connect: Callable[[Handler], ClassifyMany]) -> None:
+    with pytest.raises(QueriesFailed, match="503"):
+        connect(lambda request: refused(503, "engine_died", None, **{"x-should-retry": "false"}))([b"a"])
+
+
+def test_mistakes_in_the_call_are_refused(connect: Callable[[Handler], ClassifyMany]) -> None:
+    classify_many = connect(echo)
+    for single in ("a.png", Path("a.png"), b"a", query(b"a")):
+        with pytest.raises(TypeError, match=r"queries must be a list; media_files\(folder\)"):
+            classify_many(single)
+    for concurrency in (0, 101):
+        with pytest.raises(ValueError, match=f"concurrency must be 1 to 100, not {concurrency}"):
+            classify_many([b"a"], concurrency=concurrency)
+    with pytest.raises(TypeError, match="unknown option colour"):
+        classify_many([b"a"], colour="red")

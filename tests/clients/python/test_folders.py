@@ -1,0 +1,121 @@
+"""Tests of the files that are taken from a folder: formats, order, labels, and what is refused."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from flamboyance_client import media_files
+from flamboyance_client.folders import MEDIA_TYPES, SUFFIXES, labelled_files
+from flamboyance_client.prompt import media_type
+from model.media import MediaError, media_type_of
+
+FORMATS = {".jpg": "JPEG", ".JPEG": "JPEG", ".png": "PNG", ".PNG": "PNG", ".webp": "WEBP", ".GIF": "GIF"}
+
+
+def picture(file_format: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (9, 7), "red").save(stream, file_format)
+    return stream.getvalue()
+
+
+def write(folder: Path, **files: bytes) -> Path:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def test_each_subfolder_is_a_label_and_the_order_is_fixed(tmp_path: Path) -> None:
+    write(
+        tmp_path, **{f"{label}/{name}.png": picture() for label in ("wren", "coal tit") for name in ("2", "10", "a/1")}
+    )
+    files = labelled_files(tmp_path)
+    assert [(item.file, item.label) for item in files] == [
+        ("coal tit/10.png", "coal tit"),
+        ("coal tit/2.png", "coal tit"),
+        ("coal tit/a/1.png", "coal tit"),
+        ("wren/10.png", "wren"),
+        ("wren/2.png", "wren"),
+        ("wren/a/1.png", "wren"),
+    ]
+    assert [item.media for item in files] == [tmp_path / item.file for item in files]
+
+
+def test_every_format_of_the_server_is_taken_in_upper_and_lower_case(tmp_path: Path) -> None:
+    write(tmp_path, **{f"a{suffix}": picture(name) for suffix, name in FORMATS.items()})
+    write(tmp_path, **{"b.mp4": b"\0\0\0\x18ftypisom", "c.WEBM": b"\x1a\x45\xdf\xa3", "d.mkv": b"\x1a\x45\xdf\xa3"})
+    assert len(media_files(tmp_path)) == len(FORMATS) + 3
+    assert {suffix.lower() for suffix in FORMATS} <= SUFFIXES
+
+
+def test_hidden_files_and_other_files_are_left_out(tmp_path: Path) -> None:
+    write(
+        tmp_path, **{"a/1.png": picture(), "a/.2.png": b"", ".git/3.png": b"", "a/Thumbs.db": b"x", "notes.txt": b"x"}
+    )
+    write(tmp_path, **{"a/._1.png": b"AppleDouble", "a/.DS_Store": b"x"})
+    assert media_files(tmp_path) == [tmp_path / "a" / "1.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("1.jpg", b"", "0 bytes"),
+        ("1.png", b"<html>not found</html>", "an unknown format"),
+        ("1.bmp", picture("BMP"), "image/bmp"),
+        ("1.tiff", picture("TIFF"), "image/tiff"),
+        ("1.jpg", picture("BMP"), "image/bmp"),
+        ("1.heic", b"\0\0\0\x18ftypheic", "image/heic"),
+    ],
+)
+def test_a_file_that_the_server_cannot_read_is_named(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
+    write(tmp_path, **{f"a/{name}": data})
+    with pytest.raises(ValueError, match="JPEG, PNG, WebP and GIF images; MP4, WebM and Matroska videos") as caught:
+        labelled_files(tmp_path)
+    assert f"{tmp_path / 'a' / name} is not" in str(caught.value)
+    assert f"({reason})" in str(caught.value)
+
+
+def test_a_file_outside_of_the_subfolders_has_no_label(tmp_path: Path) -> None:
+    write(tmp_path, **{"a/1.png": picture(), "2.png": picture()})
+    with pytest.raises(ValueError, match=r"2\.png has no label: move it into a subfolder"):
+        labelled_files(tmp_path)
+
+
+def test_a_folder_without_media_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, **{"a/notes.txt": b"x"})
+    with pytest.raises(ValueError, match="no images or videos in subfolders; expected files such as"):
+        labelled_files(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        labelled_files(tmp_path / "nowhere")
+
+
+def test_a_subfolder_may_be_a_link(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere", **{"1.png": picture()})
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "wren").symlink_to(tmp_path / "elsewhere")
+    assert [item.label for item in labelled_files(tmp_path / "set")] == ["wren"]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        *(picture(name) for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO")),
+        b"\0\0\0\x18ftypisom",
+        b"\0\0\0\x14ftypqt  ",
+        b"\x1a\x45\xdf\xa3\x01webm",
+        b"RIFF\x18\0\0\0AVI LIST",
+        b"text",
+    ],
+    ids=lambda start: repr(start[:12]),
+)
+def test_the_formats_are_those_of_the_server(start: bytes) -> None:
+    try:
+        kind = media_type_of(start)
+    except MediaError:
+        kind = None
+    assert (media_type(start) in MEDIA_TYPES) == (kind is not None)

@@ -1,0 +1,208 @@
+"""Tests that a folder becomes a support set: the same one when it is uploaded again, and new versions when it changes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from flamboyance_client import (
+    AsyncClient,
+    BadRequest,
+    Client,
+    Conflict,
+    Retries,
+    SupportSet,
+    example,
+    uploads,
+)
+from flamboyance_client.folders import labelled_files
+from flamboyance_client.labelled import with_ids
+from tests.clients.python.test_frames import Frame
+from tests.clients.serving import KEY
+
+Upload = Callable[..., SupportSet]
+COLOURS = {"warm/red": "red", "warm/orange": "orange", "cold/blue": "blue", "cold/green": "green", "cold/teal": "teal"}
+
+
+def picture(colour: str, width: int = 9) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (width, 7), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    """Yield a client, and delete the sets that the test leaves."""
+    with Client(url, api_key=KEY, retries=Retries(limit=0)) as client:
+        existing = {item.id for item in client.support_sets.list()}
+        yield client
+        for item in client.support_sets.list():
+            if item.id not in existing:
+                client.support_sets.delete(item.id)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "my colours"
+    for name, colour in COLOURS.items():
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(colour))
+    return folder
+
+
+@pytest.fixture(params=["sync", "async"])
+def upload(request: pytest.FixtureRequest, url: str, client: Client) -> Upload:
+    if request.param == "sync":
+        return client.support_sets.from_folder
+
+    def upload(*arguments: Any, **options: Any) -> SupportSet:
+        async def run() -> SupportSet:
+            async with AsyncClient(url, api_key=KEY, retries=Retries(limit=0)) as asynchronous:
+                return await asynchronous.support_sets.from_folder(*arguments, **options)
+
+        return asyncio.run(run())
+
+    return upload
+
+
+def test_a_folder_is_the_same_set_when_it_is_uploaded_again(upload: Upload, client: Client, folder: Path) -> None:
+    first = upload(folder)
+    assert (first.name, first.version, first.num_examples) == ("my-colours", 1, 5)
+    assert first.raw["expires_at"] is None
+    examples = list(client.support_sets.examples("my-colours"))
+    assert [item.label for item in examples] == ["cold"] * 3 + ["warm"] * 2
+    assert [item.id.partition(":")[0] for item in examples][:2] == ["cold-blue.png", "cold-green.png"]
+    again = upload(str(folder))
+    assert (again.id, again.version, again.raw["updated_at"]) == (first.id, 1, first.raw["updated_at"])
+
+
+def test_only_changes_of_the_folder_are_sent(upload: Upload, client: Client, folder: Path) -> None:
+    first = upload(folder)
+    before = {item.id for item in client.support_sets.examples(first.id)}
+    (folder / "warm" / "red.png").write_bytes(picture("darkred"))
+    (folder / "cold" / "teal.png").unlink()
+    (folder / "cold" / "green.png").rename(folder / "warm" / "green.png")
+    (folder / "grey").mkdir()
+    (folder / "grey" / "grey.png").write_bytes(picture("grey"))
+    changed = upload(folder)
+    assert (changed.id, changed.num_examples) == (first.id, 5)
+    assert changed.raw["label_counts"] == {"cold": 1, "grey": 1, "warm": 3}
+    examples = list(client.support_sets.examples(first.id))
+    assert [item.id.partition(":")[0] for item in examples if item.id in before] == ["cold-blue.png", "warm-orange.png"]
+    assert client.support_sets.get(first.id, version=1).num_examples == 5
+    assert upload(folder).version == changed.version
+
+
+def test_a_large_folder_is_sent_in_batches(
+    upload: Upload, client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "BATCH_EXAMPLES", 2)
+    monkeypatch.setattr(uploads, "LISTED_AT_ONCE", 2)
+    monkeypatch.setattr(uploads, "REMOVED_AT_ONCE", 1)
+    first = upload(folder, name="batches")
+    assert (first.version, first.num_examples, first.name) == (3, 5, "batches")
+    assert [item.label for item in client.support_sets.examples(first.id)] == ["cold"] * 3 + ["warm"] * 2
+    assert upload(folder, name="batches").version == 3
+    for name in ("blue", "teal"):
+        (folder / "cold" / f"{name}.png").unlink()
+    assert upload(folder, name="batches").num_examples == 3
+
+
+def test_a_batch_has_a_limited_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = with_ids(labelled_files(folder))
+    assert [len(batch.examples) for batch in uploads._batches(items, None)] == [5]
+    size = max(len(str(item.example())) for item in items)
+    monkeypatch.setattr(uploads, "BATCH_BYTES", 2 * size)
+    assert [len(batch.examples) for batch in uploads._batches(items, None)] == [2, 2, 1]
+    monkeypatch.setattr(uploads, "BATCH_BYTES", 1)
+    assert [len(batch.examples) for batch in uploads._batches(items, None)] == [1] * 5
+
+
+def test_a_broken_file_is_named_and_leaves_no_set(
+    upload: Upload, client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = len(client.support_sets.list())
+    (folder / "warm" / "red.png").write_bytes(picture("red", 50)[:60])
+    for number in (64, 2):
+        monkeypatch.setattr(uploads, "BATCH_EXAMPLES", number)
+        with pytest.raises(BadRequest) as caught:
+            upload(folder)
+        assert str(folder / "warm" / "red.png") in str(caught.value)
+        assert caught.value.code == "invalid_media"
+        assert len(client.support_sets.list()) == sets
+
+
+def test_a_set_may_be_refused_to_exist(upload: Upload, folder: Path) -> None:
+    upload(folder, exist_ok=False)
+    with pytest.raises(Conflict, match="the name 'my-colours' is taken by the support set ss_"):
+        upload(folder, exist_ok=False)
+
+
+def test_a_set_of_other_examples_is_not_replaced(upload: Upload, client: Client, folder: Path) -> None:
+    other = client.support_sets.create(name="my-colours", examples=[example("img_0", label="a", id="b")][:0])
+    assert upload(folder).id == other.id  # an empty set has nothing to lose
+    for file in folder.rglob("*.png"):
+        file.write_bytes(file.read_bytes() + b"\0")
+    with pytest.raises(Conflict, match="has 5 examples, and none of them is among these") as caught:
+        upload(folder)
+    assert caught.value.code == "name_taken"
+    assert client.support_sets.get("my-colours").version == 2
+
+
+def test_the_fields_of_the_set_are_set_each_time(upload: Upload, folder: Path) -> None:
+    first = upload(folder, ttl_seconds=600, metadata={"a": 1})
+    assert first.raw["metadata"] == {"a": 1}
+    assert first.raw["expires_at"] - first.raw["created_at"] < 700
+    again = upload(folder, ttl_seconds=6000)
+    assert again.version == 1
+    assert again.raw["expires_at"] > first.raw["expires_at"] + 5000
+    assert again.raw["metadata"] == {"a": 1}
+    with pytest.raises(TypeError, match="unknown option colour"):
+        upload(folder, colour="red")
+
+
+def test_a_name_that_no_set_can_have_is_refused(client: Client, tmp_path: Path) -> None:
+    for name in ("...", "ss_1"):
+        (tmp_path / name / "a").mkdir(parents=True)
+        (tmp_path / name / "a" / "1.png").write_bytes(picture("red"))
+        with pytest.raises(ValueError, match="pass name="):
+            client.support_sets.from_folder(tmp_path / name)
+    assert client.support_sets.from_folder(tmp_path / "ss_1", name="ok").name == "ok"
+
+
+def test_a_data_frame_is_a_set(url: str, client: Client, folder: Path) -> None:
+    frame = Frame(image=[f"{name}.png" for name in COLOURS], label=[name.partition("/")[0] for name in COLOURS])
+    first = client.support_sets.from_dataframe(frame, root=folder, name="frame")
+    assert [item.label for item in client.support_sets.examples("frame")] == ["warm"] * 2 + ["cold"] * 3
+
+    async def again() -> SupportSet:
+        async with AsyncClient(url, api_key=KEY) as asynchronous:
+            return await asynchronous.support_sets.from_dataframe(frame, root=folder, name="frame")
+
+    assert (asyncio.run(again()).id, asyncio.run(again()).version) == (first.id, 1)
+    unnamed = client.support_sets.from_dataframe(frame, root=folder)
+    assert (unnamed.name, unnamed.num_examples) == (None, 5)
+    assert client.support_sets.from_dataframe(frame, root=folder).id != unnamed.id
+
+
+def test_a_set_that_another_client_changes_meanwhile_is_a_conflict(client: Client, folder: Path, url: str) -> None:
+    first = client.support_sets.from_folder(folder)
+    (folder / "warm" / "white.png").write_bytes(picture("white"))
+
+    class Meanwhile(httpx.HTTPTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            if request.method == "POST":
+                client.support_sets.put(first.id, [{"text": "a"}])
+            return super().handle_request(request)
+
+    with Client(url, api_key=KEY, transport=Meanwhile()) as slow, pytest.raises(Conflict) as caught:
+        slow.support_sets.from_folder(folder)
+    assert caught.value.code == "version_conflict"
