@@ -19,6 +19,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from server.logs import LogFormat
 
 PREFIX = "FLAMBOYANCE_"
+# of the client's command line, which may have the same environment
+CLIENT_VARIABLES = {"FLAMBOYANCE_URL"}
 
 
 class SettingsError(ValueError):
@@ -244,7 +246,7 @@ def read_settings(arguments: Sequence[str]) -> Settings:
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
-    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | CLIENT_VARIABLES
     if unknown := sorted(name for name in environment if name.startswith(PREFIX) and name not in known):
         raise SettingsError(f"unknown environment variable {', '.join(unknown)}")
 
