@@ -19,7 +19,7 @@ import pytest
 import typer
 from PIL import Image
 
-from flamboyance_client import Client
+from flamboyance_client import Client, example
 from flamboyance_client.cli import app as application
 from tests.clients.serving import KEY
 
@@ -91,19 +91,15 @@ class TestAsk:
         assert document["usage"]["completion_tokens"] <= 4
 
     def test_shots_come_from_a_set(self, made: Client, folder: Path) -> None:
-        arguments = (
-            "ask",
-            folder / "red" / "9.png",
-            "-",
-            "-s",
-            "cli-colours",
-            "-k",
-            "2",
-            "--template",
-            "classification",
-        )
-        (document,) = documents(*arguments, "--max-tokens", "2")
-        assert [shot["label"] for shot in document["fewshot"]["shots"]] == ["red", "red"]
+        image = folder / "red" / "9.png"
+        colours = {colour: folder / colour / "9.png" for colour in COLOURS}
+        examples = [example(file, colour, question="Which?", id=colour) for colour, file in colours.items()]
+        made.support_sets.create(name="cli-questions", examples=examples)
+        (document,) = documents("ask", image, "Which?", "-s", "cli-questions", "-k", "1", "--max-tokens", "2")
+        assert [shot["id"] for shot in document["fewshot"]["shots"]] == ["red"]
+        made.support_sets.delete("cli-questions")
+        _, errors = run("ask", image, "Which?", "-s", "cli-colours", "-k", "1", status=1)
+        assert "question" in errors
 
     def test_a_question_without_an_image_is_a_wrong_command_line(self) -> None:
         _, errors = run("ask", "What is this?", status=2)

@@ -11,6 +11,8 @@ from flamboyance_client.cli.selection import K, StrategyOption, SupportSetOption
 from flamboyance_client.fewshot import MediaPart, query
 from flamboyance_client.prompt import image, to_url, video
 
+TEMPLATE = "vqa"
+
 
 def ask(
     words: Annotated[
@@ -19,7 +21,6 @@ def ask(
     support_set: SupportSetOption = None,
     k: K = None,
     strategy: StrategyOption = "rices_image",
-    template: Annotated[str, typer.Option(help="How the prompt is written: vqa, caption or classification.")] = "vqa",
     max_tokens: Annotated[int, typer.Option(min=1, help="The maximum length of the answer.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 gives the most likely answer.")] = 0.0,
     seed: Annotated[int | None, typer.Option(show_default=False, help="Makes a random answer repeatable.")] = None,
@@ -27,15 +28,15 @@ def ask(
     api_key: ApiKey = None,
     json: Json = False,
 ) -> None:
-    """Ask a question about images."""
+    """Ask a question about images, after worked examples if a support set is given; these need questions too."""
     *images, question = words
     if not images:
         raise typer.BadParameter("give at least one image, and then the question", param_hint="IMAGE... QUESTION")
-    options: dict[str, Any] = {"template": template, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    options: dict[str, Any] = {"template": TEMPLATE, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     if support_set is not None:
         options["examples"] = selection(support_set, k, strategy)
     with connected(url, api_key) as client:
-        prompt = query([_part(path) for path in images], question=question if template == "vqa" else None)
+        prompt = query([_part(path) for path in images], question=question)
         if json:
             print_json(client.fewshot.complete(prompt, **options).raw)
             return
