@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
@@ -32,6 +33,7 @@ Shape: TypeAlias = tuple[int, ...]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHARD_BYTES = 4 * 2**30
 MAX_LISTED = 20
+NO_FILES: Mapping[str, str] = MappingProxyType({})
 
 
 class CheckpointError(ValueError):
@@ -44,15 +46,20 @@ def save_folder(
     tensors: Iterable[tuple[str, Tensor]],
     tokenizer_json: str | Path,
     *,
+    files: Mapping[str, str] = NO_FILES,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a model folder; `tokenizer_json` is a file or its text. Raises `CheckpointError` for a folder with contents."""
+    """Write a model folder; `tokenizer_json` is a file or its text, `files` are the texts of further files by their names.
+
+    Raises `CheckpointError` for a folder with contents.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} already exists and is not an empty folder")
-    with _moved_when_complete(folder) as partial:
+    with moved_when_complete(folder) as partial:
         (partial / CONFIG).write_text(config.to_json(), encoding="utf-8")
         text = tokenizer_json.read_text(encoding="utf-8") if isinstance(tokenizer_json, Path) else tokenizer_json
-        (partial / "tokenizer.json").write_text(text, encoding="utf-8")
+        for name, content in {"tokenizer.json": text, **files}.items():
+            (partial / name).write_text(content, encoding="utf-8")
         _write_weights(partial, tensors, shard_bytes)
 
 
@@ -70,7 +77,7 @@ def load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) ->
 
 def save_vision_folder(folder: Path, config: VisionConfig, tensors: Mapping[str, Tensor]) -> None:
     """Write the folder of a vision encoder; an existing one is replaced."""
-    with _moved_when_complete(folder) as partial:
+    with moved_when_complete(folder) as partial:
         (partial / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS)
         shutil.rmtree(folder, ignore_errors=True)
@@ -98,7 +105,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 @contextmanager
-def _moved_when_complete(folder: Path) -> Iterator[Path]:
+def moved_when_complete(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder next to `folder`, which becomes `folder` on success and is removed otherwise."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

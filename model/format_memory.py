@@ -45,7 +45,8 @@ class FormatMemory:
             "model": _digest(config.to_json().encode()),
         }
         name = _digest(json.dumps(identity).encode())
-        return cls(folder / f"{config.name}-{name}.json", identity)
+        # a name on a Hub has a slash
+        return cls(folder / f"{config.name.replace('/', '--')}-{name}.json", identity)
 
     def load(self) -> Choices:
         """Return the remembered choices, none if there is no valid file."""

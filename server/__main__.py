@@ -17,6 +17,8 @@ from functools import partial
 import uvicorn
 
 from model.config import ConfigError
+from model.hub import prepare as hub
+from model.hub.sources import ModelNameError
 from model.zoo.default import DefaultModelError, prepare
 from server import logs
 from server.admission import Admission
@@ -127,9 +129,9 @@ async def _drain(admission: Admission, client: EngineClient, timeout: float, sig
 
 
 def with_model(settings: Settings) -> Settings:
-    """Return settings with a model folder; if none is set, the default model's, which is converted on first use."""
+    """Return settings with a model folder: that of a name, or the default model's. Either is imported on first use."""
     if settings.model is not None:
-        return settings
+        return settings.model_copy(update={"model": str(hub.prepare(settings.model, settings.cache_folder))})
     logger.info("preparing the default model; its first conversion takes a minute")
     folder = prepare(settings.cache_dir)
     logger.info("the default model is ready", extra={"folder": str(folder)})
@@ -141,7 +143,7 @@ def main(arguments: Sequence[str]) -> int:
         settings = read_settings(arguments)
         logs.configure(settings.log_level, settings.log_format)
         return asyncio.run(serve(with_model(settings)))
-    except (SettingsError, ConfigError, DatabaseError, DefaultModelError) as error:
+    except (SettingsError, ConfigError, DatabaseError, DefaultModelError, ModelNameError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

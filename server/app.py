@@ -103,7 +103,7 @@ def create_app(
     intake = Intake(settings, store, Fetcher(settings, observe=metrics.media_fetch.observe))
     retrieval = Retrieval(client, model, embeddings, store, observe=metrics.retrieval.observe)
     shots, warming = ShotSource(intake, support_sets, retrieval), Warming(client, model, store, retrieval)
-    evaluations = Evaluations(database)
+    evaluations = Evaluations(database, max_share=settings.max_client_share)
     services = Services(
         settings=settings,
         model=model,

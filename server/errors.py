@@ -185,7 +185,7 @@ class Overloaded(Unavailable, code="overloaded"):
 
 
 class ClientOverShare(Overloaded, code="client_over_share"):
-    """This client has its share of the queue, or of the memory for bodies."""
+    """This client has its share of the queue, of the memory for bodies, or of the unfinished evaluations."""
 
     status = 429
     type = "rate_limit_error"

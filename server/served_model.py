@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from model.config import FlamingoConfig, fingerprint, load_config
+from model.hub.job import Origin, read_origin
 from model.prompt import PromptTokenizer
 from server.settings import Settings, SettingsError
 
 # more texts at a time would take the processors from the worker
 NUM_TOKENIZER_THREADS = 2
+NO_ORIGIN = Origin()
 
 Result = TypeVar("Result")
 
@@ -33,6 +35,7 @@ class ServedModel:
     max_model_len: int
     # identifies the folder's weights: stored results of the model are keyed by it
     fingerprint: str = ""
+    origin: Origin = NO_ORIGIN
     _threads: Executor = field(
         default_factory=lambda: ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer"), repr=False
     )
@@ -53,6 +56,7 @@ class ServedModel:
             tokenizer=PromptTokenizer.load(folder, config.prompt),
             max_model_len=_max_model_len(config, settings),
             fingerprint=fingerprint(folder),
+            origin=read_origin(folder),
         )
 
 

@@ -33,12 +33,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     config: Path | None = Field(None, description="YAML file with settings")
-    model: str | None = Field(None, description="model folder; none: the default model")
+    model: str | None = Field(
+        None,
+        description="model folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face Hub; none: the default model",
+    )
     served_model_name: str | None = Field(None, description="model name for clients; none: the name in config.json")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device of the model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="number format of weights")
     cache_dir: Path | None = Field(
-        None, description="folder for the default model and measured weight formats; none: ~/.cache/flamboyance"
+        None, description="folder for imported models and measured weight formats; none: ~/.cache/flamboyance"
     )
     data_dir: Path | None = Field(
         None, description="folder for data that clients store; none: ~/.local/share/flamboyance"

@@ -14,6 +14,7 @@ from server.engine.runner import Runner
 from server.engine.sampler import Result, logit_positions, num_candidates
 from server.wire import (
     Abort,
+    Embed,
     Finished,
     Generate,
     MediaPixels,
@@ -133,6 +134,12 @@ class Simulation:
         prompt = self._prompt(num_tokens, 0)
         lists = [[i % 200 + 1] * length for i, length in enumerate(candidates)]
         return self.add(Score(request_id=self._name(), prompt=prompt, candidates=lists, client=client))
+
+    def embed(self, num_images: int) -> str:
+        """Add a request for the vectors of new images."""
+        media = self._prompt(6, num_images).media
+        self.num_frames.update(dict.fromkeys(media, 1))
+        return self.add(Embed(request_id=self._name(), media=media))
 
     def add(self, request: Request) -> str:
         self.arrived[request.request_id] = self.now

@@ -54,6 +54,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "server.wire": TORCH | HTTP,
     "server.engine": HTTP,
     "model.config": TORCH,
+    "model.hub.prepare": TORCH,
     "model.prompt": TORCH,
     "model.media": TORCH,
     "model": HTTP,

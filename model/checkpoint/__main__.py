@@ -1,13 +1,18 @@
 """Convert a published checkpoint to a model folder.
 
+python -m model.checkpoint import NAME
 python -m model.checkpoint import openflamingo --checkpoint FILE --language-model DIR --vision-model DIR \
     --cross-attn-every-n-layers N --out DIR
 python -m model.checkpoint import idefics --from DIR --out DIR
+
+NAME is a repository of a Hugging Face Hub, `OWNER/NAME` or `OWNER/NAME@REVISION`, or a downloaded folder; its model folder
+is created in the cache, unless it is there, and printed. A repository's name may also replace each FILE and DIR to be read.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,53 +23,93 @@ from model.checkpoint.idefics import import_idefics
 from model.checkpoint.openflamingo import import_openflamingo
 from model.config import ConfigError, FlamingoConfig
 from model.folder import CheckpointError
+from model.hub.inputs import describe, fetch_checkpoint, fetch_model, fetch_vision_model
+from model.hub.job import SOURCE
+from model.hub.prepare import prepare
+from model.hub.sources import LocalFolder, ModelNameError, Source, open_source
 
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LINEAGES = ("openflamingo", "idefics")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    is_named = (
+        words[:1] == ["import"] and words[1:2] != [] and not words[1].startswith("-") and words[1] not in LINEAGES
+    )
+    options = (_name_parser() if is_named else _parser()).parse_args(words)
     try:
-        config = _import(options)
+        print(prepare(options.name, options.cache) if is_named else _summary(options.out, _import(options)))
+    except ModelNameError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except (CheckpointError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _summary(folder: Path, config: FlamingoConfig) -> str:
     lm = config.language_model
-    print(
-        f"{options.out}: {config.family} model {config.name!r}, {lm.family} of {lm.num_layers} layers x {lm.dim}, "
+    return (
+        f"{folder}: {config.family} model {config.name!r}, {lm.family} of {lm.num_layers} layers x {lm.dim}, "
         f"gated layers before {', '.join(map(str, config.gated_layers))}, {lm.num_token_ids} tokens"
     )
-    return 0
 
 
 def _import(options: argparse.Namespace) -> FlamingoConfig:
     if options.lineage == "idefics":
-        return import_idefics(options.source, options.out, DTYPES[options.dtype])
+        source = open_source(options.source)
+        files = {SOURCE: describe({"model": source}).to_json()}
+        return import_idefics(fetch_model(source), options.out, DTYPES[options.dtype], files=files)
+    checkpoint, file = _open_checkpoint(options.checkpoint)
+    language_model, vision_model = open_source(options.language_model), open_source(options.vision_model)
+    origin = describe({"checkpoint": checkpoint, "language model": language_model, "vision model": vision_model})
     return import_openflamingo(
-        checkpoint=options.checkpoint,
-        language_model=options.language_model,
-        vision_model=options.vision_model,
+        checkpoint=file or fetch_checkpoint(checkpoint),
+        language_model=fetch_model(language_model),
+        vision_model=fetch_vision_model(vision_model),
         every_n_layers=options.cross_attn_every_n_layers,
         out=options.out,
         dtype=DTYPES[options.dtype],
+        files={SOURCE: origin.to_json()},
     )
+
+
+def _open_checkpoint(text: str) -> tuple[Source, Path | None]:
+    """Return the source of a checkpoint, and its file if `text` is a file of any name."""
+    file = Path(text)
+    return (LocalFolder(file.parent), file) if file.is_file() else (open_source(text), None)
+
+
+def _name_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m model.checkpoint", description="Model folders from checkpoints.")
+    action = parser.add_subparsers(dest="action", required=True).add_parser("import", help="create a model folder")
+    action.add_argument("name", metavar="NAME", help="OWNER/NAME or OWNER/NAME@REVISION on the Hub, or a folder")
+    cache = Path.home() / ".cache" / "flamboyance"
+    action.add_argument(
+        "--cache", type=Path, default=cache, help="folder of model folders (default: ~/.cache/flamboyance)"
+    )
+    return parser
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m model.checkpoint", description="Model folders from checkpoints.")
+    parser = argparse.ArgumentParser(
+        prog="python -m model.checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     action = parser.add_subparsers(dest="action", required=True).add_parser("import", help="create a model folder")
     lineages = action.add_subparsers(dest="lineage", required=True)
-    openflamingo = lineages.add_parser("openflamingo", help="a checkpoint.pt and the folders of its frozen models")
+    openflamingo = lineages.add_parser("openflamingo", help="a checkpoint.pt and its frozen models, by path or name")
     openflamingo.add_argument(
-        "--checkpoint", type=Path, required=True, help="checkpoint.pt, flat or from a training run"
+        "--checkpoint", required=True, help="checkpoint.pt, flat or from a training run, or its repository"
     )
-    openflamingo.add_argument("--language-model", type=Path, required=True, help="its Hugging Face folder")
+    openflamingo.add_argument("--language-model", required=True, help="its Hugging Face folder or repository")
     openflamingo.add_argument(
-        "--vision-model", type=Path, required=True, help="an open_clip or Hugging Face CLIP folder"
+        "--vision-model", required=True, help="a folder or repository of an open_clip or Hugging Face CLIP"
     )
     openflamingo.add_argument("--cross-attn-every-n-layers", type=int, required=True, metavar="N")
     idefics = lineages.add_parser("idefics", help="a Hugging Face folder of IDEFICS (the first, not 2 or 3)")
-    idefics.add_argument("--from", dest="source", type=Path, required=True, help="the Hugging Face folder")
+    idefics.add_argument("--from", dest="source", required=True, help="the Hugging Face folder or repository")
     for lineage in (openflamingo, idefics):
         lineage.add_argument("--out", type=Path, required=True, help="the new folder; it must be empty or not exist")
         lineage.add_argument(
@@ -74,4 +119,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     sys.exit(main())

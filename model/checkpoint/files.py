@@ -23,6 +23,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
+from model.checkpoint.layout import KINDS, STEMS, weights_name
 from model.folder import CheckpointError, SafetensorsFiles, Shape, check_shapes, read_json, weight_files
 from model.prompt import open_tokenizer
 
@@ -36,14 +37,13 @@ LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 
-def open_folder(folder: Path, stems: tuple[str, ...] = ("model", "pytorch_model")) -> Mapping[str, Tensor]:
+def open_folder(folder: Path, stems: tuple[str, ...] = STEMS) -> Mapping[str, Tensor]:
     """Open the tensors of a Hugging Face folder: safetensors if there are any, PyTorch files otherwise."""
-    for kind in ("safetensors", "bin"):
-        for stem in stems:
-            if files := weight_files(folder, f"{stem}.{kind}"):
-                return SafetensorsFiles(files) if kind == "safetensors" else _merged(files)
-    names = " or ".join(f"{stem}.{kind}[.index.json]" for stem in stems for kind in ("safetensors", "bin"))
-    raise CheckpointError(f"{folder} holds no weights: none of {names}")
+    name = weights_name({file.name for file in folder.iterdir()} if folder.is_dir() else (), stems)
+    if name is None or not (files := weight_files(folder, name)):
+        names = " or ".join(f"{stem}.{kind}[.index.json]" for stem in stems for kind in KINDS)
+        raise CheckpointError(f"{folder} holds no weights: none of {names}")
+    return SafetensorsFiles(files) if name.endswith(".safetensors") else _merged(files)
 
 
 def read_pickle(file: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from model.config import (
     VisionConfig,
 )
 from model.flamingo import Flamingo
-from model.folder import CheckpointError, read_json, save_folder, shapes_of
+from model.folder import NO_FILES, CheckpointError, read_json, save_folder, shapes_of
 
 DEFAULTS = {
     "vocab_size": 32000,
@@ -152,12 +152,22 @@ class Folder:
         )
 
 
-def import_idefics(source: Path, out: Path, dtype: torch.dtype | None = None) -> FlamingoConfig:
-    """Write the model of the Hugging Face folder `source` to the new folder `out`; `dtype` None keeps what is stored."""
+def import_idefics(
+    source: Path,
+    out: Path,
+    dtype: torch.dtype | None = None,
+    *,
+    name: str = "",
+    files: Mapping[str, str] = NO_FILES,
+) -> FlamingoConfig:
+    """Write the model of the Hugging Face folder `source` to the new folder `out`, with further text files by name.
+
+    `dtype` None keeps what is stored; the model's name is the folder's unless it is given.
+    """
     folder = Folder.open(source)
     tokenizer = read_tokenizer(source, folder.model)
     config = FlamingoConfig(
-        name=out.resolve().name,
+        name=name or out.resolve().name,
         family="idefics",
         vision=_vision_config(folder),
         resampler=_resampler_config(folder),
@@ -167,7 +177,7 @@ def import_idefics(source: Path, out: Path, dtype: torch.dtype | None = None) ->
     )
     tensors = _tensors(folder, config, open_folder(source))
     cast = ((name, tensor if dtype is None else tensor.to(dtype)) for name, tensor in tensors)
-    save_folder(out, config, cast, tokenizer.tokenizer.to_str())
+    save_folder(out, config, cast, tokenizer.tokenizer.to_str(), files=files)
     return config
 
 

@@ -32,7 +32,7 @@ from model.checkpoint.language_models import Family, convert_language_model, fam
 from model.checkpoint.vision_models import OPEN_CLIP, convert_clip, load_clip_folder
 from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, PromptConfig, ResamplerConfig, VisionConfig
 from model.flamingo import Flamingo
-from model.folder import CheckpointError, read_json, save_folder, shapes_of
+from model.folder import NO_FILES, CheckpointError, read_json, save_folder, shapes_of
 
 logger = logging.getLogger(__name__)
 
@@ -111,14 +111,19 @@ def import_openflamingo(
     every_n_layers: int,
     out: Path,
     dtype: torch.dtype | None = None,
+    name: str = "",
+    files: Mapping[str, str] = NO_FILES,
 ) -> FlamingoConfig:
-    """Write the whole model to the new folder `out`; `dtype` None keeps what is stored."""
+    """Write the whole model to the new folder `out`, with further text files by name.
+
+    `dtype` None keeps what is stored; the model's name is the folder's unless it is given.
+    """
     read = Checkpoint.open(checkpoint)
     text = LanguageModelFolder.open(language_model)
     lm_config, lm_tensors = text.convert(read)
     vision_config, vision_tensors = _vision(vision_model, read)
     config = FlamingoConfig(
-        name=out.resolve().name,
+        name=name or out.resolve().name,
         family="openflamingo",
         vision=vision_config,
         resampler=_resampler_config(read),
@@ -130,7 +135,7 @@ def import_openflamingo(
         convert(str(checkpoint), _bridge_plan(config, text.family.layers), read.bridge) | vision_tensors | lm_tensors
     )
     cast = ((name, tensor if dtype is None else tensor.to(dtype)) for name, tensor in tensors.items())
-    save_folder(out, config, cast, text.tokenizer.tokenizer.to_str())
+    save_folder(out, config, cast, text.tokenizer.tokenizer.to_str(), files=files)
     return config
 
 

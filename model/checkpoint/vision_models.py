@@ -17,6 +17,7 @@ from torch import Tensor
 
 from model.checkpoint.files import Names, Neutral, Recipe, Source, convert, open_folder, plan, refuse_fields
 from model.checkpoint.language_models import activation
+from model.checkpoint.layout import OPEN_CLIP_CONFIG, OPEN_CLIP_STEMS
 from model.config import VisionConfig
 from model.folder import CheckpointError, Shape, read_json, shapes_of
 from model.vision import VisionEncoder
@@ -177,9 +178,9 @@ def with_colours(config: VisionConfig, mean: Any, std: Any) -> VisionConfig:
 
 def load_clip_folder(folder: Path) -> tuple[VisionConfig, dict[str, Tensor]]:
     """Read a folder of transformers or open_clip; the tensors' names are relative to `vision.`."""
-    if (folder / "open_clip_config.json").is_file():
-        settings = read_json(folder / "open_clip_config.json")
-        tensors = open_folder(folder, ("open_clip_model", "open_clip_pytorch_model", "model"))
+    if (folder / OPEN_CLIP_CONFIG).is_file():
+        settings = read_json(folder / OPEN_CLIP_CONFIG)
+        tensors = open_folder(folder, OPEN_CLIP_STEMS)
         config = open_clip_config(settings)
         return config, convert_clip(config, tensors, OPEN_CLIP)
     config, colours = clip_config(read_json(folder / "config.json")), read_preprocessor(folder)

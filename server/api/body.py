@@ -29,8 +29,7 @@ async def read_request(
     schema: type[SchemaType], request: Request, services: Services, empty: bytes = b""
 ) -> SchemaType:
     """Read and validate a JSON body; `empty` stands for one without bytes. Raises `InvalidRequest`, `ModelNotFound`."""
-    body = await read_body(request, services.settings) or empty
-    fields = read(schema, body) if len(body) < LARGE_BODY else await _read_large(schema, body, services.parsing)
+    fields = await parse(schema, await read_body(request, services.settings) or empty, services.parsing)
     if isinstance(fields, ModelRequest) and fields.model not in (None, services.model.name):
         raise services.model_not_found(str(fields.model))
     if isinstance(fields, TimedRequest):
@@ -40,8 +39,13 @@ async def read_request(
     return fields
 
 
-async def _read_large(schema: type[SchemaType], body: bytes, parsing: asyncio.Lock) -> SchemaType:
-    """Validate large bodies one at a time; a pause of the same length leaves the event loop to other requests."""
+async def parse(schema: type[SchemaType], body: bytes, parsing: asyncio.Lock) -> SchemaType:
+    """Validate a JSON body. Raises `InvalidRequest`.
+
+    Large ones are validated one at a time; a pause of the same length leaves the event loop to other requests.
+    """
+    if len(body) < LARGE_BODY:
+        return read(schema, body)
     async with parsing:
         started = time.monotonic()
         try:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, wait
 from itertools import chain
+from math import inf
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from server.engine.config import EngineConfig
 from server.engine.plan import Plan
 from server.engine.runner import Recorder, Runner
 from server.engine.sampler import Result, Sampler
-from server.engine.scheduler import Scheduler
+from server.engine.scheduler import HEAVY_SHARE, Scheduler
 from server.engine.tasks.factory import TaskFactory
 from server.engine.tasks.task import ForwardTask, RequestError, SequenceTask, SideTask, Task, finished
 from server.grammar import Grammars
@@ -54,6 +55,7 @@ class Engine:
         self._sequence_tasks: dict[str, SequenceTask] = {}
         self._side_tasks: dict[str, SideTask] = {}
         self._events: list[Outbound] = []
+        self._forward_seconds = 0.0  # that forwards of their own may take; below zero: of which they had too many
         self._is_stuck = False
 
     def has_work(self) -> bool:
@@ -156,8 +158,11 @@ class Engine:
     def _run(self, plan: Plan) -> list[Result]:
         began = self._clock()
         results = self.runner.run(plan)
+        seconds = self._clock() - began
         if plan.rows or plan.pieces:
-            self.scheduler.learn(plan, self._clock() - began)
+            self.scheduler.learn(plan, seconds)
+        # next to rows, forwards of their own have as much of the time as heavy sequences
+        self._forward_seconds = min(self._forward_seconds, 0.0) + HEAVY_SHARE * seconds if plan.rows else inf
         return results
 
     def _emit(self, plan: Plan, results: list[Result]) -> list[Outbound]:
@@ -167,12 +172,18 @@ class Engine:
             if not result.row.sequence.is_finished:
                 self._emit_result(result)
         side_tasks = self._next_side_tasks()
-        for task in side_tasks:
-            self._handle(task, task.run_between_steps())
+        self._run_side_tasks(side_tasks)
         self.media.discard(self.media.nonfinite)
         self.media.nonfinite.clear()
         self._is_stuck = not (plan.rows or plan.pieces or side_tasks or self._await_grammars())
         return self._take_events()
+
+    def _run_side_tasks(self, tasks: Iterable[SideTask]) -> None:
+        began = self._clock()
+        end = began + self._forward_seconds
+        for task in tasks:
+            self._handle(task, task.run_between_steps(lambda: self._clock() < end))
+        self._forward_seconds -= self._clock() - began
 
     def _take_events(self) -> list[Outbound]:
         events, self._events = self._events, []
@@ -199,7 +210,7 @@ class Engine:
         They become the last in turn.
         """
         able = [task for task in self._side_tasks.values() if task.can_run]
-        forwards = [task for task in able if isinstance(task, ForwardTask)]
+        forwards = [task for task in able if isinstance(task, ForwardTask) and self._forward_seconds > 0]
         tasks = [task for task in able if not isinstance(task, ForwardTask)] + forwards[:1]
         for task in tasks:
             self._side_tasks[task.request_id] = self._side_tasks.pop(task.request_id)

@@ -24,7 +24,8 @@ class Residents:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
-        self._shares = Shares()
+        # a client that comes back is before the others until it has had the work of a light request
+        self._shares = Shares(credit=2 * config.max_light_tokens)
         self._memory = Memory(config, blocks, media, all_previous=all_previous)
         self._copies: list[tuple[int, int]] = []
         self._step = 0

@@ -30,7 +30,7 @@ MIN_PIECE = 16
 MIN_PIECE_BEFORE_MEDIA = 64
 YIELD_EVERY = 8
 # A server that has one request at a time takes longer steps, which cost a CPU less: the first request that arrives next to
-# another one waits for one such step, and ends them for as many seconds of work.
+# another one waits for one such step, and ends them for as many seconds of work. Work in the background has short steps.
 LONE_STEPS = 4
 LONE_SECONDS = 2.0
 # work done for others after which a sequence that lacks blocks takes those of later requests
@@ -54,7 +54,7 @@ class Scheduler(Residents):
             self._fill_by_turns(plan)
         self._fill_at_last(plan)
         # side work encodes media next to the rows
-        plan.max_seconds = (1 + HEAVY_SHARE) * plan.seconds if plan.rows else self._limit()
+        plan.max_seconds = (1 + HEAVY_SHARE) * plan.seconds if plan.rows else self.config.step_seconds
         plan.may_exceed = True
         return plan
 
@@ -65,7 +65,7 @@ class Scheduler(Residents):
 
     def _begin_step(self) -> Plan:
         self._step += 1
-        if self._shares.num_requests > 1:
+        if self._shares.are_shared:
             self._lone_seconds = 0.0
         self._shares.compare_clients()
         self._free_seat()

@@ -65,16 +65,25 @@ class Account:
 
 
 class Shares:
-    """The accounts of all requests that have sequences, and of their clients."""
+    """The accounts of all requests that have sequences, and of their clients.
 
-    def __init__(self) -> None:
+    `credit` is the most work that a client saves up while it is idle and others are served.
+    """
+
+    def __init__(self, credit: float = 0.0) -> None:
         self.total = 0.0  # work done for all
+        self._credit = credit
         self._accounts: dict[str, Account] = {}
         self._clients: dict[str, ClientAccount] = {}
 
     @property
     def num_requests(self) -> int:
         return len(self._accounts)
+
+    @property
+    def are_shared(self) -> bool:
+        """True if others are to be expected next to a request: there are several, or it yields."""
+        return len(self._accounts) > 1 or any(account.priority > 0 for account in self._accounts.values())
 
     def open(self, request_id: str, client: str, priority: int) -> Account:
         """Return the account of a request for one more of its sequences."""
@@ -106,10 +115,10 @@ class Shares:
             client.surplus = client.served - least
 
     def _activate(self, name: str) -> ClientAccount:
-        """Return a client's account; while it was idle it saved nothing up."""
+        """Return a client's account; while it was idle it saved up the credit at most."""
         client = self._clients.setdefault(name, ClientAccount())
         if not client.num_requests:
-            client.served = max(client.served, self._least_served())
+            client.served = max(client.served, self._least_served() - self._credit)
         client.num_requests += 1
         return client
 
@@ -117,8 +126,8 @@ class Shares:
         return min((client.served for client in self._clients.values() if client.num_requests), default=0.0)
 
     def _forget_clients(self) -> None:
-        """Drop idle clients that would return without a surplus."""
-        least = self._least_served()
+        """Drop idle clients that would return with the whole credit."""
+        least = self._least_served() - self._credit
         self._clients = {
             name: client
             for name, client in self._clients.items()

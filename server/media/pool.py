@@ -54,7 +54,7 @@ class DecodePool:
         deleted.
         """
         job = job or Job(Requester())
-        process = await self.turns.take(job)
+        process = await self.turns.take(job, is_long=media.kind == "video")
         decoding = asyncio.create_task(self._decode(process, media, job.pixels_before(media.digest)))
         try:
             reply = await asyncio.shield(decoding)

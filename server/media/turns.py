@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 NEWCOMER_LEAD = 64
@@ -43,10 +44,11 @@ class Requester:
 
 
 class Job:
-    """The decoding of one media item, for every request that wants it."""
+    """The decoding of one media item, for every request that wants it; `is_long` if it may take seconds."""
 
     def __init__(self, *requesters: Requester) -> None:
         self.requesters = set(requesters)
+        self.is_long = False
         self._queue: Turns[Any] | None = None
 
     def pixels_before(self, digest: bytes) -> int:
@@ -80,16 +82,22 @@ class Job:
 
 
 class Turns(Generic[Resource]):
-    """Lends resources, each to one job at a time; the one that was returned last is lent first."""
+    """Lends resources, each to one job at a time; the one that was returned last is lent first.
+
+    Of several resources one is never lent to a long job, so that a short one waits for no long one.
+    """
 
     def __init__(self, resources: Iterable[Resource]) -> None:
         self._idle = list(resources)
+        self._num_for_long = max(len(self._idle) - 1, 1)
+        self._lent_for_long: list[Resource] = []
         self._waiting: dict[Requester, dict[Job, None]] = {}
         self._granted: dict[Job, asyncio.Future[Resource]] = {}
         self._turn = 0
 
-    async def take(self, job: Job) -> Resource:
+    async def take(self, job: Job, *, is_long: bool = False) -> Resource:
         """Return a resource when it is the job's turn; `give_back` must follow."""
+        job.is_long = is_long
         granted = self._granted[job] = asyncio.get_running_loop().create_future()
         job.wait_in(self)
         self.grant()
@@ -105,6 +113,8 @@ class Turns(Generic[Resource]):
 
     def give_back(self, resource: Resource) -> None:
         self._idle.append(resource)
+        if resource in self._lent_for_long:
+            self._lent_for_long.remove(resource)
         self.grant()
 
     def enter(self, job: Job, requester: Requester) -> None:
@@ -123,15 +133,24 @@ class Turns(Generic[Resource]):
         while self._idle and (job := self._next()) is not None:
             job.wait_in(None)
             if not (granted := self._granted[job]).done():
-                granted.set_result(self._idle.pop())
+                resource = self._idle.pop()
+                if job.is_long:
+                    self._lent_for_long.append(resource)
+                granted.set_result(resource)
 
     def _next(self) -> Job | None:
-        ready = [requester for requester in self._waiting if not requester.is_paused]
+        ready = [
+            (requester.last_turn or 0, job)
+            for requester, jobs in self._waiting.items()
+            if not requester.is_paused and (job := next(filter(self._may_run, jobs), None)) is not None
+        ]
         if not ready:
             return None
-        requester = min(ready, key=lambda requester: requester.last_turn or 0)
-        job = next(iter(self._waiting[requester]))
+        _, job = min(ready, key=itemgetter(0))
         self._turn += 1
         for sharer in job.requesters:
             sharer.last_turn = self._turn
         return job
+
+    def _may_run(self, job: Job) -> bool:
+        return not job.is_long or len(self._lent_for_long) < self._num_for_long

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -16,18 +16,22 @@ import msgspec
 from sqlalchemy import JSON, ForeignKey, String, func, insert, select, update
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
-from server.errors import EvaluationNotFound, Overloaded
+from server.admission import SharedLimit
+from server.errors import ClientOverShare, EvaluationNotFound, Overloaded
 from server.store.database import Base, Database, new_id
 
 ID_PREFIX = "eval_"
 LEASE_SECONDS = 30.0
 MAX_UNFINISHED = 64
-# a full queue is taken as full for as long, so that a refusal costs less than the request, and reads no support set
-FULL_SECONDS = 1.0
+# a client that was refused is refused for as long, so that a refusal costs less than the request, and reads no support set
+REFUSED_SECONDS = 1.0
 
 Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 UNFINISHED: tuple[Status, ...] = ("queued", "running")
 FULL = f"{MAX_UNFINISHED} evaluations are unfinished, no more are accepted"
+OVER_SHARE = f"this client has its share of the {MAX_UNFINISHED} evaluations that may be unfinished"
+# the client of evaluations that another process has created
+UNKNOWN = "unknown"
 
 
 class EvaluationRow(Base):
@@ -77,28 +81,32 @@ class Evaluation:
 
 
 class Evaluations:
-    """The evaluations of a database. `added` is set when this process has added one."""
+    """The evaluations of a database. `added` is set when this process has added one.
 
-    def __init__(self, database: Database) -> None:
+    One client has at most `max_share` of the room, as in `SharedLimit`. Only the process that created an evaluation knows
+    its client.
+    """
+
+    def __init__(self, database: Database, *, max_share: float = 1.0) -> None:
         self.added = asyncio.Event()
         self._database = database
-        self._full_until = 0.0
+        self._max_share = max_share
+        self._clients: dict[str, str] = {}  # by the id of an unfinished evaluation
+        self._refused: dict[str, tuple[Overloaded, float]] = {}  # by client: the refusal, and until when it holds
 
     # for clients
 
-    def check_room(self) -> None:
-        """Refuse an evaluation before any work for it, if too many were unfinished just now. Raises `Overloaded`."""
-        if time.monotonic() < self._full_until:
-            raise Overloaded(FULL)
+    def check_room(self, client: str = "") -> None:
+        """Refuse an evaluation before any work for it, if the client was refused just now. Raises as `create` does."""
+        refusal, until = self._refused.get(client, (Overloaded(FULL), 0.0))
+        if time.monotonic() < until:
+            raise type(refusal)(refusal.message)
 
-    async def create(self, support_set: str, version: int, plan: Mapping[str, Any]) -> Evaluation:
-        """Queue an evaluation. Raises `Overloaded` if too many are unfinished."""
+    async def create(self, support_set: str, version: int, plan: Mapping[str, Any], client: str = "") -> Evaluation:
+        """Queue an evaluation. Raises `Overloaded` and `ClientOverShare` if too many are unfinished."""
 
         def add(session: Session, now: float) -> Evaluation:
-            count = select(func.count()).select_from(EvaluationRow).where(EvaluationRow.status.in_(UNFINISHED))
-            num_unfinished = session.scalar(count) or 0
-            if num_unfinished >= MAX_UNFINISHED:
-                raise Overloaded(FULL)
+            self._check_room_of(client, session.scalars(unfinished).all())
             row = EvaluationRow(
                 id=new_id(ID_PREFIX),
                 support_set=support_set,
@@ -111,14 +119,29 @@ class Evaluations:
             session.flush()
             return _without_cells(row)
 
-        self.check_room()
+        unfinished = select(EvaluationRow.id).where(EvaluationRow.status.in_(UNFINISHED))
+        self.check_room(client)
         try:
             evaluation = await self._database.write(add)
-        except Overloaded:
-            self._full_until = time.monotonic() + FULL_SECONDS
+        except Overloaded as refusal:
+            now = time.monotonic()
+            refused = {name: entry for name, entry in self._refused.items() if now < entry[1]}
+            self._refused = {**refused, client: (refusal, now + REFUSED_SECONDS)}
             raise
+        self._clients[evaluation.id] = client
         self.added.set()
         return evaluation
+
+    def _check_room_of(self, client: str, unfinished: Sequence[str]) -> None:
+        room = SharedLimit(MAX_UNFINISHED, self._max_share)
+        self._clients = {name: self._clients[name] for name in unfinished if name in self._clients}
+        for name in unfinished:
+            room.take(self._clients.get(name, UNKNOWN))
+        match room.refusal(client):
+            case "full":
+                raise Overloaded(FULL)
+            case "over_share":
+                raise ClientOverShare(OVER_SHARE)
 
     async def get(self, evaluation_id: str) -> Evaluation:
         """Return an evaluation with its cells. Raises `EvaluationNotFound`."""
@@ -142,13 +165,13 @@ class Evaluations:
             return _with_cells(session, row)
 
         evaluation = await self._database.write(end)
-        self._full_until = 0.0
+        self._refused.clear()
         return evaluation
 
     async def delete(self, evaluation_id: str) -> None:
         """Delete an evaluation with its cells. Raises `EvaluationNotFound`."""
         await self._database.write(lambda session, now: session.delete(_find(session, evaluation_id, lock=True)))
-        self._full_until = 0.0
+        self._refused.clear()
 
     # for the server that runs them
 
@@ -200,7 +223,7 @@ class Evaluations:
         """End an evaluation, unless this holder no longer has the lease."""
         end: dict[str, Any] = {"status": status, "error": error, "held_until": 0.0}
         await self._database.write(lambda session, now: _change(session, evaluation_id, holder, finished_at=now, **end))
-        self._full_until = 0.0
+        self._refused.clear()
 
     async def release(self, holder: str) -> None:
         """End the leases of this holder: another server, or this one after a restart, may resume at once."""

@@ -39,7 +39,8 @@ EVALUATION = (EvaluationNotFound, DatabaseUnavailable)
 async def create_evaluation(support_set: str, request: Request, services: GivenServices) -> Response:
     """Begin to evaluate a support set by leaving out each of its examples in turn."""
     fields = await read_request(EvaluateRequest, request, services, empty=b"{}")
-    services.evaluations.check_room()
+    client = request.state.ticket.client
+    services.evaluations.check_room(client)
     version = await services.support_sets.get_version(support_set, fields.version)
     plan = make_plan(fields, version, services.model, services.settings.max_media_per_request)
     answers = {example.id: answer_of(example) for example in version.examples}
@@ -49,7 +50,7 @@ async def create_evaluation(support_set: str, request: Request, services: GivenS
         "truths": [answers[example_id] for example_id in plan.queries],
         "num_examples": len(version.examples),
     }
-    return JSONResponse(_card(await services.evaluations.create(version.id, version.version, stored)), 202)
+    return JSONResponse(_card(await services.evaluations.create(version.id, version.version, stored, client)), 202)
 
 
 @router.get(

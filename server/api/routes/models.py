@@ -68,6 +68,7 @@ def _card(services: Services) -> dict[str, Any]:
         "root": config.name,
         "family": config.family,
         "max_model_len": model.max_model_len,
+        "sources": [msgspec.structs.asdict(part) for part in model.origin.parts],
         "vision": {
             "image_size": config.vision.image_size,
             "visual_tokens": config.resampler.num_latents,

@@ -19,7 +19,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import JSONResponse, read_body, read_query, read_request
+from server.api.body import JSONResponse, parse, read_body, read_query, read_request
 from server.api.openapi import MEDIA, PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
@@ -42,7 +42,7 @@ from server.fewshot.warming import WarmTarget
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
 from server.request_record import RequestRecord
-from server.schemas.base import list_page, read
+from server.schemas.base import list_page
 from server.schemas.fewshot import SearchRequest
 from server.schemas.prompt import stored_media_part
 from server.schemas.responses import stored as responses
@@ -89,7 +89,7 @@ IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 async def create_support_set(request: Request, services: GivenServices) -> Response:
     """Create a support set."""
     body = await read_body(request, services.settings)
-    fields = read(CreateRequest, body)
+    fields = await parse(CreateRequest, body, services.parsing)
     store = partial(
         services.support_sets.create,
         fields.name,
@@ -169,7 +169,7 @@ async def list_versions(support_set: str, request: Request, services: GivenServi
 async def put_examples(support_set: str, request: Request, services: GivenServices) -> Response:
     """Add examples, or replace those with the same ids."""
     body = await read_body(request, services.settings)
-    fields = read(PutExamplesRequest, body)
+    fields = await parse(PutExamplesRequest, body, services.parsing)
     store = partial(
         services.support_sets.put_examples,
         support_set,

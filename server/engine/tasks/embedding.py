@@ -7,7 +7,7 @@ features leaves its visual tokens: none is encoded twice. Pixels are requested f
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 
 import numpy as np
@@ -68,7 +68,7 @@ class MediaEmbedding(SideTask):
         """Return whether the features are known, or known not to be finite."""
         return self._vector(source) is not None or self._cache.content_keys.get(source) in self._cache.nonfinite
 
-    def run_between_steps(self) -> Iterable[Outbound]:
+    def run_between_steps(self, has_time: Callable[[], bool]) -> Iterable[Outbound]:
         for key in self._held:
             self._cache.slots.release(key)
         self._held.clear()

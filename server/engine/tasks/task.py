@@ -6,7 +6,7 @@ A `SequenceTask` has sequences, which take part in the engine's steps; a `SideTa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from concurrent.futures import Future
 
 import numpy as np
@@ -99,8 +99,8 @@ class SideTask(Task, ABC):
         """True if the next round would do something."""
 
     @abstractmethod
-    def run_between_steps(self) -> Iterable[Outbound]:
-        """Run one round."""
+    def run_between_steps(self, has_time: Callable[[], bool]) -> Iterable[Outbound]:
+        """Run one round, or as much of it as there is time for."""
 
 
 class ForwardTask(SideTask):
@@ -120,10 +120,10 @@ class ForwardTask(SideTask):
     def pieces(self) -> Generator[float, None, Iterable[Outbound]]:
         """Return the last events; after each piece, yield how many tokens passed a layer, at most `max_tokens`."""
 
-    def run_between_steps(self) -> Iterable[Outbound]:
+    def run_between_steps(self, has_time: Callable[[], bool]) -> Iterable[Outbound]:
         left: float = self._round
         try:
-            while left > 0:
+            while left > 0 and has_time():
                 left -= next(self._pieces)
         except StopIteration as end:
             self.is_finished = True

@@ -15,6 +15,13 @@ class Vision(ResponseSchema):
     max_media_per_request: int
 
 
+class ModelSource(ResponseSchema):
+    part: str = Field(description="`model`, or `checkpoint`, `language model` or `vision model` of an OpenFlamingo.")
+    repository: str
+    commit: str
+    license: str = Field(description="As the model card states it in its metadata.")
+
+
 class Model(ResponseSchema):
     id: str
     object: Literal["model"]
@@ -23,6 +30,7 @@ class Model(ResponseSchema):
     root: str
     family: str
     max_model_len: int
+    sources: list[ModelSource] = Field(description="The repositories that the model was imported from.")
     vision: Vision
 
 

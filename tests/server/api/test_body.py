@@ -58,6 +58,18 @@ class TestManyValues:
         assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/support_sets", "/v1/support_sets/s/examples"])
+async def test_large_bodies_are_parsed_one_at_a_time(
+    http: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr("server.api.body.LARGE_BODY", 1)
+    async with app.state.services.parsing:
+        waiting = asyncio.create_task(http.post(path, json={}))
+        done, _ = await asyncio.wait({waiting}, timeout=0.3)
+        assert not done
+    assert (await waiting).status_code < 500
+
+
 class TestSlowBody:
     @pytest.fixture
     def settings(self) -> Settings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from itertools import pairwise
 from statistics import mean
@@ -13,8 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engine.config import EngineConfig
-from server.engine.scheduler import LONE_SECONDS, LONE_STEPS, MIN_PIECE_BEFORE_MEDIA, PATIENCE, YIELD_EVERY
-from server.wire import BACKGROUND_PRIORITY
+from server.engine.scheduler import (
+    HEAVY_SHARE,
+    LONE_SECONDS,
+    LONE_STEPS,
+    MIN_PIECE_BEFORE_MEDIA,
+    PATIENCE,
+    YIELD_EVERY,
+)
+from server.engine.tasks.task import ROUNDS_PER_STEP, ForwardTask
+from server.wire import BACKGROUND_PRIORITY, Outbound
 from tests.engine_client import assert_all_released
 from tests.engine_simulation import Costs, Simulation
 
@@ -56,6 +64,19 @@ def test_a_small_request_takes_at_most_thrice_its_time_alone(attack: str, num_im
     times = [simulation.arrive(simulation.now + 0.2 * moments.random(), num_images) for _ in range(20)]
     assert sorted(times)[18] <= 3 * alone
     assert simulation.engine.has_work(), "the attack ended before the last request"
+
+
+@pytest.mark.parametrize("num_images", [0, 1])
+def test_a_client_that_comes_back_is_not_slowed_down_by_many_new_requests_of_another(num_images: int) -> None:
+    """Each request of the crowd has had little, but its client has had much."""
+    simulation, moments = Simulation(CONFIG), random.Random(0)
+    alone = mean(simulation.arrive(simulation.now + 0.5, num_images, "one") for _ in range(3))
+    for _ in range(40):
+        simulation.generate(20, 2000, n=16, client="crowd")
+    simulation.run_until(simulation.now + 1)
+    times = [simulation.arrive(simulation.now + 0.2 * moments.random(), num_images, "one") for _ in range(20)]
+    assert sorted(times)[18] <= 3 * alone
+    assert simulation.engine.has_work(), "the crowd ended before the last request"
 
 
 def test_requests_of_another_client_have_half_of_the_work() -> None:
@@ -172,6 +193,69 @@ def test_steps_are_short_for_some_time_after_two_requests_met() -> None:
     simulation.run_until(simulation.now + LONE_SECONDS)
     seconds = [simulation.costs.of(plan) for plan in simulation.runner.plans[began:] if plan.rows]
     assert max(seconds) > 2 * CONFIG.step_seconds
+
+
+def test_work_in_the_background_has_short_steps_although_it_is_alone() -> None:
+    """Without this the first request that comes waits for a long step."""
+    simulation = Simulation(CONFIG)
+    simulation.run(simulation.generate(2000, 4))
+    simulation.generate(8000, 4, priority=BACKGROUND_PRIORITY)
+    seconds = step_seconds(simulation, 2)
+    assert max(seconds) < 1.5 * CONFIG.step_seconds
+
+
+def test_a_step_that_encodes_images_for_their_vectors_alone_is_short() -> None:
+    simulation = Simulation(CONFIG)
+    simulation.run(simulation.generate(8000, 4))
+    simulation.embed(64)
+    seconds = step_seconds(simulation, 0.5)
+    assert max(seconds) < 2 * CONFIG.step_seconds < LONE_STEPS * CONFIG.step_seconds
+
+
+def step_seconds(simulation: Simulation, seconds: float) -> list[float]:
+    """Return how long the steps of the next `seconds` take."""
+    began = len(simulation.runner.plans)
+    simulation.run_until(simulation.now + seconds)
+    return [simulation.runner.costs.of(plan) for plan in simulation.runner.plans[began:]]
+
+
+class EndlessForward(ForwardTask):
+    """A forward of its own whose pieces take some simulated time."""
+
+    def __init__(self, simulation: Simulation, piece_seconds: float) -> None:
+        self.simulation, self.piece_seconds, self.seconds = simulation, piece_seconds, 0.0
+        super().__init__("forward", (), CONFIG, num_layers=2)
+
+    @property
+    def can_run(self) -> bool:
+        return True
+
+    def pieces(self) -> Generator[float, None, Iterable[Outbound]]:
+        while True:
+            self.simulation.runner.now += self.piece_seconds
+            self.seconds += self.piece_seconds
+            yield 1.0
+
+
+@pytest.mark.parametrize("piece_seconds", [0.0005, 0.05])
+def test_a_forward_of_its_own_has_a_share_of_the_time_next_to_rows(piece_seconds: float) -> None:
+    simulation = Simulation(CONFIG)
+    forward = EndlessForward(simulation, piece_seconds)
+    simulation.engine._side_tasks["forward"] = forward
+    decoding = simulation.generate(20, 200)
+    simulation.step()
+    began, before = simulation.now, forward.seconds
+    simulation.run(decoding)
+    share = (forward.seconds - before) / (simulation.now - began)
+    assert share == pytest.approx(HEAVY_SHARE / (1 + HEAVY_SHARE), rel=0.15)
+
+
+def test_a_forward_of_its_own_has_whole_rounds_when_nothing_else_runs() -> None:
+    simulation = Simulation(CONFIG)
+    forward = EndlessForward(simulation, 0.001)
+    simulation.engine._side_tasks["forward"] = forward
+    simulation.step()
+    assert forward.seconds == pytest.approx(0.001 * 2 * CONFIG.max_tokens_per_step / ROUNDS_PER_STEP)
 
 
 def test_the_pace_follows_the_machine() -> None:

@@ -134,3 +134,30 @@ async def test_media_count_once_for_each_request() -> None:
         requester.pixels.record(b"b", 4)
     assert [(r.pixels.without(b""), r.pixels.without(b"b")) for r in (first, second)] == [(9, 5), (4, 0)]
     assert (job.pixels_before(b"c"), Job().pixels_before(b"c"), Job().frame_bytes_before(b"c")) == (4, 0, 0)
+
+
+async def test_one_of_several_resources_is_never_lent_to_a_long_job() -> None:
+    turns, videos = Turns(["a", "b", "c"]), Requester()
+    long = [asyncio.create_task(turns.take(Job(videos), is_long=True)) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert [task.done() for task in long] == [True, True, False]
+    short = await asyncio.wait_for(turns.take(Job(Requester())), 5)
+    turns.give_back(short)
+    await asyncio.sleep(0)
+    assert not long[2].done(), "the short one's resource was lent to a long job"
+    turns.give_back(long[0].result())
+    await asyncio.wait_for(long[2], 5)
+
+
+async def test_a_short_job_passes_a_long_one_of_its_request_that_has_to_wait() -> None:
+    turns, request = Turns(["a", "b"]), Requester()
+    first = await turns.take(Job(request), is_long=True)
+    second = asyncio.create_task(turns.take(Job(request), is_long=True))
+    await asyncio.sleep(0)
+    await asyncio.wait_for(turns.take(Job(request)), 5)
+    turns.give_back(first)
+    await asyncio.wait_for(second, 5)
+
+
+async def test_a_single_resource_is_lent_to_long_jobs() -> None:
+    await asyncio.wait_for(Turns(["a"]).take(Job(Requester()), is_long=True), 5)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from server.errors import Overloaded
+from server.errors import ClientOverShare, Overloaded
 from server.quality import evaluation_store
 from server.quality.evaluation_store import LEASE_SECONDS, Evaluations
 from server.store.database import Database
@@ -64,11 +64,37 @@ async def test_a_full_queue_refuses_without_the_database(
     await evaluations.create("a", 1, {})
 
 
+async def test_one_client_cannot_have_all_unfinished_evaluations(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation_store, "MAX_UNFINISHED", 8)
+    evaluations = Evaluations(database, max_share=0.75)
+    created = [await evaluations.create("a", 1, {}, "greedy") for _ in range(6)]
+    with pytest.raises(ClientOverShare):
+        await evaluations.create("a", 1, {}, "greedy")
+    with pytest.raises(ClientOverShare):
+        evaluations.check_room("greedy")
+    evaluations.check_room("other")
+    await evaluations.create("a", 1, {}, "other")
+    await evaluations.cancel(created[0].id)
+    await evaluations.cancel(created[1].id)
+    await evaluations.create("a", 1, {}, "greedy")
+
+
+async def test_evaluations_that_another_process_created_are_no_clients_share(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation_store, "MAX_UNFINISHED", 4)
+    for _ in range(3):
+        await Evaluations(database).create("a", 1, {}, "client")
+    await Evaluations(database, max_share=0.75).create("a", 1, {}, "client")
+
+
 async def test_a_full_queue_is_asked_again_after_a_while(
     evaluations: Evaluations, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation_store, "MAX_UNFINISHED", 1)
-    monkeypatch.setattr(evaluation_store, "FULL_SECONDS", 0.0)
+    monkeypatch.setattr(evaluation_store, "REFUSED_SECONDS", 0.0)
     first = await evaluations.create("a", 1, {})
     with pytest.raises(Overloaded):
         await evaluations.create("a", 1, {})

@@ -107,8 +107,8 @@ async def test_a_set_of_one_example_cannot_be_evaluated(http: httpx.AsyncClient,
 async def test_a_full_queue_refuses_before_a_set_is_read(
     http: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for _ in range(MAX_UNFINISHED):
-        await services.evaluations.create("ss_0", 1, {})
+    for number in range(MAX_UNFINISHED):
+        await services.evaluations.create("ss_0", 1, {}, f"client {number}")
     refused = [await http.post("/v1/support_sets/colours/evaluate", json={})]
     monkeypatch.setattr(services.support_sets, "get_version", None)
     refused.append(await http.post("/v1/support_sets/colours/evaluate", json={}))

@@ -1,0 +1,94 @@
+"""Carry out an import: `python -m model.hub.convert` reads a `Job` as JSON from standard input.
+
+One process at a time imports into a folder; a second one waits and then finds it. What a killed import left is removed by
+the next one. An error goes to standard output in one line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+from filelock import FileLock
+
+from model.checkpoint.idefics import import_idefics
+from model.checkpoint.openflamingo import import_openflamingo
+from model.config import ConfigError
+from model.folder import WEIGHTS, CheckpointError, moved_when_complete, weight_files
+from model.hub.job import SOURCE, Idefics, Job, ModelFolder, OpenFlamingo, is_ready
+
+logger = logging.getLogger(__name__)
+
+
+def convert(job: Job) -> None:
+    """Write the job's folder unless it is there. Raises `CheckpointError`, `ConfigError` and `OSError`."""
+    folder = Path(job.folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if is_ready(folder):
+            return
+        for partial in folder.parent.glob(f".{folder.name}-*"):
+            shutil.rmtree(partial)
+        _write(job, folder)
+
+
+def _write(job: Job, folder: Path) -> None:
+    files = {SOURCE: job.origin.to_json()}
+    match job.source:
+        case OpenFlamingo() as source:
+            import_openflamingo(
+                checkpoint=Path(source.checkpoint),
+                language_model=Path(source.language_model),
+                vision_model=Path(source.vision_model),
+                every_n_layers=source.every_n_layers,
+                out=folder,
+                name=job.name,
+                files=files,
+            )
+        case Idefics() as source:
+            import_idefics(Path(source.folder), folder, name=job.name, files=files)
+        case ModelFolder() as source:
+            _link(Path(source.folder), folder, files)
+
+
+def _link(source: Path, folder: Path, files: dict[str, str]) -> None:
+    """Create a folder with the files of another; they are not copied if both are on one file system."""
+    weights = weight_files(source, WEIGHTS)
+    if not weights:
+        raise CheckpointError(f"{source} holds no weights: neither {WEIGHTS} nor {WEIGHTS}.index.json")
+    named = [source / "config.json", source / "tokenizer.json", source / f"{WEIGHTS}.index.json"]
+    with moved_when_complete(folder) as partial:
+        for file in (*weights, *(file for file in named if file.is_file())):
+            _link_file(file.resolve(), partial / file.name)
+        for name, text in files.items():
+            (partial / name).write_text(text, encoding="utf-8")
+
+
+def _link_file(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    logger.info("importing %s into %s, once", job.name, job.folder)
+    began = time.monotonic()
+    try:
+        convert(job)
+    except (CheckpointError, ConfigError, OSError) as error:
+        print(error)
+        return 1
+    logger.info("imported in %.0f s", time.monotonic() - began)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

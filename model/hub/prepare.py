@@ -1,0 +1,165 @@
+"""`prepare` turns a model's name into a model folder: found in the cache, or downloaded and imported once.
+
+The import runs in a process of its own: no torch here, and its memory is released before a server starts. The folder's name
+has the repository, the commit and the version of the converter, so that another commit or converter gets another folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import msgspec
+
+from model.config import ConfigError, load_config
+from model.hub.inputs import describe, fetch_checkpoint, fetch_model, fetch_vision_model
+from model.hub.job import (
+    CONVERTER_VERSION,
+    SOURCE,
+    Idefics,
+    Job,
+    ModelFolder,
+    OpenFlamingo,
+    Origin,
+    is_ready,
+    read_origin,
+)
+from model.hub.published import CLIP_VIT_L_14, Experts, experts_of, experts_of_folder, supported
+from model.hub.sources import (
+    CHECKPOINT,
+    DEFAULT_REVISION,
+    METADATA,
+    HubUnreachable,
+    LocalFolder,
+    ModelNameError,
+    Source,
+    open_source,
+    read_object,
+)
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def prepare(name: str, cache: Path) -> Path:
+    """Return the model folder of a name: a folder, or a repository `OWNER/NAME` or `OWNER/NAME@REVISION`.
+
+    Several processes may call this at once. Raises `ModelNameError`.
+    """
+    try:
+        source = open_source(name)
+    except HubUnreachable as error:
+        if (folder := _last_import(name, cache)) is None:
+            raise
+        logger.warning("%s. The last import of %s is served", error, name)
+        return folder
+    if isinstance(source, LocalFolder) and _kind(source) == "model folder":
+        return source.path
+    folder = locate(source, cache)
+    if not is_ready(folder):
+        _run(plan(source, folder))
+    return folder
+
+
+def locate(source: Source, cache: Path) -> Path:
+    """Return the path of the imported folder, which may not exist yet."""
+    return cache.absolute() / f"{_prefix(source.name)}{source.key[:12]}-{CONVERTER_VERSION}"
+
+
+def _prefix(name: str) -> str:
+    return f"{name.replace('/', '--')}-"
+
+
+def _last_import(text: str, cache: Path) -> Path | None:
+    """Return the newest folder that was imported from the same repository and revision."""
+    name, _, revision = text.partition("@")
+    folders = [file.parent for file in cache.absolute().glob(f"{_prefix(name)}*-{CONVERTER_VERSION}/{SOURCE}")]
+    same = [folder for folder in folders if read_origin(folder).revision == (revision or DEFAULT_REVISION)]
+    return max(same, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def plan(source: Source, folder: Path) -> Job:
+    """Download what the import of `source` reads. Raises `ModelNameError`, before any download if it is not supported."""
+    inputs, origin = PLANS[_kind(source)](source)
+    return Job(name=source.name, folder=str(folder), source=inputs, origin=origin)
+
+
+def _kind(source: Source) -> str:
+    config = read_object(source, "config.json")
+    if CHECKPOINT in source.names and "format_version" not in config:
+        return "openflamingo"
+    kind = config.get("model_type", "model folder")
+    if kind not in PLANS:
+        raise ModelNameError(f"{source} is a model of the type {kind!r}, which is not supported. {supported()}")
+    return str(kind)
+
+
+def _plan_openflamingo(source: Source) -> tuple[OpenFlamingo, Origin]:
+    experts = _experts(source)
+    language_model, vision_model = open_source(experts.language_model), open_source(experts.vision_model)
+    origin = describe({"checkpoint": source, "language model": language_model, "vision model": vision_model})
+    inputs = OpenFlamingo(
+        checkpoint=str(fetch_checkpoint(source)),
+        language_model=str(fetch_model(language_model)),
+        vision_model=str(fetch_vision_model(vision_model)),
+        every_n_layers=experts.every_n_layers,
+    )
+    return inputs, origin
+
+
+def _experts(source: Source) -> Experts:
+    """Return the frozen models of an OpenFlamingo. Raises `ModelNameError` if they are unknown or not distributed."""
+    experts = experts_of_folder(source.path) if isinstance(source, LocalFolder) else experts_of(source.name)
+    interval = "N" if experts is None else experts.every_n_layers
+    command = (
+        f"python -m model.checkpoint import openflamingo --checkpoint {source} --language-model LANGUAGE_MODEL "
+        f"--vision-model {CLIP_VIT_L_14} --cross-attn-every-n-layers {interval} --out FOLDER"
+    )
+    if experts is None:
+        raise ModelNameError(f"{source} is an OpenFlamingo whose frozen models are not known; name them: {command}")
+    if not experts.language_model:
+        raise ModelNameError(
+            f"{source} needs LLaMA-7B, which is not openly distributed; if you have it in Hugging Face's format: {command}"
+        )
+    return experts
+
+
+def _plan_idefics(source: Source) -> tuple[Idefics, Origin]:
+    origin = describe({"model": source})
+    return Idefics(folder=str(fetch_model(source))), origin
+
+
+def _plan_model_folder(source: Source) -> tuple[ModelFolder, Origin]:
+    try:
+        load_config(source.fetch(METADATA))
+    except ConfigError as error:
+        raise ModelNameError(f"{source} is not a model that is supported ({error}). {supported()}") from None
+    origin = describe({"model": source})
+    return ModelFolder(folder=str(fetch_model(source))), origin
+
+
+Planned = tuple[OpenFlamingo | Idefics | ModelFolder, Origin]
+PLANS: Mapping[str, Callable[[Source], Planned]] = MappingProxyType(
+    {"openflamingo": _plan_openflamingo, "idefics": _plan_idefics, "model folder": _plan_model_folder}
+)
+
+
+def _run(job: Job) -> None:
+    """Run an import in a process of its own. Raises `ModelNameError` with its message."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "model.hub.convert"],
+        cwd=ROOT,
+        input=msgspec.json.encode(job),
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if finished.returncode:
+        is_killed = finished.returncode == -signal.SIGKILL
+        status = f"its process ended with status {finished.returncode}{', perhaps for lack of memory' * is_killed}"
+        raise ModelNameError(f"{job.name} cannot be imported: {finished.stdout.decode().strip() or status}")

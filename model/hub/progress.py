@@ -1,0 +1,40 @@
+"""The progress of a download as log lines, for a standard error that is no terminal."""
+
+from __future__ import annotations
+
+import io
+import logging
+from typing import Any
+
+from tqdm.auto import tqdm
+
+logger = logging.getLogger(__name__)
+
+SECONDS = 10.0
+
+
+class LogProgress(tqdm):  # type: ignore[type-arg]  # it iterates over nothing
+    """A progress bar that logs a line every ten seconds instead of drawing.
+
+    `snapshot_download` opens several bars; one of them counts the bytes of all files. What a bar writes when it is closed
+    goes nowhere.
+    """
+
+    repository = ""
+
+    @classmethod
+    def of(cls, repository: str) -> type[LogProgress]:
+        return type(cls.__name__, (cls,), {"repository": repository})
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{**options, "mininterval": SECONDS, "file": io.StringIO()})
+
+    def update(self, n: float | None = 1) -> bool | None:
+        is_due = super().update(n)
+        # the bar with a format of its own counts the same bytes before they are unpacked
+        if is_due and self.unit == "B" and self.bar_format is None:
+            logger.info("downloading %s: %.0f of %.0f MB", self.repository, self.n / 1e6, (self.total or 0) / 1e6)
+        return is_due
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Draw nothing."""

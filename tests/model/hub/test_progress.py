@@ -1,0 +1,31 @@
+"""The progress of a download where no terminal shows a bar."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from model.hub import progress
+from model.hub.progress import LogProgress
+
+
+def test_bytes_are_logged_and_nothing_is_drawn(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    bar = LogProgress.of("me/model")
+    with bar(total=80_000_000, unit="B") as transfer, bar(total=3, unit="it") as files:
+        transfer.update(20_000_000)
+        files.update(1)
+        transfer.update(60_000_000)
+    assert caplog.messages == ["downloading me/model: 20 of 80 MB", "downloading me/model: 80 of 80 MB"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_short_download_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with LogProgress.of("me/model")(total=10, unit="B") as bar:
+        bar.update(10)
+    assert caplog.messages == []
