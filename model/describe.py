@@ -8,7 +8,8 @@ on the meta device. A mark notes figures that do not follow from the paper's own
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -163,14 +164,16 @@ def find(name: str) -> FlamingoConfig:
     raise ConfigError(f"{name!r} is neither a model folder nor one of {', '.join(PRESETS)}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m model.describe", description=__doc__)
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.describe") -> int:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("names", nargs="*", default=list(PRESETS), metavar="NAME|FOLDER")
+    names = parser.parse_args(arguments).names
     try:
-        print("\n\n".join(table(find(name)) for name in parser.parse_args().names))
+        print("\n\n".join(table(find(name)) for name in names))
     except ConfigError as error:
         parser.error(str(error))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

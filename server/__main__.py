@@ -19,7 +19,8 @@ import uvicorn
 from model.config import ConfigError
 from model.hub import prepare as hub
 from model.hub.sources import ModelNameError
-from model.zoo.default import DefaultModelError, prepare
+from model.zoo.default import prepare
+from model.zoo.fetch import DefaultModelError
 from server import logs
 from server.admission import Admission
 from server.app import create_app
@@ -29,7 +30,7 @@ from server.errors import DatabaseUnavailable, ShuttingDown
 from server.media.pool import DecodePool
 from server.metrics import Metrics
 from server.served_model import ServedModel
-from server.settings import Settings, SettingsError, read_settings
+from server.settings import PROGRAM, Settings, SettingsError, read_settings
 from server.store.database import Database, DatabaseError
 from server.wire import ENGINE_FACTORY
 
@@ -129,18 +130,21 @@ async def _drain(admission: Admission, client: EngineClient, timeout: float, sig
 
 
 def with_model(settings: Settings) -> Settings:
-    """Return settings with a model folder: that of a name, or the default model's. Either is imported on first use."""
+    """Return settings with a model folder: that of a name, or the default model's. Either is made on first use."""
     if settings.model is not None:
-        return settings.model_copy(update={"model": str(hub.prepare(settings.model, settings.cache_folder))})
-    logger.info("preparing the default model; its first conversion takes a minute")
+        # absolute: the worker has another working directory
+        folder = hub.prepare(settings.model, settings.cache_folder).absolute()
+        return settings.model_copy(update={"model": str(folder)})
+    logger.info("preparing the default model; the first time it is downloaded and converted, which takes a minute")
     folder = prepare(settings.cache_dir)
     logger.info("the default model is ready", extra={"folder": str(folder)})
     return settings.model_copy(update={"model": str(folder)})
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
+    """Serve until a signal, and return the exit status; `prog` is the name of the program in its usage message."""
     try:
-        settings = read_settings(arguments)
+        settings = read_settings(arguments, prog)
         logs.configure(settings.log_level, settings.log_format)
         return asyncio.run(serve(with_model(settings)))
     except (SettingsError, ConfigError, DatabaseError, DefaultModelError, ModelNameError) as error:

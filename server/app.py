@@ -52,6 +52,7 @@ from server.settings import Settings
 from server.store.database import Database
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
+from server.version import VERSION
 
 # the status that proxies log when a client has disconnected; it is never sent
 CLIENT_CLOSED_REQUEST = 499
@@ -78,7 +79,7 @@ class Application(FastAPI):
     def __init__(self, lifespan: Lifespan[Application]) -> None:
         super().__init__(
             title="Flamboyance",
-            version=health.VERSION,
+            version=VERSION,
             docs_url=None,
             redoc_url=None,
             generate_unique_id_function=operation_id,
@@ -100,7 +101,7 @@ def create_app(
     database = Database(settings.database_url)
     media_references, embeddings = MediaReferences(database, store, decoder), EmbeddingStore(database)
     support_sets = SupportSets(database, media_references, max_examples=settings.max_set_examples)
-    intake = Intake(settings, store, Fetcher(settings, observe=metrics.media_fetch.observe))
+    intake = Intake(settings, store, Fetcher(settings, observe=metrics.media_fetch.observe), decoder)
     retrieval = Retrieval(client, model, embeddings, store, observe=metrics.retrieval.observe)
     shots, warming = ShotSource(intake, support_sets, retrieval), Warming(client, model, store, retrieval)
     evaluations = Evaluations(database, max_share=settings.max_client_share)

@@ -118,6 +118,10 @@ class MediaNotFound(NotFound, code="image_not_found"):
     """No stored image or video has this id."""
 
 
+class NamedMediaNotFound(NotFound, code="media_not_found"):
+    """No image or video of this `uuid` is in memory: it was never sent, or its data were dropped."""
+
+
 class SupportSetNotFound(NotFound, code="support_set_not_found"):
     """No support set has this id or name, or this version; or it has expired."""
 
@@ -139,6 +143,10 @@ class Conflict(ServerError, code="conflict"):
 
 class MediaInUse(Conflict, code="image_in_use"):
     """A support set refers to the media item."""
+
+
+class MediaNameTaken(Conflict, code="media_name_taken"):
+    """The `uuid` was sent before with other data."""
 
 
 class NameTaken(Conflict, code="name_taken"):

@@ -11,6 +11,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from heapq import heappop, heappush
 from itertools import count
@@ -40,6 +41,12 @@ COMPACT: JsonCompileOptions = {"whitespace_flexible": False}
 SUBSCHEMA = ("items", "additionalProperties")
 LIST_OF_SUBSCHEMAS = ("prefixItems", "anyOf", "oneOf", "allOf")
 SUBSCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
+
+# what ends a part of a JSON text
+ENDS_OF_PARTS = (b'"', b"}", b"]", b",")
+# tokens of the punctuation of a property, and of what may be open when an answer is brought to its end
+PROPERTY_TOKENS = 3
+OPEN_TOKENS = 8
 
 logger = logging.getLogger(__name__)
 
@@ -79,19 +86,37 @@ def _closed(text: str) -> str:
 
     A model with free properties may invent them without end. A text that is no JSON is returned as it is.
     """
+    schemas = _schemas(text)
+    for schema in schemas:
+        if isinstance(parts := schema.get("allOf"), list) and len(parts) > 1:
+            return text  # each of the parts would forbid the properties of the others
+        if "properties" in schema:
+            schema.setdefault("additionalProperties", "patternProperties" in schema)
+    return json.dumps(schemas[0]) if schemas else text
+
+
+def _words(text: str) -> list[Any]:
+    """Return what an answer may have to write before it ends: each property's name once, and the longest constants."""
+    words: list[Any] = []
+    for schema in _schemas(text):
+        if isinstance(properties := schema.get("properties"), dict):
+            words += properties
+        if isinstance(constants := schema.get("enum"), list) and constants:
+            words.append(max(constants, key=lambda constant: len(json.dumps(constant))))
+        words += [schema["const"]] if "const" in schema else []
+    return words
+
+
+def _schemas(text: str) -> list[dict[str, Any]]:
+    """Return a JSON schema and all of its subschemas, none for a text that is no JSON object."""
     try:
-        schema = json.loads(text)
+        schemas = [json.loads(text)]
     except (ValueError, RecursionError):
-        return text
-    schemas = [schema]
-    for value in schemas:  # subschemas are appended
-        if isinstance(value, dict):
-            if isinstance(parts := value.get("allOf"), list) and len(parts) > 1:
-                return text  # each of the parts would forbid the properties of the others
-            if "properties" in value:
-                value.setdefault("additionalProperties", "patternProperties" in value)
-            schemas += _subschemas(value)
-    return json.dumps(schema)
+        return []
+    for schema in schemas:  # subschemas are appended
+        if isinstance(schema, dict):
+            schemas += _subschemas(schema)
+    return [schema for schema in schemas if isinstance(schema, dict)] if isinstance(schemas[0], dict) else []
 
 
 def _subschemas(schema: dict[str, Any]) -> Iterator[Any]:
@@ -143,22 +168,63 @@ class Grammars:
 
     def _matcher(self, grammar: Grammar) -> Matcher:
         check(grammar)
-        matcher = Matcher(LLMatcher(self._table, source(grammar), log_level=0, limits=LIMITS))
+        state = LLMatcher(self._table, source(grammar), log_level=0, limits=LIMITS)
+        matcher = Matcher(state, self._ending(grammar))
         if not matcher.error:
             matcher.allowed(0)  # the slowest mask: copies find its states computed
         if matcher.error:
             raise GrammarError(matcher.error)
         return matcher
 
+    def _ending(self, grammar: Grammar) -> Ending | None:
+        """Return how JSON is ended; answers of other grammars have no unbounded parts that could be cut."""
+        if grammar.kind != "json":
+            return None
+        ends = [self._table.tokenize_bytes(end) for end in ENDS_OF_PARTS]
+        if any(len(end) != 1 for end in ends):
+            return None
+        quote, brace, bracket, comma = (token_id for (token_id,) in ends)
+        words = _words(grammar.text)
+        num_tokens = len(self._tokenizer.encode_plain(json.dumps(words))) + PROPERTY_TOKENS * len(words) + OPEN_TOKENS
+        eos = self._tokenizer.eos_ids
+        return Ending(num_tokens=num_tokens, eos=eos, quote=quote, brace=brace, bracket=bracket, comma=comma)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """The end that JSON is brought to: about how many tokens it takes, and the tokens that end a part."""
+
+    num_tokens: int
+    eos: tuple[int, ...]
+    quote: int
+    brace: int
+    bracket: int
+    comma: int
+
+    def next(self, allowed: np.ndarray) -> int | None:
+        """Return the token, of those allowed [V], that ends the most; None if none of them ends a part."""
+        # outside a string only one of the two may follow: that which ends what is open
+        is_in_string = allowed[self.brace] and allowed[self.bracket]
+        order = (self.quote,) if is_in_string else (*self.eos, self.brace, self.bracket, self.quote, self.comma)
+        return next((token_id for token_id in order if allowed[token_id]), None)
+
 
 class Matcher:
-    """The state of one answer in its grammar."""
+    """The state of one answer in its grammar. `ending` is None for one that is not brought to its end."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
+    def __init__(self, matcher: LLMatcher, ending: Ending | None = None) -> None:
         self._matcher = matcher
+        self._ending = ending
 
     def copy(self) -> Matcher:
-        return Matcher(self._matcher.deep_copy())
+        return Matcher(self._matcher.deep_copy(), self._ending)
+
+    def must_end(self, num_left: int, max_tokens: int) -> bool:
+        """Return whether an answer with `num_left` of its `max_tokens` left has to end now, to be whole.
+
+        It may use half of its tokens before, however long its end is.
+        """
+        return self._ending is not None and num_left <= min(self._ending.num_tokens, max_tokens // 2)
 
     @property
     def error(self) -> str:
@@ -170,13 +236,19 @@ class Matcher:
         """True if only the end of the answer may follow."""
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
-    def allowed(self, vocab_size: int) -> np.ndarray:
-        """Return bool [V]: the tokens that may come next, none after an error."""
+    def allowed(self, vocab_size: int, *, ends: bool = False) -> np.ndarray:
+        """Return bool [V]: the tokens that may come next, none after an error.
+
+        With `ends`, a token that ends a part of the answer is the only one, where one may come.
+        """
         mask = np.zeros(vocab_size, dtype=bool)
         if not self._matcher.is_error():
             bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
             allowed = np.unpackbits(bits, bitorder="little")[:vocab_size].astype(bool)
             mask[: len(allowed)] = allowed
+        if ends and self._ending is not None and (end := self._ending.next(mask)) is not None:
+            mask[:] = False
+            mask[end] = True
         return mask
 
     def accept(self, token_id: int) -> None:

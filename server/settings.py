@@ -10,17 +10,21 @@ import os
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from server.logs import LogFormat
 
 PREFIX = "FLAMBOYANCE_"
 # of the client's command line, which may have the same environment
 CLIENT_VARIABLES = {"FLAMBOYANCE_URL"}
+PROGRAM = "python -m server"
+
+# the processes that the server starts have another working directory
+Folder: TypeAlias = Annotated[Path, AfterValidator(Path.absolute)]
 
 
 class SettingsError(ValueError):
@@ -40,10 +44,10 @@ class Settings(BaseModel):
     served_model_name: str | None = Field(None, description="model name for clients; none: the name in config.json")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device of the model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="number format of weights")
-    cache_dir: Path | None = Field(
+    cache_dir: Folder | None = Field(
         None, description="folder for imported models and measured weight formats; none: ~/.cache/flamboyance"
     )
-    data_dir: Path | None = Field(
+    data_dir: Folder | None = Field(
         None, description="folder for data that clients store; none: ~/.local/share/flamboyance"
     )
     media_store: str | None = Field(
@@ -127,6 +131,7 @@ class Settings(BaseModel):
 
     max_media_per_request: int = Field(64, ge=0, description="maximum images and videos in one request")
     max_media_mb: float = Field(16.0, gt=0, le=1024, description="maximum size of an image or video file, in MiB")
+    named_media_mb: int = Field(64, ge=0, description="memory for media that clients have named by `uuid`, in MiB")
     max_media_pixels: int = Field(64_000_000, ge=1, description="maximum pixels of one frame before resizing")
     max_request_pixels: int = Field(
         1_000_000_000, ge=1, description="maximum pixels that are decoded for one request, over all frames"
@@ -219,9 +224,7 @@ class Settings(BaseModel):
 
 
 class _Sources(BaseSettings, Settings):
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, cli_kebab_case=True, cli_prog_name="python -m server", cli_hide_none_type=True
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, cli_kebab_case=True, cli_hide_none_type=True)
 
     @classmethod
     def settings_customise_sources(
@@ -235,17 +238,37 @@ class _Sources(BaseSettings, Settings):
         return env_settings, init_settings
 
 
-def read_settings(arguments: Sequence[str]) -> Settings:
-    """Read flags, the environment and the YAML file, in this order of precedence. Raises `SettingsError`."""
+def read_settings(arguments: Sequence[str], prog: str = PROGRAM) -> Settings:
+    """Read flags, the environment and the YAML file, in this order of precedence. Raises `SettingsError`.
+
+    The model may also be named by the argument without a flag; `prog` is the name of the program in its usage message.
+    """
     _refuse_unknown_variables(os.environ)
     file = _config_file(arguments)
     try:
-        values: dict[str, Any] = {**_read_yaml(file), "_cli_parse_args": list(arguments)}
+        values: dict[str, Any] = {**_read_yaml(file), "_cli_settings_source": _read_flags(arguments, prog)}
         sources = _Sources(**values)
     except ValidationError as error:
         first = error.errors()[0]
         raise SettingsError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     return Settings.model_construct(**dict(sources))
+
+
+def _read_flags(arguments: Sequence[str], prog: str) -> CliSettingsSource[Any]:
+    parser = ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [-h] [MODEL] [--SETTING VALUE ...]",
+        description=Settings.__doc__,
+        allow_abbrev=False,
+    )
+    parser.add_argument("positional_model", nargs="?", metavar="MODEL", help="the same as --model")
+    flags: CliSettingsSource[Any] = CliSettingsSource(_Sources, root_parser=parser)
+    parsed = vars(parser.parse_args(arguments))
+    if (model := parsed.pop("positional_model")) is not None:
+        if "model" in parsed:
+            raise SettingsError(f"the model is named twice: {model} and --model {parsed['model']}")
+        parsed["model"] = model
+    return flags(parsed_args=parsed)
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:

@@ -27,11 +27,13 @@ FOLDERS: dict[str, set[str]] = {
     "model": {"kernels"},
     "server": {"kernels", "model"},
     "training": {"kernels", "model"},
+    # it loads the others by name, when their command is called
+    "flamboyance": set(),
     CLIENT: set(),
     # the default model is evaluated in the same process, on the split that its training defines
     "evaluation": {"model", "training", CLIENT},
     "bench": {"kernels", "model", "server", CLIENT},
-    "tests": {"kernels", "model", "server", "training", "evaluation", "bench", CLIENT},
+    "tests": {"kernels", "model", "server", "training", "flamboyance", "evaluation", "bench", CLIENT},
 }
 
 TORCH = {"torch", "torchvision", "timm", "triton", "safetensors.torch"}
@@ -60,6 +62,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "model": HTTP,
     "kernels": HTTP,
     "training": HTTP,
+    "flamboyance": TORCH | HTTP,
     CLIENT: TORCH | HTTP,
 }
 

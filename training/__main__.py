@@ -13,7 +13,8 @@ from pathlib import Path
 from model.config import ConfigError
 from model.folder import CheckpointError
 from model.prompt import PromptTokenizer
-from model.zoo.default import DefaultModelError, prepare
+from model.zoo.default import prepare
+from model.zoo.fetch import DefaultModelError
 from training.config import TrainConfig, read_config
 from training.data.shards import ShardError
 from training.distributed import World, join, leave

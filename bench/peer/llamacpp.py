@@ -19,13 +19,13 @@ from bench.profile_step import decode_step
 from bench.table import Bar, Report, Run, interleave
 from bench.workload import greedy, random_text
 from model.prompt import EncodedPrompt, PromptTokenizer
-from model.zoo.default import LANGUAGE_MODEL_FILE, find, prepare
+from model.zoo.default import LANGUAGE_MODEL_FILE, expert_files, prepare
 from server.engine.build import build
 from server.served_model import ServedModel
 from server.wire import Generate
 
 QUICK = {"repeats": 1, "prompt_tokens": 8, "new_tokens": 4, "prefill_tokens": 32}
-PACKAGES = ("llama-cpp-python", LANGUAGE_MODEL_FILE.distribution)
+PACKAGES = ("llama-cpp-python",)
 # Minimum ratios, ours / llama.cpp; decode by batch size.
 DECODE_BARS = {1: 1.0, 8: 1.5}
 PREFILL_BAR = 2.5
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(_parser(), arguments, QUICK)
     settings = server_settings(options, prepare())
     engine, info = build(settings)
-    facts = {**as_settings(options), "dtype": info["dtype"]}
+    facts = {**as_settings(options), "dtype": info["dtype"], "weights": LANGUAGE_MODEL_FILE.requirement}
     report = Report("Text-only requests compared with llama.cpp, in tokens per second", facts, PACKAGES)
     model = ServedModel.load(settings)
     bench = Bench(options, model.tokenizer, Driver(engine), report)
@@ -73,7 +73,7 @@ class Bench:
         self._measure(f"prefill, {length} tokens", 1, length, 1, PREFILL_BAR)
 
     def _measure(self, name: str, batch: int, length: int, max_tokens: int, at_least: float) -> None:
-        file, threads = find(LANGUAGE_MODEL_FILE), torch.get_num_threads()
+        file, threads = expert_files().language_model, torch.get_num_threads()
         model = LlamaCpp(file, num_threads=threads, num_sequences=batch, length=length + max_tokens)
         with closing(model) as peer:
             interleave([self._round(peer, batch, length, max_tokens)])  # warm-up

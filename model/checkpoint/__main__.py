@@ -32,12 +32,12 @@ DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "f
 LINEAGES = ("openflamingo", "idefics")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.checkpoint") -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     is_named = (
         words[:1] == ["import"] and words[1:2] != [] and not words[1].startswith("-") and words[1] not in LINEAGES
     )
-    options = (_name_parser() if is_named else _parser()).parse_args(words)
+    options = (_name_parser(prog) if is_named else _parser(prog)).parse_args(words)
     try:
         print(prepare(options.name, options.cache) if is_named else _summary(options.out, _import(options)))
     except ModelNameError as error:
@@ -82,8 +82,8 @@ def _open_checkpoint(text: str) -> tuple[Source, Path | None]:
     return (LocalFolder(file.parent), file) if file.is_file() else (open_source(text), None)
 
 
-def _name_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m model.checkpoint", description="Model folders from checkpoints.")
+def _name_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Model folders from checkpoints.")
     action = parser.add_subparsers(dest="action", required=True).add_parser("import", help="create a model folder")
     action.add_argument("name", metavar="NAME", help="OWNER/NAME or OWNER/NAME@REVISION on the Hub, or a folder")
     cache = Path.home() / ".cache" / "flamboyance"
@@ -93,10 +93,8 @@ def _name_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m model.checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Model folders from checkpoints.")
     action = parser.add_subparsers(dest="action", required=True).add_parser("import", help="create a model folder")
     lineages = action.add_subparsers(dest="lineage", required=True)
     openflamingo = lineages.add_parser("openflamingo", help="a checkpoint.pt and its frozen models, by path or name")

@@ -6,11 +6,11 @@ positions (adjacent pairs); ours rotate one half against the other, as in Huggin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from model.checkpoint.files import Names, convert
 from model.checkpoint.language_models import decoder_plan
 from model.config import ConfigError, LanguageModelConfig
 from model.folder import CheckpointError
+
+# passes the items of a sequence on, one by one
+Track: TypeAlias = Callable[[Sequence[Any]], Iterable[Any]]
 
 NAMES: Names = {
     "embed": "token_embd",
@@ -90,12 +93,15 @@ class GGUFFile:
         matrices = [t for t in self._reader.tensors if t.name.startswith("blk.") and len(t.shape) == 2]
         return all(t.tensor_type == GGMLQuantizationType.Q4_1 for t in matrices)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the decoder's tensors in float32, with names relative to `language_model.`. Raises `CheckpointError`."""
+    def tensors(self, track: Track = iter) -> dict[str, Tensor]:
+        """Return the decoder's tensors in float32, with names relative to `language_model.`. Raises `CheckpointError`.
+
+        `track` iterates over the tensors of the file as they are read, and may show the progress.
+        """
         config = self.config()
         rows = (config.num_heads + config.num_kv_heads) * config.head_dim
         halves = partial(to_half_split, head_dim=config.head_dim, num_rows=rows)
-        return convert(str(self.path), decoder_plan(config, NAMES, halves), self._dequantised())
+        return convert(str(self.path), decoder_plan(config, NAMES, halves), self._dequantised(track))
 
     def tokenizer(self, new_tokens: Sequence[str] = ()) -> Tokenizer:
         """Return the file's vocabulary, followed by `new_tokens` as special tokens. Raises `CheckpointError`."""
@@ -129,11 +135,11 @@ class GGUFFile:
             raise CheckpointError(f"{self.path}: the metadata has no {key}")
         return default
 
-    def _dequantised(self) -> dict[str, Tensor]:
+    def _dequantised(self, track: Track) -> dict[str, Tensor]:
         with _read_errors(self.path):
             return {
                 tensor.name: torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
-                for tensor in self._reader.tensors
+                for tensor in track(self._reader.tensors)
             }
 
 

@@ -19,18 +19,23 @@ from model.checkpoint.gguf import GGUFFile
 from model.checkpoint.vision_models import convert_efficientnet_lite
 from model.folder import CheckpointError, save_folder
 from model.zoo.bridge import load_bridge, start_bridge
-from model.zoo.default import BRIDGE, DEFAULT, LANGUAGE_MODEL_FILE, NEW_TOKENS, VISION_FILE, ExpertFile, is_ready
+from model.zoo.default import BRIDGE, DEFAULT, LANGUAGE_MODEL_FILE, NEW_TOKENS, VISION_FILE, is_ready
+from model.zoo.fetch import ExpertFile
+from model.zoo.progress import Progress
 
 log = logging.getLogger(__name__)
 
 
 def convert(vision: Path, language_model: Path, folder: Path) -> None:
+    """Convert the files to a model folder, with its progress on stderr. Raises `CheckpointError` or `OSError`."""
+    progress = Progress("converting the default model", num_stages=4)
+    progress.stage("checking the files")
     _check(vision, VISION_FILE)
     _check(language_model, LANGUAGE_MODEL_FILE)
     source = GGUFFile(language_model)
     if (config := source.config(len(NEW_TOKENS))) != DEFAULT.language_model:
         raise CheckpointError(f"{language_model} is {config}, the default model has {DEFAULT.language_model}")
-    save_once(folder, _tensors(vision, source), source.tokenizer(NEW_TOKENS).to_str())
+    save_once(folder, _tensors(vision, source, progress), source.tokenizer(NEW_TOKENS).to_str())
 
 
 def save_once(folder: Path, tensors: Iterable[tuple[str, Tensor]], tokenizer_json: str) -> None:
@@ -42,13 +47,16 @@ def save_once(folder: Path, tensors: Iterable[tuple[str, Tensor]], tokenizer_jso
             raise
 
 
-def _tensors(vision: Path, source: GGUFFile) -> Iterator[tuple[str, Tensor]]:
+def _tensors(vision: Path, source: GGUFFile, progress: Progress) -> Iterator[tuple[str, Tensor]]:
+    progress.stage("reading the vision encoder")
     encoder = convert_efficientnet_lite(DEFAULT.vision, torch.load(vision, weights_only=True))
-    language_model = source.tensors()
+    progress.stage("unpacking the language model")
+    language_model = source.tensors(progress.track)
     bridge = load_bridge(BRIDGE) if BRIDGE.exists() else start_bridge(DEFAULT, language_model["embed.weight"])
     yield from ((f"vision.{name}", tensor) for name, tensor in encoder.items())
     yield from ((f"language_model.{name}", tensor) for name, tensor in language_model.items())
     yield from bridge.items()
+    progress.stage("writing the model folder")
 
 
 def _check(path: Path, file: ExpertFile) -> None:
@@ -65,7 +73,10 @@ def main() -> None:
     vision, language_model, folder = map(Path, sys.argv[1:])
     log.info("converting the default model into %s, once", folder)
     began = time.monotonic()
-    convert(vision, language_model, folder)
+    try:
+        convert(vision, language_model, folder)
+    except (CheckpointError, OSError) as error:
+        sys.exit(f"error: {error}")
     log.info("converted in %.0f s", time.monotonic() - began)
 
 

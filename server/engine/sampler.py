@@ -142,8 +142,9 @@ class Sampler:
 
     def _shape(self, row: Tensor, sequence: Sequence) -> None:
         sampling = sequence.sampling
-        if sequence.matcher is not None:
-            allowed = torch.from_numpy(sequence.matcher.allowed(len(row)))
+        if (matcher := sequence.matcher) is not None:
+            ends = matcher.must_end(sampling.max_tokens - sequence.num_output_tokens, sampling.max_tokens)
+            allowed = torch.from_numpy(matcher.allowed(len(row), ends=ends))
             row.masked_fill_(~allowed.to(row.device), -torch.inf)
         self._keep_from_ending(row, sequence)
         if sampling.logit_bias:

@@ -10,32 +10,44 @@ from collections.abc import Collection, Mapping
 
 from server.errors import InvalidMedia, InvalidRequest, UnsupportedParameter
 from server.media.fetch import Fetcher
+from server.media.names import MediaNames
+from server.media.pool import DecodePool
 from server.media.source import EncodedMedia, Kind, read_data_url
 from server.media.store import MediaStore, not_found
-from server.schemas.prompt import ImageIdPart, ImageUrlPart, MediaPart, VideoIdPart, VideoUrlPart
+from server.schemas.prompt import ImageIdPart, ImageUrlPart, MediaPart, MediaUrl, VideoIdPart, VideoUrlPart
 from server.settings import Settings
 
 
 class Intake:
-    """Reads the media of requests. `fetcher` fetches URLs, by default as the settings allow."""
+    """Reads the media of requests.
 
-    def __init__(self, settings: Settings, store: MediaStore, fetcher: Fetcher | None = None) -> None:
+    `fetcher` fetches URLs, by default as the settings allow. `decoder` checks media whose name is claimed for others.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: MediaStore,
+        fetcher: Fetcher | None = None,
+        decoder: DecodePool | None = None,
+    ) -> None:
         self.settings = settings
         self.store = store
+        self._names = MediaNames(settings.named_media_mb * 2**20, decoder)
         self._fetcher = fetcher or Fetcher(settings)
         self._max_media_bytes = settings.max_media_bytes
         self._max_bytes = settings.max_body_bytes
 
     async def read(self, part: MediaPart, param: str) -> EncodedMedia:
-        """Read a part. Raises `InvalidRequest` and `MediaNotFound`.
+        """Read a part. Raises `InvalidRequest`, `NotFound` and `MediaNameTaken`.
 
         `param` is its path in the request, which errors name.
         """
         match part:
             case ImageUrlPart():
-                return await self.read_url(part.image_url.url, "image", f"{param}.image_url.url")
+                return await self._read_sent(part.image_url, part.uuid, "image", param)
             case VideoUrlPart():
-                return await self.read_url(part.video_url.url, "video", f"{param}.video_url.url")
+                return await self._read_sent(part.video_url, part.uuid, "video", param)
             case ImageIdPart():
                 return await self._find(part.image_id, "image", f"{param}.image_id")
             case VideoIdPart():
@@ -49,19 +61,35 @@ class Intake:
         """
         if len(parts) > self.settings.max_media_per_request:
             raise self._too_many(len(parts), param)
-        tasks = {path: asyncio.ensure_future(self.read(part, path)) for path, part in parts.items()}
-        try:
-            read = {path: await task for path, task in tasks.items()}
-        finally:
-            for task in tasks.values():
-                task.cancel()
-            await asyncio.gather(*tasks.values(), return_exceptions=True)
+        named = {path: part for path, part in parts.items() if _is_name(part)}
+        read = await self._read_concurrently({path: part for path, part in parts.items() if path not in named})
+        # an earlier part of the same request may be what gives the name
+        read |= {path: await self.read(part, path) for path, part in named.items()}
         first: dict[bytes, EncodedMedia] = {}
-        media = {path: first.setdefault(item.digest, item) for path, item in read.items()}
+        media = {path: first.setdefault(read[path].digest, read[path]) for path in parts}
         # fetched media count as if sent in the body; stored media are read one by one, if at all
         total = sum(len(item.source) for item in first.values() if isinstance(item.source, bytes))
         if total > self._max_bytes:
             raise InvalidMedia(f"{total} bytes of media in one request, the limit is {self._max_bytes}", param=param)
+        return media
+
+    async def _read_concurrently(self, parts: Mapping[str, MediaPart]) -> dict[str, EncodedMedia]:
+        tasks = {path: asyncio.ensure_future(self.read(part, path)) for path, part in parts.items()}
+        try:
+            return {path: await task for path, task in tasks.items()}
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    async def _read_sent(self, data: MediaUrl | None, name: str | None, kind: Kind, param: str) -> EncodedMedia:
+        """Read media that were sent now, under a name if they have one, or before."""
+        if data is None:
+            assert name is not None  # a part has one of the two
+            return self._names.find(name, kind, f"{param}.uuid")
+        media = await self.read_url(data.url, kind, f"{param}.{kind}_url.url")
+        if name is not None:
+            await self._names.keep(name, media, f"{param}.uuid")
         return media
 
     async def find_all(self, media_ids: Collection[str], param: str) -> list[EncodedMedia]:
@@ -93,3 +121,10 @@ class Intake:
     def _too_many(self, number: int, param: str) -> InvalidRequest:
         limit = self.settings.max_media_per_request
         return InvalidRequest(f"{number} images and videos in one request, the limit is {limit}", param=param)
+
+
+def _is_name(part: MediaPart) -> bool:
+    """Return whether a part has no data: it names media that were sent before."""
+    return (isinstance(part, ImageUrlPart) and part.image_url is None) or (
+        isinstance(part, VideoUrlPart) and part.video_url is None
+    )

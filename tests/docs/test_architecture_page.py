@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 LISTED = Path(__file__).with_name("source_files.txt").read_text(encoding="utf-8").splitlines()
-ROOMS = ("kernels", "model", "server", "training", "evaluation", "clients", "bench")
+ROOMS = ("flamboyance", "kernels", "model", "server", "training", "evaluation", "clients", "bench")
 
 
 def code_spans(text: str) -> list[str]:

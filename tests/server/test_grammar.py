@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -200,3 +201,73 @@ def test_choices_are_taken_as_they_are() -> None:
         matcher = Grammars(TOKENIZER).compile(choice).result().copy()
         accept(matcher, text)
         assert matcher.is_complete
+
+
+ADDRESS = {
+    "type": "object",
+    "properties": {"street": {"type": "string"}, "kind": {"enum": ["home", "a place of work"]}},
+    "required": ["street", "kind"],
+}
+TREE = {
+    "$ref": "#/$defs/node",
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string"},
+                "children": {"type": "array", "items": {"$ref": "#/$defs/node"}},
+            },
+            "required": ["name", "children"],
+        }
+    },
+}
+
+
+def obj(**properties: object) -> dict[str, object]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "string"},
+        {"type": "integer"},
+        {"type": "array", "items": {"type": "number"}, "minItems": 3},
+        {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "null"}, ADDRESS]}},
+        {"type": "object", "additionalProperties": {"type": "string"}},
+        {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": ADDRESS}}},
+        obj(
+            note={"anyOf": [{"type": "string"}, {"type": "null"}]}, price={"type": "number"}, last={"const": "the end"}
+        ),
+        obj(
+            code={"type": "string", "pattern": "^[A-Z]{2}-[0-9]+$"}, rest=obj(homes={"type": "array", "items": ADDRESS})
+        ),
+        TREE,
+    ],
+)
+def test_json_of_any_tokens_is_whole_within_its_length(value: dict[str, object]) -> None:
+    """Tokens are drawn at random, so that strings and lists have no reason to end before they have to."""
+    compiled, max_tokens = Grammars(TOKENIZER).compile(schema(value)).result(), 400
+    for seed in range(8):
+        matcher, rng, token_ids = compiled.copy(), np.random.default_rng(seed), list[int]()
+        while not matcher.is_complete and len(token_ids) < max_tokens:
+            ends = matcher.must_end(max_tokens - len(token_ids), max_tokens)
+            token_ids.append(int(rng.choice(np.flatnonzero(matcher.allowed(VOCAB_SIZE, ends=ends)))))
+            if token_ids[-1] in TOKENIZER.eos_ids:
+                break
+            matcher.accept(token_ids[-1])
+        jsonschema.validate(json.loads(TOKENIZER.decode(token_ids)), value)
+
+
+def test_only_json_is_brought_to_its_end_and_not_before_half_of_its_length() -> None:
+    matcher = Grammars(TOKENIZER).compile(schema(obj(a={"type": "string"}))).result()
+    assert [matcher.must_end(num_left, 1000) for num_left in (1, 10, 100)] == [True, True, False]
+    assert [matcher.must_end(num_left, 8) for num_left in (8, 5, 4)] == [False, False, True]
+    assert not Grammars(TOKENIZER).compile(regex("a*")).result().must_end(1, 10)
+
+
+def test_what_is_open_ends_at_once() -> None:
+    matcher = Grammars(TOKENIZER).compile(schema(obj(a={"type": "number"}, b={"type": "string"}))).result().copy()
+    for text, end in [('{"a":1', ","), (',"b":"x', '"'), ('"', "}")]:
+        accept(matcher, text)
+        assert np.flatnonzero(matcher.allowed(VOCAB_SIZE, ends=True)).tolist() == TOKENIZER.encode_plain(end)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.__main__ import main
+from server.__main__ import main, with_model
 from server.settings import Settings, SettingsError, child_environment, read_settings
 
 
@@ -67,6 +67,44 @@ def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read_settings(["--prot", "1"])
     assert "--prot" in capsys.readouterr().err
+
+
+def test_an_abbreviated_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_settings(["--por", "1"])
+    assert "--por" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["a", "--port", "3"], ["--port", "3", "a"], ["--port=3", "--model", "a"]])
+def test_the_model_is_an_argument_or_a_flag_and_takes_precedence(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLAMBOYANCE_MODEL", "of the environment")
+    settings = read_settings(arguments)
+    assert (settings.model, settings.port) == ("a", 3)
+
+
+def test_a_second_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SettingsError, match="the model is named twice: a and --model b"):
+        read_settings(["a", "--model", "b"])
+    with pytest.raises(SystemExit):
+        read_settings(["a", "b"])
+    assert "unrecognized arguments: b" in capsys.readouterr().err
+
+
+def test_help_names_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_settings(["--help"], prog="flamboyance serve")
+    assert capsys.readouterr().out.startswith("usage: flamboyance serve [-h] [MODEL] [--SETTING VALUE ...]\n")
+
+
+def test_paths_of_the_worker_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker has another working directory."""
+    monkeypatch.chdir(tmp_path)
+    settings = with_model(read_settings(["tiny", "--cache-dir", "cache", "--data-dir", "data"]))
+    assert settings.model == str(tmp_path / "tiny")
+    assert settings.cache_folder == tmp_path / "cache"
+    assert settings.data_folder == tmp_path / "data"
 
 
 def test_the_program_exits_if_a_value_is_invalid(capsys: pytest.CaptureFixture[str]) -> None:

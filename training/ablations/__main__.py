@@ -19,7 +19,8 @@ import torch
 from model.config import ConfigError
 from model.folder import CheckpointError, load_folder
 from model.prompt import PromptTokenizer
-from model.zoo.default import DefaultModelError, prepare
+from model.zoo.default import prepare
+from model.zoo.fetch import DefaultModelError
 from training.ablations.ablation import BASE, Ablation, ablation_names, read_ablation
 from training.ablations.data import Kinds, draw_queries
 from training.ablations.score import score

@@ -9,7 +9,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from model.zoo.default import VISION_FILE, find, prepare
+from model.zoo.default import expert_files, prepare
 from training.default_data.build import build
 from training.default_data.classes import extract_classes
 from training.default_data.features import cache_features
@@ -28,7 +28,7 @@ def main() -> None:
     records = build(options.folder)
     if not options.images_only:
         cache_features(options.folder, records, prepare(), options.threads)
-        extract_classes(options.folder, find(VISION_FILE))
+        extract_classes(options.folder, expert_files().vision)
 
 
 if __name__ == "__main__":

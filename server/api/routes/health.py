@@ -13,8 +13,7 @@ from server.api.body import JSONResponse
 from server.api.openapi import describe
 from server.api.services import GivenServices, Services
 from server.schemas.responses.models import EngineProgress, Health, Live, Ready, ServerVersion
-
-VERSION = "0.1.0"
+from server.version import VERSION
 
 router = APIRouter()
 

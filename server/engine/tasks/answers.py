@@ -114,6 +114,10 @@ class Answers(SequenceTask):
         assert token_id is not None
         sequence.append(token_id)
         reason = self._finish_reason(sequence, token_id)
+        if (matcher := sequence.matcher) is not None and reason != "stop":
+            matcher.accept(token_id)
+            if matcher.is_complete:
+                reason = None  # whole, also if it is as long as it may be: it ends after its last token
         events: list[Outbound] = [
             Token(
                 request_id=self.request_id,
@@ -125,10 +129,8 @@ class Answers(SequenceTask):
         ]
         if reason is not None:
             self._finish(sequence)
-        elif sequence.matcher is not None:
-            sequence.matcher.accept(token_id)
-            if sequence.matcher.is_complete:
-                events += self._end_early(sequence, "stop")
+        elif matcher is not None and matcher.is_complete:
+            events += self._end_early(sequence, "stop")
         return events
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:

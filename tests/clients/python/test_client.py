@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 from collections.abc import Callable
@@ -356,3 +357,16 @@ def test_a_client_closes_at_the_end_of_its_block() -> None:
         assert client.models() == ()
     with pytest.raises(RuntimeError, match="closed"):
         client.models()
+
+
+def test_a_client_without_a_block_closes_its_connections_when_it_is_collected() -> None:
+    class Transport(httpx.MockTransport):
+        is_closed = False
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    transport = Transport(fixed(200, {"data": []}))
+    Client(transport=transport).models()
+    gc.collect()
+    assert transport.is_closed

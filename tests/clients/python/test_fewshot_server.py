@@ -133,6 +133,11 @@ def test_an_evaluation_completes_with_a_recommendation(client: Client, colours: 
     assert evaluation.num_queries_done == evaluation.num_queries == 8
     assert len(evaluation.cells) == 2
     assert evaluation.recommendation is not None
+    assert [(row.strategy, row.k) for row in evaluation.summary] == [("first", 0), ("random", 1)]
+    low, high = evaluation.summary[0].accuracy_interval
+    assert low <= evaluation.summary[0].accuracy <= high
+    answer = client.classify(png("red"), examples=evaluation.recommendation)
+    assert answer.raw["fewshot"]["support_set"] == colours.id
     assert evaluation.id in [item.id for item in client.evaluations.list(support_set=colours.id)]
     assert client.evaluations.delete(evaluation.id)
 
@@ -189,13 +194,22 @@ def test_an_error_names_the_field(client: Client) -> None:
     assert (caught.value.code, caught.value.param) == ("invalid_media", "shots[0].image")
 
 
-def test_the_support_set_snippet_of_the_readme_runs(
-    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_folder_snippets_of_the_readme_run_twice(
+    url: str, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (source,) = [block for block in README.read_text().split("```python\n") if block.count("support_sets.create")]
-    code = source.partition("```")[0].replace('"http://127.0.0.1:8000"', f'"{url}", api_key="{KEY}"')
+    blocks = [block.partition("```")[0] for block in README.read_text().split("```python\n") if "textures" in block]
+    assert len(blocks) == 2
     monkeypatch.chdir(ROOT / "docs" / "examples")
-    exec(compile(code, str(README), "exec"), {})
-    label, *reply = capsys.readouterr().out.splitlines()  # random weights may answer with line breaks
-    assert label.split()[0] in ("dax", "wug", "blicket")
-    assert reply[-1].count(".png") == 2
+    versions = []
+    for _ in range(2):
+        for block in blocks:
+            code = block.replace('"http://127.0.0.1:8000"', f'"{url}", api_key="{KEY}"')
+            exec(compile(code, str(README), "exec"), {})
+        label, brick, grass, gravel, *reply = capsys.readouterr().out.splitlines()  # random weights write line breaks
+        assert label.split()[0] in ("brick", "grass", "gravel")
+        assert [line.split()[0] for line in (brick, grass, gravel)] == [
+            f"textures/queries/{name}/3.jpg" for name in ("brick", "grass", "gravel")
+        ]
+        assert reply[-1].count(".jpg") == 4
+        versions.append(client.support_sets.get("textures").version)
+    assert versions == [1, 1]

@@ -101,3 +101,13 @@ def test_a_string_in_a_list_is_a_text_part() -> None:
 
 def test_token_ids_are_a_prompt() -> None:
     assert to_wire([5, 6]) == [5, 6]
+
+
+def test_a_uuid_names_a_media_item_or_stands_for_it() -> None:
+    assert image(b"GIF89a", uuid="a")["uuid"] == video(b"GIF89a", uuid="a")["uuid"] == "a"
+    assert image(uuid="a") == {"type": "image_url", "uuid": "a"}
+    assert video(uuid="a") == {"type": "video_url", "uuid": "a"}
+    assert "uuid" not in image(b"GIF89a")
+    for function in (image, video):
+        with pytest.raises(ValueError, match="uuid"):
+            function()

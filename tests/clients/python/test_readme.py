@@ -11,19 +11,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 README = ROOT / "clients" / "python" / "README.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+# Those with the folder of textures run with a real server, in test_fewshot_server.py.
+EXAMPLES = [
+    block
+    for block in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    if "textures" not in block
+]
 CHOICES = {"id": "cmpl-1", "model": "tiny", "choices": [{"index": 0, "text": " heron"}]}
-
-REPLIES = {
-    "/v1/support_sets": {"id": "ss_1", "version": 1},
-    "/v1/classify": {"label": "heron", "confidence": 1.0, "candidates": []},
-    "/v1/fewshot/completions": {**CHOICES, "fewshot": {"shots": [{"id": "cat"}]}},
-}
 
 
 def reply(request: httpx.Request) -> httpx.Response:
-    if request.url.path in REPLIES:
-        return httpx.Response(200, json=REPLIES[request.url.path])
     if json.loads(request.content).get("stream"):
         return httpx.Response(200, text=f"data: {json.dumps(CHOICES)}\n\ndata: [DONE]\n\n")
     return httpx.Response(200, json=CHOICES)
@@ -33,11 +30,11 @@ async def reply_async(_: object, request: httpx.Request) -> httpx.Response:
     return reply(request)
 
 
-def test_the_readme_has_four_examples() -> None:
-    assert len(EXAMPLES) == 4
+def test_the_readme_has_three_examples_of_prompts() -> None:
+    assert len(EXAMPLES) == 3
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["complete", "support set", "stream", "async"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["complete", "stream", "async"])
 def test_the_example_runs(example: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT / "docs" / "examples")
     monkeypatch.setattr(httpx.HTTPTransport, "handle_request", lambda _, request: reply(request))

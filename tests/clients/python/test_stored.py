@@ -18,6 +18,7 @@ from flamboyance_client import (
     Conflict,
     Evaluation,
     EvaluationFailed,
+    Recommendation,
     Unavailable,
     UnexpectedReply,
     async_resources,
@@ -43,7 +44,16 @@ CLASSIFICATION = {
     ],
 }
 MEDIA = {"id": "img_1", "object": "image", "bytes": 9, "width": 2, "height": 1, "frames": 1}
-EVALUATION = {"id": "ev_1", "status": "completed", "cells": [{"k": 4}], "recommendation": {"examples": {"k": 4}}}
+ROW = {"strategy": "random", "k": 4, "accuracy": 0.75, "accuracy_interval": [0.5, 0.875], "queries": 8}
+RECOMMENDATION = {"examples": {"k": 4}, "accuracy": 0.75, "accuracy_interval": [0.5, 0.875], "reason": "random is best"}
+EVALUATION = {
+    "id": "ev_1",
+    "status": "completed",
+    "cells": [{"k": 4}],
+    "summary": [ROW],
+    "baseline": {"label": "cat", "accuracy": 0.25},
+    "recommendation": RECOMMENDATION,
+}
 SCORES = {"data": [{"logprob": -1.5, "tokens": ["a"], "token_logprobs": [-1.5]}]}
 DELETED = {"id": "x", "deleted": True}
 
@@ -66,6 +76,27 @@ CASES: list[tuple[Send, str, str, Any, dict[str, Any]]] = [
         "POST",
         "/v1/classify",
         {"query": {"question": "Which?"}, "candidates": ["cat", "dog"]},
+        CLASSIFICATION,
+    ),
+    (
+        lambda c: c.classify("img_1", examples=Recommendation.parse(RECOMMENDATION)),
+        "POST",
+        "/v1/classify",
+        {"query": {"image": "img_1"}, "examples": {"k": 4}},
+        CLASSIFICATION,
+    ),
+    (
+        lambda c: c.fewshot.complete("img_1", examples=Recommendation.parse(RECOMMENDATION)),
+        "POST",
+        "/v1/fewshot/completions",
+        {"query": {"image": "img_1"}, "examples": {"k": 4}},
+        COMPLETION,
+    ),
+    (
+        lambda c: c.classify("img_1", examples=RECOMMENDATION["examples"]),
+        "POST",
+        "/v1/classify",
+        {"query": {"image": "img_1"}, "examples": {"k": 4}},
         CLASSIFICATION,
     ),
     (lambda c: c.score("a", ["b", [1]]), "POST", "/v1/score", {"prompt": "a", "candidates": ["b", [1]]}, SCORES),
@@ -212,7 +243,7 @@ def test_an_evaluation_is_waited_for(monkeypatch: pytest.MonkeyPatch, status: st
     for run in (wait_blocking, lambda transport: asyncio.run(wait(transport))):
         transport, remaining = client()
         if status == "completed":
-            assert run(transport).recommendation == EVALUATION["recommendation"]
+            assert run(transport).raw["recommendation"] == RECOMMENDATION
         else:
             with pytest.raises(EvaluationFailed, match=status):
                 run(transport)
@@ -281,7 +312,15 @@ def test_replies_are_parsed() -> None:
     assert ([item.name for item in sets], sets.has_more, sets.last_id, len(sets)) == (["pets"], True, "ss_1", 1)
     evaluation = exchange(lambda c: c.evaluations.get("ev_1"), EVALUATION)[1]
     assert evaluation.is_over
-    assert evaluation.recommendation == {"examples": {"k": 4}}
+    assert evaluation.recommendation.examples == {"k": 4}
+    assert (evaluation.recommendation.accuracy_interval, evaluation.recommendation.reason) == (
+        (0.5, 0.875),
+        "random is best",
+    )
+    (row,) = evaluation.summary
+    assert (row.strategy, row.k, row.accuracy, row.accuracy_interval) == ("random", 4, 0.75, (0.5, 0.875))
+    assert (row.lowest_accuracy, row.highest_accuracy, row.queries) == (0.75, 0.75, 8)
+    assert (evaluation.baseline.label, evaluation.baseline.accuracy) == ("cat", 0.25)
     assert exchange(lambda c: c.images.delete("img_1"), DELETED)[1] is True
     assert exchange(lambda c: c.embed("a"), {"data": [{"embedding": [1.0, 0.5]}]})[1] == ((1.0, 0.5),)
     assert exchange(lambda c: c.score("a", ["b"]), SCORES)[1][0].token_logprobs == (-1.5,)

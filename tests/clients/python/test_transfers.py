@@ -36,7 +36,7 @@ SET = {"id": "ss_1", "name": "pets", "version": 1, "num_examples": 3}
 
 def png(colour: str) -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (9, 7), colour).save(stream, "PNG")
+    Image.new("RGB", (8, 7), colour).save(stream, "PNG")
     return stream.getvalue()
 
 

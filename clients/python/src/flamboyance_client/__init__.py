@@ -23,6 +23,7 @@ from flamboyance_client.errors import (
     Unavailable,
     UnexpectedReply,
 )
+from flamboyance_client.evaluations import Baseline, Evaluation, Recommendation, SummaryRow
 from flamboyance_client.fewshot import (
     Candidate,
     Example,
@@ -51,8 +52,8 @@ from flamboyance_client.options import (
 from flamboyance_client.prompt import Part, Prompt, end_of_chunk, image, shot, text, video
 from flamboyance_client.records import (
     Classification,
-    Evaluation,
     Page,
+    Preview,
     Score,
     StoredExample,
     StoredMedia,
@@ -66,6 +67,7 @@ __all__ = [
     "ApiError",
     "AsyncClient",
     "BadRequest",
+    "Baseline",
     "Candidate",
     "Choice",
     "Classification",
@@ -90,9 +92,11 @@ __all__ = [
     "Options",
     "Page",
     "Part",
+    "Preview",
     "Prompt",
     "QueriesFailed",
     "Query",
+    "Recommendation",
     "Retries",
     "Score",
     "ScoreOptions",
@@ -106,6 +110,7 @@ __all__ = [
     "StoredMedia",
     "StreamFailed",
     "StructuredOutputs",
+    "SummaryRow",
     "SupportSet",
     "Template",
     "TimedOut",

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from flamboyance_client.errors import ApiError, Refusal, StreamFailed, UnexpectedReply, error_fields, error_type
+from flamboyance_client.evaluations import Recommendation
 from flamboyance_client.fewshot import AnyQuery, as_query
 from flamboyance_client.options import ClassifyOptions, FewShotOptions, InspectOptions, Options, ScoreOptions
 from flamboyance_client.prompt import Part, Prompt, to_wire
@@ -23,6 +24,7 @@ from flamboyance_client.sse import EventParser
 Reply = TypeVar("Reply")
 
 DONE = "[DONE]"
+WRONG_SERVER = "Is this the address of a Flamboyance server?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +61,16 @@ class Api:
 
     def fewshot(self, query: AnyQuery, options: FewShotOptions, *, stream: bool = False) -> Call[Completion]:
         fields = {"query": as_query(query)}
-        return self._generate("/v1/fewshot/completions", fields, checked_options(FewShotOptions, options), stream)
+        return self._generate("/v1/fewshot/completions", fields, _shot_options(FewShotOptions, options), stream)
 
     def classify(self, query: AnyQuery, options: ClassifyOptions) -> Call[Classification]:
         fields = {"query": as_query(query)}
-        return self._post("/v1/classify", fields, checked_options(ClassifyOptions, options), Classification.parse)
+        return self._post(
+            "/v1/classify",
+            fields,
+            _shot_options(ClassifyOptions, options),
+            lambda values: replace(Classification.parse(values), query=query),
+        )
 
     def score(
         self, prompt: Prompt, candidates: Sequence[str | Sequence[int]], options: ScoreOptions
@@ -100,6 +107,13 @@ def checked_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _shot_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Do the same, and replace a recommendation by the selection of shots that it recommends."""
+    fields = checked_options(kind, options)
+    examples = fields.get("examples")
+    return {**fields, "examples": examples.examples} if isinstance(examples, Recommendation) else fields
+
+
 def json_reader(parse: Callable[[Json], Reply]) -> Callable[[int, bytes], Reply]:
     """Return a reader that parses the JSON object of a reply's body."""
     return lambda status, body: parse(_object(body))
@@ -113,9 +127,9 @@ def _object(data: bytes | str) -> Json:
     try:
         values = json.loads(data)
     except ValueError:
-        raise UnexpectedReply(f"expected JSON, got {data[:200]!r}") from None
+        raise UnexpectedReply(f"expected JSON, got {data[:200]!r}. {WRONG_SERVER}") from None
     if not isinstance(values, dict):
-        raise UnexpectedReply(f"expected a JSON object, got {data[:200]!r}")
+        raise UnexpectedReply(f"expected a JSON object, got {data[:200]!r}. {WRONG_SERVER}")
     return values
 
 

@@ -15,6 +15,7 @@ from contextlib import (
 )
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
+from weakref import finalize
 
 import httpx
 
@@ -40,7 +41,7 @@ RETRIES = Retries()
 
 
 class Client:
-    """A client of one server. Use it as a context manager, or call `close()`, to release its connections."""
+    """A client of one server. Its connections are closed at the end of a `with` block, by `close()`, or with the object."""
 
     def __init__(
         self,
@@ -59,6 +60,7 @@ class Client:
         self.support_sets = SupportSets(self._send, self._download, model)
         self.evaluations = Evaluations(self._send)
         self._http = httpx.Client(base_url=base_url, headers=_headers(api_key), timeout=timeout, transport=transport)
+        finalize(self, self._http.close)
 
     def complete(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
         return self._send(self._api.complete(prompt, options))
@@ -370,12 +372,25 @@ def _transport_errors() -> Iterator[None]:
     """Convert the errors of httpx to those of this package."""
     try:
         yield
-    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-        raise NotConnected(_message(error)) from error
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        hint = 'Is a server running there? Start it, or pass its address: Client("http://HOST:PORT")'
+        raise NotConnected(f"no connection to {_origin(error)}: {_message(error)}. {hint}.") from error
+    except httpx.PoolTimeout as error:
+        raise NotConnected("all connections of this client are in use: send fewer requests at a time") from error
     except httpx.TimeoutException as error:
-        raise TimedOut(_message(error)) from error
+        hint = "Client(timeout=...) sets how long to wait"
+        raise TimedOut(f"no reply from {_origin(error)} in time: {_message(error)}. {hint}.") from error
     except httpx.TransportError as error:
-        raise TransportError(_message(error)) from error
+        hint = "The server may have stopped: see its log"
+        raise TransportError(f"the connection to {_origin(error)} was lost: {_message(error)}. {hint}.") from error
+
+
+def _origin(error: httpx.RequestError) -> str:
+    """Return the scheme, host and port of the request that failed."""
+    try:
+        return str(error.request.url.join("/")).removesuffix("/")
+    except RuntimeError:  # a transport has not set it
+        return "the server"
 
 
 def _message(error: Exception) -> str:

@@ -17,7 +17,8 @@
     ├── QueriesFailed         some of many queries failed; `results` has the results of all
     └── UnexpectedReply       the reply does not have the documented form, or ended too early
 
-A mistake in a call (an unknown option, an unreadable file) raises Python's own TypeError, ValueError or OSError.
+The text of an error says what to do about it; `message` is the server's own text. A mistake in a call (an unknown option,
+an unreadable file) raises Python's own TypeError, ValueError or OSError.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
+
+from flamboyance_client.advice import advice
 
 
 class FlamboyanceError(Exception):
@@ -76,7 +79,8 @@ class Refusal:
 class ApiError(FlamboyanceError):
     def __init__(self, refusal: Refusal) -> None:
         prefix = f"{refusal.status}: " if refusal.status is not None else ""
-        super().__init__(prefix + refusal.message)
+        what_to_do = advice(refusal.code, refusal.status)
+        super().__init__(prefix + refusal.message + (f". {what_to_do}." if what_to_do else ""))
         self.refusal = refusal
         self.message = refusal.message
         self.type = refusal.type

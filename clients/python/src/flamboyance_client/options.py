@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
+from flamboyance_client.evaluations import Recommendation
 from flamboyance_client.fewshot import Candidate, Example, Json, Selection, Shot, Template
 
 
@@ -55,7 +56,7 @@ class PromptOptions(TypedDict, total=False):
     """The fields that select the shots and the template of a few-shot prompt."""
 
     shots: Sequence[Shot] | None
-    examples: Selection | None
+    examples: Selection | Recommendation | None
     template: str | Template | None
     zero_shot: bool | None
     truncate_shots: bool | None

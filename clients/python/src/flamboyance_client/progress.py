@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from tqdm.auto import tqdm
 
 from flamboyance_client.errors import EvaluationFailed
-from flamboyance_client.records import Evaluation
+from flamboyance_client.evaluations import Evaluation
 
 POLL_SECONDS = 0.5
 

@@ -12,7 +12,7 @@ import io
 import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict, TypeGuard
+from typing import Any, Literal, NotRequired, Protocol, TypedDict, TypeGuard
 
 from flamboyance_client.arrays import Array, encode_png
 
@@ -28,12 +28,14 @@ class Url(TypedDict):
 
 class ImagePart(TypedDict):
     type: Literal["image_url"]
-    image_url: Url
+    image_url: NotRequired[Url]
+    uuid: NotRequired[str]
 
 
 class VideoPart(TypedDict):
     type: Literal["video_url"]
-    video_url: Url
+    video_url: NotRequired[Url]
+    uuid: NotRequired[str]
 
 
 class ImageIdPart(TypedDict):
@@ -90,18 +92,37 @@ def text(value: str) -> TextPart:
     return {"type": "text", "text": value}
 
 
-def image(source: Media) -> ImagePart:
+def image(source: Media | None = None, *, uuid: str | None = None) -> ImagePart:
     """Return an image from a path, a URL, the bytes of an encoded file, a PIL image or an array of pixels.
 
     The last two are sent as PNG, which is lossless. An array has the dtype uint8 and the shape [height, width, 3] or
     [height, width].
+    `uuid` names the image. Without `source`, the part shows the image that was sent under this name before; the server
+    answers `NotFound` if it does not have it any more. Raises `ValueError` without both.
     """
-    return {"type": "image_url", "image_url": {"url": to_url(source)}}
+    part: ImagePart = {"type": "image_url"}
+    if source is not None:
+        part["image_url"] = {"url": to_url(source)}
+    if uuid is not None:
+        part["uuid"] = uuid
+    _require(source, uuid)
+    return part
 
 
-def video(source: str | Path | bytes) -> VideoPart:
-    """Return a video from a path, a URL or the bytes of an encoded file."""
-    return {"type": "video_url", "video_url": {"url": to_url(source)}}
+def video(source: str | Path | bytes | None = None, *, uuid: str | None = None) -> VideoPart:
+    """Return a video from a path, a URL or the bytes of an encoded file; `uuid` as for an image."""
+    part: VideoPart = {"type": "video_url"}
+    if source is not None:
+        part["video_url"] = {"url": to_url(source)}
+    if uuid is not None:
+        part["uuid"] = uuid
+    _require(source, uuid)
+    return part
+
+
+def _require(source: Media | None, uuid: str | None) -> None:
+    if source is None and uuid is None:
+        raise ValueError("give a source, the uuid of a media item that was sent before, or both")
 
 
 def end_of_chunk() -> EndOfChunkPart:

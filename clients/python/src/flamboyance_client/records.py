@@ -6,9 +6,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeVar
 
+from flamboyance_client import notebook
+from flamboyance_client.fewshot import AnyQuery
+from flamboyance_client.prompt import Media
 from flamboyance_client.replies import Json, Usage, required
+from flamboyance_client.thumbnails import query_media, thumbnail
 
 Item = TypeVar("Item")
+
+MAX_LABELS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +56,39 @@ class StoredMedia:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """An example to show: its label or text, and its media."""
+
+    label: str
+    media: Media | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SupportSet:
-    """A version of a support set. The replies of `create` and `put` hold the ids of the new examples, in order."""
+    """A version of a support set. A notebook shows it with the `previews` that the call which returned it has read.
+
+    The replies of `create` and `put` hold the ids of the new examples, in order.
+    """
 
     id: str
     version: int
     name: str | None = None
     num_examples: int = 0
     status: str = "pending"
-    example_ids: tuple[str, ...] = ()
+    example_ids: tuple[str, ...] = field(default=(), repr=False)
+    previews: tuple[Preview, ...] = field(default=(), repr=False, compare=False)
     raw: Json = field(default_factory=dict, repr=False)
+
+    def _repr_html_(self) -> str:
+        labels: Mapping[str, int] = self.raw.get("label_counts") or {}
+        counts = ", ".join(f"{notebook.short(label)}: {count}" for label, count in list(labels.items())[:MAX_LABELS])
+        more = f" and {len(labels) - MAX_LABELS} more" if len(labels) > MAX_LABELS else ""
+        facts = [("id", self.id), ("version", str(self.version)), ("examples", str(self.num_examples))]
+        facts += [("labels", counts + more)] if labels else []
+        previews = [
+            (preview.label, None if preview.media is None else thumbnail(preview.media)) for preview in self.previews
+        ]
+        return notebook.support_set(f"Support set {self.name or ''}", facts, previews, self.num_examples)
 
     @classmethod
     def parse(cls, values: Json) -> Self:
@@ -115,18 +144,26 @@ class WeighedCandidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classification:
-    """The most probable label and all candidates. `fewshot` lists the shots of the prompt."""
+    """The most probable label and all candidates. `fewshot` lists the shots of the prompt. A notebook shows it as bars."""
 
     label: str
     confidence: float
-    candidates: tuple[WeighedCandidate, ...]
-    fewshot: Json = field(default_factory=dict)
-    usage: Usage | None = None
+    candidates: tuple[WeighedCandidate, ...] = field(repr=False)
+    fewshot: Json = field(default_factory=dict, repr=False)
+    usage: Usage | None = field(default=None, repr=False)
+    # the query as it was passed: a notebook shows its image
+    query: AnyQuery | None = field(default=None, repr=False, compare=False)
     raw: Json = field(default_factory=dict, repr=False)
 
     @property
     def probabilities(self) -> Mapping[str, float]:
         return {candidate.label: candidate.probability for candidate in self.candidates}
+
+    def _repr_html_(self) -> str:
+        media = query_media(self.query)
+        query = None if media is None else ("query", thumbnail(media))
+        title = f"{notebook.short(self.label)} ({self.confidence:.3f})"
+        return notebook.classification(title, query, list(self.probabilities.items()))
 
     @classmethod
     def parse(cls, values: Json) -> Self:
@@ -154,44 +191,6 @@ class Score:
             logprob=required(values, "logprob", float, "score"),
             token_logprobs=tuple(values.get("token_logprobs") or ()),
             tokens=tuple(values.get("tokens") or ()),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """A leave-one-out evaluation, finished or not. Lists omit its `cells`."""
-
-    id: str
-    status: str
-    cells: tuple[Json, ...] = ()
-    recommendation: Json | None = None
-    raw: Json = field(default_factory=dict, repr=False)
-
-    @property
-    def is_over(self) -> bool:
-        return self.status in ("completed", "failed", "cancelled")
-
-    @property
-    def num_queries(self) -> int:
-        return self._progress("queries")
-
-    @property
-    def num_queries_done(self) -> int:
-        return self._progress("queries_done")
-
-    def _progress(self, name: str) -> int:
-        progress = self.raw.get("progress") or {}
-        number: int = progress.get(name, 0)
-        return number
-
-    @classmethod
-    def parse(cls, values: Json) -> Self:
-        return cls(
-            id=required(values, "id", str, "evaluation"),
-            status=required(values, "status", str, "evaluation"),
-            cells=tuple(values.get("cells") or ()),
-            recommendation=values.get("recommendation"),
-            raw=values,
         )
 
 

@@ -10,8 +10,10 @@ from typing import Any, Protocol, TypeVar, Unpack
 
 from flamboyance_client.api import Api, Call
 from flamboyance_client.errors import Conflict
+from flamboyance_client.evaluations import Evaluation
 from flamboyance_client.fewshot import AnyQuery, Example
 from flamboyance_client.frames import Columns, Frame
+from flamboyance_client.notebook import MAX_PREVIEWS
 from flamboyance_client.options import (
     EvaluateOptions,
     FewShotOptions,
@@ -21,9 +23,10 @@ from flamboyance_client.options import (
     SetFields,
     WarmOptions,
 )
+from flamboyance_client.previews import read_previews
 from flamboyance_client.progress import POLL_SECONDS, completed, progress_bar
 from flamboyance_client.prompt import Media
-from flamboyance_client.records import Evaluation, Page, StoredExample, StoredMedia, SupportSet
+from flamboyance_client.records import Page, StoredExample, StoredMedia, SupportSet
 from flamboyance_client.replies import Completion
 from flamboyance_client.steps import run
 from flamboyance_client.stored import NAME_TAKEN, PAGE, EvaluationCalls, ImageCalls, SupportSetCalls
@@ -133,6 +136,10 @@ class SupportSets:
 
     def get(self, name: str, *, version: int | None = None) -> SupportSet:
         return self._send(self._calls.get(name, version))
+
+    def preview(self, name: str, *, limit: int = MAX_PREVIEWS) -> SupportSet:
+        """Return a set with small pictures of up to `limit` examples, which are downloaded, for a notebook to show."""
+        return run(self._send, read_previews(self._calls, ImageCalls(), name, limit))
 
     def list(self, *, limit: int = PAGE, after: str | None = None) -> Page[SupportSet]:
         return self._send(self._calls.list(limit, after))

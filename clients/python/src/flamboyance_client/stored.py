@@ -10,10 +10,11 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from flamboyance_client.api import Call, checked_options, json_reader
+from flamboyance_client.evaluations import Evaluation
 from flamboyance_client.fewshot import AnyQuery, Example, as_query
 from flamboyance_client.options import EvaluateOptions, NewSet, SearchOptions, SetChanges, WarmOptions
 from flamboyance_client.prompt import Media, encode_media, is_url
-from flamboyance_client.records import Evaluation, Page, StoredExample, StoredMedia, SupportSet, is_deleted
+from flamboyance_client.records import Page, StoredExample, StoredMedia, SupportSet, is_deleted
 from flamboyance_client.transfers import ARCHIVE_TYPE
 
 PAGE = 100

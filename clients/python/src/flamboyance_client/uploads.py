@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from flamboyance_client.fewshot import Example
 from flamboyance_client.folders import labelled_files
 from flamboyance_client.frames import Columns, Frame, labelled_rows
 from flamboyance_client.labelled import LabelledMedia, with_ids
+from flamboyance_client.notebook import MAX_PREVIEWS
 from flamboyance_client.options import SetChanges, SetFields
-from flamboyance_client.records import SupportSet
+from flamboyance_client.previews import spread
+from flamboyance_client.records import Preview, SupportSet
 from flamboyance_client.steps import Steps
 from flamboyance_client.stored import NAME_TAKEN, SupportSetCalls
 
@@ -97,6 +99,15 @@ def upload(
     """
     options: Any = checked_options(SetFields, fields)
     items = with_ids(items)
+    target = yield from _upload(calls, items, name, options, exist_ok)
+    first = spread(items, lambda item: item.label or "", MAX_PREVIEWS)
+    previews = tuple(Preview(label=item.label or item.answer or "", media=item.media) for item in first)
+    return replace(target, previews=previews)
+
+
+def _upload(
+    calls: SupportSetCalls, items: Sequence[LabelledMedia], name: str | None, options: SetChanges, exist_ok: bool
+) -> Steps[SupportSet]:
     existing = None if name is None else (yield from _find(calls, name))
     if existing is None:
         return (yield from _create(calls, items, name, options))

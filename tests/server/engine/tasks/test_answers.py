@@ -234,6 +234,34 @@ def test_answers_match_their_grammar(grammar: Grammar, form: str) -> None:
     assert_all_released(answer.engine)
 
 
+def test_json_is_whole_within_max_tokens() -> None:
+    """The tiny model's strings have no reason to end; the tokens of the last one may be all that `max_tokens` permits."""
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "string"}, "b": {"type": "string"}},
+        "required": ["a", "b"],
+    }
+    answer = client("flamingo")
+    grammar = Grammar(kind="json", text=json.dumps(schema))
+    answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=60, temperature=2.0, seed=1, grammar=grammar, n=3)))
+    answer.run()
+    for index in range(3):
+        token_ids = [t.token_id for t in answer.tokens["a"] if t.index == index]
+        text = json.loads(prompt_tokenizer().decode(token_ids))
+        assert text.keys() == {"a", "b"}
+        assert len(text["a"]) + len(text["b"]) > 5
+    assert answer.finished["a"].finish_reason == "stop"
+
+
+def test_json_that_is_whole_with_its_last_token_has_stopped() -> None:
+    answer = client("flamingo")
+    grammar = Grammar(kind="json", text='{"enum": ["cat"]}')
+    answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=len('"cat"'), grammar=grammar)))
+    answer.run()
+    assert [token.finish_reason for token in answer.tokens["a"]] == [None] * 5
+    assert answer.finished["a"].finish_reason == "stop"
+
+
 def test_an_invalid_grammar_fails_its_request() -> None:
     answer = client("flamingo")
     answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=4, grammar=Grammar(kind="regex", text="(("))))

@@ -50,8 +50,16 @@ def _message(error: Exception, url: str) -> str:
     if isinstance(error, NotConnected):
         start = "start one with `flamboyance serve`, or give the URL of another with --url or FLAMBOYANCE_URL"
         return f"no server at {url} ({error}): {start}"
-    if isinstance(error, NotAuthorised):
-        return f"{error} (--api-key or FLAMBOYANCE_API_KEY)"
-    if isinstance(error, ApiError) and error.param is not None and error.param not in error.message:
-        return f"{error} ({error.param})"
+    if isinstance(error, ApiError):
+        return _server_message(error)
     return str(error) or type(error).__name__
+
+
+def _server_message(error: ApiError) -> str:
+    """Return the message of the server, without the library's advice, which is about methods."""
+    message = error.message if error.status is None else f"{error.status}: {error.message}"
+    if isinstance(error, NotAuthorised):
+        return f"{message} (--api-key or FLAMBOYANCE_API_KEY)"
+    if error.param is not None and error.param not in error.message:
+        return f"{message} ({error.param})"
+    return message

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from flamboyance_client.records import Evaluation, SupportSet
+from flamboyance_client.evaluations import Evaluation
+from flamboyance_client.records import SupportSet
 
 # columns of a file or a pipe, so that nothing is cut
 WIDE = 200
@@ -43,14 +43,14 @@ def print_set(support_set: SupportSet) -> None:
 
 def print_evaluation(evaluation: Evaluation) -> None:
     values = evaluation.raw
-    table = Table("strategy", "k", "accuracy", title=f"{values['queries']} of {values['examples']} examples left out")
-    table.add_row("commonest label", "", _number(values["baseline"]["accuracy"]))
-    for row in values["summary"]:
-        table.add_row(row["strategy"], str(row["k"]), _number(row["accuracy"]))
+    table = Table(
+        "strategy", "k", "accuracy", "95%", title=f"{values['queries']} of {values['examples']} examples left out"
+    )
+    if evaluation.baseline is not None:
+        table.add_row("commonest label", "", f"{evaluation.baseline.accuracy:.3f}", "")
+    for row in evaluation.summary:
+        lowest, highest = row.accuracy_interval
+        table.add_row(row.strategy, str(row.k), f"{row.accuracy:.3f}", f"{lowest:.3f} to {highest:.3f}")
     print_table(table)
     if evaluation.recommendation is not None:
-        print(evaluation.recommendation["reason"])
-
-
-def _number(value: Any) -> str:
-    return "" if value is None else f"{value:.3f}"
+        print(evaluation.recommendation.reason)

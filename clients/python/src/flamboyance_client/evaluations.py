@@ -1,0 +1,138 @@
+"""Leave-one-out evaluations of support sets: accuracy by strategy and number of shots, and what is recommended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
+
+from flamboyance_client import notebook
+from flamboyance_client.fewshot import Selection
+from flamboyance_client.replies import Json, required
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SummaryRow:
+    """The results of one strategy and number of shots, as the mean over its seeds."""
+
+    strategy: str
+    k: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]  # 95%
+    lowest_accuracy: float
+    highest_accuracy: float
+    queries: int
+    raw: Json = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def parse(cls, values: Json) -> Self:
+        accuracy = required(values, "accuracy", float, "summary")
+        return cls(
+            strategy=required(values, "strategy", str, "summary"),
+            k=required(values, "k", int, "summary"),
+            accuracy=accuracy,
+            accuracy_interval=_interval(values, "summary"),
+            lowest_accuracy=values.get("lowest_accuracy", accuracy),
+            highest_accuracy=values.get("highest_accuracy", accuracy),
+            queries=values.get("queries", 0),
+            raw=values,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """The most common label, and the accuracy of always answering it."""
+
+    label: str
+    accuracy: float
+
+    @classmethod
+    def parse(cls, values: Json) -> Self:
+        return cls(
+            label=required(values, "label", str, "baseline"), accuracy=required(values, "accuracy", float, "baseline")
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """The recommended selection of shots, for `examples` of a request: as it is, or its field `examples`."""
+
+    examples: Selection
+    accuracy: float
+    accuracy_interval: tuple[float, float] = field(repr=False)  # 95%
+    reason: str = field(default="", repr=False)
+    raw: Json = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def parse(cls, values: Json) -> Self:
+        return cls(
+            examples=required(values, "examples", dict, "recommendation"),
+            accuracy=required(values, "accuracy", float, "recommendation"),
+            accuracy_interval=_interval(values, "recommendation"),
+            reason=values.get("reason") or "",
+            raw=values,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """A leave-one-out evaluation, finished or not. Lists omit its results. A notebook shows it as a chart and a table."""
+
+    id: str
+    status: str
+    summary: tuple[SummaryRow, ...] = field(default=(), repr=False)
+    baseline: Baseline | None = field(default=None, repr=False)
+    recommendation: Recommendation | None = None
+    cells: tuple[Json, ...] = field(default=(), repr=False)
+    raw: Json = field(default_factory=dict, repr=False)
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in ("completed", "failed", "cancelled")
+
+    @property
+    def num_queries(self) -> int:
+        return self._progress("queries")
+
+    @property
+    def num_queries_done(self) -> int:
+        return self._progress("queries_done")
+
+    def _progress(self, name: str) -> int:
+        progress = self.raw.get("progress") or {}
+        number: int = progress.get(name, 0)
+        return number
+
+    def _repr_html_(self) -> str:
+        title = f"Evaluation {self.id}: {self.status}, {self.num_queries_done} of {self.num_queries} queries"
+        reason = None if self.recommendation is None else self.recommendation.reason
+        baseline = None if self.baseline is None else (self.baseline.label, self.baseline.accuracy)
+        # without shots, no strategy selects any
+        names = [row.strategy if row.k else "no shots" for row in self.summary]
+        rows = zip(names, self.summary, strict=True)
+        points = [(name, row.k, row.accuracy, row.accuracy_interval) for name, row in rows]
+        return notebook.evaluation(title, points, baseline, reason)
+
+    @classmethod
+    def parse(cls, values: Json) -> Self:
+        return cls(
+            id=required(values, "id", str, "evaluation"),
+            status=required(values, "status", str, "evaluation"),
+            summary=tuple(map(SummaryRow.parse, values.get("summary") or ())),
+            baseline=_optional(values, "baseline", Baseline.parse),
+            recommendation=_optional(values, "recommendation", Recommendation.parse),
+            cells=tuple(values.get("cells") or ()),
+            raw=values,
+        )
+
+
+def _optional(values: Json, name: str, parse: Callable[[Json], Item]) -> Item | None:
+    value: Any = values.get(name)
+    return None if value is None else parse(value)
+
+
+def _interval(values: Json, path: str) -> tuple[float, float]:
+    low, high = required(values, "accuracy_interval", list, path)
+    return low, high

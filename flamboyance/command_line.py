@@ -1,0 +1,104 @@
+"""The command `flamboyance`: the programs of the application, and the commands of other distributions.
+
+A program reads its own arguments, and is imported when it is called: the command itself loads no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+import typer
+
+from flamboyance.application import load
+from flamboyance.plugins import add_plugins
+
+NAME = "flamboyance"
+
+
+class Program(NamedTuple):
+    """A program of the application, `python -m MODULE`.
+
+    Its module has `main(arguments, prog)`, which returns the exit status; `prog` is the command's name in usage messages.
+    """
+
+    module: str
+    help: str
+    prog: str
+    first_arguments: tuple[str, ...] = ()
+
+    def run(self, arguments: Sequence[str]) -> int:
+        status: int = load(self.module).main([*self.first_arguments, *arguments], prog=self.prog)
+        return status
+
+
+PROGRAMS = {
+    "serve": Program(
+        "server.__main__",
+        "Serve a model over HTTP: `flamboyance serve [MODEL] [--SETTING VALUE ...]`. "
+        "Without a model, serve the default model.",
+        prog=f"{NAME} serve",
+    ),
+    "describe": Program(
+        "model.describe", "Count the parameters of a model folder or of the paper's models.", prog=f"{NAME} describe"
+    ),
+    "import": Program(
+        "model.checkpoint.__main__",
+        "Convert an OpenFlamingo or IDEFICS checkpoint to a model folder.",
+        prog=NAME,
+        first_arguments=("import",),
+    ),
+}
+
+
+def create_app() -> typer.Typer:
+    """Return the application with the programs, without the commands of other distributions."""
+    app = typer.Typer(
+        name=NAME, help="The few-shot inference server for Flamingo-family models.", pretty_exceptions_enable=False
+    )
+    app.callback(invoke_without_command=True)(_options)
+    for name, program in PROGRAMS.items():
+        _add_program(app, name, program)
+    return app
+
+
+def _add_program(app: typer.Typer, name: str, program: Program) -> None:
+    # the program also reads --help, and the options that are unknown here
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+    @app.command(name, help=program.help, context_settings=settings, add_help_option=False)
+    def run(context: typer.Context) -> None:
+        raise typer.Exit(program.run(context.args))
+
+
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
+        print(NAME, load("server.version").VERSION)
+        raise typer.Exit
+
+
+def _options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; an error of the command line is one line on stderr."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    app = create_app()
+    if not arguments or arguments[0] not in {*PROGRAMS, "--version"}:
+        add_plugins(app, reserved=PROGRAMS)
+    try:
+        status = app(args=list(arguments), prog_name=NAME, standalone_mode=False)
+    except typer.TyperException as error:
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        return error.exit_code
+    except typer.Abort:
+        return 1
+    return status if isinstance(status, int) else 0

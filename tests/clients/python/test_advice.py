@@ -1,0 +1,56 @@
+"""Tests that errors say what to do, with the codes of the server and with the address that was tried."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from flamboyance_client import ApiError, Client, NotConnected, Retries, TimedOut, UnexpectedReply
+from flamboyance_client.advice import ADVICE
+from tests.server.test_docs import API, names, rows, section
+
+
+def send(reply: httpx.Response | Exception) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    transport = httpx.MockTransport(handle)
+    with Client("http://there:81/", transport=transport, retries=Retries(limit=0)) as client:
+        client.models()
+
+
+@pytest.mark.parametrize("code", ADVICE)
+def test_advice_is_for_a_code_of_the_server(code: str) -> None:
+    documented = {names(row[1])[0]: int(row[0]) for row in rows(section(API, "Errors")) if row[0].isdigit()}
+    with pytest.raises(ApiError) as caught:
+        send(httpx.Response(documented[code], json={"error": {"message": "no", "code": code}}))
+    assert str(caught.value) == f"{documented[code]}: no. {ADVICE[code]}."
+    assert caught.value.message == "no"
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (401, "401: no. Pass the server's key: Client(api_key=...)."),
+        (503, "503: no. Try again later."),
+        (500, "500: no. The server's log has the cause."),
+        (400, "400: no"),
+    ],
+)
+def test_a_status_without_a_code_has_general_advice(status: int, text: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        send(httpx.Response(status, json={"error": "no"}))
+    assert str(caught.value) == text
+
+
+def test_a_server_that_does_not_answer_is_named_with_its_address() -> None:
+    with pytest.raises(NotConnected, match=r'no connection to http://there:81: refused\. Is a server .*Client\("http'):
+        send(httpx.ConnectError("refused"))
+    with pytest.raises(
+        TimedOut, match=r"no reply from http://there:81 in time: ReadTimeout\. Client\(timeout=\.\.\.\)"
+    ):
+        send(httpx.ReadTimeout(""))
+    with pytest.raises(UnexpectedReply, match=r"expected JSON, got b'<html>'\. Is this the address of a Flamboyance"):
+        send(httpx.Response(200, content=b"<html>"))

@@ -1,0 +1,88 @@
+"""Third-party clients, unmodified, with the default model: what they parse, call, batch and embed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from langchain_openai import OpenAI as LangChainOpenAI
+from openai import OpenAI
+from pydantic import BaseModel, Field, SecretStr
+
+from model.zoo.default import DEFAULT, prepare
+from tests.server.test_main import running
+
+TEXT = "John Smith, 42, lives at 12 Main Street, Springfield."
+
+
+class Address(BaseModel):
+    street: str
+    city: str
+    kind: Literal["home", "work"]
+
+
+class Person(BaseModel):
+    """A person, with a list and a string that have no limit, and fields that may be missing."""
+
+    name: str
+    age: int
+    email: str | None = None
+    address: Address | None = None
+    notes: list[str] = Field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running(prepare(), tmp_path_factory.mktemp("log") / "log", "-m", "server") as server:
+        yield f"{str(server.http.base_url).rstrip('/')}/v1"
+
+
+@pytest.fixture
+def common(url: str) -> dict[str, Any]:
+    return {"base_url": url, "api_key": SecretStr("-"), "model": DEFAULT.name, "max_retries": 0}
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_openai_parses_nested_and_optional_fields(url: str, temperature: int) -> None:
+    with OpenAI(base_url=url, api_key="-", max_retries=0) as client:
+        reply = client.chat.completions.parse(
+            model=DEFAULT.name,
+            messages=[{"role": "user", "content": TEXT}],
+            response_format=Person,
+            temperature=temperature,
+            max_tokens=96,
+            seed=1,
+        )
+    assert reply.choices[0].finish_reason == "stop"
+    assert isinstance(reply.choices[0].message.parsed, Person)
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_langchain_returns_objects(common: dict[str, Any], method: Any) -> None:
+    chat = ChatOpenAI(**common, temperature=0, max_tokens=96)
+    assert isinstance(chat.with_structured_output(Person, method=method).invoke(TEXT), Person)
+
+
+def test_langchain_streams_the_call_of_a_tool(common: dict[str, Any]) -> None:
+    chat = ChatOpenAI(**common, temperature=0, max_tokens=96)
+    chunks = list(chat.bind_tools([Person], tool_choice="any").stream(TEXT))
+    whole: Any = sum(chunks[1:], start=chunks[0])
+    (call,) = whole.tool_calls
+    assert call["name"] == "Person"
+    Person.model_validate(call["args"])
+
+
+def test_langchain_completes_a_batch_in_order(common: dict[str, Any]) -> None:
+    llm = LangChainOpenAI(**common, temperature=0, max_tokens=4)
+    prompts: list[Any] = ["A flamingo is", "The sky is"]
+    assert llm.batch(prompts) == [llm.invoke(prompt) for prompt in prompts]
+    assert "".join(llm.stream(prompts[0])) == llm.invoke(prompts[0])
+
+
+def test_langchain_embeds_texts(common: dict[str, Any]) -> None:
+    embeddings = OpenAIEmbeddings(**common, check_embedding_ctx_length=False)
+    cat, again = embeddings.embed_documents(["a cat", "a cat"])
+    assert cat == pytest.approx(again, abs=1e-5)
+    assert len(cat) == DEFAULT.language_model.dim
