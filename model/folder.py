@@ -33,7 +33,7 @@ Shape: TypeAlias = tuple[int, ...]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHARD_BYTES = 4 * 2**30
 MAX_LISTED = 20
-NO_FILES: Mapping[str, str] = MappingProxyType({})
+NO_FILES: Mapping[str, str | bytes] = MappingProxyType({})
 
 
 class CheckpointError(ValueError):
@@ -46,10 +46,10 @@ def save_folder(
     tensors: Iterable[tuple[str, Tensor]],
     tokenizer_json: str | Path,
     *,
-    files: Mapping[str, str] = NO_FILES,
+    files: Mapping[str, str | bytes] = NO_FILES,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a model folder; `tokenizer_json` is a file or its text, `files` are the texts of further files by their names.
+    """Write a model folder; `tokenizer_json` is a file or its text, `files` the contents of further files by their names.
 
     Raises `CheckpointError` for a folder with contents.
     """
@@ -59,7 +59,7 @@ def save_folder(
         (partial / CONFIG).write_text(config.to_json(), encoding="utf-8")
         text = tokenizer_json.read_text(encoding="utf-8") if isinstance(tokenizer_json, Path) else tokenizer_json
         for name, content in {"tokenizer.json": text, **files}.items():
-            (partial / name).write_text(content, encoding="utf-8")
+            (partial / name).write_bytes(content.encode() if isinstance(content, str) else content)
         _write_weights(partial, tensors, shard_bytes)
 
 

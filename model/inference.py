@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.rows import rms_norm
+from model import mapped_weights
 from model.cpu import FLOAT32, Choices, FastLinear, Format, OneDNN, Plain, use_fast_formats
 from model.flamingo import Flamingo, GatedCrossAttention
 from model.layers import LayerNorm, RMSNorm
@@ -59,9 +60,12 @@ def prepare_for_inference(
     The formats, and the choices between them that are `known`, are those of `use_fast_formats`, for a CPU; without formats,
     weights stay as loaded.
     """
+    loaded = mapped_weights.addresses(model)
     model.fold_gates()
     formats = use_fast_formats(model, layer_formats, vision_formats, known) if layer_formats else {}
-    return InferenceModel(model, MediaProjection(model), formats)
+    prepared = InferenceModel(model, MediaProjection(model), formats)
+    mapped_weights.release(model, loaded)
+    return prepared
 
 
 class _KeyNorms:

@@ -84,6 +84,15 @@ class FeedForward(nn.Module):
         return self.activation(gate) * up
 
 
+def learned_rows(rows: int, dim: int) -> nn.Parameter:
+    """Return a table [rows, dim] that is to be trained, with random values of deviation 0.02.
+
+    On the meta device it has no values; to draw some there would import torch's compiler, which takes a second.
+    """
+    table = torch.empty(rows, dim)
+    return nn.Parameter(table if table.is_meta else table.normal_(std=0.02))
+
+
 class TokenTable(nn.Module):
     """A row per token id: the frozen vocabulary [V, D], then the rows of new tokens [A, D].
 
@@ -92,8 +101,8 @@ class TokenTable(nn.Module):
 
     def __init__(self, vocab_size: int, num_new_tokens: int, dim: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, dim).normal_(std=0.02))
-        self.new_rows = nn.Parameter(torch.empty(num_new_tokens, dim).normal_(std=0.02)) if num_new_tokens else None
+        self.weight = learned_rows(vocab_size, dim)
+        self.new_rows = learned_rows(num_new_tokens, dim) if num_new_tokens else None
 
     def forward(self, token_ids: Tensor) -> Tensor:  # [T] -> [T, D]
         if self.new_rows is None:

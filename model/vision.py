@@ -12,23 +12,19 @@ Perceiver with a plain transformer and an MLP (table 3), which are the last two 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from itertools import pairwise
+from importlib import import_module
 from typing import Any, ClassVar
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers.norm_act import BatchNormAct2d
-from timm.models.efficientnet import EfficientNet
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from kernels.resampler_attention import resampler_attention
-from model.config import Activation, ConfigError, ResamplerConfig, VisionConfig
-from model.layers import ACTIVATIONS, FeedForward, LayerNorm
+from model.config import ConfigError, ResamplerConfig, VisionConfig
+from model.efficientnet import EfficientNetLite0, fold_batch_norms
+from model.layers import FeedForward, LayerNorm, learned_rows
+
+TIMM_ENCODERS = "model.timm_encoders"
 
 
 def normalise(frames: Tensor, config: VisionConfig) -> Tensor:
@@ -41,7 +37,7 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = clip_vit(config) if config.architecture == "clip_vit" else convolutional(config)
+        self.encoder = build_encoder(config)
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -58,68 +54,26 @@ class VisionEncoder(nn.Module):
         features: Tensor = self.encoder.forward_features(pixels)  # [F, Dv, h, w]
         return features.flatten(2).transpose(1, 2)
 
-    @torch.no_grad()
     def fold_batch_norms(self) -> None:
-        """Fold each batch norm of an EfficientNet into the convolution before it, in float32, for inference.
-
-        Its activation stays. Other networks stay as they are: the order of their parts may not be that of the forward.
-        """
-        if not isinstance(self.encoder, EfficientNet):
-            return
-        for parent in list(self.encoder.modules()):
-            for (_, convolution), (name, norm) in pairwise(list(parent.named_children())):
-                if isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
-                    _fold_norm(convolution, norm)
-                    setattr(parent, name, norm.act)
+        """Fold each batch norm of an EfficientNet into the convolution before it. Other networks stay as they are."""
+        if isinstance(self.encoder, EfficientNetLite0):
+            fold_batch_norms(self.encoder)
+        else:
+            import_module(TIMM_ENCODERS).fold(self.encoder)
 
     def train(self, mode: bool = True) -> VisionEncoder:
         """Stay in evaluation mode: training the whole model must not change the frozen encoder's batch statistics."""
         return super().train(False)
 
 
-def _fold_norm(convolution: nn.Conv2d, norm: BatchNormAct2d) -> None:
-    bias = None if convolution.bias is None else convolution.bias.float()
-    tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    mean, variance, scale, shift = (x.float() for x in tensors if x is not None)
-    folded = fuse_conv_bn_weights(convolution.weight.float(), bias, mean, variance, norm.eps, scale, shift)
-    dtype = convolution.weight.dtype
-    convolution.weight, convolution.bias = (nn.Parameter(x.to(dtype), requires_grad=False) for x in folded)
-
-
-class Activated(nn.Module):
-    """One of `ACTIVATIONS` as a module, as timm expects it."""
-
-    def __init__(self, activation: Activation) -> None:
-        super().__init__()
-        self.function: Callable[[Tensor], Tensor] = ACTIVATIONS[activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-def clip_vit(config: VisionConfig) -> Any:
-    return VisionTransformer(
-        img_size=config.image_size,
-        patch_size=config.patch_size,
-        embed_dim=config.feature_dim,
-        depth=config.num_layers,
-        num_heads=config.num_heads,
-        # half a unit more, so that timm's int(dim * ratio) cannot round below ffn_dim
-        mlp_ratio=(config.ffn_dim + 0.5) / config.feature_dim,
-        act_layer=partial(Activated, config.activation),
-        norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
-        pre_norm=True,
-        final_norm=False,
-        num_classes=0,
-        global_pool="",
-    )
-
-
-def convolutional(config: VisionConfig) -> Any:
+def build_encoder(config: VisionConfig) -> Any:
+    """Build the network of an architecture. Raises `ConfigError` if it is unknown or has other sizes than `config`."""
+    if config.architecture == "clip_vit":
+        return import_module(TIMM_ENCODERS).clip_vit(config)
     name = config.architecture
-    if not timm.is_model(name):
-        raise ConfigError(f"vision.architecture {name!r} is neither 'clip_vit' nor a timm model")
-    encoder: Any = timm.create_model(name, num_classes=0, global_pool="")
+    encoder: Any = (
+        EfficientNetLite0() if name == "tf_efficientnet_lite0" else import_module(TIMM_ENCODERS).convolutional(name)
+    )
     side = -(-config.image_size // encoder.feature_info[-1]["reduction"])
     actual, configured = (side * side, encoder.num_features), (config.num_patches, config.feature_dim)
     if actual != configured:
@@ -194,10 +148,10 @@ class Resampler(nn.Module):
         super().__init__()
         self.input_norm = LayerNorm(feature_dim, config.norm_eps) if config.input_norm else nn.Identity()
         self.input = nn.Linear(feature_dim, config.dim) if config.input_projection else nn.Identity()
-        self.spatial_embeddings = _table(config.num_spatial, config.dim)
-        self.frame_embeddings = _table(config.num_frames, config.dim)
+        self.spatial_embeddings = learned_rows(config.num_spatial, config.dim) if config.num_spatial else None
+        self.frame_embeddings = learned_rows(config.num_frames, config.dim) if config.num_frames else None
         self.num_latents = config.num_latents
-        self.latents = nn.Parameter(torch.empty(config.num_latents, config.dim).normal_(std=0.02))
+        self.latents = learned_rows(config.num_latents, config.dim)
         self.layers = nn.ModuleList(self.layer_type(config) for _ in range(config.num_layers))
         self.norm = LayerNorm(config.dim, config.norm_eps)
 
@@ -276,10 +230,6 @@ RESAMPLERS: dict[str, type[Resampler]] = {
 
 def build_resampler(config: ResamplerConfig, feature_dim: int) -> Resampler:
     return RESAMPLERS[config.kind](config, feature_dim)
-
-
-def _table(rows: int, dim: int) -> nn.Parameter | None:
-    return nn.Parameter(torch.empty(rows, dim).normal_(std=0.02)) if rows else None
 
 
 def interpolate_frames(embeddings: Tensor, num_frames: int) -> Tensor:

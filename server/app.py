@@ -37,6 +37,7 @@ from server.api.routes import (
 from server.api.services import Services
 from server.engine_client.client import Client
 from server.errors import ServerError, http_error_body
+from server.fewshot.comparison import Comparison
 from server.fewshot.retrieval import EmbeddingStore, Retrieval
 from server.fewshot.shots import ShotSource
 from server.fewshot.warming import Maintenance, Warming
@@ -123,6 +124,7 @@ def create_app(
         media_references=media_references,
         support_sets=support_sets,
         shots=shots,
+        comparison=Comparison(retrieval),
         warming=warming,
         evaluations=evaluations,
     )

@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from model.config import FlamingoConfig, fingerprint, load_config
+from model.config import ConfigError, FlamingoConfig, fingerprint, load_config
 from model.hub.job import Origin, read_origin
+from model.likeness import Likeness, load_likeness, unit
 from model.prompt import PromptTokenizer
 from server.settings import Settings, SettingsError
 
@@ -33,6 +34,8 @@ class ServedModel:
     config: FlamingoConfig
     tokenizer: PromptTokenizer
     max_model_len: int
+    # vectors by which media are compared, of mean features
+    likeness: Likeness = unit
     # identifies the folder's weights: stored results of the model are keyed by it
     fingerprint: str = ""
     origin: Origin = NO_ORIGIN
@@ -46,16 +49,23 @@ class ServedModel:
 
     @classmethod
     def load(cls, settings: Settings) -> ServedModel:
+        """Read a model folder. Raises `SettingsError` if it is none, or if the settings do not fit the model."""
         if settings.model is None:
             raise SettingsError("model: a folder is required")
         folder = Path(settings.model)
-        config = load_config(folder)
+        try:
+            config = load_config(folder)
+            tokenizer = PromptTokenizer.load(folder, config.prompt)
+            weights = fingerprint(folder)
+        except (ConfigError, OSError) as error:
+            raise SettingsError(f"model: {error}") from None
         return cls(
             name=settings.served_model_name or config.name,
             config=config,
-            tokenizer=PromptTokenizer.load(folder, config.prompt),
+            tokenizer=tokenizer,
             max_model_len=_max_model_len(config, settings),
-            fingerprint=fingerprint(folder),
+            likeness=load_likeness(folder),
+            fingerprint=weights,
             origin=read_origin(folder),
         )
 
@@ -69,5 +79,5 @@ def _max_model_len(config: FlamingoConfig, settings: Settings) -> int:
     if settings.max_model_len is None:
         return limit
     if settings.max_model_len > limit:
-        raise SettingsError(f"max_model_len is {settings.max_model_len}, the model has {limit} positions")
+        raise SettingsError(f"max_model_len: {settings.max_model_len} is more than the {limit} positions of the model")
     return settings.max_model_len

@@ -208,7 +208,7 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Embedded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Vectors of length one: float32 [N, D], one per media item or text of the request, in order."""
+    """Vectors, float32 [N, D], one per media item or text of the request, in order; those of texts have length one."""
 
     request_id: str
     shape: tuple[int, int]
@@ -256,6 +256,12 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     info: dict[str, Any]
 
 
+class StartRefused(msgspec.Struct, frozen=True, tag=True):
+    """Sent instead of `Ready` if the settings or the model cannot work; the message names the setting."""
+
+    message: str
+
+
 class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Gauges and counters by metric name, sent about twice a second."""
 
@@ -276,7 +282,7 @@ Event = Admitted | PromptScored | Token | Finished
 # the single replies to other requests
 Reply = Scored | Embedded | Inspected
 Inbound = Request | Abort | MediaPixels | MediaFailed | Pin
-Outbound = Event | Reply | MediaWanted | Ready | Beat
+Outbound = Event | Reply | MediaWanted | Ready | StartRefused | Beat
 
 encode = msgspec.msgpack.Encoder().encode
 decode_inbound: msgspec.msgpack.Decoder[Inbound] = msgspec.msgpack.Decoder(Inbound)

@@ -47,10 +47,10 @@ done
 nested reason <<<"$result"
 
 # classify
-recommended=$(nested examples <<<"$result")
+recommended="\"examples\":$(nested examples <<<"$result"),\"method\":$(nested method <<<"$result")"
 for file in "$queries"/*/*.jpg; do
     image=$(upload "$file")
-    answer=$(send /v1/classify "{\"query\":{\"image\":\"$image\"},\"examples\":$recommended}")
+    answer=$(send /v1/classify "{\"query\":{\"image\":\"$image\"},$recommended}")
     confidence=$(field confidence <<<"$answer")
     printf '%s: expected "%s", answered "%s" (confidence %s)\n' \
         "${file#"$queries"/}" "$(label "$file")" "$(field label <<<"$answer")" "${confidence:0:5}"

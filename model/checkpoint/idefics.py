@@ -158,7 +158,7 @@ def import_idefics(
     dtype: torch.dtype | None = None,
     *,
     name: str = "",
-    files: Mapping[str, str] = NO_FILES,
+    files: Mapping[str, str | bytes] = NO_FILES,
 ) -> FlamingoConfig:
     """Write the model of the Hugging Face folder `source` to the new folder `out`, with further text files by name.
 

@@ -112,7 +112,7 @@ def import_openflamingo(
     out: Path,
     dtype: torch.dtype | None = None,
     name: str = "",
-    files: Mapping[str, str] = NO_FILES,
+    files: Mapping[str, str | bytes] = NO_FILES,
 ) -> FlamingoConfig:
     """Write the whole model to the new folder `out`, with further text files by name.
 

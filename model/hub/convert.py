@@ -21,6 +21,7 @@ from model.checkpoint.openflamingo import import_openflamingo
 from model.config import ConfigError
 from model.folder import WEIGHTS, CheckpointError, moved_when_complete, weight_files
 from model.hub.job import SOURCE, Idefics, Job, ModelFolder, OpenFlamingo, is_ready
+from model.likeness import LIKENESS
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ def _link(source: Path, folder: Path, files: dict[str, str]) -> None:
     weights = weight_files(source, WEIGHTS)
     if not weights:
         raise CheckpointError(f"{source} holds no weights: neither {WEIGHTS} nor {WEIGHTS}.index.json")
-    named = [source / "config.json", source / "tokenizer.json", source / f"{WEIGHTS}.index.json"]
+    names = ("config.json", "tokenizer.json", f"{WEIGHTS}.index.json", LIKENESS)
+    named = [source / name for name in names]
     with moved_when_complete(folder) as partial:
         for file in (*weights, *(file for file in named if file.is_file())):
             _link_file(file.resolve(), partial / file.name)

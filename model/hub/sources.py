@@ -26,6 +26,7 @@ from huggingface_hub import constants, errors
 from model.checkpoint.layout import OPEN_CLIP_CONFIG, OPEN_CLIP_STEMS, STEMS, weights_name
 from model.hub.job import SOURCE
 from model.hub.progress import LogProgress
+from model.likeness import LIKENESS
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ METADATA = (
     CARD,
     "config.json",
     "tokenizer.json",
+    LIKENESS,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "preprocessor_config.json",

@@ -9,17 +9,19 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from model.checkpoint.gguf import GGUFFile
 from model.checkpoint.vision_models import convert_efficientnet_lite
-from model.folder import CheckpointError, save_folder
+from model.folder import NO_FILES, CheckpointError, save_folder
+from model.likeness import LIKENESS
 from model.zoo.bridge import load_bridge, start_bridge
-from model.zoo.default import BRIDGE, DEFAULT, LANGUAGE_MODEL_FILE, NEW_TOKENS, VISION_FILE, is_ready
+from model.zoo.default import BRIDGE, DEFAULT, LANGUAGE_MODEL_FILE, LIKENESS_FILE, NEW_TOKENS, VISION_FILE, is_ready
 from model.zoo.fetch import ExpertFile
 from model.zoo.progress import Progress
 
@@ -35,21 +37,34 @@ def convert(vision: Path, language_model: Path, folder: Path) -> None:
     source = GGUFFile(language_model)
     if (config := source.config(len(NEW_TOKENS))) != DEFAULT.language_model:
         raise CheckpointError(f"{language_model} is {config}, the default model has {DEFAULT.language_model}")
-    save_once(folder, _tensors(vision, source, progress), source.tokenizer(NEW_TOKENS).to_str())
+    weights = torch.load(vision, weights_only=True)
+    files = {LIKENESS: _likeness(weights)}
+    save_once(folder, _tensors(weights, source, progress), source.tokenizer(NEW_TOKENS).to_str(), files)
 
 
-def save_once(folder: Path, tensors: Iterable[tuple[str, Tensor]], tokenizer_json: str) -> None:
+def save_once(
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    tokenizer_json: str,
+    files: Mapping[str, str | bytes] = NO_FILES,
+) -> None:
     """Save the folder unless another process saves it first; both write the same."""
     try:
-        save_folder(folder, DEFAULT, tensors, tokenizer_json)
+        save_folder(folder, DEFAULT, tensors, tokenizer_json, files=files)
     except (CheckpointError, OSError):
         if not is_ready(folder):
             raise
 
 
-def _tensors(vision: Path, source: GGUFFile, progress: Progress) -> Iterator[tuple[str, Tensor]]:
+def _likeness(vision: Mapping[str, Tensor]) -> bytes:
+    """Return the file that `training.default.likeness` built, with the classifier of the encoder's file."""
+    classifier = {"weight": vision["_fc.weight"], "bias": vision["_fc.bias"]}
+    return save(load_file(LIKENESS_FILE) | {name: tensor.half().numpy() for name, tensor in classifier.items()})
+
+
+def _tensors(vision: Mapping[str, Tensor], source: GGUFFile, progress: Progress) -> Iterator[tuple[str, Tensor]]:
     progress.stage("reading the vision encoder")
-    encoder = convert_efficientnet_lite(DEFAULT.vision, torch.load(vision, weights_only=True))
+    encoder = convert_efficientnet_lite(DEFAULT.vision, dict(vision))
     progress.stage("unpacking the language model")
     language_model = source.tensors(progress.track)
     bridge = load_bridge(BRIDGE) if BRIDGE.exists() else start_bridge(DEFAULT, language_model["embed.weight"])

@@ -102,6 +102,8 @@ DEFAULT = FlamingoConfig(
 # to be incremented when the same sources would give another folder
 CONVERTER_VERSION = 1
 BRIDGE = Path(__file__).with_name("bridge.safetensors")
+# discriminants and ancestors of classes; the classifier is in the encoder's file
+LIKENESS_FILE = Path(__file__).with_name("likeness.safetensors")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -136,8 +138,8 @@ def expert_files(cache: Path | None = None) -> ExpertFiles:
 def locate(cache: Path | None = None) -> Path:
     """Return the path of the folder, which may not exist yet."""
     digest = hashlib.sha256(f"{CONVERTER_VERSION} {VISION_FILE} {LANGUAGE_MODEL_FILE}\n{DEFAULT.to_json()}".encode())
-    if BRIDGE.exists():
-        digest.update(BRIDGE.read_bytes())
+    for file in filter(Path.exists, (BRIDGE, LIKENESS_FILE)):
+        digest.update(file.read_bytes())
     return _cache_folder(cache) / f"{DEFAULT.name}-{digest.hexdigest()[:12]}"
 
 

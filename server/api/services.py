@@ -15,6 +15,7 @@ from starlette.requests import Request
 from server.admission import Admission, SharedLimit
 from server.engine_client.client import Client
 from server.errors import InvalidRequest, ModelNotFound
+from server.fewshot.comparison import Comparison
 from server.fewshot.shots import ShotSource
 from server.fewshot.warming import Warming
 from server.media.intake import Intake
@@ -48,6 +49,7 @@ class Services:
     media_references: MediaReferences
     support_sets: SupportSets
     shots: ShotSource
+    comparison: Comparison
     warming: Warming
     evaluations: Evaluations
     # held while a large body is parsed, which blocks the event loop, and for some time after it

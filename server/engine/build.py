@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 import torch
 
 from kernels import backend
-from model.config import FlamingoConfig
+from model.config import ConfigError, FlamingoConfig
 from model.cpu import FLOAT32, ROUNDED, Format
-from model.folder import load_folder
+from model.flamingo import Flamingo
+from model.folder import CheckpointError, load_folder
 from model.format_memory import FormatMemory
 from model.inference import prepare_for_inference
 from model.prompt import EncodedPrompt
@@ -37,29 +39,48 @@ MAX_STEPS = 200
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class Phases:
+    """The seconds that each phase of building an engine took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _began: float = field(default_factory=time.monotonic)
+
+    def end(self, name: str) -> None:
+        """End a phase and begin the next one."""
+        now = time.monotonic()
+        self.seconds[name], self._began = round(now - self._began, 3), now
+
+
 def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
-    started = time.monotonic()
+    """Build the engine. Raises `SettingsError` or `ConfigError` for settings or a model that cannot work."""
+    phases = Phases()
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
-    backend.select(settings.kernels)
+    _select_kernels(settings)
     logger.info("kernels", extra=backend.describe())
     served = ServedModel.load(settings)
+    phases.end("tokenizer")
     device = _device(settings)
     dtype = _dtype(settings, device)
-    model = load_folder(Path(settings.model or ""), device, dtype)
+    model = _load(Path(settings.model or ""), device, dtype)
+    phases.end("weights")
     layer_formats = _layer_formats(settings, served.config, device, dtype)
     memory = FormatMemory.of(settings.cache_folder / "formats", served.config)
     prepared = prepare_for_inference(model, layer_formats, _vision_formats(settings), memory.load())
     memory.save(prepared.formats)
     for shape, best in prepared.formats.items():
         logger.info("weights %s: %s", shape, ", ".join(f"{name} from {rows}" for rows, name in best.items()))
+    phases.end("formats")
     dtype = model.language_model.embed.weight.dtype  # a format may have changed it
     config = engine_config(served, settings, dtype)
     record = record_cuda if device.type == "cuda" and can_be_recorded(served.config) else None
     engine = Engine(prepared, served.tokenizer, config, salt=served.config.to_json().encode(), record=record)
+    phases.end("caches")
     # meanwhile the table of tokens is built, which would hold the interpreter's lock during a step
     engine.grammars.compile(Grammar(kind="regex", text="a"))
     warm_up(engine, served.tokenizer.media_token_id, served.config.vision.image_size)
+    phases.end("warm-up")
     info = {
         "model": served.config.name,
         "device": str(device),
@@ -71,9 +92,24 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
         "block_size": config.block_size,
         "num_media_slots": config.num_media_slots,
         "max_model_len": config.max_model_len,
-        "load_seconds": round(time.monotonic() - started, 2),
+        "load_seconds": round(sum(phases.seconds.values()), 2),
+        "load_phases": phases.seconds,
     }
     return engine, info
+
+
+def _select_kernels(settings: Settings) -> None:
+    try:
+        backend.select(settings.kernels)
+    except backend.BackendError as error:
+        raise SettingsError(f"kernels: {error}; auto takes what runs here") from None
+
+
+def _load(folder: Path, device: torch.device, dtype: torch.dtype) -> Flamingo:
+    try:
+        return load_folder(folder, device, dtype)
+    except (CheckpointError, ConfigError) as error:
+        raise SettingsError(f"model: {error}") from None
 
 
 def _layer_formats(
@@ -84,7 +120,7 @@ def _layer_formats(
     `weight_format` auto keeps a model's own four bits, and otherwise the dtype.
     """
     if settings.vision_format == "bfloat16" and device.type != "cpu":
-        raise SettingsError(f"vision_format bfloat16 is for a CPU, the device is {device.type}")
+        raise SettingsError(f"vision_format: bfloat16 is for a CPU, and the device is {device.type}")
     weight_format = settings.weight_format
     if weight_format == "auto":
         is_q4 = config.language_model.weights == "q4"
@@ -92,7 +128,7 @@ def _layer_formats(
     if weight_format == "native":
         return FLOAT32 if device.type == "cpu" and dtype == torch.float32 else ()
     if device.type != "cpu":
-        raise SettingsError(f"weight_format {weight_format} is for a CPU, the device is {device.type}")
+        raise SettingsError(f"weight_format: {weight_format} is for a CPU, and the device is {device.type}")
     return weight_format, "bfloat16"
 
 
@@ -113,8 +149,8 @@ def engine_config(served: ServedModel, settings: Settings, dtype: torch.dtype) -
     num_blocks = _num_entries("kv_cache_mb", settings.kv_cache_mb, block_bytes(served.config, block_size, dtype))
     if num_blocks < longest:
         raise SettingsError(
-            f"kv_cache_mb {settings.kv_cache_mb} holds {num_blocks} blocks, one request of max_model_len "
-            f"{served.max_model_len} needs {longest}"
+            f"kv_cache_mb: {settings.kv_cache_mb} holds {num_blocks} blocks of {block_size} tokens, but one request of "
+            f"max_model_len {served.max_model_len} needs {longest}; raise kv_cache_mb or lower max_model_len"
         )
     return EngineConfig(
         block_size=block_size,
@@ -144,7 +180,7 @@ def page_bytes(config: FlamingoConfig, dtype: torch.dtype) -> int:
 
 def _num_entries(setting: str, mebibytes: int, entry_bytes: int) -> int:
     if mebibytes * MIB < entry_bytes:
-        raise SettingsError(f"{setting} is {mebibytes}, but one entry takes {entry_bytes} bytes")
+        raise SettingsError(f"{setting}: {mebibytes} is less than one entry, of {entry_bytes} bytes")
     # tables with more entries cost more than they save
     return min(mebibytes * MIB // entry_bytes, 2**16)
 
@@ -153,7 +189,7 @@ def _device(settings: Settings) -> torch.device:
     if settings.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("device is cuda, but torch finds no CUDA device here")
+        raise SettingsError("device: torch finds no CUDA device here; cpu and auto are accepted")
     return torch.device(settings.device)
 
 

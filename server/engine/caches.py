@@ -277,7 +277,7 @@ class MediaCache:
         self.slots = MediaSlots(num_slots)
         self.content_keys: LruCache[bytes] = LruCache(MAX_SOURCES)  # by source, once it was supplied
         self.host: LruCache[Tensor] = LruCache(host_bytes, lambda tokens: tokens.nbytes)  # visual tokens [R, Dv]
-        self.pooled: LruCache[NDArray[np.float32]] = LruCache(MAX_POOLED)  # features [Dv] of length one
+        self.pooled: LruCache[NDArray[np.float32]] = LruCache(MAX_POOLED)  # mean features [Dv]
         self.nonfinite: set[bytes] = set()  # keys whose encoding in this step was not finite
         self._salt = salt
         self._max_kept_frames = max_kept_frames

@@ -246,8 +246,8 @@ class Encoder:
 
 
 def pool(features: Tensor) -> NDArray[np.float32]:
-    """Features [M, F, P, Dv] -> [M, Dv]: their mean over frames and patches, of length one."""
-    return unit(features.float().mean((1, 2)))
+    """Features [M, F, P, Dv] -> [M, Dv]: their mean over frames and patches."""
+    return features.float().mean((1, 2)).cpu().numpy()
 
 
 def unit(vectors: Tensor) -> NDArray[np.float32]:

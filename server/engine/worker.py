@@ -21,10 +21,13 @@ from typing import Any, Protocol
 import msgspec
 import zmq
 
+from model.config import ConfigError
 from server import logs, wire
-from server.settings import Settings
+from server.settings import Settings, SettingsError
 
 BEAT_SECONDS = 0.5
+# seconds for the API process to read why a start was refused
+REFUSED_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +121,13 @@ def connect(address: str) -> zmq.Socket[bytes]:
     return socket
 
 
+def refuse(address: str, message: str) -> None:
+    """Report a start that cannot succeed, and wait to be ended by the API process, which has read the message then."""
+    socket = connect(address)  # a socket without a name would be closed, and its message dropped
+    socket.send(wire.encode(wire.StartRefused(message)))
+    time.sleep(REFUSED_SECONDS)
+
+
 def _watch_input(starts: SimpleQueue[bytes]) -> None:
     """Pass the first line on, and end the process at the end of the input, whatever it does."""
     line = b""
@@ -143,6 +153,9 @@ def main(factory: str) -> None:
     logs.configure(settings.log_level, settings.log_format)
     try:
         engine, info = build(settings)
+    except (SettingsError, ConfigError) as error:
+        refuse(start.address, str(error))
+        sys.exit(2)
     except Exception:
         logger.exception("the engine could not be built")
         sys.exit(1)

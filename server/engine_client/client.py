@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from server import wire
 from server.engine_client.media_supply import MediaDecoder, MediaSupply, OpenRequest
+from server.engine_client.spare import Spare
 from server.engine_client.supervisor import State, Supervisor
 from server.engine_client.watchdog import Watchdog
 from server.engine_client.worker_process import WorkerProcess
@@ -61,7 +62,7 @@ class Client(Protocol):
     async def inspect(self, request: wire.Inspect, media: Mapping[bytes, EncodedMedia]) -> wire.Inspected: ...
 
     async def embed(self, media: Sequence[EncodedMedia]) -> NDArray[np.float32]:
-        """Return [M, Dv]: the frozen vision encoder's features, means over frames and patches, of length one."""
+        """Return [M, Dv]: the frozen vision encoder's features, means over frames and patches."""
 
     async def embed_text(self, texts: Sequence[list[int]]) -> NDArray[np.float32]:
         """Return [N, D]: the frozen language model's last hidden states without media.
@@ -75,10 +76,17 @@ class Client(Protocol):
 
 class EngineClient:
     def __init__(
-        self, settings: Settings, decoder: MediaDecoder, metrics: Metrics, *, factory: str = wire.ENGINE_FACTORY
+        self,
+        settings: Settings,
+        decoder: MediaDecoder,
+        metrics: Metrics,
+        *,
+        factory: str = wire.ENGINE_FACTORY,
+        spare: Spare | None = None,
     ) -> None:
+        """Create a client whose workers are taken from `spare`, or from a new one with `factory`."""
         self._metrics = metrics
-        self._supervisor = Supervisor(settings, factory, metrics)
+        self._supervisor = Supervisor(settings, spare or Spare(factory, settings.max_restart_delay), metrics)
         self._open_requests: dict[str, OpenRequest] = {}
         self._supply = MediaSupply(decoder, metrics, settings, self._open_requests)
         self._watchdog = Watchdog(settings.stall_timeout)
@@ -101,7 +109,7 @@ class EngineClient:
         self._serving = asyncio.create_task(self._serve())
 
     async def loaded(self) -> None:
-        """Return when the first worker is ready. Raises `EngineDied` if it died before."""
+        """Return when the first worker is ready. Raises what `Supervisor.loaded` raises."""
         await self._supervisor.loaded()
 
     async def stop(self) -> None:
@@ -210,6 +218,8 @@ class EngineClient:
                 self._metrics.engine.values = message.gauges
             case wire.Ready():
                 self._supervisor.become_ready(worker, message.info)
+            case wire.StartRefused():
+                self._supervisor.refuse(worker, message.message)
             case wire.MediaWanted():
                 self._supply.send(message.digest, worker)
             case _:

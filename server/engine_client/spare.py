@@ -1,6 +1,7 @@
-"""Keeps a spare worker: a process that has imported the engine, which takes seconds, and waits for its `Start`.
+"""Keeps a process that has imported the engine, which takes seconds, and waits for its `Start`.
 
-It holds no model and does not touch the device. A spare that dies is replaced, and one that cannot serve is not taken: a
+The first worker is such a process, spawned before the API process is complete; later one waits next to a ready worker. It
+holds no model and does not touch the device. A spare that dies is replaced, and one that cannot serve is not taken: a
 restart without a spare is only slower.
 """
 
@@ -31,6 +32,11 @@ class Spare:
         """Keep a process from now on, until it is taken."""
         if self._keeping is None:
             self._keeping = asyncio.create_task(self._keep())
+
+    @property
+    def process_id(self) -> int | None:
+        """The id of the process that waits."""
+        return None if self._waiting is None else self._waiting.pid
 
     async def take(self) -> WorkerProcess:
         """Return the process that waits, or a new one. Raises what `WorkerProcess.spawn` raises."""

@@ -18,7 +18,7 @@ from server.engine_client.spare import Spare
 from server.engine_client.worker_process import WorkerProcess
 from server.errors import EngineDied
 from server.metrics import Metrics
-from server.settings import Settings
+from server.settings import Settings, SettingsError
 
 FIRST_DELAY = 0.5
 # a worker that served this long was healthy: the next one is started without a pause
@@ -34,16 +34,17 @@ logger = logging.getLogger(__name__)
 class Supervisor:
     """Starts workers one after another. `worker` is the current one, while it is ready; `info` is from its `Ready`."""
 
-    def __init__(self, settings: Settings, factory: str, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, spare: Spare, metrics: Metrics) -> None:
         self._state: State = "starting"
         self.info: dict[str, Any] = {}
         self.worker: WorkerProcess | None = None
         self._settings = settings
-        self._spare = Spare(factory, settings.max_restart_delay)
+        self._spare = spare
         self._metrics = metrics
         self._start_settled = asyncio.Event()  # the first worker became ready, or failed
         self._ready_since: float | None = None  # of the current worker
         self._num_failed_starts = 0
+        self._refusal: str | None = None  # of the current worker
 
     @property
     def state(self) -> State:
@@ -71,13 +72,17 @@ class Supervisor:
                         yield worker
                     finally:
                         self._note_end()
-                        level = logging.INFO if self._state == "stopped" else logging.ERROR
+                        is_expected = self._state == "stopped" or self._refusal is not None
+                        level = logging.INFO if is_expected else logging.ERROR
                         logger.log(level, "the worker ended", extra={"exit_code": await worker.stop()})
                 if not self._start_settled.is_set():
                     self._state = "failed"
                     self._start_settled.set()
                     return
                 delay = 0.0 if self._was_healthy() else delay
+                if self._refusal is not None:
+                    logger.error("the worker could not be started: %s", self._refusal)
+                    self._refusal = None
                 logger.warning("the worker is restarted", extra={"delay_seconds": delay})
                 await asyncio.sleep(delay)
                 delay = min(max(FIRST_DELAY, delay * 2), self._settings.max_restart_delay)
@@ -94,6 +99,11 @@ class Supervisor:
         if self._settings.spare_worker:
             self._spare.prepare()
 
+    def refuse(self, worker: WorkerProcess, message: str) -> None:
+        """Note why a worker cannot start, and end it."""
+        self._refusal = message
+        worker.kill()
+
     def kill(self, worker: WorkerProcess) -> None:
         """Kill the current worker; another one is started when it has ended."""
         self._state, self.worker = "restarting", None
@@ -101,8 +111,13 @@ class Supervisor:
         worker.kill()
 
     async def loaded(self) -> None:
-        """Return when the first worker is ready. Raises `EngineDied` if it died before."""
+        """Return when the first worker is ready.
+
+        Raises `SettingsError` if it refused its settings, and `EngineDied` if it died.
+        """
         await self._start_settled.wait()
+        if self._refusal is not None:
+            raise SettingsError(self._refusal)
         if self._state == "failed":
             raise EngineDied("the engine could not be started")
 

@@ -1,4 +1,4 @@
-"""Classifies a query: scores each candidate after the same prompt, for several orders of the shots concurrently.
+"""Classifies a query in context: scores each candidate after one prompt, for several orders of the shots concurrently.
 
 The scores of a content-free query measure which labels the shots favour by themselves. It has a grey image in place of
 media: text reads the last media before it, so without an image it would read the last shot's, which has content. Each
@@ -11,83 +11,105 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from random import Random
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from server.engine_client.client import Client
 from server.errors import InvalidRequest
+from server.fewshot.candidates import Candidate
+from server.fewshot.methods.likeness import Array, log_softmax
 from server.fewshot.prompting import AssembledPrompt, write
 from server.fewshot.templates import Shot
 from server.media.source import EncodedMedia, encoded
 from server.prompt import PreparedPrompt, check_length, continuation_ids
 from server.request_record import RequestRecord
-from server.schemas.fewshot import CandidateField, ContentFree, Normalisation, WeighingFields
+from server.schemas.fewshot import ContentFree, Normalisation, WeighingFields
 from server.served_model import ServedModel
 from server.wire import Score, Scored
 
+# the part of the language model, in the scores of an answer
+IN_CONTEXT = "in_context"
 NO_TEXT = "N/A"
 GREY = (128, 128, 128)
 # up to this number all orders are listed and drawn from; beyond it, a draw rarely repeats an order
 MAX_LISTED_SHOTS = 6
 
-Array = NDArray[np.float64]
-
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A possible answer: its name in the response, and the text that the model would write."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InContext:
+    """The language model's answer: log-probabilities [C] of the candidates, and what they were computed from.
 
-    label: str
-    text: str
+    `sums`: the log-probability of each candidate's text, the mean over `num_orders` orders of the shots.
+    """
+
+    log_probabilities: Array
+    sums: Array
+    num_tokens: list[int]
+    num_orders: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeighedCandidate:
-    """A candidate's probability; `logprob` is the sum over its tokens, the mean over the orders of the shots."""
+    """A candidate's probability, and its log-probability by each part of the method.
+
+    `logprob` is the sum over its tokens, the mean over the orders of the shots; None without the language model.
+    """
 
     label: str
     text: str
-    logprob: float
-    num_tokens: int
+    logprob: float | None
+    num_tokens: int | None
     probability: float
+    scores: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Classification:
-    """Weighed candidates in the order of the request; `num_orders` is the number of computed orders of the shots."""
+def weigh(
+    candidates: Sequence[Candidate], in_context: InContext | None, likeness: Mapping[str, Array]
+) -> list[WeighedCandidate]:
+    """Return the candidates, most probable first; equal ones keep their order.
 
-    candidates: list[WeighedCandidate]
-    num_orders: int
+    Parts are independent evidence, so their log-probabilities are added.
+    """
+    parts = {**({IN_CONTEXT: in_context.log_probabilities} if in_context else {}), **likeness}
+    weights = np.exp(log_softmax(np.sum([*parts.values()], axis=0)))
+    weighed = [
+        WeighedCandidate(
+            label=candidate.label,
+            text=candidate.text,
+            logprob=float(in_context.sums[index]) if in_context else None,
+            num_tokens=in_context.num_tokens[index] if in_context else None,
+            probability=float(weights[index]),
+            scores={name: float(logs[index]) for name, logs in parts.items()},
+        )
+        for index, candidate in enumerate(candidates)
+    ]
+    return sorted(weighed, key=lambda candidate: -candidate.probability)
 
-    def ranked(self) -> list[WeighedCandidate]:
-        """Return the candidates, most probable first; equal ones keep their order."""
-        return sorted(self.candidates, key=lambda candidate: -candidate.probability)
 
-
-async def classify(
+async def classify_in_context(
     assembled: AssembledPrompt,
     candidates: Sequence[Candidate],
     weighing: WeighingFields,
     record: RequestRecord,
     model: ServedModel,
     client: Client,
-) -> Classification:
-    """Classify the query of an assembled prompt. Raises what `score_prompts` raises."""
-    template, segments = assembled.template, assembled.prompt.segments
+) -> InContext:
+    """Classify the query of an assembled prompt by likelihood. Raises what `score_prompts` raises."""
+    question, segments = assembled.question, assembled.prompt.segments
+    template = question.template
     texts = [template.lead + candidate.text for candidate in candidates]
     token_ids = [await model.tokenize(continuation_ids, segments, text, model.tokenizer) for text in texts]
     orders = shot_orders(len(assembled.shots), weighing.permutations, weighing.seed)
     is_calibrated = weighing.calibration == "contextual"
-    queries = [assembled.query, *(_content_free(assembled.query, weighing.content_free) if is_calibrated else ())]
+    queries = [question.query, *(_content_free(question.query, weighing.content_free) if is_calibrated else ())]
     media = {**assembled.prompt.media, GREY_MEDIA.digest: GREY_MEDIA}
     prompts = [
         await model.tokenize(write, template, [assembled.shots[index] for index in order], query, media, model)
@@ -95,8 +117,7 @@ async def classify(
         for query in queries
     ]
     scored = await score_prompts(prompts, token_ids, record, model, client)
-    weighed = _weighed(scored, candidates, len(orders), weighing)
-    return Classification(candidates=weighed, num_orders=len(orders))
+    return _in_context(scored, len(orders), weighing)
 
 
 async def score_prompts(
@@ -138,40 +159,15 @@ async def _score(
     return scored
 
 
-def read_candidates(fields: Iterable[CandidateField]) -> list[Candidate]:
-    """Return the candidates of a request. Raises `InvalidRequest` for two with the same label or the same text."""
-    candidates = [Candidate(f, f) if isinstance(f, str) else Candidate(f.label, f.text) for f in fields]
-    for name in ("label", "text"):
-        first_index: dict[str, int] = {}
-        for index, candidate in enumerate(candidates):
-            first = first_index.setdefault(getattr(candidate, name), index)
-            if first != index:
-                raise InvalidRequest(
-                    f"candidates {first} and {index} have the same {name}", param=f"candidates[{index}]"
-                )
-    return candidates
-
-
-def _weighed(
-    scored: Sequence[Scored], candidates: Sequence[Candidate], num_orders: int, weighing: WeighingFields
-) -> list[WeighedCandidate]:
+def _in_context(scored: Sequence[Scored], num_orders: int, weighing: WeighingFields) -> InContext:
     """Weigh the candidates by their scores after prompts that are listed order by order, the query's first."""
-    shape = (num_orders, -1, len(candidates))  # [orders, queries, candidates]
+    num_tokens = list(map(len, scored[0].logprobs))
+    shape = (num_orders, -1, len(num_tokens))  # [orders, queries, candidates]
     per_order = np.array([scores(prompt.logprobs, weighing.normalisation) for prompt in scored]).reshape(shape)
     sums = np.array([scores(prompt.logprobs, "sum") for prompt in scored]).reshape(shape)[:, 0].mean(0)
     content_free = per_order[:, 1:] if weighing.calibration == "contextual" else None
-    return [
-        WeighedCandidate(
-            label=candidate.label,
-            text=candidate.text,
-            logprob=float(logprob),
-            num_tokens=len(tokens),
-            probability=float(probability),
-        )
-        for candidate, tokens, logprob, probability in zip(
-            candidates, scored[0].logprobs, sums, probabilities(per_order[:, 0], content_free), strict=True
-        )
-    ]
+    logs = log_probabilities(per_order[:, 0], content_free)
+    return InContext(log_probabilities=logs, sums=sums, num_tokens=num_tokens, num_orders=num_orders)
 
 
 def _content_free(query: Shot, media: ContentFree) -> list[Shot]:
@@ -197,12 +193,6 @@ def scores(logprobs: Sequence[Sequence[float]], normalisation: Normalisation) ->
     return sums if normalisation == "sum" else sums / [len(tokens) for tokens in logprobs]
 
 
-def log_softmax(values: Array) -> Array:
-    """Return the logarithms of the softmax over the last axis."""
-    shifted = values - values.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
 def bias(content_free: Array) -> Array:  # [..., queries, candidates] -> [..., candidates]
     """Return the log of the candidates' mean probability over content-free queries.
 
@@ -212,8 +202,8 @@ def bias(content_free: Array) -> Array:  # [..., queries, candidates] -> [..., c
     return np.logaddexp.reduce(logs, axis=-2) - math.log(logs.shape[-2])
 
 
-def probabilities(query_scores: Array, content_free: Array | None = None) -> Array:
-    """Return probabilities [candidates] that sum to 1.
+def log_probabilities(query_scores: Array, content_free: Array | None = None) -> Array:
+    """Return log-probabilities [candidates].
 
     `query_scores`: [orders, candidates]; `content_free`: scores of content-free queries, [orders, queries, candidates].
     Dividing by the bias and normalising the sum to 1 is, in logs, subtracting the bias before the softmax.
@@ -221,7 +211,7 @@ def probabilities(query_scores: Array, content_free: Array | None = None) -> Arr
     logs = log_softmax(query_scores)
     if content_free is not None:
         logs = logs - bias(content_free)
-    return np.exp(log_softmax(logs.mean(0)))
+    return log_softmax(logs.mean(0))
 
 
 def shot_orders(num_shots: int, count: int, seed: int) -> list[tuple[int, ...]]:

@@ -17,9 +17,9 @@ from server.fewshot.templates import Shot, Template, TemplateError, built_in, wi
 from server.media.source import EncodedMedia
 from server.prompt import PreparedPrompt, encode_segments
 from server.request_record import RequestRecord
-from server.schemas.fewshot import ExamplesFields, FewShotFields, Strategy, TemplateChoice
+from server.schemas.fewshot import ExamplesFields, FewShotFields, TemplateChoice
 from server.served_model import ServedModel
-from server.store.records import SupportSet
+from server.store.records import Example, SupportSet
 
 # takes the position of a query's text: only whole blocks before it stay in the prefix cache
 ANY_QUERY = Shot(text="?", question="?")
@@ -28,39 +28,61 @@ TEXTS = {"text", "question", "label", "id"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AssembledPrompt:
-    """A prompt and its parts; `shots` are in prompt order, without the first ones that were left out."""
+class Question:
+    """A few-shot request as read: its fields, template, own shots and query, with all media by digest, and its set."""
 
-    prompt: PreparedPrompt
+    fields: FewShotFields
     template: Template
     shots: list[Shot]
     query: Shot
+    media: Mapping[bytes, EncodedMedia]
     support_set: SupportSet | None
-    strategy: Strategy | None
+
+    @property
+    def compared(self) -> SimilarityQuery:
+        """The query as examples are compared with it."""
+        media = [self.media[digest] for digest in self.query.media]
+        return SimilarityQuery(media=media, text=compared_text(self.query.question, self.query.text))
+
+    @property
+    def examples(self) -> Sequence[Shot | Example]:
+        """All examples: the shots given, or the whole version of the support set."""
+        return self.shots if self.support_set is None else self.support_set.examples
+
+    def report(self, record: RequestRecord) -> dict[str, Any]:
+        """Return the field `fewshot` of an answer without a prompt, and add the support set to what `usage` says."""
+        stored = self.support_set
+        source = {"support_set": stored and stored.id, "version": stored and stored.version}
+        record.details |= source
+        return {"template": self.template.name, "strategy": None, **source, "shots": [], "shots_left_out": 0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssembledPrompt:
+    """The prompt of a question; `shots` are in prompt order, without the first ones that were left out."""
+
+    question: Question
+    prompt: PreparedPrompt
+    shots: list[Shot]
     num_left_out: int
 
     def report(self, record: RequestRecord) -> dict[str, Any]:
         """Return the field `fewshot` of an answer, and add to the record what `usage` says about the shots."""
-        stored = self.support_set
-        source = {"support_set": stored and stored.id, "version": stored and stored.version}
         record.num_shots = len(self.shots)
-        record.details |= {"shots_used": len(self.shots), **source}
+        record.details["shots_used"] = len(self.shots)
+        examples = self.question.fields.examples
         return {
-            "template": self.template.name,
-            "strategy": self.strategy,
-            **source,
+            **self.question.report(record),
+            "strategy": examples.strategy if examples else None,
             "shots": [{"id": shot.id, "score": shot.score, "label": shot.label or None} for shot in self.shots],
             "shots_left_out": self.num_left_out,
         }
 
 
-async def assemble(
-    fields: FewShotFields, model: ServedModel, source: ShotSource, *, room: int = 0, without: Collection[str] = ()
-) -> AssembledPrompt:
-    """Assemble the prompt of a few-shot request.
+async def read_question(fields: FewShotFields, model: ServedModel, source: ShotSource) -> Question:
+    """Read the query of a few-shot request, its own shots, and its support set.
 
-    `room`: tokens that `truncate_shots` leaves free. `without`: ids of examples that may not become shots.
-    Raises `InvalidRequest` that names the field at fault, and errors of the support set, its media and the engine.
+    Raises `InvalidRequest` that names the field at fault, and errors of the support set and of media.
     """
     if fields.shots and fields.examples is not None:
         raise InvalidRequest("shots and examples exclude each other: set only one of them", param="examples")
@@ -72,17 +94,37 @@ async def assemble(
         Shot(media=tuple(item.digest for item in read.get(param, ())), param=param, **owner.model_dump(include=TEXTS))
         for param, owner in owners.items()
     ]
-    media = {item.digest: item for items in read.values() for item in items}
-    support_set = None
-    if fields.examples is not None:
-        support_set = await source.find(fields.examples)
-        compared = SimilarityQuery(media=read["query"], text=compared_text(query.question, query.text))
+    return Question(
+        fields=fields,
+        template=template,
+        shots=shots,
+        query=query,
+        media={item.digest: item for items in read.values() for item in items},
+        support_set=None if fields.examples is None else await source.find(fields.examples),
+    )
+
+
+async def assemble(
+    question: Question, model: ServedModel, source: ShotSource, *, room: int = 0, without: Collection[str] = ()
+) -> AssembledPrompt:
+    """Assemble the prompt of a few-shot request.
+
+    `room`: tokens that `truncate_shots` leaves free. `without`: ids of examples that may not become shots.
+    Raises `InvalidRequest` that names the field at fault, and errors of stored media and the engine.
+    """
+    fields, shots, media = question.fields, question.shots, question.media
+    if fields.examples is not None and question.support_set is not None:
         shots, stored = await source.select(
-            support_set, fields.examples, template, compared, is_text_only=fields.zero_shot, without=without
+            question.support_set,
+            fields.examples,
+            question.template,
+            question.compared,
+            is_text_only=fields.zero_shot,
+            without=without,
         )
-        _check_number([*shots, query], source.intake.settings.max_media_per_request)
-        media = stored | media
-    return await model.tokenize(_fit, fields, template, shots, query, media, support_set, model, room)
+        _check_number([*shots, question.query], source.intake.settings.max_media_per_request)
+        media = {**stored, **media}
+    return await model.tokenize(_fit, question, shots, media, model, room)
 
 
 async def assemble_prefix(
@@ -163,16 +205,10 @@ def _check_number(shots: Sequence[Shot], limit: int) -> None:
 
 
 def _fit(
-    fields: FewShotFields,
-    template: Template,
-    shots: list[Shot],
-    query: Shot,
-    media: Mapping[bytes, EncodedMedia],
-    support_set: SupportSet | None,
-    model: ServedModel,
-    room: int,
+    question: Question, shots: list[Shot], media: Mapping[bytes, EncodedMedia], model: ServedModel, room: int
 ) -> AssembledPrompt:
     """Write the prompt with all shots or, if requested, without the first shots that exceed the model's context."""
+    fields, template, query = question.fields, question.template, question.query
     num_left_out, limit = 0, model.max_model_len
     prompt = write(template, shots, query, media, model)
     if fields.truncate_shots and prompt.num_tokens + room > limit:
@@ -189,12 +225,4 @@ def _fit(
             f"the model reads at most {limit}",
             param="query" if not shots else "shots" if fields.examples is None else "examples.k",
         )
-    return AssembledPrompt(
-        prompt=prompt,
-        template=template,
-        shots=shots[num_left_out:],
-        query=query,
-        support_set=support_set,
-        strategy=fields.examples.strategy if fields.examples else None,
-        num_left_out=num_left_out,
-    )
+    return AssembledPrompt(question=question, prompt=prompt, shots=shots[num_left_out:], num_left_out=num_left_out)

@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
-from weakref import WeakValueDictionary
 
 import faiss
 import numpy as np
@@ -22,8 +20,10 @@ from numpy.typing import NDArray
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
+from model.likeness import unit
 from server.engine_client.client import Client
 from server.errors import ContextLengthExceeded, InvalidRequest
+from server.fewshot.recent import Recent
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore
 from server.prompt import encode_text
@@ -43,7 +43,6 @@ SPACES: dict[Strategy, tuple[Space, ...]] = {
 }
 # items that are embedded in one call, and stored before the next call
 BATCH = 32
-MAX_INDEX_BYTES = 256 * 2**20
 # older vectors are computed again: their weights or texts may no longer be in use
 RETENTION_SECONDS = 30 * 24 * 3600.0
 
@@ -90,30 +89,6 @@ class VectorIndex:
         return scores[0], indices[0]
 
 
-class RecentIndexes:
-    """The indexes that were used last, by key; concurrent requests for one key build its index once."""
-
-    def __init__(self, max_bytes: int = MAX_INDEX_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._indexes: OrderedDict[Hashable, VectorIndex] = OrderedDict()
-        self._building: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
-
-    async def get(self, key: Hashable, vectors: Callable[[], Awaitable[Vectors]]) -> VectorIndex:
-        """Return the index of a key; build it from `vectors` if it is missing.
-
-        If building fails or is cancelled, the next request that waits for the key tries again.
-        """
-        lock = self._building.setdefault(key, asyncio.Lock())
-        async with lock:
-            if (index := self._indexes.get(key)) is None:
-                index = self._indexes[key] = VectorIndex(await vectors())
-            self._indexes.move_to_end(key)
-            # the index that was used last stays, whatever its size
-            while len(self._indexes) > 1 and sum(other.num_bytes for other in self._indexes.values()) > self._max_bytes:
-                self._indexes.popitem(last=False)
-        return index
-
-
 @dataclass(frozen=True, slots=True)
 class Retrieval:
     """Ranks examples by similarity; `observe` receives the seconds of each search, embedding included."""
@@ -123,7 +98,7 @@ class Retrieval:
     embeddings: EmbeddingStore
     store: MediaStore
     observe: Callable[[float], None] = lambda seconds: None
-    indexes: RecentIndexes = field(default_factory=RecentIndexes)
+    indexes: Recent[VectorIndex] = field(default_factory=Recent)
 
     async def most_similar(
         self, support_set: SupportSet, strategy: Strategy, query: SimilarityQuery, k: int
@@ -140,8 +115,23 @@ class Retrieval:
         return similar
 
     async def embed_media(self, media_ids: Sequence[str]) -> dict[str, Vectors]:
-        """Return the vectors of stored media, after storing new ones. Raises `MediaNotFound`, and the engine's errors."""
+        """Return the features of stored media, after storing new ones. Raises `MediaNotFound`, and the engine's errors."""
         return await self._vectors(media_ids, self._embed_stored, is_stored=True)
+
+    async def example_vectors(self, support_set: SupportSet) -> Vectors:
+        """Return one vector per example, [N, D], of its media. Raises as `embed_media`."""
+        features = await self.embed_media(support_set.media)
+        return await asyncio.to_thread(self._likeness, [example.media for example in support_set.examples], features)
+
+    async def media_vectors(self, groups: Sequence[Sequence[EncodedMedia]]) -> Vectors:
+        """Return one vector per group of media, [N, D]; new ones are not stored. Raises the engine's errors."""
+        media = {item.id: item for group in groups for item in group}
+        features = await self._vectors(media, lambda names: self.client.embed([media[name] for name in names]))
+        return await asyncio.to_thread(self._likeness, [[item.id for item in group] for group in groups], features)
+
+    def _likeness(self, keys: Sequence[Sequence[str]], features: Mapping[str, Vectors]) -> Vectors:
+        vectors = self.model.likeness(np.stack([*features.values()])) if features else ()
+        return _means(keys, dict(zip(features, vectors, strict=True)))
 
     async def embed_texts(self, support_set: SupportSet) -> dict[str, Vectors]:
         """Return the vectors of the examples' texts, after storing new ones. Raises the engine's errors."""
@@ -150,15 +140,16 @@ class Retrieval:
         return await self._text_vectors(ids, is_stored=True)
 
     async def _index(self, support_set: SupportSet, strategy: Strategy) -> VectorIndex:
-        async def vectors() -> Vectors:
-            return _joined([await self._example_vectors(support_set, space, strategy) for space in SPACES[strategy]])
+        async def build() -> VectorIndex:
+            vectors = [await self._example_vectors(support_set, space, strategy) for space in SPACES[strategy]]
+            return VectorIndex(_joined(vectors))
 
-        return await self.indexes.get((support_set.id, support_set.version, strategy, self._embedder), vectors)
+        return await self.indexes.get((support_set.id, support_set.version, strategy, self.embedder), build)
 
     @property
-    def _embedder(self) -> str:
+    def embedder(self) -> str:
         """The key of everything that a vector depends on, apart from its input."""
-        return f"{self.model.fingerprint}-{self.client.info.get('dtype', '')}"
+        return f"{self.model.fingerprint}-{self.client.info.get('dtype', '')}-mean"
 
     async def _query_vector(self, space: Space, query: SimilarityQuery) -> Vectors:  # -> [D]
         if space == "text":
@@ -167,8 +158,8 @@ class Retrieval:
                     [await self.model.tokenize(self._text_ids, query.text, "query")], is_stored=False
                 )
             )
-        media = {item.id: item for item in query.media}
-        return _mean(await self._vectors(media, lambda names: self.client.embed([media[name] for name in names])))
+        (vector,) = await self.media_vectors([query.media])
+        return vector
 
     async def _example_vectors(self, support_set: SupportSet, space: Space, strategy: Strategy) -> Vectors:
         """Return one vector per example, [N, D]; the work for a large set runs in threads, not in the event loop."""
@@ -176,11 +167,10 @@ class Retrieval:
             compared = [_compared(example, "text", strategy)[0] for example in support_set.examples]
             texts = await self.model.tokenize(self._all_ids, compared)
             keys = [[_text_key(ids)] for ids in texts]
-            vectors = await self._text_vectors(texts, is_stored=True)
-        else:
-            keys = [_compared(example, space, strategy) for example in support_set.examples]
-            vectors = await self.embed_media(support_set.media)
-        return await asyncio.to_thread(_means, keys, vectors)
+            return await asyncio.to_thread(_means, keys, await self._text_vectors(texts, is_stored=True))
+        for example in support_set.examples:
+            _compared(example, space, strategy)
+        return await self.example_vectors(support_set)
 
     def _all_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [self._text_ids(text, "examples.support_set") for text in texts]
@@ -200,13 +190,13 @@ class Retrieval:
     ) -> dict[str, Vectors]:
         """Return vectors by key; new ones are stored if `is_stored`, which a query is not: it may never come again."""
         keys = list(keys)
-        vectors = await self.embeddings.get(keys, self._embedder)
+        vectors = await self.embeddings.get(keys, self.embedder)
         missing = [key for key in keys if key not in vectors]
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
             new = dict(zip(batch, await embed(batch), strict=True))
             if is_stored:
-                await self.embeddings.put(new, self._embedder)
+                await self.embeddings.put(new, self.embedder)
             vectors |= new
         return vectors
 
@@ -261,7 +251,7 @@ def _text_key(ids: list[int]) -> str:
 
 def _mean(vectors: dict[str, Vectors]) -> Vectors:
     """Return the mean direction [D], of length one: all media of a shot have equal weight."""
-    return _unit(np.mean([*vectors.values()], axis=0, dtype=np.float32))
+    return unit(np.mean([*vectors.values()], axis=0, dtype=np.float32))
 
 
 def _means(keys: Sequence[Sequence[str]], vectors: dict[str, Vectors]) -> Vectors:  # -> [N, D]
@@ -270,12 +260,7 @@ def _means(keys: Sequence[Sequence[str]], vectors: dict[str, Vectors]) -> Vector
 
 def _joined(vectors: Iterable[Vectors]) -> Vectors:
     """Concatenate vectors of several spaces, so that the inner product is the mean of theirs."""
-    return _unit(np.concatenate([*vectors], axis=-1))
-
-
-def _unit(vectors: Vectors) -> Vectors:
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
+    return unit(np.concatenate([*vectors], axis=-1))
 
 
 class EmbeddingStore:

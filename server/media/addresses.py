@@ -5,6 +5,7 @@ A host's name says nothing about its addresses, so both are checked: the name be
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -19,6 +20,8 @@ Network = IPv4Network | IPv6Network
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 MAX_URL_LENGTH = 4096
+# a name or an IPv4 address, a suffix that begins with a dot, or an IPv6 address
+HOST = re.compile(r"[^\s/@*:]+|[0-9a-fA-F:.]+")
 # IPv6 addresses that a gateway translates to the IPv4 address in their last 32 bits
 NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
 
@@ -39,7 +42,7 @@ class UrlRules:
     def from_settings(cls, settings: Settings) -> UrlRules:
         """Read the rules from the settings. Raises `SettingsError`."""
         return cls(
-            hosts=tuple(host.lower() for host in _items(settings.media_url_hosts)),
+            hosts=tuple(map(_host, _items(settings.media_url_hosts))),
             ports=frozenset(_port(port) for port in _items(settings.media_url_ports)),
             schemes=("https", "http") if settings.media_url_http else ("https",),
             networks=tuple(_network(network) for network in _items(settings.media_url_networks)),
@@ -105,6 +108,14 @@ def _targets(address: Address) -> Iterator[Address]:
 
 def _items(setting: str | None) -> list[str]:
     return [item.strip() for item in (setting or "").split(",") if item.strip()]
+
+
+def _host(text: str) -> str:
+    if not HOST.fullmatch(text):
+        raise SettingsError(
+            f"media_url_hosts: {text!r} is not a host name, such as media.a.org, or .a.org for subdomains"
+        )
+    return text.lower()
 
 
 def _port(text: str) -> int:

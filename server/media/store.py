@@ -23,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from model.media import MediaError, media_type_of
 from server.errors import MediaNotFound, StorageUnavailable
 from server.media.source import EncodedMedia, Kind, digest_of, encoded, kind_of
+from server.settings import SettingsError
 
 MEDIA_ID = re.compile(r"(img|vid)_[0-9a-f]{64}", re.ASCII)
 # the maximum length of a file's first line
@@ -94,8 +95,13 @@ class MediaStore:
     """The store at `url`: a folder, or any URL of fsspec (`s3://bucket/media`, `memory://`)."""
 
     def __init__(self, url: str) -> None:
-        # without fsspec's cache of listings, since other replicas write to the same folders
-        self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
+        """Open a store. Raises `SettingsError` for a URL that fsspec cannot open."""
+        try:
+            # without fsspec's cache of listings, since other replicas write to the same folders
+            self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
+        except (ValueError, ImportError) as error:
+            reason = str(error).rstrip(".")
+            raise SettingsError(f"media_store: {url!r} is no folder or URL that fsspec opens: {reason}") from None
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self._folder = LocalFolder(self._root) if self.is_local else None
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from server.errors import InvalidRequest
-from server.fewshot.classification import Candidate, read_candidates
+from server.fewshot.candidates import Candidate, answer_of, read_candidates
+from server.fewshot.classification import IN_CONTEXT
 from server.fewshot.prompting import find_template
 from server.fewshot.shots import SelectionError, check_selection
 from server.fewshot.templates import Template
@@ -82,11 +83,6 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
         cells=cells,
         queries=[examples[index].id for index in indices],
     )
-
-
-def answer_of(example: Example) -> str:
-    """Return the correct answer of an example: its label or, without one, its text."""
-    return example.label or example.text
 
 
 def _cells(fields: EvaluateRequest, num_selectable: int, template: Template, max_media: int) -> list[Cell]:
@@ -232,6 +228,7 @@ def recommend(
     setting = {"k": chosen["k"], "strategy": chosen["strategy"], "seed": chosen["best_seed"]}
     return {
         "examples": {"support_set": support_set, "version": version, **setting, **({"order": order} if order else {})},
+        "method": IN_CONTEXT,
         "accuracy": chosen["accuracy"],
         "accuracy_interval": chosen["accuracy_interval"],
         "reason": " ".join(_reason(chosen, best, always)),

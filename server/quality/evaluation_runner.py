@@ -17,15 +17,17 @@ from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 
 from server.engine_client.client import Client
 from server.errors import ServerError, Unavailable
-from server.fewshot.classification import classify, run_concurrently
-from server.fewshot.prompting import assemble, find_template
+from server.fewshot.candidates import answer_of
+from server.fewshot.classification import classify_in_context, run_concurrently
+from server.fewshot.prompting import assemble, find_template, read_question
 from server.fewshot.retrieval import SPACES
 from server.fewshot.shots import ShotSource
 from server.metrics import Metrics
-from server.quality.evaluation import Cell, Outcome, Plan, answer_of, cell_result, failed_cell
+from server.quality.evaluation import Cell, Outcome, Plan, cell_result, failed_cell
 from server.quality.evaluation_store import Evaluation, Evaluations
 from server.request_record import RequestRecord
 from server.schemas.fewshot import ExamplesFields, FewShotFields, QueryFields, TemplateFields, WeighingFields
@@ -60,12 +62,13 @@ class LeaveOneOut:
         record = RequestRecord(evaluation.id, self.metrics)
         record.priority = BACKGROUND_PRIORITY
         fields = self._fields(evaluation, plan, cell, query)
-        assembled = await assemble(fields, self.model, self.shots, without=[query.id])
+        question = await read_question(fields, self.model, self.shots)
+        assembled = await assemble(question, self.model, self.shots, without=[query.id])
         weighing = WeighingFields(**{**plan.weighing, "seed": cell.seed})
-        result = await classify(assembled, plan.candidates, weighing, record, self.model, self.client)
+        result = await classify_in_context(assembled, plan.candidates, weighing, record, self.model, self.client)
         return Outcome(
             truth=[candidate.label for candidate in plan.candidates].index(answer_of(query)),
-            probabilities=[candidate.probability for candidate in result.candidates],
+            probabilities=np.exp(result.log_probabilities).tolist(),
             prompt_tokens=record.prompt_tokens,
             cached_tokens=record.cached_tokens,
             media=record.media,

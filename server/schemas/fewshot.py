@@ -21,6 +21,8 @@ Strategy = Literal["first", "random", "balanced", Comparing]
 Order = Literal["as_selected", "similar_last", "stored", "shuffled"]
 Normalisation = Literal["sum", "mean"]
 Calibration = Literal["none", "contextual"]
+# how a classification uses the examples
+Method = Literal["in_context", "nearest_mean", "knn", "linear", "blend", "auto"]
 # the media of a content-free query
 ContentFree = Literal["grey", "no_media", "both"]
 
@@ -173,14 +175,39 @@ class WeighingFields(Schema):
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Draws the orders.")
 
 
+# the methods in which the language model takes no part
+WITHOUT_PROMPT: tuple[Method, ...] = ("nearest_mean", "knn", "linear")
+
+
 class ClassifyRequest(FewShotFields, WeighingFields, PrioritizedRequest):
     model_config = with_example(**EXAMPLE, candidates=["2", "3"])
 
+    method: Method = Field(
+        "auto",
+        description="How examples are used: as shots by the language model (`in_context`), by the likeness of media to all "
+        "examples (`nearest_mean`, `knn`, `linear`), or both (`blend`). Without it `auto`, or `in_context` if the request "
+        "weighs the language model's scores.",
+    )
     template: TemplateChoice = "classification"
     candidates: list[CandidateField] = Field(
         [], max_length=MAX_CANDIDATES, description="Without them, the labels of the support set or of the shots."
     )
     top_k: int | None = Field(None, ge=1, le=MAX_CANDIDATES, description="Candidates in the response.")
+
+    @model_validator(mode="after")
+    def _weighing_needs_the_language_model(self) -> ClassifyRequest:
+        if self.method in WITHOUT_PROMPT and (weighing := self._weighing):
+            raise ValueError(f"{weighing[0]} is of the language model, which takes no part in the method {self.method}")
+        return self
+
+    @property
+    def method_or_default(self) -> Method:
+        is_weighing = "method" not in self.model_fields_set and self._weighing
+        return "in_context" if is_weighing else self.method
+
+    @property
+    def _weighing(self) -> list[str]:
+        return sorted(self.model_fields_set & WeighingFields.model_fields.keys())
 
 
 ScoredCandidate = Annotated[

@@ -60,6 +60,10 @@ class EmbeddingsRequest(TimedRequest):
 
     input: Inputs
     encoding_format: Literal["float", "base64"] = "float"
+    media_vector: Literal["features", "likeness"] = Field(
+        "features",
+        description="Of media: the vision encoder's mean features, or the vectors by which media are compared.",
+    )
     user: User | None = None
 
 

@@ -22,6 +22,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from server.errors import DatabaseUnavailable
+from server.settings import SettingsError
 
 # incremented whenever a table changes; a database with a higher number is not touched
 SCHEMA_VERSION = 1
@@ -59,7 +60,7 @@ Transaction = Callable[[Session, float], Result]
 logger = logging.getLogger(__name__)
 
 
-class DatabaseError(ValueError):
+class DatabaseError(SettingsError):
     """The database cannot be used by this version of the server, or the URL is invalid; the message says why."""
 
 
@@ -256,7 +257,14 @@ def _engine(url: URL) -> Engine:
 
 
 def _create_folder(_dialect: Any, _record: Any, arguments: list[Any], _keywords: dict[str, Any]) -> None:
-    Path(arguments[0]).parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(arguments[0]).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseError(
+            f"data_dir: the folder {folder} of the database cannot be created: {error.strerror}; "
+            "set data_dir, or database, to a place that this user may write to"
+        ) from None
 
 
 def _open_sqlite(connection: Any, _record: Any) -> None:

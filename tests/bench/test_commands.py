@@ -97,6 +97,15 @@ def test_llamacpp() -> None:
     assert len(report["bars"]) == 3
 
 
+def test_start() -> None:
+    report = run_quick("bench.start")
+    seconds = {row["what"]: row["seconds"] for row in report["rows"] if "seconds" in row}
+    assert 0 < seconds["worker spawned"] < seconds["ready"] < seconds["first answer"]
+    resident = {row["what"]: row["RSS MB"] for row in report["rows"] if "RSS MB" in row}
+    assert {"API, at rest", "worker, at rest", "spare worker 1, at rest"} <= resident.keys()
+    assert bar_names(report) == ["first answer equals that of the warm-up start"]
+
+
 def test_an_unknown_peer_prints_the_known_peers() -> None:
     command = [sys.executable, "-m", "bench.peer", "unknown"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from server.settings import Settings
+from server.settings import Settings, SettingsError
 from server.wire import (
     Abort,
     Admitted,
@@ -169,6 +169,10 @@ def build(settings: Settings) -> tuple[ScriptedEngine, dict[str, Any]]:
 
 def build_fails(settings: Settings) -> tuple[ScriptedEngine, dict[str, Any]]:
     raise RuntimeError("no such weights")
+
+
+def build_refuses(settings: Settings) -> tuple[ScriptedEngine, dict[str, Any]]:
+    raise SettingsError("device: there is none")
 
 
 def build_if_model_exists(settings: Settings) -> tuple[ScriptedEngine, dict[str, Any]]:

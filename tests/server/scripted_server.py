@@ -6,10 +6,10 @@ import asyncio
 import sys
 
 from server import logs
-from server.__main__ import serve
+from server.__main__ import start
 from server.settings import read_settings
 
 if __name__ == "__main__":
     settings = read_settings(sys.argv[1:])
     logs.configure(settings.log_level, settings.log_format)
-    sys.exit(asyncio.run(serve(settings, factory="tests.server.scripted_engine:build")))
+    sys.exit(asyncio.run(start(settings, factory="tests.server.scripted_engine:build")))

@@ -322,11 +322,15 @@ def test_the_server_exits_with_an_error_if_weights_are_missing(folder: Path, tmp
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     command = [sys.executable, "-m", "server", "--model", str(tmp_path), "--port", "0"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert finished.returncode == 1
-    assert "holds no weights" in finished.stderr
+    assert finished.returncode == 2
+    assert "Traceback" not in finished.stderr
+    last = finished.stderr.splitlines()[-1]
+    assert last.startswith("error: model: ")
+    assert "holds no weights" in last
 
 
 def test_the_api_process_never_loads_torch() -> None:
-    code = "import sys, server.__main__; print(sorted({'torch', 'timm', 'torchvision', 'triton'} & set(sys.modules)))"
+    heavy = {"torch", "timm", "torchvision", "triton"}
+    code = f"import sys, server.__main__, server.serving; print(sorted({heavy} & set(sys.modules)))"
     finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "[]"

@@ -12,7 +12,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from training.default_data.sources import Source
+from training.default_data.sources import Package
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class PackageError(RuntimeError):
     """A package could not be fetched or read; the message names it and quotes the client."""
 
 
-def fetch(source: Source, cache: Path) -> Path:
+def fetch(source: Package, cache: Path) -> Path:
     """Return the package's file in the cache, and fetch it if it is missing.
 
     Raises PackageError if the registry's client fails.
@@ -36,19 +36,19 @@ def fetch(source: Source, cache: Path) -> Path:
     return file
 
 
-def _file_name(source: Source) -> str:
+def _file_name(source: Package) -> str:
     if source.registry == "npm":
         return f"{source.package.removeprefix('@').replace('/', '-')}-{source.version}.tgz"
     return f"{source.package}_{source.version.replace(':', '%3a')}_all.deb"
 
 
-def _command(source: Source) -> list[str]:
+def _command(source: Package) -> list[str]:
     if source.registry == "npm":
         return ["npm", "pack", "--silent", f"{source.package}@{source.version}"]
     return ["apt-get", "download", f"{source.package}={source.version}"]
 
 
-def _run(command: list[str], folder: Path, source: Source) -> None:
+def _run(command: list[str], folder: Path, source: Package) -> None:
     finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if finished.returncode:
         raise PackageError(f"{' '.join(command)} for {source.name} failed: {finished.stderr.strip()}")

@@ -14,13 +14,19 @@ ReaderName = Literal["iconify", "webp_by_code", "openclipart", "tuxpaint"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class Package:
     name: str
     registry: Literal["npm", "debian"]
     package: str
     version: str
     licence: str
     attribution: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source(Package):
+    """A package of images."""
+
     reader: ReaderName
     style: str
     trains: bool = True
@@ -35,6 +41,16 @@ EMOJIBASE = Source(
     attribution="Miles Johnson: names, tags and groups of the concepts",
     reader="iconify",
     style="",
+)
+
+# the ancestors of the encoder's classes
+WORDNET = Package(
+    name="wordnet",
+    registry="debian",
+    package="wordnet-base",
+    version="1:3.0-39",
+    licence="WordNet",
+    attribution="Princeton University, WordNet 3.0",
 )
 
 

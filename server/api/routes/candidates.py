@@ -17,9 +17,9 @@ from server.api.openapi import PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
-from server.fewshot.classification import Classification as WeighedCandidates
-from server.fewshot.classification import classify, read_candidates, score_prompts
-from server.fewshot.prompting import assemble
+from server.fewshot.candidates import answer_of, read_candidates
+from server.fewshot.classification import classify_in_context, score_prompts, weigh
+from server.fewshot.prompting import assemble, read_question
 from server.prompt import PreparedPrompt, check_texts, check_token_ids, continuation_ids, encode_text, prepare_prompt
 from server.request_record import RequestRecord
 from server.schemas.fewshot import ClassifyRequest, ScoreRequest
@@ -43,37 +43,37 @@ async def create_classification(request: Request, services: GivenServices, recor
 
 
 async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
-    candidates, model = read_candidates(fields.candidates), services.model
+    model = services.model
+    candidates = read_candidates(fields.candidates)
     texts = {f"candidates[{index}]": candidate.text for index, candidate in enumerate(candidates)}
     token_ids = [await model.tokenize(encode_text, text, model, param) for param, text in texts.items()]
     room = max((len(ids) + 1 for ids in token_ids), default=DEFAULT_ROOM)
-    assembled = await assemble(fields, model, services.shots, room=room)
     record.priority = fields.priority
-    report = assembled.report(record)
+    question = await read_question(fields, model, services.shots)
     if not candidates:
-        # the labels of the whole support set that shots are taken from, or of the given shots
-        examples = fields.shots if assembled.support_set is None else assembled.support_set.examples
-        labels = dict.fromkeys(example.label or example.text for example in examples)
-        candidates = read_candidates(filter(None, labels))
+        candidates = read_candidates(dict.fromkeys(filter(None, map(answer_of, question.examples))))
     if not candidates:
         raise InvalidRequest("without shots or a support set there are no labels: give candidates", param="candidates")
-    result = await classify(assembled, candidates, fields, record, model, services.client)
-    return _answer(result, report, fields, record, model)
-
-
-def _answer(
-    result: WeighedCandidates,
-    report: dict[str, Any],
-    fields: ClassifyRequest,
-    record: RequestRecord,
-    model: ServedModel,
-) -> dict[str, Any]:
-    ranked = result.ranked()
+    chosen = await services.comparison.choose(question, fields.method_or_default, candidates)
+    in_context = None
+    if chosen.reads_prompt:
+        assembled = await assemble(question, model, services.shots, room=room)
+        report = assembled.report(record)
+        likeness = await services.comparison.compare(question, chosen)
+        in_context = await classify_in_context(assembled, candidates, fields, record, model, services.client)
+    else:
+        report = question.report(record)
+        with record:
+            record.add_prompt(0, question.query.media)
+            likeness = await services.comparison.compare(question, chosen)
+            record.answered(0)
+    ranked = weigh(candidates, in_context, likeness)
     return {
         "id": f"classify-{fields.request_id or record.request_id}",
         "object": "classification",
         "created": int(time.time()),
         "model": model.name,
+        "method": chosen.method,
         "label": ranked[0].label,
         "confidence": ranked[0].probability,
         "candidates": [asdict(candidate) for candidate in ranked[: fields.top_k]],
@@ -81,7 +81,7 @@ def _answer(
             **report,
             "normalisation": fields.normalisation,
             "calibration": fields.calibration,
-            "permutations": result.num_orders,
+            "permutations": in_context.num_orders if in_context else 0,
         },
         "usage": record.usage(),
     }

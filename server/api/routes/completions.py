@@ -10,9 +10,9 @@ from server.api.answers import CompletionShape, respond
 from server.api.body import read_request
 from server.api.generation import completion_request, completion_requests
 from server.api.openapi import PROMPT, SUPPORT_SET, describe
-from server.api.services import GivenRecord, GivenServices
+from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
-from server.fewshot.prompting import assemble
+from server.fewshot.prompting import AssembledPrompt, assemble, read_question
 from server.prompt import prepare_prompts
 from server.schemas.fewshot import FewShotCompletionRequest
 from server.schemas.generation import CompletionRequest
@@ -47,13 +47,17 @@ async def create_completion(request: Request, services: GivenServices, record: G
 async def create_fewshot_completion(request: Request, services: GivenServices, record: GivenRecord) -> Response:
     """Answer a query after shots, sent or selected from a support set."""
     fields = await read_request(FewShotCompletionRequest, request, services)
-    assembling = assemble(fields, services.model, services.shots, room=fields.max_tokens)
-    assembled = await unless_disconnected(request.receive, assembling)
+    assembled = await unless_disconnected(request.receive, _assemble(fields, services))
     report = assembled.report(record)
     if fields.echo:
         token_ids = assembled.prompt.encoded.token_ids
         report["prompt"] = services.model.tokenizer.decode(token_ids, skip_special_tokens=False)
     generation = completion_request(
-        fields, assembled.prompt, services.model, template=assembled.template, extras={"fewshot": report}
+        fields, assembled.prompt, services.model, template=assembled.question.template, extras={"fewshot": report}
     )
     return await respond(request, services, record, fields, [generation], CompletionShape(fields))
+
+
+async def _assemble(fields: FewShotCompletionRequest, services: Services) -> AssembledPrompt:
+    question = await read_question(fields, services.model, services.shots)
+    return await assemble(question, services.model, services.shots, room=fields.max_tokens)

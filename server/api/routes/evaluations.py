@@ -13,7 +13,8 @@ from server.api.body import JSONResponse, read_query, read_request
 from server.api.openapi import SUPPORT_SET, describe
 from server.api.services import GivenServices
 from server.errors import DatabaseUnavailable, EvaluationNotFound
-from server.quality.evaluation import answer_of, baseline, make_plan, recommend, summarise
+from server.fewshot.candidates import answer_of
+from server.quality.evaluation import baseline, make_plan, recommend, summarise
 from server.quality.evaluation_store import Evaluation
 from server.schemas.base import list_page
 from server.schemas.responses.base import Deleted

@@ -5,6 +5,7 @@ Texts and media have vectors in different spaces of different widths, so a reque
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from functools import partial
@@ -16,6 +17,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from model.likeness import unit
 from model.prompt import EncodedPrompt
 from server.api.answer_text import token_text
 from server.api.body import JSONResponse, read_request
@@ -147,6 +149,8 @@ async def create_embeddings(request: Request, services: GivenServices, record: G
 
 async def _embed(fields: EmbeddingsRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
     parts = _media_parts(fields.input)
+    if fields.media_vector == "likeness" and not parts:
+        raise UnsupportedParameter("a text has no likeness", param="media_vector")
     if parts:
         media = list((await services.intake.read_all(parts, "input")).values())
         record.add_prompt(0, [item.digest for item in media])
@@ -158,6 +162,10 @@ async def _embed(fields: EmbeddingsRequest, record: RequestRecord, services: Ser
     with record:
         vectors = await embedding
         record.answered(record.prompt_tokens)
+    if parts:
+        vectors = await asyncio.to_thread(
+            services.model.likeness if fields.media_vector == "likeness" else unit, vectors
+        )
     if fields.encoding_format == "base64":
         embeddings = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
     else:

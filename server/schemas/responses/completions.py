@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from server.schemas.fewshot import Calibration, Normalisation
+from server.schemas.fewshot import Calibration, Method, Normalisation
 from server.schemas.responses.base import Absent, ResponseSchema, Usage
 from server.wire import FinishReason
 
@@ -177,9 +177,10 @@ class ChatCompletionChunk(ResponseSchema):
 class WeighedCandidate(ResponseSchema):
     label: str
     text: str
-    logprob: float = Field(description="The sum over its tokens, before normalisation and calibration.")
-    num_tokens: int
+    logprob: float | None = Field(description="The sum over its tokens, before normalisation and calibration.")
+    num_tokens: int | None
     probability: float
+    scores: dict[str, float] = Field(description="Its log-probability by each part of the method.")
 
 
 class ClassificationReport(FewShotReport):
@@ -195,6 +196,7 @@ class Classification(ResponseSchema):
     object: Literal["classification"]
     created: int
     model: str
+    method: Method = Field(description="The one that was used, if the request left the choice to the server.")
     label: str
     confidence: float
     candidates: list[WeighedCandidate]

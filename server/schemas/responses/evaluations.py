@@ -139,6 +139,7 @@ class RecommendedExamples(ResponseSchema):
 
 class Recommendation(ResponseSchema):
     examples: RecommendedExamples
+    method: Literal["in_context"] = Field(description="The method of a classification that was evaluated.")
     accuracy: float
     accuracy_interval: Interval
     reason: str

@@ -45,7 +45,13 @@ CLASSIFICATION = {
 }
 MEDIA = {"id": "img_1", "object": "image", "bytes": 9, "width": 2, "height": 1, "frames": 1}
 ROW = {"strategy": "random", "k": 4, "accuracy": 0.75, "accuracy_interval": [0.5, 0.875], "queries": 8}
-RECOMMENDATION = {"examples": {"k": 4}, "accuracy": 0.75, "accuracy_interval": [0.5, 0.875], "reason": "random is best"}
+RECOMMENDATION = {
+    "examples": {"k": 4},
+    "method": "in_context",
+    "accuracy": 0.75,
+    "accuracy_interval": [0.5, 0.875],
+    "reason": "random is best",
+}
 EVALUATION = {
     "id": "ev_1",
     "status": "completed",
@@ -82,7 +88,7 @@ CASES: list[tuple[Send, str, str, Any, dict[str, Any]]] = [
         lambda c: c.classify("img_1", examples=Recommendation.parse(RECOMMENDATION)),
         "POST",
         "/v1/classify",
-        {"query": {"image": "img_1"}, "examples": {"k": 4}},
+        {"query": {"image": "img_1"}, "examples": {"k": 4}, "method": "in_context"},
         CLASSIFICATION,
     ),
     (

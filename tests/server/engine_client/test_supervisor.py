@@ -17,9 +17,10 @@ import pytest
 
 from server.engine_client import supervisor as supervisor_module
 from server.engine_client.client import EngineClient
+from server.engine_client.spare import Spare
 from server.errors import EngineDied, EngineNotReady, EngineStalled
 from server.metrics import Metrics
-from server.settings import Settings
+from server.settings import Settings, SettingsError
 from tests.server.engine_client.requests import FakeDecoder, image, read_tokens, score, stream
 from tests.server.fakes import TOKENIZER, eventually
 from tests.server.scripted_engine import EXIT, RAISE, SLEEP
@@ -201,6 +202,30 @@ async def test_a_worker_that_cannot_start_is_not_restarted(decoder: FakeDecoder,
     with pytest.raises(EngineDied, match="could not be started"):
         await asyncio.wait_for(client.loaded(), 20)
     assert client.state == "failed"
+    await client.stop()
+
+
+async def test_settings_that_a_worker_refuses_are_named(
+    decoder: FakeDecoder, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = EngineClient(Settings(), decoder, metrics, factory="tests.server.scripted_engine:build_refuses")
+    await client.start()
+    with pytest.raises(SettingsError, match=r"^device: there is none$"):
+        await asyncio.wait_for(client.loaded(), 20)
+    assert client.state == "failed"
+    await client.stop()
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_a_prepared_process_is_the_first_worker(decoder: FakeDecoder, metrics: Metrics) -> None:
+    spare = Spare("tests.server.scripted_engine:build", max_pause=1.0)
+    spare.prepare()
+    await eventually(lambda: spare.process_id is not None)
+    first = spare.process_id
+    client = EngineClient(Settings(), decoder, metrics, spare=spare)
+    await client.start()
+    await asyncio.wait_for(client.loaded(), 20)
+    assert client.info["pid"] == first
     await client.stop()
 
 

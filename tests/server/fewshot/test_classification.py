@@ -7,17 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from server.fewshot.classification import (
-    Classification,
-    WeighedCandidate,
-    bias,
-    log_softmax,
-    probabilities,
-    scores,
-    shot_orders,
-)
+from server.fewshot.candidates import Candidate
+from server.fewshot.classification import InContext, bias, log_probabilities, scores, shot_orders, weigh
+from server.fewshot.methods.likeness import Array, log_softmax
 
 RNG = np.random.default_rng(5)
+
+
+def probabilities(query_scores: Array, content_free: Array | None = None) -> Array:
+    return np.exp(log_probabilities(query_scores, content_free))
 
 
 def test_scores_are_sums_or_means_of_tokens() -> None:
@@ -96,12 +94,19 @@ def test_the_bias_is_the_mean_of_probabilities() -> None:
 
 
 def test_ranking_keeps_the_order_of_equals() -> None:
-    candidates = [
-        WeighedCandidate(label=str(index), text="", logprob=0.0, num_tokens=1, probability=probability)
-        for index, probability in enumerate([0.2, 0.4, 0.2, 0.2])
-    ]
-    ranked = Classification(candidates=candidates, num_orders=1).ranked()
+    candidates = [Candidate(str(index), "") for index in range(4)]
+    ranked = weigh(candidates, None, {"knn": np.log([0.2, 0.4, 0.2, 0.2])})
     assert [candidate.label for candidate in ranked] == ["1", "0", "2", "3"]
+
+
+def test_the_log_probabilities_of_all_parts_are_added() -> None:
+    in_context = InContext(
+        log_probabilities=np.log([0.5, 0.5]), sums=np.array([-3.0, -4.0]), num_tokens=[1, 2], num_orders=1
+    )
+    first, second = weigh([Candidate("a", "x"), Candidate("b", "y")], in_context, {"knn": np.log([0.2, 0.8])})
+    assert (first.label, first.logprob, first.num_tokens) == ("b", -4.0, 2)
+    assert first.scores == {"in_context": pytest.approx(math.log(0.5)), "knn": pytest.approx(math.log(0.8))}
+    assert [first.probability, second.probability] == pytest.approx([0.8, 0.2])
 
 
 @pytest.mark.parametrize("num_shots", [0, 1, 2, 3, 6, 7, 32])

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from server.api.services import Services
 from server.errors import InvalidRequest
-from server.fewshot.prompting import AssembledPrompt, assemble
+from server.fewshot.prompting import AssembledPrompt, assemble, read_question
 from server.prompt import prepare_prompts
 from server.schemas.base import read
 from server.schemas.fewshot import FewShotFields
@@ -29,7 +29,9 @@ def services(app: FastAPI) -> Services:
 
 
 async def assemble_from(services: Services, **body: Any) -> AssembledPrompt:
-    return await assemble(read(FewShotFields, msgspec.json.encode(body)), services.model, services.shots)
+    fields = read(FewShotFields, msgspec.json.encode(body))
+    question = await read_question(fields, services.model, services.shots)
+    return await assemble(question, services.model, services.shots)
 
 
 async def by_hand(services: Services, *parts: Any) -> list[int]:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.fewshot.retrieval import RecentIndexes, VectorIndex, Vectors
+from server.fewshot.recent import Recent
+from server.fewshot.retrieval import VectorIndex, Vectors
 
 pytestmark = pytest.mark.anyio
 
@@ -54,23 +55,23 @@ class FakeVectors:
         self.fails = False
         self.size = size
 
-    async def __call__(self) -> Vectors:
+    async def __call__(self) -> VectorIndex:
         await asyncio.sleep(0)
         self.num_calls += 1
         if self.fails:
             raise RuntimeError("no vectors")
-        return np.eye(self.size, dtype=np.float32)
+        return VectorIndex(np.eye(self.size, dtype=np.float32))
 
 
 async def test_concurrent_requests_build_an_index_once() -> None:
-    indexes, vectors = RecentIndexes(), FakeVectors()
+    indexes, vectors = Recent[VectorIndex](), FakeVectors()
     results = await asyncio.gather(*(indexes.get("a", vectors) for _ in range(5)))
     assert vectors.num_calls == 1
     assert len(set(map(id, results))) == 1
 
 
 async def test_the_next_request_tries_again_after_a_failure() -> None:
-    indexes, vectors = RecentIndexes(), FakeVectors()
+    indexes, vectors = Recent[VectorIndex](), FakeVectors()
     vectors.fails = True
     results = await asyncio.gather(*(indexes.get("a", vectors) for _ in range(2)), return_exceptions=True)
     assert vectors.num_calls == 2
@@ -80,14 +81,14 @@ async def test_the_next_request_tries_again_after_a_failure() -> None:
 
 
 async def test_the_least_recently_used_index_is_evicted_first() -> None:
-    indexes, sources = RecentIndexes(max_bytes=2 * 4 * 4 * 4), {name: FakeVectors() for name in "abc"}
+    indexes, sources = Recent[VectorIndex](max_bytes=2 * 4 * 4 * 4), {name: FakeVectors() for name in "abc"}
     for name in "abacaab":
         await indexes.get(name, sources[name])
     assert {name: vectors.num_calls for name, vectors in sources.items()} == {"a": 1, "b": 2, "c": 1}
 
 
 async def test_an_index_above_the_limit_stays_until_another_is_used() -> None:
-    indexes, vectors = RecentIndexes(max_bytes=1), FakeVectors()
+    indexes, vectors = Recent[VectorIndex](max_bytes=1), FakeVectors()
     await indexes.get("a", vectors)
     await indexes.get("a", vectors)
     assert vectors.num_calls == 1

@@ -68,7 +68,7 @@ class Api:
         return self._post(
             "/v1/classify",
             fields,
-            _shot_options(ClassifyOptions, options),
+            {**_recommended_method(options), **_shot_options(ClassifyOptions, options)},
             lambda values: replace(Classification.parse(values), query=query),
         )
 
@@ -112,6 +112,11 @@ def _shot_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     fields = checked_options(kind, options)
     examples = fields.get("examples")
     return {**fields, "examples": examples.examples} if isinstance(examples, Recommendation) else fields
+
+
+def _recommended_method(options: ClassifyOptions) -> dict[str, Any]:
+    examples = options.get("examples")
+    return {"method": examples.method} if isinstance(examples, Recommendation) and examples.method else {}
 
 
 def json_reader(parse: Callable[[Json], Reply]) -> Callable[[int, bytes], Reply]:

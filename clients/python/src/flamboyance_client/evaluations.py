@@ -57,9 +57,13 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """The recommended selection of shots, for `examples` of a request: as it is, or its field `examples`."""
+    """The recommended selection of shots, for `examples` of a request: as it is, or its field `examples`.
+
+    `method` is the method of `classify` that was evaluated.
+    """
 
     examples: Selection
+    method: str = field(default="", repr=False)
     accuracy: float
     accuracy_interval: tuple[float, float] = field(repr=False)  # 95%
     reason: str = field(default="", repr=False)
@@ -69,6 +73,7 @@ class Recommendation:
     def parse(cls, values: Json) -> Self:
         return cls(
             examples=required(values, "examples", dict, "recommendation"),
+            method=values.get("method") or "",
             accuracy=required(values, "accuracy", float, "recommendation"),
             accuracy_interval=_interval(values, "recommendation"),
             reason=values.get("reason") or "",

@@ -8,6 +8,9 @@ from typing import Literal, TypedDict
 from flamboyance_client.evaluations import Recommendation
 from flamboyance_client.fewshot import Candidate, Example, Json, Selection, Shot, Template
 
+# how a classification uses the examples
+Method = Literal["in_context", "nearest_mean", "knn", "linear", "blend", "auto"]
+
 
 class StructuredOutputs(TypedDict, total=False):
     """The required form of an answer: exactly one of the three fields."""
@@ -77,8 +80,9 @@ class ProbabilityOptions(TypedDict, total=False):
 
 
 class ClassifyOptions(PromptOptions, ProbabilityOptions, total=False):
-    """The fields of a classification other than the query."""
+    """The fields of a classification other than the query. A recommendation as `examples` sets `method`, too."""
 
+    method: Method | None
     model: str | None
     timeout: float | None
     candidates: Sequence[str | Candidate] | None

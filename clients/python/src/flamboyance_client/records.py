@@ -129,17 +129,27 @@ class StoredExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeighedCandidate:
-    """A candidate of a classification with its probability."""
+    """A candidate of a classification with its probability.
+
+    `scores` are its log-probabilities by each part of the method; `logprob` is None if the language model took no part.
+    """
 
     label: str
     probability: float
-    logprob: float
+    logprob: float | None
+    scores: Mapping[str, float] = field(default_factory=dict, repr=False)
     raw: Json = field(default_factory=dict, repr=False)
 
     @classmethod
     def parse(cls, values: Json) -> Self:
         label = required(values, "label", str, "candidate")
-        return cls(label=label, probability=values["probability"], logprob=values["logprob"], raw=values)
+        return cls(
+            label=label,
+            probability=values["probability"],
+            logprob=values.get("logprob"),
+            scores=values.get("scores") or {},
+            raw=values,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +159,7 @@ class Classification:
     label: str
     confidence: float
     candidates: tuple[WeighedCandidate, ...] = field(repr=False)
+    method: str = field(default="in_context", repr=False)
     fewshot: Json = field(default_factory=dict, repr=False)
     usage: Usage | None = field(default=None, repr=False)
     # the query as it was passed: a notebook shows its image
@@ -171,6 +182,7 @@ class Classification:
             label=required(values, "label", str, "classification"),
             confidence=required(values, "confidence", float, "classification"),
             candidates=tuple(map(WeighedCandidate.parse, required(values, "candidates", list, "classification"))),
+            method=values.get("method") or "in_context",
             fewshot=values.get("fewshot") or {},
             usage=Usage.parse(values["usage"]) if values.get("usage") else None,
             raw=values,

@@ -37,10 +37,11 @@ def label_logprobs(**labels: float) -> Any:
 
 
 async def classify(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
-    answer = await http.post("/v1/classify", json={"shots": SHOTS, "query": QUERY, **fields})
+    body = {"shots": SHOTS, "query": QUERY, "method": "in_context", **fields}
+    answer = await http.post("/v1/classify", json=body)
     assert answer.status_code == 200, answer.text
-    body: dict[str, Any] = answer.json()
-    return body
+    classification: dict[str, Any] = answer.json()
+    return classification
 
 
 async def refused(http: httpx.AsyncClient, **fields: Any) -> tuple[int, str | None]:
@@ -60,6 +61,7 @@ async def test_candidates_are_ranked_by_probability(http: httpx.AsyncClient, cli
         "logprob": pytest.approx(math.log(0.1)),
         "num_tokens": 3,
         "probability": pytest.approx(0.25),
+        "scores": {"in_context": pytest.approx(math.log(0.25))},
     }
 
 

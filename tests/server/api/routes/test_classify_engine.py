@@ -112,9 +112,8 @@ def softmax(values: np.ndarray) -> np.ndarray:
 
 async def classify(http: httpx.AsyncClient, **fields: Any) -> tuple[list[float], list[float]]:
     shots = [{"image": data_url(IMAGES[label].data), "label": label} for label in LABELS]
-    answer = await http.post(
-        "/v1/classify", json={"shots": shots, "query": {"image": data_url(QUERY_IMAGE.data)}, **fields}
-    )
+    body = {"shots": shots, "query": {"image": data_url(QUERY_IMAGE.data)}, "method": "in_context", **fields}
+    answer = await http.post("/v1/classify", json=body)
     assert answer.status_code == 200, answer.text
     by_label = {candidate["label"]: candidate for candidate in answer.json()["candidates"]}
     return [by_label[label]["logprob"] for label in LABELS], [by_label[label]["probability"] for label in LABELS]

@@ -41,8 +41,7 @@ def embed(request_id: str, images: Sequence[int]) -> Embed:
 
 def vector(model: Flamingo, image: NDArray[np.uint8]) -> NDArray[np.float32]:
     features = model.vision(normalise(torch.from_numpy(image), model.config.vision))  # [F, P, Dv]
-    mean: NDArray[np.float32] = features.mean((0, 1)).numpy()
-    return mean / np.linalg.norm(mean)
+    return features.mean((0, 1)).numpy()
 
 
 def encoded(answer: Client, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -66,7 +65,6 @@ def test_the_vector_of_a_media_item_is_the_mean_of_its_features(family: Family) 
     answer.run()
     expected = [vector(MODELS[family], image) for image in (frames(0), clip, frames(1), frames(0))]
     assert answer.embedded["a"] == pytest.approx(np.stack(expected), abs=1e-5)
-    assert np.linalg.norm(answer.embedded["a"], axis=-1) == pytest.approx(np.ones(4), abs=1e-5)
     assert sorted(answer.requested) == sorted({source(0), source(1), b"v" * 32})
     assert_all_released(answer.engine)
 

@@ -1,0 +1,47 @@
+"""The candidates of a classification, and the correct answers of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.errors import InvalidRequest
+from server.schemas.fewshot import CandidateField
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A possible answer: its name in the response, and the text that the model would write."""
+
+    label: str
+    text: str
+
+
+class Answered(Protocol):
+    """An example of a support set, or a shot."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def text(self) -> str: ...
+
+
+def answer_of(example: Answered) -> str:
+    """Return the correct answer of an example: its label or, without one, its text."""
+    return example.label or example.text
+
+
+def read_candidates(fields: Iterable[CandidateField]) -> list[Candidate]:
+    """Return the candidates of a request. Raises `InvalidRequest` for two with the same label or the same text."""
+    candidates = [Candidate(f, f) if isinstance(f, str) else Candidate(f.label, f.text) for f in fields]
+    for name in ("label", "text"):
+        first_index: dict[str, int] = {}
+        for index, candidate in enumerate(candidates):
+            first = first_index.setdefault(getattr(candidate, name), index)
+            if first != index:
+                raise InvalidRequest(
+                    f"candidates {first} and {index} have the same {name}", param=f"candidates[{index}]"
+                )
+    return candidates

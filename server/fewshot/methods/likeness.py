@@ -1,0 +1,89 @@
+"""The interface of the methods by likeness: they are fitted to labelled vectors, and give a query log-probabilities.
+
+A vector is an image's, from the frozen vision encoder, and has length one. Leave-one-out compares methods on the labelled
+vectors themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+Array = NDArray[np.float64]
+
+# Similarity in nats: a query that is nearer to one label than to another by 1 / SCALE is e times as likely to have it.
+# Blends with the language model's log-likelihood are best from 32 to 64, on drawings and on photographs.
+SCALE = 48.0
+# leave-one-out fits a method anew for each example, up to this number; beyond it, for each of as many folds
+MAX_FOLDS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Vectors [N, D] of length one, and the index of each one's label, [N]; each of `num_labels` has at least one."""
+
+    vectors: Vectors
+    labels: NDArray[np.int64]
+    num_labels: int
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return the number of examples per label."""
+        return np.bincount(self.labels, minlength=self.num_labels)
+
+    def without(self, left_out: NDArray[np.bool_]) -> Labelled:
+        return Labelled(self.vectors[~left_out], self.labels[~left_out], self.num_labels)
+
+
+class Fitted(Protocol):
+    """A method that is fitted to labelled vectors."""
+
+    def log_probabilities(self, queries: Vectors) -> Array:
+        """Return the log-probabilities of the labels: [Q, D] -> [Q, C]."""
+
+
+class Likeness(Protocol):
+    """A method by likeness."""
+
+    def fit(self, labelled: Labelled) -> Fitted:
+        """Fit to labelled vectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """The accuracy of a method on examples that it was not fitted to, and its mean surprise in nats."""
+
+    accuracy: float
+    surprise: float
+
+
+def leave_out(method: Likeness, labelled: Labelled) -> LeftOut:
+    """Estimate a method's accuracy by leaving examples out. Each label has at least two.
+
+    Beyond `MAX_FOLDS` examples, as many folds are left out in turn, with each label spread over the folds.
+    """
+    by_label = np.argsort(labelled.labels, kind="stable")
+    folds = np.empty(len(by_label), np.int64)
+    folds[by_label] = np.arange(len(by_label)) % MAX_FOLDS
+    logs = np.empty((len(folds), labelled.num_labels))
+    for fold in range(min(MAX_FOLDS, len(folds))):
+        left_out = folds == fold
+        logs[left_out] = method.fit(labelled.without(left_out)).log_probabilities(labelled.vectors[left_out])
+    truth = logs[np.arange(len(folds)), labelled.labels]
+    return LeftOut(float((logs.argmax(1) == labelled.labels).mean()), float(-truth.mean()))
+
+
+def best_method(methods: Mapping[str, Likeness], labelled: Labelled) -> str:
+    """Return the name of the method with the highest accuracy by leave-one-out; of equal ones, the least surprised."""
+    results = {name: leave_out(method, labelled) for name, method in methods.items()}
+    return max(results, key=lambda name: (results[name].accuracy, -results[name].surprise))
+
+
+def log_softmax(values: Array) -> Array:
+    """Return the logarithms of the softmax over the last axis."""
+    shifted = values - values.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

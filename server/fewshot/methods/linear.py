@@ -1,0 +1,41 @@
+"""A linear head: logistic regression on the vectors, regularised, by scikit-learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from server.fewshot.methods.likeness import Array, Labelled, Vectors, log_softmax
+
+# inverse strength of the regularisation, for vectors of length one
+STRENGTH = 30.0
+MAX_ITERATIONS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """Logistic regression with balanced labels; for a single label there is nothing to fit."""
+
+    def fit(self, labelled: Labelled) -> Head:
+        width = labelled.vectors.shape[1]
+        if labelled.num_labels == 1:
+            return Head(np.zeros((1, width)), np.zeros(1))
+        regression = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=MAX_ITERATIONS)
+        regression.fit(labelled.vectors, labelled.labels)
+        weights, bias = regression.coef_, regression.intercept_
+        if labelled.num_labels == 2:  # one row, for the second label
+            weights, bias = np.concatenate([0 * weights, weights]), np.concatenate([0 * bias, bias])
+        return Head(weights, bias)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """Weights [C, D] and biases [C]."""
+
+    weights: Array
+    bias: Array
+
+    def log_probabilities(self, queries: Vectors) -> Array:
+        return log_softmax(queries @ self.weights.T + self.bias)

@@ -1,0 +1,58 @@
+"""Nearest mean and nearest neighbours: a query is like a label's mean, or like the label's examples next to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from server.fewshot.methods.likeness import SCALE, Array, Labelled, Vectors, log_softmax
+
+NUM_NEIGHBOURS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class NearestMean:
+    """The similarity of a query to the mean direction of each label's examples."""
+
+    def fit(self, labelled: Labelled) -> Means:
+        sums = np.zeros((labelled.num_labels, labelled.vectors.shape[1]))
+        np.add.at(sums, labelled.labels, labelled.vectors)
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        return Means(sums / np.maximum(lengths, np.finfo(np.float32).tiny))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Means:
+    """The mean directions of the labels, [C, D]."""
+
+    means: Array
+
+    def log_probabilities(self, queries: Vectors) -> Array:
+        return log_softmax(SCALE * (queries @ self.means.T))
+
+
+@dataclass(frozen=True, slots=True)
+class NearestNeighbours:
+    """The similarities of a query to the nearest examples of each label, at most `NUM_NEIGHBOURS`.
+
+    Every label is compared by as many examples as the one with the fewest has: frequent labels have no advantage.
+    """
+
+    def fit(self, labelled: Labelled) -> Neighbours:
+        return Neighbours(labelled, int(min(NUM_NEIGHBOURS, labelled.counts().min())))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Neighbours:
+    labelled: Labelled
+    num_neighbours: int
+
+    def log_probabilities(self, queries: Vectors) -> Array:
+        similarities = np.asarray(queries @ self.labelled.vectors.T, np.float64)  # [Q, N]
+        logs = np.empty((len(queries), self.labelled.num_labels))
+        for label in range(self.labelled.num_labels):
+            similar = similarities[:, self.labelled.labels == label]
+            nearest = np.partition(similar, -self.num_neighbours)[:, -self.num_neighbours :]
+            logs[:, label] = SCALE * nearest.mean(1)
+        return log_softmax(logs)

@@ -1,0 +1,43 @@
+"""Keeps what was built last, by key: concurrent requests for one key build it once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, Protocol, TypeVar
+from weakref import WeakValueDictionary
+
+MAX_BYTES = 256 * 2**20
+
+
+class Sized(Protocol):
+    @property
+    def num_bytes(self) -> int: ...
+
+
+Value = TypeVar("Value", bound=Sized)
+
+
+class Recent(Generic[Value]):
+    """The values that were used last, up to a number of bytes."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._building: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+
+    async def get(self, key: Hashable, build: Callable[[], Awaitable[Value]]) -> Value:
+        """Return the value of a key; build it if it is missing.
+
+        If building fails or is cancelled, the next request that waits for the key tries again.
+        """
+        lock = self._building.setdefault(key, asyncio.Lock())
+        async with lock:
+            if (value := self._values.get(key)) is None:
+                value = self._values[key] = await build()
+            self._values.move_to_end(key)
+            # the value that was used last stays, whatever its size
+            while len(self._values) > 1 and sum(other.num_bytes for other in self._values.values()) > self._max_bytes:
+                self._values.popitem(last=False)
+        return value

@@ -1,0 +1,131 @@
+"""Serves the HTTP application of a model until a signal, and drains running requests.
+
+After SIGTERM or SIGINT, /health/ready returns 503 and new requests are refused. Running requests have
+`shutdown_timeout` seconds to finish, and then end with an error event. A second signal ends them at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import uvicorn
+
+from server.admission import Admission
+from server.app import create_app
+from server.connections import Connection, ConnectionLimits, permit_open_files
+from server.engine_client.client import EngineClient
+from server.engine_client.spare import Spare
+from server.errors import DatabaseUnavailable, ShuttingDown
+from server.media.pool import DecodePool
+from server.metrics import Metrics
+from server.served_model import ServedModel
+from server.settings import Settings, SettingsError
+from server.store.database import Database, DatabaseError
+
+# time to write the last error events after all requests were aborted
+FINAL_EVENTS_SECONDS = 2
+# Connections that wait to be accepted. As many are accepted in one turn of the event loop, before any request goes on.
+BACKLOG = 64
+# Seconds for which a thread keeps the interpreter while others wait. With Python's 5 ms, each turn of the event loop waits
+# for every busy thread of the database or the tokenizer.
+SWITCH_SECONDS = 0.0005
+
+logger = logging.getLogger("server")
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that leaves signals to `_watch`: its own handler would stop listening before a probe reads 503."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(settings: Settings, spare: Spare) -> int:
+    """Serve until a signal, and return the exit status; the first worker is taken from `spare`.
+
+    Raises `SettingsError` for settings that cannot work, also if only the worker notices.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
+    model = ServedModel.load(settings)
+    metrics = Metrics(model.name)
+    decoder = DecodePool(model.config.vision, settings)
+    client = EngineClient(settings, decoder, metrics, spare=spare)
+    app = create_app(client, model, settings, metrics, decoder)
+    await _check_database(app.state.services.database)
+    limits = ConnectionLimits(settings.max_connections, settings.header_timeout)
+    permit_open_files(limits)
+    server = Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            http=partial(Connection, limits=limits),  # type: ignore[arg-type]  # it is called like a class
+            backlog=BACKLOG,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=FINAL_EVENTS_SECONDS,
+        )
+    )
+    watcher = asyncio.create_task(_watch(server, client, app.state.services.admission, settings.shutdown_timeout))
+    await server.serve()
+    if not server.started:
+        watcher.cancel()
+        return 1
+    return await watcher
+
+
+async def _check_database(database: Database) -> None:
+    """Check the database before the model is loaded. Raises `DatabaseError` if it is unavailable or of another version."""
+    try:
+        await database.prepare()
+    except DatabaseUnavailable as error:
+        raise DatabaseError(f"database: {error.message}") from None
+
+
+async def _watch(server: Server, client: EngineClient, admission: Admission, timeout: float) -> int:
+    """Wait for a signal or a failed start of the worker, then drain the requests and stop the server.
+
+    Raises `SettingsError` if the worker has refused the settings.
+    """
+    signals = _signals()
+    loaded = asyncio.ensure_future(client.loaded())
+    first_signal = asyncio.ensure_future(signals.get())
+    await asyncio.wait({loaded, first_signal}, return_when=asyncio.FIRST_COMPLETED)
+    is_broken = loaded.done() and loaded.exception() is not None
+    if is_broken:
+        first_signal.cancel()
+    else:
+        await first_signal
+        loaded.cancel()
+        await _drain(admission, client, timeout, signals)
+    server.should_exit = True
+    if is_broken and isinstance(error := loaded.exception(), SettingsError):
+        raise error
+    return int(is_broken)
+
+
+def _signals() -> asyncio.Queue[int]:
+    received: asyncio.Queue[int] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, received.put_nowait, number)
+    return received
+
+
+async def _drain(admission: Admission, client: EngineClient, timeout: float, signals: asyncio.Queue[int]) -> None:
+    admission.close()
+    logger.info("shutting down", extra={"waiting": admission.num_waiting, "running": admission.num_running})
+    second_signal = asyncio.ensure_future(signals.get())
+    idle = asyncio.ensure_future(admission.wait_until_idle())
+    await asyncio.wait({second_signal, idle}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    second_signal.cancel()
+    if not idle.done():
+        client.fail_all(ShuttingDown("the server is shutting down"))
+        await asyncio.wait({idle}, timeout=FINAL_EVENTS_SECONDS)
+    idle.cancel()

@@ -1,0 +1,72 @@
+"""EfficientNet-Lite0: bit for bit timm's, and without timm in the process that serves it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from model.efficientnet import EfficientNetLite0, fold_batch_norms
+from model.timm_encoders import fold
+from model.vision import VisionEncoder
+from model.zoo.default import DEFAULT
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("timm", "torchvision", "torch._dynamo", "sympy")
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[EfficientNetLite0, Any]:
+    """Return our network and timm's, with the same weights, whose batch norms do something."""
+    torch.manual_seed(0)
+    theirs = timm.create_model("tf_efficientnet_lite0", num_classes=0, global_pool="").eval()
+    for norm in (module for module in theirs.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        for statistic in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            assert statistic is not None
+            torch.nn.init.uniform_(statistic, 0.5, 1.5)
+    ours = EfficientNetLite0().eval()
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("side", [64, 97])
+@torch.inference_mode()
+def test_the_map_is_that_of_timm(networks: tuple[EfficientNetLite0, Any], side: int) -> None:
+    ours, theirs = networks
+    pixels = torch.randn(2, 3, side, side).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(ours.forward_features(pixels), theirs.forward_features(pixels))
+
+
+@torch.inference_mode()
+def test_folding_is_that_of_timms_network(networks: tuple[EfficientNetLite0, Any]) -> None:
+    ours, theirs = networks
+    pixels = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    before = ours.forward_features(pixels)
+    fold_batch_norms(ours)
+    fold(theirs)
+    after = ours.forward_features(pixels)
+    assert torch.equal(after, theirs.forward_features(pixels))
+    torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
+    assert not torch.equal(after, before)
+
+
+def test_a_larger_efficientnet_is_timms() -> None:
+    with torch.device("meta"):
+        encoder = VisionEncoder(replace(DEFAULT.vision, architecture="tf_efficientnet_lite1"))
+    assert type(encoder.encoder).__module__.startswith("timm.")
+
+
+def test_the_default_model_is_built_without_timm_and_torchs_compiler() -> None:
+    code = (
+        "import sys, torch, server.engine.build; from model.flamingo import Flamingo; "
+        "from model.zoo.default import DEFAULT\n"
+        f"with torch.device('meta'): Flamingo(DEFAULT)\nprint([name for name in {HEAVY} if name in sys.modules])"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "[]"

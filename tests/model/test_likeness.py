@@ -1,0 +1,68 @@
+"""The likeness against its definition, computed image by image, and the file in which it is stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from model.likeness import CLASS_WEIGHT, LIKENESS, MATRICES, ClassLikeness, load_likeness, to_tensors, unit
+
+WIDTH, NUM_DISCRIMINANTS, NUM_CLASSES, NUM_NODES = 12, 5, 7, 9
+RNG = np.random.default_rng(3)
+
+
+def random(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float16).astype(np.float32)
+
+
+@pytest.fixture
+def likeness() -> ClassLikeness:
+    return ClassLikeness(
+        mean=random(WIDTH),
+        directions=random(NUM_DISCRIMINANTS, WIDTH),
+        weight=random(NUM_CLASSES, WIDTH),
+        bias=random(NUM_CLASSES),
+        ancestors=RNG.random((NUM_NODES, NUM_CLASSES)) < 0.4,
+    )
+
+
+def similarity(first: np.ndarray, second: np.ndarray) -> float:
+    return float(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
+
+
+def test_similarities_are_those_of_discriminants_classes_and_ancestors(likeness: ClassLikeness) -> None:
+    images = np.abs(random(2, WIDTH))
+    parts: dict[str, list[np.ndarray]] = {"discriminants": [], "classes": [], "ancestors": []}
+    for image in images:
+        parts["discriminants"].append(likeness.directions @ (image - likeness.mean))
+        centred = likeness.weight - likeness.weight.mean(0)
+        parts["classes"].append(centred @ (image / np.linalg.norm(image)))
+        logits = likeness.weight @ image + likeness.bias
+        probabilities = np.exp(logits) / np.exp(logits).sum()
+        nodes = [
+            np.sqrt(probabilities[below].sum()) - np.sqrt(below.sum() / NUM_CLASSES) for below in likeness.ancestors
+        ]
+        parts["ancestors"].append(np.array(nodes))
+    discriminants, classes, ancestors = (similarity(*part) for part in parts.values())
+    expected = (discriminants + CLASS_WEIGHT * (classes + ancestors) / 2) / (1 + CLASS_WEIGHT)
+    first, second = likeness(images)
+    assert first @ second == pytest.approx(expected, abs=1e-5)
+    assert first @ first == pytest.approx(1, abs=1e-5)
+
+
+def test_a_folder_has_the_likeness_that_was_stored(likeness: ClassLikeness, tmp_path: Path) -> None:
+    matrices = {name: getattr(likeness, name) for name in MATRICES}
+    save_file(to_tensors(likeness.ancestors, **matrices), tmp_path / LIKENESS)
+    images = np.abs(random(4, WIDTH))
+    assert load_likeness(tmp_path)(images) == pytest.approx(likeness(images))
+
+
+def test_a_model_without_a_classifier_compares_features(tmp_path: Path) -> None:
+    assert load_likeness(tmp_path) is unit
+    assert unit(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)).tolist() == [
+        [pytest.approx(0.6), pytest.approx(0.8)],
+        [0, 0],
+    ]

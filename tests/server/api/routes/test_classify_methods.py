@@ -1,0 +1,144 @@
+"""`/v1/classify` by likeness: which examples are compared, what `auto` chooses, and what is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from server.media.source import encoded
+from server.settings import Settings
+from tests.server.conftest import data_url, png
+from tests.server.fakes import CONFIG, TOKENIZER, FakeClient
+
+pytestmark = pytest.mark.anyio
+CATS, DOGS, QUERY = [png("red"), png("darkred")], [png("green"), png("darkgreen")], png("orange")
+SHOTS = [
+    {"image": data_url(image), "label": label} for label, images in (("cat", CATS), ("dog", DOGS)) for image in images
+]
+
+
+def direction(*values: float) -> np.ndarray:
+    vector = np.zeros(CONFIG.vision.feature_dim, np.float32)
+    vector[: len(values)] = values
+    return vector / np.linalg.norm(vector)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", max_media_per_request=8)
+
+
+@pytest.fixture(autouse=True)
+def vectors(client: FakeClient) -> None:
+    """The query is like a cat, and the language model says "dog"."""
+    images = {CATS[0]: (1, 0.2), CATS[1]: (1, 0.1), DOGS[0]: (0.1, 1), DOGS[1]: (0.2, 1), QUERY: (1, 0.3)}
+    client.vectors |= {encoded(image, "image", "").digest: direction(*vector) for image, vector in images.items()}
+    cat = TOKENIZER.encode_plain("cat")
+    client.logprobs = lambda request, candidate: [-2.0 if candidate == cat else -1.0] * len(candidate)
+
+
+async def post(http: httpx.AsyncClient, **fields: Any) -> httpx.Response:
+    return await http.post("/v1/classify", json={"shots": SHOTS, "query": {"image": data_url(QUERY)}, **fields})
+
+
+async def classify(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
+    answer = await post(http, **fields)
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+@pytest.mark.parametrize("method", ["nearest_mean", "knn", "linear"])
+async def test_a_method_by_likeness_computes_no_prompt(
+    http: httpx.AsyncClient, client: FakeClient, method: str
+) -> None:
+    body = await classify(http, method=method)
+    assert (body["method"], body["label"]) == (method, "cat")
+    assert client.scores == []
+    first = body["candidates"][0]
+    assert (first["logprob"], first["num_tokens"], list(first["scores"])) == (None, None, [method])
+    assert first["probability"] == pytest.approx(np.exp(first["scores"][method]))
+    assert body["usage"]["prompt_tokens"] == 0
+    assert body["usage"]["fewshot_details"]["media"] == 1
+    assert body["fewshot"]["shots"] == []
+
+
+async def test_a_blend_adds_both_parts(http: httpx.AsyncClient, client: FakeClient) -> None:
+    body = await classify(http, method="blend")
+    assert len(client.scores) == 1
+    logs = [sum(candidate["scores"].values()) for candidate in body["candidates"]]
+    assert set(body["candidates"][0]["scores"]) == {"in_context", "nearest_mean"}
+    shares = np.exp(logs) / np.exp(logs).sum()
+    assert [candidate["probability"] for candidate in body["candidates"]] == pytest.approx(shares.tolist())
+    assert [shot["label"] for shot in body["fewshot"]["shots"]] == ["cat", "cat", "dog", "dog"]
+
+
+async def test_auto_is_the_default_and_uses_likeness_where_it_can_be_compared(http: httpx.AsyncClient) -> None:
+    body = await classify(http)
+    assert body["method"] in ("nearest_mean", "knn", "linear")
+    assert body["label"] == "cat"
+
+
+async def test_auto_blends_where_a_label_has_a_single_example(http: httpx.AsyncClient) -> None:
+    assert (await classify(http, shots=SHOTS[1:]))["method"] == "blend"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"candidates": ["cat", "dog", "cow"]},
+        {"zero_shot": True, "candidates": ["cat", "dog"]},
+        {
+            "shots": [{"question": "a", "text": "x"}, {"question": "b", "text": "y"}],
+            "query": {"question": "c"},
+            "template": {"shot": "{question} {text}"},
+        },
+        {"shots": [], "candidates": ["cat", "dog"]},
+    ],
+)
+async def test_auto_asks_the_language_model_where_likeness_cannot_answer(
+    http: httpx.AsyncClient, fields: dict[str, Any]
+) -> None:
+    assert (await classify(http, **fields))["method"] == "in_context"
+
+
+@pytest.mark.parametrize("method", ["nearest_mean", "knn", "linear", "blend"])
+async def test_a_method_that_cannot_answer_is_refused(http: httpx.AsyncClient, method: str) -> None:
+    answer = await post(http, method=method, candidates=["cat", "dog", "cow"])
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == "method"
+    assert "'cow' has none" in error["message"]
+
+
+async def test_options_of_the_language_model_choose_it_or_are_refused(http: httpx.AsyncClient) -> None:
+    assert (await classify(http, permutations=2))["method"] == "in_context"
+    assert (await classify(http, permutations=2, method="blend"))["method"] == "blend"
+    answer = await post(http, permutations=2, method="knn")
+    assert answer.status_code == 400
+    assert "permutations" in answer.json()["error"]["message"]
+
+
+async def test_a_support_set_is_compared_whole_whatever_k_is_and_its_vectors_are_computed_once(
+    http: httpx.AsyncClient, client: FakeClient
+) -> None:
+    examples = [{"image": shot["image"], "label": shot["label"]} for shot in SHOTS]
+    assert (await http.post("/v1/support_sets", json={"name": "pets", "examples": examples})).status_code == 200
+    for _ in range(2):
+        body = await classify(http, shots=[], examples={"support_set": "pets", "k": 0}, method="knn")
+        assert body["label"] == "cat"
+        assert body["fewshot"]["version"] == 1
+    digests = [media.digest for media in client.embedded]
+    assert sorted(digests.count(encoded(image, "image", "").digest) for image in (*CATS, *DOGS)) == [1, 1, 1, 1]
+
+
+async def test_candidates_may_be_a_part_of_the_labels(http: httpx.AsyncClient) -> None:
+    cow = {"image": data_url(png("blue")), "label": "cow"}
+    body = await classify(
+        http, shots=[*SHOTS, cow], candidates=["dog", {"label": "kitty", "text": "cat"}], method="knn"
+    )
+    assert [candidate["label"] for candidate in body["candidates"]] == ["kitty", "dog"]

@@ -1,0 +1,114 @@
+"""Methods by likeness against scikit-learn's, on vectors of known classes; and the choice between them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+
+from server.fewshot.methods import LIKENESS_METHODS
+from server.fewshot.methods.likeness import (
+    MAX_FOLDS,
+    Array,
+    Fitted,
+    Labelled,
+    Likeness,
+    Vectors,
+    best_method,
+    leave_out,
+)
+from server.fewshot.methods.linear import STRENGTH
+from server.fewshot.methods.nearest import NearestNeighbours
+
+WIDTH = 24
+
+
+def unit(vectors: np.ndarray) -> Vectors:
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def examples(num_labels: int, per_label: int, noise: float, seed: int = 0) -> Labelled:
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(num_labels), per_label)
+    centres = np.random.default_rng(num_labels).standard_normal((num_labels, WIDTH))
+    return Labelled(unit(centres[labels] + noise * rng.standard_normal((len(labels), WIDTH))), labels, num_labels)
+
+
+@pytest.mark.parametrize("name", LIKENESS_METHODS)
+@pytest.mark.parametrize("num_labels", [1, 2, 5])
+def test_log_probabilities_sum_to_one_and_find_the_label(name: str, num_labels: int) -> None:
+    logs = (
+        LIKENESS_METHODS[name]
+        .fit(examples(num_labels, 4, 0.3))
+        .log_probabilities((queries := examples(num_labels, 8, 0.3, seed=1)).vectors)
+    )
+    assert np.exp(logs).sum(1) == pytest.approx(np.ones(len(logs)))
+    assert (logs.argmax(1) == queries.labels).mean() > 0.9
+
+
+def test_the_nearest_mean_is_that_of_scikit_learn() -> None:
+    labelled, queries = examples(5, 3, 1.5), examples(5, 20, 1.5, seed=1).vectors
+    means = unit(np.stack([labelled.vectors[labelled.labels == label].mean(0) for label in range(5)]))
+    nearest = KNeighborsClassifier(1).fit(means, range(5))
+    predicted = LIKENESS_METHODS["nearest_mean"].fit(labelled).log_probabilities(queries).argmax(1)
+    assert predicted.tolist() == nearest.predict(queries).tolist()
+
+
+def test_the_linear_head_has_the_probabilities_of_scikit_learn() -> None:
+    for num_labels in (2, 4):
+        labelled, queries = examples(num_labels, 6, 1.0), examples(num_labels, 5, 1.0, seed=1).vectors
+        regression = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=1000)
+        expected = regression.fit(labelled.vectors, labelled.labels).predict_proba(queries)
+        logs = LIKENESS_METHODS["linear"].fit(labelled).log_probabilities(queries)
+        assert np.exp(logs) == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_label_with_many_examples_has_no_advantage_among_neighbours() -> None:
+    vectors = unit(np.array([[1, 0.1, 0], [0, 1, 0.3], [0, 1, 0.4], [0, 1, 0.5], [0, 1, 0.6]]))
+    fitted = NearestNeighbours().fit(Labelled(vectors, np.array([0, 1, 1, 1, 1]), 2))
+    assert fitted.num_neighbours == 1
+    logs = fitted.log_probabilities(unit(np.array([[1, 0.5, 0]])))
+    assert logs.argmax() == 0
+
+
+class Remembering:
+    """A method that knows the labels of the vectors that it was fitted to, and answers wrongly for all others."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def fit(self, labelled: Labelled) -> Fitted:
+        self.sizes.append(len(labelled.vectors))
+        known = {vector.tobytes(): int(label) for vector, label in zip(labelled.vectors, labelled.labels, strict=True)}
+
+        class Answers:
+            def log_probabilities(self, queries: Vectors) -> Array:
+                labels = [known.get(query.tobytes(), labelled.num_labels - 1) for query in queries]
+                return np.log(0.8 * np.eye(labelled.num_labels)[labels] + 0.2 / labelled.num_labels)
+
+        return Answers()
+
+
+@pytest.mark.parametrize("per_label", [2, 11, 40])
+def test_a_left_out_example_is_never_known(per_label: int) -> None:
+    labelled, method = examples(3, per_label, 0.5), Remembering()
+    assert leave_out(method, labelled).accuracy == pytest.approx(1 / 3)
+    assert len(method.sizes) == min(len(labelled.vectors), MAX_FOLDS)
+    assert sum(len(labelled.vectors) - size for size in method.sizes) == len(labelled.vectors)
+
+
+def test_the_method_with_the_highest_accuracy_is_the_best_and_of_equal_ones_the_surest() -> None:
+    class Constant:
+        def __init__(self, probability: float) -> None:
+            self.probability = probability
+
+        def fit(self, labelled: Labelled) -> Fitted:
+            return self
+
+        def log_probabilities(self, queries: Vectors) -> Array:
+            return np.log([[self.probability, 1 - self.probability]] * len(queries))
+
+    labelled = Labelled(examples(2, 2, 0.1).vectors[[0, 1, 2]], np.array([0, 0, 1]), 2)
+    methods: dict[str, Likeness] = {"wrong": Constant(0.1), "unsure": Constant(0.55), "sure": Constant(0.6)}
+    assert best_method(methods, labelled) == "sure"

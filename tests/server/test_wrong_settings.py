@@ -1,0 +1,190 @@
+"""Startup fails for a setting that cannot work, with one line that names it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.folder import WEIGHTS, save_folder
+from model.zoo.default import DEFAULT
+from server.__main__ import main
+from server.engine.build import build, engine_config
+from server.engine_client.spare import Spare
+from server.served_model import ServedModel
+from server.serving import serve
+from server.settings import Settings, SettingsError
+from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = CONFIGS["openflamingo"]
+Change = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_folder(folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
+    return folder
+
+
+@pytest.fixture
+def _no_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the command from sending the logs of later tests to this test's standard error."""
+    monkeypatch.setattr("server.logs.configure", lambda *_: None)
+
+
+@pytest.fixture
+def folder(good: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(good, tmp_path / "model")
+
+
+def a_file(tmp_path: Path) -> Path:
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file"
+
+
+def with_config(part: str, **values: object) -> Change:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config[part] |= values
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+def cut(name: str, num_bytes: int) -> Change:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:num_bytes])
+
+
+def without(name: str) -> Change:
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.usefixtures("_no_logs")
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_threads", "0", "num_threads: .*greater than or equal to 1"),
+        ("num_threads", "100000", "num_threads: .*less than or equal to 1024"),
+        ("port", "70000", "port: .*less than or equal to 65535"),
+        ("host", "nowhere.invalid", "host: 'nowhere.invalid' is no address or name"),
+        ("host", "203.0.113.7", "host: '203.0.113.7' is no address of this machine; 0.0.0.0"),
+        ("config", "/nowhere.yaml", "config /nowhere.yaml: "),
+    ],
+)
+def test_the_command_names_a_wrong_setting_in_one_line(
+    name: str, value: str, message: str, good: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--model", str(good), f"--{name.replace('_', '-')}", value]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"error: {message}", line), line
+
+
+@pytest.mark.usefixtures("_no_logs")
+def test_a_port_in_use_is_named(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["--model", str(good), "--port", str(port)]) == 2
+    assert f"error: port: {port} is in use on 127.0.0.1; set another port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_model_len": 100_000}, "max_model_len: 100000 is more than the 512 positions"),
+        ({"data_dir": a_file}, "data_dir: the folder .*file.* cannot be created"),
+        ({"database": "sqlite:////proc/nothing/x.db"}, "data_dir: the folder /proc/nothing .* cannot be created"),
+        ({"database": "mysql://host/name"}, "database: mysql is not supported"),
+        ({"media_store": "nosuch://bucket"}, "media_store: 'nosuch://bucket' is no folder or URL"),
+        ({"media_url_hosts": "http://a.org"}, "media_url_hosts: 'http://a.org' is not a host name"),
+        ({"media_url_hosts": "*.a.org"}, r"media_url_hosts: '\*.a.org' is not a host name"),
+        ({"media_url_ports": "all"}, "media_url_ports: 'all' is not a port"),
+        ({"model": "/nowhere"}, "model: /nowhere is not a model folder"),
+        ({"model": a_file}, "model: .*file is not a model folder"),
+    ],
+)
+async def test_the_api_process_refuses_a_wrong_setting(
+    values: dict[str, Any], message: str, good: Path, tmp_path: Path
+) -> None:
+    resolved = {name: value(tmp_path) if callable(value) else value for name, value in values.items()}
+    texts = {name: str(value) if isinstance(value, Path) else value for name, value in resolved.items()}
+    settings = Settings.model_validate({"model": str(good), "data_dir": tmp_path / "data", "port": 0, **texts})
+    with pytest.raises(SettingsError, match=message):
+        await serve(settings, Spare("no:worker", 1.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("config.json"), "it has no config.json"),
+        (cut("config.json", 9), "config.json is not JSON"),
+        (without("tokenizer.json"), "tokenizer.json cannot be read as a tokenizer"),
+        (cut("tokenizer.json", 99), "tokenizer.json cannot be read as a tokenizer"),
+        (without(WEIGHTS), "holds no weights"),
+        (cut(WEIGHTS, 5000), "model.safetensors cannot be read as safetensors"),
+        (cut(WEIGHTS, 4), "model.safetensors cannot be read as safetensors"),
+        (with_config("language_model", num_layers=9), "missing"),
+        (with_config("vision", architecture="resnet_of_dreams"), "'resnet_of_dreams'"),
+    ],
+)
+def test_the_worker_refuses_a_broken_model(change: Change, message: str, folder: Path) -> None:
+    change(folder)
+    with pytest.raises(SettingsError, match=f"^model: .*{message}"):
+        build(Settings(model=str(folder), cache_dir=folder.parent, device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"device": "cuda"}, "device: torch finds no CUDA device here; cpu and auto"),
+        ({"kernels": "triton"}, "kernels: backend 'triton' was requested, but torch sees no GPU"),
+    ],
+)
+def test_the_worker_refuses_a_wrong_setting(
+    values: dict[str, Any], message: str, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("kernels.backend.INTERPRETING", False)
+    with pytest.raises(SettingsError, match=f"^{message}"):
+        build(Settings(model=str(good), cache_dir=tmp_path, **values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"kv_cache_mb": 100},
+            "kv_cache_mb: 100 holds 568 blocks of 4 tokens, .*8192 needs 2048; raise kv_cache_mb or",
+        ),
+        ({"kv_cache_mb": 1, "block_size": 1024}, "kv_cache_mb: 1 is less than one entry"),
+        ({"media_cache_mb": 1}, "media_cache_mb: 1 is less than one entry"),
+    ],
+)
+def test_caches_that_hold_no_request_are_refused(values: dict[str, Any], message: str, good: Path) -> None:
+    served = replace(ServedModel.load(Settings(model=str(good))), config=DEFAULT, max_model_len=8192)
+    with pytest.raises(SettingsError, match=f"^{message}"):
+        engine_config(served, Settings(device="cpu", **values), torch.float32)
+
+
+def test_an_error_of_the_worker_ends_the_command_with_one_line(good: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "server", "--model", str(good), "--port", "0", "--kernels", "triton"]
+    finished = subprocess.run(
+        [*command, "--data-dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert finished.returncode == 2
+    assert "Traceback" not in finished.stderr
+    assert finished.stderr.splitlines()[-1].startswith("error: kernels: backend 'triton' was requested")
+    assert " ERROR " not in finished.stderr
