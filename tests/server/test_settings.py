@@ -58,6 +58,11 @@ def test_an_error_names_an_unknown_variable(monkeypatch: pytest.MonkeyPatch) -> 
         read_settings([])
 
 
+def test_a_variable_of_the_client_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAMBOYANCE_URL", "http://127.0.0.1:1")
+    read_settings([])
+
+
 def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read_settings(["--prot", "1"])
