@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from model.zoo.default import DEFAULT
 from server.__main__ import main, with_model
 from server.settings import Settings, SettingsError, child_environment, read_settings
 
@@ -101,6 +102,8 @@ def test_help_names_the_program(capsys: pytest.CaptureFixture[str]) -> None:
 def test_paths_of_the_worker_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker has another working directory."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text(DEFAULT.to_json(), encoding="utf-8")
     settings = with_model(read_settings(["tiny", "--cache-dir", "cache", "--data-dir", "data"]))
     assert settings.model == str(tmp_path / "tiny")
     assert settings.cache_folder == tmp_path / "cache"
