@@ -17,7 +17,7 @@ import numpy as np
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate, answer_of
 from server.fewshot.classification import IN_CONTEXT
-from server.fewshot.methods import LIKENESS_METHODS
+from server.fewshot.methods import CLASSES, likeness_method, likeness_methods
 from server.fewshot.methods.likeness import Array, Fitted, Labelled, best_method
 from server.fewshot.prompting import Question
 from server.fewshot.recent import Recent
@@ -60,16 +60,16 @@ class ComparedExamples:
 
     def fit(self, name: str) -> Fitted:
         if name not in self.fitted:
-            self.fitted[name] = LIKENESS_METHODS[name].fit(self.labelled)
+            self.fitted[name] = likeness_method(name).fit(self.labelled)
         return self.fitted[name]
 
     def choose(self) -> str:
         """Return the best method by leave-one-out, or the blend where it cannot tell: a label has a single example."""
         if not self.best:
             is_large = len(self.labelled.vectors) > MAX_COMPARED_LINEAR
-            methods = {name: m for name, m in LIKENESS_METHODS.items() if not (is_large and name == LINEAR)}
+            names = [name for name in CLASSES if not (is_large and name == LINEAR)]
             is_blend = self.labelled.counts().min() < 2
-            self.best = "blend" if is_blend else best_method(methods, self.labelled)
+            self.best = "blend" if is_blend else best_method(likeness_methods(names), self.labelled)
         return self.best
 
 
