@@ -2,7 +2,7 @@
 
 An episode's shots come in rounds, with every word once per round; queries branch off after some of the rounds. The controls
 are the same words with shuffled images, the same prompt without images, the categories' real names instead of the novel
-words (the contribution of language), and the nearest mean of the encoder's pooled features.
+words (the contribution of language), and the nearest means of the encoder's pooled features and of the model's likeness.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from evaluation.ranking import Branch, Ranker, concatenate, encode_segments
 from model.flamingo import Flamingo
+from model.likeness import Likeness, unit
 from model.prompt import PromptTokenizer
 from training.default.catalogue import Catalogue, Rows
 from training.default.templates import Template, item
@@ -25,6 +26,7 @@ from training.default.words import HELD_OUT_WORDS
 TEMPLATE = Template("Output:")
 REAL_NAMES = "real names"
 NEAREST_MEAN = "nearest mean"
+LIKENESS = "nearest mean of likeness"
 VARIANTS = ("model", "shuffled", "blind", REAL_NAMES)
 
 
@@ -39,7 +41,7 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The answers of an episode: for each variant and the nearest mean, by the number of rounds, whether it was correct."""
+    """The answers of an episode: for each variant and nearest mean, by the number of rounds, whether it was correct."""
 
     is_correct: dict[str, dict[int, bool]]
 
@@ -67,18 +69,20 @@ def sample_episodes(categories: Rows, ways: int, rounds: int, count: int, seed: 
 
 
 class Binding:
-    def __init__(self, model: Flamingo, tokenizer: PromptTokenizer, catalogue: Catalogue) -> None:
+    def __init__(
+        self, model: Flamingo, tokenizer: PromptTokenizer, catalogue: Catalogue, likeness: Likeness = unit
+    ) -> None:
         self.model, self.tokenizer, self.catalogue = model, tokenizer, catalogue
+        self._likeness, self._vectors = likeness, dict[int, Tensor]()
         self._dtype = next(model.resampler.parameters()).dtype
 
     @torch.inference_mode()
     def judge(self, episode: Episode, rounds: Sequence[int], variants: Sequence[str] = VARIANTS) -> Outcome:
         """Answer the episode after each number of rounds, in each variant and by the nearest mean."""
+        vectors = {NEAREST_MEAN: self._normalised_feature, LIKENESS: self._likeness_vector}
         is_correct = {
-            NEAREST_MEAN: {
-                num_rounds: nearest_mean(episode, num_rounds, self._normalised_feature) == episode.answer
-                for num_rounds in rounds
-            }
+            name: {number: nearest_mean(episode, number, vector) == episode.answer for number in rounds}
+            for name, vector in vectors.items()
         }
         if not variants:
             return Outcome(is_correct)
@@ -91,6 +95,11 @@ class Binding:
 
     def _normalised_feature(self, row: int) -> Tensor:
         return F.normalize(self.catalogue.pooled(row), dim=0)
+
+    def _likeness_vector(self, row: int) -> Tensor:
+        if row not in self._vectors:
+            self._vectors[row] = torch.from_numpy(self._likeness(self.catalogue.pooled(row)[None].numpy()))[0]
+        return self._vectors[row]
 
     def _rank(
         self, ranker: Ranker, episode: Episode, rounds: Sequence[int], pages: dict[int, int], variant: str

@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 
-from evaluation.binding import NEAREST_MEAN, VARIANTS, Binding, Episode, Outcome, sample_episodes
+from evaluation.binding import LIKENESS, NEAREST_MEAN, VARIANTS, Binding, Episode, Outcome, sample_episodes
 from evaluation.intervals import Share, share
 from evaluation.naming import Naming, perplexity
 from model.flamingo import Flamingo
 from model.folder import load_folder
+from model.likeness import load_likeness
 from model.prompt import PromptTokenizer
 from model.zoo.default import prepare
 from training.default.catalogue import Catalogue
@@ -59,7 +60,7 @@ class Options:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*self.variants, NEAREST_MEAN)
+        return (*self.variants, NEAREST_MEAN, LIKENESS)
 
 
 def binding_table(catalogue: Catalogue, options: Options, folder: Path) -> dict[str, dict[str, Share]]:
@@ -94,7 +95,8 @@ _process_binding: list[Binding] = []
 def _initialise(folder: Path, options: Options) -> None:
     torch.set_num_threads(1)
     model = _load_served(folder, options)
-    _process_binding.append(Binding(model, PromptTokenizer.load(folder, model.config.prompt), Catalogue(options.data)))
+    tokenizer = PromptTokenizer.load(folder, model.config.prompt)
+    _process_binding.append(Binding(model, tokenizer, Catalogue(options.data), load_likeness(folder)))
 
 
 def _load_served(folder: Path, options: Options) -> Flamingo:

@@ -40,22 +40,22 @@ class ClassLikeness:
     directions: Vectors  # [D, Dv], of the discriminants
     weight: Vectors  # [C, Dv], of the classifier
     bias: Vectors  # [C]
-    ancestors: NDArray[np.bool_]  # [A, C]: the classes below each node of WordNet
+    ancestors: Vectors  # [A, C]: 1 for the classes below a node of WordNet, else 0
 
     def __call__(self, features: Vectors) -> Vectors:
         discriminants = (features - self.mean) @ self.directions.T
         evidence = unit(features) @ (self.weight - self.weight.mean(0)).T
-        below = self.ancestors.T.astype(np.float32)  # [C, A]
-        nodes = np.sqrt(_softmax(features @ self.weight.T + self.bias) @ below) - np.sqrt(below.mean(0))
+        probabilities = _softmax(features @ self.weight.T + self.bias)
+        nodes = np.sqrt(probabilities @ self.ancestors.T) - np.sqrt(self.ancestors.mean(1))
         classes = unit(np.concatenate([unit(evidence), unit(nodes)], axis=-1))
         return unit(np.concatenate([unit(discriminants), np.float32(CLASS_WEIGHT**0.5) * classes], axis=-1))
 
 
-def to_tensors(ancestors: NDArray[np.bool_], **matrices: Vectors) -> dict[str, NDArray[np.generic]]:
+def to_tensors(ancestors: NDArray[np.generic], **matrices: Vectors) -> dict[str, NDArray[np.generic]]:
     """Return the tensors that `load_likeness` reads, or some of them: `matrices` are those of `MATRICES`."""
-    return {name: matrix.astype(np.float16) for name, matrix in matrices.items()} | {
-        "ancestors": np.packbits(ancestors, axis=1)
-    }
+    # safetensors writes an array as it lies in memory
+    stored = {name: np.ascontiguousarray(matrix, np.float16) for name, matrix in matrices.items()}
+    return {**stored, "ancestors": np.packbits(np.ascontiguousarray(ancestors, bool), axis=1)}
 
 
 def load_likeness(folder: Path) -> Likeness:
@@ -66,7 +66,7 @@ def load_likeness(folder: Path) -> Likeness:
     num_classes = len(tensors["bias"])
     return ClassLikeness(
         **{name: tensors[name].astype(np.float32) for name in MATRICES},
-        ancestors=np.unpackbits(tensors["ancestors"], axis=1, count=num_classes).astype(bool),
+        ancestors=np.unpackbits(tensors["ancestors"], axis=1, count=num_classes).astype(np.float32),
     )
 
 

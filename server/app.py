@@ -23,6 +23,7 @@ from server.api.body import JSONResponse
 from server.api.guard import Guard
 from server.api.openapi import openapi_document, operation_id
 from server.api.routes import (
+    archives,
     candidates,
     chat,
     completions,
@@ -65,6 +66,7 @@ ROUTERS = (
     candidates.router,
     evaluations.router,
     support_sets.router,
+    archives.router,
     health.router,
     docs.router,
 )

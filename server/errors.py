@@ -52,6 +52,10 @@ class MediaUrlRefused(InvalidRequest, code="media_url_refused"):
     """The settings do not permit this URL."""
 
 
+class InvalidArchive(InvalidRequest, code="invalid_archive"):
+    """The body is not the archive of a support set, or it is damaged or exceeds a limit."""
+
+
 class ContextLengthExceeded(InvalidRequest, code="context_length_exceeded"):
     """Prompt and max_tokens exceed the model's context."""
 

@@ -19,6 +19,8 @@ from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSetti
 from server.logs import LogFormat
 
 PREFIX = "FLAMBOYANCE_"
+# of the client's command line, which may have the same environment
+CLIENT_VARIABLES = {"FLAMBOYANCE_URL"}
 PROGRAM = "python -m server"
 
 # the processes that the server starts have another working directory
@@ -111,6 +113,9 @@ class Settings(BaseModel):
     )
     header_timeout: float = Field(10.0, gt=0, description="seconds in which the head of a request must arrive")
     max_body_mb: float = Field(64.0, gt=0, le=4096, description="maximum size of a request body, in MiB")
+    max_import_mb: float = Field(
+        1024.0, gt=0, le=65536, description="maximum size of the archive of a support set, in MiB"
+    )
     max_bodies_mb: int = Field(
         512, ge=1, description="memory for the bodies of all requests that arrive, wait or run, in MiB"
     )
@@ -181,6 +186,10 @@ class Settings(BaseModel):
     @property
     def max_body_bytes(self) -> int:
         return int(self.max_body_mb * 2**20)
+
+    @property
+    def max_import_bytes(self) -> int:
+        return int(self.max_import_mb * 2**20)
 
     @property
     def max_media_bytes(self) -> int:
@@ -265,7 +274,7 @@ def _read_flags(arguments: Sequence[str], prog: str) -> CliSettingsSource[Any]:
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
-    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | CLIENT_VARIABLES
     if unknown := sorted(name for name in environment if name.startswith(PREFIX) and name not in known):
         raise SettingsError(f"unknown environment variable {', '.join(unknown)}")
 

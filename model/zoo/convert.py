@@ -59,7 +59,7 @@ def save_once(
 def _likeness(vision: Mapping[str, Tensor]) -> bytes:
     """Return the file that `training.default.likeness` built, with the classifier of the encoder's file."""
     classifier = {"weight": vision["_fc.weight"], "bias": vision["_fc.bias"]}
-    return save(load_file(LIKENESS_FILE) | {name: tensor.half().numpy() for name, tensor in classifier.items()})
+    return save(load_file(LIKENESS_FILE) | {name: t.half().contiguous().numpy() for name, t in classifier.items()})
 
 
 def _tensors(vision: Mapping[str, Tensor], source: GGUFFile, progress: Progress) -> Iterator[tuple[str, Tensor]]:

@@ -101,6 +101,7 @@ REQUEST_HEADERS = {
     "X-Request-Timeout": "Seconds that the request may take, from its arrival to its last byte; then it ends with 504.",
 }
 RESPONSE_HEADERS = {
+    "Content-Disposition": "The name under which to save the file.",
     "ETag": "Names the content, which never changes.",
     "Retry-After": "Seconds to wait before the request is repeated.",
     "X-Request-Id": "The id of the request.",

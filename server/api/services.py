@@ -12,7 +12,7 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import Request
 
-from server.admission import Admission
+from server.admission import Admission, SharedLimit
 from server.engine_client.client import Client
 from server.errors import InvalidRequest, ModelNotFound
 from server.fewshot.comparison import Comparison
@@ -29,6 +29,10 @@ from server.settings import Settings
 from server.store.database import Database
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
+
+MAX_IMPORTS = 4
+# three of the four, for one client
+MAX_IMPORTS_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,8 @@ class Services:
     evaluations: Evaluations
     # held while a large body is parsed, which blocks the event loop, and for some time after it
     parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # archives that arrive or are being imported; their files are on disk
+    imports: SharedLimit = field(default_factory=lambda: SharedLimit(MAX_IMPORTS, MAX_IMPORTS_SHARE))
 
     def model_not_found(self, name: str) -> ModelNotFound:
         return ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {self.model.name!r}")

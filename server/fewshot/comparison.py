@@ -7,22 +7,29 @@ a single example. What is fitted to a version, or to the same shots, is kept for
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate, answer_of
 from server.fewshot.classification import IN_CONTEXT
-from server.fewshot.methods import LIKENESS_METHODS
+from server.fewshot.methods import CLASSES, likeness_method, likeness_methods
 from server.fewshot.methods.likeness import Array, Fitted, Labelled, best_method
 from server.fewshot.prompting import Question
 from server.fewshot.recent import Recent
 from server.fewshot.retrieval import Retrieval, Vectors
 
+LINEAR = "linear"
+# examples up to which a linear head is fitted, and those up to which `auto` fits one for each that is left out
+MAX_LINEAR, MAX_COMPARED_LINEAR = 4096, 512
 # the likeness that is blended with the language model
 BLENDED = "nearest_mean"
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +60,16 @@ class ComparedExamples:
 
     def fit(self, name: str) -> Fitted:
         if name not in self.fitted:
-            self.fitted[name] = LIKENESS_METHODS[name].fit(self.labelled)
+            self.fitted[name] = likeness_method(name).fit(self.labelled)
         return self.fitted[name]
 
     def choose(self) -> str:
         """Return the best method by leave-one-out, or the blend where it cannot tell: a label has a single example."""
         if not self.best:
+            is_large = len(self.labelled.vectors) > MAX_COMPARED_LINEAR
+            names = [name for name in CLASSES if not (is_large and name == LINEAR)]
             is_blend = self.labelled.counts().min() < 2
-            self.best = "blend" if is_blend else best_method(LIKENESS_METHODS, self.labelled)
+            self.best = "blend" if is_blend else best_method(likeness_methods(names), self.labelled)
         return self.best
 
 
@@ -70,6 +79,7 @@ class Comparison:
 
     retrieval: Retrieval
     recent: Recent[ComparedExamples] = field(default_factory=Recent)
+    thread: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="likeness"), repr=False)
 
     async def choose(self, question: Question, method: str, candidates: Sequence[Candidate]) -> Chosen:
         """Return the method of a request. Raises `InvalidRequest` for one that cannot be used with these examples."""
@@ -79,11 +89,17 @@ class Comparison:
             if method == "auto":
                 return Chosen(IN_CONTEXT)
             raise InvalidRequest(f"{method} {obstacle}; in_context can", param="method")
+        if method == LINEAR and (number := len(question.examples)) > MAX_LINEAR:
+            raise InvalidRequest(f"linear takes up to {MAX_LINEAR} examples, there are {number}", param="method")
         examples = await self._examples(question, candidates)
         if method == "auto":
-            method = await asyncio.to_thread(examples.choose)
+            method = await self._run(examples.choose)
         likeness = BLENDED if method == "blend" else method
-        return Chosen(method, likeness, await asyncio.to_thread(examples.fit, likeness))
+        return Chosen(method, likeness, await self._run(examples.fit, likeness))
+
+    async def _run(self, function: Callable[..., Result], *arguments: object) -> Result:
+        """Run a function that fits methods in a thread of its own, so that it takes none from other work."""
+        return await asyncio.get_running_loop().run_in_executor(self.thread, function, *arguments)
 
     async def compare(self, question: Question, chosen: Chosen) -> dict[str, Array]:
         """Return the log-probabilities [C] of the candidates by the name of the part by likeness, if there is one."""

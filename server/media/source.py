@@ -23,14 +23,15 @@ PREFIXES: dict[Kind, str] = {"image": "img_", "video": "vid_"}
 class EncodedMedia:
     """An image or video of a request.
 
-    `source` is its bytes, or a function that reads them from the store: most requests never need them. `param` is its
-    path in the request, for error messages.
+    `source` is its bytes, or a function that reads them from the store or from a file: most requests never need them.
+    `param` is its path in the request, for error messages. `is_stored` is true for one that the request names by id.
     """
 
     kind: Kind
     source: bytes | Callable[[], bytes]
     digest: bytes
     param: str
+    is_stored: bool = False
 
     @property
     def id(self) -> str:

@@ -142,7 +142,11 @@ class MediaStore:
         if kind is None or not self.exists(media_id):
             raise not_found(media_id, param)
         return EncodedMedia(
-            kind=kind, source=lambda: self.get(media_id, param).data, digest=digest_of(media_id), param=param
+            kind=kind,
+            source=lambda: self.get(media_id, param).data,
+            digest=digest_of(media_id),
+            param=param,
+            is_stored=True,
         )
 
     def get(self, media_id: str, param: str = "") -> EncodedMedia:

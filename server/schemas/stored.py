@@ -148,6 +148,10 @@ class CreateRequest(Lifetime):
     metadata: Metadata = Field({})
 
 
+class ImportRequest(Schema):
+    name: SetName | None = Field(None, description="The name of the set, instead of the one in the archive.")
+
+
 class UpdateRequest(Lifetime):
     name: SetName | None = None
     pinned: bool = False

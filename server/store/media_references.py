@@ -20,7 +20,7 @@ from server.errors import MediaInUse, Unavailable
 from server.media.pool import DecodePool
 from server.media.source import EncodedMedia
 from server.media.store import MediaStore, not_found
-from server.media.turns import Job, Requester
+from server.media.turns import Job, Requester, Tally
 from server.store.database import Database, Result, Transaction, chunked
 from server.store.records import EmbeddingRow, ExampleMediaRow, LeaseRow, MediaRow
 
@@ -111,12 +111,14 @@ class MediaReferences:
         """Decode the media that have never been decoded, and return what the store keeps of each. Raises `InvalidMedia`."""
         if self._decoder is None:
             return {}
-        is_decoded, sent = self._store.is_decoded, [item for item in media.values() if item.is_in_memory]
+        is_decoded, sent = self._store.is_decoded, [item for item in media.values() if not item.is_stored]
         new = await asyncio.to_thread(lambda: [item for item in sent if not is_decoded(item.id)])
         infos: dict[str, dict[str, Any]] = {}
         requester = Requester()
         for start in range(0, len(new), DECODE_BATCH):
             batch = new[start : start + DECODE_BATCH]
+            if not batch[0].is_in_memory:
+                requester.pixels = Tally()  # an archive holds the media of several requests
             decoded = await asyncio.gather(*(self._decoder.decode(item, Job(requester)) for item in batch))
             for item, frames in zip(batch, decoded, strict=True):
                 infos[item.id] = {"size": frames.size, "num_frames": frames.shape[0]}
@@ -132,7 +134,7 @@ class MediaReferences:
     def _sizes(self, media: Mapping[str, EncodedMedia]) -> tuple[dict[str, int], set[str]]:
         """Return the number of bytes of each media item, and the ids of those that are stored already."""
         sizes = {
-            media_id: len(item.data) if item.is_in_memory else self._store.describe(media_id).num_bytes
+            media_id: self._store.describe(media_id).num_bytes if item.is_stored else len(item.data)
             for media_id, item in media.items()
         }
         return sizes, {media_id for media_id in media if self._store.exists(media_id)}
@@ -140,7 +142,7 @@ class MediaReferences:
     def _put(self, media: Mapping[str, EncodedMedia], infos: Mapping[str, dict[str, Any]]) -> None:
         """Store the bytes. Raises `MediaNotFound` for a stored media item that has been deleted in the meantime."""
         for media_id, item in media.items():
-            if item.is_in_memory:
+            if not item.is_stored:
                 self._store.put(item.data, item.kind, **infos.get(media_id, {}))
             elif not self._store.exists(media_id):
                 raise not_found(media_id, item.param)

@@ -107,7 +107,7 @@ class SupportSets:
 
         def create(session: Session, now: float) -> SupportSetInfo:
             if name is not None:
-                versions.check_name(session, name, now)
+                versions.take_name(session, name, now)
             row = SupportSetRow(
                 id=set_id,
                 name=name,
@@ -121,7 +121,7 @@ class SupportSets:
             session.flush()
             return self._put(session, row, now, examples)
 
-        return await self._store(examples, create, "", idempotency_key)
+        return await self._store(examples, create, "", idempotency_key, name)
 
     async def put_examples(
         self,
@@ -191,16 +191,20 @@ class SupportSets:
         change: Transaction[SupportSetInfo],
         scope: str,
         key: IdempotencyKey | None,
+        name: str | None = None,
     ) -> SupportSetInfo:
         """Store the media of the examples, and run the change that refers to them. A repeated request stores nothing.
 
-        A key counts within a scope: the id of the set that the request changes, or "" if it creates one.
+        A key counts within a scope: the id of the set that the request changes, or "" if it creates one. `name` is that
+        of a new set: if it is taken, the media are not even decoded.
         """
         if key is not None:
             answer = await self._database.read(lambda session, now: _first_answer(session, scope, key, now))
             if answer is not None:
                 return answer
             change = partial(_once, change, scope, key)
+        if name is not None:
+            await self._database.read(lambda session, now: versions.check_name(session, name, now))
         media = {media.id: media for example in examples for media in example.media}
         try:
             info = await self._media.write(media, change)

@@ -65,7 +65,7 @@ def delete_expired(session: Session, now: float) -> None:
 def update_set(session: Session, row: SupportSetRow, now: float, changes: Mapping[str, Any]) -> None:
     """Change any of name, expires_at, is_pinned and metadata. Raises `NameTaken`."""
     if changes.get("name") not in (None, row.name):
-        check_name(session, changes["name"], now)
+        take_name(session, changes["name"], now)
     for field, value in changes.items():
         setattr(row, "metadata_" if field == "metadata" else field, value)
     row.updated_at = now
@@ -151,10 +151,15 @@ def info(session: Session, row: SupportSetRow, version: int | None = None) -> Su
 
 
 def check_name(session: Session, name: str, now: float) -> None:
-    """Raise `NameTaken` unless the name is free. A set that has expired loses it."""
-    session.execute(delete(SupportSetRow).where(SupportSetRow.name == name, SupportSetRow.expires_at <= now))
-    if session.scalar(select(SupportSetRow.id).where(SupportSetRow.name == name)) is not None:
+    """Raise `NameTaken` unless the name is free."""
+    if session.scalar(select(SupportSetRow.id).where(SupportSetRow.name == name, _is_alive(now))) is not None:
         raise NameTaken(f"the name {name!r} is taken by another support set", param="name")
+
+
+def take_name(session: Session, name: str, now: float) -> None:
+    """Take the name from a set that has expired. Raises `NameTaken` unless it is free then."""
+    session.execute(delete(SupportSetRow).where(SupportSetRow.name == name, SupportSetRow.expires_at <= now))
+    check_name(session, name, now)
 
 
 def _is_alive(now: float) -> ColumnElement[bool]:

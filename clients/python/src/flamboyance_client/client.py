@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
     aclosing,
     asynccontextmanager,
+    closing,
     contextmanager,
 )
+from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 from weakref import finalize
 
@@ -28,6 +30,7 @@ from flamboyance_client.records import Classification, Score
 from flamboyance_client.replies import Completion, Health, Json, Model
 from flamboyance_client.resources import Evaluations, FewShot, Images, SupportSets
 from flamboyance_client.retries import Retries
+from flamboyance_client.transfers import read_file, read_file_async, written_file
 
 Reply = TypeVar("Reply")
 
@@ -54,7 +57,7 @@ class Client:
         self._retries = retries
         self.fewshot = FewShot(self._api, self._send, self._stream)
         self.images = Images(self._send)
-        self.support_sets = SupportSets(self._send, model)
+        self.support_sets = SupportSets(self._send, self._download, model)
         self.evaluations = Evaluations(self._send)
         self._http = httpx.Client(base_url=base_url, headers=_headers(api_key), timeout=timeout, transport=transport)
         finalize(self, self._http.close)
@@ -152,6 +155,12 @@ class Client:
             body = response.read()
         return call.read(response.status_code, body)
 
+    def _download(self, call: Call[Any], path: Path) -> None:
+        """Save the body of a reply in a file."""
+        with closing(self._open(call)) as response, _transport_errors(), written_file(path) as write:
+            for piece in response.iter_bytes():
+                write(piece)
+
     def _open(self, call: Call[Any]) -> httpx.Response:
         """Send a call, with retries, and return an accepted response whose body is not yet read."""
         attempts = 1
@@ -166,7 +175,7 @@ class Client:
             attempts += 1
 
     def _send_once(self, call: Call[Any]) -> httpx.Response:
-        request = self._http.build_request(**_request(call))
+        request = self._http.build_request(**_request(call, read_file))
         with _transport_errors():
             response = self._http.send(request, stream=True)
             if response.status_code in call.accepts:
@@ -192,7 +201,7 @@ class AsyncClient:
         self._retries = retries
         self.fewshot = AsyncFewShot(self._api, self._send, self._stream)
         self.images = AsyncImages(self._send)
-        self.support_sets = AsyncSupportSets(self._send, model)
+        self.support_sets = AsyncSupportSets(self._send, self._download, model)
         self.evaluations = AsyncEvaluations(self._send)
         self._http = httpx.AsyncClient(
             base_url=base_url, headers=_headers(api_key), timeout=timeout, transport=transport
@@ -292,6 +301,12 @@ class AsyncClient:
             body = await response.aread()
         return call.read(response.status_code, body)
 
+    async def _download(self, call: Call[Any], path: Path) -> None:
+        async with aclosing(await self._open(call)) as response:
+            with _transport_errors(), written_file(path) as write:
+                async for piece in response.aiter_bytes():
+                    await asyncio.to_thread(write, piece)
+
     async def _open(self, call: Call[Any]) -> httpx.Response:
         attempts = 1
         while True:
@@ -305,7 +320,7 @@ class AsyncClient:
             attempts += 1
 
     async def _send_once(self, call: Call[Any]) -> httpx.Response:
-        request = self._http.build_request(**_request(call))
+        request = self._http.build_request(**_request(call, read_file_async))
         with _transport_errors():
             response = await self._http.send(request, stream=True)
             if response.status_code in call.accepts:
@@ -336,11 +351,15 @@ def _delay(retries: Retries, call: Call[Any], attempts: int, error: FlamboyanceE
     return retries.delay(attempts, error, can_run_twice=call.can_run_twice) if call.is_retryable else None
 
 
-def _request(call: Call[Any]) -> dict[str, Any]:
+def _request(call: Call[Any], read: Callable[[Path], Any]) -> dict[str, Any]:
+    """Return the arguments of an httpx request. `read` yields the pieces of a file that is sent."""
     request: dict[str, Any] = {"method": call.method, "url": call.path, "params": call.query or None}
     headers = {} if call.idempotency_key is None else {"Idempotency-Key": call.idempotency_key}
-    if call.content is None:
+    if call.content is None and call.file is None:
         return request | {"json": call.body, "headers": headers}
+    if call.file is not None:
+        length = {"Content-Length": str(call.file.stat().st_size), "Content-Type": call.content_type or ""}
+        return request | {"content": read(call.file), "headers": headers | length}
     return request | {"content": call.content, "headers": headers | {"Content-Type": call.content_type or ""}}
 
 

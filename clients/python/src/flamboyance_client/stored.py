@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -14,6 +15,7 @@ from flamboyance_client.fewshot import AnyQuery, Example, as_query
 from flamboyance_client.options import EvaluateOptions, NewSet, SearchOptions, SetChanges, WarmOptions
 from flamboyance_client.prompt import Media, encode_media, is_url
 from flamboyance_client.records import Page, StoredExample, StoredMedia, SupportSet, is_deleted
+from flamboyance_client.transfers import ARCHIVE_TYPE
 
 PAGE = 100
 # the code of the error for a name that another support set has
@@ -82,6 +84,21 @@ class SupportSetCalls:
         query = _query(version=version, limit=limit, after=after)
         read = json_reader(lambda values: Page[StoredExample].parse(values, StoredExample.parse))
         return Call(method="GET", path=_path("support_sets", name, "examples"), query=query, read=read)
+
+    def export(self, name: str, version: int | None) -> Call[bytes]:
+        path = _path("support_sets", name, "export")
+        return Call(method="GET", path=path, query=_query(version=version), read=lambda status, body: body)
+
+    def import_(self, file: Path, name: str | None) -> Call[SupportSet]:
+        call = Call(
+            method="POST",
+            path=_path("support_sets", "import"),
+            file=file,
+            content_type=ARCHIVE_TYPE,
+            query=_query(name=name),
+            read=json_reader(SupportSet.parse),
+        )
+        return replace(call, idempotency_key=str(uuid4()))
 
     def search(self, name: str, query: AnyQuery, options: SearchOptions) -> Call[Page[StoredExample]]:
         body = self._with_model({**checked_options(SearchOptions, options), "query": as_query(query)})

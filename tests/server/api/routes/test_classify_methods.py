@@ -9,6 +9,8 @@ import httpx
 import numpy as np
 import pytest
 
+from server.fewshot import comparison
+from server.fewshot.methods.linear import Linear
 from server.media.source import encoded
 from server.settings import Settings
 from tests.server.conftest import data_url, png
@@ -142,3 +144,14 @@ async def test_candidates_may_be_a_part_of_the_labels(http: httpx.AsyncClient) -
         http, shots=[*SHOTS, cow], candidates=["dog", {"label": "kitty", "text": "cat"}], method="knn"
     )
     assert [candidate["label"] for candidate in body["candidates"]] == ["kitty", "dog"]
+
+
+async def test_a_linear_head_has_a_limit_and_auto_leaves_it_out_of_large_sets(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "MAX_LINEAR", 3)
+    answer = await post(http, method="linear")
+    assert answer.json()["error"]["message"] == "linear takes up to 3 examples, there are 4"
+    monkeypatch.setattr(comparison, "MAX_COMPARED_LINEAR", 3)
+    monkeypatch.setattr(Linear, "fit", None)
+    assert (await classify(http))["method"] in ("nearest_mean", "knn")

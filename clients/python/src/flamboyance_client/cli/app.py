@@ -1,0 +1,33 @@
+"""The application `flamboyance-client`. Each of its commands is also one of `flamboyance`, if both are installed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from flamboyance_client.cli import support_sets
+from flamboyance_client.cli.ask import ask
+from flamboyance_client.cli.classify import classify
+
+app = typer.Typer(
+    help="Ask a Flamboyance server about images, and keep support sets on it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(ask)
+app.command()(classify)
+app.add_typer(support_sets.app, name="support-set")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit status; an error of the command line is one line on stderr."""
+    try:
+        status = app(args=list(arguments), prog_name="flamboyance-client", standalone_mode=False)
+    except typer.TyperException as error:
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        return error.exit_code
+    except typer.Abort:
+        return 1
+    return status if isinstance(status, int) else 0

@@ -1,0 +1,51 @@
+"""`ask`: a question about one or more images, whose answer is printed while it is generated."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, print_json
+from flamboyance_client.cli.selection import K, StrategyOption, SupportSetOption, selection
+from flamboyance_client.fewshot import MediaPart, query
+from flamboyance_client.prompt import image, to_url, video
+
+TEMPLATE = "vqa"
+
+
+def ask(
+    words: Annotated[
+        list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Paths or URLs of images, and then the question.")
+    ],
+    support_set: SupportSetOption = None,
+    k: K = None,
+    strategy: StrategyOption = "rices_image",
+    max_tokens: Annotated[int, typer.Option(min=1, help="The maximum length of the answer.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 gives the most likely answer.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(show_default=False, help="Makes a random answer repeatable.")] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> None:
+    """Ask a question about images, after worked examples if a support set is given; these need questions too."""
+    *images, question = words
+    if not images:
+        raise typer.BadParameter("give at least one image, and then the question", param_hint="IMAGE... QUESTION")
+    options: dict[str, Any] = {"template": TEMPLATE, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    if support_set is not None:
+        options["examples"] = selection(support_set, k, strategy)
+    with connected(url, api_key) as client:
+        prompt = query([_part(path) for path in images], question=question)
+        if json:
+            print_json(client.fewshot.complete(prompt, **options).raw)
+            return
+        with client.fewshot.stream(prompt, **options) as events:
+            for event in events:
+                print(event.text, end="", flush=True)
+        print()
+
+
+def _part(source: str) -> MediaPart:
+    url = to_url(source)
+    return video(url) if url.startswith("data:video/") else image(url)

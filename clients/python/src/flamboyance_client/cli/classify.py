@@ -1,0 +1,84 @@
+"""`classify`: the labels of images, by the examples of a support set or of a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, print_json
+from flamboyance_client.cli.selection import K, StrategyOption, SupportSetOption, selection
+from flamboyance_client.cli.tables import print_table
+from flamboyance_client.folders import media_files
+from flamboyance_client.records import Classification
+
+NUM_OTHERS = 2
+
+
+def classify(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, videos, or folders of them.")],
+    support_set: SupportSetOption = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder",
+            "-f",
+            show_default=False,
+            help="Examples instead of a set: the names of subfolders are the labels.",
+        ),
+    ] = None,
+    k: K = None,
+    strategy: StrategyOption = "rices_image",
+    template: Annotated[str, typer.Option(help="How the prompt is written.")] = "classification",
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> None:
+    """Classify images by the examples of a support set.
+
+    A folder of examples becomes a support set of the same name, which is updated if the folder has changed.
+    """
+    if (support_set is None) == (folder is None):
+        raise typer.BadParameter("give either --support-set or --folder", param_hint="--support-set")
+    with connected(url, api_key) as client:
+        paths = [file for path in images for file in (media_files(path) if path.is_dir() else [path])]
+        if folder is not None:
+            support_set = client.support_sets.from_folder(folder).id
+        assert support_set is not None
+        examples = selection(support_set, k, strategy)
+        outcomes = client.classify_many(paths, on_error="return", examples=examples, template=template)
+        for_people = Table("image", "label", "confidence", "next")
+        for path, outcome in zip(paths, outcomes, strict=True):
+            if json:
+                print_json(_document(path, outcome))
+            else:
+                for_people.add_row(str(path), *_cells(outcome))
+        if not json:
+            print_table(for_people)
+    num_failed = sum(isinstance(outcome, Exception) for outcome in outcomes)
+    if num_failed:
+        raise failure(f"{num_failed} of {len(outcomes)} images were not classified")
+
+
+def _document(path: Path, outcome: Classification | Exception) -> dict[str, Any]:
+    if isinstance(outcome, Exception):
+        return {"image": str(path), "error": str(outcome)}
+    return {
+        "image": str(path),
+        "label": outcome.label,
+        "confidence": outcome.confidence,
+        "probabilities": dict(outcome.probabilities),
+    }
+
+
+def _cells(outcome: Classification | Exception) -> tuple[str, str, str]:
+    if isinstance(outcome, Exception):
+        return "", "", f"error: {outcome}"
+    candidates = [candidate for candidate in outcome.candidates if candidate.label != outcome.label][:NUM_OTHERS]
+    return (
+        outcome.label,
+        f"{outcome.confidence:.2f}",
+        ", ".join(f"{candidate.label} {candidate.probability:.2f}" for candidate in candidates),
+    )

@@ -1,0 +1,65 @@
+"""Parts of every command: the options of the server, one line for an error, and JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from flamboyance_client.client import BASE_URL, Client
+from flamboyance_client.errors import ApiError, FlamboyanceError, NotAuthorised, NotConnected
+
+Url = Annotated[str, typer.Option("--url", envvar="FLAMBOYANCE_URL", help="The URL of the server.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="FLAMBOYANCE_API_KEY", show_default=False, help="The key of the server."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+DEFAULT_URL = BASE_URL
+
+
+@contextmanager
+def connected(url: str, api_key: str | None) -> Iterator[Client]:
+    """Yield a client. An error of the client or of a file becomes one line on stderr and the exit status 1."""
+    try:
+        with Client(url, api_key=api_key) as client:
+            yield client
+    except BrokenPipeError:
+        raise
+    except (FlamboyanceError, OSError, ValueError) as error:
+        raise failure(_message(error, url)) from None
+
+
+def failure(message: str) -> typer.Exit:
+    """Print an error and return the exit that ends the command."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return typer.Exit(1)
+
+
+def print_json(document: Any) -> None:
+    """Print a document on a line of its own."""
+    print(json.dumps(document, ensure_ascii=False), flush=True)
+
+
+def _message(error: Exception, url: str) -> str:
+    if isinstance(error, NotConnected):
+        start = "start one with `flamboyance serve`, or give the URL of another with --url or FLAMBOYANCE_URL"
+        return f"no server at {url} ({error}): {start}"
+    if isinstance(error, ApiError):
+        return _server_message(error)
+    return str(error) or type(error).__name__
+
+
+def _server_message(error: ApiError) -> str:
+    """Return the message of the server, without the library's advice, which is about methods."""
+    message = error.message if error.status is None else f"{error.status}: {error.message}"
+    if isinstance(error, NotAuthorised):
+        return f"{message} (--api-key or FLAMBOYANCE_API_KEY)"
+    if error.param is not None and error.param not in error.message:
+        return f"{message} ({error.param})"
+    return message

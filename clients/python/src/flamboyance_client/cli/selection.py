@@ -1,0 +1,28 @@
+"""The options that select the shots of a prompt from a support set."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from flamboyance_client.fewshot import Selection
+
+Strategy = Literal["first", "random", "balanced", "rices_image", "rices_text", "mixed"]
+
+SupportSetOption = Annotated[
+    str | None,
+    typer.Option("--support-set", "-s", show_default=False, help="The set to take shots from: a name or id."),
+]
+K = Annotated[
+    int | None,
+    typer.Option("-k", min=0, show_default=False, help="The number of shots; without it the server's default."),
+]
+StrategyOption = Annotated[Strategy, typer.Option(help="How the shots are selected.")]
+
+
+def selection(support_set: str, k: int | None, strategy: Strategy) -> Selection:
+    fields: Selection = {"support_set": support_set, "strategy": strategy}
+    if k is not None:
+        fields["k"] = k
+    return fields

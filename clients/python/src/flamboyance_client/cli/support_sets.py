@@ -1,0 +1,160 @@
+"""`support-set`: the support sets of a server, by name or by id."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flamboyance_client.cli import tables
+from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, print_json
+from flamboyance_client.client import Client
+from flamboyance_client.records import SupportSet
+from flamboyance_client.stored import PAGE
+
+app = typer.Typer(help="Create, show, evaluate, move and delete support sets.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="The name or the id of a set.")]
+Version = Annotated[int | None, typer.Option(min=1, show_default=False, help="A version; without it the latest.")]
+
+
+@app.command()
+def create(
+    folder: Annotated[Path, typer.Argument(help="A folder whose subfolders are named after the labels.")],
+    name: Annotated[str | None, typer.Option(show_default=False, help="The name; without it the folder's.")] = None,
+    update: Annotated[bool, typer.Option(help="Update a set that has the name already.")] = True,
+    pinned: Annotated[bool, typer.Option("--pinned", help="Keep the set ready for requests.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> None:
+    """Create a set of the images and videos in a folder, or update it."""
+    fields: dict[str, Any] = {"pinned": True} if pinned else {}
+    with connected(url, api_key) as client:
+        _print(client.support_sets.from_folder(folder, name=name, exist_ok=update, **fields), as_json=json)
+
+
+@app.command("list")
+def list_sets(url: Url = DEFAULT_URL, api_key: ApiKey = None, json: Json = False) -> None:
+    """List the sets in the order of their creation."""
+    with connected(url, api_key) as client:
+        sets = list(_all(client))
+    if not json:
+        tables.print_sets(sets)
+    for support_set in sets if json else ():
+        print_json(support_set.raw)
+
+
+@app.command()
+def show(
+    name: Name, version: Version = None, url: Url = DEFAULT_URL, api_key: ApiKey = None, json: Json = False
+) -> None:
+    """Show a set and its labels."""
+    with connected(url, api_key) as client:
+        _print(client.support_sets.get(name, version=version), as_json=json)
+
+
+@app.command()
+def evaluate(
+    name: Name,
+    k: Annotated[list[int] | None, typer.Option("-k", min=0, show_default=False, help="A number of shots.")] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(show_default=False, help="How shots are selected, such as rices_image.")
+    ] = None,
+    max_queries: Annotated[
+        int | None, typer.Option(min=1, show_default=False, help="Examples that are left out, at most.")
+    ] = None,
+    version: Version = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> None:
+    """Measure how well a set answers, by leaving out each of its examples in turn.
+
+    -k and --strategy may be given several times.
+    """
+    with connected(url, api_key) as client:
+        evaluation = client.support_sets.evaluate(
+            name, wait=True, k=k, strategies=strategy, max_queries=max_queries, version=version
+        )
+    if json:
+        print_json(evaluation.raw)
+    else:
+        tables.print_evaluation(evaluation)
+
+
+@app.command()
+def export(
+    name: Name,
+    file: Annotated[
+        Path, typer.Argument(show_default=False, help="The file to write, or a folder; without it NAME.zip.")
+    ] = Path(),
+    version: Version = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> None:
+    """Save a set with its media as one file."""
+    with connected(url, api_key) as client:
+        path = client.support_sets.export(name, file, version=version)
+        size = path.stat().st_size
+    if json:
+        print_json({"file": str(path), "bytes": size})
+    else:
+        print(f"{path} ({size:,} bytes)")
+
+
+@app.command("import")
+def import_file(
+    file: Annotated[Path, typer.Argument(help="A file that `export` has written.")],
+    name: Annotated[
+        str | None, typer.Option(show_default=False, help="The name; without it the one in the file.")
+    ] = None,
+    exist_ok: Annotated[
+        bool, typer.Option("--exist-ok", help="Leave a set that has the name already as it is.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> None:
+    """Create a set from a file."""
+    with connected(url, api_key) as client:
+        _print(client.support_sets.import_(file, name=name, exist_ok=exist_ok), as_json=json)
+
+
+@app.command()
+def delete(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The names or the ids of sets.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without a question.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> None:
+    """Delete sets, with their versions and the media that nothing else uses."""
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Delete {', '.join(names)}?", abort=True, err=True)
+    with connected(url, api_key) as client:
+        for name in names:
+            client.support_sets.delete(name)
+            if json:
+                print_json({"name": name, "deleted": True})
+            else:
+                print(f"{name} deleted")
+
+
+def _all(client: Client) -> Iterator[SupportSet]:
+    page = client.support_sets.list(limit=PAGE)
+    yield from page
+    while page.has_more:
+        page = client.support_sets.list(limit=PAGE, after=str(page.last_id))
+        yield from page
+
+
+def _print(support_set: SupportSet, *, as_json: bool) -> None:
+    if as_json:
+        print_json(support_set.raw)
+    else:
+        tables.print_set(support_set)

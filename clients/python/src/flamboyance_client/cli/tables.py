@@ -1,0 +1,56 @@
+"""Tables of support sets and of evaluations, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from rich.console import Console
+from rich.table import Table
+
+from flamboyance_client.evaluations import Evaluation
+from flamboyance_client.records import SupportSet
+
+# columns of a file or a pipe, so that nothing is cut
+WIDE = 200
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as the terminal; elsewhere, as wide as it needs to be."""
+    console = Console()
+    (console if console.is_terminal else Console(width=WIDE)).print(table)
+
+
+def print_sets(sets: Sequence[SupportSet]) -> None:
+    table = Table("name", "id", "version", "examples", "media", "created")
+    for support_set in sets:
+        values = support_set.raw
+        created = datetime.fromtimestamp(values["created_at"]).strftime("%Y-%m-%d %H:%M")
+        numbers = (support_set.version, support_set.num_examples, values["num_media"])
+        table.add_row(support_set.name or "", support_set.id, *map(str, numbers), created)
+    print_table(table)
+
+
+def print_set(support_set: SupportSet) -> None:
+    values = support_set.raw
+    table = Table.grid(padding=(0, 2))
+    for name in ("name", "id", "version", "num_examples", "num_media", "bytes", "pinned", "status"):
+        table.add_row(name.removeprefix("num_"), str(values.get(name)))
+    for label, count in (values.get("label_counts") or {}).items():
+        table.add_row(f"label {label}", str(count))
+    print_table(table)
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    values = evaluation.raw
+    table = Table(
+        "strategy", "k", "accuracy", "95%", title=f"{values['queries']} of {values['examples']} examples left out"
+    )
+    if evaluation.baseline is not None:
+        table.add_row("commonest label", "", f"{evaluation.baseline.accuracy:.3f}", "")
+    for row in evaluation.summary:
+        lowest, highest = row.accuracy_interval
+        table.add_row(row.strategy, str(row.k), f"{row.accuracy:.3f}", f"{lowest:.3f} to {highest:.3f}")
+    print_table(table)
+    if evaluation.recommendation is not None:
+        print(evaluation.recommendation.reason)

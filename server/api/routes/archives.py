@@ -1,0 +1,160 @@
+"""Routes that export a support set as one file, an archive, and import it on this or another server.
+
+An archive is written while it is sent. One that arrives is kept in a temporary file and read from there, so neither needs
+memory for more than a few media.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from itertools import chain
+from typing import BinaryIO
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from server.api.body import JSONResponse, read_query, spool_body
+from server.api.openapi import BODY, SUPPORT_SET, describe
+from server.api.routes.support_sets import CREATE, KEY, changed_card, idempotency_key
+from server.api.services import GivenServices, Services
+from server.api.sse import unless_disconnected
+from server.errors import (
+    ClientOverShare,
+    InvalidArchive,
+    MediaNotFound,
+    Overloaded,
+    StorageUnavailable,
+    UnsupportedMediaType,
+)
+from server.schemas.responses.stored import ChangedSupportSet
+from server.schemas.stored import ImportRequest, VersionRequest
+from server.settings import Settings
+from server.store.archive_reader import Archive, ArchiveLimits
+from server.store.archive_writer import write_archive
+from server.store.records import NewExample
+
+router = APIRouter()
+
+ZIP = "application/zip"
+ARCHIVE = {ZIP: bytes, "application/octet-stream": bytes}
+# seconds after which an import may be sent again
+RETRY_AFTER = 10
+
+logger = logging.getLogger(__name__)
+
+
+@router.get(
+    "/v1/support_sets/{support_set}/export",
+    **describe(
+        "Support sets",
+        query=VersionRequest,
+        response={ZIP: bytes},
+        errors=(*SUPPORT_SET, MediaNotFound, StorageUnavailable),
+        response_headers=["Content-Disposition"],
+    ),
+)
+async def export_support_set(support_set: str, request: Request, services: GivenServices) -> Response:
+    """Export the latest or another version of a support set as an archive: its examples and the bytes of their media."""
+    fields = read_query(VersionRequest, request)
+    version = await services.support_sets.get_version(support_set, fields.version)
+    info = await services.support_sets.get(version.id, version.version)
+    pieces = write_archive(version, info.metadata, services.store)
+    first = await asyncio.to_thread(next, pieces)  # a store that does not work is an ordinary error
+    name = f"{version.name or version.id}-v{version.version}.zip".replace(":", "_")
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "X-Content-Type-Options": "nosniff"}
+    return StreamingResponse(_in_threads(chain([first], pieces)), media_type=ZIP, headers=headers)
+
+
+@router.post(
+    "/v1/support_sets/import",
+    **describe(
+        "Support sets",
+        body=ARCHIVE,
+        query=ImportRequest,
+        response=ChangedSupportSet,
+        errors=(*BODY, *CREATE, InvalidArchive, UnsupportedMediaType),
+        headers=KEY,
+    ),
+)
+async def import_support_set(request: Request, services: GivenServices) -> Response:
+    """Create a support set from an archive: with a new id, at version 1."""
+    fields = read_query(ImportRequest, request)
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type not in ARCHIVE:
+        message = f"a body of type {content_type[:64]!r}: send the archive as {' or '.join(ARCHIVE)}"
+        raise UnsupportedMediaType(message, param="Content-Type")
+    with _place(request.state.ticket.client, services):
+        async with _received(request, services.settings) as (file, digest):
+            work = _import(file, digest, fields, request, services)
+            return await unless_disconnected(request.receive, work)
+
+
+async def _import(file: BinaryIO, digest: str, fields: ImportRequest, request: Request, services: Services) -> Response:
+    archive = await asyncio.to_thread(Archive, file, ArchiveLimits.from_settings(services.settings))
+    name = fields.name or archive.manifest.name
+    info = await services.support_sets.create(
+        name,
+        await _examples(archive),
+        metadata=archive.manifest.metadata,
+        idempotency_key=idempotency_key(request, f"{digest} {fields.name}".encode()),
+    )
+    return JSONResponse(changed_card(info, services))
+
+
+async def _examples(archive: Archive) -> list[NewExample]:
+    """Check the media of an archive, one after the other, and return its examples."""
+    media = {item: await asyncio.to_thread(archive.read_media, item, param) for item, param in archive.media().items()}
+    return [
+        NewExample(
+            id=f"ex_{uuid.uuid4().hex}" if example.id is None else example.id,
+            media=tuple(media[item] for item in example.media),
+            **example.model_dump(include={"text", "label", "question", "metadata"}),
+        )
+        for example in archive.examples
+    ]
+
+
+@contextmanager
+def _place(client: str, services: Services) -> Iterator[None]:
+    """Take one of the places for imports, which clients share. Raises `Overloaded` and `ClientOverShare`."""
+    imports = services.imports
+    match imports.refusal(client):
+        case "full":
+            message = f"{imports.used} archives are being imported, which is the limit"
+            raise Overloaded(message, retry_after=RETRY_AFTER, closes=True)
+        case "over_share":
+            message = f"this client has its share of the {imports.total} archives that may be imported at once"
+            raise ClientOverShare(message, retry_after=RETRY_AFTER, closes=True)
+    imports.take(client)
+    try:
+        yield
+    finally:
+        imports.release(client)
+
+
+@asynccontextmanager
+async def _received(request: Request, settings: Settings) -> AsyncIterator[tuple[BinaryIO, str]]:
+    """Yield the body in a temporary file without a name, and its SHA-256. Raises what `spool_body` raises.
+
+    The file is in the data folder: elsewhere, temporary files may be kept in memory.
+    """
+    with ExitStack() as stack:
+        try:
+            settings.data_folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(tempfile.TemporaryFile(dir=settings.data_folder))
+            digest = await spool_body(request, settings, file)
+        except OSError as error:
+            logger.error("an import cannot be kept", exc_info=error)
+            raise StorageUnavailable("the archive cannot be kept: the disk is full, or cannot be written") from None
+        yield file, digest
+
+
+async def _in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        yield piece

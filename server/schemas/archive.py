@@ -1,0 +1,71 @@
+"""The archive of a support set: a ZIP file with a manifest, the examples as JSON lines, and the bytes of their media.
+
+    manifest.json     what the archive is: a `Manifest`
+    examples.jsonl    an `ArchivedExample` per line, in the order of the set
+    media/NAME        the original bytes of an image or a video; media that several examples show are stored once
+
+Nothing in it depends on a model: vectors, evaluations, versions and lifetimes are not part of an archive.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from server.media.source import Kind
+from server.schemas.base import Schema
+from server.schemas.stored import ExampleId, Metadata, SetName, StoredText
+
+FORMAT = "flamboyance.support_set"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+EXAMPLES = "examples.jsonl"
+MEDIA_FOLDER = "media/"
+MEDIA_FILE = re.compile(r"media/[\w-][\w.-]{0,200}", re.ASCII)
+
+Count = Annotated[int, Field(ge=0)]
+
+
+def _is_media_file(file: str) -> str:
+    if MEDIA_FILE.fullmatch(file) is None:
+        raise ValueError("a media file is named media/NAME, with letters, digits and characters of _.- in NAME")
+    return file
+
+
+class Manifest(Schema):
+    """The description of an archive. Where it came from is for readers; the counts must be right, if they are given."""
+
+    format: Literal["flamboyance.support_set"]
+    format_version: Literal[1]
+    name: SetName | None = None
+    metadata: Metadata = Field({})
+    num_examples: Count | None = None
+    num_media: Count | None = None
+    exported_from: dict[str, Any] = Field({})
+
+
+class ArchivedMedia(Schema):
+    """A file of the archive that an example shows, with the SHA-256 of its bytes in hexadecimal digits."""
+
+    type: Kind
+    file: Annotated[str, AfterValidator(_is_media_file)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ArchivedExample(Schema):
+    """A worked example; the server gives it an id if it has none."""
+
+    id: ExampleId | None = None
+    media: list[ArchivedMedia] = Field([], max_length=64)
+    text: StoredText = ""
+    question: StoredText = ""
+    label: StoredText = ""
+    metadata: Metadata = Field({})
+
+    @model_validator(mode="after")
+    def _shows_something(self) -> ArchivedExample:
+        if not (self.media or self.text or self.label):
+            raise ValueError("an example needs media, a text or a label")
+        return self

@@ -1,0 +1,217 @@
+"""Reads the archive of a support set from a file, without unpacking it to disk. The file may hold anything.
+
+Every entry is named by the examples or refused, and every size is limited before memory is taken: that of the directory,
+of the texts, of a media item, and of everything unpacked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import BinaryIO, cast
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+
+import msgspec
+
+from server.errors import InvalidArchive, InvalidMedia, InvalidRequest, TooManyExamples
+from server.media.source import EncodedMedia, encoded, too_large
+from server.schemas.archive import (
+    EXAMPLES,
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    MEDIA_FOLDER,
+    ArchivedExample,
+    ArchivedMedia,
+    Manifest,
+)
+from server.schemas.base import SchemaType, read
+from server.settings import Settings
+
+# a ZIP file's directory is read at once: a media item takes about 150 bytes of it
+MAX_DIRECTORY_BYTES = 8 * 2**20
+DIRECTORY_BYTES_PER_EXAMPLE = 200
+MAX_MANIFEST_BYTES = 2**16
+# the texts of an example, however they are escaped, with its metadata and the names of its media
+MAX_LINE_BYTES = 2 * 2**20
+READ_BYTES = 2**18
+COMPRESSIONS = {ZIP_STORED, ZIP_DEFLATED}
+IS_ENCRYPTED = 1
+# what zipfile raises for a damaged file
+ZIP_ERRORS = (
+    *(BadZipFile, EOFError, NotImplementedError, OverflowError, RuntimeError, ValueError),
+    *(struct.error, zlib.error),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveLimits:
+    """The limits of an archive: those that the requests which create such a set have."""
+
+    max_bytes: int
+    max_text_bytes: int
+    max_media_bytes: int
+    max_examples: int
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> ArchiveLimits:
+        return cls(
+            max_bytes=settings.max_import_bytes,
+            max_text_bytes=settings.max_body_bytes,
+            max_media_bytes=settings.max_media_bytes,
+            max_examples=settings.max_set_examples,
+        )
+
+
+class Archive:
+    """An open archive whose manifest and examples have been read. All calls block, and any thread may make them."""
+
+    def __init__(self, file: BinaryIO, limits: ArchiveLimits) -> None:
+        """Raises `InvalidArchive` and `TooManyExamples`."""
+        self._limits = limits
+        with _zip_errors():
+            self._zip = ZipFile(cast(BinaryIO, _LimitedFile(file, limits)))
+        self._entries = {entry.filename: entry for entry in self._zip.infolist() if entry.filename != MEDIA_FOLDER}
+        self._check_entries()
+        self.manifest = self._read_manifest()
+        self.examples = list(self._read_examples())
+        self._check_files()
+
+    def media(self) -> dict[ArchivedMedia, str]:
+        """Return the media that the examples show, each with the path of the first reference to it."""
+        references: dict[ArchivedMedia, str] = {}
+        for index, example in enumerate(self.examples):
+            for position, item in enumerate(example.media):
+                references.setdefault(item, f"examples[{index}].media[{position}]")
+        return references
+
+    def read_media(self, item: ArchivedMedia, param: str) -> EncodedMedia:
+        """Return a media item, whose bytes are read from the file again when they are needed.
+
+        Raises `InvalidMedia` for too many bytes, and `InvalidArchive` for bytes of another digest.
+        """
+        entry = self._entries[item.file]
+        if entry.file_size > self._limits.max_media_bytes:
+            raise too_large(entry.file_size, self._limits.max_media_bytes, param)
+        data = self._read(entry)
+        if not data:
+            raise InvalidMedia("the media's data is empty", param=param)
+        if hashlib.sha256(data).hexdigest() != item.sha256:
+            raise InvalidArchive(f"{item.file}: the SHA-256 of the file is not the one that is stated", param=param)
+        digest = encoded(data, item.type, param).digest
+        return EncodedMedia(kind=item.type, source=partial(self._read, entry), digest=digest, param=param)
+
+    def _read(self, entry: ZipInfo) -> bytes:
+        with _zip_errors(entry.filename), self._zip.open(entry) as file:
+            return b"".join(iter(partial(file.read, READ_BYTES), b""))
+
+    def _check_entries(self) -> None:
+        if len(self._entries) < sum(entry.filename != MEDIA_FOLDER for entry in self._zip.infolist()):
+            raise InvalidArchive("two files of the archive have the same name")
+        for entry in self._entries.values():
+            if entry.compress_type not in COMPRESSIONS or entry.flag_bits & IS_ENCRYPTED:
+                raise InvalidArchive(
+                    f"{entry.filename[:64]!r} is encrypted, or compressed by another method than deflate"
+                )
+        if missing := next((name for name in (MANIFEST, EXAMPLES) if name not in self._entries), None):
+            raise InvalidArchive(f"the archive has no file {missing}: it is not an exported support set")
+        size = sum(entry.file_size for entry in self._entries.values())
+        if size > self._limits.max_bytes:
+            raise InvalidArchive(f"the archive has {size} bytes unpacked, the limit is {self._limits.max_bytes}")
+
+    def _read_manifest(self) -> Manifest:
+        entry = self._entries[MANIFEST]
+        if entry.file_size > MAX_MANIFEST_BYTES:
+            raise InvalidArchive(f"{MANIFEST} has {entry.file_size} bytes, the limit is {MAX_MANIFEST_BYTES}")
+        data = self._read(entry)
+        _check_format(data)
+        return _fields(Manifest, data, MANIFEST, "")
+
+    def _read_examples(self) -> Iterator[ArchivedExample]:
+        entry, limits, ids = self._entries[EXAMPLES], self._limits, set[str]()
+        if entry.file_size > limits.max_text_bytes:
+            raise InvalidArchive(f"{EXAMPLES} has {entry.file_size} bytes, the limit is {limits.max_text_bytes}")
+        with _zip_errors(EXAMPLES), self._zip.open(entry) as file:
+            for index, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b"")):
+                if index >= limits.max_examples:
+                    message = f"the archive has more than {limits.max_examples} examples, which is the limit"
+                    raise TooManyExamples(message, param="examples")
+                where = f"{EXAMPLES}, line {index + 1}"
+                if len(line) > MAX_LINE_BYTES:
+                    raise InvalidArchive(
+                        f"{where}: it has more than {MAX_LINE_BYTES} bytes", param=f"examples[{index}]"
+                    )
+                example = _fields(ArchivedExample, line, where, f"examples[{index}]")
+                if example.id in ids:
+                    message = f"{where}: an example before it has the id {example.id!r}"
+                    raise InvalidArchive(message, param=f"examples[{index}].id")
+                ids |= {example.id} if example.id is not None else set()
+                yield example
+
+    def _check_files(self) -> None:
+        """Check that the files of the archive are those that it describes. Raises `InvalidArchive`."""
+        media = {item.file: param for item, param in self.media().items()}
+        if missing := next((file for file in media if file not in self._entries), None):
+            raise InvalidArchive(f"the archive has no file {missing}", param=media[missing])
+        if unknown := next((name for name in self._entries if name not in {MANIFEST, EXAMPLES, *media}), None):
+            raise InvalidArchive(f"the archive has a file {unknown[:64]!r}, which no example shows")
+        for name, stated, actual in (
+            ("num_examples", self.manifest.num_examples, len(self.examples)),
+            ("num_media", self.manifest.num_media, len(media)),
+        ):
+            if stated not in (None, actual):
+                raise InvalidArchive(f"{MANIFEST}: {name} is {stated}, and the archive has {actual}", param=name)
+
+
+class _LimitedFile:
+    """A file that refuses a single read of more than a ZIP file's directory may have."""
+
+    def __init__(self, file: BinaryIO, limits: ArchiveLimits) -> None:
+        self._file = file
+        self._max_read = max(MAX_DIRECTORY_BYTES, limits.max_examples * DIRECTORY_BYTES_PER_EXAMPLE)
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        if size > self._max_read:
+            raise BadZipFile("its directory is too large")
+        return self._file.read(size)
+
+
+def _check_format(manifest: bytes) -> None:
+    """Refuse another format before anything else, since its fields are unknown. Raises `InvalidArchive`."""
+    try:
+        fields = msgspec.json.decode(manifest, type=dict[str, msgspec.Raw])
+    except msgspec.DecodeError:
+        raise InvalidArchive(f"{MANIFEST} is not a JSON object") from None
+    name, version = (
+        bytes(fields.get(key, b"null"))[:64].decode(errors="replace") for key in ("format", "format_version")
+    )
+    if name != f'"{FORMAT}"':
+        raise InvalidArchive(f'{MANIFEST}: format is {name}, expected "{FORMAT}"', param="format")
+    if version != str(FORMAT_VERSION):
+        message = f"{MANIFEST}: format_version is {version}, this server reads {FORMAT_VERSION}"
+        raise InvalidArchive(message, param="format_version")
+
+
+def _fields(schema: type[SchemaType], data: bytes, where: str, param: str) -> SchemaType:
+    """Validate a part of the archive as a request. Raises `InvalidArchive`, which names the place."""
+    try:
+        return read(schema, data)
+    except InvalidRequest as error:
+        message = error.message.replace("the body is not JSON", "not JSON")
+        path = ".".join(step for step in (param, error.param) if step)
+        raise InvalidArchive(f"{where}: {message}", param=path or None) from None
+
+
+@contextmanager
+def _zip_errors(name: str = "") -> Iterator[None]:
+    try:
+        yield
+    except ZIP_ERRORS as error:
+        part = f"{name[:64]!r} in it" if name else "it"
+        raise InvalidArchive(f"the body is not a ZIP archive that can be read: {part} is damaged ({error})") from None

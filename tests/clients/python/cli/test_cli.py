@@ -1,0 +1,284 @@
+"""Tests of the command line as its users run it: in processes of its own, with a real server and a tiny model."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from PIL import Image
+
+from flamboyance_client import Client, example
+from flamboyance_client.cli import app as application
+from tests.clients.serving import KEY
+
+ROOT = Path(__file__).resolve().parents[4]
+PACKAGE = ROOT / "clients" / "python"
+COLOURS = ("blue", "red")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures") / "cli-colours"
+    for colour in COLOURS:
+        (folder / colour).mkdir(parents=True)
+        for width in (23, 25):
+            Image.new("RGB", (width, 7), colour).save(folder / colour / f"{width}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def environment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAMBOYANCE_URL", url)
+    monkeypatch.setenv("FLAMBOYANCE_API_KEY", KEY)
+    # the server runs in this process; a handler that another test has left would report its closed stream on stderr
+    monkeypatch.setattr("logging.raiseExceptions", False)
+
+
+@pytest.fixture
+def made(folder: Path, url: str) -> Iterator[Client]:
+    """A client of a server that has the set of the folder."""
+    with Client(url, api_key=KEY) as client:
+        client.support_sets.from_folder(folder)
+        yield client
+
+
+def process(*arguments: str | Path) -> str:
+    """Return what a process of the command line writes to stdout; it writes nothing to stderr."""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE / "src")}
+    command = [sys.executable, "-m", "flamboyance_client", *map(str, arguments)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    return done.stdout
+
+
+def run(*arguments: str | Path, status: int = 0) -> tuple[str, str]:
+    """Return what a command, in this process, writes to stdout and stderr."""
+    with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
+        assert application.run([str(argument) for argument in arguments]) == status, errors.getvalue()
+    return output.getvalue(), errors.getvalue()
+
+
+def documents(*arguments: str | Path) -> list[dict[str, Any]]:
+    """Return the JSON lines of a command, which writes nothing else, and nothing to stderr."""
+    output, errors = run(*arguments, "--json")
+    assert errors == ""
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def words(output: str) -> list[list[str]]:
+    """Return the words of each line of a table."""
+    lines = [re.findall(r"[^\s│┃]+", line) for line in output.splitlines()]
+    return [line for line in lines if line]
+
+
+class TestAsk:
+    def test_the_answer_is_that_of_the_library(self, made: Client, folder: Path) -> None:
+        image = folder / "red" / "23.png"
+        (document,) = documents("ask", image, "What is this?", "--max-tokens", "4")
+        assert process("ask", image, "What is this?", "--max-tokens", "4") == document["choices"][0]["text"] + "\n"
+        assert document["usage"]["completion_tokens"] <= 4
+
+    def test_shots_come_from_a_set(self, made: Client, folder: Path) -> None:
+        image = folder / "red" / "23.png"
+        colours = {colour: folder / colour / "23.png" for colour in COLOURS}
+        examples = [example(file, colour, question="Which?", id=colour) for colour, file in colours.items()]
+        made.support_sets.create(name="cli-questions", examples=examples)
+        (document,) = documents("ask", image, "Which?", "-s", "cli-questions", "-k", "1", "--max-tokens", "2")
+        assert [shot["id"] for shot in document["fewshot"]["shots"]] == ["red"]
+        made.support_sets.delete("cli-questions")
+        _, errors = run("ask", image, "Which?", "-s", "cli-colours", "-k", "1", status=1)
+        assert "question" in errors
+
+    def test_a_question_without_an_image_is_a_wrong_command_line(self) -> None:
+        _, errors = run("ask", "What is this?", status=2)
+        assert errors == "error: Invalid value for IMAGE... QUESTION: give at least one image, and then the question\n"
+
+
+class TestClassify:
+    def test_each_image_has_a_line(self, made: Client, folder: Path) -> None:
+        image = folder / "red" / "23.png"
+        red, *rest = documents("classify", image, folder, "-s", "cli-colours", "-k", "2")
+        assert [document["image"] for document in rest] == [str(path) for path in sorted(folder.rglob("*.png"))]
+        assert red["image"] == str(image)
+        assert red["probabilities"].keys() == set(COLOURS)
+        assert red["confidence"] == max(red["probabilities"].values()) == red["probabilities"][red["label"]]
+        table = words(process("classify", image, "-s", "cli-colours", "-k", "2"))
+        assert ["image", "label", "confidence", "next"] in table
+        assert [str(image), red["label"], f"{red['confidence']:.2f}"] in [line[:3] for line in table]
+
+    def test_a_folder_of_examples_becomes_a_set(self, made: Client, folder: Path) -> None:
+        made.support_sets.delete("cli-colours")
+        (document,) = documents("classify", folder / "blue" / "25.png", "--folder", folder, "-k", "1")
+        assert document["label"] in COLOURS
+        assert made.support_sets.get("cli-colours").num_examples == 4
+
+    def test_an_image_that_fails_leaves_the_others(self, made: Client, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot at all")
+        images = (tmp_path / "broken.png", folder / "red" / "23.png")
+        output, errors = run("classify", *images, "-s", "cli-colours", "-k", "1", "--json", status=1)
+        broken, red = map(json.loads, output.splitlines())
+        assert "label" not in broken
+        assert "image" in broken["error"]
+        assert red["label"] in COLOURS
+        assert errors == "error: 1 of 2 images were not classified\n"
+
+    def test_examples_come_from_one_place(self, folder: Path) -> None:
+        for arguments in ((), ("-s", "a", "-f", folder)):
+            _, errors = run("classify", "a.png", *arguments, status=2)
+            assert errors == "error: Invalid value for --support-set: give either --support-set or --folder\n"
+
+
+class TestSupportSets:
+    def test_a_set_is_created_and_shown_by_name(self, url: str, folder: Path) -> None:
+        (created,) = documents("support-set", "create", folder, "--name", "created", "--pinned")
+        assert (created["name"], created["num_examples"], created["pinned"]) == ("created", 4, True)
+        (document,) = documents("support-set", "show", "created")
+        assert (document["id"], document["label_counts"]) == (created["id"], {"blue": 2, "red": 2})
+        output = process("support-set", "show", created["id"])
+        assert ["name", "created"] in words(output)
+        assert ["label", "red", "2"] in words(output)
+        _, errors = run("support-set", "create", folder, "--name", "created", "--no-update", status=1)
+        assert errors.startswith("error: 409: the name 'created' is taken")
+        assert ["name", "created"] in words(process("support-set", "create", folder, "--name", "created"))
+        (deleted,) = documents("support-set", "delete", "created")
+        assert deleted == {"name": "created", "deleted": True}
+
+    def test_sets_are_listed(self, made: Client) -> None:
+        listed = documents("support-set", "list")
+        assert [entry["id"] for entry in listed] == [entry.id for entry in made.support_sets.list(limit=1000)]
+        output = process("support-set", "list")
+        assert ["cli-colours", made.support_sets.get("cli-colours").id] in [line[:2] for line in words(output)]
+
+    def test_all_pages_are_listed(self, made: Client, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        monkeypatch.setattr("flamboyance_client.cli.support_sets.PAGE", 1)
+        second = made.support_sets.create()
+        assert application.run(["support-set", "list", "--json"]) == 0
+        assert second.id in capsys.readouterr().out
+        made.support_sets.delete(second.id)
+
+    def test_a_set_is_evaluated(self, made: Client) -> None:
+        arguments = ("support-set", "evaluate", "cli-colours", "-k", "0", "-k", "1", "--strategy", "first")
+        (evaluation,) = documents(*arguments)
+        assert evaluation["status"] == "completed"
+        assert [row["k"] for row in evaluation["summary"]] == [0, 1]
+        output = process(*arguments, "--max-queries", "2")
+        assert "2 of 4 examples left out" in output
+        assert [line[:2] for line in words(output) if line[0] == "first"] == [["first", "0"], ["first", "1"]]
+
+    def test_a_set_is_exported_and_imported(self, made: Client, tmp_path: Path) -> None:
+        (saved,) = documents("support-set", "export", "cli-colours", tmp_path)
+        file = tmp_path / "cli-colours.zip"
+        assert saved == {"file": str(file), "bytes": file.stat().st_size}
+        output = process("support-set", "export", "cli-colours", tmp_path / "again.zip", "--version", "1")
+        assert output == f"{tmp_path / 'again.zip'} ({file.stat().st_size:,} bytes)\n"
+        (copy,) = documents("support-set", "import", file, "--name", "imported")
+        assert (copy["name"], copy["num_examples"], copy["version"]) == ("imported", 4, 1)
+        _, errors = run("support-set", "import", file, status=1)
+        assert errors == "error: 409: the name 'cli-colours' is taken by another support set\n"
+        (existing,) = documents("support-set", "import", file, "--exist-ok")
+        assert existing["id"] == made.support_sets.get("cli-colours").id
+        assert process("support-set", "delete", "imported") == "imported deleted\n"
+        assert ["name", "imported"] in words(process("support-set", "import", file, "--name", "imported"))
+        run("support-set", "delete", "imported", "--yes")
+
+    def test_a_set_that_does_not_exist_is_an_error(self) -> None:
+        for command in (("show",), ("evaluate",), ("export",), ("delete",)):
+            _, errors = run("support-set", *command, "nothing", status=1)
+            assert errors == "error: 404: no support set 'nothing'\n"
+
+
+class TestErrors:
+    def test_a_server_that_does_not_run_is_named(self) -> None:
+        _, errors = run("support-set", "list", "--url", "http://127.0.0.1:9", status=1)
+        assert errors.count("\n") == 1
+        assert errors.startswith("error: no server at http://127.0.0.1:9 (")
+        assert "flamboyance serve" in errors
+
+    def test_a_wrong_key_is_named(self) -> None:
+        _, errors = run("support-set", "list", "--api-key", "wrong", "--json", status=1)
+        assert errors.startswith("error: 401: ")
+        assert "--api-key or FLAMBOYANCE_API_KEY" in errors
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [("ask", "missing.png", "?"), ("classify", "missing.png", "-s", "x"), ("support-set", "import", "missing.zip")],
+    )
+    def test_a_missing_file_is_named(self, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+        assert application.run(arguments) == 1
+        output = capsys.readouterr()
+        assert "missing." in output.out + output.err
+        assert output.err.startswith("error: ")
+        assert output.err.count("\n") == 1
+
+    def test_a_wrong_command_line_has_status_2(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for arguments in (["support-set", "show"], ["show"], ["ask", "--colour"], ["classify", "a", "--strategy", "x"]):
+            assert application.run(arguments) == 2, arguments
+            output = capsys.readouterr()
+            assert (output.out, output.err.count("\n")) == ("", 1)
+            assert output.err.startswith("error: ")
+
+    def test_help_is_no_error(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for arguments in (["--help"], ["support-set", "--help"], ["support-set", "export", "--help"]):
+            assert application.run(arguments) == 0
+        output = capsys.readouterr()
+        assert "FLAMBOYANCE_URL" in output.out
+        assert output.err == ""
+
+
+class TestDelete:
+    @pytest.mark.parametrize(("answer", "status"), [(True, 0), (False, 1)])
+    def test_a_terminal_is_asked(
+        self, made: Client, monkeypatch: pytest.MonkeyPatch, answer: bool, status: int
+    ) -> None:
+        def confirm(text: str, **_: Any) -> None:
+            assert text == "Delete asked?"
+            if not answer:
+                raise typer.Abort
+
+        made.support_sets.create(name="asked", exist_ok=True)
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+        monkeypatch.setattr(typer, "confirm", confirm)
+        assert application.run(["support-set", "delete", "asked"]) == status
+        assert ("asked" in [entry.name for entry in made.support_sets.list(limit=1000)]) is not answer
+
+
+class TestInstallation:
+    def test_the_commands_of_the_package_exist(self) -> None:
+        project = tomllib.loads((PACKAGE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        points = {**project["scripts"], **project["entry-points"]["flamboyance.commands"]}
+        for name, value in points.items():
+            module, _, attribute = value.partition(":")
+            assert callable(getattr(import_module(module), attribute)), name
+        names = {command.callback.__name__ for command in application.app.registered_commands if command.callback}
+        names |= {str(group.name) for group in application.app.registered_groups}
+        assert names == project["entry-points"]["flamboyance.commands"].keys()
+
+    def test_the_library_does_not_need_the_extra(self) -> None:
+        """Without typer, the library works, and the command says how to install it."""
+        block = "import sys; sys.modules.update(typer=None, rich=None);"
+        environment = {**os.environ, "PYTHONPATH": str(PACKAGE / "src")}
+        for code, status, message in (
+            ("import flamboyance_client", 0, ""),
+            (
+                "from importlib import util; util.find_spec = lambda name: None;"
+                "from flamboyance_client.cli import main; main()",
+                1,
+                "error: the command line needs another package: pip install 'flamboyance-client[cli]'\n",
+            ),
+        ):
+            done = subprocess.run([sys.executable, "-c", block + code], env=environment, capture_output=True, text=True)
+            assert (done.returncode, done.stdout, done.stderr) == (status, "", message)

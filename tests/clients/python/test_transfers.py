@@ -1,0 +1,183 @@
+"""Tests of files that the client sends and receives, with fake servers and between two real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from flamboyance_client import (
+    AsyncClient,
+    BadRequest,
+    Client,
+    Conflict,
+    NotFound,
+    Retries,
+    SupportSet,
+    TransportError,
+    Unavailable,
+    example,
+    query,
+)
+from flamboyance_client.transfers import PIECE_BYTES
+from tests.clients.serving import KEY, tiny_server
+
+COLOURS = ("red", "green", "blue")
+SET = {"id": "ss_1", "name": "pets", "version": 1, "num_examples": 3}
+
+
+def png(colour: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 7), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[Client]:
+    with Client(url, api_key=KEY, retries=Retries(limit=0)) as client:
+        examples = [example(png(colour), f"It is {colour}.", label=colour, id=colour) for colour in COLOURS]
+        client.support_sets.create(name="transferred", examples=examples, metadata={"of": "tests"}, exist_ok=True)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def other_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with tiny_server(tmp_path_factory.mktemp("other")) as url:
+        yield url
+
+
+def classified(client: Client) -> list[tuple[str, dict[str, float], Any]]:
+    nearest: Any = {"support_set": "transferred", "k": 2, "strategy": "rices_image"}
+    results = [client.classify(query(png(colour)), examples=nearest) for colour in ("orange", "navy")]
+    return [(result.label, dict(result.probabilities), result.fewshot["shots"]) for result in results]
+
+
+def test_a_set_classifies_alike_on_another_server(client: Client, other_url: str, tmp_path: Path) -> None:
+    path = client.support_sets.export("transferred", tmp_path)
+    assert path == tmp_path / "transferred.zip"
+    assert list(tmp_path.iterdir()) == [path]
+    with Client(other_url, api_key=KEY, retries=Retries(limit=0)) as other:
+        copy = other.support_sets.import_(path)
+        assert (copy.name, copy.example_ids, copy.raw["metadata"]) == ("transferred", COLOURS, {"of": "tests"})
+        for result, expected in zip(classified(other), classified(client), strict=True):
+            assert (result[0], result[2]) == (expected[0], expected[2])
+            assert result[1] == pytest.approx(expected[1], abs=1e-6)
+
+
+def test_the_async_client_exports_and_imports(url: str, client: Client, tmp_path: Path) -> None:
+    async def transfer() -> SupportSet:
+        async with AsyncClient(url, api_key=KEY, retries=Retries(limit=0)) as asynchronous:
+            path = await asynchronous.support_sets.export("transferred", tmp_path / "set.zip", version=1)
+            return await asynchronous.support_sets.import_(path, name="transferred-again")
+
+    copy = asyncio.run(transfer())
+    assert (tmp_path / "set.zip").read_bytes() == client.support_sets.export("transferred", tmp_path).read_bytes()
+    assert client.support_sets.get("transferred-again").id == copy.id
+    assert client.support_sets.delete(copy.id)
+
+
+def test_a_name_that_is_taken_may_exist(client: Client, tmp_path: Path) -> None:
+    path = client.support_sets.export("transferred", tmp_path)
+    with pytest.raises(Conflict):
+        client.support_sets.import_(path)
+    existing = client.support_sets.get("transferred")
+    assert client.support_sets.import_(path, exist_ok=True).id == existing.id
+    assert client.support_sets.import_(path, name="transferred", exist_ok=True).id == existing.id
+
+
+def test_errors_are_those_of_the_server_and_leave_no_file(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        client.support_sets.export("nothing", tmp_path)
+    (tmp_path / "not.zip").write_bytes(b"not a ZIP file")
+    with pytest.raises(BadRequest) as caught:
+        client.support_sets.import_(tmp_path / "not.zip", exist_ok=True)
+    assert caught.value.code == "invalid_archive"
+    with pytest.raises(FileNotFoundError):
+        client.support_sets.import_(tmp_path / "missing.zip")
+    assert [path.name for path in tmp_path.iterdir()] == ["not.zip"]
+
+
+class BrokenStream(httpx.SyncByteStream):
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"PK"
+        raise httpx.RemoteProtocolError("the connection was closed")
+
+
+def test_a_download_that_ends_early_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=BrokenStream()))
+    (tmp_path / "pets.zip").write_bytes(b"an earlier one")
+    with Client("http://server", transport=transport) as client, pytest.raises(TransportError):
+        client.support_sets.export("pets", tmp_path)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("pets.zip", b"an earlier one")]
+
+
+def sent(status: int, path: Path, is_async: bool) -> list[httpx.Request]:
+    """Return the requests of an import to which a server gives this status."""
+    requests: list[httpx.Request] = []
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return httpx.Response(status, json=SET, headers={"retry-after": "0"})
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        request.read()
+        return reply(request)
+
+    async def handle_async(request: httpx.Request) -> httpx.Response:
+        await request.aread()
+        return reply(request)
+
+    async def run() -> None:
+        async with AsyncClient("http://server", transport=httpx.MockTransport(handle_async)) as client:
+            await client.support_sets.import_(path, name="pets")
+
+    def run_blocking() -> None:
+        with Client("http://server", transport=httpx.MockTransport(handle)) as client:
+            client.support_sets.import_(path, name="pets")
+
+    def call() -> None:
+        asyncio.run(run()) if is_async else run_blocking()
+
+    if status == 200:
+        call()
+    else:
+        with pytest.raises(Unavailable):
+            call()
+    return requests
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["blocking", "async"])
+def test_a_file_is_sent_in_pieces_and_whole_again_after_an_error(tmp_path: Path, is_async: bool) -> None:
+    content = bytes(range(256)) * (PIECE_BYTES // 100)
+    path = tmp_path / "set.zip"
+    path.write_bytes(content)
+    (request,) = sent(200, path, is_async)
+    assert (request.method, request.url.path, request.url.query) == ("POST", "/v1/support_sets/import", b"name=pets")
+    assert request.content == content
+    assert request.headers["content-length"] == str(len(content))
+    assert request.headers["content-type"] == "application/zip"
+    attempts = sent(503, path, is_async)
+    assert [attempt.content for attempt in attempts] == [content] * 3
+    assert len({attempt.headers["idempotency-key"] for attempt in attempts}) == 1
+
+
+@pytest.mark.parametrize("content", [b"no ZIP", b"{}"])
+def test_a_conflict_stays_one_if_the_file_has_no_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "set.zip"
+    if content == b"{}":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("manifest.json", json.dumps({}))
+    else:
+        path.write_bytes(content)
+    body = {"error": {"message": "taken", "code": "name_taken"}}
+    transport = httpx.MockTransport(lambda request: httpx.Response(409, json=body))
+    with Client("http://server", transport=transport) as client, pytest.raises(Conflict):
+        client.support_sets.import_(path, exist_ok=True)
