@@ -29,11 +29,15 @@ from server.served_model import ServedModel
 
 @dataclass(frozen=True, slots=True)
 class PreparedPrompt:
-    """A prompt as the engine reads it, with its media by digest; `segments` is None for a prompt of token ids."""
+    """A prompt as the engine reads it, with its media by digest; `segments` is None for a prompt of token ids.
+
+    `param` is its path in the request.
+    """
 
     encoded: EncodedPrompt
     media: Mapping[bytes, EncodedMedia]
     segments: Sequence[Segment] | None
+    param: str = "prompt"
 
     @property
     def num_tokens(self) -> int:
@@ -98,7 +102,7 @@ def encode_segments(
         encoded = encode(segments, model.tokenizer)
     except PromptError as error:
         raise InvalidRequest(str(error), param=param) from None
-    return PreparedPrompt(encoded, {digest: media[digest] for digest in encoded.media}, segments)
+    return PreparedPrompt(encoded, {digest: media[digest] for digest in encoded.media}, segments, param)
 
 
 def check_texts(texts: Iterable[str], model: ServedModel, param: str) -> None:
@@ -127,16 +131,18 @@ def check_token_ids(token_ids: list[int], model: ServedModel, param: str) -> lis
     return token_ids
 
 
-def check_length(num_prompt_tokens: int, num_new_tokens: int, new: str, param: str, max_model_len: int) -> None:
+def check_length(
+    num_prompt_tokens: int, num_new_tokens: int, new: str, param: str, max_model_len: int, prompt_param: str = "prompt"
+) -> None:
     """Raises `ContextLengthExceeded` if the prompt and the new tokens of the field `param` exceed the model's context.
 
-    `new` names the new tokens in the message.
+    `new` names the new tokens in the message; `prompt_param` is the path of the prompt in the request.
     """
     if num_prompt_tokens + num_new_tokens > max_model_len:
         raise ContextLengthExceeded(
             f"the prompt has {num_prompt_tokens} tokens and {new} {num_new_tokens}, "
             f"together more than the {max_model_len} that the model reads",
-            param=param if num_prompt_tokens < max_model_len else "prompt",
+            param=param if num_prompt_tokens < max_model_len else prompt_param,
         )
 
 
@@ -172,6 +178,6 @@ def join_texts(segments: Iterable[Segment]) -> list[Segment]:
 
 def _index_token_ids(token_ids: list[int], tokenizer: PromptTokenizer, param: str) -> PreparedPrompt:
     try:
-        return PreparedPrompt(index_media(token_ids, [], tokenizer), {}, None)
+        return PreparedPrompt(index_media(token_ids, [], tokenizer), {}, None, param)
     except PromptError as error:
         raise InvalidRequest(str(error), param=param) from None

@@ -15,6 +15,8 @@ is written as follows, for a family with an end-of-chunk token (others end the l
 and the model continues with " a dog", whose space is the template's. Text and media keep their order, except that media
 after all text of a turn move before its last text, since text reads the media before it. The templates of few-shot
 requests (`caption`, `vqa`) write the same turns in their own way: the user's text is the question.
+
+An answer that called functions is written as their arguments, and the result of a call as if the user had sent it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,15 @@ from server.errors import InvalidRequest
 from server.fewshot.templates import LINE_END, Shot, Template, TemplateError, built_in, with_end
 from server.media.intake import Intake
 from server.prompt import PreparedPrompt, encode_segments, join_texts
-from server.schemas.generation import AssistantMessage, InputImagePart, Message, SystemMessage, UserMessage
+from server.schemas.generation import (
+    AssistantMessage,
+    InputImagePart,
+    Message,
+    SystemMessage,
+    ToolMessage,
+    UserMessage,
+    Written,
+)
 from server.schemas.prompt import ImageUrlPart, MediaPart, MediaUrl
 from server.served_model import ServedModel
 
@@ -96,25 +106,30 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
     """Read messages as turns; neighbours of one role are joined. Raises `InvalidRequest` for roles out of order."""
     system: list[str] = []
     turns: list[Turn] = []
+    calls: set[str] = set()
     previous: Message | None = None
     for index, message in enumerate(messages):
         match message:
             case SystemMessage():
                 if turns:
                     raise _out_of_order(index, "a system message must come before all others")
-                system.append(_text(message))
-            case UserMessage():
-                is_next = isinstance(previous, UserMessage)
+                system.append(_text(message.content))
+            case UserMessage() | ToolMessage():
+                if isinstance(message, ToolMessage) and message.tool_call_id not in calls:
+                    text = f"no message before has a tool call with the id {message.tool_call_id!r}"
+                    raise InvalidRequest(text, param=f"messages[{index}].tool_call_id")
+                is_next = isinstance(previous, UserMessage | ToolMessage)
                 if not is_next:
                     turns.append(Turn())
                 turns[-1].add([LINE_END] * is_next + _content(message, f"messages[{index}].content"))
             case AssistantMessage():
                 if not turns:
                     raise _out_of_order(index, "an assistant's message must follow a user's")
-                turns[-1].answer += (LINE_END if isinstance(previous, AssistantMessage) else "") + _text(message)
+                turns[-1].answer += (LINE_END if isinstance(previous, AssistantMessage) else "") + _answer(message)
+                calls |= {call.id for call in message.tool_calls}
         previous = message
-    if not isinstance(previous, UserMessage):
-        raise _out_of_order(len(messages) - 1, "the last message must be a user's: it is the one to answer")
+    if not isinstance(previous, UserMessage | ToolMessage):
+        raise _out_of_order(len(messages) - 1, "the last message must be a user's or a tool's: it is the one to answer")
     return Conversation("\n".join(system), turns[:-1], turns[-1])
 
 
@@ -177,11 +192,16 @@ def _gap(turn: Turn) -> str:
     return "" if last[-1:].isspace() else PLAIN.lead
 
 
-def _text(message: SystemMessage | AssistantMessage) -> str:
-    return message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
+def _text(content: Written) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-def _content(message: UserMessage, param: str) -> list[str | PositionedMedia]:
+def _answer(message: AssistantMessage) -> str:
+    texts = [_text(message.content), *(call.function.arguments for call in message.tool_calls)]
+    return LINE_END.join(filter(None, texts))
+
+
+def _content(message: UserMessage | ToolMessage, param: str) -> list[str | PositionedMedia]:
     if isinstance(message.content, str):
         return [message.content]
     content: list[str | PositionedMedia] = []

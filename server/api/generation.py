@@ -118,7 +118,7 @@ def _max_tokens(fields: CompletionFields, prompt: PreparedPrompt, model: ServedM
     max_tokens = fields.max_tokens
     if "max_tokens" not in fields.model_fields_set:
         max_tokens = min(max_tokens, max(0, model.max_model_len - prompt.num_tokens))
-    check_length(prompt.num_tokens, max_tokens, "max_tokens is", "max_tokens", model.max_model_len)
+    check_length(prompt.num_tokens, max_tokens, "max_tokens is", "max_tokens", model.max_model_len, prompt.param)
     if fields.min_tokens > max_tokens:
         raise InvalidRequest(
             f"min_tokens is {fields.min_tokens}, more than max_tokens {max_tokens}", param="min_tokens"

@@ -168,7 +168,7 @@ def _refusal(kind: str, param: str | None, message: str, context: dict[str, Any]
         return UnsupportedParameter(f"{param}: no support for {tag[:64]}, only {known}", param=param)
     if kind == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {message.removeprefix('Invalid JSON: ')}")
-    return InvalidRequest(f"{param or 'the body'}: {message}", param=param)
+    return InvalidRequest(f"{param or 'the body'}: {message.removeprefix('Value error, ')}", param=param)
 
 
 def _param(location: tuple[int | str, ...]) -> str | None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from server.errors import InvalidRequest, UnsupportedParameter
-from server.schemas.base import PrioritizedRequest, Schema, tag_of, with_example
+from server.schemas.base import ModelRequest, PrioritizedRequest, Schema, tag_of, with_example
 from server.schemas.prompt import Prompts, TaggedMediaPart, TextPart
 
 MAX_LOGPROBS = 20
@@ -30,6 +30,8 @@ Stop = Annotated[
 class StreamOptions(Schema):
     include_usage: bool = Field(False, description="Add a last chunk with the usage.")
     continuous_usage_stats: bool = Field(False, description="Add the usage so far to every chunk.")
+    # only the value that matches the server's behaviour
+    include_obfuscation: Literal[False] = False
 
 
 class StructuredOutputs(Schema):
@@ -138,20 +140,62 @@ class UserMessage(Schema):
     content: Content
 
 
+MAX_TOOLS = 128
+
+FunctionName = Annotated[str, Field(min_length=1, max_length=64)]
+CallId = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+# what OpenAI's client adds to an answer that it has parsed
+PARSED = "Accepted and not used."
+
+
+class SentFunctionCall(Schema):
+    name: FunctionName
+    arguments: str
+    parsed_arguments: Any = Field(None, description=PARSED)
+
+
+class SentCall(Schema):
+    """A call as a response has it."""
+
+    id: CallId
+    type: Literal["function"]
+    function: SentFunctionCall
+    index: int | None = Field(None, description="As streams have it. Accepted and not used.")
+
+
 class AssistantMessage(Schema):
     """A message as a response has it: fields without a value may be sent back as null."""
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": {"type": "null"}})
 
     role: Literal["assistant"]
+    content: Written = ""
+    tool_calls: list[SentCall] = Field([], max_length=MAX_TOOLS)
+    parsed: Any = Field(None, description=PARSED)
+
+    @model_validator(mode="after")
+    def _content_or_calls(self) -> AssistantMessage:
+        if "content" not in self.model_fields_set and not self.tool_calls:
+            raise ValueError("give content, tool_calls, or both")
+        return self
+
+
+class ToolMessage(Schema):
+    """The result of a call."""
+
+    role: Literal["tool"]
     content: Written
+    tool_call_id: CallId = Field(description="The `id` of a call in a message before.")
 
 
 Message = Annotated[
     Annotated[SystemMessage, Tag("<system>")]
     | Annotated[SystemMessage, Tag("<developer>")]
     | Annotated[UserMessage, Tag("<user>")]
-    | Annotated[AssistantMessage, Tag("<assistant>")],
+    | Annotated[AssistantMessage, Tag("<assistant>")]
+    | Annotated[ToolMessage, Tag("<tool>")],
     Discriminator(tag_of("role")),
 ]
 
@@ -190,10 +234,17 @@ ResponseFormat = Annotated[
 
 
 class Function(Schema):
-    name: str = Field(min_length=1, max_length=64)
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] = Field({}, description="A JSON schema of an object.")
     strict: bool | None = Field(None, description="No effect: the arguments always conform to the schema.")
+
+    @field_validator("parameters")
+    @classmethod
+    def _of_an_object(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        if parameters.get("type", "object") != "object":
+            raise ValueError('the type of a function\'s parameters must be "object"')
+        return {"type": "object", **parameters}
 
 
 class Tool(Schema):
@@ -201,13 +252,13 @@ class Tool(Schema):
     function: Function
 
 
-class FunctionName(Schema):
-    name: str = Field(min_length=1, max_length=64)
+class ChosenFunction(Schema):
+    name: FunctionName
 
 
 class NamedToolChoice(Schema):
     type: Literal["function"]
-    function: FunctionName
+    function: ChosenFunction
 
 
 ToolChoice = Annotated[
@@ -216,7 +267,29 @@ ToolChoice = Annotated[
 ]
 
 
-class ChatRequest(GenerationFields):
+class ChatTemplateOptions(Schema):
+    """Options of chat templates that only ask for what is done anyway: the model does not think before it answers."""
+
+    enable_thinking: Literal[False] = False
+    thinking: Literal[False] = False
+
+
+class ConversationFields(ModelRequest):
+    """The fields that make messages a prompt."""
+
+    template: TemplateName = Field("plain", description="`plain`, or the name of a template of few-shot requests.")
+    tools: list[Tool] = Field(
+        [],
+        max_length=MAX_TOOLS,
+        description="Functions, of which `tool_choice` names one. The prompt does not name them.",
+    )
+    # only the values that match the server's behaviour: the answer follows the last message
+    add_generation_prompt: Literal[True] = True
+    continue_final_message: Literal[False] = False
+    chat_template_kwargs: ChatTemplateOptions = ChatTemplateOptions()
+
+
+class ChatRequest(GenerationFields, ConversationFields):
     model_config = with_example(messages=[{"role": "user", "content": "What is a flamingo?"}], max_tokens=8)
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
@@ -227,20 +300,21 @@ class ChatRequest(GenerationFields):
     logprobs: bool = Field(False, description="Return the log-probabilities of the tokens.")
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Most likely tokens to return for each.")
     response_format: ResponseFormat = TextFormat(type="text")
-    template: TemplateName = Field("plain", description="`plain`, or the name of a template of few-shot requests.")
-    tools: list[Tool] = Field([], max_length=128, description="Functions, of which `tool_choice` names one.")
-    tool_choice: ToolChoice | None = Field(
-        None, description="A function to call, `required` with one tool, or `none`. The model does not choose tools."
+    tool_choice: ToolChoice = Field(
+        "auto",
+        description="A function to call, or `required` with one tool. The model does not choose tools: `auto` answers "
+        "with text, as `none` does.",
     )
     # only the values that match the server's behaviour, such as: nothing is stored, the answer is text
     store: Literal[False] = False
     modalities: list[Literal["text"]] = Field([])
-    metadata: dict[str, Any] = Field({}, max_length=0, description="Accepted if empty.")
     service_tier: Literal["auto", "default"] = "auto"
     reasoning_effort: Literal["none"] = "none"
     verbosity: Literal["medium"] = "medium"
-    chat_template_kwargs: dict[str, Any] = Field({}, max_length=0, description="Accepted if empty.")
-    # hints that need no change: there is one call at most, and the prefix cache is shared
+    # labels of answers that are not stored, and hints that need no change: one call at most, a shared prefix cache
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
+        {}, max_length=16, description="Accepted and not used."
+    )
     parallel_tool_calls: bool = True
     prompt_cache_key: str = Field("", max_length=1024)
     safety_identifier: str = Field("", max_length=1024)
@@ -248,18 +322,20 @@ class ChatRequest(GenerationFields):
     @property
     def called(self) -> Function | None:
         """The function that the answer calls; None for text. Raises `InvalidRequest` for a choice that is none."""
-        choice = self.tool_choice or ("auto" if self.tools else "none")
-        if choice == "none" or (choice == "auto" and not self.tools):
-            return None
+        choice = self.tool_choice
         if isinstance(choice, NamedToolChoice):
             functions = [tool.function for tool in self.tools if tool.function.name == choice.function.name]
             if functions:
                 return functions[0]
             raise InvalidRequest(f"no tool has the name {choice.function.name!r}", param="tool_choice.function.name")
-        if choice == "required" and len(self.tools) == 1:
-            return self.tools[0].function
-        message = 'the model does not choose tools: name a function in tool_choice, or send tool_choice "none"'
-        raise UnsupportedParameter(message, param="tool_choice")
+        if choice != "required":
+            return None
+        if not self.tools:
+            raise InvalidRequest('tool_choice "required" needs tools', param="tool_choice")
+        if len(self.tools) > 1:
+            message = "the model does not choose among several tools: name a function in tool_choice"
+            raise UnsupportedParameter(message, param="tool_choice")
+        return self.tools[0].function
 
     def completion(self) -> CompletionFields:
         """Return the options by the names that a completion has for them."""

@@ -7,21 +7,22 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from server.schemas.base import ModelRequest, TimedRequest, TrackedRequest, User, with_example
-from server.schemas.generation import MAX_MESSAGES, Message, TemplateName
+from server.schemas.generation import MAX_MESSAGES, ConversationFields, Message
 from server.schemas.prompt import Part, Prompt
 
 
-class TokenizeRequest(ModelRequest):
+class TokenizeRequest(ConversationFields):
     """A prompt, or the messages of a chat."""
 
     model_config = with_example(prompt="A flamingo is a bird.")
 
     prompt: Prompt | None = None
     messages: list[Message] = Field([], max_length=MAX_MESSAGES)
-    template: TemplateName = "plain"
     return_token_strs: bool = Field(False, description="Add the text of each token.")
     add_special_tokens: bool = Field(
-        True, description="`false` with a text: its tokens alone, without the family's markers."
+        True,
+        description="`false` with a text: its tokens alone, without the family's markers. No effect on messages, whose "
+        "template writes the markers.",
     )
 
 

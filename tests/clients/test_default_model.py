@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
+from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langchain_openai import OpenAI as LangChainOpenAI
 from openai import OpenAI
@@ -72,6 +73,17 @@ def test_langchain_streams_the_call_of_a_tool(common: dict[str, Any]) -> None:
     (call,) = whole.tool_calls
     assert call["name"] == "Person"
     Person.model_validate(call["args"])
+
+
+def test_langchain_answers_with_text_if_the_model_may_choose_tools(common: dict[str, Any]) -> None:
+    """A call that was demanded and its result are sent back, as agents do it."""
+    chat = ChatOpenAI(**common, temperature=0, max_tokens=48)
+    called: Any = chat.bind_tools([Person], tool_choice="any").invoke(TEXT)
+    (call,) = called.tool_calls
+    result = ToolMessage("saved", tool_call_id=call["id"])
+    answer: Any = chat.bind_tools([Person]).invoke([HumanMessage(TEXT), called, result])
+    assert answer.tool_calls == []
+    assert answer.content
 
 
 def test_langchain_completes_a_batch_in_order(common: dict[str, Any]) -> None:

@@ -164,10 +164,18 @@ def test_a_function_is_called_by_name(client: OpenAI) -> None:
     (call,) = reply.choices[0].message.tool_calls
     assert isinstance(call.function.parsed_arguments, Colour)
     with client.chat.completions.stream(messages=MESSAGES, tools=[tool], tool_choice=choice, **fields) as stream:
-        streamed = stream.get_final_completion().choices[0].message.tool_calls
-    assert streamed is not None
+        final: Any = stream.get_final_completion().choices[0].message
+    streamed = final.tool_calls
     assert streamed[0].function.name == "see"
     assert streamed[0].function.arguments == call.function.arguments
+    parsed: Any = reply.choices[0].message
+    for answer in (parsed, final):
+        result: Any = {"role": "tool", "tool_call_id": answer.tool_calls[0].id, "content": "seen"}
+        last = client.chat.completions.create(
+            messages=[*MESSAGES, answer, result], tools=[tool], max_tokens=4, **GREEDY
+        )
+        assert last.choices[0].message.tool_calls is None
+        assert last.choices[0].message.content
 
 
 def test_embeddings_of_texts(client: OpenAI) -> None:
@@ -193,7 +201,7 @@ def test_models(client: OpenAI) -> None:
         ({"top_p": 2}, BadRequestError, "top_p"),
         ({"max_tokens": 100_000}, BadRequestError, "max_tokens"),
         ({"model": "other"}, NotFoundError, None),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, UnprocessableEntityError, "tool_choice"),
+        ({"prediction": {"type": "content", "content": "x"}}, UnprocessableEntityError, "prediction"),
         ({"messages": []}, BadRequestError, "messages"),
     ],
 )

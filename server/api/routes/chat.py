@@ -100,8 +100,10 @@ class ChatShape:
 
     def _rest(self, piece: Piece, answers: Answers, *, is_first: bool) -> dict[str, Any]:
         num_top = self.fields.top_logprobs or 0
+        # OpenAI's clients expect "tool_calls" of an answer that must call any function, and "stop" of a named one
+        is_call = piece.finish_reason == "stop" and self.fields.tool_choice == "required"
         return {
             "logprobs": chat_logprobs(piece.tokens, answers.tokenizer, num_top) if self.fields.logprobs else None,
-            "finish_reason": piece.finish_reason,
+            "finish_reason": "tool_calls" if is_call else piece.finish_reason,
             **answers.extras(piece, is_first=is_first),
         }

@@ -102,7 +102,7 @@ async def _encode(fields: TokenizeRequest, services: Services) -> EncodedPrompt:
     model, intake = services.model, services.intake
     if (fields.prompt is None) == (not fields.messages):
         raise InvalidRequest("give either prompt or messages", param="prompt")
-    if not fields.add_special_tokens:
+    if not fields.add_special_tokens and not fields.messages:
         if not isinstance(fields.prompt, str):
             raise UnsupportedParameter("only a text has tokens without special ones", param="add_special_tokens")
         check_texts([fields.prompt], model, "prompt")

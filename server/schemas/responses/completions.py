@@ -144,16 +144,19 @@ class ChatDelta(ResponseSchema):
     tool_calls: list[ToolCallDelta] | Absent = Field(None, description="The call of the function in `tool_choice`.")
 
 
+ChatFinishReason = FinishReason | Literal["tool_calls"]
+
+
 class ChatChoice(ChoiceFields):
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason = Field(description='`tool_calls` with `tool_choice: "required"`.')
 
 
 class ChatChunkChoice(ChoiceFields):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
 
 
 class ChatCompletion(ResponseSchema):

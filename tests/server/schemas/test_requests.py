@@ -122,6 +122,7 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("token beyond", {"prompt": [1, LAST_ID + 1]}, 400, "invalid_value", "prompt[1]"),
     ("negative token", {"prompt": [1, -1]}, 400, "invalid_value", "prompt[1]"),
     ("media token, no media", {"prompt": [TOKENIZER.media_token_id]}, 400, "invalid_value", "prompt"),
+    ("too long a second prompt", {"prompt": ["a", "b" * 65]}, 400, "context_length_exceeded", "prompt[1]"),
     ("mixed", {"prompt": [1, "a"]}, 400, "invalid_value", "prompt[1]"),
     ("part without a type", {"prompt": [{"text": "x"}]}, 422, "unsupported_parameter", "prompt[0]"),
     (

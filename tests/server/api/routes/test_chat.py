@@ -178,11 +178,13 @@ def named(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name}}
 
 
-@pytest.mark.parametrize("choice", [named("f"), "required"])
-async def test_a_named_function_is_called(http: httpx.AsyncClient, client: FakeClient, choice: Any) -> None:
+@pytest.mark.parametrize(("choice", "reason"), [(named("f"), "stop"), ("required", "tool_calls")])
+async def test_a_named_function_is_called(
+    http: httpx.AsyncClient, client: FakeClient, choice: Any, reason: str
+) -> None:
     client.answer = '{"animal":"a cat"}'
     (answer,) = (await chat(http, tools=[CALL], tool_choice=choice, max_tokens=40))["choices"]
-    assert answer["finish_reason"] == "stop"
+    assert answer["finish_reason"] == reason
     (call,) = answer["message"].pop("tool_calls")
     assert answer["message"] == {"role": "assistant", "content": None, "refusal": None}
     assert call.pop("id").startswith("call_")
@@ -193,6 +195,34 @@ async def test_a_named_function_is_called(http: httpx.AsyncClient, client: FakeC
 async def test_a_function_without_parameters_takes_an_object(http: httpx.AsyncClient, client: FakeClient) -> None:
     await chat(http, tools=[named("f"), CALL], tool_choice=named("f"))
     assert client.requests[0].sampling.grammar == Grammar(kind="json", text='{"type":"object"}')
+
+
+@pytest.mark.parametrize("parameters", [{}, {"properties": {}}, {"type": "object", "properties": {}}])
+async def test_the_arguments_of_a_function_are_an_object(
+    http: httpx.AsyncClient, client: FakeClient, parameters: dict[str, Any]
+) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    await chat(http, tools=[tool], tool_choice="required")
+    grammar = client.requests[0].sampling.grammar
+    assert grammar is not None
+    assert json.loads(grammar.text) == {"type": "object", **parameters}
+
+
+async def test_a_call_and_its_result_are_sent_back(http: httpx.AsyncClient, client: FakeClient) -> None:
+    (answer,) = (await chat(http, tools=[CALL], tool_choice="required"))["choices"]
+    (call,) = answer["message"]["tool_calls"]
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "5 kg"}
+    await chat(http, messages=[*MESSAGES, answer["message"], result], tools=[CALL])
+    end = TOKENIZER.id_of("<|endofchunk|>")
+    shot = TOKENIZER.encode_plain(f"Name: {call['function']['arguments']}")
+    assert client.requests[1].prompt.token_ids == [*shot, end, *TOKENIZER.encode_plain("5 kg")]
+
+
+async def test_a_call_that_is_cut_ends_for_its_length(http: httpx.AsyncClient, client: FakeClient) -> None:
+    (answer,) = (await chat(http, tools=[CALL], tool_choice="required", max_tokens=1))["choices"]
+    assert answer["finish_reason"] == "length"
+    last = (await stream(http, tools=[CALL], tool_choice="required", max_tokens=40))[-1]
+    assert last["choices"][0]["finish_reason"] == "tool_calls"
 
 
 async def test_a_call_streams_its_arguments(http: httpx.AsyncClient, client: FakeClient) -> None:
@@ -209,6 +239,12 @@ async def test_a_call_streams_its_arguments(http: httpx.AsyncClient, client: Fak
     "fields",
     [
         {"tools": [CALL], "tool_choice": "none"},
+        {"tools": [CALL, CALL], "tool_choice": "auto"},
+        {"tools": [CALL]},
+        {"metadata": {"trace": "x"}, "stream_options": {"include_obfuscation": False}},
+        {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}},
+        {"add_generation_prompt": True, "continue_final_message": False},
+        {"messages": [*MESSAGES, {"role": "assistant", "content": "{}", "parsed": {"a": 1}}, *MESSAGES]},
         {"tools": [], "tool_choice": "auto"},
         {"metadata": {}, "service_tier": "auto", "reasoning_effort": "none", "verbosity": "medium"},
         {"metadata": None, "service_tier": None, "reasoning_effort": None, "chat_template_kwargs": None},
@@ -226,10 +262,13 @@ async def test_values_that_ask_for_what_is_done_anyway_are_accepted(
 @pytest.mark.parametrize(
     ("fields", "status", "param"),
     [
-        ({"tools": [CALL]}, 422, "tool_choice"),
-        ({"tools": [CALL], "tool_choice": "auto"}, 422, "tool_choice"),
         ({"tools": [CALL, CALL], "tool_choice": "required"}, 422, "tool_choice"),
-        ({"tool_choice": "required"}, 422, "tool_choice"),
+        ({"tool_choice": "required"}, 400, "tool_choice"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]},
+            400,
+            "tools[0].function.parameters",
+        ),
         ({"tools": [CALL], "tool_choice": named("g")}, 400, "tool_choice.function.name"),
         (
             {"tools": [CALL], "tool_choice": named("f"), "response_format": {"type": "json_object"}},
@@ -237,17 +276,29 @@ async def test_values_that_ask_for_what_is_done_anyway_are_accepted(
             "tool_choice",
         ),
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, 422, "tools[0].custom"),
-        ({"metadata": {"a": "b"}}, 400, "metadata"),
+        ({"metadata": {"a": 1}}, 400, "metadata.a"),
+        ({"metadata": {str(number): "" for number in range(17)}}, 400, "metadata"),
+        ({"stream_options": {"include_obfuscation": True}}, 400, "stream_options.include_obfuscation"),
+        ({"add_generation_prompt": False}, 400, "add_generation_prompt"),
+        ({"continue_final_message": True}, 400, "continue_final_message"),
         ({"service_tier": "flex"}, 400, "service_tier"),
         ({"reasoning_effort": "high"}, 400, "reasoning_effort"),
         ({"verbosity": "low"}, 400, "verbosity"),
-        ({"chat_template_kwargs": {"enable_thinking": False}}, 400, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, 400, "chat_template_kwargs.enable_thinking"),
+        ({"chat_template_kwargs": {"date": "today"}}, 422, "chat_template_kwargs.date"),
         ({"audio": {"voice": "x"}}, 422, "audio"),
         ({"modalities": ["text", "audio"]}, 400, "modalities[1]"),
         ({"store": True}, 400, "store"),
         ({"echo": True}, 422, "echo"),
         ({"messages": []}, 400, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, 422, "messages[0]"),
+        ({"messages": [*MESSAGES, {"role": "tool", "content": "x"}]}, 400, "messages[1].tool_call_id"),
+        (
+            {"messages": [*MESSAGES, {"role": "tool", "content": "x", "tool_call_id": "y"}]},
+            400,
+            "messages[1].tool_call_id",
+        ),
+        ({"messages": [*MESSAGES, {"role": "assistant", "content": None}]}, 400, "messages[1]"),
+        ({"messages": [{"role": "function", "content": "x"}]}, 422, "messages[0]"),
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, 422, "messages[0].name"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 422, "messages[0].content[0]"),
         (
