@@ -16,7 +16,8 @@ and the model continues with " a dog", whose space is the template's. Text and m
 after all text of a turn move before its last text, since text reads the media before it. The templates of few-shot
 requests (`caption`, `vqa`) write the same turns in their own way: the user's text is the question.
 
-An answer that called functions is written as their arguments, and the result of a call as if the user had sent it.
+A call of a function is written as its arguments: as an answer, or, if its result follows, with the result as a part of the
+question, which the next answer concludes.
 """
 
 from __future__ import annotations
@@ -70,6 +71,11 @@ class Turn:
             elif item:
                 self.content.append(item)
 
+    def add_result(self, result: str) -> None:
+        """Make the call that was the answer so far, and its result, the end of the question."""
+        self.add([LINE_END + text for text in (self.answer, result) if text])
+        self.answer = ""
+
     @property
     def text(self) -> str:
         return "\n".join(item for item in self.content if isinstance(item, str))
@@ -114,10 +120,12 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
                 if turns:
                     raise _out_of_order(index, "a system message must come before all others")
                 system.append(_text(message.content))
-            case UserMessage() | ToolMessage():
-                if isinstance(message, ToolMessage) and message.tool_call_id not in calls:
+            case ToolMessage():
+                if message.tool_call_id not in calls:
                     text = f"no message before has a tool call with the id {message.tool_call_id!r}"
                     raise InvalidRequest(text, param=f"messages[{index}].tool_call_id")
+                turns[-1].add_result(_text(message.content))
+            case UserMessage():
                 is_next = isinstance(previous, UserMessage | ToolMessage)
                 if not is_next:
                     turns.append(Turn())
@@ -201,7 +209,7 @@ def _answer(message: AssistantMessage) -> str:
     return LINE_END.join(filter(None, texts))
 
 
-def _content(message: UserMessage | ToolMessage, param: str) -> list[str | PositionedMedia]:
+def _content(message: UserMessage, param: str) -> list[str | PositionedMedia]:
     if isinstance(message.content, str):
         return [message.content]
     content: list[str | PositionedMedia] = []

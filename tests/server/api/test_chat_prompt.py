@@ -69,6 +69,25 @@ def test_the_documented_example_is_correct() -> None:
     assert documented in re.sub("^    ", "", chat_prompt.__doc__, flags=re.MULTILINE)
 
 
+def call(*arguments: str) -> dict[str, Any]:
+    calls = [
+        {"id": f"call_{text}", "type": "function", "function": {"name": "f", "arguments": text}} for text in arguments
+    ]
+    return {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+def result(arguments: str, content: str) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": f"call_{arguments}", "content": content}
+
+
+def test_a_call_is_an_answer_and_with_its_result_a_part_of_the_question() -> None:
+    assert write([user(A, "a"), call("{}"), user(B, "b")]) == "<img_a>a {}<end><img_b>b"
+    results = [call("{1}", "{2}"), result("{2}", "two"), result("{1}", "one")]
+    assert write([user("b", B), *results]) == "b<img_b>\n{1}\n{2}\ntwo\none"
+    assert write([user("b"), *results, user("c")]) == "b\n{1}\n{2}\ntwo\none\nc"
+    assert write([user("b"), *results, assistant("d"), user("c")]) == "b\n{1}\n{2}\ntwo\none d<end>c"
+
+
 def test_without_an_end_of_chunk_token_a_line_break_ends_a_shot() -> None:
     config = replace(CONFIG, prompt=replace(CONFIG.prompt, end_of_chunk=""))
     assert write([*SHOT, user(B)], config=config) == "<img_a>What is this? a cat\n<img_b>"

@@ -213,9 +213,8 @@ async def test_a_call_and_its_result_are_sent_back(http: httpx.AsyncClient, clie
     (call,) = answer["message"]["tool_calls"]
     result = {"role": "tool", "tool_call_id": call["id"], "content": "5 kg"}
     await chat(http, messages=[*MESSAGES, answer["message"], result], tools=[CALL])
-    end = TOKENIZER.id_of("<|endofchunk|>")
-    shot = TOKENIZER.encode_plain(f"Name: {call['function']['arguments']}")
-    assert client.requests[1].prompt.token_ids == [*shot, end, *TOKENIZER.encode_plain("5 kg")]
+    text = f"Name:\n{call['function']['arguments']}\n5 kg"
+    assert client.requests[1].prompt.token_ids == TOKENIZER.encode_plain(text)
 
 
 async def test_a_call_that_is_cut_ends_for_its_length(http: httpx.AsyncClient, client: FakeClient) -> None:
