@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import httpx
 import pytest
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
@@ -41,8 +42,16 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def common(url: str) -> dict[str, Any]:
-    return {"base_url": url, "api_key": SecretStr("-"), "model": DEFAULT.name, "max_retries": 0}
+def common(url: str) -> Iterator[dict[str, Any]]:
+    """Arguments of LangChain's classes. A client of LangChain's own would leave its connections open."""
+    with httpx.Client() as client:
+        yield {
+            "base_url": url,
+            "api_key": SecretStr("-"),
+            "model": DEFAULT.name,
+            "max_retries": 0,
+            "http_client": client,
+        }
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
