@@ -55,7 +55,7 @@ class Engine:
         self._sequence_tasks: dict[str, SequenceTask] = {}
         self._side_tasks: dict[str, SideTask] = {}
         self._events: list[Outbound] = []
-        self._forward_seconds = 0.0  # that forwards of their own may take; below zero: of which they had too many
+        self._forward_seconds = 0.0  # that forwards of their own may take now; negative after they took too many
         self._is_stuck = False
 
     def has_work(self) -> bool:

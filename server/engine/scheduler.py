@@ -65,7 +65,7 @@ class Scheduler(Residents):
 
     def _begin_step(self) -> Plan:
         self._step += 1
-        if self._shares.are_shared:
+        if self._shares.expects_others:
             self._lone_seconds = 0.0
         self._shares.compare_clients()
         self._free_seat()

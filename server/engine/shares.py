@@ -81,8 +81,8 @@ class Shares:
         return len(self._accounts)
 
     @property
-    def are_shared(self) -> bool:
-        """True if others are to be expected next to a request: there are several, or it yields."""
+    def expects_others(self) -> bool:
+        """True if there are several requests, or if one of them yields to those that may come."""
         return len(self._accounts) > 1 or any(account.priority > 0 for account in self._accounts.values())
 
     def open(self, request_id: str, client: str, priority: int) -> Account:

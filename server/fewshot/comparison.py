@@ -17,15 +17,13 @@ import numpy as np
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate, answer_of
 from server.fewshot.classification import IN_CONTEXT
-from server.fewshot.methods import CLASSES, likeness_method, likeness_methods
+from server.fewshot.methods import METHODS, load_method
 from server.fewshot.methods.likeness import Array, Fitted, Labelled, best_method
 from server.fewshot.prompting import Question
 from server.fewshot.recent import Recent
 from server.fewshot.retrieval import Retrieval, Vectors
 
-LINEAR = "linear"
-# examples up to which a linear head is fitted, and those up to which `auto` fits one for each that is left out
-MAX_LINEAR, MAX_COMPARED_LINEAR = 4096, 512
+NO_CANDIDATE = -1
 # the likeness that is blended with the language model
 BLENDED = "nearest_mean"
 
@@ -60,16 +58,16 @@ class ComparedExamples:
 
     def fit(self, name: str) -> Fitted:
         if name not in self.fitted:
-            self.fitted[name] = likeness_method(name).fit(self.labelled)
+            self.fitted[name] = load_method(name).fit(self.labelled)
         return self.fitted[name]
 
     def choose(self) -> str:
         """Return the best method by leave-one-out, or the blend where it cannot tell: a label has a single example."""
         if not self.best:
-            is_large = len(self.labelled.vectors) > MAX_COMPARED_LINEAR
-            names = [name for name in CLASSES if not (is_large and name == LINEAR)]
+            number = len(self.labelled.vectors)
+            compared = {name: load_method(name) for name, entry in METHODS.items() if number <= entry.max_left_out}
             is_blend = self.labelled.counts().min() < 2
-            self.best = "blend" if is_blend else best_method(likeness_methods(names), self.labelled)
+            self.best = "blend" if is_blend else best_method(compared, self.labelled)
         return self.best
 
 
@@ -88,9 +86,10 @@ class Comparison:
         if obstacle := _obstacle(question, candidates):
             if method == "auto":
                 return Chosen(IN_CONTEXT)
-            raise InvalidRequest(f"{method} {obstacle}; in_context can", param="method")
-        if method == LINEAR and (number := len(question.examples)) > MAX_LINEAR:
-            raise InvalidRequest(f"linear takes up to {MAX_LINEAR} examples, there are {number}", param="method")
+            raise InvalidRequest(f"{method} {obstacle}", param="method")
+        number = len(question.examples)
+        if method in METHODS and number > (limit := METHODS[method].max_examples):
+            raise InvalidRequest(f"{method} takes up to {limit} examples, there are {number}", param="method")
         examples = await self._examples(question, candidates)
         if method == "auto":
             method = await self._run(examples.choose)
@@ -110,19 +109,18 @@ class Comparison:
         return {chosen.likeness: chosen.fitted.log_probabilities(vector[None])[0]}
 
     async def _examples(self, question: Question, candidates: Sequence[Candidate]) -> ComparedExamples:
-        labels = {name: index for index, c in enumerate(candidates) for name in (c.text, c.label)}
-        examples, stored = question.examples, question.support_set
-        used = [index for index, example in enumerate(examples) if answer_of(example) in labels]
-
         async def build() -> ComparedExamples:
-            vectors = await self._vectors(question)
-            indices = np.array([labels[answer_of(examples[index])] for index in used])
-            return ComparedExamples(Labelled(vectors[used], indices, len(candidates)))
+            by_text = {candidate.text: index for index, candidate in enumerate(candidates)}
+            by_answer = by_text | {candidate.label: index for index, candidate in enumerate(candidates)}
+            labels = [by_answer.get(answer_of(example), NO_CANDIDATE) for example in question.examples]
+            vectors, indices = await self._vectors(question), np.array(labels)
+            is_used = indices != NO_CANDIDATE
+            return ComparedExamples(Labelled(vectors[is_used], indices[is_used], len(candidates)))
 
-        source: Hashable = (stored.id, stored.version) if stored else tuple(s.media for s in question.shots)
-        answers = tuple(answer_of(examples[index]) for index in used)
-        names = tuple((candidate.label, candidate.text) for candidate in candidates)
-        return await self.recent.get((source, answers, names, self.retrieval.embedder), build)
+        stored = question.support_set
+        shots = tuple((shot.media, answer_of(shot)) for shot in question.shots)
+        source: Hashable = (stored.id, stored.version) if stored else shots
+        return await self.recent.get((source, tuple(candidates), self.retrieval.embedder), build)
 
     async def _vectors(self, question: Question) -> Vectors:
         if question.support_set is not None:

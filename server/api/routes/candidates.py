@@ -26,9 +26,6 @@ from server.schemas.fewshot import ClassifyRequest, ScoreRequest
 from server.schemas.responses.completions import Classification, Scores
 from server.served_model import ServedModel
 
-# tokens left for candidates that are known only once the shots are
-DEFAULT_ROOM = 32
-
 router = APIRouter()
 
 
@@ -45,9 +42,6 @@ async def create_classification(request: Request, services: GivenServices, recor
 async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
     model = services.model
     candidates = read_candidates(fields.candidates)
-    texts = {f"candidates[{index}]": candidate.text for index, candidate in enumerate(candidates)}
-    token_ids = [await model.tokenize(encode_text, text, model, param) for param, text in texts.items()]
-    room = max((len(ids) + 1 for ids in token_ids), default=DEFAULT_ROOM)
     record.priority = fields.priority
     question = await read_question(fields, model, services.shots)
     if not candidates:
@@ -57,6 +51,9 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
     chosen = await services.comparison.choose(question, fields.method_or_default, candidates)
     in_context = None
     if chosen.reads_prompt:
+        texts = [(f"candidates[{index}]", candidate.text) for index, candidate in enumerate(candidates)]
+        token_ids = [await model.tokenize(encode_text, text, model, param) for param, text in texts]
+        room = max(map(len, token_ids)) + 1
         assembled = await assemble(question, model, services.shots, room=room)
         report = assembled.report(record)
         likeness = await services.comparison.compare(question, chosen)

@@ -5,27 +5,34 @@ A method is loaded when it is first used: scikit-learn would take a second of ev
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 
-from server.fewshot.methods.likeness import Likeness
+from server.fewshot.methods.likeness import LikenessMethod
 
-# the module and the class of each method
-CLASSES: Mapping[str, tuple[str, str]] = {
-    "nearest_mean": ("nearest", "NearestMean"),
-    "knn": ("nearest", "NearestNeighbours"),
-    "linear": ("linear", "Linear"),
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A method's class, the examples that it is fitted to at most, and those at most for a comparison by leave-one-out."""
+
+    module: str
+    class_name: str
+    max_examples: float = float("inf")
+    max_left_out: float = float("inf")
+
+
+METHODS: Mapping[str, Entry] = {
+    "nearest_mean": Entry("nearest", "NearestMean"),
+    "knn": Entry("nearest", "NearestNeighbours"),
+    "linear": Entry("linear", "Linear", max_examples=4096, max_left_out=512),
 }
 
 
 @cache
-def likeness_method(name: str) -> Likeness:
-    """Return the method of a name in `CLASSES`."""
-    module, class_name = CLASSES[name]
-    method: Likeness = getattr(import_module(f"{__name__}.{module}"), class_name)()
+def load_method(name: str) -> LikenessMethod:
+    """Return the method of a name in `METHODS`."""
+    entry = METHODS[name]
+    method: LikenessMethod = getattr(import_module(f"{__name__}.{entry.module}"), entry.class_name)()
     return method
-
-
-def likeness_methods(names: Sequence[str] = tuple(CLASSES)) -> dict[str, Likeness]:
-    return {name: likeness_method(name) for name in names}

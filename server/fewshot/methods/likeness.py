@@ -17,7 +17,7 @@ Vectors = NDArray[np.float32]
 Array = NDArray[np.float64]
 
 # Similarity in nats: a query that is nearer to one label than to another by 1 / SCALE is e times as likely to have it.
-# Blends with the language model's log-likelihood are best from 32 to 64, on drawings and on photographs.
+# A blend with the language model's log-likelihood was most accurate on photographs with 32 to 64.
 SCALE = 48.0
 # leave-one-out fits a method anew for each example, up to this number; beyond it, for each of as many folds
 MAX_FOLDS = 32
@@ -46,7 +46,7 @@ class Fitted(Protocol):
         """Return the log-probabilities of the labels: [Q, D] -> [Q, C]."""
 
 
-class Likeness(Protocol):
+class LikenessMethod(Protocol):
     """A method by likeness."""
 
     def fit(self, labelled: Labelled) -> Fitted:
@@ -61,7 +61,7 @@ class LeftOut:
     surprise: float
 
 
-def leave_out(method: Likeness, labelled: Labelled) -> LeftOut:
+def leave_out(method: LikenessMethod, labelled: Labelled) -> LeftOut:
     """Estimate a method's accuracy by leaving examples out. Each label has at least two.
 
     Beyond `MAX_FOLDS` examples, as many folds are left out in turn, with each label spread over the folds.
@@ -77,7 +77,7 @@ def leave_out(method: Likeness, labelled: Labelled) -> LeftOut:
     return LeftOut(float((logs.argmax(1) == labelled.labels).mean()), float(-truth.mean()))
 
 
-def best_method(methods: Mapping[str, Likeness], labelled: Labelled) -> str:
+def best_method(methods: Mapping[str, LikenessMethod], labelled: Labelled) -> str:
     """Return the name of the method with the highest accuracy by leave-one-out; of equal ones, the least surprised."""
     results = {name: leave_out(method, labelled) for name, method in methods.items()}
     return max(results, key=lambda name: (results[name].accuracy, -results[name].surprise))

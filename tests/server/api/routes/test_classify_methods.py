@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from server.fewshot import comparison
+from server.fewshot.methods import METHODS
 from server.fewshot.methods.linear import Linear
 from server.media.source import encoded
 from server.settings import Settings
@@ -149,9 +151,9 @@ async def test_candidates_may_be_a_part_of_the_labels(http: httpx.AsyncClient) -
 async def test_a_linear_head_has_a_limit_and_auto_leaves_it_out_of_large_sets(
     http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "MAX_LINEAR", 3)
+    entry = replace(METHODS["linear"], max_examples=3, max_left_out=3)
+    monkeypatch.setattr(comparison, "METHODS", {**METHODS, "linear": entry})
     answer = await post(http, method="linear")
     assert answer.json()["error"]["message"] == "linear takes up to 3 examples, there are 4"
-    monkeypatch.setattr(comparison, "MAX_COMPARED_LINEAR", 3)
     monkeypatch.setattr(Linear, "fit", None)
     assert (await classify(http))["method"] in ("nearest_mean", "knn")

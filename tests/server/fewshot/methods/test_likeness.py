@@ -7,13 +7,13 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from server.fewshot.methods import CLASSES, likeness_method
+from server.fewshot.methods import METHODS, load_method
 from server.fewshot.methods.likeness import (
     MAX_FOLDS,
     Array,
     Fitted,
     Labelled,
-    Likeness,
+    LikenessMethod,
     Vectors,
     best_method,
     leave_out,
@@ -35,11 +35,11 @@ def examples(num_labels: int, per_label: int, noise: float, seed: int = 0) -> La
     return Labelled(unit(centres[labels] + noise * rng.standard_normal((len(labels), WIDTH))), labels, num_labels)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("num_labels", [1, 2, 5])
 def test_log_probabilities_sum_to_one_and_find_the_label(name: str, num_labels: int) -> None:
     logs = (
-        likeness_method(name)
+        load_method(name)
         .fit(examples(num_labels, 4, 0.3))
         .log_probabilities((queries := examples(num_labels, 8, 0.3, seed=1)).vectors)
     )
@@ -51,7 +51,7 @@ def test_the_nearest_mean_is_that_of_scikit_learn() -> None:
     labelled, queries = examples(5, 3, 1.5), examples(5, 20, 1.5, seed=1).vectors
     means = unit(np.stack([labelled.vectors[labelled.labels == label].mean(0) for label in range(5)]))
     nearest = KNeighborsClassifier(1).fit(means, range(5))
-    predicted = likeness_method("nearest_mean").fit(labelled).log_probabilities(queries).argmax(1)
+    predicted = load_method("nearest_mean").fit(labelled).log_probabilities(queries).argmax(1)
     assert predicted.tolist() == nearest.predict(queries).tolist()
 
 
@@ -60,7 +60,7 @@ def test_the_linear_head_has_the_probabilities_of_scikit_learn() -> None:
         labelled, queries = examples(num_labels, 6, 1.0), examples(num_labels, 5, 1.0, seed=1).vectors
         regression = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=1000)
         expected = regression.fit(labelled.vectors, labelled.labels).predict_proba(queries)
-        logs = likeness_method("linear").fit(labelled).log_probabilities(queries)
+        logs = load_method("linear").fit(labelled).log_probabilities(queries)
         assert np.exp(logs) == pytest.approx(expected, abs=1e-3)
 
 
@@ -110,5 +110,5 @@ def test_the_method_with_the_highest_accuracy_is_the_best_and_of_equal_ones_the_
             return np.log([[self.probability, 1 - self.probability]] * len(queries))
 
     labelled = Labelled(examples(2, 2, 0.1).vectors[[0, 1, 2]], np.array([0, 0, 1]), 2)
-    methods: dict[str, Likeness] = {"wrong": Constant(0.1), "unsure": Constant(0.55), "sure": Constant(0.6)}
+    methods: dict[str, LikenessMethod] = {"wrong": Constant(0.1), "unsure": Constant(0.55), "sure": Constant(0.6)}
     assert best_method(methods, labelled) == "sure"
