@@ -1,7 +1,7 @@
 """Chooses what runs in a step: small needs first, then large ones, within budgets of time, tokens, frames, blocks, slots.
 
 A long prompt is computed in pieces. A piece ends before the first token whose media item is not there yet, so a sequence
-waits only for its own pixels. The small pieces of a sequence that is alone wait for the media that follow: each piece
+waits only for its own pixels. The small pieces of a sequence that runs alone wait for the media that follow: each piece
 reads all weights. When blocks run out, the last sequence releases its blocks and waits again.
 
 A request is *light* while its need (see `shares`) is small, else *heavy*. A step takes light sequences first. While there
@@ -308,7 +308,7 @@ class Scheduler(Residents):
             work = (plan.num_frames - num_frames) * TOKENS_PER_FRAME
             self._shares.charge(sequence.account, work, work)
             # alone, since sequences that wait for pages and hold others could wait for each other
-            is_alone = len(self.running) + len(self.waiting) == 1
+            is_alone = all(other is sequence for other in self.running)
             if is_alone and count < min(MIN_PIECE_BEFORE_MEDIA, len(sequence.token_ids) - start):
                 return 0
         return count

@@ -72,6 +72,7 @@ def test_the_warm_up_ends_and_leaves_nothing(family: Family, max_model_len: int)
     assert engine.media.content_keys.get(WARM_UP_DIGEST) is not None
     assert engine.blocks.find(b"") is None
     assert not engine.blocks._hash_of
+    assert engine.scheduler.pace.fixed == 0, "the first steps compile, and later ones would be expected to take as long"
     assert_all_released(engine)
 
 

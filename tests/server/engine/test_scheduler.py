@@ -22,7 +22,7 @@ from server.engine.scheduler import (
     YIELD_EVERY,
 )
 from server.engine.tasks.task import ROUNDS_PER_STEP, ForwardTask
-from server.wire import BACKGROUND_PRIORITY, Outbound
+from server.wire import BACKGROUND_PRIORITY, Generate, Outbound, Sampling
 from tests.engine_client import assert_all_released
 from tests.engine_simulation import Costs, Simulation
 
@@ -180,6 +180,19 @@ def test_a_piece_of_a_prompt_with_many_images_is_not_small() -> None:
     counts = [row.count for plan in plans for row in plan.rows]
     assert min(counts[:-1]) >= MIN_PIECE_BEFORE_MEDIA
     assert max(simulation.runner.costs.of(plan) for plan in plans) < 2 * LONE_STEPS * CONFIG.step_seconds
+
+
+def test_requests_that_wait_for_the_same_shots_do_not_cut_their_prompt_into_small_pieces() -> None:
+    """Each piece reads all weights, and the other requests can do nothing until the last one."""
+    simulation = Simulation(CONFIG)
+    first = simulation.generate(20, 1, num_images=16)
+    shared = simulation.engine._sequence_tasks[first].first_sequence.prompt
+    once = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True)
+    for _ in range(3):
+        simulation.add(Generate(request_id=simulation._name(), prompt=shared, sampling=once))
+    simulation.run(first)
+    counts = [row.count for plan in simulation.runner.plans for row in plan.rows if row.sequence.request_id == first]
+    assert min(counts[:-1], default=MIN_PIECE_BEFORE_MEDIA) >= MIN_PIECE_BEFORE_MEDIA
 
 
 def test_steps_are_short_for_some_time_after_two_requests_met() -> None:
