@@ -297,8 +297,6 @@ class Scheduler(Residents):
             count = self._num_in_time(sequence, plan, count)
         if count <= 0:
             return 0  # without budget, or a beam that waits for the others, or a stem
-        if start >= sequence.num_prompt_tokens and not sequence.is_waiting:
-            return count  # it holds the media of the token before
         num_frames = plan.num_frames
         for media in range(max(media_index[start], 0), media_index[start + count - 1] + 1):
             if not self._memory.hold(sequence, media, plan):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -86,3 +87,20 @@ def test_a_video_is_encoded_in_pieces_next_to_other_requests(family: Family, mon
     assert_equals_reference(family, video, answer, "video")
     assert_equals_reference(family, other, answer, "other", 30)
     assert_all_released(answer.engine)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_goes_on_after_its_video_was_encoded_again_in_pieces(family: Family) -> None:
+    """Its keys and values are still cached, so that it comes back without a prompt to compute, and without a page."""
+    answer = client(
+        family, replace(CONFIG, block_size=1, num_blocks=128, max_sequences=1, num_media_slots=2, host_media_bytes=0)
+    )
+    video, images = Prompt(((5, 1),)), Prompt(((0, 1), (1, 1)))
+    answer.engine.add(video.request("video"))
+    while not answer.ids("video"):
+        answer.step()
+    answer.engine.add(images.request("images"))
+    answer.run()
+    assert answer.engine.scheduler.num_preemptions == 1
+    assert_equals_reference(family, video, answer, "video")
+    assert_equals_reference(family, images, answer, "images")
