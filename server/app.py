@@ -128,7 +128,7 @@ def create_app(
         warming=warming,
         evaluations=evaluations,
     )
-    leave_one_out = LeaveOneOut(shots, client, model, metrics)
+    leave_one_out = LeaveOneOut(shots, services.comparison, client, model, metrics)
     runner = EvaluationRunner(evaluations, leave_one_out, settings.evaluation_queries)
     maintenance = Maintenance(
         support_sets, embeddings, warming, client, metrics, sweep_interval=settings.sweep_interval

@@ -33,7 +33,7 @@ done
 set=$(send /v1/support_sets "{\"ttl_seconds\":3600,\"examples\":[${examples%,}]}" | field id)
 send "/v1/support_sets/$set/warm" '{"wait":true}' | nested label_counts
 
-# evaluate: are four shots better drawn at random, or chosen by their similarity to the query?
+# evaluate: is likeness enough, or is the language model better, with four shots at random or by similarity to the query?
 k=$((${#files[@]} > 4 ? 4 : ${#files[@]} - 1))
 evaluation=$(send "/v1/support_sets/$set/evaluate" "{\"k\":[$k],\"strategies\":[\"random\",\"rices_image\"]}" | field id)
 while true; do

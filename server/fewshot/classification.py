@@ -23,6 +23,7 @@ from PIL import Image
 from server.engine_client.client import Client
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate
+from server.fewshot.methods import IN_CONTEXT
 from server.fewshot.methods.likeness import Array, log_softmax
 from server.fewshot.prompting import AssembledPrompt, write
 from server.fewshot.templates import Shot
@@ -33,8 +34,6 @@ from server.schemas.fewshot import ContentFree, Normalisation, WeighingFields
 from server.served_model import ServedModel
 from server.wire import Score, Scored
 
-# the part of the language model, in the scores of an answer
-IN_CONTEXT = "in_context"
 NO_TEXT = "N/A"
 GREY = (128, 128, 128)
 # up to this number all orders are listed and drawn from; beyond it, a draw rarely repeats an order
@@ -74,12 +73,9 @@ class WeighedCandidate:
 def weigh(
     candidates: Sequence[Candidate], in_context: InContext | None, likeness: Mapping[str, Array]
 ) -> list[WeighedCandidate]:
-    """Return the candidates, most probable first; equal ones keep their order.
-
-    Parts are independent evidence, so their log-probabilities are added.
-    """
+    """Return the candidates, most probable first; equal ones keep their order."""
     parts = {**({IN_CONTEXT: in_context.log_probabilities} if in_context else {}), **likeness}
-    weights = np.exp(log_softmax(np.sum([*parts.values()], axis=0)))
+    weights = combine([*parts.values()])
     weighed = [
         WeighedCandidate(
             label=candidate.label,
@@ -92,6 +88,11 @@ def weigh(
         for index, candidate in enumerate(candidates)
     ]
     return sorted(weighed, key=lambda candidate: -candidate.probability)
+
+
+def combine(parts: Sequence[Array]) -> Array:
+    """Return the probabilities [C] of candidates: parts are independent evidence, so their log-probabilities are added."""
+    return np.exp(log_softmax(np.sum(parts, axis=0)))
 
 
 async def classify_in_context(

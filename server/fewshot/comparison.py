@@ -7,7 +7,7 @@ a single example. What is fitted to a version, or to the same shots, is kept for
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -15,17 +15,15 @@ from typing import TypeVar
 import numpy as np
 
 from server.errors import InvalidRequest
-from server.fewshot.candidates import Candidate, answer_of
-from server.fewshot.classification import IN_CONTEXT
-from server.fewshot.methods import METHODS, load_method
-from server.fewshot.methods.likeness import Array, Fitted, Labelled, best_method
+from server.fewshot.candidates import Answered, Candidate, answer_of
+from server.fewshot.methods import BLEND, IN_CONTEXT, METHODS, load_method, parts_of
+from server.fewshot.methods.likeness import Array, Fitted, Labelled, best_method, left_out_log_probabilities
 from server.fewshot.prompting import Question
 from server.fewshot.recent import Recent
 from server.fewshot.retrieval import Retrieval, Vectors
+from server.store.records import SupportSet
 
 NO_CANDIDATE = -1
-# the likeness that is blended with the language model
-BLENDED = "nearest_mean"
 
 Result = TypeVar("Result")
 
@@ -41,7 +39,7 @@ class Chosen:
     @property
     def reads_prompt(self) -> bool:
         """True if the language model takes part."""
-        return self.method in (IN_CONTEXT, "blend")
+        return IN_CONTEXT in parts_of(self.method)
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +65,7 @@ class ComparedExamples:
             number = len(self.labelled.vectors)
             compared = {name: load_method(name) for name, entry in METHODS.items() if number <= entry.max_left_out}
             is_blend = self.labelled.counts().min() < 2
-            self.best = "blend" if is_blend else best_method(compared, self.labelled)
+            self.best = BLEND if is_blend else best_method(compared, self.labelled)
         return self.best
 
 
@@ -93,7 +91,7 @@ class Comparison:
         examples = await self._examples(question, candidates)
         if method == "auto":
             method = await self._run(examples.choose)
-        likeness = BLENDED if method == "blend" else method
+        (likeness,) = (part for part in parts_of(method) if part != IN_CONTEXT)
         return Chosen(method, likeness, await self._run(examples.fit, likeness))
 
     async def _run(self, function: Callable[..., Result], *arguments: object) -> Result:
@@ -108,14 +106,23 @@ class Comparison:
         (vector,) = await self.retrieval.media_vectors([media])
         return {chosen.likeness: chosen.fitted.log_probabilities(vector[None])[0]}
 
+    async def leave_out(
+        self, support_set: SupportSet, candidates: Sequence[Candidate], parts: Collection[str]
+    ) -> dict[str, Array]:
+        """Return log-probabilities [N, C] of the candidates for each example, from the others, by part.
+
+        Each candidate is the answer of at least two examples, and each answer is a candidate.
+        """
+        if not parts:
+            return {}
+        labelled = _labelled(await self.retrieval.example_vectors(support_set), support_set.examples, candidates)
+        return {
+            part: await asyncio.to_thread(left_out_log_probabilities, load_method(part), labelled) for part in parts
+        }
+
     async def _examples(self, question: Question, candidates: Sequence[Candidate]) -> ComparedExamples:
         async def build() -> ComparedExamples:
-            by_text = {candidate.text: index for index, candidate in enumerate(candidates)}
-            by_answer = by_text | {candidate.label: index for index, candidate in enumerate(candidates)}
-            labels = [by_answer.get(answer_of(example), NO_CANDIDATE) for example in question.examples]
-            vectors, indices = await self._vectors(question), np.array(labels)
-            is_used = indices != NO_CANDIDATE
-            return ComparedExamples(Labelled(vectors[is_used], indices[is_used], len(candidates)))
+            return ComparedExamples(_labelled(await self._vectors(question), question.examples, candidates))
 
         stored = question.support_set
         shots = tuple((shot.media, answer_of(shot)) for shot in question.shots)
@@ -128,6 +135,15 @@ class Comparison:
         return await self.retrieval.media_vectors(
             [[question.media[digest] for digest in shot.media] for shot in question.shots]
         )
+
+
+def _labelled(vectors: Vectors, examples: Sequence[Answered], candidates: Sequence[Candidate]) -> Labelled:
+    """Return the vectors of the examples whose answer is a candidate."""
+    by_text = {candidate.text: index for index, candidate in enumerate(candidates)}
+    by_answer = by_text | {candidate.label: index for index, candidate in enumerate(candidates)}
+    indices = np.array([by_answer.get(answer_of(example), NO_CANDIDATE) for example in examples])
+    is_used = indices != NO_CANDIDATE
+    return Labelled(vectors[is_used], indices[is_used], len(candidates))
 
 
 def _obstacle(question: Question, candidates: Sequence[Candidate]) -> str:

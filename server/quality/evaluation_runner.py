@@ -14,20 +14,22 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 
 from server.engine_client.client import Client
 from server.errors import ServerError, Unavailable
 from server.fewshot.candidates import answer_of
 from server.fewshot.classification import classify_in_context, run_concurrently
+from server.fewshot.comparison import Comparison
+from server.fewshot.methods import IN_CONTEXT, parts_of
 from server.fewshot.prompting import assemble, find_template, read_question
 from server.fewshot.retrieval import SPACES
 from server.fewshot.shots import ShotSource
 from server.metrics import Metrics
-from server.quality.evaluation import Cell, Outcome, Plan, cell_result, failed_cell
+from server.quality.evaluation import Cell, Outcome, Plan, PromptSetting, cell_result, failed_cell
 from server.quality.evaluation_store import Evaluation, Evaluations
 from server.request_record import RequestRecord
 from server.schemas.fewshot import ExamplesFields, FewShotFields, QueryFields, TemplateFields, WeighingFields
@@ -50,25 +52,37 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Query:
+    """An example that is left out: the index of its label, and the log-probabilities of all labels by likeness."""
+
+    example: Example
+    truth: int
+    likeness: dict[str, list[float]]
+
+
+@dataclass(frozen=True, slots=True)
 class LeaveOneOut:
     """Classifies an example of a support set with shots from the other examples, like `/v1/classify`."""
 
     shots: ShotSource
+    comparison: Comparison
     client: Client
     model: ServedModel
     metrics: Metrics
 
-    async def answer(self, evaluation: Evaluation, plan: Plan, cell: Cell, query: Example, is_timed: bool) -> Outcome:
+    async def answer(
+        self, evaluation: Evaluation, plan: Plan, prompt: PromptSetting, query: Query, is_timed: bool
+    ) -> Outcome:
         record = RequestRecord(evaluation.id, self.metrics)
         record.priority = BACKGROUND_PRIORITY
-        fields = self._fields(evaluation, plan, cell, query)
+        fields = self._fields(evaluation, plan, prompt, query.example)
         question = await read_question(fields, self.model, self.shots)
-        assembled = await assemble(question, self.model, self.shots, without=[query.id])
-        weighing = WeighingFields(**{**plan.weighing, "seed": cell.seed})
+        assembled = await assemble(question, self.model, self.shots, without=[query.example.id])
+        weighing = WeighingFields(**{**plan.weighing, "seed": prompt.seed})
         result = await classify_in_context(assembled, plan.candidates, weighing, record, self.model, self.client)
         return Outcome(
-            truth=[candidate.label for candidate in plan.candidates].index(answer_of(query)),
-            probabilities=np.exp(result.log_probabilities).tolist(),
+            truth=query.truth,
+            logs={IN_CONTEXT: result.log_probabilities.tolist(), **query.likeness},
             prompt_tokens=record.prompt_tokens,
             cached_tokens=record.cached_tokens,
             media=record.media,
@@ -76,33 +90,43 @@ class LeaveOneOut:
             seconds=time.monotonic() - record.arrived if is_timed else None,
         )
 
-    async def warm(self, queries: Sequence[Example]) -> None:
+    async def warm(self, queries: Sequence[Query]) -> None:
         """Encode the media of these queries; those of the shots have been encoded by earlier queries."""
         store = self.shots.intake.store
-        names = [media_id for query in queries for media_id in query.media]
+        names = [media_id for query in queries for media_id in query.example.media]
         media = await asyncio.to_thread(lambda: [store.find(name) for name in names])
         if media:
             await self.client.embed(media)
 
-    async def queries(self, evaluation: Evaluation, plan: Plan) -> list[Example]:
-        """Return the examples that are queries. Raises `SupportSetNotFound`."""
+    async def queries(self, evaluation: Evaluation, plan: Plan) -> list[Query]:
+        """Return the examples that are queries. Raises `SupportSetNotFound`, and the engine's errors."""
         version = await self.shots.support_sets.get_version(evaluation.support_set, evaluation.version)
-        by_id = {example.id: example for example in version.examples}
-        return [by_id[example_id] for example_id in plan.queries]
+        labels = [candidate.label for candidate in plan.candidates]
+        parts = {part for cell in plan.cells for part in parts_of(cell.method)} - {IN_CONTEXT}
+        logs = await self.comparison.leave_out(version, plan.candidates, parts)
+        indices = {example.id: index for index, example in enumerate(version.examples)}
+        return [
+            Query(
+                example=(example := version.examples[index]),
+                truth=labels.index(answer_of(example)),
+                likeness={part: logs[part][index].tolist() for part in parts},
+            )
+            for index in map(indices.__getitem__, plan.queries)
+        ]
 
-    def _fields(self, evaluation: Evaluation, plan: Plan, cell: Cell, query: Example) -> FewShotFields:
+    def _fields(self, evaluation: Evaluation, plan: Plan, prompt: PromptSetting, query: Example) -> FewShotFields:
         choice = plan.template if isinstance(plan.template, str) else TemplateFields(**plan.template)
         template = find_template(choice, self.model)
         fields = template.query_fields
-        compares_text = "text" in SPACES.get(cell.strategy, ())
+        compares_text = "text" in SPACES.get(prompt.strategy, ())
         return FewShotFields(
             examples=ExamplesFields(
                 support_set=evaluation.support_set,
                 version=evaluation.version,
-                k=cell.k,
-                strategy=cell.strategy,
-                order=plan.order if cell.k else None,
-                seed=cell.seed,
+                k=prompt.k,
+                strategy=prompt.strategy,
+                order=plan.order if prompt.k else None,
+                seed=prompt.seed,
             ),
             query=QueryFields(
                 media=[stored_media_part(media_id) for media_id in query.media] if template.has_media else [],
@@ -191,14 +215,15 @@ class _RunningEvaluation:
     async def work(self) -> None:
         evaluations, evaluation_id, cells = self.evaluations, self.evaluation.id, self.evaluation.cells
         try:
-            queries = await self.leave_one_out.queries(self.evaluation, self.plan)
-            for index, cell in enumerate(self.plan.cells):
-                if index in cells:
-                    continue
-                result = await self._run_cell(cell, queries)
-                self.queries_done = (index + 1) * len(queries)
-                if not await evaluations.finish_cell(evaluation_id, self.holder, index, result, self.queries_done):
-                    return
+            queries = await _when_available(partial(self.leave_one_out.queries, self.evaluation, self.plan))
+            left = [(index, cell) for index, cell in enumerate(self.plan.cells) if index not in cells]
+            for prompt, group in groupby(left, key=lambda item: item[1].prompt):
+                outcomes = await self._outcomes(prompt, queries)
+                for index, cell in group:
+                    self.queries_done = (index + 1) * len(queries)
+                    result = self._result(cell, outcomes)
+                    if not await evaluations.finish_cell(evaluation_id, self.holder, index, result, self.queries_done):
+                        return
             await evaluations.finish(evaluation_id, self.holder, "completed")
         except Unavailable:
             raise  # the evaluation will be claimed again
@@ -212,26 +237,33 @@ class _RunningEvaluation:
         report = {"code": error.code, "message": error.message}
         await self.evaluations.finish(self.evaluation.id, self.holder, "failed", report)
 
-    async def _run_cell(self, cell: Cell, queries: Sequence[Example]) -> dict[str, Any]:
+    def _result(self, cell: Cell, outcomes: Sequence[Outcome] | ServerError) -> dict[str, Any]:
+        if isinstance(outcomes, ServerError):
+            return failed_cell(cell, outcomes.code, outcomes.message)
+        return cell_result(cell, outcomes, [candidate.label for candidate in self.plan.candidates])
+
+    async def _outcomes(self, prompt: PromptSetting | None, queries: Sequence[Query]) -> list[Outcome] | ServerError:
         """Run most queries concurrently, and the last ones one after the other to measure latency."""
+        if prompt is None:
+            return [Outcome(query.truth, query.likeness) for query in queries]
         timed = queries[-MAX_TIMED:]
         untimed, outcomes = iter(queries[: -len(timed)]), list[Outcome]()
         try:
-            await run_concurrently([self._run_lane(cell, untimed, outcomes) for _ in range(self.num_lanes)])
+            await run_concurrently([self._run_lane(prompt, untimed, outcomes) for _ in range(self.num_lanes)])
             await _when_available(partial(self.leave_one_out.warm, timed))
-            await self._run_lane(cell, iter(timed), outcomes, is_timed=True)
+            await self._run_lane(prompt, iter(timed), outcomes, is_timed=True)
         except Unavailable:
             raise
         except ServerError as error:
-            return failed_cell(cell, error.code, error.message)
-        return cell_result(cell, outcomes, [candidate.label for candidate in self.plan.candidates])
+            return error
+        return outcomes
 
     async def _run_lane(
-        self, cell: Cell, queries: Iterator[Example], outcomes: list[Outcome], *, is_timed: bool = False
+        self, prompt: PromptSetting, queries: Iterator[Query], outcomes: list[Outcome], *, is_timed: bool = False
     ) -> None:
         """Answer queries one after the other; concurrent lanes share the iterator."""
         for query in queries:
-            answer = partial(self.leave_one_out.answer, self.evaluation, self.plan, cell, query, is_timed)
+            answer = partial(self.leave_one_out.answer, self.evaluation, self.plan, prompt, query, is_timed)
             outcomes.append(await _when_available(answer))
             self.queries_done += 1
 

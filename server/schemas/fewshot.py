@@ -22,7 +22,7 @@ Order = Literal["as_selected", "similar_last", "stored", "shuffled"]
 Normalisation = Literal["sum", "mean"]
 Calibration = Literal["none", "contextual"]
 # how a classification uses the examples
-Method = Literal["in_context", "nearest_mean", "knn", "linear", "blend", "auto"]
+Method = Literal["in_context", "nearest_mean", "knn", "linear", "blend"]
 # the media of a content-free query
 ContentFree = Literal["grey", "no_media", "both"]
 
@@ -182,7 +182,7 @@ WITHOUT_PROMPT: tuple[Method, ...] = ("nearest_mean", "knn", "linear")
 class ClassifyRequest(FewShotFields, WeighingFields, PrioritizedRequest):
     model_config = with_example(**EXAMPLE, candidates=["2", "3"])
 
-    method: Method = Field(
+    method: Method | Literal["auto"] = Field(
         "auto",
         description="How examples are used: as shots by the language model (`in_context`), by the likeness of media to all "
         "examples (`nearest_mean`, `knn`, `linear`), or both (`blend`). Without it `auto`, or `in_context` if the request "
@@ -201,7 +201,7 @@ class ClassifyRequest(FewShotFields, WeighingFields, PrioritizedRequest):
         return self
 
     @property
-    def method_or_default(self) -> Method:
+    def method_or_default(self) -> Method | Literal["auto"]:
         is_weighing = "method" not in self.model_fields_set and self._weighing
         return "in_context" if is_weighing else self.method
 

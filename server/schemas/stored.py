@@ -20,6 +20,7 @@ from server.schemas.fewshot import (
     MAX_SHOTS,
     CandidateField,
     Comparing,
+    Method,
     Order,
     ShotFields,
     Strategy,
@@ -248,6 +249,9 @@ class EvaluateRequest(WeighingFields, ModelRequest):
         [], max_length=32, description="Numbers of shots; 0, 1, 2, 4, 8 and 16, if not given."
     )
     strategies: list[Strategy] = Field([], max_length=16)
+    methods: list[Method] = Field(
+        [], max_length=16, description="Methods of classification; all that the set allows, if not given."
+    )
     seeds: list[Annotated[int, Field(ge=0, le=2**63 - 1)]] = Field(
         [0], min_length=1, max_length=32, description="Each draws the shots and their orders anew."
     )

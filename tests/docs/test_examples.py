@@ -119,7 +119,7 @@ def test_the_support_set_script_evaluates_and_classifies_the_textures(server: Se
 
 def test_the_default_model_classifies_the_textures(default_server: Server) -> None:
     _, reason, *lines = run("support_set.sh", default_server)
-    assert json.loads(reason).startswith("rices_image with k=4 has an accuracy of 1.000 on 6 left-out ")
+    assert json.loads(reason).startswith("nearest_mean has an accuracy of 1.000 on 6 left-out ")
     assert [answer for _, _, answer, _ in answers(lines)] == list(TEXTURES)
     assert min(confidence for *_, confidence in answers(lines)) > MIN_CONFIDENCE
 

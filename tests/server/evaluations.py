@@ -45,7 +45,7 @@ def constant_share(share: float) -> Logprobs:
 
 @asynccontextmanager
 async def running(services: Services) -> AsyncIterator[EvaluationRunner]:
-    leave_one_out = LeaveOneOut(services.shots, services.client, services.model, services.metrics)
+    leave_one_out = LeaveOneOut(services.shots, services.comparison, services.client, services.model, services.metrics)
     runner = EvaluationRunner(services.evaluations, leave_one_out, services.settings.evaluation_queries)
     await runner.start()
     try:

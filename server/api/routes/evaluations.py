@@ -14,14 +14,19 @@ from server.api.openapi import SUPPORT_SET, describe
 from server.api.services import GivenServices
 from server.errors import DatabaseUnavailable, EvaluationNotFound
 from server.fewshot.candidates import answer_of
-from server.quality.evaluation import baseline, make_plan, recommend, summarise
+from server.fewshot.methods import IN_CONTEXT
+from server.quality.evaluation import make_plan
 from server.quality.evaluation_store import Evaluation
+from server.quality.recommendation import baseline, recommend, summarise
 from server.schemas.base import list_page
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.evaluations import EvaluationHeads, EvaluationReport
 from server.schemas.stored import EvaluateRequest, ListEvaluationsRequest
 
 router = APIRouter()
+
+# what the cells of evaluations lack that were stored before there were other methods
+OLD_CELL = {"method": IN_CONTEXT}
 
 EVALUATION = (EvaluationNotFound, DatabaseUnavailable)
 
@@ -109,7 +114,7 @@ def _head(evaluation: Evaluation) -> dict[str, Any]:
 
 def _card(evaluation: Evaluation) -> dict[str, Any]:
     plan, answers = evaluation.plan["settled"], evaluation.plan["truths"]
-    head, cells = _head(evaluation), list(evaluation.cells.values())
+    head, cells = _head(evaluation), [OLD_CELL | cell for cell in evaluation.cells.values()]
     head["progress"]["cells_done"] = len(cells)
     commonest, rows = baseline(answers), summarise(cells)
     return {

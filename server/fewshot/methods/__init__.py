@@ -1,6 +1,6 @@
-"""Methods that classify a query by its likeness to examples: one file per method, one interface for all.
+"""Methods of classification. Those by likeness have a file each and one interface; a method may have several parts.
 
-A method is loaded when it is first used: scikit-learn would take a second of every start.
+A method by likeness is loaded when it is first used: scikit-learn would take a second of every start.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from typing import Final
 
 from server.fewshot.methods.likeness import LikenessMethod
 
@@ -28,6 +29,17 @@ METHODS: Mapping[str, Entry] = {
     "knn": Entry("nearest", "NearestNeighbours"),
     "linear": Entry("linear", "Linear", max_examples=4096, max_left_out=512),
 }
+
+
+# the part of the language model, and the method of which it is the only one
+IN_CONTEXT: Final = "in_context"
+BLEND: Final = "blend"
+BLEND_PARTS = (IN_CONTEXT, "nearest_mean")
+
+
+def parts_of(method: str) -> tuple[str, ...]:
+    """Return the names of a method's parts, whose log-probabilities are added."""
+    return BLEND_PARTS if method == BLEND else (method,)
 
 
 @cache

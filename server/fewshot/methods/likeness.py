@@ -61,8 +61,8 @@ class LeftOut:
     surprise: float
 
 
-def leave_out(method: LikenessMethod, labelled: Labelled) -> LeftOut:
-    """Estimate a method's accuracy by leaving examples out. Each label has at least two.
+def left_out_log_probabilities(method: LikenessMethod, labelled: Labelled) -> Array:
+    """Return log-probabilities [N, C] of the labels of each example, from other examples. Each label has at least two.
 
     Beyond `MAX_FOLDS` examples, as many folds are left out in turn, with each label spread over the folds.
     """
@@ -73,7 +73,13 @@ def leave_out(method: LikenessMethod, labelled: Labelled) -> LeftOut:
     for fold in range(min(MAX_FOLDS, len(folds))):
         left_out = folds == fold
         logs[left_out] = method.fit(labelled.without(left_out)).log_probabilities(labelled.vectors[left_out])
-    truth = logs[np.arange(len(folds)), labelled.labels]
+    return logs
+
+
+def leave_out(method: LikenessMethod, labelled: Labelled) -> LeftOut:
+    """Estimate a method's accuracy by leaving examples out. Each label has at least two."""
+    logs = left_out_log_probabilities(method, labelled)
+    truth = logs[np.arange(len(logs)), labelled.labels]
     return LeftOut(float((logs.argmax(1) == labelled.labels).mean()), float(-truth.mean()))
 
 

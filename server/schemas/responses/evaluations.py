@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.schemas.fewshot import Order, Strategy
+from server.schemas.fewshot import Method, Order, Strategy
 from server.schemas.responses.base import Absent, PageSchema, ResponseSchema
 
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -79,9 +79,12 @@ class Latency(ResponseSchema):
 
 
 class Cell(ResponseSchema):
-    strategy: Strategy
-    k: int
-    seed: int
+    """A method, and the shots of its prompt: null for methods without one."""
+
+    method: Method
+    strategy: Strategy | None
+    k: int | None
+    seed: int | None
 
 
 class FailedCell(Cell):
@@ -90,7 +93,7 @@ class FailedCell(Cell):
 
 
 class CompletedCell(Cell):
-    """The results of one strategy, number of shots and seed."""
+    """The results of one method, strategy, number of shots and seed."""
 
     status: Literal["completed"]
     queries: int
@@ -108,10 +111,11 @@ class CompletedCell(Cell):
 
 
 class SummaryRow(ResponseSchema):
-    """The mean over the seeds of one strategy and number of shots."""
+    """The mean over the seeds of one method, strategy and number of shots."""
 
-    strategy: Strategy
-    k: int
+    method: Method
+    strategy: Strategy | None
+    k: int | None
     seeds: int
     queries: int
     accuracy: float
@@ -119,7 +123,7 @@ class SummaryRow(ResponseSchema):
     standard_error: float
     lowest_accuracy: float
     highest_accuracy: float
-    best_seed: int
+    best_seed: int | None
     expected_calibration_error: float
     brier: float
     nll: float
@@ -131,15 +135,15 @@ class RecommendedExamples(ResponseSchema):
 
     support_set: str
     version: int
-    k: int
-    strategy: Strategy
-    seed: int
+    k: int | Absent = None
+    strategy: Strategy | Absent = None
+    seed: int | Absent = None
     order: Order | Absent = None
 
 
 class Recommendation(ResponseSchema):
     examples: RecommendedExamples
-    method: Literal["in_context"] = Field(description="The method of a classification that was evaluated.")
+    method: Method
     accuracy: float
     accuracy_interval: Interval
     reason: str

@@ -17,12 +17,11 @@ from server.engine.scheduler import (
     HEAVY_SHARE,
     LONE_SECONDS,
     LONE_STEPS,
-    MIN_PIECE_BEFORE_MEDIA,
     PATIENCE,
     YIELD_EVERY,
 )
 from server.engine.tasks.task import ROUNDS_PER_STEP, ForwardTask
-from server.wire import BACKGROUND_PRIORITY, Generate, Outbound, Sampling
+from server.wire import BACKGROUND_PRIORITY, Outbound
 from tests.engine_client import assert_all_released
 from tests.engine_simulation import Costs, Simulation
 
@@ -167,32 +166,6 @@ def test_a_lone_request_waits_for_nothing() -> None:
     slow.run(slow.generate(4000, 4))
     seconds = [slow.costs.of(plan) for plan in slow.runner.plans[began:] if plan.rows]
     assert max(seconds) < 1.5 * LONE_STEPS * CONFIG.step_seconds
-
-
-def test_a_piece_of_a_prompt_with_many_images_is_not_small() -> None:
-    """Images that a step has no time for come in steps of their own: each piece of the text reads all weights."""
-    simulation = Simulation(CONFIG)
-    simulation.runner.costs = Costs(frame=0.25)
-    simulation.run(simulation.generate(20, 1, num_images=60))  # the pace is learned
-    began = len(simulation.runner.plans)
-    simulation.run(simulation.generate(20, 1, num_images=60))
-    plans = simulation.runner.plans[began:]
-    counts = [row.count for plan in plans for row in plan.rows]
-    assert min(counts[:-1]) >= MIN_PIECE_BEFORE_MEDIA
-    assert max(simulation.runner.costs.of(plan) for plan in plans) < 2 * LONE_STEPS * CONFIG.step_seconds
-
-
-def test_requests_that_wait_for_the_same_shots_do_not_cut_their_prompt_into_small_pieces() -> None:
-    """Each piece reads all weights, and the other requests can do nothing until the last one."""
-    simulation = Simulation(CONFIG)
-    first = simulation.generate(20, 1, num_images=16)
-    shared = simulation.engine._sequence_tasks[first].first_sequence.prompt
-    once = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True)
-    for _ in range(3):
-        simulation.add(Generate(request_id=simulation._name(), prompt=shared, sampling=once))
-    simulation.run(first)
-    counts = [row.count for plan in simulation.runner.plans for row in plan.rows if row.sequence.request_id == first]
-    assert min(counts[:-1], default=MIN_PIECE_BEFORE_MEDIA) >= MIN_PIECE_BEFORE_MEDIA
 
 
 def test_steps_are_short_for_some_time_after_two_requests_met() -> None:

@@ -1,25 +1,13 @@
-"""The arithmetic of leave-one-out evaluation: distinct cells, stratified subsamples, and the recommended setting."""
+"""The arithmetic of leave-one-out evaluation: distinct cells, stratified subsamples, and the record of a cell."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from math import log
 
 import pytest
 
-from server.quality.evaluation import (
-    Baseline,
-    Cell,
-    Outcome,
-    baseline,
-    cell_result,
-    failed_cell,
-    grid,
-    recommend,
-    stratified,
-    summarise,
-)
-from server.quality.measures import standard_error
+from server.quality.evaluation import Cell, Outcome, PromptSetting, cell_result, grid, stratified
 
 
 def test_only_random_strategies_run_for_every_seed() -> None:
@@ -34,11 +22,11 @@ def test_only_random_strategies_run_for_every_seed() -> None:
 
 def test_shuffled_orders_run_for_every_seed_from_two_shots_on() -> None:
     cells = grid([1, 2], ["first"], [0, 1], is_shuffled=True)
-    assert cells == [Cell("first", 1, 0), Cell("first", 2, 0), Cell("first", 2, 1)]
+    assert cells == [PromptSetting("first", 1, 0), PromptSetting("first", 2, 0), PromptSetting("first", 2, 1)]
 
 
 def test_zero_shots_are_one_cell_and_duplicates_run_once() -> None:
-    assert grid([0, 0], ["random", "rices_image", "random"], [5, 6], is_shuffled=True) == [Cell("first", 0, 5)]
+    assert grid([0, 0], ["random", "rices_image", "random"], [5, 6], is_shuffled=True) == [PromptSetting("first", 0, 5)]
 
 
 def test_a_subsample_keeps_the_shares_of_labels() -> None:
@@ -63,7 +51,7 @@ def test_a_small_set_is_taken_whole() -> None:
 
 
 def outcome(truth: int, probabilities: list[float], seconds: float | None = None) -> Outcome:
-    return Outcome(truth, probabilities, 10 + truth, 4, 3, truth, seconds)
+    return Outcome(truth, {"in_context": [*map(log, probabilities)]}, 10 + truth, 4, 3, truth, seconds)
 
 
 def test_the_record_of_a_cell_has_cost_and_latency() -> None:
@@ -78,93 +66,9 @@ def test_the_record_of_a_cell_has_cost_and_latency() -> None:
     assert result["latency"] == {"queries": 2, "median_seconds": 0.5, "p90_seconds": pytest.approx(0.7)}
 
 
-def cell_record(strategy: str, k: int, accuracy: float, seed: int = 0, queries: int = 100) -> dict[str, Any]:
-    return {
-        "strategy": strategy,
-        "k": k,
-        "seed": seed,
-        "status": "completed",
-        "queries": queries,
-        "accuracy": accuracy,
-        "expected_calibration_error": 0.1,
-        "brier": 0.2,
-        "nll": 0.3,
-        "cost": {"prompt_tokens": 10.0 * k},
-    }
-
-
-def test_seeds_are_averaged_and_do_not_narrow_the_interval() -> None:
-    (single,) = summarise([cell_record("random", 2, 0.6)])
-    (three,) = summarise([cell_record("random", 2, accuracy, seed) for seed, accuracy in enumerate((0.5, 0.7, 0.6))])
-    assert three["accuracy"] == pytest.approx(0.6)
-    assert three["accuracy_interval"] == pytest.approx(single["accuracy_interval"])
-    assert (three["lowest_accuracy"], three["highest_accuracy"], three["best_seed"]) == (0.5, 0.7, 1)
-
-
-ALWAYS = Baseline("cat", 0.3)
-
-
-def recommended(cells: list[dict[str, Any]], always: Baseline = ALWAYS) -> dict[str, Any]:
-    recommendation = recommend(summarise(cells), "set_1", 3, None, always)
-    assert recommendation is not None
-    return recommendation
-
-
-def test_the_smallest_k_within_a_standard_error_is_recommended() -> None:
-    error = standard_error(90, 100)
-    assert 0.02 < error < 0.04
-    cells = [
-        cell_record("random", 16, 0.90),
-        cell_record("random", 8, 0.88),
-        cell_record("rices_image", 4, 0.875),
-        cell_record("first", 2, 0.8),
-    ]
-    recommendation = recommended(cells)
-    assert recommendation["examples"] == {
-        "support_set": "set_1",
-        "version": 3,
-        "k": 4,
-        "strategy": "rices_image",
-        "seed": 0,
-    }
-    assert "rices_image with k=4" in recommendation["reason"]
-    assert "random with k=16" in recommendation["reason"]
-
-
-def test_a_clear_winner_is_recommended_with_all_its_shots() -> None:
-    recommendation = recommended([cell_record("random", 16, 0.95), cell_record("random", 8, 0.7)])
-    assert recommendation["examples"]["k"] == 16
-    assert "No other setting" in recommendation["reason"]
-
-
-def test_the_most_accurate_strategy_of_a_k_and_its_best_seed_are_recommended() -> None:
-    cells = [
-        cell_record("random", 4, 0.84, 0),
-        cell_record("random", 4, 0.88, 1),
-        cell_record("first", 4, 0.85),
-        cell_record("random", 8, 0.86),
-    ]
-    assert recommended(cells)["examples"]["strategy"] == "random"
-    assert recommended(cells)["examples"]["seed"] == 1
-
-
-def test_the_reason_compares_with_the_most_frequent_label() -> None:
-    cells = [cell_record("random", 4, 0.5)]
-    assert "always answering 'cat'" in recommended(cells, Baseline("cat", 0.45))["reason"]
-    assert "always answering" not in recommended(cells)["reason"]
-
-
-def test_failed_cells_are_left_out() -> None:
-    failed = failed_cell(Cell("random", 64, 0), "context_length_exceeded", "too long")
-    assert recommended([failed, cell_record("random", 2, 0.5)])["examples"]["k"] == 2
-    assert recommend(summarise([failed]), "set_1", 3, None, ALWAYS) is None
-
-
-def test_the_recommendation_has_the_order_that_was_measured() -> None:
-    recommendation = recommend(summarise([cell_record("random", 2, 0.5)]), "set_1", 3, "shuffled", ALWAYS)
-    assert recommendation is not None
-    assert recommendation["examples"]["order"] == "shuffled"
-
-
-def test_baseline() -> None:
-    assert baseline(["dog", "cat", "cat"]) == Baseline("cat", 2 / 3)
+def test_a_blend_multiplies_the_probabilities_of_its_parts() -> None:
+    logs = {"in_context": [log(0.8), log(0.2)], "nearest_mean": [log(0.1), log(0.9)]}
+    outcome = Outcome(0, logs)
+    assert outcome.probabilities("in_context") == pytest.approx([0.8, 0.2])
+    assert outcome.probabilities("nearest_mean") == pytest.approx([0.1, 0.9])
+    assert outcome.probabilities("blend") == pytest.approx([0.08 / 0.26, 0.18 / 0.26])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
 
@@ -61,7 +62,7 @@ async def services(app: FastAPI) -> Services:
 async def test_every_example_is_left_out_once(http: httpx.AsyncClient, client: FakeClient, services: Services) -> None:
     client.logprobs = constant_share(0.8)
     async with running(services):
-        created = await evaluate(http, k=[2], strategies=["random"], seeds=[4])
+        created = await evaluate(http, k=[2], strategies=["random"], seeds=[4], methods=["in_context"])
         assert created["status"] == "queued"
         evaluation = await wait_until_ended(http, created["id"])
     assert evaluation["status"] == "completed"
@@ -95,7 +96,8 @@ async def test_the_recommendation_can_be_sent_unchanged(
         return logprobs_of(0.9 if num_shots >= 2 else 0.4, request, candidate)
 
     client.logprobs = logprobs
-    evaluation = await run_evaluation(http, services, k=[0, 1, 2, 4], strategies=["random", "rices_image"])
+    prompts = {"k": [0, 1, 2, 4], "strategies": ["random", "rices_image"]}
+    evaluation = await run_evaluation(http, services, **prompts, methods=["in_context"])
     assert [(row["strategy"], row["k"], row["accuracy"]) for row in evaluation["summary"]] == [
         ("first", 0, 0.0),
         ("random", 1, 0.0),
@@ -110,6 +112,7 @@ async def test_the_recommendation_can_be_sent_unchanged(
     assert recommended["reason"]
     body = {
         "examples": recommended["examples"],
+        "method": recommended["method"],
         "query": {"image": MEDIA["red"].id},
         "template": "classification",
     }
@@ -156,6 +159,46 @@ async def test_max_queries_samples_labels_equally(
     assert (evaluation["queries"], evaluation["examples"]) == (4, 6)
 
 
+async def test_methods_are_evaluated_on_the_same_prompts(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    """Likeness is of the examples that are not left out, and the blend reads no prompt of its own."""
+    client.logprobs = constant_share(0.8)
+    client.vectors = {
+        digest: np.eye(2, dtype=np.float32)[int(label == "warm")] + 0.1 for digest, label in LABEL_OF.items()
+    }
+    client.vectors[MEDIA["navy"].digest] = np.eye(2, dtype=np.float32)[1]  # as if it were warm
+    evaluation = await run_evaluation(http, services, k=[2], strategies=["first"])
+    assert len(client.scores) == 6
+    cells = {cell["method"]: cell for cell in evaluation["cells"]}
+    assert list(cells) == ["nearest_mean", "knn", "linear", "in_context", "blend"]
+    correct = {method: cell["correct"] for method, cell in cells.items()}
+    assert correct == {"nearest_mean": 5, "knn": 5, "linear": 5, "in_context": 6, "blend": 5}
+    assert cells["nearest_mean"]["confusion"] == {"warm": {"warm": 3}, "cold": {"cold": 2, "warm": 1}}
+    assert (cells["knn"]["k"], cells["knn"]["cost"]["prompt_tokens"], cells["knn"]["latency"]["queries"]) == (
+        None,
+        0,
+        0,
+    )
+    assert cells["blend"]["cost"] == cells["in_context"]["cost"]
+    assert evaluation["progress"] == {"cells": 5, "cells_done": 5, "queries": 30, "queries_done": 30}
+
+
+async def test_a_recommended_method_without_a_prompt_can_be_sent_unchanged(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    client.logprobs = constant_share(0.2)
+    client.vectors = {
+        digest: np.eye(2, dtype=np.float32)[int(label == "warm")] + 0.1 for digest, label in LABEL_OF.items()
+    }
+    recommended = (await run_evaluation(http, services, k=[2]))["recommendation"]
+    body = {name: recommended[name] for name in ("examples", "method")} | {"query": {"image": MEDIA["red"].id}}
+    response = await http.post("/v1/classify", json=body)
+    assert recommended["examples"] == {"support_set": recommended["examples"]["support_set"], "version": 1}
+    assert (response.status_code, response.json()["label"]) == (200, "warm")
+    assert response.json()["method"] == recommended["method"] in ("nearest_mean", "knn", "linear")
+
+
 async def test_an_evaluation_waits_for_an_unavailable_engine(
     http: httpx.AsyncClient, client: FakeClient, services: Services
 ) -> None:
@@ -169,7 +212,7 @@ async def test_an_evaluation_waits_for_an_unavailable_engine(
         return logprobs_of(0.7, request, candidate)
 
     client.logprobs = logprobs
-    evaluation = await run_evaluation(http, services, k=[1], strategies=["first"])
+    evaluation = await run_evaluation(http, services, k=[1], strategies=["first"], methods=["in_context"])
     assert (evaluation["status"], evaluation["cells"][0]["accuracy"], refusals) == ("completed", 1.0, 0)
 
 
@@ -180,10 +223,16 @@ async def test_an_error_fails_only_its_cell(http: httpx.AsyncClient, client: Fak
         return logprobs_of(0.7, request, candidate)
 
     client.logprobs = logprobs
-    evaluation = await run_evaluation(http, services, k=[1, 2], strategies=["first"])
+    evaluation = await run_evaluation(http, services, k=[1, 2], strategies=["first"], methods=["in_context", "blend"])
     assert evaluation["status"] == "completed"
-    assert [cell["status"] for cell in evaluation["cells"]] == ["completed", "failed"]
-    assert evaluation["cells"][1]["error"] == {"code": "invalid_media", "message": "broken image"}
+    statuses = [(cell["method"], cell["k"], cell["status"]) for cell in evaluation["cells"]]
+    assert statuses == [
+        ("in_context", 1, "completed"),
+        ("blend", 1, "completed"),
+        ("in_context", 2, "failed"),
+        ("blend", 2, "failed"),
+    ]
+    assert evaluation["cells"][3]["error"] == {"code": "invalid_media", "message": "broken image"}
     assert evaluation["recommendation"]["examples"]["k"] == 1
 
 
@@ -209,7 +258,7 @@ async def test_finished_cells_survive_a_restart(
     client.logprobs = constant_share(0.8)
     gate = Gate(client, num_free=6 + 3)
     async with running(services):
-        created = await evaluate(http, k=[1, 2], strategies=["first"])
+        created = await evaluate(http, k=[1, 2], strategies=["first"], methods=["in_context"])
         await eventually(lambda: len(client.scores) == 9)
         await eventually(lambda: gate.num_free < 0)
     stopped = await read(http, created["id"])
@@ -246,7 +295,7 @@ async def test_another_server_claims_an_evaluation_after_the_lease_expires(
 async def test_a_cancelled_evaluation_stops(http: httpx.AsyncClient, client: FakeClient, services: Services) -> None:
     Gate(client, num_free=2)
     async with running(services):
-        created = await evaluate(http, k=[1], strategies=["first"])
+        created = await evaluate(http, k=[1], strategies=["first"], methods=["in_context"])
         await eventually(lambda: len(client.scores) == 2)
         cancelled = await http.post(f"/v1/evaluations/{created['id']}/cancel")
         assert cancelled.json()["status"] == "cancelled"

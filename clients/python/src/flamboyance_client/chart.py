@@ -1,19 +1,20 @@
-"""A chart of accuracy by number of shots, one line per strategy, as an SVG element."""
+"""A chart of accuracy by number of shots, one line per method and strategy, as an SVG element."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from xml.etree.ElementTree import Element, SubElement
 
-# a strategy, a number of shots, an accuracy and its interval
-Point = tuple[str, int, float, tuple[float, float]]
+# a name, a number of shots or None for all examples, an accuracy and its interval
+Point = tuple[str, int | None, float, tuple[float, float]]
 
 # readable on light and dark backgrounds, and told apart by readers with colour blindness
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#9d755d")
-WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 40, 130, 12, 36
+WIDTH, HEIGHT = 520, 240
+LEFT, RIGHT, TOP, BOTTOM = 40, 190, 12, 36
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
-# Lines of different strategies are shifted, so that their intervals do not cover each other.
+# Lines of different names are shifted, so that their intervals do not cover each other.
 SHIFT = 4.0
 CAP = 3.0
 
@@ -25,23 +26,32 @@ def accuracy_chart(points: Sequence[Point], baseline: tuple[str, float] | None) 
     box = f"0 0 {WIDTH} {HEIGHT}"
     svg = Element("svg", viewBox=box, width=str(WIDTH), height=str(HEIGHT), role="img", fill="currentColor")
     svg.set("font-size", "11")
-    svg.set("aria-label", "accuracy by number of shots and strategy")
-    shots = sorted({k for _, k, _, _ in points})
+    svg.set("aria-label", "accuracy by number of shots and method")
+    shots = sorted({k for _, k, _, _ in points}, key=_order)
     _axes(svg, shots)
-    strategies = list(dict.fromkeys(name for name, *_ in points))
-    for index, strategy in enumerate(strategies):
-        shift = SHIFT * (index - (len(strategies) - 1) / 2)
+    names = list(dict.fromkeys(name for name, *_ in points))
+    for index, name in enumerate(names):
+        shift = SHIFT * (index - (len(names) - 1) / 2)
         colour = COLOURS[index % len(COLOURS)]
-        curve = sorted(point for point in points if point[0] == strategy)
+        curve = sorted((point for point in points if point[0] == name), key=lambda point: _order(point[1]))
         _curve(svg, [(x(shots, k) + shift, mean, interval) for _, k, mean, interval in curve], colour)
-        _legend(svg, index, strategy, colour)
+        _legend(svg, index, name, colour)
     if baseline is not None:
         _line(svg, (LEFT, y(baseline[1])), (WIDTH - RIGHT, y(baseline[1])), "currentColor", dashes="4 3")
-        _legend(svg, len(strategies), "most common label", "currentColor", dashes="4 3")
+        _legend(svg, len(names), "most common label", "currentColor", dashes="4 3")
     return svg
 
 
-def x(shots: Sequence[int], k: int) -> float:
+def shots_text(k: int | None) -> str:
+    """Return a number of shots as text; without a prompt, a query is compared with all examples."""
+    return "all" if k is None else str(k)
+
+
+def _order(k: int | None) -> float:
+    return inf if k is None else k
+
+
+def x(shots: Sequence[int | None], k: int | None) -> float:
     """Return the position of a number of shots, in the middle of an equal share of the width."""
     return LEFT + (shots.index(k) + 0.5) * (WIDTH - LEFT - RIGHT) / len(shots)
 
@@ -50,12 +60,12 @@ def y(accuracy: float) -> float:
     return TOP + (1 - accuracy) * (HEIGHT - TOP - BOTTOM)
 
 
-def _axes(svg: Element, shots: Sequence[int]) -> None:
+def _axes(svg: Element, shots: Sequence[int | None]) -> None:
     for tick in TICKS:
         _line(svg, (LEFT, y(tick)), (WIDTH - RIGHT, y(tick)), "currentColor", opacity="0.2")
         _text(svg, LEFT - 6, y(tick) + 4, f"{tick:g}", anchor="end")
     for k in shots:
-        _text(svg, x(shots, k), HEIGHT - BOTTOM + 16, str(k), anchor="middle")
+        _text(svg, x(shots, k), HEIGHT - BOTTOM + 16, shots_text(k), anchor="middle")
     _text(svg, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "shots", anchor="middle")
 
 

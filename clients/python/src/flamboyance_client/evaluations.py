@@ -1,4 +1,4 @@
-"""Leave-one-out evaluations of support sets: accuracy by strategy and number of shots, and what is recommended."""
+"""Leave-one-out evaluations of support sets: accuracy by method, strategy and number of shots, and a recommendation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SummaryRow:
-    """The results of one strategy and number of shots, as the mean over its seeds."""
+    """The results of one method, strategy and number of shots, as the mean over its seeds.
 
-    strategy: str
-    k: int
+    Methods by likeness have no prompt: their `strategy` and `k` are None.
+    """
+
+    method: str
+    strategy: str | None
+    k: int | None
     accuracy: float
     accuracy_interval: tuple[float, float]  # 95%
     lowest_accuracy: float
@@ -26,12 +30,19 @@ class SummaryRow:
     queries: int
     raw: Json = field(default_factory=dict, repr=False)
 
+    @property
+    def name(self) -> str:
+        """The method and the strategy; without shots, no strategy selects any."""
+        strategy = self.strategy if self.k else None if self.k is None else "no shots"
+        return self.method if strategy is None else f"{self.method}, {strategy}"
+
     @classmethod
     def parse(cls, values: Json) -> Self:
         accuracy = required(values, "accuracy", float, "summary")
         return cls(
-            strategy=required(values, "strategy", str, "summary"),
-            k=required(values, "k", int, "summary"),
+            method=values.get("method") or "in_context",
+            strategy=values.get("strategy"),
+            k=values.get("k"),
             accuracy=accuracy,
             accuracy_interval=_interval(values, "summary"),
             lowest_accuracy=values.get("lowest_accuracy", accuracy),
@@ -57,13 +68,13 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """The recommended selection of shots, for `examples` of a request: as it is, or its field `examples`.
+    """The recommended method, and the selection of shots if it has a prompt.
 
-    `method` is the method of `classify` that was evaluated.
+    As `examples` of a request it sets both. `examples` alone is the selection.
     """
 
     examples: Selection
-    method: str = field(default="", repr=False)
+    method: str = ""
     accuracy: float
     accuracy_interval: tuple[float, float] = field(repr=False)  # 95%
     reason: str = field(default="", repr=False)
@@ -114,10 +125,7 @@ class Evaluation:
         title = f"Evaluation {self.id}: {self.status}, {self.num_queries_done} of {self.num_queries} queries"
         reason = None if self.recommendation is None else self.recommendation.reason
         baseline = None if self.baseline is None else (self.baseline.label, self.baseline.accuracy)
-        # without shots, no strategy selects any
-        names = [row.strategy if row.k else "no shots" for row in self.summary]
-        rows = zip(names, self.summary, strict=True)
-        points = [(name, row.k, row.accuracy, row.accuracy_interval) for name, row in rows]
+        points = [(row.name, row.k, row.accuracy, row.accuracy_interval) for row in self.summary]
         return notebook.evaluation(title, points, baseline, reason)
 
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from flamboyance_client.chart import COLOURS, Point, accuracy_chart
+from flamboyance_client.chart import COLOURS, Point, accuracy_chart, shots_text
 
 MAX_PREVIEWS = 24
 MAX_BARS = 10
@@ -56,18 +56,21 @@ def classification(title: str, query: Preview | None, candidates: Sequence[tuple
 def evaluation(
     title: str, points: Sequence[Point], baseline: tuple[str, float] | None, recommendation: str | None
 ) -> str:
-    """Return a chart and a table of the accuracy by strategy and number of shots, and the recommendation in words."""
+    """Return a chart and a table of the accuracy by method and number of shots, and the recommendation in words."""
     root = _root(title)
     if recommendation:
         SubElement(root, "div").text = recommendation
     if points:
         root.append(accuracy_chart(points, baseline))
-        head = ["strategy", "shots", "accuracy", "95% interval"]
+        head = ["method", "shots", "accuracy", "95% interval"]
         _table(
             root,
             [
                 head,
-                *([name, str(k), f"{mean:.3f}", f"{low:.3f} to {high:.3f}"] for name, k, mean, (low, high) in points),
+                *(
+                    [name, shots_text(k), f"{mean:.3f}", f"{low:.3f} to {high:.3f}"]
+                    for name, k, mean, (low, high) in points
+                ),
             ],
         )
     if baseline is not None:

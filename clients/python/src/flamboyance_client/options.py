@@ -121,6 +121,7 @@ class EvaluateOptions(ProbabilityOptions, total=False):
     version: int | None
     k: Sequence[int] | None
     strategies: Sequence[str] | None
+    methods: Sequence[str] | None
     seeds: Sequence[int] | None
     order: str | None
     template: str | Template | None

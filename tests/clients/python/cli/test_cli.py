@@ -174,10 +174,15 @@ class TestSupportSets:
         arguments = ("support-set", "evaluate", "cli-colours", "-k", "0", "-k", "1", "--strategy", "first")
         (evaluation,) = documents(*arguments)
         assert evaluation["status"] == "completed"
-        assert [row["k"] for row in evaluation["summary"]] == [0, 1]
+        assert {row["k"] for row in evaluation["summary"]} == {None, 0, 1}
         output = process(*arguments, "--max-queries", "2")
         assert "2 of 4 examples left out" in output
-        assert [line[:2] for line in words(output) if line[0] == "first"] == [["first", "0"], ["first", "1"]]
+        rows = [line for line in words(output) if line[:1] == ["in_context,"] or line[:2] == ["knn", "all"]]
+        assert [" ".join(row[: row.index("to") - 2]) for row in rows] == [
+            "knn all",
+            "in_context, no shots 0",
+            "in_context, first 1",
+        ]
 
     def test_a_set_is_exported_and_imported(self, made: Client, tmp_path: Path) -> None:
         (saved,) = documents("support-set", "export", "cli-colours", tmp_path)

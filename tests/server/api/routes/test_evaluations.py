@@ -8,12 +8,13 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import update
 
 from server.api.services import Services
-from server.quality.evaluation_store import MAX_UNFINISHED
+from server.quality.evaluation_store import MAX_UNFINISHED, CellRow
 from server.settings import Settings
 from server.store.records import NewExample
-from tests.server.evaluations import EXAMPLES, MEDIA, evaluate, run_evaluation
+from tests.server.evaluations import EXAMPLES, MEDIA, evaluate, read, run_evaluation, running, wait_until_ended
 from tests.server.fakes import FakeClient
 
 pytestmark = pytest.mark.anyio
@@ -64,8 +65,39 @@ async def test_defaults_fit_the_support_set(http: httpx.AsyncClient, services: S
     """With five other examples and six media per request, k is at most five."""
     created = await evaluate(http)
     cells = (await services.evaluations.get(created["id"])).plan["settled"]["cells"]
-    assert sorted({cell["k"] for cell in cells}) == [0, 1, 2, 4]
-    assert {cell["strategy"] for cell in cells} == {"first", "random", "rices_image"}
+    assert [cell["method"] for cell in cells if cell["k"] is None] == ["nearest_mean", "knn", "linear"]
+    with_prompt = [cell for cell in cells if cell["k"] is not None]
+    assert sorted({cell["k"] for cell in with_prompt}) == [0, 1, 2, 4]
+    assert {cell["strategy"] for cell in with_prompt} == {"first", "random", "rices_image"}
+    assert {cell["method"] for cell in with_prompt} == {"in_context", "blend"}
+
+
+async def test_a_set_with_a_label_of_one_example_is_evaluated_in_context(
+    http: httpx.AsyncClient, services: Services
+) -> None:
+    await services.support_sets.put_examples("colours", [NewExample(id="new", media=(MEDIA["red"],), label="hot")])
+    created = await evaluate(http)
+    cells = (await services.evaluations.get(created["id"])).plan["settled"]["cells"]
+    assert {cell["method"] for cell in cells} == {"in_context"}
+    response = await http.post("/v1/support_sets/colours/evaluate", json={"methods": ["knn"]})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "methods")
+    assert response.json()["error"]["message"] == (
+        "knn needs two examples of each candidate, one of which is left out, and 'hot' has fewer"
+    )
+
+
+async def test_cells_that_were_stored_before_there_were_methods_are_in_context(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    evaluation = await run_evaluation(http, services, k=[1], strategies=["first"], methods=["in_context"])
+    stored = await services.evaluations.get(evaluation["id"])
+    plan = stored.plan["settled"] | {"cells": [{"strategy": "first", "k": 1, "seed": 0}]}
+    old = await services.evaluations.create(stored.support_set, stored.version, stored.plan | {"settled": plan})
+    async with running(services):
+        assert (await wait_until_ended(http, old.id))["cells"][0]["method"] == "in_context"
+    result = {name: value for name, value in evaluation["cells"][0].items() if name != "method"}
+    await services.database.write(lambda session, now: session.execute(update(CellRow).values(result=result)))
+    assert (await read(http, old.id))["summary"][0]["method"] == "in_context"
 
 
 @pytest.mark.parametrize(
@@ -73,6 +105,7 @@ async def test_defaults_fit_the_support_set(http: httpx.AsyncClient, services: S
     [
         ({"k": [6]}, 400, "k"),
         ({"k": [-1]}, 400, "k[0]"),
+        ({"methods": ["auto"]}, 400, "methods[0]"),
         ({"strategies": ["best"]}, 400, "strategies[0]"),
         ({"strategies": ["random"], "order": "similar_last"}, 400, "order"),
         ({"candidates": ["warm"]}, 400, "candidates"),

@@ -8,6 +8,7 @@ from datetime import datetime
 from rich.console import Console
 from rich.table import Table
 
+from flamboyance_client.chart import shots_text
 from flamboyance_client.evaluations import Evaluation
 from flamboyance_client.records import SupportSet
 
@@ -44,13 +45,13 @@ def print_set(support_set: SupportSet) -> None:
 def print_evaluation(evaluation: Evaluation) -> None:
     values = evaluation.raw
     table = Table(
-        "strategy", "k", "accuracy", "95%", title=f"{values['queries']} of {values['examples']} examples left out"
+        "method", "k", "accuracy", "95%", title=f"{values['queries']} of {values['examples']} examples left out"
     )
     if evaluation.baseline is not None:
         table.add_row("commonest label", "", f"{evaluation.baseline.accuracy:.3f}", "")
     for row in evaluation.summary:
         lowest, highest = row.accuracy_interval
-        table.add_row(row.strategy, str(row.k), f"{row.accuracy:.3f}", f"{lowest:.3f} to {highest:.3f}")
+        table.add_row(row.name, shots_text(row.k), f"{row.accuracy:.3f}", f"{lowest:.3f} to {highest:.3f}")
     print_table(table)
     if evaluation.recommendation is not None:
         print(evaluation.recommendation.reason)

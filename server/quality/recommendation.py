@@ -1,0 +1,134 @@
+"""The results of an evaluation by setting, and the setting that it recommends to send.
+
+Of the settings within one standard error of the most accurate one, the cheapest is recommended: a method without a prompt
+costs least, then few shots. The most accurate of many settings owes a part of its lead to chance.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from server.quality.measures import standard_error, wilson
+from server.schemas.fewshot import Order
+
+
+def summarise(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row per method, strategy and k that has a finished cell: the means over seeds."""
+    by_setting: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
+    for cell in cells:
+        if cell["status"] == "completed":
+            # without a prompt, first
+            setting = (-1 if cell["k"] is None else cell["k"], cell["strategy"] or "", cell["method"])
+            by_setting.setdefault(setting, []).append(cell)
+    return [_row(by_setting[setting]) for setting in sorted(by_setting)]
+
+
+def _row(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    # the interval is for as many answers as there are queries, since all seeds run the same
+    first, accuracies = cells[0], [cell["accuracy"] for cell in cells]
+    accuracy, total = fmean(accuracies), first["queries"]
+    best = max(cells, key=lambda cell: cell["accuracy"])
+    return {
+        "method": first["method"],
+        "strategy": first["strategy"],
+        "k": first["k"],
+        "seeds": len(cells),
+        "queries": total,
+        "accuracy": accuracy,
+        "accuracy_interval": list(wilson(accuracy * total, total)),
+        "standard_error": standard_error(accuracy * total, total),
+        "lowest_accuracy": min(accuracies),
+        "highest_accuracy": max(accuracies),
+        "best_seed": best["seed"],
+        **{name: fmean(cell[name] for cell in cells) for name in ("expected_calibration_error", "brier", "nll")},
+        "prompt_tokens": fmean(cell["cost"]["prompt_tokens"] for cell in cells),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The accuracy of always answering with the most frequent label."""
+
+    label: str
+    accuracy: float
+
+
+def baseline(answers: Sequence[str]) -> Baseline:
+    label, count = Counter(answers).most_common(1)[0]
+    return Baseline(label, count / len(answers))
+
+
+def recommend(
+    rows: Sequence[dict[str, Any]], support_set: str, version: int, order: Order | None, always: Baseline
+) -> dict[str, Any] | None:
+    """Return the cheapest setting within one standard error of the most accurate one, if any cell has finished."""
+    if not rows:
+        return None
+    best = max(rows, key=lambda row: (row["accuracy"], -_num_shots(row), -row["prompt_tokens"]))
+    candidates = [row for row in rows if row["accuracy"] >= best["accuracy"] - best["standard_error"]]
+    chosen = min(candidates, key=lambda row: (_num_shots(row), -row["accuracy"], row["prompt_tokens"], row["nll"]))
+    examples = {"support_set": support_set, "version": version}
+    if chosen["k"] is not None:
+        examples |= {"k": chosen["k"], "strategy": chosen["strategy"], "seed": chosen["best_seed"]}
+        examples |= {"order": order} if order else {}
+    return {
+        "examples": examples,
+        "method": chosen["method"],
+        "accuracy": chosen["accuracy"],
+        "accuracy_interval": chosen["accuracy_interval"],
+        "reason": " ".join(_reason(chosen, best, rows, always)),
+    }
+
+
+def _num_shots(row: dict[str, Any]) -> int:
+    """Return the shots in the prompt, or -1 without a prompt."""
+    return -1 if row["k"] is None else int(row["k"])
+
+
+def _reason(
+    chosen: dict[str, Any], best: dict[str, Any], rows: Sequence[dict[str, Any]], always: Baseline
+) -> list[str]:
+    low, high = chosen["accuracy_interval"]
+    sentences = [
+        f"{_name(chosen)} has an accuracy of {chosen['accuracy']:.3f} on {chosen['queries']} left-out examples "
+        f"(95% interval {low:.3f} to {high:.3f}), {_cost(chosen)}."
+    ]
+    if chosen["accuracy"] == best["accuracy"]:
+        sentences.append("No other setting is more accurate.")
+    else:
+        sentences.append(
+            f"The most accurate setting, {_name(best)}, has {best['accuracy']:.3f} {_cost(best)}; the difference is within "
+            f"one standard error ({best['standard_error']:.3f})."
+        )
+    if accuracies := _other_methods({chosen["method"], best["method"]}, rows):
+        sentences.append(f"Of the other methods, the best settings have: {', '.join(accuracies)}.")
+    if low <= always.accuracy:
+        sentences.append(
+            f"This is not significantly better than always answering {always.label!r}, whose accuracy is "
+            f"{always.accuracy:.3f}."
+        )
+    return sentences
+
+
+def _other_methods(named: Collection[str], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the highest accuracy of each method that is not named, the best method first."""
+    accuracies: dict[str, float] = {}
+    for row in rows:
+        if row["method"] not in named:
+            accuracies[row["method"]] = max(row["accuracy"], accuracies.get(row["method"], 0.0))
+    ranked = sorted(accuracies.items(), key=lambda item: -item[1])
+    return [f"{method} {accuracy:.3f}" for method, accuracy in ranked]
+
+
+def _name(row: dict[str, Any]) -> str:
+    if row["k"] is None:
+        return str(row["method"])
+    return f"{row['method']} by {row['strategy']} with k={row['k']}" if row["k"] else f"{row['method']} without shots"
+
+
+def _cost(row: dict[str, Any]) -> str:
+    return "without a prompt" if row["k"] is None else f"with {row['prompt_tokens']:.0f} prompt tokens per query"

@@ -1,0 +1,34 @@
+"""The pieces of a prompt with many images, in simulated time: none is small, since each reads all weights."""
+
+from __future__ import annotations
+
+from server.engine.scheduler import LONE_STEPS, MIN_PIECE_BEFORE_MEDIA
+from server.wire import Generate, Sampling
+from tests.engine_simulation import Costs, Simulation
+from tests.server.engine.test_scheduler import CONFIG
+
+
+def test_a_piece_of_a_prompt_with_many_images_is_not_small() -> None:
+    """Images that a step has no time for come in steps of their own: each piece of the text reads all weights."""
+    simulation = Simulation(CONFIG)
+    simulation.runner.costs = Costs(frame=0.25)
+    simulation.run(simulation.generate(20, 1, num_images=60))  # the pace is learned
+    began = len(simulation.runner.plans)
+    simulation.run(simulation.generate(20, 1, num_images=60))
+    plans = simulation.runner.plans[began:]
+    counts = [row.count for plan in plans for row in plan.rows]
+    assert min(counts[:-1]) >= MIN_PIECE_BEFORE_MEDIA
+    assert max(simulation.runner.costs.of(plan) for plan in plans) < 2 * LONE_STEPS * CONFIG.step_seconds
+
+
+def test_requests_that_wait_for_the_same_shots_do_not_cut_their_prompt_into_small_pieces() -> None:
+    """Each piece reads all weights, and the other requests can do nothing until the last one."""
+    simulation = Simulation(CONFIG)
+    first = simulation.generate(20, 1, num_images=16)
+    shared = simulation.engine._sequence_tasks[first].first_sequence.prompt
+    once = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True)
+    for _ in range(3):
+        simulation.add(Generate(request_id=simulation._name(), prompt=shared, sampling=once))
+    simulation.run(first)
+    counts = [row.count for plan in simulation.runner.plans for row in plan.rows if row.sequence.request_id == first]
+    assert min(counts[:-1], default=MIN_PIECE_BEFORE_MEDIA) >= MIN_PIECE_BEFORE_MEDIA
