@@ -238,6 +238,19 @@ def test_without_a_hub_the_last_import_is_served(
         prepare("me/idefics@other", cache)
 
 
+def test_without_a_hub_no_other_repository_is_served(hub: StandIn, idefics: Path, cache: Path, tmp_path: Path) -> None:
+    hub.publish("me/idefics", idefics)
+    hub.publish("me/idefics-instruct", idefics)
+    folder = prepare("me/idefics", cache)
+    prepare("me/idefics-instruct", cache)
+    shutil.rmtree(tmp_path / "hf")
+    hub.is_down = True
+    assert prepare("me/idefics", cache) == folder
+    shutil.rmtree(folder)
+    with pytest.raises(HubUnreachable):
+        prepare("me/idefics", cache)
+
+
 def test_an_import_runs_in_a_process_of_its_own_and_its_error_is_one_line(
     hub: StandIn, idefics: Path, tmp_path: Path
 ) -> None:
