@@ -6,6 +6,7 @@ the next one. An error goes to standard output in one line.
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import shutil
@@ -33,7 +34,7 @@ def convert(job: Job) -> None:
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if is_ready(folder):
             return
-        for partial in folder.parent.glob(f".{folder.name}-*"):
+        for partial in folder.parent.glob(f".{glob.escape(folder.name)}-*"):
             shutil.rmtree(partial)
         _write(job, folder)
 
