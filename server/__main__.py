@@ -58,7 +58,7 @@ def with_model(settings: Settings) -> Settings:
         folder = hub.prepare(settings.model, settings.cache_folder).absolute()
         return settings.model_copy(update={"model": str(folder)})
     logger.info("preparing the default model; the first time it is downloaded and converted, which takes a minute")
-    folder = prepare(settings.cache_dir)
+    folder = prepare(settings.cache_folder)
     logger.info("the default model is ready", extra={"folder": str(folder)})
     return settings.model_copy(update={"model": str(folder)})
 

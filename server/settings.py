@@ -16,6 +16,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from model.cache import cache_folder
 from server.logs import LogFormat
 
 PREFIX = "FLAMBOYANCE_"
@@ -205,7 +206,7 @@ class Settings(BaseModel):
 
     @property
     def cache_folder(self) -> Path:
-        return self.cache_dir or Path.home() / ".cache" / "flamboyance"
+        return cache_folder(self.cache_dir)
 
     @property
     def data_folder(self) -> Path:

@@ -17,11 +17,12 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock
 
+from model.cache import is_ready
 from model.checkpoint.idefics import import_idefics
 from model.checkpoint.openflamingo import import_openflamingo
 from model.config import ConfigError
 from model.folder import WEIGHTS, CheckpointError, moved_when_complete, weight_files
-from model.hub.job import SOURCE, Idefics, Job, ModelFolder, OpenFlamingo, is_ready
+from model.hub.job import SOURCE, Idefics, Job, ModelFolder, OpenFlamingo
 from model.likeness import LIKENESS
 
 logger = logging.getLogger(__name__)

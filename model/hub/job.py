@@ -66,11 +66,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     origin: Origin
 
 
-def is_ready(folder: Path) -> bool:
-    # a folder is moved to its path when it is complete, so one file is enough
-    return (folder / "config.json").exists()
-
-
 def read_origin(folder: Path) -> Origin:
     """Return where the model of a folder comes from; an empty origin if no `SOURCE.json` says so."""
     try:

@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 import msgspec
 
+from model.cache import is_ready
 from model.config import ConfigError, load_config
 from model.hub.inputs import describe, fetch_checkpoint, fetch_model, fetch_vision_model
 from model.hub.job import (
@@ -26,7 +27,6 @@ from model.hub.job import (
     ModelFolder,
     OpenFlamingo,
     Origin,
-    is_ready,
     read_origin,
 )
 from model.hub.published import CLIP_VIT_L_14, Experts, experts_of, experts_of_folder, supported

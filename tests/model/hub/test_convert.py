@@ -12,10 +12,11 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 
+from model.cache import is_ready
 from model.folder import save_folder
 from model.hub import convert as convert_module
 from model.hub.convert import convert
-from model.hub.job import Idefics, Job, ModelFolder, Origin, Part, is_ready, read_origin
+from model.hub.job import Idefics, Job, ModelFolder, Origin, Part, read_origin
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -13,11 +13,12 @@ import torch
 from huggingface_hub import constants
 from transformers import IdeficsForVisionText2Text
 
+from model.cache import is_ready
 from model.checkpoint.__main__ import main
 from model.config import load_config
 from model.folder import load_folder, save_folder
 from model.hub import prepare as prepare_module
-from model.hub.job import Job, Origin, Part, is_ready, read_origin
+from model.hub.job import Job, Origin, Part, read_origin
 from model.hub.prepare import prepare
 from model.hub.published import CLIP_VIT_L_14, IDEFICS, OPENFLAMINGO
 from model.hub.sources import HubUnreachable, ModelNameError
