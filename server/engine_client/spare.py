@@ -33,11 +33,6 @@ class Spare:
         if self._keeping is None:
             self._keeping = asyncio.create_task(self._keep())
 
-    @property
-    def process_id(self) -> int | None:
-        """The id of the process that waits."""
-        return None if self._waiting is None else self._waiting.pid
-
     async def take(self) -> WorkerProcess:
         """Return the process that waits, or a new one. Raises what `WorkerProcess.spawn` raises."""
         process = await self._release()
