@@ -221,6 +221,11 @@ class Settings(BaseModel):
         default = f"sqlite:///{self.data_folder / 'flamboyance.db'}"
         return default if self.database is None else self.database.get_secret_value()
 
+    @property
+    def database_setting(self) -> str:
+        """The setting that `database_url` comes from."""
+        return "data_dir" if self.database is None else "database"
+
     def to_worker(self) -> str:
         """Return JSON for the worker, without the secrets, which it does not need."""
         return self.model_dump_json(exclude={"api_key", "database", "config"})
