@@ -21,6 +21,7 @@ from bench.driver import BenchFailed
 from bench.options import add_model, as_settings, model_folder, parse, server_settings
 from bench.serving import HOST, serving
 from bench.table import Bar, Report, Row
+from model.cache import cache_folder
 
 QUICK = {"model": "tiny", "requests": 2, "new_tokens": 2, "prompt_tokens": 4}
 PACKAGES = {"guidellm": "guidellm[vision]", "aiperf": "aiperf"}
@@ -192,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clients", type=int, default=2, help="concurrent requests (default: 2)")
     parser.add_argument("--prompt-tokens", type=int, default=16, help="text tokens per prompt (default: 16)")
     parser.add_argument("--new-tokens", type=int, default=8, help="tokens per answer (default: 8)")
-    home = Path.home() / ".cache" / "flamboyance" / "load-tools"
+    home = cache_folder() / "load-tools"
     parser.add_argument("--venvs", default=str(home), help="folder that the tools are installed into")
     return parser
 

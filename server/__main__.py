@@ -1,16 +1,20 @@
 """`python -m server` reads the settings, prepares the model, and serves until a signal.
 
-The worker is spawned first, and imports the engine while this process imports the web framework.
+The worker is spawned first, and imports the engine while this process imports the web framework. A signal during startup
+ends the processes that were spawned, and removes their files.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import aclosing
 from importlib import import_module
+from types import FrameType
+from typing import Any, NoReturn
 
 from model.config import ConfigError
 from model.hub import prepare as hub
@@ -27,13 +31,24 @@ logger = logging.getLogger("server")
 
 
 async def start(settings: Settings, *, factory: str = ENGINE_FACTORY) -> int:
-    """Spawn the worker, serve until a signal, and return the exit status."""
+    """Spawn the worker, serve until a signal, and return the exit status. SIGTERM during startup cancels it."""
+    if (starting := asyncio.current_task()) is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _cancel, starting)
     async with aclosing(Spare(factory, settings.max_restart_delay)) as spare:
         spare.prepare()
         # in a thread, so that the event loop can spawn the worker
         serving = await asyncio.to_thread(import_module, "server.serving")
         status: int = await serving.serve(settings, spare)
         return status
+
+
+def _cancel(task: asyncio.Task[Any]) -> None:
+    if not task.cancelling():  # a second signal must not cancel the clean-up
+        task.cancel()
+
+
+def _exit(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def with_model(settings: Settings) -> Settings:
@@ -43,7 +58,7 @@ def with_model(settings: Settings) -> Settings:
         folder = hub.prepare(settings.model, settings.cache_folder).absolute()
         return settings.model_copy(update={"model": str(folder)})
     logger.info("preparing the default model; the first time it is downloaded and converted, which takes a minute")
-    folder = prepare(settings.cache_dir)
+    folder = prepare(settings.cache_folder)
     logger.info("the default model is ready", extra={"folder": str(folder)})
     return settings.model_copy(update={"model": str(folder)})
 
@@ -54,7 +69,13 @@ def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
         settings = read_settings(arguments, prog)
         logs.configure(settings.log_level, settings.log_format)
         check_address(settings.host, settings.port)
+        # SIGTERM becomes an exception, at which `subprocess` kills an import: it would outlive this process
+        signal.signal(signal.SIGTERM, _exit)
         return asyncio.run(start(with_model(settings)))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
     except (SettingsError, ConfigError, DefaultModelError, ModelNameError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

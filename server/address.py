@@ -14,13 +14,21 @@ def check_address(host: str, port: int) -> None:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise SettingsError(f"host: {host!r} is no address or name of this machine: {error}") from None
+    lacking: list[OSError] = []
     for family, kind, protocol, _, address in addresses:
-        with socket.socket(family, kind, protocol) as probe:
+        try:
+            probe = socket.socket(family, kind, protocol)
+        except OSError as error:  # a family that the system lacks: the server passes over it, too
+            lacking.append(error)
+            continue
+        with probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(address)
             except OSError as error:
                 raise SettingsError(_reason(host, port, error)) from None
+    if len(lacking) == len(addresses):
+        raise SettingsError(_reason(host, port, lacking[0]))
 
 
 def _reason(host: str, port: int, error: OSError) -> str:

@@ -99,7 +99,7 @@ def create_app(
     """Create the application; `decoder` is the client's, to be shared, or None for a new one."""
     store = MediaStore(settings.media_store_url)
     decoder = decoder or DecodePool(model.config.vision, settings)
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, settings.database_setting)
     media_references, embeddings = MediaReferences(database, store, decoder), EmbeddingStore(database)
     support_sets = SupportSets(database, media_references, max_examples=settings.max_set_examples)
     intake = Intake(settings, store, Fetcher(settings, observe=metrics.media_fetch.observe), decoder)

@@ -16,6 +16,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from model.cache import cache_folder
 from server.logs import LogFormat
 
 PREFIX = "FLAMBOYANCE_"
@@ -205,7 +206,7 @@ class Settings(BaseModel):
 
     @property
     def cache_folder(self) -> Path:
-        return self.cache_dir or Path.home() / ".cache" / "flamboyance"
+        return cache_folder(self.cache_dir)
 
     @property
     def data_folder(self) -> Path:
@@ -219,6 +220,11 @@ class Settings(BaseModel):
     def database_url(self) -> str:
         default = f"sqlite:///{self.data_folder / 'flamboyance.db'}"
         return default if self.database is None else self.database.get_secret_value()
+
+    @property
+    def database_setting(self) -> str:
+        """The setting that `database_url` comes from."""
+        return "data_dir" if self.database is None else "database"
 
     def to_worker(self) -> str:
         """Return JSON for the worker, without the secrets, which it does not need."""

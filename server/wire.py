@@ -35,6 +35,8 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["choice", "regex", "json"]
     choices: tuple[str, ...] = ()
     text: str = ""
+    # of the request, which errors name
+    field: str = "structured_outputs"
 
 
 # below this, logits in float32 differ by steps too large for a distribution: the likeliest token is taken

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from model.cache import cache_folder
 from model.checkpoint.idefics import import_idefics
 from model.checkpoint.openflamingo import import_openflamingo
 from model.config import ConfigError, FlamingoConfig
@@ -86,9 +87,8 @@ def _name_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Model folders from checkpoints.")
     action = parser.add_subparsers(dest="action", required=True).add_parser("import", help="create a model folder")
     action.add_argument("name", metavar="NAME", help="OWNER/NAME or OWNER/NAME@REVISION on the Hub, or a folder")
-    cache = Path.home() / ".cache" / "flamboyance"
     action.add_argument(
-        "--cache", type=Path, default=cache, help="folder of model folders (default: ~/.cache/flamboyance)"
+        "--cache", type=Path, default=cache_folder(), help="folder of model folders (default: ~/.cache/flamboyance)"
     )
     return parser
 

@@ -6,6 +6,7 @@ the next one. An error goes to standard output in one line.
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import shutil
@@ -16,11 +17,12 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock
 
+from model.cache import is_ready
 from model.checkpoint.idefics import import_idefics
 from model.checkpoint.openflamingo import import_openflamingo
 from model.config import ConfigError
 from model.folder import WEIGHTS, CheckpointError, moved_when_complete, weight_files
-from model.hub.job import SOURCE, Idefics, Job, ModelFolder, OpenFlamingo, is_ready
+from model.hub.job import SOURCE, Idefics, Job, ModelFolder, OpenFlamingo
 from model.likeness import LIKENESS
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ def convert(job: Job) -> None:
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if is_ready(folder):
             return
-        for partial in folder.parent.glob(f".{folder.name}-*"):
+        for partial in folder.parent.glob(f".{glob.escape(folder.name)}-*"):
             shutil.rmtree(partial)
         _write(job, folder)
 

@@ -25,7 +25,12 @@ class Origin(msgspec.Struct, frozen=True):
 
     # the branch, tag or commit that was named; "" for a local folder
     revision: str = ""
+    # the first one has the model's name
     parts: tuple[Part, ...] = ()
+
+    def is_of(self, repository: str, revision: str) -> bool:
+        """Return whether the model itself comes from this repository and revision."""
+        return self.revision == revision and any(part.repository == repository for part in self.parts[:1])
 
     def to_json(self) -> str:
         return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
@@ -59,11 +64,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     source: OpenFlamingo | Idefics | ModelFolder
     origin: Origin
-
-
-def is_ready(folder: Path) -> bool:
-    # a folder is moved to its path when it is complete, so one file is enough
-    return (folder / "config.json").exists()
 
 
 def read_origin(folder: Path) -> Origin:

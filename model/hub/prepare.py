@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 import msgspec
 
+from model.cache import is_ready
 from model.config import ConfigError, load_config
 from model.hub.inputs import describe, fetch_checkpoint, fetch_model, fetch_vision_model
 from model.hub.job import (
@@ -26,7 +27,6 @@ from model.hub.job import (
     ModelFolder,
     OpenFlamingo,
     Origin,
-    is_ready,
     read_origin,
 )
 from model.hub.published import CLIP_VIT_L_14, Experts, experts_of, experts_of_folder, supported
@@ -69,18 +69,14 @@ def prepare(name: str, cache: Path) -> Path:
 
 def locate(source: Source, cache: Path) -> Path:
     """Return the path of the imported folder, which may not exist yet."""
-    return cache.absolute() / f"{_prefix(source.name)}{source.key[:12]}-{CONVERTER_VERSION}"
-
-
-def _prefix(name: str) -> str:
-    return f"{name.replace('/', '--')}-"
+    return cache.absolute() / f"{source.name.replace('/', '--')}-{source.key[:12]}-{CONVERTER_VERSION}"
 
 
 def _last_import(text: str, cache: Path) -> Path | None:
     """Return the newest folder that was imported from the same repository and revision."""
     name, _, revision = text.partition("@")
-    folders = [file.parent for file in cache.absolute().glob(f"{_prefix(name)}*-{CONVERTER_VERSION}/{SOURCE}")]
-    same = [folder for folder in folders if read_origin(folder).revision == (revision or DEFAULT_REVISION)]
+    folders = [file.parent for file in cache.absolute().glob(f"*-{CONVERTER_VERSION}/{SOURCE}")]
+    same = [folder for folder in folders if read_origin(folder).is_of(name, revision or DEFAULT_REVISION)]
     return max(same, key=lambda folder: folder.stat().st_mtime, default=None)
 
 

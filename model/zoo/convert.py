@@ -16,12 +16,13 @@ import torch
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
+from model.cache import is_ready
 from model.checkpoint.gguf import GGUFFile
 from model.checkpoint.vision_models import convert_efficientnet_lite
 from model.folder import NO_FILES, CheckpointError, save_folder
 from model.likeness import LIKENESS
 from model.zoo.bridge import load_bridge, start_bridge
-from model.zoo.default import BRIDGE, DEFAULT, LANGUAGE_MODEL_FILE, LIKENESS_FILE, NEW_TOKENS, VISION_FILE, is_ready
+from model.zoo.default import BRIDGE, DEFAULT, LANGUAGE_MODEL_FILE, LIKENESS_FILE, NEW_TOKENS, VISION_FILE
 from model.zoo.fetch import ExpertFile
 from model.zoo.progress import Progress
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from model.cache import cache_folder, is_ready
 from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, PromptConfig, ResamplerConfig, VisionConfig
 from model.zoo.fetch import DefaultModelError, ExpertFile, provide
 
@@ -132,7 +133,7 @@ class ExpertFiles(NamedTuple):
 
 def expert_files(cache: Path | None = None) -> ExpertFiles:
     """Return the files, downloaded first if they are neither installed nor in the cache. Raises `DefaultModelError`."""
-    return ExpertFiles(*provide((VISION_FILE, LANGUAGE_MODEL_FILE), _cache_folder(cache) / "files"))
+    return ExpertFiles(*provide((VISION_FILE, LANGUAGE_MODEL_FILE), cache_folder(cache) / "files"))
 
 
 def locate(cache: Path | None = None) -> Path:
@@ -140,13 +141,4 @@ def locate(cache: Path | None = None) -> Path:
     digest = hashlib.sha256(f"{CONVERTER_VERSION} {VISION_FILE} {LANGUAGE_MODEL_FILE}\n{DEFAULT.to_json()}".encode())
     for file in filter(Path.exists, (BRIDGE, LIKENESS_FILE)):
         digest.update(file.read_bytes())
-    return _cache_folder(cache) / f"{DEFAULT.name}-{digest.hexdigest()[:12]}"
-
-
-def _cache_folder(cache: Path | None) -> Path:
-    return Path.home() / ".cache" / "flamboyance" if cache is None else cache.absolute()
-
-
-def is_ready(folder: Path) -> bool:
-    # a folder is moved to its path when it is complete, so one file is enough
-    return (folder / "config.json").exists()
+    return cache_folder(cache) / f"{DEFAULT.name}-{digest.hexdigest()[:12]}"

@@ -61,13 +61,17 @@ def completion_request(
     model: ServedModel,
     *,
     template: Template | None = None,
+    form_field: str = "structured_outputs",
     extras: Mapping[str, Any] | None = None,
 ) -> GenerationRequest:
     """Return the generation request for a prepared prompt. Raises `InvalidRequest`.
 
-    `template`: the one that wrote the prompt, if one did. `extras` stand next to the choices.
+    `template`: the one that wrote the prompt, if one did. `form_field`: the field that the client sent for
+    `structured_outputs`. `extras` stand next to the choices.
     """
-    (generation,) = completion_requests(fields, [prompt], model, template=template, extras=extras)
+    (generation,) = completion_requests(
+        fields, [prompt], model, template=template, form_field=form_field, extras=extras
+    )
     return generation
 
 
@@ -77,13 +81,14 @@ def completion_requests(
     model: ServedModel,
     *,
     template: Template | None = None,
+    form_field: str = "structured_outputs",
     extras: Mapping[str, Any] | None = None,
 ) -> list[GenerationRequest]:
     """Return the generation request for each of several prompts. Raises `InvalidRequest`."""
     stop = [fields.stop] if isinstance(fields.stop, str) else fields.stop
     if template and template.end and "stop" not in fields.model_fields_set:
         stop = [template.end]
-    sampling = _sampling(fields, model, template)
+    sampling = _sampling(fields, model, template, form_field)
     _check_copies(sampling.grammar, len(prompts))
     return [
         GenerationRequest(
@@ -105,8 +110,8 @@ def _check_copies(grammar: Grammar | None, num_prompts: int) -> None:
     """Raises `InvalidRequest` for a grammar that would be too large in a copy for each of several prompts."""
     if grammar is not None and (size := num_prompts * num_bytes(grammar)) > MAX_COPIED_BYTES:
         raise InvalidRequest(
-            f"structured_outputs for each of {num_prompts} prompts has {size} bytes, more than {MAX_COPIED_BYTES}",
-            param="structured_outputs",
+            f"{grammar.field} for each of {num_prompts} prompts has {size} bytes, more than {MAX_COPIED_BYTES}",
+            param=grammar.field,
         )
 
 
@@ -126,7 +131,7 @@ def _max_tokens(fields: CompletionFields, prompt: PreparedPrompt, model: ServedM
     return max_tokens
 
 
-def _sampling(fields: CompletionFields, model: ServedModel, template: Template | None) -> Sampling:
+def _sampling(fields: CompletionFields, model: ServedModel, template: Template | None, form_field: str) -> Sampling:
     """Return the sampling parameters for the engine, the same for all prompts of a request. Raises `InvalidRequest`."""
     _check_beam_fields(fields)
     # an echoed prompt shows its log-probabilities, too
@@ -151,7 +156,7 @@ def _sampling(fields: CompletionFields, model: ServedModel, template: Template |
         beam_width=_beam_width(fields),
         length_penalty=fields.length_penalty,
         early_stopping=fields.early_stopping,
-        grammar=_grammar(fields, template.lead if template else ""),
+        grammar=_grammar(fields, template.lead if template else "", form_field),
     )
 
 
@@ -196,19 +201,19 @@ def _beam_width(fields: GenerationFields) -> int:
     return width
 
 
-def _grammar(fields: GenerationFields, lead: str) -> Grammar | None:
+def _grammar(fields: GenerationFields, lead: str, form_field: str) -> Grammar | None:
     form = fields.structured_outputs
     if form is None or not form.model_fields_set:
         return None
     if len(form.model_fields_set) > 1:
         raise InvalidRequest("structured_outputs takes one of choice, regex, json", param="structured_outputs")
     if fields.use_beam_search:
-        raise UnsupportedParameter("structured_outputs does not go with use_beam_search", param="structured_outputs")
+        raise UnsupportedParameter(f"{form_field} does not go with use_beam_search", param=form_field)
+    grammar = msgspec.structs.replace(_read_form(form, lead), field=form_field)
     try:
-        grammar = _read_form(form, lead)
         check(grammar)
     except GrammarError as error:
-        raise InvalidRequest(f"structured_outputs: {error}", param="structured_outputs") from None
+        raise InvalidRequest(f"{form_field}: {error}", param=form_field) from None
     return grammar
 
 

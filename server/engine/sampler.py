@@ -178,8 +178,8 @@ def is_greedy(sequence: Sequence) -> bool:
 
 def _refusal(sequence: Sequence) -> tuple[str, str]:
     """Return why no token may follow a sequence, and the field that is the cause."""
-    if sequence.matcher is not None:
-        return f"structured_outputs: {sequence.matcher.error or NOTHING_PERMITTED}", "structured_outputs"
+    if sequence.matcher is not None and (grammar := sequence.sampling.grammar) is not None:
+        return f"{grammar.field}: {sequence.matcher.error or NOTHING_PERMITTED}", grammar.field
     return f"min_tokens: {NOTHING_PERMITTED}", "min_tokens"
 
 

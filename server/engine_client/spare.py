@@ -1,8 +1,8 @@
-"""Keeps a process that has imported the engine, which takes seconds, and waits for its `Start`.
+"""Keeps a spare worker process, so that a new worker need not first import the engine, which takes seconds.
 
-The first worker is such a process, spawned before the API process is complete; later one waits next to a ready worker. It
-holds no model and does not touch the device. A spare that dies is replaced, and one that cannot serve is not taken: a
-restart without a spare is only slower.
+A spare has imported the engine and waits for its `Start`; it holds no model and does not touch the device. The first worker
+comes from a spare that is spawned before the API process has imported its own modules. A spare that dies is replaced. If
+there is none, or it cannot serve, a new process is spawned, and the start is only slower.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Spare:
-    """At most one process that waits. `prepare` has one kept, and `take` hands it over."""
+    """Holds one spare, or none. `prepare` spawns it, and `take` returns it as the next worker."""
 
     def __init__(self, factory: str, max_pause: float) -> None:
         self._factory = factory
@@ -29,17 +29,12 @@ class Spare:
         self._keeping: asyncio.Task[None] | None = None
 
     def prepare(self) -> None:
-        """Keep a process from now on, until it is taken."""
+        """Spawn a spare, unless there is one, and replace it whenever it dies, until it is taken."""
         if self._keeping is None:
             self._keeping = asyncio.create_task(self._keep())
 
-    @property
-    def process_id(self) -> int | None:
-        """The id of the process that waits."""
-        return None if self._waiting is None else self._waiting.pid
-
     async def take(self) -> WorkerProcess:
-        """Return the process that waits, or a new one. Raises what `WorkerProcess.spawn` raises."""
+        """Return the spare if it can serve, or else a new process. Raises what `WorkerProcess.spawn` raises."""
         process = await self._release()
         if process is not None and not (process.is_exiting or process.is_stopped):
             return process
@@ -47,11 +42,11 @@ class Spare:
         return await WorkerProcess.spawn(self._factory)
 
     async def aclose(self) -> None:
-        """End the process that waits, and keep none."""
+        """End the spare."""
         await _discard(await self._release())
 
     async def _release(self) -> WorkerProcess | None:
-        """Keep no process any longer, and return the one that waits."""
+        """Give the spare up, and return it; None if there is none."""
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait({self._keeping})
@@ -60,7 +55,7 @@ class Spare:
         return process
 
     async def _keep(self) -> None:
-        """Keep a process that waits: one that ends is replaced, with growing pauses."""
+        """Spawn one spare after another: the next when one has died, after a pause that grows."""
         pause = FIRST_PAUSE
         while True:
             try:

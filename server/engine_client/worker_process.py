@@ -102,10 +102,6 @@ class WorkerProcess:
         fields = self._read_stat()
         return fields is not None and fields[0] in STOPPED_STATES
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def kill(self) -> None:
         with suppress(ProcessLookupError):
             self._process.kill()

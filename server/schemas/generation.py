@@ -5,7 +5,7 @@ A chat has OpenAI's names for length, form of the answer and log-probabilities.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -288,6 +288,21 @@ class ConversationFields(ModelRequest):
     continue_final_message: Literal[False] = False
     chat_template_kwargs: ChatTemplateOptions = ChatTemplateOptions()
 
+    @field_validator("tools")
+    @classmethod
+    def _with_different_names(cls, tools: list[Tool]) -> list[Tool]:
+        names = [tool.function.name for tool in tools]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"several functions have the name {repeated[0]!r}")
+        return tools
+
+
+class Form(NamedTuple):
+    """The form of an answer, and the field of a chat that states it."""
+
+    outputs: StructuredOutputs | None
+    field: str
+
 
 class ChatRequest(GenerationFields, ConversationFields):
     model_config = with_example(messages=[{"role": "user", "content": "What is a flamingo?"}], max_tokens=8)
@@ -337,6 +352,21 @@ class ChatRequest(GenerationFields, ConversationFields):
             raise UnsupportedParameter(message, param="tool_choice")
         return self.tools[0].function
 
+    @property
+    def form(self) -> Form:
+        """The form of the answer. Raises `InvalidRequest` for a `tool_choice` that is none."""
+        if (function := self.called) is not None:
+            index = [tool.function for tool in self.tools].index(function)
+            return Form(
+                StructuredOutputs(json=function.parameters or {"type": "object"}), f"tools[{index}].function.parameters"
+            )
+        match self.response_format:
+            case JsonObjectFormat():
+                return Form(StructuredOutputs(json={"type": "object"}), "response_format")
+            case JsonSchemaFormat(json_schema=named):
+                return Form(StructuredOutputs(json=named.json_schema), "response_format.json_schema.schema")
+        return Form(self.structured_outputs, "structured_outputs")
+
     def completion(self) -> CompletionFields:
         """Return the options by the names that a completion has for them."""
         shared = self.model_fields_set & GenerationFields.model_fields.keys()
@@ -347,11 +377,5 @@ class ChatRequest(GenerationFields, ConversationFields):
         fields_set = set(options)
         if self.logprobs:
             options["logprobs"] = self.top_logprobs or 0
-        if (function := self.called) is not None:
-            options["structured_outputs"] = StructuredOutputs(json=function.parameters or {"type": "object"})
-        match self.response_format:
-            case JsonObjectFormat():
-                options["structured_outputs"] = StructuredOutputs(json={"type": "object"})
-            case JsonSchemaFormat():
-                options["structured_outputs"] = StructuredOutputs(json=self.response_format.json_schema.json_schema)
+        options["structured_outputs"] = self.form.outputs
         return CompletionFields.model_construct(fields_set, **{"max_tokens": DEFAULT_MAX_TOKENS, **options})

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -114,11 +115,14 @@ class DatabaseFile:
 
 
 class Database:
-    """A database by its URL: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`. It connects on first use."""
+    """A database by its URL: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`. It connects on first use.
 
-    def __init__(self, url: str) -> None:
+    `setting` is the name of the setting that the path of a file comes from.
+    """
+
+    def __init__(self, url: str, setting: str = "database") -> None:
         parsed = _parsed(url)
-        self._engine = _engine(parsed)
+        self._engine = _engine(parsed, setting)
         self._file = DatabaseFile(Path(str(parsed.database))) if parsed.drivername == "sqlite" else None
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="database")
         self._num_transactions = 0
@@ -236,7 +240,7 @@ def _parsed(url: str) -> URL:
     return parsed
 
 
-def _engine(url: URL) -> Engine:
+def _engine(url: URL, setting: str) -> Engine:
     try:
         if url.drivername != "sqlite":
             # the URL takes precedence
@@ -250,20 +254,20 @@ def _engine(url: URL) -> Engine:
         engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **POOL)
     except (ImportError, exc.NoSuchModuleError):
         raise DatabaseError("database: PostgreSQL needs the package psycopg: pip install 'psycopg[binary]'") from None
-    event.listen(engine, "do_connect", _create_folder)
+    event.listen(engine, "do_connect", partial(_create_folder, setting))
     event.listen(engine, "connect", _open_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
-def _create_folder(_dialect: Any, _record: Any, arguments: list[Any], _keywords: dict[str, Any]) -> None:
+def _create_folder(setting: str, _dialect: Any, _record: Any, arguments: list[Any], _keywords: dict[str, Any]) -> None:
     folder = Path(arguments[0]).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DatabaseError(
-            f"data_dir: the folder {folder} of the database cannot be created: {error.strerror}; "
-            "set data_dir, or database, to a place that this user may write to"
+            f"{setting}: the folder {folder} of the database cannot be created: {error.strerror}; "
+            f"set {setting} to a place that this user may write to"
         ) from None
 
 

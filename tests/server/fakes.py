@@ -67,7 +67,7 @@ def compile_grammar(grammar: Grammar) -> None:
     try:
         GRAMMARS.compile(grammar).result()
     except GrammarError as error:
-        raise InvalidRequest(f"structured_outputs: {error}", param="structured_outputs") from None
+        raise InvalidRequest(f"{grammar.field}: {error}", param=grammar.field) from None
 
 
 class FakeClient:

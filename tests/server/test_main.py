@@ -317,6 +317,42 @@ def test_a_worker_and_its_spare_do_not_outlive_their_server(scripted: Server) ->
     until(lambda: not any(map(is_alive, workers)))
 
 
+# `main`, with the preparation of the model or the server replaced by something that never ends
+STALLED = """
+import asyncio, subprocess, sys, types
+from server import __main__ as program
+def prepare_model(settings):
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(600)"])
+async def serve(settings, spare):
+    await asyncio.sleep(600)
+if sys.argv.pop(1) == "model":
+    program.with_model = prepare_model
+else:
+    sys.modules["server.serving"] = types.SimpleNamespace(serve=serve)
+sys.exit(program.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("stalled", ["model", "server"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_startup_leaves_no_process_and_no_file(
+    stalled: str, number: signal.Signals, folder: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", STALLED, stalled, "--model", str(folder), "--port", "0"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            until(psutil.Process(process.pid).children)
+            children = [child.pid for child in psutil.Process(process.pid).children()]
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, errors) == (128 + number, "")
+    until(lambda: not any(map(is_alive, children)))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_server_exits_with_an_error_if_weights_are_missing(folder: Path, tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())

@@ -105,8 +105,8 @@ def test_a_port_in_use_is_named(good: Path, capsys: pytest.CaptureFixture[str]) 
     ("values", "message"),
     [
         ({"max_model_len": 100_000}, "max_model_len: 100000 is more than the 512 positions"),
-        ({"data_dir": a_file}, "data_dir: the folder .*file.* cannot be created"),
-        ({"database": "sqlite:////proc/nothing/x.db"}, "data_dir: the folder /proc/nothing .* cannot be created"),
+        ({"data_dir": a_file}, "^data_dir: the folder .*file.* cannot be created"),
+        ({"database": "sqlite:////proc/nothing/x.db"}, "^database: the folder /proc/nothing .* cannot be created"),
         ({"database": "mysql://host/name"}, "database: mysql is not supported"),
         ({"media_store": "nosuch://bucket"}, "media_store: 'nosuch://bucket' is no folder or URL"),
         ({"media_url_hosts": "http://a.org"}, "media_url_hosts: 'http://a.org' is not a host name"),

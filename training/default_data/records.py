@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from model.cache import cache_folder
+
 DATA = "data.jsonl"
-DEFAULT_FOLDER = Path.home() / ".cache" / "flamboyance" / "default-data"
+DEFAULT_FOLDER = cache_folder() / "default-data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

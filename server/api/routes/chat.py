@@ -33,7 +33,9 @@ async def create_chat_completion(request: Request, services: GivenServices, reco
     fields = await read_request(ChatRequest, request, services)
     _check(fields)
     prompt, template = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
-    generation = completion_request(fields.completion(), prompt, services.model, template=template)
+    generation = completion_request(
+        fields.completion(), prompt, services.model, template=template, form_field=fields.form.field
+    )
     return await respond(request, services, record, fields, [generation], ChatShape(fields, fields.called))
 
 

@@ -52,7 +52,9 @@ class Answers(SequenceTask):
         try:
             matcher = compiling.result()
         except GrammarError as error:
-            return list(self.end("error", f"structured_outputs: {error}", param="structured_outputs"))
+            assert self._request.sampling.grammar is not None
+            field = self._request.sampling.grammar.field
+            return list(self.end("error", f"{field}: {error}", param=field))
         for sequence in self._held_back:
             sequence.matcher = matcher.copy()
         self._live[0] = self._held_back.pop(0)

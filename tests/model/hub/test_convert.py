@@ -12,10 +12,11 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 
+from model.cache import is_ready
 from model.folder import save_folder
 from model.hub import convert as convert_module
 from model.hub.convert import convert
-from model.hub.job import Idefics, Job, ModelFolder, Origin, Part, is_ready, read_origin
+from model.hub.job import Idefics, Job, ModelFolder, Origin, Part, read_origin
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -37,8 +38,9 @@ def job_of(source: Path, folder: Path) -> Job:
     return Job(name="me/model", folder=str(folder), source=Idefics(folder=str(source)), origin=ORIGIN)
 
 
-def test_a_killed_import_leaves_nothing_that_is_served_or_kept(idefics: Path, tmp_path: Path) -> None:
-    job = job_of(idefics, tmp_path / "cache" / "model-1")
+@pytest.mark.parametrize("name", ["model-1", "model[1]-1"])
+def test_a_killed_import_leaves_nothing_that_is_served_or_kept(name: str, idefics: Path, tmp_path: Path) -> None:
+    job = job_of(idefics, tmp_path / "cache" / name)
     with subprocess.Popen(
         [sys.executable, "-c", STALLED],
         cwd=ROOT,
@@ -57,7 +59,7 @@ def test_a_killed_import_leaves_nothing_that_is_served_or_kept(idefics: Path, tm
     assert not is_ready(Path(job.folder))
     convert(job)
     assert read_origin(Path(job.folder)) == ORIGIN
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".model-1.lock", "model-1"]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [f".{name}.lock", name]
 
 
 def test_two_imports_at_once_write_one_folder(idefics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

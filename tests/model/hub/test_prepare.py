@@ -13,11 +13,12 @@ import torch
 from huggingface_hub import constants
 from transformers import IdeficsForVisionText2Text
 
+from model.cache import is_ready
 from model.checkpoint.__main__ import main
 from model.config import load_config
 from model.folder import load_folder, save_folder
 from model.hub import prepare as prepare_module
-from model.hub.job import Job, Origin, Part, is_ready, read_origin
+from model.hub.job import Job, Origin, Part, read_origin
 from model.hub.prepare import prepare
 from model.hub.published import CLIP_VIT_L_14, IDEFICS, OPENFLAMINGO
 from model.hub.sources import HubUnreachable, ModelNameError
@@ -236,6 +237,19 @@ def test_without_a_hub_the_last_import_is_served(
     assert f"The last import of me/idefics{revision} is served" in caplog.text
     with pytest.raises(HubUnreachable, match="cannot be reached: check the network and HF_ENDPOINT"):
         prepare("me/idefics@other", cache)
+
+
+def test_without_a_hub_no_other_repository_is_served(hub: StandIn, idefics: Path, cache: Path, tmp_path: Path) -> None:
+    hub.publish("me/idefics", idefics)
+    hub.publish("me/idefics-instruct", idefics)
+    folder = prepare("me/idefics", cache)
+    prepare("me/idefics-instruct", cache)
+    shutil.rmtree(tmp_path / "hf")
+    hub.is_down = True
+    assert prepare("me/idefics", cache) == folder
+    shutil.rmtree(folder)
+    with pytest.raises(HubUnreachable):
+        prepare("me/idefics", cache)
 
 
 def test_an_import_runs_in_a_process_of_its_own_and_its_error_is_one_line(

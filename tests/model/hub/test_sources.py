@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from model.cache import is_ready
 from model.checkpoint.__main__ import main
-from model.hub.job import is_ready
 from model.hub.prepare import prepare
 from model.hub.published import CLIP_VIT_L_14, IDEFICS
 from model.hub.sources import ModelNameError, license_of, open_source

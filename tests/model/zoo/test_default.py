@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.cache import is_ready
 from model.config import load_config
 from model.flamingo import Flamingo
 from model.folder import CheckpointError, load_folder
@@ -32,7 +33,6 @@ from model.zoo.default import (
     VISION_FILE,
     ExpertFiles,
     expert_files,
-    is_ready,
     locate,
     prepare,
 )

@@ -15,6 +15,7 @@ import pytest
 
 from server.engine_client import spare as spare_module
 from server.engine_client.client import EngineClient
+from server.engine_client.spare import Spare
 from server.metrics import Metrics
 from server.settings import Settings
 from server.wire import WORKER_MODULE
@@ -60,6 +61,21 @@ def spares(client: EngineClient, folder: Path) -> set[int]:
 
 def has_imported(folder: Path, pids: set[int]) -> bool:
     return bool(pids) and all((folder / f"imported-{pid}").exists() for pid in pids)
+
+
+async def test_a_prepared_process_is_the_first_worker(
+    decoder: FakeDecoder, metrics: Metrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLOW_IMPORTS", str(tmp_path))
+    spare = Spare(FACTORY, max_pause=1.0)
+    spare.prepare()
+    await eventually(lambda: has_imported(tmp_path, workers(tmp_path)))
+    (first,) = workers(tmp_path)
+    client = EngineClient(Settings(), decoder, metrics, spare=spare)
+    await client.start()
+    await asyncio.wait_for(client.loaded(), 20)
+    assert client.info["pid"] == first
+    await client.stop()
 
 
 async def test_a_spare_takes_the_place_of_a_dead_worker_and_another_is_kept(

@@ -17,7 +17,6 @@ import pytest
 
 from server.engine_client import supervisor as supervisor_module
 from server.engine_client.client import EngineClient
-from server.engine_client.spare import Spare
 from server.errors import EngineDied, EngineNotReady, EngineStalled
 from server.metrics import Metrics
 from server.settings import Settings, SettingsError
@@ -215,18 +214,6 @@ async def test_settings_that_a_worker_refuses_are_named(
     assert client.state == "failed"
     await client.stop()
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-
-
-async def test_a_prepared_process_is_the_first_worker(decoder: FakeDecoder, metrics: Metrics) -> None:
-    spare = Spare("tests.server.scripted_engine:build", max_pause=1.0)
-    spare.prepare()
-    await eventually(lambda: spare.process_id is not None)
-    first = spare.process_id
-    client = EngineClient(Settings(), decoder, metrics, spare=spare)
-    await client.start()
-    await asyncio.wait_for(client.loaded(), 20)
-    assert client.info["pid"] == first
-    await client.stop()
 
 
 async def test_objects_from_before_the_first_request_are_not_collected(engine: EngineClient, metrics: Metrics) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -155,10 +156,17 @@ SCHEMA = {"type": "object", "properties": {"animal": {"type": "string"}}}
     ("fields", "grammar"),
     [
         ({"response_format": {"type": "text"}}, None),
-        ({"response_format": {"type": "json_object"}}, Grammar(kind="json", text='{"type":"object"}')),
+        (
+            {"response_format": {"type": "json_object"}},
+            Grammar(kind="json", text='{"type":"object"}', field="response_format"),
+        ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
-            Grammar(kind="json", text=json.dumps(SCHEMA, separators=(",", ":"))),
+            Grammar(
+                kind="json",
+                text=json.dumps(SCHEMA, separators=(",", ":")),
+                field="response_format.json_schema.schema",
+            ),
         ),
         # the model also writes the space between question and answer, which is not in the choices of the request
         ({"structured_outputs": {"choice": ["cat", "dog"]}}, Grammar(kind="choice", choices=(" cat", " dog"))),
@@ -172,6 +180,10 @@ async def test_a_grammar_reaches_the_engine(
 
 
 CALL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+OTHER = {"type": "function", "function": {"name": "g"}}
+ARGUMENTS = "tools[0].function.parameters"
+NO_SCHEMA = {"type": "object", "properties": {"animal": {"type": "cat"}}}
+TOO_LARGE = {"type": "object", "properties": {"animal": {"const": "x" * 2**17}}}
 
 
 def named(name: str) -> dict[str, Any]:
@@ -189,12 +201,13 @@ async def test_a_named_function_is_called(
     assert answer["message"] == {"role": "assistant", "content": None, "refusal": None}
     assert call.pop("id").startswith("call_")
     assert call == {"type": "function", "function": {"name": "f", "arguments": client.answer}}
-    assert client.requests[0].sampling.grammar == Grammar(kind="json", text=json.dumps(SCHEMA, separators=(",", ":")))
+    text = json.dumps(SCHEMA, separators=(",", ":"))
+    assert client.requests[0].sampling.grammar == Grammar(kind="json", text=text, field=ARGUMENTS)
 
 
 async def test_a_function_without_parameters_takes_an_object(http: httpx.AsyncClient, client: FakeClient) -> None:
-    await chat(http, tools=[named("f"), CALL], tool_choice=named("f"))
-    assert client.requests[0].sampling.grammar == Grammar(kind="json", text='{"type":"object"}')
+    await chat(http, tools=[named("f"), OTHER], tool_choice=named("f"))
+    assert client.requests[0].sampling.grammar == Grammar(kind="json", text='{"type":"object"}', field=ARGUMENTS)
 
 
 @pytest.mark.parametrize("parameters", [{}, {"properties": {}}, {"type": "object", "properties": {}}])
@@ -238,7 +251,7 @@ async def test_a_call_streams_its_arguments(http: httpx.AsyncClient, client: Fak
     "fields",
     [
         {"tools": [CALL], "tool_choice": "none"},
-        {"tools": [CALL, CALL], "tool_choice": "auto"},
+        {"tools": [CALL, OTHER], "tool_choice": "auto"},
         {"tools": [CALL]},
         {"metadata": {"trace": "x"}, "stream_options": {"include_obfuscation": False}},
         {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}},
@@ -261,7 +274,8 @@ async def test_values_that_ask_for_what_is_done_anyway_are_accepted(
 @pytest.mark.parametrize(
     ("fields", "status", "param"),
     [
-        ({"tools": [CALL, CALL], "tool_choice": "required"}, 422, "tool_choice"),
+        ({"tools": [CALL, OTHER], "tool_choice": "required"}, 422, "tool_choice"),
+        ({"tools": [OTHER, CALL, named("f")]}, 400, "tools"),
         ({"tool_choice": "required"}, 400, "tool_choice"),
         (
             {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]},
@@ -328,6 +342,38 @@ async def test_an_error_names_the_invalid_or_unsupported_field(
     response = await post(http, **fields)
     assert (response.status_code, response.json()["error"]["param"]) == (status, param), response.text
     assert client.requests == []
+
+
+@pytest.mark.parametrize("schema", [NO_SCHEMA, TOO_LARGE])
+@pytest.mark.parametrize(
+    ("form", "param"),
+    [
+        (lambda schema: {"structured_outputs": {"json": schema}}, "structured_outputs"),
+        (
+            lambda schema: {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            lambda schema: {
+                "tools": [OTHER, {"type": "function", "function": {"name": "f", "parameters": schema}}],
+                "tool_choice": named("f"),
+            },
+            "tools[1].function.parameters",
+        ),
+    ],
+)
+async def test_an_error_of_a_schema_names_the_field_that_has_it(
+    http: httpx.AsyncClient, form: Callable[[Any], dict[str, Any]], param: str, schema: Any
+) -> None:
+    response = await post(http, **form(schema))
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param)
+    assert error["message"].startswith(f"{param}: ")
+
+
+async def test_a_form_without_a_schema_is_named_as_it_was_sent(http: httpx.AsyncClient) -> None:
+    response = await post(http, response_format={"type": "json_object"}, use_beam_search=True)
+    assert (response.status_code, response.json()["error"]["param"]) == (422, "response_format")
 
 
 async def test_an_error_before_the_first_token_is_a_status_and_after_it_an_event(

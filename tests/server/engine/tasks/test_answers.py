@@ -262,12 +262,14 @@ def test_json_that_is_whole_with_its_last_token_has_stopped() -> None:
     assert answer.finished["a"].finish_reason == "stop"
 
 
-def test_an_invalid_grammar_fails_its_request() -> None:
+def test_an_invalid_grammar_fails_its_request_and_the_error_names_its_field() -> None:
     answer = client("flamingo")
-    answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=4, grammar=Grammar(kind="regex", text="(("))))
+    grammar = Grammar(kind="regex", text="((", field="tools")
+    answer.engine.add(FEW_SHOT.request("a", Sampling(max_tokens=4, grammar=grammar)))
     answer.run()
     finished = answer.finished["a"]
-    assert (finished.finish_reason, finished.param) == ("error", "structured_outputs")
+    assert (finished.finish_reason, finished.param) == ("error", "tools")
+    assert finished.error.startswith("tools: ")
     assert "invalid regex" in finished.error
     assert_all_released(answer.engine)
 
@@ -339,11 +341,19 @@ MANY = {f"k{i}": {"type": "string"} for i in range(600)}
     [
         # after "cat", the grammar permits an "s" or the end, and min_tokens forbids both
         (
-            Sampling(max_tokens=9, min_tokens=8, grammar=Grammar(kind="regex", text="cat(s*)"), stop_token_ids=(S,)),
+            Sampling(
+                max_tokens=9,
+                min_tokens=8,
+                grammar=Grammar(kind="regex", text="cat(s*)", field="x"),
+                stop_token_ids=(S,),
+            ),
             "no next token is permitted",
         ),
         # found to be too complex after the first token
-        (Sampling(max_tokens=9, grammar=Grammar(kind="json", text=json.dumps({"properties": MANY}))), "max is 2000"),
+        (
+            Sampling(max_tokens=9, grammar=Grammar(kind="json", text=json.dumps({"properties": MANY}), field="x")),
+            "max is 2000",
+        ),
     ],
 )
 def test_an_answer_that_its_grammar_cannot_continue_fails_alone(sampling: Sampling, message: str) -> None:
@@ -352,7 +362,8 @@ def test_an_answer_that_its_grammar_cannot_continue_fails_alone(sampling: Sampli
     answer.engine.add(FEW_SHOT.request("a", msgspec.structs.replace(sampling, logit_bias=bias)))
     answer.engine.add(FEW_SHOT.request("neighbour"))
     answer.run()
-    assert answer.finished["a"].param == "structured_outputs"
+    assert answer.finished["a"].param == "x"
+    assert answer.finished["a"].error.startswith("x: ")
     assert message in answer.finished["a"].error
     assert_equals_reference("flamingo", FEW_SHOT, answer, "neighbour")
     assert_all_released(answer.engine)

@@ -1,0 +1,16 @@
+"""The cache: a folder of model folders, each of which a process of its own makes once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def cache_folder(folder: Path | None = None) -> Path:
+    """Return the absolute path of the cache: `folder`, or the default if it is None."""
+    return Path.home() / ".cache" / "flamboyance" if folder is None else folder.absolute()
+
+
+def is_ready(folder: Path) -> bool:
+    """Return whether a model folder has been made."""
+    # it is moved to its path when it is complete, so one file is enough
+    return (folder / "config.json").exists()
