@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,12 +31,14 @@ from server.schemas.archive import (
     ArchivedMedia,
     Manifest,
 )
-from server.schemas.base import SchemaType, read
+from server.schemas.base import MAX_SEPARATORS, SchemaType, check_separators, count_separators, read
 from server.settings import Settings
 
 # a ZIP file's directory is read at once: a media item takes about 150 bytes of it
 MAX_DIRECTORY_BYTES = 8 * 2**20
 DIRECTORY_BYTES_PER_EXAMPLE = 200
+# of JSON that a sensible example has; few examples may have more, as many as a body
+SEPARATORS_PER_EXAMPLE = {b",": 64, b":": 32}
 MAX_MANIFEST_BYTES = 2**16
 # the texts of an example, however they are escaped, with its metadata and the names of its media
 MAX_LINE_BYTES = 2 * 2**20
@@ -67,12 +70,20 @@ class ArchiveLimits:
             max_examples=settings.max_set_examples,
         )
 
+    @property
+    def max_separators(self) -> dict[bytes, int]:
+        """The limits of separators in all examples together."""
+        return {
+            separator: max(MAX_SEPARATORS[separator], self.max_examples * number)
+            for separator, number in SEPARATORS_PER_EXAMPLE.items()
+        }
+
 
 class Archive:
     """An open archive whose manifest and examples have been read. All calls block, and any thread may make them."""
 
     def __init__(self, file: BinaryIO, limits: ArchiveLimits) -> None:
-        """Raises `InvalidArchive` and `TooManyExamples`."""
+        """Raises `InvalidArchive`, `TooManyExamples` and `BodyTooLarge`."""
         self._limits = limits
         with _zip_errors():
             self._zip = ZipFile(cast(BinaryIO, _LimitedFile(file, limits)))
@@ -133,7 +144,21 @@ class Archive:
         return _fields(Manifest, data, MANIFEST, "")
 
     def _read_examples(self) -> Iterator[ArchivedExample]:
-        entry, limits, ids = self._entries[EXAMPLES], self._limits, set[str]()
+        ids = set[str]()
+        for index, line in enumerate(self._read_lines()):
+            where, param = f"{EXAMPLES}, line {index + 1}", f"examples[{index}]"
+            if len(line) > MAX_LINE_BYTES:
+                raise InvalidArchive(f"{where}: it has more than {MAX_LINE_BYTES} bytes", param=param)
+            example = _fields(ArchivedExample, line, where, param)
+            if example.id in ids:
+                message = f"{where}: an example before it has the id {example.id!r}"
+                raise InvalidArchive(message, param=f"{param}.id")
+            ids |= {example.id} if example.id is not None else set()
+            yield example
+
+    def _read_lines(self) -> Iterator[bytes]:
+        """Yield the lines of the examples. Their number and that of all separators are limited."""
+        entry, limits, numbers = self._entries[EXAMPLES], self._limits, Counter[bytes]()
         if entry.file_size > limits.max_text_bytes:
             raise InvalidArchive(f"{EXAMPLES} has {entry.file_size} bytes, the limit is {limits.max_text_bytes}")
         with _zip_errors(EXAMPLES), self._zip.open(entry) as file:
@@ -141,17 +166,9 @@ class Archive:
                 if index >= limits.max_examples:
                     message = f"the archive has more than {limits.max_examples} examples, which is the limit"
                     raise TooManyExamples(message, param="examples")
-                where = f"{EXAMPLES}, line {index + 1}"
-                if len(line) > MAX_LINE_BYTES:
-                    raise InvalidArchive(
-                        f"{where}: it has more than {MAX_LINE_BYTES} bytes", param=f"examples[{index}]"
-                    )
-                example = _fields(ArchivedExample, line, where, f"examples[{index}]")
-                if example.id in ids:
-                    message = f"{where}: an example before it has the id {example.id!r}"
-                    raise InvalidArchive(message, param=f"examples[{index}].id")
-                ids |= {example.id} if example.id is not None else set()
-                yield example
+                numbers += count_separators(line)
+                check_separators(numbers, limits.max_separators, EXAMPLES)
+                yield line
 
     def _check_files(self) -> None:
         """Check that the files of the archive are those that it describes. Raises `InvalidArchive`."""

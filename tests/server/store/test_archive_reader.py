@@ -8,13 +8,15 @@ import struct
 import tracemalloc
 import zipfile
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from server.errors import InvalidArchive, InvalidMedia, ServerError, TooManyExamples
+from server.errors import BodyTooLarge, InvalidArchive, InvalidMedia, ServerError, TooManyExamples
 from server.media.source import encoded
 from server.media.store import MediaStore
+from server.schemas.base import MAX_SEPARATORS
 from server.settings import Settings
 from server.store import archive_reader
 from server.store.archive_reader import Archive, ArchiveLimits
@@ -192,6 +194,22 @@ class TestLimits:
         monkeypatch.setattr(archive_reader, "MAX_LINE_BYTES", 100)
         message, param = refused(archive([{"text": "t"}, {"text": "t" * 100}]))
         assert ("line 2: it has more than 100 bytes" in message, param) == (True, "examples[1]")
+
+    @pytest.mark.parametrize("separator", MAX_SEPARATORS)
+    def test_of_separators_is_one_for_all_lines(self, separator: bytes) -> None:
+        limits = replace(LIMITS, max_text_bytes=2**20, max_examples=100)
+        example = {"text": separator.decode() * (2**15 + 1)}
+        num_examples = MAX_SEPARATORS[separator] // 2**15
+        assert len(opened(archive([example] * (num_examples - 1)), limits).examples) == num_examples - 1
+        message, _ = refused(archive([example] * num_examples), limits, error=BodyTooLarge)
+        limit = MAX_SEPARATORS[separator]
+        assert message == f"examples.jsonl has more than {limit} times the character {separator.decode()!r}"
+
+    def test_of_separators_lets_a_full_set_through(self) -> None:
+        settings = Settings()
+        example = {"label": "l", "question": "a: b", "text": "a, b", "metadata": {"x": [1, 2], "y": {}}}
+        examples = [{**example, "media": [reference(RED)]}] * settings.max_set_examples
+        assert opened(archive(examples, FILES), ArchiveLimits.from_settings(settings)).examples
 
     def test_of_everything_unpacked(self) -> None:
         files = {f"media/{index}": bytes(2**17) for index in range(9)}
