@@ -10,7 +10,7 @@ import hashlib
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -80,7 +80,10 @@ class ArchiveLimits:
 
 
 class Archive:
-    """An open archive whose manifest and examples have been read. All calls block, and any thread may make them."""
+    """An open archive whose manifest and examples have been read. All calls block, and any thread may make them.
+
+    `media` are those that the examples show, each with the path of the first reference to it.
+    """
 
     def __init__(self, file: BinaryIO, limits: ArchiveLimits) -> None:
         """Raises `InvalidArchive`, `TooManyExamples` and `BodyTooLarge`."""
@@ -91,15 +94,8 @@ class Archive:
         self._check_entries()
         self.manifest = self._read_manifest()
         self.examples = list(self._read_examples())
+        self.media = _media(self.examples)
         self._check_files()
-
-    def media(self) -> dict[ArchivedMedia, str]:
-        """Return the media that the examples show, each with the path of the first reference to it."""
-        references: dict[ArchivedMedia, str] = {}
-        for index, example in enumerate(self.examples):
-            for position, item in enumerate(example.media):
-                references.setdefault(item, f"examples[{index}].media[{position}]")
-        return references
 
     def read_media(self, item: ArchivedMedia, param: str) -> EncodedMedia:
         """Return a media item, whose bytes are read from the file again when they are needed.
@@ -172,7 +168,7 @@ class Archive:
 
     def _check_files(self) -> None:
         """Check that the files of the archive are those that it describes. Raises `InvalidArchive`."""
-        media = {item.file: param for item, param in self.media().items()}
+        media = {item.file: param for item, param in self.media.items()}
         if missing := next((file for file in media if file not in self._entries), None):
             raise InvalidArchive(f"the archive has no file {missing}", param=media[missing])
         if unknown := next((name for name in self._entries if name not in {MANIFEST, EXAMPLES, *media}), None):
@@ -183,6 +179,14 @@ class Archive:
         ):
             if stated not in (None, actual):
                 raise InvalidArchive(f"{MANIFEST}: {name} is {stated}, and the archive has {actual}", param=name)
+
+
+def _media(examples: Sequence[ArchivedExample]) -> dict[ArchivedMedia, str]:
+    references: dict[ArchivedMedia, str] = {}
+    for index, example in enumerate(examples):
+        for position, item in enumerate(example.media):
+            references.setdefault(item, f"examples[{index}].media[{position}]")
+    return references
 
 
 class _LimitedFile:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from itertools import chain
 from typing import BinaryIO
@@ -32,6 +32,8 @@ from server.errors import (
     StorageUnavailable,
     UnsupportedMediaType,
 )
+from server.media.source import EncodedMedia
+from server.schemas.archive import ArchivedExample, ArchivedMedia
 from server.schemas.responses.stored import ChangedSupportSet
 from server.schemas.stored import ImportRequest, VersionRequest
 from server.settings import Settings
@@ -109,14 +111,18 @@ async def _import(file: BinaryIO, digest: str, fields: ImportRequest, request: R
 
 async def _examples(archive: Archive) -> list[NewExample]:
     """Check the media of an archive, one after the other, and return its examples."""
-    media = {item: await asyncio.to_thread(archive.read_media, item, param) for item, param in archive.media().items()}
+    media = {item: await asyncio.to_thread(archive.read_media, item, param) for item, param in archive.media.items()}
+    return await asyncio.to_thread(_new_examples, archive.examples, media)
+
+
+def _new_examples(examples: Sequence[ArchivedExample], media: Mapping[ArchivedMedia, EncodedMedia]) -> list[NewExample]:
     return [
         NewExample(
             id=f"ex_{uuid.uuid4().hex}" if example.id is None else example.id,
             media=tuple(media[item] for item in example.media),
             **example.model_dump(include={"text", "label", "question", "metadata"}),
         )
-        for example in archive.examples
+        for example in examples
     ]
 
 

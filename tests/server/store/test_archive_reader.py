@@ -44,7 +44,7 @@ def refused(data: bytes, limits: ArchiveLimits = LIMITS, error: type[ServerError
 
 def read_all(data: bytes, limits: ArchiveLimits = LIMITS) -> Archive:
     opened_archive = opened(data, limits)
-    for item, param in opened_archive.media().items():
+    for item, param in opened_archive.media.items():
         assert opened_archive.read_media(item, param).data
     return opened_archive
 
@@ -62,7 +62,7 @@ def test_an_archive_written_by_hand_is_read(compression: int) -> None:
     first, second = read.examples
     assert (first.id, first.label, first.text, first.metadata) == (None, "cat", "", {"x": 1})
     assert (second.id, second.text, second.media) == ("b", "t", [])
-    media = [read.read_media(item, param) for item, param in read.media().items()]
+    media = [read.read_media(item, param) for item, param in read.media.items()]
     assert [(item.kind, item.data, item.param) for item in media] == [
         ("video", b"clip", "examples[0].media[0]"),
         ("image", RED, "examples[0].media[1]"),
@@ -77,7 +77,7 @@ def test_a_written_archive_is_read(tmp_path: Any) -> None:
     examples = (Example("a", (red, blue, red), "t", "l", "?", {"x": 1}), Example("b", (blue,)))
     support_set = SupportSet(id="ss_1", name="s", version=3, examples=examples)
     read = read_all(b"".join(write_archive(support_set, {"owner": "me"}, store)))
-    ids = {item: read.read_media(item, param).id for item, param in read.media().items()}
+    ids = {item: read.read_media(item, param).id for item, param in read.media.items()}
     again = tuple(
         Example(e.id or "", tuple(ids[item] for item in e.media), e.text, e.label, e.question, e.metadata)
         for e in read.examples

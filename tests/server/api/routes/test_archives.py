@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import AsyncIterator
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,16 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from server.api.routes import archives
 from server.app import create_app
 from server.errors import StorageUnavailable
 from server.media.source import EncodedMedia
 from server.media.turns import Job
 from server.metrics import Metrics
+from server.schemas.archive import ArchivedMedia
 from server.settings import Settings
 from server.store import media_references
+from server.store.records import NewExample
 from tests.server.api.routes.test_support_sets import SETS, create, error, example
 from tests.server.archives import archive, reference, unpacked
 from tests.server.conftest import png
@@ -199,6 +205,27 @@ async def test_a_taken_name_is_refused_before_media_are_decoded(
     monkeypatch.setattr(app.state.services.decoder, "decode", decode)
     assert await refused(http, archive([EXAMPLE], FILES)) == (409, "name_taken", "name")
     assert await num_stored(http) == (1, 0)
+
+
+async def test_the_event_loop_is_free_while_an_import_builds_its_examples(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive may have so many references that other requests would wait."""
+    event_loop, on_event_loop = threading.get_ident(), Counter[str]()
+
+    def record(step: str, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        on_event_loop[step] += threading.get_ident() == event_loop
+        return function(*arguments, **keywords)
+
+    monkeypatch.setattr(archives, "NewExample", partial(record, "build", NewExample))
+    monkeypatch.setattr(ArchivedMedia, "__hash__", lambda item: record("find", hash, item.file))
+    monkeypatch.setattr(EncodedMedia, "id", property(partial(record, "name", vars(EncodedMedia)["id"].fget)))
+    examples = [{"text": "t", "media": [reference(RED)] * 50}] * 20
+    card = await imported(http, archive(examples, FILES))
+    assert (card["num_examples"], card["num_media"]) == (20, 1)
+    assert on_event_loop.keys() == {"build", "find", "name"}
+    assert on_event_loop["build"] == 0
+    assert max(on_event_loop.values()) < 10
 
 
 async def test_a_larger_archive_than_a_body_is_imported_up_to_its_own_limit(
