@@ -6,6 +6,7 @@ of the texts, of a media item, and of everything unpacked.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import struct
 import zlib
@@ -233,6 +234,13 @@ def _fields(schema: type[SchemaType], data: bytes, where: str, param: str) -> Sc
 def _zip_errors(name: str = "") -> Iterator[None]:
     try:
         yield
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise  # the disk fails
+        reason = "an offset is outside of it"
     except ZIP_ERRORS as error:
-        part = f"{name[:64]!r} in it" if name else "it"
-        raise InvalidArchive(f"the body is not a ZIP archive that can be read: {part} is damaged ({error})") from None
+        reason = str(error)
+    else:
+        return
+    part = f"{name[:64]!r} in it" if name else "it"
+    raise InvalidArchive(f"the body is not a ZIP archive that can be read: {part} is damaged ({reason})")

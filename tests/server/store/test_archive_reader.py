@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import random
 import struct
+import tempfile
 import tracemalloc
 import zipfile
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -37,13 +39,16 @@ def opened(data: bytes, limits: ArchiveLimits = LIMITS) -> Archive:
 
 def refused(data: bytes, limits: ArchiveLimits = LIMITS, error: type[ServerError] = InvalidArchive) -> tuple[str, Any]:
     """Return the message and the parameter with which reading an archive and its media is refused."""
-    with pytest.raises(error) as caught:
-        read_all(data, limits)
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        with pytest.raises(error) as caught:
+            read_all(file, limits)
     return caught.value.message, caught.value.param
 
 
-def read_all(data: bytes, limits: ArchiveLimits = LIMITS) -> Archive:
-    opened_archive = opened(data, limits)
+def read_all(file: BinaryIO, limits: ArchiveLimits = LIMITS) -> Archive:
+    """Read an archive and its media. A real file refuses other calls than bytes in memory, and with other errors."""
+    opened_archive = Archive(file, limits)
     for item, param in opened_archive.media.items():
         assert opened_archive.read_media(item, param).data
     return opened_archive
@@ -76,7 +81,7 @@ def test_a_written_archive_is_read(tmp_path: Any) -> None:
     red, blue = store.put(RED, "image"), store.put(png("blue"), "image")
     examples = (Example("a", (red, blue, red), "t", "l", "?", {"x": 1}), Example("b", (blue,)))
     support_set = SupportSet(id="ss_1", name="s", version=3, examples=examples)
-    read = read_all(b"".join(write_archive(support_set, {"owner": "me"}, store)))
+    read = read_all(io.BytesIO(b"".join(write_archive(support_set, {"owner": "me"}, store))))
     ids = {item: read.read_media(item, param).id for item, param in read.media.items()}
     again = tuple(
         Example(e.id or "", tuple(ids[item] for item in e.media), e.text, e.label, e.question, e.metadata)
@@ -163,6 +168,25 @@ def test_what_is_no_zip_file_is_refused(data: bytes) -> None:
     assert "not a ZIP archive" in refused(data)[0]
 
 
+@pytest.mark.parametrize("num_bytes", [1, 2**31])
+def test_an_offset_outside_of_the_file_is_refused(num_bytes: int) -> None:
+    """The end of a ZIP file states where its directory begins, which moves the offsets of all entries."""
+    data = bytearray(archive([]))
+    (offset,) = struct.unpack("<L", data[-6:-2])
+    data[-6:-2] = struct.pack("<L", offset + num_bytes)
+    assert "an offset is outside of it" in refused(bytes(data))[0]
+
+
+def test_a_disk_that_fails_is_no_fault_of_the_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    read = opened(archive([EXAMPLE], FILES))
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        read.read_media(*next(iter(read.media.items())))
+
+
 class TestLimits:
     def test_of_examples(self) -> None:
         assert len(opened(archive([{"text": "t"}] * 5)).examples) == 5
@@ -173,7 +197,7 @@ class TestLimits:
         for size, is_small in ((2**17, True), (2**17 + 1, False)):
             data = archive([{"media": [reference(bytes(size))]}], {"media/a.png": bytes(size)}, zipfile.ZIP_DEFLATED)
             if is_small:
-                read_all(data)
+                read_all(io.BytesIO(data))
             else:
                 message, param = refused(data, error=InvalidMedia)
                 assert (f"{size} bytes of media" in message, param) == (True, "examples[0].media[0]")
@@ -266,7 +290,8 @@ def test_damaged_archives_are_refused_or_read_and_nothing_else() -> None:
         if generator.random() < 0.2:
             del data[generator.randrange(len(data)) :]
         num_refused += 1
-        with suppress(ServerError):
-            read_all(bytes(data))
+        with tempfile.TemporaryFile() as file, suppress(ServerError):
+            file.write(data)
+            read_all(file)
             num_refused -= 1
     assert 1000 < num_refused < 1500
