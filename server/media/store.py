@@ -138,12 +138,11 @@ class MediaStore:
 
     def find(self, media_id: str, param: str = "") -> EncodedMedia:
         """Return a media item, at `param` of a request, whose bytes are read on first use. Raises `MediaNotFound`."""
-        kind = kind_of(media_id)
-        if kind is None or not self.exists(media_id):
-            raise not_found(media_id, param)
+        stored = self.describe(media_id, param)
         return EncodedMedia(
-            kind=kind,
+            kind=stored.kind,
             source=lambda: self.get(media_id, param).data,
+            num_bytes=stored.num_bytes,
             digest=digest_of(media_id),
             param=param,
             is_stored=True,

@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import BinaryIO, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
@@ -111,8 +111,7 @@ class Archive:
             raise InvalidMedia("the media's data is empty", param=param)
         if hashlib.sha256(data).hexdigest() != item.sha256:
             raise InvalidArchive(f"{item.file}: the SHA-256 of the file is not the one that is stated", param=param)
-        digest = encoded(data, item.type, param).digest
-        return EncodedMedia(kind=item.type, source=partial(self._read, entry), digest=digest, param=param)
+        return replace(encoded(data, item.type, param), source=partial(self._read, entry))
 
     def _read(self, entry: ZipInfo) -> bytes:
         with _zip_errors(entry.filename), self._zip.open(entry) as file:

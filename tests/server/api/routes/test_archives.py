@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from zipfile import ZipFile, ZipInfo
 
 import httpx
 import pytest
@@ -226,6 +227,19 @@ async def test_the_event_loop_is_free_while_an_import_builds_its_examples(
     assert on_event_loop.keys() == {"build", "find", "name"}
     assert on_event_loop["build"] == 0
     assert max(on_event_loop.values()) < 10
+
+
+async def test_a_media_item_is_unpacked_to_be_checked_decoded_and_stored(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_entry(file: ZipFile, entry: str | ZipInfo) -> IO[bytes]:
+        unpacked.append(entry.filename if isinstance(entry, ZipInfo) else entry)
+        return open_any(file, entry)
+
+    data, unpacked, open_any = archive([EXAMPLE, {**EXAMPLE, "id": "b"}], FILES), list[str](), ZipFile.open
+    monkeypatch.setattr(ZipFile, "open", open_entry)
+    await imported(http, data)
+    assert unpacked.count("media/a.png") == 3
 
 
 async def test_a_larger_archive_than_a_body_is_imported_up_to_its_own_limit(
