@@ -124,7 +124,7 @@ class MediaStore:
         header = StoredMedia(
             id=media_id,
             kind=kind,
-            media_type=_media_type(data),
+            media_type=media_type(data),
             num_bytes=len(data),
             created=int(time.time()),
             width=size[0] if size else None,
@@ -266,7 +266,8 @@ def _storage_errors(media_id: str = "", param: str = "") -> Iterator[None]:
         raise StorageUnavailable(message) from None
 
 
-def _media_type(data: bytes) -> str:
+def media_type(data: bytes) -> str:
+    """Return the media type of encoded bytes, also of those that are no image or video."""
     try:
         return media_type_of(data)
     except MediaError:
