@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -31,7 +29,7 @@ from tests.server.api.routes.test_support_sets import SETS, create, error, examp
 from tests.server.archives import archive, reference, unpacked
 from tests.server.conftest import png
 from tests.server.documented import CHECKED
-from tests.server.fakes import FakeClient, eventually, served_model
+from tests.server.fakes import FakeClient, served_model
 
 pytestmark = pytest.mark.anyio
 
@@ -302,87 +300,3 @@ async def test_the_pixels_of_an_archive_may_be_those_of_several_requests(
         assert (await imported(http, archive(examples, files)))["num_media"] == 2
     await app.state.services.decoder.stop()
     app.state.services.database.close()
-
-
-class Upload:
-    """An import on the ASGI interface, whose client can send piece by piece, and disconnect."""
-
-    def __init__(self, app: FastAPI, client: str = "test") -> None:
-        self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.sent: list[dict[str, Any]] = []
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": "POST",
-            "path": IMPORT,
-            "raw_path": IMPORT.encode(),
-            "root_path": "",
-            "scheme": "http",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/zip")],
-            "client": (client, 1),
-            "server": ("test", 80),
-        }
-        self.task = asyncio.create_task(app(scope, self.messages.get, self._send))
-
-    def send(self, data: bytes, *, is_last: bool = False) -> None:
-        self.messages.put_nowait({"type": "http.request", "body": data, "more_body": not is_last})
-
-    def disconnect(self) -> None:
-        self.messages.put_nowait({"type": "http.disconnect"})
-
-    async def _send(self, message: Any) -> None:
-        self.sent.append(message)
-
-    async def error(self) -> tuple[int, str]:
-        await asyncio.wait_for(self.task, 20)
-        body = b"".join(message.get("body", b"") for message in self.sent)
-        return self.sent[0]["status"], json.loads(body)["error"]["code"]
-
-
-@pytest.mark.parametrize("is_whole", [False, True], ids=["arriving", "decoding"])
-async def test_an_import_ends_with_its_client(
-    app: FastAPI, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, is_whole: bool
-) -> None:
-    async def decode(media: EncodedMedia, job: Job) -> None:
-        started.set()
-        await asyncio.sleep(60)
-
-    started = asyncio.Event()
-    monkeypatch.setattr(app.state.services.decoder, "decode", decode)
-    upload = Upload(app)
-    if is_whole:
-        upload.send(archive([EXAMPLE], FILES), is_last=True)
-        await asyncio.wait_for(started.wait(), 20)
-    else:
-        upload.send(b"PK")
-        await eventually(lambda: app.state.services.imports.used == 1)
-    upload.disconnect()
-    await asyncio.wait_for(upload.task, 20)
-    assert app.state.services.imports.used == 0
-    assert await num_stored(http) == (0, 0)
-
-
-async def test_few_archives_arrive_at_once(app: FastAPI, http: httpx.AsyncClient) -> None:
-    """They take disk space while they arrive, which may be for long."""
-    imports = app.state.services.imports
-    uploads = [Upload(app, "one") for _ in range(3)]
-    await eventually(lambda: imports.used == 3)
-    assert await Upload(app, "one").error() == (429, "client_over_share")
-    uploads.append(Upload(app, "two"))
-    await eventually(lambda: imports.used == 4)
-    assert await Upload(app, "three").error() == (503, "overloaded")
-    for upload in uploads:
-        upload.disconnect()
-        await upload.task
-    assert imports.used == 0
-    await imported(http, archive([]))
-
-
-async def test_a_full_disk_is_reported(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(**_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    assert await refused(http, archive([])) == (503, "storage_unavailable", None)
