@@ -11,8 +11,9 @@ import logging
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import BinaryIO
 
 from fastapi import APIRouter
@@ -150,15 +151,20 @@ async def _received(request: Request, settings: Settings) -> AsyncIterator[tuple
 
     The file is in the data folder: elsewhere, temporary files may be kept in memory.
     """
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
         try:
-            settings.data_folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(tempfile.TemporaryFile(dir=settings.data_folder))
+            file = _temporary_file(settings.data_folder)
+            stack.push_async_callback(asyncio.to_thread, file.close)
             digest = await spool_body(request, settings, file)
         except OSError as error:
             logger.error("an import cannot be kept", exc_info=error)
             raise StorageUnavailable("the archive cannot be kept: the disk is full, or cannot be written") from None
         yield file, digest
+
+
+def _temporary_file(folder: Path) -> BinaryIO:
+    folder.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryFile(dir=folder)
 
 
 async def _in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import tempfile
+import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -94,6 +97,25 @@ async def test_few_archives_arrive_at_once(app: FastAPI, http: httpx.AsyncClient
         await upload.task
     assert imports.used == 0
     await imported(http, archive([]))
+
+
+async def test_the_file_of_an_import_is_closed_by_a_thread(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """To free the space of a large file takes long."""
+
+    class File(io.FileIO):
+        def close(self) -> None:
+            if not self.closed:
+                threads.append(threading.get_ident())
+            super().close()
+
+    threads: list[int] = []
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: File(tmp_path / "file", "w+"))
+    await imported(http, archive([]))
+    await refused(http, b"no archive")
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
 
 
 async def test_a_full_disk_is_reported(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
