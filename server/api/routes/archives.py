@@ -11,7 +11,7 @@ import logging
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -154,7 +154,7 @@ async def _received(request: Request, settings: Settings) -> AsyncIterator[tuple
     async with AsyncExitStack() as stack:
         try:
             file = _temporary_file(settings.data_folder)
-            stack.push_async_callback(asyncio.to_thread, file.close)
+            stack.push_async_callback(asyncio.to_thread, _close, file)
             digest = await spool_body(request, settings, file)
         except OSError as error:
             logger.error("an import cannot be kept", exc_info=error)
@@ -165,6 +165,11 @@ async def _received(request: Request, settings: Settings) -> AsyncIterator[tuple
 def _temporary_file(folder: Path) -> BinaryIO:
     folder.mkdir(parents=True, exist_ok=True)
     return tempfile.TemporaryFile(dir=folder)
+
+
+def _close(file: BinaryIO) -> None:
+    with suppress(OSError):  # on a full disk, what could not be written is tried again
+        file.close()
 
 
 async def _in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -118,6 +118,17 @@ async def test_the_file_of_an_import_is_closed_by_a_thread(
     assert threading.get_ident() not in threads
 
 
+async def test_a_disk_that_is_full_until_the_file_is_closed_is_reported(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class File(io.FileIO):
+        def write(self, data: Any) -> int:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: io.BufferedRandom(File(tmp_path / "file", "w+")))
+    assert await refused(http, archive([])) == (503, "storage_unavailable", None)
+
+
 async def test_a_full_disk_is_reported(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(**_: Any) -> None:
         raise OSError(28, "No space left on device")
