@@ -110,17 +110,22 @@ async def spool_body(request: Request, settings: Settings, file: BinaryIO) -> st
 async def _pieces(request: Request, limit: int, seconds: float) -> AsyncGenerator[bytes, None]:
     """Yield the body in pieces. Raises `BodyTooLarge` and `BodyTimeout`."""
     size, received = int(request.headers.get("content-length", 0)), 0
-    stream = request.stream()
-    try:
-        async with asyncio.timeout(seconds):
-            while size <= limit and (piece := await anext(stream)):
-                yield piece
-                received += len(piece)
-                size = max(size, received)
-    except TimeoutError:
-        raise BodyTimeout(f"the body did not arrive within {seconds:g} seconds") from None
+    stream, deadline = request.stream(), asyncio.get_running_loop().time() + seconds
+    while size <= limit and (piece := await _next(stream, deadline, seconds)):
+        yield piece
+        received += len(piece)
+        size = max(size, received)
     if size > limit:
         raise BodyTooLarge(f"the body has {size} bytes or more, the limit is {limit}")
+
+
+async def _next(stream: AsyncGenerator[bytes, None], deadline: float, seconds: float) -> bytes:
+    """Return the next piece, empty at the end of the body. Raises `BodyTimeout`."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await anext(stream)
+    except TimeoutError:
+        raise BodyTimeout(f"the body did not arrive within {seconds:g} seconds") from None
 
 
 class JSONResponse(Response):

@@ -68,7 +68,7 @@ class Intake:
         first: dict[bytes, EncodedMedia] = {}
         media = {path: first.setdefault(read[path].digest, read[path]) for path in parts}
         # fetched media count as if sent in the body; stored media are read one by one, if at all
-        total = sum(len(item.source) for item in first.values() if isinstance(item.source, bytes))
+        total = sum(item.num_bytes for item in first.values() if item.is_in_memory)
         if total > self._max_bytes:
             raise InvalidMedia(f"{total} bytes of media in one request, the limit is {self._max_bytes}", param=param)
         return media

@@ -54,9 +54,9 @@ class MediaNames:
                 self._forget(key)
         self._forget(key)
         self._digests[key] = media.digest
-        if len(media.data) <= self._max_bytes:
+        if media.num_bytes <= self._max_bytes:
             self._media[key] = media
-            self._num_bytes += len(media.data)
+            self._num_bytes += media.num_bytes
         self._make_room()
 
     async def _is_media(self, key: Key) -> bool:
@@ -82,4 +82,4 @@ class MediaNames:
     def _drop(self, key: Key) -> None:
         """Drop the bytes of a name."""
         if (media := self._media.pop(key, None)) is not None:
-            self._num_bytes -= len(media.data)
+            self._num_bytes -= media.num_bytes

@@ -23,12 +23,14 @@ PREFIXES: dict[Kind, str] = {"image": "img_", "video": "vid_"}
 class EncodedMedia:
     """An image or video of a request.
 
-    `source` is its bytes, or a function that reads them from the store or from a file: most requests never need them.
+    `source` is its `num_bytes` bytes, or a function that reads them from the store or from a file: most requests never
+    need them.
     `param` is its path in the request, for error messages. `is_stored` is true for one that the request names by id.
     """
 
     kind: Kind
     source: bytes | Callable[[], bytes]
+    num_bytes: int
     digest: bytes
     param: str
     is_stored: bool = False
@@ -65,7 +67,7 @@ def digest_of(media_id: str) -> bytes:
 def encoded(data: bytes, kind: Kind, param: str) -> EncodedMedia:
     digest = hashlib.blake2b(kind.encode() + b"\0", digest_size=32, person=b"flmbynce-source")
     digest.update(data)
-    return EncodedMedia(kind=kind, source=data, digest=digest.digest(), param=param)
+    return EncodedMedia(kind=kind, source=data, num_bytes=len(data), digest=digest.digest(), param=param)
 
 
 def read_data_url(url: str, kind: Kind, *, max_bytes: int, param: str) -> EncodedMedia:

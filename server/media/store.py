@@ -124,7 +124,7 @@ class MediaStore:
         header = StoredMedia(
             id=media_id,
             kind=kind,
-            media_type=_media_type(data),
+            media_type=media_type(data),
             num_bytes=len(data),
             created=int(time.time()),
             width=size[0] if size else None,
@@ -138,12 +138,11 @@ class MediaStore:
 
     def find(self, media_id: str, param: str = "") -> EncodedMedia:
         """Return a media item, at `param` of a request, whose bytes are read on first use. Raises `MediaNotFound`."""
-        kind = kind_of(media_id)
-        if kind is None or not self.exists(media_id):
-            raise not_found(media_id, param)
+        stored = self.describe(media_id, param)
         return EncodedMedia(
-            kind=kind,
+            kind=stored.kind,
             source=lambda: self.get(media_id, param).data,
+            num_bytes=stored.num_bytes,
             digest=digest_of(media_id),
             param=param,
             is_stored=True,
@@ -267,7 +266,8 @@ def _storage_errors(media_id: str = "", param: str = "") -> Iterator[None]:
         raise StorageUnavailable(message) from None
 
 
-def _media_type(data: bytes) -> str:
+def media_type(data: bytes) -> str:
+    """Return the media type of encoded bytes, also of those that are no image or video."""
     try:
         return media_type_of(data)
     except MediaError:

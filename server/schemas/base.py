@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
@@ -132,9 +133,7 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
 
     Raises `InvalidRequest` that names the field at fault, unknown fields first, and `BodyTooLarge`.
     """
-    for separator, limit in MAX_SEPARATORS.items():
-        if body.count(separator) > limit:
-            raise BodyTooLarge(f"the body has more than {limit} times the character {separator.decode()!r}")
+    check_separators(count_separators(body), MAX_SEPARATORS, "the body")
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
@@ -142,6 +141,18 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
         problem = next((p for p in problems if p["type"] in UNSUPPORTED), problems[0])
     message = _range(schema, problem["loc"]) if problem["type"] in OUT_OF_RANGE else ""
     raise _refusal(problem["type"], _param(problem["loc"]), message or problem["msg"], problem.get("ctx", {}))
+
+
+def count_separators(body: bytes) -> Counter[bytes]:
+    """Return the number of times that a body has each of the separators."""
+    return Counter({separator: body.count(separator) for separator in MAX_SEPARATORS})
+
+
+def check_separators(numbers: Mapping[bytes, int], limits: Mapping[bytes, int], name: str) -> None:
+    """Check the numbers of separators in a part of a request, which `name` stands for. Raises `BodyTooLarge`."""
+    for separator, limit in limits.items():
+        if numbers[separator] > limit:
+            raise BodyTooLarge(f"{name} has more than {limit} times the character {separator.decode()!r}")
 
 
 # pydantic's names for an unknown field and an unknown type of part

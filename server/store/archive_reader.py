@@ -6,12 +6,14 @@ of the texts, of a media item, and of everything unpacked.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import BinaryIO, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
@@ -30,12 +32,14 @@ from server.schemas.archive import (
     ArchivedMedia,
     Manifest,
 )
-from server.schemas.base import SchemaType, read
+from server.schemas.base import MAX_SEPARATORS, SchemaType, check_separators, count_separators, read
 from server.settings import Settings
 
 # a ZIP file's directory is read at once: a media item takes about 150 bytes of it
 MAX_DIRECTORY_BYTES = 8 * 2**20
 DIRECTORY_BYTES_PER_EXAMPLE = 200
+# of JSON that a sensible example has; few examples may have more, as many as a body
+SEPARATORS_PER_EXAMPLE = {b",": 64, b":": 32}
 MAX_MANIFEST_BYTES = 2**16
 # the texts of an example, however they are escaped, with its metadata and the names of its media
 MAX_LINE_BYTES = 2 * 2**20
@@ -67,12 +71,23 @@ class ArchiveLimits:
             max_examples=settings.max_set_examples,
         )
 
+    @property
+    def max_separators(self) -> dict[bytes, int]:
+        """The limits of separators in all examples together."""
+        return {
+            separator: max(MAX_SEPARATORS[separator], self.max_examples * number)
+            for separator, number in SEPARATORS_PER_EXAMPLE.items()
+        }
+
 
 class Archive:
-    """An open archive whose manifest and examples have been read. All calls block, and any thread may make them."""
+    """An open archive whose manifest and examples have been read. All calls block, and any thread may make them.
+
+    `media` are those that the examples show, each with the path of the first reference to it.
+    """
 
     def __init__(self, file: BinaryIO, limits: ArchiveLimits) -> None:
-        """Raises `InvalidArchive` and `TooManyExamples`."""
+        """Raises `InvalidArchive`, `TooManyExamples` and `BodyTooLarge`."""
         self._limits = limits
         with _zip_errors():
             self._zip = ZipFile(cast(BinaryIO, _LimitedFile(file, limits)))
@@ -80,15 +95,8 @@ class Archive:
         self._check_entries()
         self.manifest = self._read_manifest()
         self.examples = list(self._read_examples())
+        self.media = _media(self.examples)
         self._check_files()
-
-    def media(self) -> dict[ArchivedMedia, str]:
-        """Return the media that the examples show, each with the path of the first reference to it."""
-        references: dict[ArchivedMedia, str] = {}
-        for index, example in enumerate(self.examples):
-            for position, item in enumerate(example.media):
-                references.setdefault(item, f"examples[{index}].media[{position}]")
-        return references
 
     def read_media(self, item: ArchivedMedia, param: str) -> EncodedMedia:
         """Return a media item, whose bytes are read from the file again when they are needed.
@@ -103,8 +111,7 @@ class Archive:
             raise InvalidMedia("the media's data is empty", param=param)
         if hashlib.sha256(data).hexdigest() != item.sha256:
             raise InvalidArchive(f"{item.file}: the SHA-256 of the file is not the one that is stated", param=param)
-        digest = encoded(data, item.type, param).digest
-        return EncodedMedia(kind=item.type, source=partial(self._read, entry), digest=digest, param=param)
+        return replace(encoded(data, item.type, param), source=partial(self._read, entry))
 
     def _read(self, entry: ZipInfo) -> bytes:
         with _zip_errors(entry.filename), self._zip.open(entry) as file:
@@ -133,7 +140,21 @@ class Archive:
         return _fields(Manifest, data, MANIFEST, "")
 
     def _read_examples(self) -> Iterator[ArchivedExample]:
-        entry, limits, ids = self._entries[EXAMPLES], self._limits, set[str]()
+        ids = set[str]()
+        for index, line in enumerate(self._read_lines()):
+            where, param = f"{EXAMPLES}, line {index + 1}", f"examples[{index}]"
+            if len(line) > MAX_LINE_BYTES:
+                raise InvalidArchive(f"{where}: it has more than {MAX_LINE_BYTES} bytes", param=param)
+            example = _fields(ArchivedExample, line, where, param)
+            if example.id in ids:
+                message = f"{where}: an example before it has the id {example.id!r}"
+                raise InvalidArchive(message, param=f"{param}.id")
+            ids |= {example.id} if example.id is not None else set()
+            yield example
+
+    def _read_lines(self) -> Iterator[bytes]:
+        """Yield the lines of the examples. Their number and that of all separators are limited."""
+        entry, limits, numbers = self._entries[EXAMPLES], self._limits, Counter[bytes]()
         if entry.file_size > limits.max_text_bytes:
             raise InvalidArchive(f"{EXAMPLES} has {entry.file_size} bytes, the limit is {limits.max_text_bytes}")
         with _zip_errors(EXAMPLES), self._zip.open(entry) as file:
@@ -141,21 +162,13 @@ class Archive:
                 if index >= limits.max_examples:
                     message = f"the archive has more than {limits.max_examples} examples, which is the limit"
                     raise TooManyExamples(message, param="examples")
-                where = f"{EXAMPLES}, line {index + 1}"
-                if len(line) > MAX_LINE_BYTES:
-                    raise InvalidArchive(
-                        f"{where}: it has more than {MAX_LINE_BYTES} bytes", param=f"examples[{index}]"
-                    )
-                example = _fields(ArchivedExample, line, where, f"examples[{index}]")
-                if example.id in ids:
-                    message = f"{where}: an example before it has the id {example.id!r}"
-                    raise InvalidArchive(message, param=f"examples[{index}].id")
-                ids |= {example.id} if example.id is not None else set()
-                yield example
+                numbers += count_separators(line)
+                check_separators(numbers, limits.max_separators, EXAMPLES)
+                yield line
 
     def _check_files(self) -> None:
         """Check that the files of the archive are those that it describes. Raises `InvalidArchive`."""
-        media = {item.file: param for item, param in self.media().items()}
+        media = {item.file: param for item, param in self.media.items()}
         if missing := next((file for file in media if file not in self._entries), None):
             raise InvalidArchive(f"the archive has no file {missing}", param=media[missing])
         if unknown := next((name for name in self._entries if name not in {MANIFEST, EXAMPLES, *media}), None):
@@ -166,6 +179,14 @@ class Archive:
         ):
             if stated not in (None, actual):
                 raise InvalidArchive(f"{MANIFEST}: {name} is {stated}, and the archive has {actual}", param=name)
+
+
+def _media(examples: Sequence[ArchivedExample]) -> dict[ArchivedMedia, str]:
+    references: dict[ArchivedMedia, str] = {}
+    for index, example in enumerate(examples):
+        for position, item in enumerate(example.media):
+            references.setdefault(item, f"examples[{index}].media[{position}]")
+    return references
 
 
 class _LimitedFile:
@@ -212,6 +233,13 @@ def _fields(schema: type[SchemaType], data: bytes, where: str, param: str) -> Sc
 def _zip_errors(name: str = "") -> Iterator[None]:
     try:
         yield
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise  # the disk fails
+        reason = "an offset is outside of it"
     except ZIP_ERRORS as error:
-        part = f"{name[:64]!r} in it" if name else "it"
-        raise InvalidArchive(f"the body is not a ZIP archive that can be read: {part} is damaged ({error})") from None
+        reason = str(error)
+    else:
+        return
+    part = f"{name[:64]!r} in it" if name else "it"
+    raise InvalidArchive(f"the body is not a ZIP archive that can be read: {part} is damaged ({reason})")

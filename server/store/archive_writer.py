@@ -11,7 +11,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 import msgspec
 
 from server.media.source import EncodedMedia
-from server.media.store import MediaStore
+from server.media.store import MediaStore, media_type
 from server.schemas.archive import EXAMPLES, FORMAT, FORMAT_VERSION, MANIFEST, MEDIA_FOLDER
 from server.store.records import Example, SupportSet
 
@@ -40,7 +40,7 @@ def write_archive(support_set: SupportSet, metadata: dict[str, Any], store: Medi
     with ZipFile(output, "w") as archive:
         for media_id in support_set.media:
             item = store.get(media_id)
-            file = MEDIA_FOLDER + media_id + SUFFIXES.get(store.describe(media_id).media_type, "")
+            file = MEDIA_FOLDER + media_id + SUFFIXES.get(media_type(item.data), "")
             media[media_id] = _reference(item, file)
             archive.writestr(_entry(file, ZIP_STORED), item.data)
             yield output.take()

@@ -125,19 +125,16 @@ class MediaReferences:
         return infos
 
     async def _lease(self, media: Mapping[str, EncodedMedia]) -> str:
-        """Lease the media, so that they are not swept, and return the holder of the leases. Raises `MediaNotFound`."""
+        """Lease the media, so that they are not swept, and return the holder of the leases."""
         holder = uuid.uuid4().hex
-        sizes, stored = await asyncio.to_thread(self._sizes, media)
+        sizes = {media_id: item.num_bytes for media_id, item in media.items()}
+        stored = await asyncio.to_thread(self._stored, media)
         await self._database.write(lambda session, now: _add_leases(session, sizes, stored, holder, now))
         return holder
 
-    def _sizes(self, media: Mapping[str, EncodedMedia]) -> tuple[dict[str, int], set[str]]:
-        """Return the number of bytes of each media item, and the ids of those that are stored already."""
-        sizes = {
-            media_id: self._store.describe(media_id).num_bytes if item.is_stored else len(item.data)
-            for media_id, item in media.items()
-        }
-        return sizes, {media_id for media_id in media if self._store.exists(media_id)}
+    def _stored(self, media_ids: Iterable[str]) -> set[str]:
+        """Return the ids of the media that are stored already."""
+        return {media_id for media_id in media_ids if self._store.exists(media_id)}
 
     def _put(self, media: Mapping[str, EncodedMedia], infos: Mapping[str, dict[str, Any]]) -> None:
         """Store the bytes. Raises `MediaNotFound` for a stored media item that has been deleted in the meantime."""

@@ -205,7 +205,8 @@ class SupportSets:
             change = partial(_once, change, scope, key)
         if name is not None:
             await self._database.read(lambda session, now: versions.check_name(session, name, now))
-        media = {media.id: media for example in examples for media in example.media}
+        distinct = dict.fromkeys(media for example in examples for media in example.media)
+        media = {media.id: media for media in distinct}
         try:
             info = await self._media.write(media, change)
         except asyncio.CancelledError:

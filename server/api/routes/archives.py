@@ -10,9 +10,10 @@ import asyncio
 import logging
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from itertools import chain
+from pathlib import Path
 from typing import BinaryIO
 
 from fastapi import APIRouter
@@ -32,6 +33,8 @@ from server.errors import (
     StorageUnavailable,
     UnsupportedMediaType,
 )
+from server.media.source import EncodedMedia
+from server.schemas.archive import ArchivedExample, ArchivedMedia
 from server.schemas.responses.stored import ChangedSupportSet
 from server.schemas.stored import ImportRequest, VersionRequest
 from server.settings import Settings
@@ -109,14 +112,18 @@ async def _import(file: BinaryIO, digest: str, fields: ImportRequest, request: R
 
 async def _examples(archive: Archive) -> list[NewExample]:
     """Check the media of an archive, one after the other, and return its examples."""
-    media = {item: await asyncio.to_thread(archive.read_media, item, param) for item, param in archive.media().items()}
+    media = {item: await asyncio.to_thread(archive.read_media, item, param) for item, param in archive.media.items()}
+    return await asyncio.to_thread(_new_examples, archive.examples, media)
+
+
+def _new_examples(examples: Sequence[ArchivedExample], media: Mapping[ArchivedMedia, EncodedMedia]) -> list[NewExample]:
     return [
         NewExample(
             id=f"ex_{uuid.uuid4().hex}" if example.id is None else example.id,
             media=tuple(media[item] for item in example.media),
             **example.model_dump(include={"text", "label", "question", "metadata"}),
         )
-        for example in archive.examples
+        for example in examples
     ]
 
 
@@ -144,15 +151,25 @@ async def _received(request: Request, settings: Settings) -> AsyncIterator[tuple
 
     The file is in the data folder: elsewhere, temporary files may be kept in memory.
     """
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
         try:
-            settings.data_folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(tempfile.TemporaryFile(dir=settings.data_folder))
+            file = _temporary_file(settings.data_folder)
+            stack.push_async_callback(asyncio.to_thread, _close, file)
             digest = await spool_body(request, settings, file)
         except OSError as error:
             logger.error("an import cannot be kept", exc_info=error)
             raise StorageUnavailable("the archive cannot be kept: the disk is full, or cannot be written") from None
         yield file, digest
+
+
+def _temporary_file(folder: Path) -> BinaryIO:
+    folder.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryFile(dir=folder)
+
+
+def _close(file: BinaryIO) -> None:
+    with suppress(OSError):  # on a full disk, what could not be written is tried again
+        file.close()
 
 
 async def _in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:

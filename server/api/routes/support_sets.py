@@ -372,7 +372,7 @@ async def read_examples(examples: Sequence[ExampleFields], intake: Intake) -> li
     for start in range(0, len(examples), MAX_CONCURRENT):
         batch = enumerate(examples[start : start + MAX_CONCURRENT], start)
         media = await asyncio.gather(*(_media(example, f"examples[{index}]", intake) for index, example in batch))
-        num_bytes += sum(len(item.data) for items in media for item in items if item.is_in_memory)
+        num_bytes += sum(item.num_bytes for items in media for item in items if item.is_in_memory)
         if num_bytes > limit:
             raise InvalidMedia(f"{num_bytes} bytes of media in one request, the limit is {limit}", param="examples")
         read += media

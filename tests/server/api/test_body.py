@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.requests import Request
 
+from server.api.body import spool_body
+from server.errors import BodyTimeout
 from server.schemas.base import MAX_SEPARATORS
 from server.settings import Settings
 from tests.server.fakes import FakeClient
@@ -79,6 +84,32 @@ class TestSlowBody:
         response = await http.post("/v1/completions", content=pieces(100, 1, [], pause=0.05))
         assert (response.status_code, response.json()["error"]["code"]) == (408, "body_timeout")
         assert app.state.services.admission.num_waiting == 0
+
+
+async def test_a_body_that_is_late_is_refused_even_if_the_time_ends_while_the_disk_is_slow(
+    app: FastAPI, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SlowFile(io.BytesIO):
+        def write(self, data: Any) -> int:
+            loop.call_soon_threadsafe(is_writing.set)
+            assert may_write.wait(20)
+            return super().write(data)
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop() if messages else await loop.create_future()
+
+    loop, is_writing, may_write = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    messages = [{"type": "http.request", "body": b"PK", "more_body": True}]
+    scope = {"type": "http", "headers": [], "state": {"ticket": app.state.services.admission.ticket("test")}}
+    request = Request(scope, receive)
+    monkeypatch.setattr("server.api.body.WRITE_BYTES", 1)
+    hasty = settings.model_copy(update={"body_timeout": 0.01, "max_import_mb": settings.max_body_mb})
+    spooling = asyncio.create_task(spool_body(request, hasty, SlowFile()))
+    await is_writing.wait()
+    await asyncio.sleep(hasty.body_timeout)
+    may_write.set()
+    with pytest.raises(BodyTimeout):
+        await spooling
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ class FakeDecoder:
 
 
 def image(name: str) -> EncodedMedia:
-    return EncodedMedia(kind="image", source=name.encode(), digest=name.encode().ljust(32), param=f"prompt[{name}]")
+    data = name.encode()
+    return EncodedMedia(kind="image", source=data, num_bytes=len(data), digest=data.ljust(32), param=f"prompt[{name}]")
 
 
 def text_prompt(text: str, *media: EncodedMedia) -> EncodedPrompt:

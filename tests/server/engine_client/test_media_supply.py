@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -29,7 +30,7 @@ def deleted(name: str) -> EncodedMedia:
     def read() -> bytes:
         raise MediaNotFound(f"there is no media {name!r}")
 
-    return EncodedMedia(kind="image", source=read, digest=image(name).digest, param="prompt[0].image_id")
+    return replace(image(name), source=read, param="prompt[0].image_id")
 
 
 async def test_media_are_decoded_on_request_and_once_for_all(engine: EngineClient, decoder: FakeDecoder) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,7 @@ async def test_stored_bytes_are_read_by_a_thread_just_before_decoding(pool: Deco
         return png("blue", (7, 5))
 
     threads: list[threading.Thread] = []
-    stored = EncodedMedia(kind="image", source=read, digest=b"d" * 32, param="prompt[0]")
+    stored = replace(media(b""), source=read)
     frames = await pool.decode(stored)
     assert (tuple(frames.data[:3]), frames.size) == ((0, 0, 255), (7, 5))
     assert [thread is threading.main_thread() for thread in threads] == [False]
@@ -133,7 +134,7 @@ async def test_deleted_media_cost_no_process(pool: DecodePool) -> None:
     await pool.decode(media(png()))
     before = pids(pool)
     with pytest.raises(MediaNotFound, match="deleted"):
-        await pool.decode(EncodedMedia(kind="image", source=read, digest=b"d" * 32, param="prompt[0]"))
+        await pool.decode(replace(media(b""), source=read))
     await pool.decode(media(png()))
     assert pids(pool) == before
 
@@ -206,7 +207,7 @@ async def test_a_cancelled_decode_leaves_the_queue(pool: DecodePool) -> None:
             read.append(number)
             return png()
 
-        return EncodedMedia(kind="image", source=read_bytes, digest=b"d" * 32, param="prompt[0]")
+        return replace(media(b""), source=read_bytes)
 
     decoding = [asyncio.create_task(pool.decode(recorded(number))) for number in range(8)]
     await eventually(lambda: read == [0])

@@ -68,7 +68,7 @@ def test_bytes_are_read_on_first_use(store: MediaStore) -> None:
     name = store.put(RED, "image")
     stored = store.find(name, param="prompt[0].image_id")
     assert (stored.id, stored.digest, stored.kind) == (name, encoded(RED, "image", "").digest, "image")
-    assert not stored.is_in_memory
+    assert (stored.is_in_memory, stored.num_bytes) == (False, len(RED))
     assert stored.data == RED
     store.delete(name)
     with pytest.raises(MediaNotFound) as caught:

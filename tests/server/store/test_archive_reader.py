@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import random
 import struct
+import tempfile
 import tracemalloc
 import zipfile
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
+from typing import Any, BinaryIO
 
 import pytest
 
-from server.errors import InvalidArchive, InvalidMedia, ServerError, TooManyExamples
+from server.errors import BodyTooLarge, InvalidArchive, InvalidMedia, ServerError, TooManyExamples
 from server.media.source import encoded
 from server.media.store import MediaStore
+from server.schemas.base import MAX_SEPARATORS
 from server.settings import Settings
 from server.store import archive_reader
 from server.store.archive_reader import Archive, ArchiveLimits
@@ -35,14 +39,17 @@ def opened(data: bytes, limits: ArchiveLimits = LIMITS) -> Archive:
 
 def refused(data: bytes, limits: ArchiveLimits = LIMITS, error: type[ServerError] = InvalidArchive) -> tuple[str, Any]:
     """Return the message and the parameter with which reading an archive and its media is refused."""
-    with pytest.raises(error) as caught:
-        read_all(data, limits)
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        with pytest.raises(error) as caught:
+            read_all(file, limits)
     return caught.value.message, caught.value.param
 
 
-def read_all(data: bytes, limits: ArchiveLimits = LIMITS) -> Archive:
-    opened_archive = opened(data, limits)
-    for item, param in opened_archive.media().items():
+def read_all(file: BinaryIO, limits: ArchiveLimits = LIMITS) -> Archive:
+    """Read an archive and its media. A real file refuses other calls than bytes in memory, and with other errors."""
+    opened_archive = Archive(file, limits)
+    for item, param in opened_archive.media.items():
         assert opened_archive.read_media(item, param).data
     return opened_archive
 
@@ -60,7 +67,7 @@ def test_an_archive_written_by_hand_is_read(compression: int) -> None:
     first, second = read.examples
     assert (first.id, first.label, first.text, first.metadata) == (None, "cat", "", {"x": 1})
     assert (second.id, second.text, second.media) == ("b", "t", [])
-    media = [read.read_media(item, param) for item, param in read.media().items()]
+    media = [read.read_media(item, param) for item, param in read.media.items()]
     assert [(item.kind, item.data, item.param) for item in media] == [
         ("video", b"clip", "examples[0].media[0]"),
         ("image", RED, "examples[0].media[1]"),
@@ -74,8 +81,8 @@ def test_a_written_archive_is_read(tmp_path: Any) -> None:
     red, blue = store.put(RED, "image"), store.put(png("blue"), "image")
     examples = (Example("a", (red, blue, red), "t", "l", "?", {"x": 1}), Example("b", (blue,)))
     support_set = SupportSet(id="ss_1", name="s", version=3, examples=examples)
-    read = read_all(b"".join(write_archive(support_set, {"owner": "me"}, store)))
-    ids = {item: read.read_media(item, param).id for item, param in read.media().items()}
+    read = read_all(io.BytesIO(b"".join(write_archive(support_set, {"owner": "me"}, store))))
+    ids = {item: read.read_media(item, param).id for item, param in read.media.items()}
     again = tuple(
         Example(e.id or "", tuple(ids[item] for item in e.media), e.text, e.label, e.question, e.metadata)
         for e in read.examples
@@ -161,6 +168,25 @@ def test_what_is_no_zip_file_is_refused(data: bytes) -> None:
     assert "not a ZIP archive" in refused(data)[0]
 
 
+@pytest.mark.parametrize("num_bytes", [1, 2**31])
+def test_an_offset_outside_of_the_file_is_refused(num_bytes: int) -> None:
+    """The end of a ZIP file states where its directory begins, which moves the offsets of all entries."""
+    data = bytearray(archive([]))
+    (offset,) = struct.unpack("<L", data[-6:-2])
+    data[-6:-2] = struct.pack("<L", offset + num_bytes)
+    assert "an offset is outside of it" in refused(bytes(data))[0]
+
+
+def test_a_disk_that_fails_is_no_fault_of_the_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    read = opened(archive([EXAMPLE], FILES))
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        read.read_media(*next(iter(read.media.items())))
+
+
 class TestLimits:
     def test_of_examples(self) -> None:
         assert len(opened(archive([{"text": "t"}] * 5)).examples) == 5
@@ -171,7 +197,7 @@ class TestLimits:
         for size, is_small in ((2**17, True), (2**17 + 1, False)):
             data = archive([{"media": [reference(bytes(size))]}], {"media/a.png": bytes(size)}, zipfile.ZIP_DEFLATED)
             if is_small:
-                read_all(data)
+                read_all(io.BytesIO(data))
             else:
                 message, param = refused(data, error=InvalidMedia)
                 assert (f"{size} bytes of media" in message, param) == (True, "examples[0].media[0]")
@@ -192,6 +218,22 @@ class TestLimits:
         monkeypatch.setattr(archive_reader, "MAX_LINE_BYTES", 100)
         message, param = refused(archive([{"text": "t"}, {"text": "t" * 100}]))
         assert ("line 2: it has more than 100 bytes" in message, param) == (True, "examples[1]")
+
+    @pytest.mark.parametrize("separator", MAX_SEPARATORS)
+    def test_of_separators_is_one_for_all_lines(self, separator: bytes) -> None:
+        limits = replace(LIMITS, max_text_bytes=2**20, max_examples=100)
+        example = {"text": separator.decode() * (2**15 + 1)}
+        num_examples = MAX_SEPARATORS[separator] // 2**15
+        assert len(opened(archive([example] * (num_examples - 1)), limits).examples) == num_examples - 1
+        message, _ = refused(archive([example] * num_examples), limits, error=BodyTooLarge)
+        limit = MAX_SEPARATORS[separator]
+        assert message == f"examples.jsonl has more than {limit} times the character {separator.decode()!r}"
+
+    def test_of_separators_lets_a_full_set_through(self) -> None:
+        settings = Settings()
+        example = {"label": "l", "question": "a: b", "text": "a, b", "metadata": {"x": [1, 2], "y": {}}}
+        examples = [{**example, "media": [reference(RED)]}] * settings.max_set_examples
+        assert opened(archive(examples, FILES), ArchiveLimits.from_settings(settings)).examples
 
     def test_of_everything_unpacked(self) -> None:
         files = {f"media/{index}": bytes(2**17) for index in range(9)}
@@ -248,7 +290,8 @@ def test_damaged_archives_are_refused_or_read_and_nothing_else() -> None:
         if generator.random() < 0.2:
             del data[generator.randrange(len(data)) :]
         num_refused += 1
-        with suppress(ServerError):
-            read_all(bytes(data))
+        with tempfile.TemporaryFile() as file, suppress(ServerError):
+            file.write(data)
+            read_all(file)
             num_refused -= 1
     assert 1000 < num_refused < 1500

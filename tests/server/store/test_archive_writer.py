@@ -9,8 +9,10 @@ import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from server.errors import MediaNotFound
 from server.media.store import MediaStore
@@ -82,6 +84,19 @@ def test_no_more_than_a_few_media_are_in_memory(store: MediaStore) -> None:
         tracemalloc.stop()
     assert num_bytes > 12 * size
     assert peak < 6 * size
+
+
+def test_a_media_item_is_read_once(store: MediaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cat_file(system: LocalFileSystem, path: str, **options: Any) -> Any:
+        read.append(Path(path).name)
+        return cat_any(system, path, **options)
+
+    media = [store.put(png(colour), "image") for colour in ("red", "blue")]
+    read, cat_any = list[str](), LocalFileSystem.cat_file
+    monkeypatch.setattr(LocalFileSystem, "cat_file", cat_file)
+    files = unpacked(b"".join(write_archive(support_set(Example("a", tuple(media))), {}, store)))
+    assert read == media
+    assert {f"media/{media_id}.png" for media_id in media} < files.keys()
 
 
 def test_examples_come_in_pieces(store: MediaStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ async def test_uploaded_media_stay_until_their_client_deletes_them(
         await media_references.delete(RED.id)
 
 
-@pytest.mark.parametrize("step", ["_sizes", "_put"])
+@pytest.mark.parametrize("step", ["_stored", "_put"])
 async def test_media_uploaded_while_a_set_is_created_stay(
     support_sets: SupportSets,
     media_references: MediaReferences,

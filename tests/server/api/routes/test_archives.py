@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import tempfile
-from collections.abc import AsyncIterator
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from zipfile import ZipFile, ZipInfo
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
+from server.api.routes import archives
 from server.app import create_app
 from server.errors import StorageUnavailable
 from server.media.source import EncodedMedia
 from server.media.turns import Job
 from server.metrics import Metrics
+from server.schemas.archive import ArchivedMedia
 from server.settings import Settings
 from server.store import media_references
+from server.store.records import NewExample
 from tests.server.api.routes.test_support_sets import SETS, create, error, example
 from tests.server.archives import archive, reference, unpacked
 from tests.server.conftest import png
 from tests.server.documented import CHECKED
-from tests.server.fakes import FakeClient, eventually, served_model
+from tests.server.fakes import FakeClient, served_model
 
 pytestmark = pytest.mark.anyio
 
@@ -201,6 +206,40 @@ async def test_a_taken_name_is_refused_before_media_are_decoded(
     assert await num_stored(http) == (1, 0)
 
 
+async def test_the_event_loop_is_free_while_an_import_builds_its_examples(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive may have so many references that other requests would wait."""
+    event_loop, on_event_loop = threading.get_ident(), Counter[str]()
+
+    def record(step: str, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        on_event_loop[step] += threading.get_ident() == event_loop
+        return function(*arguments, **keywords)
+
+    monkeypatch.setattr(archives, "NewExample", partial(record, "build", NewExample))
+    monkeypatch.setattr(ArchivedMedia, "__hash__", lambda item: record("find", hash, item.file))
+    monkeypatch.setattr(EncodedMedia, "id", property(partial(record, "name", vars(EncodedMedia)["id"].fget)))
+    examples = [{"text": "t", "media": [reference(RED)] * 50}] * 20
+    card = await imported(http, archive(examples, FILES))
+    assert (card["num_examples"], card["num_media"]) == (20, 1)
+    assert on_event_loop.keys() == {"build", "find", "name"}
+    assert on_event_loop["build"] == 0
+    assert max(on_event_loop.values()) < 10
+
+
+async def test_a_media_item_is_unpacked_to_be_checked_decoded_and_stored(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_entry(file: ZipFile, entry: str | ZipInfo) -> IO[bytes]:
+        unpacked.append(entry.filename if isinstance(entry, ZipInfo) else entry)
+        return open_any(file, entry)
+
+    data, unpacked, open_any = archive([EXAMPLE, {**EXAMPLE, "id": "b"}], FILES), list[str](), ZipFile.open
+    monkeypatch.setattr(ZipFile, "open", open_entry)
+    await imported(http, data)
+    assert unpacked.count("media/a.png") == 3
+
+
 async def test_a_larger_archive_than_a_body_is_imported_up_to_its_own_limit(
     http: httpx.AsyncClient, settings: Settings
 ) -> None:
@@ -261,87 +300,3 @@ async def test_the_pixels_of_an_archive_may_be_those_of_several_requests(
         assert (await imported(http, archive(examples, files)))["num_media"] == 2
     await app.state.services.decoder.stop()
     app.state.services.database.close()
-
-
-class Upload:
-    """An import on the ASGI interface, whose client can send piece by piece, and disconnect."""
-
-    def __init__(self, app: FastAPI, client: str = "test") -> None:
-        self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.sent: list[dict[str, Any]] = []
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": "POST",
-            "path": IMPORT,
-            "raw_path": IMPORT.encode(),
-            "root_path": "",
-            "scheme": "http",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/zip")],
-            "client": (client, 1),
-            "server": ("test", 80),
-        }
-        self.task = asyncio.create_task(app(scope, self.messages.get, self._send))
-
-    def send(self, data: bytes, *, is_last: bool = False) -> None:
-        self.messages.put_nowait({"type": "http.request", "body": data, "more_body": not is_last})
-
-    def disconnect(self) -> None:
-        self.messages.put_nowait({"type": "http.disconnect"})
-
-    async def _send(self, message: Any) -> None:
-        self.sent.append(message)
-
-    async def error(self) -> tuple[int, str]:
-        await asyncio.wait_for(self.task, 20)
-        body = b"".join(message.get("body", b"") for message in self.sent)
-        return self.sent[0]["status"], json.loads(body)["error"]["code"]
-
-
-@pytest.mark.parametrize("is_whole", [False, True], ids=["arriving", "decoding"])
-async def test_an_import_ends_with_its_client(
-    app: FastAPI, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, is_whole: bool
-) -> None:
-    async def decode(media: EncodedMedia, job: Job) -> None:
-        started.set()
-        await asyncio.sleep(60)
-
-    started = asyncio.Event()
-    monkeypatch.setattr(app.state.services.decoder, "decode", decode)
-    upload = Upload(app)
-    if is_whole:
-        upload.send(archive([EXAMPLE], FILES), is_last=True)
-        await asyncio.wait_for(started.wait(), 20)
-    else:
-        upload.send(b"PK")
-        await eventually(lambda: app.state.services.imports.used == 1)
-    upload.disconnect()
-    await asyncio.wait_for(upload.task, 20)
-    assert app.state.services.imports.used == 0
-    assert await num_stored(http) == (0, 0)
-
-
-async def test_few_archives_arrive_at_once(app: FastAPI, http: httpx.AsyncClient) -> None:
-    """They take disk space while they arrive, which may be for long."""
-    imports = app.state.services.imports
-    uploads = [Upload(app, "one") for _ in range(3)]
-    await eventually(lambda: imports.used == 3)
-    assert await Upload(app, "one").error() == (429, "client_over_share")
-    uploads.append(Upload(app, "two"))
-    await eventually(lambda: imports.used == 4)
-    assert await Upload(app, "three").error() == (503, "overloaded")
-    for upload in uploads:
-        upload.disconnect()
-        await upload.task
-    assert imports.used == 0
-    await imported(http, archive([]))
-
-
-async def test_a_full_disk_is_reported(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(**_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    assert await refused(http, archive([])) == (503, "storage_unavailable", None)
