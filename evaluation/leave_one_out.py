@@ -1,8 +1,9 @@
 """Compare support sets' leave-one-out estimates, computed by a server, with their accuracy on fresh images.
 
 `python -m evaluation.leave_one_out URL` creates support sets of held-out categories under words that the model has never
-seen, and has the server evaluate them. It then classifies fresh images of the same categories with the same `examples`.
-A table compares estimate and accuracy for each strategy and k over all sets; the last line is JSON.
+seen, and has the server evaluate them. It then classifies fresh images of the same categories with the same `examples` and
+`method`. A table compares estimate and accuracy for each method, strategy and k over all sets; below it is the accuracy of
+what each evaluation recommends, and of the method `auto`. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -20,7 +22,7 @@ from typing import Any, Literal
 
 from evaluation.intervals import Share
 from flamboyance_client import Client, Evaluation, Selection, example, query
-from flamboyance_client.options import ProbabilityOptions
+from flamboyance_client.options import Method, ProbabilityOptions
 from training.default.words import HELD_OUT_WORDS
 from training.default_data.records import DEFAULT_FOLDER, Record, read_records
 from training.default_data.split import is_held_out
@@ -67,8 +69,8 @@ class ImageSplit:
 class Comparison:
     """The estimate and the accuracy on fresh images of one setting on one support set."""
 
-    strategy: str
-    k: int
+    name: str
+    k: int | None
     estimate: Share
     truth: Share
 
@@ -79,11 +81,12 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class FollowedRecommendation:
-    """The accuracy on fresh images of the recommended setting, and that of the best setting."""
+    """The accuracy on fresh images of the recommended setting, of the best one, and of the method `auto`."""
 
     truth: float
     best: float
-    k: int
+    auto: float
+    method: str
 
 
 def images_by_category(records: Sequence[Record], domain: str, min_images: int) -> dict[str, list[str]]:
@@ -136,9 +139,12 @@ class Server:
             raise RuntimeError(f"evaluation {evaluation.id} is {evaluation.status}: {evaluation.raw['error']}")
         return evaluation
 
-    def classify(self, selection: Selection, image: str) -> str:
-        image_query = query(self._options.data / image)
-        return self._client.classify(image_query, examples=selection, **self._options.weighing).label
+    def num_correct(self, selection: Selection, method: Method, images: Sequence[tuple[str, str]]) -> int:
+        """Classify images, and return how many labels are right. Methods without a prompt take no weighing."""
+        weighing: ProbabilityOptions = self._options.weighing if "k" in selection else {}
+        queries = [query(self._options.data / image) for image, _ in images]
+        answers = [self._client.classify(q, examples=selection, method=method, **weighing).label for q in queries]
+        return sum(answer == word for answer, (_, word) in zip(answers, images, strict=True))
 
     def delete(self, support_set: str) -> None:
         self._client.support_sets.delete(support_set)
@@ -150,33 +156,37 @@ def compare(server: Server, split: ImageSplit) -> tuple[list[Comparison], Follow
     try:
         evaluation = server.evaluate(support_set)
         rows = [_compare_cell(server, evaluation, cell, split) for cell in evaluation.cells]
+        auto = server.num_correct({"support_set": support_set}, "auto", split.fresh) / len(split.fresh)
     finally:
         server.delete(support_set)
-    recommendation = evaluation.raw["recommendation"]["examples"]
-    by_setting = {
-        (cell["strategy"], cell["k"], cell["seed"]): row for cell, row in zip(evaluation.cells, rows, strict=True)
-    }
-    followed = by_setting[recommendation["strategy"], recommendation["k"], recommendation["seed"]]
+    recommended = evaluation.raw["recommendation"]
+    by_setting = {_setting(cell): row for cell, row in zip(evaluation.cells, rows, strict=True)}
+    followed = by_setting[_setting({**recommended["examples"], "method": recommended["method"]})]
     best = max(row.truth.value for row in rows)
-    return rows, FollowedRecommendation(followed.truth.value, best, recommendation["k"])
+    return rows, FollowedRecommendation(followed.truth.value, best, auto, recommended["method"])
+
+
+def _setting(fields: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(fields.get(name) for name in ("method", "strategy", "k", "seed"))
 
 
 def _compare_cell(server: Server, evaluation: Evaluation, cell: Mapping[str, Any], split: ImageSplit) -> Comparison:
-    selection: Selection = {
-        "support_set": evaluation.raw["support_set"],
-        "version": evaluation.raw["version"],
-        "k": cell["k"],
-        "strategy": cell["strategy"],
-        "seed": cell["seed"],
-    }
-    num_correct = sum(server.classify(selection, image) == word for image, word in split.fresh)
+    selection: Selection = {"support_set": evaluation.raw["support_set"], "version": evaluation.raw["version"]}
+    name = cell["method"]
+    if cell["k"] is not None:
+        selection |= {"k": cell["k"], "strategy": cell["strategy"], "seed": cell["seed"]}
+        name = f"{cell['method']}, {cell['strategy']}"
+    num_correct = server.num_correct(selection, cell["method"], split.fresh)
     estimate, truth = Share(cell["correct"], cell["queries"]), Share(num_correct, len(split.fresh))
-    return Comparison(cell["strategy"], cell["k"], estimate, truth)
+    return Comparison(name, cell["k"], estimate, truth)
 
 
-def group_by_setting(rows: Sequence[Comparison]) -> Iterator[tuple[tuple[int, str], list[Comparison]]]:
-    for setting in sorted({(row.k, row.strategy) for row in rows}):
-        yield setting, [row for row in rows if (row.k, row.strategy) == setting]
+def group_by_setting(rows: Sequence[Comparison]) -> dict[str, list[Comparison]]:
+    """Return the rows by the name of their setting, those without a prompt first, then by the number of shots."""
+    groups: dict[str, list[Comparison]] = {}
+    for row in sorted(rows, key=lambda row: (-1 if row.k is None else row.k, row.name)):
+        groups.setdefault(row.name if row.k is None else f"{row.name}, k={row.k}", []).append(row)
+    return groups
 
 
 def summarise(rows: Sequence[Comparison]) -> dict[str, Any]:
@@ -218,15 +228,15 @@ def _is_covered(row: Comparison) -> bool:
     return low <= row.truth.value <= high
 
 
-def format_table(summaries: Mapping[tuple[int, str], Mapping[str, Any]]) -> str:
+def format_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
-        "| shots | estimate | fresh images | bias | spread (by counting) | in interval |",
+        "| setting | estimate | fresh images | bias | spread (by counting) | in interval |",
         "|---|---|---|---|---|---|",
     ]
-    for (k, strategy), row in summaries.items():
+    for name, row in summaries.items():
         low, high = row["truth_interval"]
         lines.append(
-            f"| {strategy}, k={k} | {row['estimate']:.3f} | {row['truth']:.3f} [{low:.3f}, {high:.3f}] "
+            f"| {name} | {row['estimate']:.3f} | {row['truth']:.3f} [{low:.3f}, {high:.3f}] "
             f"| {row['bias']:+.3f} ± {row['bias_error']:.3f} | {row['spread']:.3f} ({row['spread_of_counting']:.3f}) "
             f"| {row['covered']:.2f} |"
         )
@@ -246,15 +256,16 @@ def measure(options: Options) -> dict[str, Any]:
             rows += comparisons
             recommendations.append(recommendation)
             print(f"set {number + 1} of {options.sets}: {time.monotonic() - started:.0f} s", file=sys.stderr)
-    summaries = {setting: summarise(comparisons) for setting, comparisons in group_by_setting(rows)}
-    truth, best = fmean(r.truth for r in recommendations), fmean(r.best for r in recommendations)
+    summaries = {name: summarise(comparisons) for name, comparisons in group_by_setting(rows).items()}
+    means = {name: fmean(getattr(r, name) for r in recommendations) for name in ("truth", "auto", "best")}
+    methods = Counter(r.method for r in recommendations)
     print(format_table(summaries))
     print(
-        f"\nfollowing the recommendation: {truth:.3f}, with {fmean(r.k for r in recommendations):.1f} shots; ", end=""
+        f"\nfresh images: as recommended {means['truth']:.3f} ({dict(methods)}), by the method auto {means['auto']:.3f}; "
+        f"the best setting of each set on the same images: {means['best']:.3f}"
     )
-    print(f"the best setting of each set on the same images: {best:.3f}")
-    settings = [{"strategy": strategy, "k": k, **row} for (k, strategy), row in summaries.items()]
-    return {"sets": options.sets, "ways": options.ways, "settings": settings, "followed": truth, "best": best}
+    settings = [{"setting": name, **row} for name, row in summaries.items()]
+    return {"sets": options.sets, "ways": options.ways, "settings": settings, **means}
 
 
 def main() -> None:

@@ -42,7 +42,12 @@ def test_each_setting_is_compared_on_fresh_images_and_the_set_is_deleted(tmp_pat
         )
         rows, followed = compare(Server(options, client), split)
         assert not client.support_sets.list().data
-    assert {(row.strategy, row.k) for row in rows} >= {("random", 1), ("random", 2)}
+    assert {(row.name, row.k) for row in rows} == {
+        *((method, None) for method in ("nearest_mean", "knn", "linear")),
+        *((f"{method}, random", k) for method in ("in_context", "blend") for k in (1, 2)),
+    }
     assert {(row.estimate.num_answers, row.truth.num_answers) for row in rows} == {(4, 4)}
     assert followed.best == max(row.truth.value for row in rows) >= followed.truth
-    assert followed.k in {row.k for row in rows}
+    assert followed.method in ("nearest_mean", "knn", "linear", "in_context", "blend")
+    # any encoder tells red from blue
+    assert followed.auto == 1.0
