@@ -48,6 +48,7 @@ from server.media.store import MediaStore
 from server.metrics import Metrics
 from server.quality.evaluation_runner import EvaluationRunner, LeaveOneOut
 from server.quality.evaluation_store import Evaluations
+from server.quality.recommendations import Recommendations
 from server.served_model import ServedModel
 from server.settings import Settings
 from server.store.database import Database
@@ -127,6 +128,7 @@ def create_app(
         comparison=Comparison(retrieval),
         warming=warming,
         evaluations=evaluations,
+        recommendations=Recommendations(evaluations),
     )
     leave_one_out = LeaveOneOut(shots, services.comparison, client, model, metrics)
     runner = EvaluationRunner(evaluations, leave_one_out, settings.evaluation_queries)

@@ -23,6 +23,7 @@ from server.media.pool import DecodePool
 from server.media.store import MediaStore
 from server.metrics import Metrics
 from server.quality.evaluation_store import Evaluations
+from server.quality.recommendations import Recommendations
 from server.request_record import RequestRecord
 from server.served_model import ServedModel
 from server.settings import Settings
@@ -52,6 +53,7 @@ class Services:
     comparison: Comparison
     warming: Warming
     evaluations: Evaluations
+    recommendations: Recommendations
     # held while a large body is parsed, which blocks the event loop, and for some time after it
     parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
     # archives that arrive or are being imported; their files are on disk

@@ -1,7 +1,7 @@
 """Compares the query of a few-shot request with all of its examples: the shots given, or the whole version of a set.
 
-`auto` chooses the method: by leave-one-out among those by likeness, or the blend with the language model where a label has
-a single example. What is fitted to a version, or to the same shots, is kept for later requests.
+`auto` takes the method that the latest evaluation of the set recommends or, without one, the best of those by likeness in
+leave-one-out. What is fitted to a version, or to the same shots, is kept for later requests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Answered, Candidate, answer_of
-from server.fewshot.methods import BLEND, IN_CONTEXT, METHODS, load_method, parts_of
+from server.fewshot.methods import IN_CONTEXT, METHODS, load_method, parts_of
 from server.fewshot.methods.likeness import Array, Fitted, Labelled, best_method, left_out_log_probabilities
 from server.fewshot.prompting import Question
 from server.fewshot.recent import Recent
@@ -24,6 +24,8 @@ from server.fewshot.retrieval import Retrieval, Vectors
 from server.store.records import SupportSet
 
 NO_CANDIDATE = -1
+# the method of `auto` where a label has a single example: a blend was not more accurate, and reads a prompt
+SINGLE = "nearest_mean"
 
 Result = TypeVar("Result")
 
@@ -60,12 +62,12 @@ class ComparedExamples:
         return self.fitted[name]
 
     def choose(self) -> str:
-        """Return the best method by leave-one-out, or the blend where it cannot tell: a label has a single example."""
+        """Return the best method by leave-one-out, or the nearest mean if it cannot tell: a label has a single example."""
         if not self.best:
             number = len(self.labelled.vectors)
             compared = {name: load_method(name) for name, entry in METHODS.items() if number <= entry.max_left_out}
-            is_blend = self.labelled.counts().min() < 2
-            self.best = BLEND if is_blend else best_method(compared, self.labelled)
+            has_single = self.labelled.counts().min() < 2
+            self.best = SINGLE if has_single else best_method(compared, self.labelled)
         return self.best
 
 
@@ -77,10 +79,15 @@ class Comparison:
     recent: Recent[ComparedExamples] = field(default_factory=Recent)
     thread: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="likeness"), repr=False)
 
-    async def choose(self, question: Question, method: str, candidates: Sequence[Candidate]) -> Chosen:
-        """Return the method of a request. Raises `InvalidRequest` for one that cannot be used with these examples."""
-        if method == IN_CONTEXT:
-            return Chosen(method)
+    async def choose(
+        self, question: Question, method: str, candidates: Sequence[Candidate], recommended: str | None = None
+    ) -> Chosen:
+        """Return the method of a request; for `auto`, `recommended` is what an evaluation of its support set found best.
+
+        Raises `InvalidRequest` for a method that cannot be used with these examples.
+        """
+        if IN_CONTEXT in (method, recommended):
+            return Chosen(IN_CONTEXT)
         if obstacle := _obstacle(question, candidates):
             if method == "auto":
                 return Chosen(IN_CONTEXT)
@@ -90,7 +97,7 @@ class Comparison:
             raise InvalidRequest(f"{method} takes up to {limit} examples, there are {number}", param="method")
         examples = await self._examples(question, candidates)
         if method == "auto":
-            method = await self._run(examples.choose)
+            method = await self._run(examples.choose) if recommended is None else recommended
         (likeness,) = (part for part in parts_of(method) if part != IN_CONTEXT)
         return Chosen(method, likeness, await self._run(examples.fit, likeness))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from server.errors import ContextLengthExceeded, InvalidRequest
@@ -25,6 +25,8 @@ from server.store.records import Example, SupportSet
 ANY_QUERY = Shot(text="?", question="?")
 # what a shot takes over from the fields of a request
 TEXTS = {"text", "question", "label", "id"}
+# the fields of `examples` that select shots
+SELECTION = {"k", "strategy", "order", "seed"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,13 @@ class Question:
     def examples(self) -> Sequence[Shot | Example]:
         """All examples: the shots given, or the whole version of the support set."""
         return self.shots if self.support_set is None else self.support_set.examples
+
+    def with_selection(self, examples: ExamplesFields) -> Question:
+        """Return the question with these shots of its support set, unless the request says how to select them."""
+        source = self.fields.examples
+        if source is None or source.model_fields_set & SELECTION:
+            return self
+        return replace(self, fields=self.fields.model_copy(update={"examples": examples}))
 
     def report(self, record: RequestRecord) -> dict[str, Any]:
         """Return the field `fewshot` of an answer without a prompt, and add the support set to what `usage` says."""

@@ -147,6 +147,21 @@ class Evaluations:
         """Return an evaluation with its cells. Raises `EvaluationNotFound`."""
         return await self._database.read(lambda session, now: _with_cells(session, _find(session, evaluation_id)))
 
+    async def latest(self, support_set: str, version: int) -> Evaluation | None:
+        """Return the completed evaluation of a version that was created last, with its cells, if there is one."""
+        query = select(EvaluationRow).where(
+            EvaluationRow.support_set == support_set,
+            EvaluationRow.version == version,
+            EvaluationRow.status == "completed",
+        )
+        newest = query.order_by(EvaluationRow.id.desc()).limit(1)
+
+        def find(session: Session, now: float) -> Evaluation | None:
+            row = session.scalar(newest)
+            return None if row is None else _with_cells(session, row)
+
+        return await self._database.read(find)
+
     async def page(self, support_set: str | None, after: str, limit: int) -> list[Evaluation]:
         """Return the evaluations that were created after the one with the id `after`, oldest first, without cells."""
         query = select(EvaluationRow).where(EvaluationRow.id > after).order_by(EvaluationRow.id).limit(limit)

@@ -48,7 +48,15 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
         candidates = read_candidates(dict.fromkeys(filter(None, map(answer_of, question.examples))))
     if not candidates:
         raise InvalidRequest("without shots or a support set there are no labels: give candidates", param="candidates")
-    chosen = await services.comparison.choose(question, fields.method_or_default, candidates)
+    method = fields.method_or_default
+    recommended = None
+    if method == "auto" and question.support_set is not None:
+        labels = [candidate.label for candidate in candidates]
+        recommended = await services.recommendations.find(question.support_set, labels)
+    best = None if recommended is None else recommended.method
+    chosen = await services.comparison.choose(question, method, candidates, best)
+    if recommended is not None and chosen.method == recommended.method:
+        question = question.with_selection(recommended.examples)
     in_context = None
     if chosen.reads_prompt:
         texts = [(f"candidates[{index}]", candidate.text) for index, candidate in enumerate(candidates)]

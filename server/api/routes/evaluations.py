@@ -14,19 +14,15 @@ from server.api.openapi import SUPPORT_SET, describe
 from server.api.services import GivenServices
 from server.errors import DatabaseUnavailable, EvaluationNotFound
 from server.fewshot.candidates import answer_of
-from server.fewshot.methods import IN_CONTEXT
 from server.quality.evaluation import make_plan
 from server.quality.evaluation_store import Evaluation
-from server.quality.recommendation import baseline, recommend, summarise
+from server.quality.recommendation import OLD_CELL, baseline, of_evaluation, summarise
 from server.schemas.base import list_page
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.evaluations import EvaluationHeads, EvaluationReport
 from server.schemas.stored import EvaluateRequest, ListEvaluationsRequest
 
 router = APIRouter()
-
-# what the cells of evaluations lack that were stored before there were other methods
-OLD_CELL = {"method": IN_CONTEXT}
 
 EVALUATION = (EvaluationNotFound, DatabaseUnavailable)
 
@@ -126,5 +122,5 @@ def _card(evaluation: Evaluation) -> dict[str, Any]:
         "baseline": {"label": commonest.label, "accuracy": commonest.accuracy},
         "cells": cells,
         "summary": rows,
-        "recommendation": recommend(rows, evaluation.support_set, evaluation.version, plan["order"], commonest),
+        "recommendation": of_evaluation(evaluation),
     }

@@ -87,8 +87,8 @@ async def test_auto_is_the_default_and_uses_likeness_where_it_can_be_compared(ht
     assert body["label"] == "cat"
 
 
-async def test_auto_blends_where_a_label_has_a_single_example(http: httpx.AsyncClient) -> None:
-    assert (await classify(http, shots=SHOTS[1:]))["method"] == "blend"
+async def test_auto_is_the_nearest_mean_where_a_label_has_a_single_example(http: httpx.AsyncClient) -> None:
+    assert (await classify(http, shots=SHOTS[1:]))["method"] == "nearest_mean"
 
 
 @pytest.mark.parametrize(

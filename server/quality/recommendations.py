@@ -1,0 +1,60 @@
+"""Finds what the latest evaluation of a support set recommends, for requests that leave the method to the server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from server.fewshot.recent import Recent
+from server.quality.evaluation_store import Evaluation, Evaluations
+from server.quality.recommendation import of_evaluation
+from server.schemas.fewshot import ExamplesFields, Method
+from server.store.records import SupportSet
+
+# seconds after which the database is asked again, since an evaluation may have completed
+KEPT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recommended:
+    """A method, with the shots of its prompt if it has one; both were evaluated for classifications with these labels."""
+
+    method: Method
+    examples: ExamplesFields
+    labels: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The recommendation for a version, if there is one; `num_bytes` is an estimate."""
+
+    recommended: Recommended | None
+    num_bytes: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendations:
+    """The recommendations of the evaluations in the database."""
+
+    evaluations: Evaluations
+    recent: Recent[Found] = field(default_factory=Recent)
+
+    async def find(self, support_set: SupportSet, labels: Collection[str]) -> Recommended | None:
+        """Return what is recommended for a version and these labels, if its latest evaluation was of the same labels."""
+
+        async def build() -> Found:
+            evaluation = await self.evaluations.latest(support_set.id, support_set.version)
+            return Found(None if evaluation is None else _read(evaluation))
+
+        key = (support_set.id, support_set.version, int(time.monotonic() / KEPT_SECONDS))
+        recommended = (await self.recent.get(key, build)).recommended
+        return recommended if recommended and recommended.labels == set(labels) else None
+
+
+def _read(evaluation: Evaluation) -> Recommended | None:
+    recommendation = of_evaluation(evaluation)
+    if recommendation is None:
+        return None
+    labels = frozenset(candidate["label"] for candidate in evaluation.plan["settled"]["candidates"])
+    return Recommended(recommendation["method"], ExamplesFields(**recommendation["examples"]), labels)

@@ -1,0 +1,71 @@
+"""Classifications that leave the method to the server use what the latest evaluation of the set recommends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from server.api.services import Services
+from server.quality import recommendations
+from server.settings import Settings
+from server.store.records import NewExample
+from tests.server.evaluations import EXAMPLES, MEDIA, constant_share, run_evaluation
+from tests.server.fakes import FakeClient
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", max_media_per_request=6)
+
+
+@pytest.fixture
+async def services(app: FastAPI, client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> Services:
+    """The language model is always right, and likeness is of digests: it is worth nothing."""
+    monkeypatch.setattr(recommendations, "KEPT_SECONDS", 1e-9)
+    client.logprobs = constant_share(0.9)
+    services: Services = app.state.services
+    await services.support_sets.create("colours", EXAMPLES)
+    return services
+
+
+async def classify(http: httpx.AsyncClient, **fields: Any) -> tuple[str, str | None, int]:
+    """Return the method, the strategy and the number of shots."""
+    body = {"examples": {"support_set": "colours"}, "query": {"image": MEDIA["red"].id}, **fields}
+    response = await http.post("/v1/classify", json=body)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    return answer["method"], answer["fewshot"]["strategy"], len(answer["fewshot"]["shots"])
+
+
+async def test_auto_is_what_the_latest_evaluation_recommends(http: httpx.AsyncClient, services: Services) -> None:
+    assert (await classify(http))[0] != "in_context"
+    await run_evaluation(http, services, k=[2], strategies=["balanced"])
+    assert await classify(http) == ("in_context", "balanced", 2)
+    await run_evaluation(http, services, methods=["knn"], k=[1])
+    assert await classify(http) == ("knn", None, 0)
+
+
+async def test_a_request_that_selects_shots_keeps_its_selection(http: httpx.AsyncClient, services: Services) -> None:
+    await run_evaluation(http, services, k=[2], strategies=["balanced"])
+    selection = {"support_set": "colours", "k": 1, "strategy": "first"}
+    assert await classify(http, examples=selection) == ("in_context", "first", 1)
+
+
+async def test_a_recommendation_is_for_its_labels_and_its_version(http: httpx.AsyncClient, services: Services) -> None:
+    await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context"])
+    assert (await classify(http, candidates=["cold", "warm"]))[0] == "in_context"
+    # "hot" has no example, so likeness cannot answer
+    assert await classify(http, candidates=["cold", "warm", "hot"]) == ("in_context", "first", 4)
+    await services.support_sets.put_examples("colours", [NewExample(id="new", media=(MEDIA["red"],), label="warm")])
+    assert (await classify(http))[0] != "in_context"
+
+
+async def test_an_explicit_method_is_used_whatever_is_recommended(http: httpx.AsyncClient, services: Services) -> None:
+    await run_evaluation(http, services, k=[2], strategies=["balanced"])
+    assert (await classify(http, method="knn"))[0] == "knn"
