@@ -12,7 +12,7 @@ from typing import Any
 
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
-from server.fewshot.shots import SUPPORT_SET, ShotSource, check_media
+from server.fewshot.shots import DEFAULT_K, SUPPORT_SET, ShotSource, check_media
 from server.fewshot.templates import Shot, Template, TemplateError, built_in, with_end
 from server.media.source import EncodedMedia
 from server.prompt import PreparedPrompt, encode_segments
@@ -27,6 +27,8 @@ ANY_QUERY = Shot(text="?", question="?")
 TEXTS = {"text", "question", "label", "id"}
 # the fields of `examples` that select shots
 SELECTION = {"k", "strategy", "order", "seed"}
+# the most shots of a classification that does not say how many
+MAX_DEFAULT_K = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,21 @@ class Question:
         if source is None or source.model_fields_set & SELECTION:
             return self
         return replace(self, fields=self.fields.model_copy(update={"examples": examples}))
+
+    def with_each_label(self, num_labels: int) -> Question:
+        """Return the question with examples of each label, as equally many as possible, unless it names a strategy.
+
+        The first examples of a set may all have one label, which the language model would then prefer.
+        """
+        source = self.fields.examples
+        is_labelled = self.support_set is not None and all(example.label for example in self.support_set.examples)
+        if source is None or not is_labelled or "strategy" in source.model_fields_set:
+            return self
+        k = min(max(DEFAULT_K, num_labels), MAX_DEFAULT_K, len(self.examples)) if source.k is None else source.k
+        if self.fields.zero_shot or k >= len(self.examples):
+            return self
+        balanced = source.model_copy(update={"strategy": "balanced", "k": k})
+        return replace(self, fields=self.fields.model_copy(update={"examples": balanced}))
 
     def report(self, record: RequestRecord) -> dict[str, Any]:
         """Return the field `fewshot` of an answer without a prompt, and add the support set to what `usage` says."""

@@ -57,6 +57,7 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
     chosen = await services.comparison.choose(question, method, candidates, best)
     if recommended is not None and chosen.method == recommended.method:
         question = question.with_selection(recommended.examples)
+    question = question.with_each_label(len(candidates))
     in_context = None
     if chosen.reads_prompt:
         texts = [(f"candidates[{index}]", candidate.text) for index, candidate in enumerate(candidates)]

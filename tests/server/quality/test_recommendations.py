@@ -61,7 +61,7 @@ async def test_a_recommendation_is_for_its_labels_and_its_version(http: httpx.As
     await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context"])
     assert (await classify(http, candidates=["cold", "warm"]))[0] == "in_context"
     # "hot" has no example, so likeness cannot answer
-    assert await classify(http, candidates=["cold", "warm", "hot"]) == ("in_context", "first", 4)
+    assert await classify(http, candidates=["cold", "warm", "hot"]) == ("in_context", "balanced", 4)
     await services.support_sets.put_examples("colours", [NewExample(id="new", media=(MEDIA["red"],), label="warm")])
     assert (await classify(http))[0] != "in_context"
 
