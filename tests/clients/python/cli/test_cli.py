@@ -213,6 +213,10 @@ class TestErrors:
         assert errors.startswith("error: no server at http://127.0.0.1:9 (")
         assert "flamboyance serve" in errors
 
+    def test_a_wrong_url_is_named(self) -> None:
+        _, errors = run("support-set", "list", "--url", "foo", status=1)
+        assert errors == "error: 'foo' is not the URL of a server: begin it with http:// or https://\n"
+
     def test_a_wrong_key_is_named(self) -> None:
         _, errors = run("support-set", "list", "--api-key", "wrong", "--json", status=1)
         assert errors.startswith("error: 401: ")
