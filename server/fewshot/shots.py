@@ -24,6 +24,7 @@ DEFAULT_K = 4
 # the paper's "zero-shot": two examples without their images
 DEFAULT_K_TEXT_ONLY = 2
 SUPPORT_SET = "examples.support_set"
+TEXT_ONLY = '{"shot": "{question} {answer}"}'
 # the paper puts the most similar example next to the query
 DEFAULT_ORDER: dict[Strategy, Order] = {
     "first": "stored",
@@ -131,11 +132,18 @@ class ShotSource:
             raise InvalidRequest(str(error), param=f"examples.{error.field}") from None
 
 
-def check_media(has_media: bool, param: str, template: Template, owner: str) -> None:
-    """Check for media where the template has them: a text without media of its own would read another's."""
-    if template.has_media != has_media:
-        fault = f"has no {{media}}, but {owner} has media" if has_media else f"has {{media}}, but {owner} has none"
-        raise InvalidRequest(f"the template {template.name!r} {fault}", param=param)
+def check_media(has_media: bool, param: str, template: Template, owner: str, *, remedy: str = "") -> None:
+    """Check for media where the template has them: a text without media of its own would read another's.
+
+    `remedy`: what helps besides another template if the media are missing. Raises `InvalidRequest`.
+    """
+    if template.has_media == has_media:
+        return
+    if has_media:
+        fault = f"has no {{media}}, but {owner} has media: choose a template with {{media}}, such as 'caption'"
+    else:
+        fault = f"has {{media}}, but {owner} has none: {remedy}choose a template without {{media}}, such as {TEXT_ONLY}"
+    raise InvalidRequest(f"the template {template.name!r} {fault}", param=param)
 
 
 def select(

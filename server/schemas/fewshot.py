@@ -123,6 +123,11 @@ class FewShotFields(Schema):
     )
     truncate_shots: bool = Field(False, description="Leave out the first shots if the context has no room for all.")
 
+    @property
+    def has_prompt(self) -> bool:
+        """True if the language model may take part, so that shots and query have to suit the template."""
+        return True
+
 
 EXAMPLE = {
     "shots": [{"question": "2 + 2?", "text": "4"}, {"question": "3 + 3?", "text": "6"}],
@@ -204,6 +209,10 @@ class ClassifyRequest(FewShotFields, WeighingFields, PrioritizedRequest):
     def method_or_default(self) -> Method | Literal["auto"]:
         is_weighing = "method" not in self.model_fields_set and self._weighing
         return "in_context" if is_weighing else self.method
+
+    @property
+    def has_prompt(self) -> bool:
+        return self.method not in WITHOUT_PROMPT
 
     @property
     def _weighing(self) -> list[str]:

@@ -17,9 +17,10 @@ from server.api.openapi import PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
-from server.fewshot.candidates import answer_of, read_candidates
+from server.fewshot.candidates import Candidate, answer_of, read_candidates
 from server.fewshot.classification import classify_in_context, score_prompts, weigh
-from server.fewshot.prompting import assemble, read_question
+from server.fewshot.prompting import Question, assemble, read_question
+from server.fewshot.shots import SUPPORT_SET as SUPPORT_SET_FIELD
 from server.prompt import PreparedPrompt, check_texts, check_token_ids, continuation_ids, encode_text, prepare_prompt
 from server.request_record import RequestRecord
 from server.schemas.fewshot import ClassifyRequest, ScoreRequest
@@ -44,10 +45,7 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
     candidates = read_candidates(fields.candidates)
     record.priority = fields.priority
     question = await read_question(fields, model, services.shots)
-    if not candidates:
-        candidates = read_candidates(dict.fromkeys(filter(None, map(answer_of, question.examples))))
-    if not candidates:
-        raise InvalidRequest("without shots or a support set there are no labels: give candidates", param="candidates")
+    candidates = candidates or _answers(question)
     chosen = await services.comparison.choose(question, fields.method_or_default, candidates)
     in_context = None
     if chosen.reads_prompt:
@@ -82,6 +80,18 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
         },
         "usage": record.usage(),
     }
+
+
+def _answers(question: Question) -> list[Candidate]:
+    """Return the answers of the examples as candidates. Raises `InvalidRequest` if there are none."""
+    if candidates := read_candidates(dict.fromkeys(filter(None, map(answer_of, question.examples)))):
+        return candidates
+    if question.support_set is not None:
+        message = "no example of the support set has a label or a text: add some, or give candidates"
+        raise InvalidRequest(message, param=SUPPORT_SET_FIELD)
+    if question.shots:
+        raise InvalidRequest("no shot has a label or a text: add some, or give candidates", param="shots")
+    raise InvalidRequest("without shots or a support set there are no labels: give candidates", param="candidates")
 
 
 @router.post("/v1/score", **describe("Completions", body=ScoreRequest, response=Scores, errors=PROMPT))

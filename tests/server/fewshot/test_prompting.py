@@ -66,12 +66,20 @@ async def test_zero_shot_writes_shots_without_their_media(services: Services) ->
 @pytest.mark.parametrize(
     ("body", "message", "param"),
     [
-        ({"query": {}}, "but the query has none", "query"),
+        ({"query": {}}, r"but the query has none: choose a template without \{media\}, such as \{\"shot\"", "query"),
         ({"query": {"image": "x", "question": "?"}}, r"has no \{question\}", "query.question"),
         ({"query": {"image": "x"}, "template": "poem"}, "unknown template 'poem', known are caption", "template"),
         ({"query": {"image": "x"}, "template": {"shot": "{media}{x}"}}, r"template.shot: .*\{x\}", "template"),
-        ({"query": {"image": "x"}, "shots": [{"text": "a"}]}, r"shots\[0\] has none", "shots[0]"),
-        ({"query": {"image": "x"}, "template": {"shot": "{text} {answer}"}}, "the query has media", "query"),
+        (
+            {"query": {"image": "x"}, "shots": [{"text": "a"}]},
+            r"shots\[0\] has none: set zero_shot, .* or choose a template without",
+            "shots[0]",
+        ),
+        (
+            {"query": {"image": "x"}, "template": {"shot": "{text} {answer}"}},
+            r"the query has media: choose a template with \{media\}, such as 'caption'",
+            "query",
+        ),
         ({"query": {"image": "ftp://x"}}, "^the image must be a data URL", "query.image"),
     ],
 )
