@@ -16,6 +16,15 @@ from server.errors import BodyTooLarge, InvalidRequest, UnsupportedParameter
 # Parsing takes much longer per value, and per name of a field, than per byte. No body of a sensible request has as many.
 MAX_SEPARATORS = {b",": 2**19, b":": 2**16}
 
+
+class FieldError(ValueError):
+    """A field that does not go with the others of its schema; `param` is its path."""
+
+    def __init__(self, message: str, *, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 SchemaType = TypeVar("SchemaType", bound="Schema")
 
 RequestId = Annotated[str, Field(pattern=r"^[\w.:-]{1,128}$")]
@@ -140,7 +149,9 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
         problems = error.errors(include_url=False, include_input=False)
         problem = next((p for p in problems if p["type"] in UNSUPPORTED), problems[0])
     message = _range(schema, problem["loc"]) if problem["type"] in OUT_OF_RANGE else ""
-    raise _refusal(problem["type"], _param(problem["loc"]), message or problem["msg"], problem.get("ctx", {}))
+    context = problem.get("ctx", {})
+    param = getattr(context.get("error"), "param", None) or _param(problem["loc"])
+    raise _refusal(problem["type"], param, message or problem["msg"], context)
 
 
 def count_separators(body: bytes) -> Counter[bytes]:

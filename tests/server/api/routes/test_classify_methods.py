@@ -176,18 +176,43 @@ async def test_an_example_without_media_is_refused_by_a_method_by_likeness_as_it
 async def test_options_of_the_language_model_choose_it_or_are_refused(http: httpx.AsyncClient) -> None:
     assert (await classify(http, permutations=2))["method"] == "in_context"
     assert (await classify(http, permutations=2, method="blend"))["method"] == "blend"
-    answer = await post(http, permutations=2, method="knn")
-    assert answer.status_code == 400
-    assert "permutations" in answer.json()["error"]["message"]
+    error = await refusal(http, permutations=2, method="knn")
+    assert error["param"] == "permutations"
+    assert "permutations: " in error["message"]
 
 
-async def test_a_support_set_is_compared_whole_whatever_k_is_and_its_vectors_are_computed_once(
+async def test_a_selection_of_shots_is_refused_with_a_method_by_likeness(http: httpx.AsyncClient) -> None:
+    await store(http, *SHOTS)
+    selection = {"k": 2, "strategy": "random", "order": "stored", "seed": 1}
+    for method in ("nearest_mean", "knn", "linear"):
+        for name, value in selection.items():
+            examples = {"support_set": "pets", name: value}
+            error = await refusal(http, shots=[], examples=examples, method=method)
+            assert error["param"] == f"examples.{name}"
+            assert f"examples.{name}: " in error["message"]
+            assert f"the method {method} compares the query with all examples" in error["message"]
+            for other in ("auto", "in_context", "blend"):
+                await classify(http, shots=[], examples=examples, method=other)
+        # as an evaluation recommends it, and with fields that are not set
+        examples = {"support_set": "pets", "version": 1, "k": None, "order": None}
+        assert (await classify(http, shots=[], examples=examples, method=method))["method"] == method
+
+
+@pytest.mark.parametrize("method", ["auto", "blend", "in_context"])
+async def test_a_requested_number_must_be_available(http: httpx.AsyncClient, method: str) -> None:
+    await store(http, *SHOTS)
+    error = await refusal(http, shots=[], examples={"support_set": "pets", "k": 5}, method=method)
+    assert error["param"] == "examples.k"
+    assert error["message"] == "k is 5, only 4 examples can be selected"
+
+
+async def test_a_support_set_is_compared_whole_and_its_vectors_are_computed_once(
     http: httpx.AsyncClient, client: FakeClient
 ) -> None:
     examples = [{"image": shot["image"], "label": shot["label"]} for shot in SHOTS]
     assert (await http.post("/v1/support_sets", json={"name": "pets", "examples": examples})).status_code == 200
     for _ in range(2):
-        body = await classify(http, shots=[], examples={"support_set": "pets", "k": 0}, method="knn")
+        body = await classify(http, shots=[], examples={"support_set": "pets"}, method="knn")
         assert body["label"] == "cat"
         assert body["fewshot"]["version"] == 1
     digests = [media.digest for media in client.embedded]
