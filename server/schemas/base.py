@@ -27,7 +27,19 @@ class FieldError(ValueError):
 
 SchemaType = TypeVar("SchemaType", bound="Schema")
 
-RequestId = Annotated[str, Field(pattern=r"^[\w.:-]{1,128}$")]
+REQUEST_ID = r"^[\w.:-]{1,128}$"
+ID = r"^[A-Za-z0-9_.:-]{1,128}$"
+SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
+SHA_256 = r"^[0-9a-f]{64}$"
+# what a text of each pattern is, for messages
+IN_WORDS = {
+    REQUEST_ID: "1 to 128 letters, digits and the characters _.:-",
+    ID: "1 to 128 letters, digits and the characters _.:-",
+    SET_NAME: "at most 128 letters, digits and the characters _.:-, beginning with a letter or digit",
+    SHA_256: "64 hexadecimal digits in lower case",
+}
+
+RequestId = Annotated[str, Field(pattern=REQUEST_ID)]
 User = Annotated[str, Field(max_length=256)]
 
 LIMIT = "The most entries of a page."
@@ -150,6 +162,8 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
         problem = next((p for p in problems if p["type"] in UNSUPPORTED), problems[0])
     message = _range(schema, problem["loc"]) if problem["type"] in OUT_OF_RANGE else ""
     context = problem.get("ctx", {})
+    if words := IN_WORDS.get(context.get("pattern", "")):
+        message = f"must be {words}"
     param = getattr(context.get("error"), "param", None) or _param(problem["loc"])
     raise _refusal(problem["type"], param, message or problem["msg"], context)
 
