@@ -209,9 +209,9 @@ def test_an_object_has_further_properties_where_the_schema_says_so(value: object
 )
 def test_an_integer_without_bounds_has_at_most_18_digits(bounds: dict[str, Any], value: int, expected: bool) -> None:
     for kind in ("integer", ["integer", "null"]):
-        one = {"type": kind, **bounds}
-        assert is_permitted(schema(one), str(value)) is expected
-        assert is_permitted(schema({"type": "array", "items": one}), f"[{value}]") is expected
+        number = {"type": kind, **bounds}
+        assert is_permitted(schema(number), str(value)) is expected
+        assert is_permitted(schema({"type": "array", "items": number}), f"[{value}]") is expected
 
 
 def test_very_many_integers_have_no_bounds() -> None:

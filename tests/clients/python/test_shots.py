@@ -60,8 +60,8 @@ def test_a_video_becomes_a_part() -> None:
 
 
 def test_a_query_as_a_dictionary_takes_the_same(file: Path) -> None:
-    for given in ({"image": file}, query(file), file):
-        body = Api().classify(given, {}).body or {}  # type: ignore[arg-type]
+    for source in ({"image": file}, query(file), file):
+        body = Api().classify(source, {}).body or {}  # type: ignore[arg-type]
         assert body["query"] == {"image": URL}
 
 
@@ -74,13 +74,13 @@ def test_examples_name_a_set() -> None:
     recommendation = Recommendation(
         examples={"support_set": "ss_1", "version": 2}, accuracy=1, accuracy_interval=(0, 1)
     )
-    for given, sent in (
+    for source, sent in (
         ("pets", {"support_set": "pets"}),
         (SupportSet(id="ss_1", version=2, name="pets"), {"support_set": "ss_1", "version": 2}),
         (recommendation, {"support_set": "ss_1", "version": 2}),
         ({"support_set": "pets", "k": 2}, {"support_set": "pets", "k": 2}),
     ):
-        for call in (Api().classify(DATA, {"examples": given}), Api().fewshot(DATA, {"examples": given})):  # type: ignore[typeddict-item]
+        for call in (Api().classify(DATA, {"examples": source}), Api().fewshot(DATA, {"examples": source})):  # type: ignore[typeddict-item]
             assert (call.body or {})["examples"] == sent
 
 
