@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import aclosing
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -52,15 +53,30 @@ def _exit(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def with_model(settings: Settings) -> Settings:
-    """Return settings with a model folder: that of a name, or the default model's. Either is made on first use."""
+    """Return settings with a model folder: that of a name, or the default model's. Either is made on first use.
+
+    Raises `SettingsError`, and `DefaultModelError`.
+    """
+    if settings.model is None or not Path(settings.model).is_dir():
+        _create_cache(settings.cache_folder)
     if settings.model is not None:
+        try:
+            folder = hub.prepare(settings.model, settings.cache_folder)
+        except (ConfigError, ModelNameError) as error:
+            raise SettingsError(f"model: {error}") from None
         # absolute: the worker has another working directory
-        folder = hub.prepare(settings.model, settings.cache_folder).absolute()
-        return settings.model_copy(update={"model": str(folder)})
+        return settings.model_copy(update={"model": str(folder.absolute())})
     logger.info("preparing the default model; the first time it is downloaded and converted, which takes a minute")
     folder = prepare(settings.cache_folder)
     logger.info("the default model is ready", extra={"folder": str(folder)})
     return settings.model_copy(update={"model": str(folder)})
+
+
+def _create_cache(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"cache_dir: the folder {folder} cannot be created: {error.strerror}") from None
 
 
 def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
@@ -76,7 +92,7 @@ def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
         return 128 + signal.SIGINT
     except asyncio.CancelledError:
         return 128 + signal.SIGTERM
-    except (SettingsError, ConfigError, DefaultModelError, ModelNameError) as error:
+    except (SettingsError, DefaultModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -37,6 +37,12 @@ LIMITS = LLParserLimits(max_grammar_size=MAX_SYMBOLS, max_lexer_states=MAX_STATE
 MAX_MESSAGE = 200
 # no space between the tokens of JSON: a small model may write spaces and line breaks without end
 COMPACT: JsonCompileOptions = {"whitespace_flexible": False}
+# bounds of integers, which llguidance reads as 64-bit floats: this one is exact
+LARGEST_INTEGER = 10**18
+# a bounded integer takes much more of a grammar than another
+MAX_BOUNDED = 100
+LOWER_BOUNDS = ("minimum", "exclusiveMinimum")
+UPPER_BOUNDS = ("maximum", "exclusiveMaximum")
 # keywords of JSON schema whose values are schemas, by the kind of value
 SUBSCHEMA = ("items", "additionalProperties")
 LIST_OF_SUBSCHEMAS = ("prefixItems", "anyOf", "oneOf", "allOf")
@@ -82,9 +88,10 @@ def source(grammar: Grammar) -> str:
 
 
 def _closed(text: str) -> str:
-    """Return a JSON schema whose objects have only the properties that it names, unless it says otherwise.
+    """Return a JSON schema whose objects have only the properties that it names, and whose integers fit 64 bits.
 
-    A model with free properties may invent them without end. A text that is no JSON is returned as it is.
+    What the schema itself says about either stays, and so do the integers of a schema with very many. A model may invent
+    properties or digits without end. A text that is no JSON is returned as it is.
     """
     schemas = _schemas(text)
     for schema in schemas:
@@ -92,7 +99,17 @@ def _closed(text: str) -> str:
             return text  # each of the parts would forbid the properties of the others
         if "properties" in schema:
             schema.setdefault("additionalProperties", "patternProperties" in schema)
+    integers = [schema for schema in schemas if schema.get("type") in ("integer", ["integer", "null"])]
+    for schema in integers if len(integers) <= MAX_BOUNDED else ():
+        _bound(schema)
     return json.dumps(schemas[0]) if schemas else text
+
+
+def _bound(schema: dict[str, Any]) -> None:
+    """Add the bounds of an integer that the schema does not have."""
+    for names, bound in ((LOWER_BOUNDS, -LARGEST_INTEGER), (UPPER_BOUNDS, LARGEST_INTEGER)):
+        if not any(name in schema for name in names):
+            schema[names[0]] = bound
 
 
 def _words(text: str) -> list[Any]:
@@ -256,7 +273,7 @@ class Matcher:
 
 
 def _summary(message: str) -> str:
-    """Return the first line and, of a regular expression, the reason, which stands below a copy of the expression."""
+    """Return the first line or, of a regular expression, the reason: above it is a copy, with what the server has added."""
     lines = message.splitlines()
     reasons = [line.removeprefix("error: ")[:MAX_MESSAGE] for line in lines if line.startswith("error: ")]
-    return " ".join([line[:MAX_MESSAGE] for line in lines[:1]] + reasons[:1])
+    return f"invalid regular expression: {reasons[0]}" if reasons else "".join(lines[:1])[:MAX_MESSAGE]

@@ -50,7 +50,11 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def configure(level: str, log_format: LogFormat) -> None:
-    """Log to standard error; uvicorn's loggers propagate to the root logger too."""
+    """Log to standard error; uvicorn's loggers propagate to the root logger too.
+
+    The loader of faiss reports each variant that this processor could have and the package lacks, with a whole exception.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("faiss.loader").setLevel(max(logging.root.level, logging.WARNING))

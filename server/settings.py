@@ -274,7 +274,7 @@ def _read_flags(arguments: Sequence[str], prog: str) -> CliSettingsSource[Any]:
     parsed = vars(parser.parse_args(arguments))
     if (model := parsed.pop("positional_model")) is not None:
         if "model" in parsed:
-            raise SettingsError(f"the model is named twice: {model} and --model {parsed['model']}")
+            raise SettingsError(f"model: it is named twice: {model} and --model {parsed['model']}")
         parsed["model"] = model
     return flags(parsed_args=parsed)
 
@@ -297,11 +297,12 @@ def _read_yaml(file: str | None) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
-        raise SettingsError(f"config {file}: {error}") from None
+        reason = " ".join(str(error).split())  # that of YAML has several lines
+        raise SettingsError(f"config: {file}: {reason}") from None
     if not isinstance(values, dict):
-        raise SettingsError(f"config {file} contains a {type(values).__name__}, not a mapping of settings")
+        raise SettingsError(f"config: {file} contains a {type(values).__name__}, not a mapping of settings")
     if unknown := sorted(set(map(str, values)) - Settings.model_fields.keys()):
-        raise SettingsError(f"config {file}: unknown key {', '.join(unknown)}")
+        raise SettingsError(f"config: {file}: unknown key {', '.join(unknown)}")
     return values
 
 

@@ -21,7 +21,9 @@ from server.fewshot.methods.likeness import Array, Fitted, Labelled, best_method
 from server.fewshot.prompting import Question
 from server.fewshot.recent import Recent
 from server.fewshot.retrieval import Retrieval, Vectors
-from server.store.records import SupportSet
+from server.fewshot.shots import SUPPORT_SET
+from server.fewshot.templates import Shot
+from server.store.records import Example, SupportSet
 
 NO_CANDIDATE = -1
 # the method of `auto` where a label has a single example: a blend was not more accurate, and reads a prompt
@@ -92,6 +94,7 @@ class Comparison:
             if method == "auto":
                 return Chosen(IN_CONTEXT)
             raise InvalidRequest(f"{method} {obstacle}", param="method")
+        _check_answers(question)
         number = len(question.examples)
         if method in METHODS and number > (limit := METHODS[method].max_examples):
             raise InvalidRequest(f"{method} takes up to {limit} examples, there are {number}", param="method")
@@ -160,10 +163,22 @@ def _obstacle(question: Question, candidates: Sequence[Candidate]) -> str:
     if not question.query.media:
         return "compares media, and the query has none"
     examples = question.examples
-    if any(not example.media for example in examples):
-        return "compares media, and an example has none"
+    if (bare := next((example for example in examples if not example.media), None)) is not None:
+        return f"compares media, and {_name(bare)} has none: the method in_context reads examples without media"
     answers = {answer_of(example) for example in examples}
     for candidate in candidates:
         if answers.isdisjoint((candidate.label, candidate.text)):
             return f"needs an example of each candidate, and {candidate.label[:80]!r} has none"
     return ""
+
+
+def _check_answers(question: Question) -> None:
+    """Check that each example has an answer: without one it would be left out unnoticed. Raises `InvalidRequest`."""
+    for example in question.examples:
+        if not answer_of(example):
+            message = f"{_name(example)} has neither a label nor a text, so it has no answer"
+            raise InvalidRequest(message, param=example.param if isinstance(example, Shot) else SUPPORT_SET)
+
+
+def _name(example: Shot | Example) -> str:
+    return example.param if isinstance(example, Shot) else f"the example {example.id!r}"

@@ -207,20 +207,30 @@ def check_fields(fields: FewShotFields, template: Template) -> None:
     The query has the fields of the template, and no other field unless the strategy compares it.
     """
     query = fields.query
-    check_media(bool(query.image or query.media), "query", template, "the query")
+    if fields.has_prompt:
+        _check_values(fields, template)
     compares = fields.examples is not None and "text" in SPACES.get(fields.examples.strategy, ())
+    for name, value in (("question", query.question), ("text", query.text)):
+        if value and name not in template.query_fields and not compares:
+            raise InvalidRequest(f"the template {template.name!r} has no {{{name}}}", param=f"query.{name}")
+    for number, shot in enumerate(fields.shots):
+        if shot.question and "question" not in template.shot_fields:
+            param = f"shots[{number}].question"
+            raise InvalidRequest(f"the template {template.name!r} has no {{question}}", param=param)
+
+
+def _check_values(fields: FewShotFields, template: Template) -> None:
+    """Check that the query has the media and texts of the template, and the request's own shots its media."""
+    query = fields.query
+    check_media(bool(query.image or query.media), "query", template, "the query")
     for name, value in (("question", query.question), ("text", query.text)):
         if name in template.query_fields and not value:
             message = f"the template {template.name!r} has {{{name}}}, but the query has none"
             raise InvalidRequest(message, param="query")
-        if value and name not in template.query_fields and not compares:
-            raise InvalidRequest(f"the template {template.name!r} has no {{{name}}}", param=f"query.{name}")
-    for number, shot in enumerate(fields.shots):
+    for number, shot in enumerate([] if fields.zero_shot else fields.shots):
         param = f"shots[{number}]"
-        if not fields.zero_shot:
-            check_media(bool(shot.image or shot.media), param, template, param)
-        if shot.question and "question" not in template.shot_fields:
-            raise InvalidRequest(f"the template {template.name!r} has no {{question}}", param=f"{param}.question")
+        remedy = "set zero_shot, with which no shot has media, or "
+        check_media(bool(shot.image or shot.media), param, template, param, remedy=remedy)
 
 
 def _check_number(shots: Sequence[Shot], limit: int) -> None:

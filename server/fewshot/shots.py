@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from server.errors import InvalidRequest, ServerError, SupportSetNotFound
@@ -24,6 +25,8 @@ DEFAULT_K = 4
 # the paper's "zero-shot": two examples without their images
 DEFAULT_K_TEXT_ONLY = 2
 SUPPORT_SET = "examples.support_set"
+STORE_EXAMPLES = "store examples as a support set, from which each request selects its shots"
+TEXT_ONLY = '{"shot": "{question} {answer}"}'
 # the paper puts the most similar example next to the query
 DEFAULT_ORDER: dict[Strategy, Order] = {
     "first": "stored",
@@ -62,10 +65,10 @@ class ShotSource:
     async def read_media(self, owners: Mapping[str, MediaFields]) -> dict[str, list[EncodedMedia]]:
         """Return the media of each owner by its path. Raises the intake's errors, with the path of the client's field."""
         parts = {param: owner.parts(param) for param, owner in owners.items()}
+        all_parts = {path: part for of in parts.values() for path, part in of.items()}
+        param, remedy = ("shots", STORE_EXAMPLES) if len(owners) > 1 else ("query", "")
         try:
-            read = await self.intake.read_all(
-                {path: part for of in parts.values() for path, part in of.items()}, "shots"
-            )
+            read = await self.intake.read_all(all_parts, param, remedy=remedy)
         except ServerError as error:
             error.param = AFTER_SHORT_FORM.sub("", error.param or "shots")
             raise
@@ -74,12 +77,19 @@ class ShotSource:
         return {param: [read[path] for path in of] for param, of in parts.items()}
 
     async def find(self, examples: ExamplesFields) -> SupportSet:
-        """Return the version of the support set that a request names. Raises `SupportSetNotFound`."""
+        """Return the version of the support set that a request names.
+
+        Raises `SupportSetNotFound`, and `InvalidRequest` for a selection that is impossible, whether or not a prompt is
+        written.
+        """
         try:
-            return await self.support_sets.get_version(examples.support_set, examples.version)
+            version = await self.support_sets.get_version(examples.support_set, examples.version)
         except SupportSetNotFound as error:
             error.param = SUPPORT_SET
             raise
+        with _named_selection():
+            check_selection(examples.strategy, len(version.examples), examples.k or 0, examples.order)
+        return version
 
     async def select(
         self,
@@ -122,20 +132,34 @@ class ShotSource:
         k = default if fields.k is None else fields.k
         strategy, order = fields.strategy, fields.order
         similar: list[Similar] = []
-        try:
+        with _named_selection():
             check_selection(strategy, num_selectable, k, order)
             if strategy in SPACES and k:
                 similar = await self.retrieval.most_similar(support_set, strategy, query, k + len(excluded))
             return select(strategy, examples, k, seed=fields.seed, order=order, similar=similar, without=excluded)
-        except SelectionError as error:
-            raise InvalidRequest(str(error), param=f"examples.{error.field}") from None
 
 
-def check_media(has_media: bool, param: str, template: Template, owner: str) -> None:
-    """Check for media where the template has them: a text without media of its own would read another's."""
-    if template.has_media != has_media:
-        fault = f"has no {{media}}, but {owner} has media" if has_media else f"has {{media}}, but {owner} has none"
-        raise InvalidRequest(f"the template {template.name!r} {fault}", param=param)
+@contextmanager
+def _named_selection() -> Iterator[None]:
+    """Convert a `SelectionError` to an `InvalidRequest` with the path of the field."""
+    try:
+        yield
+    except SelectionError as error:
+        raise InvalidRequest(str(error), param=f"examples.{error.field}") from None
+
+
+def check_media(has_media: bool, param: str, template: Template, owner: str, *, remedy: str = "") -> None:
+    """Check for media where the template has them: a text without media of its own would read another's.
+
+    `remedy`: what helps besides another template if the media are missing. Raises `InvalidRequest`.
+    """
+    if template.has_media == has_media:
+        return
+    if has_media:
+        fault = f"has no {{media}}, but {owner} has media: choose a template with {{media}}, such as 'caption'"
+    else:
+        fault = f"has {{media}}, but {owner} has none: {remedy}choose a template without {{media}}, such as {TEXT_ONLY}"
+    raise InvalidRequest(f"the template {template.name!r} {fault}", param=param)
 
 
 def select(

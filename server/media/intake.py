@@ -53,14 +53,16 @@ class Intake:
             case VideoIdPart():
                 return await self._find(part.video_id, "video", f"{param}.video_id")
 
-    async def read_all(self, parts: Mapping[str, MediaPart], param: str) -> dict[str, EncodedMedia]:
+    async def read_all(
+        self, parts: Mapping[str, MediaPart], param: str, *, remedy: str = ""
+    ) -> dict[str, EncodedMedia]:
         """Read the parts of a request's prompts concurrently.
 
         Equal ones become one object, which names the first of them in errors. `parts` are by path in the request; `param`
-        is the path of the first prompt.
+        is the path of the first prompt, and `remedy` says what to do about too many.
         """
         if len(parts) > self.settings.max_media_per_request:
-            raise self._too_many(len(parts), param)
+            raise self._too_many(len(parts), param, remedy)
         named = {path: part for path, part in parts.items() if _is_name(part)}
         read = await self._read_concurrently({path: part for path, part in parts.items() if path not in named})
         # an earlier part of the same request may be what gives the name
@@ -98,7 +100,7 @@ class Intake:
         A local store is read by one thread, an object store concurrently.
         """
         if len(media_ids) > self.settings.max_media_per_request:
-            raise self._too_many(len(media_ids), param)
+            raise self._too_many(len(media_ids), param, "choose a smaller k")
         if self.store.is_local:
             return await asyncio.to_thread(lambda: [self.store.find(media_id, param) for media_id in media_ids])
         return await asyncio.gather(*(asyncio.to_thread(self.store.find, media_id, param) for media_id in media_ids))
@@ -118,9 +120,9 @@ class Intake:
             raise not_found(media_id, param)
         return media
 
-    def _too_many(self, number: int, param: str) -> InvalidRequest:
-        limit = self.settings.max_media_per_request
-        return InvalidRequest(f"{number} images and videos in one request, the limit is {limit}", param=param)
+    def _too_many(self, number: int, param: str, remedy: str) -> InvalidRequest:
+        message = f"{number} images and videos in one request, the limit is {self.settings.max_media_per_request}"
+        return InvalidRequest(f"{message}: {remedy}" if remedy else message, param=param)
 
 
 def _is_name(part: MediaPart) -> bool:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from server.media.source import Kind
-from server.schemas.base import Schema
+from server.schemas.base import SHA_256, Schema
 from server.schemas.stored import ExampleId, Metadata, SetName, StoredText
 
 FORMAT = "flamboyance.support_set"
@@ -51,7 +51,7 @@ class ArchivedMedia(Schema):
 
     type: Kind
     file: Annotated[str, AfterValidator(_is_media_file)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, Field(pattern=SHA_256)]
 
 
 class ArchivedExample(Schema):

@@ -16,9 +16,30 @@ from server.errors import BodyTooLarge, InvalidRequest, UnsupportedParameter
 # Parsing takes much longer per value, and per name of a field, than per byte. No body of a sensible request has as many.
 MAX_SEPARATORS = {b",": 2**19, b":": 2**16}
 
+
+class FieldError(ValueError):
+    """A field that does not go with the others of its schema; `param` is its path."""
+
+    def __init__(self, message: str, *, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 SchemaType = TypeVar("SchemaType", bound="Schema")
 
-RequestId = Annotated[str, Field(pattern=r"^[\w.:-]{1,128}$")]
+REQUEST_ID = r"^[\w.:-]{1,128}$"
+ID = r"^[A-Za-z0-9_.:-]{1,128}$"
+SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
+SHA_256 = r"^[0-9a-f]{64}$"
+# what a text of each pattern is, for messages
+IN_WORDS = {
+    REQUEST_ID: "1 to 128 letters, digits and the characters _.:-",
+    ID: "1 to 128 letters, digits and the characters _.:-",
+    SET_NAME: "at most 128 letters, digits and the characters _.:-, beginning with a letter or digit",
+    SHA_256: "64 hexadecimal digits in lower case",
+}
+
+RequestId = Annotated[str, Field(pattern=REQUEST_ID)]
 User = Annotated[str, Field(max_length=256)]
 
 LIMIT = "The most entries of a page."
@@ -140,7 +161,11 @@ def read(schema: type[SchemaType], body: bytes) -> SchemaType:
         problems = error.errors(include_url=False, include_input=False)
         problem = next((p for p in problems if p["type"] in UNSUPPORTED), problems[0])
     message = _range(schema, problem["loc"]) if problem["type"] in OUT_OF_RANGE else ""
-    raise _refusal(problem["type"], _param(problem["loc"]), message or problem["msg"], problem.get("ctx", {}))
+    context = problem.get("ctx", {})
+    if words := IN_WORDS.get(context.get("pattern", "")):
+        message = f"must be {words}"
+    param = getattr(context.get("error"), "param", None) or _param(problem["loc"])
+    raise _refusal(problem["type"], param, message or problem["msg"], context)
 
 
 def count_separators(body: bytes) -> Counter[bytes]:

@@ -9,7 +9,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from server.media.source import kind_of
-from server.schemas.base import PrioritizedRequest, Schema, TimedRequest, tag_of, with_example
+from server.schemas.base import FieldError, PrioritizedRequest, Schema, TimedRequest, tag_of, with_example
 from server.schemas.generation import CompletionFields
 from server.schemas.prompt import ImageUrlPart, MediaPart, MediaUrl, Prompt, TaggedMediaPart, stored_media_part
 
@@ -123,6 +123,11 @@ class FewShotFields(Schema):
     )
     truncate_shots: bool = Field(False, description="Leave out the first shots if the context has no room for all.")
 
+    @property
+    def has_prompt(self) -> bool:
+        """True if the language model may take part, so that shots and query have to suit the template."""
+        return True
+
 
 EXAMPLE = {
     "shots": [{"question": "2 + 2?", "text": "4"}, {"question": "3 + 3?", "text": "6"}],
@@ -177,6 +182,8 @@ class WeighingFields(Schema):
 
 # the methods in which the language model takes no part
 WITHOUT_PROMPT: tuple[Method, ...] = ("nearest_mean", "knn", "linear")
+# the fields of `examples` that these refuse
+SELECTING = {"k", "strategy", "order", "seed"}
 
 
 class ClassifyRequest(FewShotFields, WeighingFields, PrioritizedRequest):
@@ -195,15 +202,25 @@ class ClassifyRequest(FewShotFields, WeighingFields, PrioritizedRequest):
     top_k: int | None = Field(None, ge=1, le=MAX_CANDIDATES, description="Candidates in the response.")
 
     @model_validator(mode="after")
-    def _weighing_needs_the_language_model(self) -> ClassifyRequest:
-        if self.method in WITHOUT_PROMPT and (weighing := self._weighing):
-            raise ValueError(f"{weighing[0]} is of the language model, which takes no part in the method {self.method}")
+    def _no_prompt_has_no_options(self) -> ClassifyRequest:
+        if self.has_prompt:
+            return self
+        if weighing := self._weighing:
+            message = f"belongs to the language model, which takes no part in the method {self.method}"
+            raise FieldError(message, param=weighing[0])
+        if self.examples is not None and (selecting := sorted(self.examples.model_fields_set & SELECTING)):
+            message = f"selects shots of a prompt; the method {self.method} compares the query with all examples"
+            raise FieldError(message, param=f"examples.{selecting[0]}")
         return self
 
     @property
     def method_or_default(self) -> Method | Literal["auto"]:
         is_weighing = "method" not in self.model_fields_set and self._weighing
         return "in_context" if is_weighing else self.method
+
+    @property
+    def has_prompt(self) -> bool:
+        return self.method not in WITHOUT_PROMPT
 
     @property
     def _weighing(self) -> list[str]:

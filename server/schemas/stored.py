@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validato
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from server.schemas.base import AFTER, LIMIT, ListRequest, ModelRequest, Schema, with_example
+from server.schemas.base import AFTER, ID, LIMIT, SET_NAME, ListRequest, ModelRequest, Schema, with_example
 from server.schemas.fewshot import (
     MAX_CANDIDATES,
     MAX_SHOTS,
@@ -89,8 +89,8 @@ def _in_future(moment: float) -> float:
 
 StoredText = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_no_zero)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_small)]
-SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"), AfterValidator(_is_no_id)]
-ExampleId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
+SetName = Annotated[str, Field(pattern=SET_NAME), AfterValidator(_is_no_id)]
+ExampleId = Annotated[str, Field(pattern=ID)]
 QueryVersion = Annotated[int, Field(ge=1, le=2**31 - 1, strict=False)]
 Moment = Annotated[float, AfterValidator(_in_future)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_TTL)]
@@ -210,7 +210,7 @@ class WarmRequest(Schema):
 
 class ListSetsRequest(ListRequest):
     limit: Annotated[int, Field(ge=1, le=1000, strict=False, description=LIMIT)] = 100
-    after: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$", description=AFTER)] = ""
+    after: Annotated[str, Field(pattern=ID, description=AFTER)] = ""
 
 
 class ListVersionsRequest(Schema):

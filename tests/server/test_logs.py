@@ -55,6 +55,17 @@ def test_a_text_line_contains_the_fields(capsys: pytest.CaptureFixture[str]) -> 
     assert line.endswith("server.test: it happened  status=503")
 
 
+@pytest.mark.parametrize(("level", "number"), [("debug", 1), ("info", 1), ("warning", 1), ("error", 0)])
+def test_the_loader_of_faiss_reports_warnings_alone(
+    level: str, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure(level, "text")
+    logger = logging.getLogger("faiss.loader")
+    logger.info("Could not load library with AVX2 support due to:\nModuleNotFoundError('faiss.swigfaiss_avx2')")
+    logger.warning("it failed")
+    assert len(capsys.readouterr().err.splitlines()) == number
+
+
 def test_a_line_break_in_a_field_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", "text")
     logging.getLogger("server.test").info("refused", extra={"path": "/v1/models/x\n10:00:00 INFO server: forged"})

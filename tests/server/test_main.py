@@ -240,7 +240,7 @@ def test_a_grammar_that_the_worker_refuses_is_the_clients_error(server: Server, 
     response = server.http.post("/v1/completions", json=fields)
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (400, "invalid_value", "structured_outputs")
-    assert "invalid regex" in error["message"]
+    assert "invalid regular expression" in error["message"]
 
 
 def test_a_repeated_image_is_not_encoded_again(server: Server) -> None:

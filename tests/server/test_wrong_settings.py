@@ -82,7 +82,7 @@ def without(name: str) -> Change:
         ("port", "70000", "port: .*less than or equal to 65535"),
         ("host", "nowhere.invalid", "host: 'nowhere.invalid' is no address or name"),
         ("host", "203.0.113.7", "host: '203.0.113.7' is no address of this machine; 0.0.0.0"),
-        ("config", "/nowhere.yaml", "config /nowhere.yaml: "),
+        ("config", "/nowhere.yaml", "config: /nowhere.yaml: "),
     ],
 )
 def test_the_command_names_a_wrong_setting_in_one_line(
@@ -91,6 +91,34 @@ def test_the_command_names_a_wrong_setting_in_one_line(
     assert main(["--model", str(good), f"--{name.replace('_', '-')}", value]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(f"error: {message}", line), line
+
+
+@pytest.mark.usefixtures("_no_logs")
+def test_a_file_of_settings_that_is_not_yaml_is_named_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.yaml").write_text("port: 1\nhost: a: b\n")
+    assert main(["--config", str(tmp_path / "bad.yaml")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: config: {tmp_path}/bad.yaml: mapping values are not allowed here")
+    assert "line 2, column 8" in line
+
+
+@pytest.mark.usefixtures("_no_logs")
+@pytest.mark.parametrize("model", [[], ["--model", "me/model"]])
+def test_a_cache_that_cannot_be_created_is_named(
+    model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = a_file(tmp_path) / "cache"
+    assert main([*model, "--port", "0", "--cache-dir", str(cache)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"error: cache_dir: the folder {cache} cannot be created: Not a directory"
+
+
+@pytest.mark.usefixtures("_no_logs")
+def test_a_model_that_is_no_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "/nowhere", "--port", "0", "--cache-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: model: /nowhere is no folder")
 
 
 @pytest.mark.usefixtures("_no_logs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,9 +18,11 @@ from server.api.openapi import PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
-from server.fewshot.candidates import answer_of, read_candidates
+from server.fewshot.candidates import Candidate, answer_of, read_candidates
 from server.fewshot.classification import classify_in_context, score_prompts, weigh
-from server.fewshot.prompting import assemble, read_question
+from server.fewshot.comparison import Chosen
+from server.fewshot.prompting import Question, assemble, read_question
+from server.fewshot.shots import SUPPORT_SET as SUPPORT_SET_FIELD
 from server.prompt import PreparedPrompt, check_texts, check_token_ids, continuation_ids, encode_text, prepare_prompt
 from server.request_record import RequestRecord
 from server.schemas.fewshot import ClassifyRequest, ScoreRequest
@@ -44,20 +47,8 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
     candidates = read_candidates(fields.candidates)
     record.priority = fields.priority
     question = await read_question(fields, model, services.shots)
-    if not candidates:
-        candidates = read_candidates(dict.fromkeys(filter(None, map(answer_of, question.examples))))
-    if not candidates:
-        raise InvalidRequest("without shots or a support set there are no labels: give candidates", param="candidates")
-    method = fields.method_or_default
-    recommended = None
-    if method == "auto" and question.support_set is not None:
-        labels = [candidate.label for candidate in candidates]
-        recommended = await services.recommendations.find(question.support_set, labels)
-    best = None if recommended is None else recommended.method
-    chosen = await services.comparison.choose(question, method, candidates, best)
-    if recommended is not None and chosen.method == recommended.method:
-        question = question.with_selection(recommended.examples)
-    question = question.with_each_label(len(candidates))
+    candidates = candidates or _answers(question)
+    chosen, question = await _choose(question, fields, candidates, services)
     in_context = None
     if chosen.reads_prompt:
         texts = [(f"candidates[{index}]", candidate.text) for index, candidate in enumerate(candidates)]
@@ -91,6 +82,33 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
         },
         "usage": record.usage(),
     }
+
+
+async def _choose(
+    question: Question, fields: ClassifyRequest, candidates: Sequence[Candidate], services: Services
+) -> tuple[Chosen, Question]:
+    """Return the method of a request, and the question with the shots that its prompt has, if it has one."""
+    method, recommended = fields.method_or_default, None
+    if method == "auto" and question.support_set is not None:
+        labels = [candidate.label for candidate in candidates]
+        recommended = await services.recommendations.find(question.support_set, labels)
+    best = None if recommended is None else recommended.method
+    chosen = await services.comparison.choose(question, method, candidates, best)
+    if recommended is not None and chosen.method == recommended.method:
+        question = question.with_selection(recommended.examples)
+    return chosen, question.with_each_label(len(candidates))
+
+
+def _answers(question: Question) -> list[Candidate]:
+    """Return the answers of the examples as candidates. Raises `InvalidRequest` if there are none."""
+    if candidates := read_candidates(dict.fromkeys(filter(None, map(answer_of, question.examples)))):
+        return candidates
+    if question.support_set is not None:
+        message = "no example of the support set has a label or a text: add some, or give candidates"
+        raise InvalidRequest(message, param=SUPPORT_SET_FIELD)
+    if question.shots:
+        raise InvalidRequest("no shot has a label or a text: add some, or give candidates", param="shots")
+    raise InvalidRequest("without shots or a support set there are no labels: give candidates", param="candidates")
 
 
 @router.post("/v1/score", **describe("Completions", body=ScoreRequest, response=Scores, errors=PROMPT))

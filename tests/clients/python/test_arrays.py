@@ -47,7 +47,7 @@ def test_another_array_is_refused_with_its_dtype_and_shape(array: NDArray[np.gen
 
 
 def test_an_array_is_media_of_a_query() -> None:
-    url = query(np.zeros((2, 3), np.uint8))["image"]
+    url = str(query(np.zeros((2, 3), np.uint8))["image"])
     assert url.startswith("data:image/png;base64,")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -370,3 +371,10 @@ def test_a_client_without_a_block_closes_its_connections_when_it_is_collected() 
     Client(transport=transport).models()
     gc.collect()
     assert transport.is_closed
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("url", ["127.0.0.1:18234", "foo", "localhost:8000", "", "ftp://host", "http://", "http://a:b"])
+def test_a_wrong_url_is_refused_when_the_client_is_made(kind: type[Client | AsyncClient], url: str) -> None:
+    with pytest.raises(ValueError, match=f"{re.escape(repr(url))} is not the URL of a server: .*(begin it|port)"):
+        kind(url)

@@ -51,7 +51,7 @@ def test_relative_paths_are_relative_to_the_root(tmp_path: Path) -> None:
 def test_images_in_the_cells_are_sent() -> None:
     pixels = np.zeros((2, 3, 3), np.uint8)
     items = with_ids(rows(Frame(path=[Image.new("RGB", (3, 2)), pixels, b"GIF89a"], label=["a", "b", "c"])))
-    assert all(item.example()["image"].startswith("data:image/") for item in items)
+    assert all(str(item.example()["image"]).startswith("data:image/") for item in items)
     assert len({item.id for item in items}) == 3
 
 

@@ -56,6 +56,18 @@ async def test_shots_are_written_like_by_hand(services: Services) -> None:
     assert [(used.id, used.label, used.score) for used in assembled.shots] == [("one", "", None), (None, "dog", None)]
 
 
+async def test_too_many_media_are_refused_with_what_to_do(services: Services) -> None:
+    limit = services.intake.settings.max_media_per_request
+    with pytest.raises(
+        InvalidRequest, match=f"{limit + 1} images .* is {limit}: store examples as a support set"
+    ) as shots:
+        await assemble_from(services, shots=[SHOTS[0]] * limit, query={"image": data_url(QUERY)})
+    assert shots.value.param == "shots"
+    with pytest.raises(InvalidRequest, match=f"{limit + 1} images .* is {limit}$") as query:
+        await assemble_from(services, query={"media": [image_part(QUERY)] * (limit + 1)})
+    assert query.value.param == "query"
+
+
 async def test_zero_shot_writes_shots_without_their_media(services: Services) -> None:
     assembled = await assemble_from(services, shots=SHOTS, query={"image": data_url(QUERY)}, zero_shot=True)
     hand = ["Output:a cat", END, "\n", "Output:a dog", END, "\n", image_part(QUERY), "Output:"]
@@ -66,12 +78,20 @@ async def test_zero_shot_writes_shots_without_their_media(services: Services) ->
 @pytest.mark.parametrize(
     ("body", "message", "param"),
     [
-        ({"query": {}}, "but the query has none", "query"),
+        ({"query": {}}, r"but the query has none: choose a template without \{media\}, such as \{\"shot\"", "query"),
         ({"query": {"image": "x", "question": "?"}}, r"has no \{question\}", "query.question"),
         ({"query": {"image": "x"}, "template": "poem"}, "unknown template 'poem', known are caption", "template"),
         ({"query": {"image": "x"}, "template": {"shot": "{media}{x}"}}, r"template.shot: .*\{x\}", "template"),
-        ({"query": {"image": "x"}, "shots": [{"text": "a"}]}, r"shots\[0\] has none", "shots[0]"),
-        ({"query": {"image": "x"}, "template": {"shot": "{text} {answer}"}}, "the query has media", "query"),
+        (
+            {"query": {"image": "x"}, "shots": [{"text": "a"}]},
+            r"shots\[0\] has none: set zero_shot, .* or choose a template without",
+            "shots[0]",
+        ),
+        (
+            {"query": {"image": "x"}, "template": {"shot": "{text} {answer}"}},
+            r"the query has media: choose a template with \{media\}, such as 'caption'",
+            "query",
+        ),
         ({"query": {"image": "ftp://x"}}, "^the image must be a data URL", "query.image"),
     ],
 )

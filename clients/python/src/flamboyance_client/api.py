@@ -13,10 +13,10 @@ from typing import Any, Generic, TypeVar
 
 from flamboyance_client.errors import ApiError, Refusal, StreamFailed, UnexpectedReply, error_fields, error_type
 from flamboyance_client.evaluations import Recommendation
-from flamboyance_client.fewshot import AnyQuery, as_query
-from flamboyance_client.options import ClassifyOptions, FewShotOptions, InspectOptions, Options, ScoreOptions
+from flamboyance_client.fewshot import AnyQuery, Selection, as_query, with_media
+from flamboyance_client.options import ClassifyOptions, Examples, FewShotOptions, InspectOptions, Options, ScoreOptions
 from flamboyance_client.prompt import Part, Prompt, to_wire
-from flamboyance_client.records import Classification, Score, scores, vectors
+from flamboyance_client.records import Classification, Score, SupportSet, scores, vectors
 from flamboyance_client.replies import Completion, Health, Json, Model, parse_models
 from flamboyance_client.retries import retry_after, should_retry
 from flamboyance_client.sse import EventParser
@@ -108,10 +108,22 @@ def checked_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shot_options(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Do the same, and replace a recommendation by the selection of shots that it recommends."""
+    """Do the same, with shots and the selection of examples as they are sent."""
     fields = checked_options(kind, options)
-    examples = fields.get("examples")
-    return {**fields, "examples": examples.examples} if isinstance(examples, Recommendation) else fields
+    if "shots" in fields:
+        fields["shots"] = [with_media(shot) for shot in fields["shots"]]
+    if "examples" in fields:
+        fields["examples"] = _selection(fields["examples"])
+    return fields
+
+
+def _selection(examples: Examples) -> Selection:
+    """Return the selection that a recommendation recommends, or all of a support set: a name, an id, or its version."""
+    if isinstance(examples, Recommendation):
+        return examples.examples
+    if isinstance(examples, SupportSet):
+        return {"support_set": examples.id, "version": examples.version}
+    return {"support_set": examples} if isinstance(examples, str) else examples
 
 
 def _recommended_method(options: ClassifyOptions) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class AsyncFewShot:
         self._api, self._send, self._stream = api, send, stream
 
     async def complete(self, query: AnyQuery, **options: Unpack[FewShotOptions]) -> Completion:
-        return await self._send(self._api.fewshot(query, options))
+        return await self._send(await asyncio.to_thread(self._api.fewshot, query, options))
 
     def stream(
         self, query: AnyQuery, **options: Unpack[FewShotOptions]
@@ -91,7 +91,7 @@ class AsyncSupportSets:
     async def create(self, *, exist_ok: bool = False, **fields: Unpack[NewSet]) -> SupportSet:
         """Create a set. With `exist_ok`, a set that has the name already is returned as it is."""
         try:
-            return await self._send(self._calls.create(fields))
+            return await self._send(await asyncio.to_thread(self._calls.create, fields))
         except Conflict as conflict:
             name = fields.get("name")
             if not exist_ok or conflict.code != NAME_TAKEN or name is None:
@@ -153,7 +153,7 @@ class AsyncSupportSets:
 
     async def put(self, name: str, examples: Sequence[Example], *, expected_version: int | None = None) -> SupportSet:
         """Add examples, and replace those whose ids exist."""
-        return await self._send(self._calls.put(name, examples, expected_version))
+        return await self._send(await asyncio.to_thread(self._calls.put, name, examples, expected_version))
 
     async def remove(self, name: str, ids: Sequence[str], *, expected_version: int | None = None) -> SupportSet:
         return await self._send(self._calls.remove(name, ids, expected_version))

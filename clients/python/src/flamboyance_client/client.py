@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -22,7 +22,8 @@ import httpx
 from flamboyance_client.api import Api, Call, CompletionEvents, api_error, checked_options
 from flamboyance_client.async_resources import AsyncEvaluations, AsyncFewShot, AsyncImages, AsyncSupportSets
 from flamboyance_client.batches import CONCURRENCY, OnError, checked_queries, classifications, run_all, run_all_async
-from flamboyance_client.errors import FlamboyanceError, NotConnected, TimedOut, TransportError
+from flamboyance_client.connection import checked_url, headers, request_arguments, transport_errors
+from flamboyance_client.errors import FlamboyanceError
 from flamboyance_client.fewshot import AnyQuery
 from flamboyance_client.options import ClassifyOptions, InspectOptions, Options, ScoreOptions
 from flamboyance_client.prompt import Part, Prompt
@@ -59,7 +60,8 @@ class Client:
         self.images = Images(self._send)
         self.support_sets = SupportSets(self._send, self._download, model)
         self.evaluations = Evaluations(self._send)
-        self._http = httpx.Client(base_url=base_url, headers=_headers(api_key), timeout=timeout, transport=transport)
+        url = checked_url(base_url)
+        self._http = httpx.Client(base_url=url, headers=headers(api_key), timeout=timeout, transport=transport)
         finalize(self, self._http.close)
 
     def complete(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
@@ -151,13 +153,13 @@ class Client:
 
     def _send(self, call: Call[Reply]) -> Reply:
         response = self._open(call)
-        with _transport_errors():
+        with transport_errors():
             body = response.read()
         return call.read(response.status_code, body)
 
     def _download(self, call: Call[Any], path: Path) -> None:
         """Save the body of a reply in a file."""
-        with closing(self._open(call)) as response, _transport_errors(), written_file(path) as write:
+        with closing(self._open(call)) as response, transport_errors(), written_file(path) as write:
             for piece in response.iter_bytes():
                 write(piece)
 
@@ -175,8 +177,8 @@ class Client:
             attempts += 1
 
     def _send_once(self, call: Call[Any]) -> httpx.Response:
-        request = self._http.build_request(**_request(call, read_file))
-        with _transport_errors():
+        request = self._http.build_request(**request_arguments(call, read_file))
+        with transport_errors():
             response = self._http.send(request, stream=True)
             if response.status_code in call.accepts:
                 return response
@@ -204,7 +206,7 @@ class AsyncClient:
         self.support_sets = AsyncSupportSets(self._send, self._download, model)
         self.evaluations = AsyncEvaluations(self._send)
         self._http = httpx.AsyncClient(
-            base_url=base_url, headers=_headers(api_key), timeout=timeout, transport=transport
+            base_url=checked_url(base_url), headers=headers(api_key), timeout=timeout, transport=transport
         )
 
     async def complete(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
@@ -297,13 +299,13 @@ class AsyncClient:
 
     async def _send(self, call: Call[Reply]) -> Reply:
         response = await self._open(call)
-        with _transport_errors():
+        with transport_errors():
             body = await response.aread()
         return call.read(response.status_code, body)
 
     async def _download(self, call: Call[Any], path: Path) -> None:
         async with aclosing(await self._open(call)) as response:
-            with _transport_errors(), written_file(path) as write:
+            with transport_errors(), written_file(path) as write:
                 async for piece in response.aiter_bytes():
                     await asyncio.to_thread(write, piece)
 
@@ -320,8 +322,8 @@ class AsyncClient:
             attempts += 1
 
     async def _send_once(self, call: Call[Any]) -> httpx.Response:
-        request = self._http.build_request(**_request(call, read_file_async))
-        with _transport_errors():
+        request = self._http.build_request(**request_arguments(call, read_file_async))
+        with transport_errors():
             response = await self._http.send(request, stream=True)
             if response.status_code in call.accepts:
                 return response
@@ -331,7 +333,7 @@ class AsyncClient:
 
 def _events(response: httpx.Response) -> Iterator[Completion]:
     events = CompletionEvents()
-    with _transport_errors():
+    with transport_errors():
         for received in response.iter_bytes():
             yield from events.feed(received)
     events.finish()
@@ -339,7 +341,7 @@ def _events(response: httpx.Response) -> Iterator[Completion]:
 
 async def _async_events(response: httpx.Response) -> AsyncGenerator[Completion, None]:
     events = CompletionEvents()
-    with _transport_errors():
+    with transport_errors():
         async for received in response.aiter_bytes():
             for event in events.feed(received):
                 yield event
@@ -349,49 +351,3 @@ async def _async_events(response: httpx.Response) -> AsyncGenerator[Completion, 
 def _delay(retries: Retries, call: Call[Any], attempts: int, error: FlamboyanceError) -> float | None:
     """Return the seconds to wait before a call is sent again, or None if its error is final."""
     return retries.delay(attempts, error, can_run_twice=call.can_run_twice) if call.is_retryable else None
-
-
-def _request(call: Call[Any], read: Callable[[Path], Any]) -> dict[str, Any]:
-    """Return the arguments of an httpx request. `read` yields the pieces of a file that is sent."""
-    request: dict[str, Any] = {"method": call.method, "url": call.path, "params": call.query or None}
-    headers = {} if call.idempotency_key is None else {"Idempotency-Key": call.idempotency_key}
-    if call.content is None and call.file is None:
-        return request | {"json": call.body, "headers": headers}
-    if call.file is not None:
-        length = {"Content-Length": str(call.file.stat().st_size), "Content-Type": call.content_type or ""}
-        return request | {"content": read(call.file), "headers": headers | length}
-    return request | {"content": call.content, "headers": headers | {"Content-Type": call.content_type or ""}}
-
-
-def _headers(api_key: str | None) -> Mapping[str, str]:
-    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-
-
-@contextmanager
-def _transport_errors() -> Iterator[None]:
-    """Convert the errors of httpx to those of this package."""
-    try:
-        yield
-    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        hint = 'Is a server running there? Start it, or pass its address: Client("http://HOST:PORT")'
-        raise NotConnected(f"no connection to {_origin(error)}: {_message(error)}. {hint}.") from error
-    except httpx.PoolTimeout as error:
-        raise NotConnected("all connections of this client are in use: send fewer requests at a time") from error
-    except httpx.TimeoutException as error:
-        hint = "Client(timeout=...) sets how long to wait"
-        raise TimedOut(f"no reply from {_origin(error)} in time: {_message(error)}. {hint}.") from error
-    except httpx.TransportError as error:
-        hint = "The server may have stopped: see its log"
-        raise TransportError(f"the connection to {_origin(error)} was lost: {_message(error)}. {hint}.") from error
-
-
-def _origin(error: httpx.RequestError) -> str:
-    """Return the scheme, host and port of the request that failed."""
-    try:
-        return str(error.request.url.join("/")).removesuffix("/")
-    except RuntimeError:  # a transport has not set it
-        return "the server"
-
-
-def _message(error: Exception) -> str:
-    return str(error) or type(error).__name__

@@ -7,7 +7,7 @@ the id of an upload (`img_…`, `vid_…`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar
 
 from flamboyance_client.prompt import ImageIdPart, ImagePart, Media, VideoIdPart, VideoPart, to_url
 
@@ -21,7 +21,7 @@ _ID_PREFIXES = ("img_", "vid_")
 class Query(TypedDict, total=False):
     """A query without an answer: its media, its text and its question."""
 
-    image: str
+    image: Media
     media: Sequence[MediaPart]
     text: str
     question: str
@@ -53,6 +53,9 @@ class Selection(TypedDict, total=False):
     strategy: Literal["first", "random", "balanced", "rices_image", "rices_text", "mixed"]
     order: Literal["as_selected", "similar_last", "stored", "shuffled"] | None
     seed: int
+
+
+Fields = TypeVar("Fields", Query, Shot, Example)
 
 
 class Template(TypedDict, total=False):
@@ -102,12 +105,21 @@ def example(
 
 
 def as_query(value: AnyQuery) -> Query:
-    """Return a query as it is, and media as a query without text."""
+    """Return a query as it is sent, and media as a query without text."""
     if isinstance(value, Mapping):
-        return value
+        return with_media(value)
     fields: Query = {}
     _set_media(fields, value)
     return fields
+
+
+def with_media(fields: Fields) -> Fields:
+    """Return a query, a shot or an example with its image as it is sent. Raises what reading the image raises."""
+    if "image" not in fields:
+        return fields
+    sent = fields.copy()
+    _set_media(sent, sent.pop("image"))
+    return sent
 
 
 def is_stored(media: str) -> bool:

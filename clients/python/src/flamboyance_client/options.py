@@ -7,7 +7,10 @@ from typing import Literal, TypedDict
 
 from flamboyance_client.evaluations import Recommendation
 from flamboyance_client.fewshot import Candidate, Example, Json, Selection, Shot, Template
+from flamboyance_client.records import SupportSet
 
+# a support set as a name, an id or an object, of which the version is used; or a selection of its examples
+Examples = str | SupportSet | Selection | Recommendation
 # how a classification uses the examples
 Method = Literal["in_context", "nearest_mean", "knn", "linear", "blend", "auto"]
 
@@ -59,7 +62,7 @@ class PromptOptions(TypedDict, total=False):
     """The fields that select the shots and the template of a few-shot prompt."""
 
     shots: Sequence[Shot] | None
-    examples: Selection | Recommendation | None
+    examples: Examples | None
     template: str | Template | None
     zero_shot: bool | None
     truncate_shots: bool | None

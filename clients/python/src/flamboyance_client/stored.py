@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from flamboyance_client.api import Call, checked_options, json_reader
 from flamboyance_client.evaluations import Evaluation
-from flamboyance_client.fewshot import AnyQuery, Example, as_query
+from flamboyance_client.fewshot import AnyQuery, Example, as_query, with_media
 from flamboyance_client.options import EvaluateOptions, NewSet, SearchOptions, SetChanges, WarmOptions
 from flamboyance_client.prompt import Media, encode_media, is_url
 from flamboyance_client.records import Page, StoredExample, StoredMedia, SupportSet, is_deleted
@@ -54,7 +54,10 @@ class SupportSetCalls:
     model: str | None = None
 
     def create(self, fields: NewSet) -> Call[SupportSet]:
-        return _created("/v1/support_sets", checked_options(NewSet, fields))
+        sent = checked_options(NewSet, fields)
+        if "examples" in sent:
+            sent["examples"] = [with_media(example) for example in sent["examples"]]
+        return _created("/v1/support_sets", sent)
 
     def get(self, name: str, version: int | None) -> Call[SupportSet]:
         path, query = _path("support_sets", name), _query(version=version)
@@ -73,7 +76,10 @@ class SupportSetCalls:
 
     def put(self, name: str, examples: Sequence[Example], expected_version: int | None) -> Call[SupportSet]:
         expected = {} if expected_version is None else {"expected_version": expected_version}
-        return _created(_path("support_sets", name, "examples"), {"examples": list(examples), **expected})
+        return _created(
+            _path("support_sets", name, "examples"),
+            {"examples": [with_media(example) for example in examples], **expected},
+        )
 
     def remove(self, name: str, ids: Sequence[str], expected_version: int | None) -> Call[SupportSet]:
         query = _query(id=",".join(ids), expected_version=expected_version)

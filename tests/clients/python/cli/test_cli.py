@@ -11,7 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,45 @@ class TestClassify:
         assert ["image", "label", "confidence", "next"] in table
         assert [str(image), red["label"], f"{red['confidence']:.2f}"] in [line[:3] for line in table]
 
+    def test_a_method_is_requested(self, made: Client, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        sent: list[dict[str, Any]] = []
+        classify = Client.classify
+
+        def recorded(client: Client, query: Any, **options: Any) -> Any:
+            sent.append(options)
+            return classify(client, query, **options)
+
+        monkeypatch.setattr(Client, "classify", recorded)
+        image = folder / "red" / "23.png"
+        for method in ("nearest_mean", "knn", "linear"):
+            (document,) = documents("classify", image, "-s", "cli-colours", "--method", method)
+            assert document["method"] == method
+            assert document["label"] == "red"
+        (document,) = documents("classify", image, "-s", "cli-colours", "-k", "1", "--method", "in_context")
+        assert document["method"] == "in_context"
+        documents("classify", image, "-s", "cli-colours")
+        plain = {"support_set": "cli-colours"}
+        nearest = {"strategy": "rices_image", **plain}
+        assert [options["examples"] for options in sent] == [plain] * 3 + [nearest | {"k": 1}, nearest]
+        arguments = ("classify", image, "-s", "cli-colours", "--method", "knn", "--strategy", "first")
+        _, errors = run(*arguments, "--json", status=1)
+        assert "examples.strategy: " in errors
+
+    def test_a_recommendation_is_used(self, made: Client, folder: Path) -> None:
+        evaluation = made.support_sets.evaluate("cli-colours", wait=True, methods=["knn"])
+        image = folder / "red" / "23.png"
+        (document,) = documents("classify", image, "--recommended", evaluation.id)
+        assert document["method"] == "knn"
+        replaced = (("-s", "a"), ("-k", "1"), ("--strategy", "first"), ("--method", "knn"), ("-f", folder))
+        for arguments in replaced:
+            _, errors = run("classify", image, "--recommended", evaluation.id, *arguments, status=2)
+            assert errors == (
+                "error: Invalid value for --recommended: "
+                "it replaces --support-set, --folder, -k, --strategy and --method\n"
+            )
+        _, errors = run("classify", image, "--recommended", "eval_0", status=1)
+        assert "404" in errors
+
     def test_a_folder_of_examples_becomes_a_set(self, made: Client, folder: Path) -> None:
         made.support_sets.delete("cli-colours")
         (document,) = documents("classify", folder / "blue" / "25.png", "--folder", folder, "-k", "1")
@@ -139,7 +178,10 @@ class TestClassify:
     def test_examples_come_from_one_place(self, folder: Path) -> None:
         for arguments in ((), ("-s", "a", "-f", folder)):
             _, errors = run("classify", "a.png", *arguments, status=2)
-            assert errors == "error: Invalid value for --support-set: give either --support-set or --folder\n"
+            assert (
+                errors
+                == "error: Invalid value for --support-set: give one of --support-set, --folder and --recommended\n"
+            )
 
 
 class TestSupportSets:
@@ -184,6 +226,23 @@ class TestSupportSets:
             "in_context, first 1",
         ]
 
+    def test_an_evaluation_has_the_methods_that_are_named(self, made: Client) -> None:
+        arguments = ("support-set", "evaluate", "cli-colours", "--method", "knn", "--method", "nearest_mean")
+        (evaluation,) = documents(*arguments)
+        assert {row["method"] for row in evaluation["summary"]} == {"knn", "nearest_mean"}
+        output, _ = run(*arguments)
+        assert "flamboyance-client classify IMAGE... --recommended eval" in output
+
+    def test_an_export_overwrites_no_file_unless_it_is_forced(self, made: Client, tmp_path: Path) -> None:
+        file = tmp_path / "cli-colours.zip"
+        file.write_text("mine")
+        for target in (file, tmp_path):
+            _, errors = run("support-set", "export", "cli-colours", target, status=1)
+            assert errors == f"error: {file} exists: give another file, or --force to overwrite it\n"
+        assert file.read_text() == "mine"
+        (saved,) = documents("support-set", "export", "cli-colours", tmp_path, "--force")
+        assert saved == {"file": str(file), "bytes": file.stat().st_size}
+
     def test_a_set_is_exported_and_imported(self, made: Client, tmp_path: Path) -> None:
         (saved,) = documents("support-set", "export", "cli-colours", tmp_path)
         file = tmp_path / "cli-colours.zip"
@@ -213,6 +272,10 @@ class TestErrors:
         assert errors.startswith("error: no server at http://127.0.0.1:9 (")
         assert "flamboyance serve" in errors
 
+    def test_a_wrong_url_is_named(self) -> None:
+        _, errors = run("support-set", "list", "--url", "foo", status=1)
+        assert errors == "error: 'foo' is not the URL of a server: begin it with http:// or https://\n"
+
     def test_a_wrong_key_is_named(self) -> None:
         _, errors = run("support-set", "list", "--api-key", "wrong", "--json", status=1)
         assert errors.startswith("error: 401: ")
@@ -235,6 +298,9 @@ class TestErrors:
             output = capsys.readouterr()
             assert (output.out, output.err.count("\n")) == ("", 1)
             assert output.err.startswith("error: ")
+
+    def test_the_version_is_that_of_the_package(self) -> None:
+        assert process("--version") == f"flamboyance-client {metadata.version('flamboyance-client')}\n"
 
     def test_help_is_no_error(self, capsys: pytest.CaptureFixture[str]) -> None:
         for arguments in (["--help"], ["support-set", "--help"], ["support-set", "export", "--help"]):

@@ -119,21 +119,100 @@ async def test_a_method_that_cannot_answer_is_refused(http: httpx.AsyncClient, m
     assert "'cow' has none" in error["message"]
 
 
+async def refusal(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
+    answer = await post(http, **fields)
+    assert answer.status_code == 400, answer.text
+    error: dict[str, Any] = answer.json()["error"]
+    return error
+
+
+async def store(http: httpx.AsyncClient, *examples: dict[str, Any]) -> dict[str, Any]:
+    """Store a set, and return the fields of a request that takes its examples from it."""
+    answer = await http.post("/v1/support_sets", json={"name": "pets", "examples": list(examples)})
+    assert answer.status_code == 200, answer.text
+    return {"shots": [], "examples": {"support_set": "pets"}}
+
+
+@pytest.mark.parametrize("method", ["auto", "nearest_mean", "knn", "linear", "blend"])
+async def test_an_example_without_an_answer_is_refused_by_name(http: httpx.AsyncClient, method: str) -> None:
+    unlabelled = {"image": data_url(DOGS[0]), "label": "", "id": "last"}
+    error = await refusal(http, shots=[*SHOTS[:2], unlabelled], method=method)
+    assert error["param"] == "shots[2]"
+    assert error["message"].startswith("shots[2] has neither a label nor a text")
+    stored = await store(http, *SHOTS[:2], unlabelled)
+    for fields in (stored, stored | {"candidates": ["cat"]}):
+        error = await refusal(http, **fields, method=method)
+        assert error["param"] == "examples.support_set"
+        assert error["message"].startswith("the example 'last' has neither a label nor a text")
+
+
+async def test_a_set_without_an_answer_is_no_lack_of_a_set(http: httpx.AsyncClient) -> None:
+    for examples in ((), ({"image": data_url(DOGS[0])},)):
+        error = await refusal(http, **await store(http, *examples))
+        assert error["param"] == "examples.support_set"
+        assert error["message"] == "no example of the support set has a label or a text: add some, or give candidates"
+        assert (await http.delete("/v1/support_sets/pets")).status_code == 200
+    error = await refusal(http, shots=[{"image": data_url(DOGS[0])}])
+    assert error["message"] == "no shot has a label or a text: add some, or give candidates"
+    assert error["param"] == "shots"
+    error = await refusal(http, shots=[])
+    assert error["param"] == "candidates"
+
+
+@pytest.mark.parametrize("method", ["nearest_mean", "knn", "linear"])
+async def test_an_example_without_media_is_refused_by_a_method_by_likeness_as_its_own(
+    http: httpx.AsyncClient, method: str
+) -> None:
+    message = f"{method} compares media, and shots[4] has none: the method in_context reads examples without media"
+    error = await refusal(http, shots=[*SHOTS, {"label": "dog"}], method=method)
+    assert error["message"].startswith(message)
+    assert "template" not in error["message"]
+    error = await refusal(http, query={}, method=method)
+    assert error["message"].startswith(f"{method} compares media, and the query has none")
+    error = await refusal(http, **await store(http, *SHOTS, {"label": "dog", "id": "last"}), method=method)
+    assert "the example 'last' has none" in error["message"]
+
+
 async def test_options_of_the_language_model_choose_it_or_are_refused(http: httpx.AsyncClient) -> None:
     assert (await classify(http, permutations=2))["method"] == "in_context"
     assert (await classify(http, permutations=2, method="blend"))["method"] == "blend"
-    answer = await post(http, permutations=2, method="knn")
-    assert answer.status_code == 400
-    assert "permutations" in answer.json()["error"]["message"]
+    error = await refusal(http, permutations=2, method="knn")
+    assert error["param"] == "permutations"
+    assert "permutations: " in error["message"]
 
 
-async def test_a_support_set_is_compared_whole_whatever_k_is_and_its_vectors_are_computed_once(
+async def test_a_selection_of_shots_is_refused_with_a_method_by_likeness(http: httpx.AsyncClient) -> None:
+    await store(http, *SHOTS)
+    selection = {"k": 2, "strategy": "random", "order": "stored", "seed": 1}
+    for method in ("nearest_mean", "knn", "linear"):
+        for name, value in selection.items():
+            examples = {"support_set": "pets", name: value}
+            error = await refusal(http, shots=[], examples=examples, method=method)
+            assert error["param"] == f"examples.{name}"
+            assert f"examples.{name}: " in error["message"]
+            assert f"the method {method} compares the query with all examples" in error["message"]
+            for other in ("auto", "in_context", "blend"):
+                await classify(http, shots=[], examples=examples, method=other)
+        # as an evaluation recommends it, and with fields that are not set
+        examples = {"support_set": "pets", "version": 1, "k": None, "order": None}
+        assert (await classify(http, shots=[], examples=examples, method=method))["method"] == method
+
+
+@pytest.mark.parametrize("method", ["auto", "blend", "in_context"])
+async def test_a_requested_number_must_be_available(http: httpx.AsyncClient, method: str) -> None:
+    await store(http, *SHOTS)
+    error = await refusal(http, shots=[], examples={"support_set": "pets", "k": 5}, method=method)
+    assert error["param"] == "examples.k"
+    assert error["message"] == "k is 5, only 4 examples can be selected"
+
+
+async def test_a_support_set_is_compared_whole_and_its_vectors_are_computed_once(
     http: httpx.AsyncClient, client: FakeClient
 ) -> None:
     examples = [{"image": shot["image"], "label": shot["label"]} for shot in SHOTS]
     assert (await http.post("/v1/support_sets", json={"name": "pets", "examples": examples})).status_code == 200
     for _ in range(2):
-        body = await classify(http, shots=[], examples={"support_set": "pets", "k": 0}, method="knn")
+        body = await classify(http, shots=[], examples={"support_set": "pets"}, method="knn")
         assert body["label"] == "cat"
         assert body["fewshot"]["version"] == 1
     digests = [media.digest for media in client.embedded]

@@ -211,6 +211,20 @@ async def test_a_change_is_refused_if_the_version_is_not_the_expected_one(http: 
     assert error(await http.post(SETS, json={"name": "s"})) == (409, "name_taken", "name")
 
 
+async def test_an_error_of_a_name_says_what_a_name_may_be(http: httpx.AsyncClient) -> None:
+    characters = "letters, digits and the characters _.:-"
+    for field, body, message in (
+        ("name", {"name": "a b"}, f"at most 128 {characters}, beginning with a letter or digit"),
+        ("examples[0].id", {"examples": [{"id": "a/b", "label": "c"}]}, f"1 to 128 {characters}"),
+    ):
+        refused = (await http.post(SETS, json=body)).json()["error"]
+        assert refused["message"] == f"{field}: must be {message}"
+    listed = (await http.get(SETS, params={"after": "a b"})).json()["error"]
+    assert listed["message"] == f"after: must be 1 to 128 {characters}"
+    completed = (await http.post("/v1/completions", json={"prompt": "a", "request_id": "a b"})).json()["error"]
+    assert completed["message"] == f"request_id: must be 1 to 128 {characters}"
+
+
 async def test_a_patch_changes_the_named_fields_and_null_removes_them(http: httpx.AsyncClient) -> None:
     await create(http, ttl_seconds=60, metadata={"a": 1})
     card = (await http.patch(f"{SETS}/s", json={"pinned": True, "ttl_seconds": 600})).json()

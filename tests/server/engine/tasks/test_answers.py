@@ -270,7 +270,7 @@ def test_an_invalid_grammar_fails_its_request_and_the_error_names_its_field() ->
     finished = answer.finished["a"]
     assert (finished.finish_reason, finished.param) == ("error", "tools")
     assert finished.error.startswith("tools: ")
-    assert "invalid regex" in finished.error
+    assert "invalid regular expression" in finished.error
     assert_all_released(answer.engine)
 
 

@@ -9,12 +9,17 @@ import typer
 from rich.table import Table
 
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, print_json
-from flamboyance_client.cli.selection import K, StrategyOption, SupportSetOption, selection
+from flamboyance_client.cli.selection import K, Strategy, SupportSetOption, selection
 from flamboyance_client.cli.tables import print_table
+from flamboyance_client.client import Client
+from flamboyance_client.evaluations import Recommendation
 from flamboyance_client.folders import media_files
+from flamboyance_client.options import Examples, Method
 from flamboyance_client.records import Classification
 
 NUM_OTHERS = 2
+# the methods that read no prompt, and refuse options that select its shots
+WITHOUT_SHOTS = ("nearest_mean", "knn", "linear")
 
 
 def classify(
@@ -30,7 +35,19 @@ def classify(
         ),
     ] = None,
     k: K = None,
-    strategy: StrategyOption = "rices_image",
+    strategy: Annotated[
+        Strategy | None,
+        typer.Option(show_default=False, help="How shots are selected; without it rices_image, if there are shots."),
+    ] = None,
+    method: Annotated[
+        Method | None, typer.Option(show_default=False, help="How the examples are used; without it auto.")
+    ] = None,
+    recommended: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EVALUATION", show_default=False, help="The set, method and shots that an evaluation recommends."
+        ),
+    ] = None,
     template: Annotated[str, typer.Option(help="How the prompt is written.")] = "classification",
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
@@ -40,15 +57,23 @@ def classify(
 
     A folder of examples becomes a support set of the same name, which is updated if the folder has changed.
     """
-    if (support_set is None) == (folder is None):
-        raise typer.BadParameter("give either --support-set or --folder", param_hint="--support-set")
+    if recommended is not None and any(value is not None for value in (support_set, folder, k, strategy, method)):
+        replaced = "it replaces --support-set, --folder, -k, --strategy and --method"
+        raise typer.BadParameter(replaced, param_hint="--recommended")
+    if recommended is None and (support_set is None) == (folder is None):
+        sources = "give one of --support-set, --folder and --recommended"
+        raise typer.BadParameter(sources, param_hint="--support-set")
     with connected(url, api_key) as client:
         paths = [file for path in images for file in (media_files(path) if path.is_dir() else [path])]
         if folder is not None:
             support_set = client.support_sets.from_folder(folder).id
-        assert support_set is not None
-        examples = selection(support_set, k, strategy)
-        outcomes = client.classify_many(paths, on_error="return", examples=examples, template=template)
+        examples: Examples
+        if recommended is not None:
+            examples = _recommendation(client, recommended)
+        else:
+            assert support_set is not None
+            examples = selection(support_set, k, strategy or (None if method in WITHOUT_SHOTS else "rices_image"))
+        outcomes = client.classify_many(paths, on_error="return", examples=examples, method=method, template=template)
         for_people = Table("image", "label", "confidence", "next")
         for path, outcome in zip(paths, outcomes, strict=True):
             if json:
@@ -62,11 +87,19 @@ def classify(
         raise failure(f"{num_failed} of {len(outcomes)} images were not classified")
 
 
+def _recommendation(client: Client, evaluation_id: str) -> Recommendation:
+    evaluation = client.evaluations.get(evaluation_id)
+    if evaluation.recommendation is None:
+        raise failure(f"the evaluation {evaluation_id} is {evaluation.status}, and recommends nothing")
+    return evaluation.recommendation
+
+
 def _document(path: Path, outcome: Classification | Exception) -> dict[str, Any]:
     if isinstance(outcome, Exception):
         return {"image": str(path), "error": str(outcome)}
     return {
         "image": str(path),
+        "method": outcome.method,
         "label": outcome.label,
         "confidence": outcome.confidence,
         "probabilities": dict(outcome.probabilities),

@@ -21,8 +21,10 @@ K = Annotated[
 StrategyOption = Annotated[Strategy, typer.Option(help="How the shots are selected.")]
 
 
-def selection(support_set: str, k: int | None, strategy: Strategy) -> Selection:
-    fields: Selection = {"support_set": support_set, "strategy": strategy}
+def selection(support_set: str, k: int | None, strategy: Strategy | None) -> Selection:
+    fields: Selection = {"support_set": support_set}
+    if strategy is not None:
+        fields["strategy"] = strategy
     if k is not None:
         fields["k"] = k
     return fields

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from flamboyance_client.cli import tables
-from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, print_json
+from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, print_json
 from flamboyance_client.client import Client
 from flamboyance_client.records import SupportSet
 from flamboyance_client.stored import PAGE
+from flamboyance_client.transfers import archive_path
 
 app = typer.Typer(help="Create, show, evaluate, move and delete support sets.", no_args_is_help=True)
 
@@ -64,6 +65,9 @@ def evaluate(
     strategy: Annotated[
         list[str] | None, typer.Option(show_default=False, help="How shots are selected, such as rices_image.")
     ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(show_default=False, help="How the examples are used; without it all methods.")
+    ] = None,
     max_queries: Annotated[
         int | None, typer.Option(min=1, show_default=False, help="Examples that are left out, at most.")
     ] = None,
@@ -74,11 +78,11 @@ def evaluate(
 ) -> None:
     """Measure how well a set answers, by leaving out each of its examples in turn.
 
-    -k and --strategy may be given several times.
+    -k, --strategy and --method may be given several times.
     """
     with connected(url, api_key) as client:
         evaluation = client.support_sets.evaluate(
-            name, wait=True, k=k, strategies=strategy, max_queries=max_queries, version=version
+            name, wait=True, k=k, strategies=strategy, methods=method, max_queries=max_queries, version=version
         )
     if json:
         print_json(evaluation.raw)
@@ -93,11 +97,15 @@ def export(
         Path, typer.Argument(show_default=False, help="The file to write, or a folder; without it NAME.zip.")
     ] = Path(),
     version: Version = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     json: Json = False,
 ) -> None:
     """Save a set with its media as one file."""
+    target = archive_path(file, name)
+    if target.exists() and not force:
+        raise failure(f"{target} exists: give another file, or --force to overwrite it")
     with connected(url, api_key) as client:
         path = client.support_sets.export(name, file, version=version)
         size = path.stat().st_size

@@ -55,3 +55,4 @@ def print_evaluation(evaluation: Evaluation) -> None:
     print_table(table)
     if evaluation.recommendation is not None:
         print(evaluation.recommendation.reason)
+        print(f"To use it: flamboyance-client classify IMAGE... --recommended {evaluation.id}")

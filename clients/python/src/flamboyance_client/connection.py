@@ -1,0 +1,72 @@
+"""The address, the headers and the requests that both clients pass to httpx, and its errors as those of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from flamboyance_client.api import Call
+from flamboyance_client.errors import NotConnected, TimedOut, TransportError
+
+SCHEMES = ("http", "https")
+
+
+def checked_url(text: str) -> httpx.URL:
+    """Return the URL of a server. Raises `ValueError` for a text that is none."""
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{text!r} is not the URL of a server: {error}") from None
+    if url.scheme not in SCHEMES or not url.host:
+        raise ValueError(f"{text!r} is not the URL of a server: begin it with http:// or https://")
+    return url
+
+
+def request_arguments(call: Call[Any], read: Callable[[Path], Any]) -> dict[str, Any]:
+    """Return the arguments of an httpx request. `read` yields the pieces of a file that is sent."""
+    request: dict[str, Any] = {"method": call.method, "url": call.path, "params": call.query or None}
+    headers = {} if call.idempotency_key is None else {"Idempotency-Key": call.idempotency_key}
+    if call.content is None and call.file is None:
+        return request | {"json": call.body, "headers": headers}
+    if call.file is not None:
+        length = {"Content-Length": str(call.file.stat().st_size), "Content-Type": call.content_type or ""}
+        return request | {"content": read(call.file), "headers": headers | length}
+    return request | {"content": call.content, "headers": headers | {"Content-Type": call.content_type or ""}}
+
+
+def headers(api_key: str | None) -> Mapping[str, str]:
+    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+
+
+@contextmanager
+def transport_errors() -> Iterator[None]:
+    """Convert the errors of httpx to those of this package."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        hint = 'Is a server running there? Start it, or pass its address: Client("http://HOST:PORT")'
+        raise NotConnected(f"no connection to {_origin(error)}: {_message(error)}. {hint}.") from error
+    except httpx.PoolTimeout as error:
+        raise NotConnected("all connections of this client are in use: send fewer requests at a time") from error
+    except httpx.TimeoutException as error:
+        hint = "Client(timeout=...) sets how long to wait"
+        raise TimedOut(f"no reply from {_origin(error)} in time: {_message(error)}. {hint}.") from error
+    except httpx.TransportError as error:
+        hint = "The server may have stopped: see its log"
+        raise TransportError(f"the connection to {_origin(error)} was lost: {_message(error)}. {hint}.") from error
+
+
+def _origin(error: httpx.RequestError) -> str:
+    """Return the scheme, host and port of the request that failed."""
+    try:
+        return str(error.request.url.join("/")).removesuffix("/")
+    except RuntimeError:  # a transport has not set it
+        return "the server"
+
+
+def _message(error: Exception) -> str:
+    return str(error) or type(error).__name__

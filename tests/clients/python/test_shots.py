@@ -1,0 +1,89 @@
+"""Tests that shots and stored examples take the media of a query, and `examples` what names a support set."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flamboyance_client import Client, Recommendation, SupportSet, query
+from flamboyance_client.api import Api, Call
+from flamboyance_client.stored import SupportSetCalls
+
+DATA = b"\x89PNG\r\n\x1a\n and more"
+URL = f"data:image/png;base64,{base64.b64encode(DATA).decode()}"
+VIDEO = b"\x00\x00\x00\x18ftypmp42"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "a.png").write_bytes(DATA)
+    return tmp_path / "a.png"
+
+
+def bodies(examples: Any) -> list[list[dict[str, Any]]]:
+    """Return the examples as each call that has some sends them."""
+    calls: list[Call[Any]] = [
+        Api().classify(DATA, {"shots": examples}),
+        Api().fewshot(DATA, {"shots": examples}),
+        SupportSetCalls().create({"name": "pets", "examples": examples}),
+        SupportSetCalls().put("pets", examples, None),
+    ]
+    sent = [call.body or {} for call in calls]
+    return [body["shots"] if "shots" in body else body["examples"] for body in sent]
+
+
+def test_an_image_is_a_path_bytes_a_url_or_an_id(file: Path) -> None:
+    for source in (file, str(file), DATA, URL):
+        shots = [{"image": source, "label": "x"}]
+        assert bodies(shots) == [[{"image": URL, "label": "x"}]] * 4
+        assert shots == [{"image": source, "label": "x"}]
+    for source in ("https://host/a.png", "img_1", "vid_1"):
+        assert bodies([{"image": source, "answer": "y"}]) == [[{"image": source, "answer": "y"}]] * 4
+
+
+def test_an_image_is_a_picture_or_an_array() -> None:
+    picture = Image.new("RGB", (3, 2), "red")
+    for source in (picture, np.asarray(picture)):
+        (sent,) = Api().classify(DATA, {"shots": [{"image": source, "label": "x"}]}).body["shots"]  # type: ignore[index]
+        assert sent["image"].startswith("data:image/png;base64,")
+
+
+def test_a_video_becomes_a_part() -> None:
+    ((sent,), *_) = bodies([{"image": VIDEO, "label": "x"}])
+    assert sent.keys() == {"label", "media"}
+    assert sent["media"][0]["type"] == "video_url"
+
+
+def test_a_query_as_a_dictionary_takes_the_same(file: Path) -> None:
+    for source in ({"image": file}, query(file), file):
+        body = Api().classify(source, {}).body or {}  # type: ignore[arg-type]
+        assert body["query"] == {"image": URL}
+
+
+def test_a_shot_without_an_image_is_sent_as_it_is() -> None:
+    shots = [{"text": "a"}, {"media": [{"type": "image_id", "image_id": "img_1"}], "label": "b"}]
+    assert bodies(shots) == [shots] * 4
+
+
+def test_examples_name_a_set() -> None:
+    recommendation = Recommendation(
+        examples={"support_set": "ss_1", "version": 2}, accuracy=1, accuracy_interval=(0, 1)
+    )
+    for source, sent in (
+        ("pets", {"support_set": "pets"}),
+        (SupportSet(id="ss_1", version=2, name="pets"), {"support_set": "ss_1", "version": 2}),
+        (recommendation, {"support_set": "ss_1", "version": 2}),
+        ({"support_set": "pets", "k": 2}, {"support_set": "pets", "k": 2}),
+    ):
+        for call in (Api().classify(DATA, {"examples": source}), Api().fewshot(DATA, {"examples": source})):  # type: ignore[typeddict-item]
+            assert (call.body or {})["examples"] == sent
+
+
+def test_a_missing_file_is_named() -> None:
+    with Client() as client, pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        client.classify(DATA, shots=[{"image": "nowhere.png", "label": "x"}])
