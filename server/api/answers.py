@@ -29,7 +29,7 @@ from server.wire import Admitted, Finished, Generate, PromptScored, Token, Token
 
 
 @dataclass(slots=True)
-class Answers:
+class AnswerStream:
     """The answers to one prompt while the engine makes them; the first has the index `first` in the response."""
 
     generation: GenerationRequest
@@ -113,9 +113,9 @@ class Shape(Protocol):
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def choice(self, whole: Piece, answers: Answers) -> dict[str, Any]: ...
+    def choice(self, whole: Piece, answers: AnswerStream) -> dict[str, Any]: ...
 
-    def deltas(self, piece: Piece, answers: Answers, *, is_first: bool) -> Iterator[dict[str, Any]]:
+    def deltas(self, piece: Piece, answers: AnswerStream, *, is_first: bool) -> Iterator[dict[str, Any]]:
         """Yield a piece as the choices of one or more chunks; `is_first` of its answer."""
         ...
 
@@ -131,7 +131,7 @@ async def respond(
     """Generate the answers to each prompt, and respond whole or with a stream."""
     record.priority = fields.priority
     prompts = [
-        Answers(generation, services.client, services.model.tokenizer, record, first=index * generation.sampling.n)
+        AnswerStream(generation, services.client, services.model.tokenizer, record, first=index * generation.sampling.n)
         for index, generation in enumerate(generations)
     ]
     head = {
@@ -146,13 +146,15 @@ async def respond(
     return JSONResponse(await unless_disconnected(request.receive, whole(prompts, record, shape, head)))
 
 
-async def pieces_of(prompts: Sequence[Answers], record: RequestRecord) -> AsyncGenerator[tuple[Answers, Piece], None]:
+async def pieces_of(
+    prompts: Sequence[AnswerStream], record: RequestRecord
+) -> AsyncGenerator[tuple[AnswerStream, Piece], None]:
     """Yield the pieces of all answers to all prompts.
 
     The engine has at most `MAX_ANSWERS` answers or beams of one request at once, so prompts begin as earlier ones end.
     """
 
-    async def of_prompt(answers: Answers, *_: Answers) -> AsyncGenerator[tuple[Answers, Piece], None]:
+    async def of_prompt(answers: AnswerStream, *_: AnswerStream) -> AsyncGenerator[tuple[AnswerStream, Piece], None]:
         async with aclosing(answers.pieces()) as pieces:
             async for piece in pieces:
                 yield answers, piece
@@ -171,7 +173,7 @@ async def pieces_of(prompts: Sequence[Answers], record: RequestRecord) -> AsyncG
 
 
 async def whole(
-    prompts: Sequence[Answers], record: RequestRecord, shape: Shape, head: dict[str, Any]
+    prompts: Sequence[AnswerStream], record: RequestRecord, shape: Shape, head: dict[str, Any]
 ) -> dict[str, Any]:
     wholes = [(answers, Piece("", index=answers.first + i)) for answers in prompts for i in range(answers.num_answers)]
     async with aclosing(pieces_of(prompts, record)) as pieces:
@@ -182,7 +184,7 @@ async def whole(
 
 
 async def chunks(
-    prompts: Sequence[Answers], record: RequestRecord, shape: Shape, head: dict[str, Any], options: StreamOptions
+    prompts: Sequence[AnswerStream], record: RequestRecord, shape: Shape, head: dict[str, Any], options: StreamOptions
 ) -> AsyncGenerator[dict[str, Any], None]:
     extras, begun = prompts[0].generation.extras, set[int]()
     async with aclosing(pieces_of(prompts, record)) as pieces:
@@ -208,10 +210,10 @@ class CompletionShape:
 
     fields: CompletionFields
 
-    def choice(self, whole: Piece, answers: Answers) -> dict[str, Any]:
+    def choice(self, whole: Piece, answers: AnswerStream) -> dict[str, Any]:
         return next(self.deltas(whole, answers, is_first=True))
 
-    def deltas(self, piece: Piece, answers: Answers, *, is_first: bool) -> Iterator[dict[str, Any]]:
+    def deltas(self, piece: Piece, answers: AnswerStream, *, is_first: bool) -> Iterator[dict[str, Any]]:
         is_scored = self.fields.logprobs is not None
         yield {
             "index": piece.index,

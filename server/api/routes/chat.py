@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.answer_text import Piece, chat_logprobs
-from server.api.answers import Answers, respond
+from server.api.answers import AnswerStream, respond
 from server.api.body import read_request
 from server.api.chat_prompt import prepare_chat
 from server.api.generation import completion_request
@@ -75,7 +75,7 @@ class ChatShape:
     fields: ChatRequest
     called: Function | None
 
-    def choice(self, whole: Piece, answers: Answers) -> dict[str, Any]:
+    def choice(self, whole: Piece, answers: AnswerStream) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
         if self.called is not None:
             call = self._call(answers, whole)
@@ -83,7 +83,7 @@ class ChatShape:
             message |= {"content": None, "tool_calls": [call]}
         return {"index": whole.index, "message": message, **self._rest(whole, answers, is_first=True)}
 
-    def deltas(self, piece: Piece, answers: Answers, *, is_first: bool) -> Iterator[dict[str, Any]]:
+    def deltas(self, piece: Piece, answers: AnswerStream, *, is_first: bool) -> Iterator[dict[str, Any]]:
         if is_first:
             delta: dict[str, Any] = {"role": "assistant", "content": ""}
             if self.called is not None:
@@ -94,13 +94,13 @@ class ChatShape:
             delta = {"tool_calls": [{"index": 0, "function": {"arguments": piece.text}}]}
         yield {"index": piece.index, "delta": delta, **self._rest(piece, answers, is_first=is_first)}
 
-    def _call(self, answers: Answers, piece: Piece) -> dict[str, Any]:
+    def _call(self, answers: AnswerStream, piece: Piece) -> dict[str, Any]:
         """Return a call without its arguments."""
         assert self.called is not None
         call_id = f"call_{answers.record.request_id}_{piece.index}"
         return {"id": call_id, "type": "function", "function": {"name": self.called.name, "arguments": ""}}
 
-    def _rest(self, piece: Piece, answers: Answers, *, is_first: bool) -> dict[str, Any]:
+    def _rest(self, piece: Piece, answers: AnswerStream, *, is_first: bool) -> dict[str, Any]:
         num_top = self.fields.top_logprobs or 0
         # OpenAI's clients expect "tool_calls" of an answer that must call any function, and "stop" of a named one
         is_call = piece.finish_reason == "stop" and self.fields.tool_choice == "required"
