@@ -41,12 +41,6 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def _no_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the command from sending the logs of later tests to this test's standard error."""
-    monkeypatch.setattr("server.logs.configure", lambda *_: None)
-
-
-@pytest.fixture
 def folder(good: Path, tmp_path: Path) -> Path:
     return shutil.copytree(good, tmp_path / "model")
 
@@ -73,7 +67,6 @@ def without(name: str) -> Change:
     return lambda folder: (folder / name).unlink()
 
 
-@pytest.mark.usefixtures("_no_logs")
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -93,7 +86,6 @@ def test_the_command_names_a_wrong_setting_in_one_line(
     assert re.match(f"error: {message}", line), line
 
 
-@pytest.mark.usefixtures("_no_logs")
 def test_a_port_in_use_is_named(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

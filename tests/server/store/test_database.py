@@ -17,7 +17,6 @@ from sqlalchemy.orm import Session
 
 from model.folder import save_folder
 from server import __main__ as server_main
-from server import logs
 from server.errors import DatabaseUnavailable
 from server.settings import Settings
 from server.store import database as module
@@ -29,9 +28,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A model's folder for a server that is started in this process, whose logs stay as they are."""
-    monkeypatch.setattr(logs, "configure", lambda *_: None)
+def model(tmp_path: Path) -> str:
+    """A model's folder for a server that is started in this process."""
     config = CONFIGS["openflamingo"]
     save_folder(tmp_path / "model", config, tiny_model(config).state_dict().items(), byte_tokenizer().to_str())
     return str(tmp_path / "model")
