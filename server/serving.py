@@ -58,7 +58,7 @@ async def serve(settings: Settings, spare: Spare) -> int:
     decoder = DecodePool(model.config.vision, settings)
     client = EngineClient(settings, decoder, metrics, spare=spare)
     app = create_app(client, model, settings, metrics, decoder)
-    await _check_database(app.state.services.database)
+    await _open_database(app.state.services.database)
     limits = ConnectionLimits(settings.max_connections, settings.header_timeout)
     permit_open_files(limits)
     server = Server(
@@ -81,12 +81,19 @@ async def serve(settings: Settings, spare: Spare) -> int:
     return await watcher
 
 
-async def _check_database(database: Database) -> None:
-    """Check the database before the model is loaded. Raises `DatabaseError` if it is unavailable or of another version."""
+async def _open_database(database: Database) -> None:
+    """Lock and check the database before the model is loaded.
+
+    Raises `SettingsError` if another server uses it, if it is unavailable, or of another version.
+    """
+    database.lock()
     try:
         await database.prepare()
-    except DatabaseUnavailable as error:
-        raise DatabaseError(f"database: {error.message}") from None
+    except BaseException as error:
+        database.close()
+        if isinstance(error, DatabaseUnavailable):
+            raise DatabaseError(f"database: {error.message}") from None
+        raise
 
 
 async def _watch(server: Server, client: EngineClient, admission: Admission, timeout: float) -> int:
