@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import uvicorn
+from threadpoolctl import threadpool_limits
 
 from server.admission import Admission
 from server.app import create_app
@@ -53,6 +54,9 @@ async def serve(settings: Settings, spare: Spare) -> int:
     Raises `SettingsError` for settings that cannot work, also if only the worker notices.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
+    # Methods of classification multiply small matrices. With several threads, these wait for each other: next to a busy
+    # worker, that takes fifty times the processor time.
+    threadpool_limits(limits=1, user_api="blas")
     model = ServedModel.load(settings)
     metrics = Metrics(model.name)
     decoder = DecodePool(model.config.vision, settings)
