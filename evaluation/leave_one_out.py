@@ -127,7 +127,12 @@ class Server:
         """
         options = self._options
         evaluation = self._client.support_sets.evaluate(
-            support_set, k=options.k, strategies=options.strategies, seeds=options.seeds, **options.weighing
+            support_set,
+            k=options.k,
+            strategies=options.strategies,
+            seeds=options.seeds,
+            methods=["in_context"],
+            **options.weighing,
         )
         while not evaluation.is_over:
             time.sleep(POLL_SECONDS)
@@ -137,28 +142,33 @@ class Server:
         return evaluation
 
     def classify(self, selection: Selection, image: str) -> str:
-        image_query = query(self._options.data / image)
-        return self._client.classify(image_query, examples=selection, **self._options.weighing).label
+        options = self._options
+        image_query = query(options.data / image)
+        answer = self._client.classify(image_query, examples=selection, method="in_context", **options.weighing)
+        return answer.label
 
     def delete(self, support_set: str) -> None:
         self._client.support_sets.delete(support_set)
 
 
-def compare(server: Server, split: ImageSplit) -> tuple[list[Comparison], FollowedRecommendation]:
-    """Compare all settings on one support set, and delete the set from the server."""
+def compare(server: Server, split: ImageSplit) -> tuple[list[Comparison], FollowedRecommendation | None]:
+    """Compare all settings on one support set, and delete the set from the server. Not every set has a recommendation."""
     support_set = server.create(split)
     try:
         evaluation = server.evaluate(support_set)
         rows = [_compare_cell(server, evaluation, cell, split) for cell in evaluation.cells]
     finally:
         server.delete(support_set)
-    recommendation = evaluation.raw["recommendation"]["examples"]
+    recommendation = evaluation.raw["recommendation"]
+    if recommendation is None:
+        return rows, None
+    examples = recommendation["examples"]
     by_setting = {
         (cell["strategy"], cell["k"], cell["seed"]): row for cell, row in zip(evaluation.cells, rows, strict=True)
     }
-    followed = by_setting[recommendation["strategy"], recommendation["k"], recommendation["seed"]]
+    followed = by_setting[examples["strategy"], examples["k"], examples["seed"]]
     best = max(row.truth.value for row in rows)
-    return rows, FollowedRecommendation(followed.truth.value, best, recommendation["k"])
+    return rows, FollowedRecommendation(followed.truth.value, best, examples["k"])
 
 
 def _compare_cell(server: Server, evaluation: Evaluation, cell: Mapping[str, Any], split: ImageSplit) -> Comparison:
@@ -244,15 +254,18 @@ def measure(options: Options) -> dict[str, Any]:
             started = time.monotonic()
             comparisons, recommendation = compare(Server(options, client), draw_split(categories, options, number))
             rows += comparisons
-            recommendations.append(recommendation)
+            if recommendation is not None:
+                recommendations.append(recommendation)
             print(f"set {number + 1} of {options.sets}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     summaries = {setting: summarise(comparisons) for setting, comparisons in group_by_setting(rows)}
-    truth, best = fmean(r.truth for r in recommendations), fmean(r.best for r in recommendations)
     print(format_table(summaries))
-    print(
-        f"\nfollowing the recommendation: {truth:.3f}, with {fmean(r.k for r in recommendations):.1f} shots; ", end=""
-    )
-    print(f"the best setting of each set on the same images: {best:.3f}")
+    print(f"\n{len(recommendations)} of {options.sets} sets have a recommendation", end="")
+    truth = best = None
+    if recommendations:
+        truth, best = fmean(r.truth for r in recommendations), fmean(r.best for r in recommendations)
+        print(f"; following it: {truth:.3f}, with {fmean(r.k for r in recommendations):.1f} shots; ", end="")
+        print(f"the best setting of each set on the same images: {best:.3f}", end="")
+    print()
     settings = [{"strategy": strategy, "k": k, **row} for (k, strategy), row in summaries.items()]
     return {"sets": options.sets, "ways": options.ways, "settings": settings, "followed": truth, "best": best}
 

@@ -44,5 +44,6 @@ def test_each_setting_is_compared_on_fresh_images_and_the_set_is_deleted(tmp_pat
         assert not client.support_sets.list().data
     assert {(row.strategy, row.k) for row in rows} >= {("random", 1), ("random", 2)}
     assert {(row.estimate.num_answers, row.truth.num_answers) for row in rows} == {(4, 4)}
+    assert followed is not None
     assert followed.best == max(row.truth.value for row in rows) >= followed.truth
     assert followed.k in {row.k for row in rows}

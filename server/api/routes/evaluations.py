@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from server.fewshot.candidates import answer_of
 from server.fewshot.methods import IN_CONTEXT
 from server.quality.evaluation import make_plan
 from server.quality.evaluation_store import Evaluation
-from server.quality.recommendation import baseline, recommend, summarise
+from server.quality.recommendation import baseline, explain, recommend, summarise
 from server.schemas.base import list_page
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.evaluations import EvaluationHeads, EvaluationReport
@@ -55,6 +56,7 @@ async def create_evaluation(support_set: str, request: Request, services: GivenS
         "settled": msgspec.to_builtins(plan),
         "truths": [answers[example_id] for example_id in plan.queries],
         "num_examples": len(version.examples),
+        "single": [label for label, count in Counter(answers.values()).items() if count == 1],
     }
     return JSONResponse(_card(await services.evaluations.create(version.id, version.version, stored, client)), 202)
 
@@ -127,4 +129,5 @@ def _card(evaluation: Evaluation) -> dict[str, Any]:
         "cells": cells,
         "summary": rows,
         "recommendation": recommend(rows, evaluation.support_set, evaluation.version, plan["order"], commonest),
+        "note": explain(rows, commonest, evaluation.plan.get("single", ())),
     }

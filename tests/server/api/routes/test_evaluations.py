@@ -80,6 +80,7 @@ async def test_a_set_with_a_label_of_one_example_is_evaluated_in_context(
     cells = (await services.evaluations.get(created["id"])).plan["settled"]["cells"]
     assert {cell["method"] for cell in cells} == {"in_context"}
     response = await http.post("/v1/support_sets/colours/evaluate", json={"methods": ["knn"]})
+    assert created["note"].startswith("The label 'hot' has a single example.")
     assert (response.status_code, response.json()["error"]["param"]) == (400, "methods")
     assert response.json()["error"]["message"] == (
         "knn needs two examples of each candidate, one of which is left out, and 'hot' has fewer"

@@ -53,5 +53,5 @@ def print_evaluation(evaluation: Evaluation) -> None:
         lowest, highest = row.accuracy_interval
         table.add_row(row.name, shots_text(row.k), f"{row.accuracy:.3f}", f"{lowest:.3f} to {highest:.3f}")
     print_table(table)
-    if evaluation.recommendation is not None:
-        print(evaluation.recommendation.reason)
+    if evaluation.advice:
+        print(evaluation.advice)
