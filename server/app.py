@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -157,20 +157,22 @@ async def _lifespan(
 ) -> AsyncIterator[None]:
     await asyncio.to_thread(app.openapi)  # built once, and not while requests run
     await asyncio.to_thread(services.store.prepare)
-    await services.database.prepare()
-    await services.client.start()
-    await runner.start()
-    maintenance_task = asyncio.create_task(maintenance.run())
-    try:
+    async with AsyncExitStack() as stopping:  # in reverse order, whatever fails
+        stopping.callback(services.database.close)
+        await services.database.prepare()
+        stopping.push_async_callback(services.decoder.stop)
+        stopping.push_async_callback(services.client.stop)
+        await services.client.start()
+        stopping.push_async_callback(services.warming.stop)
+        stopping.push_async_callback(runner.stop)
+        await runner.start()
+        stopping.push_async_callback(_cancel, asyncio.create_task(maintenance.run()))
         yield
-    finally:
-        maintenance_task.cancel()
-        await runner.stop()
-        await services.warming.stop()
-        await services.client.stop()
-        await services.decoder.stop()
-        await asyncio.gather(maintenance_task, return_exceptions=True)
-        services.database.close()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
