@@ -7,8 +7,10 @@ After SIGTERM or SIGINT, /health/ready returns 503 and new requests are refused.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,11 +43,20 @@ logger = logging.getLogger("server")
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that leaves signals to `_watch`: its own handler would stop listening before a probe reads 503."""
+    """A uvicorn server with its start in permanent memory, and with signals left to `_watch`.
+
+    Its own handler of signals would stop listening before a probe reads 503.
+    """
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # all objects so far are permanent: a full collection that visits them would stop the event loop for long
+        gc.collect()
+        gc.freeze()
 
 
 async def serve(settings: Settings, spare: Spare) -> int:
