@@ -104,7 +104,8 @@ def create_app(
     support_sets = SupportSets(database, media_references, max_examples=settings.max_set_examples)
     intake = Intake(settings, store, Fetcher(settings, observe=metrics.media_fetch.observe), decoder)
     retrieval = Retrieval(client, model, embeddings, store, observe=metrics.retrieval.observe)
-    shots, warming = ShotSource(intake, support_sets, retrieval), Warming(client, model, store, retrieval)
+    shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval)
+    warming = Warming(client, model, store, retrieval, comparison)
     evaluations = Evaluations(database, max_share=settings.max_client_share)
     services = Services(
         settings=settings,
@@ -124,7 +125,7 @@ def create_app(
         media_references=media_references,
         support_sets=support_sets,
         shots=shots,
-        comparison=Comparison(retrieval),
+        comparison=comparison,
         warming=warming,
         evaluations=evaluations,
     )
