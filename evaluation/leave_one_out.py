@@ -81,9 +81,9 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class FollowedRecommendation:
-    """The accuracy on fresh images of the recommended setting, of the best one, and of the method `auto`."""
+    """The accuracy on fresh images of the recommended setting, if there is one, of the best one, and of `auto`."""
 
-    truth: float
+    truth: float | None
     best: float
     auto: float
     method: str
@@ -161,8 +161,10 @@ def compare(server: Server, split: ImageSplit) -> tuple[list[Comparison], Follow
         server.delete(support_set)
     recommended = evaluation.raw["recommendation"]
     by_setting = {_setting(cell): row for cell, row in zip(evaluation.cells, rows, strict=True)}
-    followed = by_setting[_setting({**recommended["examples"], "method": recommended["method"]})]
     best = max(row.truth.value for row in rows)
+    if recommended is None:
+        return rows, FollowedRecommendation(None, best, auto, "nothing")
+    followed = by_setting[_setting({**recommended["examples"], "method": recommended["method"]})]
     return rows, FollowedRecommendation(followed.truth.value, best, auto, recommended["method"])
 
 
@@ -257,15 +259,17 @@ def measure(options: Options) -> dict[str, Any]:
             recommendations.append(recommendation)
             print(f"set {number + 1} of {options.sets}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     summaries = {name: summarise(comparisons) for name, comparisons in group_by_setting(rows).items()}
-    means = {name: fmean(getattr(r, name) for r in recommendations) for name in ("truth", "auto", "best")}
+    means = {name: fmean(getattr(r, name) for r in recommendations) for name in ("auto", "best")}
+    followed = [r.truth for r in recommendations if r.truth is not None]
+    truth = fmean(followed) if followed else None
     methods = Counter(r.method for r in recommendations)
     print(format_table(summaries))
     print(
-        f"\nfresh images: as recommended {means['truth']:.3f} ({dict(methods)}), by the method auto {means['auto']:.3f}; "
-        f"the best setting of each set on the same images: {means['best']:.3f}"
+        f"\nfresh images: as recommended {truth and f'{truth:.3f}'} ({dict(methods)}), by the method auto "
+        f"{means['auto']:.3f}; the best setting of each set on the same images: {means['best']:.3f}"
     )
     settings = [{"setting": name, **row} for name, row in summaries.items()]
-    return {"sets": options.sets, "ways": options.ways, "settings": settings, **means}
+    return {"sets": options.sets, "ways": options.ways, "settings": settings, "followed": truth, **means}
 
 
 def main() -> None:

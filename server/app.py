@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -105,7 +105,8 @@ def create_app(
     support_sets = SupportSets(database, media_references, max_examples=settings.max_set_examples)
     intake = Intake(settings, store, Fetcher(settings, observe=metrics.media_fetch.observe), decoder)
     retrieval = Retrieval(client, model, embeddings, store, observe=metrics.retrieval.observe)
-    shots, warming = ShotSource(intake, support_sets, retrieval), Warming(client, model, store, retrieval)
+    shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval)
+    warming = Warming(client, model, store, retrieval, comparison)
     evaluations = Evaluations(database, max_share=settings.max_client_share)
     services = Services(
         settings=settings,
@@ -125,7 +126,7 @@ def create_app(
         media_references=media_references,
         support_sets=support_sets,
         shots=shots,
-        comparison=Comparison(retrieval),
+        comparison=comparison,
         warming=warming,
         evaluations=evaluations,
         recommendations=Recommendations(evaluations),
@@ -159,20 +160,22 @@ async def _lifespan(
 ) -> AsyncIterator[None]:
     await asyncio.to_thread(app.openapi)  # built once, and not while requests run
     await asyncio.to_thread(services.store.prepare)
-    await services.database.prepare()
-    await services.client.start()
-    await runner.start()
-    maintenance_task = asyncio.create_task(maintenance.run())
-    try:
+    async with AsyncExitStack() as stopping:  # in reverse order, whatever fails
+        stopping.callback(services.database.close)
+        await services.database.prepare()
+        stopping.push_async_callback(services.decoder.stop)
+        stopping.push_async_callback(services.client.stop)
+        await services.client.start()
+        stopping.push_async_callback(services.warming.stop)
+        stopping.push_async_callback(runner.stop)
+        await runner.start()
+        stopping.push_async_callback(_cancel, asyncio.create_task(maintenance.run()))
         yield
-    finally:
-        maintenance_task.cancel()
-        await runner.stop()
-        await services.warming.stop()
-        await services.client.stop()
-        await services.decoder.stop()
-        await asyncio.gather(maintenance_task, return_exceptions=True)
-        services.database.close()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -7,14 +7,17 @@ After SIGTERM or SIGINT, /health/ready returns 503 and new requests are refused.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import uvicorn
+from threadpoolctl import threadpool_limits
 
 from server.admission import Admission
 from server.app import create_app
@@ -40,11 +43,20 @@ logger = logging.getLogger("server")
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that leaves signals to `_watch`: its own handler would stop listening before a probe reads 503."""
+    """A uvicorn server with its start in permanent memory, and with signals left to `_watch`.
+
+    Its own handler of signals would stop listening before a probe reads 503.
+    """
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # all objects so far are permanent: a full collection that visits them would stop the event loop for long
+        gc.collect()
+        gc.freeze()
 
 
 async def serve(settings: Settings, spare: Spare) -> int:
@@ -53,12 +65,15 @@ async def serve(settings: Settings, spare: Spare) -> int:
     Raises `SettingsError` for settings that cannot work, also if only the worker notices.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
+    # Methods of classification multiply small matrices. With several threads, these wait for each other: next to a busy
+    # worker, that takes fifty times the processor time.
+    threadpool_limits(limits=1, user_api="blas")
     model = ServedModel.load(settings)
     metrics = Metrics(model.name)
     decoder = DecodePool(model.config.vision, settings)
     client = EngineClient(settings, decoder, metrics, spare=spare)
     app = create_app(client, model, settings, metrics, decoder)
-    await _check_database(app.state.services.database)
+    await _open_database(app.state.services.database)
     limits = ConnectionLimits(settings.max_connections, settings.header_timeout)
     permit_open_files(limits)
     server = Server(
@@ -81,12 +96,19 @@ async def serve(settings: Settings, spare: Spare) -> int:
     return await watcher
 
 
-async def _check_database(database: Database) -> None:
-    """Check the database before the model is loaded. Raises `DatabaseError` if it is unavailable or of another version."""
+async def _open_database(database: Database) -> None:
+    """Lock and check the database before the model is loaded.
+
+    Raises `SettingsError` if another server uses it, if it is unavailable, or of another version.
+    """
+    database.lock()
     try:
         await database.prepare()
-    except DatabaseUnavailable as error:
-        raise DatabaseError(f"database: {error.message}") from None
+    except BaseException as error:
+        database.close()
+        if isinstance(error, DatabaseUnavailable):
+            raise DatabaseError(f"database: {error.message}") from None
+        raise
 
 
 async def _watch(server: Server, client: EngineClient, admission: Admission, timeout: float) -> int:

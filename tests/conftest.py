@@ -6,7 +6,9 @@ such a distribution is installed. In both cases the tests would test another pro
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from importlib import metadata
 
 import pytest
@@ -14,6 +16,16 @@ import pytest
 # Tiny models gain nothing from a second thread, and become slow if another process uses its core. The variable is set
 # before torch is imported, and is inherited by servers that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _restored_logging() -> Iterator[None]:
+    """Keep a command that a test runs in this process from sending the logs of later tests to its standard error."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def pytest_configure() -> None:

@@ -45,12 +45,18 @@ while true; do
     esac
 done
 nested reason <<<"$result"
+nested note <<<"$result"
 
-# classify
-recommended="\"examples\":$(nested examples <<<"$result"),\"method\":$(nested method <<<"$result")"
+# classify; the server chooses the method if none is recommended
+examples=$(nested examples <<<"$result")
+if [[ -n $examples ]]; then
+    how="\"examples\":$examples,\"method\":$(nested method <<<"$result")"
+else
+    how="\"examples\":{\"support_set\":\"$set\"}"
+fi
 for file in "$queries"/*/*.jpg; do
     image=$(upload "$file")
-    answer=$(send /v1/classify "{\"query\":{\"image\":\"$image\"},$recommended}")
+    answer=$(send /v1/classify "{\"query\":{\"image\":\"$image\"},$how}")
     confidence=$(field confidence <<<"$answer")
     printf '%s: expected "%s", answered "%s" (confidence %s)\n' \
         "${file#"$queries"/}" "$(label "$file")" "$(field label <<<"$answer")" "${confidence:0:5}"

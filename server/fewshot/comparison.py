@@ -7,15 +7,16 @@ leave-one-out. What is fitted to a version, or to the same shots, is kept for la
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
 from server.errors import InvalidRequest
-from server.fewshot.candidates import Answered, Candidate, answer_of
+from server.fewshot.candidates import Answered, Candidate, answer_of, read_candidates
 from server.fewshot.methods import IN_CONTEXT, METHODS, load_method, parts_of
 from server.fewshot.methods.likeness import Array, Fitted, Labelled, best_method, left_out_log_probabilities
 from server.fewshot.prompting import Question
@@ -101,8 +102,18 @@ class Comparison:
         examples = await self._examples(question, candidates)
         if method == "auto":
             method = await self._run(examples.choose) if recommended is None else recommended
-        (likeness,) = (part for part in parts_of(method) if part != IN_CONTEXT)
+        likeness = _part_by_likeness(method)
         return Chosen(method, likeness, await self._run(examples.fit, likeness))
+
+    async def prepare(self, support_set: SupportSet) -> None:
+        """Choose and fit the method of later requests for a version whose examples have labels, if it is by likeness."""
+        examples = support_set.examples
+        if not examples or not all(example.label for example in examples):
+            return
+        candidates = read_candidates(dict.fromkeys(map(answer_of, examples)))
+        if not _lack(examples, candidates):
+            compared = await self._of_version(support_set, candidates)
+            await self._run(compared.fit, _part_by_likeness(await self._run(compared.choose)))
 
     async def _run(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Run a function that fits methods in a thread of its own, so that it takes none from other work."""
@@ -131,20 +142,38 @@ class Comparison:
         }
 
     async def _examples(self, question: Question, candidates: Sequence[Candidate]) -> ComparedExamples:
-        async def build() -> ComparedExamples:
-            return ComparedExamples(_labelled(await self._vectors(question), question.examples, candidates))
+        if question.support_set is not None:
+            return await self._of_version(question.support_set, candidates)
 
-        stored = question.support_set
-        shots = tuple((shot.media, answer_of(shot)) for shot in question.shots)
-        source: Hashable = (stored.id, stored.version) if stored else shots
+        async def vectors() -> Vectors:
+            return await self.retrieval.media_vectors(
+                [[question.media[digest] for digest in shot.media] for shot in question.shots]
+            )
+
+        source = tuple((shot.media, answer_of(shot)) for shot in question.shots)
+        return await self._recent(source, question.shots, candidates, vectors)
+
+    async def _of_version(self, support_set: SupportSet, candidates: Sequence[Candidate]) -> ComparedExamples:
+        source = (support_set.id, support_set.version)
+        vectors = partial(self.retrieval.example_vectors, support_set)
+        return await self._recent(source, support_set.examples, candidates, vectors)
+
+    async def _recent(
+        self,
+        source: Hashable,
+        examples: Sequence[Answered],
+        candidates: Sequence[Candidate],
+        vectors: Callable[[], Awaitable[Vectors]],
+    ) -> ComparedExamples:
+        async def build() -> ComparedExamples:
+            return ComparedExamples(_labelled(await vectors(), examples, candidates))
+
         return await self.recent.get((source, tuple(candidates), self.retrieval.embedder), build)
 
-    async def _vectors(self, question: Question) -> Vectors:
-        if question.support_set is not None:
-            return await self.retrieval.example_vectors(question.support_set)
-        return await self.retrieval.media_vectors(
-            [[question.media[digest] for digest in shot.media] for shot in question.shots]
-        )
+
+def _part_by_likeness(method: str) -> str:
+    (likeness,) = (part for part in parts_of(method) if part != IN_CONTEXT)
+    return likeness
 
 
 def _labelled(vectors: Vectors, examples: Sequence[Answered], candidates: Sequence[Candidate]) -> Labelled:
@@ -162,7 +191,11 @@ def _obstacle(question: Question, candidates: Sequence[Candidate]) -> str:
         return "compares media, and zero_shot shows examples without them"
     if not question.query.media:
         return "compares media, and the query has none"
-    examples = question.examples
+    return _lack(question.examples, candidates)
+
+
+def _lack(examples: Sequence[Shot | Example], candidates: Sequence[Candidate]) -> str:
+    """Return what examples lack that methods by likeness compare, or nothing."""
     if (bare := next((example for example in examples if not example.media), None)) is not None:
         return f"compares media, and {_name(bare)} has none: the method in_context reads examples without media"
     answers = {answer_of(example) for example in examples}

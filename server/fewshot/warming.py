@@ -1,8 +1,9 @@
 """Keeps support sets warm, on request and in a background task that also sweeps expired sets.
 
-A version's media are encoded and embedded and, on request, its texts embedded and its shots computed. Vectors stay in the
-database; everything else is lost with the worker, so in a new worker every status is "pending" again, until the background
-task has warmed the versions again that were warm. Warming runs after all requests of clients.
+A version's media are encoded and embedded, and the method that fits its labels is chosen. On request, its texts are
+embedded and its shots computed. Vectors stay in the database; everything else is lost with the worker, so in a new worker
+every status is "pending" again, until the background task has warmed the versions again that were warm. Warming runs after
+all requests of clients.
 
 The background task compares the database with what this worker was asked to keep, after every change and at regular
 intervals. So it also handles a restarted worker and changes that another server made. Pinned sets come first; then the sets
@@ -24,6 +25,7 @@ from typing import Literal, get_args
 from model.prompt import EncodedPrompt, Media, encode
 from server.engine_client.client import Client
 from server.errors import EngineDied, EngineNotReady, ServerError, SupportSetNotFound
+from server.fewshot.comparison import Comparison
 from server.fewshot.retrieval import EmbeddingStore, Retrieval
 from server.media.source import EncodedMedia, digest_of
 from server.media.store import MediaStore
@@ -102,11 +104,14 @@ class _Entry:
 class Warming:
     """Warms versions in background tasks, and remembers the progress of each."""
 
-    def __init__(self, client: Client, model: ServedModel, store: MediaStore, retrieval: Retrieval) -> None:
+    def __init__(
+        self, client: Client, model: ServedModel, store: MediaStore, retrieval: Retrieval, comparison: Comparison
+    ) -> None:
         self._client = client
         self._model = model
         self._store = store
         self._retrieval = retrieval
+        self._comparison = comparison
         self._entries: OrderedDict[tuple[str, int], _Entry] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -185,6 +190,7 @@ class Warming:
         prefix = entry.target.prefix
         try:
             await self._warm_media(entry, support_set.media)
+            await self._comparison.prepare(support_set)
             if entry.target.with_texts:
                 vectors = await self._retrieval.embed_texts(support_set)
                 entry.warmth = replace(entry.warmth, texts_embedded=len(vectors))

@@ -117,9 +117,13 @@ class MediaStore:
     def put(
         self, data: bytes, kind: Kind, *, size: tuple[int, int] | None = None, num_frames: int | None = None
     ) -> str:
-        """Store media, durably, and return its id. An existing file stays, unless its size is known only now."""
+        """Store media, durably, and return its id.
+
+        An existing file stays, unless its header is damaged or the size is known only now.
+        """
         media_id = encoded(data, kind, "").id
-        if self.exists(media_id) and (size is None or self.describe(media_id).width is not None):
+        stored = self._described(media_id)
+        if stored is not None and (size is None or stored.width is not None):
             return media_id
         header = StoredMedia(
             id=media_id,
@@ -151,15 +155,14 @@ class MediaStore:
     def get(self, media_id: str, param: str = "") -> EncodedMedia:
         """Return a media item with its bytes. Raises `MediaNotFound`, also if their digest is no longer that of the id."""
         header, _, data = self._read(media_id, None, param).partition(b"\n")
-        media = encoded(data, decode_header(header).kind, param)
+        media = encoded(data, _read_header(header, media_id, param).kind, param)
         if media.id != media_id:
-            logger.error("stored media is damaged", extra={"media": media_id})
-            raise not_found(media_id, param)
+            raise _damaged(media_id, param)
         return media
 
     def describe(self, media_id: str, param: str = "") -> StoredMedia:
-        """Return the description of a media item. Raises `MediaNotFound`."""
-        return decode_header(self._read(media_id, MAX_HEADER_BYTES, param).partition(b"\n")[0])
+        """Return the description of a media item. Raises `MediaNotFound`, also if the file's header is damaged."""
+        return _read_header(self._read(media_id, MAX_HEADER_BYTES, param).partition(b"\n")[0], media_id, param)
 
     def exists(self, media_id: str) -> bool:
         with self._storage_errors():
@@ -167,7 +170,8 @@ class MediaStore:
 
     def is_decoded(self, media_id: str) -> bool:
         """Return whether the media item is stored, and was decoded before."""
-        return self.exists(media_id) and self.describe(media_id).num_frames is not None
+        stored = self._described(media_id)
+        return stored is not None and stored.num_frames is not None
 
     def delete(self, media_id: str) -> None:
         """Delete a media item. Raises `MediaNotFound`."""
@@ -190,6 +194,13 @@ class MediaStore:
             for file in self._folder.unfinished.iterdir():
                 if file.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
                     file.unlink(missing_ok=True)
+
+    def _described(self, media_id: str) -> StoredMedia | None:
+        """Return the description of a media item that can be read."""
+        try:
+            return self.describe(media_id)
+        except MediaNotFound:
+            return None
 
     def _create(self) -> None:
         if self._folder is not None:
@@ -242,6 +253,21 @@ class MediaStore:
 
 def not_found(media_id: str, param: str = "") -> MediaNotFound:
     return MediaNotFound(f"no image or video has the id {media_id[:80]!r}", param=param or None)
+
+
+def _damaged(media_id: str, param: str) -> MediaNotFound:
+    logger.error("stored media is damaged", extra={"media": media_id})
+    return not_found(media_id, param)
+
+
+def _read_header(header: bytes, media_id: str, param: str) -> StoredMedia:
+    try:
+        stored = decode_header(header)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise _damaged(media_id, param) from None
+    if stored.id != media_id:
+        raise _damaged(media_id, param)
+    return stored
 
 
 def _check_id(media_id: str, param: str) -> None:

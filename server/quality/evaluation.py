@@ -104,14 +104,16 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
     indices = stratified([answer_of(example) for example in examples], fields.max_queries, fields.seed)
     candidates = read_candidates(fields.candidates or dict.fromkeys(map(answer_of, examples)))
     _check_answers(examples, {candidate.label for candidate in candidates})
-    cells = _cells(_methods(fields.methods, examples, candidates, template), prompts)
+    methods, queries = _methods(fields.methods, examples, candidates, template), [examples[index] for index in indices]
+    if any(IN_CONTEXT in parts_of(method) for method in methods):
+        _check_queries(queries, template)
     return Plan(
         template=fields.template if isinstance(fields.template, str) else fields.template.model_dump(),
         order=fields.order,
         candidates=candidates,
         weighing=fields.model_dump(include=set(WeighingFields.model_fields)),
-        cells=cells,
-        queries=[examples[index].id for index in indices],
+        cells=_cells(methods, prompts),
+        queries=[query.id for query in queries],
     )
 
 
@@ -177,6 +179,15 @@ def _check_answers(examples: Sequence[Example], labels: set[str]) -> None:
         if answer not in labels:
             message = f"the answer {answer[:80]!r} of the example {example.id!r} is not a candidate"
             raise InvalidRequest(message, param="candidates")
+
+
+def _check_queries(queries: Sequence[Example], template: Template) -> None:
+    """Refuse a template with a placeholder that a query does not fill: each prompt of that query would fail."""
+    for query in queries:
+        values = {"media": query.media, "question": query.question, "text": query.text}
+        if lack := next((name for name in sorted(template.query_fields) if not values[name]), None):
+            message = f"the template {template.name!r} has {{{lack}}}, but the example {query.id!r} has none"
+            raise InvalidRequest(message, param="template")
 
 
 def grid(

@@ -213,28 +213,36 @@ class _RunningEvaluation:
             await asyncio.sleep(RENEW_SECONDS)
 
     async def work(self) -> None:
-        evaluations, evaluation_id, cells = self.evaluations, self.evaluation.id, self.evaluation.cells
+        evaluations, evaluation_id, results = self.evaluations, self.evaluation.id, dict(self.evaluation.cells)
         try:
             queries = await _when_available(partial(self.leave_one_out.queries, self.evaluation, self.plan))
-            left = [(index, cell) for index, cell in enumerate(self.plan.cells) if index not in cells]
+            left = [(index, cell) for index, cell in enumerate(self.plan.cells) if index not in results]
             for prompt, group in groupby(left, key=lambda item: item[1].prompt):
                 outcomes = await self._outcomes(prompt, queries)
                 for index, cell in group:
                     self.queries_done = (index + 1) * len(queries)
-                    result = self._result(cell, outcomes)
+                    results[index] = result = self._result(cell, outcomes)
                     if not await evaluations.finish_cell(evaluation_id, self.holder, index, result, self.queries_done):
                         return
-            await evaluations.finish(evaluation_id, self.holder, "completed")
+            await self._end(list(results.values()))
         except Unavailable:
             raise  # the evaluation will be claimed again
         except ServerError as error:
-            await self._fail(error)
+            await self._fail(error.code, error.message)
         except Exception:
             logger.exception("an evaluation failed", extra={"evaluation": evaluation_id})
-            await self._fail(ServerError("internal error"))
+            bug = ServerError("internal error")
+            await self._fail(bug.code, bug.message)
 
-    async def _fail(self, error: ServerError) -> None:
-        report = {"code": error.code, "message": error.message}
+    async def _end(self, results: Sequence[dict[str, Any]]) -> None:
+        """End the evaluation, whose cells have these results: it fails if they all do, with the first one's error."""
+        if all(result["status"] == "failed" for result in results):
+            await self._fail(**results[0]["error"])
+        else:
+            await self.evaluations.finish(self.evaluation.id, self.holder, "completed")
+
+    async def _fail(self, code: str, message: str) -> None:
+        report = {"code": code, "message": message}
         await self.evaluations.finish(self.evaluation.id, self.holder, "failed", report)
 
     def _result(self, cell: Cell, outcomes: Sequence[Outcome] | ServerError) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The results of an evaluation by setting, and the setting that it recommends to send.
 
 Of the settings within one standard error of the most accurate one, the cheapest is recommended: a method without a prompt
-costs least, then few shots. The most accurate of many settings owes a part of its lead to chance.
+costs least, then few shots. The most accurate of many settings owes a part of its lead to chance. A setting that is worse
+than always giving the most frequent answer is never recommended.
 """
 
 from __future__ import annotations
@@ -77,11 +78,15 @@ def of_evaluation(evaluation: Evaluation) -> dict[str, Any] | None:
 def recommend(
     rows: Sequence[dict[str, Any]], support_set: str, version: int, order: Order | None, always: Baseline
 ) -> dict[str, Any] | None:
-    """Return the cheapest setting within one standard error of the most accurate one, if any cell has finished."""
-    if not rows:
+    """Return the cheapest setting within one standard error of the most accurate one.
+
+    None if no cell has finished, or if all settings are less accurate than always giving the most frequent answer.
+    """
+    useful = [row for row in rows if row["accuracy"] >= always.accuracy]
+    if not useful:
         return None
-    best = max(rows, key=lambda row: (row["accuracy"], -_num_shots(row), -row["prompt_tokens"]))
-    candidates = [row for row in rows if row["accuracy"] >= best["accuracy"] - best["standard_error"]]
+    best = _most_accurate(useful)
+    candidates = [row for row in useful if row["accuracy"] >= best["accuracy"] - best["standard_error"]]
     chosen = min(candidates, key=lambda row: (_num_shots(row), -row["accuracy"], row["prompt_tokens"], row["nll"]))
     examples = {"support_set": support_set, "version": version}
     if chosen["k"] is not None:
@@ -94,6 +99,29 @@ def recommend(
         "accuracy_interval": chosen["accuracy_interval"],
         "reason": " ".join(_reason(chosen, best, rows, always)),
     }
+
+
+def explain(rows: Sequence[dict[str, Any]], always: Baseline, single: Sequence[str]) -> str | None:
+    """Return why nothing is recommended, and what leave-one-out cannot judge: the labels `single` have one example."""
+    sentences = []
+    if rows and (best := _most_accurate(rows))["accuracy"] < always.accuracy:
+        sentences.append(
+            f"No setting is recommended: the most accurate one, {_name(best)}, has an accuracy of {best['accuracy']:.3f} "
+            f"on {best['queries']} left-out examples, less than always answering {always.label!r}, whose accuracy is "
+            f"{always.accuracy:.3f}."
+        )
+    if single:
+        is_one = len(single) == 1
+        subject = f"The label {single[0]!r} has" if is_one else f"{len(single)} labels, {single[0]!r} among them, have"
+        sentences.append(
+            f"{subject} a single example{'' if is_one else ' each'}. When that is left out, none of its label is left, so "
+            f"leave-one-out cannot judge it: add a second example{'' if is_one else ' of each'}."
+        )
+    return " ".join(sentences) or None
+
+
+def _most_accurate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return max(rows, key=lambda row: (row["accuracy"], -_num_shots(row), -row["prompt_tokens"]))
 
 
 def _num_shots(row: dict[str, Any]) -> int:

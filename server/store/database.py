@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +23,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from server.errors import DatabaseUnavailable
 from server.settings import SettingsError
+from server.store.database_file import DAMAGED, DatabaseFile
 
 # incremented whenever a table changes; a database with a higher number is not touched
 SCHEMA_VERSION = 1
@@ -43,7 +43,6 @@ SETUP_LOCK = 0x666C616D
 # PostgreSQL's serialization_failure, deadlock_detected, foreign_key_violation and unique_violation: another transaction
 # came first, and a retry succeeds, or is refused for good, once it sees the result of that one
 RETRIED_STATES = {"40001", "40P01", "23503", "23505"}
-DAMAGED = "the database is damaged"
 # what SQLite and PostgreSQL say of a file whose content is not theirs; tables exist from the first transaction on
 DAMAGE = (
     *("disk image is malformed", "malformed database schema", "is not a database", "no such table"),
@@ -78,42 +77,6 @@ class SchemaVersion(Base):
     version: Mapped[int]
 
 
-class DatabaseFile:
-    """The file of a SQLite database. Commits into an open file that was moved away, or deleted, would be lost."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._identity: tuple[int, int] | None = None
-        self._is_damaged = False
-
-    def mark_damaged(self) -> None:
-        """Have every transaction refused until the file is replaced."""
-        self._is_damaged = True
-
-    def require_undamaged(self) -> None:
-        """Raise `DatabaseUnavailable` for a damaged file.
-
-        A connection that has pages in its memory would still read, and acknowledge writes that no later one finds.
-        """
-        if self._is_damaged:
-            raise DatabaseUnavailable(DAMAGED)
-
-    def is_replaced(self) -> bool:
-        """Return whether the path names another file than at the last call. Raises `DatabaseUnavailable` if none."""
-        before = self._identity  # read first: another thread may create the file at any time
-        try:
-            status = self._path.stat()
-        except OSError:
-            if before is None:
-                return False  # it is created at the first connection
-            logger.error("the database file is missing", extra={"file": str(self._path)})
-            raise DatabaseUnavailable("the database file is missing") from None
-        self._identity = (status.st_dev, status.st_ino)
-        is_replaced = before not in (None, self._identity)
-        self._is_damaged = self._is_damaged and not is_replaced
-        return is_replaced
-
-
 class Database:
     """A database by its URL: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`. It connects on first use.
 
@@ -122,14 +85,19 @@ class Database:
 
     def __init__(self, url: str, setting: str = "database") -> None:
         parsed = _parsed(url)
-        self._engine = _engine(parsed, setting)
-        self._file = DatabaseFile(Path(str(parsed.database))) if parsed.drivername == "sqlite" else None
+        self._file = DatabaseFile(Path(str(parsed.database)), setting) if parsed.drivername == "sqlite" else None
+        self._engine = _postgresql(parsed) if self._file is None else _sqlite(parsed, self._file)
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="database")
         self._num_transactions = 0
         self._writing = self._engine.execution_options(is_writing=True)
         self._reading = self._engine.execution_options(is_writing=False)
         self._is_prepared = False
         self._preparing = threading.Lock()
+
+    def lock(self) -> None:
+        """Keep other servers from the file of a SQLite database. Raises `SettingsError` if one uses it."""
+        if self._file is not None:
+            self._file.lock()
 
     async def prepare(self) -> None:
         """Create missing tables. Raises `DatabaseError` for a database of a newer server, and `DatabaseUnavailable`."""
@@ -155,6 +123,8 @@ class Database:
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
         self._engine.dispose()
+        if self._file is not None:
+            self._file.unlock()
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
         if self._num_transactions >= MAX_TRANSACTIONS:
@@ -240,35 +210,24 @@ def _parsed(url: str) -> URL:
     return parsed
 
 
-def _engine(url: URL, setting: str) -> Engine:
+def _postgresql(url: URL) -> Engine:
+    # the URL takes precedence
+    options = {name: value for name, value in POSTGRESQL_CONNECTION.items() if name not in url.query}
     try:
-        if url.drivername != "sqlite":
-            # the URL takes precedence
-            options = {name: value for name, value in POSTGRESQL_CONNECTION.items() if name not in url.query}
-            engine = create_engine(
-                url, isolation_level="READ COMMITTED", pool_pre_ping=True, connect_args=options, **POOL
-            )
-            event.listen(engine, "connect", _open_postgresql)
-            event.listen(engine, "begin", _begin_postgresql)
-            return engine
-        engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **POOL)
+        engine = create_engine(url, isolation_level="READ COMMITTED", pool_pre_ping=True, connect_args=options, **POOL)
     except (ImportError, exc.NoSuchModuleError):
         raise DatabaseError("database: PostgreSQL needs the package psycopg: pip install 'psycopg[binary]'") from None
-    event.listen(engine, "do_connect", partial(_create_folder, setting))
-    event.listen(engine, "connect", _open_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "connect", _open_postgresql)
+    event.listen(engine, "begin", _begin_postgresql)
     return engine
 
 
-def _create_folder(setting: str, _dialect: Any, _record: Any, arguments: list[Any], _keywords: dict[str, Any]) -> None:
-    folder = Path(arguments[0]).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DatabaseError(
-            f"{setting}: the folder {folder} of the database cannot be created: {error.strerror}; "
-            f"set {setting} to a place that this user may write to"
-        ) from None
+def _sqlite(url: URL, file: DatabaseFile) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **POOL)
+    event.listen(engine, "do_connect", lambda *_: file.create_folder())
+    event.listen(engine, "connect", _open_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
 
 
 def _open_sqlite(connection: Any, _record: Any) -> None:

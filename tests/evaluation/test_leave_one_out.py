@@ -47,6 +47,7 @@ def test_each_setting_is_compared_on_fresh_images_and_the_set_is_deleted(tmp_pat
         *((f"{method}, random", k) for method in ("in_context", "blend") for k in (1, 2)),
     }
     assert {(row.estimate.num_answers, row.truth.num_answers) for row in rows} == {(4, 4)}
+    assert followed.truth is not None
     assert followed.best == max(row.truth.value for row in rows) >= followed.truth
     assert followed.method in ("nearest_mean", "knn", "linear", "in_context", "blend")
     # any encoder tells red from blue

@@ -41,12 +41,6 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def _no_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the command from sending the logs of later tests to this test's standard error."""
-    monkeypatch.setattr("server.logs.configure", lambda *_: None)
-
-
-@pytest.fixture
 def folder(good: Path, tmp_path: Path) -> Path:
     return shutil.copytree(good, tmp_path / "model")
 
@@ -73,7 +67,6 @@ def without(name: str) -> Change:
     return lambda folder: (folder / name).unlink()
 
 
-@pytest.mark.usefixtures("_no_logs")
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -93,7 +86,6 @@ def test_the_command_names_a_wrong_setting_in_one_line(
     assert re.match(f"error: {message}", line), line
 
 
-@pytest.mark.usefixtures("_no_logs")
 def test_a_file_of_settings_that_is_not_yaml_is_named_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,7 +96,6 @@ def test_a_file_of_settings_that_is_not_yaml_is_named_in_one_line(
     assert "line 2, column 8" in line
 
 
-@pytest.mark.usefixtures("_no_logs")
 @pytest.mark.parametrize("model", [[], ["--model", "me/model"]])
 def test_a_cache_that_cannot_be_created_is_named(
     model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -115,13 +106,11 @@ def test_a_cache_that_cannot_be_created_is_named(
     assert line == f"error: cache_dir: the folder {cache} cannot be created: Not a directory"
 
 
-@pytest.mark.usefixtures("_no_logs")
 def test_a_model_that_is_no_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "/nowhere", "--port", "0", "--cache-dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: model: /nowhere is no folder")
 
 
-@pytest.mark.usefixtures("_no_logs")
 def test_a_port_in_use_is_named(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

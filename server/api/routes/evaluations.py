@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from server.errors import DatabaseUnavailable, EvaluationNotFound
 from server.fewshot.candidates import answer_of
 from server.quality.evaluation import make_plan
 from server.quality.evaluation_store import Evaluation
-from server.quality.recommendation import OLD_CELL, baseline, of_evaluation, summarise
+from server.quality.recommendation import OLD_CELL, baseline, explain, of_evaluation, summarise
 from server.schemas.base import list_page
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.evaluations import EvaluationHeads, EvaluationReport
@@ -51,6 +52,7 @@ async def create_evaluation(support_set: str, request: Request, services: GivenS
         "settled": msgspec.to_builtins(plan),
         "truths": [answers[example_id] for example_id in plan.queries],
         "num_examples": len(version.examples),
+        "single": [label for label, count in Counter(answers.values()).items() if count == 1],
     }
     return JSONResponse(_card(await services.evaluations.create(version.id, version.version, stored, client)), 202)
 
@@ -123,4 +125,5 @@ def _card(evaluation: Evaluation) -> dict[str, Any]:
         "cells": cells,
         "summary": rows,
         "recommendation": of_evaluation(evaluation),
+        "note": explain(rows, commonest, evaluation.plan.get("single", ())),
     }

@@ -33,8 +33,8 @@ from server.errors import (
     UnsupportedParameter,
 )
 from server.media.intake import Intake
-from server.media.source import EncodedMedia, Kind, encoded, read_data_url, too_large
-from server.media.store import MediaStore, StoredMedia
+from server.media.source import EncodedMedia, Kind, encoded, kind_of, read_data_url, too_large
+from server.media.store import MediaStore, StoredMedia, not_found
 from server.schemas.base import list_page, read
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.stored import StoredImage, StoredImages
@@ -128,9 +128,10 @@ async def show_content(image_id: str, request: Request, services: GivenServices)
 )
 async def delete_image(image_id: str, services: GivenServices) -> Response:
     """Delete an image or a video that no support set shows."""
-    stored = await asyncio.to_thread(services.store.describe, image_id, "image_id")
+    if not await asyncio.to_thread(services.store.exists, image_id):
+        raise not_found(image_id, "image_id")
     await services.media_references.delete(image_id)
-    return JSONResponse({"id": stored.id, "object": stored.kind, "deleted": True})
+    return JSONResponse({"id": image_id, "object": kind_of(image_id), "deleted": True})
 
 
 async def _keep(media: EncodedMedia, services: Services, receive: Receive) -> None:

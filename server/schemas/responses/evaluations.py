@@ -161,3 +161,4 @@ class EvaluationReport(EvaluationHead):
     cells: list[Annotated[CompletedCell | FailedCell, Field(discriminator="status")]]
     summary: list[SummaryRow]
     recommendation: Recommendation | None
+    note: str | None = Field(description="Why nothing is recommended, and labels that have a single example.")

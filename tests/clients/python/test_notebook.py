@@ -167,6 +167,8 @@ def test_an_evaluation_shows_accuracy_with_intervals_and_the_recommendation() ->
     alone = safe(Evaluation.parse({"id": "ev_1", "status": "running", "summary": [zero]})._repr_html_())
     assert "no shots" in alone.text
     assert "first" not in alone.text
+    without = Evaluation.parse({"id": "ev_1", "status": "completed", "recommendation": None, "note": "None is <good>."})
+    assert "None is <good>." in safe(without._repr_html_()).text
     running = Evaluation(id="ev_1", status="running", raw={"progress": {"queries": 4, "queries_done": 1}})
     assert "running, 1 of 4 queries" in safe(running._repr_html_()).text
 

@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.admission import Admission
+from server.errors import EngineDied
 from tests.server.fakes import FakeClient, eventually
 
 pytestmark = pytest.mark.anyio
@@ -73,6 +74,24 @@ async def test_a_silent_stream_sends_comments(app: FastAPI, client: FakeClient) 
     await caller.task
     assert caller.text.endswith(b"data: [DONE]\n\n")
     assert caller.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+async def test_an_error_after_a_comment_is_an_event(app: FastAPI, client: FakeClient) -> None:
+    gone = asyncio.Event()
+
+    async def before(index: int) -> None:
+        await gone.wait()
+        raise EngineDied("the worker died")
+
+    client.before = before
+    caller = Caller(app, {"prompt": "x", "stream": True})
+    await eventually(lambda: b": keep-alive\n\n" in caller.text)
+    gone.set()
+    await caller.task
+    assert caller.sent[0]["status"] == 200
+    *_, event, done, end = caller.text.split(b"\n\n")
+    assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "engine_died"
+    assert (done, end) == (b"data: [DONE]", b"")
 
 
 async def test_each_piece_is_sent_immediately(app: FastAPI, client: FakeClient) -> None:

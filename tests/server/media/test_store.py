@@ -127,6 +127,31 @@ def test_a_damaged_file_is_not_found(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert store.get(store.put(RED, "image")).data == RED
 
 
+@pytest.mark.parametrize("header", [b"", b"\x00" * 40, b"{}", b'{"id":"\xff"}', b'{"id":"img_' + b"0" * 64])
+def test_a_file_with_a_damaged_header_is_not_found(
+    header: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MediaStore(str(tmp_path))
+    name = store.put(RED, "image", size=(20, 10), num_frames=1)
+    file = tmp_path / name[:6] / name
+    file.write_bytes(header + b"\n" + RED)
+    for call in (store.get, store.find, store.describe):
+        with pytest.raises(MediaNotFound):
+            call(name)
+    assert "damaged" in caplog.text
+    assert not store.is_decoded(name)
+    store.put(RED, "image")
+    assert store.get(name).data == RED
+
+
+def test_a_header_of_another_media_item_is_damaged(tmp_path: Path) -> None:
+    store = MediaStore(str(tmp_path))
+    name, other = store.put(RED, "image"), store.put(b"another", "image")
+    (tmp_path / name[:6] / name).write_bytes((tmp_path / other[:6] / other).read_bytes())
+    with pytest.raises(MediaNotFound):
+        store.describe(name)
+
+
 def test_a_storage_error_states_no_path(tmp_path: Path) -> None:
     (tmp_path / "media").write_bytes(b"a file where a folder should be")
     store = MediaStore(str(tmp_path / "media"))

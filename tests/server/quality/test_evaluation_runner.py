@@ -236,6 +236,20 @@ async def test_an_error_fails_only_its_cell(http: httpx.AsyncClient, client: Fak
     assert evaluation["recommendation"]["examples"]["k"] == 1
 
 
+async def test_an_evaluation_fails_if_all_of_its_cells_do(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    def logprobs(request: Score, candidate: list[int]) -> list[float]:
+        raise InvalidMedia(f"broken image among {len(request.prompt.media)}")
+
+    client.logprobs = logprobs
+    evaluation = await run_evaluation(http, services, k=[1, 2], strategies=["first"], methods=["in_context"])
+    assert evaluation["status"] == "failed"
+    assert evaluation["error"] == {"code": "invalid_media", "message": "broken image among 2"}
+    assert evaluation["progress"]["cells_done"] == 2
+    assert (evaluation["recommendation"], evaluation["note"]) == (None, None)
+
+
 class Gate:
     """Passes the first `num_free` scores and holds all others until `opened` is set."""
 

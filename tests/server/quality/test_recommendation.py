@@ -8,7 +8,7 @@ import pytest
 
 from server.quality.evaluation import Cell, failed_cell
 from server.quality.measures import standard_error
-from server.quality.recommendation import Baseline, baseline, recommend, summarise
+from server.quality.recommendation import Baseline, baseline, explain, recommend, summarise
 
 
 def likeness_record(method: str, accuracy: float) -> dict[str, Any]:
@@ -108,6 +108,36 @@ def test_the_recommendation_has_the_order_that_was_measured() -> None:
     recommendation = recommend(summarise([cell_record("random", 2, 0.5)]), "set_1", 3, "shuffled", ALWAYS)
     assert recommendation is not None
     assert recommendation["examples"]["order"] == "shuffled"
+
+
+def test_no_setting_below_the_most_frequent_label_is_recommended() -> None:
+    rows = summarise([cell_record("random", 2, 0.2), likeness_record("knn", 0.29)])
+    assert recommend(rows, "set_1", 3, None, ALWAYS) is None
+    assert explain(rows, ALWAYS, []) == (
+        "No setting is recommended: the most accurate one, knn, has an accuracy of 0.290 on 100 left-out examples, less "
+        "than always answering 'cat', whose accuracy is 0.300."
+    )
+
+
+def test_a_cheap_setting_below_the_most_frequent_label_is_passed_over() -> None:
+    """Although it is within one standard error of the most accurate setting."""
+    rows = summarise([cell_record("random", 4, 0.31), likeness_record("knn", 0.29)])
+    recommendation = recommend(rows, "set_1", 3, None, ALWAYS)
+    assert recommendation is not None
+    assert recommendation["method"] == "in_context"
+    assert explain(rows, ALWAYS, []) is None
+
+
+def test_a_label_of_one_example_is_named() -> None:
+    rows = summarise([cell_record("random", 2, 0.5)])
+    assert explain(rows, ALWAYS, ["dog"]) == (
+        "The label 'dog' has a single example. When that is left out, none of its label is left, so leave-one-out cannot "
+        "judge it: add a second example."
+    )
+    assert explain([], ALWAYS, ["dog", "emu", "fox"]) == (
+        "3 labels, 'dog' among them, have a single example each. When that is left out, none of its label is left, so "
+        "leave-one-out cannot judge it: add a second example of each."
+    )
 
 
 def test_baseline() -> None:

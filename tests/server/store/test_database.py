@@ -17,11 +17,11 @@ from sqlalchemy.orm import Session
 
 from model.folder import save_folder
 from server import __main__ as server_main
-from server import logs
 from server.errors import DatabaseUnavailable
 from server.settings import Settings
 from server.store import database as module
-from server.store.database import Database, DatabaseError, DatabaseFile, SchemaVersion
+from server.store.database import Database, DatabaseError, SchemaVersion
+from server.store.database_file import DatabaseFile
 from server.store.records import EmbeddingRow
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
@@ -29,9 +29,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A model's folder for a server that is started in this process, whose logs stay as they are."""
-    monkeypatch.setattr(logs, "configure", lambda *_: None)
+def model(tmp_path: Path) -> str:
+    """A model's folder for a server that is started in this process."""
     config = CONFIGS["openflamingo"]
     save_folder(tmp_path / "model", config, tiny_model(config).state_dict().items(), byte_tokenizer().to_str())
     return str(tmp_path / "model")
@@ -116,6 +115,20 @@ def test_the_server_does_not_start_without_its_database(
     output = capsys.readouterr().err
     assert "error: database: the database does not respond" in output
     assert "secret" not in output
+
+
+def test_a_second_server_does_not_start_on_the_same_folder(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    arguments = ["--model", model, "--data-dir", str(tmp_path / "data"), "--port", "0"]
+    first = Database(settings.database_url, settings.database_setting)
+    first.lock()
+    assert server_main.main(arguments) == 2
+    (error,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    file = tmp_path / "data" / "flamboyance.db"
+    assert error == f"error: data_dir: {file} is in use by another server (process {os.getpid()})"
+    first.close()
 
 
 async def test_existing_tables_stay_as_they_are(database: Database, database_url: str) -> None:
@@ -346,7 +359,7 @@ def test_a_file_that_another_thread_creates_is_not_missing(tmp_path: Path) -> No
                 raise FileNotFoundError
             return os.stat(self)
 
-    file = DatabaseFile(Created(tmp_path / "data.db"))
+    file = DatabaseFile(Created(tmp_path / "data.db"), "database")
     assert not file.is_replaced()
 
 

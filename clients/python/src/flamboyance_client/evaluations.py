@@ -101,6 +101,7 @@ class Evaluation:
     summary: tuple[SummaryRow, ...] = field(default=(), repr=False)
     baseline: Baseline | None = field(default=None, repr=False)
     recommendation: Recommendation | None = None
+    note: str | None = field(default=None, repr=False)
     cells: tuple[Json, ...] = field(default=(), repr=False)
     raw: Json = field(default_factory=dict, repr=False)
 
@@ -123,10 +124,15 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         title = f"Evaluation {self.id}: {self.status}, {self.num_queries_done} of {self.num_queries} queries"
-        reason = None if self.recommendation is None else self.recommendation.reason
         baseline = None if self.baseline is None else (self.baseline.label, self.baseline.accuracy)
         points = [(row.name, row.k, row.accuracy, row.accuracy_interval) for row in self.summary]
-        return notebook.evaluation(title, points, baseline, reason)
+        return notebook.evaluation(title, points, baseline, self.advice)
+
+    @property
+    def advice(self) -> str:
+        """The reason of the recommendation, or why there is none, and what the evaluation cannot judge."""
+        reason = self.recommendation.reason if self.recommendation else ""
+        return " ".join(filter(None, (reason, self.note)))
 
     @classmethod
     def parse(cls, values: Json) -> Self:
@@ -136,6 +142,7 @@ class Evaluation:
             summary=tuple(map(SummaryRow.parse, values.get("summary") or ())),
             baseline=_optional(values, "baseline", Baseline.parse),
             recommendation=_optional(values, "recommendation", Recommendation.parse),
+            note=values.get("note"),
             cells=tuple(values.get("cells") or ()),
             raw=values,
         )

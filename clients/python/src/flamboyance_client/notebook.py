@@ -53,13 +53,11 @@ def classification(title: str, query: Preview | None, candidates: Sequence[tuple
     return _html(root)
 
 
-def evaluation(
-    title: str, points: Sequence[Point], baseline: tuple[str, float] | None, recommendation: str | None
-) -> str:
-    """Return a chart and a table of the accuracy by method and number of shots, and the recommendation in words."""
+def evaluation(title: str, points: Sequence[Point], baseline: tuple[str, float] | None, advice: str) -> str:
+    """Return a chart and a table of the accuracy by method and number of shots, and advice in words."""
     root = _root(title)
-    if recommendation:
-        SubElement(root, "div").text = recommendation
+    if advice:
+        SubElement(root, "div").text = advice
     if points:
         root.append(accuracy_chart(points, baseline))
         head = ["method", "shots", "accuracy", "95% interval"]

@@ -87,6 +87,26 @@ async def test_auto_is_the_default_and_uses_likeness_where_it_can_be_compared(ht
     assert body["label"] == "cat"
 
 
+async def test_the_choice_for_a_warm_set_is_made_before_its_first_query(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await http.post("/v1/support_sets", json={"name": "pets", "examples": SHOTS})
+    warm = (await http.post("/v1/support_sets/pets/warm", json={"wait": True})).json()
+    assert (warm["status"], warm["warm"]["error"]) == ("ready", None)
+    monkeypatch.setattr(comparison, "best_method", None)
+    monkeypatch.setattr(comparison, "load_method", None)
+    body = await classify(http, shots=[], examples={"support_set": "pets"})
+    assert (body["method"] in METHODS, body["label"]) == (True, "cat")
+
+
+@pytest.mark.parametrize("examples", [[], SHOTS[:2], [*SHOTS, {"text": "neither media nor a label"}]])
+async def test_a_set_without_a_choice_is_warmed(http: httpx.AsyncClient, examples: list[dict[str, Any]]) -> None:
+    created = await http.post("/v1/support_sets", json={"name": "pets", "examples": examples})
+    assert created.status_code == 200, created.text
+    warm = (await http.post("/v1/support_sets/pets/warm", json={"wait": True})).json()
+    assert (warm["status"], warm["warm"]["error"]) == ("ready", None)
+
+
 async def test_auto_is_the_nearest_mean_where_a_label_has_a_single_example(http: httpx.AsyncClient) -> None:
     assert (await classify(http, shots=SHOTS[1:]))["method"] == "nearest_mean"
 

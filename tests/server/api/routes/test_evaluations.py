@@ -80,6 +80,7 @@ async def test_a_set_with_a_label_of_one_example_is_evaluated_in_context(
     cells = (await services.evaluations.get(created["id"])).plan["settled"]["cells"]
     assert {cell["method"] for cell in cells} == {"in_context"}
     response = await http.post("/v1/support_sets/colours/evaluate", json={"methods": ["knn"]})
+    assert created["note"].startswith("The label 'hot' has a single example.")
     assert (response.status_code, response.json()["error"]["param"]) == (400, "methods")
     assert response.json()["error"]["message"] == (
         "knn needs two examples of each candidate, one of which is left out, and 'hot' has fewer"
@@ -129,6 +130,27 @@ async def test_an_example_without_an_answer_is_refused(http: httpx.AsyncClient, 
     await services.support_sets.put_examples("colours", [NewExample(id="unlabelled", media=(MEDIA["red"],))])
     response = await http.post("/v1/support_sets/colours/evaluate", json={})
     assert (response.status_code, "'unlabelled'" in response.json()["error"]["message"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("template", "lack"),
+    [
+        ("classification", "the template 'classification' has {media}, but the example 'a' has none"),
+        ({"shot": "Q: {question} A: {label}"}, "the template 'custom' has {question}, but the example 'a' has none"),
+        ({"shot": "{text} is {label}"}, None),
+    ],
+)
+async def test_a_template_that_the_queries_do_not_fill_is_refused(
+    http: httpx.AsyncClient, services: Services, template: Any, lack: str | None
+) -> None:
+    examples = [NewExample(id=name, media=(), text=name, label=name) for name in ("a", "b")]
+    await services.support_sets.create("texts", examples)
+    response = await http.post("/v1/support_sets/texts/evaluate", json={"template": template})
+    if lack is None:
+        assert response.status_code == 202
+    else:
+        error = response.json()["error"]
+        assert (response.status_code, error["param"], error["message"]) == (400, "template", lack)
 
 
 async def test_a_set_of_one_example_cannot_be_evaluated(http: httpx.AsyncClient, services: Services) -> None:

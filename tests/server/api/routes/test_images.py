@@ -6,6 +6,7 @@ import asyncio
 import base64
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -244,6 +245,19 @@ async def test_a_deleted_image_may_be_uploaded_again(http: httpx.AsyncClient) ->
     assert response.json() == {"id": RED_ID, "object": "image", "deleted": True}
     assert_refused(await http.get(f"/v1/images/{RED_ID}"), 404, "image_not_found", "image_id")
     assert_refused(await http.delete(f"/v1/images/{RED_ID}"), 404, "image_not_found", "image_id")
+    assert (await upload(http))["id"] == RED_ID
+
+
+async def test_an_image_whose_file_is_damaged_is_not_found_and_may_be_deleted(
+    http: httpx.AsyncClient, settings: Settings
+) -> None:
+    await upload(http)
+    (file,) = Path(settings.media_store_url).glob("img_*/img_*")
+    file.write_bytes(b"\x00" * 512)
+    assert_refused(await http.get(f"/v1/images/{RED_ID}"), 404, "image_not_found", "image_id")
+    assert_refused(await http.get(f"/v1/images/{RED_ID}/content"), 404, "image_not_found", "image_id")
+    assert (await http.get("/v1/images")).json()["data"] == []
+    assert (await http.delete(f"/v1/images/{RED_ID}")).status_code == 200
     assert (await upload(http))["id"] == RED_ID
 
 

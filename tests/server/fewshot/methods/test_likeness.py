@@ -9,6 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from server.fewshot.methods import METHODS, load_method
 from server.fewshot.methods.likeness import (
+    CHOICE_FOLDS,
     MAX_FOLDS,
     Array,
     Fitted,
@@ -17,6 +18,7 @@ from server.fewshot.methods.likeness import (
     Vectors,
     best_method,
     leave_out,
+    left_out_log_probabilities,
 )
 from server.fewshot.methods.linear import STRENGTH
 from server.fewshot.methods.nearest import NearestNeighbours
@@ -93,9 +95,29 @@ class Remembering:
 @pytest.mark.parametrize("per_label", [2, 11, 40])
 def test_a_left_out_example_is_never_known(per_label: int) -> None:
     labelled, method = examples(3, per_label, 0.5), Remembering()
-    assert leave_out(method, labelled).accuracy == pytest.approx(1 / 3)
+    logs = left_out_log_probabilities(method, labelled)
+    assert (logs.argmax(1) == labelled.labels).mean() == pytest.approx(1 / 3)
     assert len(method.sizes) == min(len(labelled.vectors), MAX_FOLDS)
     assert sum(len(labelled.vectors) - size for size in method.sizes) == len(labelled.vectors)
+
+
+@pytest.mark.parametrize(("per_label", "num_fits"), [(4, 12), (11, CHOICE_FOLDS), (40, CHOICE_FOLDS)])
+def test_a_choice_fits_few_times(per_label: int, num_fits: int) -> None:
+    labelled, method = examples(3, per_label, 0.5), Remembering()
+    assert leave_out(method, labelled).accuracy == pytest.approx(1 / 3)
+    assert len(method.sizes) == num_fits
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_fewer_coordinates_give_the_same_answers(name: str) -> None:
+    labelled = examples(3, 5, 1.0)
+    compact = labelled.compact()
+    assert (labelled.vectors.shape, compact.vectors.shape) == ((15, WIDTH), (15, 15))
+    assert compact.vectors @ compact.vectors.T == pytest.approx(labelled.vectors @ labelled.vectors.T, abs=1e-6)
+    logs = [load_method(name).fit(same).log_probabilities(same.vectors) for same in (labelled, compact)]
+    assert logs[0] == pytest.approx(logs[1], abs=1e-3)
+    many = examples(3, 10, 1.0)
+    assert many.compact() is many
 
 
 def test_the_method_with_the_highest_accuracy_is_the_best_and_of_equal_ones_the_surest() -> None:

@@ -53,6 +53,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         lowest, highest = row.accuracy_interval
         table.add_row(row.name, shots_text(row.k), f"{row.accuracy:.3f}", f"{lowest:.3f} to {highest:.3f}")
     print_table(table)
+    if evaluation.advice:
+        print(evaluation.advice)
     if evaluation.recommendation is not None:
-        print(evaluation.recommendation.reason)
         print(f"To use it: flamboyance-client classify IMAGE... --recommended {evaluation.id}")

@@ -1,0 +1,103 @@
+"""The file of a SQLite database: its folder, its lock, and whether it is still the file that was opened.
+
+The lock belongs to one server: two would run each other's evaluations, and a set that one has changed would be stale in the
+other. It is a lock of the operating system on a file next to the database, so none is left by a process that was killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TextIO
+
+from server.errors import DatabaseUnavailable
+from server.settings import SettingsError
+
+DAMAGED = "the database is damaged"
+
+logger = logging.getLogger(__name__)
+
+
+class DatabaseFile:
+    """The file of a SQLite database. Its path comes from the setting `setting`.
+
+    Commits into an open file that was moved away, or deleted, would be lost.
+    """
+
+    def __init__(self, path: Path, setting: str) -> None:
+        self._path = path
+        self._setting = setting
+        self._lock = ExitStack()
+        self._identity: tuple[int, int] | None = None
+        self._is_damaged = False
+
+    def create_folder(self) -> None:
+        """Create the folder of the file. Raises `SettingsError` if that is impossible."""
+        folder = self._path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(
+                f"{self._setting}: the folder {folder} of the database cannot be created: {error.strerror}; "
+                f"set {self._setting} to a place that this user may write to"
+            ) from None
+
+    def lock(self) -> None:
+        """Keep other servers from the file until `unlock`, or the end of this process however it ends.
+
+        Raises `SettingsError` if another server has the lock, or if this user may not write next to the file.
+        """
+        self.create_folder()
+        path = self._path.with_name(f"{self._path.name}.lock")
+        with ExitStack() as stack:
+            try:
+                lock = stack.enter_context(path.open("a+", encoding="ascii"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SettingsError(f"{self._setting}: {self._path} is in use by {_holder(lock)}") from None
+            except OSError as error:
+                raise SettingsError(f"{self._setting}: {path} cannot be locked: {error.strerror}") from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            self._lock = stack.pop_all()
+
+    def unlock(self) -> None:
+        self._lock.close()
+
+    def mark_damaged(self) -> None:
+        """Have every transaction refused until the file is replaced."""
+        self._is_damaged = True
+
+    def require_undamaged(self) -> None:
+        """Raise `DatabaseUnavailable` for a damaged file.
+
+        A connection that has pages in its memory would still read, and acknowledge writes that no later one finds.
+        """
+        if self._is_damaged:
+            raise DatabaseUnavailable(DAMAGED)
+
+    def is_replaced(self) -> bool:
+        """Return whether the path names another file than at the last call. Raises `DatabaseUnavailable` if none."""
+        before = self._identity  # read first: another thread may create the file at any time
+        try:
+            status = self._path.stat()
+        except OSError:
+            if before is None:
+                return False  # it is created at the first connection
+            logger.error("the database file is missing", extra={"file": str(self._path)})
+            raise DatabaseUnavailable("the database file is missing") from None
+        self._identity = (status.st_dev, status.st_ino)
+        is_replaced = before not in (None, self._identity)
+        self._is_damaged = self._is_damaged and not is_replaced
+        return is_replaced
+
+
+def _holder(lock: TextIO) -> str:
+    """Return the holder of a lock in words; it writes its process id into the file."""
+    lock.seek(0)
+    process_id = lock.read()
+    return f"another server (process {process_id})" if process_id else "another server"

@@ -1,0 +1,67 @@
+"""The lock of a SQLite database: one server has it, until it ends in whatever way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.settings import SettingsError
+from server.store.database import Database
+from server.store.database_file import DatabaseFile
+
+ROOT = Path(__file__).resolve().parents[3]
+# locks a database, starts a process that outlives it, as a worker may for a moment, and waits
+HOLDER = """
+import subprocess, sys
+from pathlib import Path
+from server.store.database_file import DatabaseFile
+
+file = DatabaseFile(Path(sys.argv[1]), "data_dir")
+file.lock()
+child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=0)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_one_holder_at_a_time(tmp_path: Path) -> None:
+    first, second = (DatabaseFile(tmp_path / "new" / "data.db", "database") for _ in range(2))
+    first.lock()
+    for _ in range(2):  # a refusal changes nothing
+        with pytest.raises(SettingsError, match=r"^database: .*data\.db is in use by another server \(process \d+\)$"):
+            second.lock()
+    first.unlock()
+    second.lock()
+    second.unlock()
+
+
+def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "data.db")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline()
+        file = DatabaseFile(tmp_path / "data.db", "data_dir")
+        with pytest.raises(SettingsError, match=rf"\(process {holder.pid}\)$"):
+            file.lock()
+        holder.kill()
+        holder.wait()
+        file.lock()  # although its child still runs
+        file.unlock()
+
+
+def test_a_lock_that_cannot_be_written_is_a_wrong_setting(tmp_path: Path) -> None:
+    (tmp_path / "data.db.lock").mkdir()
+    with pytest.raises(SettingsError, match=r"^data_dir: .*data\.db\.lock cannot be locked: Is a directory$"):
+        DatabaseFile(tmp_path / "data.db", "data_dir").lock()
+
+
+def test_servers_share_a_postgresql_database(tmp_path: Path) -> None:
+    databases = [Database(f"postgresql://user@/name?host={tmp_path}") for _ in range(2)]
+    for database in databases:
+        database.lock()
+    for database in databases:
+        database.close()
+    assert list(tmp_path.iterdir()) == []
