@@ -16,7 +16,7 @@ from fractions import Fraction
 import av
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from model.config import VisionConfig
 from model.truncation import has_no_pixels, image_ends_early, video_ends_early
@@ -39,6 +39,18 @@ DECODER_ERRORS = (
     RuntimeError,
     struct.error,
 )
+# EXIF's orientation -> what turns the stored pixels upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# stored vectors of media are keyed by this name of the decoding, which any change of the decoded pixels must change
+DECODING = "upright"
 ENDS_EARLY = "image cannot be decoded: its data end early"
 WHITE = (255, 255, 255, 255)
 
@@ -91,9 +103,9 @@ def media_type_of(data: bytes) -> str:
 
 
 def load_image(data: bytes, limits: MediaLimits, budget: PixelBudget | None = None) -> Image.Image:
-    """Decode the first frame in the file's own mode; `resize` converts it to RGB where its family does.
+    """Decode the first frame, upright, in the file's own mode; `resize` converts it to RGB where its family does.
 
-    Orientation tags are not applied, as in all the families. Raises `MediaError`.
+    Raises `MediaError`.
     """
     _check_bytes(data, limits)
     image = _open_image(data, limits)
@@ -106,7 +118,16 @@ def load_image(data: bytes, limits: MediaLimits, budget: PixelBudget | None = No
         raise MediaError("image cannot be decoded: its data are damaged, or end early") from None
     if image_ends_early(data, image):
         raise MediaError(ENDS_EARLY)
-    return image
+    return _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn a photograph as its orientation says; one that cannot be read turns nothing."""
+    try:
+        method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except DECODER_ERRORS:
+        return image
+    return image if method is None else image.transpose(method)
 
 
 def _open_image(data: bytes, limits: MediaLimits) -> Image.Image:

@@ -132,13 +132,6 @@ def test_limits_name_both_numbers() -> None:
     assert load_image(data, MediaLimits(max_bytes=len(data), max_pixels=800, max_aspect=2)).size == (40, 20)
 
 
-def test_orientation_tags_are_not_applied() -> None:
-    image = noise(40, 20)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by a quarter
-    assert decoded(encoded(image, "JPEG", exif=exif)).size == (40, 20)
-
-
 @settings(deadline=None)
 @given(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF"]), st.data())
 def test_damaged_files_raise_nothing_but_media_errors(form: str, data: st.DataObject) -> None:

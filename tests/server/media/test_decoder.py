@@ -7,6 +7,7 @@ import io
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from model.media import MediaLimits
 from server.media import decoder
@@ -21,6 +22,16 @@ def test_an_image_is_one_frame() -> None:
     reply = frames_of(Decode(kind="image", data=png("red")), VISION, MediaLimits())
     assert isinstance(reply, Frames)
     assert (reply.shape, reply.size) == ((1, 12, 12, 3), (20, 10))
+
+
+def test_the_size_is_that_of_the_upright_image() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    file = io.BytesIO()
+    Image.new("RGB", (20, 10), "red").save(file, "PNG", exif=exif)
+    reply = frames_of(Decode(kind="image", data=file.getvalue()), VISION, MediaLimits())
+    assert isinstance(reply, Frames)
+    assert reply.size == (10, 20)
 
 
 def test_a_video_has_a_frame_per_second() -> None:
