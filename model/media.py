@@ -50,7 +50,7 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 # stored vectors of media are keyed by this name of the decoding, which any change of the decoded pixels must change
-DECODING = "upright"
+DECODING = "upright-8-bits"
 ENDS_EARLY = "image cannot be decoded: its data end early"
 WHITE = (255, 255, 255, 255)
 
@@ -103,7 +103,7 @@ def media_type_of(data: bytes) -> str:
 
 
 def load_image(data: bytes, limits: MediaLimits, budget: PixelBudget | None = None) -> Image.Image:
-    """Decode the first frame, upright, in the file's own mode; `resize` converts it to RGB where its family does.
+    """Decode the first frame, upright, in the file's own mode of 8 bits; `resize` converts it where its family does.
 
     Raises `MediaError`.
     """
@@ -118,7 +118,8 @@ def load_image(data: bytes, limits: MediaLimits, budget: PixelBudget | None = No
         raise MediaError("image cannot be decoded: its data are damaged, or end early") from None
     if image_ends_early(data, image):
         raise MediaError(ENDS_EARLY)
-    return _upright(image)
+    upright = _upright(image)
+    return _high_bytes(upright) if upright.mode.startswith("I;16") else upright
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -128,6 +129,15 @@ def _upright(image: Image.Image) -> Image.Image:
     except DECODER_ERRORS:
         return image
     return image if method is None else image.transpose(method)
+
+
+def _high_bytes(image: Image.Image) -> Image.Image:
+    """Return grey of 16 bits as 8 bits, as PIL reduces colours; its transparent grey, one of 65536, becomes alpha."""
+    values = np.asarray(image)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    if (transparent := image.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _open_image(data: bytes, limits: MediaLimits) -> Image.Image:
