@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import AvifImagePlugin, ExifTags, Image, TiffImagePlugin
 
 from model.config import VisionConfig
-from model.truncation import has_no_pixels, image_ends_early, video_ends_early
+from model.truncation import has_no_pixels, image_ends_early, lacks_strips, video_ends_early
 
 # the first bytes of a file -> PIL's name of the format
 IMAGE_MAGIC = (
@@ -69,7 +69,7 @@ UPRIGHT = {
 # stored vectors of media are keyed by this name of the decoding, which any change of the decoded pixels must change
 DECODING = "upright-8-bits"
 ENDS_EARLY = "image cannot be decoded: its data end early"
-# Pillow's own reader of TIFF leaves strips that are missing black; libtiff does not
+# Pillow's own reader of TIFF fills strips that end early or leaves them black; libtiff refuses them
 TiffImagePlugin.READ_LIBTIFF = True
 # the decode processes divide the processors, and threads would take a part of their memory each
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -134,6 +134,8 @@ def load_image(data: bytes, limits: MediaLimits, budget: PixelBudget | None = No
     if has_no_pixels(data, image.size):
         raise MediaError(ENDS_EARLY)
     try:
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and lacks_strips(image):
+            raise EOFError
         image.load()
     except DECODER_ERRORS:
         raise MediaError("image cannot be decoded: its data are damaged, or end early") from None

@@ -30,7 +30,7 @@ MEMORY_BYTES = 2 * 2**30
 LIMITS = MediaLimits(max_bytes=2**22, max_pixels=4_000_000, max_frames=8, max_seconds=10.0)
 BATCH = 100
 SIDE = 24
-TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_deflate", "packbits", "zstd", "lzma", "jpeg")
+TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_deflate", "packbits", "lzma", "jpeg")
 
 
 def images() -> list[bytes]:
