@@ -69,7 +69,7 @@ UPRIGHT = {
 # stored vectors of media are keyed by this name of the decoding, which any change of the decoded pixels must change
 DECODING = "upright-8-bits"
 ENDS_EARLY = "image cannot be decoded: its data end early"
-# Pillow's own reader of TIFF fills strips that end early or leaves them black; libtiff refuses them
+# Pillow's own reader of TIFF leaves missing strips black and ignores the lengths of strips; libtiff does not
 TiffImagePlugin.READ_LIBTIFF = True
 # the decode processes divide the processors, and threads would take a part of their memory each
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
