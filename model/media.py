@@ -16,13 +16,29 @@ from fractions import Fraction
 import av
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import AvifImagePlugin, ExifTags, Image, TiffImagePlugin
 
 from model.config import VisionConfig
-from model.truncation import has_no_pixels, image_ends_early, video_ends_early
+from model.truncation import has_no_pixels, image_ends_early, lacks_strips, video_ends_early
 
 # the first bytes of a file -> PIL's name of the format
-IMAGE_MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"))
+IMAGE_MAGIC = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+)
+IMAGE_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF"
+VIDEO_FORMATS = "MP4, WebM, Matroska"
+# TIFF's photometric interpretation of grey whose highest number is white
+BLACK_IS_ZERO = 1
+AVIF_BRANDS = (b"avif", b"avis")
+# brands of stills in the container of MP4, with other codecs or any
+STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# PIL's modes in which white is defined, and that become RGB
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B"}
 # FFmpeg's name of a format -> its media type
 VIDEO_TYPES = {"mp4": "video/mp4", "matroska": "video/x-matroska", "webm": "video/webm"}
 # bytes within which a Matroska file names its kind
@@ -37,9 +53,26 @@ DECODER_ERRORS = (
     KeyError,
     TypeError,
     RuntimeError,
+    ArithmeticError,
     struct.error,
 )
+# EXIF's orientation -> what turns the stored pixels upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# stored vectors of media are keyed by this name of the decoding, which any change of the decoded pixels must change
+DECODING = "upright-8-bits"
 ENDS_EARLY = "image cannot be decoded: its data end early"
+# Pillow's own reader of TIFF leaves missing strips black and ignores the lengths of strips; libtiff does not
+TiffImagePlugin.READ_LIBTIFF = True
+# the decode processes divide the processors, and threads would take a part of their memory each
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 WHITE = (255, 255, 255, 255)
 
 
@@ -85,15 +118,15 @@ def media_type_of(data: bytes) -> str:
     try:
         video_format = _video_format(data)
     except MediaError:
-        raise MediaError("bytes are none of JPEG, PNG, WebP, GIF, MP4, WebM, Matroska") from None
+        raise MediaError(f"bytes are none of {IMAGE_FORMATS}, {VIDEO_FORMATS}") from None
     is_webm = video_format == "matroska" and b"webm" in data[:EBML_HEAD_BYTES]
     return VIDEO_TYPES["webm" if is_webm else video_format]
 
 
 def load_image(data: bytes, limits: MediaLimits, budget: PixelBudget | None = None) -> Image.Image:
-    """Decode the first frame in the file's own mode; `resize` converts it to RGB where its family does.
+    """Decode the first frame, upright, in the file's own mode of 8 bits; `resize` converts it where its family does.
 
-    Orientation tags are not applied, as in all the families. Raises `MediaError`.
+    Raises `MediaError`.
     """
     _check_bytes(data, limits)
     image = _open_image(data, limits)
@@ -101,12 +134,33 @@ def load_image(data: bytes, limits: MediaLimits, budget: PixelBudget | None = No
     if has_no_pixels(data, image.size):
         raise MediaError(ENDS_EARLY)
     try:
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and lacks_strips(image):
+            raise EOFError
         image.load()
     except DECODER_ERRORS:
         raise MediaError("image cannot be decoded: its data are damaged, or end early") from None
     if image_ends_early(data, image):
         raise MediaError(ENDS_EARLY)
-    return image
+    upright = _upright(image)
+    return _high_bytes(upright) if upright.mode.startswith("I;16") else upright
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn a photograph as its orientation says; one that cannot be read turns nothing."""
+    try:
+        method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except DECODER_ERRORS:
+        return image
+    return image if method is None else image.transpose(method)
+
+
+def _high_bytes(image: Image.Image) -> Image.Image:
+    """Return grey of 16 bits as 8 bits, as PIL reduces colours; its transparent grey, one of 65536, becomes alpha."""
+    values = np.asarray(image)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    if (transparent := image.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _open_image(data: bytes, limits: MediaLimits) -> Image.Image:
@@ -117,18 +171,34 @@ def _open_image(data: bytes, limits: MediaLimits) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise MediaError(f"image has too many pixels, the limit is {limits.max_pixels}") from None
     except DECODER_ERRORS:
-        raise MediaError("image cannot be decoded: its header is damaged, or ends early") from None
+        message = "image cannot be decoded: its header is damaged, ends early, or names a variant that is not read"
+        raise MediaError(message) from None
     _check_size(image.size, limits)
+    _check_mode(image)
     return image
 
 
 def _image_format(data: bytes) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
+    if data[4:8] == b"ftyp" and data[8:12] in AVIF_BRANDS:
+        return "AVIF"
+    if data[:2] == b"BM" and data[15:18] == b"\0\0\0":  # the high bytes of the header's length
+        return "BMP"
     for magic, name in IMAGE_MAGIC:
         if data.startswith(magic):
             return name
-    raise MediaError("bytes are none of JPEG, PNG, WebP, GIF")
+    raise MediaError(f"bytes are none of {IMAGE_FORMATS}")
+
+
+def _check_mode(image: Image.Image) -> None:
+    is_known = image.mode in MODES
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode.startswith("I;16"):
+        depth, black = TiffImagePlugin.BITSPERSAMPLE, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION
+        is_known = image.tag_v2.get(depth) == (16,) and image.tag_v2.get(black) == BLACK_IS_ZERO
+    if not is_known:
+        kind = f"pixels of the type {image.mode}, which states no white"
+        raise MediaError(f"image has {kind}: send grey or RGB of 8 or 16 bits")
 
 
 def _check_bytes(data: bytes, limits: MediaLimits) -> None:
@@ -164,11 +234,11 @@ def load_video(data: bytes, limits: MediaLimits, budget: PixelBudget | None = No
 
 
 def _video_format(data: bytes) -> str:
-    if data[4:8] == b"ftyp":
+    if data[4:8] == b"ftyp" and data[8:12] not in AVIF_BRANDS + STILL_BRANDS:
         return "mp4"
     if data[:4] == b"\x1aE\xdf\xa3":
         return "matroska"
-    raise MediaError("bytes are none of MP4, WebM, Matroska")
+    raise MediaError(f"bytes are none of {VIDEO_FORMATS}")
 
 
 def _sampled_frames(

@@ -12,7 +12,22 @@ from collections.abc import Iterator
 
 import av
 from PIL import Image
+from PIL.TiffImagePlugin import (
+    PLANAR_CONFIGURATION,
+    ROWSPERSTRIP,
+    SAMPLESPERPIXEL,
+    STRIPBYTECOUNTS,
+    STRIPOFFSETS,
+    TILEBYTECOUNTS,
+    TILELENGTH,
+    TILEOFFSETS,
+    TILEWIDTH,
+    TiffImageFile,
+)
 
+# TIFF's planes of one channel each, and the orientations that exchange width and height
+SEPARATE_PLANES = 2
+ORIENTATION, SIDEWAYS = 274, (5, 6, 7, 8)
 # Matroska's element of all media data
 SEGMENT_ID = 0x18538067
 # libjpeg's blocks without data: the middle grey, which is 127 in an inverted CMYK
@@ -38,6 +53,19 @@ def image_ends_early(data: bytes, image: Image.Image) -> bool:
     if data.startswith(b"\xff\xd8"):
         return values <= NEUTRAL and _jpeg_ends_early(data)
     return data.startswith(b"\x89PNG") and values == {0} and _png_ends_early(data)
+
+
+def lacks_strips(image: TiffImageFile) -> bool:
+    """Return whether a TIFF's table has fewer strips or tiles than its pixels need; libtiff reads other bytes instead."""
+    tags, (width, height) = image.tag_v2, image.size
+    if tags.get(ORIENTATION) in SIDEWAYS:
+        width, height = height, width
+    offsets, sizes = (TILEOFFSETS, TILEBYTECOUNTS) if TILEOFFSETS in tags else (STRIPOFFSETS, STRIPBYTECOUNTS)
+    columns = -(-width // max(1, tags.get(TILEWIDTH, width))) if offsets == TILEOFFSETS else 1
+    rows = -(-height // max(1, tags.get(TILELENGTH if offsets == TILEOFFSETS else ROWSPERSTRIP, height)))
+    planes = tags.get(SAMPLESPERPIXEL, 1) if tags.get(PLANAR_CONFIGURATION) == SEPARATE_PLANES else 1
+    num_whole = sum(size > 0 for size in tags.get(sizes, ()))
+    return min(len(tags.get(offsets, ())), num_whole) < columns * rows * planes
 
 
 def _jpeg_ends_early(data: bytes) -> bool:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import av
 import numpy as np
 import psutil
-from PIL import Image
+from PIL import ExifTags, Image
 
 from bench.fuzz.isolated import HANG_SECONDS, Tally, rng_of
 from bench.fuzz.mutation import mutate
@@ -30,6 +30,7 @@ MEMORY_BYTES = 2 * 2**30
 LIMITS = MediaLimits(max_bytes=2**22, max_pixels=4_000_000, max_frames=8, max_seconds=10.0)
 BATCH = 100
 SIDE = 24
+TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_deflate", "packbits", "lzma", "jpeg")
 
 
 def images() -> list[bytes]:
@@ -37,6 +38,8 @@ def images() -> list[bytes]:
     noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 4), dtype=np.uint8)
     picture = Image.fromarray(noise, "RGBA")
     rgb, frames = picture.convert("RGB"), [picture.rotate(90 * i) for i in range(3)]
+    deep, turned = Image.fromarray(noise[..., 0].astype(np.uint16) * 257), Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
     samples = [
         _saved(rgb, "JPEG"),
         _saved(rgb, "JPEG", progressive=True, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"),
@@ -44,13 +47,24 @@ def images() -> list[bytes]:
         _saved(rgb.convert("CMYK"), "JPEG"),
         _saved(picture, "PNG"),
         _saved(picture.convert("P"), "PNG", transparency=0),
-        _saved(picture.convert("I;16") if picture.mode == "L" else picture.convert("LA"), "PNG"),
+        _saved(picture.convert("LA"), "PNG"),
+        _saved(deep, "PNG", exif=turned),
         _saved(picture.convert("1"), "PNG", icc_profile=b"profile" * 20),
         _saved(picture.convert("P"), "GIF"),
         _saved(frames[0], "GIF", save_all=True, append_images=frames[1:]),
         _saved(rgb, "WEBP"),
         _saved(picture, "WEBP", lossless=True),
         _saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]),
+        *(_saved(rgb, kind, exif=turned) for kind in ("JPEG", "PNG", "WEBP")),
+        *(_saved(picture.convert(mode), "BMP") for mode in ("RGB", "RGBA", "P", "1")),
+        _saved(rgb, "AVIF"),
+        _saved(picture, "AVIF", exif=turned),
+        _saved(frames[0], "AVIF", save_all=True, append_images=frames[1:]),
+        *(_saved(rgb, "TIFF", compression=name, exif=turned) for name in TIFF_COMPRESSIONS),
+        *(_saved(picture.convert("1"), "TIFF", compression=name) for name in ("group3", "group4")),
+        *(_saved(picture.convert(mode), "TIFF") for mode in ("RGBA", "P", "CMYK", "YCbCr", "LA")),
+        _saved(deep, "TIFF", compression="tiff_lzw"),
+        _saved(frames[0], "TIFF", save_all=True, append_images=frames[1:]),
     ]
     return samples
 

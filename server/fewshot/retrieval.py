@@ -1,8 +1,8 @@
 """RICES: finds the examples most similar to a query, by features of the frozen vision encoder, the language model, or both.
 
 Examples are embedded once, and their vectors stay in the database, computed once for all servers that share it, under the
-fingerprint of the weights. A version of a support set never changes, so its index is built once. An index computes every
-score: sets are small enough for that.
+fingerprint of the weights and the name of the decoding. A version of a support set never changes, so its index is built
+once. An index computes every score: sets are small enough for that.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from model.likeness import unit
+from model.media import DECODING
 from server.engine_client.client import Client
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.fewshot.recent import Recent
@@ -149,7 +150,7 @@ class Retrieval:
     @property
     def embedder(self) -> str:
         """The key of everything that a vector depends on, apart from its input."""
-        return f"{self.model.fingerprint}-{self.client.info.get('dtype', '')}-mean"
+        return f"{self.model.fingerprint}-{self.client.info.get('dtype', '')}-mean-{DECODING}"
 
     async def _query_vector(self, space: Space, query: SimilarityQuery) -> Vectors:  # -> [D]
         if space == "text":

@@ -7,6 +7,7 @@ time, until the input ends.
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import sys
@@ -121,6 +122,14 @@ def _read(source: BinaryIO) -> bytes | None:
     return source.read(int.from_bytes(length, "little")) if len(length) == LENGTH_BYTES else None
 
 
+def silence_libraries() -> None:
+    """Drop what libraries tell of faults in files, with which a client could fill the log; Python's own errors stay."""
+    warnings.simplefilter("ignore")
+    logging.disable()
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes there, and has no setting in PIL
+
+
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # PIL warns of faults in files, with which a client could fill the log
+    silence_libraries()
     serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -17,7 +17,7 @@ from ipaddress import ip_address
 
 import httpx
 
-from model.media import MediaError, media_type_of
+from model.media import IMAGE_FORMATS, VIDEO_FORMATS, MediaError, media_type_of
 from server.errors import MediaNotFetched, MediaUrlRefused
 from server.media.addresses import Address, UrlRules, host_of, port_of
 from server.media.source import EncodedMedia, Kind, encoded, too_large
@@ -26,6 +26,7 @@ from server.settings import Settings
 Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
 
 HEADERS = {"Accept": "image/*, video/*", "Accept-Encoding": "identity", "User-Agent": "flamboyance"}
+FORMATS: dict[Kind, str] = {"image": IMAGE_FORMATS, "video": VIDEO_FORMATS}
 REDIRECTS = {301, 302, 303, 307, 308}
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def _check_kind(data: bytes, kind: Kind, param: str) -> None:
     with suppress(MediaError):
         if media_type_of(data).startswith(f"{kind}/"):
             return
-    raise MediaNotFetched(f"the URL's content is not a supported {kind} format", param=param)
+    raise MediaNotFetched(f"the URL's content is none of {FORMATS[kind]}", param=param)
 
 
 def _length(response: httpx.Response) -> int:

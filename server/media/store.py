@@ -47,8 +47,8 @@ logger = logging.getLogger(__name__)
 class StoredMedia(msgspec.Struct, frozen=True, kw_only=True):
     """The description of a media item, without its bytes.
 
-    `width` and `height` are those of its first frame in pixels; they and `num_frames` are None if it was stored without
-    being decoded. `created` is in Unix seconds.
+    `width` and `height` are those of its first frame in pixels, upright; they and `num_frames` are None if it was stored
+    without being decoded. `created` is in Unix seconds.
     """
 
     id: str

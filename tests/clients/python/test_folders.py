@@ -14,7 +14,12 @@ from flamboyance_client.folders import MEDIA_TYPES, SUFFIXES, labelled_files
 from flamboyance_client.prompt import media_type
 from model.media import MediaError, media_type_of
 
-FORMATS = {".jpg": "JPEG", ".JPEG": "JPEG", ".png": "PNG", ".PNG": "PNG", ".webp": "WEBP", ".GIF": "GIF"}
+FORMATS = {".jpg": "JPEG", ".JPEG": "JPEG", ".png": "PNG", ".PNG": "PNG", ".webp": "WEBP", ".GIF": "GIF"} | {
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".TIFF": "TIFF",
+    ".avif": "AVIF",
+}
 
 
 def picture(file_format: str = "PNG") -> bytes:
@@ -70,15 +75,14 @@ def test_hidden_files_and_other_files_are_left_out(tmp_path: Path) -> None:
     [
         ("1.jpg", b"", "0 bytes"),
         ("1.png", b"<html>not found</html>", "an unknown format"),
-        ("1.bmp", picture("BMP"), "image/bmp"),
-        ("1.tiff", picture("TIFF"), "image/tiff"),
-        ("1.jpg", picture("BMP"), "image/bmp"),
+        ("1.ico", picture("ICO"), "an unknown format"),
         ("1.heic", b"\0\0\0\x18ftypheic", "image/heic"),
     ],
 )
 def test_a_file_that_the_server_cannot_read_is_named(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
     write(tmp_path, **{f"a/{name}": data})
-    with pytest.raises(ValueError, match="JPEG, PNG, WebP and GIF images; MP4, WebM and Matroska videos") as caught:
+    formats = "JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF images; MP4, WebM and Matroska videos"
+    with pytest.raises(ValueError, match=formats) as caught:
         labelled_files(tmp_path)
     assert f"{tmp_path / 'a' / name} is not" in str(caught.value)
     assert f"({reason})" in str(caught.value)
@@ -108,7 +112,13 @@ def test_a_subfolder_may_be_a_link(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "start",
     [
-        *(picture(name) for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO")),
+        *(picture(name) for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO")),
+        b"\0\0\0\x18ftypavis",
+        b"\0\0\0\x18ftypheic",
+        b"\0\0\0\x18ftypmif1",
+        b"\0\0\0\x18ftypmsf1",
+        b"\0\0\0\x18ftyphevc",
+        b"MM\0*\0\0\0\x08",
         b"\0\0\0\x18ftypisom",
         b"\0\0\0\x14ftypqt  ",
         b"\x1a\x45\xdf\xa3\x01webm",

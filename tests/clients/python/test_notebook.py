@@ -183,7 +183,7 @@ def test_points_of_a_chart_are_where_their_numbers_are() -> None:
     assert y(0.5) - y(1.0) == pytest.approx((y(0.0) - y(1.0)) / 2)
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF"])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_a_thumbnail_is_small_and_keeps_the_shape(file_format: str) -> None:
     stream = io.BytesIO()
     Image.open(io.BytesIO(picture())).resize((600, 300)).save(stream, file_format)
@@ -192,6 +192,26 @@ def test_a_thumbnail_is_small_and_keeps_the_shape(file_format: str) -> None:
     head, _, data = url.partition(",")
     assert head == "data:image/jpeg;base64"
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (96, 48)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+def test_a_thumbnail_is_upright(file_format: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.new("RGB", (600, 300), "red").save(stream, file_format, exif=exif)
+    url = thumbnail(stream.getvalue())
+    assert url is not None
+    assert Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).size == (48, 96)
+
+
+def test_a_thumbnail_of_16_bits_is_not_white() -> None:
+    stream = io.BytesIO()
+    Image.new("I;16", (20, 20), 0x4000).save(stream, "PNG")
+    url = thumbnail(stream.getvalue())
+    assert url is not None
+    red, _, _ = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB").getpixel((9, 9))  # type: ignore[misc]
+    assert abs(red - 0x40) < 3
 
 
 def test_without_pillow_a_small_file_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

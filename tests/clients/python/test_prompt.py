@@ -67,7 +67,43 @@ def test_a_pil_image_keeps_every_pixel(mode: str) -> None:
     assert (returned.mode, returned.tobytes()) == (original.mode, original.tobytes())
 
 
-@pytest.mark.parametrize("mode", ["CMYK", "HSV", "F"])
+def photograph(**options: object) -> bytes:
+    """Return a photograph of 7 x 5 pixels, which is stored sideways."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.effect_noise((5, 7), 90).save(stream, "PNG", exif=exif, **options)
+    return stream.getvalue()
+
+
+def test_a_pil_image_is_sent_upright() -> None:
+    data = photograph()
+    stored = Image.open(io.BytesIO(data))
+    returned = Image.open(io.BytesIO(decoded_image(Image.open(io.BytesIO(data)))[1]))
+    assert returned.size == (7, 5)
+    assert returned.tobytes() == stored.transpose(Image.Transpose.ROTATE_270).tobytes()
+    assert returned.getexif().get(0x0112) is None
+
+
+def test_a_pil_image_whose_orientation_cannot_be_read_is_sent_as_it_is() -> None:
+    original = Image.effect_noise((7, 5), 90)
+    original.info["exif"] = b"Exif\0\0no table"
+    assert Image.open(io.BytesIO(decoded_image(original)[1])).tobytes() == original.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_a_pil_image_of_16_bits_keeps_them(mode: str) -> None:
+    original = Image.new(mode, (4, 3), 0x1234)
+    assert Image.open(io.BytesIO(decoded_image(original)[1])).getpixel((2, 2)) == 0x1234
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_pil_image_that_states_no_white_is_refused(mode: str) -> None:
+    with pytest.raises(ValueError, match=f"a PIL image of mode {mode} states no white"):
+        image(Image.new(mode, (4, 3)))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "HSV"])
 def test_a_pil_image_that_png_cannot_hold_is_sent_as_rgb(mode: str) -> None:
     original = Image.new(mode, (4, 3))
     returned = Image.open(io.BytesIO(decoded_image(original)[1]))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from model.prompt import Media, Segment, Text
+from server.fewshot import retrieval
 from server.media.source import EncodedMedia
 from server.settings import Settings
 from server.store.records import NewExample, SupportSetInfo
@@ -189,6 +190,15 @@ async def test_vectors_of_other_weights_are_not_used(
 ) -> None:
     await shot_ids(http, strategy="rices_image")
     client.info = {"dtype": "bfloat16"}
+    await shot_ids(http, strategy="rices_image")
+    assert [media.digest for media in client.embedded].count(IMAGES[0].digest) == 2
+
+
+async def test_vectors_of_media_that_were_decoded_otherwise_are_not_used(
+    http: httpx.AsyncClient, client: FakeClient, colours: SupportSetInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shot_ids(http, strategy="rices_image")
+    monkeypatch.setattr(retrieval, "DECODING", "sideways")
     await shot_ids(http, strategy="rices_image")
     assert [media.digest for media in client.embedded].count(IMAGES[0].digest) == 2
 

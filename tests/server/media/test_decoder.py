@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from model.media import MediaLimits
 from server.media import decoder
+from server.media.decode_process import ROOT
 from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, decode_reply, frames_of, with_length
 from server.media.source import Kind
 from tests.server.conftest import png
@@ -21,6 +25,16 @@ def test_an_image_is_one_frame() -> None:
     reply = frames_of(Decode(kind="image", data=png("red")), VISION, MediaLimits())
     assert isinstance(reply, Frames)
     assert (reply.shape, reply.size) == ((1, 12, 12, 3), (20, 10))
+
+
+def test_the_size_is_that_of_the_upright_image() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    file = io.BytesIO()
+    Image.new("RGB", (20, 10), "red").save(file, "PNG", exif=exif)
+    reply = frames_of(Decode(kind="image", data=file.getvalue()), VISION, MediaLimits())
+    assert isinstance(reply, Frames)
+    assert reply.size == (10, 20)
 
 
 def test_a_video_has_a_frame_per_second() -> None:
@@ -75,7 +89,7 @@ def test_a_refusal_has_no_text_of_a_library(kind: Kind, data: bytes) -> None:
     reply = frames_of(Decode(kind=kind, data=data), VISION, MediaLimits())
     assert isinstance(reply, Refused)
     assert reply.message.removeprefix(f"{kind} cannot be decoded: ") in (
-        "its header is damaged, or ends early",
+        "its header is damaged, ends early, or names a variant that is not read",
         "its data are damaged, or end early",
         "its data are damaged",
     )
@@ -104,3 +118,29 @@ def test_requests_are_answered_in_order_until_the_input_ends(monkeypatch: pytest
     while length := sink.read(LENGTH_BYTES):
         replies.append(decode_reply.decode(sink.read(int.from_bytes(length, "little"))))
     assert [type(reply) for reply in replies] == [Frames, Refused]
+
+
+def tiff(mode: str, compression: str) -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((64, 64), 80).convert(mode).save(file, "TIFF", compression=compression)
+    return file.getvalue()
+
+
+def test_libraries_write_nothing_to_the_log() -> None:
+    fax, colour = tiff("1", "group4"), tiff("RGB", "raw")
+    damaged = fax[:500] + b"\x55" * 200 + fax[700:]
+    num_samples = b"\x15\x01\x03\0\x01\0\0\0"
+    too_many = colour.replace(num_samples + b"\x03\0", num_samples + b"\xff\xff")
+    setup = decoder.Setup(
+        vision=dataclasses.asdict(VISION), limits=dataclasses.asdict(MediaLimits()), max_memory_bytes=2**31
+    )
+    requests = [Decode(kind="image", data=data) for data in (damaged, too_many)]
+    process = subprocess.run(
+        [sys.executable, "-m", "server.media.decoder"],
+        input=b"".join(map(with_length, [setup, *requests])),
+        capture_output=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert process.stderr == b""
+    assert process.stdout.count(b"Refused") == 1

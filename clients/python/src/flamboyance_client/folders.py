@@ -10,11 +10,12 @@ from flamboyance_client.labelled import LabelledMedia
 from flamboyance_client.prompt import media_type
 
 # The formats that the server reads, by the names of files and by their first bytes.
-SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".mp4", ".m4v", ".mov", ".webm", ".mkv"]
-)
-MEDIA_TYPES = frozenset({"image/jpeg", "image/png", "image/webp", "image/gif", "video/mp4", "video/webm"})
-FORMATS = "JPEG, PNG, WebP and GIF images; MP4, WebM and Matroska videos"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv")
+SUFFIXES = frozenset(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+IMAGE_TYPES = frozenset(f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"))
+MEDIA_TYPES = IMAGE_TYPES | {"video/mp4", "video/webm"}
+FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF images; MP4, WebM and Matroska videos"
 SIGNATURE_BYTES = 32
 
 

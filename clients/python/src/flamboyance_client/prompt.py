@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, Protocol, TypedDict, TypeGuard
 
 from flamboyance_client.arrays import Array, encode_png
+from flamboyance_client.orientation import upright
 
 
 class TextPart(TypedDict):
@@ -80,12 +81,15 @@ _SIGNATURES = (
     (8, b"WEBP", "image/webp"),
     (8, b"AVI ", "video/x-msvideo"),
     (4, b"ftypavif", "image/avif"),
+    (4, b"ftypavis", "image/avif"),
     (4, b"ftyphei", "image/heic"),
+    (4, b"ftyphev", "image/heic-sequence"),
     (4, b"ftypmif1", "image/heif"),
+    (4, b"ftypmsf1", "image/heif-sequence"),
     (4, b"ftyp", "video/mp4"),
     (0, b"\x1a\x45\xdf\xa3", "video/webm"),
 )
-_PNG_MODES = {"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"}
+_PNG_MODES = {"1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA"}
 
 
 def text(value: str) -> TextPart:
@@ -95,8 +99,8 @@ def text(value: str) -> TextPart:
 def image(source: Media | None = None, *, uuid: str | None = None) -> ImagePart:
     """Return an image from a path, a URL, the bytes of an encoded file, a PIL image or an array of pixels.
 
-    The last two are sent as PNG, which is lossless. An array has the dtype uint8 and the shape [height, width, 3] or
-    [height, width].
+    The last two are sent as PNG, which is lossless. A PIL image is turned upright as its EXIF orientation says. An array
+    has the dtype uint8 and the shape [height, width, 3] or [height, width].
     `uuid` names the image. Without `source`, the part shows the image that was sent under this name before; the server
     answers `NotFound` if it does not have it any more. Raises `ValueError` without both.
     """
@@ -156,8 +160,8 @@ def to_url(source: Media) -> str:
 def encode_media(source: Media) -> tuple[bytes, str]:
     """Return the bytes of a media item and their media type.
 
-    The type comes from the signature of the bytes, or else from the file's name. Raises `ValueError` for empty media and
-    for an array that is not an image, and `TypeError` for an object of another type.
+    The type comes from the signature of the bytes, or else from the file's name. Raises `ValueError` for empty media, for
+    an array that is not an image and for a PIL image of mode I or F, and `TypeError` for an object of another type.
     """
     data, guess = _read(source)
     if not data:
@@ -190,10 +194,12 @@ def is_array(source: object) -> TypeGuard[Array]:
 
 
 def is_pil(source: object) -> TypeGuard[PilImage]:
-    return all(hasattr(source, name) for name in ("mode", "save", "convert"))
+    return all(hasattr(source, name) for name in ("mode", "save", "convert", "getexif"))
 
 
 def _png(image: PilImage) -> bytes:
-    stream = io.BytesIO()
+    if image.mode in ("I", "F"):
+        raise ValueError(f"a PIL image of mode {image.mode} states no white: convert it to L, I;16 or RGB first")
+    stream, image = io.BytesIO(), upright(image)
     (image if image.mode in _PNG_MODES else image.convert("RGB")).save(stream, format="PNG")
     return stream.getvalue()

@@ -10,12 +10,15 @@ from importlib.util import find_spec
 from typing import Any
 
 from flamboyance_client.fewshot import AnyQuery
+from flamboyance_client.orientation import upright
 from flamboyance_client.prompt import Media, encode_media, is_url
 
 SIDE = 96  # pixels
 # Without Pillow, only a small file is shown, as it is.
 MAX_BYTES = 32_768
-SHOWN_TYPES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
+SHOWN_TYPES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp", "image/bmp", "image/avif"})
+# No browser shows this type, and Pillow reads it.
+REDUCED_TYPES = SHOWN_TYPES | {"image/tiff"}
 
 
 def thumbnail(media: Media) -> str | None:
@@ -27,10 +30,10 @@ def thumbnail(media: Media) -> str | None:
         data, kind = _content(media)
     except (OSError, TypeError, ValueError):
         return None
-    if kind not in SHOWN_TYPES:
-        return None
-    small = _reduced(data) if find_spec("PIL") else data if len(data) <= MAX_BYTES else None
-    return None if small is None else f"data:{kind if small is data else 'image/jpeg'};base64,{_base64(small)}"
+    if find_spec("PIL"):
+        small = _reduced(data) if kind in REDUCED_TYPES else None
+        return None if small is None else f"data:image/jpeg;base64,{_base64(small)}"
+    return f"data:{kind};base64,{_base64(data)}" if kind in SHOWN_TYPES and len(data) <= MAX_BYTES else None
 
 
 def query_media(query: AnyQuery | None) -> Any:
@@ -62,7 +65,9 @@ def _reduced(data: bytes) -> bytes | None:
         with image_module.open(io.BytesIO(data)) as image:
             image.draft("RGB", (SIDE, SIDE))  # a large JPEG file is decoded at a reduced size
             image.thumbnail((SIDE, SIDE))
-            image.convert("RGB").save(stream, "JPEG", quality=80)
+            if image.mode.startswith("I;16"):  # a conversion would clip it
+                image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+            upright(image).convert("RGB").save(stream, "JPEG", quality=80)
     except (OSError, ValueError, SyntaxError, image_module.DecompressionBombError):
         return None
     return stream.getvalue()
