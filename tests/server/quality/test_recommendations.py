@@ -47,8 +47,8 @@ async def test_auto_is_what_the_latest_evaluation_recommends(http: httpx.AsyncCl
     assert (await classify(http))[0] != "in_context"
     await run_evaluation(http, services, k=[2], strategies=["balanced"])
     assert await classify(http) == ("in_context", "balanced", 2)
-    await run_evaluation(http, services, methods=["knn"], k=[1])
-    assert await classify(http) == ("knn", None, 0)
+    await run_evaluation(http, services, k=[1], strategies=["random"], methods=["in_context"])
+    assert await classify(http) == ("in_context", "random", 1)
 
 
 async def test_a_request_that_selects_shots_keeps_its_selection(http: httpx.AsyncClient, services: Services) -> None:
