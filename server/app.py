@@ -18,7 +18,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Lifespan
 
-from server.admission import Admission
 from server.api.body import JSONResponse
 from server.api.guard import Guard
 from server.api.openapi import openapi_document, operation_id
@@ -41,6 +40,7 @@ from server.fewshot.comparison import Comparison
 from server.fewshot.retrieval import EmbeddingStore, Retrieval
 from server.fewshot.shots import ShotSource
 from server.fewshot.warming import Maintenance, Warming
+from server.limits.admission import Admission
 from server.media.fetch import Fetcher
 from server.media.intake import Intake
 from server.media.pool import DecodePool

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
-from server.admission import Ticket
+from server.limits.admission import Ticket
 from server.metrics import Metrics
 from server.wire import Admitted, FinishReason, Scored
 

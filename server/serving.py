@@ -19,12 +19,12 @@ from functools import partial
 import uvicorn
 from threadpoolctl import threadpool_limits
 
-from server.admission import Admission
 from server.app import create_app
-from server.connections import Connection, ConnectionLimits, permit_open_files
 from server.engine_client.client import EngineClient
 from server.engine_client.spare import Spare
 from server.errors import DatabaseUnavailable, ShuttingDown
+from server.limits.admission import Admission
+from server.limits.connections import Connection, ConnectionLimits, permit_open_files
 from server.media.pool import DecodePool
 from server.metrics import Metrics
 from server.served_model import ServedModel

@@ -7,7 +7,7 @@ from typing import Any
 import schemathesis
 from schemathesis import Case, CheckContext, Response
 
-from server.deadline import HEADER
+from server.limits.deadline import HEADER
 
 ENGINE_DIED = b'"code":"engine_died"'
 DEADLINE_EXCEEDED = 504

@@ -13,9 +13,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.admission import Ticket
 from server.api.services import Services
 from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest
+from server.limits.admission import Ticket
 from server.schemas.base import ModelRequest, PrioritizedRequest, SchemaType, TimedRequest, read
 from server.settings import Settings
 

@@ -17,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.admission import Admission
-from server.deadline import HEADER, Deadline, read_header
 from server.errors import InvalidRequest, ServerError, Unauthorized
+from server.limits.admission import Admission
+from server.limits.deadline import HEADER, Deadline, read_header
 
 # A browser sends no key when it opens a page. The document and its page are the same for every server of a version: they
 # hold nothing of its model, its data or its settings.

@@ -12,12 +12,12 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import Request
 
-from server.admission import Admission, SharedLimit
 from server.engine_client.client import Client
 from server.errors import InvalidRequest, ModelNotFound
 from server.fewshot.comparison import Comparison
 from server.fewshot.shots import ShotSource
 from server.fewshot.warming import Warming
+from server.limits.admission import Admission, SharedLimit
 from server.media.intake import Intake
 from server.media.pool import DecodePool
 from server.media.store import MediaStore

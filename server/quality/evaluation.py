@@ -65,7 +65,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class EvaluationPlan:
     """The work of an evaluation; `queries` has the ids of the examples that are left out in turn."""
 
     template: Any
@@ -96,7 +96,7 @@ class Outcome:
         return combine([np.array(self.logs[part]) for part in parts_of(method)])
 
 
-def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedModel, max_media: int) -> Plan:
+def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedModel, max_media: int) -> EvaluationPlan:
     """Return the plan of a request. Raises `InvalidRequest` for an evaluation that is impossible with these examples."""
     examples = support_set.examples
     template = find_template(fields.template, model)
@@ -107,7 +107,7 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
     methods, queries = _methods(fields.methods, examples, candidates, template), [examples[index] for index in indices]
     if any(IN_CONTEXT in parts_of(method) for method in methods):
         _check_queries(queries, template)
-    return Plan(
+    return EvaluationPlan(
         template=fields.template if isinstance(fields.template, str) else fields.template.model_dump(),
         order=fields.order,
         candidates=candidates,

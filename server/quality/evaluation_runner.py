@@ -29,7 +29,7 @@ from server.fewshot.prompting import assemble, find_template, read_question
 from server.fewshot.retrieval import SPACES
 from server.fewshot.shots import ShotSource
 from server.metrics import Metrics
-from server.quality.evaluation import Cell, Outcome, Plan, PromptSetting, cell_result, failed_cell
+from server.quality.evaluation import Cell, EvaluationPlan, Outcome, PromptSetting, cell_result, failed_cell
 from server.quality.evaluation_store import Evaluation, Evaluations
 from server.request_record import RequestRecord
 from server.schemas.fewshot import ExamplesFields, FewShotFields, QueryFields, TemplateFields, WeighingFields
@@ -71,7 +71,7 @@ class LeaveOneOut:
     metrics: Metrics
 
     async def answer(
-        self, evaluation: Evaluation, plan: Plan, prompt: PromptSetting, query: Query, is_timed: bool
+        self, evaluation: Evaluation, plan: EvaluationPlan, prompt: PromptSetting, query: Query, is_timed: bool
     ) -> Outcome:
         record = RequestRecord(evaluation.id, self.metrics)
         record.priority = BACKGROUND_PRIORITY
@@ -98,7 +98,7 @@ class LeaveOneOut:
         if media:
             await self.client.embed(media)
 
-    async def queries(self, evaluation: Evaluation, plan: Plan) -> list[Query]:
+    async def queries(self, evaluation: Evaluation, plan: EvaluationPlan) -> list[Query]:
         """Return the examples that are queries. Raises `SupportSetNotFound`, and the engine's errors."""
         version = await self.shots.support_sets.get_version(evaluation.support_set, evaluation.version)
         labels = [candidate.label for candidate in plan.candidates]
@@ -114,7 +114,9 @@ class LeaveOneOut:
             for index in map(indices.__getitem__, plan.queries)
         ]
 
-    def _fields(self, evaluation: Evaluation, plan: Plan, prompt: PromptSetting, query: Example) -> FewShotFields:
+    def _fields(
+        self, evaluation: Evaluation, plan: EvaluationPlan, prompt: PromptSetting, query: Example
+    ) -> FewShotFields:
         choice = plan.template if isinstance(plan.template, str) else TemplateFields(**plan.template)
         template = find_template(choice, self.model)
         fields = template.query_fields
@@ -171,7 +173,7 @@ class EvaluationRunner:
                     await self._evaluations.added.wait()
 
     async def _run(self, evaluation: Evaluation) -> None:
-        plan = msgspec.convert(evaluation.plan["settled"], Plan)
+        plan = msgspec.convert(evaluation.plan["settled"], EvaluationPlan)
         num_done = len(evaluation.cells) * len(plan.queries)
         running = _RunningEvaluation(
             evaluation, plan, self._evaluations, self._leave_one_out, self._num_lanes, self._holder, num_done
@@ -200,7 +202,7 @@ class _RunningEvaluation:
     """A running evaluation that is leased to `holder`."""
 
     evaluation: Evaluation
-    plan: Plan
+    plan: EvaluationPlan
     evaluations: Evaluations
     leave_one_out: LeaveOneOut
     num_lanes: int

@@ -16,8 +16,8 @@ import msgspec
 from sqlalchemy import JSON, ForeignKey, String, func, insert, select, update
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
-from server.admission import SharedLimit
 from server.errors import ClientOverShare, EvaluationNotFound, Overloaded
+from server.limits.admission import SharedLimit
 from server.store.database import Base, Database, new_id
 
 ID_PREFIX = "eval_"

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Validat
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from server.deadline import MAX_SECONDS
 from server.errors import BodyTooLarge, InvalidRequest, UnsupportedParameter
+from server.limits.deadline import MAX_SECONDS
 
 # Parsing takes much longer per value, and per name of a field, than per byte. No body of a sensible request has as many.
 MAX_SEPARATORS = {b",": 2**19, b":": 2**16}

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.fuzz.api import LINKS, run_round, with_event_schemas, with_links
 from bench.target import Target, get
-from server.deadline import HEADER
+from server.limits.deadline import HEADER
 
 INTEGER = {"application/json": {"schema": {"type": "integer"}}}
 TIMEOUT = {"name": HEADER, "in": "header", "required": True, "schema": {"enum": ["1"]}}

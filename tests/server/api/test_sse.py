@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from server.admission import Admission
 from server.errors import EngineDied
+from server.limits.admission import Admission
 from tests.server.fakes import FakeClient, eventually
 
 pytestmark = pytest.mark.anyio

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.admission import Admission, SharedLimit
 from server.errors import ClientOverShare, Overloaded
+from server.limits.admission import Admission, SharedLimit
 from server.metrics import Metrics
 from server.settings import Settings
 from server.wire import Generate

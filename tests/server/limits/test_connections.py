@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from server.connections import Connection, ConnectionLimits
+from server.limits.connections import Connection, ConnectionLimits
 
 pytestmark = pytest.mark.anyio
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.deadline import HEADER
+from server.limits.deadline import HEADER
 from server.settings import Settings
 from tests.server.conftest import data_url, image_part, png
 from tests.server.documented import CHECKED
