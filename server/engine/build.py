@@ -26,7 +26,6 @@ from model.prompt import EncodedPrompt
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.runner import can_be_recorded, record_cuda
-from server.engine.shares import Pace
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
 from server.wire import Generate, Grammar, MediaPixels, MediaWanted, Sampling
@@ -204,8 +203,8 @@ def warm_up(engine: Engine, media_token_id: int, image_size: int) -> None:
     """Run two requests like any others, while kernels are compiled and libraries choose their algorithms.
 
     An image is encoded, a prompt is computed and decoded, and a second prompt that shares its beginning is computed while
-    the first decodes. The prefix cache is empty afterwards, and the pace is forgotten: these steps take many times as long
-    as later ones. The image keeps its slot until another one needs it.
+    the first decodes. The prefix cache is empty afterwards, and the steps are forgotten: they take many times as long as
+    later ones. The image keeps its slot until another one needs it.
     """
     length = min(NUM_PROMPT_TOKENS, engine.config.max_model_len - NUM_NEW_TOKENS)
     shape = (1, image_size, image_size, 3)
@@ -220,7 +219,7 @@ def warm_up(engine: Engine, media_token_id: int, image_size: int) -> None:
             if isinstance(event, MediaWanted):
                 engine.supply(pixels)
     engine.blocks.clear_cache()
-    engine.scheduler.pace = Pace()
+    engine.scheduler.forget_steps()
 
 
 def _warm_up_request(name: str, media_token_id: int, length: int) -> Generate:

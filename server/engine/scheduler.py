@@ -63,6 +63,11 @@ class Scheduler(Residents):
         self.pace.learn(plan.work, plan.num_frames, seconds)
         self._lone_seconds += seconds
 
+    def forget_steps(self) -> None:
+        """Forget how long steps have taken, and that two requests met."""
+        self.pace = Pace()
+        self._lone_seconds = inf
+
     def _begin_step(self) -> Plan:
         self._step += 1
         if self._shares.expects_others:
