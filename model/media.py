@@ -66,6 +66,8 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# degrees counterclockwise -> the same for the frames of a video
+TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 # stored vectors of media are keyed by this name of the decoding, which any change of the decoded pixels must change
 DECODING = "upright-8-bits"
 ENDS_EARLY = "image cannot be decoded: its data end early"
@@ -270,11 +272,17 @@ def _sampled_frames(
         if frame.is_corrupt:
             raise MediaError("video cannot be decoded: a frame lacks data")
         budget.spend((frame.width, frame.height))
-        yield Image.fromarray(frame.to_ndarray(format="rgb24"))
+        yield _turned(Image.fromarray(frame.to_ndarray(format="rgb24")), frame.rotation)
         # after a gap, one frame is due in the next period, and none for the periods of the gap
         num_frames, due = num_frames + 1, (seconds // period + 1) * period
     if not num_frames:
         raise MediaError("video has no frames")
+
+
+def _turned(picture: Image.Image, degrees: int) -> Image.Image:
+    """Turn a frame counterclockwise as its video says, by a multiple of 90 degrees; other angles turn nothing."""
+    method = TURNS.get(degrees % 360)
+    return picture if method is None else picture.transpose(method)
 
 
 def _time(frame: av.VideoFrame) -> Fraction:
