@@ -25,7 +25,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], int]] = {
     "/v1/completions": ({"prompt": PARTS, "max_tokens": 2}, 1),
     "/v1/chat/completions": ({"messages": [{"role": "user", "content": PARTS}], "max_tokens": 2}, 1),
     "/v1/fewshot/completions": ({**FEW_SHOT, "template": "classification", "max_tokens": 2}, 3),
-    "/v1/classify": ({**FEW_SHOT}, 3),
+    "/v1/classify": ({**FEW_SHOT, "method": "blend"}, 3),
     "/v1/score": ({"prompt": PARTS, "candidates": ["a", "b"]}, 1),
     "/v1/embeddings": ({"input": [image_part()]}, 1),
     "/v1/inspect": ({"prompt": PARTS}, 1),
