@@ -122,6 +122,9 @@ def _prompts(fields: EvaluateRequest, num_selectable: int, template: Template, m
         raise InvalidRequest("an evaluation needs a support set with at least two examples", param="k")
     max_k = min(num_selectable, max_media - 1) if template.has_media else num_selectable
     ks = fields.k or [k for k in DEFAULT_K if k <= max_k]
+    if template.has_media and max(ks) >= max_media:
+        message = f"k is {max(ks)}, a request has at most {max_media} images and videos, that of the query included"
+        raise InvalidRequest(message, param="k")
     strategies = fields.strategies or (["random", "rices_image"] if template.has_media else ["random"])
     is_shuffled = fields.order == "shuffled" or fields.permutations > 1
     prompts = grid(ks, strategies, fields.seeds, is_shuffled=is_shuffled)

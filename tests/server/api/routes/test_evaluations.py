@@ -126,6 +126,15 @@ async def test_an_error_names_the_invalid_field(
     assert (response.status_code, response.json()["error"]["param"]) == (status, param)
 
 
+async def test_more_shots_than_a_request_may_have_are_refused(http: httpx.AsyncClient, services: Services) -> None:
+    more = [NewExample(id=f"new {n}", media=(MEDIA["red"],), label="warm") for n in range(3)]
+    await services.support_sets.put_examples("colours", more)
+    assert (await evaluate(http, k=[5]))["status"] == "queued"
+    response = await http.post("/v1/support_sets/colours/evaluate", json={"k": [6]})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "k")
+    assert "at most 6 images and videos" in response.json()["error"]["message"]
+
+
 async def test_an_example_without_an_answer_is_refused(http: httpx.AsyncClient, services: Services) -> None:
     await services.support_sets.put_examples("colours", [NewExample(id="unlabelled", media=(MEDIA["red"],))])
     response = await http.post("/v1/support_sets/colours/evaluate", json={})
