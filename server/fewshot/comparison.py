@@ -67,11 +67,14 @@ class ComparedExamples:
     def choose(self) -> str:
         """Return the best method by leave-one-out, or the nearest mean if it cannot tell: a label has a single example."""
         if not self.best:
-            number = len(self.labelled.vectors)
-            compared = {name: load_method(name) for name, entry in METHODS.items() if number <= entry.max_left_out}
             has_single = self.labelled.counts().min() < 2
-            self.best = SINGLE if has_single else best_method(compared, self.labelled)
+            self.best = SINGLE if has_single else self._best_left_out()
         return self.best
+
+    def _best_left_out(self) -> str:
+        number = len(self.labelled.vectors)
+        compared = {name: load_method(name) for name, entry in METHODS.items() if number <= entry.max_left_out}
+        return best_method(compared, self.labelled)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from sqlalchemy import JSON, ForeignKey, String, func, insert, select, update
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from server.errors import ClientOverShare, EvaluationNotFound, Overloaded
+from server.fewshot.methods import IN_CONTEXT
 from server.limits.admission import SharedLimit
 from server.store.database import Base, Database, new_id
 
@@ -30,6 +31,8 @@ Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 UNFINISHED: tuple[Status, ...] = ("queued", "running")
 FULL = f"{MAX_UNFINISHED} evaluations are unfinished, no more are accepted"
 OVER_SHARE = f"this client has its share of the {MAX_UNFINISHED} evaluations that may be unfinished"
+# what the results of cells lack that were stored before there were other methods
+OLD_CELL = {"method": IN_CONTEXT}
 # the client of evaluations that another process has created
 UNKNOWN = "unknown"
 
@@ -267,7 +270,7 @@ def _change(session: Session, evaluation_id: str, holder: str, **values: Any) ->
 
 def _with_cells(session: Session, row: EvaluationRow) -> Evaluation:
     cells = session.scalars(select(CellRow).where(CellRow.evaluation_id == row.id).order_by(CellRow.index))
-    return replace(_without_cells(row), cells={cell.index: cell.result for cell in cells})
+    return replace(_without_cells(row), cells={cell.index: OLD_CELL | cell.result for cell in cells})
 
 
 def _without_cells(row: EvaluationRow) -> Evaluation:

@@ -13,19 +13,14 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from server.fewshot.methods import IN_CONTEXT
-from server.quality.evaluation_store import Evaluation
 from server.quality.measures import standard_error, wilson
 from server.schemas.fewshot import Order
-
-# what the cells of evaluations lack that were stored before there were other methods
-OLD_CELL = {"method": IN_CONTEXT}
 
 
 def summarise(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a row per method, strategy and k that has a finished cell: the means over seeds."""
     by_setting: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
-    for cell in (OLD_CELL | cell for cell in cells):
+    for cell in cells:
         if cell["status"] == "completed":
             # without a prompt, first
             setting = (-1 if cell["k"] is None else cell["k"], cell["strategy"] or "", cell["method"])
@@ -66,13 +61,6 @@ class Baseline:
 def baseline(answers: Sequence[str]) -> Baseline:
     label, count = Counter(answers).most_common(1)[0]
     return Baseline(label, count / len(answers))
-
-
-def of_evaluation(evaluation: Evaluation) -> dict[str, Any] | None:
-    """Return what an evaluation recommends, as far as it has come."""
-    rows, plan = summarise(list(evaluation.cells.values())), evaluation.plan
-    always = baseline(plan["truths"])
-    return recommend(rows, evaluation.support_set, evaluation.version, plan["settled"]["order"], always)
 
 
 def recommend(

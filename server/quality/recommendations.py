@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from server.fewshot.recent import Recent
 from server.quality.evaluation_store import Evaluation, Evaluations
-from server.quality.recommendation import of_evaluation
+from server.quality.recommendation import baseline, recommend, summarise
 from server.schemas.fewshot import ExamplesFields, Method
 from server.store.records import SupportSet
 
@@ -53,8 +53,10 @@ class Recommendations:
 
 
 def _read(evaluation: Evaluation) -> Recommended | None:
-    recommendation = of_evaluation(evaluation)
+    rows, plan = summarise(list(evaluation.cells.values())), evaluation.plan["settled"]
+    always = baseline(evaluation.plan["truths"])
+    recommendation = recommend(rows, evaluation.support_set, evaluation.version, plan["order"], always)
     if recommendation is None:
         return None
-    labels = frozenset(candidate["label"] for candidate in evaluation.plan["settled"]["candidates"])
+    labels = frozenset(candidate["label"] for candidate in plan["candidates"])
     return Recommended(recommendation["method"], ExamplesFields(**recommendation["examples"]), labels)

@@ -17,7 +17,7 @@ from server.errors import DatabaseUnavailable, EvaluationNotFound
 from server.fewshot.candidates import answer_of
 from server.quality.evaluation import make_plan
 from server.quality.evaluation_store import Evaluation
-from server.quality.recommendation import OLD_CELL, baseline, explain, of_evaluation, summarise
+from server.quality.recommendation import baseline, explain, recommend, summarise
 from server.schemas.base import list_page
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.evaluations import EvaluationHeads, EvaluationReport
@@ -112,7 +112,7 @@ def _head(evaluation: Evaluation) -> dict[str, Any]:
 
 def _card(evaluation: Evaluation) -> dict[str, Any]:
     plan, answers = evaluation.plan["settled"], evaluation.plan["truths"]
-    head, cells = _head(evaluation), [OLD_CELL | cell for cell in evaluation.cells.values()]
+    head, cells = _head(evaluation), list(evaluation.cells.values())
     head["progress"]["cells_done"] = len(cells)
     commonest, rows = baseline(answers), summarise(cells)
     return {
@@ -124,6 +124,6 @@ def _card(evaluation: Evaluation) -> dict[str, Any]:
         "baseline": {"label": commonest.label, "accuracy": commonest.accuracy},
         "cells": cells,
         "summary": rows,
-        "recommendation": of_evaluation(evaluation),
+        "recommendation": recommend(rows, evaluation.support_set, evaluation.version, plan["order"], commonest),
         "note": explain(rows, commonest, evaluation.plan.get("single", ())),
     }

@@ -22,7 +22,7 @@ SCALE = 48.0
 # leave-one-out fits a method anew for each example, up to this number; beyond it, for each of as many folds
 MAX_FOLDS = 32
 # the folds beyond that number for a choice between methods, which a request waits for: the estimates of all are a little
-# lower than with more folds, and their order is the same
+# lower than with more folds
 CHOICE_FOLDS = 10
 
 

@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
+from numpy.typing import NDArray
 
 from server.api.services import Services
 from server.app import create_app
@@ -159,14 +160,17 @@ async def test_max_queries_samples_labels_equally(
     assert (evaluation["queries"], evaluation["examples"]) == (4, 6)
 
 
+def vectors_by_label() -> dict[bytes | tuple[int, ...], NDArray[np.float32]]:
+    """Return vectors of media by which likeness tells the labels apart."""
+    return {digest: np.eye(2, dtype=np.float32)[int(label == "warm")] + 0.1 for digest, label in LABEL_OF.items()}
+
+
 async def test_methods_are_evaluated_on_the_same_prompts(
     http: httpx.AsyncClient, client: FakeClient, services: Services
 ) -> None:
     """Likeness is of the examples that are not left out, and the blend reads no prompt of its own."""
     client.logprobs = constant_share(0.8)
-    client.vectors = {
-        digest: np.eye(2, dtype=np.float32)[int(label == "warm")] + 0.1 for digest, label in LABEL_OF.items()
-    }
+    client.vectors = vectors_by_label()
     client.vectors[MEDIA["navy"].digest] = np.eye(2, dtype=np.float32)[1]  # as if it were warm
     evaluation = await run_evaluation(http, services, k=[2], strategies=["first"])
     assert len(client.scores) == 6
@@ -175,11 +179,8 @@ async def test_methods_are_evaluated_on_the_same_prompts(
     correct = {method: cell["correct"] for method, cell in cells.items()}
     assert correct == {"nearest_mean": 5, "knn": 5, "linear": 5, "in_context": 6, "blend": 5}
     assert cells["nearest_mean"]["confusion"] == {"warm": {"warm": 3}, "cold": {"cold": 2, "warm": 1}}
-    assert (cells["knn"]["k"], cells["knn"]["cost"]["prompt_tokens"], cells["knn"]["latency"]["queries"]) == (
-        None,
-        0,
-        0,
-    )
+    knn = cells["knn"]
+    assert (knn["k"], knn["cost"]["prompt_tokens"], knn["latency"]["queries"]) == (None, 0, 0)
     assert cells["blend"]["cost"] == cells["in_context"]["cost"]
     assert evaluation["progress"] == {"cells": 5, "cells_done": 5, "queries": 30, "queries_done": 30}
 
@@ -188,9 +189,7 @@ async def test_a_recommended_method_without_a_prompt_can_be_sent_unchanged(
     http: httpx.AsyncClient, client: FakeClient, services: Services
 ) -> None:
     client.logprobs = constant_share(0.2)
-    client.vectors = {
-        digest: np.eye(2, dtype=np.float32)[int(label == "warm")] + 0.1 for digest, label in LABEL_OF.items()
-    }
+    client.vectors = vectors_by_label()
     recommended = (await run_evaluation(http, services, k=[2]))["recommendation"]
     body = {name: recommended[name] for name in ("examples", "method")} | {"query": {"image": MEDIA["red"].id}}
     response = await http.post("/v1/classify", json=body)
