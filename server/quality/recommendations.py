@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from server.fewshot.methods import METHODS
 from server.fewshot.recent import Recent
 from server.quality.evaluation_store import Evaluation, Evaluations
 from server.quality.recommendation import baseline, recommend, summarise
-from server.schemas.fewshot import ExamplesFields, Method
+from server.schemas.fewshot import ExamplesFields, Method, WeighingFields
 from server.store.records import SupportSet
 
 # seconds after which the database is asked again, since an evaluation may have completed
@@ -56,7 +58,13 @@ def _read(evaluation: Evaluation) -> Recommended | None:
     rows, plan = summarise(list(evaluation.cells.values())), evaluation.plan["settled"]
     always = baseline(evaluation.plan["truths"])
     recommendation = recommend(rows, evaluation.support_set, evaluation.version, plan["order"], always)
-    if recommendation is None:
+    if recommendation is None or not (recommendation["method"] in METHODS or _has_default_prompt(plan)):
         return None
     labels = frozenset(candidate["label"] for candidate in plan["candidates"])
     return Recommended(recommendation["method"], ExamplesFields(**recommendation["examples"]), labels)
+
+
+def _has_default_prompt(plan: Mapping[str, Any]) -> bool:
+    """Return whether an evaluation's prompts were written and weighed as those of a request that says nothing of it."""
+    weighing = WeighingFields(**{**plan["weighing"], "seed": 0})
+    return plan["template"] == "classification" and weighing == WeighingFields()

@@ -69,3 +69,13 @@ async def test_a_recommendation_is_for_its_labels_and_its_version(http: httpx.As
 async def test_an_explicit_method_is_used_whatever_is_recommended(http: httpx.AsyncClient, services: Services) -> None:
     await run_evaluation(http, services, k=[2], strategies=["balanced"])
     assert (await classify(http, method="knn"))[0] == "knn"
+
+
+async def test_an_evaluation_of_other_prompts_recommends_none_of_them(
+    http: httpx.AsyncClient, services: Services
+) -> None:
+    """A request that says nothing of its prompts would not have those that were evaluated."""
+    await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context"], seed=5)
+    assert (await classify(http))[0] == "in_context"
+    await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context"], normalisation="mean")
+    assert (await classify(http))[0] != "in_context"
