@@ -95,11 +95,11 @@ def _complete(connection: http.client.HTTPConnection, body: bytes, max_tokens: i
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[HttpDriver]:
-    """Run `python -m server` with exactly these settings until the block ends."""
+def serving(settings: Settings, root: Path = ROOT) -> Iterator[HttpDriver]:
+    """Run `python -m server` of a checkout with exactly these settings until the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         port, log = free_port(), Path(folder) / "server.log"
-        server = start_server(settings, port, Path(folder))
+        server = start_server(settings, port, Path(folder), root=root)
         exit_on_sigterm()
         try:
             yield _wait_until_ready(server, HttpDriver(port), log)
@@ -113,15 +113,16 @@ def exit_on_sigterm() -> None:
 
 
 def start_server(
-    settings: Settings, port: int, folder: Path, environment: Mapping[str, str] | None = None
+    settings: Settings, port: int, folder: Path, environment: Mapping[str, str] | None = None, root: Path = ROOT
 ) -> subprocess.Popen[bytes]:
-    """Start `python -m server` at a port, with its settings and its log in a folder, and do not wait for it."""
+    """Start `python -m server` of a checkout at a port, without waiting for it. Settings, log and data are in a folder."""
     file = folder / "settings.yaml"
-    values = {**settings.model_dump(mode="json", exclude_defaults=True), "host": HOST, "port": port}
+    own = {"data_dir": str(folder / "data")}
+    values = {**own, **settings.model_dump(mode="json", exclude_defaults=True), "host": HOST, "port": port}
     file.write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "server", "--config", str(file)]
     with (folder / "server.log").open("a") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
+        return subprocess.Popen(command, cwd=root, stdout=log, stderr=log, env=environment)
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], driver: HttpDriver, log: Path) -> HttpDriver:

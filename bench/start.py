@@ -106,8 +106,7 @@ def _server(settings: Settings) -> Iterator[tuple[Target, float]]:
     """Run a server with a data folder of its own; yield it, and when it was spawned."""
     with tempfile.TemporaryDirectory() as folder:
         port, spawned = free_port(), time.time()
-        values = settings.model_copy(update={"data_dir": Path(folder) / "data"})
-        process = start_server(values, port, Path(folder))
+        process = start_server(settings, port, Path(folder))
         exit_on_sigterm()
         try:
             yield Target(port, process=psutil.Process(process.pid)), spawned

@@ -56,6 +56,12 @@ def test_http() -> None:
     assert report["rows"][0].keys() == {"clients", "engine tokens/s", "server tokens/s", "server / engine", "range"}
 
 
+def test_checkouts() -> None:
+    report = run_quick("bench.checkouts", str(ROOT))
+    assert bar_names(report) == ["after / before at 2 clients"]
+    assert all(row["before tokens/s"] > 0 and row["after tokens/s"] > 0 for row in report["rows"])
+
+
 def test_fewshot() -> None:
     report = run_quick("bench.fewshot")
     assert bar_names(report) == [
