@@ -117,8 +117,8 @@ def start_server(
 ) -> subprocess.Popen[bytes]:
     """Start `python -m server` of a checkout at a port, without waiting for it. Settings, log and data are in a folder."""
     file = folder / "settings.yaml"
-    own = {"data_dir": str(folder / "data")}
-    values = {**own, **settings.model_dump(mode="json", exclude_defaults=True), "host": HOST, "port": port}
+    defaults = {"data_dir": str(folder / "data")}
+    values = {**defaults, **settings.model_dump(mode="json", exclude_defaults=True), "host": HOST, "port": port}
     file.write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "server", "--config", str(file)]
     with (folder / "server.log").open("a") as log:
