@@ -167,9 +167,9 @@ def fewshot(new_image: Callable[[], str]) -> dict[str, Any]:
 
 
 def classification(new_image: Callable[[], str]) -> dict[str, Any]:
-    """Return a request without `candidates`: they are the labels of the shots."""
+    """Return a request without `candidates`, which are the labels of the shots, that the language model answers."""
     shots = [{"image": new_image(), "label": LABELS[number]} for number in range(NUM_SHOTS)]
-    return {"shots": shots, "query": {"image": new_image()}}
+    return {"shots": shots, "query": {"image": new_image()}, "method": "in_context"}
 
 
 ROUTES = {"/v1/completions": completion, "/v1/fewshot/completions": fewshot, "/v1/classify": classification}

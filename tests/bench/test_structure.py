@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.structure import (
+    ROUTES,
     Trace,
-    completion,
     import_row,
     largest_folder,
     line_rows,
@@ -107,10 +107,11 @@ def test_a_path_that_does_not_exist_is_refused() -> None:
         main(["--static", "--aside", "no/such/file.py"])
 
 
-def test_a_request_is_traced_in_a_real_server() -> None:
-    route = "/v1/completions"
-    first, second = (traces[route] for traces in trace_routes(ROOT, {route: completion}))
+def test_the_requests_are_traced_in_a_real_server() -> None:
+    first, second = trace_routes(ROOT, ROUTES)
     assert first == second
-    entered = {name.rpartition(":")[2] for name in first.functions}
-    assert {"create_completion", "Engine.step"} <= entered
-    assert first.records < first.types
+    endpoints = ("create_completion", "create_fewshot_completion", "create_classification")
+    for trace, endpoint in zip(first.values(), endpoints, strict=True):
+        entered = {name.rpartition(":")[2] for name in trace.functions}
+        assert {endpoint, "Engine.step"} <= entered
+        assert trace.records < trace.types
