@@ -111,6 +111,7 @@ def test_langchain_embeds_texts(common: dict[str, Any]) -> None:
     assert len(cat) == DEFAULT.language_model.dim
 
 
+@pytest.mark.filterwarnings("ignore:The class `OpenAIDecisions` is in beta")
 def test_langchain_asks_questions_about_an_image_and_a_conversation(common: dict[str, Any]) -> None:
     decisions = OpenAIDecisions(**common)
     questions: Any = {
