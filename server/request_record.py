@@ -55,6 +55,10 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self.media += len(media)
         self.media_deduplicated += len(media) - len(set(media))
 
+    def count(self, name: str, number: int) -> None:
+        """Add to a number of `usage.fewshot_details`."""
+        self.details[name] = self.details.get(name, 0) + number
+
     def admitted(self, event: Admitted | Scored, num_tokens: int) -> None:
         """Count the engine's cache hits for a prompt of `num_tokens`, whose first step has begun."""
         self.cached_tokens += event.cached_tokens

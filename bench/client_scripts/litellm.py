@@ -1,4 +1,4 @@
-"""Completions and embeddings by LiteLLM's provider `openai`: `-m bench.client_scripts.litellm URL MODEL IMAGE`."""
+"""Completions, decisions and embeddings by LiteLLM: `-m bench.client_scripts.litellm URL MODEL IMAGE`."""
 
 from __future__ import annotations
 
@@ -62,6 +62,21 @@ def embed() -> str:
     return f"2 vectors of {len(vectors[0])} numbers"
 
 
+def decide() -> str:
+    questions = [
+        {"type": "predicate", "name": "bird", "instructions": "Is it a bird?"},
+        {"type": "choice", "instructions": "Which?", "choices": [{"value": "flamingo"}, {"value": False}]},
+        {"type": "score", "instructions": "How large is it?", "levels": [{"label": "small"}, {"label": "large"}]},
+    ]
+    image = {"role": "user", "content": [{"type": "input_image", "image_url": IMAGE}]}
+    reply = litellm.decisions(model=f"openai/{MODEL}", input=[image], questions=questions, **TARGET)
+    predicate, choice, score = reply.answers
+    expect((predicate.name, 0 < predicate.probability < 1) == ("bird", True), predicate)
+    expect([item.value for item in choice.probabilities] == ["flamingo", False], choice)
+    expect(score.score == score.probabilities[1].probability, score)
+    return f"{predicate.type}, {choice.type} and {score.type} about an image"
+
+
 def answer_text() -> str:
     return nonempty(complete_text().choices[0].text)
 
@@ -85,6 +100,7 @@ if __name__ == "__main__":
             "completion, streamed": stream_chat,
             "completion with an image": answer_with_image,
             "completion with an image, streamed": stream_with_image,
+            "decisions": decide,
             "embedding": embed,
             "text_completion": answer_text,
             "text_completion, streamed": stream_text,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.errors import InvalidRequest
@@ -12,10 +12,14 @@ from server.schemas.fewshot import CandidateField
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A possible answer: its name in the response, and the text that the model would write."""
+    """A possible answer: its name in the response, and the text that the model would write.
+
+    `param` is its path in the request, for error messages.
+    """
 
     label: str
     text: str
+    param: str = field(default="candidates", compare=False)
 
 
 class Answered(Protocol):
@@ -35,13 +39,12 @@ def answer_of(example: Answered) -> str:
 
 def read_candidates(fields: Iterable[CandidateField]) -> list[Candidate]:
     """Return the candidates of a request. Raises `InvalidRequest` for two with the same label or the same text."""
-    candidates = [Candidate(f, f) if isinstance(f, str) else Candidate(f.label, f.text) for f in fields]
+    pairs = ((field, field) if isinstance(field, str) else (field.label, field.text) for field in fields)
+    candidates = [Candidate(*pair, param=f"candidates[{index}]") for index, pair in enumerate(pairs)]
     for name in ("label", "text"):
         first_index: dict[str, int] = {}
         for index, candidate in enumerate(candidates):
             first = first_index.setdefault(getattr(candidate, name), index)
             if first != index:
-                raise InvalidRequest(
-                    f"candidates {first} and {index} have the same {name}", param=f"candidates[{index}]"
-                )
+                raise InvalidRequest(f"candidates {first} and {index} have the same {name}", param=candidate.param)
     return candidates

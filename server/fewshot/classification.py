@@ -56,6 +56,16 @@ class InContext:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringPrompts:
+    """The prompts after which candidates are scored: for each order of the shots, the query's and the content-free ones."""
+
+    prompts: list[PreparedPrompt]
+    candidate_ids: list[list[int]]
+    num_orders: int
+    weighing: WeighingFields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeighedCandidate:
     """A candidate's probability, and its log-probability by each part of the method.
 
@@ -103,7 +113,16 @@ async def classify_in_context(
     model: ServedModel,
     client: Client,
 ) -> InContext:
-    """Classify the query of an assembled prompt by likelihood. Raises what `score_prompts` raises."""
+    """Classify the query of an assembled prompt by likelihood. Raises `InvalidRequest`, and the engine's errors."""
+    prompts = await prepare_scoring(assembled, candidates, weighing, model)
+    with record:
+        return await score_in_context(prompts, record, client)
+
+
+async def prepare_scoring(
+    assembled: AssembledPrompt, candidates: Sequence[Candidate], weighing: WeighingFields, model: ServedModel
+) -> ScoringPrompts:
+    """Write the prompts of a classification by likelihood. Raises what `check_candidates` raises."""
     question, segments = assembled.question, assembled.prompt.segments
     template = question.template
     texts = [template.lead + candidate.text for candidate in candidates]
@@ -117,31 +136,42 @@ async def classify_in_context(
         for order in orders
         for query in queries
     ]
-    scored = await score_prompts(prompts, token_ids, record, model, client)
-    return _in_context(scored, len(orders), weighing)
+    check_candidates(prompts, token_ids, [candidate.param for candidate in candidates], model)
+    return ScoringPrompts(prompts=prompts, candidate_ids=token_ids, num_orders=len(orders), weighing=weighing)
+
+
+async def score_in_context(prompts: ScoringPrompts, record: RequestRecord, client: Client) -> InContext:
+    """Score the candidates after each of the prompts, and weigh them. Raises the engine's errors."""
+    scored = await score_prompts(prompts.prompts, prompts.candidate_ids, record, client)
+    return _in_context(scored, prompts.num_orders, prompts.weighing)
+
+
+def check_candidates(
+    prompts: Sequence[PreparedPrompt], candidate_ids: Sequence[list[int]], params: Sequence[str], model: ServedModel
+) -> None:
+    """Check candidates before they are scored after prompts; `params` are their paths in the request.
+
+    Raises `InvalidRequest` for a candidate without tokens or too long for the model.
+    """
+    longest = max(prompt.num_tokens for prompt in prompts)
+    for param, ids in zip(params, candidate_ids, strict=True):
+        if not ids:
+            raise InvalidRequest("a candidate must have at least one token", param=param)
+        check_length(longest, len(ids), "this candidate", param, model.max_model_len)
 
 
 async def score_prompts(
-    prompts: Sequence[PreparedPrompt],
-    candidate_ids: list[list[int]],
-    record: RequestRecord,
-    model: ServedModel,
-    client: Client,
+    prompts: Sequence[PreparedPrompt], candidate_ids: list[list[int]], record: RequestRecord, client: Client
 ) -> list[Scored]:
     """Score the candidates after each prompt, all concurrently; the first failure cancels the others.
 
-    Raises `InvalidRequest` for a candidate without tokens or too long for the model, and the engine's errors.
+    Raises the engine's errors. The record stays open for further prompts of the request.
     """
-    longest = max(prompt.num_tokens for prompt in prompts)
-    for index, ids in enumerate(candidate_ids):
-        if not ids:
-            raise InvalidRequest("a candidate must have at least one token", param=f"candidates[{index}]")
-        check_length(longest, len(ids), "this candidate", f"candidates[{index}]", model.max_model_len)
-    record.details |= {"prompts": len(prompts), "candidate_tokens": len(prompts) * sum(map(len, candidate_ids))}
+    record.count("prompts", len(prompts))
+    record.count("candidate_tokens", len(prompts) * sum(map(len, candidate_ids)))
     for prompt in prompts:
         record.add_prompt(prompt.num_tokens, prompt.encoded.media)
-    with record:
-        return await run_concurrently([_score(prompt, candidate_ids, record, client) for prompt in prompts])
+    return await run_concurrently([_score(prompt, candidate_ids, record, client) for prompt in prompts])
 
 
 async def _score(
@@ -172,7 +202,7 @@ def _in_context(scored: Sequence[Scored], num_orders: int, weighing: WeighingFie
 
 
 def _content_free(query: Shot, media: ContentFree) -> list[Shot]:
-    empty = replace(query, text=query.text and NO_TEXT, question=query.question and NO_TEXT)
+    empty = replace(query, text=query.text and NO_TEXT, question=query.question and NO_TEXT, content=())
     grey = replace(empty, media=(GREY_MEDIA.digest,) * len(query.media))
     no_media = replace(empty, media=())
     return list(dict.fromkeys({"grey": [grey], "no_media": [no_media], "both": [grey, no_media]}[media]))

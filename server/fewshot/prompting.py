@@ -17,12 +17,19 @@ from server.fewshot.templates import Shot, Template, TemplateError, built_in, wi
 from server.media.source import EncodedMedia
 from server.prompt import PreparedPrompt, encode_segments
 from server.request_record import RequestRecord
-from server.schemas.fewshot import ExamplesFields, FewShotFields, TemplateChoice
+from server.schemas.fewshot import (
+    ExamplesFields,
+    FewShotFields,
+    QueryFields,
+    ShotFields,
+    ShotsFields,
+    TemplateChoice,
+)
 from server.served_model import ServedModel
 from server.store.records import Example, SupportSet
 
 # takes the position of a query's text: only whole blocks before it stay in the prefix cache
-ANY_QUERY = Shot(text="?", question="?")
+ANY_QUERY = Shot(text="?", question="?", param="query")
 # what a shot takes over from the fields of a request
 TEXTS = {"text", "question", "label", "id"}
 # the fields of `examples` that select shots
@@ -35,7 +42,7 @@ MAX_DEFAULT_K = 16
 class Question:
     """A few-shot request as read: its fields, template, own shots and query, with all media by digest, and its set."""
 
-    fields: FewShotFields
+    fields: ShotsFields
     template: Template
     shots: list[Shot]
     query: Shot
@@ -94,8 +101,8 @@ class AssembledPrompt:
 
     def report(self, record: RequestRecord) -> dict[str, Any]:
         """Return the field `fewshot` of an answer, and add to the record what `usage` says about the shots."""
-        record.num_shots = len(self.shots)
-        record.details["shots_used"] = len(self.shots)
+        record.num_shots = max(len(self.shots), record.num_shots or 0)
+        record.details["shots_used"] = record.num_shots
         examples = self.question.fields.examples
         return {
             **self.question.report(record),
@@ -110,24 +117,29 @@ async def read_question(fields: FewShotFields, model: ServedModel, source: ShotS
 
     Raises `InvalidRequest` that names the field at fault, and errors of the support set and of media.
     """
-    if fields.shots and fields.examples is not None:
-        raise InvalidRequest("shots and examples exclude each other: set only one of them", param="examples")
+    owners = shots_by_param(fields)
     template = find_template(fields.template, model)
     check_fields(fields, template)
-    owners = {**{f"shots[{number}]": shot for number, shot in enumerate(fields.shots)}, "query": fields.query}
-    read = await source.read_media({"query": fields.query} if fields.zero_shot else owners)
-    *shots, query = [
-        Shot(media=tuple(item.digest for item in read.get(param, ())), param=param, **owner.model_dump(include=TEXTS))
-        for param, owner in owners.items()
-    ]
+    read = await source.read_media({**({} if fields.zero_shot else owners), "query": fields.query})
     return Question(
         fields=fields,
         template=template,
-        shots=shots,
-        query=query,
+        shots=[as_shot(shot, param, read.get(param, ())) for param, shot in owners.items()],
+        query=as_shot(fields.query, "query", read["query"]),
         media={item.digest: item for items in read.values() for item in items},
         support_set=None if fields.examples is None else await source.find(fields.examples),
     )
+
+
+def shots_by_param(fields: ShotsFields) -> dict[str, ShotFields]:
+    """Return the request's own shots by their paths. Raises `InvalidRequest` if it has a support set as well."""
+    if fields.shots and fields.examples is not None:
+        raise InvalidRequest("shots and examples exclude each other: set only one of them", param="examples")
+    return {f"shots[{number}]": shot for number, shot in enumerate(fields.shots)}
+
+
+def as_shot(fields: ShotFields | QueryFields, param: str, media: Sequence[EncodedMedia]) -> Shot:
+    return Shot(media=tuple(item.digest for item in media), param=param, **fields.model_dump(include=TEXTS))
 
 
 async def assemble(
@@ -185,7 +197,7 @@ def write(
         shot = query if error.shot is None else shots[error.shot]
         owner = f" (the example {shot.id!r})" if shot.param == SUPPORT_SET else ""
         raise InvalidRequest(f"{error}{owner}", param=shot.param) from None
-    return encode_segments(segments, media, model, "query")
+    return encode_segments(segments, media, model, query.param)
 
 
 def find_template(choice: TemplateChoice, model: ServedModel) -> Template:
@@ -259,6 +271,6 @@ def _fit(
         raise ContextLengthExceeded(
             f"the prompt has {prompt.num_tokens} tokens with its {len(shots)} shots and {bare.num_tokens} without, "
             f"the model reads at most {limit}",
-            param="query" if not shots else "shots" if fields.examples is None else "examples.k",
+            param=query.param if not shots else "shots" if fields.examples is None else "examples.k",
         )
     return AssembledPrompt(question=question, prompt=prompt, shots=shots[num_left_out:], num_left_out=num_left_out)

@@ -11,13 +11,15 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from server.errors import InvalidRequest, ServerError, SupportSetNotFound
 from server.fewshot.retrieval import SPACES, Retrieval, Similar, SimilarityQuery
 from server.fewshot.templates import Shot, Template
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
-from server.schemas.fewshot import ExamplesFields, MediaFields, Order, Strategy
+from server.schemas.fewshot import ExamplesFields, Order, ShotFields, Strategy
+from server.schemas.prompt import MediaPart
 from server.store.records import Example, SupportSet
 from server.store.support_sets import SupportSets
 
@@ -34,8 +36,8 @@ DEFAULT_ORDER: dict[Strategy, Order] = {
     "balanced": "as_selected",
     **dict.fromkeys(SPACES, "similar_last"),
 }
-# the rest of a path after the short form `image` of a media part, which the client did not write
-AFTER_SHORT_FORM = re.compile(r"(?<=\.image)\.(image_url\.url|image_id|video_id)$")
+# the rest of a path after a short form of a media part, `image` or a text `image_url`, which the client did not write
+AFTER_SHORT_FORM = re.compile(r"(?:(?<=\.image)|(?<=\.image_url))\.(image_url\.url|image_id|video_id)$")
 
 
 class SelectionError(ValueError):
@@ -44,6 +46,13 @@ class SelectionError(ValueError):
     def __init__(self, message: str, *, field: str) -> None:
         super().__init__(message)
         self.field = field
+
+
+class MediaOwner(Protocol):
+    """A part of a request that has media."""
+
+    def parts(self, param: str) -> dict[str, MediaPart]:
+        """Return its media parts by their paths in the request, in which it is `param` itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +71,15 @@ class ShotSource:
     support_sets: SupportSets
     retrieval: Retrieval
 
-    async def read_media(self, owners: Mapping[str, MediaFields]) -> dict[str, list[EncodedMedia]]:
-        """Return the media of each owner by its path. Raises the intake's errors, with the path of the client's field."""
-        parts = {param: owner.parts(param) for param, owner in owners.items()}
+    async def read_media(self, owners: Mapping[str, MediaOwner], param: str = "query") -> dict[str, list[EncodedMedia]]:
+        """Return the media of each owner by its path. Raises the intake's errors, with the path of the client's field.
+
+        `param` is the path of what is asked about.
+        """
+        parts = {path: owner.parts(path) for path, owner in owners.items()}
         all_parts = {path: part for of in parts.values() for path, part in of.items()}
-        param, remedy = ("shots", STORE_EXAMPLES) if len(owners) > 1 else ("query", "")
+        has_shots = any(isinstance(owner, ShotFields) for owner in owners.values())
+        param, remedy = ("shots", STORE_EXAMPLES) if has_shots else (param, "")
         try:
             read = await self.intake.read_all(all_parts, param, remedy=remedy)
         except ServerError as error:
@@ -74,7 +87,7 @@ class ShotSource:
             raise
         for media in read.values():
             media.param = AFTER_SHORT_FORM.sub("", media.param)
-        return {param: [read[path] for path in of] for param, of in parts.items()}
+        return {owner: [read[path] for path in of] for owner, of in parts.items()}
 
     async def find(self, examples: ExamplesFields) -> SupportSet:
         """Return the version of the support set that a request names.

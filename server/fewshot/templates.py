@@ -36,11 +36,13 @@ class TemplateError(ValueError):
 class Shot:
     """An example as it appears in a prompt; the query is a shot without an answer.
 
-    `text` or `label` may be empty: the other is then the answer. `score` is the similarity to the query, for strategies
-    that compare, and `param` the path in the request, for error messages.
+    `text` or `label` may be empty: the other is then the answer. `content` is written in place of `media` if it is given:
+    media among texts, in their order. `score` is the similarity to the query, for strategies that compare, and `param` the
+    path in the request, for error messages.
     """
 
     media: tuple[bytes, ...] = ()
+    content: tuple[Segment, ...] = ()
     text: str = ""
     question: str = ""
     label: str = ""
@@ -70,7 +72,7 @@ class Template:
             raise TemplateError("shot: {answer}, {label} or {text} is required for the answer")
         if self.query and answers[-1] in self.query_fields:
             raise TemplateError(f"query: {{{answers[-1]}}} is the answer, which a query does not have")
-        if ("media" in self.query_fields) != self.has_media:
+        if ("media" in self.query_fields) != ("media" in self.shot_fields):
             raise TemplateError(
                 "query: {media} must come before the answer in both the shot and the query, or in neither"
             )
@@ -98,7 +100,7 @@ class Template:
         """The placeholders of a query."""
         return frozenset(_PLACEHOLDER.findall(self.beginning))
 
-    @cached_property
+    @property
     def has_media(self) -> bool:
         return "media" in self.shot_fields
 
@@ -121,7 +123,7 @@ class Template:
             if index % 2 == 0:
                 yield Text(piece)
             elif piece == "media":
-                yield from map(Media, shot.media)
+                yield from shot.content or map(Media, shot.media)
             elif values[piece]:
                 yield Text(values[piece])
             else:

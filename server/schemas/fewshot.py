@@ -110,18 +110,23 @@ TemplateChoice = Annotated[
 ]
 
 
-class FewShotFields(Schema):
-    """The fields of every route that shows the model shots before the query."""
+class ShotsFields(Schema):
+    """The fields of every route that may show the model shots."""
 
     shots: list[ShotFields] = Field([], max_length=MAX_SHOTS, description="Worked examples in prompt order.")
     examples: ExamplesFields | None = Field(None, description="Shots from a support set instead.")
-    query: QueryFields
-    template: TemplateChoice = "caption"
     zero_shot: bool = Field(
         False,
         description='Shots without media, which show only the form of an answer: the paper\'s "zero-shot".',
     )
     truncate_shots: bool = Field(False, description="Leave out the first shots if the context has no room for all.")
+
+
+class FewShotFields(ShotsFields):
+    """The fields of every route that shows the model shots before a query."""
+
+    query: QueryFields
+    template: TemplateChoice = "caption"
 
     @property
     def has_prompt(self) -> bool:
@@ -179,6 +184,10 @@ class WeighingFields(Schema):
     permutations: int = Field(1, ge=1, le=MAX_PERMUTATIONS, description="Orders of the shots to average over.")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Draws the orders.")
 
+    @property
+    def _weighing(self) -> list[str]:
+        return sorted(self.model_fields_set & WeighingFields.model_fields.keys())
+
 
 # the methods in which the language model takes no part
 WITHOUT_PROMPT: tuple[Method, ...] = ("nearest_mean", "knn", "linear")
@@ -221,10 +230,6 @@ class ClassifyRequest(FewShotFields, WeighingFields, PrioritizedRequest):
     @property
     def has_prompt(self) -> bool:
         return self.method not in WITHOUT_PROMPT
-
-    @property
-    def _weighing(self) -> list[str]:
-        return sorted(self.model_fields_set & WeighingFields.model_fields.keys())
 
 
 ScoredCandidate = Annotated[

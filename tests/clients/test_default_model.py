@@ -7,13 +7,15 @@ from typing import Any, Literal
 
 import httpx
 import pytest
-from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langchain_openai import OpenAI as LangChainOpenAI
+from langchain_openai.decisions import Choice, OpenAIDecisions, Predicate, Score
 from openai import OpenAI
 from pydantic import BaseModel, Field, SecretStr
 
 from model.zoo.default import DEFAULT, prepare
+from tests.server.conftest import data_url, png
 from tests.server.test_main import running
 
 TEXT = "John Smith, 42, lives at 12 Main Street, Springfield."
@@ -107,3 +109,21 @@ def test_langchain_embeds_texts(common: dict[str, Any]) -> None:
     cat, again = embeddings.embed_documents(["a cat", "a cat"])
     assert cat == pytest.approx(again, abs=1e-5)
     assert len(cat) == DEFAULT.language_model.dim
+
+
+@pytest.mark.filterwarnings("ignore:The class `OpenAIDecisions` is in beta")
+def test_langchain_asks_questions_about_an_image_and_a_conversation(common: dict[str, Any]) -> None:
+    decisions = OpenAIDecisions(**common)
+    questions: Any = {
+        "animal": Choice(instructions="Which animal?", choices={"cat": "It meows.", "dog": None, True: None}),
+        "red": Predicate(instructions="Is it red?"),
+        "size": Score(instructions="How large is it?", levels=["small", "large"]),
+    }
+    part: Any = {"type": "image_url", "image_url": {"url": data_url(png("red"))}}
+    image = HumanMessage([{"type": "text", "text": "A photograph."}, part])
+    for state in ([image], [image, AIMessage("I see a colour."), HumanMessage("Which?")]):
+        response = decisions.invoke({"input": state, "questions": questions})
+        assert set(response.choices["animal"].probabilities) == {"cat", "dog", True}
+        assert 0 < response.predicates["red"].probability < 1
+        assert response.scores["size"].legend == {0: "small", 1: "large"}
+        assert response.usage.input_tokens

@@ -12,6 +12,7 @@ from server.api.guard import OPEN_PATHS
 from server.app import ROUTERS
 from server.errors import ServerError
 from server.metrics import Metrics
+from server.schemas.decisions import DecisionRequest
 from server.schemas.fewshot import ClassifyRequest, FewShotFields
 from server.schemas.generation import ChatRequest, CompletionRequest, GenerationFields
 from server.schemas.models import EmbeddingsRequest, InspectRequest
@@ -83,6 +84,11 @@ def test_every_field_of_embeddings_and_inspections_is_documented() -> None:
 def test_every_field_of_a_classification_is_documented() -> None:
     documented = {name for row in rows(section(API, "Classification")) for name in names(row[0])}
     assert documented == ClassifyRequest.model_fields.keys() - FewShotFields.model_fields.keys() | {"template"}
+
+
+def test_every_field_of_a_decision_is_documented() -> None:
+    fields = section(API, "Decisions").partition("**Input.**")[0]
+    assert {name for row in rows(fields) for name in names(row[0])} == DecisionRequest.model_fields.keys()
 
 
 def test_every_field_of_an_evaluation_is_documented() -> None:

@@ -28,6 +28,7 @@ def bodies(text: str) -> dict[str, dict[str, object]]:
             "template": "vqa",
         },
         "/v1/classify": {"shots": SHOTS, "query": IMAGE, "candidates": ["a", text]},
+        "/v1/decisions": {"input": text, "questions": [{"type": "predicate", "instructions": "a"}]},
         "/v1/score": {"prompt": "a", "candidates": [text, "b"]},
         "/v1/embeddings": {"input": [text, "b"]},
         "/v1/inspect": {"prompt": [{"type": "image_url", "image_url": {"url": data_url(png())}}], "answer": text},

@@ -203,7 +203,14 @@ def test_the_server_conforms_to_its_document(server: Server) -> None:
         "/v1/support_sets",
     ):
         assert server.http.get(path).status_code == 200, path
-    for path in ("/v1/chat/completions", "/v1/fewshot/completions", "/v1/classify", "/v1/score", "/v1/embeddings"):
+    for path in (
+        "/v1/chat/completions",
+        "/v1/fewshot/completions",
+        "/v1/classify",
+        "/v1/decisions",
+        "/v1/score",
+        "/v1/embeddings",
+    ):
         schema = document()["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
         (example,) = document()["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["examples"]
         assert server.http.post(path, json=example).status_code == 200, path

@@ -26,6 +26,13 @@ REQUESTS: dict[str, tuple[dict[str, Any], int]] = {
     "/v1/chat/completions": ({"messages": [{"role": "user", "content": PARTS}], "max_tokens": 2}, 1),
     "/v1/fewshot/completions": ({**FEW_SHOT, "template": "classification", "max_tokens": 2}, 3),
     "/v1/classify": ({**FEW_SHOT, "method": "blend"}, 3),
+    "/v1/decisions": (
+        {
+            "input": [{"role": "user", "content": [{"type": "input_image", "image_url": RED}]}],
+            "questions": [{"type": "predicate", "instructions": "a"}, {"type": "predicate", "instructions": "b"}],
+        },
+        2,
+    ),
     "/v1/score": ({"prompt": PARTS, "candidates": ["a", "b"]}, 1),
     "/v1/embeddings": ({"input": [image_part()]}, 1),
     "/v1/inspect": ({"prompt": PARTS}, 1),
@@ -47,18 +54,19 @@ async def test_a_request_is_counted_once(
         response = await http.post(route, json=body, headers={"X-Request-Id": "mine"})
     assert response.status_code == 200, response.text
     usage = response.json()["usage"]
+    prompt_tokens = usage["input_tokens" if route == "/v1/decisions" else "prompt_tokens"]
     assert usage["fewshot_details"]["media"] == num_media
     assert metric(app, "request_success_total") == 1
     assert metric(app, "request_media_count") == metric(app, "request_prompt_tokens_count") == 1
     assert metric(app, "request_media_sum") == num_media
-    assert metric(app, "request_prompt_tokens_sum") == metric(app, "prompt_tokens_total") == usage["prompt_tokens"]
+    assert metric(app, "request_prompt_tokens_sum") == metric(app, "prompt_tokens_total") == prompt_tokens
     assert metric(app, "e2e_request_latency_seconds_count") == 1
     assert metric(app, "num_requests_waiting") == metric(app, "num_requests_running") == 0
     (line,) = [record for record in caplog.records if record.message == "request finished"]
     fields = vars(line)
     assert (fields["request_id"], fields["media"]) == ("mine", num_media)
     assert (fields["prompt_tokens"], fields["finish_reason"]) == (
-        usage["prompt_tokens"],
+        prompt_tokens,
         "length" if "max_tokens" in body else "stop",
     )
 
@@ -100,7 +108,7 @@ async def test_a_request_with_several_prompts_is_counted_once(http: httpx.AsyncC
     assert metric(app, "request_prompt_tokens_sum") == metric(app, "prompt_tokens_total") == usage["prompt_tokens"]
 
 
-@pytest.mark.parametrize("route", ["/v1/embeddings", "/v1/score", "/v1/inspect"])
+@pytest.mark.parametrize("route", ["/v1/decisions", "/v1/embeddings", "/v1/score", "/v1/inspect"])
 async def test_a_failure_of_the_engine_is_counted_as_an_error(
     http: httpx.AsyncClient, app: FastAPI, client: FakeClient, route: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,11 +19,12 @@ from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate, answer_of, read_candidates
-from server.fewshot.classification import classify_in_context, score_prompts, weigh
+from server.fewshot.classification import check_candidates, score_prompts, weigh
 from server.fewshot.comparison import Chosen
-from server.fewshot.prompting import Question, assemble, read_question
+from server.fewshot.evidence import gather, prepare
+from server.fewshot.prompting import Question, read_question
 from server.fewshot.shots import SUPPORT_SET as SUPPORT_SET_FIELD
-from server.prompt import PreparedPrompt, check_texts, check_token_ids, continuation_ids, encode_text, prepare_prompt
+from server.prompt import PreparedPrompt, check_texts, check_token_ids, continuation_ids, prepare_prompt
 from server.request_record import RequestRecord
 from server.schemas.fewshot import ClassifyRequest, ScoreRequest
 from server.schemas.responses.completions import Classification, Scores
@@ -49,21 +50,10 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
     question = await read_question(fields, model, services.shots)
     candidates = candidates or _answers(question)
     chosen, question = await _choose(question, fields, candidates, services)
-    in_context = None
-    if chosen.reads_prompt:
-        texts = [(f"candidates[{index}]", candidate.text) for index, candidate in enumerate(candidates)]
-        token_ids = [await model.tokenize(encode_text, text, model, param) for param, text in texts]
-        room = max(map(len, token_ids)) + 1
-        assembled = await assemble(question, model, services.shots, room=room)
-        report = assembled.report(record)
-        likeness = await services.comparison.compare(question, chosen)
-        in_context = await classify_in_context(assembled, candidates, fields, record, model, services.client)
-    else:
-        report = question.report(record)
-        with record:
-            record.add_prompt(0, question.query.media)
-            likeness = await services.comparison.compare(question, chosen)
-            record.answered(0)
+    prepared = await prepare(question, candidates, chosen, fields, model, services.shots)
+    report = prepared.report(record)
+    with record:
+        in_context, likeness = await gather(prepared, record, services.comparison, services.client)
     ranked = weigh(candidates, in_context, likeness)
     return {
         "id": f"classify-{fields.request_id or record.request_id}",
@@ -125,7 +115,9 @@ async def _score(fields: ScoreRequest, record: RequestRecord, services: Services
         await model.tokenize(_ids, candidate, index, prompt, model) for index, candidate in enumerate(fields.candidates)
     ]
     record.priority = fields.priority
-    (scored,) = await score_prompts([prompt], candidate_ids, record, model, services.client)
+    check_candidates([prompt], candidate_ids, [f"candidates[{index}]" for index in range(len(candidate_ids))], model)
+    with record:
+        (scored,) = await score_prompts([prompt], candidate_ids, record, services.client)
     return {
         "id": f"score-{fields.request_id or record.request_id}",
         "object": "score",

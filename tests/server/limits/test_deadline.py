@@ -98,7 +98,7 @@ async def test_a_deadline_covers_media(http: httpx.AsyncClient, app: FastAPI, mo
     assert_exceeded(await http.post("/v1/completions", json={"prompt": [image_part()], "timeout": 0.1}))
 
 
-@pytest.mark.parametrize("route", ["/v1/classify", "/v1/score", "/v1/inspect", "/v1/embeddings"])
+@pytest.mark.parametrize("route", ["/v1/classify", "/v1/decisions", "/v1/score", "/v1/inspect", "/v1/embeddings"])
 async def test_every_route_of_the_engine_has_deadlines(http: httpx.AsyncClient, app: FastAPI, route: str) -> None:
     async def before(*_: object, **__: object) -> None:
         await asyncio.Event().wait()
@@ -108,6 +108,7 @@ async def test_every_route_of_the_engine_has_deadlines(http: httpx.AsyncClient, 
     shots = [{"image": data_url(png()), "label": label} for label in ("a", "b")]
     bodies: dict[str, dict[str, object]] = {
         "/v1/classify": {"shots": shots, "query": {"image": data_url(png())}},
+        "/v1/decisions": {"input": "x", "questions": [{"type": "predicate", "instructions": "a"}]},
         "/v1/score": {"prompt": "x", "candidates": ["a", "b"]},
         "/v1/inspect": {"prompt": [image_part(), {"type": "text", "text": "x"}]},
         "/v1/embeddings": {"input": "x"},

@@ -1,0 +1,144 @@
+"""POST /v1/decisions in OpenAI's shape: questions about one input, answered as `/v1/classify` answers a query.
+
+The questions of a request are answered a few at a time, so that it holds no more prompts in memory than that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.api.body import JSONResponse, read_request
+from server.api.openapi import PROMPT, SUPPORT_SET, describe
+from server.api.services import GivenRecord, GivenServices, Services
+from server.api.sse import unless_disconnected
+from server.errors import ContextLengthExceeded
+from server.fewshot.classification import run_concurrently, weigh
+from server.fewshot.comparison import Chosen
+from server.fewshot.decisions import YES, Decision, read_decisions, text_of
+from server.fewshot.evidence import PreparedQuestion, gather, prepare
+from server.request_record import RequestRecord
+from server.schemas.decisions import ChoiceQuestion, DecisionRequest, ScoreQuestion
+from server.schemas.responses.decisions import Decision as DecisionResponse
+
+# questions of one request whose prompts are in the engine, or being written
+MAX_CONCURRENT = 32
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/decisions",
+    **describe("Few-shot", body=DecisionRequest, response=DecisionResponse, errors=(*PROMPT, *SUPPORT_SET)),
+)
+async def create_decision(request: Request, services: GivenServices, record: GivenRecord) -> Response:
+    """Answer questions about an input with probabilities: predicates, choices and scores."""
+    fields = await read_request(DecisionRequest, request, services)
+    return JSONResponse(await unless_disconnected(request.receive, _decide(fields, record, services)))
+
+
+async def _decide(fields: DecisionRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
+    record.priority = fields.priority
+    decisions = await read_decisions(fields, services.model, services.shots)
+    # one after the other, so that a request has one method at a time fitted
+    chosen = [
+        await services.comparison.choose(each.question, each.method, each.parsed.candidates) for each in decisions
+    ]
+    written = [partial(_prepare, each, way, fields, services) for each, way in zip(decisions, chosen, strict=True)]
+    first, prepared = await _first_that_fits(written)
+    lanes = asyncio.Semaphore(MAX_CONCURRENT)
+
+    async def answer(index: int) -> dict[str, Any]:
+        async with lanes:
+            try:
+                ready = prepared if index == first else await written[index]()
+            except ContextLengthExceeded:
+                return {"type": "refusal", "name": decisions[index].parsed.fields.name}
+            return await _answer(decisions[index], ready, record, services)
+
+    with record:
+        answers = await run_concurrently([answer(index) for index in range(len(decisions))])
+    return {
+        "id": f"decision-{fields.request_id or record.request_id}",
+        "object": "decision",
+        "created": int(time.time()),
+        "model": services.model.name,
+        "answers": answers,
+        "usage": _usage(record),
+    }
+
+
+async def _prepare(decision: Decision, chosen: Chosen, fields: DecisionRequest, services: Services) -> PreparedQuestion:
+    """Write the prompts of a question, if its method has some. Raises what `prepare` raises."""
+    candidates = decision.parsed.candidates
+    question = decision.question.with_each_label(len(candidates))
+    return await prepare(question, candidates, chosen, fields, services.model, services.shots)
+
+
+async def _first_that_fits(
+    written: Sequence[Callable[[], Awaitable[PreparedQuestion]]],
+) -> tuple[int, PreparedQuestion]:
+    """Return the first question that fits the model's context, and its index. Raises `ContextLengthExceeded`."""
+    refused: list[ContextLengthExceeded] = []
+    for index, write in enumerate(written):
+        try:
+            return index, await write()
+        except ContextLengthExceeded as error:
+            refused.append(error)
+    raise refused[0]
+
+
+async def _answer(
+    decision: Decision, prepared: PreparedQuestion, record: RequestRecord, services: Services
+) -> dict[str, Any]:
+    """Return the answer to a question. Raises the engine's errors."""
+    if decision.has_examples:
+        prepared.report(record)
+    in_context, likeness = await gather(prepared, record, services.comparison, services.client)
+    ranked = weigh(decision.parsed.candidates, in_context, likeness)
+    fields, probabilities = decision.parsed.fields, {each.text: each.probability for each in ranked}
+    head = {"type": fields.type, "name": fields.name}
+    match fields:
+        case ChoiceQuestion(choices=choices):
+            (choice,) = (each.value for each in choices if text_of(each.value) == ranked[0].text)
+            return {
+                **head,
+                "choice": choice,
+                "confidence": ranked[0].probability,
+                "probabilities": [
+                    {"value": each.value, "probability": probabilities[text_of(each.value)]} for each in choices
+                ],
+                **({"method": prepared.chosen.method} if decision.has_examples else {}),
+            }
+        case ScoreQuestion(levels=levels):
+            return {
+                **head,
+                "score": math.fsum(index * probabilities[level.label] for index, level in enumerate(levels)),
+                "confidence": ranked[0].probability,
+                "probabilities": [
+                    {"label": level.label, "value": index, "probability": probabilities[level.label]}
+                    for index, level in enumerate(levels)
+                ],
+            }
+    return {**head, "probability": probabilities[YES]}
+
+
+def _usage(record: RequestRecord) -> dict[str, Any]:
+    """Return the usage by the names that OpenAI has for it here."""
+    usage = record.usage()
+    return {
+        "input_tokens": usage["prompt_tokens"],
+        "input_tokens_details": {**usage["prompt_tokens_details"], "cache_write_tokens": 0},
+        "output_tokens": usage["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage["total_tokens"],
+        "fewshot_details": usage["fewshot_details"],
+    }

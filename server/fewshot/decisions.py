@@ -1,0 +1,227 @@
+"""Turns a decision into few-shot questions: the input is the query, and each question has instructions and candidates.
+
+With the template "vqa" of the default model, an image as input, and a choice between two described values, the prompt
+
+    <image>Question: Which animal?
+    cat: It meows.
+    dog: It barks. Answer:
+
+is continued by " cat" or " dog". Texts of the input come before the question, among the images, in the order of the
+request. A shot is written like the query: its media and its own question as the input, then the same instructions, then its
+answer.
+
+Examples are for the questions that they answer: those with a candidate that is the answer of an example. Other questions
+are asked without shots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from model.prompt import Media, Segment, Text
+from server.errors import InvalidRequest
+from server.fewshot.candidates import Candidate, answer_of
+from server.fewshot.methods import IN_CONTEXT
+from server.fewshot.passages import Passage, read_input, read_instructions
+from server.fewshot.prompting import Question, as_shot, find_template, shots_by_param
+from server.fewshot.shots import SUPPORT_SET, ShotSource
+from server.fewshot.templates import LINE_END, Shot, Template
+from server.media.source import EncodedMedia
+from server.schemas.decisions import ChoiceQuestion, DecisionQuestion, DecisionRequest, ScoreQuestion
+from server.served_model import ServedModel
+
+YES, NO = "yes", "no"
+INPUT = "input"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedQuestion:
+    """A question as the request has it: its path, its instructions, and its candidates in their order."""
+
+    param: str
+    fields: DecisionQuestion
+    instructions: Passage
+    candidates: list[Candidate]
+
+    def is_answered_by(self, answers: Collection[str]) -> bool:
+        """Return whether a candidate is one of these answers of examples."""
+        return any(candidate.text in answers for candidate in self.candidates)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A question of a decision as a few-shot question, and its method. `has_examples`: the examples answer it."""
+
+    parsed: ParsedQuestion
+    question: Question
+    method: str
+    has_examples: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instructed(Template):
+    """A template that writes the same instructions for every shot and for the query, in place of their own questions.
+
+    The question of a shot is text that it shows. `shows_media`: the input has media, and so must each shot. `leading`: the
+    media of the instructions, which come before the query's own: the text after these reads the query's.
+    """
+
+    instructions: str
+    shows_media: bool
+    leading: tuple[Segment, ...]
+
+    @property
+    def has_media(self) -> bool:
+        return self.shows_media
+
+    def render(self, shots: Sequence[Shot], query: Shot) -> list[Segment]:
+        last = self._with_instructions(query)
+        last = replace(last, content=(*self.leading, *last.content))
+        return super().render([self._with_instructions(shot) for shot in shots], last)
+
+    def _with_instructions(self, shot: Shot) -> Shot:
+        text = [Text(shot.question + LINE_END)] if shot.question else []
+        return replace(shot, question=self.instructions, content=shot.content or (*map(Media, shot.media), *text))
+
+
+async def read_decisions(fields: DecisionRequest, model: ServedModel, source: ShotSource) -> list[Decision]:
+    """Read the input of a decision, its questions, its own shots, and its support set.
+
+    Raises `InvalidRequest` that names the field at fault, and errors of the support set and of media.
+    """
+    template, shots = _find_template(fields, model), shots_by_param(fields)
+    passage = read_input(fields.input, INPUT)
+    parsed = [_read_question(question, f"questions[{index}]") for index, question in enumerate(fields.questions)]
+    owners = {INPUT: passage, **{each.param: each.instructions for each in parsed}}
+    media = await source.read_media({**({} if fields.zero_shot else shots), **owners}, INPUT)
+    question = Question(
+        fields=fields,
+        template=template,
+        shots=[as_shot(shot, param, media.get(param, ())) for param, shot in shots.items()],
+        query=Shot(
+            media=tuple(item.digest for item in media[INPUT]),
+            content=passage.segments(media[INPUT]),
+            question=passage.text,
+            param=INPUT,
+        ),
+        media={item.digest: item for items in media.values() for item in items},
+        support_set=None if fields.examples is None else await source.find(fields.examples),
+    )
+    answers = {answer_of(example) for example in question.examples}
+    decisions = [
+        _decision(
+            question,
+            each,
+            _instructed(question, each, media[each.param]),
+            has_examples=each.is_answered_by(answers),
+            fields=fields,
+        )
+        for each in parsed
+    ]
+    _check_examples(question, decisions, fields)
+    return decisions
+
+
+def _find_template(fields: DecisionRequest, model: ServedModel) -> Template:
+    """Return the template of a decision. Raises `InvalidRequest` if it has no place for the input or the instructions."""
+    template = find_template(fields.template, model)
+    for name, content in (("media", "the input"), ("question", "the instructions")):
+        if name not in template.query_fields:
+            message = f"the template {template.name!r} has no {{{name}}}, in whose place {content} would be written"
+            raise InvalidRequest(message, param="template")
+    return template
+
+
+def _read_question(fields: DecisionQuestion, param: str) -> ParsedQuestion:
+    """Read a question. Raises `InvalidRequest` if it has no instructions, or two equal candidates."""
+    instructions = read_instructions(fields.instructions, f"{param}.instructions")
+    match fields:
+        case ChoiceQuestion(choices=choices):
+            paths = [(f"{param}.choices[{index}].value", text_of(each.value)) for index, each in enumerate(choices)]
+        case ScoreQuestion(levels=levels):
+            paths = [(f"{param}.levels[{index}].label", each.label) for index, each in enumerate(levels)]
+        case _:
+            paths = [(param, YES), (param, NO)]
+    seen: dict[str, str] = {}
+    for path, text in paths:
+        if text in seen:
+            raise InvalidRequest(f"{text[:80]!r} would be written for {seen[text]}, too", param=path)
+        seen[text] = path
+    candidates = [Candidate(text, text, param=path) for path, text in paths]
+    return ParsedQuestion(param=param, fields=fields, instructions=instructions, candidates=candidates)
+
+
+def text_of(value: str | bool) -> str:
+    """Return the text of a choice."""
+    return value if isinstance(value, str) else YES if value else NO
+
+
+def _decision(
+    question: Question, parsed: ParsedQuestion, template: Instructed, *, has_examples: bool, fields: DecisionRequest
+) -> Decision:
+    """Return a question with its template, and with the examples of the request if they answer it."""
+    if not has_examples:
+        bare = fields.model_copy(update={"examples": None})
+        question = replace(question, shots=[], support_set=None, fields=bare)
+    is_by_examples = has_examples and isinstance(parsed.fields, ChoiceQuestion)
+    return Decision(
+        parsed=parsed,
+        question=replace(question, template=template),
+        method=fields.method_or_default if is_by_examples else IN_CONTEXT,
+        has_examples=has_examples,
+    )
+
+
+def _instructed(question: Question, parsed: ParsedQuestion, media: Sequence[EncodedMedia]) -> Instructed:
+    """Return the template of a question: its instructions and, if any is described, its candidates."""
+    template = question.template
+    return Instructed(
+        name=template.name,
+        shot=template.shot,
+        query=template.query,
+        separator=template.separator,
+        end=template.end,
+        instructions=LINE_END.join([parsed.instructions.text, *_described(parsed)]),
+        shows_media=bool(question.query.media),
+        leading=tuple(Media(item.digest) for item in media),
+    )
+
+
+def _described(parsed: ParsedQuestion) -> list[str]:
+    """Return a line per candidate, or none if no candidate has a description."""
+    match parsed.fields:
+        case ChoiceQuestion(choices=choices):
+            descriptions = [choice.description for choice in choices]
+        case ScoreQuestion(levels=levels):
+            descriptions = [level.description for level in levels]
+        case _:
+            descriptions = []
+    if not any(descriptions):
+        return []
+    pairs = zip(parsed.candidates, descriptions, strict=True)
+    return [f"{each.text}: {description}" if description else each.text for each, description in pairs]
+
+
+def _check_examples(question: Question, decisions: Sequence[Decision], fields: DecisionRequest) -> None:
+    """Check that the examples, and a method that compares them, answer a question. Raises `InvalidRequest`."""
+    if (fields.shots or fields.examples) and not any(decision.has_examples for decision in decisions):
+        message = "no question has a candidate that is the answer of an example"
+        raise InvalidRequest(message, param="shots" if fields.shots else SUPPORT_SET)
+    method = fields.method_or_default
+    if method not in ("auto", IN_CONTEXT) and all(decision.method != method for decision in decisions):
+        message = f"{method} makes a choice by examples, and no question is a choice with the answer of one as a value"
+        raise InvalidRequest(message, param="method")
+    if not fields.zero_shot:
+        _check_media(question)
+
+
+def _check_media(question: Question) -> None:
+    """Check that all examples show media if the input does, and none if it does not. Raises `InvalidRequest`."""
+    has_media = bool(question.query.media)
+    for example in question.examples:
+        if bool(example.media) != has_media:
+            path = example.param if isinstance(example, Shot) else SUPPORT_SET
+            name = path if isinstance(example, Shot) else f"the example {example.id!r}"
+            shows, lacks = ("the input", name) if has_media else (name, "the input")
+            raise InvalidRequest(f"{shows} shows images, and {lacks} shows none", param=path)

@@ -1,0 +1,67 @@
+"""Gathers the evidence for the candidates of one question: the language model's scores, likeness to the examples, or both.
+
+What may be wrong with a request is found by `prepare`, before the engine works and the request's record begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.engine_client.client import Client
+from server.fewshot.candidates import Candidate
+from server.fewshot.classification import InContext, ScoringPrompts, prepare_scoring, score_in_context
+from server.fewshot.comparison import Chosen, Comparison
+from server.fewshot.methods.likeness import Array
+from server.fewshot.prompting import AssembledPrompt, Question, assemble
+from server.fewshot.shots import ShotSource
+from server.prompt import encode_text
+from server.request_record import RequestRecord
+from server.schemas.fewshot import WeighingFields
+from server.served_model import ServedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedQuestion:
+    """A question with its method, and with its prompts if the language model takes part."""
+
+    question: Question
+    chosen: Chosen
+    assembled: AssembledPrompt | None = None
+    prompts: ScoringPrompts | None = None
+
+    def report(self, record: RequestRecord) -> dict[str, Any]:
+        """Return the field `fewshot` of an answer, and add to the record what `usage` says about the shots."""
+        return (self.assembled or self.question).report(record)
+
+
+async def prepare(
+    question: Question,
+    candidates: Sequence[Candidate],
+    chosen: Chosen,
+    weighing: WeighingFields,
+    model: ServedModel,
+    source: ShotSource,
+) -> PreparedQuestion:
+    """Write the prompts of a question. Raises `InvalidRequest`, and errors of stored media and the engine."""
+    if not chosen.reads_prompt:
+        return PreparedQuestion(question=question, chosen=chosen)
+    token_ids = [await model.tokenize(encode_text, each.text, model, each.param) for each in candidates]
+    assembled = await assemble(question, model, source, room=max(map(len, token_ids)) + 1)
+    prompts = await prepare_scoring(assembled, candidates, weighing, model)
+    return PreparedQuestion(question=question, chosen=chosen, assembled=assembled, prompts=prompts)
+
+
+async def gather(
+    prepared: PreparedQuestion, record: RequestRecord, comparison: Comparison, client: Client
+) -> tuple[InContext | None, Mapping[str, Array]]:
+    """Return what the method takes from the language model, and from likeness. Raises the engine's errors."""
+    question, chosen = prepared.question, prepared.chosen
+    if prepared.prompts is not None:
+        likeness = await comparison.compare(question, chosen)
+        return await score_in_context(prepared.prompts, record, client), likeness
+    record.add_prompt(0, question.query.media)
+    likeness = await comparison.compare(question, chosen)
+    record.answered(0)
+    return None, likeness

@@ -1,0 +1,105 @@
+"""Reads the texts and images of a decision in their order: its input, and the instructions of its questions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from model.prompt import Media, Segment, Text
+from server.errors import InvalidRequest
+from server.fewshot.templates import LINE_END
+from server.media.source import EncodedMedia, kind_of
+from server.schemas.decisions import (
+    DecisionAssistantMessage,
+    DecisionContent,
+    DecisionImagePart,
+    DecisionInput,
+    DecisionJsonPart,
+    DecisionPart,
+    OutputPart,
+    OutputRefusalPart,
+)
+from server.schemas.prompt import ImageUrlPart, MediaPart, MediaUrl, stored_media_part
+
+
+@dataclass(frozen=True, slots=True)
+class PositionedMedia:
+    """A media part and its path in the request, such as `input[0].content[1].image_url`."""
+
+    param: str
+    part: MediaPart
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Texts and media in their order."""
+
+    pieces: Sequence[str | PositionedMedia]
+
+    @property
+    def text(self) -> str:
+        return "".join(piece for piece in self.pieces if isinstance(piece, str)).strip()
+
+    def parts(self, param: str) -> dict[str, MediaPart]:
+        """Return the media parts by their paths in the request."""
+        return {piece.param: piece.part for piece in self.pieces if isinstance(piece, PositionedMedia)}
+
+    def segments(self, media: Sequence[EncodedMedia]) -> tuple[Segment, ...]:
+        """Return the segments, given the media in their order. A text at the end ends its line."""
+        items = iter(media)
+        segments = [Text(piece) if isinstance(piece, str) else Media(next(items).digest) for piece in self.pieces]
+        is_text = isinstance(self.pieces[-1], str)
+        return (*segments, Text(LINE_END)) if is_text else tuple(segments)
+
+
+def read_input(value: DecisionInput, param: str) -> Passage:
+    """Read the input of a decision, with a line per message. Raises `InvalidRequest` if it is empty.
+
+    Messages of a conversation, in which an assistant takes part, begin with their role.
+    """
+    if isinstance(value, str):
+        return _not_empty(Passage([value]), param)
+    pieces: list[str | PositionedMedia] = []
+    is_conversation = any(isinstance(message, DecisionAssistantMessage) for message in value)
+    for index, message in enumerate(value):
+        pieces += [LINE_END] * bool(index) + [f"{message.role.capitalize()}: "] * is_conversation
+        pieces += _pieces(message.content, f"{param}[{index}].content")
+    return _not_empty(Passage(list(filter(None, pieces))), param)
+
+
+def read_instructions(value: DecisionContent, param: str) -> Passage:
+    """Read the instructions of a question. Raises `InvalidRequest` if they have no text."""
+    instructions = Passage([*_pieces(value, param)])
+    if not instructions.text:
+        raise InvalidRequest("the instructions have no text", param=param)
+    return instructions
+
+
+def _not_empty(passage: Passage, param: str) -> Passage:
+    if not passage.text and not passage.parts(param):
+        raise InvalidRequest("the input has no text and no image", param=param)
+    return passage
+
+
+def _pieces(content: str | Sequence[DecisionPart | OutputPart], param: str) -> Iterator[str | PositionedMedia]:
+    if isinstance(content, str):
+        yield content
+        return
+    for index, part in enumerate(content):
+        match part:
+            case DecisionImagePart():
+                yield PositionedMedia(f"{param}[{index}].image_url", _media(part.image_url))
+            case DecisionJsonPart():
+                yield json.dumps(part.data, ensure_ascii=False)
+            case OutputRefusalPart():
+                yield part.refusal
+            case _:
+                yield part.text
+
+
+def _media(url: str) -> MediaPart:
+    """Return the part that a URL, or the id of a stored image or video, stands for."""
+    if kind_of(url) is not None:
+        return stored_media_part(url)
+    return ImageUrlPart(type="image_url", image_url=MediaUrl(url=url))

@@ -1,0 +1,218 @@
+"""Decisions in OpenAI's shape: an input, and questions about it, each a predicate, a choice or a score."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from server.schemas.base import PrioritizedRequest, Schema, tag_of, with_example
+from server.schemas.fewshot import (
+    MAX_CANDIDATES,
+    CandidateText,
+    Method,
+    ShotsFields,
+    TemplateChoice,
+    WeighingFields,
+)
+from server.schemas.generation import MAX_MESSAGES
+
+MAX_QUESTIONS = 400
+
+UNUSED = "Accepted and not used."
+
+
+def _text_or_list(value: Any) -> str:
+    return "<string>" if isinstance(value, str) else "<list>"
+
+
+class CacheBreakpoint(Schema):
+    """A hint to the prompt cache, which needs none."""
+
+    mode: Literal["explicit"]
+
+
+class DecisionTextPart(Schema):
+    type: Literal["input_text"]
+    text: str
+    prompt_cache_breakpoint: CacheBreakpoint | None = Field(None, description=UNUSED)
+
+
+class DecisionImagePart(Schema):
+    type: Literal["input_image"]
+    image_url: str = Field(
+        min_length=1,
+        description="A data URL, an https URL of a host that the server fetches from, or the id of an uploaded image or "
+        "video.",
+    )
+    detail: Literal["auto", "low", "high", "original"] = Field(
+        "auto", description="No effect: the encoder has one resolution."
+    )
+    prompt_cache_breakpoint: CacheBreakpoint | None = Field(None, description=UNUSED)
+
+
+class DecisionJsonPart(Schema):
+    """JSON that is shown as text."""
+
+    type: Literal["input_json"]
+    data: Annotated[
+        Annotated[dict[str, Any], Tag("<object>")] | Annotated[list[dict[str, Any]], Tag("<list>")],
+        Discriminator(lambda value: "<list>" if isinstance(value, list) else "<object>"),
+    ]
+
+
+DecisionPart = Annotated[
+    Annotated[DecisionTextPart, Tag("<input_text>")]
+    | Annotated[DecisionImagePart, Tag("<input_image>")]
+    | Annotated[DecisionJsonPart, Tag("<input_json>")],
+    Discriminator(tag_of("type")),
+]
+DecisionContent = Annotated[
+    Annotated[str, Tag("<string>")] | Annotated[list[DecisionPart], Field(min_length=1), Tag("<list>")],
+    Discriminator(_text_or_list),
+]
+
+
+class OutputTextPart(Schema):
+    type: Literal["output_text"]
+    text: str
+
+
+class OutputRefusalPart(Schema):
+    """A refusal in a conversation, which is text of it."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+OutputPart = Annotated[
+    Annotated[OutputTextPart, Tag("<output_text>")] | Annotated[OutputRefusalPart, Tag("<refusal>")],
+    Discriminator(tag_of("type")),
+]
+
+
+class DecisionUserMessage(Schema):
+    type: Literal["message"] = "message"
+    role: Literal["user"]
+    content: DecisionContent
+
+
+class DecisionSystemMessage(Schema):
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer"]
+    content: Annotated[
+        Annotated[str, Tag("<string>")] | Annotated[list[DecisionTextPart], Tag("<list>")],
+        Discriminator(_text_or_list),
+    ]
+
+
+class DecisionAssistantMessage(Schema):
+    type: Literal["message"] = "message"
+    role: Literal["assistant"]
+    content: Annotated[
+        Annotated[str, Tag("<string>")] | Annotated[list[OutputPart], Tag("<list>")],
+        Discriminator(_text_or_list),
+    ]
+    phase: Literal["commentary", "final_answer"] | None = Field(None, description=UNUSED)
+
+
+def _item_tag(value: Any) -> str:
+    """Return the role of a message, and the type of an item that is none."""
+    return tag_of("type" if isinstance(value, dict) and "role" not in value else "role")(value)
+
+
+DecisionMessage = Annotated[
+    Annotated[DecisionUserMessage, Tag("<user>")]
+    | Annotated[DecisionSystemMessage, Tag("<system>")]
+    | Annotated[DecisionSystemMessage, Tag("<developer>")]
+    | Annotated[DecisionAssistantMessage, Tag("<assistant>")],
+    Discriminator(_item_tag),
+]
+DecisionInput = Annotated[
+    Annotated[str, Tag("<string>")]
+    | Annotated[list[DecisionMessage], Field(min_length=1, max_length=MAX_MESSAGES), Tag("<list>")],
+    Discriminator(_text_or_list),
+]
+
+
+class QuestionFields(Schema):
+    instructions: DecisionContent
+    name: str | None = Field(None, max_length=1024, description="The answer repeats it.")
+
+
+class PredicateQuestion(QuestionFields):
+    """The probability that a statement about the input is true."""
+
+    type: Literal["predicate"]
+
+
+class DecisionChoice(Schema):
+    """A possible answer: a text, or a boolean, which is written yes or no."""
+
+    value: Annotated[
+        Annotated[CandidateText, Tag("<string>")] | Annotated[bool, Tag("<boolean>")],
+        Discriminator(lambda value: "<boolean>" if isinstance(value, bool) else "<string>"),
+    ]
+    description: str = Field("", description="When it applies.")
+
+
+class ChoiceQuestion(QuestionFields):
+    type: Literal["choice"]
+    choices: list[DecisionChoice] = Field(min_length=2, max_length=MAX_CANDIDATES)
+
+
+class ScoreLevel(Schema):
+    label: CandidateText
+    description: str = Field("", description="When it applies.")
+
+
+class ScoreQuestion(QuestionFields):
+    """A rating by levels, from the lowest to the highest."""
+
+    type: Literal["score"]
+    levels: list[ScoreLevel] = Field(min_length=2, max_length=MAX_CANDIDATES)
+
+
+DecisionQuestion = Annotated[
+    Annotated[PredicateQuestion, Tag("<predicate>")]
+    | Annotated[ChoiceQuestion, Tag("<choice>")]
+    | Annotated[ScoreQuestion, Tag("<score>")],
+    Discriminator(tag_of("type")),
+]
+
+
+class PromptCacheOptions(Schema):
+    """Options of a prompt cache, with the values that ask for what is done anyway."""
+
+    mode: Literal["implicit"] = "implicit"
+    ttl: Literal["30m"] = "30m"
+
+
+class DecisionRequest(ShotsFields, WeighingFields, PrioritizedRequest):
+    model_config = with_example(
+        input="The water is cold.",
+        questions=[
+            {"type": "predicate", "instructions": "Is it warm?"},
+            {"type": "choice", "instructions": "Which?", "choices": [{"value": "a"}, {"value": True}]},
+            {"type": "score", "instructions": "Cold?", "levels": [{"label": "not"}, {"label": "very"}]},
+        ],
+    )
+
+    input: DecisionInput = Field(description="A text, or messages with texts and images, that all questions are about.")
+    questions: list[DecisionQuestion] = Field(min_length=1, max_length=MAX_QUESTIONS)
+    method: Method | Literal["auto"] = Field(
+        "auto",
+        description="How choices are made whose values are the answers of examples, as in a classification. All else is "
+        "answered by the language model.",
+    )
+    template: TemplateChoice = Field(
+        "vqa", description="Writes the input in place of `{media}`, and the instructions in place of `{question}`."
+    )
+    prompt_cache_options: PromptCacheOptions = PromptCacheOptions()
+    prompt_cache_key: str = Field("", max_length=1024, description=UNUSED)
+    safety_identifier: str = Field("", max_length=1024, description=UNUSED)
+
+    @property
+    def method_or_default(self) -> Method | Literal["auto"]:
+        is_weighing = "method" not in self.model_fields_set and self._weighing
+        return "in_context" if is_weighing else self.method

@@ -1,0 +1,84 @@
+"""The answers to the questions of a decision, in OpenAI's shape, with what this server adds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from server.schemas.fewshot import Method
+from server.schemas.responses.base import Absent, FewShotDetails, ResponseSchema
+
+
+class AnswerFields(ResponseSchema):
+    name: str | None = Field(description="The one of the question.")
+
+
+class PredicateAnswer(AnswerFields):
+    type: Literal["predicate"]
+    probability: float
+
+
+class ChoiceProbability(ResponseSchema):
+    value: str | bool
+    probability: float
+
+
+class ChoiceAnswer(AnswerFields):
+    """The most likely value, and the probabilities of all in the order of the request."""
+
+    type: Literal["choice"]
+    choice: str | bool
+    confidence: float = Field(description="The probability of the choice.")
+    probabilities: list[ChoiceProbability]
+    method: Method | Absent = Field(None, description="With `shots` or `examples`: the one that made the choice.")
+
+
+class LevelProbability(ResponseSchema):
+    label: str
+    value: int = Field(description="The index of the level.")
+    probability: float
+
+
+class ScoreAnswer(AnswerFields):
+    """The mean of the indices of the levels, weighted by their probabilities."""
+
+    type: Literal["score"]
+    score: float
+    confidence: float = Field(description="The probability of the most likely level.")
+    probabilities: list[LevelProbability]
+
+
+class RefusalAnswer(AnswerFields):
+    """The question is too long for the model, with the input and its candidates."""
+
+    type: Literal["refusal"]
+
+
+class InputTokensDetails(ResponseSchema):
+    cached_tokens: int = Field(description="Prompt tokens that were not computed again.")
+    cache_write_tokens: int = Field(description="0: the server does not count them.")
+
+
+class OutputTokensDetails(ResponseSchema):
+    reasoning_tokens: int
+
+
+class DecisionUsage(ResponseSchema):
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+    fewshot_details: FewShotDetails
+
+
+class Decision(ResponseSchema):
+    """The answers in the order of the questions."""
+
+    id: str
+    object: Literal["decision"]
+    created: int
+    model: str
+    answers: list[Annotated[PredicateAnswer | ChoiceAnswer | ScoreAnswer | RefusalAnswer, Field(discriminator="type")]]
+    usage: DecisionUsage
