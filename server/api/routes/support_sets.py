@@ -42,6 +42,7 @@ from server.fewshot.warming import WarmTarget
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
 from server.request_record import RequestRecord
+from server.schemas.archive import ArchivedExample
 from server.schemas.base import list_page
 from server.schemas.fewshot import SearchRequest
 from server.schemas.prompt import stored_media_part
@@ -96,7 +97,7 @@ async def create_support_set(request: Request, services: GivenServices) -> Respo
         expires_at=fields.end(time.time()),
         is_pinned=fields.pinned,
         metadata=fields.metadata,
-        idempotency_key=idempotency_key(request, body),
+        idempotency_key=await asyncio.to_thread(idempotency_key, request, body),
     )
     return await _store(fields.examples, store, request, services)
 
@@ -174,7 +175,7 @@ async def put_examples(support_set: str, request: Request, services: GivenServic
         services.support_sets.put_examples,
         support_set,
         expected_version=fields.expected_version,
-        idempotency_key=idempotency_key(request, body),
+        idempotency_key=await asyncio.to_thread(idempotency_key, request, body),
     )
     return await _store(fields.examples, store, request, services)
 
@@ -376,13 +377,20 @@ async def read_examples(examples: Sequence[ExampleFields], intake: Intake) -> li
         if num_bytes > limit:
             raise InvalidMedia(f"{num_bytes} bytes of media in one request, the limit is {limit}", param="examples")
         read += media
+    return await asyncio.to_thread(new_examples, examples, read)
+
+
+def new_examples(
+    examples: Sequence[ExampleFields | ArchivedExample], media: Sequence[Sequence[EncodedMedia]]
+) -> list[NewExample]:
+    """Return examples as they are stored, each with its media; those without an id get one. For thousands it blocks."""
     return [
         NewExample(
             id=f"ex_{uuid.uuid4().hex}" if example.id is None else example.id,
-            media=tuple(media),
+            media=tuple(items),
             **example.model_dump(include={"text", "label", "question", "metadata"}),
         )
-        for example, media in zip(examples, read, strict=True)
+        for example, items in zip(examples, media, strict=True)
     ]
 
 
