@@ -13,6 +13,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from server.api import examples as api_examples
 from server.api.routes import support_sets
 from server.media.source import EncodedMedia
 from server.media.turns import Job
@@ -364,7 +365,7 @@ async def test_the_event_loop_is_free_while_thousands_of_examples_are_built_and_
         threads[step].add(threading.get_ident())
         return function(*arguments, **keywords)
 
-    monkeypatch.setattr(support_sets, "NewExample", partial(record, "build", NewExample))
+    monkeypatch.setattr(api_examples, "NewExample", partial(record, "build", NewExample))
     monkeypatch.setattr(support_sets, "IdempotencyKey", partial(record, "hash", IdempotencyKey))
     body = {"examples": [{"text": "t"}] * 20}
     response = await http.post(SETS, json=body, headers={"Idempotency-Key": "key"})
