@@ -2,7 +2,8 @@
 
 First the peak is measured: the best rate of a few clients. Then ten times as many clients send one request after the other
 and wait as long as a refusal says, and then requests arrive at ten times the peak whatever happens to earlier ones. The
-served rate should stay at the peak, and a refusal should be quick and say how long to wait.
+served rate should stay at the peak, and a refusal should be quick and say how long to wait. Each load prints a line, and no
+load takes longer than `--seconds` and `--drain`.
 """
 
 from __future__ import annotations
@@ -14,37 +15,43 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from bench.driver import BenchFailed
 from bench.options import add_model, model_folder, parse, server_settings
 from bench.table import Bar, Report, Sample
 from bench.target import Answer, Request, encoded, image_part, jpeg, running, text_request
 
 Kind = Literal["text", "image"]
 QUICK = {"model": "tiny", "seconds": 2.0, "clients": [4, 8]}
+SHORT = {"seconds": 5.0, "drain": 20.0, "clients": [16], "kinds": ["text"]}
 FACTOR = 10
+# of each kind: the warm-up and two forms of overload
+NUM_OTHER_LOADS = 3
 MIN_GOODPUT = 0.9
 MAX_REFUSAL_MS = 20.0
 # a client that obeys a refusal must not come back long before there is room
 MIN_WAIT_RATIO = 0.5
 MAX_TOKENS = 8
-TIMEOUT_SECONDS = 120.0
-# requests that were admitted during the load may finish this much later
-DRAIN_SECONDS = 60.0
 SEPARATOR = b"\r\n\r\n"
 COMMENT = b"\xff\xfe\x00\x0a"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Either `clients` that wait for each answer, or a `rate` of arrivals per second."""
+    """Either `clients` that wait for each answer, or a `rate` of arrivals per second.
+
+    Requests of the last seconds may finish in the `drain` seconds after the end; then they are given up.
+    """
 
     port: int
     kind: Kind
     seconds: float
+    drain: float
     clients: int = 0
     rate: float = 0.0
 
@@ -82,41 +89,47 @@ def run(load: Load) -> Outcome:
 async def _run(load: Load) -> Outcome:
     answers: list[Answer] = []
     served_at: list[float] = []
+    num_sent = 0
     end = time.perf_counter() + load.seconds
 
     async def send() -> Answer:
+        nonlocal num_sent
+        num_sent += 1
         answer = await exchange(load.port, _request(load.kind))
         answers.append(answer)
         if answer.status == 200:
             served_at.append(time.perf_counter())
         return answer
 
-    clients = _arrivals(load.rate, send, end) if load.rate else _closed(load.clients, send, end)
-    await asyncio.wait_for(clients, load.seconds + DRAIN_SECONDS + TIMEOUT_SECONDS)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(load.seconds + load.drain), asyncio.TaskGroup() as group:
+            if load.rate:
+                await _arrivals(load.rate, send, end, group)
+            else:
+                for _ in range(load.clients):
+                    group.create_task(_client(send, end))
+    given_up = Answer(status=0, seconds=load.drain, error=f"given up {load.drain:g} s after the end")
+    answers += [given_up] * (num_sent - len(answers))
     return Outcome(answers, sum(moment <= end for moment in served_at), load.seconds)
 
 
-async def _closed(num_clients: int, send: Callable[[], Awaitable[Answer]], end: float) -> None:
-    """Let each client wait for its answer, and for the time that a refusal names."""
-
-    async def client() -> None:
-        while (left := end - time.perf_counter()) > 0:
-            answer = await send()
-            if answer.status != 200:
-                await asyncio.sleep(min(float(answer.headers.get("retry-after", 0.1)), max(left, 0.0)))
-
-    await asyncio.gather(*(client() for _ in range(num_clients)))
+async def _client(send: Callable[[], Awaitable[Answer]], end: float) -> None:
+    """Send one request after the other, and wait as long as a refusal says."""
+    while (left := end - time.perf_counter()) > 0:
+        answer = await send()
+        if answer.status != 200:
+            await asyncio.sleep(min(float(answer.headers.get("retry-after", 0.1)), max(left, 0.0)))
 
 
-async def _arrivals(rate: float, send: Callable[[], Awaitable[Answer]], end: float) -> None:
+async def _arrivals(
+    rate: float, send: Callable[[], Coroutine[None, None, Answer]], end: float, group: asyncio.TaskGroup
+) -> None:
     """Send requests at random times, without waiting for earlier ones."""
-    sending: set[asyncio.Task[Answer]] = set()
     due = time.perf_counter()
     while due < end:
         await asyncio.sleep(max(due - time.perf_counter(), 0.0))
-        sending.add(asyncio.ensure_future(send()))
+        group.create_task(send())
         due += random.expovariate(rate)
-    await asyncio.gather(*sending)
 
 
 async def exchange(port: int, request: bytes) -> Answer:
@@ -124,11 +137,10 @@ async def exchange(port: int, request: bytes) -> Answer:
     began = time.perf_counter()
     writer: asyncio.StreamWriter | None = None
     try:
-        async with asyncio.timeout(TIMEOUT_SECONDS):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(request)
-            head, _, body = (await reader.read()).partition(SEPARATOR)
-    except (OSError, TimeoutError) as error:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request)
+        head, _, body = (await reader.read()).partition(SEPARATOR)
+    except OSError as error:
         return Answer(status=0, seconds=time.perf_counter() - began, error=type(error).__name__)
     finally:
         if writer is not None:
@@ -169,17 +181,26 @@ class Overload:
         self._run(kind, clients=self._options.clients[0])  # warm-up
         rates = {clients: self._run(kind, clients=clients).goodput for clients in self._options.clients}
         clients, peak = max(rates.items(), key=lambda item: item[1])
+        if not peak:
+            raise BenchFailed(f"no request was served within {self._options.seconds:g} seconds")
         self._report.add({"load": f"{kind}, peak of {clients} clients", "served/s": peak})
         many = FACTOR * max(self._options.clients)
         self._add(f"{kind}, {many} clients", self._run(kind, clients=many), peak)
         self._add(f"{kind}, {FACTOR} x the peak", self._run(kind, rate=FACTOR * peak), peak)
 
     def _run(self, kind: Kind, *, clients: int = 0, rate: float = 0.0) -> Outcome:
-        load = Load(port=self._port, kind=kind, seconds=self._options.seconds, clients=clients, rate=rate)
-        return self._pool.submit(run, load).result()
+        options = self._options
+        load = Load(
+            port=self._port, kind=kind, seconds=options.seconds, drain=options.drain, clients=clients, rate=rate
+        )
+        outcome = self._pool.submit(run, load).result()
+        name = f"{rate:.3g} requests per second" if rate else f"{clients} clients"
+        print(f"{kind}, {name}: {outcome.goodput:.3g} served per second ({outcome.statuses()})", flush=True)
+        return outcome
 
     def _add(self, name: str, outcome: Outcome, peak: float) -> None:
-        served = Sample(tuple(answer.seconds for answer in outcome.served) or (TIMEOUT_SECONDS,))
+        limit = self._options.seconds + self._options.drain
+        served = Sample(tuple(answer.seconds for answer in outcome.served) or (limit,))
         refusals = Sample(tuple(1000 * answer.seconds for answer in outcome.refused) or (0.0,))
         waits = Sample(tuple(float(a.headers.get("retry-after", 0)) for a in outcome.refused) or (0.0,))
         unclear = sum(not answer.is_clear for answer in outcome.answers)
@@ -211,6 +232,9 @@ class Overload:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     report = Report("Overload", {"model": options.model, "seconds": options.seconds})
+    num_loads = len(options.kinds) * (len(options.clients) + NUM_OTHER_LOADS)
+    seconds = num_loads * options.seconds, num_loads * (options.seconds + options.drain)
+    print(f"{num_loads} loads take {seconds[0]:g} to {seconds[1]:g} seconds once the server is ready", flush=True)
     context = multiprocessing.get_context("spawn")
     with (
         running(server_settings(options, model_folder(options.model))) as target,
@@ -227,8 +251,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.overload", description=__doc__)
     add_model(parser, "default")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each load (default: 20)")
+    help = "seconds after a load in which its last requests may finish (default: 60)"
+    parser.add_argument("--drain", type=float, default=60.0, help=help)
     parser.add_argument("--clients", type=int, nargs="+", default=[16, 32, 64], help="numbers to find the peak with")
     parser.add_argument("--kinds", nargs="+", choices=["text", "image"], default=["text", "image"])
+    parser.add_argument(
+        "--short", action="store_true", help="four loads of text, of 5 seconds and a drain of 20 at most"
+    )
+    if parser.parse_known_args(arguments)[0].short:
+        parser.set_defaults(**SHORT)
     return parse(parser, arguments, QUICK)
 
 

@@ -42,6 +42,7 @@ from server.fewshot.retrieval import EmbeddingStore, Retrieval
 from server.fewshot.shots import ShotSource
 from server.fewshot.warming import Maintenance, Warming
 from server.limits.admission import Admission
+from server.limits.background import Background
 from server.media.fetch import Fetcher
 from server.media.intake import Intake
 from server.media.pool import DecodePool
@@ -134,7 +135,8 @@ def create_app(
         recommendations=Recommendations(evaluations),
     )
     leave_one_out = LeaveOneOut(shots, services.comparison, client, model, metrics)
-    runner = EvaluationRunner(evaluations, leave_one_out, settings.evaluation_queries)
+    background = Background(services.admission)
+    runner = EvaluationRunner(evaluations, leave_one_out, background, settings.evaluation_queries)
     maintenance = Maintenance(
         support_sets, embeddings, warming, client, metrics, sweep_interval=settings.sweep_interval
     )

@@ -58,7 +58,9 @@ class Settings(BaseModel):
         None, description="URL of the database, sqlite: or postgresql:; none: flamboyance.db in data_dir"
     )
     max_set_examples: int = Field(10_000, ge=1, le=1_000_000, description="maximum examples in a support set")
-    evaluation_queries: int = Field(2, ge=1, le=64, description="queries of an evaluation that run concurrently")
+    evaluation_queries: int = Field(
+        2, ge=1, le=64, description="queries of an evaluation that run concurrently while clients have no requests"
+    )
     sweep_interval: float = Field(60.0, gt=0, le=3600, description="seconds between two sweeps of expired data")
     num_threads: int | None = Field(
         None, ge=1, le=1024, description="threads of the model on a CPU; none: torch's default"

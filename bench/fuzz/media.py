@@ -22,7 +22,7 @@ from bench.random_models import SIZES, config
 from bench.table import ROOT
 from bench.target import LEAK
 from model.media import MediaLimits
-from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, Setup, decode_reply, with_length
+from server.media.decoder import LENGTH_BYTES, READY, Decode, Frames, Refused, Setup, decode_reply, with_length
 from server.media.source import Kind
 from server.settings import child_environment
 
@@ -118,6 +118,7 @@ class DecodeProcess:
         )
         vision = dataclasses.asdict(config("tiny", SIZES["tiny"]).vision)
         self._send(with_length(Setup(vision=vision, limits=dataclasses.asdict(LIMITS), max_memory_bytes=MEMORY_BYTES)))
+        _read(self._process.stdout, len(READY))
 
     def attempt(self, kind: Kind, data: bytes, *, is_valid: bool) -> str | None:
         """Decode media and return the name of what is wrong with the reply."""

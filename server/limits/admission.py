@@ -18,6 +18,8 @@ from server.errors import ClientOverShare, Overloaded, ShuttingDown
 from server.metrics import Metrics
 
 MAX_RETRY_AFTER = 60
+# a client that sends one request after the other is silent for less between them
+QUIET_SECONDS = 0.1
 # weight of the newest interval in the mean time between two requests that begin
 NEWEST = 0.1
 
@@ -119,6 +121,7 @@ class Admission:
         self._clock = clock
         self._is_idle = asyncio.Event()
         self._is_idle.set()
+        self._idle_since = -math.inf
         self._seconds_per_start = 0.0
         self._waiting_since = 0.0  # the last start, or the time when the queue was empty last
 
@@ -139,6 +142,16 @@ class Admission:
     async def wait_until_idle(self) -> None:
         """Return when no request is waiting or running."""
         await self._is_idle.wait()
+
+    @property
+    def is_quiet(self) -> bool:
+        """True if no request waits or runs, and none did a moment ago."""
+        return self._is_idle.is_set() and self._quiet_in() <= 0
+
+    async def wait_until_quiet(self) -> None:
+        while not self.is_quiet:
+            await self._is_idle.wait()
+            await asyncio.sleep(max(self._quiet_in(), 0.0))
 
     def retry_after(self) -> int:
         """Return the seconds in which the present queue empties, at the rate at which requests have begun lately."""
@@ -195,5 +208,9 @@ class Admission:
         self._metrics.num_requests_running.set(self.num_running)
         if self.num_waiting or self.num_running:
             self._is_idle.clear()
-        else:
+        elif not self._is_idle.is_set():
             self._is_idle.set()
+            self._idle_since = self._clock()
+
+    def _quiet_in(self) -> float:
+        return self._idle_since + QUIET_SECONDS - self._clock()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio.subprocess import PIPE, Process
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,8 @@ from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, Setup, d
 from server.settings import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
+# seconds for a process to start: those of decoding count from then on, so that a busy machine refuses no media for them
+START_SECONDS = 60.0
 # a process that ended, or sent what is no reply
 LOST = (OSError, asyncio.IncompleteReadError, msgspec.DecodeError)
 
@@ -45,8 +48,7 @@ class DecodeProcess:
             except LOST:
                 if self._is_stopped:
                     raise
-        self._process = await self._start()
-        return await self._exchange(self._process, request)
+        return await self._exchange(await self._start(), request)
 
     async def stop(self) -> None:
         self._is_stopped = True
@@ -61,9 +63,10 @@ class DecodeProcess:
         self._process = None
 
     async def _start(self) -> Process:
+        """Start a process and wait until it is ready."""
         if self._is_stopped:
             raise BrokenPipeError("the decode pool is stopped")
-        process = await asyncio.create_subprocess_exec(
+        process = self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "server.media.decoder"),
             stdin=PIPE,
             stdout=PIPE,
@@ -72,24 +75,34 @@ class DecodeProcess:
             # not a session of its own: Linux divides the processors among sessions first, whatever their priorities
             process_group=0,
         )
-        _stdin(process).write(with_length(self._setup))
+        with self._kills_at_failure():
+            async with asyncio.timeout(START_SECONDS):
+                _stdin(process).write(with_length(self._setup))
+                await _read(process)
         return process
 
     async def _exchange(self, process: Process, request: Decode) -> Frames | Refused:
-        """Send a request and read its reply.
-
-        Any failure, cancellation included, kills the process, since its next reply could belong to this request.
-        """
-        try:
+        """Send a request and read its reply."""
+        with self._kills_at_failure():
             async with asyncio.timeout(self._timeout):
                 _stdin(process).write(with_length(request))
                 await _stdin(process).drain()
-                assert process.stdout is not None
-                length = await process.stdout.readexactly(LENGTH_BYTES)
-                return decode_reply.decode(await process.stdout.readexactly(int.from_bytes(length, "little")))
+                return decode_reply.decode(await _read(process))
+
+    @contextmanager
+    def _kills_at_failure(self) -> Iterator[None]:
+        """Kill the process at any failure, cancellation included: its next reply could belong to this request."""
+        try:
+            yield
         except BaseException:
             self.kill()
             raise
+
+
+async def _read(process: Process) -> bytes:
+    assert process.stdout is not None
+    length = await process.stdout.readexactly(LENGTH_BYTES)
+    return await process.stdout.readexactly(int.from_bytes(length, "little"))
 
 
 def _stdin(process: Process) -> asyncio.StreamWriter:

@@ -1,8 +1,8 @@
 """The decode process turns encoded media into frames in isolation, so that a malicious file cannot harm the server.
 
 It has a memory limit, can be killed, and holds a single media item. Messages on its standard streams are a length of
-four bytes, then msgpack. The first message is `Setup`; each `Decode` is answered by `Frames` or `Refused`, one at a
-time, until the input ends.
+four bytes, then msgpack. The first message is `Setup`, answered by an empty one; each `Decode` is answered by `Frames` or
+`Refused`, one at a time, until the input ends.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from model.media import MediaError, MediaLimits, PixelBudget, load_image, load_v
 from server.media.source import Kind
 
 LENGTH_BYTES = 4
+# the answer to `Setup`
+READY = bytes(LENGTH_BYTES)
 # A niceness of 5 leaves a busy processor to the worker and the API for three quarters of the time.
 NICENESS = 5
 
@@ -112,9 +114,14 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (setup.max_memory_bytes, setup.max_memory_bytes))
     vision: VisionConfig = from_dict(VisionConfig, setup.vision, "vision")
     limits: MediaLimits = from_dict(MediaLimits, setup.limits, "limits")
+    _send(sink, READY)
     while (body := _read(source)) is not None:
-        sink.write(with_length(frames_of(decode_request.decode(body), vision, limits)))
-        sink.flush()
+        _send(sink, with_length(frames_of(decode_request.decode(body), vision, limits)))
+
+
+def _send(sink: BinaryIO, message: bytes) -> None:
+    sink.write(message)
+    sink.flush()
 
 
 def _read(source: BinaryIO) -> bytes | None:

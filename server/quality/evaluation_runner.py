@@ -1,7 +1,8 @@
 """Runs evaluations one at a time and cell by cell, with lower priority than all other requests.
 
-Each finished cell is stored. Only a few queries run concurrently. The runner waits while the engine is unavailable; a
-cell that cannot be computed, for instance because a prompt is too long, fails alone.
+Each finished cell is stored. Only a few queries run concurrently, and next to clients one at a time, with a rest after it.
+The runner waits while the engine is unavailable; a cell that cannot be computed, for instance because a prompt is too long,
+fails alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from server.fewshot.methods import IN_CONTEXT, parts_of
 from server.fewshot.prompting import assemble, find_template, read_question
 from server.fewshot.retrieval import SPACES
 from server.fewshot.shots import ShotSource
+from server.limits.background import Background
 from server.metrics import Metrics
 from server.quality.evaluation import Cell, EvaluationPlan, Outcome, PromptSetting, cell_result, failed_cell
 from server.quality.evaluation_store import Evaluation, Evaluations
@@ -142,9 +144,12 @@ class LeaveOneOut:
 class EvaluationRunner:
     """Claims evaluations from the database and runs them, one at a time, while the server runs."""
 
-    def __init__(self, evaluations: Evaluations, leave_one_out: LeaveOneOut, num_lanes: int) -> None:
+    def __init__(
+        self, evaluations: Evaluations, leave_one_out: LeaveOneOut, background: Background, num_lanes: int
+    ) -> None:
         self._evaluations = evaluations
         self._leave_one_out = leave_one_out
+        self._background = background
         self._num_lanes = num_lanes
         self._holder = uuid.uuid4().hex  # identifies this run of this server in leases
         self._task: asyncio.Task[None] | None = None
@@ -176,7 +181,14 @@ class EvaluationRunner:
         plan = msgspec.convert(evaluation.plan["settled"], EvaluationPlan)
         num_done = len(evaluation.cells) * len(plan.queries)
         running = _RunningEvaluation(
-            evaluation, plan, self._evaluations, self._leave_one_out, self._num_lanes, self._holder, num_done
+            evaluation,
+            plan,
+            self._evaluations,
+            self._leave_one_out,
+            self._background,
+            self._num_lanes,
+            self._holder,
+            num_done,
         )
         work = asyncio.create_task(running.work())
         renewal = asyncio.create_task(running.renew())
@@ -205,6 +217,7 @@ class _RunningEvaluation:
     plan: EvaluationPlan
     evaluations: Evaluations
     leave_one_out: LeaveOneOut
+    background: Background
     num_lanes: int
     holder: str
     queries_done: int
@@ -217,7 +230,7 @@ class _RunningEvaluation:
     async def work(self) -> None:
         evaluations, evaluation_id, results = self.evaluations, self.evaluation.id, dict(self.evaluation.cells)
         try:
-            queries = await _when_available(partial(self.leave_one_out.queries, self.evaluation, self.plan))
+            queries = await self._do(partial(self.leave_one_out.queries, self.evaluation, self.plan))
             left = [(index, cell) for index, cell in enumerate(self.plan.cells) if index not in results]
             for prompt, group in groupby(left, key=lambda item: item[1].prompt):
                 outcomes = await self._outcomes(prompt, queries)
@@ -260,7 +273,7 @@ class _RunningEvaluation:
         untimed, outcomes = iter(queries[: -len(timed)]), list[Outcome]()
         try:
             await run_concurrently([self._run_lane(prompt, untimed, outcomes) for _ in range(self.num_lanes)])
-            await _when_available(partial(self.leave_one_out.warm, timed))
+            await self._do(partial(self.leave_one_out.warm, timed))
             await self._run_lane(prompt, iter(timed), outcomes, is_timed=True)
         except Unavailable:
             raise
@@ -274,8 +287,12 @@ class _RunningEvaluation:
         """Answer queries one after the other; concurrent lanes share the iterator."""
         for query in queries:
             answer = partial(self.leave_one_out.answer, self.evaluation, self.plan, prompt, query, is_timed)
-            outcomes.append(await _when_available(answer))
+            outcomes.append(await self._do(answer))
             self.queries_done += 1
+
+    async def _do(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Do a piece of work next to clients; while the engine is unavailable, retry."""
+        return await _when_available(partial(self.background.run, work))
 
 
 async def _when_available(work: Callable[[], Awaitable[Result]]) -> Result:

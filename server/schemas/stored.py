@@ -28,7 +28,7 @@ from server.schemas.fewshot import (
     Version,
     WeighingFields,
 )
-from server.store.support_sets import ID_PREFIX
+from server.store.staging import ID_PREFIX
 
 
 class UploadRequest(Schema):

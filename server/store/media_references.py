@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -46,13 +46,22 @@ class MediaReferences:
         self._store = store
         self._decoder = decoder
 
-    async def write(self, media: Mapping[str, EncodedMedia], transaction: Transaction[Result]) -> Result:
-        """Store `media`, by id, and run `transaction` with them. Raises `InvalidMedia`, `MediaNotFound`, `Unavailable`."""
+    async def write(
+        self,
+        media: Mapping[str, EncodedMedia],
+        transaction: Transaction[Result],
+        prepare: Callable[[], Awaitable[None]],
+    ) -> Result:
+        """Store `media`, by id, and run `prepare` and then `transaction` with them.
+
+        Both may raise `LeaseLost`: they are run again. Raises `InvalidMedia`, `MediaNotFound` and `Unavailable`.
+        """
         infos = await self._decode(media)
         for _ in range(MAX_LEASES):
             holder = await self._lease(media)
             await asyncio.to_thread(self._put, media, infos)
             try:
+                await prepare()
                 return await self._database.write(partial(_commit, transaction, holder, len(media)))
             except LeaseLost:
                 continue
@@ -127,9 +136,10 @@ class MediaReferences:
     async def _lease(self, media: Mapping[str, EncodedMedia]) -> str:
         """Lease the media, so that they are not swept, and return the holder of the leases."""
         holder = uuid.uuid4().hex
-        sizes = {media_id: item.num_bytes for media_id, item in media.items()}
         stored = await asyncio.to_thread(self._stored, media)
-        await self._database.write(lambda session, now: _add_leases(session, sizes, stored, holder, now))
+        for chunk in chunked(list(media)):
+            sizes = {media_id: media[media_id].num_bytes for media_id in chunk}
+            await self._database.write(partial(_add_leases, sizes, stored, holder))
         return holder
 
     def _stored(self, media_ids: Iterable[str]) -> set[str]:
@@ -164,7 +174,7 @@ def _commit(transaction: Transaction[Result], holder: str, num_media: int, sessi
     return transaction(session, now)
 
 
-def _add_leases(session: Session, sizes: Mapping[str, int], stored: set[str], holder: str, now: float) -> None:
+def _add_leases(sizes: Mapping[str, int], stored: set[str], holder: str, session: Session, now: float) -> None:
     """Lease media by id. A stored media item without a row was uploaded by a client."""
     known = _lock(session, sizes)
     rows = [
@@ -174,9 +184,8 @@ def _add_leases(session: Session, sizes: Mapping[str, int], stored: set[str], ho
     ]
     if rows:
         session.execute(insert(MediaRow), rows)
-    if sizes:
-        leases = [{"holder": holder, "media_id": m, "expires_at": now + LEASE_SECONDS} for m in sorted(sizes)]
-        session.execute(insert(LeaseRow), leases)
+    leases = [{"holder": holder, "media_id": m, "expires_at": now + LEASE_SECONDS} for m in sorted(sizes)]
+    session.execute(insert(LeaseRow), leases)
 
 
 def _lock(session: Session, media_ids: Iterable[str]) -> set[str]:

@@ -1,8 +1,9 @@
 """Records of support sets as their readers see them, frozen, and the tables that hold them.
 
 A row of an example covers a range of versions, so a version costs only its changes: version n of a set holds the rows with
-`first_version <= n` that had not ended by then (`end_version`, exclusive). No other column of a row changes. A media row
-that is referred to, or leased by a request that is about to refer to it, cannot be deleted, and neither can its bytes.
+`first_version <= n` that had not ended by then (`end_version`, exclusive). In a version, no other column of a row changes.
+A media row that is referred to, or leased by a request that is about to refer to it, cannot be deleted, and neither can its
+bytes.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Totals:
 
 
 class SupportSetRow(Base):
-    """A support set. `version` is the latest; times are in Unix seconds, and null means never."""
+    """A support set. `version` is the latest, 0 before the first; times are in Unix seconds, and null means never."""
 
     __tablename__ = "support_sets"
 

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from server.errors import IdempotencyConflict
 from server.store import media_references, versions
-from server.store.database import Database, Transaction, new_id
+from server.store.database import Database, Transaction
 from server.store.media_references import MediaReferences
 from server.store.records import (
     Example,
@@ -32,8 +32,8 @@ from server.store.records import (
     SupportSetRow,
     Totals,
 )
+from server.store.staging import Staging
 
-ID_PREFIX = "ss_"
 # of an answer to a request with an `Idempotency-Key`
 RETENTION_SECONDS = 24 * 3600.0
 # the examples of recently read versions, in memory: versions never change
@@ -103,25 +103,18 @@ class SupportSets:
         idempotency_key: IdempotencyKey | None = None,
     ) -> SupportSetInfo:
         """Create a set at version 1. Raises `NameTaken`, `TooManyExamples` and `IdempotencyConflict`."""
-        set_id = new_id(ID_PREFIX)
+        staging = Staging(self._database, examples)
 
         def create(session: Session, now: float) -> SupportSetInfo:
             if name is not None:
                 versions.take_name(session, name, now)
-            row = SupportSetRow(
-                id=set_id,
-                name=name,
-                created_at=now,
-                updated_at=now,
-                expires_at=expires_at,
-                is_pinned=is_pinned,
-                metadata_=dict(metadata or {}),
-            )
-            session.add(row)
-            session.flush()
-            return self._put(session, row, now, examples)
+            row = staging.finish(session, now)
+            row.name, row.created_at, row.expires_at = name, now, expires_at
+            row.is_pinned, row.metadata_ = is_pinned, dict(metadata or {})
+            versions.publish(session, row, now, self._max_examples)
+            return _info(session, row, examples)
 
-        return await self._store(examples, create, "", idempotency_key, name)
+        return await self._store(examples, staging, create, "", idempotency_key, name)
 
     async def put_examples(
         self,
@@ -135,13 +128,15 @@ class SupportSets:
 
         Raises `SupportSetNotFound`, `VersionConflict`, `TooManyExamples` and `IdempotencyConflict`.
         """
+        staging = Staging(self._database, examples)
 
         def put(session: Session, now: float) -> SupportSetInfo:
             row = versions.find(session, id_or_name, now, lock=True, expected_version=expected_version)
-            return self._put(session, row, now, examples)
+            versions.merge(session, row, staging.finish(session, now), now, self._max_examples)
+            return _info(session, row, examples)
 
         set_id = await self._database.read(lambda session, now: versions.find(session, id_or_name, now).id)
-        return await self._store(examples, put, set_id, idempotency_key)
+        return await self._store(examples, staging, put, set_id, idempotency_key)
 
     async def remove_examples(
         self, id_or_name: str, ids: Sequence[str], *, expected_version: int | None = None
@@ -188,6 +183,7 @@ class SupportSets:
     async def _store(
         self,
         examples: Sequence[NewExample],
+        staging: Staging,
         change: Transaction[SupportSetInfo],
         scope: str,
         key: IdempotencyKey | None,
@@ -208,16 +204,14 @@ class SupportSets:
         distinct = dict.fromkeys(media for example in examples for media in example.media)
         media = {media.id: media for media in distinct}
         try:
-            info = await self._media.write(media, change)
+            info = await self._media.write(media, change, staging.store)
+            self.changed.set()
+            return info
         except asyncio.CancelledError:
             self.changed.set()  # a transaction that has begun was completed
             raise
-        self.changed.set()
-        return info
-
-    def _put(self, session: Session, row: SupportSetRow, now: float, examples: Sequence[NewExample]) -> SupportSetInfo:
-        versions.put_examples(session, row, now, examples, self._max_examples)
-        return replace(versions.info(session, row), example_ids=tuple(example.id for example in examples))
+        finally:
+            await staging.discard()
 
     def _version(self, id_or_name: str, version: int | None, session: Session, now: float) -> SupportSet:
         row = versions.find(session, id_or_name, now)
@@ -232,6 +226,10 @@ class SupportSets:
                 while sum(map(len, self._cache.values())) > MAX_CACHED_EXAMPLES:
                     self._cache.popitem(last=False)
         return SupportSet(id=row.id, name=row.name, version=number, examples=examples)
+
+
+def _info(session: Session, row: SupportSetRow, examples: Sequence[NewExample]) -> SupportSetInfo:
+    return replace(versions.info(session, row), example_ids=tuple(example.id for example in examples))
 
 
 def _first_answer(session: Session, scope: str, key: IdempotencyKey, now: float) -> SupportSetInfo | None:

@@ -1,7 +1,7 @@
 """Support sets and their versions as rows: functions of a session, each of which is part of a transaction.
 
-A change locks the row of its set, so version numbers have no gaps, whichever process assigns them. An expired set
-does not exist for any function here, whether it has been swept or not.
+A change locks the row of its set, so version numbers have no gaps, whichever process assigns them. A set that has expired,
+swept or not, does not exist for readers, and neither does one without a version.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, ColumnExpressionArgument, Row, Select, delete, func, insert, or_, select, update
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy import ColumnElement, ColumnExpressionArgument, Row, Select, and_, delete, func, or_, select, update
+from sqlalchemy import insert as insert_into
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from server.errors import ExampleNotFound, NameTaken, SupportSetNotFound, TooManyExamples, VersionConflict
 from server.store.database import chunked
@@ -24,6 +25,9 @@ from server.store.records import (
     SupportSetRow,
     VersionRow,
 )
+
+# no row of these statements is in the session
+UNSYNCHRONIZED = {"synchronize_session": False}
 
 
 def find(
@@ -72,29 +76,79 @@ def update_set(session: Session, row: SupportSetRow, now: float, changes: Mappin
     session.flush()
 
 
-def put_examples(
-    session: Session, row: SupportSetRow, now: float, examples: Sequence[NewExample], max_examples: int
-) -> None:
-    """Begin the next version: examples whose ids exist are replaced, others appended. Raises `TooManyExamples`."""
-    replaced = _positions(session, row, {example.id for example in examples})
-    num_added = len(examples) - len(replaced)
+def insert(session: Session, row: SupportSetRow, examples: Sequence[NewExample]) -> None:
+    """Insert examples at the end of a set that has no version yet."""
+    rows = [
+        {
+            "set_id": row.id,
+            "example_id": example.id,
+            "position": row.next_position + index,
+            "first_version": 1,
+            "end_version": None,
+            "text": example.text,
+            "question": example.question,
+            "label": example.label,
+            "metadata_": example.metadata,
+        }
+        for index, example in enumerate(examples)
+    ]
+    row.next_position += len(examples)
+    if not rows:
+        return
+    row_ids = session.scalars(insert_into(ExampleRow).returning(ExampleRow.row_id, sort_by_parameter_order=True), rows)
+    references = [
+        {"row_id": row_id, "position": position, "media_id": media.id}
+        for row_id, example in zip(row_ids, examples, strict=True)
+        for position, media in enumerate(example.media)
+    ]
+    if references:
+        session.execute(insert_into(ExampleMediaRow), references)
+
+
+def publish(session: Session, row: SupportSetRow, now: float, max_examples: int) -> None:
+    """Begin the first version of a set, with the examples that were inserted. Raises `TooManyExamples`."""
+    num_examples = row.next_position
+    _check_number(num_examples, max_examples)
+    _begin_version(session, row, now, num_examples=num_examples, num_added=num_examples)
+
+
+def merge(session: Session, row: SupportSetRow, staged: SupportSetRow, now: float, max_examples: int) -> None:
+    """Begin the next version with the examples of `staged`, a set without a version, which ends.
+
+    Examples whose ids exist are replaced, others appended. Raises `TooManyExamples`.
+    """
+    old, new = aliased(ExampleRow), aliased(ExampleRow)
+    ids = select(new.example_id).where(new.set_id == staged.id)
+    is_replaced = (*_in_version(row.id, row.version), ExampleRow.example_id.in_(ids))
+    num_replaced = session.scalar(select(func.count()).select_from(ExampleRow).where(*is_replaced)) or 0
+    num_added = staged.next_position - num_replaced
     num_examples = _num_examples(session, row) + num_added
-    if num_examples > max_examples:
-        message = f"the support set would have {num_examples} examples, the limit is {max_examples}"
-        raise TooManyExamples(message, param="examples")
-    _begin_version(session, row, now, num_examples=num_examples, num_added=num_added, num_replaced=len(replaced))
-    _end(session, row, list(replaced))
-    _insert(session, row, examples, replaced)
+    _check_number(num_examples, max_examples)
+    _begin_version(session, row, now, num_examples=num_examples, num_added=num_added, num_replaced=num_replaced)
+    _end(session, row, ExampleRow.example_id.in_(ids))
+    # an example that was replaced by this version leaves its position
+    left = (old.set_id == row.id, old.example_id == ExampleRow.example_id, old.end_version == row.version)
+    position = func.coalesce(
+        select(old.position).where(*left).correlate(ExampleRow).scalar_subquery(),
+        row.next_position + ExampleRow.position,
+    )
+    moved = update(ExampleRow).where(ExampleRow.set_id == staged.id)
+    session.execute(
+        moved.values(set_id=row.id, first_version=row.version, position=position), execution_options=UNSYNCHRONIZED
+    )
+    row.next_position += staged.next_position
+    session.execute(delete(SupportSetRow).where(SupportSetRow.id == staged.id), execution_options=UNSYNCHRONIZED)
 
 
 def remove_examples(session: Session, row: SupportSetRow, now: float, ids: Sequence[str]) -> None:
     """Begin the next version without these examples. Raises `ExampleNotFound`, which names the missing ones."""
-    removed = _positions(session, row, set(ids))
+    removed = _present(session, row, set(ids))
     if missing := [example_id for example_id in ids if example_id not in removed]:
         raise ExampleNotFound(f"the support set has no example {', '.join(map(repr, missing[:20]))}", param="id")
     num_examples = _num_examples(session, row) - len(removed)
     _begin_version(session, row, now, num_examples=num_examples, num_removed=len(removed))
-    _end(session, row, list(removed))
+    for chunk in chunked(list(removed)):
+        _end(session, row, ExampleRow.example_id.in_(chunk))
 
 
 def check_version(row: SupportSetRow, version: int | None) -> int:
@@ -163,7 +217,7 @@ def take_name(session: Session, name: str, now: float) -> None:
 
 
 def _is_alive(now: float) -> ColumnElement[bool]:
-    return or_(SupportSetRow.expires_at.is_(None), SupportSetRow.expires_at > now)
+    return and_(SupportSetRow.version > 0, or_(SupportSetRow.expires_at.is_(None), SupportSetRow.expires_at > now))
 
 
 def _in_version(set_id: str, version: int) -> tuple[ColumnElement[bool], ...]:
@@ -181,15 +235,21 @@ def _num_examples(session: Session, row: SupportSetRow) -> int:
     return session.get_one(VersionRow, (row.id, row.version)).num_examples if row.version else 0
 
 
-def _positions(session: Session, row: SupportSetRow, ids: set[str]) -> dict[str, int]:
-    """Return the positions, by id, of those of the examples `ids` that are in the latest version."""
-    positions: dict[str, int] = {}
+def _check_number(num_examples: int, max_examples: int) -> None:
+    if num_examples > max_examples:
+        message = f"the support set would have {num_examples} examples, the limit is {max_examples}"
+        raise TooManyExamples(message, param="examples")
+
+
+def _present(session: Session, row: SupportSetRow, ids: set[str]) -> set[str]:
+    """Return those of the ids that examples of the latest version have."""
+    present = set[str]()
     for chunk in chunked(sorted(example_id for example_id in ids if "\0" not in example_id)):
-        query = select(ExampleRow.example_id, ExampleRow.position).where(
-            *_in_version(row.id, row.version), ExampleRow.example_id.in_(chunk)
+        in_version = _in_version(row.id, row.version)
+        present.update(
+            session.scalars(select(ExampleRow.example_id).where(*in_version, ExampleRow.example_id.in_(chunk)))
         )
-        positions.update((example_id, position) for example_id, position in session.execute(query))
-    return positions
+    return present
 
 
 def _begin_version(session: Session, row: SupportSetRow, now: float, **counts: int) -> None:
@@ -199,39 +259,7 @@ def _begin_version(session: Session, row: SupportSetRow, now: float, **counts: i
     session.flush()
 
 
-def _end(session: Session, row: SupportSetRow, ids: Sequence[str]) -> None:
-    """Exclude these examples from the version that has just begun."""
-    for chunk in chunked(ids):
-        ended = update(ExampleRow).where(
-            ExampleRow.set_id == row.id, ExampleRow.end_version.is_(None), ExampleRow.example_id.in_(chunk)
-        )
-        session.execute(ended.values(end_version=row.version), execution_options={"synchronize_session": False})
-
-
-def _insert(session: Session, row: SupportSetRow, examples: Sequence[NewExample], positions: dict[str, int]) -> None:
-    """Insert examples into the version that has just begun, at `positions` or else at the end."""
-    rows = [
-        {
-            "set_id": row.id,
-            "example_id": example.id,
-            "position": positions.get(example.id, row.next_position + index),
-            "first_version": row.version,
-            "end_version": None,
-            "text": example.text,
-            "question": example.question,
-            "label": example.label,
-            "metadata_": example.metadata,
-        }
-        for index, example in enumerate(examples)
-    ]
-    row.next_position += len(examples)
-    if not rows:
-        return
-    row_ids = session.scalars(insert(ExampleRow).returning(ExampleRow.row_id, sort_by_parameter_order=True), rows)
-    references = [
-        {"row_id": row_id, "position": position, "media_id": media.id}
-        for row_id, example in zip(row_ids, examples, strict=True)
-        for position, media in enumerate(example.media)
-    ]
-    if references:
-        session.execute(insert(ExampleMediaRow), references)
+def _end(session: Session, row: SupportSetRow, condition: ColumnElement[bool]) -> None:
+    """Exclude the examples that meet the condition from the version that has just begun."""
+    ended = update(ExampleRow).where(ExampleRow.set_id == row.id, ExampleRow.end_version.is_(None), condition)
+    session.execute(ended.values(end_version=row.version), execution_options=UNSYNCHRONIZED)

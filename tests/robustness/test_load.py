@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import random
+import socket
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 
-from bench import mixture
+from bench import mixture, overload
 from bench.cancellations import GAUGES, NUM_CACHED_TOKENS, Snapshot, compare, run, with_small_caches
 from bench.faults.load import Load
 from bench.overload import Outcome, Overload
@@ -84,8 +87,10 @@ def test_what_was_acknowledged_and_is_gone_is_lost(target: Target) -> None:
     mixture.clean(target)
 
 
-def test_overload_has_a_peak_and_a_row_per_form(target: Target) -> None:
-    options = argparse.Namespace(seconds=1.0, clients=[2])
+def test_overload_has_a_line_per_load_a_peak_and_a_row_per_form(
+    target: Target, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = argparse.Namespace(seconds=1.0, drain=20.0, clients=[2])
     report = Report("", {})
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         Overload(target.port, options, pool, report).measure("text")
@@ -94,6 +99,18 @@ def test_overload_has_a_peak_and_a_row_per_form(target: Target) -> None:
     assert clients["load"] == "text, 20 clients"
     assert "200" in str(clients["answers"])
     assert "200" in str(arrivals["answers"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[:3]] == ["text, 2 clients", "text, 2 clients", "text, 20 clients"]
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize("form", [{"clients": 3}, {"rate": 50.0}])
+def test_a_load_gives_up_what_is_never_answered(form: dict[str, Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        load = overload.Load(port=silent.getsockname()[1], kind="text", seconds=0.2, drain=0.1, **form)
+        outcome = overload.run(load)
+    assert set(outcome.statuses().split(" x ")[1:]) == {"given up 0.1 s after the end"}
+    assert len(outcome.answers) == 3 or "rate" in form
 
 
 def test_answers_after_the_end_are_in_no_rate() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from server.api.services import Services
+from server.limits.background import Background
 from server.media.source import encoded
 from server.quality.evaluation_runner import EvaluationRunner, LeaveOneOut
 from server.store.records import NewExample
@@ -46,7 +47,8 @@ def constant_share(share: float) -> Logprobs:
 @asynccontextmanager
 async def running(services: Services) -> AsyncIterator[EvaluationRunner]:
     leave_one_out = LeaveOneOut(services.shots, services.comparison, services.client, services.model, services.metrics)
-    runner = EvaluationRunner(services.evaluations, leave_one_out, services.settings.evaluation_queries)
+    background = Background(services.admission)
+    runner = EvaluationRunner(services.evaluations, leave_one_out, background, services.settings.evaluation_queries)
     await runner.start()
     try:
         yield runner

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -21,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from server.api.body import JSONResponse, read_query, spool_body
+from server.api.examples import new_examples
 from server.api.openapi import BODY, SUPPORT_SET, describe
 from server.api.routes.support_sets import CREATE, KEY, changed_card, idempotency_key
 from server.api.services import GivenServices, Services
@@ -33,8 +33,6 @@ from server.errors import (
     StorageUnavailable,
     UnsupportedMediaType,
 )
-from server.media.source import EncodedMedia
-from server.schemas.archive import ArchivedExample, ArchivedMedia
 from server.schemas.responses.stored import ChangedSupportSet
 from server.schemas.stored import ImportRequest, VersionRequest
 from server.settings import Settings
@@ -113,18 +111,11 @@ async def _import(file: BinaryIO, digest: str, fields: ImportRequest, request: R
 async def _examples(archive: Archive) -> list[NewExample]:
     """Check the media of an archive, one after the other, and return its examples."""
     media = {item: await asyncio.to_thread(archive.read_media, item, param) for item, param in archive.media.items()}
-    return await asyncio.to_thread(_new_examples, archive.examples, media)
 
+    def create() -> list[NewExample]:
+        return new_examples(archive.examples, [[media[item] for item in example.media] for example in archive.examples])
 
-def _new_examples(examples: Sequence[ArchivedExample], media: Mapping[ArchivedMedia, EncodedMedia]) -> list[NewExample]:
-    return [
-        NewExample(
-            id=f"ex_{uuid.uuid4().hex}" if example.id is None else example.id,
-            media=tuple(media[item] for item in example.media),
-            **example.model_dump(include={"text", "label", "question", "metadata"}),
-        )
-        for example in examples
-    ]
+    return await asyncio.to_thread(create)
 
 
 @contextmanager

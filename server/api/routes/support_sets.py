@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import re
 import time
-import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -20,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import JSONResponse, parse, read_body, read_query, read_request
+from server.api.examples import read_examples
 from server.api.openapi import MEDIA, PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
@@ -27,20 +27,15 @@ from server.errors import (
     DatabaseUnavailable,
     ExampleNotFound,
     IdempotencyConflict,
-    InvalidMedia,
     InvalidRequest,
     NameTaken,
-    ServerError,
     TooManyExamples,
     Unavailable,
     VersionConflict,
 )
 from server.fewshot.prompting import assemble_prefix
 from server.fewshot.retrieval import SPACES, SimilarityQuery, check_comparable, compared_text
-from server.fewshot.shots import AFTER_SHORT_FORM
 from server.fewshot.warming import WarmTarget
-from server.media.intake import Intake
-from server.media.source import EncodedMedia
 from server.request_record import RequestRecord
 from server.schemas.base import list_page
 from server.schemas.fewshot import SearchRequest
@@ -70,9 +65,6 @@ EXAMPLES = (*MEDIA, TooManyExamples, IdempotencyConflict, Unavailable)
 CREATE = (*CHANGE, *EXAMPLES, NameTaken)
 KEY = ("Idempotency-Key",)
 
-# examples whose media are read at once
-MAX_CONCURRENT = 32
-
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -96,7 +88,7 @@ async def create_support_set(request: Request, services: GivenServices) -> Respo
         expires_at=fields.end(time.time()),
         is_pinned=fields.pinned,
         metadata=fields.metadata,
-        idempotency_key=idempotency_key(request, body),
+        idempotency_key=await asyncio.to_thread(idempotency_key, request, body),
     )
     return await _store(fields.examples, store, request, services)
 
@@ -174,7 +166,7 @@ async def put_examples(support_set: str, request: Request, services: GivenServic
         services.support_sets.put_examples,
         support_set,
         expected_version=fields.expected_version,
-        idempotency_key=idempotency_key(request, body),
+        idempotency_key=await asyncio.to_thread(idempotency_key, request, body),
     )
     return await _store(fields.examples, store, request, services)
 
@@ -360,38 +352,3 @@ def _example_card(example: Example) -> dict[str, Any]:
         "label": example.label,
         "metadata": example.metadata,
     }
-
-
-async def read_examples(examples: Sequence[ExampleFields], intake: Intake) -> list[NewExample]:
-    """Read the media of new examples, and give ids to examples without one.
-
-    Raises what the intake raises, naming the example at fault, and `InvalidMedia` for more bytes than a request may have.
-    """
-    read: list[list[EncodedMedia]] = []
-    num_bytes, limit = 0, intake.settings.max_body_bytes
-    for start in range(0, len(examples), MAX_CONCURRENT):
-        batch = enumerate(examples[start : start + MAX_CONCURRENT], start)
-        media = await asyncio.gather(*(_media(example, f"examples[{index}]", intake) for index, example in batch))
-        num_bytes += sum(item.num_bytes for items in media for item in items if item.is_in_memory)
-        if num_bytes > limit:
-            raise InvalidMedia(f"{num_bytes} bytes of media in one request, the limit is {limit}", param="examples")
-        read += media
-    return [
-        NewExample(
-            id=f"ex_{uuid.uuid4().hex}" if example.id is None else example.id,
-            media=tuple(media),
-            **example.model_dump(include={"text", "label", "question", "metadata"}),
-        )
-        for example, media in zip(examples, read, strict=True)
-    ]
-
-
-async def _media(example: ExampleFields, param: str, intake: Intake) -> list[EncodedMedia]:
-    try:
-        media = [await intake.read(part, path) for path, part in example.parts(param).items()]
-    except ServerError as error:
-        error.param = AFTER_SHORT_FORM.sub("", error.param or param)
-        raise
-    for item in media:
-        item.param = AFTER_SHORT_FORM.sub("", item.param)
-    return media

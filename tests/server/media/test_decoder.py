@@ -14,7 +14,7 @@ from PIL import Image
 from model.media import MediaLimits
 from server.media import decoder
 from server.media.decode_process import ROOT
-from server.media.decoder import LENGTH_BYTES, Decode, Frames, Refused, decode_reply, frames_of, with_length
+from server.media.decoder import LENGTH_BYTES, READY, Decode, Frames, Refused, decode_reply, frames_of, with_length
 from server.media.source import Kind
 from tests.server.conftest import png
 from tests.server.media.test_pool import VISION
@@ -114,6 +114,7 @@ def test_requests_are_answered_in_order_until_the_input_ends(monkeypatch: pytest
     source, sink = io.BytesIO(b"".join(map(with_length, [setup, *requests]))), io.BytesIO()
     decoder.serve(source, sink)
     sink.seek(0)
+    assert sink.read(LENGTH_BYTES) == READY
     replies = []
     while length := sink.read(LENGTH_BYTES):
         replies.append(decode_reply.decode(sink.read(int.from_bytes(length, "little"))))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from server.api.services import Services
 from server.app import create_app
 from server.errors import EngineNotReady, InvalidMedia
+from server.limits import background
 from server.metrics import Metrics
 from server.quality import evaluation_runner
 from server.quality.evaluation_store import LEASE_SECONDS
@@ -213,6 +214,28 @@ async def test_an_evaluation_waits_for_an_unavailable_engine(
     client.logprobs = logprobs
     evaluation = await run_evaluation(http, services, k=[1], strategies=["first"], methods=["in_context"])
     assert (evaluation["status"], evaluation["cells"][0]["accuracy"], refusals) == ("completed", 1.0, 0)
+
+
+async def test_next_to_a_client_one_query_runs_at_a_time(
+    http: httpx.AsyncClient, client: FakeClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, most, num_running = client.score, 0, 0
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal most, num_running
+        num_running += 1
+        most = max(most, num_running)
+        await asyncio.sleep(0)
+        scored = await score(*arguments)
+        num_running -= 1
+        return scored
+
+    monkeypatch.setattr(client, "score", counted)
+    monkeypatch.setattr(background, "REST", 0.0)
+    with services.admission.ticket("client") as ticket:
+        ticket.wait()
+        evaluation = await run_evaluation(http, services, k=[1], strategies=["first"], methods=["in_context"])
+    assert (evaluation["status"], len(client.scores), most) == ("completed", 6, 1)
 
 
 async def test_an_error_fails_only_its_cell(http: httpx.AsyncClient, client: FakeClient, services: Services) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from server.media.source import EncodedMedia, encoded
 from server.media.store import MediaStore
+from server.store import staging
 from server.store.database import Database
 from server.store.media_references import MediaReferences
 from server.store.records import NewExample, SupportSetInfo
@@ -69,6 +70,7 @@ async def write_shared(support_sets: SupportSets, seed: int, count: int) -> None
 
 
 def main(url: str, folder: str) -> None:
+    staging.EXAMPLES_PER_TRANSACTION = 1  # a writer that is killed may leave a part of a request
     for line in sys.stdin:
         kind, *numbers = line.split()
         if pid := os.fork():

@@ -19,9 +19,13 @@ from typing import Any
 import pytest
 
 from server.media.store import MediaStore
+from server.store import database as database_module
 from server.store.database import Database
+from server.store.media_references import LEASE_SECONDS
 from server.store.support_sets import SupportSets
+from tests.server.store.conftest import Clock
 from tests.server.store.killable_writers import SHARED
+from tests.server.store.test_support_sets import num_unpublished
 
 pytestmark = pytest.mark.anyio
 
@@ -103,8 +107,19 @@ async def check_complete(support_sets: SupportSets, store: MediaStore) -> int:
     return num_versions
 
 
+class Later(Clock):
+    """A clock that is ahead by more than anything of a request is held."""
+
+    def __init__(self) -> None:
+        self.now = time.time() + 2 * LEASE_SECONDS
+
+
 async def test_killed_writers_lose_no_acknowledged_version(
-    run: Writers, support_sets: SupportSets, store: MediaStore
+    run: Writers,
+    support_sets: SupportSets,
+    database: Database,
+    store: MediaStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     acknowledged: list[dict[str, Any]] = []
     end, rounds = time.monotonic() + SECONDS, 0
@@ -114,8 +129,12 @@ async def test_killed_writers_lose_no_acknowledged_version(
     for line in acknowledged:
         assert await stored_examples(support_sets, line["set"], line["version"]) == line["examples"]
     assert await check_complete(support_sets, store) >= len(acknowledged)
-    # nothing that a killed writer left behind, leases included, blocks other writers
+    # nothing that a killed writer left behind, leases included, blocks other writers; it expires
     await support_sets.sweep()
+    with monkeypatch.context() as later:
+        later.setattr(database_module, "time", Later())
+        await support_sets.sweep()
+    assert await database.read(num_unpublished) == 0
     for seed in range(rounds):
         await support_sets.delete(f"s{seed}")
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
 
 import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from server.errors import (
     ExampleNotFound,
@@ -15,8 +19,10 @@ from server.errors import (
     VersionConflict,
 )
 from server.media.store import MediaStore
-from server.store.database import Database
+from server.store import staging
+from server.store.database import Database, Result, Transaction
 from server.store.media_references import MediaReferences
+from server.store.records import ExampleRow, NewExample, SupportSetRow
 from server.store.support_sets import RETENTION_SECONDS, IdempotencyKey, SupportSets
 from tests.server.store.conftest import BLUE, GREEN, RED, Clock, example
 
@@ -214,3 +220,109 @@ async def test_more_ids_than_fit_into_one_statement(database: Database, media_re
     info = await support_sets.remove_examples("s", [e.id for e in many[:2400]])
     assert info.num_examples == 101
     assert await ids(support_sets, "s") == [*(e.id for e in many[2400:]), "new"]
+
+
+def num_rows(session: Session, now: float) -> int:
+    return session.scalar(select(func.count()).select_from(ExampleRow)) or 0
+
+
+def num_unpublished(session: Session, now: float) -> int:
+    return session.scalar(select(func.count()).where(SupportSetRow.version == 0)) or 0
+
+
+def run_after_each_write(
+    database: Database, monkeypatch: pytest.MonkeyPatch, then: Callable[[], Awaitable[None]]
+) -> None:
+    """Run another client's work after each transaction that writes."""
+    write = database.write
+
+    async def watched(transaction: Transaction[Result]) -> Result:
+        result = await write(transaction)
+        with monkeypatch.context() as plain:
+            plain.setattr(database, "write", write)
+            await then()
+        return result
+
+    monkeypatch.setattr(database, "write", watched)
+
+
+async def test_other_writers_and_readers_come_between_the_parts_of_a_large_request(
+    database: Database, media_references: MediaReferences, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    support_sets = SupportSets(database, media_references)
+    await support_sets.create("other", [])
+    seen: list[tuple[int, list[str | None]]] = []
+
+    async def look() -> None:
+        await support_sets.update("other", {"metadata": {"n": len(seen)}})
+        names = [info.name for info in await support_sets.page("", 10)]
+        seen.append((await database.read(num_rows), names))
+
+    run_after_each_write(database, monkeypatch, look)
+    await support_sets.create("large", [example(f"e{number}", RED) for number in range(700)])
+    rows = [0, *(number for number, _ in seen)]
+    assert rows[-1] == 700
+    assert max(after - before for before, after in pairwise(rows)) <= 250
+    assert [names for _, names in seen] == [["other", "large"] if number == 700 else ["other"] for number, _ in seen]
+
+
+async def test_a_change_in_parts_equals_one_in_a_single_transaction(
+    support_sets: SupportSets, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def change() -> list[list[tuple[str, str, tuple[str, ...]]]]:
+        info = await support_sets.create(None, [example(f"e{i}", RED) for i in range(7)])
+        await support_sets.put_examples(info.id, [example(f"e{i}", GREEN, text="new") for i in (5, 9, 1, 8, 2)])
+        await support_sets.remove_examples(info.id, ["e1", "e6"])
+        changed = await support_sets.put_examples(info.id, [example(f"e{i}", BLUE) for i in (1, 0, 3)])
+        assert (changed.version, changed.num_examples, changed.example_ids) == (4, 8, ("e1", "e0", "e3"))
+        sets = [await support_sets.get_version(info.id, version) for version in (1, 2, 3, 4)]
+        return [[(e.id, e.text, e.media) for e in support_set.examples] for support_set in sets]
+
+    expected = await change()
+    monkeypatch.setattr(staging, "EXAMPLES_PER_TRANSACTION", 2)
+    assert await change() == expected
+    assert [e[0] for e in expected[3]] == ["e0", "e2", "e3", "e4", "e5", "e9", "e8", "e1"]
+    assert await database.read(num_unpublished) == 0
+
+
+async def test_a_large_request_that_fails_leaves_nothing(
+    support_sets: SupportSets, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "EXAMPLES_PER_TRANSACTION", 2)
+    many = [example(f"e{i}", RED) for i in range(9)]
+    once = IdempotencyKey("key", "digest")
+    await support_sets.create("s", many, idempotency_key=once)
+    before = await database.read(num_rows)
+    with pytest.raises(VersionConflict):
+        await support_sets.put_examples("s", many, expected_version=7)
+    with pytest.raises(TooManyExamples):
+        await support_sets.put_examples("s", [example(f"new{i}") for i in range(13)])
+    creating = asyncio.create_task(support_sets.create("t", many))
+
+    async def cancel() -> None:
+        creating.cancel()
+
+    run_after_each_write(database, monkeypatch, cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert (await database.read(num_rows), await database.read(num_unpublished)) == (before, 0)
+    assert [info.name for info in await support_sets.page("", 10)] == ["s"]
+
+
+async def test_parts_that_expired_are_stored_again(
+    support_sets: SupportSets, database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "EXAMPLES_PER_TRANSACTION", 2)
+    store, delays = staging.Staging.store, [1e6, 0.0]
+
+    async def store_slowly(self: staging.Staging) -> None:
+        await store(self)
+        clock.now += delays.pop(0)
+        await support_sets.sweep()
+
+    monkeypatch.setattr(staging.Staging, "store", store_slowly)
+    many: list[NewExample] = [example(f"e{i}") for i in range(5)]
+    await support_sets.create("s", many)
+    assert not delays
+    assert await ids(support_sets, "s") == [e.id for e in many]
+    assert await database.read(num_rows) == 5

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.api.routes import archives
+from server.api import examples as api_examples
 from server.app import create_app
 from server.errors import StorageUnavailable
 from server.media.source import EncodedMedia
@@ -216,7 +216,7 @@ async def test_the_event_loop_is_free_while_an_import_builds_its_examples(
         on_event_loop[step] += threading.get_ident() == event_loop
         return function(*arguments, **keywords)
 
-    monkeypatch.setattr(archives, "NewExample", partial(record, "build", NewExample))
+    monkeypatch.setattr(api_examples, "NewExample", partial(record, "build", NewExample))
     monkeypatch.setattr(ArchivedMedia, "__hash__", lambda item: record("find", hash, item.file))
     monkeypatch.setattr(EncodedMedia, "id", property(partial(record, "name", vars(EncodedMedia)["id"].fget)))
     examples = [{"text": "t", "media": [reference(RED)] * 50}] * 20

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
+from server.api import examples as api_examples
+from server.api.routes import support_sets
 from server.media.source import EncodedMedia
 from server.media.turns import Job
 from server.settings import Settings
+from server.store.records import NewExample
+from server.store.support_sets import IdempotencyKey
 from tests.server.api.test_sse import Caller
 from tests.server.conftest import data_url, image_part, png
 from tests.server.fakes import TOKENIZER, FakeClient
@@ -347,3 +354,20 @@ async def test_too_many_examples_are_refused(http: httpx.AsyncClient, settings: 
     limit = settings.max_set_examples
     response = await http.post(SETS, json={"examples": [{"text": "x"}] * (limit + 1)})
     assert error(response) == (400, "too_many_examples", "examples")
+
+
+async def test_the_event_loop_is_free_while_thousands_of_examples_are_built_and_their_body_is_hashed(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[str, set[int]] = {"build": set(), "hash": set()}
+
+    def record(step: str, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        threads[step].add(threading.get_ident())
+        return function(*arguments, **keywords)
+
+    monkeypatch.setattr(api_examples, "NewExample", partial(record, "build", NewExample))
+    monkeypatch.setattr(support_sets, "IdempotencyKey", partial(record, "hash", IdempotencyKey))
+    body = {"examples": [{"text": "t"}] * 20}
+    response = await http.post(SETS, json=body, headers={"Idempotency-Key": "key"})
+    assert response.status_code == 200, response.text
+    assert all(used and threading.get_ident() not in used for used in threads.values())

@@ -1,0 +1,52 @@
+"""Work in the background gives way to clients, in the API process as in the engine.
+
+Its priority lets it wait in the engine, but what it costs the API process, and the processors that both share, no scheduler
+sees. So while clients have requests, one piece of work runs at a time, with a rest after each. Nothing waits for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from server.limits.admission import Admission
+
+# a rest in units of the work before it: next to clients, work in the background has a quarter of the time
+REST = 3.0
+MAX_REST_SECONDS = 10.0
+
+Result = TypeVar("Result")
+
+
+class Background:
+    """Runs pieces of work in the background: together while no client has a request, else in turns."""
+
+    def __init__(self, admission: Admission, clock: Callable[[], float] = time.monotonic) -> None:
+        self._admission = admission
+        self._clock = clock
+        self._turn = asyncio.Lock()
+        self._rested = 0.0
+
+    async def run(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        if self._admission.is_quiet:
+            return await self._run(work)
+        async with self._turn:
+            await self._rest()
+            return await self._run(work)
+
+    async def _rest(self) -> None:
+        """Return when the rest is over or clients have been quiet for a moment, whichever comes first."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(self._rested - self._clock(), 0.0)):
+                await self._admission.wait_until_quiet()
+
+    async def _run(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        started = self._clock()
+        try:
+            return await work()
+        finally:
+            ended = self._clock()
+            self._rested = ended + min(REST * (ended - started), MAX_REST_SECONDS)
