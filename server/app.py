@@ -209,8 +209,11 @@ async def _client_disconnected(request: Request, error: Exception) -> Response:
 
 
 async def _report_bug(request: Request, error: Exception) -> Response:
-    """Return an internal error; the details of a bug are only logged. Starlette sends it around the guard."""
+    """Return an internal error; the details of a bug are only logged. Starlette sends it around the guard.
+
+    The server closes the connection after a bug.
+    """
     request_id = request.state.request_id
     logger.error("request failed", exc_info=error, extra={"request_id": request_id})
     bug = ServerError("internal error")
-    return JSONResponse(bug.body(), bug.status, bug.headers() | {"X-Request-Id": request_id})
+    return JSONResponse(bug.body(), bug.status, bug.headers() | {"X-Request-Id": request_id, "Connection": "close"})

@@ -45,7 +45,8 @@ LOWER_BOUNDS = ("minimum", "exclusiveMinimum")
 UPPER_BOUNDS = ("maximum", "exclusiveMaximum")
 # keywords of JSON schema whose values are schemas, by the kind of value
 SUBSCHEMA = ("items", "additionalProperties")
-LIST_OF_SUBSCHEMAS = ("prefixItems", "anyOf", "oneOf", "allOf")
+ALTERNATIVES = ("anyOf", "oneOf")
+LIST_OF_SUBSCHEMAS = ("prefixItems", "allOf", *ALTERNATIVES)
 SUBSCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
 
 # what ends a part of a JSON text
@@ -95,14 +96,34 @@ def _closed(text: str) -> str:
     """
     schemas = _schemas(text)
     for schema in schemas:
-        if isinstance(parts := schema.get("allOf"), list) and len(parts) > 1:
+        if _num_parts(schema) > 1:
             return text  # each of the parts would forbid the properties of the others
         if "properties" in schema:
             schema.setdefault("additionalProperties", "patternProperties" in schema)
-    integers = [schema for schema in schemas if schema.get("type") in ("integer", ["integer", "null"])]
+    integers = [schema for schema in schemas if _is_integer(schema.get("type"))]
     for schema in integers if len(integers) <= MAX_BOUNDED else ():
         _bound(schema)
     return json.dumps(schemas[0]) if schemas else text
+
+
+def _num_parts(schema: dict[str, Any]) -> int:
+    """Return the number of schemas that describe the properties of one value together."""
+    num_keywords = sum(keyword in schema for keyword in ("properties", "$ref"))
+    num_joined = len(parts) if isinstance(parts := schema.get("allOf"), list) else 0
+    choices = [values for keyword in ALTERNATIVES if isinstance(values := schema.get(keyword), list)]
+    return num_keywords + num_joined + sum(any(map(_has_properties, values)) for values in choices)
+
+
+def _has_properties(schema: Any) -> bool:
+    """Return whether a schema may name properties, and not only require some."""
+    keywords = ("properties", "$ref", "allOf", *ALTERNATIVES)
+    return isinstance(schema, dict) and any(keyword in schema for keyword in keywords)
+
+
+def _is_integer(kind: Any) -> bool:
+    """Return whether a type has integers and no other numbers, which the bounds would limit too."""
+    kinds = kind if isinstance(kind, list) else [kind]
+    return "integer" in kinds and "number" not in kinds
 
 
 def _bound(schema: dict[str, Any]) -> None:

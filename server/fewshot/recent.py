@@ -12,6 +12,8 @@ MAX_BYTES = 256 * 2**20
 
 
 class Sized(Protocol):
+    """A value whose size never changes."""
+
     @property
     def num_bytes(self) -> int: ...
 
@@ -24,6 +26,7 @@ class Recent(Generic[Value]):
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
+        self._num_bytes = 0
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
         self._building: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
 
@@ -36,8 +39,9 @@ class Recent(Generic[Value]):
         async with lock:
             if (value := self._values.get(key)) is None:
                 value = self._values[key] = await build()
+                self._num_bytes += value.num_bytes
             self._values.move_to_end(key)
             # the value that was used last stays, whatever its size
-            while len(self._values) > 1 and sum(other.num_bytes for other in self._values.values()) > self._max_bytes:
-                self._values.popitem(last=False)
+            while len(self._values) > 1 and self._num_bytes > self._max_bytes:
+                self._num_bytes -= self._values.popitem(last=False)[1].num_bytes
         return value

@@ -98,7 +98,7 @@ class ShotSource:
         try:
             version = await self.support_sets.get_version(examples.support_set, examples.version)
         except SupportSetNotFound as error:
-            error.param = SUPPORT_SET
+            error.param = f"examples.{error.param or 'support_set'}"
             raise
         with _named_selection():
             check_selection(examples.strategy, len(version.examples), examples.k or 0, examples.order)

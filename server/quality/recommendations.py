@@ -16,6 +16,8 @@ from server.store.records import SupportSet
 
 # seconds after which the database is asked again, since an evaluation may have completed
 KEPT_SECONDS = 10.0
+# of what was found, also in periods that are over
+MAX_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Recommendations:
     """The recommendations of the evaluations in the database."""
 
     evaluations: Evaluations
-    recent: Recent[Found] = field(default_factory=Recent)
+    recent: Recent[Found] = field(default_factory=lambda: Recent(MAX_BYTES))
 
     async def find(self, support_set: SupportSet, labels: Collection[str]) -> Recommended | None:
         """Return what is recommended for a version and these labels, if its latest evaluation was of the same labels."""

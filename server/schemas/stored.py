@@ -263,4 +263,4 @@ class EvaluateRequest(WeighingFields, ModelRequest):
 
 class ListEvaluationsRequest(ListRequest):
     limit: Annotated[int, Field(ge=1, le=100, strict=False, description=LIMIT)] = 20
-    support_set: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(None, description="Its id.")
+    support_set: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(None, description="Its id or name.")

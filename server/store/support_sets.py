@@ -221,10 +221,12 @@ class SupportSets:
             examples = self._cache.get(key)
         if examples is None:
             examples = versions.examples(session, row.id, number)
-            with self._cache_lock:
-                self._cache[key] = examples
-                while sum(map(len, self._cache.values())) > MAX_CACHED_EXAMPLES:
-                    self._cache.popitem(last=False)
+        with self._cache_lock:
+            self._cache[key] = examples
+            self._cache.move_to_end(key)
+            # the version that was read last stays, whatever its size
+            while len(self._cache) > 1 and sum(map(len, self._cache.values())) > MAX_CACHED_EXAMPLES:
+                self._cache.popitem(last=False)
         return SupportSet(id=row.id, name=row.name, version=number, examples=examples)
 
 

@@ -192,6 +192,30 @@ def test_an_object_has_further_properties_where_the_schema_says_so(value: object
     assert is_permitted(schema(value), '{"a":1,"b":1}')
 
 
+OTHER = {"type": "object", "properties": {"b": {"type": "integer"}}, "required": ["b"]}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {**OTHER, "allOf": [ITEM]},
+        {**OTHER, "allOf": [{"$ref": "#/$defs/item"}], "$defs": {"item": ITEM}},
+        {**OTHER, "$ref": "#/$defs/item", "$defs": {"item": ITEM}},
+        {**OTHER, "anyOf": [{**ITEM, "required": ["a"]}, {"required": ["c"], "properties": {"c": {"type": "null"}}}]},
+        {**OTHER, "oneOf": [{"$ref": "#/$defs/item"}], "$defs": {"item": ITEM}},
+    ],
+)
+def test_an_object_has_the_properties_of_all_schemas_that_describe_it(value: dict[str, Any]) -> None:
+    texts = ('{"a":1,"b":1}', '{"b":1,"a":1}')  # in the order of the schema
+    assert any(is_permitted(schema({**value, "type": "object"}), text) for text in texts)
+
+
+def test_alternatives_that_only_require_properties_add_none() -> None:
+    value = {**ITEM, "anyOf": [{"required": ["a"]}, {"required": []}]}
+    assert is_permitted(schema(value), '{"a":1}')
+    assert not is_permitted(schema(value), '{"b":1')
+
+
 @pytest.mark.parametrize(
     ("bounds", "value", "expected"),
     [
@@ -208,10 +232,14 @@ def test_an_object_has_further_properties_where_the_schema_says_so(value: object
     ],
 )
 def test_an_integer_without_bounds_has_at_most_18_digits(bounds: dict[str, Any], value: int, expected: bool) -> None:
-    for kind in ("integer", ["integer", "null"]):
+    for kind in ("integer", ["integer", "null"], ["null", "integer"], ["integer", "string"]):
         number = {"type": kind, **bounds}
         assert is_permitted(schema(number), str(value)) is expected
         assert is_permitted(schema({"type": "array", "items": number}), f"[{value}]") is expected
+
+
+def test_a_number_that_may_be_an_integer_has_no_bounds() -> None:
+    assert is_permitted(schema({"type": ["integer", "number"]}), str(10**19))
 
 
 def test_very_many_integers_have_no_bounds() -> None:

@@ -22,6 +22,7 @@ from server.schemas.base import list_page
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.evaluations import EvaluationHeads, EvaluationReport
 from server.schemas.stored import EvaluateRequest, ListEvaluationsRequest
+from server.store.support_sets import ID_PREFIX
 
 router = APIRouter()
 
@@ -59,12 +60,16 @@ async def create_evaluation(support_set: str, request: Request, services: GivenS
 
 @router.get(
     "/v1/evaluations",
-    **describe("Evaluations", query=ListEvaluationsRequest, response=EvaluationHeads, errors=(DatabaseUnavailable,)),
+    **describe("Evaluations", query=ListEvaluationsRequest, response=EvaluationHeads, errors=SUPPORT_SET),
 )
 async def list_evaluations(request: Request, services: GivenServices) -> Response:
     """List evaluations without their cells, the oldest first."""
     fields = read_query(ListEvaluationsRequest, request)
-    page = await services.evaluations.page(fields.support_set, fields.after, fields.limit + 1)
+    set_id = fields.support_set
+    # evaluations outlive their set, whose id is then all that is left of it
+    if set_id is not None and not set_id.startswith(ID_PREFIX):
+        set_id = (await services.support_sets.get(set_id)).id
+    page = await services.evaluations.page(set_id, fields.after, fields.limit + 1)
     return JSONResponse(list_page([_head(evaluation) for evaluation in page], fields.limit))
 
 

@@ -48,6 +48,11 @@ def test_relative_paths_are_relative_to_the_root(tmp_path: Path) -> None:
     assert [item.file for item in items] == ["a/1.png", "2.png", "/data/3.png", "", "", ""]
 
 
+def test_a_file_whose_name_begins_like_an_id_is_a_path(tmp_path: Path) -> None:
+    (item,) = rows(Frame(path=["img_1.png"], label=["a"]), root=tmp_path)
+    assert (item.media, item.file) == (tmp_path / "img_1.png", "img_1.png")
+
+
 def test_images_in_the_cells_are_sent() -> None:
     pixels = np.zeros((2, 3, 3), np.uint8)
     items = with_ids(rows(Frame(path=[Image.new("RGB", (3, 2)), pixels, b"GIF89a"], label=["a", "b", "c"])))

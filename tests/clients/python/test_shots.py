@@ -46,6 +46,13 @@ def test_an_image_is_a_path_bytes_a_url_or_an_id(file: Path) -> None:
         assert bodies([{"image": source, "answer": "y"}]) == [[{"image": source, "answer": "y"}]] * 4
 
 
+def test_a_file_whose_name_begins_like_an_id_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("img_0001.png", "vid_1.png"):
+        Path(name).write_bytes(DATA)
+        assert bodies([{"image": name, "label": "x"}]) == [[{"image": URL, "label": "x"}]] * 4
+
+
 def test_an_image_is_a_picture_or_an_array() -> None:
     picture = Image.new("RGB", (3, 2), "red")
     for source in (picture, np.asarray(picture)):

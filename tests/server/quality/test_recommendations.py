@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -11,8 +12,10 @@ from fastapi import FastAPI
 
 from server.api.services import Services
 from server.quality import recommendations
+from server.quality.evaluation_store import Evaluations
+from server.quality.recommendations import KEPT_SECONDS, Recommendations
 from server.settings import Settings
-from server.store.records import NewExample
+from server.store.records import NewExample, SupportSet
 from tests.server.evaluations import EXAMPLES, MEDIA, constant_share, run_evaluation
 from tests.server.fakes import FakeClient
 
@@ -79,3 +82,20 @@ async def test_an_evaluation_of_other_prompts_recommends_none_of_them(
     assert (await classify(http))[0] == "in_context"
     await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context"], normalisation="mean")
     assert (await classify(http))[0] != "in_context"
+
+
+async def test_what_was_found_in_periods_that_are_over_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, times_asked = 0.0, 0
+
+    async def latest(support_set: str, version: int) -> None:
+        nonlocal times_asked
+        times_asked += 1
+
+    monkeypatch.setattr(recommendations, "time", SimpleNamespace(monotonic=lambda: now))
+    recommended = Recommendations(cast(Evaluations, SimpleNamespace(latest=latest)))
+    support_set = SupportSet(id="ss_1", name=None, version=1, examples=())
+    for period in (*range(2000), 0):
+        now = period * KEPT_SECONDS
+        for _ in range(2):
+            await recommended.find(support_set, ["cat"])
+    assert times_asked == 2001

@@ -19,10 +19,11 @@ from server.errors import (
     VersionConflict,
 )
 from server.media.store import MediaStore
-from server.store import staging
+from server.store import staging, versions
+from server.store import support_sets as support_sets_module
 from server.store.database import Database, Result, Transaction
 from server.store.media_references import MediaReferences
-from server.store.records import ExampleRow, NewExample, SupportSetRow
+from server.store.records import Example, ExampleRow, NewExample, SupportSetRow
 from server.store.support_sets import RETENTION_SECONDS, IdempotencyKey, SupportSets
 from tests.server.store.conftest import BLUE, GREEN, RED, Clock, example
 
@@ -73,6 +74,30 @@ async def test_every_change_creates_a_version_and_earlier_ones_stay(support_sets
         (4, 3, 1, 0, 0),
     ]
     assert [v.version for v in await support_sets.versions("s", 1, 2)] == [2, 3]
+
+
+async def test_the_versions_that_were_read_last_are_in_memory(
+    support_sets: SupportSets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    examples = versions.examples
+
+    def counted(session: Session, set_id: str, version: int) -> tuple[Example, ...]:
+        read.append(version)
+        return examples(session, set_id, version)
+
+    monkeypatch.setattr(versions, "examples", counted)
+    monkeypatch.setattr(support_sets_module, "MAX_CACHED_EXAMPLES", 3)
+    await support_sets.create("s", [example("a")])
+    for _ in range(3):
+        await support_sets.put_examples("s", [example("a")])
+    await support_sets.put_examples("s", [example(name) for name in "bcd"])
+    for version in (1, 2, 3, 1, 4, 1, 3):  # of these four versions three fit
+        await support_sets.get_version("s", version)
+    assert read == [1, 2, 3, 4]
+    for version in (5, 5):  # a version that does not fit by itself
+        await support_sets.get_version("s", version)
+    assert read == [1, 2, 3, 4, 5]
 
 
 async def test_an_unknown_set_version_or_example_is_named(support_sets: SupportSets) -> None:

@@ -6,6 +6,7 @@ the id of an upload (`img_…`, `vid_…`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -15,7 +16,8 @@ Json = Mapping[str, Any]
 MediaPart = ImagePart | VideoPart | ImageIdPart | VideoIdPart
 QueryMedia = Media | Sequence[MediaPart]
 
-_ID_PREFIXES = ("img_", "vid_")
+# The name of a file, such as `img_1.jpg`, is no id.
+_ID = re.compile(r"(img|vid)_[0-9a-f]+")
 
 
 class Query(TypedDict, total=False):
@@ -124,7 +126,7 @@ def with_media(fields: Fields) -> Fields:
 
 def is_stored(media: str) -> bool:
     """Return whether a text is the id of an upload."""
-    return media.startswith(_ID_PREFIXES)
+    return _ID.fullmatch(media) is not None
 
 
 def _set_media(fields: Query, media: QueryMedia) -> None:

@@ -53,6 +53,26 @@ async def test_a_list_continues_after_the_last_id(http: httpx.AsyncClient, servi
     assert other_set["data"] == []
 
 
+async def test_the_evaluations_of_a_set_are_listed_by_its_name_and_its_id(
+    http: httpx.AsyncClient, services: Services
+) -> None:
+    await services.support_sets.create("others", EXAMPLES)
+    created = await evaluate(http, k=[1], strategies=["first"])
+    set_id = created["support_set"]
+
+    async def listed(name: str) -> list[str]:
+        response = await http.get("/v1/evaluations", params={"support_set": name})
+        assert response.status_code == 200, response.text
+        return [evaluation["id"] for evaluation in response.json()["data"]]
+
+    assert await listed("colours") == await listed(set_id) == [created["id"]]
+    assert await listed("others") == []
+    await services.support_sets.delete("colours")
+    assert await listed(set_id) == [created["id"]]
+    unknown = await http.get("/v1/evaluations", params={"support_set": "colours"})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "support_set_not_found")
+
+
 async def test_the_requested_version_is_evaluated(
     http: httpx.AsyncClient, client: FakeClient, services: Services
 ) -> None:

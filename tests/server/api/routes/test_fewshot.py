@@ -185,6 +185,7 @@ SET: dict[str, Any] = {"support_set": "colours"}
     [
         ({"shots": SHOTS, "examples": SET}, 400, "invalid_value", "examples"),
         ({"examples": {"support_set": "none"}}, 404, "support_set_not_found", "examples.support_set"),
+        ({"examples": {**SET, "version": 9}}, 404, "support_set_not_found", "examples.version"),
         ({"examples": {**SET, "k": 7}}, 400, "invalid_value", "examples.k"),
         ({"examples": {**SET, "k": 5}}, 400, "invalid_value", "examples.k"),
         ({"examples": {**SET, "strategy": "best"}}, 400, "invalid_value", "examples.strategy"),

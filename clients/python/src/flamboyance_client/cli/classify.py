@@ -18,8 +18,8 @@ from flamboyance_client.options import Examples, Method
 from flamboyance_client.records import Classification
 
 NUM_OTHERS = 2
-# the methods that read no prompt, and refuse options that select its shots
-WITHOUT_SHOTS = ("nearest_mean", "knn", "linear")
+# the methods whose shots the command selects: those of auto are the server's choice, and others have none
+WITH_SHOTS = ("in_context", "blend")
 
 
 def classify(
@@ -37,7 +37,10 @@ def classify(
     k: K = None,
     strategy: Annotated[
         Strategy | None,
-        typer.Option(show_default=False, help="How shots are selected; without it rices_image, if there are shots."),
+        typer.Option(
+            show_default=False,
+            help="How shots are selected; without it rices_image, and for auto as the server chooses.",
+        ),
     ] = None,
     method: Annotated[
         Method | None, typer.Option(show_default=False, help="How the examples are used; without it auto.")
@@ -72,7 +75,7 @@ def classify(
             examples = _recommendation(client, recommended)
         else:
             assert support_set is not None
-            examples = selection(support_set, k, strategy or (None if method in WITHOUT_SHOTS else "rices_image"))
+            examples = selection(support_set, k, strategy or ("rices_image" if method in WITH_SHOTS else None))
         outcomes = client.classify_many(paths, on_error="return", examples=examples, method=method, template=template)
         for_people = Table("image", "label", "confidence", "next")
         for path, outcome in zip(paths, outcomes, strict=True):

@@ -18,8 +18,13 @@ WIDE = 200
 
 def print_table(table: Table) -> None:
     """Print a table as wide as the terminal; elsewhere, as wide as it needs to be."""
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDE)).print(table)
+    console = _console()
+    (console if console.is_terminal else _console(WIDE)).print(table)
+
+
+def _console(width: int | None = None) -> Console:
+    """Return a console that shows labels and names as they are, also if they look like markup of rich."""
+    return Console(width=width, markup=False, emoji=False)
 
 
 def print_sets(sets: Sequence[SupportSet]) -> None:
