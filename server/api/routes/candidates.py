@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -17,10 +17,12 @@ from server.api.body import JSONResponse, read_request
 from server.api.openapi import PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, UnsupportedParameter
 from server.fewshot.candidates import Candidate, answer_of, read_candidates
 from server.fewshot.classification import classify_in_context, score_prompts, weigh
 from server.fewshot.comparison import Chosen
+from server.fewshot.confidence import threshold_of_accuracy, threshold_of_coverage
+from server.fewshot.methods import METHODS
 from server.fewshot.prompting import Question, assemble, read_question
 from server.fewshot.shots import SUPPORT_SET as SUPPORT_SET_FIELD
 from server.prompt import PreparedPrompt, check_texts, check_token_ids, continuation_ids, encode_text, prepare_prompt
@@ -49,6 +51,8 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
     question = await read_question(fields, model, services.shots)
     candidates = candidates or _answers(question)
     chosen, question = await _choose(question, fields, candidates, services)
+    temperature = chosen.confidence.temperature if fields.temperature is None else fields.temperature
+    threshold = _threshold(fields, chosen)
     in_context = None
     if chosen.reads_prompt:
         texts = [(f"candidates[{index}]", candidate.text) for index, candidate in enumerate(candidates)]
@@ -64,15 +68,18 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
             record.add_prompt(0, question.query.media)
             likeness = await services.comparison.compare(question, chosen)
             record.answered(0)
-    ranked = weigh(candidates, in_context, likeness)
+    ranked = weigh(candidates, in_context, likeness, temperature)
+    confidence = ranked[0].probability
     return {
         "id": f"classify-{fields.request_id or record.request_id}",
         "object": "classification",
         "created": int(time.time()),
         "model": model.name,
         "method": chosen.method,
-        "label": ranked[0].label,
-        "confidence": ranked[0].probability,
+        "label": ranked[0].label if threshold is None or confidence > threshold else None,
+        "confidence": confidence,
+        "temperature": temperature,
+        "threshold": threshold,
         "candidates": [asdict(candidate) for candidate in ranked[: fields.top_k]],
         "fewshot": {
             **report,
@@ -89,14 +96,48 @@ async def _choose(
 ) -> tuple[Chosen, Question]:
     """Return the method of a request, and the question with the shots that its prompt has, if it has one."""
     method, recommended = fields.method_or_default, None
-    if method == "auto" and question.support_set is not None:
+    if question.support_set is not None and (method == "auto" or (fields.target and fields.has_prompt)):
         labels = [candidate.label for candidate in candidates]
         recommended = await services.recommendations.find(question.support_set, labels)
-    best = None if recommended is None else recommended.method
+    best = recommended.method if recommended is not None and method == "auto" else None
     chosen = await services.comparison.choose(question, method, candidates, best)
-    if recommended is not None and chosen.method == recommended.method:
+    if best == chosen.method and recommended is not None:
         question = question.with_selection(recommended.examples)
-    return chosen, question.with_each_label(len(candidates))
+    question = question.with_each_label(len(candidates))
+    if (
+        chosen.reads_prompt
+        and recommended is not None
+        and recommended.is_of(chosen.method, question.fields.examples, fields)
+    ):
+        chosen = replace(chosen, confidence=recommended.confidence)
+    return chosen, question
+
+
+def _threshold(fields: ClassifyRequest, chosen: Chosen) -> float | None:
+    """Return the threshold that a request's target needs; None without one. Raises `UnsupportedParameter`."""
+    confidence = chosen.confidence
+    if fields.target is None:
+        return None
+    name, target = fields.target
+    if not confidence.curve:
+        raise UnsupportedParameter(f"{name} {_lack(chosen)}", param=name)
+    if fields.temperature not in (None, confidence.temperature):
+        message = f"{name} needs the temperature that was fitted, {confidence.temperature}: leave temperature out"
+        raise UnsupportedParameter(message, param="temperature")
+    rule = threshold_of_accuracy if name == "target_accuracy" else threshold_of_coverage
+    return rule(confidence.curve, target)
+
+
+def _lack(chosen: Chosen) -> str:
+    """Return what a method would need for a threshold."""
+    if chosen.reads_prompt:
+        return (
+            f"needs an evaluation for the method {chosen.method}: evaluate the support set, and send the examples, the "
+            "method and the temperature that it recommends, or use a method by likeness"
+        )
+    limit = METHODS[chosen.method].max_left_out
+    most = f", and {chosen.method} leaves out one of up to {limit}" if math.isfinite(limit) else ""
+    return f"needs two examples of each candidate, so that one can be left out{most}"
 
 
 def _answers(question: Question) -> list[Candidate]:
