@@ -49,6 +49,13 @@ def classify(
         ),
     ] = None,
     template: Annotated[str, typer.Option(help="How the prompt is written.")] = "classification",
+    target_accuracy: Annotated[
+        float | None,
+        typer.Option(show_default=False, help="Leave images without a label where labels would be less accurate."),
+    ] = None,
+    target_coverage: Annotated[
+        float | None, typer.Option(show_default=False, help="Label this share of images, the surest ones.")
+    ] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     json: Json = False,
@@ -73,7 +80,15 @@ def classify(
         else:
             assert support_set is not None
             examples = selection(support_set, k, strategy or (None if method in WITHOUT_SHOTS else "rices_image"))
-        outcomes = client.classify_many(paths, on_error="return", examples=examples, method=method, template=template)
+        outcomes = client.classify_many(
+            paths,
+            on_error="return",
+            examples=examples,
+            method=method,
+            template=template,
+            target_accuracy=target_accuracy,
+            target_coverage=target_coverage,
+        )
         for_people = Table("image", "label", "confidence", "next")
         for path, outcome in zip(paths, outcomes, strict=True):
             if json:
@@ -102,6 +117,7 @@ def _document(path: Path, outcome: Classification | Exception) -> dict[str, Any]
         "method": outcome.method,
         "label": outcome.label,
         "confidence": outcome.confidence,
+        "threshold": outcome.threshold,
         "probabilities": dict(outcome.probabilities),
     }
 
@@ -111,7 +127,7 @@ def _cells(outcome: Classification | Exception) -> tuple[str, str, str]:
         return "", "", f"error: {outcome}"
     candidates = [candidate for candidate in outcome.candidates if candidate.label != outcome.label][:NUM_OTHERS]
     return (
-        outcome.label,
+        outcome.label or "(no label)",
         f"{outcome.confidence:.2f}",
         ", ".join(f"{candidate.label} {candidate.probability:.2f}" for candidate in candidates),
     )
