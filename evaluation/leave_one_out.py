@@ -100,14 +100,15 @@ def images_by_category(records: Sequence[Record], domain: str, min_images: int) 
     return {name: images for name, images in sorted(groups.items()) if len(images) >= min_images}
 
 
-def draw_split(categories: Mapping[str, list[str]], options: Options, number: int) -> ImageSplit:
-    rng = Random(f"{SEED}/{options.domain}/{options.ways}/{number}")
-    names, words = rng.sample(sorted(categories), options.ways), rng.sample(HELD_OUT_WORDS, options.ways)
+def draw_split(
+    categories: Mapping[str, list[str]], rng: Random, *, ways: int, num_examples: int, num_fresh: int
+) -> ImageSplit:
+    names, words = rng.sample(sorted(categories), ways), rng.sample(HELD_OUT_WORDS, ways)
     split = ImageSplit([], [])
     for name, word in zip(names, words, strict=True):
-        images = [(image, word) for image in rng.sample(categories[name], options.examples + options.fresh)]
-        split.examples.extend(images[: options.examples])
-        split.fresh.extend(images[options.examples :])
+        images = [(image, word) for image in rng.sample(categories[name], num_examples + num_fresh)]
+        split.examples.extend(images[:num_examples])
+        split.fresh.extend(images[num_examples:])
     rng.shuffle(split.examples)
     return split
 
@@ -253,8 +254,11 @@ def measure(options: Options) -> dict[str, Any]:
     recommendations: list[FollowedRecommendation] = []
     with Client(options.url, api_key=options.api_key) as client:
         for number in range(options.sets):
-            started = time.monotonic()
-            comparisons, recommendation = compare(Server(options, client), draw_split(categories, options, number))
+            started, rng = time.monotonic(), Random(f"{SEED}/{options.domain}/{options.ways}/{number}")
+            split = draw_split(
+                categories, rng, ways=options.ways, num_examples=options.examples, num_fresh=options.fresh
+            )
+            comparisons, recommendation = compare(Server(options, client), split)
             rows += comparisons
             recommendations.append(recommendation)
             print(f"set {number + 1} of {options.sets}: {time.monotonic() - started:.0f} s", file=sys.stderr)

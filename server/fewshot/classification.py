@@ -23,6 +23,7 @@ from PIL import Image
 from server.engine_client.client import Client
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate
+from server.fewshot.confidence import probabilities
 from server.fewshot.methods import IN_CONTEXT
 from server.fewshot.methods.likeness import Array, log_softmax
 from server.fewshot.prompting import AssembledPrompt, write
@@ -67,7 +68,7 @@ class ScoringPrompts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeighedCandidate:
-    """A candidate's probability, and its log-probability by each part of the method.
+    """A candidate's probability, at the temperature of the method, and its log-probability by each of the method's parts.
 
     `logprob` is the sum over its tokens, the mean over the orders of the shots; None without the language model.
     """
@@ -81,11 +82,15 @@ class WeighedCandidate:
 
 
 def weigh(
-    candidates: Sequence[Candidate], in_context: InContext | None, likeness: Mapping[str, Array]
+    candidates: Sequence[Candidate],
+    in_context: InContext | None,
+    likeness: Mapping[str, Array],
+    temperature: float,
 ) -> list[WeighedCandidate]:
     """Return the candidates, most probable first; equal ones keep their order."""
     parts = {**({IN_CONTEXT: in_context.log_probabilities} if in_context else {}), **likeness}
-    weights = combine([*parts.values()])
+    logs = combine([*parts.values()])
+    weights = probabilities(logs, temperature)
     weighed = [
         WeighedCandidate(
             label=candidate.label,
@@ -97,12 +102,13 @@ def weigh(
         )
         for index, candidate in enumerate(candidates)
     ]
-    return sorted(weighed, key=lambda candidate: -candidate.probability)
+    # not by probability, which may be equal after rounding
+    return [weighed[index] for index in np.argsort(-logs, kind="stable")]
 
 
 def combine(parts: Sequence[Array]) -> Array:
-    """Return the probabilities [C] of candidates: parts are independent evidence, so their log-probabilities are added."""
-    return np.exp(log_softmax(np.sum(parts, axis=0)))
+    """Return log-probabilities [C] of candidates: parts are independent evidence, so theirs are added."""
+    return log_softmax(np.sum(parts, axis=0))
 
 
 async def classify_in_context(

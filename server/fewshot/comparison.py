@@ -1,12 +1,14 @@
 """Compares the query of a few-shot request with all of its examples: the shots given, or the whole version of a set.
 
 `auto` takes the method that the latest evaluation of the set recommends or, without one, the best of those by likeness in
-leave-one-out. What is fitted to a version, or to the same shots, is kept for later requests.
+leave-one-out. What is fitted to a version, or to the same shots, is kept for later requests: a method, and the confidence
+in its answers by the same leave-one-out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,15 +17,32 @@ from typing import TypeVar
 
 import numpy as np
 
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, UnsupportedParameter
 from server.fewshot.candidates import Answered, Candidate, answer_of, read_candidates
+from server.fewshot.confidence import (
+    Confidence,
+    default_confidence,
+    fit_confidence,
+    threshold_of_accuracy,
+    threshold_of_coverage,
+)
 from server.fewshot.methods import IN_CONTEXT, METHODS, load_method, parts_of
-from server.fewshot.methods.likeness import Array, Fitted, Labelled, best_method, left_out_log_probabilities
+from server.fewshot.methods.likeness import (
+    CHOICE_FOLDS,
+    Array,
+    Fitted,
+    Labelled,
+    LeftOut,
+    best_method,
+    left_out_log_probabilities,
+    summarise,
+)
 from server.fewshot.prompting import Question
 from server.fewshot.recent import Recent
 from server.fewshot.retrieval import Retrieval, Vectors
 from server.fewshot.shots import SUPPORT_SET
 from server.fewshot.templates import Shot
+from server.schemas.fewshot import ConfidenceFields
 from server.store.records import Example, SupportSet
 
 NO_CANDIDATE = -1
@@ -35,9 +54,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A method, and its part by likeness with that part's name: None for the language model alone."""
+    """A method, the confidence in its answers, and its part by likeness with that part's name, if it has one."""
 
     method: str
+    confidence: Confidence
     likeness: str | None = None
     fitted: Fitted | None = None
 
@@ -46,13 +66,42 @@ class Chosen:
         """True if the language model takes part."""
         return IN_CONTEXT in parts_of(self.method)
 
+    def temperature(self, fields: ConfidenceFields) -> float:
+        return self.confidence.temperature if fields.temperature is None else fields.temperature
+
+    def threshold(self, fields: ConfidenceFields) -> float | None:
+        """Return the threshold that a request's target needs; None without one. Raises `UnsupportedParameter`."""
+        if fields.target is None:
+            return None
+        name, target = fields.target
+        if not self.confidence.curve:
+            raise UnsupportedParameter(f"{name} {self._lack()}", param=name)
+        if fields.temperature not in (None, self.confidence.temperature):
+            message = f"{name} needs the fitted temperature, {self.confidence.temperature}: leave temperature out"
+            raise UnsupportedParameter(message, param="temperature")
+        rule = threshold_of_accuracy if name == "target_accuracy" else threshold_of_coverage
+        return rule(self.confidence.curve, target)
+
+    def _lack(self) -> str:
+        """Return what the method would need for a threshold."""
+        if self.reads_prompt:
+            return (
+                f"needs an evaluation for the method {self.method}: evaluate the support set, and send the examples, the "
+                "method and the temperature that it recommends, or use a method by likeness"
+            )
+        limit = METHODS[self.method].max_left_out
+        most = f", and {self.method} leaves out one of up to {limit}" if math.isfinite(limit) else ""
+        return f"needs two examples of each candidate, so that one can be left out{most}"
+
 
 @dataclass(slots=True, eq=False)
 class ComparedExamples:
-    """The labelled vectors of one version, or of one list of shots, and the methods that were fitted to them."""
+    """The labelled vectors of one version, or of one list of shots, and what was fitted to them, by method."""
 
     labelled: Labelled
     fitted: dict[str, Fitted] = field(default_factory=dict)
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    confidences: dict[str, Confidence] = field(default_factory=dict)
     best: str = ""
 
     @property
@@ -67,14 +116,31 @@ class ComparedExamples:
     def choose(self) -> str:
         """Return the best method by leave-one-out, or the nearest mean if it cannot tell: a label has a single example."""
         if not self.best:
-            has_single = self.labelled.counts().min() < 2
-            self.best = SINGLE if has_single else self._best_left_out()
+            compared = {name: self._leave_out(name) for name in METHODS if self.can_leave_out(name)}
+            self.best = best_method(compared) if compared else SINGLE
         return self.best
 
-    def _best_left_out(self) -> str:
-        number = len(self.labelled.vectors)
-        compared = {name: load_method(name) for name, entry in METHODS.items() if number <= entry.max_left_out}
-        return best_method(compared, self.labelled)
+    def confidence(self, method: str) -> Confidence:
+        """Return the confidence of a method: the default one where no example can be left out."""
+        if not self.can_leave_out(method):
+            return default_confidence(method)
+        self._leave_out(method)
+        return self.confidences[method]
+
+    def can_leave_out(self, method: str) -> bool:
+        """Return whether a method by likeness can be judged by the examples themselves, in a time that a request waits."""
+        is_small = method in METHODS and len(self.labelled.vectors) <= METHODS[method].max_left_out
+        return is_small and self.labelled.counts().min() >= 2
+
+    def _leave_out(self, method: str) -> LeftOut:
+        if method not in self.left_out:
+            logs, labels = self._left_out_logs(method), self.labelled.labels
+            self.left_out[method] = summarise(logs, labels)
+            self.confidences[method] = fit_confidence(method, logs, labels)
+        return self.left_out[method]
+
+    def _left_out_logs(self, method: str) -> Array:
+        return left_out_log_probabilities(load_method(method), self.labelled, CHOICE_FOLDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +159,10 @@ class Comparison:
         Raises `InvalidRequest` for a method that cannot be used with these examples.
         """
         if IN_CONTEXT in (method, recommended):
-            return Chosen(IN_CONTEXT)
+            return Chosen(IN_CONTEXT, default_confidence(IN_CONTEXT))
         if obstacle := _obstacle(question, candidates):
             if method == "auto":
-                return Chosen(IN_CONTEXT)
+                return Chosen(IN_CONTEXT, default_confidence(IN_CONTEXT))
             raise InvalidRequest(f"{method} {obstacle}", param="method")
         _check_answers(question)
         number = len(question.examples)
@@ -106,7 +172,8 @@ class Comparison:
         if method == "auto":
             method = await self._run(examples.choose) if recommended is None else recommended
         likeness = _part_by_likeness(method)
-        return Chosen(method, likeness, await self._run(examples.fit, likeness))
+        confidence = await self._run(examples.confidence, method)
+        return Chosen(method, confidence, likeness, await self._run(examples.fit, likeness))
 
     async def prepare(self, support_set: SupportSet) -> None:
         """Choose and fit the method of later requests for a version whose examples have labels, if it is by likeness."""

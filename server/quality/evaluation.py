@@ -21,6 +21,7 @@ import numpy as np
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Candidate, answer_of, read_candidates
 from server.fewshot.classification import combine
+from server.fewshot.confidence import SHOWN_POINTS, curve, fit_temperatures, probabilities
 from server.fewshot.methods import IN_CONTEXT, METHODS, parts_of
 from server.fewshot.methods.likeness import Array
 from server.fewshot.prompting import find_template
@@ -91,8 +92,8 @@ class Outcome:
     media_encoded: int = 0
     seconds: float | None = None
 
-    def probabilities(self, method: Method) -> Array:
-        """Return the probabilities [C] of the labels by a method."""
+    def log_probabilities(self, method: Method) -> Array:
+        """Return the log-probabilities [C] of the labels by a method."""
         return combine([np.array(self.logs[part]) for part in parts_of(method)])
 
 
@@ -225,13 +226,20 @@ def stratified(labels: Sequence[str], count: int, seed: int) -> list[int]:
 
 
 def cell_result(cell: Cell, outcomes: Sequence[Outcome], labels: Sequence[str]) -> dict[str, Any]:
-    """Return the record of a finished cell. Costs are means over its queries."""
-    probabilities = np.array([outcome.probabilities(cell.method) for outcome in outcomes])
-    predictions = Predictions(probabilities, np.array([outcome.truth for outcome in outcomes]))
+    """Return the record of a finished cell. Costs are means over its queries.
+
+    Each query's probabilities have the temperature that the other queries have, so that they are measured on new ones. The
+    curve has the temperature of all, as a request does.
+    """
+    logs = np.array([outcome.log_probabilities(cell.method) for outcome in outcomes])
+    truth = np.array([outcome.truth for outcome in outcomes])
+    temperature, of_others = fit_temperatures(cell.method, logs, truth)
     return {
         **asdict(cell),
         "status": "completed",
-        **predictions.summary(labels),
+        **Predictions(probabilities(logs, of_others[:, None]), truth).summary(labels),
+        "temperature": temperature,
+        "curve": [asdict(point) for point in curve(probabilities(logs, temperature), truth, SHOWN_POINTS)],
         "cost": {
             name: fmean(getattr(outcome, name) for outcome in outcomes)
             for name in ("prompt_tokens", "cached_tokens", "media", "media_encoded")

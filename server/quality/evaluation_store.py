@@ -31,8 +31,9 @@ Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 UNFINISHED: tuple[Status, ...] = ("queued", "running")
 FULL = f"{MAX_UNFINISHED} evaluations are unfinished, no more are accepted"
 OVER_SHARE = f"this client has its share of the {MAX_UNFINISHED} evaluations that may be unfinished"
-# what the results of cells lack that were stored before there were other methods
+# what the results of cells lack that were stored before there were other methods, and before temperatures were fitted
 OLD_CELL = {"method": IN_CONTEXT}
+OLD_RESULTS = {"temperature": 1.0, "curve": []}
 # the client of evaluations that another process has created
 UNKNOWN = "unknown"
 
@@ -270,7 +271,12 @@ def _change(session: Session, evaluation_id: str, holder: str, **values: Any) ->
 
 def _with_cells(session: Session, row: EvaluationRow) -> Evaluation:
     cells = session.scalars(select(CellRow).where(CellRow.evaluation_id == row.id).order_by(CellRow.index))
-    return replace(_without_cells(row), cells={cell.index: OLD_CELL | cell.result for cell in cells})
+    return replace(_without_cells(row), cells={cell.index: _completed(cell.result) for cell in cells})
+
+
+def _completed(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the result of a cell with the fields that it lacks if it is old."""
+    return OLD_CELL | (OLD_RESULTS if result["status"] == "completed" else {}) | result
 
 
 def _without_cells(row: EvaluationRow) -> Evaluation:

@@ -46,6 +46,7 @@ def _row(cells: list[dict[str, Any]]) -> dict[str, Any]:
         "highest_accuracy": max(accuracies),
         "best_seed": best["seed"],
         **{name: fmean(cell[name] for cell in cells) for name in ("expected_calibration_error", "brier", "nll")},
+        **{name: best[name] for name in ("temperature", "curve")},
         "prompt_tokens": fmean(cell["cost"]["prompt_tokens"] for cell in cells),
     }
 
@@ -83,6 +84,7 @@ def recommend(
     return {
         "examples": examples,
         "method": chosen["method"],
+        "temperature": None if chosen["k"] is None else chosen["temperature"],
         "accuracy": chosen["accuracy"],
         "accuracy_interval": chosen["accuracy_interval"],
         "reason": " ".join(_reason(chosen, best, rows, always)),

@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.fewshot.confidence import Confidence, Point
 from server.fewshot.methods import METHODS
 from server.fewshot.recent import Recent
 from server.quality.evaluation_store import Evaluation, Evaluations
 from server.quality.recommendation import baseline, recommend, summarise
-from server.schemas.fewshot import ExamplesFields, Method, WeighingFields
+from server.schemas.fewshot import SELECTING, ClassifyRequest, ExamplesFields, Method, WeighingFields
 from server.store.records import SupportSet
 
 # seconds after which the database is asked again, since an evaluation may have completed
@@ -22,11 +23,23 @@ MAX_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Recommended:
-    """A method, with the shots of its prompt if it has one; both were evaluated for classifications with these labels."""
+    """A method, with the shots of its prompt if it has one; both were evaluated for classifications with these labels.
+
+    `confidence` is what the evaluation fitted.
+    """
 
     method: Method
     examples: ExamplesFields
     labels: frozenset[str]
+    confidence: Confidence
+
+    def is_of(self, method: str, examples: ExamplesFields | None, fields: ClassifyRequest) -> bool:
+        """Return whether a request has the method and the prompts that were evaluated, given its selection of shots."""
+        weighing = WeighingFields(**fields.model_dump(include=set(WeighingFields.model_fields)))
+        is_default = fields.template == "classification" and weighing == WeighingFields()
+        has_all = not (fields.zero_shot or fields.truncate_shots)
+        is_same = method == self.method and examples is not None and _shots(examples) == _shots(self.examples)
+        return is_default and has_all and is_same
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +75,16 @@ def _read(evaluation: Evaluation) -> Recommended | None:
     recommendation = recommend(rows, evaluation.support_set, evaluation.version, plan["order"], always)
     if recommendation is None or not (recommendation["method"] in METHODS or _has_default_prompt(plan)):
         return None
+    method, examples = recommendation["method"], ExamplesFields(**recommendation["examples"])
     labels = frozenset(candidate["label"] for candidate in plan["candidates"])
-    return Recommended(recommendation["method"], ExamplesFields(**recommendation["examples"]), labels)
+    setting = (method, recommendation["examples"].get("k"), recommendation["examples"].get("strategy"))
+    row = next(row for row in rows if (row["method"], row["k"], row["strategy"]) == setting)
+    confidence = Confidence(row["temperature"], tuple(Point(**point) for point in row["curve"]))
+    return Recommended(method, examples, labels, confidence)
+
+
+def _shots(examples: ExamplesFields) -> tuple[object, ...]:
+    return tuple(getattr(examples, name) for name in sorted(SELECTING))
 
 
 def _has_default_prompt(plan: Mapping[str, Any]) -> bool:

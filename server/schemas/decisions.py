@@ -10,6 +10,7 @@ from server.schemas.base import PrioritizedRequest, Schema, tag_of, with_example
 from server.schemas.fewshot import (
     MAX_CANDIDATES,
     CandidateText,
+    ConfidenceFields,
     Method,
     ShotsFields,
     TemplateChoice,
@@ -188,7 +189,7 @@ class PromptCacheOptions(Schema):
     ttl: Literal["30m"] = "30m"
 
 
-class DecisionRequest(ShotsFields, WeighingFields, PrioritizedRequest):
+class DecisionRequest(ShotsFields, WeighingFields, ConfidenceFields, PrioritizedRequest):
     model_config = with_example(
         input="The water is cold.",
         questions=[

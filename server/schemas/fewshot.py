@@ -156,6 +156,7 @@ class SearchRequest(TimedRequest):
 
 MAX_CANDIDATES = 1024
 MAX_PERMUTATIONS = 24
+MAX_TEMPERATURE = 1000
 
 CandidateText = Annotated[str, Field(min_length=1, max_length=4096)]
 
@@ -189,13 +190,45 @@ class WeighingFields(Schema):
         return sorted(self.model_fields_set & WeighingFields.model_fields.keys())
 
 
+class ConfidenceFields(Schema):
+    """Options that say how sure an answer is, and how sure it has to be."""
+
+    temperature: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_TEMPERATURE,
+        description="Divides the log-probabilities. Without it, the one that is fitted to left-out examples.",
+    )
+    target_accuracy: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="No label is given where the labels that are given would not reach this accuracy on left-out examples.",
+    )
+    target_coverage: float | None = Field(
+        None, gt=0, lt=1, description="No label is given outside this share of queries, the ones that are surest."
+    )
+
+    @model_validator(mode="after")
+    def _one_target(self) -> ConfidenceFields:
+        if self.target_accuracy is not None and self.target_coverage is not None:
+            raise FieldError("give either target_accuracy or target_coverage", param="target_coverage")
+        return self
+
+    @property
+    def target(self) -> tuple[str, float] | None:
+        """The name and the value of the target that is set."""
+        targets = {"target_accuracy": self.target_accuracy, "target_coverage": self.target_coverage}
+        return next(((name, value) for name, value in targets.items() if value is not None), None)
+
+
 # the methods in which the language model takes no part
 WITHOUT_PROMPT: tuple[Method, ...] = ("nearest_mean", "knn", "linear")
 # the fields of `examples` that these refuse
 SELECTING = {"k", "strategy", "order", "seed"}
 
 
-class ClassifyRequest(FewShotFields, WeighingFields, PrioritizedRequest):
+class ClassifyRequest(FewShotFields, WeighingFields, ConfidenceFields, PrioritizedRequest):
     model_config = with_example(**EXAMPLE, candidates=["2", "3"])
 
     method: Method | Literal["auto"] = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -50,19 +50,24 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
     question = await read_question(fields, model, services.shots)
     candidates = candidates or _answers(question)
     chosen, question = await _choose(question, fields, candidates, services)
+    threshold = chosen.threshold(fields)
     prepared = await prepare(question, candidates, chosen, fields, model, services.shots)
     report = prepared.report(record)
     with record:
         in_context, likeness = await gather(prepared, record, services.comparison, services.client)
-    ranked = weigh(candidates, in_context, likeness)
+    temperature = chosen.temperature(fields)
+    ranked = weigh(candidates, in_context, likeness, temperature)
+    confidence = ranked[0].probability
     return {
         "id": f"classify-{fields.request_id or record.request_id}",
         "object": "classification",
         "created": int(time.time()),
         "model": model.name,
         "method": chosen.method,
-        "label": ranked[0].label,
-        "confidence": ranked[0].probability,
+        "label": ranked[0].label if threshold is None or confidence > threshold else None,
+        "confidence": confidence,
+        "temperature": temperature,
+        "threshold": threshold,
         "candidates": [asdict(candidate) for candidate in ranked[: fields.top_k]],
         "fewshot": {
             **report,
@@ -79,14 +84,21 @@ async def _choose(
 ) -> tuple[Chosen, Question]:
     """Return the method of a request, and the question with the shots that its prompt has, if it has one."""
     method, recommended = fields.method_or_default, None
-    if method == "auto" and question.support_set is not None:
+    if question.support_set is not None and (method == "auto" or (fields.target and fields.has_prompt)):
         labels = [candidate.label for candidate in candidates]
         recommended = await services.recommendations.find(question.support_set, labels)
-    best = None if recommended is None else recommended.method
+    best = recommended.method if recommended is not None and method == "auto" else None
     chosen = await services.comparison.choose(question, method, candidates, best)
-    if recommended is not None and chosen.method == recommended.method:
+    if best == chosen.method and recommended is not None:
         question = question.with_selection(recommended.examples)
-    return chosen, question.with_each_label(len(candidates))
+    question = question.with_each_label(len(candidates))
+    if (
+        chosen.reads_prompt
+        and recommended is not None
+        and recommended.is_of(chosen.method, question.fields.examples, fields)
+    ):
+        chosen = replace(chosen, confidence=recommended.confidence)
+    return chosen, question
 
 
 def _answers(question: Question) -> list[Candidate]:

@@ -25,6 +25,7 @@ from server.fewshot.classification import run_concurrently, weigh
 from server.fewshot.comparison import Chosen
 from server.fewshot.decisions import YES, Decision, read_decisions, text_of
 from server.fewshot.evidence import PreparedQuestion, gather, prepare
+from server.fewshot.methods import METHODS
 from server.request_record import RequestRecord
 from server.schemas.decisions import ChoiceQuestion, DecisionRequest, ScoreQuestion
 from server.schemas.responses.decisions import Decision as DecisionResponse
@@ -49,9 +50,9 @@ async def _decide(fields: DecisionRequest, record: RequestRecord, services: Serv
     record.priority = fields.priority
     decisions = await read_decisions(fields, services.model, services.shots)
     # one after the other, so that a request has one method at a time fitted
-    chosen = [
-        await services.comparison.choose(each.question, each.method, each.parsed.candidates) for each in decisions
-    ]
+    chosen = [await _choose(each, services) for each in decisions]
+    for way in chosen:
+        way.threshold(fields)  # raises if it cannot be had
     written = [partial(_prepare, each, way, fields, services) for each, way in zip(decisions, chosen, strict=True)]
     first, prepared = await _first_that_fits(written)
     lanes = asyncio.Semaphore(MAX_CONCURRENT)
@@ -61,8 +62,8 @@ async def _decide(fields: DecisionRequest, record: RequestRecord, services: Serv
             try:
                 ready = prepared if index == first else await written[index]()
             except ContextLengthExceeded:
-                return {"type": "refusal", "name": decisions[index].parsed.fields.name}
-            return await _answer(decisions[index], ready, record, services)
+                return _refusal(decisions[index])
+            return await _answer(decisions[index], ready, fields, record, services)
 
     with record:
         answers = await run_concurrently([answer(index) for index in range(len(decisions))])
@@ -74,6 +75,16 @@ async def _decide(fields: DecisionRequest, record: RequestRecord, services: Serv
         "answers": answers,
         "usage": _usage(record),
     }
+
+
+async def _choose(decision: Decision, services: Services) -> Chosen:
+    """Return the method of a question. `auto` follows an evaluation for methods by likeness: its prompts were others."""
+    question, candidates, recommended = decision.question, decision.parsed.candidates, None
+    if decision.method == "auto" and question.support_set is not None:
+        labels = [candidate.label for candidate in candidates]
+        recommended = await services.recommendations.find(question.support_set, labels)
+    best = recommended.method if recommended is not None and recommended.method in METHODS else None
+    return await services.comparison.choose(question, decision.method, candidates, best)
 
 
 async def _prepare(decision: Decision, chosen: Chosen, fields: DecisionRequest, services: Services) -> PreparedQuestion:
@@ -97,13 +108,23 @@ async def _first_that_fits(
 
 
 async def _answer(
-    decision: Decision, prepared: PreparedQuestion, record: RequestRecord, services: Services
+    decision: Decision,
+    prepared: PreparedQuestion,
+    request: DecisionRequest,
+    record: RequestRecord,
+    services: Services,
 ) -> dict[str, Any]:
-    """Return the answer to a question. Raises the engine's errors."""
+    """Return the answer to a question: a refusal if no candidate is more probable than the threshold.
+
+    Raises the engine's errors.
+    """
     if decision.has_examples:
         prepared.report(record)
     in_context, likeness = await gather(prepared, record, services.comparison, services.client)
-    ranked = weigh(decision.parsed.candidates, in_context, likeness)
+    ranked = weigh(decision.parsed.candidates, in_context, likeness, prepared.chosen.temperature(request))
+    threshold = prepared.chosen.threshold(request)
+    if threshold is not None and ranked[0].probability <= threshold:
+        return _refusal(decision)
     fields, probabilities = decision.parsed.fields, {each.text: each.probability for each in ranked}
     head = {"type": fields.type, "name": fields.name}
     match fields:
@@ -129,6 +150,10 @@ async def _answer(
                 ],
             }
     return {**head, "probability": probabilities[YES]}
+
+
+def _refusal(decision: Decision) -> dict[str, Any]:
+    return {"type": "refusal", "name": decision.parsed.fields.name}
 
 
 def _usage(record: RequestRecord) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from server.schemas.base import list_page
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.evaluations import EvaluationHeads, EvaluationReport
 from server.schemas.stored import EvaluateRequest, ListEvaluationsRequest
-from server.store.support_sets import ID_PREFIX
+from server.store.staging import ID_PREFIX
 
 router = APIRouter()
 

@@ -90,16 +90,14 @@ def left_out_log_probabilities(method: LikenessMethod, labelled: Labelled, num_f
     return logs
 
 
-def leave_out(method: LikenessMethod, labelled: Labelled) -> LeftOut:
-    """Estimate a method's accuracy by leaving examples out, for a choice. Each label has at least two."""
-    logs = left_out_log_probabilities(method, labelled, CHOICE_FOLDS)
-    truth = logs[np.arange(len(logs)), labelled.labels]
-    return LeftOut(float((logs.argmax(1) == labelled.labels).mean()), float(-truth.mean()))
+def summarise(logs: Array, labels: NDArray[np.int64]) -> LeftOut:
+    """Return the accuracy and the surprise of log-probabilities [N, C] of left-out examples."""
+    truth = logs[np.arange(len(logs)), labels]
+    return LeftOut(float((logs.argmax(1) == labels).mean()), float(-truth.mean()))
 
 
-def best_method(methods: Mapping[str, LikenessMethod], labelled: Labelled) -> str:
+def best_method(results: Mapping[str, LeftOut]) -> str:
     """Return the name of the method with the highest accuracy by leave-one-out; of equal ones, the least surprised."""
-    results = {name: leave_out(method, labelled) for name, method in methods.items()}
     return max(results, key=lambda name: (results[name].accuracy, -results[name].surprise))
 
 

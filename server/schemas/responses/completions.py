@@ -182,7 +182,7 @@ class WeighedCandidate(ResponseSchema):
     text: str
     logprob: float | None = Field(description="The sum over its tokens, before normalisation and calibration.")
     num_tokens: int | None
-    probability: float
+    probability: float = Field(description="By the sum of its `scores`, divided by the temperature.")
     scores: dict[str, float] = Field(description="Its log-probability by each part of the method.")
 
 
@@ -193,15 +193,19 @@ class ClassificationReport(FewShotReport):
 
 
 class Classification(ResponseSchema):
-    """The most likely label, and the candidates from the most to the least likely."""
+    """The most likely label, if it is likely enough, and the candidates from the most to the least likely."""
 
     id: str
     object: Literal["classification"]
     created: int
     model: str
     method: Method = Field(description="The one that was used, if the request left the choice to the server.")
-    label: str
-    confidence: float
+    label: str | None = Field(description="null if a target is set and `confidence` does not exceed the `threshold`.")
+    confidence: float = Field(description="The probability of the most likely candidate.")
+    temperature: float = Field(description="What the log-probabilities were divided by.")
+    threshold: float | None = Field(
+        description="With a target: 0 if every query has a label, 1 if none has. null without a target."
+    )
     candidates: list[WeighedCandidate]
     fewshot: ClassificationReport
     usage: Usage

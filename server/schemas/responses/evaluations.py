@@ -78,6 +78,22 @@ class Latency(ResponseSchema):
     p90_seconds: float | None
 
 
+class CurvePoint(ResponseSchema):
+    """The share of left-out examples whose confidence exceeds `threshold`, and of their answers the share that is right."""
+
+    threshold: float
+    coverage: float
+    accuracy: float
+    confidence: float = Field(description="The mean of these answers.")
+
+
+Curve = Annotated[
+    list[CurvePoint],
+    Field(max_length=20, description="From the surest answers to all of them. Empty in old evaluations."),
+]
+Temperature = Annotated[float, Field(description="The one with the least surprise, fitted to all left-out examples.")]
+
+
 class Cell(ResponseSchema):
     """A method, and the shots of its prompt: null for methods without one."""
 
@@ -105,13 +121,15 @@ class CompletedCell(Cell):
     bins: list[Bin]
     brier: float
     nll: float
+    temperature: Temperature
+    curve: Curve
     cost: Cost
     latency: Latency
     error: None
 
 
 class SummaryRow(ResponseSchema):
-    """The mean over the seeds of one method, strategy and number of shots."""
+    """The mean over the seeds of one method, strategy and number of shots; temperature and curve are of `best_seed`."""
 
     method: Method
     strategy: Strategy | None
@@ -127,6 +145,8 @@ class SummaryRow(ResponseSchema):
     expected_calibration_error: float
     brier: float
     nll: float
+    temperature: Temperature
+    curve: Curve
     prompt_tokens: float
 
 
@@ -144,6 +164,9 @@ class RecommendedExamples(ResponseSchema):
 class Recommendation(ResponseSchema):
     examples: RecommendedExamples
     method: Method
+    temperature: float | None = Field(
+        description="null for methods without a prompt: each request fits theirs to the examples."
+    )
     accuracy: float
     accuracy_interval: Interval
     reason: str

@@ -114,7 +114,19 @@ def test_a_classification_has_probabilities(client: Client, colours: SupportSet)
     result = client.classify(query(png("red")), examples={"support_set": "colours", "k": 2}, calibration="contextual")
     assert result.probabilities.keys() == set(COLOURS)
     assert sum(result.probabilities.values()) == pytest.approx(1)
+    assert result.label is not None
     assert result.confidence == max(result.probabilities.values()) == result.probabilities[result.label]
+    assert (result.temperature, result.threshold) == (1.0, None)
+
+
+def test_an_answer_that_is_not_sure_enough_has_no_label(client: Client) -> None:
+    shots = [example(png(colour, size), label=colour) for colour in COLOURS[:2] for size in (9, 10)]
+    sure = client.classify(png(COLOURS[0], 9), shots=shots, method="knn", target_accuracy=0.5)
+    assert (sure.label, sure.threshold) == (COLOURS[0], 0.0)
+    mixed = [example(png(COLOURS[number // 2], 9 + number), label=COLOURS[number % 2]) for number in range(4)]
+    answer = client.classify(png(COLOURS[0], 9), shots=mixed, method="knn", target_accuracy=0.99)
+    assert (answer.label, answer.threshold, len(answer.candidates)) == (None, 1.0, 2)
+    assert answer._repr_html_().count("no label (") == 1
 
 
 def test_scores_embeddings_and_inspections(client: Client) -> None:

@@ -91,6 +91,17 @@ def test_examples_name_a_set() -> None:
             assert (call.body or {})["examples"] == sent
 
 
+def test_a_recommendation_sets_the_method_and_its_temperature() -> None:
+    values = {"examples": {"support_set": "ss_1"}, "method": "blend", "accuracy": 1.0, "accuracy_interval": [0, 1]}
+    warm, plain = (Recommendation.parse({**values, "temperature": number}) for number in (2.5, None))
+    sent = [Api().classify(DATA, {"examples": recommended}).body or {} for recommended in (warm, plain)]
+    assert [(body["method"], body.get("temperature")) for body in sent] == [("blend", 2.5), ("blend", None)]
+    hot = Api().classify(DATA, {"examples": warm, "temperature": 4.0}).body or {}
+    assert (hot["method"], hot["temperature"]) == ("blend", 4.0)
+    other = Api().classify(DATA, {"examples": warm, "method": "knn"}).body or {}
+    assert (other["method"], "temperature" in other) == ("knn", False)
+
+
 def test_a_missing_file_is_named() -> None:
     with Client() as client, pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
         client.classify(DATA, shots=[{"image": "nowhere.png", "label": "x"}])

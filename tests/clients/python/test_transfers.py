@@ -54,7 +54,7 @@ def other_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-def classified(client: Client) -> list[tuple[str, dict[str, float], Any]]:
+def classified(client: Client) -> list[tuple[str | None, dict[str, float], Any]]:
     nearest: Any = {"support_set": "transferred", "k": 2, "strategy": "rices_image"}
     results = [client.classify(query(png(colour)), examples=nearest) for colour in ("orange", "navy")]
     return [(result.label, dict(result.probabilities), result.fewshot["shots"]) for result in results]

@@ -95,7 +95,7 @@ def test_the_bias_is_the_mean_of_probabilities() -> None:
 
 def test_ranking_keeps_the_order_of_equals() -> None:
     candidates = [Candidate(str(index), "") for index in range(4)]
-    ranked = weigh(candidates, None, {"knn": np.log([0.2, 0.4, 0.2, 0.2])})
+    ranked = weigh(candidates, None, {"knn": np.log([0.2, 0.4, 0.2, 0.2])}, 1.0)
     assert [candidate.label for candidate in ranked] == ["1", "0", "2", "3"]
 
 
@@ -103,7 +103,7 @@ def test_the_log_probabilities_of_all_parts_are_added() -> None:
     in_context = InContext(
         log_probabilities=np.log([0.5, 0.5]), sums=np.array([-3.0, -4.0]), num_tokens=[1, 2], num_orders=1
     )
-    first, second = weigh([Candidate("a", "x"), Candidate("b", "y")], in_context, {"knn": np.log([0.2, 0.8])})
+    first, second = weigh([Candidate("a", "x"), Candidate("b", "y")], in_context, {"knn": np.log([0.2, 0.8])}, 1.0)
     assert (first.label, first.logprob, first.num_tokens) == ("b", -4.0, 2)
     assert first.scores == {"in_context": pytest.approx(math.log(0.5)), "knn": pytest.approx(math.log(0.8))}
     assert [first.probability, second.probability] == pytest.approx([0.8, 0.2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from math import log
 
+import numpy as np
 import pytest
 
 from server.quality.evaluation import Cell, Outcome, PromptSetting, cell_result, grid, stratified
@@ -69,6 +70,6 @@ def test_the_record_of_a_cell_has_cost_and_latency() -> None:
 def test_a_blend_multiplies_the_probabilities_of_its_parts() -> None:
     logs = {"in_context": [log(0.8), log(0.2)], "nearest_mean": [log(0.1), log(0.9)]}
     outcome = Outcome(0, logs)
-    assert outcome.probabilities("in_context") == pytest.approx([0.8, 0.2])
-    assert outcome.probabilities("nearest_mean") == pytest.approx([0.1, 0.9])
-    assert outcome.probabilities("blend") == pytest.approx([0.08 / 0.26, 0.18 / 0.26])
+    assert np.exp(outcome.log_probabilities("in_context")) == pytest.approx([0.8, 0.2])
+    assert np.exp(outcome.log_probabilities("nearest_mean")) == pytest.approx([0.1, 0.9])
+    assert np.exp(outcome.log_probabilities("blend")) == pytest.approx([0.08 / 0.26, 0.18 / 0.26])

@@ -77,9 +77,15 @@ async def test_every_example_is_left_out_once(http: httpx.AsyncClient, client: F
     assert (cell["strategy"], cell["k"], cell["seed"]) == ("random", 2, 4)
     assert (cell["queries"], cell["accuracy"]) == (6, 1.0)
     assert cell["confusion"] == {"warm": {"warm": 3}, "cold": {"cold": 3}}
-    assert cell["expected_calibration_error"] == pytest.approx(0.2)
-    assert cell["brier"] == pytest.approx(2 * 0.2**2)
-    assert cell["nll"] == pytest.approx(-math.log(0.8))
+    # each answer is right, so those to other queries make the model surer than it is
+    odds = 4 ** (1 / cell["temperature"])
+    share = cell["curve"][0]["confidence"]
+    assert (cell["temperature"] < 1, share) == (True, pytest.approx(odds / (1 + odds)))
+    assert cell["curve"] == [{"threshold": 0.0, "coverage": 1.0, "accuracy": 1.0, "confidence": share}]
+    of_others = 1 - cell["expected_calibration_error"]
+    assert 0.8 < of_others <= share
+    assert cell["brier"] == pytest.approx(2 * (1 - of_others) ** 2)
+    assert cell["nll"] == pytest.approx(-math.log(of_others))
     assert cell["latency"]["queries"] == 6
     assert 0 < cell["latency"]["median_seconds"] <= cell["latency"]["p90_seconds"]
     assert cell["cost"]["prompt_tokens"] == len(client.scores[0].prompt.token_ids)

@@ -29,6 +29,8 @@ def cell_record(
         "expected_calibration_error": 0.1,
         "brier": 0.2,
         "nll": 0.3,
+        "temperature": 1.0 + seed,
+        "curve": [{"threshold": 0.0, "coverage": 1.0, "accuracy": accuracy, "confidence": accuracy}],
         "cost": {"prompt_tokens": 10.0 * k},
     }
 
@@ -39,6 +41,7 @@ def test_seeds_are_averaged_and_do_not_narrow_the_interval() -> None:
     assert three["accuracy"] == pytest.approx(0.6)
     assert three["accuracy_interval"] == pytest.approx(single["accuracy_interval"])
     assert (three["lowest_accuracy"], three["highest_accuracy"], three["best_seed"]) == (0.5, 0.7, 1)
+    assert (three["temperature"], three["curve"][0]["accuracy"]) == (2.0, 0.7)
 
 
 ALWAYS = Baseline("cat", 0.3)
@@ -90,6 +93,7 @@ def test_the_most_accurate_strategy_of_a_k_and_its_best_seed_are_recommended() -
     ]
     assert recommended(cells)["examples"]["strategy"] == "random"
     assert recommended(cells)["examples"]["seed"] == 1
+    assert recommended(cells)["temperature"] == 2.0
 
 
 def test_the_reason_compares_with_the_most_frequent_label() -> None:
@@ -149,6 +153,7 @@ def test_a_method_without_a_prompt_is_recommended_unless_a_prompt_is_clearly_bet
     close = recommended([*by_likeness, cell_record("random", 4, 0.92), cell_record("random", 4, 0.93, method="blend")])
     assert close["method"] == "nearest_mean"
     assert close["examples"] == {"support_set": "set_1", "version": 3}
+    assert close["temperature"] is None
     assert close["reason"] == (
         "nearest_mean has an accuracy of 0.910 on 100 left-out examples (95% interval 0.838 to 0.952), without a prompt. "
         "The most accurate setting, blend by random with k=4, has 0.930 with 40 prompt tokens per query; the difference is "

@@ -9,14 +9,16 @@ from typing import Any, cast
 import httpx
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import update
 
 from server.api.services import Services
 from server.quality import recommendations
-from server.quality.evaluation_store import Evaluations
+from server.quality.evaluation_store import CellRow, Evaluations
 from server.quality.recommendations import KEPT_SECONDS, Recommendations
 from server.settings import Settings
 from server.store.records import NewExample, SupportSet
-from tests.server.evaluations import EXAMPLES, MEDIA, constant_share, run_evaluation
+from server.wire import Score
+from tests.server.evaluations import EXAMPLES, MEDIA, constant_share, logprobs_of, read, run_evaluation
 from tests.server.fakes import FakeClient
 
 pytestmark = pytest.mark.anyio
@@ -37,12 +39,21 @@ async def services(app: FastAPI, client: FakeClient, monkeypatch: pytest.MonkeyP
     return services
 
 
+async def post(http: httpx.AsyncClient, **fields: Any) -> httpx.Response:
+    body = {"examples": {"support_set": "colours"}, "query": {"image": MEDIA["red"].id}, **fields}
+    return await http.post("/v1/classify", json=body)
+
+
+async def answer_to(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
+    response = await post(http, **fields)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
 async def classify(http: httpx.AsyncClient, **fields: Any) -> tuple[str, str | None, int]:
     """Return the method, the strategy and the number of shots."""
-    body = {"examples": {"support_set": "colours"}, "query": {"image": MEDIA["red"].id}, **fields}
-    response = await http.post("/v1/classify", json=body)
-    assert response.status_code == 200, response.text
-    answer = response.json()
+    answer = await answer_to(http, **fields)
     return answer["method"], answer["fewshot"]["strategy"], len(answer["fewshot"]["shots"])
 
 
@@ -99,3 +110,62 @@ async def test_what_was_found_in_periods_that_are_over_is_dropped(monkeypatch: p
         for _ in range(2):
             await recommended.find(support_set, ["cat"])
     assert times_asked == 2001
+
+
+def share_by_colour(request: Score, candidate: list[int]) -> list[float]:
+    """The language model is wrong about one colour, and less sure of it than of the others."""
+    is_wrong = request.prompt.media[-1] == MEDIA["tomato"].digest
+    return logprobs_of(0.3 if is_wrong else 0.9, request, candidate)
+
+
+async def test_auto_has_the_temperature_and_the_threshold_of_the_evaluation(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    client.logprobs = share_by_colour
+    evaluation = await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context"])
+    recommended = evaluation["recommendation"]
+    (row,) = evaluation["summary"]
+    assert [(point["coverage"], point["accuracy"]) for point in row["curve"]] == [
+        (pytest.approx(5 / 6), 1.0),
+        (1.0, pytest.approx(5 / 6)),
+    ]
+    assert recommended["temperature"] == row["temperature"] == evaluation["cells"][0]["temperature"] != 1.0
+    sent = {name: recommended[name] for name in ("examples", "method", "temperature")}
+    for fields in ({}, sent):
+        assert (await answer_to(http, **fields))["temperature"] == row["temperature"]
+        for target in ({"target_accuracy": 0.85}, {"target_coverage": 0.8}):
+            answer = await answer_to(http, **fields, **target)
+            assert (answer["label"], answer["threshold"]) == ("warm", row["curve"][0]["threshold"])
+            answer = await answer_to(http, **fields, **target, query={"image": MEDIA["tomato"].id})
+            assert (answer["label"], answer["candidates"][0]["label"]) == (None, "cold")
+
+
+async def test_an_evaluation_has_no_threshold_for_other_prompts(http: httpx.AsyncClient, services: Services) -> None:
+    evaluation = await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context"])
+    recommended = evaluation["recommendation"]
+    sent = {name: recommended[name] for name in ("examples", "method")} | {"target_accuracy": 0.7}
+    assert (await answer_to(http, **sent))["label"] == "warm"
+    changes: list[dict[str, Any]] = [
+        {"examples": {**recommended["examples"], "k": 1}},
+        {"examples": {**recommended["examples"], "seed": 1}},
+        {"permutations": 2},
+        {"template": "caption", "candidates": ["warm", "cold"]},
+        {"method": "blend"},
+        {"candidates": ["warm", "cold", "hot"]},
+    ]
+    for fields in changes:
+        response = await post(http, **{**sent, **fields})
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (422, "target_accuracy"), fields
+
+
+async def test_an_evaluation_without_a_curve_has_no_threshold(http: httpx.AsyncClient, services: Services) -> None:
+    """It was stored before there were any."""
+    evaluation = await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context"])
+    (cell,) = evaluation["cells"]
+    old = {name: value for name, value in cell.items() if name not in ("temperature", "curve")}
+    await services.database.write(lambda session, now: session.execute(update(CellRow).values(result=old)))
+    (row,) = (await read(http, evaluation["id"]))["summary"]
+    assert (row["temperature"], row["curve"]) == (1.0, [])
+    assert (await answer_to(http))["temperature"] == 1.0
+    assert (await post(http, target_accuracy=0.5)).status_code == 422

@@ -68,7 +68,7 @@ class Api:
         return self._post(
             "/v1/classify",
             fields,
-            {**_recommended_method(options), **_shot_options(ClassifyOptions, options)},
+            {**_recommended_fields(options), **_shot_options(ClassifyOptions, options)},
             lambda values: replace(Classification.parse(values), query=query),
         )
 
@@ -126,9 +126,13 @@ def _selection(examples: Examples) -> Selection:
     return {"support_set": examples} if isinstance(examples, str) else examples
 
 
-def _recommended_method(options: ClassifyOptions) -> dict[str, Any]:
+def _recommended_fields(options: ClassifyOptions) -> dict[str, Any]:
+    """Return the method and the temperature of a recommendation, unless the request has another method."""
     examples = options.get("examples")
-    return {"method": examples.method} if isinstance(examples, Recommendation) and examples.method else {}
+    if not isinstance(examples, Recommendation) or options.get("method") not in (None, examples.method):
+        return {}
+    fields = {"method": examples.method or None, "temperature": examples.temperature}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def json_reader(parse: Callable[[Json], Reply]) -> Callable[[int, bytes], Reply]:

@@ -68,13 +68,14 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """The recommended method, and the selection of shots if it has a prompt.
+    """The recommended method, and the selection of shots and the temperature if it has a prompt.
 
-    As `examples` of a request it sets both. `examples` alone is the selection.
+    As `examples` of a request it sets all of them. `examples` alone is the selection.
     """
 
     examples: Selection
     method: str = ""
+    temperature: float | None = field(default=None, repr=False)
     accuracy: float
     accuracy_interval: tuple[float, float] = field(repr=False)  # 95%
     reason: str = field(default="", repr=False)
@@ -85,6 +86,7 @@ class Recommendation:
         return cls(
             examples=required(values, "examples", dict, "recommendation"),
             method=values.get("method") or "",
+            temperature=values.get("temperature"),
             accuracy=required(values, "accuracy", float, "recommendation"),
             accuracy_interval=_interval(values, "recommendation"),
             reason=values.get("reason") or "",

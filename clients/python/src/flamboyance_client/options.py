@@ -83,9 +83,16 @@ class ProbabilityOptions(TypedDict, total=False):
 
 
 class ClassifyOptions(PromptOptions, ProbabilityOptions, total=False):
-    """The fields of a classification other than the query. A recommendation as `examples` sets `method`, too."""
+    """The fields of a classification other than the query.
+
+    A recommendation as `examples` sets `method` and `temperature`, too. With a target, an answer that is not sure enough
+    has no label.
+    """
 
     method: Method | None
+    temperature: float | None
+    target_accuracy: float | None
+    target_coverage: float | None
     model: str | None
     timeout: float | None
     candidates: Sequence[str | Candidate] | None

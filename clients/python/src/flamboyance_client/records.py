@@ -154,11 +154,16 @@ class WeighedCandidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classification:
-    """The most probable label and all candidates. `fewshot` lists the shots of the prompt. A notebook shows it as bars."""
+    """The most probable label and all candidates. `fewshot` lists the shots of the prompt. A notebook shows it as bars.
 
-    label: str
+    `label` is None if the request has a target, and `confidence` does not exceed the `threshold` that this needs.
+    """
+
+    label: str | None
     confidence: float
     candidates: tuple[WeighedCandidate, ...] = field(repr=False)
+    temperature: float = field(default=1.0, repr=False)
+    threshold: float | None = field(default=None, repr=False)
     method: str = field(default="in_context", repr=False)
     fewshot: Json = field(default_factory=dict, repr=False)
     usage: Usage | None = field(default=None, repr=False)
@@ -173,20 +178,31 @@ class Classification:
     def _repr_html_(self) -> str:
         media = query_media(self.query)
         query = None if media is None else ("query", thumbnail(media))
-        title = f"{notebook.short(self.label)} ({self.confidence:.3f})"
+        label = "no label" if self.label is None else notebook.short(self.label)
+        title = f"{label} ({self.confidence:.3f})"
         return notebook.classification(title, query, list(self.probabilities.items()))
 
     @classmethod
     def parse(cls, values: Json) -> Self:
         return cls(
-            label=required(values, "label", str, "classification"),
+            label=_label(values),
             confidence=required(values, "confidence", float, "classification"),
+            threshold=values.get("threshold"),
+            temperature=values.get("temperature", 1.0),
             candidates=tuple(map(WeighedCandidate.parse, required(values, "candidates", list, "classification"))),
             method=values.get("method") or "in_context",
             fewshot=values.get("fewshot") or {},
             usage=Usage.parse(values["usage"]) if values.get("usage") else None,
             raw=values,
         )
+
+
+def _label(values: Json) -> str | None:
+    """Return the label, which may be null only in a reply with a threshold."""
+    if values.get("threshold") is not None and values.get("label") is None:
+        return None
+    label: str = required(values, "label", str, "classification")
+    return label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -145,6 +145,20 @@ class TestClassify:
         _, errors = run(*arguments, "--json", status=1)
         assert "examples.strategy: " in errors
 
+    def test_an_image_that_is_not_sure_enough_has_no_label(self, made: Client, folder: Path, tmp_path: Path) -> None:
+        for number, label in enumerate("abab"):
+            file = tmp_path / "mixed" / label / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes((folder / COLOURS[number // 2] / "23.png").read_bytes())
+        image = folder / COLOURS[0] / "23.png"
+        arguments = ("classify", image, "-f", tmp_path / "mixed", "--method", "knn", "--target-accuracy", "0.99")
+        (document,) = documents(*arguments)
+        assert (document["label"], document["threshold"]) == (None, 1.0)
+        assert "(no label)" in run(*arguments)[0]
+        (document,) = documents("classify", image, "-s", "mixed", "--method", "knn", "--target-coverage", "0.5")
+        assert 0 <= document["threshold"] < 1
+        made.support_sets.delete("mixed")
+
     def test_a_recommendation_is_used(self, made: Client, folder: Path) -> None:
         evaluation = made.support_sets.evaluate("cli-colours", wait=True, methods=["knn"])
         image = folder / "red" / "23.png"

@@ -65,7 +65,10 @@ async def test_a_method_by_likeness_computes_no_prompt(
     assert client.scores == []
     first = body["candidates"][0]
     assert (first["logprob"], first["num_tokens"], list(first["scores"])) == (None, None, [method])
-    assert first["probability"] == pytest.approx(np.exp(first["scores"][method]))
+    scores = np.array([candidate["scores"][method] for candidate in body["candidates"]])
+    assert np.exp(scores).sum() == pytest.approx(1)
+    shares = np.exp(scores / body["temperature"])
+    assert first["probability"] == pytest.approx(shares[0] / shares.sum())
     assert body["usage"]["prompt_tokens"] == 0
     assert body["usage"]["fewshot_details"]["media"] == 1
     assert body["fewshot"]["shots"] == []
@@ -74,7 +77,7 @@ async def test_a_method_by_likeness_computes_no_prompt(
 async def test_a_blend_adds_both_parts(http: httpx.AsyncClient, client: FakeClient) -> None:
     body = await classify(http, method="blend")
     assert len(client.scores) == 1
-    logs = [sum(candidate["scores"].values()) for candidate in body["candidates"]]
+    logs = [sum(candidate["scores"].values()) / body["temperature"] for candidate in body["candidates"]]
     assert set(body["candidates"][0]["scores"]) == {"in_context", "nearest_mean"}
     shares = np.exp(logs) / np.exp(logs).sum()
     assert [candidate["probability"] for candidate in body["candidates"]] == pytest.approx(shares.tolist())

@@ -14,11 +14,10 @@ from server.fewshot.methods.likeness import (
     Array,
     Fitted,
     Labelled,
-    LikenessMethod,
     Vectors,
     best_method,
-    leave_out,
     left_out_log_probabilities,
+    summarise,
 )
 from server.fewshot.methods.linear import STRENGTH
 from server.fewshot.methods.nearest import NearestNeighbours
@@ -104,7 +103,8 @@ def test_a_left_out_example_is_never_known(per_label: int) -> None:
 @pytest.mark.parametrize(("per_label", "num_fits"), [(4, 12), (11, CHOICE_FOLDS), (40, CHOICE_FOLDS)])
 def test_a_choice_fits_few_times(per_label: int, num_fits: int) -> None:
     labelled, method = examples(3, per_label, 0.5), Remembering()
-    assert leave_out(method, labelled).accuracy == pytest.approx(1 / 3)
+    logs = left_out_log_probabilities(method, labelled, CHOICE_FOLDS)
+    assert summarise(logs, labelled.labels).accuracy == pytest.approx(1 / 3)
     assert len(method.sizes) == num_fits
 
 
@@ -121,16 +121,9 @@ def test_fewer_coordinates_give_the_same_answers(name: str) -> None:
 
 
 def test_the_method_with_the_highest_accuracy_is_the_best_and_of_equal_ones_the_surest() -> None:
-    class Constant:
-        def __init__(self, probability: float) -> None:
-            self.probability = probability
-
-        def fit(self, labelled: Labelled) -> Fitted:
-            return self
-
-        def log_probabilities(self, queries: Vectors) -> Array:
-            return np.log([[self.probability, 1 - self.probability]] * len(queries))
-
-    labelled = Labelled(examples(2, 2, 0.1).vectors[[0, 1, 2]], np.array([0, 0, 1]), 2)
-    methods: dict[str, LikenessMethod] = {"wrong": Constant(0.1), "unsure": Constant(0.55), "sure": Constant(0.6)}
-    assert best_method(methods, labelled) == "sure"
+    shares = {"wrong": 0.1, "unsure": 0.55, "sure": 0.6}
+    labels = np.array([0, 0, 1])
+    results = {name: summarise(np.log([[share, 1 - share]] * 3), labels) for name, share in shares.items()}
+    assert results["sure"].accuracy == pytest.approx(2 / 3)
+    assert results["sure"].surprise == pytest.approx(-np.log([0.6, 0.6, 0.4]).mean())
+    assert best_method(results) == "sure"

@@ -52,6 +52,13 @@ def classify(
         ),
     ] = None,
     template: Annotated[str, typer.Option(help="How the prompt is written.")] = "classification",
+    target_accuracy: Annotated[
+        float | None,
+        typer.Option(show_default=False, help="Leave images without a label where labels would be less accurate."),
+    ] = None,
+    target_coverage: Annotated[
+        float | None, typer.Option(show_default=False, help="Label this share of images, the surest ones.")
+    ] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     json: Json = False,
@@ -76,7 +83,15 @@ def classify(
         else:
             assert support_set is not None
             examples = selection(support_set, k, strategy or ("rices_image" if method in WITH_SHOTS else None))
-        outcomes = client.classify_many(paths, on_error="return", examples=examples, method=method, template=template)
+        outcomes = client.classify_many(
+            paths,
+            on_error="return",
+            examples=examples,
+            method=method,
+            template=template,
+            target_accuracy=target_accuracy,
+            target_coverage=target_coverage,
+        )
         for_people = Table("image", "label", "confidence", "next")
         for path, outcome in zip(paths, outcomes, strict=True):
             if json:
@@ -105,6 +120,7 @@ def _document(path: Path, outcome: Classification | Exception) -> dict[str, Any]
         "method": outcome.method,
         "label": outcome.label,
         "confidence": outcome.confidence,
+        "threshold": outcome.threshold,
         "probabilities": dict(outcome.probabilities),
     }
 
@@ -114,7 +130,7 @@ def _cells(outcome: Classification | Exception) -> tuple[str, str, str]:
         return "", "", f"error: {outcome}"
     candidates = [candidate for candidate in outcome.candidates if candidate.label != outcome.label][:NUM_OTHERS]
     return (
-        outcome.label,
+        outcome.label or "(no label)",
         f"{outcome.confidence:.2f}",
         ", ".join(f"{candidate.label} {candidate.probability:.2f}" for candidate in candidates),
     )

@@ -1,0 +1,134 @@
+"""Confidence in a classification: probabilities that hold, and the threshold below which no label is given.
+
+Both are fitted to left-out examples, whose labels are known. A temperature divides the log-probabilities of all candidates,
+so it changes how sure an answer is and never which one it is (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+The threshold then follows from how many of the left-out examples above it are answered, and how many of these rightly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.fewshot.methods import BLEND, IN_CONTEXT
+from server.fewshot.methods.likeness import Array, log_softmax
+
+# The temperatures with the least surprise on new queries of many small sets: `python -m evaluation.temperature` fits them.
+# The language model's probabilities are its own until an evaluation has measured them.
+DEFAULT_TEMPERATURES: Mapping[str, float] = {
+    "nearest_mean": 2.5,
+    "knn": 2.1,
+    "linear": 0.37,
+    BLEND: 2.5,
+    IN_CONTEXT: 1.0,
+}
+# how far sets differ from it: the standard deviation of the logarithm of their own temperatures
+SPREAD = 0.35
+# the temperatures that are tried, as multiples of the default
+MULTIPLES = np.geomspace(1 / 16, 16, 65)
+# left-out examples that a temperature is fitted to at most: a single number needs no more
+MAX_FITTED = 512
+# the points of a curve that an answer shows, and of one that a threshold is taken from
+SHOWN_POINTS = 20
+MAX_POINTS = 200
+
+# no label is given below or at these thresholds: always one, never one
+ALWAYS, NEVER = 0.0, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A threshold, and what it does on left-out examples: the share that is answered, and of those the share that is right.
+
+    `confidence` is the mean probability of those answers.
+    """
+
+    threshold: float
+    coverage: float
+    accuracy: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """A temperature, and the curve of left-out examples at this temperature: empty if none could be left out."""
+
+    temperature: float
+    curve: tuple[Point, ...] = ()
+
+
+def default_confidence(method: str) -> Confidence:
+    """Return the confidence of a method without left-out examples."""
+    return Confidence(DEFAULT_TEMPERATURES[method])
+
+
+def fit_confidence(method: str, logs: Array, truth: NDArray[np.int64]) -> Confidence:
+    """Fit to left-out log-probabilities [N, C] and the indices [N] of the right labels."""
+    temperature, _ = fit_temperatures(method, logs, truth)
+    return Confidence(temperature, tuple(curve(probabilities(logs, temperature), truth, MAX_POINTS)))
+
+
+def fit_temperatures(method: str, logs: Array, truth: NDArray[np.int64]) -> tuple[float, Array]:
+    """Return the temperature with the least surprise, and for each example the one that the others have: [N].
+
+    The default draws them towards itself. It decides where examples are few, or all right and therefore never too sure.
+    """
+    step = math.ceil(len(truth) / MAX_FITTED)
+    default = DEFAULT_TEMPERATURES[method]
+    tried = default * MULTIPLES
+    of_each = _surprises(logs[::step], truth[::step], tried)
+    total = of_each.sum(1) + (np.log(MULTIPLES) / SPREAD) ** 2 / 2
+    fitted = float(tried[total.argmin()])
+    without = np.full(len(truth), fitted)
+    without[::step] = tried[(total[:, None] - of_each).argmin(0)]
+    return fitted, without
+
+
+def probabilities(logs: Array, temperature: float | Array) -> Array:
+    """Return the probabilities of candidates, [..., C], from their log-probabilities at a temperature."""
+    return np.exp(log_softmax(logs / temperature))
+
+
+def _surprises(logs: Array, truth: NDArray[np.int64], temperatures: Array) -> Array:
+    """Return the surprise in nats of each right label at each temperature: [T, N]."""
+    rows = np.arange(len(truth))
+    return np.stack([-log_softmax(logs / temperature)[rows, truth] for temperature in temperatures])
+
+
+def curve(probabilities: Array, truth: NDArray[np.int64], max_points: int) -> list[Point]:
+    """Return points of growing coverage for probabilities [N, C], at most so many; the last one answers everything.
+
+    Examples that are equally sure are answered together.
+    """
+    confidence = probabilities.max(1)
+    order = np.argsort(-confidence, kind="stable")
+    confidence, is_correct = confidence[order], (probabilities.argmax(1) == truth)[order]
+    counts = np.arange(1, len(order) + 1)
+    ends = np.flatnonzero(np.append(confidence[1:] < confidence[:-1], True))
+    if len(ends) > max_points:
+        ends = ends[np.linspace(0, len(ends) - 1, max_points).round().astype(int)]
+    thresholds = np.append(np.nextafter(confidence[ends[:-1]], ALWAYS), ALWAYS)
+    accuracy, mean = (np.cumsum(values) / counts for values in (is_correct, confidence))
+    return [
+        Point(float(threshold), float(counts[end] / len(order)), float(accuracy[end]), float(mean[end]))
+        for threshold, end in zip(thresholds, ends, strict=True)
+    ]
+
+
+def threshold_of_accuracy(points: Sequence[Point], target: float) -> float:
+    """Return the lowest threshold above which answers are accurate enough, by two estimates: `NEVER` if there is none.
+
+    Both the share of the answers that is right and their mean probability have to reach the target. The first is coarse
+    where few examples are answered; the second rests on the temperature.
+    """
+    accurate = [point.threshold for point in points if min(point.accuracy, point.confidence) >= target]
+    return min(accurate, default=NEVER)
+
+
+def threshold_of_coverage(points: Sequence[Point], target: float) -> float:
+    """Return the highest threshold above which at least the target share of the examples is answered."""
+    return max(point.threshold for point in points if point.coverage >= target)
