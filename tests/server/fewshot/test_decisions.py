@@ -153,6 +153,11 @@ class TestExamples:
         shot = "It meows.\nQuestion:Which? Short answer:cat<|endofchunk|>\n"
         assert prompts(client) == [f"{shot}It barks.\nQuestion:Which? Short answer:"]
 
+    async def test_the_answer_of_a_shot_is_its_label(self, http: httpx.AsyncClient, client: FakeClient) -> None:
+        shots = [{"image": data_url(RED), "text": "A cat on a lawn.", "label": "cat"}]
+        await decide(http, CHOICE, shots=shots, method="in_context")
+        assert prompts(client)[0].startswith("<image>Question:Which? Short answer:cat<|endofchunk|>")
+
     async def test_a_choice_is_made_by_likeness_as_in_a_classification(
         self, http: httpx.AsyncClient, client: FakeClient
     ) -> None:
