@@ -81,8 +81,10 @@ class Instructed(Template):
         return super().render([self._with_instructions(shot) for shot in shots], last)
 
     def _with_instructions(self, shot: Shot) -> Shot:
-        text = [Text(shot.question + LINE_END)] if shot.question else []
-        return replace(shot, question=self.instructions, content=shot.content or (*map(Media, shot.media), *text))
+        lines = [Text(shot.question + LINE_END)] if shot.question else []
+        content = shot.content or (*map(Media, shot.media), *lines)
+        # an example may have a text as well, but its label is what a candidate can be
+        return replace(shot, question=self.instructions, content=content, text=answer_of(shot))
 
 
 async def read_decisions(fields: DecisionRequest, model: ServedModel, source: ShotSource) -> list[Decision]:

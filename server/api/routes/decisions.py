@@ -1,6 +1,7 @@
 """POST /v1/decisions in OpenAI's shape: questions about one input, answered as `/v1/classify` answers a query.
 
-The questions of a request are answered a few at a time, so that it holds no more prompts in memory than that.
+A few questions of a request are answered at a time, and one of those that are answered by likeness: so many prompts, and
+one fitted method, are all that it holds in memory.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import ContextLengthExceeded
 from server.fewshot.classification import run_concurrently, weigh
-from server.fewshot.comparison import Chosen
 from server.fewshot.decisions import YES, Decision, read_decisions, text_of
 from server.fewshot.evidence import PreparedQuestion, gather, prepare
-from server.fewshot.methods import METHODS
+from server.fewshot.methods import IN_CONTEXT, METHODS
 from server.request_record import RequestRecord
 from server.schemas.decisions import ChoiceQuestion, DecisionRequest, ScoreQuestion
 from server.schemas.responses.decisions import Decision as DecisionResponse
 
-# questions of one request whose prompts are in the engine, or being written
+# questions of one request whose prompts are in the engine or being written; one with several orders of its shots counts for
+# each of them
 MAX_CONCURRENT = 32
 
 router = APIRouter()
@@ -49,18 +50,17 @@ async def create_decision(request: Request, services: GivenServices, record: Giv
 async def _decide(fields: DecisionRequest, record: RequestRecord, services: Services) -> dict[str, Any]:
     record.priority = fields.priority
     decisions = await read_decisions(fields, services.model, services.shots)
-    # one after the other, so that a request has one method at a time fitted
-    chosen = [await _choose(each, services) for each in decisions]
-    for way in chosen:
-        way.threshold(fields)  # raises if it cannot be had
-    written = [partial(_prepare, each, way, fields, services) for each, way in zip(decisions, chosen, strict=True)]
-    first, prepared = await _first_that_fits(written)
-    lanes = asyncio.Semaphore(MAX_CONCURRENT)
+    methods = [await _method(decision, fields, services) for decision in decisions]
+    writers = [
+        partial(_prepare, each, method, fields, services) for each, method in zip(decisions, methods, strict=True)
+    ]
+    first, prepared = await _first_that_fits(writers)
+    prompted, compared = asyncio.Semaphore(max(MAX_CONCURRENT // fields.permutations, 1)), asyncio.Semaphore(1)
 
     async def answer(index: int) -> dict[str, Any]:
-        async with lanes:
+        async with prompted if methods[index] == IN_CONTEXT else compared:
             try:
-                ready = prepared if index == first else await written[index]()
+                ready = prepared if index == first else await writers[index]()
             except ContextLengthExceeded:
                 return _refusal(decisions[index])
             return await _answer(decisions[index], ready, fields, record, services)
@@ -77,19 +77,25 @@ async def _decide(fields: DecisionRequest, record: RequestRecord, services: Serv
     }
 
 
-async def _choose(decision: Decision, services: Services) -> Chosen:
-    """Return the method of a question. `auto` follows an evaluation for methods by likeness: its prompts were others."""
+async def _method(decision: Decision, fields: DecisionRequest, services: Services) -> str:
+    """Return the method that answers a question. `auto` follows an evaluation for methods by likeness: its prompts differ.
+
+    Raises `InvalidRequest` for a method, or a target, that cannot be had with the examples.
+    """
     question, candidates, recommended = decision.question, decision.parsed.candidates, None
     if decision.method == "auto" and question.support_set is not None:
         labels = [candidate.label for candidate in candidates]
         recommended = await services.recommendations.find(question.support_set, labels)
     best = recommended.method if recommended is not None and recommended.method in METHODS else None
-    return await services.comparison.choose(question, decision.method, candidates, best)
+    chosen = await services.comparison.choose(question, decision.method, candidates, best)
+    chosen.threshold(fields)
+    return chosen.method
 
 
-async def _prepare(decision: Decision, chosen: Chosen, fields: DecisionRequest, services: Services) -> PreparedQuestion:
-    """Write the prompts of a question, if its method has some. Raises what `prepare` raises."""
+async def _prepare(decision: Decision, method: str, fields: DecisionRequest, services: Services) -> PreparedQuestion:
+    """Fit the method of a question, and write its prompts if it has some. Raises what `prepare` raises."""
     candidates = decision.parsed.candidates
+    chosen = await services.comparison.choose(decision.question, method, candidates)
     question = decision.question.with_each_label(len(candidates))
     return await prepare(question, candidates, chosen, fields, services.model, services.shots)
 

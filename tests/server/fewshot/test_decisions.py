@@ -153,19 +153,25 @@ class TestExamples:
         shot = "It meows.\nQuestion:Which? Short answer:cat<|endofchunk|>\n"
         assert prompts(client) == [f"{shot}It barks.\nQuestion:Which? Short answer:"]
 
+    async def test_the_answer_of_a_shot_is_its_label(self, http: httpx.AsyncClient, client: FakeClient) -> None:
+        shots = [{"image": data_url(RED), "text": "A cat on a lawn.", "label": "cat"}]
+        await decide(http, CHOICE, shots=shots, method="in_context")
+        assert prompts(client)[0].startswith("<image>Question:Which? Short answer:cat<|endofchunk|>")
+
     async def test_a_choice_is_made_by_likeness_as_in_a_classification(
         self, http: httpx.AsyncClient, client: FakeClient
     ) -> None:
         assert (await http.post("/v1/support_sets", json={"name": "pets", "examples": SHOTS})).status_code == 200
         examples = {"support_set": "pets"}
-        response = await post(http, CHOICE, SCORE, examples=examples)
+        reverse = {**CHOICE, "choices": [{"value": "dog"}, {"value": "cat"}]}
+        response = await post(http, CHOICE, SCORE, reverse, examples=examples)
         query = {"image": data_url(BLUE)}
         classified = (await http.post("/v1/classify", json={"examples": examples, "query": query})).json()
         assert classified["method"] == "nearest_mean"
-        choice = response.json()["answers"][0]
-        assert (choice["choice"], choice["method"]) == (classified["label"], "nearest_mean")
         by_label = {candidate["label"]: candidate["probability"] for candidate in classified["candidates"]}
-        assert {item["value"]: item["probability"] for item in choice["probabilities"]} == pytest.approx(by_label)
+        for choice in response.json()["answers"][::2]:
+            assert (choice["choice"], choice["method"]) == (classified["label"], "nearest_mean")
+            assert {item["value"]: item["probability"] for item in choice["probabilities"]} == pytest.approx(by_label)
         assert prompts(client) == ["<image>Question:How? Short answer:"]
         assert response.json()["usage"]["fewshot_details"]["support_set"].startswith("ss_")
 
