@@ -1,7 +1,8 @@
 """Cancelled requests leave nothing behind: `python -m bench.cancellations [--requests 5000]`.
 
 Requests of all routes are cancelled at random points: within the body, while the server works, and within the answer.
-Afterwards blocks, slots, pins, file descriptors, threads and memory are those of before.
+Afterwards blocks, slots, pins, file descriptors, threads and memory are those of before. As many requests are cancelled
+before the first measurement, for which caches fill and pools grow; what a request leaves behind is in neither.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from bench import mixture
 from bench.driver import BenchFailed
 from bench.options import add_model, model_folder, parse, server_settings
 from bench.table import Bar, Report
-from bench.target import Request, Target, encoded, running, wait_until
+from bench.target import Request, Target, encoded, image_request, running, wait_until
 from server.engine.build import MIB, block_bytes
 from server.served_model import ServedModel
 from server.settings import Settings, child_environment
@@ -40,10 +41,11 @@ ANSWER_SECONDS = 60.0
 POINTS = ("body", "work", "answer", "none")
 # closes a connection with a reset instead of an end
 RESET = struct.pack("ii", 1, 0)
-# the part of the requests that is also cancelled before the first measurement, for which caches fill and pools grow
-WARM_UP = 0.2
 # one at a time is written, so all threads of the database get a transaction and open a connection
 NUM_WRITERS = 4 * NUM_THREADS
+# pictures that no other request shows: several at once start every decode process that was ended by a cancellation
+NUM_NEW_PICTURES = 16
+FIRST_NEW_PICTURE = 10**6
 # the gauges of an idle engine, which cancelled requests must not change
 GAUGES = (
     "num_requests_running",
@@ -95,24 +97,29 @@ def with_small_caches(options: argparse.Namespace) -> Settings:
 
 
 def run(target: Target, num_requests: int, seed: int, report: Report) -> None:
-    """Cancel requests, and add what the server holds before and after to a report."""
+    """Cancel requests, and add what the server holds before, halfway and after to a report."""
     worker = target.worker_id()
-    warm_up(target, max(int(num_requests * WARM_UP), NUM_CLIENTS), seed)
+    cancel_all(target, num_requests, seed)
+    fill_pools(target)
     before = idle_snapshot(target)
-    points = cancel_all(target, num_requests, seed + 1)
+    first = num_requests // 2
+    points = cancel_all(target, first, seed + 1)
+    halfway = idle_snapshot(target)
+    points += cancel_all(target, num_requests - first, seed + 2)
     after = idle_snapshot(target)
     report.settings |= {f"cancelled in the {point}": count for point, count in points.items()}
-    compare(report, before, after, float(target.worker_id() != worker))
+    compare(report, before, halfway, after, float(target.worker_id() != worker))
 
 
-def warm_up(target: Target, num_requests: int, seed: int) -> None:
-    """Cancel requests and write to the database at once, until the server has all threads and connections it ever opens."""
-    cancel_all(target, num_requests, seed)
-    writes = [mixture.put_examples(random.Random(number)) for number in range(NUM_WRITERS)]
-    with ThreadPoolExecutor(NUM_WRITERS) as clients:
-        for answer in clients.map(target.send, writes):
-            if not answer.is_clear:
-                raise BenchFailed(f"examples were not stored: {answer.status} {answer.body[:500]!r}{answer.error}")
+def fill_pools(target: Target) -> None:
+    """Let the server have every thread, connection and decode process that its pools have room for."""
+    pictures = range(FIRST_NEW_PICTURE, FIRST_NEW_PICTURE + NUM_NEW_PICTURES)
+    requests = [mixture.put_examples(random.Random(number)) for number in range(NUM_WRITERS)]
+    requests += map(image_request, pictures)
+    with ThreadPoolExecutor(len(requests)) as clients:
+        for answer in clients.map(target.send, requests):
+            if answer.status != 200:
+                raise BenchFailed(f"a request was not served: {answer.status} {answer.body[:500]!r}{answer.error}")
 
 
 def cancel_all(target: Target, num_requests: int, seed: int) -> Counter[str]:
@@ -178,22 +185,34 @@ def _is_idle(target: Target) -> bool:
     return all(gauges[name] == 0 for name in GAUGES)
 
 
-def compare(report: Report, before: Snapshot, after: Snapshot, deaths: float) -> None:
-    """Add a row and a bar per resource."""
-    for name in GAUGES:
-        _add(report, name, before.gauges[name], after.gauges[name], before.gauges[name])
-    for name in before.descriptors:
-        descriptors, threads, memory = before.descriptors[name], before.threads[name], before.memory_mb[name]
-        _add(report, f"file descriptors, {name}", descriptors, after.descriptors[name], descriptors + SLACK)
-        _add(report, f"threads, {name}", threads, after.threads[name], threads + SLACK)
-        _add(report, f"memory in MiB, {name}", memory, after.memory_mb[name], memory + MAX_GROWTH_MB)
-    _add(report, "decode processes", before.num_decoders, after.num_decoders, max(before.num_decoders, 2))
-    _add(report, "zombies", before.num_zombies, after.num_zombies, 0)
-    _add(report, "deaths of the worker", 0, deaths, 0)
+def compare(report: Report, before: Snapshot, halfway: Snapshot, after: Snapshot, deaths: float) -> None:
+    """Add a row and a bar per resource. A leak grows as much in the second half as in the first."""
+    first, middle, last = _held(before), _held(halfway), _held(after)
+    limits = {
+        **first,
+        **{name: value + SLACK for name, value in first.items() if name.startswith(("file descriptors", "threads"))},
+        **{name: value + MAX_GROWTH_MB for name, value in first.items() if name.startswith("memory")},
+        "decode processes": max(before.num_decoders, 2),
+        "zombies": 0,
+    }
+    for name, limit in limits.items():
+        _add(report, name, first[name], middle[name], last[name], limit)
+    _add(report, "deaths of the worker", 0, 0, deaths, 0)
 
 
-def _add(report: Report, name: str, before: float, after: float, at_most: float) -> None:
-    report.add({"held": name, "before": before, "after": after, "at most": at_most})
+def _held(snapshot: Snapshot) -> dict[str, float]:
+    return {
+        **snapshot.gauges,
+        **{f"file descriptors, {name}": number for name, number in snapshot.descriptors.items()},
+        **{f"threads, {name}": number for name, number in snapshot.threads.items()},
+        **{f"memory in MiB, {name}": size for name, size in snapshot.memory_mb.items()},
+        "decode processes": snapshot.num_decoders,
+        "zombies": snapshot.num_zombies,
+    }
+
+
+def _add(report: Report, name: str, before: float, halfway: float, after: float, at_most: float) -> None:
+    report.add({"held": name, "before": before, "halfway": halfway, "after": after, "at most": at_most})
     report.bars.append(Bar(name=name, value=after, at_most=at_most))
 
 

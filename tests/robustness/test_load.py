@@ -66,10 +66,10 @@ def test_whatever_is_still_held_is_a_missed_bound() -> None:
     ]
     for leak in leaks:
         report = Report("", {})
-        compare(report, HELD, leak, deaths=0)
+        compare(report, HELD, HELD, leak, deaths=0)
         assert len([bar for bar in report.bars if not bar.is_met]) == 1
     report = Report("", {})
-    compare(report, HELD, HELD, deaths=1)
+    compare(report, HELD, HELD, HELD, deaths=1)
     assert [bar.name for bar in report.bars if not bar.is_met] == ["deaths of the worker"]
 
 
