@@ -89,7 +89,10 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status; an error of the command line is one line on stderr."""
+    """Run a command and return its exit status; an error of the command line is one line on stderr.
+
+    A group without a command shows its help in place of an error.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     app = create_app()
     if not arguments or arguments[0] not in {*PROGRAMS, "--version"}:
@@ -97,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = app(args=list(arguments), prog_name=NAME, standalone_mode=False)
     except typer.TyperException as error:
-        print(f"error: {error.format_message()}", file=sys.stderr)
+        if message := error.format_message():
+            print(f"error: {message}", file=sys.stderr)
         return error.exit_code
     except typer.Abort:
         return 1

@@ -155,7 +155,7 @@ class TestPlugins:
     def test_an_application_with_several_commands_is_a_group(
         self, register: Callable[..., None], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        app = typer.Typer()
+        app = typer.Typer(no_args_is_help=True)
         app.command("list")(lambda: print("listed"))
         app.command("show")(lambda: print("shown"))
         register(sets=app)
@@ -163,6 +163,10 @@ class TestPlugins:
         assert capsys.readouterr() == ("shown\n", "")
         assert main(["sets", "swim"]) == 2
         assert capsys.readouterr().err == "error: No such command 'swim'.\n"
+        assert main(["sets"]) == 2
+        output = capsys.readouterr()
+        assert "Usage: flamboyance sets" in output.out
+        assert output.err == ""
 
     def test_a_broken_one_is_one_line_and_does_not_stop_the_rest(
         self, register: Callable[..., None], capsys: pytest.CaptureFixture[str]

@@ -190,6 +190,12 @@ class TestClassify:
         assert red["label"] in COLOURS
         assert errors == "error: 1 of 2 images were not classified\n"
 
+    def test_a_folder_without_images_is_an_error(self, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("cats")
+        for arguments in ((), ("--json",)):
+            _, errors = run("classify", tmp_path, "-s", "cli-colours", *arguments, status=1)
+            assert errors == f"error: {tmp_path} has no images or videos\n"
+
     def test_examples_come_from_one_place(self, folder: Path) -> None:
         for arguments in ((), ("-s", "a", "-f", folder)):
             _, errors = run("classify", "a.png", *arguments, status=2)
@@ -326,6 +332,19 @@ class TestErrors:
             output = capsys.readouterr()
             assert (output.out, output.err.count("\n")) == ("", 1)
             assert output.err.startswith("error: ")
+
+    def test_a_group_without_a_command_shows_its_help(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for arguments in ([], ["support-set"]):
+            assert application.run(arguments) == 2
+            output = capsys.readouterr()
+            assert output.out.lstrip().startswith("Usage: flamboyance-client ")
+            assert output.err == ""
+
+    @pytest.mark.parametrize("name", ["", ".", ".."])
+    def test_what_can_be_no_name_is_refused_before_it_is_sent(self, name: str) -> None:
+        for command in ("show", "delete", "evaluate", "export"):
+            _, errors = run("support-set", command, name, status=1)
+            assert errors == f"error: {name!r} is no name or id\n"
 
     def test_the_version_is_that_of_the_package(self) -> None:
         assert process("--version") == f"flamboyance-client {metadata.version('flamboyance-client')}\n"

@@ -41,11 +41,15 @@ app.add_typer(support_sets.app, name="support-set")
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command and return its exit status; an error of the command line is one line on stderr."""
+    """Run a command and return its exit status; an error of the command line is one line on stderr.
+
+    Without a command, there is help in place of an error.
+    """
     try:
         status = app(args=list(arguments), prog_name="flamboyance-client", standalone_mode=False)
     except typer.TyperException as error:
-        print(f"error: {error.format_message()}", file=sys.stderr)
+        if message := error.format_message():
+            print(f"error: {message}", file=sys.stderr)
         return error.exit_code
     except typer.Abort:
         return 1

@@ -74,7 +74,7 @@ def classify(
         sources = "give one of --support-set, --folder and --recommended"
         raise typer.BadParameter(sources, param_hint="--support-set")
     with connected(url, api_key) as client:
-        paths = [file for path in images for file in (media_files(path) if path.is_dir() else [path])]
+        paths = [file for path in images for file in _files(path)]
         if folder is not None:
             support_set = client.support_sets.from_folder(folder).id
         examples: Examples
@@ -103,6 +103,14 @@ def classify(
     num_failed = sum(isinstance(outcome, Exception) for outcome in outcomes)
     if num_failed:
         raise failure(f"{num_failed} of {len(outcomes)} images were not classified")
+
+
+def _files(path: Path) -> list[Path]:
+    """Return a file, or those of a folder. Raises `ValueError` for a folder without any."""
+    files = media_files(path) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{path} has no images or videos")
+    return files
 
 
 def _recommendation(client: Client, evaluation_id: str) -> Recommendation:
