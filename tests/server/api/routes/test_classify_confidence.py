@@ -205,7 +205,10 @@ async def test_a_choice_is_as_sure_as_a_classification(http: httpx.AsyncClient, 
     if classified["label"] is None:
         assert answer == {"type": "refusal", "name": "a"}
     else:
-        assert (answer["choice"], answer["confidence"]) == (classified["label"], pytest.approx(classified["confidence"]))
+        assert (answer["choice"], answer["confidence"]) == (
+            classified["label"],
+            pytest.approx(classified["confidence"]),
+        )
 
 
 async def test_a_target_is_refused_for_a_question_of_the_language_model(http: httpx.AsyncClient) -> None:
