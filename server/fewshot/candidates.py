@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.errors import InvalidRequest
-from server.schemas.fewshot import CandidateField
+from server.schemas.fewshot import MAX_CANDIDATES, CandidateField
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +48,12 @@ def read_candidates(fields: Iterable[CandidateField]) -> list[Candidate]:
             if first != index:
                 raise InvalidRequest(f"candidates {first} and {index} have the same {name}", param=candidate.param)
     return candidates
+
+
+def candidates_of(examples: Iterable[Answered]) -> list[Candidate]:
+    """Return the answers of examples as candidates. Raises `InvalidRequest` if there are more than a request may give."""
+    answers = dict.fromkeys(filter(None, map(answer_of, examples)))
+    if len(answers) > MAX_CANDIDATES:
+        message = f"the examples have {len(answers)} different answers, more than {MAX_CANDIDATES}: give candidates"
+        raise InvalidRequest(message, param="candidates")
+    return read_candidates(answers)

@@ -16,9 +16,10 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from server.errors import InvalidRequest, UnsupportedParameter
-from server.fewshot.candidates import Answered, Candidate, answer_of, read_candidates
+from server.fewshot.candidates import Answered, Candidate, answer_of, candidates_of
 from server.fewshot.confidence import (
     Confidence,
     default_confidence,
@@ -180,7 +181,10 @@ class Comparison:
         examples = support_set.examples
         if not examples or not all(example.label for example in examples):
             return
-        candidates = read_candidates(dict.fromkeys(map(answer_of, examples)))
+        try:
+            candidates = candidates_of(examples)
+        except InvalidRequest:  # too many: a request names those that it asks about
+            return
         if not _lack(examples, candidates):
             compared = await self._of_version(support_set, candidates)
             await self._run(compared.fit, _part_by_likeness(await self._run(compared.choose)))
@@ -248,11 +252,16 @@ def _part_by_likeness(method: str) -> str:
 
 def _labelled(vectors: Vectors, examples: Sequence[Answered], candidates: Sequence[Candidate]) -> Labelled:
     """Return the vectors of the examples whose answer is a candidate."""
-    by_text = {candidate.text: index for index, candidate in enumerate(candidates)}
-    by_answer = by_text | {candidate.label: index for index, candidate in enumerate(candidates)}
-    indices = np.array([by_answer.get(answer_of(example), NO_CANDIDATE) for example in examples])
+    indices = _answered_candidates(examples, candidates)
     is_used = indices != NO_CANDIDATE
     return Labelled(vectors[is_used], indices[is_used], len(candidates))
+
+
+def _answered_candidates(examples: Sequence[Answered], candidates: Sequence[Candidate]) -> NDArray[np.int64]:
+    """Return the index of the candidate that each example is of: by its label, else by its text; or `NO_CANDIDATE`."""
+    by_text = {candidate.text: index for index, candidate in enumerate(candidates)}
+    by_answer = by_text | {candidate.label: index for index, candidate in enumerate(candidates)}
+    return np.array([by_answer.get(answer_of(example), NO_CANDIDATE) for example in examples], np.int64)
 
 
 def _obstacle(question: Question, candidates: Sequence[Candidate]) -> str:
@@ -268,9 +277,9 @@ def _lack(examples: Sequence[Shot | Example], candidates: Sequence[Candidate]) -
     """Return what examples lack that methods by likeness compare, or nothing."""
     if (bare := next((example for example in examples if not example.media), None)) is not None:
         return f"compares media, and {_name(bare)} has none: the method in_context reads examples without media"
-    answers = {answer_of(example) for example in examples}
-    for candidate in candidates:
-        if answers.isdisjoint((candidate.label, candidate.text)):
+    answered = set(_answered_candidates(examples, candidates).tolist())
+    for index, candidate in enumerate(candidates):
+        if index not in answered:
             return f"needs an example of each candidate, and {candidate.label[:80]!r} has none"
     return ""
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from server.errors import InvalidRequest
-from server.fewshot.candidates import Candidate, answer_of, read_candidates
+from server.fewshot.candidates import Candidate, answer_of, candidates_of, read_candidates
 from server.fewshot.classification import combine
 from server.fewshot.confidence import SHOWN_POINTS, curve, fit_temperatures, probabilities
 from server.fewshot.methods import IN_CONTEXT, METHODS, parts_of
@@ -103,7 +103,7 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
     template = find_template(fields.template, model)
     prompts = _prompts(fields, len(examples) - 1, template, max_media)
     indices = stratified([answer_of(example) for example in examples], fields.max_queries, fields.seed)
-    candidates = read_candidates(fields.candidates or dict.fromkeys(map(answer_of, examples)))
+    candidates = read_candidates(fields.candidates) or candidates_of(examples)
     _check_answers(examples, {candidate.label for candidate in candidates})
     methods, queries = _methods(fields.methods, examples, candidates, template), [examples[index] for index in indices]
     if any(IN_CONTEXT in parts_of(method) for method in methods):

@@ -18,7 +18,7 @@ from server.api.openapi import PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import InvalidRequest
-from server.fewshot.candidates import Candidate, answer_of, read_candidates
+from server.fewshot.candidates import Candidate, candidates_of, read_candidates
 from server.fewshot.classification import check_candidates, score_prompts, weigh
 from server.fewshot.comparison import Chosen
 from server.fewshot.evidence import gather, prepare
@@ -102,8 +102,8 @@ async def _choose(
 
 
 def _answers(question: Question) -> list[Candidate]:
-    """Return the answers of the examples as candidates. Raises `InvalidRequest` if there are none."""
-    if candidates := read_candidates(dict.fromkeys(filter(None, map(answer_of, question.examples)))):
+    """Return the answers of the examples as candidates. Raises `InvalidRequest` if there are none, or too many."""
+    if candidates := candidates_of(question.examples):
         return candidates
     if question.support_set is not None:
         message = "no example of the support set has a label or a text: add some, or give candidates"

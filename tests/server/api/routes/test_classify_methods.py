@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
+from server.fewshot import candidates as candidates_module
 from server.fewshot import comparison
 from server.fewshot.methods import METHODS
 from server.fewshot.methods.linear import Linear
@@ -154,6 +155,31 @@ async def store(http: httpx.AsyncClient, *examples: dict[str, Any]) -> dict[str,
     answer = await http.post("/v1/support_sets", json={"name": "pets", "examples": list(examples)})
     assert answer.status_code == 200, answer.text
     return {"shots": [], "examples": {"support_set": "pets"}}
+
+
+@pytest.mark.parametrize("method", ["nearest_mean", "knn", "linear", "auto"])
+async def test_an_example_is_of_one_candidate(http: httpx.AsyncClient, method: str) -> None:
+    """The label of one candidate is the text of another one, which has no example of its own."""
+    candidates = [{"label": "cat", "text": "feline"}, {"label": "tiger", "text": "cat"}]
+    answer = await post(http, method=method, candidates=candidates)
+    if method == "auto":
+        assert answer.json()["method"] == "in_context"
+    else:
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "method")
+        assert "'tiger' has none" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("method", ["nearest_mean", "in_context"])
+async def test_examples_with_too_many_answers_need_candidates(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(candidates_module, "MAX_CANDIDATES", 1)
+    answer = await post(http, method=method)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "candidates")
+    assert "2 different answers" in answer.json()["error"]["message"]
+    await http.post("/v1/support_sets", json={"name": "pets", "examples": SHOTS})
+    warm = (await http.post("/v1/support_sets/pets/warm", json={"wait": True})).json()
+    assert (warm["status"], warm["warm"]["error"]) == ("ready", None)
 
 
 @pytest.mark.parametrize("method", ["auto", "nearest_mean", "knn", "linear", "blend"])
