@@ -59,6 +59,13 @@ class Confidence:
 
     temperature: float
     curve: tuple[Point, ...] = ()
+    num_left_out: int = 0
+
+    def threshold(self, name: str, target: float) -> float:
+        """Return the threshold of `target_accuracy` or `target_coverage`; the curve is not empty."""
+        if name == "target_accuracy":
+            return threshold_of_accuracy(self.curve, target)
+        return threshold_of_coverage(self.curve, target, self.num_left_out)
 
 
 def default_confidence(method: str) -> Confidence:
@@ -69,7 +76,7 @@ def default_confidence(method: str) -> Confidence:
 def fit_confidence(method: str, logs: Array, truth: NDArray[np.int64]) -> Confidence:
     """Fit to left-out log-probabilities [N, C] and the indices [N] of the right labels."""
     temperature, _ = fit_temperatures(method, logs, truth)
-    return Confidence(temperature, tuple(curve(probabilities(logs, temperature), truth, MAX_POINTS)))
+    return Confidence(temperature, tuple(curve(probabilities(logs, temperature), truth, MAX_POINTS)), len(truth))
 
 
 def fit_temperatures(method: str, logs: Array, truth: NDArray[np.int64]) -> tuple[float, Array]:
@@ -129,6 +136,10 @@ def threshold_of_accuracy(points: Sequence[Point], target: float) -> float:
     return min(accurate, default=NEVER)
 
 
-def threshold_of_coverage(points: Sequence[Point], target: float) -> float:
-    """Return the highest threshold above which at least the target share of the examples is answered."""
-    return max(point.threshold for point in points if point.coverage >= target)
+def threshold_of_coverage(points: Sequence[Point], target: float, num_left_out: int) -> float:
+    """Return the highest threshold that new queries are expected to exceed in at least the target share.
+
+    One that is like the examples is expected to be surer than k of N of them with the probability k / (N + 1).
+    """
+    share = target * (num_left_out + 1) / num_left_out
+    return max((point.threshold for point in points if point.coverage >= share), default=ALWAYS)

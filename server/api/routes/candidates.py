@@ -21,7 +21,6 @@ from server.errors import InvalidRequest, UnsupportedParameter
 from server.fewshot.candidates import Candidate, answer_of, read_candidates
 from server.fewshot.classification import classify_in_context, score_prompts, weigh
 from server.fewshot.comparison import Chosen
-from server.fewshot.confidence import threshold_of_accuracy, threshold_of_coverage
 from server.fewshot.methods import METHODS
 from server.fewshot.prompting import Question, assemble, read_question
 from server.fewshot.shots import SUPPORT_SET as SUPPORT_SET_FIELD
@@ -124,8 +123,7 @@ def _threshold(fields: ClassifyRequest, chosen: Chosen) -> float | None:
     if fields.temperature not in (None, confidence.temperature):
         message = f"{name} needs the temperature that was fitted, {confidence.temperature}: leave temperature out"
         raise UnsupportedParameter(message, param="temperature")
-    rule = threshold_of_accuracy if name == "target_accuracy" else threshold_of_coverage
-    return rule(confidence.curve, target)
+    return confidence.threshold(name, target)
 
 
 def _lack(chosen: Chosen) -> str:
