@@ -120,7 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sets", type=int, default=100, help="support sets per row (default: 100)")
     parser.add_argument("--ways", type=int, default=5, help="words per set (default: 5)")
     parser.add_argument("--shots", type=int, nargs="+", default=[2, 5], help="examples per word, a row each")
-    parser.add_argument("--fresh", type=int, default=3, help="fresh images per word (default: 3)")
+    parser.add_argument("--fresh", type=int, default=1, help="fresh images per word (default: 1)")
 
 
 def all_sets(options: argparse.Namespace) -> Iterator[Sets]:

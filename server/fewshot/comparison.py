@@ -24,8 +24,6 @@ from server.fewshot.confidence import (
     Confidence,
     default_confidence,
     fit_confidence,
-    threshold_of_accuracy,
-    threshold_of_coverage,
 )
 from server.fewshot.methods import IN_CONTEXT, METHODS, load_method, parts_of
 from server.fewshot.methods.likeness import (
@@ -80,8 +78,7 @@ class Chosen:
         if fields.temperature not in (None, self.confidence.temperature):
             message = f"{name} needs the fitted temperature, {self.confidence.temperature}: leave temperature out"
             raise UnsupportedParameter(message, param="temperature")
-        rule = threshold_of_accuracy if name == "target_accuracy" else threshold_of_coverage
-        return rule(self.confidence.curve, target)
+        return self.confidence.threshold(name, target)
 
     def _lack(self) -> str:
         """Return what the method would need for a threshold."""

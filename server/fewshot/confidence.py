@@ -18,12 +18,13 @@ from server.fewshot.methods import BLEND, IN_CONTEXT
 from server.fewshot.methods.likeness import Array, log_softmax
 
 # The temperatures with the least surprise on new queries of many small sets: `python -m evaluation.temperature` fits them.
-# The language model's probabilities are its own until an evaluation has measured them.
+# The blend's is from few images, where it was 1.3 times that of the nearest mean. The language model's probabilities are
+# its own until an evaluation has measured them.
 DEFAULT_TEMPERATURES: Mapping[str, float] = {
     "nearest_mean": 2.5,
     "knn": 2.1,
     "linear": 0.37,
-    BLEND: 2.5,
+    BLEND: 3.3,
     IN_CONTEXT: 1.0,
 }
 # how far sets differ from it: the standard deviation of the logarithm of their own temperatures
@@ -59,6 +60,13 @@ class Confidence:
 
     temperature: float
     curve: tuple[Point, ...] = ()
+    num_left_out: int = 0
+
+    def threshold(self, name: str, target: float) -> float:
+        """Return the threshold of `target_accuracy` or `target_coverage`; the curve is not empty."""
+        if name == "target_accuracy":
+            return threshold_of_accuracy(self.curve, target)
+        return threshold_of_coverage(self.curve, target, self.num_left_out)
 
 
 def default_confidence(method: str) -> Confidence:
@@ -69,7 +77,7 @@ def default_confidence(method: str) -> Confidence:
 def fit_confidence(method: str, logs: Array, truth: NDArray[np.int64]) -> Confidence:
     """Fit to left-out log-probabilities [N, C] and the indices [N] of the right labels."""
     temperature, _ = fit_temperatures(method, logs, truth)
-    return Confidence(temperature, tuple(curve(probabilities(logs, temperature), truth, MAX_POINTS)))
+    return Confidence(temperature, tuple(curve(probabilities(logs, temperature), truth, MAX_POINTS)), len(truth))
 
 
 def fit_temperatures(method: str, logs: Array, truth: NDArray[np.int64]) -> tuple[float, Array]:
@@ -129,6 +137,10 @@ def threshold_of_accuracy(points: Sequence[Point], target: float) -> float:
     return min(accurate, default=NEVER)
 
 
-def threshold_of_coverage(points: Sequence[Point], target: float) -> float:
-    """Return the highest threshold above which at least the target share of the examples is answered."""
-    return max(point.threshold for point in points if point.coverage >= target)
+def threshold_of_coverage(points: Sequence[Point], target: float, num_left_out: int) -> float:
+    """Return the highest threshold that new queries are expected to exceed in at least the target share.
+
+    One that is like the examples is expected to be surer than k of N of them with the probability k / (N + 1).
+    """
+    share = target * (num_left_out + 1) / num_left_out
+    return max((point.threshold for point in points if point.coverage >= share), default=ALWAYS)

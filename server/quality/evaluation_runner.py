@@ -236,7 +236,7 @@ class _RunningEvaluation:
                 outcomes = await self._outcomes(prompt, queries)
                 for index, cell in group:
                     self.queries_done = (index + 1) * len(queries)
-                    results[index] = result = self._result(cell, outcomes)
+                    results[index] = result = await asyncio.to_thread(self._result, cell, outcomes)
                     if not await evaluations.finish_cell(evaluation_id, self.holder, index, result, self.queries_done):
                         return
             await self._end(list(results.values()))

@@ -79,7 +79,7 @@ def _read(evaluation: Evaluation) -> Recommended | None:
     labels = frozenset(candidate["label"] for candidate in plan["candidates"])
     setting = (method, recommendation["examples"].get("k"), recommendation["examples"].get("strategy"))
     row = next(row for row in rows if (row["method"], row["k"], row["strategy"]) == setting)
-    confidence = Confidence(row["temperature"], tuple(Point(**point) for point in row["curve"]))
+    confidence = Confidence(row["temperature"], tuple(Point(**point) for point in row["curve"]), row["queries"])
     return Recommended(method, examples, labels, confidence)
 
 

@@ -107,10 +107,17 @@ def test_the_threshold_is_the_lowest_that_is_accurate_enough_by_both_estimates()
     assert threshold_of_accuracy(points, 0.95) == NEVER
 
 
-def test_the_threshold_of_a_coverage_is_the_highest_that_has_it() -> None:
+def test_the_threshold_of_a_coverage_is_the_highest_that_new_queries_exceed_as_often() -> None:
     points = curve(SURE, TRUTH, 20)
-    thresholds = [threshold_of_coverage(points, target) for target in (0.1, 0.2, 0.3, 0.5, 0.8, 0.9)]
-    assert thresholds == [points[index].threshold for index in (0, 0, 1, 2, 2, 3)]
+    thresholds = [threshold_of_coverage(points, target, len(TRUTH)) for target in (0.1, 0.2, 0.3, 0.5, 0.8, 0.9)]
+    assert thresholds == [points[index].threshold for index in (0, 1, 1, 2, 3, 3)]
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(2000):
+        confidence, new = rng.uniform(0.5, 1, 9), rng.uniform(0.5, 1)
+        answers = np.stack([confidence, 1 - confidence], axis=1)
+        shares.append(new > threshold_of_coverage(curve(answers, np.zeros(9, int), 20), 0.6, 9))
+    assert np.mean(shares) == pytest.approx(0.6, abs=0.04)
 
 
 def test_answers_with_a_probability_of_one_are_above_a_threshold() -> None:
