@@ -1,7 +1,8 @@
 """Compares the query of a few-shot request with all of its examples: the shots given, or the whole version of a set.
 
-`auto` takes the method that the latest evaluation of the set recommends or, without one, the best of those by likeness in
-leave-one-out. What is fitted to a version, or to the same shots, is kept for later requests.
+`auto` takes the method that the latest evaluation of the set recommends or, without one, the method by likeness that the
+model's own evaluation found best, unless another one is clearly better in leave-one-out. What is fitted to a version, or to
+the same shots, is kept for later requests.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from model.prior import NEAREST_MEAN, Prior
 from server.errors import InvalidRequest
 from server.fewshot.candidates import Answered, Candidate, answer_of, read_candidates
 from server.fewshot.methods import IN_CONTEXT, METHODS, load_method, parts_of
-from server.fewshot.methods.likeness import Array, Fitted, Labelled, best_method, left_out_log_probabilities
+from server.fewshot.methods.likeness import Array, Fitted, Labelled, LikenessMethod, best_method
 from server.fewshot.prompting import Question
 from server.fewshot.recent import Recent
 from server.fewshot.retrieval import Retrieval, Vectors
@@ -27,8 +29,6 @@ from server.fewshot.templates import Shot
 from server.store.records import Example, SupportSet
 
 NO_CANDIDATE = -1
-# the method of `auto` where a label has a single example: a blend was not more accurate, and reads a prompt
-SINGLE = "nearest_mean"
 
 Result = TypeVar("Result")
 
@@ -52,6 +52,7 @@ class ComparedExamples:
     """The labelled vectors of one version, or of one list of shots, and the methods that were fitted to them."""
 
     labelled: Labelled
+    prior: Prior = NEAREST_MEAN
     fitted: dict[str, Fitted] = field(default_factory=dict)
     best: str = ""
 
@@ -65,16 +66,18 @@ class ComparedExamples:
         return self.fitted[name]
 
     def choose(self) -> str:
-        """Return the best method by leave-one-out, or the nearest mean if it cannot tell: a label has a single example."""
-        if not self.best:
-            has_single = self.labelled.counts().min() < 2
-            self.best = SINGLE if has_single else self._best_left_out()
-        return self.best
+        """Return the method that the model's prior expects to be best, or one that is clearly better in leave-one-out.
 
-    def _best_left_out(self) -> str:
-        number = len(self.labelled.vectors)
-        compared = {name: load_method(name) for name, entry in METHODS.items() if number <= entry.max_left_out}
-        return best_method(compared, self.labelled)
+        Leave-one-out cannot tell if a label has a single example.
+        """
+        if not self.best:
+            number = len(self.labelled.vectors)
+            compared = [name for name, entry in METHODS.items() if number <= entry.max_left_out]
+            expected = self.prior.method(number / self.labelled.num_labels, compared)
+            is_comparable = self.labelled.counts().min() > 1
+            methods = {name: load_method(name) for name in compared}
+            self.best = best_method(methods, self.labelled, expected) if is_comparable else expected
+        return self.best
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +134,20 @@ class Comparison:
         return {chosen.likeness: chosen.fitted.log_probabilities(vector[None])[0]}
 
     async def leave_out(
-        self, support_set: SupportSet, candidates: Sequence[Candidate], parts: Collection[str]
-    ) -> dict[str, Array]:
-        """Return log-probabilities [N, C] of the candidates for each example, from the others, by part.
+        self,
+        support_set: SupportSet,
+        candidates: Sequence[Candidate],
+        parts: Collection[str],
+        measure: Callable[[LikenessMethod, Labelled], Result],
+    ) -> dict[str, Result]:
+        """Return a measurement of each part that leaves out each example in turn.
 
         Each candidate is the answer of at least two examples, and each answer is a candidate.
         """
         if not parts:
             return {}
         labelled = _labelled(await self.retrieval.example_vectors(support_set), support_set.examples, candidates)
-        return {
-            part: await asyncio.to_thread(left_out_log_probabilities, load_method(part), labelled) for part in parts
-        }
+        return {part: await asyncio.to_thread(measure, load_method(part), labelled) for part in parts}
 
     async def _examples(self, question: Question, candidates: Sequence[Candidate]) -> ComparedExamples:
         if question.support_set is not None:
@@ -169,7 +174,7 @@ class Comparison:
         vectors: Callable[[], Awaitable[Vectors]],
     ) -> ComparedExamples:
         async def build() -> ComparedExamples:
-            return ComparedExamples(_labelled(await vectors(), examples, candidates))
+            return ComparedExamples(_labelled(await vectors(), examples, candidates), self.retrieval.model.prior)
 
         return await self.recent.get((source, tuple(candidates), self.retrieval.embedder), build)
 

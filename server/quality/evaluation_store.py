@@ -31,8 +31,8 @@ Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 UNFINISHED: tuple[Status, ...] = ("queued", "running")
 FULL = f"{MAX_UNFINISHED} evaluations are unfinished, no more are accepted"
 OVER_SHARE = f"this client has its share of the {MAX_UNFINISHED} evaluations that may be unfinished"
-# what the results of cells lack that were stored before there were other methods
-OLD_CELL = {"method": IN_CONTEXT}
+# what the results of cells lack that were stored before there were other methods and controls
+OLD_CELL = {"method": IN_CONTEXT, "control": None}
 # the client of evaluations that another process has created
 UNKNOWN = "unknown"
 

@@ -10,7 +10,7 @@ from typing import Any
 from server.fewshot.methods import METHODS
 from server.fewshot.recent import Recent
 from server.quality.evaluation_store import Evaluation, Evaluations
-from server.quality.recommendation import baseline, recommend, summarise
+from server.quality.recommendation import baseline, recommend
 from server.schemas.fewshot import ExamplesFields, Method, WeighingFields
 from server.store.records import SupportSet
 
@@ -54,10 +54,15 @@ class Recommendations:
         return recommended if recommended and recommended.labels == set(labels) else None
 
 
+def recommendation_of(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Return what the finished cells of an evaluation recommend."""
+    cells, plan = list(evaluation.cells.values()), evaluation.plan
+    always, order = baseline(plan["truths"]), plan["settled"]["order"]
+    return recommend(cells, evaluation.support_set, evaluation.version, order, always, plan.get("prior"))
+
+
 def _read(evaluation: Evaluation) -> Recommended | None:
-    rows, plan = summarise(list(evaluation.cells.values())), evaluation.plan["settled"]
-    always = baseline(evaluation.plan["truths"])
-    recommendation = recommend(rows, evaluation.support_set, evaluation.version, plan["order"], always)
+    recommendation, plan = recommendation_of(evaluation), evaluation.plan["settled"]
     if recommendation is None or not (recommendation["method"] in METHODS or _has_default_prompt(plan)):
         return None
     labels = frozenset(candidate["label"] for candidate in plan["candidates"])
