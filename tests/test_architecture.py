@@ -30,8 +30,8 @@ FOLDERS: dict[str, set[str]] = {
     # it loads the others by name, when their command is called
     "flamboyance": set(),
     CLIENT: set(),
-    # the default model is evaluated in the same process, on the split that its training defines
-    "evaluation": {"model", "training", CLIENT},
+    # the default model and the methods by likeness are evaluated in process, on the split that its training defines
+    "evaluation": {"model", "server", "training", CLIENT},
     "bench": {"kernels", "model", "server", CLIENT},
     "tests": {"kernels", "model", "server", "training", "flamboyance", "evaluation", "bench", CLIENT},
 }
