@@ -30,6 +30,9 @@ METHODS: tuple[LikenessMethodName, ...] = get_args(LikenessMethodName)
 AUTO = "auto"
 CHOICE, REPORT = 0, 1  # the half of the categories, and the seed
 
+# a smaller gain is not worth a more complex method: it differs between categories
+MIN_GAIN = 0.005
+
 Shares = dict[str, list[float]]
 
 
@@ -61,7 +64,7 @@ def choose(by_domain: Sequence[Shares]) -> LikenessMethodName:
     def is_close(method: str) -> bool:
         pairs = [paired(shares[best], shares[method]) for shares in by_domain]
         half = math.sqrt(sum(half**2 for _, half in pairs)) / len(pairs)
-        return fmean(mean for mean, _ in pairs) <= half
+        return fmean(mean for mean, _ in pairs) <= max(half, MIN_GAIN)
 
     return next(method for method in METHODS if is_close(method))
 
