@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, Literal
 
+from evaluation.bias import Comparison, format_table, summarise
 from evaluation.intervals import Share
 from flamboyance_client import Client, Evaluation, Selection, example, query
 from flamboyance_client.options import Method, ProbabilityOptions
@@ -41,6 +42,7 @@ class Options:
     ways: int
     examples: int
     fresh: int
+    methods: list[str]
     k: list[int]
     strategies: list[str]
     seeds: list[int]
@@ -63,20 +65,6 @@ class ImageSplit:
 
     examples: list[tuple[str, str]]
     fresh: list[tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """The estimate and the accuracy on fresh images of one setting on one support set."""
-
-    name: str
-    k: int | None
-    estimate: Share
-    truth: Share
-
-    @property
-    def error(self) -> float:
-        return self.estimate.value - self.truth.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +119,12 @@ class Server:
         """
         options = self._options
         evaluation = self._client.support_sets.evaluate(
-            support_set, k=options.k, strategies=options.strategies, seeds=options.seeds, **options.weighing
+            support_set,
+            methods=options.methods,
+            k=options.k,
+            strategies=options.strategies,
+            seeds=options.seeds,
+            **options.weighing,
         )
         while not evaluation.is_over:
             time.sleep(POLL_SECONDS)
@@ -181,7 +174,8 @@ def _compare_cell(server: Server, evaluation: Evaluation, cell: Mapping[str, Any
         name = f"{cell['method']}, {cell['strategy']}"
     num_correct = server.num_correct(selection, cell["method"], split.fresh)
     estimate, truth = Share(cell["correct"], cell["queries"]), Share(num_correct, len(split.fresh))
-    return Comparison(name, cell["k"], estimate, truth)
+    low, high = cell["accuracy_interval"]
+    return Comparison(name, cell["k"], estimate, (low, high), truth)
 
 
 def group_by_setting(rows: Sequence[Comparison]) -> dict[str, list[Comparison]]:
@@ -190,60 +184,6 @@ def group_by_setting(rows: Sequence[Comparison]) -> dict[str, list[Comparison]]:
     for row in sorted(rows, key=lambda row: (-1 if row.k is None else row.k, row.name)):
         groups.setdefault(row.name if row.k is None else f"{row.name}, k={row.k}", []).append(row)
     return groups
-
-
-def summarise(rows: Sequence[Comparison]) -> dict[str, Any]:
-    """Summarise one setting over all sets.
-
-    `bias` is the mean of estimate minus truth, with its standard error; `spread` is the standard deviation of that
-    difference over sets, and `spread_of_counting` the one that finite counts alone would give.
-    """
-    errors = [row.error for row in rows]
-    spread = stdev(errors) if len(errors) > 1 else 0.0
-    counting = fmean(_variance(row.estimate) + _variance(row.truth) for row in rows) ** 0.5
-    truth = Share(sum(row.truth.num_correct for row in rows), sum(row.truth.num_answers for row in rows))
-    low, high = truth.interval()
-    return {
-        "sets": len(rows),
-        "estimate": fmean(row.estimate.value for row in rows),
-        "truth": truth.value,
-        "truth_interval": [low, high],
-        "bias": fmean(errors),
-        "bias_error": spread / len(errors) ** 0.5,
-        "spread": spread,
-        "spread_of_counting": counting,
-        "covered": fmean(_is_covered(row) for row in rows),
-    }
-
-
-def _variance(share: Share) -> float:
-    # one correct and one wrong answer are added, so that a share of zero or one has some variance
-    value = (share.num_correct + 1) / (share.num_answers + 2)
-    return value * (1 - value) / share.num_answers
-
-
-def _is_covered(row: Comparison) -> bool:
-    """Return whether the estimate's interval contains the accuracy on fresh images.
-
-    That accuracy has its own counting error, so fewer than 95% of the intervals contain it.
-    """
-    low, high = row.estimate.interval()
-    return low <= row.truth.value <= high
-
-
-def format_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [
-        "| setting | estimate | fresh images | bias | spread (by counting) | in interval |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, row in summaries.items():
-        low, high = row["truth_interval"]
-        lines.append(
-            f"| {name} | {row['estimate']:.3f} | {row['truth']:.3f} [{low:.3f}, {high:.3f}] "
-            f"| {row['bias']:+.3f} ± {row['bias_error']:.3f} | {row['spread']:.3f} ({row['spread_of_counting']:.3f}) "
-            f"| {row['covered']:.2f} |"
-        )
-    return "\n".join(lines)
 
 
 def measure(options: Options) -> dict[str, Any]:
@@ -291,6 +231,7 @@ def main() -> None:
     parser.add_argument("--ways", type=int, default=5, help="categories per set (default: 5)")
     parser.add_argument("--examples", type=int, default=4, help="examples per category in a set (default: 4)")
     parser.add_argument("--fresh", type=int, default=3, help="fresh images per category (default: 3)")
+    parser.add_argument("--methods", nargs="+", default=[], help="methods of classification (default: all)")
     parser.add_argument("--k", type=int, nargs="+", default=[2, 5, 10, 15], help="numbers of shots")
     parser.add_argument("--strategies", nargs="+", default=["random", "rices_image"], help="selection strategies")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the selection")

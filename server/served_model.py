@@ -16,6 +16,7 @@ from typing import TypeVar
 from model.config import ConfigError, FlamingoConfig, fingerprint, load_config
 from model.hub.job import Origin, read_origin
 from model.likeness import Likeness, load_likeness, unit
+from model.prior import NEAREST_MEAN, Prior, load_prior
 from model.prompt import PromptTokenizer
 from server.settings import Settings, SettingsError
 
@@ -36,6 +37,8 @@ class ServedModel:
     max_model_len: int
     # vectors by which media are compared, of mean features
     likeness: Likeness = unit
+    # the methods of classification to expect the best of
+    prior: Prior = NEAREST_MEAN
     # identifies the folder's weights: stored results of the model are keyed by it
     fingerprint: str = ""
     origin: Origin = NO_ORIGIN
@@ -56,7 +59,7 @@ class ServedModel:
         try:
             config = load_config(folder)
             tokenizer = PromptTokenizer.load(folder, config.prompt)
-            weights = fingerprint(folder)
+            weights, prior = fingerprint(folder), load_prior(folder)
         except (ConfigError, OSError) as error:
             raise SettingsError(f"model: {error}") from None
         return cls(
@@ -65,6 +68,7 @@ class ServedModel:
             tokenizer=tokenizer,
             max_model_len=_max_model_len(config, settings),
             likeness=load_likeness(folder),
+            prior=prior,
             fingerprint=weights,
             origin=read_origin(folder),
         )

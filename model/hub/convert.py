@@ -24,6 +24,7 @@ from model.config import ConfigError
 from model.folder import WEIGHTS, CheckpointError, moved_when_complete, weight_files
 from model.hub.job import SOURCE, Idefics, Job, ModelFolder, OpenFlamingo
 from model.likeness import LIKENESS
+from model.prior import PRIOR
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def _link(source: Path, folder: Path, files: dict[str, str]) -> None:
     weights = weight_files(source, WEIGHTS)
     if not weights:
         raise CheckpointError(f"{source} holds no weights: neither {WEIGHTS} nor {WEIGHTS}.index.json")
-    names = ("config.json", "tokenizer.json", f"{WEIGHTS}.index.json", LIKENESS)
+    names = ("config.json", "tokenizer.json", f"{WEIGHTS}.index.json", LIKENESS, PRIOR)
     named = [source / name for name in names]
     with moved_when_complete(folder) as partial:
         for file in (*weights, *(file for file in named if file.is_file())):

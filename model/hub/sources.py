@@ -27,6 +27,7 @@ from model.checkpoint.layout import OPEN_CLIP_CONFIG, OPEN_CLIP_STEMS, STEMS, we
 from model.hub.job import SOURCE
 from model.hub.progress import LogProgress
 from model.likeness import LIKENESS
+from model.prior import PRIOR
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ METADATA = (
     "config.json",
     "tokenizer.json",
     LIKENESS,
+    PRIOR,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "preprocessor_config.json",

@@ -21,8 +21,9 @@ from model.checkpoint.gguf import GGUFFile
 from model.checkpoint.vision_models import convert_efficientnet_lite
 from model.folder import NO_FILES, CheckpointError, save_folder
 from model.likeness import LIKENESS
+from model.prior import PRIOR
 from model.zoo.bridge import load_bridge, start_bridge
-from model.zoo.default import BRIDGE, DEFAULT, LANGUAGE_MODEL_FILE, LIKENESS_FILE, NEW_TOKENS, VISION_FILE
+from model.zoo.default import BRIDGE, DEFAULT, LANGUAGE_MODEL_FILE, LIKENESS_FILE, NEW_TOKENS, PRIOR_FILE, VISION_FILE
 from model.zoo.fetch import ExpertFile
 from model.zoo.progress import Progress
 
@@ -39,7 +40,7 @@ def convert(vision: Path, language_model: Path, folder: Path) -> None:
     if (config := source.config(len(NEW_TOKENS))) != DEFAULT.language_model:
         raise CheckpointError(f"{language_model} is {config}, the default model has {DEFAULT.language_model}")
     weights = torch.load(vision, weights_only=True)
-    files = {LIKENESS: _likeness(weights)}
+    files = {LIKENESS: _likeness(weights), PRIOR: PRIOR_FILE.read_bytes()}
     save_once(folder, _tensors(weights, source, progress), source.tokenizer(NEW_TOKENS).to_str(), files)
 
 

@@ -105,6 +105,8 @@ CONVERTER_VERSION = 1
 BRIDGE = Path(__file__).with_name("bridge.safetensors")
 # discriminants and ancestors of classes; the classifier is in the encoder's file
 LIKENESS_FILE = Path(__file__).with_name("likeness.safetensors")
+# written by evaluation.prior
+PRIOR_FILE = Path(__file__).with_name("methods.json")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -139,6 +141,6 @@ def expert_files(cache: Path | None = None) -> ExpertFiles:
 def locate(cache: Path | None = None) -> Path:
     """Return the path of the folder, which may not exist yet."""
     digest = hashlib.sha256(f"{CONVERTER_VERSION} {VISION_FILE} {LANGUAGE_MODEL_FILE}\n{DEFAULT.to_json()}".encode())
-    for file in filter(Path.exists, (BRIDGE, LIKENESS_FILE)):
+    for file in filter(Path.exists, (BRIDGE, LIKENESS_FILE, PRIOR_FILE)):
         digest.update(file.read_bytes())
     return cache_folder(cache) / f"{DEFAULT.name}-{digest.hexdigest()[:12]}"

@@ -1,8 +1,8 @@
 """Compares the query of a few-shot request with all of its examples: the shots given, or the whole version of a set.
 
-`auto` takes the method that the latest evaluation of the set recommends or, without one, the best of those by likeness in
-leave-one-out. What is fitted to a version, or to the same shots, is kept for later requests: a method, and the confidence
-in its answers by the same leave-one-out.
+`auto` takes the method that the latest evaluation of the set recommends or, without one, the method by likeness that the
+model's own evaluation found best, unless another one is clearly better in leave-one-out. What is fitted to a version, or to
+the same shots, is kept for later requests: a method, and the confidence in its answers by the same leave-one-out.
 """
 
 from __future__ import annotations
@@ -18,23 +18,19 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from model.prior import NEAREST_MEAN, Prior
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.fewshot.candidates import Answered, Candidate, answer_of, candidates_of
-from server.fewshot.confidence import (
-    Confidence,
-    default_confidence,
-    fit_confidence,
-)
+from server.fewshot.confidence import Confidence, default_confidence, fit_confidence
 from server.fewshot.methods import IN_CONTEXT, METHODS, load_method, parts_of
 from server.fewshot.methods.likeness import (
     CHOICE_FOLDS,
     Array,
     Fitted,
     Labelled,
-    LeftOut,
+    LikenessMethod,
     best_method,
     left_out_log_probabilities,
-    summarise,
 )
 from server.fewshot.prompting import Question
 from server.fewshot.recent import Recent
@@ -45,8 +41,6 @@ from server.schemas.fewshot import ConfidenceFields
 from server.store.records import Example, SupportSet
 
 NO_CANDIDATE = -1
-# the method of `auto` where a label has a single example: a blend was not more accurate, and reads a prompt
-SINGLE = "nearest_mean"
 
 Result = TypeVar("Result")
 
@@ -97,8 +91,9 @@ class ComparedExamples:
     """The labelled vectors of one version, or of one list of shots, and what was fitted to them, by method."""
 
     labelled: Labelled
+    prior: Prior = NEAREST_MEAN
     fitted: dict[str, Fitted] = field(default_factory=dict)
-    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    is_correct: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     confidences: dict[str, Confidence] = field(default_factory=dict)
     best: str = ""
 
@@ -112,10 +107,16 @@ class ComparedExamples:
         return self.fitted[name]
 
     def choose(self) -> str:
-        """Return the best method by leave-one-out, or the nearest mean if it cannot tell: a label has a single example."""
+        """Return the method that the model's prior expects to be best, or one that is clearly better in leave-one-out.
+
+        Leave-one-out cannot tell if a label has a single example.
+        """
         if not self.best:
-            compared = {name: self._leave_out(name) for name in METHODS if self.can_leave_out(name)}
-            self.best = best_method(compared) if compared else SINGLE
+            number = len(self.labelled.vectors)
+            allowed = [name for name, entry in METHODS.items() if number <= entry.max_left_out]
+            expected = self.prior.method(number / self.labelled.num_labels, allowed)
+            compared = {name: self._leave_out(name) for name in allowed if self.can_leave_out(name)}
+            self.best = best_method(compared, expected) if compared else expected
         return self.best
 
     def confidence(self, method: str) -> Confidence:
@@ -130,12 +131,13 @@ class ComparedExamples:
         is_small = method in METHODS and len(self.labelled.vectors) <= METHODS[method].max_left_out
         return is_small and self.labelled.counts().min() >= 2
 
-    def _leave_out(self, method: str) -> LeftOut:
-        if method not in self.left_out:
+    def _leave_out(self, method: str) -> NDArray[np.bool_]:
+        """Return which examples a method answers correctly when they are left out: [N]."""
+        if method not in self.is_correct:
             logs, labels = self._left_out_logs(method), self.labelled.labels
-            self.left_out[method] = summarise(logs, labels)
+            self.is_correct[method] = logs.argmax(1) == labels
             self.confidences[method] = fit_confidence(method, logs, labels)
-        return self.left_out[method]
+        return self.is_correct[method]
 
     def _left_out_logs(self, method: str) -> Array:
         return left_out_log_probabilities(load_method(method), self.labelled, CHOICE_FOLDS)
@@ -199,18 +201,20 @@ class Comparison:
         return {chosen.likeness: chosen.fitted.log_probabilities(vector[None])[0]}
 
     async def leave_out(
-        self, support_set: SupportSet, candidates: Sequence[Candidate], parts: Collection[str]
-    ) -> dict[str, Array]:
-        """Return log-probabilities [N, C] of the candidates for each example, from the others, by part.
+        self,
+        support_set: SupportSet,
+        candidates: Sequence[Candidate],
+        parts: Collection[str],
+        measure: Callable[[LikenessMethod, Labelled], Result],
+    ) -> dict[str, Result]:
+        """Return a measurement of each part that leaves out each example in turn.
 
         Each candidate is the answer of at least two examples, and each answer is a candidate.
         """
         if not parts:
             return {}
         labelled = _labelled(await self.retrieval.example_vectors(support_set), support_set.examples, candidates)
-        return {
-            part: await asyncio.to_thread(left_out_log_probabilities, load_method(part), labelled) for part in parts
-        }
+        return {part: await asyncio.to_thread(measure, load_method(part), labelled) for part in parts}
 
     async def _examples(self, question: Question, candidates: Sequence[Candidate]) -> ComparedExamples:
         if question.support_set is not None:
@@ -237,7 +241,7 @@ class Comparison:
         vectors: Callable[[], Awaitable[Vectors]],
     ) -> ComparedExamples:
         async def build() -> ComparedExamples:
-            return ComparedExamples(_labelled(await vectors(), examples, candidates))
+            return ComparedExamples(_labelled(await vectors(), examples, candidates), self.retrieval.model.prior)
 
         return await self.recent.get((source, tuple(candidates), self.retrieval.embedder), build)
 

@@ -191,9 +191,8 @@ def select(
     one out does not change the others. Raises `SelectionError`.
     """
     check_selection(strategy, len(examples) - len(without), k, order)
-    num_picked = k + len(without)
-    scores = {item.index: item.score for item in similar[:num_picked]} if strategy in SPACES else {}
-    picked = list(scores) if strategy in SPACES else _picked(strategy, examples, num_picked, random.Random(seed))
+    scores = {item.index: item.score for item in similar[: k + len(without)]} if strategy in SPACES else {}
+    picked = scores if strategy in SPACES else _picked(strategy, examples, k, random.Random(seed), without)
     kept = [index for index in picked if index not in without][:k]
     ordered = _ordered(kept, order or DEFAULT_ORDER[strategy], seed)
     return [Selected(examples[index], scores.get(index)) for index in ordered]
@@ -222,16 +221,22 @@ def _ordered(indices: list[int], order: Order, seed: int) -> list[int]:
             return random.Random(f"order {seed}").sample(indices, len(indices))
 
 
-def _picked(strategy: Strategy, examples: Sequence[Example], k: int, rng: random.Random) -> list[int]:
+def _picked(
+    strategy: Strategy, examples: Sequence[Example], k: int, rng: random.Random, without: Collection[int]
+) -> Sequence[int]:
+    """Return the indices in the order of the draw, at least `k` besides those of `without`."""
     if strategy == "balanced":
-        return _balanced(examples, k, rng)
+        return _balanced(examples, k, rng, without)
     indices = range(len(examples))
     # a larger `k` begins with the draw of a smaller one
-    return (rng.sample(indices, len(indices)) if strategy == "random" else list(indices))[:k]
+    return rng.sample(indices, len(indices)) if strategy == "random" else indices
 
 
-def _balanced(examples: Sequence[Example], k: int, rng: random.Random) -> list[int]:
-    """Draw in rounds of one example per label, so that the counts of labels differ by at most one."""
+def _balanced(examples: Sequence[Example], k: int, rng: random.Random, without: Collection[int]) -> list[int]:
+    """Draw in rounds of one example per label, so that the counts of labels differ by at most one.
+
+    In the place of an example of `without` is another one of its label, which would be missing in that round otherwise.
+    """
     by_label: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         if not example.label:
@@ -239,6 +244,10 @@ def _balanced(examples: Sequence[Example], k: int, rng: random.Random) -> list[i
         by_label.setdefault(example.label, []).append(index)
     for indices in by_label.values():
         rng.shuffle(indices)
+    for index in sorted(without):
+        indices = by_label[examples[index].label]
+        indices[indices.index(index)] = indices[0]  # the last one to be drawn
+        del indices[0]
     picked: list[int] = []
     while len(picked) < k:
         labels = [label for label, indices in by_label.items() if indices]

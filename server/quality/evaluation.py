@@ -1,15 +1,16 @@
 """Leave-one-out evaluation of a support set: the plan of its cells, and their results.
 
 A cell is a method and, for methods with a prompt, a strategy, a number of shots and a seed. In a cell each example is the
-query once. The shots are selected from the other examples, as for a request, and likeness compares with the others. This
-estimates the accuracy of a set without any other labelled data. A plan is checked and stored when it is requested, and
-executed later by an evaluation runner.
+query once. The shots are selected from the other examples, as for a request, and likeness compares with the others. One
+example of each other label is left out with the query, so that its label is not rarer than in a request. This estimates
+the accuracy of a set without any other labelled data. A plan is checked and stored when it is requested, and executed later
+by an evaluation runner.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from random import Random
@@ -23,13 +24,15 @@ from server.fewshot.candidates import Candidate, answer_of, candidates_of, read_
 from server.fewshot.classification import combine
 from server.fewshot.confidence import SHOWN_POINTS, curve, fit_temperatures, probabilities
 from server.fewshot.methods import IN_CONTEXT, METHODS, parts_of
-from server.fewshot.methods.likeness import Array
+from server.fewshot.methods.likeness import Array, folds
 from server.fewshot.prompting import find_template
 from server.fewshot.shots import SelectionError, check_selection
 from server.fewshot.templates import Template
+from server.quality.controls import check_controls, strategy_of_controls
+from server.quality.learning_curve import Curve
 from server.quality.measures import Predictions
 from server.schemas.fewshot import Method, Order, Strategy, WeighingFields
-from server.schemas.stored import EvaluateRequest
+from server.schemas.stored import Control, EvaluateRequest
 from server.served_model import ServedModel
 from server.store.records import Example, SupportSet
 
@@ -47,6 +50,7 @@ class PromptSetting:
     strategy: Strategy
     k: int
     seed: int
+    control: Control | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +61,13 @@ class Cell:
     k: int | None = None
     seed: int | None = None
     method: Method = IN_CONTEXT
+    control: Control | None = None
 
     @property
     def prompt(self) -> PromptSetting | None:
         if self.strategy is None or self.k is None or self.seed is None:
             return None
-        return PromptSetting(self.strategy, self.k, self.seed)
+        return PromptSetting(self.strategy, self.k, self.seed, self.control)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,10 @@ class EvaluationPlan:
     weighing: dict[str, Any]
     cells: list[Cell]
     queries: list[str]
+
+    @property
+    def methods(self) -> set[Method]:
+        return {cell.method for cell in self.cells}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +115,7 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
     candidates = read_candidates(fields.candidates) or candidates_of(examples)
     _check_answers(examples, {candidate.label for candidate in candidates})
     methods, queries = _methods(fields.methods, examples, candidates, template), [examples[index] for index in indices]
+    check_controls(fields.controls, methods, template)
     if any(IN_CONTEXT in parts_of(method) for method in methods):
         _check_queries(queries, template)
     return EvaluationPlan(
@@ -113,7 +123,7 @@ def make_plan(fields: EvaluateRequest, support_set: SupportSet, model: ServedMod
         order=fields.order,
         candidates=candidates,
         weighing=fields.model_dump(include=set(WeighingFields.model_fields)),
-        cells=_cells(methods, prompts),
+        cells=_cells(methods, prompts) + _control_cells(fields, prompts),
         queries=[query.id for query in queries],
     )
 
@@ -146,6 +156,12 @@ def _cells(methods: Sequence[Method], prompts: Sequence[PromptSetting]) -> list[
     with_prompt = [method for method in methods if IN_CONTEXT in parts_of(method)]
     by_likeness = [Cell(method=method) for method in methods if method not in with_prompt]
     return by_likeness + [Cell(p.strategy, p.k, p.seed, method) for p in prompts for method in with_prompt]
+
+
+def _control_cells(fields: EvaluateRequest, prompts: Sequence[PromptSetting]) -> list[Cell]:
+    """Return a cell per control, each with the most shots of all prompts."""
+    strategy, k = strategy_of_controls(fields.strategies), max(prompt.k for prompt in prompts)
+    return [Cell(strategy, k, fields.seeds[0], control=control) for control in dict.fromkeys(fields.controls)]
 
 
 def _methods(
@@ -225,19 +241,38 @@ def stratified(labels: Sequence[str], count: int, seed: int) -> list[int]:
     return sorted(index for sample in samples for index in sample)
 
 
-def cell_result(cell: Cell, outcomes: Sequence[Outcome], labels: Sequence[str]) -> dict[str, Any]:
+def left_out_together(answers: Sequence[str]) -> Callable[[int], list[int]]:
+    """Return a function from an example to those that are left out with it: itself, then one of each other label."""
+    order = {label: number for number, label in enumerate(dict.fromkeys(answers))}
+    labels = np.array([order[answer] for answer in answers])
+    fold_of, members = folds(labels), dict[int, list[int]]()
+    for index, fold in enumerate(fold_of.tolist()):
+        members.setdefault(fold, []).append(index)
+
+    def together(index: int) -> list[int]:
+        # from the label after its own: those that are left out first differ between labels
+        return sorted(members[int(fold_of[index])], key=lambda other: (labels[other] - labels[index]) % len(order))
+
+    return together
+
+
+def cell_result(
+    cell: Cell, outcomes: Sequence[Outcome], labels: Sequence[str], learning: Curve | None = None
+) -> dict[str, Any]:
     """Return the record of a finished cell. Costs are means over its queries.
 
     Each query's probabilities have the temperature that the other queries have, so that they are measured on new ones. The
-    curve has the temperature of all, as a request does.
+    curve of abstention has the temperature of all, as a request does.
     """
     logs = np.array([outcome.log_probabilities(cell.method) for outcome in outcomes])
     truth = np.array([outcome.truth for outcome in outcomes])
     temperature, of_others = fit_temperatures(cell.method, logs, truth)
+    predictions = Predictions(probabilities(logs, of_others[:, None]), truth)
     return {
         **asdict(cell),
         "status": "completed",
-        **Predictions(probabilities(logs, of_others[:, None]), truth).summary(labels),
+        **predictions.summary(labels),
+        "is_correct": predictions.is_correct.tolist(),
         "temperature": temperature,
         "curve": [asdict(point) for point in curve(probabilities(logs, temperature), truth, SHOWN_POINTS)],
         "cost": {
@@ -245,6 +280,7 @@ def cell_result(cell: Cell, outcomes: Sequence[Outcome], labels: Sequence[str]) 
             for name in ("prompt_tokens", "cached_tokens", "media", "media_encoded")
         },
         "latency": _latency([outcome.seconds for outcome in outcomes if outcome.seconds is not None]),
+        **({"learning_curve": learning} if learning else {}),
         "error": None,
     }
 

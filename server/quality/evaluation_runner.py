@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,15 +26,26 @@ from server.fewshot.candidates import answer_of
 from server.fewshot.classification import classify_in_context, run_concurrently
 from server.fewshot.comparison import Comparison
 from server.fewshot.methods import IN_CONTEXT, parts_of
+from server.fewshot.methods.likeness import left_out_log_probabilities
 from server.fewshot.prompting import assemble, find_template, read_question
 from server.fewshot.retrieval import SPACES
 from server.fewshot.shots import ShotSource
 from server.limits.background import Background
 from server.metrics import Metrics
-from server.quality.evaluation import Cell, EvaluationPlan, Outcome, PromptSetting, cell_result, failed_cell
+from server.quality.controls import with_shuffled_labels, without_media
+from server.quality.evaluation import (
+    Cell,
+    EvaluationPlan,
+    Outcome,
+    PromptSetting,
+    cell_result,
+    failed_cell,
+    left_out_together,
+)
 from server.quality.evaluation_store import Evaluation, Evaluations
+from server.quality.learning_curve import MAX_EXAMPLES, Curve, learning_curve
 from server.request_record import RequestRecord
-from server.schemas.fewshot import ExamplesFields, FewShotFields, QueryFields, TemplateFields, WeighingFields
+from server.schemas.fewshot import ExamplesFields, FewShotFields, Method, QueryFields, TemplateFields, WeighingFields
 from server.schemas.prompt import stored_media_part
 from server.served_model import ServedModel
 from server.store.records import Example
@@ -55,9 +66,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """An example that is left out: the index of its label, and the log-probabilities of all labels by likeness."""
+    """An example that is left out: the index of its label, and the log-probabilities of all labels by likeness.
+
+    `left_out`: the ids of the example and of those that are left out with it, one of each other label.
+    """
 
     example: Example
+    left_out: list[str]
     truth: int
     likeness: dict[str, list[float]]
 
@@ -79,7 +94,13 @@ class LeaveOneOut:
         record.priority = BACKGROUND_PRIORITY
         fields = self._fields(evaluation, plan, prompt, query.example)
         question = await read_question(fields, self.model, self.shots)
-        assembled = await assemble(question, self.model, self.shots, without=[query.example.id])
+        if prompt.control == "text_only":
+            question = without_media(question)
+        # with many shots, there is no room to leave out an example of each label
+        without = query.left_out[: len(question.examples) - prompt.k]
+        assembled = await assemble(question, self.model, self.shots, without=without)
+        if prompt.control == "shuffled_labels":
+            assembled = with_shuffled_labels(assembled, f"{prompt.seed} {query.example.id}")
         weighing = WeighingFields(**{**plan.weighing, "seed": prompt.seed})
         result = await classify_in_context(assembled, plan.candidates, weighing, record, self.model, self.client)
         return Outcome(
@@ -105,16 +126,27 @@ class LeaveOneOut:
         version = await self.shots.support_sets.get_version(evaluation.support_set, evaluation.version)
         labels = [candidate.label for candidate in plan.candidates]
         parts = {part for cell in plan.cells for part in parts_of(cell.method)} - {IN_CONTEXT}
-        logs = await self.comparison.leave_out(version, plan.candidates, parts)
+        logs = await self.comparison.leave_out(version, plan.candidates, parts, left_out_log_probabilities)
         indices = {example.id: index for index, example in enumerate(version.examples)}
+        left_out = left_out_together([answer_of(example) for example in version.examples])
         return [
             Query(
                 example=(example := version.examples[index]),
+                left_out=[version.examples[other].id for other in left_out(index)],
                 truth=labels.index(answer_of(example)),
                 likeness={part: logs[part][index].tolist() for part in parts},
             )
             for index in map(indices.__getitem__, plan.queries)
         ]
+
+    async def learning_curves(
+        self, evaluation: Evaluation, plan: EvaluationPlan, methods: Sequence[Method]
+    ) -> dict[str, Curve]:
+        """Return the learning curves of methods without a prompt; none for a large set. Raises as `queries`."""
+        version = await self.shots.support_sets.get_version(evaluation.support_set, evaluation.version)
+        if len(version.examples) > MAX_EXAMPLES:
+            return {}
+        return await self.comparison.leave_out(version, plan.candidates, methods, learning_curve)
 
     def _fields(
         self, evaluation: Evaluation, plan: EvaluationPlan, prompt: PromptSetting, query: Example
@@ -232,11 +264,14 @@ class _RunningEvaluation:
         try:
             queries = await self._do(partial(self.leave_one_out.queries, self.evaluation, self.plan))
             left = [(index, cell) for index, cell in enumerate(self.plan.cells) if index not in results]
+            methods = [cell.method for _, cell in left if cell.prompt is None]
+            find_curves = partial(self.leave_one_out.learning_curves, self.evaluation, self.plan, methods)
+            curves = await self._do(find_curves)
             for prompt, group in groupby(left, key=lambda item: item[1].prompt):
                 outcomes = await self._outcomes(prompt, queries)
                 for index, cell in group:
                     self.queries_done = (index + 1) * len(queries)
-                    results[index] = result = await asyncio.to_thread(self._result, cell, outcomes)
+                    results[index] = result = await asyncio.to_thread(self._result, cell, outcomes, curves)
                     if not await evaluations.finish_cell(evaluation_id, self.holder, index, result, self.queries_done):
                         return
             await self._end(list(results.values()))
@@ -260,17 +295,20 @@ class _RunningEvaluation:
         report = {"code": code, "message": message}
         await self.evaluations.finish(self.evaluation.id, self.holder, "failed", report)
 
-    def _result(self, cell: Cell, outcomes: Sequence[Outcome] | ServerError) -> dict[str, Any]:
+    def _result(
+        self, cell: Cell, outcomes: Sequence[Outcome] | ServerError, curves: Mapping[str, Curve]
+    ) -> dict[str, Any]:
         if isinstance(outcomes, ServerError):
             return failed_cell(cell, outcomes.code, outcomes.message)
-        return cell_result(cell, outcomes, [candidate.label for candidate in self.plan.candidates])
+        labels = [candidate.label for candidate in self.plan.candidates]
+        return cell_result(cell, outcomes, labels, curves.get(cell.method))
 
     async def _outcomes(self, prompt: PromptSetting | None, queries: Sequence[Query]) -> list[Outcome] | ServerError:
-        """Run most queries concurrently, and the last ones one after the other to measure latency."""
+        """Return the outcomes in the order of the queries; the last ones run one after the other, to measure latency."""
         if prompt is None:
             return [Outcome(query.truth, query.likeness) for query in queries]
         timed = queries[-MAX_TIMED:]
-        untimed, outcomes = iter(queries[: -len(timed)]), list[Outcome]()
+        untimed, outcomes = iter(queries[: -len(timed)]), dict[str, Outcome]()
         try:
             await run_concurrently([self._run_lane(prompt, untimed, outcomes) for _ in range(self.num_lanes)])
             await self._do(partial(self.leave_one_out.warm, timed))
@@ -279,15 +317,15 @@ class _RunningEvaluation:
             raise
         except ServerError as error:
             return error
-        return outcomes
+        return [outcomes[query.example.id] for query in queries]
 
     async def _run_lane(
-        self, prompt: PromptSetting, queries: Iterator[Query], outcomes: list[Outcome], *, is_timed: bool = False
+        self, prompt: PromptSetting, queries: Iterator[Query], outcomes: dict[str, Outcome], *, is_timed: bool = False
     ) -> None:
-        """Answer queries one after the other; concurrent lanes share the iterator."""
+        """Answer queries one after the other, and store the outcomes by example; concurrent lanes share the iterator."""
         for query in queries:
             answer = partial(self.leave_one_out.answer, self.evaluation, self.plan, prompt, query, is_timed)
-            outcomes.append(await self._do(answer))
+            outcomes[query.example.id] = await self._do(answer)
             self.queries_done += 1
 
     async def _do(self, work: Callable[[], Awaitable[Result]]) -> Result:

@@ -31,8 +31,8 @@ Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 UNFINISHED: tuple[Status, ...] = ("queued", "running")
 FULL = f"{MAX_UNFINISHED} evaluations are unfinished, no more are accepted"
 OVER_SHARE = f"this client has its share of the {MAX_UNFINISHED} evaluations that may be unfinished"
-# what the results of cells lack that were stored before there were other methods, and before temperatures were fitted
-OLD_CELL = {"method": IN_CONTEXT}
+# what the results of cells lack that were stored before there were other methods and controls, and temperatures
+OLD_CELL = {"method": IN_CONTEXT, "control": None}
 OLD_RESULTS = {"temperature": 1.0, "curve": []}
 # the client of evaluations that another process has created
 UNKNOWN = "unknown"

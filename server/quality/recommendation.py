@@ -1,31 +1,43 @@
 """The results of an evaluation by setting, and the setting that it recommends to send.
 
 Of the settings within one standard error of the most accurate one, the cheapest is recommended: a method without a prompt
-costs least, then few shots. The most accurate of many settings owes a part of its lead to chance. A setting that is worse
-than always giving the most frequent answer is never recommended.
+costs least, then few shots. Of methods without a prompt, the one that the model's prior expects to be best comes first. The
+most accurate of many settings owes a part of its lead to chance. A control is never recommended, and neither is a setting
+that is worse than always giving the most frequent answer.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
+from server.fewshot.methods.likeness import Array
+from server.fewshot.methods.paired import Paired
 from server.quality.measures import standard_error, wilson
 from server.schemas.fewshot import Order
 
+# a difference that chance alone would give less often is called more than chance
+MAX_P_VALUE = 0.05
+
 
 def summarise(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row per method, strategy and k that has a finished cell: the means over seeds."""
-    by_setting: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
+    """Return a row per method, strategy, k and control that has a finished cell: the means over seeds."""
+    by_setting: dict[tuple[str, int, str, str], list[dict[str, Any]]] = {}
     for cell in cells:
         if cell["status"] == "completed":
-            # without a prompt, first
-            setting = (-1 if cell["k"] is None else cell["k"], cell["strategy"] or "", cell["method"])
-            by_setting.setdefault(setting, []).append(cell)
+            by_setting.setdefault(_setting(cell), []).append(cell)
     return [_row(by_setting[setting]) for setting in sorted(by_setting)]
+
+
+def _setting(entry: Mapping[str, Any]) -> tuple[str, int, str, str]:
+    """Return what all cells of a row have in common, in the order of the rows: without a prompt first, controls last."""
+    num_shots = -1 if entry["k"] is None else int(entry["k"])
+    return entry["control"] or "", num_shots, entry["strategy"] or "", entry["method"]
 
 
 def _row(cells: list[dict[str, Any]]) -> dict[str, Any]:
@@ -37,6 +49,7 @@ def _row(cells: list[dict[str, Any]]) -> dict[str, Any]:
         "method": first["method"],
         "strategy": first["strategy"],
         "k": first["k"],
+        "control": first["control"],
         "seeds": len(cells),
         "queries": total,
         "accuracy": accuracy,
@@ -53,30 +66,41 @@ def _row(cells: list[dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The accuracy of always answering with the most frequent label."""
+    """The accuracy of always answering with the most frequent label, and which of the left-out examples have it."""
 
     label: str
     accuracy: float
+    is_correct: tuple[bool, ...] = field(default=(), repr=False, compare=False)
 
 
 def baseline(answers: Sequence[str]) -> Baseline:
     label, count = Counter(answers).most_common(1)[0]
-    return Baseline(label, count / len(answers))
+    return Baseline(label, count / len(answers), tuple(answer == label for answer in answers))
 
 
 def recommend(
-    rows: Sequence[dict[str, Any]], support_set: str, version: int, order: Order | None, always: Baseline
+    cells: Sequence[dict[str, Any]],
+    support_set: str,
+    version: int,
+    order: Order | None,
+    always: Baseline,
+    prior: str | None = None,
 ) -> dict[str, Any] | None:
-    """Return the cheapest setting within one standard error of the most accurate one.
+    """Return the cheapest setting that is as accurate as the best one within the standard error of the difference.
 
-    None if no cell has finished, or if all settings are less accurate than always giving the most frequent answer.
+    `prior`: the method by likeness that the model's own evaluation found best with as many examples. None if no cell has
+    finished, or if all settings are less accurate than always giving the most frequent answer.
     """
+    rows = [row for row in summarise(cells) if row["control"] is None]
     useful = [row for row in rows if row["accuracy"] >= always.accuracy]
     if not useful:
         return None
     best = _most_accurate(useful)
-    candidates = [row for row in useful if row["accuracy"] >= best["accuracy"] - best["standard_error"]]
-    chosen = min(candidates, key=lambda row: (_num_shots(row), -row["accuracy"], row["prompt_tokens"], row["nll"]))
+    candidates = [row for row in useful if _is_close(row, best, cells)]
+    chosen = min(
+        candidates,
+        key=lambda row: (_num_shots(row), row["method"] != prior, -row["accuracy"], row["prompt_tokens"], row["nll"]),
+    )
     examples = {"support_set": support_set, "version": version}
     if chosen["k"] is not None:
         examples |= {"k": chosen["k"], "strategy": chosen["strategy"], "seed": chosen["best_seed"]}
@@ -87,8 +111,33 @@ def recommend(
         "temperature": None if chosen["k"] is None else chosen["temperature"],
         "accuracy": chosen["accuracy"],
         "accuracy_interval": chosen["accuracy_interval"],
-        "reason": " ".join(_reason(chosen, best, rows, always)),
+        "reason": " ".join(_reason(chosen, best, rows, cells, always)),
     }
+
+
+def _is_close(row: Mapping[str, Any], best: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> bool:
+    if (paired := compare(best, row, cells)) is not None:
+        return not paired.is_clear
+    return bool(row["accuracy"] >= best["accuracy"] - best["standard_error"])
+
+
+def compare(first: Mapping[str, Any], second: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> Paired | None:
+    """Compare two rows on the same left-out examples; None for cells that were stored without the single answers."""
+    return _paired(_shares(first, cells), _shares(second, cells))
+
+
+def _paired(first: Array, second: Array) -> Paired | None:
+    return Paired.of(first, second) if len(first) == len(second) > 0 else None
+
+
+def _shares(row: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> Array:
+    """Return the share of a row's seeds that answer correctly, for each left-out example [N]."""
+    answers = [
+        cell["is_correct"]
+        for cell in cells
+        if cell["status"] == "completed" and "is_correct" in cell and _setting(cell) == _setting(row)
+    ]
+    return np.mean(answers, axis=0, dtype=np.float64) if answers else np.empty(0)
 
 
 def explain(rows: Sequence[dict[str, Any]], always: Baseline, single: Sequence[str]) -> str | None:
@@ -96,7 +145,7 @@ def explain(rows: Sequence[dict[str, Any]], always: Baseline, single: Sequence[s
     sentences = []
     if rows and (best := _most_accurate(rows))["accuracy"] < always.accuracy:
         sentences.append(
-            f"No setting is recommended: the most accurate one, {_name(best)}, has an accuracy of {best['accuracy']:.3f} "
+            f"No setting is recommended: the most accurate one, {name_of(best)}, has an accuracy of {best['accuracy']:.3f} "
             f"on {best['queries']} left-out examples, less than always answering {always.label!r}, whose accuracy is "
             f"{always.accuracy:.3f}."
         )
@@ -120,28 +169,58 @@ def _num_shots(row: dict[str, Any]) -> int:
 
 
 def _reason(
-    chosen: dict[str, Any], best: dict[str, Any], rows: Sequence[dict[str, Any]], always: Baseline
+    chosen: dict[str, Any],
+    best: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    cells: Sequence[dict[str, Any]],
+    always: Baseline,
 ) -> list[str]:
     low, high = chosen["accuracy_interval"]
+    rival = _rival(chosen, rows) if chosen is best else best
     sentences = [
-        f"{_name(chosen)} has an accuracy of {chosen['accuracy']:.3f} on {chosen['queries']} left-out examples "
+        f"{name_of(chosen)} has an accuracy of {chosen['accuracy']:.3f} on {chosen['queries']} left-out examples "
         f"(95% interval {low:.3f} to {high:.3f}), {_cost(chosen)}."
     ]
-    if chosen["accuracy"] == best["accuracy"]:
-        sentences.append("No other setting is more accurate.")
+    if rival is None:
+        sentences.append("No other setting was evaluated.")
+    elif rival["accuracy"] > chosen["accuracy"]:
+        sentences.append(
+            f"The most accurate setting, {name_of(rival)}, has {rival['accuracy']:.3f} {_cost(rival)}; the difference is "
+            "within one standard error."
+        )
     else:
+        sentences.append(f"No other setting is more accurate; {name_of(rival)} has {rival['accuracy']:.3f}.")
+    named = {chosen["method"]} if rival is None else {chosen["method"], rival["method"]}
+    if rival is not None and (paired := compare(chosen, rival, cells)) is not None:
         sentences.append(
-            f"The most accurate setting, {_name(best)}, has {best['accuracy']:.3f} {_cost(best)}; the difference is within "
-            f"one standard error ({best['standard_error']:.3f})."
+            f"{name_of(chosen)} alone is right on {paired.wins} of them, {name_of(rival)} alone on {paired.losses}: "
+            f"{_verdict(paired)}."
+            if paired.wins or paired.losses
+            else "Both are right on the same ones."
         )
-    if accuracies := _other_methods({chosen["method"], best["method"]}, rows):
+    if accuracies := _other_methods(named, rows):
         sentences.append(f"Of the other methods, the best settings have: {', '.join(accuracies)}.")
-    if low <= always.accuracy:
-        sentences.append(
-            f"This is not significantly better than always answering {always.label!r}, whose accuracy is "
-            f"{always.accuracy:.3f}."
-        )
-    return sentences
+    sentences.append(_against(always, _paired(_shares(chosen, cells), np.array(always.is_correct, np.float64)), low))
+    return list(filter(None, sentences))
+
+
+def _rival(chosen: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the most accurate setting of another method or, without any, of the same one."""
+    rivals = [row for row in rows if row is not chosen]
+    return _most_accurate([row for row in rivals if row["method"] != chosen["method"]] or rivals) if rivals else None
+
+
+def _verdict(paired: Paired) -> str:
+    chance = "more than chance" if paired.p_value < MAX_P_VALUE else "this may be chance"
+    return f"{chance} (p = {paired.p_value:.2g} by a sign test)"
+
+
+def _against(always: Baseline, paired: Paired | None, low: float) -> str:
+    """Return a sentence on the lead over always giving the most frequent answer; none if it is clear from the interval."""
+    answer = f"always answering {always.label!r}, whose accuracy is {always.accuracy:.3f}"
+    if paired is not None:
+        return f"Compared with {answer}: {_verdict(paired)}."
+    return f"This is not significantly better than {answer}." if low <= always.accuracy else ""
 
 
 def _other_methods(named: Collection[str], rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -154,7 +233,8 @@ def _other_methods(named: Collection[str], rows: Sequence[dict[str, Any]]) -> li
     return [f"{method} {accuracy:.3f}" for method, accuracy in ranked]
 
 
-def _name(row: dict[str, Any]) -> str:
+def name_of(row: Mapping[str, Any]) -> str:
+    """Return the name of a setting in a sentence."""
     if row["k"] is None:
         return str(row["method"])
     return f"{row['method']} by {row['strategy']} with k={row['k']}" if row["k"] else f"{row['method']} without shots"

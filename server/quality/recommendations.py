@@ -69,16 +69,22 @@ class Recommendations:
         return recommended if recommended and recommended.labels == set(labels) else None
 
 
+def recommendation_of(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Return what the finished cells of an evaluation recommend."""
+    cells, plan = list(evaluation.cells.values()), evaluation.plan
+    always, order = baseline(plan["truths"]), plan["settled"]["order"]
+    return recommend(cells, evaluation.support_set, evaluation.version, order, always, plan.get("prior"))
+
+
 def _read(evaluation: Evaluation) -> Recommended | None:
-    rows, plan = summarise(list(evaluation.cells.values())), evaluation.plan["settled"]
-    always = baseline(evaluation.plan["truths"])
-    recommendation = recommend(rows, evaluation.support_set, evaluation.version, plan["order"], always)
+    recommendation, plan = recommendation_of(evaluation), evaluation.plan["settled"]
     if recommendation is None or not (recommendation["method"] in METHODS or _has_default_prompt(plan)):
         return None
     method, examples = recommendation["method"], ExamplesFields(**recommendation["examples"])
     labels = frozenset(candidate["label"] for candidate in plan["candidates"])
-    setting = (method, recommendation["examples"].get("k"), recommendation["examples"].get("strategy"))
-    row = next(row for row in rows if (row["method"], row["k"], row["strategy"]) == setting)
+    setting = (method, recommendation["examples"].get("k"), recommendation["examples"].get("strategy"), None)
+    rows = summarise(list(evaluation.cells.values()))
+    row = next(row for row in rows if (row["method"], row["k"], row["strategy"], row["control"]) == setting)
     confidence = Confidence(row["temperature"], tuple(Point(**point) for point in row["curve"]), row["queries"])
     return Recommended(method, examples, labels, confidence)
 

@@ -240,6 +240,10 @@ class RemoveExamplesRequest(ExpectedRequest):
         return list(dict.fromkeys(re.split(r",\s*", self.id)))
 
 
+# what is taken away from prompts to see whether the answers depend on it
+Control = Literal["text_only", "shuffled_labels"]
+
+
 class EvaluateRequest(WeighingFields, ModelRequest):
     """A grid of strategies, numbers of shots and seeds; `seed` draws the queries."""
 
@@ -254,6 +258,12 @@ class EvaluateRequest(WeighingFields, ModelRequest):
     )
     seeds: list[Annotated[int, Field(ge=0, le=2**63 - 1)]] = Field(
         [0], min_length=1, max_length=32, description="Each draws the shots and their orders anew."
+    )
+    controls: list[Control] = Field(
+        [],
+        max_length=16,
+        description="Prompts of `in_context` of which a part is taken away, each a further cell: all media, or the right "
+        "labels of the shots.",
     )
     order: Order | None = None
     template: TemplateChoice = "classification"

@@ -33,6 +33,7 @@ def test_each_setting_is_compared_on_fresh_images_and_the_set_is_deleted(tmp_pat
             ways=2,
             examples=2,
             fresh=2,
+            methods=[],
             k=[1, 2],
             strategies=["random"],
             seeds=[3],

@@ -15,9 +15,12 @@ from server.api.openapi import SUPPORT_SET, describe
 from server.api.services import GivenServices
 from server.errors import DatabaseUnavailable, EvaluationNotFound
 from server.fewshot.candidates import answer_of
+from server.quality.controls import judge_controls
 from server.quality.evaluation import make_plan
 from server.quality.evaluation_store import Evaluation
-from server.quality.recommendation import baseline, explain, recommend, summarise
+from server.quality.learning_curve import report_curve
+from server.quality.recommendation import baseline, explain, summarise
+from server.quality.recommendations import recommendation_of
 from server.schemas.base import list_page
 from server.schemas.responses.base import Deleted
 from server.schemas.responses.evaluations import EvaluationHeads, EvaluationReport
@@ -53,6 +56,7 @@ async def create_evaluation(support_set: str, request: Request, services: GivenS
         "settled": msgspec.to_builtins(plan),
         "truths": [answers[example_id] for example_id in plan.queries],
         "num_examples": len(version.examples),
+        "prior": services.model.prior.method(len(version.examples) / len(plan.candidates), plan.methods),
         "single": [label for label, count in Counter(answers.values()).items() if count == 1],
     }
     return JSONResponse(_card(await services.evaluations.create(version.id, version.version, stored, client)), 202)
@@ -120,15 +124,19 @@ def _card(evaluation: Evaluation) -> dict[str, Any]:
     head, cells = _head(evaluation), list(evaluation.cells.values())
     head["progress"]["cells_done"] = len(cells)
     commonest, rows = baseline(answers), summarise(cells)
+    recommendation, without_controls = recommendation_of(evaluation), [row for row in rows if row["control"] is None]
+    notes = [explain(without_controls, commonest, evaluation.plan.get("single", ())), *judge_controls(rows, cells)]
     return {
         **head,
         "request": evaluation.plan["request"],
         "queries": len(plan["queries"]),
+        "left_out": plan["queries"],
         "examples": evaluation.plan["num_examples"],
         "labels": [candidate["label"] for candidate in plan["candidates"]],
         "baseline": {"label": commonest.label, "accuracy": commonest.accuracy},
         "cells": cells,
         "summary": rows,
-        "recommendation": recommend(rows, evaluation.support_set, evaluation.version, plan["order"], commonest),
-        "note": explain(rows, commonest, evaluation.plan.get("single", ())),
+        "recommendation": recommendation,
+        "learning_curve": report_curve(cells, recommendation),
+        "note": " ".join(filter(None, notes)) or None,
     }

@@ -13,16 +13,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from server.fewshot.methods.paired import Paired
+
 Vectors = NDArray[np.float32]
 Array = NDArray[np.float64]
 
 # Similarity in nats: a query that is nearer to one label than to another by 1 / SCALE is e times as likely to have it.
 # A blend with the language model's log-likelihood was most accurate on photographs with 32 to 64.
 SCALE = 48.0
-# leave-one-out fits a method anew for each example, up to this number; beyond it, for each of as many folds
+# the most folds that are left out in turn, each with one example of each label as long as there are enough folds
 MAX_FOLDS = 32
-# the folds beyond that number for a choice between methods, which a request waits for: the estimates of all are a little
-# lower than with more folds
+# the same for a choice between methods, which a request waits for: the estimates of all are a little lower
 CHOICE_FOLDS = 10
 
 
@@ -64,41 +65,40 @@ class LikenessMethod(Protocol):
         """Fit to labelled vectors."""
 
 
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """The accuracy of a method on examples that it was not fitted to, and its mean surprise in nats."""
+def folds(labels: NDArray[np.int64], limit: float = float("inf")) -> NDArray[np.int64]:
+    """Return the fold of each example, [N]: the examples of one fold are left out together.
 
-    accuracy: float
-    surprise: float
-
-
-def left_out_log_probabilities(method: LikenessMethod, labelled: Labelled, num_folds: int = MAX_FOLDS) -> Array:
-    """Return log-probabilities [N, C] of the labels of each example, from other examples. Each label has at least two.
-
-    Beyond `MAX_FOLDS` examples, `num_folds` folds are left out in turn, with each label spread over the folds.
+    A fold has one example of each label, so that the labels keep their shares among the others: if an example were left out
+    alone, its own label would have fewer examples than the others, and all methods would seem worse than they are. Beyond
+    `limit` folds, each has more examples. A label's only example is a fold of its own.
     """
-    number = len(labelled.labels)
-    num_folds = number if number <= MAX_FOLDS else num_folds
-    by_label = np.argsort(labelled.labels, kind="stable")
-    folds = np.empty(number, np.int64)
-    folds[by_label] = np.arange(number) % num_folds
-    logs = np.empty((number, labelled.num_labels))
-    compact = labelled.compact()
-    for fold in range(num_folds):
-        left_out = folds == fold
+    counts = np.bincount(labels)
+    by_label = np.argsort(labels, kind="stable")
+    turns = np.empty_like(labels)
+    turns[by_label] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    num_folds = int(min(limit, counts.max()))
+    is_single = counts[labels] == 1
+    turns[is_single] = num_folds + np.arange(is_single.sum())
+    return np.where(is_single, turns, turns % num_folds)
+
+
+def left_out_log_probabilities(method: LikenessMethod, labelled: Labelled, max_folds: int = MAX_FOLDS) -> Array:
+    """Return log-probabilities [N, C] of the labels of each example, from other examples. Each label has at least two."""
+    logs = np.empty((len(labelled.labels), labelled.num_labels))
+    compact, fold_of = labelled.compact(), folds(labelled.labels, max_folds)
+    for fold in np.unique(fold_of):
+        left_out = fold_of == fold
         logs[left_out] = method.fit(compact.without(left_out)).log_probabilities(compact.vectors[left_out])
     return logs
 
 
-def summarise(logs: Array, labels: NDArray[np.int64]) -> LeftOut:
-    """Return the accuracy and the surprise of log-probabilities [N, C] of left-out examples."""
-    truth = logs[np.arange(len(logs)), labels]
-    return LeftOut(float((logs.argmax(1) == labels).mean()), float(-truth.mean()))
+def best_method(is_correct: Mapping[str, NDArray[np.bool_]], expected: str) -> str:
+    """Return the name of the expected method, unless another one is better in leave-one-out by more than chance.
 
-
-def best_method(results: Mapping[str, LeftOut]) -> str:
-    """Return the name of the method with the highest accuracy by leave-one-out; of equal ones, the least surprised."""
-    return max(results, key=lambda name: (results[name].accuracy, -results[name].surprise))
+    `is_correct`: the left-out examples [N] that each method answers correctly. A few of them rarely tell methods apart.
+    """
+    best = max(is_correct, key=lambda name: (is_correct[name].sum(), name == expected))
+    return best if Paired.of(is_correct[best], is_correct[expected]).is_clear else expected
 
 
 def log_softmax(values: Array) -> Array:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from server.schemas.fewshot import Method, Order, Strategy
 from server.schemas.responses.base import Absent, PageSchema, ResponseSchema
+from server.schemas.stored import Control
 
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 
@@ -94,6 +95,27 @@ Curve = Annotated[
 Temperature = Annotated[float, Field(description="The one with the least surprise, fitted to all left-out examples.")]
 
 
+class Gain(ResponseSchema):
+    mean: float
+    standard_error: float
+
+
+class LearningPoint(ResponseSchema):
+    """The accuracy with fewer examples, and its gain over the point before on the same queries."""
+
+    examples_per_label: int
+    accuracy: float
+    gain: Gain | None
+
+
+class LearningCurve(ResponseSchema):
+    """The curve of the recommended method or, if that has a prompt, of the most accurate method without one."""
+
+    method: Method
+    points: list[LearningPoint]
+    outlook: str | None = Field(description="Whether more examples will help, in words; null for a single point.")
+
+
 class Cell(ResponseSchema):
     """A method, and the shots of its prompt: null for methods without one."""
 
@@ -101,6 +123,7 @@ class Cell(ResponseSchema):
     strategy: Strategy | None
     k: int | None
     seed: int | None
+    control: Control | None
 
 
 class FailedCell(Cell):
@@ -123,6 +146,10 @@ class CompletedCell(Cell):
     nll: float
     temperature: Temperature
     curve: Curve
+    learning_curve: list[LearningPoint] | Absent = Field(None, description="Of methods by likeness.")
+    is_correct: list[bool] | Absent = Field(
+        None, description="By left-out example, in the order of `left_out`; cells that were stored long ago have none."
+    )
     cost: Cost
     latency: Latency
     error: None
@@ -134,6 +161,7 @@ class SummaryRow(ResponseSchema):
     method: Method
     strategy: Strategy | None
     k: int | None
+    control: Control | None
     seeds: int
     queries: int
     accuracy: float
@@ -178,10 +206,14 @@ class EvaluationReport(EvaluationHead):
     progress: DetailedProgress
     request: dict[str, Any]
     queries: int
+    left_out: list[str] = Field(description="The ids of the examples that are left out in turn.")
     examples: int
     labels: list[str]
     baseline: Baseline
     cells: list[Annotated[CompletedCell | FailedCell, Field(discriminator="status")]]
     summary: list[SummaryRow]
     recommendation: Recommendation | None
-    note: str | None = Field(description="Why nothing is recommended, and labels that have a single example.")
+    learning_curve: LearningCurve | None
+    note: str | None = Field(
+        description="Why nothing is recommended, labels that have a single example, and what the controls show."
+    )

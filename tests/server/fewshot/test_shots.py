@@ -115,6 +115,21 @@ def test_leaving_an_example_out_does_not_change_the_rest_of_a_draw(strategy: Str
             assert [other for other in remaining if other in drawn] == [other for other in drawn if other != index]
 
 
+@given(st.text("abcd", min_size=1, max_size=20), st.integers(0, 20), st.integers(0, 9), st.sets(st.integers(0, 19)))
+def test_balanced_counts_are_those_of_the_examples_that_are_left(
+    labels: str, k: int, seed: int, without: set[int]
+) -> None:
+    """Without the query's own example, its label would else have fewer shots in an evaluation than in a request."""
+    without = {index for index in without if index < len(labels)}
+    left = Counter(label for index, label in enumerate(labels) if index not in without)
+    assume(k <= left.total())
+    selected = select("balanced", examples(labels), k, seed=seed, without=without)
+    counts = Counter(item.example.label for item in selected)
+    assert without.isdisjoint(ids(selected))
+    unused = [counts[label] for label in left if counts[label] < left[label]]
+    assert max(counts.values(), default=0) - min(unused, default=max(counts.values(), default=0)) <= 1
+
+
 def test_the_next_most_similar_example_replaces_one_that_is_left_out() -> None:
     similar = [Similar(2, 0.9), Similar(0, 0.8), Similar(1, 0.1)]
     selected = select("rices_image", examples("abc"), 2, similar=similar, without={2})

@@ -8,7 +8,7 @@ from math import log
 import numpy as np
 import pytest
 
-from server.quality.evaluation import Cell, Outcome, PromptSetting, cell_result, grid, stratified
+from server.quality.evaluation import Cell, Outcome, PromptSetting, cell_result, grid, left_out_together, stratified
 
 
 def test_only_random_strategies_run_for_every_seed() -> None:
@@ -51,6 +51,17 @@ def test_a_small_set_is_taken_whole() -> None:
     assert stratified(["a", "b"], 5, seed=0) == [0, 1]
 
 
+def test_one_example_of_each_other_label_is_left_out_with_a_query() -> None:
+    together = left_out_together(["a", "b", "a", "b", "c", "a", "d"])
+    assert together(0) == [0, 1]
+    assert together(1) == [1, 0]
+    assert together(3) == [3, 2]
+    assert together(5) == [5]  # the others of its label are in turns of their own
+    assert together(4) == [4]  # the only one of its label stays for the others
+    three = left_out_together(list("abcabc"))
+    assert [three(index) for index in (0, 1, 5)] == [[0, 1, 2], [1, 2, 0], [5, 3, 4]]
+
+
 def outcome(truth: int, probabilities: list[float], seconds: float | None = None) -> Outcome:
     return Outcome(truth, {"in_context": [*map(log, probabilities)]}, 10 + truth, 4, 3, truth, seconds)
 
@@ -60,6 +71,7 @@ def test_the_record_of_a_cell_has_cost_and_latency() -> None:
     result = cell_result(Cell("random", 2, 7), outcomes, ["cat", "dog"])
     assert (result["strategy"], result["k"], result["seed"], result["status"]) == ("random", 2, 7, "completed")
     assert result["accuracy"] == pytest.approx(2 / 3)
+    assert result["is_correct"] == [True, True, False]
     assert result["confusion"] == {"cat": {"cat": 1}, "dog": {"dog": 1, "cat": 1}}
     assert result["cost"] == pytest.approx(
         {"prompt_tokens": 32 / 3, "cached_tokens": 4, "media": 3, "media_encoded": 2 / 3}

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from server.fewshot.methods.paired import Paired
+from server.quality.controls import judge_controls
 from server.quality.evaluation import Cell, failed_cell
 from server.quality.measures import standard_error
-from server.quality.recommendation import Baseline, baseline, explain, recommend, summarise
+from server.quality.recommendation import Baseline, baseline, compare, explain, recommend, summarise
 
 
 def likeness_record(method: str, accuracy: float) -> dict[str, Any]:
@@ -23,6 +25,7 @@ def cell_record(
         "strategy": strategy,
         "k": k,
         "seed": seed,
+        "control": None,
         "status": "completed",
         "queries": queries,
         "accuracy": accuracy,
@@ -47,8 +50,8 @@ def test_seeds_are_averaged_and_do_not_narrow_the_interval() -> None:
 ALWAYS = Baseline("cat", 0.3)
 
 
-def recommended(cells: list[dict[str, Any]], always: Baseline = ALWAYS) -> dict[str, Any]:
-    recommendation = recommend(summarise(cells), "set_1", 3, None, always)
+def recommended(cells: list[dict[str, Any]], always: Baseline = ALWAYS, prior: str | None = None) -> dict[str, Any]:
+    recommendation = recommend(cells, "set_1", 3, None, always, prior)
     assert recommendation is not None
     return recommendation
 
@@ -74,7 +77,7 @@ def test_the_smallest_k_within_a_standard_error_is_recommended() -> None:
     assert recommendation["reason"] == (
         "in_context by rices_image with k=4 has an accuracy of 0.875 on 100 left-out examples (95% interval 0.796 to "
         "0.926), with 40 prompt tokens per query. The most accurate setting, in_context by random with k=16, has 0.900 "
-        "with 160 prompt tokens per query; the difference is within one standard error (0.030)."
+        "with 160 prompt tokens per query; the difference is within one standard error."
     )
 
 
@@ -105,19 +108,19 @@ def test_the_reason_compares_with_the_most_frequent_label() -> None:
 def test_failed_cells_are_left_out() -> None:
     failed = failed_cell(Cell("random", 64, 0), "context_length_exceeded", "too long")
     assert recommended([failed, cell_record("random", 2, 0.5)])["examples"]["k"] == 2
-    assert recommend(summarise([failed]), "set_1", 3, None, ALWAYS) is None
+    assert recommend([failed], "set_1", 3, None, ALWAYS) is None
 
 
 def test_the_recommendation_has_the_order_that_was_measured() -> None:
-    recommendation = recommend(summarise([cell_record("random", 2, 0.5)]), "set_1", 3, "shuffled", ALWAYS)
+    recommendation = recommend([cell_record("random", 2, 0.5)], "set_1", 3, "shuffled", ALWAYS)
     assert recommendation is not None
     assert recommendation["examples"]["order"] == "shuffled"
 
 
 def test_no_setting_below_the_most_frequent_label_is_recommended() -> None:
-    rows = summarise([cell_record("random", 2, 0.2), likeness_record("knn", 0.29)])
-    assert recommend(rows, "set_1", 3, None, ALWAYS) is None
-    assert explain(rows, ALWAYS, []) == (
+    cells = [cell_record("random", 2, 0.2), likeness_record("knn", 0.29)]
+    assert recommend(cells, "set_1", 3, None, ALWAYS) is None
+    assert explain(summarise(cells), ALWAYS, []) == (
         "No setting is recommended: the most accurate one, knn, has an accuracy of 0.290 on 100 left-out examples, less "
         "than always answering 'cat', whose accuracy is 0.300."
     )
@@ -125,11 +128,9 @@ def test_no_setting_below_the_most_frequent_label_is_recommended() -> None:
 
 def test_a_cheap_setting_below_the_most_frequent_label_is_passed_over() -> None:
     """Although it is within one standard error of the most accurate setting."""
-    rows = summarise([cell_record("random", 4, 0.31), likeness_record("knn", 0.29)])
-    recommendation = recommend(rows, "set_1", 3, None, ALWAYS)
-    assert recommendation is not None
-    assert recommendation["method"] == "in_context"
-    assert explain(rows, ALWAYS, []) is None
+    cells = [cell_record("random", 4, 0.31), likeness_record("knn", 0.29)]
+    assert recommended(cells)["method"] == "in_context"
+    assert explain(summarise(cells), ALWAYS, []) is None
 
 
 def test_a_label_of_one_example_is_named() -> None:
@@ -157,8 +158,78 @@ def test_a_method_without_a_prompt_is_recommended_unless_a_prompt_is_clearly_bet
     assert close["reason"] == (
         "nearest_mean has an accuracy of 0.910 on 100 left-out examples (95% interval 0.838 to 0.952), without a prompt. "
         "The most accurate setting, blend by random with k=4, has 0.930 with 40 prompt tokens per query; the difference is "
-        "within one standard error (0.026). Of the other methods, the best settings have: in_context 0.920, knn 0.900."
+        "within one standard error. Of the other methods, the best settings have: in_context 0.920, knn 0.900."
     )
     clear = recommended([*by_likeness, cell_record("random", 4, 0.99, method="blend")])
     assert (clear["method"], clear["examples"]["k"]) == ("blend", 4)
-    assert "No other setting is more accurate." in clear["reason"]
+    assert "No other setting is more accurate; nearest_mean has 0.910." in clear["reason"]
+
+
+def answered(record: dict[str, Any], answers: str) -> dict[str, Any]:
+    """Return the record with the answers of its queries: `+` for a correct one."""
+    is_correct = [answer == "+" for answer in answers]
+    accuracy = sum(is_correct) / len(is_correct)
+    return record | {"is_correct": is_correct, "accuracy": accuracy, "queries": len(is_correct)}
+
+
+def test_settings_are_compared_on_the_same_examples() -> None:
+    """A lead of three examples without a loss is larger than its standard error, and one with two losses is not."""
+    knn = answered(likeness_record("knn", 0), "-----" + "+" * 15)
+    clear = answered(cell_record("random", 4, 0), "+++--" + "+" * 15)
+    open_ = answered(cell_record("random", 4, 0), "+++++" + "+" * 13 + "--")
+    assert recommended([knn, clear])["method"] == "in_context"
+    assert recommended([knn, open_])["method"] == "knn"
+
+
+def test_the_reason_says_whether_a_lead_is_more_than_chance() -> None:
+    always = Baseline("cat", 0.5, tuple([True] * 10 + [False] * 10))
+    knn = answered(likeness_record("knn", 0), "+" * 12 + "-" * 8)
+    near = answered(likeness_record("linear", 0), "-" * 2 + "+" * 9 + "-" * 9)
+    far = answered(likeness_record("linear", 0), "-" * 12 + "+" + "-" * 7)
+    assert recommended([knn, near], always)["reason"] == (
+        "knn has an accuracy of 0.600 on 20 left-out examples (95% interval 0.387 to 0.781), without a prompt. No other "
+        "setting is more accurate; linear has 0.450. knn alone is right on 3 of them, linear alone on 0: this may be "
+        "chance (p = 0.25 by a sign test). Compared with always answering 'cat', whose accuracy is 0.500: this may be "
+        "chance (p = 0.5 by a sign test)."
+    )
+    reason = recommended([knn, far], Baseline("cat", 0.1, tuple([True, True] + [False] * 18)))["reason"]
+    assert "is right on 12 of them, linear alone on 1: more than chance (p = 0.0034 by a sign test)." in reason
+    assert reason.endswith("whose accuracy is 0.100: more than chance (p = 0.002 by a sign test).")
+
+
+def test_of_methods_without_a_prompt_the_expected_one_is_recommended_unless_another_is_clearly_better() -> None:
+    knn = answered(likeness_record("knn", 0), "++" + "+" * 18)
+    linear = answered(likeness_record("linear", 0), "--" + "+" * 18)
+    assert recommended([knn, linear])["method"] == "knn"
+    assert recommended([knn, linear], prior="linear")["method"] == "linear"
+    assert "The most accurate setting, knn, has 1.000" in recommended([knn, linear], prior="linear")["reason"]
+    worse = answered(likeness_record("linear", 0), "-" * 5 + "+" * 15)
+    assert recommended([knn, worse], prior="linear")["method"] == "knn"
+
+
+def test_answers_are_compared_over_all_seeds() -> None:
+    seeds = [answered(cell_record("random", 2, 0, seed), answers) for seed, answers in enumerate(("+-+-", "+--+"))]
+    knn = answered(likeness_record("knn", 0), "++--")
+    (row, other) = sorted(summarise([*seeds, knn]), key=lambda row: row["method"])
+    assert compare(row, other, [*seeds, knn]) == Paired(2, 1)
+
+
+def test_a_control_is_a_row_of_its_own_and_is_not_recommended() -> None:
+    control = cell_record("random", 4, 0.99) | {"control": "text_only"}
+    rows = summarise([control, cell_record("random", 4, 0.6)])
+    assert [(row["control"], row["accuracy"]) for row in rows] == [(None, 0.6), ("text_only", 0.99)]
+    assert recommended([control, cell_record("random", 4, 0.6)])["accuracy"] == 0.6
+    assert "0.99" not in recommended([control, cell_record("random", 4, 0.6)])["reason"]
+
+
+def test_controls_say_whether_the_answers_depend_on_what_they_take_away() -> None:
+    whole = answered(cell_record("random", 4, 0), "+" * 18 + "-" * 2)
+    blind = answered(cell_record("random", 4, 0), "+" * 5 + "-" * 15) | {"control": "text_only"}
+    shuffled = answered(cell_record("random", 4, 0), "+" * 16 + "-" * 4) | {"control": "shuffled_labels"}
+    cells = [whole, blind, shuffled]
+    assert judge_controls(summarise(cells), cells) == [
+        "in_context by random with k=4 has an accuracy of 0.800 with shuffled labels and of 0.900 as sent: the labels of "
+        "the shots may not matter.",
+        "in_context by random with k=4 has an accuracy of 0.250 without images and of 0.900 as sent: the images matter.",
+    ]
+    assert judge_controls(summarise(cells[1:]), cells[1:]) == []

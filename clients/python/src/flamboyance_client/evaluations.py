@@ -17,12 +17,13 @@ Item = TypeVar("Item")
 class SummaryRow:
     """The results of one method, strategy and number of shots, as the mean over its seeds.
 
-    Methods by likeness have no prompt: their `strategy` and `k` are None.
+    Methods by likeness have no prompt: their `strategy` and `k` are None. `control` is what was taken away from the prompt.
     """
 
     method: str
     strategy: str | None
     k: int | None
+    control: str | None = None
     accuracy: float
     accuracy_interval: tuple[float, float]  # 95%
     lowest_accuracy: float
@@ -32,9 +33,9 @@ class SummaryRow:
 
     @property
     def name(self) -> str:
-        """The method and the strategy; without shots, no strategy selects any."""
+        """The method, the strategy and the control; without shots, no strategy selects any."""
         strategy = self.strategy if self.k else None if self.k is None else "no shots"
-        return self.method if strategy is None else f"{self.method}, {strategy}"
+        return ", ".join(filter(None, (self.method, strategy, self.control)))
 
     @classmethod
     def parse(cls, values: Json) -> Self:
@@ -43,6 +44,7 @@ class SummaryRow:
             method=values.get("method") or "in_context",
             strategy=values.get("strategy"),
             k=values.get("k"),
+            control=values.get("control"),
             accuracy=accuracy,
             accuracy_interval=_interval(values, "summary"),
             lowest_accuracy=values.get("lowest_accuracy", accuracy),
@@ -95,6 +97,26 @@ class Recommendation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LearningCurve:
+    """The accuracy of a method by likeness by the number of examples per label, and whether more of them will help."""
+
+    method: str
+    points: tuple[tuple[int, float], ...]
+    outlook: str | None = field(default=None, repr=False)
+    raw: Json = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def parse(cls, values: Json) -> Self:
+        points = required(values, "points", list, "learning_curve")
+        return cls(
+            method=required(values, "method", str, "learning_curve"),
+            points=tuple((point["examples_per_label"], point["accuracy"]) for point in points),
+            outlook=values.get("outlook"),
+            raw=values,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """A leave-one-out evaluation, finished or not. Lists omit its results. A notebook shows it as a chart and a table."""
 
@@ -103,6 +125,7 @@ class Evaluation:
     summary: tuple[SummaryRow, ...] = field(default=(), repr=False)
     baseline: Baseline | None = field(default=None, repr=False)
     recommendation: Recommendation | None = None
+    learning_curve: LearningCurve | None = field(default=None, repr=False)
     note: str | None = field(default=None, repr=False)
     cells: tuple[Json, ...] = field(default=(), repr=False)
     raw: Json = field(default_factory=dict, repr=False)
@@ -132,9 +155,10 @@ class Evaluation:
 
     @property
     def advice(self) -> str:
-        """The reason of the recommendation, or why there is none, and what the evaluation cannot judge."""
+        """The reason of the recommendation, or why there is none, whether more examples will help, and the notes."""
         reason = self.recommendation.reason if self.recommendation else ""
-        return " ".join(filter(None, (reason, self.note)))
+        outlook = self.learning_curve.outlook if self.learning_curve else ""
+        return " ".join(filter(None, (reason, outlook, self.note)))
 
     @classmethod
     def parse(cls, values: Json) -> Self:
@@ -144,6 +168,7 @@ class Evaluation:
             summary=tuple(map(SummaryRow.parse, values.get("summary") or ())),
             baseline=_optional(values, "baseline", Baseline.parse),
             recommendation=_optional(values, "recommendation", Recommendation.parse),
+            learning_curve=_optional(values, "learning_curve", LearningCurve.parse),
             note=values.get("note"),
             cells=tuple(values.get("cells") or ()),
             raw=values,

@@ -16,8 +16,8 @@ from server.fewshot.methods.likeness import (
     Labelled,
     Vectors,
     best_method,
+    folds,
     left_out_log_probabilities,
-    summarise,
 )
 from server.fewshot.methods.linear import STRENGTH
 from server.fewshot.methods.nearest import NearestNeighbours
@@ -96,16 +96,47 @@ def test_a_left_out_example_is_never_known(per_label: int) -> None:
     labelled, method = examples(3, per_label, 0.5), Remembering()
     logs = left_out_log_probabilities(method, labelled)
     assert (logs.argmax(1) == labelled.labels).mean() == pytest.approx(1 / 3)
-    assert len(method.sizes) == min(len(labelled.vectors), MAX_FOLDS)
+    assert len(method.sizes) == min(per_label, MAX_FOLDS)
     assert sum(len(labelled.vectors) - size for size in method.sizes) == len(labelled.vectors)
 
 
-@pytest.mark.parametrize(("per_label", "num_fits"), [(4, 12), (11, CHOICE_FOLDS), (40, CHOICE_FOLDS)])
+@pytest.mark.parametrize(("per_label", "num_fits"), [(4, 4), (11, CHOICE_FOLDS), (40, CHOICE_FOLDS)])
 def test_a_choice_fits_few_times(per_label: int, num_fits: int) -> None:
     labelled, method = examples(3, per_label, 0.5), Remembering()
-    logs = left_out_log_probabilities(method, labelled, CHOICE_FOLDS)
-    assert summarise(logs, labelled.labels).accuracy == pytest.approx(1 / 3)
+    left_out_log_probabilities(method, labelled, CHOICE_FOLDS)
     assert len(method.sizes) == num_fits
+
+
+def test_a_fold_has_one_example_of_each_label() -> None:
+    labels = np.array([0, 1, 0, 2, 1, 2, 0, 1, 2])
+    fold_of = folds(labels)
+    assert [sorted(labels[fold_of == fold].tolist()) for fold in range(3)] == [[0, 1, 2]] * 3
+    assert fold_of.max() == 2
+
+
+def test_folds_keep_the_shares_of_labels_of_different_sizes() -> None:
+    labels = np.repeat([0, 1, 2], [40, 4, 1])
+    fold_of = folds(labels, 10)
+    assert np.bincount(fold_of).tolist() == [5, 5, 5, 5, 4, 4, 4, 4, 4, 4, 1]
+    assert fold_of[-1] == 10  # alone: nothing of its label would be left
+    assert all(np.bincount(labels[fold_of == fold], minlength=3)[1] <= 1 for fold in range(10))
+
+
+def test_only_examples_of_their_own_labels_are_left_out_alone() -> None:
+    assert sorted(folds(np.array([2, 0, 1])).tolist()) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_does_not_seem_worse_than_chance_on_random_vectors(name: str) -> None:
+    """Left out alone, an example's label has fewer neighbours than the others, and a random guess is wrong too often."""
+    rng = np.random.default_rng(0)
+    accuracies = []
+    for _ in range(60):
+        vectors = unit(rng.standard_normal((20, WIDTH)))
+        labelled = Labelled(vectors, np.repeat(np.arange(5), 4), 5)
+        logs = left_out_log_probabilities(load_method(name), labelled)
+        accuracies.append((logs.argmax(1) == labelled.labels).mean())
+    assert np.mean(accuracies) == pytest.approx(0.2, abs=0.03)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -120,10 +151,7 @@ def test_fewer_coordinates_give_the_same_answers(name: str) -> None:
     assert many.compact() is many
 
 
-def test_the_method_with_the_highest_accuracy_is_the_best_and_of_equal_ones_the_surest() -> None:
-    shares = {"wrong": 0.1, "unsure": 0.55, "sure": 0.6}
-    labels = np.array([0, 0, 1])
-    results = {name: summarise(np.log([[share, 1 - share]] * 3), labels) for name, share in shares.items()}
-    assert results["sure"].accuracy == pytest.approx(2 / 3)
-    assert results["sure"].surprise == pytest.approx(-np.log([0.6, 0.6, 0.4]).mean())
-    assert best_method(results) == "sure"
+def test_the_expected_method_is_the_best_unless_another_one_is_clearly_better() -> None:
+    for counts, best in (((4, 2), "second"), ((6, 2), "first"), ((2, 6), "second")):
+        is_first = np.repeat([True, False], counts)
+        assert best_method({"first": is_first, "second": ~is_first}, "second") == best

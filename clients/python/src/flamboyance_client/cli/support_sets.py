@@ -12,6 +12,7 @@ import typer
 from flamboyance_client.cli import tables
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, print_json
 from flamboyance_client.client import Client
+from flamboyance_client.options import Control
 from flamboyance_client.records import SupportSet
 from flamboyance_client.stored import PAGE
 from flamboyance_client.transfers import archive_path
@@ -68,6 +69,10 @@ def evaluate(
     method: Annotated[
         list[str] | None, typer.Option(show_default=False, help="How the examples are used; without it all methods.")
     ] = None,
+    control: Annotated[
+        list[Control] | None,
+        typer.Option(show_default=False, help="What to take away from prompts, as a further row."),
+    ] = None,
     max_queries: Annotated[
         int | None, typer.Option(min=1, show_default=False, help="Examples that are left out, at most.")
     ] = None,
@@ -78,11 +83,18 @@ def evaluate(
 ) -> None:
     """Measure how well a set answers, by leaving out each of its examples in turn.
 
-    -k, --strategy and --method may be given several times.
+    -k, --strategy, --method and --control may be given several times.
     """
     with connected(url, api_key) as client:
         evaluation = client.support_sets.evaluate(
-            name, wait=True, k=k, strategies=strategy, methods=method, max_queries=max_queries, version=version
+            name,
+            wait=True,
+            k=k,
+            strategies=strategy,
+            methods=method,
+            controls=control,
+            max_queries=max_queries,
+            version=version,
         )
     if json:
         print_json(evaluation.raw)

@@ -1,0 +1,82 @@
+"""Evaluations with controls, and the learning curves of methods without a prompt."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from server.api.services import Services
+from server.settings import Settings
+from server.wire import Score
+from tests.server.evaluations import EXAMPLES, LABEL_OF, run_evaluation
+from tests.server.fakes import TOKENIZER, FakeClient
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", max_media_per_request=6)
+
+
+@pytest.fixture
+async def services(app: FastAPI) -> Services:
+    services: Services = app.state.services
+    await services.support_sets.create("colours", EXAMPLES)
+    return services
+
+
+async def test_controls_take_away_the_images_or_the_labels(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    controls = ["text_only", "shuffled_labels"]
+    fields: dict[str, Any] = {"k": [1, 4], "strategies": ["rices_image", "balanced"], "methods": ["in_context", "knn"]}
+    evaluation = await run_evaluation(http, services, **fields, controls=controls)
+    assert evaluation["status"] == "completed"
+    cells = [cell for cell in evaluation["cells"] if cell["control"] is not None]
+    assert [(c["control"], c["method"], c["strategy"], c["k"]) for c in cells] == [
+        (control, "in_context", "balanced", 4) for control in controls
+    ]
+    assert cells[0]["cost"]["media"] == 0
+    blind, shuffled = client.scores[-12:-6], client.scores[-6:]
+    assert all(not request.prompt.media for request in blind)
+    assert all(request.prompt.media for request in client.scores[:-12])
+    for request in blind:
+        assert Counter(answers_of(request)) == {"warm": 2, "cold": 2}
+    assert any(answers_of(request) != labels_of(request) for request in shuffled)
+    assert all(sorted(answers_of(request)) == sorted(labels_of(request)) for request in shuffled)
+    assert all(answers_of(request) == labels_of(request) for request in client.scores[:-12])
+    assert [row["control"] for row in evaluation["summary"]][-2:] == ["shuffled_labels", "text_only"]
+    assert evaluation["note"].count("as sent") == 2
+
+
+def answers_of(request: Score) -> list[str]:
+    """Return the answers of the shots in a prompt."""
+    text = TOKENIZER.decode(request.prompt.token_ids)
+    return re.findall("warm|cold", text)
+
+
+def labels_of(request: Score) -> list[str]:
+    """Return the right answers of the shots in a prompt."""
+    return [LABEL_OF[digest] for digest in request.prompt.media[:-1]]
+
+
+async def test_methods_without_a_prompt_have_a_learning_curve(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    by_label = np.eye(2, dtype=np.float32) + 0.1
+    client.vectors = {digest: by_label[int(label == "warm")] for digest, label in LABEL_OF.items()}
+    evaluation = await run_evaluation(http, services, methods=["knn", "nearest_mean"])
+    curve = evaluation["learning_curve"]
+    assert curve["method"] == evaluation["recommendation"]["method"]
+    assert [(point["examples_per_label"], point["accuracy"]) for point in curve["points"]] == [(1, 1.0), (2, 1.0)]
+    assert "from 1 to 2 examples per label" in curve["outlook"]
+    in_context = await run_evaluation(http, services, k=[1], methods=["in_context"])
+    assert in_context["learning_curve"] is None
