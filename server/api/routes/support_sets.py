@@ -5,7 +5,6 @@ A path names a set by its id or its name. Every change of its examples makes a v
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 import time
@@ -27,20 +26,17 @@ from server.errors import (
     DatabaseUnavailable,
     ExampleNotFound,
     IdempotencyConflict,
-    InvalidMedia,
     InvalidRequest,
     NameTaken,
-    ServerError,
     TooManyExamples,
     Unavailable,
     VersionConflict,
 )
 from server.fewshot.prompting import assemble_prefix
 from server.fewshot.retrieval import SPACES, SimilarityQuery, check_comparable, compared_text
-from server.fewshot.shots import AFTER_SHORT_FORM
+from server.fewshot.shots import read_groups
 from server.fewshot.warming import WarmTarget
 from server.media.intake import Intake
-from server.media.source import EncodedMedia
 from server.request_record import RequestRecord
 from server.schemas.base import list_page
 from server.schemas.fewshot import SearchRequest
@@ -69,9 +65,6 @@ CHANGE = (*SUPPORT_SET, VersionConflict)
 EXAMPLES = (*MEDIA, TooManyExamples, IdempotencyConflict, Unavailable)
 CREATE = (*CHANGE, *EXAMPLES, NameTaken)
 KEY = ("Idempotency-Key",)
-
-# examples whose media are read at once
-MAX_CONCURRENT = 32
 
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -363,19 +356,8 @@ def _example_card(example: Example) -> dict[str, Any]:
 
 
 async def read_examples(examples: Sequence[ExampleFields], intake: Intake) -> list[NewExample]:
-    """Read the media of new examples, and give ids to examples without one.
-
-    Raises what the intake raises, naming the example at fault, and `InvalidMedia` for more bytes than a request may have.
-    """
-    read: list[list[EncodedMedia]] = []
-    num_bytes, limit = 0, intake.settings.max_body_bytes
-    for start in range(0, len(examples), MAX_CONCURRENT):
-        batch = enumerate(examples[start : start + MAX_CONCURRENT], start)
-        media = await asyncio.gather(*(_media(example, f"examples[{index}]", intake) for index, example in batch))
-        num_bytes += sum(item.num_bytes for items in media for item in items if item.is_in_memory)
-        if num_bytes > limit:
-            raise InvalidMedia(f"{num_bytes} bytes of media in one request, the limit is {limit}", param="examples")
-        read += media
+    """Read the media of new examples, and give ids to examples without one. Raises what `read_groups` raises."""
+    read = await read_groups(examples, "examples", intake)
     return [
         NewExample(
             id=f"ex_{uuid.uuid4().hex}" if example.id is None else example.id,
@@ -384,14 +366,3 @@ async def read_examples(examples: Sequence[ExampleFields], intake: Intake) -> li
         )
         for example, media in zip(examples, read, strict=True)
     ]
-
-
-async def _media(example: ExampleFields, param: str, intake: Intake) -> list[EncodedMedia]:
-    try:
-        media = [await intake.read(part, path) for path, part in example.parts(param).items()]
-    except ServerError as error:
-        error.param = AFTER_SHORT_FORM.sub("", error.param or param)
-        raise
-    for item in media:
-        item.param = AFTER_SHORT_FORM.sub("", item.param)
-    return media
