@@ -26,6 +26,7 @@ from server.api.routes import (
     candidates,
     chat,
     completions,
+    curation,
     docs,
     evaluations,
     health,
@@ -46,6 +47,7 @@ from server.media.intake import Intake
 from server.media.pool import DecodePool
 from server.media.store import MediaStore
 from server.metrics import Metrics
+from server.quality.curation import Curation
 from server.quality.evaluation_runner import EvaluationRunner, LeaveOneOut
 from server.quality.evaluation_store import Evaluations
 from server.quality.recommendations import Recommendations
@@ -67,6 +69,7 @@ ROUTERS = (
     candidates.router,
     evaluations.router,
     support_sets.router,
+    curation.router,
     archives.router,
     health.router,
     docs.router,
@@ -130,6 +133,7 @@ def create_app(
         warming=warming,
         evaluations=evaluations,
         recommendations=Recommendations(evaluations),
+        curation=Curation(retrieval, comparison.recent),
     )
     leave_one_out = LeaveOneOut(shots, services.comparison, client, model, metrics)
     runner = EvaluationRunner(evaluations, leave_one_out, settings.evaluation_queries)
