@@ -30,3 +30,23 @@ class Share:
 
 def share(answers: list[bool]) -> Share:
     return Share(sum(answers), len(answers))
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """The ratio of two sums over units, such as support sets; its 95% interval is over the units."""
+
+    fractions: list[tuple[float, float]]
+
+    @property
+    def value(self) -> float:
+        return sum(numerator for numerator, _ in self.fractions) / sum(denominator for _, denominator in self.fractions)
+
+    def interval(self) -> tuple[float, float]:
+        squares = sum((numerator - self.value * denominator) ** 2 for numerator, denominator in self.fractions)
+        half = Z * math.sqrt(squares) / sum(denominator for _, denominator in self.fractions)
+        return max(0.0, self.value - half), min(1.0, self.value + half)
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        return f"{self.value:.3f} [{low:.3f}, {high:.3f}]"

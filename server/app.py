@@ -26,6 +26,7 @@ from server.api.routes import (
     candidates,
     chat,
     completions,
+    curation,
     decisions,
     docs,
     evaluations,
@@ -48,6 +49,7 @@ from server.media.intake import Intake
 from server.media.pool import DecodePool
 from server.media.store import MediaStore
 from server.metrics import Metrics
+from server.quality.curation import Curation
 from server.quality.evaluation_runner import EvaluationRunner, LeaveOneOut
 from server.quality.evaluation_store import Evaluations
 from server.quality.recommendations import Recommendations
@@ -70,6 +72,7 @@ ROUTERS = (
     decisions.router,
     evaluations.router,
     support_sets.router,
+    curation.router,
     archives.router,
     health.router,
     docs.router,
@@ -133,6 +136,7 @@ def create_app(
         warming=warming,
         evaluations=evaluations,
         recommendations=Recommendations(evaluations),
+        curation=Curation(retrieval, comparison.recent),
     )
     leave_one_out = LeaveOneOut(shots, services.comparison, client, model, metrics)
     background = Background(services.admission)

@@ -22,6 +22,7 @@ from server.media.intake import Intake
 from server.media.pool import DecodePool
 from server.media.store import MediaStore
 from server.metrics import Metrics
+from server.quality.curation import Curation
 from server.quality.evaluation_store import Evaluations
 from server.quality.recommendations import Recommendations
 from server.request_record import RequestRecord
@@ -54,6 +55,7 @@ class Services:
     warming: Warming
     evaluations: Evaluations
     recommendations: Recommendations
+    curation: Curation
     # held while a large body is parsed, which blocks the event loop, and for some time after it
     parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
     # archives that arrive or are being imported; their files are on disk

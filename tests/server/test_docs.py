@@ -12,10 +12,12 @@ from server.api.guard import OPEN_PATHS
 from server.app import ROUTERS
 from server.errors import ServerError
 from server.metrics import Metrics
+from server.schemas.curation import DiagnosticsRequest, SuggestRequest
 from server.schemas.decisions import DecisionRequest
 from server.schemas.fewshot import ClassifyRequest, FewShotFields
 from server.schemas.generation import ChatRequest, CompletionRequest, GenerationFields
 from server.schemas.models import EmbeddingsRequest, InspectRequest
+from server.schemas.responses.curation import Diagnostics, Reason
 from server.schemas.stored import EvaluateRequest
 from server.settings import Settings
 
@@ -94,6 +96,17 @@ def test_every_field_of_a_decision_is_documented() -> None:
 def test_every_field_of_an_evaluation_is_documented() -> None:
     documented = {name for row in rows(section(API, "Evaluation of a support set")) for name in names(row[0])}
     assert documented >= EvaluateRequest.model_fields.keys()
+
+
+def test_every_field_of_diagnostics_and_suggestions_is_documented() -> None:
+    fields, _, response = section(API, "Diagnostics of a support set").partition("| response field")
+    assert {name for row in rows(fields) for name in names(row[0])} == DiagnosticsRequest.model_fields.keys()
+    documented = {name.partition(".")[0] for row in rows(response) for name in names(row[0])}
+    assert documented == Diagnostics.model_fields.keys() - {"object", "support_set", "version"}
+    fields, _, response = section(API, "Suggestions").partition("| response field")
+    assert {name for row in rows(fields) for name in names(row[0])} == SuggestRequest.model_fields.keys()
+    documented = {name.rpartition(".")[2] for row in rows(response) for name in names(row[0])}
+    assert documented >= {"method", "data", "labels", "known", "repeated", *Reason.model_fields}
 
 
 def classes(root: type[ServerError]) -> list[type[ServerError]]:

@@ -110,6 +110,34 @@ def test_the_reply_lists_the_shots_that_were_selected_from_the_set(client: Clien
     assert nearest.score == pytest.approx(1, abs=1e-3)
 
 
+def test_faults_of_a_set_are_named_and_uncertain_media_are_suggested(client: Client) -> None:
+    """Pictures of one colour are alike to any encoder, whatever their size."""
+    examples = [
+        example(png(colour, width), label=colour, id=f"{colour}-{width}") for colour in COLOURS for width in (9, 31)
+    ]
+    wrong = example(png("red", 21), label="blue", id="wrong")
+    colours = client.support_sets.create(examples=[*examples, example(png("red", 12), label="red"), wrong])
+    diagnostics = client.support_sets.diagnostics(colours.id)
+    assert [(entry.id, entry.looks_like) for entry in diagnostics.mislabelled] == [("wrong", "red")]
+    assert "wrong" in {example_id for pair in diagnostics.conflicting for example_id in pair.ids}
+    assert client.support_sets.diagnostics(colours.id, limit=1).redundant.count == diagnostics.redundant.count
+
+    async def both() -> tuple[object, object]:
+        async with AsyncClient(str(client._http.base_url), api_key=KEY) as asynchronous:
+            pool = [png("green", 9), png("navy", 14)]
+            return (
+                await asynchronous.support_sets.diagnostics(colours.id),
+                await asynchronous.support_sets.suggest(colours.id, pool, count=5),
+            )
+
+    pool = [png("green", 9), png("navy", 14)]
+    suggestions = client.support_sets.suggest(colours.id, pool, count=5)
+    assert [suggestion.media for suggestion in suggestions] == [pool[1]]
+    assert suggestions.known == {0: "green-9"}
+    assert asyncio.run(both()) == (diagnostics, suggestions)
+    client.support_sets.delete(colours.id)
+
+
 def test_a_classification_has_probabilities(client: Client, colours: SupportSet) -> None:
     result = client.classify(query(png("red")), examples={"support_set": "colours", "k": 2}, calibration="contextual")
     assert result.probabilities.keys() == set(COLOURS)

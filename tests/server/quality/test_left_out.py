@@ -1,79 +1,97 @@
-"""Evaluations leave out one example of each label with a query, and store the answers in the order of the examples."""
+"""Exact leave-one-out against the method itself, fitted anew without each example."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from pathlib import Path
-from typing import Any
-
-import httpx
+import numpy as np
 import pytest
-from fastapi import FastAPI
 
-from server.api.services import Services
-from server.quality import evaluation_runner
-from server.settings import Settings
-from server.wire import Score
-from tests.server.evaluations import COLOURS, EXAMPLES, LABEL_OF, MEDIA, logprobs_of, run_evaluation
-from tests.server.fakes import FakeClient
+from server.fewshot.methods import load_method
+from server.fewshot.methods.likeness import SCALE, Array, Labelled, log_softmax
+from server.quality import left_out
+from server.quality.left_out import add_up, blocks, confident_labels, leave_each_out, self_confidence
 
-pytestmark = pytest.mark.anyio
+WIDTH = 12
+# the label 3 has a single example, and the label 2 has two
+LABELS = np.array([0, 1, 0, 2, 1, 1, 3, 0, 2, 0, 1])
+
+
+@pytest.fixture(autouse=True, params=[2**20, 40])
+def block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(left_out, "BLOCK", request.param)
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", max_media_per_request=6)
+def labelled() -> Labelled:
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((4, WIDTH))[LABELS] + 1.5 * rng.standard_normal((len(LABELS), WIDTH))
+    return Labelled((vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), LABELS, 4)
 
 
-@pytest.fixture
-async def services(app: FastAPI) -> Services:
-    services: Services = app.state.services
-    await services.support_sets.create("colours", EXAMPLES)
-    return services
+def left_out_logs(labelled: Labelled, *indices: int) -> Array:
+    """Return the log-probabilities [N, C] of all examples by the nearest mean without some of them."""
+    is_left_out = np.isin(np.arange(len(labelled.labels)), indices)
+    logs = load_method("nearest_mean").fit(labelled.without(is_left_out)).log_probabilities(labelled.vectors)
+    return log_softmax(logs * left_out.SCALE / SCALE)
 
 
-async def test_labels_keep_their_shares_when_an_example_is_left_out(
-    http: httpx.AsyncClient, client: FakeClient, services: Services
-) -> None:
-    """A label would be rarer among the shots of its own examples than in a request."""
-    await run_evaluation(http, services, k=[4], strategies=["random"], seeds=[1, 2], methods=["in_context"])
-    for request in client.scores:
-        assert Counter(LABEL_OF[digest] for digest in request.prompt.media[:-1]) == {"warm": 2, "cold": 2}
+def test_blocks_cover_all_rows_within_the_limit() -> None:
+    rows = list(blocks(11, 11))
+    assert np.concatenate([np.arange(11)[block] for block in rows]).tolist() == list(range(11))
+    assert all((block.stop - block.start) * 11 <= left_out.BLOCK for block in rows)
+    assert list(blocks(0, 5)) == []
+    assert len(list(blocks(2, 2**30))) == 2
 
 
-@pytest.mark.parametrize("k", [2, 4])
-async def test_balanced_shots_have_each_label_as_in_a_request(
-    http: httpx.AsyncClient, client: FakeClient, services: Services, k: int
-) -> None:
-    await run_evaluation(http, services, k=[k], strategies=["balanced"], seeds=[1, 2, 3], methods=["in_context"])
-    for request in client.scores:
-        counts = Counter(LABEL_OF[digest] for digest in request.prompt.media[:-1])
-        assert counts == {"warm": k / 2, "cold": k / 2}
+def test_each_example_is_scored_by_the_others(labelled: Labelled) -> None:
+    scores = leave_each_out(add_up(labelled))
+    for index, label in enumerate(LABELS):
+        if label == 3:
+            assert scores.truth[index] == -np.inf
+            continue
+        logs = left_out_logs(labelled, index)[index]
+        assert scores.truth[index] - scores.total[index] == pytest.approx(logs[label], abs=1e-4)
+        ranked = sorted((other for other in range(4) if other != label), key=lambda other: -logs[other])
+        assert scores.other[index] == ranked[0]
+        assert scores.best[index] - scores.total[index] == pytest.approx(logs[ranked[0]], abs=1e-4)
+        assert scores.is_right[index] == (logs.argmax() == label)
 
 
-async def test_answers_are_stored_by_example(http: httpx.AsyncClient, client: FakeClient, services: Services) -> None:
-    """Although concurrent queries end in another order."""
-    slow = asyncio.Event()
-    score = client.score
+def test_a_confident_label_is_as_probable_as_for_its_own_examples(labelled: Labelled) -> None:
+    sums = add_up(labelled)
+    scores = leave_each_out(sums)
+    thresholds = self_confidence(sums, scores)
+    probabilities = np.stack(
+        [np.exp(left_out_logs(labelled, index)[index]) for index in range(len(LABELS)) if index != 6]
+    )
+    judged = np.delete(LABELS, 6)
+    self_confidences = probabilities[np.arange(len(judged)), judged]
+    assert thresholds[:3] == pytest.approx([self_confidences[judged == label].mean() for label in range(3)], abs=1e-4)
+    assert thresholds[3] == pytest.approx(self_confidences.mean(), abs=1e-4)
+    confident, margins = confident_labels(sums, scores)
+    assert (confident[6], margins[6]) == (3, 0)
+    expected = []
+    for row, label in zip(probabilities, judged, strict=True):
+        candidates = [other for other in range(4) if row[other] >= thresholds[other] and row[other] >= row[label]]
+        expected.append(max(candidates, key=lambda other: row[other], default=label))
+    assert np.delete(confident, 6).tolist() == expected
+    assert (np.array(expected) != judged).any()
+    assert np.delete(margins, 6) == pytest.approx(
+        [row[new] - row[old] for row, new, old in zip(probabilities, expected, judged, strict=True)], abs=1e-4
+    )
 
-    async def score_later(request: Score, media: Any) -> Any:
-        if request.prompt.media[-1] == MEDIA["red"].digest:
-            await slow.wait()
-        elif request.prompt.media[-1] == MEDIA["navy"].digest:
-            slow.set()
-        return await score(request, media)
 
-    def logprobs(request: Score, candidate: list[int]) -> list[float]:
-        is_red = request.prompt.media[-1] == MEDIA["red"].digest
-        return logprobs_of(0.1 if is_red else 0.9, request, candidate)
+@pytest.mark.parametrize("labels", [[0], [0, 1], [0, 0], [0, 0, 0], [0, 0, 1]])
+def test_sets_that_hardly_have_others_are_scored_without_warnings(labels: list[int]) -> None:
+    vectors = np.eye(len(labels), WIDTH, dtype=np.float32)
+    labelled = Labelled(vectors, np.array(labels), max(labels) + 1)
+    sums = add_up(labelled)
+    confident, margins = confident_labels(sums, leave_each_out(sums))
+    assert len(confident) == len(labels)
+    assert np.isfinite(margins).all()
 
-    client.score = score_later  # type: ignore[method-assign]
-    client.logprobs = logprobs
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation_runner, "MAX_TIMED", 1)
-        evaluation = await run_evaluation(http, services, k=[1], strategies=["first"], methods=["in_context"])
-    (cell,) = evaluation["cells"]
-    assert dict(zip(evaluation["left_out"], cell["is_correct"], strict=True)) == {
-        colour: colour != "red" for colour in COLOURS
-    }
+
+def test_a_vector_of_zeros_is_like_nothing() -> None:
+    vectors = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [0, 0]], np.float32)
+    labelled = Labelled(vectors, np.array([0, 0, 1, 1, 1]), 2)
+    scores = leave_each_out(add_up(labelled))
+    assert (scores.truth[4], scores.best[4]) == (0, 0)

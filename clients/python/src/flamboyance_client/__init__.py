@@ -6,6 +6,18 @@ with Client() as client:
 """
 
 from flamboyance_client.client import AsyncClient, Client
+from flamboyance_client.curation import (
+    Conflicting,
+    Confused,
+    Diagnostics,
+    Finding,
+    Findings,
+    Harmful,
+    Mislabelled,
+    Redundant,
+    Suggestion,
+    Suggestions,
+)
 from flamboyance_client.errors import (
     ApiError,
     BadRequest,
@@ -47,6 +59,7 @@ from flamboyance_client.options import (
     SetChanges,
     SetFields,
     StructuredOutputs,
+    SuggestOptions,
     WarmOptions,
 )
 from flamboyance_client.prompt import Part, Prompt, end_of_chunk, image, shot, text, video
@@ -75,15 +88,22 @@ __all__ = [
     "Client",
     "Completion",
     "Conflict",
+    "Conflicting",
+    "Confused",
+    "Diagnostics",
     "EvaluateOptions",
     "Evaluation",
     "EvaluationFailed",
     "Example",
     "FewShotOptions",
+    "Finding",
+    "Findings",
     "FlamboyanceError",
+    "Harmful",
     "Health",
     "InspectOptions",
     "Logprobs",
+    "Mislabelled",
     "Model",
     "NewSet",
     "NotAuthorised",
@@ -97,6 +117,7 @@ __all__ = [
     "QueriesFailed",
     "Query",
     "Recommendation",
+    "Redundant",
     "Retries",
     "Score",
     "ScoreOptions",
@@ -110,6 +131,9 @@ __all__ = [
     "StoredMedia",
     "StreamFailed",
     "StructuredOutputs",
+    "SuggestOptions",
+    "Suggestion",
+    "Suggestions",
     "SummaryRow",
     "SupportSet",
     "Template",

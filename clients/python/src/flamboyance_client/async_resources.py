@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, Unpack
 
 from flamboyance_client.api import Api, Call
+from flamboyance_client.curation import Diagnostics, Suggestions
 from flamboyance_client.errors import Conflict
 from flamboyance_client.evaluations import Evaluation
-from flamboyance_client.fewshot import AnyQuery, Example
+from flamboyance_client.fewshot import AnyQuery, Example, QueryMedia
 from flamboyance_client.frames import Columns, Frame
 from flamboyance_client.notebook import MAX_PREVIEWS
 from flamboyance_client.options import (
@@ -21,6 +22,7 @@ from flamboyance_client.options import (
     SearchOptions,
     SetChanges,
     SetFields,
+    SuggestOptions,
     WarmOptions,
 )
 from flamboyance_client.previews import read_previews
@@ -184,6 +186,14 @@ class AsyncSupportSets:
 
     async def search(self, name: str, query: AnyQuery, **options: Unpack[SearchOptions]) -> Page[StoredExample]:
         return await self._send(self._calls.search(name, query, options))
+
+    async def diagnostics(self, name: str, *, version: int | None = None, limit: int | None = None) -> Diagnostics:
+        """Return the examples that look mislabelled, harm the others, repeat, or contradict each other."""
+        return await self._send(self._calls.diagnostics(name, version, limit))
+
+    async def suggest(self, name: str, pool: Sequence[QueryMedia], **options: Unpack[SuggestOptions]) -> Suggestions:
+        """Return which media of a pool to label next, in this order."""
+        return await self._send(await asyncio.to_thread(self._calls.suggest, name, pool, options))
 
     async def warm(self, name: str, **options: Unpack[WarmOptions]) -> SupportSet:
         return await self._send(self._calls.warm(name, options))

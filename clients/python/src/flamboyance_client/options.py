@@ -179,6 +179,15 @@ class SearchOptions(TypedDict, total=False):
     strategy: Literal["rices_image", "rices_text", "mixed"] | None
 
 
+class SuggestOptions(TypedDict, total=False):
+    """The fields of a request for media to label next, other than the pool."""
+
+    model: str | None
+    timeout: float | None
+    count: int | None
+    version: int | None
+
+
 class WarmOptions(TypedDict, total=False):
     """The fields of a warm request.
 

@@ -10,9 +10,10 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from flamboyance_client.api import Call, checked_options, json_reader
+from flamboyance_client.curation import Diagnostics, Suggestions, checked_pool
 from flamboyance_client.evaluations import Evaluation
-from flamboyance_client.fewshot import AnyQuery, Example, as_query, with_media
-from flamboyance_client.options import EvaluateOptions, NewSet, SearchOptions, SetChanges, WarmOptions
+from flamboyance_client.fewshot import AnyQuery, Example, QueryMedia, as_query, with_media
+from flamboyance_client.options import EvaluateOptions, NewSet, SearchOptions, SetChanges, SuggestOptions, WarmOptions
 from flamboyance_client.prompt import Media, encode_media, is_url
 from flamboyance_client.records import Page, StoredExample, StoredMedia, SupportSet, is_deleted
 from flamboyance_client.transfers import ARCHIVE_TYPE
@@ -110,6 +111,17 @@ class SupportSetCalls:
         body = self._with_model({**checked_options(SearchOptions, options), "query": as_query(query)})
         read = json_reader(lambda values: Page[StoredExample].parse(values, StoredExample.parse))
         return Call(method="POST", path=_path("support_sets", name, "search"), body=body, read=read)
+
+    def diagnostics(self, name: str, version: int | None, limit: int | None) -> Call[Diagnostics]:
+        path, query = _path("support_sets", name, "diagnostics"), _query(version=version, limit=limit)
+        return Call(method="GET", path=path, query=query, read=json_reader(Diagnostics.parse))
+
+    def suggest(self, name: str, pool: Sequence[QueryMedia], options: SuggestOptions) -> Call[Suggestions]:
+        media = checked_pool(pool)
+        fields = {**checked_options(SuggestOptions, options), "pool": list(map(as_query, media))}
+        read = json_reader(lambda values: Suggestions.parse(values, media))
+        path = _path("support_sets", name, "suggest")
+        return Call(method="POST", path=path, body=self._with_model(fields), read=read)
 
     def warm(self, name: str, options: WarmOptions) -> Call[SupportSet]:
         return _set_call("POST", _path("support_sets", name, "warm"), checked_options(WarmOptions, options))

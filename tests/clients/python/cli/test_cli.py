@@ -254,6 +254,30 @@ class TestSupportSets:
         output, _ = run(*arguments)
         assert "flamboyance-client classify IMAGE... --recommended eval" in output
 
+    def test_faults_of_a_set_are_named(self, made: Client, folder: Path) -> None:
+        wrong = example(folder / "red" / "25.png", label="blue", id="wrong")
+        made.support_sets.put("cli-colours", [wrong])
+        (document,) = documents("support-set", "diagnose", "cli-colours", "--limit", "1")
+        assert document["conflicting"]["count"] >= 1
+        assert len(document["conflicting"]["data"]) == 1
+        (document,) = documents("support-set", "diagnose", "cli-colours", "--version", "1")
+        assert (document["version"], document["conflicting"]["count"]) == (1, 0)
+        rows = words(process("support-set", "diagnose", "cli-colours"))
+        assert ["mislabelled", "wrong", "blue", "looks", "like", "red"] in [row[:6] for row in rows]
+        assert ["1", "mislabelled,"] in [row[:2] for row in rows]
+        made.support_sets.delete("cli-colours")
+
+    def test_images_to_label_are_suggested(self, made: Client, folder: Path, tmp_path: Path) -> None:
+        for width in (41, 42):
+            Image.new("RGB", (width, 7), "purple").save(tmp_path / f"{width}.png")
+        arguments = ("support-set", "suggest", "cli-colours", tmp_path, folder / "red" / "23.png", "--count", "1")
+        (document,) = documents(*arguments)
+        assert document["image"] in (str(tmp_path / "41.png"), str(tmp_path / "42.png"))
+        assert document["reason"].keys() == {"margin", "similarity", "gain"}
+        output = process(*arguments)
+        assert [document["image"]] in [line[:1] for line in words(output)]
+        assert "1 images are in the set already" in output
+
     def test_an_export_overwrites_no_file_unless_it_is_forced(self, made: Client, tmp_path: Path) -> None:
         file = tmp_path / "cli-colours.zip"
         file.write_text("mine")
@@ -281,7 +305,7 @@ class TestSupportSets:
         run("support-set", "delete", "imported", "--yes")
 
     def test_a_set_that_does_not_exist_is_an_error(self) -> None:
-        for command in (("show",), ("evaluate",), ("export",), ("delete",)):
+        for command in (("show",), ("evaluate",), ("diagnose",), ("export",), ("delete",)):
             _, errors = run("support-set", *command, "nothing", status=1)
             assert errors == "error: 404: no support set 'nothing'\n"
 

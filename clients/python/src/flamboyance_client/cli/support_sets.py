@@ -12,12 +12,13 @@ import typer
 from flamboyance_client.cli import tables
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, print_json
 from flamboyance_client.client import Client
+from flamboyance_client.folders import media_files
 from flamboyance_client.options import Control
 from flamboyance_client.records import SupportSet
 from flamboyance_client.stored import PAGE
 from flamboyance_client.transfers import archive_path
 
-app = typer.Typer(help="Create, show, evaluate, move and delete support sets.", no_args_is_help=True)
+app = typer.Typer(help="Create, show, evaluate, diagnose, move and delete support sets.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="The name or the id of a set.")]
 Version = Annotated[int | None, typer.Option(min=1, show_default=False, help="A version; without it the latest.")]
@@ -100,6 +101,45 @@ def evaluate(
         print_json(evaluation.raw)
     else:
         tables.print_evaluation(evaluation)
+
+
+@app.command()
+def diagnose(
+    name: Name,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="The most entries of each kind.")] = 20,
+    version: Version = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> None:
+    """Name the examples of a set that look mislabelled, harm the others, repeat, or contradict each other."""
+    with connected(url, api_key) as client:
+        diagnostics = client.support_sets.diagnostics(name, version=version, limit=limit)
+    if json:
+        print_json(diagnostics.raw)
+    else:
+        tables.print_diagnostics(diagnostics)
+
+
+@app.command()
+def suggest(
+    name: Name,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, videos, or folders of them.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="The images to suggest.")] = 8,
+    version: Version = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    json: Json = False,
+) -> None:
+    """Suggest which images without a label to label next, and to add to a set."""
+    with connected(url, api_key) as client:
+        paths = [file for path in images for file in (media_files(path) if path.is_dir() else [path])]
+        suggestions = client.support_sets.suggest(name, paths, count=count, version=version)
+    if json:
+        for suggestion in suggestions:
+            print_json({"image": str(paths[suggestion.index]), **suggestion.raw})
+    else:
+        tables.print_suggestions(suggestions, paths)
 
 
 @app.command()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from flamboyance_client.chart import shots_text
+from flamboyance_client.curation import Diagnostics, Suggestions
 from flamboyance_client.evaluations import Evaluation
 from flamboyance_client.records import SupportSet
 
@@ -62,3 +64,39 @@ def print_evaluation(evaluation: Evaluation) -> None:
         print(evaluation.advice)
     if evaluation.recommendation is not None:
         print(f"To use it: flamboyance-client classify IMAGE... --recommended {evaluation.id}")
+
+
+def print_diagnostics(diagnostics: Diagnostics) -> None:
+    accuracy = "unknown" if diagnostics.accuracy is None else f"{diagnostics.accuracy:.3f}"
+    title = f"{diagnostics.examples} examples; accuracy of each by the others: {accuracy}"
+    table = Table("finding", "example", "label", "details", title=title)
+    for row in _findings(diagnostics):
+        table.add_row(*row)
+    print_table(table)
+    kinds = ("mislabelled", "harmful", "redundant", "conflicting", "confused")
+    print(", ".join(f"{getattr(diagnostics, kind).count} {kind}" for kind in kinds))
+
+
+def _findings(diagnostics: Diagnostics) -> Iterator[tuple[str, str, str, str]]:
+    for wrong in diagnostics.mislabelled:
+        yield "mislabelled", wrong.id, wrong.label, f"looks like {wrong.looks_like} ({wrong.score:.2f})"
+    for harmful in diagnostics.harmful:
+        yield "harmful", harmful.id, harmful.label, f"value {harmful.value:.2f}"
+    for redundant in diagnostics.redundant:
+        yield "redundant", redundant.id, redundant.label, f"as {redundant.duplicate_of} ({redundant.similarity:.3f})"
+    for pair in diagnostics.conflicting:
+        yield "conflicting", " and ".join(pair.ids), " and ".join(pair.labels), f"similarity {pair.similarity:.3f}"
+    for confused in diagnostics.confused:
+        yield "confused", "", " and ".join(confused.labels), f"{confused.count} examples"
+
+
+def print_suggestions(suggestions: Suggestions, paths: Sequence[Path]) -> None:
+    table = Table("image", "labels", "margin", "gain")
+    for suggestion in suggestions:
+        labels = ", ".join(f"{label} {share:.2f}" for label, share in suggestion.probabilities.items())
+        margin = suggestion.reason.get("margin")
+        numbers = ("" if margin is None else f"{margin:.2f}", f"{suggestion.reason['gain']:.4f}")
+        table.add_row(str(paths[suggestion.index]), labels, *numbers)
+    print_table(table)
+    if suggestions.known:
+        print(f"{len(suggestions.known)} images are in the set already")

@@ -1,0 +1,111 @@
+"""Diagnoses versions of support sets, and suggests what to label next.
+
+The computations run in a thread of their own, one at a time, and what was computed for a version is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
+
+from server.errors import InvalidRequest
+from server.fewshot.comparison import ComparedExamples
+from server.fewshot.methods.likeness import Vectors
+from server.fewshot.recent import Recent
+from server.fewshot.retrieval import Retrieval
+from server.media.source import EncodedMedia
+from server.quality.diagnostics import Diagnosis, LabelledExamples, diagnose, read_labelled
+from server.quality.suggestion import Suggestion, suggest
+from server.store.records import SupportSet
+
+# examples whose similarities to each other are computed: some seconds of one processor core
+MAX_EXAMPLES = 10_000
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestions:
+    """Pictures of a pool in the order in which to label them; without two labels, no method weighs these."""
+
+    method: str | None
+    entries: list[Suggestion]
+
+
+@dataclass(frozen=True, slots=True)
+class Curation:
+    """Compares the examples of a version with each other, and with pictures that have no label yet.
+
+    `compared` may be shared with classifications, and its limit with it.
+    """
+
+    retrieval: Retrieval
+    compared: Recent[ComparedExamples] = field(default_factory=Recent)
+    diagnoses: Recent[Diagnosis] = field(default_factory=Recent)
+    thread: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="curation"), repr=False)
+
+    async def diagnose(self, support_set: SupportSet) -> Diagnosis:
+        """Diagnose a version that `check_diagnosable` accepts. Raises the engine's errors."""
+        labelled = read_labelled(support_set.examples)
+
+        async def build() -> Diagnosis:
+            return await self._run(diagnose, labelled, await self._vectors(support_set, labelled))
+
+        return await self.diagnoses.get(self._key(support_set), build)
+
+    async def suggest(self, support_set: SupportSet, pool: Sequence[Sequence[EncodedMedia]], count: int) -> Suggestions:
+        """Return up to `count` pictures of a pool without repetitions. Raises the engine's errors."""
+        labelled = read_labelled(support_set.examples)
+        vectors = await self._pool_vectors(pool)
+        if not len(vectors):
+            return Suggestions(None, [])
+        if not labelled.examples:
+            return Suggestions(None, await self._run(suggest, vectors, vectors[:0], None, (), count))
+
+        async def build() -> ComparedExamples:
+            return ComparedExamples(labelled.labelled(await self._vectors(support_set, labelled)))
+
+        examples = await self.compared.get(self._key(support_set), build)
+        return await self._run(_suggest, examples, labelled.names, vectors, count)
+
+    async def _pool_vectors(self, pool: Sequence[Sequence[EncodedMedia]]) -> Vectors:
+        """Return a vector per picture. Those of stored media are kept, since the next request has the same pool."""
+        stored = dict.fromkeys(item.id for media in pool for item in media if item.is_stored)
+        await self.retrieval.embed_media(list(stored))
+        return await self.retrieval.media_vectors(pool) if pool else np.zeros((0, 0), np.float32)
+
+    async def _vectors(self, support_set: SupportSet, labelled: LabelledExamples) -> Vectors:
+        return await self.retrieval.example_vectors(replace(support_set, examples=labelled.examples))
+
+    def _key(self, support_set: SupportSet) -> tuple[str, ...]:
+        return "labelled media", support_set.id, str(support_set.version), self.retrieval.embedder
+
+    async def _run(self, function: Callable[..., Result], *arguments: object) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self.thread, function, *arguments)
+
+
+def check_diagnosable(support_set: SupportSet) -> None:
+    """Raises `InvalidRequest` for a version without labelled media, and as `check_number`."""
+    if not read_labelled(support_set.examples).examples:
+        raise InvalidRequest("diagnostics compare labelled media, and no example has media and a label or a text")
+    check_number(support_set)
+
+
+def check_number(support_set: SupportSet) -> None:
+    """Raises `InvalidRequest` for more examples than are compared with each other."""
+    if (number := len(support_set.examples)) > MAX_EXAMPLES:
+        raise InvalidRequest(f"up to {MAX_EXAMPLES} examples are compared with each other, there are {number}")
+
+
+def _suggest(examples: ComparedExamples, names: Sequence[str], vectors: Vectors, count: int) -> Suggestions:
+    labelled = examples.labelled.vectors
+    if len(names) < 2:
+        return Suggestions(None, suggest(vectors, labelled, None, names, count))
+    method = examples.choose()
+    probabilities = np.exp(examples.fit(method).log_probabilities(vectors))
+    return Suggestions(method, suggest(vectors, labelled, probabilities, names, count))
