@@ -13,8 +13,6 @@ from flamboyance_client.records import SupportSet
 Examples = str | SupportSet | Selection | Recommendation
 # how a classification uses the examples
 Method = Literal["in_context", "nearest_mean", "knn", "linear", "blend", "auto"]
-# what an evaluation takes away from prompts
-Control = Literal["text_only", "shuffled_labels"]
 
 
 class StructuredOutputs(TypedDict, total=False):
@@ -134,7 +132,7 @@ class EvaluateOptions(ProbabilityOptions, total=False):
     k: Sequence[int] | None
     strategies: Sequence[str] | None
     methods: Sequence[str] | None
-    controls: Sequence[Control] | None
+    controls: Sequence[str] | None
     seeds: Sequence[int] | None
     order: str | None
     template: str | Template | None

@@ -13,7 +13,6 @@ from flamboyance_client.cli import tables
 from flamboyance_client.cli.connection import DEFAULT_URL, ApiKey, Json, Url, connected, failure, print_json
 from flamboyance_client.client import Client
 from flamboyance_client.folders import media_files
-from flamboyance_client.options import Control
 from flamboyance_client.records import SupportSet
 from flamboyance_client.stored import PAGE
 from flamboyance_client.transfers import archive_path
@@ -71,8 +70,8 @@ def evaluate(
         list[str] | None, typer.Option(show_default=False, help="How the examples are used; without it all methods.")
     ] = None,
     control: Annotated[
-        list[Control] | None,
-        typer.Option(show_default=False, help="What to take away from prompts, as a further row."),
+        list[str] | None,
+        typer.Option(show_default=False, help="A further row: text_only or shuffled_labels."),
     ] = None,
     max_queries: Annotated[
         int | None, typer.Option(min=1, show_default=False, help="Examples that are left out, at most.")
