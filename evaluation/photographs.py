@@ -6,13 +6,13 @@ Most categories have few images. A kind joins categories that have more in commo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from flamboyance_client import Client
+from flamboyance_client import Client, Conflict, NotFound
 from model.likeness import Vectors, load_likeness, unit
 from model.zoo.default import prepare
 from training.default.catalogue import Catalogue
@@ -65,4 +65,5 @@ def uploaded(client: Client, data: Path) -> Iterator[Photographs]:
         yield Photographs(by_kind, vectors)
     finally:
         for image_id in {image_id for of_kind in by_kind.values() for image_id in of_kind}:
-            client.images.delete(image_id)
+            with suppress(Conflict, NotFound):  # an id is that of the content, which others may have uploaded too
+                client.images.delete(image_id)

@@ -23,7 +23,7 @@ from server.quality.diagnostics import Diagnosis, LabelledExamples, diagnose, re
 from server.quality.suggestion import Suggestion, suggest
 from server.store.records import SupportSet
 
-# examples whose similarities to each other are computed: some seconds of one processor core
+# examples whose similarities to each other are computed: up to 25 s of one processor core
 MAX_EXAMPLES = 10_000
 
 Result = TypeVar("Result")
