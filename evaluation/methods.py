@@ -58,11 +58,13 @@ def answer(client: Client, data: Path, episode: Episode, num_shots: int, method:
     return client.classify(query(data / episode.query), shots=shots, method=method).label == episode.answer
 
 
-def measure(client: Client, data: Path, episodes: Sequence[Episode], num_shots: int, name: str) -> Answers:
-    answers: Answers = {method: [] for method in METHODS}
+def measure(
+    client: Client, data: Path, episodes: Sequence[Episode], num_shots: int, methods: Sequence[Method], name: str
+) -> Answers:
+    answers: Answers = {method: [] for method in methods}
     started = time.monotonic()
     for number, episode in enumerate(episodes, 1):
-        for method in METHODS:
+        for method in methods:
             answers[method].append(answer(client, data, episode, num_shots, method))
         if number % 25 == 0:
             seconds = time.monotonic() - started
@@ -70,13 +72,16 @@ def measure(client: Client, data: Path, episodes: Sequence[Episode], num_shots: 
     return answers
 
 
-def paired_difference(answers: Answers) -> tuple[Method, float, float, float]:
-    """Return the best single method, and by how much `auto` is more accurate, with its 95% interval."""
+def paired_difference(answers: Answers) -> str:
+    """Return by how much `auto` is more accurate than the best single method, with the 95% interval; else nothing."""
+    if "auto" not in answers or len(answers) == 1:
+        return ""
     best = max((method for method in answers if method != "auto"), key=lambda method: sum(answers[method]))
     differences = [int(auto) - int(other) for auto, other in zip(answers["auto"], answers[best], strict=True)]
     # one win and one loss are added, so that no difference at all has some variance
     half = Z * stdev([*differences, 1, -1]) / math.sqrt(len(differences))
-    return best, fmean(differences), fmean(differences) - half, fmean(differences) + half
+    mean = fmean(differences)
+    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}] ({best})"
 
 
 def main() -> None:
@@ -85,21 +90,22 @@ def main() -> None:
     parser.add_argument("--api-key", help="the server's API key, if it requires one")
     parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
     parser.add_argument("--domains", choices=("drawing", "photograph"), nargs="+", default=["drawing", "photograph"])
+    parser.add_argument("--methods", choices=METHODS, nargs="+", default=METHODS, help="methods (default: all)")
     parser.add_argument("--episodes", type=int, default=200, help="episodes per row (default: 200)")
     parser.add_argument("--ways", type=int, default=5, help="words per episode (default: 5)")
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 5], help="shots per word, a row each")
     options = parser.parse_args()
     records, results = read_records(options.data), {}
-    print(f"| | {' | '.join(METHODS)} | auto less the best |", "|---" * (len(METHODS) + 2) + "|", sep="\n", flush=True)
+    methods = options.methods
+    print(f"| | {' | '.join(methods)} | auto less the best |", "|---" * (len(methods) + 2) + "|", sep="\n", flush=True)
     with Client(options.url, api_key=options.api_key) as client:
         for domain in options.domains:
             categories = images_by_category(records, domain, max(options.rounds) + 1)
             episodes = list(sample_episodes(categories, options.ways, max(options.rounds), options.episodes))
             for rounds in options.rounds:
                 name = f"{domain}s, {options.ways}-way, {rounds} per word"
-                answers = measure(client, options.data, episodes, rounds * options.ways, name)
-                best, mean, low, high = paired_difference(answers)
-                cells = [*map(str, map(share, answers.values())), f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] ({best})"]
+                answers = measure(client, options.data, episodes, rounds * options.ways, methods, name)
+                cells = [*map(str, map(share, answers.values())), paired_difference(answers)]
                 print(f"| {name} | {' | '.join(cells)} |", flush=True)
                 results[name] = {method: fmean(correct) for method, correct in answers.items()}
     print(json.dumps({"episodes": options.episodes, "shares": results}))

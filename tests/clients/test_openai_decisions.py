@@ -154,7 +154,7 @@ def test_a_question_that_is_too_long_is_refused_alone(client: OpenAI) -> None:
         ({"questions": [PREDICATE] * 401}, BadRequestError, "questions"),
         ({"questions": [{**PETS, "choices": [{"value": True}, {"value": "yes"}]}]}, BadRequestError, None),
         ({"model": "gpt-6-luna"}, NotFoundError, None),
-        ({"extra_body": {"temperature": 0}}, UnprocessableEntityError, "temperature"),
+        ({"extra_body": {"top_p": 0}}, UnprocessableEntityError, "top_p"),
     ],
 )
 def test_errors_name_the_invalid_field(client: OpenAI, fields: dict[str, Any], kind: Any, param: str | None) -> None:
