@@ -161,6 +161,8 @@ def _fake_clock(folder: Path) -> dict[str, str]:
         FAKETIME_TIMESTAMP_FILE=str(folder / CLOCK),
         FAKETIME_NO_CACHE="1",
         DONT_FAKE_MONOTONIC="1",
+        # otherwise a timed wait ends at once, and threads that want the interpreter keep all others from work
+        FAKETIME_FORCE_MONOTONIC_FIX="0",
     )
 
 
