@@ -1,88 +1,20 @@
-"""Tests of the command line as its users run it: in processes of its own, with a real server and a tiny model."""
+"""Tests of the command line as its users run it, with a real server and a tiny model."""
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import re
-import subprocess
-import sys
-import tomllib
-from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from PIL import Image
 
 from flamboyance_client import Client, example
 from flamboyance_client.cli import app as application
-from tests.clients.serving import KEY
+from tests.clients.python.cli.commands import documents, process, run, words
+from tests.clients.python.cli.conftest import COLOURS
 
 ROOT = Path(__file__).resolve().parents[4]
-PACKAGE = ROOT / "clients" / "python"
-COLOURS = ("blue", "red")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures") / "cli-colours"
-    for colour in COLOURS:
-        (folder / colour).mkdir(parents=True)
-        for width in (23, 25):
-            Image.new("RGB", (width, 7), colour).save(folder / colour / f"{width}.png")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def environment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLAMBOYANCE_URL", url)
-    monkeypatch.setenv("FLAMBOYANCE_API_KEY", KEY)
-    # the server runs in this process; a handler that another test has left would report its closed stream on stderr
-    monkeypatch.setattr("logging.raiseExceptions", False)
-
-
-@pytest.fixture
-def made(folder: Path, url: str) -> Iterator[Client]:
-    """A client of a server that has the set of the folder."""
-    with Client(url, api_key=KEY) as client:
-        client.support_sets.from_folder(folder)
-        yield client
-
-
-def process(*arguments: str | Path) -> str:
-    """Return what a process of the command line writes to stdout; it writes nothing to stderr."""
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE / "src")}
-    command = [sys.executable, "-m", "flamboyance_client", *map(str, arguments)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-    return done.stdout
-
-
-def run(*arguments: str | Path, status: int = 0) -> tuple[str, str]:
-    """Return what a command, in this process, writes to stdout and stderr."""
-    with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
-        assert application.run([str(argument) for argument in arguments]) == status, errors.getvalue()
-    return output.getvalue(), errors.getvalue()
-
-
-def documents(*arguments: str | Path) -> list[dict[str, Any]]:
-    """Return the JSON lines of a command, which writes nothing else, and nothing to stderr."""
-    output, errors = run(*arguments, "--json")
-    assert errors == ""
-    return [json.loads(line) for line in output.splitlines()]
-
-
-def words(output: str) -> list[list[str]]:
-    """Return the words of each line of a table."""
-    lines = [re.findall(r"[^\s│┃]+", line) for line in output.splitlines()]
-    return [line for line in lines if line]
 
 
 class TestAsk:
@@ -321,106 +253,3 @@ class TestTables:
         answers = process("classify", picture, "-s", "cli-labels", "--method", "nearest_mean")
         assert all(label in answers for label in labels)
         made.support_sets.delete("cli-labels")
-
-
-class TestErrors:
-    def test_a_server_that_does_not_run_is_named(self) -> None:
-        _, errors = run("support-set", "list", "--url", "http://127.0.0.1:9", status=1)
-        assert errors.count("\n") == 1
-        assert errors.startswith("error: no server at http://127.0.0.1:9 (")
-        assert "flamboyance serve" in errors
-
-    def test_a_wrong_url_is_named(self) -> None:
-        _, errors = run("support-set", "list", "--url", "foo", status=1)
-        assert errors == "error: 'foo' is not the URL of a server: begin it with http:// or https://\n"
-
-    def test_a_wrong_key_is_named(self) -> None:
-        _, errors = run("support-set", "list", "--api-key", "wrong", "--json", status=1)
-        assert errors.startswith("error: 401: ")
-        assert "--api-key or FLAMBOYANCE_API_KEY" in errors
-
-    @pytest.mark.parametrize(
-        "arguments",
-        [("ask", "missing.png", "?"), ("classify", "missing.png", "-s", "x"), ("support-set", "import", "missing.zip")],
-    )
-    def test_a_missing_file_is_named(self, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-        assert application.run(arguments) == 1
-        output = capsys.readouterr()
-        assert "missing." in output.out + output.err
-        assert output.err.startswith("error: ")
-        assert output.err.count("\n") == 1
-
-    def test_a_wrong_command_line_has_status_2(self, capsys: pytest.CaptureFixture[str]) -> None:
-        for arguments in (["support-set", "show"], ["show"], ["ask", "--colour"], ["classify", "a", "--strategy", "x"]):
-            assert application.run(arguments) == 2, arguments
-            output = capsys.readouterr()
-            assert (output.out, output.err.count("\n")) == ("", 1)
-            assert output.err.startswith("error: ")
-
-    def test_a_group_without_a_command_shows_its_help(self, capsys: pytest.CaptureFixture[str]) -> None:
-        for arguments in ([], ["support-set"]):
-            assert application.run(arguments) == 2
-            output = capsys.readouterr()
-            assert output.out.lstrip().startswith("Usage: flamboyance-client ")
-            assert output.err == ""
-
-    @pytest.mark.parametrize("name", ["", ".", ".."])
-    def test_what_can_be_no_name_is_refused_before_it_is_sent(self, name: str) -> None:
-        for command in ("show", "delete", "evaluate", "export"):
-            _, errors = run("support-set", command, name, status=1)
-            assert errors == f"error: {name!r} is no name or id\n"
-
-    def test_the_version_is_that_of_the_package(self) -> None:
-        assert process("--version") == f"flamboyance-client {metadata.version('flamboyance-client')}\n"
-
-    def test_help_is_no_error(self, capsys: pytest.CaptureFixture[str]) -> None:
-        for arguments in (["--help"], ["support-set", "--help"], ["support-set", "export", "--help"]):
-            assert application.run(arguments) == 0
-        output = capsys.readouterr()
-        assert "FLAMBOYANCE_URL" in output.out
-        assert output.err == ""
-
-
-class TestDelete:
-    @pytest.mark.parametrize(("answer", "status"), [(True, 0), (False, 1)])
-    def test_a_terminal_is_asked(
-        self, made: Client, monkeypatch: pytest.MonkeyPatch, answer: bool, status: int
-    ) -> None:
-        def confirm(text: str, **_: Any) -> None:
-            assert text == "Delete asked?"
-            if not answer:
-                raise typer.Abort
-
-        made.support_sets.create(name="asked", exist_ok=True)
-        monkeypatch.setattr("sys.stdin.isatty", lambda: True)
-        monkeypatch.setattr(typer, "confirm", confirm)
-        assert application.run(["support-set", "delete", "asked"]) == status
-        assert ("asked" in [entry.name for entry in made.support_sets.list(limit=1000)]) is not answer
-
-
-class TestInstallation:
-    def test_the_commands_of_the_package_exist(self) -> None:
-        project = tomllib.loads((PACKAGE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        points = {**project["scripts"], **project["entry-points"]["flamboyance.commands"]}
-        for name, value in points.items():
-            module, _, attribute = value.partition(":")
-            assert callable(getattr(import_module(module), attribute)), name
-        names = {command.callback.__name__ for command in application.app.registered_commands if command.callback}
-        names |= {str(group.name) for group in application.app.registered_groups}
-        assert names == project["entry-points"]["flamboyance.commands"].keys()
-
-    def test_the_library_does_not_need_the_extra(self) -> None:
-        """Without typer, the library works, and the command says how to install it."""
-        block = "import sys; sys.modules.update(typer=None, rich=None);"
-        environment = {**os.environ, "PYTHONPATH": str(PACKAGE / "src")}
-        for code, status, message in (
-            ("import flamboyance_client", 0, ""),
-            (
-                "from importlib import util; util.find_spec = lambda name: None;"
-                "from flamboyance_client.cli import main; main()",
-                1,
-                "error: the command line needs another package: pip install 'flamboyance-client[cli]'\n",
-            ),
-        ):
-            done = subprocess.run([sys.executable, "-c", block + code], env=environment, capture_output=True, text=True)
-            assert (done.returncode, done.stdout, done.stderr) == (status, "", message)

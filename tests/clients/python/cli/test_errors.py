@@ -1,0 +1,123 @@
+"""Tests of what the command line says of errors, asks before it deletes, and needs to be installed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from flamboyance_client import Client
+from flamboyance_client.cli import app as application
+from tests.clients.python.cli.commands import PACKAGE, process, run
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+class TestErrors:
+    def test_a_server_that_does_not_run_is_named(self) -> None:
+        _, errors = run("support-set", "list", "--url", "http://127.0.0.1:9", status=1)
+        assert errors.count("\n") == 1
+        assert errors.startswith("error: no server at http://127.0.0.1:9 (")
+        assert "flamboyance serve" in errors
+
+    def test_a_wrong_url_is_named(self) -> None:
+        _, errors = run("support-set", "list", "--url", "foo", status=1)
+        assert errors == "error: 'foo' is not the URL of a server: begin it with http:// or https://\n"
+
+    def test_a_wrong_key_is_named(self) -> None:
+        _, errors = run("support-set", "list", "--api-key", "wrong", "--json", status=1)
+        assert errors.startswith("error: 401: ")
+        assert "--api-key or FLAMBOYANCE_API_KEY" in errors
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [("ask", "missing.png", "?"), ("classify", "missing.png", "-s", "x"), ("support-set", "import", "missing.zip")],
+    )
+    def test_a_missing_file_is_named(self, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+        assert application.run(arguments) == 1
+        output = capsys.readouterr()
+        assert "missing." in output.out + output.err
+        assert output.err.startswith("error: ")
+        assert output.err.count("\n") == 1
+
+    def test_a_wrong_command_line_has_status_2(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for arguments in (["support-set", "show"], ["show"], ["ask", "--colour"], ["classify", "a", "--strategy", "x"]):
+            assert application.run(arguments) == 2, arguments
+            output = capsys.readouterr()
+            assert (output.out, output.err.count("\n")) == ("", 1)
+            assert output.err.startswith("error: ")
+
+    def test_a_group_without_a_command_shows_its_help(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for arguments in ([], ["support-set"]):
+            assert application.run(arguments) == 2
+            output = capsys.readouterr()
+            assert output.out.lstrip().startswith("Usage: flamboyance-client ")
+            assert output.err == ""
+
+    @pytest.mark.parametrize("name", ["", ".", ".."])
+    def test_what_can_be_no_name_is_refused_before_it_is_sent(self, name: str) -> None:
+        for command in ("show", "delete", "evaluate", "export"):
+            _, errors = run("support-set", command, name, status=1)
+            assert errors == f"error: {name!r} is no name or id\n"
+
+    def test_the_version_is_that_of_the_package(self) -> None:
+        assert process("--version") == f"flamboyance-client {metadata.version('flamboyance-client')}\n"
+
+    def test_help_is_no_error(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for arguments in (["--help"], ["support-set", "--help"], ["support-set", "export", "--help"]):
+            assert application.run(arguments) == 0
+        output = capsys.readouterr()
+        assert "FLAMBOYANCE_URL" in output.out
+        assert output.err == ""
+
+
+class TestDelete:
+    @pytest.mark.parametrize(("answer", "status"), [(True, 0), (False, 1)])
+    def test_a_terminal_is_asked(
+        self, made: Client, monkeypatch: pytest.MonkeyPatch, answer: bool, status: int
+    ) -> None:
+        def confirm(text: str, **_: Any) -> None:
+            assert text == "Delete asked?"
+            if not answer:
+                raise typer.Abort
+
+        made.support_sets.create(name="asked", exist_ok=True)
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+        monkeypatch.setattr(typer, "confirm", confirm)
+        assert application.run(["support-set", "delete", "asked"]) == status
+        assert ("asked" in [entry.name for entry in made.support_sets.list(limit=1000)]) is not answer
+
+
+class TestInstallation:
+    def test_the_commands_of_the_package_exist(self) -> None:
+        project = tomllib.loads((PACKAGE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        points = {**project["scripts"], **project["entry-points"]["flamboyance.commands"]}
+        for name, value in points.items():
+            module, _, attribute = value.partition(":")
+            assert callable(getattr(import_module(module), attribute)), name
+        names = {command.callback.__name__ for command in application.app.registered_commands if command.callback}
+        names |= {str(group.name) for group in application.app.registered_groups}
+        assert names == project["entry-points"]["flamboyance.commands"].keys()
+
+    def test_the_library_does_not_need_the_extra(self) -> None:
+        """Without typer, the library works, and the command says how to install it."""
+        block = "import sys; sys.modules.update(typer=None, rich=None);"
+        environment = {**os.environ, "PYTHONPATH": str(PACKAGE / "src")}
+        for code, status, message in (
+            ("import flamboyance_client", 0, ""),
+            (
+                "from importlib import util; util.find_spec = lambda name: None;"
+                "from flamboyance_client.cli import main; main()",
+                1,
+                "error: the command line needs another package: pip install 'flamboyance-client[cli]'\n",
+            ),
+        ):
+            done = subprocess.run([sys.executable, "-c", block + code], env=environment, capture_output=True, text=True)
+            assert (done.returncode, done.stdout, done.stderr) == (status, "", message)
