@@ -6,6 +6,8 @@ import argparse
 import multiprocessing
 import random
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -15,13 +17,22 @@ import pytest
 import torch
 
 from bench import mixture, overload
-from bench.cancellations import GAUGES, NUM_CACHED_TOKENS, Snapshot, compare, run, with_small_caches
+from bench.cancellations import (
+    GAUGES,
+    NUM_CACHED_TOKENS,
+    PRIMITIVE_CACHES,
+    Snapshot,
+    compare,
+    run,
+    with_small_caches,
+)
 from bench.faults.load import Load
 from bench.overload import Outcome, Overload
 from bench.table import Report
 from bench.target import Answer, Request, Target
 from server.engine.build import engine_config
 from server.served_model import ServedModel
+from server.settings import child_environment
 
 HELD = Snapshot(
     gauges=dict.fromkeys(GAUGES, 0.0),
@@ -31,6 +42,19 @@ HELD = Snapshot(
     num_decoders=1,
     num_zombies=0,
 )
+# more shapes than the caches hold, in two rounds
+PRODUCTS = """
+import torch
+from model.cpu import OneDNN
+
+product = OneDNN(torch.ones(16, 16), None)
+for _ in range(2):
+    print("round", flush=True)
+    for num_rows in range(1, 101):
+        product(torch.ones(num_rows, 16))
+"""
+# what oneDNN prints when it describes a product, and when it compiles one
+DESCRIBED, COMPILED = "create:dispatch", "create:cache_miss"
 
 
 def test_every_kind_of_request_is_served(target: Target) -> None:
@@ -53,6 +77,17 @@ def test_the_caches_are_so_small_that_the_warm_up_fills_them() -> None:
     settings = with_small_caches(argparse.Namespace(model="tiny", settings=[]))
     config = engine_config(ServedModel.load(settings), settings, torch.float32)
     assert NUM_CACHED_TOKENS <= config.num_blocks * config.block_size < 2 * NUM_CACHED_TOKENS
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+def test_products_of_many_shapes_are_not_kept() -> None:
+    """In the second round, all of them are described and compiled again."""
+    environment = child_environment(**PRIMITIVE_CACHES, ONEDNN_VERBOSE="dispatch,profile_create")
+    command = [sys.executable, "-c", PRODUCTS]
+    printed = subprocess.run(command, env=environment, capture_output=True, check=True, text=True).stdout
+    _, first, second = printed.split("round\n")
+    assert second.count(COMPILED) == first.count(COMPILED) > 0
+    assert second.count(DESCRIBED) == first.count(DESCRIBED) > 0
 
 
 def test_whatever_is_still_held_is_a_missed_bound() -> None:
