@@ -62,7 +62,10 @@ def _run(fault: Fault, server: Server) -> Trial:
     example = f"{unclear[0].answer.status} {unclear[0].answer.body[:100]!r}" if unclear else ""
     trial.expect(f"{len(unclear)} unclear answers: {example}", not unclear)
     if not trial.may_lose_connections:
-        trial.expect(f"{len(unanswered)} requests without an answer", not unanswered)
+        silence = "; ".join(
+            f"{sent.kind}, {sent.answer.error} after {sent.answer.seconds:.1f} s" for sent in unanswered
+        )
+        trial.expect(f"{len(unanswered)} requests without an answer: {silence}", not unanswered)
     return trial
 
 
