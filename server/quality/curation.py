@@ -15,6 +15,7 @@ import numpy as np
 
 from server.errors import InvalidRequest
 from server.fewshot.comparison import ComparedExamples
+from server.fewshot.confidence import probabilities
 from server.fewshot.methods.likeness import Vectors
 from server.fewshot.recent import Recent
 from server.fewshot.retrieval import Retrieval
@@ -31,7 +32,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Suggestions:
-    """Pictures of a pool in the order in which to label them; without two labels, no method weighs these."""
+    """Images of a pool in the order in which to label them; without two labels, no method weighs these."""
 
     method: str | None
     entries: list[Suggestion]
@@ -39,7 +40,7 @@ class Suggestions:
 
 @dataclass(frozen=True, slots=True)
 class Curation:
-    """Compares the examples of a version with each other, and with pictures that have no label yet.
+    """Compares the examples of a version with each other, and with images that have no label yet.
 
     `compared` may be shared with classifications, and its limit with it.
     """
@@ -59,7 +60,7 @@ class Curation:
         return await self.diagnoses.get(self._key(support_set), build)
 
     async def suggest(self, support_set: SupportSet, pool: Sequence[Sequence[EncodedMedia]], count: int) -> Suggestions:
-        """Return up to `count` pictures of a pool without repetitions. Raises the engine's errors."""
+        """Return up to `count` images of a pool without repetitions. Raises the engine's errors."""
         labelled = read_labelled(support_set.examples)
         vectors = await self._pool_vectors(pool)
         if not len(vectors):
@@ -68,13 +69,14 @@ class Curation:
             return Suggestions(None, await self._run(suggest, vectors, vectors[:0], None, (), count))
 
         async def build() -> ComparedExamples:
-            return ComparedExamples(labelled.labelled(await self._vectors(support_set, labelled)))
+            known = labelled.labelled(await self._vectors(support_set, labelled))
+            return ComparedExamples(known, self.retrieval.model.prior)
 
         examples = await self.compared.get(self._key(support_set), build)
         return await self._run(_suggest, examples, labelled.names, vectors, count)
 
     async def _pool_vectors(self, pool: Sequence[Sequence[EncodedMedia]]) -> Vectors:
-        """Return a vector per picture. Those of stored media are kept, since the next request has the same pool."""
+        """Return a vector per image. Those of stored media are kept, since the next request has the same pool."""
         stored = dict.fromkeys(item.id for media in pool for item in media if item.is_stored)
         await self.retrieval.embed_media(list(stored))
         return await self.retrieval.media_vectors(pool) if pool else np.zeros((0, 0), np.float32)
@@ -107,5 +109,6 @@ def _suggest(examples: ComparedExamples, names: Sequence[str], vectors: Vectors,
     if len(names) < 2:
         return Suggestions(None, suggest(vectors, labelled, None, names, count))
     method = examples.choose()
-    probabilities = np.exp(examples.fit(method).log_probabilities(vectors))
-    return Suggestions(method, suggest(vectors, labelled, probabilities, names, count))
+    logs = examples.fit(method).log_probabilities(vectors)
+    certainty = probabilities(logs, examples.confidence(method).temperature)
+    return Suggestions(method, suggest(vectors, labelled, certainty, names, count))

@@ -1,8 +1,8 @@
-"""Suggests pictures of a pool to label next: those that cover most of what the labelled examples leave uncertain.
+"""Suggests images of a pool to label next: those that cover most of what the labelled examples leave uncertain.
 
 The rule is facility location weighted by uncertainty (Wei, Iyer and Bilmes, 2015, "Submodularity in data subset selection
-and active learning"). A picture of the pool is covered as far as it is similar to a labelled example or to a suggested
-picture. The next suggestion is the picture that adds most to what is covered. A picture counts the more, the less certain
+and active learning"). An image of the pool is covered as far as it is similar to a labelled example or to a suggested
+image. The next suggestion is the image that adds most to what is covered. An image counts the more, the less certain
 its label is. So suggestions are typical of the uncertain part of the pool, and unlike each other.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from server.fewshot.methods.likeness import Array, Vectors
 from server.quality.left_out import blocks
 
-# what a picture counts whose label is certain; one between two labels counts 1. On photographs, 0.5 to 1 did as well
+# what an image counts whose label is certain; one between two labels counts 1. On photographs, 0.5 to 1 did as well
 CERTAIN = 0.75
 NUM_LABELS = 2
 
@@ -29,7 +29,7 @@ class LabelProbability:
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """A picture to label, by its index in the pool, and the reasons.
+    """An image to label, by its index in the pool, and the reasons.
 
     `margin` is by how much its first label is more probable than the second, `similarity` is that to the most similar
     labelled example or earlier suggestion, and `gain` is the weighted part of the pool that it covers in addition.
@@ -45,7 +45,7 @@ class Suggestion:
 def suggest(
     pool: Vectors, labelled: Vectors, probabilities: Array | None, names: Sequence[str], count: int
 ) -> list[Suggestion]:
-    """Return up to `count` pictures in the order in which to label them.
+    """Return up to `count` images in the order in which to label them.
 
     `pool` [P, D] and `labelled` [N, D] are vectors of length one. `probabilities` [P, C] are those of the labels `names`;
     None if there are no two labels.
@@ -73,7 +73,7 @@ def suggest(
 
 
 def nearest_similarities(pool: Vectors, labelled: Vectors) -> Array:
-    """Return the similarity [P] of each picture to the most similar labelled one: minus infinity if there is none."""
+    """Return the similarity [P] of each image to the most similar labelled one: minus infinity if there is none."""
     nearest = np.full(len(pool), -np.inf)
     for rows in blocks(len(labelled), len(pool)):
         nearest = np.maximum(nearest, (pool @ labelled[rows].T).max(1))

@@ -20,18 +20,18 @@ class DiagnosticsRequest(VersionRequest):
 
 
 class PooledMedia(MediaFields):
-    """A picture without a label."""
+    """An image without a label."""
 
     @model_validator(mode="after")
     def _shows_something(self) -> PooledMedia:
         if self.image is None and not self.media:
-            raise ValueError("a picture of the pool needs image or media")
+            raise ValueError("an image of the pool needs image or media")
         return self
 
 
 class SuggestRequest(TimedRequest):
-    """A pool of pictures without labels, of which some are to be labelled next."""
+    """A pool of images without labels, of which some are to be labelled next."""
 
     pool: list[PooledMedia] = Field(min_length=1, max_length=MAX_POOL)
-    count: int = Field(8, ge=1, le=MAX_POOL, description="Pictures to suggest.")
+    count: int = Field(8, ge=1, le=MAX_POOL, description="Images to suggest.")
     version: Version | None = Field(None, description="The latest one, if not given.")

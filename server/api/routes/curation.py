@@ -92,7 +92,7 @@ def _report(diagnosis: Diagnosis, limit: int) -> dict[str, Any]:
     **describe("Support sets", body=SuggestRequest, response=responses.Suggestions, errors=(*SUPPORT_SET, *PROMPT)),
 )
 async def suggest_media(support_set: str, request: Request, services: GivenServices, record: GivenRecord) -> Response:
-    """Return which pictures of a pool to label next."""
+    """Return which images of a pool to label next."""
     fields = await read_request(SuggestRequest, request, services)
     return JSONResponse(await unless_disconnected(request.receive, _suggest(support_set, fields, record, services)))
 

@@ -131,7 +131,7 @@ class LabelProbability(ResponseSchema):
 
 
 class Reason(ResponseSchema):
-    """Why a picture is suggested."""
+    """Why an image is suggested."""
 
     margin: float | None = Field(
         description="By how much the first label is more probable than the second; null without two labels."
@@ -149,21 +149,21 @@ class Suggestion(ResponseSchema):
 
 
 class KnownMedia(ResponseSchema):
-    """A picture of the pool that an example of the set shows."""
+    """An image of the pool that an example of the set shows."""
 
     index: int
     example: str = Field(description="The id of the example.")
 
 
 class RepeatedMedia(ResponseSchema):
-    """A picture that the pool has twice."""
+    """An image that the pool has twice."""
 
     index: int
-    first_index: int = Field(description="The position of the same picture before it.")
+    first_index: int = Field(description="The position of the same image before it.")
 
 
 class Suggestions(ListSchema):
-    """Pictures in the order in which to label them, and those that were not considered."""
+    """Images in the order in which to label them, and those that were not considered."""
 
     support_set: str
     version: int

@@ -195,6 +195,14 @@ class TestSuggestions:
         assert body["method"] in ("nearest_mean", "knn", "linear")
         assert (body["known"], body["repeated"]) == ([], [])
 
+    async def test_an_image_is_as_uncertain_as_a_classification_of_it(self, http: httpx.AsyncClient) -> None:
+        await create(http, *examples("red", "tomato", "green", "darkgreen"))
+        (suggestion,) = (await suggest(http, "blue", count=1))["data"]
+        body = {"examples": {"support_set": "pets"}, "query": image("blue")}
+        classified = (await http.post("/v1/classify", json=body)).json()
+        expected = {entry["label"]: pytest.approx(entry["probability"]) for entry in classified["candidates"]}
+        assert {entry["label"]: entry["probability"] for entry in suggestion["labels"]} == expected
+
     async def test_media_of_the_set_and_repeated_ones_are_named_and_not_suggested(
         self, http: httpx.AsyncClient
     ) -> None:
