@@ -15,6 +15,8 @@ from server.quality.recommendation import baseline, recommend, summarise
 from server.schemas.fewshot import SELECTING, ClassifyRequest, ExamplesFields, Method, WeighingFields
 from server.store.records import SupportSet
 
+# the template of evaluations whose prompts are recommended: that of a request which says nothing of its own
+EVALUATED_TEMPLATE = "classification"
 # seconds after which the database is asked again, since an evaluation may have completed
 KEPT_SECONDS = 10.0
 # of what was found, also in periods that are over
@@ -33,10 +35,14 @@ class Recommended:
     labels: frozenset[str]
     confidence: Confidence
 
+    def suits(self, fields: ClassifyRequest) -> bool:
+        """Return whether `auto` may follow it: the method has no prompt, or the template of a request was evaluated."""
+        return self.method in METHODS or fields.template == EVALUATED_TEMPLATE
+
     def is_of(self, method: str, examples: ExamplesFields | None, fields: ClassifyRequest) -> bool:
         """Return whether a request has the method and the prompts that were evaluated, given its selection of shots."""
         weighing = WeighingFields(**fields.model_dump(include=set(WeighingFields.model_fields)))
-        is_default = fields.template == "classification" and weighing == WeighingFields()
+        is_default = fields.template == EVALUATED_TEMPLATE and weighing == WeighingFields()
         has_all = not (fields.zero_shot or fields.truncate_shots)
         is_same = method == self.method and examples is not None and _shots(examples) == _shots(self.examples)
         return is_default and has_all and is_same
@@ -96,4 +102,4 @@ def _shots(examples: ExamplesFields) -> tuple[object, ...]:
 def _has_default_prompt(plan: Mapping[str, Any]) -> bool:
     """Return whether an evaluation's prompts were written and weighed as those of a request that says nothing of it."""
     weighing = WeighingFields(**{**plan["weighing"], "seed": 0})
-    return plan["template"] == "classification" and weighing == WeighingFields()
+    return plan["template"] == EVALUATED_TEMPLATE and weighing == WeighingFields()

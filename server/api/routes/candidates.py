@@ -87,7 +87,8 @@ async def _choose(
     if question.support_set is not None and (method == "auto" or (fields.target and fields.has_prompt)):
         labels = [candidate.label for candidate in candidates]
         recommended = await services.recommendations.find(question.support_set, labels)
-    best = recommended.method if recommended is not None and method == "auto" else None
+    is_followed = recommended is not None and method == "auto" and recommended.suits(fields)
+    best = recommended.method if recommended is not None and is_followed else None
     chosen = await services.comparison.choose(question, method, candidates, best)
     if best == chosen.method and recommended is not None:
         question = question.with_selection(recommended.examples)

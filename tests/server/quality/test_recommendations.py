@@ -95,6 +95,16 @@ async def test_an_evaluation_of_other_prompts_recommends_none_of_them(
     assert (await classify(http))[0] != "in_context"
 
 
+async def test_a_request_with_another_template_has_no_recommended_prompt(
+    http: httpx.AsyncClient, services: Services
+) -> None:
+    await run_evaluation(http, services, k=[2], strategies=["balanced"], methods=["in_context"])
+    assert (await classify(http, template="classification"))[0] == "in_context"
+    assert (await classify(http, template={"shot": "{media}It is {label}."}))[0] != "in_context"
+    await run_evaluation(http, services, methods=["knn"])
+    assert (await classify(http, template={"shot": "{media}It is {label}."}))[0] == "knn"
+
+
 async def test_what_was_found_in_periods_that_are_over_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     now, times_asked = 0.0, 0
 
