@@ -78,8 +78,9 @@ async def _decide(fields: DecisionRequest, record: RequestRecord, services: Serv
 
 
 async def _method(decision: Decision, fields: DecisionRequest, services: Services) -> str:
-    """Return the method that answers a question. `auto` follows an evaluation for methods by likeness: its prompts differ.
+    """Return the method that answers a question.
 
+    `auto` follows an evaluation only if that recommends a method by likeness, because a decision has other prompts.
     Raises `InvalidRequest` for a method, or a target, that cannot be had with the examples.
     """
     question, candidates, recommended = decision.question, decision.parsed.candidates, None
