@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -175,3 +176,17 @@ def test_a_new_database_is_prepared_once_by_concurrent_servers(database_url: str
             database.close()
 
     asyncio.run(prepare())
+
+
+async def test_a_new_database_is_prepared_after_the_transaction_of_another_server(tmp_path: Path) -> None:
+    file = tmp_path / "test.db"
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    database = Database(f"sqlite:///{file}")
+    preparing = asyncio.create_task(database.prepare())
+    await asyncio.wait({preparing}, timeout=0.2)
+    other.execute("COMMIT")
+    await preparing
+    assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    other.close()
+    database.close()
