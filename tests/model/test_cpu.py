@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.batch import Batch, KVCache
 from model.config import FlamingoConfig
@@ -70,6 +72,29 @@ def test_each_format_computes_the_product(name: Format, tolerance: float, rows: 
     assert list(linear.products) == [name]
     expected = x.float() @ weight.T + bias
     assert float((linear(x).float() - expected).norm() / expected.norm()) < tolerance
+
+
+class RowCounts(TorchDispatchMode):
+    """The numbers of rows for which oneDNN has compiled a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.mkldnn._linear_pointwise.default:
+            self.seen.add(len(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_onednn_compiles_products_for_few_numbers_of_rows() -> None:
+    weight = torch.randn(48, 64)
+    linear = FastLinear(weight, None, ("onednn",))
+    with RowCounts() as counts, torch.inference_mode():
+        for rows in range(ROWS[-1] + 1, 129):
+            x = torch.randn(rows, 64)
+            torch.testing.assert_close(linear(x), x @ weight.T)
+    assert counts.seen == {48, 64, 80, 96, 112, 128}
 
 
 @pytest.mark.parametrize("name", ["int4", "int8", "bfloat16"])
