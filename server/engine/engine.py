@@ -47,7 +47,7 @@ class Engine:
         self.media = MediaCache(config.num_media_slots, config.host_media_bytes, salt, config.max_kept_frames)
         self.blocks = BlockPool(config.num_blocks)
         all_previous = model.flamingo.config.gated.attends == "all_previous"
-        self.scheduler = Scheduler(config, self.blocks, self.media, all_previous=all_previous)
+        self.scheduler = Scheduler(config, self.blocks, self.media, all_previous=all_previous, clock=clock)
         self.runner = Runner(model, config, Sampler(tokenizer.suppressed_ids, tokenizer.eos_ids), self.media, record)
         self._clock = clock
         self.grammars = Grammars(tokenizer)

@@ -11,7 +11,8 @@ share, and always advance. Requests of a lower priority *yield*: they run when n
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from math import inf
 from operator import attrgetter
 
@@ -30,7 +31,7 @@ MIN_PIECE = 16
 MIN_PIECE_BEFORE_MEDIA = 64
 YIELD_EVERY = 8
 # A server that has one request at a time takes longer steps, which cost a CPU less: the first request that arrives next to
-# another one waits for one such step, and ends them for as many seconds of work. Work in the background has short steps.
+# another one waits for one such step, and ends them for as many seconds. Work in the background has short steps.
 LONE_STEPS = 4
 LONE_SECONDS = 2.0
 # work done for others after which a sequence that lacks blocks takes those of later requests
@@ -39,11 +40,18 @@ PATIENCE = 2048
 
 class Scheduler(Residents):
     def __init__(
-        self, config: EngineConfig, blocks: BlockPool, media: MediaCache, *, all_previous: bool = False
+        self,
+        config: EngineConfig,
+        blocks: BlockPool,
+        media: MediaCache,
+        *,
+        all_previous: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__(config, blocks, media, all_previous=all_previous)
         self.pace = Pace()
-        self._lone_seconds = inf  # of steps since two requests were there at once
+        self._clock = clock
+        self._met = -inf  # when two requests were there at once
         self._credits = [0.0, 0.0]  # seconds that heavy sequences may run next to light ones: decoding, prompts
 
     def schedule(self) -> Plan:
@@ -61,17 +69,16 @@ class Scheduler(Residents):
     def learn(self, plan: Plan, seconds: float) -> None:
         """Note how long a step has taken."""
         self.pace.learn(plan.work, plan.num_frames, seconds)
-        self._lone_seconds += seconds
 
     def forget_steps(self) -> None:
         """Forget how long steps have taken, and that two requests met."""
         self.pace = Pace()
-        self._lone_seconds = inf
+        self._met = -inf
 
     def _begin_step(self) -> Plan:
         self._step += 1
         if self._shares.expects_others:
-            self._lone_seconds = 0.0
+            self._met = self._clock()
         self._shares.compare_clients()
         self._free_seat()
         config = self.config
@@ -192,7 +199,7 @@ class Scheduler(Residents):
 
     def _limit(self) -> float:
         """Return how long a step may take. To read the weights is no row's fault, and rows may take as long again."""
-        factor = LONE_STEPS if self._lone_seconds >= LONE_SECONDS else 1
+        factor = LONE_STEPS if self._clock() - self._met >= LONE_SECONDS else 1
         return max(factor * self.config.step_seconds, 2 * self.pace.fixed)
 
     def _short_step(self) -> float:

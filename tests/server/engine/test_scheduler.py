@@ -181,6 +181,16 @@ def test_steps_are_short_for_some_time_after_two_requests_met() -> None:
     assert max(seconds) > 2 * CONFIG.step_seconds
 
 
+def test_the_time_without_requests_counts_as_time_after_two_requests_met() -> None:
+    simulation = Simulation(CONFIG)
+    names = [simulation.generate(20, 4) for _ in range(2)]
+    for name in names:
+        simulation.run(name)
+    simulation.runner.now += LONE_SECONDS
+    simulation.generate(8000, 4)
+    assert max(step_seconds(simulation, 1)) > 2 * CONFIG.step_seconds
+
+
 def test_work_in_the_background_has_short_steps_although_it_is_alone() -> None:
     """Without this the first request that comes waits for a long step."""
     simulation = Simulation(CONFIG)
