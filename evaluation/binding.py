@@ -2,7 +2,8 @@
 
 An episode's shots come in rounds, with every word once per round; queries branch off after some of the rounds. The controls
 are the same words with shuffled images, the same prompt without images, the categories' real names instead of the novel
-words (the contribution of language), and the nearest means of the encoder's pooled features and of the model's likeness.
+words (the contribution of language), and the nearest mean of the encoder's pooled features. Beside the model in context are
+the other methods of `/v1/classify`, on the same shots.
 """
 
 from __future__ import annotations
@@ -11,23 +12,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.ranking import Branch, Ranker, concatenate, encode_segments
 from model.flamingo import Flamingo
-from model.likeness import Likeness, unit
+from model.likeness import Likeness, Vectors, unit
+from model.prior import NEAREST_MEAN as DEFAULT_PRIOR
+from model.prior import Prior
 from model.prompt import PromptTokenizer
+from server.fewshot.classification import combine
+from server.fewshot.comparison import ComparedExamples
+from server.fewshot.methods import BLEND, BLEND_PARTS, IN_CONTEXT
+from server.fewshot.methods import METHODS as BY_LIKENESS
+from server.fewshot.methods.likeness import Array, Labelled, log_softmax
 from training.default.catalogue import Catalogue, Rows
 from training.default.templates import Template, item
 from training.default.words import HELD_OUT_WORDS
 
 TEMPLATE = Template("Output:")
 REAL_NAMES = "real names"
-NEAREST_MEAN = "nearest mean"
-LIKENESS = "nearest mean of likeness"
-VARIANTS = ("model", "shuffled", "blind", REAL_NAMES)
+NEAREST_MEAN = "nearest mean of features"
+AUTO = "auto"
+VARIANTS = (IN_CONTEXT, "shuffled", "blind", REAL_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,7 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The answers of an episode: for each variant and nearest mean, by the number of rounds, whether it was correct."""
+    """The answers of an episode: for each variant and method, by the number of rounds, whether it was correct."""
 
     is_correct: dict[str, dict[int, bool]]
 
@@ -70,40 +79,67 @@ def sample_episodes(categories: Rows, ways: int, rounds: int, count: int, seed: 
 
 class Binding:
     def __init__(
-        self, model: Flamingo, tokenizer: PromptTokenizer, catalogue: Catalogue, likeness: Likeness = unit
+        self,
+        model: Flamingo,
+        tokenizer: PromptTokenizer,
+        catalogue: Catalogue,
+        likeness: Likeness = unit,
+        prior: Prior = DEFAULT_PRIOR,
     ) -> None:
         self.model, self.tokenizer, self.catalogue = model, tokenizer, catalogue
-        self._likeness, self._vectors = likeness, dict[int, Tensor]()
+        self._likeness, self._prior, self._vectors = likeness, prior, dict[int, Vectors]()
         self._dtype = next(model.resampler.parameters()).dtype
 
     @torch.inference_mode()
     def judge(self, episode: Episode, rounds: Sequence[int], variants: Sequence[str] = VARIANTS) -> Outcome:
-        """Answer the episode after each number of rounds, in each variant and by the nearest mean."""
-        vectors = {NEAREST_MEAN: self._normalised_feature, LIKENESS: self._likeness_vector}
-        is_correct = {
-            name: {number: nearest_mean(episode, number, vector) == episode.answer for number in rounds}
-            for name, vector in vectors.items()
-        }
-        if not variants:
-            return Outcome(is_correct)
-        rows = list(dict.fromkeys([*(row for row, _ in episode.shots), episode.query]))
-        features = torch.stack([self.catalogue.features(row) for row in rows]).to(self._dtype)
-        ranker = Ranker(self.model, self.model.fresh_media(self.model.resampler(features)))
-        pages = {row: page for page, row in enumerate(rows)}
-        is_correct |= {name: self._rank(ranker, _variant(episode, name), rounds, pages, name) for name in variants}
-        return Outcome(is_correct)
+        """Answer the episode after each number of rounds, in each variant and by each method."""
+        logs = {number: self._compare(episode, number) for number in rounds}
+        answers = {number: {name: int(values.argmax()) for name, values in of.items()} for number, of in logs.items()}
+        for number in rounds:
+            answers[number][NEAREST_MEAN] = nearest_mean(episode, number, self._normalised_feature)
+        for variant, by_rounds in self._rank_variants(episode, rounds, variants).items():
+            for number, values in by_rounds.items():
+                answers[number][variant] = int(values.argmax())
+                if variant == IN_CONTEXT:
+                    likeness = [logs[number][part] for part in BLEND_PARTS if part != IN_CONTEXT]
+                    answers[number][BLEND] = int(combine([values, *likeness]).argmax())
+        names = answers[rounds[0]]
+        return Outcome({name: {number: answers[number][name] == episode.answer for number in rounds} for name in names})
+
+    def _compare(self, episode: Episode, num_rounds: int) -> dict[str, Array]:
+        """Return the log-probabilities of the words by each method by likeness and by `auto`, as the server does it."""
+        shots = episode.shots[: num_rounds * len(episode.words)]
+        vectors = np.stack([self._vector(row) for row in (*(row for row, _ in shots), episode.query)])
+        labels = np.array([*(word for _, word in shots), episode.answer])
+        images = Labelled(vectors, labels, len(episode.words)).compact()
+        is_query = np.arange(len(labels)) == len(shots)
+        examples = ComparedExamples(images.without(is_query), self._prior)
+        logs = {name: examples.fit(name).log_probabilities(images.vectors[is_query])[0] for name in BY_LIKENESS}
+        return {**logs, AUTO: logs[examples.choose()]}
 
     def _normalised_feature(self, row: int) -> Tensor:
         return F.normalize(self.catalogue.pooled(row), dim=0)
 
-    def _likeness_vector(self, row: int) -> Tensor:
+    def _vector(self, row: int) -> Vectors:
         if row not in self._vectors:
-            self._vectors[row] = torch.from_numpy(self._likeness(self.catalogue.pooled(row)[None].numpy()))[0]
+            self._vectors[row] = self._likeness(self.catalogue.pooled(row)[None].numpy())[0]
         return self._vectors[row]
+
+    def _rank_variants(
+        self, episode: Episode, rounds: Sequence[int], variants: Sequence[str]
+    ) -> dict[str, dict[int, Array]]:
+        if not variants:
+            return {}
+        rows = list(dict.fromkeys([*(row for row, _ in episode.shots), episode.query]))
+        features = torch.stack([self.catalogue.features(row) for row in rows]).to(self._dtype)
+        ranker = Ranker(self.model, self.model.fresh_media(self.model.resampler(features)))
+        pages = {row: page for page, row in enumerate(rows)}
+        return {name: self._rank(ranker, _variant(episode, name), rounds, pages, name) for name in variants}
 
     def _rank(
         self, ranker: Ranker, episode: Episode, rounds: Sequence[int], pages: dict[int, int], variant: str
-    ) -> dict[int, bool]:
+    ) -> dict[int, Array]:
+        """Return the log-probabilities of the words after each number of rounds."""
         pages = {} if variant == "blind" else pages
         shots = [
             encode_segments(item(row, TEMPLATE, episode.words[word]), self.tokenizer, pages.get(row, -1))
@@ -117,10 +153,8 @@ class Binding:
                 *query, answer, end_of_answer = item(episode.query, TEMPLATE, word)
                 candidate = encode_segments([answer, end_of_answer], self.tokenizer, page)
                 branches.append(Branch(end, encode_segments(query, self.tokenizer, page), candidate))
-        scores = ranker.scores(concatenate(shots), branches)
-        ways = len(episode.words)
-        best = [max(range(ways), key=scores[i * ways : (i + 1) * ways].__getitem__) for i in range(len(rounds))]
-        return {num_rounds: word == episode.answer for num_rounds, word in zip(rounds, best, strict=True)}
+        scores = np.reshape(ranker.scores(concatenate(shots), branches), (len(rounds), len(episode.words)))
+        return dict(zip(rounds, log_softmax(scores), strict=True))
 
 
 def nearest_mean(episode: Episode, num_rounds: int, feature: Callable[[int], Tensor]) -> int:

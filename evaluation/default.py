@@ -1,8 +1,8 @@
 """Print the default model's evaluation tables, computed in process from its folder and the cached features.
 
-`python -m evaluation.default` ranks held-out categories by likelihood, next to shuffled and blind prompts and the nearest
-mean, and measures names, captions, style and perplexity. Progress goes to standard error, the tables to standard output;
-the last line is JSON.
+`python -m evaluation.default` ranks held-out categories by likelihood, next to shuffled and blind prompts, the nearest mean
+of the encoder's features and all methods of classification, and measures names, captions, style and perplexity. Progress
+goes to standard error, the tables to standard output; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from typing import Any
 
 import torch
 
-from evaluation.binding import LIKENESS, NEAREST_MEAN, VARIANTS, Binding, Episode, Outcome, sample_episodes
-from evaluation.intervals import Share, share
+from evaluation.binding import AUTO, NEAREST_MEAN, VARIANTS, Binding, Episode, Outcome, sample_episodes
+from evaluation.intervals import Share, difference_to_best, share
 from evaluation.naming import Naming, perplexity
 from model.flamingo import Flamingo
 from model.folder import load_folder
 from model.likeness import load_likeness
+from model.prior import load_prior
 from model.prompt import PromptTokenizer
 from model.zoo.default import prepare
+from server.fewshot.methods import BLEND, IN_CONTEXT, METHODS
 from training.default.catalogue import Catalogue
 from training.default_data.records import DEFAULT_FOLDER
 
@@ -60,12 +62,15 @@ class Options:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*self.variants, NEAREST_MEAN, LIKENESS)
+        return (*self.variants, NEAREST_MEAN, *METHODS, *(() if self.encoder_only else (BLEND,)), AUTO)
 
 
-def binding_table(catalogue: Catalogue, options: Options, folder: Path) -> dict[str, dict[str, Share]]:
-    """Return the shares by row, such as "drawings, 5-way, 1 per word (5 in all)", and column."""
-    rows: dict[str, dict[str, Share]] = {}
+Rows = dict[str, dict[str, list[bool]]]
+
+
+def binding_table(catalogue: Catalogue, options: Options, folder: Path) -> Rows:
+    """Return whether answers are correct by row, such as "drawings, 5-way, 1 per word (5 in all)", and column."""
+    rows: Rows = {}
     domains = (
         ("drawings", catalogue.held_out_labels, ROUNDS),
         ("photographs", catalogue.photographs, ROUNDS),
@@ -82,7 +87,7 @@ def binding_table(catalogue: Catalogue, options: Options, folder: Path) -> dict[
                 for num_rounds in rounds:
                     name = f"{domain}, {ways}-way, {num_rounds} per word ({num_rounds * ways} in all)"
                     rows[name] = {
-                        column: share([o.is_correct[column][num_rounds] for o in outcomes if column in o.is_correct])
+                        column: [o.is_correct[column][num_rounds] for o in outcomes if column in o.is_correct]
                         for column in options.columns
                     }
     return rows
@@ -96,7 +101,9 @@ def _initialise(folder: Path, options: Options) -> None:
     torch.set_num_threads(1)
     model = _load_served(folder, options)
     tokenizer = PromptTokenizer.load(folder, model.config.prompt)
-    _process_binding.append(Binding(model, tokenizer, Catalogue(options.data), load_likeness(folder)))
+    _process_binding.append(
+        Binding(model, tokenizer, Catalogue(options.data), load_likeness(folder), load_prior(folder))
+    )
 
 
 def _load_served(folder: Path, options: Options) -> Flamingo:
@@ -151,12 +158,23 @@ def format_table(rows: dict[str, dict[str, Share]], columns: tuple[str, ...], ch
     return "\n".join(lines)
 
 
+def format_methods(rows: Rows) -> str:
+    """Return the table of by how much `auto` is more accurate than the best single method of the row."""
+    methods = (IN_CONTEXT, *METHODS, BLEND, AUTO)
+    lines = ["| | auto less the best single method |", "|---|---|"]
+    for name, answers in rows.items():
+        lines.append(f"| {name} | {difference_to_best({m: answers[m] for m in methods if m in answers}, AUTO)} |")
+    return "\n".join(lines)
+
+
 def measure(options: Options) -> dict[str, Any]:
     torch.set_num_threads(options.processes)
     folder = options.model or prepare()
     catalogue = Catalogue(options.data)
-    binding_rows = binding_table(catalogue, options, folder)
+    answers = binding_table(catalogue, options, folder)
+    binding_rows = {name: {column: share(of) for column, of in row.items()} for name, row in answers.items()}
     print(format_table(binding_rows, options.columns, chance=True), "\n", flush=True)
+    print(format_methods(answers), "\n", flush=True)
     if options.encoder_only:
         return {"episodes": options.episodes, "shares": share_values(binding_rows)}
     model = _load_served(folder, options)
@@ -207,7 +225,7 @@ def main() -> None:
         "--processes", type=int, default=2, help="worker processes, each with one thread and the model's 0.7 GB"
     )
     parser.add_argument(
-        "--encoder-only", action="store_true", help="print the nearest means only, which are the model's baseline"
+        "--encoder-only", action="store_true", help="print the nearest means and the methods by likeness only"
     )
     print(json.dumps(measure(Options(**vars(parser.parse_args())))))
 

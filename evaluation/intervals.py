@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import TypeVar
 
 Z = 1.959964
+
+Name = TypeVar("Name", bound=str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +55,13 @@ class Ratio:
     def __str__(self) -> str:
         low, high = self.interval()
         return f"{self.value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def difference_to_best(answers: Mapping[Name, Sequence[bool]], name: Name) -> str:
+    """Return by how much `name` is more accurate than the best other one, paired by answer, with the 95% interval."""
+    best = max((other for other in answers if other != name), key=lambda other: sum(answers[other]))
+    differences = [int(own) - int(other) for own, other in zip(answers[name], answers[best], strict=True)]
+    # one win and one loss are added, so that no difference at all has some variance
+    half = Z * stdev([*differences, 1, -1]) / math.sqrt(len(differences))
+    mean = fmean(differences)
+    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}] ({best})"

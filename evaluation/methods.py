@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import get_args
 
-from evaluation.intervals import Z, share
+from evaluation.intervals import difference_to_best, share
 from evaluation.leave_one_out import images_by_category
 from flamboyance_client import Client, example, query
 from flamboyance_client.options import Method
@@ -72,18 +71,6 @@ def measure(
     return answers
 
 
-def paired_difference(answers: Answers) -> str:
-    """Return by how much `auto` is more accurate than the best single method, with the 95% interval; else nothing."""
-    if "auto" not in answers or len(answers) == 1:
-        return ""
-    best = max((method for method in answers if method != "auto"), key=lambda method: sum(answers[method]))
-    differences = [int(auto) - int(other) for auto, other in zip(answers["auto"], answers[best], strict=True)]
-    # one win and one loss are added, so that no difference at all has some variance
-    half = Z * stdev([*differences, 1, -1]) / math.sqrt(len(differences))
-    mean = fmean(differences)
-    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}] ({best})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.methods", description=__doc__)
     parser.add_argument("url", help="the server's URL, such as http://127.0.0.1:8000")
@@ -105,7 +92,10 @@ def main() -> None:
             for rounds in options.rounds:
                 name = f"{domain}s, {options.ways}-way, {rounds} per word"
                 answers = measure(client, options.data, episodes, rounds * options.ways, methods, name)
-                cells = [*map(str, map(share, answers.values())), paired_difference(answers)]
+                cells = [
+                    *map(str, map(share, answers.values())),
+                    difference_to_best(answers, "auto") if {"auto"} < answers.keys() else "",
+                ]
                 print(f"| {name} | {' | '.join(cells)} |", flush=True)
                 results[name] = {method: fmean(correct) for method, correct in answers.items()}
     print(json.dumps({"episodes": options.episodes, "shares": results}))

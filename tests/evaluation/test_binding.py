@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from evaluation.binding import Binding, sample_episodes
 from evaluation.default import format_table
-from evaluation.intervals import Share
+from evaluation.intervals import Share, difference_to_best
 from evaluation.naming import Naming, perplexity
+from model.likeness import Vectors
 from model.prompt import PromptTokenizer
 from tests.tiny_models import CONFIGS, prompt_tokenizer, tiny_model
 from tests.training.default.data import make_folder
@@ -55,8 +57,33 @@ def test_an_outcome_has_every_variant_and_number_of_rounds(catalogue: Catalogue,
     binding = Binding(tiny_model(CONFIGS["flamingo"]), tokenizer, catalogue)
     (episode,) = sample_episodes(catalogue.photographs, 2, 3, 1, seed=0)
     is_correct = binding.judge(episode, (1, 3)).is_correct
-    assert is_correct.keys() == {"model", "shuffled", "blind", "real names", "nearest mean", "nearest mean of likeness"}
+    assert is_correct.keys() == {
+        *("in_context", "shuffled", "blind", "real names", "nearest mean of features"),
+        *("nearest_mean", "knn", "linear", "blend", "auto"),
+    }
     assert all(set(by_rounds) == {1, 3} for by_rounds in is_correct.values())
+
+
+def test_methods_by_likeness_answer_as_the_vectors_say(catalogue: Catalogue, tokenizer: PromptTokenizer) -> None:
+    """With one hot vector per word, every method but the model in context is right, and `auto` is what the prior says."""
+    episodes = sample_episodes(catalogue.photographs, 2, 3, 6, seed=0)
+    for episode in episodes:
+        word_of = {**dict(episode.shots), episode.query: episode.answer}
+        rows = {catalogue.pooled(row).numpy().tobytes(): word for row, word in word_of.items()}
+
+        def likeness(pooled: Vectors, rows: dict[bytes, int] = rows) -> Vectors:
+            return np.eye(2, dtype=np.float32)[[rows[vector.tobytes()] for vector in pooled]]
+
+        binding = Binding(tiny_model(CONFIGS["flamingo"]), tokenizer, catalogue, likeness)
+        is_correct = binding.judge(episode, (1, 3), ()).is_correct
+        assert is_correct.keys() == {"nearest mean of features", "nearest_mean", "knn", "linear", "auto"}
+        assert all(all(is_correct[name].values()) for name in ("nearest_mean", "knn", "linear", "auto"))
+
+
+def test_a_difference_to_the_best_is_paired() -> None:
+    answers = {"a": [True] * 8 + [False] * 2, "b": [True] * 2 + [False] * 8, "auto": [True] * 7 + [False] * 3}
+    assert difference_to_best(answers, "auto").startswith("-0.100 [")
+    assert difference_to_best(answers, "auto").endswith("(a)")
 
 
 def test_naming_cases_use_held_out_images_and_their_label_comes_first(
