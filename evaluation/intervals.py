@@ -60,7 +60,7 @@ class Ratio:
 def difference_to_best(answers: Mapping[Name, Sequence[bool]], name: Name) -> str:
     """Return by how much `name` is more accurate than the best other one, paired by answer, with the 95% interval."""
     best = max((other for other in answers if other != name), key=lambda other: sum(answers[other]))
-    differences = [int(own) - int(other) for own, other in zip(answers[name], answers[best], strict=True)]
+    differences = [int(first) - int(second) for first, second in zip(answers[name], answers[best], strict=True)]
     # one win and one loss are added, so that no difference at all has some variance
     half = Z * stdev([*differences, 1, -1]) / math.sqrt(len(differences))
     mean = fmean(differences)
