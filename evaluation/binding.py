@@ -2,8 +2,8 @@
 
 An episode's shots come in rounds, with every word once per round; queries branch off after some of the rounds. The controls
 are the same words with shuffled images, the same prompt without images, the categories' real names instead of the novel
-words (the contribution of language), and the nearest mean of the encoder's pooled features. Next to the model in context are
-the other methods of `/v1/classify`, on the same shots.
+words (the contribution of language), and the nearest mean of the encoder's pooled features. The other methods of
+`/v1/classify` answer after the same shots.
 """
 
 from __future__ import annotations
