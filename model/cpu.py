@@ -44,6 +44,8 @@ ENCODER_ROWS = 256
 ENCODER_SAMPLE = 4
 # the packed kernels take a multiple of this number of rows
 ROW_MULTIPLE = 16
+# numbers of rows above this one are padded to the multiple for oneDNN
+PADDED_FROM = 32
 # elements of a matrix, below which rounding does not make it faster
 MIN_ROUNDED = 1 << 16
 
@@ -91,14 +93,21 @@ class Plain:
 
 
 class OneDNN:
-    """Weights of `dtype` in oneDNN's fastest layout, which is computed here once and not in each call."""
+    """Weights of `dtype` in oneDNN's fastest layout, which is computed here once and not in each call.
+
+    oneDNN compiles a kernel for each number of rows, which takes several times as long as a product. Many rows are padded,
+    so that few numbers occur.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> None:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), None)
         self.bias = None if bias is None else bias.to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        count = len(x)
+        if count > PADDED_FROM and (padding := -count % ROW_MULTIPLE):
+            x = F.pad(x, (0, 0, 0, padding))
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")[:count]
 
 
 def bfloat16(weight: Tensor, bias: Tensor | None) -> Product:
