@@ -87,7 +87,9 @@ class MediaReferences:
                 raise MediaInUse(f"the media {media_id[:80]!r} is used by a support set")
             if row is not None:
                 _delete_rows(session, [media_id], now)
-            self._store.delete(media_id)
+            # without a file, the transaction is tried again, or the file was lost
+            if row is None or self._store.exists(media_id):
+                self._store.delete(media_id)
 
         await self._database.write(remove)
 
