@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, Unpack
 
@@ -55,10 +55,13 @@ class AsyncFewShot:
     async def complete(self, query: AnyQuery, **options: Unpack[FewShotOptions]) -> Completion:
         return await self._send(await asyncio.to_thread(self._api.fewshot, query, options))
 
-    def stream(
+    @asynccontextmanager
+    async def stream(
         self, query: AnyQuery, **options: Unpack[FewShotOptions]
-    ) -> AbstractAsyncContextManager[AsyncIterator[Completion]]:
-        return self._stream(self._api.fewshot(query, options, stream=True))
+    ) -> AsyncIterator[AsyncIterator[Completion]]:
+        call = await asyncio.to_thread(self._api.fewshot, query, options, stream=True)
+        async with self._stream(call) as events:
+            yield events
 
 
 class AsyncImages:
@@ -68,7 +71,7 @@ class AsyncImages:
         self._calls, self._send = ImageCalls(), send
 
     async def upload(self, media: Media) -> StoredMedia:
-        return await self._send(self._calls.upload(media))
+        return await self._send(await asyncio.to_thread(self._calls.upload, media))
 
     async def get(self, media_id: str) -> StoredMedia:
         return await self._send(self._calls.get(media_id))
@@ -185,7 +188,7 @@ class AsyncSupportSets:
             return await self.get(name)
 
     async def search(self, name: str, query: AnyQuery, **options: Unpack[SearchOptions]) -> Page[StoredExample]:
-        return await self._send(self._calls.search(name, query, options))
+        return await self._send(await asyncio.to_thread(self._calls.search, name, query, options))
 
     async def diagnostics(self, name: str, *, version: int | None = None, limit: int | None = None) -> Diagnostics:
         """Return the examples that look mislabelled, harm the others, repeat, or contradict each other."""
