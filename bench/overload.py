@@ -1,9 +1,10 @@
 """Ten times more requests than a server can serve: `python -m bench.overload`.
 
 First the peak is measured: the best rate of a few clients. Then ten times as many clients send one request after the other
-and wait as long as a refusal says, and then requests arrive at ten times the peak whatever happens to earlier ones. The
-served rate should stay at the peak, and a refusal should be quick and say how long to wait. Each load prints a line, and no
-load takes longer than `--seconds` and `--drain`.
+and wait as long as a refusal says, and then requests arrive at ten times the peak whatever happens to earlier ones. They
+come from many addresses: the refusals of a single client that ignores `Retry-After` are paced. The served rate should stay
+at the peak, and a refusal should be quick and say how long to wait. Each load prints a line, and no load takes longer than
+`--seconds` and `--drain`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from bench.driver import BenchFailed
@@ -39,6 +41,7 @@ MIN_WAIT_RATIO = 0.5
 MAX_TOKENS = 8
 SEPARATOR = b"\r\n\r\n"
 COMMENT = b"\xff\xfe\x00\x0a"
+ADDRESSES = tuple(f"127.0.0.{number}" for number in range(2, 66))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +95,10 @@ async def _run(load: Load) -> Outcome:
     num_sent = 0
     end = time.perf_counter() + load.seconds
 
-    async def send() -> Answer:
+    async def send(source: str) -> Answer:
         nonlocal num_sent
         num_sent += 1
-        answer = await exchange(load.port, _request(load.kind))
+        answer = await exchange(load.port, _request(load.kind), source)
         answers.append(answer)
         if answer.status == 200:
             served_at.append(time.perf_counter())
@@ -106,8 +109,8 @@ async def _run(load: Load) -> Outcome:
             if load.rate:
                 await _arrivals(load.rate, send, end, group)
             else:
-                for _ in range(load.clients):
-                    group.create_task(_client(send, end))
+                for number in range(load.clients):
+                    group.create_task(_client(partial(send, ADDRESSES[number % len(ADDRESSES)]), end))
     given_up = Answer(status=0, seconds=load.drain, error=f"given up {load.drain:g} s after the end")
     answers += [given_up] * (num_sent - len(answers))
     return Outcome(answers, sum(moment <= end for moment in served_at), load.seconds)
@@ -122,22 +125,22 @@ async def _client(send: Callable[[], Awaitable[Answer]], end: float) -> None:
 
 
 async def _arrivals(
-    rate: float, send: Callable[[], Coroutine[None, None, Answer]], end: float, group: asyncio.TaskGroup
+    rate: float, send: Callable[[str], Coroutine[None, None, Answer]], end: float, group: asyncio.TaskGroup
 ) -> None:
     """Send requests at random times, without waiting for earlier ones."""
     due = time.perf_counter()
     while due < end:
         await asyncio.sleep(max(due - time.perf_counter(), 0.0))
-        group.create_task(send())
+        group.create_task(send(random.choice(ADDRESSES)))
         due += random.expovariate(rate)
 
 
-async def exchange(port: int, request: bytes) -> Answer:
-    """Send a request on a new connection; a failure is an answer with status 0."""
+async def exchange(port: int, request: bytes, source: str) -> Answer:
+    """Send a request on a new connection from the address `source`; a failure is an answer with status 0."""
     began = time.perf_counter()
     writer: asyncio.StreamWriter | None = None
     try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
         writer.write(request)
         head, _, body = (await reader.read()).partition(SEPARATOR)
     except OSError as error:

@@ -148,7 +148,6 @@ def create_app(
     app.state.services = services
     for router in ROUTERS:
         app.include_router(router)
-    app.add_exception_handler(ServerError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_http)
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _report_bug)
@@ -186,8 +185,7 @@ async def _cancel(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServerError)
+async def _refuse(request: Request, error: ServerError) -> Response:
     request.app.state.services.metrics.count_refused(error.code)
     logger.info(
         "request refused",

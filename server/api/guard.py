@@ -1,23 +1,26 @@
-"""Middleware before every route: it checks the API key, and gives each request an id, a ticket and a deadline.
+"""Middleware before every route: it checks the API key, gives each request an id, a ticket and a deadline, and refuses.
 
-The ticket is released after the last byte of the response. Pure ASGI, so that streams pass through untouched.
+The ticket is released after the last byte of the response, and before a refusal, which may have to wait for its turn. Pure
+ASGI, so that streams pass through untouched.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
 import re
 import uuid
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import InvalidRequest, ServerError, Unauthorized
+from server.errors import ClientOverShare, InvalidRequest, ServerError, Unauthorized
 from server.limits.admission import Admission
 from server.limits.deadline import HEADER, Deadline, read_header
 
@@ -29,13 +32,16 @@ DOCS_PATHS = frozenset(
 # Probes and scrapers carry no key either.
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"}) | DOCS_PATHS
 IPV6_PREFIX = 64
+# bytes of a refused body that are read, and dropped, so that a disconnection is noticed: it follows the body
+MAX_DROPPED = 2**16
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 class Guard:
     """Refuses requests without the key, and gives the others an id, a deadline and a ticket.
 
-    `timeout` is the seconds that a request may take, None for no limit.
+    `refuse` makes the response to a request that ends with a `ServerError`, here or in a route. `timeout` is the seconds
+    that a request may take, None for no limit.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Guard:
             return
         headers, state = Headers(scope=scope), scope.setdefault("state", {})
         state["request_id"] = request_id = _request_id(headers)
+        client = _client(scope)
 
         has_begun = False
 
@@ -72,14 +79,18 @@ class Guard:
             self._check(scope["path"], headers)
             state["deadline"] = deadline = Deadline(self._timeout)
             deadline.shorten(read_header(headers.get(HEADER)))
-            with self._admission.ticket(_client(scope)) as state["ticket"]:
+            with self._admission.ticket(client) as state["ticket"]:
                 async with deadline.limit():
                     await self._app(scope, receive, send_with_id)
+            return
         except ServerError as error:
             if has_begun:
                 raise
-            response = await self._refuse(Request(scope), error)
-            await response(scope, receive, send_with_id)
+            refusal = error.with_traceback(None)  # its frames hold the body
+        if isinstance(refusal, ClientOverShare):
+            await self._admission.pacing.hold(client, partial(_disconnected, receive))
+        response = await self._refuse(Request(scope), refusal)
+        await response(scope, receive, send_with_id)
 
     def _check(self, path: str, headers: Headers) -> None:
         """Check the key, and that the end of the body is unambiguous. Raises `Unauthorized` and `InvalidRequest`."""
@@ -113,6 +124,17 @@ def _client(scope: Scope) -> str:
         return host
     network = ipaddress.ip_network((int(address), IPV6_PREFIX), strict=False)
     return str(address.ipv4_mapped or network)
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Return when the client of a refused request has disconnected; behind a large body, which stays unread, never."""
+    size = 0
+    while size <= MAX_DROPPED:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        size += len(message.get("body", b""))
+    await asyncio.get_running_loop().create_future()
 
 
 def _digest(key: str) -> bytes:

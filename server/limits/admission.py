@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Literal
 
 from server.errors import ClientOverShare, Overloaded, ShuttingDown
+from server.limits.pacing import Pacing
 from server.metrics import Metrics
 
 MAX_RETRY_AFTER = 60
@@ -115,6 +116,7 @@ class Admission:
     ) -> None:
         self.num_running = 0
         self.is_closed = False
+        self.pacing = Pacing(clock)
         self._queue = SharedLimit(max_num_queued, max_share)
         self._bytes = SharedLimit(max_bytes, max_share)
         self._metrics = metrics
@@ -138,6 +140,7 @@ class Admission:
 
     def close(self) -> None:
         self.is_closed = True
+        self.pacing.close()
 
     async def wait_until_idle(self) -> None:
         """Return when no request is waiting or running."""

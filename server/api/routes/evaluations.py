@@ -45,9 +45,9 @@ EVALUATION = (EvaluationNotFound, DatabaseUnavailable)
 )
 async def create_evaluation(support_set: str, request: Request, services: GivenServices) -> Response:
     """Begin to evaluate a support set by leaving out each of its examples in turn."""
-    fields = await read_request(EvaluateRequest, request, services, empty=b"{}")
     client = request.state.ticket.client
     services.evaluations.check_room(client)
+    fields = await read_request(EvaluateRequest, request, services, empty=b"{}")
     version = await services.support_sets.get_version(support_set, fields.version)
     plan = make_plan(fields, version, services.model, services.settings.max_media_per_request)
     answers = {example.id: answer_of(example) for example in version.examples}

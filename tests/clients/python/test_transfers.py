@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,9 @@ from tests.clients.serving import KEY, tiny_server
 
 COLOURS = ("red", "green", "blue")
 SET = {"id": "ss_1", "name": "pets", "version": 1, "num_examples": 3}
+MEDIA = {"id": "img_1", "object": "image", "bytes": 9, "width": 2, "height": 1, "frames": 1}
+COMPLETION = {"id": "cmpl-1", "model": "tiny", "choices": [{"index": 0, "text": "cat"}]}
+STREAM = f"data: {json.dumps(COMPLETION)}\n\ndata: [DONE]\n\n"
 
 
 def png(colour: str) -> bytes:
@@ -181,3 +185,32 @@ def test_a_conflict_stays_one_if_the_file_has_no_name(tmp_path: Path, content: b
     transport = httpx.MockTransport(lambda request: httpx.Response(409, json=body))
     with Client("http://server", transport=transport) as client, pytest.raises(Conflict):
         client.support_sets.import_(path, exist_ok=True)
+
+
+async def _send_files(client: AsyncClient, path: Path) -> None:
+    await client.images.upload(path)
+    await client.support_sets.search("pets", path)
+    async with client.fewshot.stream(path) as events:
+        assert [event.text async for event in events] == ["cat"]
+
+
+def test_the_async_client_reads_files_in_other_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/completions"):
+            return httpx.Response(200, text=STREAM)
+        return httpx.Response(200, json={**MEDIA, "data": []})
+
+    def read(path: Path) -> bytes:
+        threads.append(threading.current_thread())
+        return png("red")
+
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(Path, "read_bytes", read)
+
+    async def run() -> None:
+        async with AsyncClient("http://server", transport=httpx.MockTransport(handle)) as client:
+            await _send_files(client, tmp_path / "a.png")
+
+    asyncio.run(run())
+    assert len(threads) == 3
+    assert threading.current_thread() not in threads

@@ -1,13 +1,25 @@
-"""The guard checks the API key, and every response has a request id."""
+"""The guard checks the API key, every response has a request id, and some refusals are held."""
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
-from server.api.guard import OPEN_PATHS
+from server.api.guard import OPEN_PATHS, Guard
+from server.errors import ClientOverShare, ServerError
+from server.limits.admission import Admission
+from server.limits.pacing import MAX_PAUSE
+from server.metrics import Metrics
 from server.settings import Settings
+from tests.server.fakes import eventually
 
 pytestmark = pytest.mark.anyio
 KEY = "correct horse"
@@ -71,3 +83,58 @@ async def test_unknown_routes_and_methods_have_the_error_shape(http: httpx.Async
     assert (missing.status_code, missing.json()["error"]["type"]) == (404, "not_found_error")
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
     assert wrong.headers["allow"] == "POST"
+
+
+class Connection:
+    """The messages of a request: its body in pieces, and the client's disconnection once `left` is set."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.left = asyncio.Event()
+        self.unread = list(pieces)
+
+    async def receive(self) -> Message:
+        if self.unread:
+            return {"type": "http.request", "body": self.unread.pop(0), "more_body": bool(self.unread)}
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+
+async def over_share(scope: Scope, receive: Receive, send: Send) -> None:
+    raise ClientOverShare("no")
+
+
+@asynccontextmanager
+async def refused(connection: Connection) -> AsyncIterator[asyncio.Task[None]]:
+    """A request of a client whose refusals have the longest pause."""
+
+    async def refuse(request: Request, error: ServerError) -> Response:
+        return Response(status_code=error.status)
+
+    async def send(message: Message) -> None:
+        pass
+
+    admission = Admission(1, Metrics("tiny"))
+    while admission.pacing.pause("a") < MAX_PAUSE:
+        pass
+    scope: Scope = {"type": "http", "path": "/v1/completions", "headers": [], "client": ("a", 1)}
+    task = asyncio.create_task(Guard(over_share, admission, refuse)(scope, connection.receive, send))
+    await eventually(lambda: admission.pacing.num_held == 1)
+    yield task
+    admission.close()
+    await task
+
+
+async def test_a_refusal_that_is_held_ends_when_its_client_disconnects() -> None:
+    connection = Connection(b"a body", b"in two pieces")
+    async with refused(connection) as task:
+        assert not task.done()
+        connection.left.set()
+        await asyncio.wait_for(task, MAX_PAUSE / 2)
+
+
+async def test_a_large_body_is_not_read_while_its_refusal_is_held() -> None:
+    connection = Connection(*[b" " * 40_000] * 100)
+    async with refused(connection) as task:
+        await asyncio.sleep(0)
+        assert len(connection.unread) == 98
+        assert not task.done()

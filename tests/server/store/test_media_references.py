@@ -6,6 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from server.errors import MediaInUse, MediaNotFound, SupportSetNotFound
 from server.media.source import EncodedMedia, encoded
@@ -49,6 +52,27 @@ async def test_uploaded_media_stay_until_their_client_deletes_them(
     assert [store.exists(m.id) for m in (RED, GREEN, BLUE)] == [True, False, True]
     await media_references.delete(RED.id)
     assert not store.exists(RED.id)
+    with pytest.raises(MediaNotFound):
+        await media_references.delete(RED.id)
+
+
+async def test_a_deletion_that_is_tried_again_does_not_miss_the_file_that_it_has_deleted(
+    media_references: MediaReferences, store: MediaStore
+) -> None:
+    store.put(RED.data, "image")
+    await media_references.mark_uploaded(RED.id, len(RED.data))
+    failures = [IntegrityError("COMMIT", {}, Exception("UNIQUE constraint failed"))]
+
+    def fail_once(session: Session) -> None:
+        if failures:
+            raise failures.pop()
+
+    event.listen(Session, "before_commit", fail_once)
+    try:
+        await media_references.delete(RED.id)
+    finally:
+        event.remove(Session, "before_commit", fail_once)
+    assert (failures, store.exists(RED.id)) == ([], False)
     with pytest.raises(MediaNotFound):
         await media_references.delete(RED.id)
 

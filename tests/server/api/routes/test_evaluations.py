@@ -191,12 +191,12 @@ async def test_a_set_of_one_example_cannot_be_evaluated(http: httpx.AsyncClient,
     assert (response.status_code, response.json()["error"]["param"]) == (400, "k")
 
 
-async def test_a_full_queue_refuses_before_a_set_is_read(
+async def test_a_full_queue_refuses_before_a_body_or_a_set_is_read(
     http: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(MAX_UNFINISHED):
         await services.evaluations.create("ss_0", 1, {}, f"client {number}")
     refused = [await http.post("/v1/support_sets/colours/evaluate", json={})]
     monkeypatch.setattr(services.support_sets, "get_version", None)
-    refused.append(await http.post("/v1/support_sets/colours/evaluate", json={}))
+    refused.append(await http.post("/v1/support_sets/colours/evaluate", content=b"this is not even JSON"))
     assert [(r.status_code, r.json()["error"]["code"]) for r in refused] == [(503, "overloaded")] * 2

@@ -1,0 +1,72 @@
+"""Paces the refusals of a client that ignores `Retry-After`: beyond the first ones, each is held until its turn.
+
+So a client buys little processor time with requests that are refused, however fast it sends them. A request that is held
+has no ticket, and takes no more memory than an open connection; its client is answered sooner only at shutdown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+REFUSALS_PER_SECOND = 16
+# refusals of a client that was silent before, which are answered at once
+FREE_REFUSALS = 16
+MAX_PAUSE = 10.0
+# further ones are answered at once: connections are for clients that are served
+MAX_HELD = 256
+
+
+class Pacing:
+    """Counts the refusals of each client, and holds those that come too fast.
+
+    A client's refusals have a constant rate, which it may exceed for a moment (the generic cell rate algorithm).
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # when the refusals of a client so far would end at the constant rate; the latest refused client is the last
+        self._due: dict[str, float] = {}
+        self._pauses: set[asyncio.Timeout] = set()
+        self._is_closed = False
+
+    @property
+    def num_held(self) -> int:
+        return len(self._pauses)
+
+    def pause(self, client: str) -> float:
+        """Count a refusal, and return the seconds until its turn."""
+        now = self._clock()
+        due = max(self._due.pop(client, 0.0), now) + 1 / REFUSALS_PER_SECOND
+        latest = now + FREE_REFUSALS / REFUSALS_PER_SECOND
+        self._due[client] = due = min(due, latest + MAX_PAUSE)
+        self._forget(now)
+        return max(due - latest, 0.0)
+
+    async def hold(self, client: str, disconnected: Callable[[], Awaitable[None]]) -> None:
+        """Return when it is the turn of a refusal of this client, or at the end of `disconnected`."""
+        if self._is_closed or len(self._pauses) >= MAX_HELD:
+            return
+        seconds = self.pause(client)
+        if not seconds:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds) as pause:
+                self._pauses.add(pause)
+                try:
+                    await disconnected()
+                finally:
+                    self._pauses.discard(pause)
+
+    def close(self) -> None:
+        """End all pauses: a shutdown does not wait for refusals."""
+        self._is_closed = True
+        for pause in self._pauses:
+            pause.reschedule(0.0)
+
+    def _forget(self, now: float) -> None:
+        """Forget clients whose refusals so far have ended: they are like new ones."""
+        while self._due and self._due[oldest := next(iter(self._due))] <= now:
+            del self._due[oldest]
