@@ -39,6 +39,7 @@ from server.api.services import Services
 from server.engine_client.client import Client
 from server.errors import ServerError, http_error_body
 from server.fewshot.comparison import Comparison
+from server.fewshot.fits import FitStore
 from server.fewshot.retrieval import EmbeddingStore, Retrieval
 from server.fewshot.shots import ShotSource
 from server.fewshot.warming import Maintenance, Warming
@@ -111,7 +112,7 @@ def create_app(
     support_sets = SupportSets(database, media_references, max_examples=settings.max_set_examples)
     intake = Intake(settings, store, Fetcher(settings, observe=metrics.media_fetch.observe), decoder)
     retrieval = Retrieval(client, model, embeddings, store, observe=metrics.retrieval.observe)
-    shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval)
+    shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval, FitStore(database))
     warming = Warming(client, model, store, retrieval, comparison)
     evaluations = Evaluations(database, max_share=settings.max_client_share)
     services = Services(

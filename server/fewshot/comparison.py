@@ -2,26 +2,28 @@
 
 `auto` takes the method that the latest evaluation of the set recommends or, without one, the method by likeness that the
 model's own evaluation found best, unless another one is clearly better in leave-one-out. What is fitted to a version, or to
-the same shots, is kept for later requests: a method, and the confidence in its answers by the same leave-one-out.
+the same shots, is kept for later requests: a method, and the confidence in its answers by the same leave-one-out. What is
+fitted to a version with all of its labels is stored with it, too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
-from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.prior import NEAREST_MEAN, Prior
-from server.errors import InvalidRequest, UnsupportedParameter
+from server.errors import DatabaseUnavailable, InvalidRequest, UnsupportedParameter
 from server.fewshot.candidates import Answered, Candidate, answer_of, candidates_of
 from server.fewshot.confidence import Confidence, default_confidence, fit_confidence
+from server.fewshot.fits import Fit, FitStore, FittedVersion, LeftOut
 from server.fewshot.methods import IN_CONTEXT, METHODS, load_method, parts_of
 from server.fewshot.methods.likeness import (
     CHOICE_FOLDS,
@@ -41,8 +43,11 @@ from server.schemas.fewshot import ConfidenceFields
 from server.store.records import Example, SupportSet
 
 NO_CANDIDATE = -1
+NO_FIT = Fit()
 
 Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +93,17 @@ class Chosen:
 
 @dataclass(slots=True, eq=False)
 class ComparedExamples:
-    """The labelled vectors of one version, or of one list of shots, and what was fitted to them, by method."""
+    """The labelled vectors of one version, or of one list of shots, and what was fitted to them, by method.
+
+    `version` is where `fits` come from and are stored, and `unsaved` names those that are not stored yet.
+    """
 
     labelled: Labelled
     prior: Prior = NEAREST_MEAN
+    version: FittedVersion | None = None
+    fits: dict[str, Fit] = field(default_factory=dict)
+    unsaved: set[str] = field(default_factory=set)
     fitted: dict[str, Fitted] = field(default_factory=dict)
-    is_correct: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
-    confidences: dict[str, Confidence] = field(default_factory=dict)
     best: str = ""
 
     @property
@@ -103,7 +112,12 @@ class ComparedExamples:
 
     def fit(self, name: str) -> Fitted:
         if name not in self.fitted:
-            self.fitted[name] = load_method(name).fit(self.labelled)
+            method, parameters = load_method(name), self._fit_of(name).parameters
+            if parameters is None:
+                self.fitted[name] = method.fit(self.labelled)
+                self._add(name, replace(self._fit_of(name), parameters=self.fitted[name].parameters()))
+            else:
+                self.fitted[name] = method.restore(parameters, self.labelled)
         return self.fitted[name]
 
     def choose(self) -> str:
@@ -115,32 +129,40 @@ class ComparedExamples:
             number = len(self.labelled.vectors)
             allowed = [name for name, entry in METHODS.items() if number <= entry.max_left_out]
             expected = self.prior.method(number / self.labelled.num_labels, allowed)
-            compared = {name: self._leave_out(name) for name in allowed if self.can_leave_out(name)}
+            compared = {name: self._leave_out(name).is_correct for name in allowed if self.can_leave_out(name)}
             self.best = best_method(compared, expected) if compared else expected
         return self.best
 
     def confidence(self, method: str) -> Confidence:
         """Return the confidence of a method: the default one where no example can be left out."""
-        if not self.can_leave_out(method):
-            return default_confidence(method)
-        self._leave_out(method)
-        return self.confidences[method]
+        return self._leave_out(method).confidence if self.can_leave_out(method) else default_confidence(method)
 
     def can_leave_out(self, method: str) -> bool:
         """Return whether a method by likeness can be judged by the examples themselves, in a time that a request waits."""
         is_small = method in METHODS and len(self.labelled.vectors) <= METHODS[method].max_left_out
         return is_small and self.labelled.counts().min() >= 2
 
-    def _leave_out(self, method: str) -> NDArray[np.bool_]:
-        """Return which examples a method answers correctly when they are left out: [N]."""
-        if method not in self.is_correct:
-            logs, labels = self._left_out_logs(method), self.labelled.labels
-            self.is_correct[method] = logs.argmax(1) == labels
-            self.confidences[method] = fit_confidence(method, logs, labels)
-        return self.is_correct[method]
+    def take_unsaved(self) -> dict[str, Fit]:
+        """Return what is not stored yet; it counts as stored from now on."""
+        taken = {name: self.fits[name] for name in self.unsaved}
+        self.unsaved.clear()
+        return taken
 
-    def _left_out_logs(self, method: str) -> Array:
-        return left_out_log_probabilities(load_method(method), self.labelled, CHOICE_FOLDS)
+    def _leave_out(self, name: str) -> LeftOut:
+        """Return how a method answers examples that are left out."""
+        if (left_out := self._fit_of(name).left_out) is None:
+            labels = self.labelled.labels
+            logs = left_out_log_probabilities(load_method(name), self.labelled, CHOICE_FOLDS)
+            left_out = LeftOut(logs.argmax(1) == labels, fit_confidence(name, logs, labels))
+            self._add(name, replace(self._fit_of(name), left_out=left_out))
+        return left_out
+
+    def _fit_of(self, name: str) -> Fit:
+        return self.fits.get(name, NO_FIT)
+
+    def _add(self, name: str, fit: Fit) -> None:
+        self.fits[name] = fit
+        self.unsaved.add(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +170,7 @@ class Comparison:
     """Chooses a method for a request, and fits its part by likeness."""
 
     retrieval: Retrieval
+    fits: FitStore
     recent: Recent[ComparedExamples] = field(default_factory=Recent)
     thread: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="likeness"), repr=False)
 
@@ -173,7 +196,9 @@ class Comparison:
             method = await self._run(examples.choose) if recommended is None else recommended
         likeness = _part_by_likeness(method)
         confidence = await self._run(examples.confidence, method)
-        return Chosen(method, confidence, likeness, await self._run(examples.fit, likeness))
+        fitted = await self._run(examples.fit, likeness)
+        await self._save(examples)
+        return Chosen(method, confidence, likeness, fitted)
 
     async def prepare(self, support_set: SupportSet) -> None:
         """Choose and fit the method of later requests for a version whose examples have labels, if it is by likeness."""
@@ -187,6 +212,17 @@ class Comparison:
         if not _lack(examples, candidates):
             compared = await self._of_version(support_set, candidates)
             await self._run(compared.fit, _part_by_likeness(await self._run(compared.choose)))
+            await self._save(compared)
+
+    async def _save(self, examples: ComparedExamples) -> None:
+        """Store what was fitted to a version. A request does not fail because it cannot be stored."""
+        if examples.version is None or not (fits := await self._run(examples.take_unsaved)):
+            return
+        try:
+            await self.fits.put(examples.version, fits)
+        except DatabaseUnavailable as error:
+            examples.unsaved.update(fits)
+            logger.warning("what was fitted to a support set is not stored", extra={"error": error.message})
 
     async def _run(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Run a function that fits methods in a thread of its own, so that it takes none from other work."""
@@ -219,36 +255,38 @@ class Comparison:
     async def _examples(self, question: Question, candidates: Sequence[Candidate]) -> ComparedExamples:
         if question.support_set is not None:
             return await self._of_version(question.support_set, candidates)
+        shots = question.shots
 
-        async def vectors() -> Vectors:
-            return await self.retrieval.media_vectors(
-                [[question.media[digest] for digest in shot.media] for shot in question.shots]
-            )
+        async def build() -> ComparedExamples:
+            media = [[question.media[digest] for digest in shot.media] for shot in shots]
+            labelled = _labelled(await self.retrieval.media_vectors(media), shots, candidates)
+            return ComparedExamples(labelled, self.retrieval.model.prior)
 
-        source = tuple((shot.media, answer_of(shot)) for shot in question.shots)
-        return await self._recent(source, question.shots, candidates, vectors)
+        source = tuple((shot.media, answer_of(shot)) for shot in shots)
+        return await self.recent.get((source, tuple(candidates), self.retrieval.embedder), build)
 
     async def _of_version(self, support_set: SupportSet, candidates: Sequence[Candidate]) -> ComparedExamples:
-        source = (support_set.id, support_set.version)
-        vectors = partial(self.retrieval.example_vectors, support_set)
-        return await self._recent(source, support_set.examples, candidates, vectors)
+        version = FittedVersion(support_set.id, support_set.version, self.retrieval.embedder)
 
-    async def _recent(
-        self,
-        source: Hashable,
-        examples: Sequence[Answered],
-        candidates: Sequence[Candidate],
-        vectors: Callable[[], Awaitable[Vectors]],
-    ) -> ComparedExamples:
         async def build() -> ComparedExamples:
-            return ComparedExamples(_labelled(await vectors(), examples, candidates), self.retrieval.model.prior)
+            vectors = await self.retrieval.example_vectors(support_set)
+            labelled = _labelled(vectors, support_set.examples, candidates)
+            if not _are_all_answers(candidates, support_set.examples):
+                return ComparedExamples(labelled, self.retrieval.model.prior)
+            return ComparedExamples(labelled, self.retrieval.model.prior, version, await self.fits.get(version))
 
-        return await self.recent.get((source, tuple(candidates), self.retrieval.embedder), build)
+        return await self.recent.get((version, tuple(candidates)), build)
 
 
 def _part_by_likeness(method: str) -> str:
     (likeness,) = (part for part in parts_of(method) if part != IN_CONTEXT)
     return likeness
+
+
+def _are_all_answers(candidates: Sequence[Candidate], examples: Sequence[Example]) -> bool:
+    """Return whether the candidates are the answers of the examples, in the order of the examples."""
+    answers = dict.fromkeys(filter(None, map(answer_of, examples)))
+    return [candidate.label for candidate in candidates] == [*answers]
 
 
 def _labelled(vectors: Vectors, examples: Sequence[Answered], candidates: Sequence[Candidate]) -> Labelled:

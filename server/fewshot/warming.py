@@ -1,9 +1,9 @@
 """Keeps support sets warm, on request and in a background task that also sweeps expired sets.
 
 A version's media are encoded and embedded, and the method that fits its labels is chosen. On request, its texts are
-embedded and its shots computed. Vectors stay in the database; everything else is lost with the worker, so in a new worker
-every status is "pending" again, until the background task has warmed the versions again that were warm. Warming runs after
-all requests of clients.
+embedded and its shots computed. Vectors and fits stay in the database; everything else is lost with the worker, so in a new
+worker every status is "pending" again, until the background task has warmed the versions again that were warm. Warming runs
+after all requests of clients.
 
 The background task compares the database with what this worker was asked to keep, after every change and at regular
 intervals. So it also handles a restarted worker and changes that another server made. Pinned sets come first; then the sets

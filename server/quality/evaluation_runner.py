@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from server.engine_client.client import Client
-from server.errors import ServerError, Unavailable
+from server.errors import ServerError, SupportSetNotFound, Unavailable
 from server.fewshot.candidates import answer_of
 from server.fewshot.classification import classify_in_context, run_concurrently
 from server.fewshot.comparison import Comparison
@@ -304,7 +304,10 @@ class _RunningEvaluation:
         return cell_result(cell, outcomes, labels, curves.get(cell.method))
 
     async def _outcomes(self, prompt: PromptSetting | None, queries: Sequence[Query]) -> list[Outcome] | ServerError:
-        """Return the outcomes in the order of the queries; the last ones run one after the other, to measure latency."""
+        """Return the outcomes in the order of the queries; the last ones run one after the other, to measure latency.
+
+        Return the error of a prompt that cannot be computed. Raises `SupportSetNotFound`, after which no prompt can be.
+        """
         if prompt is None:
             return [Outcome(query.truth, query.likeness) for query in queries]
         timed = queries[-MAX_TIMED:]
@@ -313,7 +316,7 @@ class _RunningEvaluation:
             await run_concurrently([self._run_lane(prompt, untimed, outcomes) for _ in range(self.num_lanes)])
             await self._do(partial(self.leave_one_out.warm, timed))
             await self._run_lane(prompt, iter(timed), outcomes, is_timed=True)
-        except Unavailable:
+        except (Unavailable, SupportSetNotFound):
             raise
         except ServerError as error:
             return error

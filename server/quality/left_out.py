@@ -21,6 +21,8 @@ SCALE = CLASSIFICATION_SCALE / 2
 # numbers in a block
 BLOCK = 2**20
 TINY = 1e-100
+# probabilities that differ by less are equal: similarities are computed in single precision
+ROUNDING = 1e-4
 
 Indices = NDArray[np.int64]
 
@@ -125,7 +127,7 @@ def confident_labels(sums: LabelSums, left_out: LeftOutScores) -> tuple[Indices,
         candidate = np.where(probabilities >= thresholds, probabilities, 0).argmax(1)
         margin = probabilities[index, candidate] - probabilities[index, labels]
         is_confident = probabilities[index, candidate] >= thresholds[candidate]
-        is_other = sums.has_others[rows] & is_confident & (margin > 0)
+        is_other = sums.has_others[rows] & is_confident & (margin > ROUNDING)
         confident[rows] = np.where(is_other, candidate, labels)
         margins[rows] = np.where(is_other, margin, 0)
     return confident, margins

@@ -11,7 +11,7 @@ from server.schemas.fewshot import (
     MAX_CANDIDATES,
     CandidateText,
     ConfidenceFields,
-    Method,
+    MethodChoice,
     ShotsFields,
     TemplateChoice,
     WeighingFields,
@@ -201,7 +201,7 @@ class DecisionRequest(ShotsFields, WeighingFields, ConfidenceFields, Prioritized
 
     input: DecisionInput = Field(description="A text, or messages with texts and images, that all questions are about.")
     questions: list[DecisionQuestion] = Field(min_length=1, max_length=MAX_QUESTIONS)
-    method: Method | Literal["auto"] = Field(
+    method: MethodChoice = Field(
         "auto",
         description="How choices are made whose values are the answers of examples, as in a classification. All else is "
         "answered by the language model.",
@@ -214,6 +214,6 @@ class DecisionRequest(ShotsFields, WeighingFields, ConfidenceFields, Prioritized
     safety_identifier: str = Field("", max_length=1024, description=UNUSED)
 
     @property
-    def method_or_default(self) -> Method | Literal["auto"]:
+    def method_or_default(self) -> MethodChoice:
         is_weighing = "method" not in self.model_fields_set and self._weighing
         return "in_context" if is_weighing else self.method

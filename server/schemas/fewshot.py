@@ -23,6 +23,7 @@ Normalisation = Literal["sum", "mean"]
 Calibration = Literal["none", "contextual"]
 # how a classification uses the examples
 Method = Literal["in_context", "nearest_mean", "knn", "linear", "blend"]
+MethodChoice = Literal[Method, "auto"]
 # the media of a content-free query
 ContentFree = Literal["grey", "no_media", "both"]
 
@@ -231,7 +232,7 @@ SELECTING = {"k", "strategy", "order", "seed"}
 class ClassifyRequest(FewShotFields, WeighingFields, ConfidenceFields, PrioritizedRequest):
     model_config = with_example(**EXAMPLE, candidates=["2", "3"])
 
-    method: Method | Literal["auto"] = Field(
+    method: MethodChoice = Field(
         "auto",
         description="How examples are used: as shots by the language model (`in_context`), by the likeness of media to all "
         "examples (`nearest_mean`, `knn`, `linear`), or both (`blend`). Without it `auto`, or `in_context` if the request "
@@ -256,7 +257,7 @@ class ClassifyRequest(FewShotFields, WeighingFields, ConfidenceFields, Prioritiz
         return self
 
     @property
-    def method_or_default(self) -> Method | Literal["auto"]:
+    def method_or_default(self) -> MethodChoice:
         is_weighing = "method" not in self.model_fields_set and self._weighing
         return "in_context" if is_weighing else self.method
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, LargeBinary, String
+from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index, Integer, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from server.media.source import EncodedMedia
@@ -196,4 +196,25 @@ class EmbeddingRow(Base):
     key: Mapped[str] = mapped_column(String(128), primary_key=True)
     model: Mapped[str] = mapped_column(String(128), primary_key=True)
     vector: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[float] = mapped_column(index=True)
+
+
+class FitRow(Base):
+    """The fit of a method to a version, with the vectors of a model, as named arrays. `format`: how it was fitted."""
+
+    __tablename__ = "fits"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["set_id", "version"],
+            ["support_set_versions.set_id", "support_set_versions.version"],
+            ondelete="CASCADE",
+        ),
+    )
+
+    set_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    method: Mapped[str] = mapped_column(String(32), primary_key=True)
+    model: Mapped[str] = mapped_column(String(128), primary_key=True)
+    format: Mapped[int] = mapped_column(primary_key=True)
+    arrays: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[float] = mapped_column(index=True)

@@ -57,12 +57,18 @@ class Fitted(Protocol):
     def log_probabilities(self, queries: Vectors) -> Array:
         """Return the log-probabilities of the labels: [Q, D] -> [Q, C]."""
 
+    def parameters(self) -> Mapping[str, Array]:
+        """Return what was fitted to the vectors, without the vectors themselves."""
+
 
 class LikenessMethod(Protocol):
     """A method by likeness."""
 
     def fit(self, labelled: Labelled) -> Fitted:
         """Fit to labelled vectors."""
+
+    def restore(self, parameters: Mapping[str, Array], labelled: Labelled) -> Fitted:
+        """Return what `fit` returned for these vectors, from its parameters."""
 
 
 def folds(labels: NDArray[np.int64], limit: float = float("inf")) -> NDArray[np.int64]:

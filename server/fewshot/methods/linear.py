@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,9 @@ class Linear:
             weights, bias = np.concatenate([0 * weights, weights]), np.concatenate([0 * bias, bias])
         return Head(weights, bias)
 
+    def restore(self, parameters: Mapping[str, Array], labelled: Labelled) -> Head:
+        return Head(parameters["weights"], parameters["bias"])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
@@ -40,3 +44,6 @@ class Head:
 
     def log_probabilities(self, queries: Vectors) -> Array:
         return log_softmax(queries @ self.weights.T + self.bias)
+
+    def parameters(self) -> Mapping[str, Array]:
+        return {"weights": self.weights, "bias": self.bias}

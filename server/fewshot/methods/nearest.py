@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,9 @@ class NearestMean:
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
         return Means(sums / np.maximum(lengths, np.finfo(np.float32).tiny))
 
+    def restore(self, parameters: Mapping[str, Array], labelled: Labelled) -> Means:
+        return Means(parameters["means"])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Means:
@@ -31,6 +35,9 @@ class Means:
 
     def log_probabilities(self, queries: Vectors) -> Array:
         return log_softmax(SCALE * (queries @ self.means.T))
+
+    def parameters(self) -> Mapping[str, Array]:
+        return {"means": self.means}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,9 @@ class NearestNeighbours:
 
     def fit(self, labelled: Labelled) -> Neighbours:
         return Neighbours(labelled, int(min(NUM_NEIGHBOURS, labelled.counts().min())))
+
+    def restore(self, parameters: Mapping[str, Array], labelled: Labelled) -> Neighbours:
+        return Neighbours(labelled, int(parameters["num_neighbours"].item()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,3 +67,6 @@ class Neighbours:
             nearest = np.partition(similar, -self.num_neighbours)[:, -self.num_neighbours :]
             logs[:, label] = SCALE * nearest.mean(1)
         return log_softmax(logs)
+
+    def parameters(self) -> Mapping[str, Array]:
+        return {"num_neighbours": np.array([self.num_neighbours], np.float64)}

@@ -360,6 +360,20 @@ async def test_a_deleted_support_set_fails_its_evaluation(
     assert (evaluation["status"], evaluation["error"]["code"]) == ("failed", "support_set_not_found")
 
 
+async def test_a_support_set_that_is_deleted_meanwhile_fails_its_evaluation(
+    http: httpx.AsyncClient, client: FakeClient, services: Services
+) -> None:
+    gate = Gate(client, num_free=3)
+    async with running(services):
+        created = await evaluate(http, k=[1], strategies=["first"], methods=["in_context", "nearest_mean"])
+        await eventually(lambda: gate.num_free < 0)
+        await services.support_sets.delete("colours")
+        gate.opened.set()
+        evaluation = await wait_until_ended(http, created["id"])
+    assert [cell["method"] for cell in evaluation["cells"]] == ["nearest_mean"]
+    assert (evaluation["status"], evaluation["error"]["code"]) == ("failed", "support_set_not_found")
+
+
 async def test_a_bug_fails_only_its_evaluation(http: httpx.AsyncClient, client: FakeClient, services: Services) -> None:
     def logprobs(request: Score, candidate: list[int]) -> list[float]:
         if len(request.prompt.media) == 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,13 @@ class Counting:
                 truth = np.round(queries[:, 0] * 2).astype(int)
                 return np.log(np.eye(2)[truth if is_right else 1 - truth] + 0.1)
 
+            def parameters(self) -> Mapping[str, Array]:
+                raise NotImplementedError
+
         return Answers()
+
+    def restore(self, parameters: Mapping[str, Array], labelled: Labelled) -> Fitted:
+        raise NotImplementedError
 
 
 def examples(*counts: int) -> Labelled:

@@ -95,3 +95,14 @@ def test_a_vector_of_zeros_is_like_nothing() -> None:
     labelled = Labelled(vectors, np.array([0, 0, 1, 1, 1]), 2)
     scores = leave_each_out(add_up(labelled))
     assert (scores.truth[4], scores.best[4]) == (0, 0)
+
+
+def test_labels_that_fit_equally_well_are_not_confused_by_rounding() -> None:
+    """One image has each of two labels twice."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((20, 400))
+    for vector in vectors / np.linalg.norm(vectors, axis=1, keepdims=True):
+        labelled = Labelled(np.stack([vector.astype(np.float32)] * 4), np.array([0, 0, 1, 1]), 2)
+        sums = add_up(labelled)
+        confident, margins = confident_labels(sums, leave_each_out(sums))
+        assert (confident.tolist(), margins.tolist()) == ([0, 0, 1, 1], [0, 0, 0, 0])

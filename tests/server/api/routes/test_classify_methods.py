@@ -143,6 +143,16 @@ async def test_a_method_that_cannot_answer_is_refused(http: httpx.AsyncClient, m
     assert "'cow' has none" in error["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/decisions"])
+async def test_an_unknown_method_is_refused_with_the_known_ones(http: httpx.AsyncClient, path: str) -> None:
+    fields = {"shots": SHOTS, "query": {"image": data_url(QUERY)}} if path == "/v1/classify" else {"input": "cat?"}
+    questions = {} if path == "/v1/classify" else {"questions": [{"type": "predicate", "instructions": "Is it a cat?"}]}
+    answer = await http.post(path, json={**fields, **questions, "method": "svm"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "method")
+    known = "'in_context', 'nearest_mean', 'knn', 'linear', 'blend' or 'auto'"
+    assert answer.json()["error"]["message"] == f"method: Input should be {known}"
+
+
 async def refusal(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
     answer = await post(http, **fields)
     assert answer.status_code == 400, answer.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -88,7 +90,13 @@ class Remembering:
                 labels = [known.get(query.tobytes(), labelled.num_labels - 1) for query in queries]
                 return np.log(0.8 * np.eye(labelled.num_labels)[labels] + 0.2 / labelled.num_labels)
 
+            def parameters(self) -> Mapping[str, Array]:
+                raise NotImplementedError
+
         return Answers()
+
+    def restore(self, parameters: Mapping[str, Array], labelled: Labelled) -> Fitted:
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize("per_label", [2, 11, 40])
