@@ -86,14 +86,10 @@ class AnswerStream:
         """Return whether every answer has a finish reason; the record then has that of the last answer."""
         answers = sorted(self.by_index.items())
         reasons = [answer.finish_reason for _, answer in answers if answer.finish_reason is not None]
-        if len(reasons) < self.num_answers:
+        if len(reasons) < self.generation.sampling.n:
             return False
         self.record.finish_reason = reasons[-1]
         return True
-
-    @property
-    def num_answers(self) -> int:
-        return self.generation.sampling.n
 
     def extras(self, piece: Piece, *, is_first: bool) -> dict[str, Any]:
         """Return what was requested next to a choice's text: the prompt's log-probabilities, token ids."""
@@ -146,40 +142,29 @@ async def respond(
     return JSONResponse(await unless_disconnected(request.receive, whole(prompts, record, shape, head)))
 
 
-async def pieces_of(
-    prompts: Sequence[AnswerStream], record: RequestRecord
-) -> AsyncGenerator[tuple[AnswerStream, Piece], None]:
+async def pieces_of(prompts: Sequence[AnswerStream], record: RequestRecord) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of all answers to all prompts.
 
     The engine has at most `MAX_ANSWERS` answers or beams of one request at once, so prompts begin as earlier ones end.
     """
-
-    async def of_prompt(answers: AnswerStream, *_: AnswerStream) -> AsyncGenerator[tuple[AnswerStream, Piece], None]:
-        async with aclosing(answers.pieces()) as pieces:
-            async for piece in pieces:
-                yield answers, piece
-
+    sampling = prompts[0].generation.sampling
+    limit = max(MAX_ANSWERS // max(sampling.n, sampling.beam_width), 1)
+    of_all = stream.flatmap(stream.iterate(prompts), lambda prompt, *_: prompt.pieces(), task_limit=limit)
     with record:
-        if len(prompts) == 1:
-            async with aclosing(of_prompt(prompts[0])) as pieces:
-                async for answers, piece in pieces:
-                    yield answers, piece
-            return
-        sampling = prompts[0].generation.sampling
-        limit = max(MAX_ANSWERS // max(sampling.n, sampling.beam_width), 1)
-        async with stream.flatmap(stream.iterate(prompts), of_prompt, task_limit=limit).stream() as merged:
-            async for answers, piece in merged:
-                yield answers, piece
+        async with of_all.stream() if len(prompts) > 1 else aclosing(prompts[0].pieces()) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
 async def whole(
     prompts: Sequence[AnswerStream], record: RequestRecord, shape: Shape, head: dict[str, Any]
 ) -> dict[str, Any]:
-    wholes = [(answers, Piece("", index=answers.first + i)) for answers in prompts for i in range(answers.num_answers)]
+    num_answers = prompts[0].generation.sampling.n
+    wholes = [Piece("", index=index) for index in range(num_answers * len(prompts))]
     async with aclosing(pieces_of(prompts, record)) as pieces:
-        async for _, piece in pieces:
-            wholes[piece.index][1].add(piece)
-    choices = [shape.choice(piece, answers) for answers, piece in wholes]
+        async for piece in pieces:
+            wholes[piece.index].add(piece)
+    choices = [shape.choice(piece, prompts[piece.index // num_answers]) for piece in wholes]
     return {**head, **prompts[0].generation.extras, "choices": choices, "usage": record.usage()}
 
 
@@ -187,8 +172,10 @@ async def chunks(
     prompts: Sequence[AnswerStream], record: RequestRecord, shape: Shape, head: dict[str, Any], options: StreamOptions
 ) -> AsyncGenerator[dict[str, Any], None]:
     extras, begun = prompts[0].generation.extras, set[int]()
+    num_answers = prompts[0].generation.sampling.n
     async with aclosing(pieces_of(prompts, record)) as pieces:
-        async for answers, piece in pieces:
+        async for piece in pieces:
+            answers = prompts[piece.index // num_answers]
             for choice in shape.deltas(piece, answers, is_first=piece.index not in begun):
                 chunk = {**head, **extras, "choices": [choice]}
                 extras = {}

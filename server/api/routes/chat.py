@@ -14,7 +14,7 @@ from server.api.answer_text import Piece, chat_logprobs
 from server.api.answers import AnswerStream, respond
 from server.api.body import read_request
 from server.api.chat_prompt import prepare_chat
-from server.api.generation import completion_request
+from server.api.generation import completion_requests
 from server.api.openapi import PROMPT, describe
 from server.api.services import GivenRecord, GivenServices
 from server.errors import InvalidRequest
@@ -33,10 +33,10 @@ async def create_chat_completion(request: Request, services: GivenServices, reco
     fields = await read_request(ChatRequest, request, services)
     _check(fields)
     prompt, template = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
-    generation = completion_request(
-        fields.completion(), prompt, services.model, template=template, form_field=fields.form.field
+    generations = completion_requests(
+        fields.completion(), [prompt], services.model, template=template, form_field=fields.form.field
     )
-    return await respond(request, services, record, fields, [generation], ChatShape(fields, fields.called))
+    return await respond(request, services, record, fields, generations, ChatShape(fields, fields.called))
 
 
 def _check(fields: ChatRequest) -> None:
