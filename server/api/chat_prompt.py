@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from model.config import FlamingoConfig
 from model.prompt import EndOfChunk, Media, Segment, Text
 from server.errors import InvalidRequest
+from server.fewshot.passages import PositionedMedia
 from server.fewshot.templates import LINE_END, Shot, Template, TemplateError, built_in, with_end
 from server.media.intake import Intake
 from server.prompt import PreparedPrompt, encode_segments, join_texts
@@ -46,14 +47,6 @@ from server.served_model import ServedModel
 PLAIN = Template(name="plain", shot="{media}{question} {answer}")
 # for a question that ends in a space of its own
 PLAIN_UNSPACED = Template(name="plain", shot="{media}{question}{answer}")
-
-
-@dataclass(frozen=True, slots=True)
-class PositionedMedia:
-    """A media part and its path in the request, such as `messages[0].content[1]`."""
-
-    param: str
-    part: MediaPart
 
 
 @dataclass(slots=True)

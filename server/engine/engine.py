@@ -171,9 +171,12 @@ class Engine:
         number = next(self._numbers)
         match request:
             case Generate():
-                kind = BeamAnswers if request.sampling.beam_width else Answers
                 order = Order(request.priority, request.arrived, number, request.client)
-                return kind(request, order, self.residents, self._eos_ids, self.grammars)
+                if request.sampling.beam_width:
+                    return BeamAnswers(request, order, self.residents, self._eos_ids)
+                grammar = request.sampling.grammar
+                compiling = None if grammar is None else self.grammars.compile(grammar)
+                return Answers(request, order, self.residents, self._eos_ids, compiling)
             case Score():
                 order = Order(request.priority, request.arrived, number, request.client)
                 return Scoring(request, order, self.residents)

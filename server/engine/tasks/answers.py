@@ -6,20 +6,29 @@ The first answer computes the prompt; the others are held back until they can sh
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import Future
 
 from server.engine.residents import Residents
 from server.engine.sampler import Result
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.task import RequestError, SequenceTask, finished
-from server.grammar import GrammarError, Grammars
+from server.grammar import GrammarError, Matcher
 from server.wire import Admitted, FinishReason, Generate, MediaWanted, Outbound, PromptScored, Token, TokenLogprob
 
 
 class Answers(SequenceTask):
-    """The answers of one request. Raises `RequestError` for a prompt that is too long."""
+    """The answers of one request, of a grammar that is compiled if there is one.
+
+    Raises `RequestError` for a prompt that is too long.
+    """
 
     def __init__(
-        self, request: Generate, order: Order, residents: Residents, eos_ids: frozenset[int], grammars: Grammars
+        self,
+        request: Generate,
+        order: Order,
+        residents: Residents,
+        eos_ids: frozenset[int],
+        compiling: Future[Matcher] | None = None,
     ) -> None:
         super().__init__(request.request_id, request.prompt.media)
         length, max_tokens = len(request.prompt.token_ids), request.sampling.max_tokens
@@ -35,9 +44,8 @@ class Answers(SequenceTask):
         self._is_prompt_scored = False
         self._live: dict[int, Sequence] = {}
         self.first_sequence, *_ = self._held_back = self._create_sequences(order)
-        if (grammar := request.sampling.grammar) is not None:
-            self.compiling = grammars.compile(grammar)
-        else:
+        self.compiling = compiling
+        if compiling is None:
             self._live[0] = self._held_back.pop(0)
 
     def _create_sequences(self, order: Order) -> list[Sequence]:

@@ -16,7 +16,6 @@ from server.engine.sampler import Result, num_candidates
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.answers import Answers
 from server.engine.tasks.task import RequestError
-from server.grammar import Grammars
 from server.wire import FinishReason, Generate, Outbound, Token, TokenLogprob
 
 
@@ -48,10 +47,8 @@ class BeamAnswers(Answers):
     Raises `RequestError` also if the beams need more blocks than the engine has.
     """
 
-    def __init__(
-        self, request: Generate, order: Order, residents: Residents, eos_ids: frozenset[int], grammars: Grammars
-    ) -> None:
-        super().__init__(request, order, residents, eos_ids, grammars)
+    def __init__(self, request: Generate, order: Order, residents: Residents, eos_ids: frozenset[int]) -> None:
+        super().__init__(request, order, residents, eos_ids)
         _check_blocks(request, residents.config)
         self._sampling = request.sampling
         self._reported: list[Result] = []
