@@ -23,7 +23,7 @@ from model.prompt import (
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
-from server.schemas.prompt import EndOfChunkPart, MediaPart, Prompt, TextPart
+from server.schemas.prompt import EndOfChunkPart, MediaPart, Prompt, TextPart, prompt_form
 from server.served_model import ServedModel
 
 
@@ -55,16 +55,12 @@ async def prepare_prompts(prompts: Mapping[str, Prompt], model: ServedModel, int
     parts = {
         f"{param}[{index}]": part
         for param, prompt in prompts.items()
-        if _has_parts(prompt)
+        if prompt_form(prompt) == "<parts>"
         for index, part in enumerate(prompt)
         if isinstance(part, MediaPart)
     }
     media = await intake.read_all(parts, next(iter(prompts)))
     return [await _prepare(prompt, media, model, param) for param, prompt in prompts.items()]
-
-
-def _has_parts(prompt: Prompt) -> bool:
-    return not isinstance(prompt, str) and bool(prompt) and not isinstance(prompt[0], int)
 
 
 async def _prepare(prompt: Prompt, media: Mapping[str, EncodedMedia], model: ServedModel, param: str) -> PreparedPrompt:
@@ -107,11 +103,8 @@ def encode_segments(
 
 def check_texts(texts: Iterable[str], model: ServedModel, param: str) -> None:
     """Raises `ContextLengthExceeded` for texts that have too many bytes for the model, whatever their tokens are."""
-    num_bytes, limit = (
-        sum(len(text.encode(errors="replace")) for text in texts),
-        model.max_model_len * model.tokenizer.max_token_bytes,
-    )
-    if num_bytes > limit:
+    num_bytes = sum(len(text.encode(errors="replace")) for text in texts)
+    if num_bytes > model.max_model_len * model.tokenizer.max_token_bytes:
         message = f"the text has {num_bytes} bytes, more than {model.max_model_len} tokens can hold"
         raise ContextLengthExceeded(message, param=param)
 

@@ -132,7 +132,7 @@ class ShownToken:
 
 
 @dataclass(slots=True)
-class Piece:
+class AnswerPiece:
     """The next part of an answer to show.
 
     Its text may come later than its tokens: half characters, and text that may become a stop string, are held back.
@@ -143,7 +143,7 @@ class Piece:
     finish_reason: FinishReason | None = None
     index: int = 0
 
-    def add(self, later: Piece) -> None:
+    def add(self, later: AnswerPiece) -> None:
         self.text += later.text
         self.tokens += later.tokens
         self.finish_reason = later.finish_reason
@@ -163,17 +163,17 @@ class AnswerText:
         self._lead = "" if generation.echo else generation.lead
         self._length = 0
 
-    def echo(self, scores: Sequence[TokenLogprob | None]) -> Piece:
+    def echo(self, scores: Sequence[TokenLogprob | None]) -> AnswerPiece:
         """Return the prompt as the first piece. Stop strings do not apply to it."""
-        piece = Piece("", index=self._index)
+        piece = AnswerPiece("", index=self._index)
         ids = self._prompt_ids
         for token_id, score in zip(ids, scores or [None] * len(ids), strict=True):
             piece.tokens.append(ShownToken(token_id, self._length, score, is_prompt=True))
             piece.text += self._counted(self._text.push(token_id))
         return piece
 
-    def take(self, event: Token | Finished) -> Piece:
-        piece = Piece("", finish_reason=event.finish_reason, index=self._index)
+    def take(self, event: Token | Finished) -> AnswerPiece:
+        piece = AnswerPiece("", finish_reason=event.finish_reason, index=self._index)
         if isinstance(event, Token):
             self.num_tokens += 1
             piece.tokens.append(ShownToken(event.token_id, self._length, event.logprob))

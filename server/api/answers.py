@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from model.prompt import PromptTokenizer
-from server.api.answer_text import AnswerText, Piece, completion_logprobs, prompt_logprobs
+from server.api.answer_text import AnswerPiece, AnswerText, completion_logprobs, prompt_logprobs
 from server.api.body import JSONResponse
 from server.api.generation import GenerationRequest
 from server.api.services import Services
@@ -40,7 +40,7 @@ class AnswerStream:
     prompt_scores: list[TokenLogprob | None] = field(default_factory=list)
     by_index: dict[int, AnswerText] = field(default_factory=dict)  # from the first event on
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
+    async def pieces(self) -> AsyncGenerator[AnswerPiece, None]:
         """Yield pieces of all answers up to the last finish reason. Closed early, it aborts the request."""
         prompt, record, is_admitted = self.generation.prompt, self.record, False
         request = Generate(
@@ -67,7 +67,7 @@ class AnswerStream:
                         if self._are_finished():
                             return
 
-    def _take(self, event: Token | Finished, request_id: str) -> Iterator[Piece]:
+    def _take(self, event: Token | Finished, request_id: str) -> Iterator[AnswerPiece]:
         if (answer := self.by_index.get(event.index)) is None:
             answer = self.by_index[event.index] = AnswerText(self.generation, self.first + event.index, self.tokenizer)
             if self.generation.echo:
@@ -86,16 +86,12 @@ class AnswerStream:
         """Return whether every answer has a finish reason; the record then has that of the last answer."""
         answers = sorted(self.by_index.items())
         reasons = [answer.finish_reason for _, answer in answers if answer.finish_reason is not None]
-        if len(reasons) < self.num_answers:
+        if len(reasons) < self.generation.sampling.n:
             return False
         self.record.finish_reason = reasons[-1]
         return True
 
-    @property
-    def num_answers(self) -> int:
-        return self.generation.sampling.n
-
-    def extras(self, piece: Piece, *, is_first: bool) -> dict[str, Any]:
+    def extras(self, piece: AnswerPiece, *, is_first: bool) -> dict[str, Any]:
         """Return what was requested next to a choice's text: the prompt's log-probabilities, token ids."""
         extras: dict[str, Any] = {}
         if self.generation.shows_prompt_logprobs and is_first:
@@ -113,9 +109,9 @@ class Shape(Protocol):
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def choice(self, whole: Piece, answers: AnswerStream) -> dict[str, Any]: ...
+    def choice(self, whole: AnswerPiece, answers: AnswerStream) -> dict[str, Any]: ...
 
-    def deltas(self, piece: Piece, answers: AnswerStream, *, is_first: bool) -> Iterator[dict[str, Any]]:
+    def deltas(self, piece: AnswerPiece, answers: AnswerStream, *, is_first: bool) -> Iterator[dict[str, Any]]:
         """Yield a piece as the choices of one or more chunks; `is_first` of its answer."""
         ...
 
@@ -146,40 +142,29 @@ async def respond(
     return JSONResponse(await unless_disconnected(request.receive, whole(prompts, record, shape, head)))
 
 
-async def pieces_of(
-    prompts: Sequence[AnswerStream], record: RequestRecord
-) -> AsyncGenerator[tuple[AnswerStream, Piece], None]:
+async def pieces_of(prompts: Sequence[AnswerStream], record: RequestRecord) -> AsyncGenerator[AnswerPiece, None]:
     """Yield the pieces of all answers to all prompts.
 
     The engine has at most `MAX_ANSWERS` answers or beams of one request at once, so prompts begin as earlier ones end.
     """
-
-    async def of_prompt(answers: AnswerStream, *_: AnswerStream) -> AsyncGenerator[tuple[AnswerStream, Piece], None]:
-        async with aclosing(answers.pieces()) as pieces:
-            async for piece in pieces:
-                yield answers, piece
-
+    sampling = prompts[0].generation.sampling
+    limit = max(MAX_ANSWERS // max(sampling.n, sampling.beam_width), 1)
+    of_all = stream.flatmap(stream.iterate(prompts), lambda prompt, *_: prompt.pieces(), task_limit=limit)
     with record:
-        if len(prompts) == 1:
-            async with aclosing(of_prompt(prompts[0])) as pieces:
-                async for answers, piece in pieces:
-                    yield answers, piece
-            return
-        sampling = prompts[0].generation.sampling
-        limit = max(MAX_ANSWERS // max(sampling.n, sampling.beam_width), 1)
-        async with stream.flatmap(stream.iterate(prompts), of_prompt, task_limit=limit).stream() as merged:
-            async for answers, piece in merged:
-                yield answers, piece
+        async with of_all.stream() if len(prompts) > 1 else aclosing(prompts[0].pieces()) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
 async def whole(
     prompts: Sequence[AnswerStream], record: RequestRecord, shape: Shape, head: dict[str, Any]
 ) -> dict[str, Any]:
-    wholes = [(answers, Piece("", index=answers.first + i)) for answers in prompts for i in range(answers.num_answers)]
+    num_answers = prompts[0].generation.sampling.n
+    wholes = [AnswerPiece("", index=index) for index in range(num_answers * len(prompts))]
     async with aclosing(pieces_of(prompts, record)) as pieces:
-        async for _, piece in pieces:
-            wholes[piece.index][1].add(piece)
-    choices = [shape.choice(piece, answers) for answers, piece in wholes]
+        async for piece in pieces:
+            wholes[piece.index].add(piece)
+    choices = [shape.choice(piece, prompts[piece.index // num_answers]) for piece in wholes]
     return {**head, **prompts[0].generation.extras, "choices": choices, "usage": record.usage()}
 
 
@@ -187,8 +172,10 @@ async def chunks(
     prompts: Sequence[AnswerStream], record: RequestRecord, shape: Shape, head: dict[str, Any], options: StreamOptions
 ) -> AsyncGenerator[dict[str, Any], None]:
     extras, begun = prompts[0].generation.extras, set[int]()
+    num_answers = prompts[0].generation.sampling.n
     async with aclosing(pieces_of(prompts, record)) as pieces:
-        async for answers, piece in pieces:
+        async for piece in pieces:
+            answers = prompts[piece.index // num_answers]
             for choice in shape.deltas(piece, answers, is_first=piece.index not in begun):
                 chunk = {**head, **extras, "choices": [choice]}
                 extras = {}
@@ -210,10 +197,10 @@ class CompletionShape:
 
     fields: CompletionFields
 
-    def choice(self, whole: Piece, answers: AnswerStream) -> dict[str, Any]:
+    def choice(self, whole: AnswerPiece, answers: AnswerStream) -> dict[str, Any]:
         return next(self.deltas(whole, answers, is_first=True))
 
-    def deltas(self, piece: Piece, answers: AnswerStream, *, is_first: bool) -> Iterator[dict[str, Any]]:
+    def deltas(self, piece: AnswerPiece, answers: AnswerStream, *, is_first: bool) -> Iterator[dict[str, Any]]:
         is_scored = self.fields.logprobs is not None
         yield {
             "index": piece.index,

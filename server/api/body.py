@@ -34,8 +34,9 @@ async def read_request(
         raise services.model_not_found(str(fields.model))
     if isinstance(fields, TimedRequest):
         request.state.deadline.shorten(fields.timeout)
-    if isinstance(fields, PrioritizedRequest):
-        services.check_priority(fields.priority)
+    if isinstance(fields, PrioritizedRequest) and fields.priority < 0 and not services.settings.allow_negative_priority:
+        message = f"priority is {fields.priority}, this server accepts none below 0"
+        raise InvalidRequest(message, param="priority")
     return fields
 
 
@@ -111,21 +112,18 @@ async def _pieces(request: Request, limit: int, seconds: float) -> AsyncGenerato
     """Yield the body in pieces. Raises `BodyTooLarge` and `BodyTimeout`."""
     size, received = int(request.headers.get("content-length", 0)), 0
     stream, deadline = request.stream(), asyncio.get_running_loop().time() + seconds
-    while size <= limit and (piece := await _next(stream, deadline, seconds)):
+    while size <= limit:
+        try:
+            async with asyncio.timeout_at(deadline):
+                piece = await anext(stream)
+        except TimeoutError:
+            raise BodyTimeout(f"the body did not arrive within {seconds:g} seconds") from None
+        if not piece:  # the end of the body
+            return
         yield piece
         received += len(piece)
         size = max(size, received)
-    if size > limit:
-        raise BodyTooLarge(f"the body has {size} bytes or more, the limit is {limit}")
-
-
-async def _next(stream: AsyncGenerator[bytes, None], deadline: float, seconds: float) -> bytes:
-    """Return the next piece, empty at the end of the body. Raises `BodyTimeout`."""
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await anext(stream)
-    except TimeoutError:
-        raise BodyTimeout(f"the body did not arrive within {seconds:g} seconds") from None
+    raise BodyTooLarge(f"the body has {size} bytes or more, the limit is {limit}")
 
 
 class JSONResponse(Response):

@@ -28,32 +28,26 @@ from dataclasses import dataclass, field
 from model.config import FlamingoConfig
 from model.prompt import EndOfChunk, Media, Segment, Text
 from server.errors import InvalidRequest
+from server.fewshot.passages import PositionedMedia
 from server.fewshot.templates import LINE_END, Shot, Template, TemplateError, built_in, with_end
 from server.media.intake import Intake
 from server.prompt import PreparedPrompt, encode_segments, join_texts
 from server.schemas.generation import (
     AssistantMessage,
     InputImagePart,
+    InputTextPart,
     Message,
     SystemMessage,
     ToolMessage,
     UserMessage,
     Written,
 )
-from server.schemas.prompt import ImageUrlPart, MediaPart, MediaUrl
+from server.schemas.prompt import TextPart
 from server.served_model import ServedModel
 
 PLAIN = Template(name="plain", shot="{media}{question} {answer}")
 # for a question that ends in a space of its own
 PLAIN_UNSPACED = Template(name="plain", shot="{media}{question}{answer}")
-
-
-@dataclass(frozen=True, slots=True)
-class PositionedMedia:
-    """A media part and its path in the request, such as `messages[0].content[1]`."""
-
-    param: str
-    part: MediaPart
 
 
 @dataclass(slots=True)
@@ -214,9 +208,13 @@ def _content(message: UserMessage, param: str) -> list[str | PositionedMedia]:
         return [message.content]
     content: list[str | PositionedMedia] = []
     for index, part in enumerate(message.content):
-        if isinstance(part, InputImagePart):
-            part = ImageUrlPart(type="image_url", image_url=MediaUrl(url=part.image_url, detail=part.detail))
-        content.append(PositionedMedia(f"{param}[{index}]", part) if isinstance(part, MediaPart) else part.text)
+        match part:
+            case InputImagePart():
+                content.append(PositionedMedia(f"{param}[{index}].image_url", part.image_url))
+            case TextPart() | InputTextPart():
+                content.append(part.text)
+            case _:
+                content.append(PositionedMedia(f"{param}[{index}]", part))
     return content
 
 

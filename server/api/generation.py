@@ -55,26 +55,6 @@ class GenerationRequest:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
 
-def completion_request(
-    fields: CompletionFields,
-    prompt: PreparedPrompt,
-    model: ServedModel,
-    *,
-    template: Template | None = None,
-    form_field: str = "structured_outputs",
-    extras: Mapping[str, Any] | None = None,
-) -> GenerationRequest:
-    """Return the generation request for a prepared prompt. Raises `InvalidRequest`.
-
-    `template`: the one that wrote the prompt, if one did. `form_field`: the field that the client sent for
-    `structured_outputs`. `extras` stand next to the choices.
-    """
-    (generation,) = completion_requests(
-        fields, [prompt], model, template=template, form_field=form_field, extras=extras
-    )
-    return generation
-
-
 def completion_requests(
     fields: CompletionFields,
     prompts: Sequence[PreparedPrompt],
@@ -84,19 +64,23 @@ def completion_requests(
     form_field: str = "structured_outputs",
     extras: Mapping[str, Any] | None = None,
 ) -> list[GenerationRequest]:
-    """Return the generation request for each of several prompts. Raises `InvalidRequest`."""
+    """Return the generation request for each of the prepared prompts. Raises `InvalidRequest`.
+
+    `template`: the one that wrote the prompts, if one did. `form_field`: the field that the client sent for
+    `structured_outputs`. `extras` stand next to the choices.
+    """
     stop = [fields.stop] if isinstance(fields.stop, str) else fields.stop
     if template and template.end and "stop" not in fields.model_fields_set:
         stop = [template.end]
-    sampling = _sampling(fields, model, template, form_field)
-    _check_copies(sampling.grammar, len(prompts))
+    lead = template.lead if template else ""
+    sampling = _sampling(fields, model, template, _grammar(fields, lead, form_field, len(prompts)))
     return [
         GenerationRequest(
             prompt=prompt,
             sampling=msgspec.structs.replace(sampling, max_tokens=_max_tokens(fields, prompt, model)),
             stop=stop,
             include_stop=fields.include_stop_str_in_output,
-            lead=template.lead if template else "",
+            lead=lead,
             echo=fields.echo,
             shows_prompt_logprobs=fields.prompt_logprobs is not None,
             shows_token_ids=fields.return_token_ids,
@@ -104,15 +88,6 @@ def completion_requests(
         )
         for prompt in prompts
     ]
-
-
-def _check_copies(grammar: Grammar | None, num_prompts: int) -> None:
-    """Raises `InvalidRequest` for a grammar that would be too large in a copy for each of several prompts."""
-    if grammar is not None and (size := num_prompts * num_bytes(grammar)) > MAX_COPIED_BYTES:
-        raise InvalidRequest(
-            f"{grammar.field} for each of {num_prompts} prompts has {size} bytes, more than {MAX_COPIED_BYTES}",
-            param=grammar.field,
-        )
 
 
 def _max_tokens(fields: CompletionFields, prompt: PreparedPrompt, model: ServedModel) -> int:
@@ -131,9 +106,10 @@ def _max_tokens(fields: CompletionFields, prompt: PreparedPrompt, model: ServedM
     return max_tokens
 
 
-def _sampling(fields: CompletionFields, model: ServedModel, template: Template | None, form_field: str) -> Sampling:
+def _sampling(
+    fields: CompletionFields, model: ServedModel, template: Template | None, grammar: Grammar | None
+) -> Sampling:
     """Return the sampling parameters for the engine, the same for all prompts of a request. Raises `InvalidRequest`."""
-    _check_beam_fields(fields)
     # an echoed prompt shows its log-probabilities, too
     counts = [fields.prompt_logprobs, fields.logprobs if fields.echo else None]
     return Sampling(
@@ -156,7 +132,7 @@ def _sampling(fields: CompletionFields, model: ServedModel, template: Template |
         beam_width=_beam_width(fields),
         length_penalty=fields.length_penalty,
         early_stopping=fields.early_stopping,
-        grammar=_grammar(fields, template.lead if template else "", form_field),
+        grammar=grammar,
     )
 
 
@@ -169,39 +145,34 @@ def _stop_token_ids(fields: GenerationFields, template: Template | None, model: 
     return tuple(ids)
 
 
-def _check_beam_fields(fields: GenerationFields) -> None:
-    """Refuse what would have no effect. Raises `UnsupportedParameter`."""
-    if fields.use_beam_search:
-        for name, accepted in WITHOUT_BEAM_SEARCH.items():
-            if getattr(fields, name) not in accepted:
-                message = f"{name} does not go with use_beam_search, which accepts {_written(accepted)}"
-                raise UnsupportedParameter(message, param=name)
-        return
-    for name in WITH_BEAM_SEARCH:
-        if getattr(fields, name) != GenerationFields.model_fields[name].default:
-            raise UnsupportedParameter(f"{name} needs use_beam_search", param=name)
-    if fields.best_of not in (None, fields.n):
-        raise UnsupportedParameter("best_of other than n needs use_beam_search", param="best_of")
-
-
-def _written(accepted: Sequence[Any]) -> str:
-    return "only " + " or ".join(msgspec.json.encode(value).decode() for value in accepted)
-
-
 def _beam_width(fields: GenerationFields) -> int:
-    """Return the number of beams, 0 without a beam search. Raises `InvalidRequest`.
+    """Return the number of beams, 0 without a beam search. Raises `InvalidRequest`, also for fields without effect.
 
     A search keeps `best_of` beams and answers with the `n` best.
     """
     if not fields.use_beam_search:
+        for name in WITH_BEAM_SEARCH:
+            if getattr(fields, name) != GenerationFields.model_fields[name].default:
+                raise UnsupportedParameter(f"{name} needs use_beam_search", param=name)
+        if fields.best_of not in (None, fields.n):
+            raise UnsupportedParameter("best_of other than n needs use_beam_search", param="best_of")
         return 0
+    for name, accepted in WITHOUT_BEAM_SEARCH.items():
+        if getattr(fields, name) not in accepted:
+            message = f"{name} does not go with use_beam_search, which accepts {_written(accepted)}"
+            raise UnsupportedParameter(message, param=name)
     width = max(BEAM_WIDTH, fields.n) if fields.best_of is None else fields.best_of
     if width < fields.n:
         raise InvalidRequest(f"best_of is {width}, less than n {fields.n}", param="best_of")
     return width
 
 
-def _grammar(fields: GenerationFields, lead: str, form_field: str) -> Grammar | None:
+def _written(accepted: Sequence[Any]) -> str:
+    return "only " + " or ".join(msgspec.json.encode(value).decode() for value in accepted)
+
+
+def _grammar(fields: GenerationFields, lead: str, form_field: str, num_prompts: int) -> Grammar | None:
+    """Return the grammar of the answers, if they have one. Raises `InvalidRequest`; each prompt has a copy of it."""
     form = fields.structured_outputs
     if form is None or not form.model_fields_set:
         return None
@@ -214,6 +185,9 @@ def _grammar(fields: GenerationFields, lead: str, form_field: str) -> Grammar | 
         check(grammar)
     except GrammarError as error:
         raise InvalidRequest(f"{form_field}: {error}", param=form_field) from None
+    if (size := num_prompts * num_bytes(grammar)) > MAX_COPIED_BYTES:
+        message = f"{form_field} for each of {num_prompts} prompts has {size} bytes, more than {MAX_COPIED_BYTES}"
+        raise InvalidRequest(message, param=form_field)
     return grammar
 
 

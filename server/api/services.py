@@ -13,7 +13,7 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from server.engine_client.client import Client
-from server.errors import InvalidRequest, ModelNotFound
+from server.errors import ModelNotFound
 from server.fewshot.comparison import Comparison
 from server.fewshot.shots import ShotSource
 from server.fewshot.warming import Warming
@@ -63,11 +63,6 @@ class Services:
 
     def model_not_found(self, name: str) -> ModelNotFound:
         return ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {self.model.name!r}")
-
-    def check_priority(self, priority: int) -> None:
-        """Raises `InvalidRequest` for a priority before that of all other clients, unless the settings allow it."""
-        if priority < 0 and not self.settings.allow_negative_priority:
-            raise InvalidRequest(f"priority is {priority}, this server accepts none below 0", param="priority")
 
 
 async def _services(request: Request) -> Services:

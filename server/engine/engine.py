@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, wait
-from itertools import chain
+from itertools import chain, count
 from math import inf
 
 import numpy as np
@@ -19,13 +19,32 @@ from model.prompt import PromptTokenizer
 from server.engine.caches import BlockPool, MediaCache
 from server.engine.config import EngineConfig
 from server.engine.plan import Plan
+from server.engine.residents import Residents
 from server.engine.runner import Recorder, Runner
 from server.engine.sampler import Result, Sampler
 from server.engine.scheduler import HEAVY_SHARE, Scheduler
-from server.engine.tasks.factory import TaskFactory
+from server.engine.sequence import Order
+from server.engine.tasks.answers import Answers
+from server.engine.tasks.beams import BeamAnswers
+from server.engine.tasks.embedding import MediaEmbedding, TextEmbedding
+from server.engine.tasks.inspection import Inspection
+from server.engine.tasks.scoring import Scoring
 from server.engine.tasks.task import ForwardTask, RequestError, SequenceTask, SideTask, Task, finished
 from server.grammar import Grammars
-from server.wire import Abort, Generate, MediaFailed, MediaPixels, MediaWanted, Outbound, Pin, Request
+from server.wire import (
+    Abort,
+    Embed,
+    EmbedText,
+    Generate,
+    Inspect,
+    MediaFailed,
+    MediaPixels,
+    MediaWanted,
+    Outbound,
+    Pin,
+    Request,
+    Score,
+)
 
 # seconds that a step without other work waits for a grammar
 GRAMMAR_WAIT = 0.005
@@ -47,11 +66,13 @@ class Engine:
         self.media = MediaCache(config.num_media_slots, config.host_media_bytes, salt, config.max_kept_frames)
         self.blocks = BlockPool(config.num_blocks)
         all_previous = model.flamingo.config.gated.attends == "all_previous"
-        self.scheduler = Scheduler(config, self.blocks, self.media, all_previous=all_previous, clock=clock)
+        self.residents = Residents(config, self.blocks, self.media, all_previous=all_previous)
+        self.scheduler = Scheduler(self.residents, clock)
         self.runner = Runner(model, config, Sampler(tokenizer.suppressed_ids, tokenizer.eos_ids), self.media, record)
         self._clock = clock
         self.grammars = Grammars(tokenizer)
-        self._factory = TaskFactory(self.scheduler, self.runner, tokenizer, self.grammars)
+        self._eos_ids = frozenset(tokenizer.eos_ids)
+        self._numbers = count()  # of requests, in the order in which they were received
         self._sequence_tasks: dict[str, SequenceTask] = {}
         self._side_tasks: dict[str, SideTask] = {}
         self._events: list[Outbound] = []
@@ -72,7 +93,7 @@ class Engine:
         try:
             if request.request_id in self._sequence_tasks or request.request_id in self._side_tasks:
                 raise RequestError(f"request id {request.request_id} is in use")
-            task = self._factory.create(request)
+            task = self._create_task(request)
         except RequestError as error:
             num_answers = request.sampling.n if isinstance(request, Generate) else 1
             self._events += finished(request.request_id, range(num_answers), "error", str(error))
@@ -82,7 +103,7 @@ class Engine:
         else:
             self._sequence_tasks[task.request_id] = task
             if task.compiling is None:
-                self._events += map(MediaWanted, self.scheduler.add(task.first_sequence))
+                self._events += map(MediaWanted, self.residents.add(task.first_sequence))
 
     def abort(self, abort: Abort) -> None:
         """End a request, or one of its answers. A request that has ended is no error: it may end while this arrives."""
@@ -142,8 +163,29 @@ class Engine:
             "media_host_bytes": self.media.host.size,
             "media_slots_pinned": self.media.slots.num_pinned,
             "media_evictions": self.media.slots.num_evictions,
-            "num_preemptions": self.scheduler.num_preemptions,
+            "num_preemptions": self.residents.num_preemptions,
         }
+
+    def _create_task(self, request: Request) -> SequenceTask | SideTask:
+        """Return the task of a request. Raises `RequestError` for a request that could never run."""
+        number = next(self._numbers)
+        match request:
+            case Generate():
+                order = Order(request.priority, request.arrived, number, request.client)
+                if request.sampling.beam_width:
+                    return BeamAnswers(request, order, self.residents, self._eos_ids)
+                grammar = request.sampling.grammar
+                compiling = None if grammar is None else self.grammars.compile(grammar)
+                return Answers(request, order, self.residents, self._eos_ids, compiling)
+            case Score():
+                order = Order(request.priority, request.arrived, number, request.client)
+                return Scoring(request, order, self.residents)
+            case Embed():
+                return MediaEmbedding(request, self.media)
+            case EmbedText():
+                return TextEmbedding(request, self.runner)
+            case Inspect():
+                return Inspection(request, self.runner, self.media)
 
     def _schedule(self) -> Plan:
         for task in list(self._sequence_tasks.values()):

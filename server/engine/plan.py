@@ -27,6 +27,7 @@ class Plan:
     `max_frames` bounds the frames of a step with rows, `max_frames_idle` those of one without.
     """
 
+    step: int  # its number
     tokens_left: int
     max_frames: int
     max_frames_idle: int

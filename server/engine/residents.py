@@ -15,8 +15,13 @@ from server.engine.plan import Plan
 from server.engine.sequence import Sequence
 from server.engine.shares import Shares
 
+# work done for others after which a sequence that lacks blocks takes those of later requests
+PATIENCE = 2048
+
 
 class Residents:
+    """The sequences of all requests, and what they hold."""
+
     def __init__(self, config: EngineConfig, blocks: BlockPool, media: MediaCache, *, all_previous: bool) -> None:
         self.config = config
         self.blocks = blocks
@@ -25,22 +30,21 @@ class Residents:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         # a client that comes back is before the others until it has had the work of a light request
-        self._shares = Shares(credit=2 * config.max_light_tokens)
-        self._memory = Memory(config, blocks, media, all_previous=all_previous)
-        self._copies: list[tuple[int, int]] = []
-        self._step = 0
-        self._starved: Sequence | None = None  # the oldest that lacks blocks
+        self.shares = Shares(credit=2 * config.max_light_tokens)
+        self.memory = Memory(config, blocks, media, all_previous=all_previous)
+        self.copies: list[tuple[int, int]] = []  # of blocks, for the next step
+        self.starved: Sequence | None = None  # the oldest that lacks blocks
         self._starved_at = 0.0  # the work that was done for all when its patience began
         self._num_kept_blocks = config.num_blocks // 16  # that heavy sequences leave to light ones
 
     def add(self, sequence: Sequence) -> list[bytes]:
         """Queue a sequence; return the sources to request."""
         self.queue(sequence)
-        return self.media.request(self._memory.missing_sources(sequence))
+        return self.media.request(self.memory.missing_sources(sequence))
 
     def queue(self, sequence: Sequence) -> None:
-        """Queue a sequence that the scheduler does not know yet."""
-        self._open_account(sequence)
+        """Queue a sequence that is not known yet."""
+        sequence.account = self.shares.open(sequence.request_id, sequence.order.client, sequence.order.priority)
         self._wait(sequence)
 
     def fork(self, parent: Sequence, child: Sequence) -> bool:
@@ -49,21 +53,21 @@ class Residents:
         Full blocks are shared, the last one is copied, and media get a second reference.
         """
         num_full, remainder = divmod(parent.num_computed, self.config.block_size)
-        num_new = self._memory.num_blocks_for(len(child.token_ids)) - num_full
-        self._open_account(child)
+        num_new = self.memory.num_blocks_for(len(child.token_ids)) - num_full
+        child.account = self.shares.open(child.request_id, child.order.client, child.order.priority)
         child.num_computed = parent.num_computed
         new_blocks = self._allocate(child, num_new) if parent.block_table else None
         if new_blocks is None:
             child.num_computed = 0
-            self._shares.close(child.request_id)
+            self.shares.close(child.request_id)
             return False
         shared = parent.block_table[:num_full]
         self.blocks.share(shared)
         child.block_table = shared + new_blocks
         if remainder:
-            self._copies.append((parent.block_table[num_full], new_blocks[0]))
+            self.copies.append((parent.block_table[num_full], new_blocks[0]))
         child.media_slots = {key: self.media.slots.acquire(key) for key in parent.media_slots}
-        self._begin_running(child)
+        self.begin_running(child)
         return True
 
     def fork_stem(self, stem: Sequence, child: Sequence) -> bool:
@@ -71,34 +75,30 @@ class Residents:
 
         If no other candidate runs, requests that came after this one are preempted for it.
         """
-        if not self._num_admissible() or self._has_its_share(stem):
+        if not self.num_admissible() or self._has_its_share(stem):
             return False
         while not self.fork(stem, child):
             if stem.account.num_running > 1 or not stem.block_table or self.running[-1].order <= stem.order:
                 return False
-            self._preempt(self.running[-1])
+            self.preempt(self.running[-1])
         return True
 
     def finish(self, sequence: Sequence) -> None:
         """End a sequence, running or waiting, and release what it holds."""
         sequence.is_finished = True
-        self._memory.release(sequence)
+        self.memory.release(sequence)
         if sequence.is_waiting:
             self.waiting.remove(sequence)
         else:
             self._end_running(sequence)
-        self._shares.close(sequence.request_id)
-
-    def _open_account(self, sequence: Sequence) -> None:
-        order = sequence.order
-        sequence.account = self._shares.open(sequence.request_id, order.client, order.priority)
+        self.shares.close(sequence.request_id)
 
     def _wait(self, sequence: Sequence) -> None:
         sequence.is_waiting = True
         sequence.num_missing = None
         insort(self.waiting, sequence, key=lambda s: s.order)
 
-    def _begin_running(self, sequence: Sequence) -> None:
+    def begin_running(self, sequence: Sequence) -> None:
         sequence.account.note_running(1)
         insort(self.running, sequence, key=lambda s: s.order)
 
@@ -109,16 +109,16 @@ class Residents:
     def _is_light(self, sequence: Sequence) -> bool:
         return sequence.account.need(sequence.num_left) <= self.config.max_light_tokens
 
-    def _num_admissible(self) -> int:
+    def num_admissible(self) -> int:
         """Return how many more sequences may run; computed stems do not count, as they take no part in steps."""
         num_stems = sum(sequence.is_stem and sequence.is_computed for sequence in self.running)
         return max(self.config.max_sequences - len(self.running) + num_stems, 0)
 
-    def _reserve(self, plan: Plan, sequence: Sequence) -> bool:
+    def reserve(self, plan: Plan, sequence: Sequence) -> bool:
         """Assign blocks to a sequence for all of its tokens: shared ones for a cached prefix, new ones for the rest."""
-        cached = self._memory.cached_prefix(sequence)
+        cached = self.memory.cached_prefix(sequence)
         self.blocks.share(cached)
-        num_new = self._memory.num_blocks_for(len(sequence.token_ids)) - len(cached)
+        num_new = self.memory.num_blocks_for(len(sequence.token_ids)) - len(cached)
         new_blocks = self._allocate(sequence, num_new, is_last_resort=plan.is_last_resort)
         if new_blocks is None:
             self.blocks.release(cached)
@@ -135,8 +135,8 @@ class Residents:
             num_kept = 0
         if self.blocks.num_available - count < num_kept:
             return None
-        if sequence is self._starved:
-            self._starved = None
+        if sequence is self.starved:
+            self.starved = None
         return self.blocks.allocate(count)
 
     def _is_oldest(self, sequence: Sequence) -> bool:
@@ -144,43 +144,43 @@ class Residents:
             return True
         return sequence.order <= self.running[0].order and sequence.account.num_running <= 1
 
-    def _grow(self, plan: Plan, sequence: Sequence, num_tokens: int) -> bool:
+    def grow(self, plan: Plan, sequence: Sequence, num_tokens: int) -> bool:
         """Extend the block table to `num_tokens`, preempting the last sequences; False if this one cannot run."""
-        num_missing = self._memory.num_blocks_for(num_tokens) - len(sequence.block_table)
+        num_missing = self.memory.num_blocks_for(num_tokens) - len(sequence.block_table)
         if num_missing <= 0:
             return True
         while (new_blocks := self._allocate(sequence, num_missing, is_last_resort=plan.is_last_resort)) is None:
-            victim = self._last_idle(sequence)
+            victim = self._last_idle(plan, sequence)
             if victim is sequence and self.running[-1] is not sequence:
                 self._note_starved(sequence)
                 return False
-            self._preempt(victim)
+            self.preempt(victim)
             if victim is sequence:
                 return False
         sequence.block_table += new_blocks
         return True
 
-    def _last_idle(self, sequence: Sequence) -> Sequence:
+    def _last_idle(self, plan: Plan, sequence: Sequence) -> Sequence:
         """Return the last sequence that takes no part in this step yet; a heavy one does not displace a light one."""
         spares_light = not self._is_light(sequence)
         for other in reversed(self.running):
-            if other is sequence or (other.step < self._step and not (spares_light and self._is_light(other))):
+            if other is sequence or (other.step < plan.step and not (spares_light and self._is_light(other))):
                 return other
         return sequence
 
     def _note_starved(self, sequence: Sequence) -> None:
-        if self._starved is None or self._starved.is_finished or sequence.order < self._starved.order:
-            self._starved, self._starved_at = sequence, self._shares.total
+        if self.starved is None or self.starved.is_finished or sequence.order < self.starved.order:
+            self.starved, self._starved_at = sequence, self.shares.total
 
-    def _free_seat(self) -> None:
+    def free_seat(self) -> None:
         """If all seats are taken, take one for a request that has none from the one that has most."""
-        if not self.waiting or self._num_admissible():
+        if not self.waiting or self.num_admissible():
             return
-        newcomers = [s for s in self.waiting if not s.account.num_running and self._memory.resolve(s)]
+        newcomers = [s for s in self.waiting if not s.account.num_running and self.memory.resolve(s)]
         if newcomers:
             newcomer = min(newcomers, key=lambda s: (s.account.priority, _place_of(s), s.order))
             if (victim := self._last_that_yields(newcomer)) is not None:
-                self._preempt(victim)
+                self.preempt(victim)
 
     def _last_that_yields(self, newcomer: Sequence) -> Sequence | None:
         """Return one of the request with most seats; for a light newcomer, also of such a client, or with a larger need."""
@@ -205,7 +205,23 @@ class Residents:
         most = max(seated, key=_place_of, default=newcomer)
         return most if _place_of(most) - _place_of(newcomer) > self.config.max_light_tokens / 4 else None
 
-    def _num_seats_for_heavy(self, plan: Plan) -> int:
+    def make_room(self) -> Sequence | None:
+        """Preempt later sequences for the oldest one that lacks blocks, once its patience ends, and return that one."""
+        starved = self.starved
+        if starved is None or self.shares.total - self._starved_at < PATIENCE:
+            return None
+        self._starved_at = self.shares.total
+        if starved.is_finished or not self.memory.resolve(starved):
+            self.starved = None
+            return None
+        num_held = len(self.memory.cached_prefix(starved)) if starved.is_waiting else len(starved.block_table)
+        num_needed = self.memory.num_blocks_for(len(starved.token_ids))
+        later = [sequence for sequence in self.running if sequence.order > starved.order]
+        while later and self.blocks.num_available < num_needed - num_held:
+            self.preempt(later.pop())
+        return starved
+
+    def num_seats_for_heavy(self, plan: Plan) -> int:
         """Return how many of the free seats are not for light sequences: heavy ones may have a quarter of all."""
         num_heavy = sum(not self._is_light(sequence) for sequence in self.running)
         return min(max(self.config.max_sequences // 4 - num_heavy, 0), plan.seats_left)
@@ -214,9 +230,9 @@ class Residents:
         """Return whether a request has its share of the seats while another one has none."""
         if all(sequence.account.num_running for sequence in self.waiting):
             return False
-        return stem.account.num_running > max(self.config.max_sequences // self._shares.num_requests, 1)
+        return stem.account.num_running > max(self.config.max_sequences // self.shares.num_requests, 1)
 
-    def _preempt_blocker(self) -> bool:
+    def preempt_blocker(self) -> bool:
         """Preempt the last running sequence if one before it waits, and return whether one was preempted.
 
         Beams that are done for this step, and stems, hold blocks and slots that an earlier request, or another beam, may
@@ -224,13 +240,13 @@ class Residents:
         """
         if not self.running or not self.waiting or self.running[-1].order < self.waiting[0].order:
             return False
-        self._preempt(self.running[-1])
+        self.preempt(self.running[-1])
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
         self._end_running(sequence)
-        self._memory.release(sequence)
+        self.memory.release(sequence)
         self._wait(sequence)
 
 

@@ -16,8 +16,6 @@ from collections.abc import Callable, Collection
 from math import inf
 from operator import attrgetter
 
-from server.engine.caches import BlockPool, MediaCache
-from server.engine.config import EngineConfig
 from server.engine.plan import Group, Plan, Row
 from server.engine.residents import Residents
 from server.engine.sequence import Sequence
@@ -34,21 +32,17 @@ YIELD_EVERY = 8
 # another one waits for one such step, and ends them for as many seconds. Work in the background has short steps.
 LONE_STEPS = 4
 LONE_SECONDS = 2.0
-# work done for others after which a sequence that lacks blocks takes those of later requests
-PATIENCE = 2048
 
 
-class Scheduler(Residents):
-    def __init__(
-        self,
-        config: EngineConfig,
-        blocks: BlockPool,
-        media: MediaCache,
-        *,
-        all_previous: bool = False,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        super().__init__(config, blocks, media, all_previous=all_previous)
+class Scheduler:
+    """Fills each step with rows of the residents."""
+
+    def __init__(self, residents: Residents, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.config, self.running, self.waiting = residents.config, residents.running, residents.waiting
+        self._residents = residents
+        self._blocks, self._media = residents.blocks, residents.media
+        self._memory, self._shares = residents.memory, residents.shares
+        self._step = 0
         self.pace = Pace()
         self._clock = clock
         self._met = -inf  # when two requests were there at once
@@ -80,19 +74,19 @@ class Scheduler(Residents):
         if self._shares.expects_others:
             self._met = self._clock()
         self._shares.compare_clients()
-        self._free_seat()
+        self._residents.free_seat()
         config = self.config
         budgets = config.max_tokens_per_step, config.max_frames_per_step, config.max_frames_idle
-        plan = Plan(*budgets, copies=self._copies, pace=self.pace)
-        self._copies = []
+        plan = Plan(self._step, *budgets, copies=self._residents.copies, pace=self.pace)
+        self._residents.copies = []
         plan.seconds = self.pace.fixed
-        plan.seats_left = self._num_admissible()
+        plan.seats_left = self._residents.num_admissible()
         plan.in_progress = self._memory.next_blocks(self.running) if self.waiting else set()
         return plan
 
     def _can_run_together(self, plan: Plan) -> bool:
         """Return whether all that can run decode, with one priority, in a step so short that turns would gain nothing."""
-        if not self.running or self._starved or (self.waiting and plan.seats_left):
+        if not self.running or self._residents.starved or (self.waiting and plan.seats_left):
             return False
         if len(self.running) > plan.tokens_left:
             return False
@@ -140,7 +134,7 @@ class Scheduler(Residents):
     def _fill_light(self, plan: Plan, light: Group, heavy: Group) -> None:
         """Add light sequences; a quarter of the tokens and seats is kept for heavy ones that want them."""
         num_tokens = plan.tokens_left // 4 if heavy else 0
-        num_seats = self._num_seats_for_heavy(plan) if any(s.is_waiting for s in heavy.prompts) else 0
+        num_seats = self._residents.num_seats_for_heavy(plan) if any(s.is_waiting for s in heavy.prompts) else 0
         plan.tokens_left -= num_tokens
         plan.seats_left -= num_seats
         limit = self._limit()
@@ -177,8 +171,8 @@ class Scheduler(Residents):
             return
         plan.is_last_resort = True
         self._fill(plan, self.running + self.waiting, self._limit())
-        while not plan.rows and self._preempt_blocker():
-            plan.seats_left = self._num_admissible()
+        while not plan.rows and self._residents.preempt_blocker():
+            plan.seats_left = self._residents.num_admissible()
             self._fill(plan, list(self.waiting), self._limit())
 
     def _fill_group(self, plan: Plan, group: Group, seconds: float) -> None:
@@ -219,14 +213,14 @@ class Scheduler(Residents):
             sequence.num_scored = max(sequence.num_scored, sequence.num_computed)
             for block in range(row.start // size, sequence.num_computed // size):
                 digest = sequence.block_hash(block, size)
-                self.blocks.publish(sequence.block_table[block], digest)
+                self._blocks.publish(sequence.block_table[block], digest)
             if row.start < sequence.num_prompt_tokens:  # later tokens read the same media as the prompt's last
                 self._memory.release_read_media(sequence)
 
     def _run(self, plan: Plan, sequence: Sequence) -> None:
         """Add a row of a running sequence, if it can run."""
         count = self._num_runnable(sequence, plan)
-        if count and self._grow(plan, sequence, sequence.num_computed + count):
+        if count and self._residents.grow(plan, sequence, sequence.num_computed + count):
             self._add_row(plan, sequence, count)
 
     def _try_to_admit(self, plan: Plan, sequence: Sequence) -> bool:
@@ -241,8 +235,8 @@ class Scheduler(Residents):
         if self._memory.first_missing_block(sequence) in plan.in_progress:
             sequence.num_missing = None
             return True
-        num_cached_media = self.media.num_cached(sequence.keys)
-        if not self._reserve(plan, sequence):
+        num_cached_media = self._media.num_cached(sequence.keys)
+        if not self._residents.reserve(plan, sequence):
             return False  # those after it do not overtake for lack of blocks, or a long prompt would wait for ever
         num_pieces = len(plan.pieces)
         count = self._num_runnable(sequence, plan)
@@ -274,7 +268,7 @@ class Scheduler(Residents):
     def _admit(self, plan: Plan, sequence: Sequence, num_cached_media: int) -> None:
         self.waiting.remove(sequence)
         sequence.is_waiting = False
-        self._begin_running(sequence)
+        self._residents.begin_running(sequence)
         plan.seats_left -= 1
         if not sequence.was_admitted:
             sequence.was_admitted = True
@@ -284,19 +278,9 @@ class Scheduler(Residents):
 
     def _serve_starved(self, plan: Plan) -> None:
         """Let the oldest sequence that lacks blocks run first once its patience ends, with the blocks of later ones."""
-        starved = self._starved
-        if starved is None or self._shares.total - self._starved_at < PATIENCE:
+        if (starved := self._residents.make_room()) is None:
             return
-        self._starved_at = self._shares.total
-        if starved.is_finished or not self._memory.resolve(starved):
-            self._starved = None
-            return
-        num_held = len(self._memory.cached_prefix(starved)) if starved.is_waiting else len(starved.block_table)
-        num_needed = self._memory.num_blocks_for(len(starved.token_ids))
-        later = [sequence for sequence in self.running if sequence.order > starved.order]
-        while later and self.blocks.num_available < num_needed - num_held:
-            self._preempt(later.pop())
-        plan.seats_left = self._num_admissible()
+        plan.seats_left = self._residents.num_admissible()
         plan.is_last_resort = True
         self._fill(plan, [starved], self._limit())
         plan.is_last_resort = False

@@ -73,6 +73,8 @@ class Sequence:
         self.targets = targets or {}
         # positions after which log-probabilities are reported
         self.scored = range(min(self.targets), max(self.targets) + 1) if self.targets else range(0)
+        # of several answers, the first reports the prompt's log-probabilities
+        self.wants_prompt_logprobs = sampling.prompt_logprobs is not None and index == 0
         if self.wants_prompt_logprobs:
             self.scored = range(self.num_prompt_tokens - 1)
         self.is_stem = False  # it is computed only for others to be forked from it
@@ -103,11 +105,6 @@ class Sequence:
         if self.num_scored < self.scored.stop:
             return min(len(self.token_ids) - 1, max(self.scored.start, self.num_scored))
         return len(self.token_ids) - 1
-
-    @property
-    def wants_prompt_logprobs(self) -> bool:
-        """True if the prompt's log-probabilities are reported; of several answers, the first reports them."""
-        return self.sampling.prompt_logprobs is not None and self.index == 0
 
     def append(self, token_id: int) -> None:
         """Append a generated token, which reads the media item that the token before it reads."""

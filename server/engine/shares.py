@@ -89,7 +89,11 @@ class Shares:
         """Return the account of a request for one more of its sequences."""
         account = self._accounts.get(request_id)
         if account is None:
-            account = Account(self._activate(client), priority, self.total / WORK_PER_TOKEN_OF_AGE)
+            of_client = self._clients.setdefault(client, ClientAccount())
+            if not of_client.num_requests:  # while it was idle it saved up the credit at most
+                of_client.served = max(of_client.served, self._least_served() - self._credit)
+            of_client.num_requests += 1
+            account = Account(of_client, priority, self.total / WORK_PER_TOKEN_OF_AGE)
             self._accounts[request_id] = account
         account.num_sequences += 1
         return account
@@ -113,14 +117,6 @@ class Shares:
         least = self._least_served()
         for client in self._clients.values():
             client.surplus = client.served - least
-
-    def _activate(self, name: str) -> ClientAccount:
-        """Return a client's account; while it was idle it saved up the credit at most."""
-        client = self._clients.setdefault(name, ClientAccount())
-        if not client.num_requests:
-            client.served = max(client.served, self._least_served() - self._credit)
-        client.num_requests += 1
-        return client
 
     def _least_served(self) -> float:
         return min((client.served for client in self._clients.values() if client.num_requests), default=0.0)

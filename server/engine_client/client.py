@@ -173,7 +173,7 @@ class EngineClient:
 
     @contextmanager
     def _open(self, request: wire.Request, media: Mapping[bytes, EncodedMedia]) -> Iterator[OpenRequest]:
-        worker, state = self._supervisor.worker, self.state
+        worker, state = self._supervisor.worker, self._supervisor.state
         if worker is None or state != "ready":
             raise EngineNotReady(f"the model is not ready: the engine is {state}")
         if not self._open_requests:

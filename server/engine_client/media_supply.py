@@ -96,6 +96,7 @@ class MediaSupply:
     def end(self, request: OpenRequest) -> None:
         """Decode no media any more for the sake of this request alone: it is no longer open."""
         self._balance()
+        self._decoder.turns.grant()
         for digest in self._decoding.keys() & request.media.keys():
             self._withdraw(digest, request.requester)
 
@@ -121,6 +122,7 @@ class MediaSupply:
         if not request.is_encoded:
             request.is_encoded, request.num_bytes_held = True, 0
             self._balance()
+            self._decoder.turns.grant()
 
     def cancel(self) -> None:
         """Cancel all decoding: the worker that requested it is dead."""
@@ -198,7 +200,6 @@ class MediaSupply:
         first = next((request for request in requests if not request.is_encoded), None)
         for request in requests:
             request.requester.is_paused = is_full and request is not first
-        self._decoder.turns.grant()
 
     def _fail(self, digest: bytes, error: ServerError, worker: WorkerProcess) -> None:
         self._metrics.media_decode_failures.inc()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from model.prompt import Media, Segment, Text
 from server.errors import InvalidRequest
 from server.fewshot.templates import LINE_END
-from server.media.source import EncodedMedia, kind_of
+from server.media.source import EncodedMedia
 from server.schemas.decisions import (
     DecisionAssistantMessage,
     DecisionContent,
@@ -20,7 +20,7 @@ from server.schemas.decisions import (
     OutputPart,
     OutputRefusalPart,
 )
-from server.schemas.prompt import ImageUrlPart, MediaPart, MediaUrl, stored_media_part
+from server.schemas.prompt import MediaPartOrUrl
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class PositionedMedia:
     """A media part and its path in the request, such as `input[0].content[1].image_url`."""
 
     param: str
-    part: MediaPart
+    part: MediaPartOrUrl
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Passage:
     def text(self) -> str:
         return "".join(piece for piece in self.pieces if isinstance(piece, str)).strip()
 
-    def parts(self, param: str) -> dict[str, MediaPart]:
+    def parts(self, param: str) -> dict[str, MediaPartOrUrl]:
         """Return the media parts by their paths in the request."""
         return {piece.param: piece.part for piece in self.pieces if isinstance(piece, PositionedMedia)}
 
@@ -89,17 +89,10 @@ def _pieces(content: str | Sequence[DecisionPart | OutputPart], param: str) -> I
     for index, part in enumerate(content):
         match part:
             case DecisionImagePart():
-                yield PositionedMedia(f"{param}[{index}].image_url", _media(part.image_url))
+                yield PositionedMedia(f"{param}[{index}].image_url", part.image_url)
             case DecisionJsonPart():
                 yield json.dumps(part.data, ensure_ascii=False)
             case OutputRefusalPart():
                 yield part.refusal
             case _:
                 yield part.text
-
-
-def _media(url: str) -> MediaPart:
-    """Return the part that a URL, or the id of a stored image or video, stands for."""
-    if kind_of(url) is not None:
-        return stored_media_part(url)
-    return ImageUrlPart(type="image_url", image_url=MediaUrl(url=url))

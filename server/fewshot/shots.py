@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.errors import InvalidMedia, InvalidRequest, ServerError, SupportSetNotFound
+from server.errors import InvalidMedia, InvalidRequest, SupportSetNotFound
 from server.fewshot.retrieval import SPACES, Retrieval, Similar, SimilarityQuery
 from server.fewshot.templates import Shot, Template
 from server.media.intake import Intake
 from server.media.source import EncodedMedia
 from server.schemas.fewshot import ExamplesFields, Order, ShotFields, Strategy
-from server.schemas.prompt import MediaPart
+from server.schemas.prompt import MediaPartOrUrl
 from server.store.records import Example, SupportSet
 from server.store.support_sets import SupportSets
 
@@ -37,8 +36,6 @@ DEFAULT_ORDER: dict[Strategy, Order] = {
     "balanced": "as_selected",
     **dict.fromkeys(SPACES, "similar_last"),
 }
-# the rest of a path after a short form of a media part, `image` or a text `image_url`, which the client did not write
-AFTER_SHORT_FORM = re.compile(r"(?:(?<=\.image)|(?<=\.image_url))\.(image_url\.url|image_id|video_id)$")
 # owners whose media are read at once
 MAX_CONCURRENT = 32
 
@@ -54,7 +51,7 @@ class SelectionError(ValueError):
 class MediaOwner(Protocol):
     """A part of a request that has media."""
 
-    def parts(self, param: str) -> dict[str, MediaPart]:
+    def parts(self, param: str) -> dict[str, MediaPartOrUrl]:
         """Return its media parts by their paths in the request, in which it is `param` itself."""
 
 
@@ -75,7 +72,7 @@ class ShotSource:
     retrieval: Retrieval
 
     async def read_media(self, owners: Mapping[str, MediaOwner], param: str = "query") -> dict[str, list[EncodedMedia]]:
-        """Return the media of each owner by its path. Raises the intake's errors, with the path of the client's field.
+        """Return the media of each owner by its path. Raises the intake's errors.
 
         `param` is the path of what is asked about.
         """
@@ -83,13 +80,7 @@ class ShotSource:
         all_parts = {path: part for of in parts.values() for path, part in of.items()}
         has_shots = any(isinstance(owner, ShotFields) for owner in owners.values())
         param, remedy = ("shots", STORE_EXAMPLES) if has_shots else (param, "")
-        try:
-            read = await self.intake.read_all(all_parts, param, remedy=remedy)
-        except ServerError as error:
-            error.param = AFTER_SHORT_FORM.sub("", error.param or "shots")
-            raise
-        for media in read.values():
-            media.param = AFTER_SHORT_FORM.sub("", media.param)
+        read = await self.intake.read_all(all_parts, param, remedy=remedy)
         return {owner: [read[path] for path in of] for owner, of in parts.items()}
 
     async def find(self, examples: ExamplesFields) -> SupportSet:
@@ -174,14 +165,7 @@ async def read_groups(owners: Sequence[MediaOwner], param: str, intake: Intake) 
 
 
 async def _read_owner(owner: MediaOwner, param: str, intake: Intake) -> list[EncodedMedia]:
-    try:
-        media = [await intake.read(part, path) for path, part in owner.parts(param).items()]
-    except ServerError as error:
-        error.param = AFTER_SHORT_FORM.sub("", error.param or param)
-        raise
-    for item in media:
-        item.param = AFTER_SHORT_FORM.sub("", item.param)
-    return media
+    return [await intake.read(part, path) for path, part in owner.parts(param).items()]
 
 
 @contextmanager

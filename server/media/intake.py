@@ -12,9 +12,9 @@ from server.errors import InvalidMedia, InvalidRequest, UnsupportedParameter
 from server.media.fetch import Fetcher
 from server.media.names import MediaNames
 from server.media.pool import DecodePool
-from server.media.source import EncodedMedia, Kind, read_data_url
+from server.media.source import EncodedMedia, Kind, kind_of, read_data_url
 from server.media.store import MediaStore, not_found
-from server.schemas.prompt import ImageIdPart, ImageUrlPart, MediaPart, MediaUrl, VideoIdPart, VideoUrlPart
+from server.schemas.prompt import ImageIdPart, ImageUrlPart, MediaPartOrUrl, MediaUrl, VideoIdPart, VideoUrlPart
 from server.settings import Settings
 
 
@@ -38,7 +38,7 @@ class Intake:
         self._max_media_bytes = settings.max_media_bytes
         self._max_bytes = settings.max_body_bytes
 
-    async def read(self, part: MediaPart, param: str) -> EncodedMedia:
+    async def read(self, part: MediaPartOrUrl, param: str) -> EncodedMedia:
         """Read a part. Raises `InvalidRequest`, `NotFound` and `MediaNameTaken`.
 
         `param` is its path in the request, which errors name.
@@ -52,9 +52,12 @@ class Intake:
                 return await self._find(part.image_id, "image", f"{param}.image_id")
             case VideoIdPart():
                 return await self._find(part.video_id, "video", f"{param}.video_id")
+            case str():
+                kind = kind_of(part)
+                return await (self._find(part, kind, param) if kind else self.read_url(part, "image", param))
 
     async def read_all(
-        self, parts: Mapping[str, MediaPart], param: str, *, remedy: str = ""
+        self, parts: Mapping[str, MediaPartOrUrl], param: str, *, remedy: str = ""
     ) -> dict[str, EncodedMedia]:
         """Read the parts of a request's prompts concurrently.
 
@@ -75,7 +78,7 @@ class Intake:
             raise InvalidMedia(f"{total} bytes of media in one request, the limit is {self._max_bytes}", param=param)
         return media
 
-    async def _read_concurrently(self, parts: Mapping[str, MediaPart]) -> dict[str, EncodedMedia]:
+    async def _read_concurrently(self, parts: Mapping[str, MediaPartOrUrl]) -> dict[str, EncodedMedia]:
         tasks = {path: asyncio.ensure_future(self.read(part, path)) for path, part in parts.items()}
         try:
             return {path: await task for path, task in tasks.items()}
@@ -125,7 +128,7 @@ class Intake:
         return InvalidRequest(f"{message}: {remedy}" if remedy else message, param=param)
 
 
-def _is_name(part: MediaPart) -> bool:
+def _is_name(part: MediaPartOrUrl) -> bool:
     """Return whether a part has no data: it names media that were sent before."""
     return (isinstance(part, ImageUrlPart) and part.image_url is None) or (
         isinstance(part, VideoUrlPart) and part.video_url is None

@@ -8,10 +8,9 @@ from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, model_vali
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from server.media.source import kind_of
 from server.schemas.base import FieldError, PrioritizedRequest, Schema, TimedRequest, tag_of, with_example
 from server.schemas.generation import CompletionFields
-from server.schemas.prompt import ImageUrlPart, MediaPart, MediaUrl, Prompt, TaggedMediaPart, stored_media_part
+from server.schemas.prompt import MediaPartOrUrl, Prompt, TaggedMediaPart
 
 MAX_SHOTS = 1024
 MAX_TEMPLATE = 16384
@@ -44,13 +43,11 @@ class MediaFields(Schema):
             raise ValueError("give either image or media")
         return self
 
-    def parts(self, param: str) -> dict[str, MediaPart]:
+    def parts(self, param: str) -> dict[str, MediaPartOrUrl]:
         """Return the parts by their path in the request, in which these fields are `param`."""
-        if self.image is None:
-            return {f"{param}.media[{number}]": part for number, part in enumerate(self.media)}
-        if kind_of(self.image) is not None:
-            return {f"{param}.image": stored_media_part(self.image)}
-        return {f"{param}.image": ImageUrlPart(type="image_url", image_url=MediaUrl(url=self.image))}
+        if self.image is not None:
+            return {f"{param}.image": self.image}
+        return {f"{param}.media[{number}]": part for number, part in enumerate(self.media)}
 
 
 class ShotFields(MediaFields):

@@ -105,7 +105,7 @@ class InputImagePart(Schema):
     """An image in the form of the Responses API."""
 
     type: Literal["input_image"]
-    image_url: str
+    image_url: str = Field(description="The URL of an image, or the id of an uploaded image or video.")
     detail: Literal["auto", "low", "high"] = "auto"
 
 

@@ -63,6 +63,8 @@ class VideoIdPart(Schema):
 
 
 MediaPart = ImageUrlPart | VideoUrlPart | ImageIdPart | VideoIdPart
+# a part or, in short, the URL of an image or the id of a stored image or video
+MediaPartOrUrl = MediaPart | str
 # for unions that `tag_of("type")` tells apart
 TaggedMediaPart = (
     Annotated[ImageUrlPart, Tag("<image_url>")]
@@ -94,33 +96,31 @@ Part = Annotated[
 ]
 
 
-def _prompt_tag(value: Any) -> str:
+def prompt_form(value: Any) -> str:
+    """Return the form of a prompt, or of several, as the tag of its type."""
     if isinstance(value, str):
         return "<string>"
-    return "<token ids>" if isinstance(value, list) and value and isinstance(value[0], int) else "<parts>"
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, str | list):
+        return "<list of prompts>"
+    return "<token ids>" if isinstance(first, int) else "<parts>"
 
 
-Prompt = Annotated[
+OnePrompt = (
     Annotated[str, Tag("<string>")]
     | Annotated[list[Annotated[int, Field(ge=0)]], Tag("<token ids>")]
-    | Annotated[list[Part], Tag("<parts>")],
-    Discriminator(_prompt_tag),
-]
-
-
-def _is_several(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], str | list)
-
-
+    | Annotated[list[Part], Tag("<parts>")]
+)
+Prompt = Annotated[OnePrompt, Discriminator(prompt_form)]
 # one prompt, or a list of them
 Prompts = Annotated[
-    Annotated[Prompt, Tag("<prompt>")] | Annotated[list[Prompt], Field(max_length=MAX_PROMPTS), Tag("<several>")],
-    Discriminator(lambda value: "<several>" if _is_several(value) else "<prompt>"),
+    OnePrompt | Annotated[list[Prompt], Field(max_length=MAX_PROMPTS), Tag("<list of prompts>")],
+    Discriminator(prompt_form),
 ]
 
 
 def prompts_by_param(value: Prompts) -> dict[str, Prompt]:
     """Return each prompt of the field `prompt` by its path."""
-    if not _is_several(value):
+    if prompt_form(value) != "<list of prompts>":
         return {"prompt": cast(Prompt, value)}
     return {f"prompt[{index}]": prompt for index, prompt in enumerate(cast(list[Prompt], value))}

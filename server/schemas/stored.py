@@ -14,12 +14,23 @@ from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validato
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from server.schemas.base import AFTER, ID, LIMIT, SET_NAME, ListRequest, ModelRequest, Schema, with_example
+from server.schemas.base import (
+    AFTER,
+    ID,
+    LIMIT,
+    SET_NAME,
+    ListRequest,
+    ModelRequest,
+    Schema,
+    TimedRequest,
+    with_example,
+)
 from server.schemas.fewshot import (
     MAX_CANDIDATES,
     MAX_SHOTS,
     CandidateField,
     Comparing,
+    MediaFields,
     Method,
     Order,
     ShotFields,
@@ -274,3 +285,30 @@ class EvaluateRequest(WeighingFields, ModelRequest):
 class ListEvaluationsRequest(ListRequest):
     limit: Annotated[int, Field(ge=1, le=100, strict=False, description=LIMIT)] = 20
     support_set: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(None, description="Its id or name.")
+
+
+MAX_POOL = 1024
+
+
+class DiagnosticsRequest(VersionRequest):
+    limit: Annotated[
+        int, Field(ge=1, le=1000, strict=False, description="The most entries of each list; counts are of all.")
+    ] = 100
+
+
+class PooledMedia(MediaFields):
+    """An image without a label."""
+
+    @model_validator(mode="after")
+    def _shows_something(self) -> PooledMedia:
+        if self.image is None and not self.media:
+            raise ValueError("an image of the pool needs image or media")
+        return self
+
+
+class SuggestRequest(TimedRequest):
+    """A pool of images without labels, of which some are to be labelled next."""
+
+    pool: list[PooledMedia] = Field(min_length=1, max_length=MAX_POOL)
+    count: int = Field(8, ge=1, le=MAX_POOL, description="Images to suggest.")
+    version: Version | None = Field(None, description="The latest one, if not given.")

@@ -12,13 +12,12 @@ from server.api.guard import OPEN_PATHS
 from server.app import ROUTERS
 from server.errors import ServerError
 from server.metrics import Metrics
-from server.schemas.curation import DiagnosticsRequest, SuggestRequest
 from server.schemas.decisions import DecisionRequest
 from server.schemas.fewshot import ClassifyRequest, FewShotFields
 from server.schemas.generation import ChatRequest, CompletionRequest, GenerationFields
 from server.schemas.models import EmbeddingsRequest, InspectRequest
 from server.schemas.responses.curation import Diagnostics, Reason
-from server.schemas.stored import EvaluateRequest
+from server.schemas.stored import DiagnosticsRequest, EvaluateRequest, SuggestRequest
 from server.settings import Settings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

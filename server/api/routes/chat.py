@@ -10,11 +10,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.answer_text import Piece, chat_logprobs
+from server.api.answer_text import AnswerPiece, chat_logprobs
 from server.api.answers import AnswerStream, respond
 from server.api.body import read_request
 from server.api.chat_prompt import prepare_chat
-from server.api.generation import completion_request
+from server.api.generation import completion_requests
 from server.api.openapi import PROMPT, describe
 from server.api.services import GivenRecord, GivenServices
 from server.errors import InvalidRequest
@@ -33,10 +33,10 @@ async def create_chat_completion(request: Request, services: GivenServices, reco
     fields = await read_request(ChatRequest, request, services)
     _check(fields)
     prompt, template = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
-    generation = completion_request(
-        fields.completion(), prompt, services.model, template=template, form_field=fields.form.field
+    generations = completion_requests(
+        fields.completion(), [prompt], services.model, template=template, form_field=fields.form.field
     )
-    return await respond(request, services, record, fields, [generation], ChatShape(fields, fields.called))
+    return await respond(request, services, record, fields, generations, ChatShape(fields, fields.called))
 
 
 def _check(fields: ChatRequest) -> None:
@@ -47,16 +47,11 @@ def _check(fields: ChatRequest) -> None:
         raise InvalidRequest(message, param="max_completion_tokens")
     if fields.top_logprobs is not None and not fields.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-    is_form_given = fields.response_format.type != "text" or bool(
-        fields.structured_outputs and fields.structured_outputs.model_fields_set
-    )
-    if fields.called is not None and is_form_given:
+    has_format = fields.response_format.type != "text"
+    has_outputs = bool(fields.structured_outputs and fields.structured_outputs.model_fields_set)
+    if fields.called is not None and (has_format or has_outputs):
         raise InvalidRequest("a called function states the form of the answer: give no other", param="tool_choice")
-    if (
-        fields.response_format.type != "text"
-        and fields.structured_outputs
-        and fields.structured_outputs.model_fields_set
-    ):
+    if has_format and has_outputs:
         message = "response_format and structured_outputs both state the form of the answer: give one"
         raise InvalidRequest(message, param="response_format")
 
@@ -75,7 +70,7 @@ class ChatShape:
     fields: ChatRequest
     called: Function | None
 
-    def choice(self, whole: Piece, answers: AnswerStream) -> dict[str, Any]:
+    def choice(self, whole: AnswerPiece, answers: AnswerStream) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
         if self.called is not None:
             call = self._call(answers, whole)
@@ -83,7 +78,7 @@ class ChatShape:
             message |= {"content": None, "tool_calls": [call]}
         return {"index": whole.index, "message": message, **self._rest(whole, answers, is_first=True)}
 
-    def deltas(self, piece: Piece, answers: AnswerStream, *, is_first: bool) -> Iterator[dict[str, Any]]:
+    def deltas(self, piece: AnswerPiece, answers: AnswerStream, *, is_first: bool) -> Iterator[dict[str, Any]]:
         if is_first:
             delta: dict[str, Any] = {"role": "assistant", "content": ""}
             if self.called is not None:
@@ -94,13 +89,13 @@ class ChatShape:
             delta = {"tool_calls": [{"index": 0, "function": {"arguments": piece.text}}]}
         yield {"index": piece.index, "delta": delta, **self._rest(piece, answers, is_first=is_first)}
 
-    def _call(self, answers: AnswerStream, piece: Piece) -> dict[str, Any]:
+    def _call(self, answers: AnswerStream, piece: AnswerPiece) -> dict[str, Any]:
         """Return a call without its arguments."""
         assert self.called is not None
         call_id = f"call_{answers.record.request_id}_{piece.index}"
         return {"id": call_id, "type": "function", "function": {"name": self.called.name, "arguments": ""}}
 
-    def _rest(self, piece: Piece, answers: AnswerStream, *, is_first: bool) -> dict[str, Any]:
+    def _rest(self, piece: AnswerPiece, answers: AnswerStream, *, is_first: bool) -> dict[str, Any]:
         num_top = self.fields.top_logprobs or 0
         # OpenAI's clients expect "tool_calls" of an answer that must call any function, and "stop" of a named one
         is_call = piece.finish_reason == "stop" and self.fields.tool_choice == "required"

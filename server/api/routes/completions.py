@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from server.api.answers import CompletionShape, respond
 from server.api.body import read_request
-from server.api.generation import completion_request, completion_requests
+from server.api.generation import completion_requests
 from server.api.openapi import PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices, Services
 from server.api.sse import unless_disconnected
@@ -52,10 +52,10 @@ async def create_fewshot_completion(request: Request, services: GivenServices, r
     if fields.echo:
         token_ids = assembled.prompt.encoded.token_ids
         report["prompt"] = services.model.tokenizer.decode(token_ids, skip_special_tokens=False)
-    generation = completion_request(
-        fields, assembled.prompt, services.model, template=assembled.question.template, extras={"fewshot": report}
+    generations = completion_requests(
+        fields, [assembled.prompt], services.model, template=assembled.question.template, extras={"fewshot": report}
     )
-    return await respond(request, services, record, fields, [generation], CompletionShape(fields))
+    return await respond(request, services, record, fields, generations, CompletionShape(fields))
 
 
 async def _assemble(fields: FewShotCompletionRequest, services: Services) -> AssembledPrompt:

@@ -22,8 +22,8 @@ from server.quality.diagnostics import Diagnosis
 from server.quality.measures import wilson
 from server.quality.suggestion import Suggestion
 from server.request_record import RequestRecord
-from server.schemas.curation import DiagnosticsRequest, SuggestRequest
 from server.schemas.responses import curation as responses
+from server.schemas.stored import DiagnosticsRequest, SuggestRequest
 from server.store.records import SupportSet
 
 router = APIRouter()

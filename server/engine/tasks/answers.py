@@ -6,28 +6,37 @@ The first answer computes the prompt; the others are held back until they can sh
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import Future
 
+from server.engine.residents import Residents
 from server.engine.sampler import Result
-from server.engine.scheduler import Scheduler
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.task import RequestError, SequenceTask, finished
-from server.grammar import GrammarError, Grammars
+from server.grammar import GrammarError, Matcher
 from server.wire import Admitted, FinishReason, Generate, MediaWanted, Outbound, PromptScored, Token, TokenLogprob
 
 
 class Answers(SequenceTask):
-    """The answers of one request. Raises `RequestError` for a prompt that is too long."""
+    """The answers of one request, of a grammar that is compiled if there is one.
+
+    Raises `RequestError` for a prompt that is too long.
+    """
 
     def __init__(
-        self, request: Generate, order: Order, scheduler: Scheduler, eos_ids: frozenset[int], grammars: Grammars
+        self,
+        request: Generate,
+        order: Order,
+        residents: Residents,
+        eos_ids: frozenset[int],
+        compiling: Future[Matcher] | None = None,
     ) -> None:
         super().__init__(request.request_id, request.prompt.media)
         length, max_tokens = len(request.prompt.token_ids), request.sampling.max_tokens
-        limit = scheduler.config.max_model_len
+        limit = residents.config.max_model_len
         if length + max_tokens > limit:
             raise RequestError(f"{length} prompt tokens and max_tokens {max_tokens} exceed max_model_len {limit}")
         self._request = request
-        self._scheduler = scheduler
+        self._residents = residents
         self._stop_ids = frozenset(request.sampling.stop_token_ids)
         if not request.sampling.ignore_eos:
             self._stop_ids |= eos_ids
@@ -35,9 +44,8 @@ class Answers(SequenceTask):
         self._is_prompt_scored = False
         self._live: dict[int, Sequence] = {}
         self.first_sequence, *_ = self._held_back = self._create_sequences(order)
-        if (grammar := request.sampling.grammar) is not None:
-            self.compiling = grammars.compile(grammar)
-        else:
+        self.compiling = compiling
+        if compiling is None:
             self._live[0] = self._held_back.pop(0)
 
     def _create_sequences(self, order: Order) -> list[Sequence]:
@@ -58,7 +66,7 @@ class Answers(SequenceTask):
         for sequence in self._held_back:
             sequence.matcher = matcher.copy()
         self._live[0] = self._held_back.pop(0)
-        return [MediaWanted(source) for source in self._scheduler.add(self.first_sequence)]
+        return [MediaWanted(source) for source in self._residents.add(self.first_sequence)]
 
     def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
         yield Admitted(
@@ -91,14 +99,14 @@ class Answers(SequenceTask):
 
     def release(self) -> None:
         for sequence in self._live.values():
-            self._scheduler.finish(sequence)
+            self._residents.finish(sequence)
         self._live = {}
 
     def _begin_others(self) -> list[Outbound]:
         """Queue the answers that were held back: they share the blocks of the computed prompt."""
         sequences, self._held_back = self._held_back, []
         self._live.update((sequence.index, sequence) for sequence in sequences)
-        return [MediaWanted(source) for sequence in sequences for source in self._scheduler.add(sequence)]
+        return [MediaWanted(source) for sequence in sequences for source in self._residents.add(sequence)]
 
     def _score_prompt(self, result: Result) -> list[Outbound]:
         """Collect prompt log-probabilities by position; send them once the prompt is computed, before its first token."""
@@ -147,6 +155,6 @@ class Answers(SequenceTask):
 
     def _finish(self, sequence: Sequence) -> None:
         """Release one answer; with the last of them, the request is finished."""
-        self._scheduler.finish(sequence)
+        self._residents.finish(sequence)
         del self._live[sequence.index]
         self.is_finished = not self._live and not self._held_back

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from server.engine.config import EngineConfig
+from server.engine.residents import Residents
 from server.engine.sampler import Result, num_candidates
-from server.engine.scheduler import Scheduler
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.answers import Answers
 from server.engine.tasks.task import RequestError
-from server.grammar import Grammars
 from server.wire import FinishReason, Generate, Outbound, Token, TokenLogprob
 
 
@@ -48,11 +47,9 @@ class BeamAnswers(Answers):
     Raises `RequestError` also if the beams need more blocks than the engine has.
     """
 
-    def __init__(
-        self, request: Generate, order: Order, scheduler: Scheduler, eos_ids: frozenset[int], grammars: Grammars
-    ) -> None:
-        super().__init__(request, order, scheduler, eos_ids, grammars)
-        _check_blocks(request, scheduler.config)
+    def __init__(self, request: Generate, order: Order, residents: Residents, eos_ids: frozenset[int]) -> None:
+        super().__init__(request, order, residents, eos_ids)
+        _check_blocks(request, residents.config)
         self._sampling = request.sampling
         self._reported: list[Result] = []
         self._ended: list[Hypothesis] = []  # the best, best first
@@ -123,7 +120,7 @@ class BeamAnswers(Answers):
             beams.append(self._fork(move.parent) if move.parent in beams else move.parent)
         for sequence in self._live.values():
             if sequence not in beams:
-                self._scheduler.finish(sequence)
+                self._residents.finish(sequence)
         for sequence, move in zip(beams, moves, strict=True):
             sequence.append(move.token_id)
             sequence.logprobs.append(move.logprob)
@@ -131,8 +128,8 @@ class BeamAnswers(Answers):
 
     def _fork(self, parent: Sequence) -> Sequence:
         child = parent.fork(parent.index)
-        if not self._scheduler.fork(parent, child):
-            self._scheduler.queue(child)  # it is computed again when there are blocks
+        if not self._residents.fork(parent, child):
+            self._residents.queue(child)  # it is computed again when there are blocks
         return child
 
     def _best_answers(self) -> Iterable[Outbound]:

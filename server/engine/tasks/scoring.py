@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Iterable
 
 from server.engine.config import EngineConfig
+from server.engine.residents import Residents
 from server.engine.sampler import Result
-from server.engine.scheduler import Scheduler
 from server.engine.sequence import Order, Sequence
 from server.engine.tasks.task import RequestError, SequenceTask
 from server.wire import Outbound, Sampling, Score, Scored
@@ -20,12 +20,12 @@ from server.wire import Outbound, Sampling, Score, Scored
 class Scoring(SequenceTask):
     """The candidates of one prompt. Raises `RequestError` for candidates that are missing, empty or too long."""
 
-    def __init__(self, request: Score, order: Order, scheduler: Scheduler) -> None:
+    def __init__(self, request: Score, order: Order, residents: Residents) -> None:
         super().__init__(request.request_id, request.prompt.media)
-        _check(request, scheduler.config)
+        _check(request, residents.config)
         self._request = request
-        self._scheduler = scheduler
-        self._max_tokens = scheduler.config.max_tokens_per_step
+        self._residents = residents
+        self._max_tokens = residents.config.max_tokens_per_step
         first = {len(request.prompt.token_ids) - 1: [candidate[0] for candidate in request.candidates]}
         self._stem = Sequence(request.request_id, request.prompt, Sampling(max_tokens=0), order, targets=first)
         self._stem.is_stem = True
@@ -41,7 +41,7 @@ class Scoring(SequenceTask):
         """Fork candidates to fill a step, if they can run. A stem that was preempted is computed again first."""
         while self._waiting and self._first and self._stem.is_computed and self._num_tokens_left() < self._max_tokens:
             candidate = self._candidate(self._waiting[0])
-            if not self._scheduler.fork_stem(self._stem, candidate):
+            if not self._residents.fork_stem(self._stem, candidate):
                 return []
             self._live[self._waiting.popleft()] = candidate
         if self._first and not self._waiting:
@@ -63,19 +63,19 @@ class Scoring(SequenceTask):
             later = self._later[sequence.index]
             later.update((position, logprobs[0]) for position, logprobs in result.target_logprobs.items())
             if result.row.samples:
-                self._scheduler.finish(self._live.pop(sequence.index))
+                self._residents.finish(self._live.pop(sequence.index))
         self.is_finished = bool(self._first) and not self._waiting and not self._live
         return [self._scored()] if self.is_finished else []
 
     def release(self) -> None:
         self._finish_stem()
         for sequence in self._live.values():
-            self._scheduler.finish(sequence)
+            self._residents.finish(sequence)
         self._live = {}
 
     def _finish_stem(self) -> None:
         if not self._stem.is_finished:
-            self._scheduler.finish(self._stem)
+            self._residents.finish(self._stem)
 
     def _candidate(self, index: int) -> Sequence:
         """Return the prompt with all tokens of a candidate but the last, after which no logits are read."""

@@ -47,19 +47,19 @@ class CompletionChunkChoice(CompletionChoiceFields):
     finish_reason: FinishReason | None
 
 
-class CompletionFields(ResponseSchema):
+class CompletionHead(ResponseSchema):
     id: str
     object: Literal["text_completion"]
     created: int
     model: str
 
 
-class Completion(CompletionFields):
+class Completion(CompletionHead):
     choices: list[CompletionChoice]
     usage: Usage
 
 
-class CompletionChunk(CompletionFields):
+class CompletionChunk(CompletionHead):
     choices: list[CompletionChunkChoice]
     usage: Usage | None = Field(None, description="With `stream_options`.")
 

@@ -8,7 +8,7 @@ import pytest
 
 import flamboyance_client as client
 from flamboyance_client.prompt import Part
-from server.schemas import curation, fewshot, generation, stored
+from server.schemas import fewshot, generation, stored
 from server.schemas.base import Schema
 from server.schemas.models import InspectRequest
 from server.schemas.prompt import Part as ServerPart
@@ -29,7 +29,7 @@ PAIRS: list[tuple[Any, type[Schema], set[str]]] = [
     (client.NewSet, stored.CreateRequest, set()),
     (client.SetChanges, stored.UpdateRequest, set()),
     (client.SearchOptions, fewshot.SearchRequest, {"query"}),
-    (client.SuggestOptions, curation.SuggestRequest, {"pool"}),
+    (client.SuggestOptions, stored.SuggestRequest, {"pool"}),
     (client.WarmOptions, stored.WarmRequest, set()),
     (client.Query, fewshot.QueryFields, set()),
     (client.Selection, fewshot.ExamplesFields, set()),

@@ -104,7 +104,7 @@ def test_few_blocks_force_preemption(family: Family) -> None:
     for i, prompt in enumerate(requested):
         answer.engine.add(prompt.request(str(i), sampling))
     answer.run()
-    assert answer.engine.scheduler.num_preemptions > 0
+    assert answer.engine.residents.num_preemptions > 0
     for i, prompt in enumerate(requested):
         assert_equals_reference(family, prompt, answer, str(i), sampling.max_tokens)
     assert_all_released(answer.engine)

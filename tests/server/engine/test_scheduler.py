@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engine.config import EngineConfig
+from server.engine.residents import PATIENCE
 from server.engine.scheduler import (
     HEAVY_SHARE,
     LONE_SECONDS,
     LONE_STEPS,
-    PATIENCE,
     YIELD_EVERY,
 )
 from server.engine.tasks.task import ROUNDS_PER_STEP, ForwardTask
@@ -150,7 +150,7 @@ def test_no_seat_is_taken_for_a_request_of_a_lower_priority(num_requests: int) -
     yielding = simulation.generate(20, 4, client="other", priority=1)
     for name in first:
         simulation.run(name)
-    assert simulation.engine.scheduler.num_preemptions == 0
+    assert simulation.engine.residents.num_preemptions == 0
     simulation.run(yielding)
 
 
@@ -323,7 +323,7 @@ def test_scored_positions_are_computed_once_although_the_sequence_is_preempted()
     (sequence,) = simulation.engine.scheduler.running
     num_computed = sequence.num_computed
     assert num_computed > 100
-    simulation.engine.scheduler._preempt(sequence)
+    simulation.engine.residents.preempt(sequence)
     began = len(simulation.runner.plans)
     simulation.run(request_id)
     rows = [row for plan in simulation.runner.plans[began:] for row in plan.rows]

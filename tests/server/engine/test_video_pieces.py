@@ -101,6 +101,6 @@ def test_an_answer_goes_on_after_its_video_was_encoded_again_in_pieces(family: F
         answer.step()
     answer.engine.add(images.request("images"))
     answer.run()
-    assert answer.engine.scheduler.num_preemptions == 1
+    assert answer.engine.residents.num_preemptions == 1
     assert_equals_reference(family, video, answer, "video")
     assert_equals_reference(family, images, answer, "images")

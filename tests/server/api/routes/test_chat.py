@@ -333,6 +333,11 @@ async def test_values_that_ask_for_what_is_done_anyway_are_accepted(
             "response_format",
         ),
         ({"template": "chatml"}, 400, "template"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_image", "image_url": "a"}]}]},
+            400,
+            "messages[0].content[0].image_url",
+        ),
         ({"model": "other"}, 404, None),
     ],
 )

@@ -213,6 +213,7 @@ NO_MEDIA = [{"label": "cat", "question": "It meows."}]
         ({"input": [user({"type": "input_image", "file_id": "a"})]}, 422, "input[0].content[0].file_id"),
         ({"input": [user(text("a"), {**image(), "image_url": "a"})]}, 400, "input[0].content[1].image_url"),
         ({"input": [user({**image(), "image_url": "img_0"})]}, 404, "input[0].content[0].image_url"),
+        ({"input": [user({**image(), "image_url": "img_" + "0" * 200})]}, 404, "input[0].content[0].image_url"),
         ({"input": [user({**image(), "image_url": "https://a.b"})]}, 422, "input[0].content[0].image_url"),
         ({"input": [user(*[image()] * 4)]}, 400, "input"),
         ({"input": [{"role": "system", "content": [image()]}]}, 422, "input[0].content[0].image_url"),

@@ -198,6 +198,7 @@ SET: dict[str, Any] = {"support_set": "colours"}
         ({"shots": [{**SHOTS[0], "question": "?"}]}, 400, "invalid_value", "shots[0].question"),
         ({"shots": [{"image": "data:x", "text": "a"}]}, 400, "invalid_value", "shots[0].image"),
         ({"shots": [{"image": "img_1", "text": "a"}]}, 404, "image_not_found", "shots[0].image"),
+        ({"shots": [{"image": "img_" + "0" * 200, "text": "a"}]}, 404, "image_not_found", "shots[0].image"),
         ({"shots": SHOTS * 3}, 400, "invalid_value", "shots"),
         ({"query": {"image": url(QUERY), "text": "?"}}, 400, "invalid_value", "query.text"),
         ({"template": "none"}, 400, "invalid_value", "template"),

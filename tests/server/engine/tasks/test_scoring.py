@@ -257,7 +257,7 @@ def test_few_blocks_force_preemption(family: Family) -> None:
     for i, prompt in enumerate(few_shot):
         answer.engine.add(score(str(i), prompt, candidates))
     answer.run()
-    assert answer.engine.scheduler.num_preemptions > 0
+    assert answer.engine.residents.num_preemptions > 0
     for i, prompt in enumerate(few_shot):
         assert_scored(family, prompt, candidates, answer.scored[str(i)].logprobs)
     assert_all_released(answer.engine)
