@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import pytest
 
-from bench import filling
 from bench.filling import Cache, fill
 from bench.random_models import SIZES, config
 from bench.target import Answer, Request, Target
@@ -53,7 +52,7 @@ def test_new_texts_and_images_are_sent_until_all_caches_are_full() -> None:
 
 def test_a_fill_that_runs_out_of_time_tells_what_is_unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(100))
-    monkeypatch.setattr(filling.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr("bench.filling.time.monotonic", lambda: next(now))
     text, pages, visual_tokens = filled(StubTarget(), 3)  # the clock is read once per request
     assert text.unwritten_bytes == 550 * text.entry_bytes
     assert pages.unwritten_bytes == 40 * pages.entry_bytes
