@@ -32,14 +32,14 @@ MAX_DETAIL = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PythonClient:
-    """A client in a virtual environment, and the module that uses it."""
+    """A client in a virtual environment, and the module that uses it. The first package is the client."""
 
-    package: str
+    packages: Sequence[str]
     module: str
 
     def command(self, name: str, environments: Path) -> list[str]:
         """Return the command of the script, and install the client first if it is missing."""
-        python = install(name, self.package, environments).with_name("python")
+        python = install(name, self.packages, environments).with_name("python")
         return [str(python), "-m", self.module]
 
     def version(self, name: str, environments: Path) -> str:
@@ -50,7 +50,7 @@ class PythonClient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeClient:
-    """A client in a folder of npm, and the file that uses it. The first package is the client."""
+    """A client in a folder of npm, and the file that uses it. The first package is the client; one may have a version."""
 
     packages: Sequence[str]
     script: str
@@ -59,7 +59,7 @@ class NodeClient:
         """Return the command of the script, and install the client first if it is missing."""
         node, npm = _program("node"), _program("npm")
         folder = environments / name
-        if not all((folder / "node_modules" / package / "package.json").exists() for package in self.packages):
+        if not all(_package_file(folder, package).exists() for package in self.packages):
             print(f"installing {name} into {folder}", file=sys.stderr)
             folder.mkdir(parents=True, exist_ok=True)
             subprocess.run([npm, "install", "--silent", "--prefix", folder, *self.packages], check=True)
@@ -67,8 +67,12 @@ class NodeClient:
         return [node, str(shutil.copy(SCRIPTS / self.script, folder))]
 
     def version(self, name: str, environments: Path) -> str:
-        package = environments / name / "node_modules" / self.packages[0] / "package.json"
-        return str(json.loads(package.read_text())["version"])
+        return str(json.loads(_package_file(environments / name, self.packages[0]).read_text())["version"])
+
+
+def _package_file(folder: Path, package: str) -> Path:
+    name, _, _ = package.partition("@")
+    return folder / "node_modules" / name / "package.json"
 
 
 def _program(name: str) -> str:
@@ -80,10 +84,14 @@ def _program(name: str) -> str:
 
 Client = PythonClient | NodeClient
 CLIENTS: dict[str, Client] = {
-    "instructor": PythonClient(package="instructor", module="bench.client_scripts.instructor"),
-    "litellm": PythonClient(package="litellm", module="bench.client_scripts.litellm"),
-    "openai-node": NodeClient(packages=("openai", "zod"), script="openai_node.mjs"),
-    "lm-eval": PythonClient(package="lm-eval[api]", module="bench.client_scripts.lm_eval"),
+    "instructor": PythonClient(packages=["instructor"], module="bench.client_scripts.instructor"),
+    "litellm": PythonClient(packages=["litellm"], module="bench.client_scripts.litellm"),
+    "openai-node": NodeClient(packages=["openai", "zod"], script="openai_node.mjs"),
+    "lm-eval": PythonClient(packages=["lm-eval[api]"], module="bench.client_scripts.lm_eval"),
+    # lmms-eval 0.7.3 imports a module that filelock 4 does not have
+    "lmms-eval": PythonClient(packages=["lmms-eval", "filelock<4"], module="bench.client_scripts.lmms_eval"),
+    # 0.123 needs Node 22
+    "promptfoo": NodeClient(packages=["promptfoo@0.121"], script="promptfoo.mjs"),
 }
 
 

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(_parser(), arguments, QUICK)
     folder = model_folder(options.model)
     tools = options.tools or list(PACKAGES)
-    binaries = {tool: install(tool, PACKAGES[tool], Path(options.venvs)) for tool in tools}
+    binaries = {tool: install(tool, [PACKAGES[tool]], Path(options.venvs)) for tool in tools}
     report = Report("Third-party load tools, unmodified", as_settings(options))
     with serving(server_settings(options, folder)) as server:
         for tool, binary in binaries.items():
@@ -89,14 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(bar.is_met for bar in report.bars) else 1
 
 
-def install(tool: str, package: str, venvs: Path) -> Path:
-    """Return the path of a tool's command, and install its package into its own virtual environment if it is missing."""
+def install(tool: str, packages: Sequence[str], venvs: Path) -> Path:
+    """Return the path of a tool's command, and install packages into its own virtual environment if it is missing."""
     folder = venvs / tool
     binary = folder / "bin" / tool
     if not binary.exists():
         print(f"installing {tool} into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True)
-        subprocess.run([folder / "bin" / "pip", "install", "--quiet", package], check=True)
+        subprocess.run([folder / "bin" / "pip", "install", "--quiet", *packages], check=True)
     return binary
 
 

@@ -2,14 +2,13 @@
 
 Each round starts `python -m server` with the weight formats remembered, and waits until /health/ready is 200 and the first
 answer is that of the warm-up start. Then the memory of its processes is read from /proc: at rest and, with --full, after
-real requests have filled the text cache and the media cache. A page that several processes share counts whole in the RSS of
-each, and in parts in their PSS.
+real requests have filled all caches, or after `--fill-seconds`. A page that several processes share counts whole in the RSS
+of each, and in parts in their PSS.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import tempfile
 import time
@@ -22,10 +21,11 @@ from typing import Any
 import psutil
 
 from bench.driver import BenchFailed
+from bench.filling import complete, fill
 from bench.options import add_model, as_settings, model_folder, parse, server_settings
 from bench.serving import exit_on_sigterm, free_port, start_server, stop_server
 from bench.table import ROOT, Bar, Report, Sample
-from bench.target import Request, Target, get, image_part, jpeg, post, wait_until
+from bench.target import Request, Target, get, image_part, post, wait_until
 from model.config import load_config
 from server.settings import Settings
 
@@ -37,9 +37,6 @@ GB = 1e9
 READY_SECONDS, REST_GB, FULL_GB = 4.0, 1.5, 2.5
 EXAMPLES = ROOT / "docs" / "examples"
 SHOTS = {"noto-elephant.png": "dax", "noto-bicycle.png": "wug", "noto-banana.png": "blicket"}
-IMAGES_PER_REQUEST = 32
-# characters of a random text per token, at most; texts of fewer tokens only take more requests
-CHARACTERS_PER_TOKEN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +87,7 @@ def _measure(
             rest = _add_memory(report, target, "at rest")
             _add_bar(report, options, "worker RSS in GB at rest", rest, REST_GB)
         if is_last and options.full:
-            _fill(target)
-            full = _add_memory(report, target, "full caches")
+            full = _fill(target, settings, report, options.fill_seconds)
             _add_bar(report, options, "worker RSS in GB with full caches", full, FULL_GB)
         return start
 
@@ -155,18 +151,11 @@ def few_shot_request(*, has_end_of_chunk: bool) -> Request:
 
 
 def _ask(target: Target, request: Request) -> str:
-    return str(_complete(target, request)["choices"][0]["text"])
+    return str(complete(target, request)["choices"][0]["text"])
 
 
 def _image(name: str) -> dict[str, Any]:
     return image_part((EXAMPLES / name).read_bytes())
-
-
-def _complete(target: Target, request: Request) -> Any:
-    answer = target.send(request, timeout=START_SECONDS)
-    if answer.status != 200:
-        raise BenchFailed(f"a request failed with status {answer.status}: {answer.body[:500]!r}{answer.error}")
-    return answer.json()
 
 
 def _wait_for_spare(target: Target) -> None:
@@ -199,20 +188,13 @@ def _add_memory(report: Report, target: Target, state: str) -> float:
     return float(worker.memory_info().rss)
 
 
-def _fill(target: Target) -> None:
-    """Send new images and texts until every media page and every block has been written."""
-    engine = target.send(get("/version")).json()["engine"]
-    rng = random.Random(0)
-    encoded = 0
-    while encoded <= engine["num_media_slots"]:
-        parts = [image_part(jpeg(rng.getrandbits(62))) for _ in range(IMAGES_PER_REQUEST)]
-        usage = _complete(target, post("/v1/completions", prompt=parts, max_tokens=1, ignore_eos=True))["usage"]
-        encoded += usage["fewshot_details"]["media_encoded"]
-    computed, length = 0, CHARACTERS_PER_TOKEN * (engine["max_model_len"] - 8) // 2
-    while computed <= engine["num_blocks"] * engine["block_size"]:
-        text = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz ", k=length))
-        usage = _complete(target, post("/v1/completions", prompt=text, max_tokens=1, ignore_eos=True))["usage"]
-        computed += usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+def _fill(target: Target, settings: Settings, report: Report, seconds: float) -> float:
+    """Fill the caches, and return the RSS of the worker when they are full, in bytes: unwritten bytes count."""
+    caches = fill(target, load_config(Path(str(settings.model))), settings, seconds)
+    for cache in caches:
+        report.add(cache.row)
+    state = "full caches" if all(cache.is_full for cache in caches) else "caches as written"
+    return _add_memory(report, target, state) + sum(cache.unwritten_bytes for cache in caches)
 
 
 def _add_disk(report: Report, folder: Path, settings: Settings) -> None:
@@ -231,8 +213,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.start", description=__doc__)
     add_model(parser, "default")
     parser.add_argument(
-        "--full", action="store_true", help="also fill the caches, which takes minutes, and measure then"
+        "--full", action="store_true", help="also fill the caches and measure then; what stays unwritten is added"
     )
+    parser.add_argument("--fill-seconds", type=float, default=300.0, help="longest time of the fill (default: 300)")
     parser.set_defaults(bars=True)
     return parser
 

@@ -103,7 +103,11 @@ async def prepare_chat(
 
 
 def read_conversation(messages: Sequence[Message]) -> Conversation:
-    """Read messages as turns; neighbours of one role are joined. Raises `InvalidRequest` for roles out of order."""
+    """Read messages as turns; neighbours of one role are joined.
+
+    Raises `InvalidRequest` for roles out of order, and for names that tell participants of a role apart.
+    """
+    _check_names(messages)
     system: list[str] = []
     turns: list[Turn] = []
     calls: set[str] = set()
@@ -133,6 +137,18 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
     if not isinstance(previous, UserMessage | ToolMessage):
         raise _out_of_order(len(messages) - 1, "the last message must be a user's or a tool's: it is the one to answer")
     return Conversation("\n".join(system), turns[:-1], turns[-1])
+
+
+def _check_names(messages: Sequence[Message]) -> None:
+    names: dict[type, str | None] = {}
+    for index, message in enumerate(messages):
+        if isinstance(message, ToolMessage):
+            continue
+        first = names.setdefault(type(message), message.name)
+        if message.name != first:
+            both = " and ".join("none" if name is None else repr(name) for name in (first, message.name))
+            text = f"messages of one role have the names {both}; the prompt shows no names, so all must have the same"
+            raise InvalidRequest(text, param=f"messages[{index}].name")
 
 
 def find_template(name: str, query: Turn, config: FlamingoConfig) -> Template:

@@ -186,7 +186,8 @@ class Comparison:
         if obstacle := _obstacle(question, candidates):
             if method == "auto":
                 return Chosen(IN_CONTEXT, default_confidence(IN_CONTEXT))
-            raise InvalidRequest(f"{method} {obstacle}", param="method")
+            param = "method" if question.query.media else "query"
+            raise InvalidRequest(f"{method} {obstacle}", param=param)
         _check_answers(question)
         number = len(question.examples)
         if method in METHODS and number > (limit := METHODS[method].max_examples):
@@ -305,10 +306,10 @@ def _answered_candidates(examples: Sequence[Answered], candidates: Sequence[Cand
 
 def _obstacle(question: Question, candidates: Sequence[Candidate]) -> str:
     """Return why methods by likeness cannot answer the question, or nothing if they can."""
-    if question.fields.zero_shot:
-        return "compares media, and zero_shot shows examples without them"
     if not question.query.media:
         return "compares media, and the query has none"
+    if question.fields.zero_shot:
+        return "compares media, and zero_shot shows examples without them"
     return _lack(question.examples, candidates)
 
 

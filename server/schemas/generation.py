@@ -130,12 +130,20 @@ Written = Annotated[
 ]
 
 
-class SystemMessage(Schema):
+class ParticipantMessage(Schema):
+    """A message of a participant, who may have a name."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        None, description="The same in all messages of a role: the prompt does not show it."
+    )
+
+
+class SystemMessage(ParticipantMessage):
     role: Literal["system", "developer"]
     content: Written
 
 
-class UserMessage(Schema):
+class UserMessage(ParticipantMessage):
     role: Literal["user"]
     content: Content
 
@@ -165,7 +173,7 @@ class SentCall(Schema):
     index: int | None = Field(None, description="As streams have it. Accepted and not used.")
 
 
-class AssistantMessage(Schema):
+class AssistantMessage(ParticipantMessage):
     """A message as a response has it: fields without a value may be sent back as null."""
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": {"type": "null"}})

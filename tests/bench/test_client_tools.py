@@ -59,21 +59,27 @@ def test_a_missing_node_is_a_failed_row(tmp_path: Path, monkeypatch: pytest.Monk
     ]
 
 
-def test_a_client_of_node_runs_in_the_folder_of_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("node", "npm"):
-        (tmp_path / name).write_text("#!/bin/false\n")
-        (tmp_path / name).chmod(0o755)
+@pytest.mark.parametrize(
+    ("name", "script", "packages"),
+    [("openai-node", "openai_node.mjs", ["openai", "zod"]), ("promptfoo", "promptfoo.mjs", ["promptfoo"])],
+)
+def test_a_client_of_node_runs_in_the_folder_of_its_packages(
+    name: str, script: str, packages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for program in ("node", "npm"):
+        (tmp_path / program).write_text("#!/bin/false\n")
+        (tmp_path / program).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    client = CLIENTS["openai-node"]
+    client = CLIENTS[name]
     assert isinstance(client, NodeClient)
-    for package in client.packages:
-        folder = tmp_path / "openai-node" / "node_modules" / package
+    for package in packages:
+        folder = tmp_path / name / "node_modules" / package
         folder.mkdir(parents=True)
         (folder / "package.json").write_text(json.dumps({"version": f"1 of {package}"}))
-    script = tmp_path / "openai-node" / "openai_node.mjs"
-    assert client.command("openai-node", tmp_path) == [str(tmp_path / "node"), str(script)]
-    assert script.exists()
-    assert client.version("openai-node", tmp_path) == "1 of openai"
+    copy = tmp_path / name / script
+    assert client.command(name, tmp_path) == [str(tmp_path / "node"), str(copy)]
+    assert copy.exists()
+    assert client.version(name, tmp_path) == f"1 of {packages[0]}"
 
 
 @pytest.mark.parametrize(("result", "status"), [("ok", 0), ("failed", 1)])

@@ -104,11 +104,15 @@ def test_llamacpp() -> None:
 
 
 def test_start() -> None:
-    report = run_quick("bench.start")
+    small = ["max_model_len=256", "kv_cache_mb=1", "media_cache_mb=1", "host_media_mb=1"]
+    report = run_quick("bench.start", "--full", "--set", *small)
     seconds = {row["what"]: row["seconds"] for row in report["rows"] if "seconds" in row}
     assert 0 < seconds["worker spawned"] < seconds["ready"] < seconds["first answer"]
     resident = {row["what"]: row["RSS MB"] for row in report["rows"] if "RSS MB" in row}
     assert {"API, at rest", "worker, at rest", "spare worker 1, at rest"} <= resident.keys()
+    assert resident["worker, at rest"] < resident["worker, full caches"]
+    written = {row["what"]: row["written MB"] for row in report["rows"] if "written MB" in row}
+    assert written == dict.fromkeys(["text cache", "media cache", "visual tokens"], pytest.approx(1.05, rel=0.01))
     assert bar_names(report) == ["first answer equals that of the warm-up start"]
 
 

@@ -71,7 +71,7 @@ def test_a_failing_tool_raises_with_its_output(tmp_path: Path) -> None:
 def test_an_installed_tool_is_not_installed_again(tmp_path: Path) -> None:
     (tmp_path / "guidellm" / "bin").mkdir(parents=True)
     binary = fake_tool(tmp_path / "guidellm" / "bin", "x", {}).rename(tmp_path / "guidellm" / "bin" / "guidellm")
-    assert install("guidellm", "guidellm[vision]", tmp_path) == binary
+    assert install("guidellm", ["guidellm[vision]"], tmp_path) == binary
 
 
 @pytest.mark.parametrize("tool", TOOLS)

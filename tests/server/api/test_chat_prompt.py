@@ -57,6 +57,10 @@ def lead(messages: Sequence[dict[str, Any]], template: str = "plain") -> str:
     return find_template(template, conversation.query, CONFIG).lead
 
 
+def named(message: dict[str, Any], name: str) -> dict[str, Any]:
+    return {**message, "name": name}
+
+
 SHOT = [user(A, "What is this?"), assistant("a cat")]
 
 
@@ -173,3 +177,25 @@ def test_an_error_names_the_message_with_an_impossible_role(messages: list[dict[
     with pytest.raises(InvalidRequest) as caught:
         write(messages)
     assert caught.value.param == param
+
+
+def test_one_name_for_each_role_changes_nothing() -> None:
+    messages = [system("Name it."), *SHOT, user(B, "And this?")]
+    names = {"system": "rules", "user": "ann", "assistant": "bot"}
+    assert write([named(message, names[message["role"]]) for message in messages]) == write(messages)
+    assert write([named(messages[0], "rules"), *messages[1:]]) == write(messages)
+
+
+@pytest.mark.parametrize(
+    ("messages", "index", "names"),
+    [
+        ([named(user("x"), "ann"), named(user("y"), "ben")], 1, "'ann' and 'ben'"),
+        ([named(user("x"), "ann"), assistant("y"), user("z")], 2, "'ann' and none"),
+        ([user("x"), named(assistant("y"), "bot"), user("z"), assistant("y"), user("z")], 3, "'bot' and none"),
+        ([named(system("x"), "a"), named({"role": "developer", "content": "y"}, "b"), user("z")], 1, "'a' and 'b'"),
+    ],
+)
+def test_names_that_tell_participants_apart_are_refused(messages: list[dict[str, Any]], index: int, names: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"have the names {names}") as refusal:
+        write(messages)
+    assert refusal.value.param == f"messages[{index}].name"

@@ -312,7 +312,8 @@ async def test_values_that_ask_for_what_is_done_anyway_are_accepted(
         ),
         ({"messages": [*MESSAGES, {"role": "assistant", "content": None}]}, 400, "messages[1]"),
         ({"messages": [{"role": "function", "content": "x"}]}, 422, "messages[0]"),
-        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, 422, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": "x", "name": "y" * 65}]}, 400, "messages[0].name"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "y", "name": "z"}]}, 422, "messages[0].name"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 422, "messages[0].content[0]"),
         (
             {"messages": [{"role": "system", "content": [image_part()]}, *MESSAGES]},

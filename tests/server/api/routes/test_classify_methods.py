@@ -228,6 +228,9 @@ async def test_an_example_without_media_is_refused_by_a_method_by_likeness_as_it
     assert "template" not in error["message"]
     error = await refusal(http, query={}, method=method)
     assert error["message"].startswith(f"{method} compares media, and the query has none")
+    assert error["param"] == "query"
+    error = await refusal(http, query={}, method=method, zero_shot=True)
+    assert error["param"] == "query"
     error = await refusal(http, **await store(http, *SHOTS, {"label": "dog", "id": "last"}), method=method)
     assert "the example 'last' has none" in error["message"]
 
