@@ -251,7 +251,11 @@ class Comparison:
         if not parts:
             return {}
         labelled = _labelled(await self.retrieval.example_vectors(support_set), support_set.examples, candidates)
-        return {part: await asyncio.to_thread(measure, load_method(part), labelled) for part in parts}
+
+        def measured(part: str) -> Result:
+            return measure(load_method(part), labelled)  # loading takes a second, in which the event loop must run
+
+        return {part: await asyncio.to_thread(measured, part) for part in parts}
 
     async def _examples(self, question: Question, candidates: Sequence[Candidate]) -> ComparedExamples:
         if question.support_set is not None:

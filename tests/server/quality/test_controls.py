@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import pytest
 from fastapi import FastAPI
 
 from server.api.services import Services
+from server.fewshot import comparison
+from server.fewshot.methods import load_method
+from server.fewshot.methods.likeness import LikenessMethod
 from server.settings import Settings
 from server.wire import Score
 from tests.server.evaluations import EXAMPLES, LABEL_OF, run_evaluation
@@ -80,3 +84,20 @@ async def test_methods_without_a_prompt_have_a_learning_curve(
     assert "from 1 to 2 examples per label" in curve["outlook"]
     in_context = await run_evaluation(http, services, k=[1], methods=["in_context"])
     assert in_context["learning_curve"] is None
+
+
+async def test_an_evaluation_loads_its_methods_in_a_thread(
+    http: httpx.AsyncClient, client: FakeClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the event loop, the import of scikit-learn would hold all requests for a second."""
+    client.vectors = {digest: np.eye(2, dtype=np.float32)[int(label == "warm")] for digest, label in LABEL_OF.items()}
+    loaders: set[threading.Thread] = set()
+
+    def load(name: str) -> LikenessMethod:
+        loaders.add(threading.current_thread())
+        return load_method(name)
+
+    monkeypatch.setattr(comparison, "load_method", load)
+    await run_evaluation(http, services, methods=["linear", "knn"])
+    assert loaders
+    assert threading.main_thread() not in loaders
