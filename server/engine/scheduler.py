@@ -25,6 +25,8 @@ from server.engine.shares import CONTEXT_PER_TOKEN, TOKENS_PER_FRAME, Pace, coun
 HEAVY_SHARE = 0.5
 # smaller pieces would read the context of a long prompt too often
 MIN_PIECE = 16
+# lengths of pieces that end before a prompt's end are multiples of the first of these that is at most half as long
+PIECE_MULTIPLES = (64, 32, 16)
 # smaller pieces wait for the media that follow, if they are being encoded
 MIN_PIECE_BEFORE_MEDIA = 64
 YIELD_EVERY = 8
@@ -317,7 +319,12 @@ class Scheduler:
         if num_within < least:
             return least if plan.may_exceed else 0
         is_almost_all = plan.may_exceed and count - num_within < MIN_PIECE
-        return count if is_almost_all else min(count, num_within)
+        return count if is_almost_all else min(count, _rounded(num_within))
+
+
+def _rounded(count: int) -> int:
+    """Round down to one of the few lengths of pieces, for each of which a CPU compiles its products once."""
+    return count - count % next((multiple for multiple in PIECE_MULTIPLES if count >= 2 * multiple), 1)
 
 
 def _in_turn(sequences: list[Sequence]) -> list[Sequence]:

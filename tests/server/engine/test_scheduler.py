@@ -168,6 +168,19 @@ def test_a_lone_request_waits_for_nothing() -> None:
     assert max(seconds) < 1.5 * LONE_STEPS * CONFIG.step_seconds
 
 
+def test_pieces_of_prompts_have_few_lengths() -> None:
+    """A CPU compiles its products for each number of rows."""
+    simulation = Simulation(CONFIG)
+    began = len(simulation.runner.plans)
+    names = [simulation.generate(length, 4) for length in (3000, 1111, 2345)]
+    for name in names:
+        simulation.run(name)
+    rows = [row for plan in simulation.runner.plans[began:] for row in plan.rows]
+    cut = {row.count for row in rows if row.count > 1 and row.start + row.count < len(row.sequence.prompt.token_ids)}
+    assert len(cut) > 1
+    assert all(count % (64 if count >= 128 else 32 if count >= 64 else 16) == 0 for count in cut if count >= 32)
+
+
 def test_steps_are_short_for_some_time_after_two_requests_met() -> None:
     simulation = Simulation(CONFIG)
     simulation.generate(8000, 4)
