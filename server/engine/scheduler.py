@@ -156,7 +156,7 @@ class Scheduler:
             credit = min(self._credits[kind] + earned, most) if sequences else 0.0
             before = plan.seconds
             is_shared = kind == 0 and bool(heavy.prompts)
-            free = (2 * self.pace.fixed - before) / (1 + is_shared)
+            free = ((1 + HEAVY_SHARE) * self.pace.fixed - before) / (1 + is_shared)
             self._fill(plan, _in_turn(sequences), before + max(credit, free), may_exceed=credit == most)
             self._credits[kind] = max(credit - (plan.seconds - before), -most)
 
