@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, BinaryIO
@@ -16,6 +15,7 @@ from starlette.responses import Response
 from server.api.services import Services
 from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest
 from server.limits.admission import Ticket
+from server.limits.resting_lock import RestingLock
 from server.schemas.base import ModelRequest, PrioritizedRequest, SchemaType, TimedRequest, read
 from server.settings import Settings
 
@@ -40,19 +40,12 @@ async def read_request(
     return fields
 
 
-async def parse(schema: type[SchemaType], body: bytes, parsing: asyncio.Lock) -> SchemaType:
-    """Validate a JSON body. Raises `InvalidRequest`.
-
-    Large ones are validated one at a time; a pause of the same length leaves the event loop to other requests.
-    """
+async def parse(schema: type[SchemaType], body: bytes, parsing: RestingLock) -> SchemaType:
+    """Validate a JSON body; large ones one at a time, with a rest in between. Raises `InvalidRequest`."""
     if len(body) < LARGE_BODY:
         return read(schema, body)
-    async with parsing:
-        started = time.monotonic()
-        try:
-            return read(schema, body)
-        finally:
-            await asyncio.sleep(time.monotonic() - started)
+    async with parsing.hold():
+        return read(schema, body)
 
 
 def read_query(schema: type[SchemaType], request: Request) -> SchemaType:

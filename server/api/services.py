@@ -5,7 +5,6 @@ No module below `server.api` knows this container: each function there takes wha
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from server.fewshot.comparison import Comparison
 from server.fewshot.shots import ShotSource
 from server.fewshot.warming import Warming
 from server.limits.admission import Admission, SharedLimit
+from server.limits.resting_lock import RestingLock
 from server.media.intake import Intake
 from server.media.pool import DecodePool
 from server.media.store import MediaStore
@@ -56,8 +56,8 @@ class Services:
     evaluations: Evaluations
     recommendations: Recommendations
     curation: Curation
-    # held while a large body is parsed, which blocks the event loop, and for some time after it
-    parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # held while a large body is validated, which holds the event loop
+    parsing: RestingLock = field(default_factory=RestingLock)
     # archives that arrive or are being imported; their files are on disk
     imports: SharedLimit = field(default_factory=lambda: SharedLimit(MAX_IMPORTS, MAX_IMPORTS_SHARE))
 

@@ -13,9 +13,8 @@ from contextlib import suppress
 from typing import TypeVar
 
 from server.limits.admission import Admission
+from server.limits.resting_lock import REST
 
-# a rest in units of the work before it: next to clients, work in the background has a quarter of the time
-REST = 3.0
 MAX_REST_SECONDS = 10.0
 
 Result = TypeVar("Result")

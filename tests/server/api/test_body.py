@@ -68,7 +68,7 @@ async def test_large_bodies_are_parsed_one_at_a_time(
     http: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setattr("server.api.body.LARGE_BODY", 1)
-    async with app.state.services.parsing:
+    async with app.state.services.parsing.hold():
         waiting = asyncio.create_task(http.post(path, json={}))
         done, _ = await asyncio.wait({waiting}, timeout=0.3)
         assert not done
