@@ -14,12 +14,7 @@ from hypothesis import strategies as st
 
 from server.engine.config import EngineConfig
 from server.engine.residents import PATIENCE
-from server.engine.scheduler import (
-    HEAVY_SHARE,
-    LONE_SECONDS,
-    LONE_STEPS,
-    YIELD_EVERY,
-)
+from server.engine.scheduler import HEAVY_SHARE, LONE_STEPS, YIELD_EVERY
 from server.engine.tasks.task import ROUNDS_PER_STEP, ForwardTask
 from server.wire import BACKGROUND_PRIORITY, Outbound
 from tests.engine_client import assert_all_released
@@ -152,80 +147,6 @@ def test_no_seat_is_taken_for_a_request_of_a_lower_priority(num_requests: int) -
         simulation.run(name)
     assert simulation.engine.residents.num_preemptions == 0
     simulation.run(yielding)
-
-
-def test_a_lone_request_waits_for_nothing() -> None:
-    """Every step of a lone request computes: the whole budget of a step with fast hardware, a bounded time with slow."""
-    fast = Simulation(replace(CONFIG, step_seconds=10))
-    began = len(fast.runner.plans)
-    fast.run(fast.generate(4000, 4))
-    counts = [plan.rows[0].count for plan in fast.runner.plans[began:] if plan.rows]
-    assert counts == [512] * 7 + [4000 - 7 * 512 - CONFIG.block_size, 1, 1, 1]  # the first block was cached
-    slow = Simulation(CONFIG)
-    began = len(slow.runner.plans)
-    slow.run(slow.generate(4000, 4))
-    seconds = [slow.costs.of(plan) for plan in slow.runner.plans[began:] if plan.rows]
-    assert max(seconds) < 1.5 * LONE_STEPS * CONFIG.step_seconds
-
-
-def test_pieces_of_prompts_have_few_lengths() -> None:
-    """A CPU compiles its products for each number of rows."""
-    simulation = Simulation(CONFIG)
-    began = len(simulation.runner.plans)
-    names = [simulation.generate(length, 4) for length in (3000, 1111, 2345)]
-    for name in names:
-        simulation.run(name)
-    rows = [row for plan in simulation.runner.plans[began:] for row in plan.rows]
-    cut = {row.count for row in rows if row.count > 1 and row.start + row.count < len(row.sequence.prompt.token_ids)}
-    assert len(cut) > 1
-    assert all(count % (64 if count >= 128 else 32 if count >= 64 else 16) == 0 for count in cut if count >= 32)
-
-
-def test_steps_are_short_for_some_time_after_two_requests_met() -> None:
-    simulation = Simulation(CONFIG)
-    simulation.generate(8000, 4)
-    simulation.arrive(simulation.now + 0.5)
-    began = len(simulation.runner.plans)
-    simulation.run_until(simulation.now + LONE_SECONDS / 2)
-    seconds = [simulation.costs.of(plan) for plan in simulation.runner.plans[began:] if plan.rows]
-    assert max(seconds) < 1.5 * CONFIG.step_seconds
-    simulation.run_until(simulation.now + LONE_SECONDS)
-    seconds = [simulation.costs.of(plan) for plan in simulation.runner.plans[began:] if plan.rows]
-    assert max(seconds) > 2 * CONFIG.step_seconds
-
-
-def test_the_time_without_requests_counts_as_time_after_two_requests_met() -> None:
-    simulation = Simulation(CONFIG)
-    names = [simulation.generate(20, 4) for _ in range(2)]
-    for name in names:
-        simulation.run(name)
-    simulation.runner.now += LONE_SECONDS
-    simulation.generate(8000, 4)
-    assert max(step_seconds(simulation, 1)) > 2 * CONFIG.step_seconds
-
-
-def test_work_in_the_background_has_short_steps_although_it_is_alone() -> None:
-    """Without this the first request that comes waits for a long step."""
-    simulation = Simulation(CONFIG)
-    simulation.run(simulation.generate(2000, 4))
-    simulation.generate(8000, 4, priority=BACKGROUND_PRIORITY)
-    seconds = step_seconds(simulation, 2)
-    assert max(seconds) < 1.5 * CONFIG.step_seconds
-
-
-def test_a_step_that_encodes_images_for_their_vectors_alone_is_short() -> None:
-    simulation = Simulation(CONFIG)
-    simulation.run(simulation.generate(8000, 4))
-    simulation.embed(64)
-    seconds = step_seconds(simulation, 0.5)
-    assert max(seconds) < 2 * CONFIG.step_seconds < LONE_STEPS * CONFIG.step_seconds
-
-
-def step_seconds(simulation: Simulation, seconds: float) -> list[float]:
-    """Return how long the steps of the next `seconds` take."""
-    began = len(simulation.runner.plans)
-    simulation.run_until(simulation.now + seconds)
-    return [simulation.runner.costs.of(plan) for plan in simulation.runner.plans[began:]]
 
 
 class EndlessForward(ForwardTask):
