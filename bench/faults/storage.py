@@ -64,17 +64,21 @@ def _slow_database(trial: Trial) -> None:
 
 
 def _move_database(trial: Trial) -> None:
-    """Move the database away under the running server, and back."""
+    """Move the database and its log away under the running server, and back."""
     file = _database(trial)
-    away = file.with_suffix(".away")
-    file.rename(away)
+    away = file.with_name("away")
+    away.mkdir()
+    parts = [file, file.with_name(f"{file.name}-wal")]
+    for part in parts:
+        part.rename(away / part.name)
     trial.run_load()
     _check_unrelated(trial)
     trial.load.stop()
     trial.server.stop()
     for stray in glob(f"{file}*"):
         Path(stray).unlink()
-    away.rename(file)
+    for part in parts:
+        (away / part.name).rename(part)
     trial.target = trial.server.start()
     trial.expect_recovery()
 
