@@ -64,7 +64,8 @@ class Pacing:
         """End all pauses: a shutdown does not wait for refusals."""
         self._is_closed = True
         for pause in self._pauses:
-            pause.reschedule(0.0)
+            if not pause.expired():
+                pause.reschedule(0.0)
 
     def _forget(self, now: float) -> None:
         """Forget clients whose refusals so far have ended: they are like new ones."""

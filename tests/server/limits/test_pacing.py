@@ -105,6 +105,16 @@ async def test_shutdown_ends_the_pause_and_begins_no_other(paced: Pacing) -> Non
     await asyncio.wait_for(paced.hold("a", never), MAX_PAUSE / 2)
 
 
+async def test_shutdown_may_come_when_a_pause_has_just_ended(paced: Pacing) -> None:
+    async with held(paced) as task:
+        (pause,) = paced._pauses
+        pause.reschedule(0.0)
+        await asyncio.sleep(0)
+        assert (pause.expired(), paced.num_held) == (True, 1)
+        paced.close()
+        await asyncio.wait_for(task, MAX_PAUSE / 2)
+
+
 async def test_few_refusals_are_held(paced: Pacing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pacing, "MAX_HELD", 1)
     async with held(paced):
