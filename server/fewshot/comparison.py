@@ -186,7 +186,7 @@ class Comparison:
         if obstacle := _obstacle(question, candidates):
             if method == "auto":
                 return Chosen(IN_CONTEXT, default_confidence(IN_CONTEXT))
-            param = "method" if question.query.media else "query"
+            param = "method" if question.query.media else question.query.param
             raise InvalidRequest(f"{method} {obstacle}", param=param)
         _check_answers(question)
         number = len(question.examples)
