@@ -1,7 +1,7 @@
 """Paces the refusals of a client that ignores `Retry-After`: beyond the first ones, each is held until its turn.
 
-So a client buys little processor time with requests that are refused, however fast it sends them. A request that is held
-has no ticket, and takes no more memory than an open connection; its client is answered sooner only at shutdown.
+So a client with up to `MAX_HELD` connections buys little processor time with requests that are refused. A request that is
+held has no ticket, and takes no more memory than an open connection; its client is answered sooner only at shutdown.
 """
 
 from __future__ import annotations

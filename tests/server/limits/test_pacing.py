@@ -81,6 +81,8 @@ async def test_a_refusal_is_held_for_its_pause(clock: Clock) -> None:
         await paced.hold("a", never)
     assert paced.num_held == 0
     held_one = asyncio.create_task(paced.hold("a", never))
+    await asyncio.sleep(0)
+    assert paced.num_held == 1
     await asyncio.wait_for(held_one, 20)
     assert paced.num_held == 0
 
