@@ -41,6 +41,9 @@ ROUNDS = {2: (1, 2, 5), 5: (1, 2, 5, 6)}
 KIND_ROUNDS = {5: (1, 2)}
 NAMING_WAYS = 10
 
+# whether answers are correct, by row and column of a table
+AnswersByRow = dict[str, dict[str, list[bool]]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -65,12 +68,9 @@ class Options:
         return (*self.variants, NEAREST_MEAN, *METHODS, *(() if self.encoder_only else (BLEND,)), AUTO)
 
 
-Rows = dict[str, dict[str, list[bool]]]
-
-
-def binding_table(catalogue: Catalogue, options: Options, folder: Path) -> Rows:
+def binding_table(catalogue: Catalogue, options: Options, folder: Path) -> AnswersByRow:
     """Return whether answers are correct by row, such as "drawings, 5-way, 1 per word (5 in all)", and column."""
-    rows: Rows = {}
+    rows: AnswersByRow = {}
     domains = (
         ("drawings", catalogue.held_out_labels, ROUNDS),
         ("photographs", catalogue.photographs, ROUNDS),
@@ -158,7 +158,7 @@ def format_table(rows: dict[str, dict[str, Share]], columns: tuple[str, ...], ch
     return "\n".join(lines)
 
 
-def format_methods(rows: Rows) -> str:
+def format_methods(rows: AnswersByRow) -> str:
     """Return the table of by how much `auto` is more accurate than the best single method of the row."""
     methods = (IN_CONTEXT, *METHODS, BLEND, AUTO)
     lines = ["| | auto less the best single method |", "|---|---|"]

@@ -106,8 +106,8 @@ class OneDNN:
     def __call__(self, x: Tensor) -> Tensor:
         count = len(x)
         if count > PADDED_FROM and (padding := -count % ROW_MULTIPLE):
-            x = F.pad(x, (0, 0, 0, padding))
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")[:count]
+            return self(F.pad(x, (0, 0, 0, padding)))[:count]
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
 def bfloat16(weight: Tensor, bias: Tensor | None) -> Product:

@@ -124,6 +124,7 @@ def create_app(
             metrics,
             max_bytes=settings.max_bodies_mb * 2**20,
             max_share=settings.max_client_share,
+            max_held=settings.max_connections // 4,
         ),
         metrics=metrics,
         store=store,

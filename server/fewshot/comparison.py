@@ -95,7 +95,8 @@ class Chosen:
 class ComparedExamples:
     """The labelled vectors of one version, or of one list of shots, and what was fitted to them, by method.
 
-    `version` is where `fits` come from and are stored, and `unsaved` names those that are not stored yet.
+    `version` is where `fits` come from and are stored, and `unsaved` names those that are not stored yet. Only one thread
+    changes it.
     """
 
     labelled: Labelled
@@ -186,7 +187,7 @@ class Comparison:
         if obstacle := _obstacle(question, candidates):
             if method == "auto":
                 return Chosen(IN_CONTEXT, default_confidence(IN_CONTEXT))
-            param = "method" if question.query.media else "query"
+            param = "method" if question.query.media else question.query.param
             raise InvalidRequest(f"{method} {obstacle}", param=param)
         _check_answers(question)
         number = len(question.examples)
@@ -217,12 +218,14 @@ class Comparison:
 
     async def _save(self, examples: ComparedExamples) -> None:
         """Store what was fitted to a version. A request does not fail because it cannot be stored."""
-        if examples.version is None or not (fits := await self._run(examples.take_unsaved)):
+        if examples.version is None or not examples.unsaved:
+            return
+        if not (fits := await self._run(examples.take_unsaved)):  # another request stores them
             return
         try:
             await self.fits.put(examples.version, fits)
         except DatabaseUnavailable as error:
-            examples.unsaved.update(fits)
+            await self._run(examples.unsaved.update, fits)
             logger.warning("what was fitted to a support set is not stored", extra={"error": error.message})
 
     async def _run(self, function: Callable[..., Result], *arguments: object) -> Result:

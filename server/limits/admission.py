@@ -103,7 +103,10 @@ class Ticket:
 
 
 class Admission:
-    """Counts waiting and running requests and the bytes of their bodies, and refuses what exceeds the limits."""
+    """Counts waiting and running requests and the bytes of their bodies, and refuses what exceeds the limits.
+
+    `max_held` is the number of refusals that wait for their turn.
+    """
 
     def __init__(
         self,
@@ -112,11 +115,12 @@ class Admission:
         *,
         max_bytes: int = 2**30,
         max_share: float = 0.75,
+        max_held: int = 256,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.num_running = 0
         self.is_closed = False
-        self.pacing = Pacing(clock)
+        self.pacing = Pacing(max_held, clock)
         self._queue = SharedLimit(max_num_queued, max_share)
         self._bytes = SharedLimit(max_bytes, max_share)
         self._metrics = metrics

@@ -1,7 +1,8 @@
 """Paces the refusals of a client that ignores `Retry-After`: beyond the first ones, each is held until its turn.
 
-So a client buys little processor time with requests that are refused, however fast it sends them. A request that is held
-has no ticket, and takes no more memory than an open connection; its client is answered sooner only at shutdown.
+So a client with few connections buys little processor time with requests that are refused, however fast it sends them. A
+request that is held has no ticket, and takes no more memory than an open connection; its client is answered sooner only at
+shutdown.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ REFUSALS_PER_SECOND = 16
 # refusals of a client that was silent before, which are answered at once
 FREE_REFUSALS = 16
 MAX_PAUSE = 10.0
-# further ones are answered at once: connections are for clients that are served
-MAX_HELD = 256
 
 
 class Pacing:
     """Counts the refusals of each client, and holds those that come too fast.
 
-    A client's refusals have a constant rate, which it may exceed for a moment (the generic cell rate algorithm).
+    A client's refusals have a constant rate, which it may exceed for a moment (the generic cell rate algorithm). At most
+    `max_held` are held, and further ones are answered at once: connections are for clients that are served.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, max_held: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_held = max_held
         self._clock = clock
         # when the refusals of a client so far would end at the constant rate; the latest refused client is the last
         self._due: dict[str, float] = {}
@@ -47,7 +48,7 @@ class Pacing:
 
     async def hold(self, client: str, disconnected: Callable[[], Awaitable[None]]) -> None:
         """Return when it is the turn of a refusal of this client, or at the end of `disconnected`."""
-        if self._is_closed or len(self._pauses) >= MAX_HELD:
+        if self._is_closed or len(self._pauses) >= self._max_held:
             return
         seconds = self.pause(client)
         if not seconds:
@@ -64,7 +65,8 @@ class Pacing:
         """End all pauses: a shutdown does not wait for refusals."""
         self._is_closed = True
         for pause in self._pauses:
-            pause.reschedule(0.0)
+            if not pause.expired():
+                pause.reschedule(0.0)
 
     def _forget(self, now: float) -> None:
         """Forget clients whose refusals so far have ended: they are like new ones."""

@@ -70,6 +70,7 @@ MAX_TEXT = 65536
 MAX_METADATA_BYTES = 16384
 # ten years
 MAX_TTL = 315_360_000
+MAX_POOL = 1024
 EXPECTED_VERSION = "Change nothing unless this is the latest version."
 
 
@@ -285,9 +286,6 @@ class EvaluateRequest(WeighingFields, ModelRequest):
 class ListEvaluationsRequest(ListRequest):
     limit: Annotated[int, Field(ge=1, le=100, strict=False, description=LIMIT)] = 20
     support_set: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(None, description="Its id or name.")
-
-
-MAX_POOL = 1024
 
 
 class DiagnosticsRequest(VersionRequest):

@@ -65,7 +65,7 @@ def test_an_outcome_has_every_variant_and_number_of_rounds(catalogue: Catalogue,
 
 
 def test_methods_by_likeness_answer_as_the_vectors_say(catalogue: Catalogue, tokenizer: PromptTokenizer) -> None:
-    """With one hot vector per word, every method but the model in context is right, and `auto` is what the prior says."""
+    """With one hot vector per word, every method by likeness is right, and so is `auto`."""
     episodes = sample_episodes(catalogue.photographs, 2, 3, 6, seed=0)
     for episode in episodes:
         word_of = {**dict(episode.shots), episode.query: episode.answer}

@@ -65,7 +65,7 @@ class LikenessMethod(Protocol):
     """A method by likeness."""
 
     def fit(self, labelled: Labelled) -> Fitted:
-        """Fit to labelled vectors."""
+        """Fit to labelled vectors. Stored fits have a format, which changes with the result: `FORMAT` in `fits.py`."""
 
     def restore(self, parameters: Mapping[str, Array], labelled: Labelled) -> Fitted:
         """Return what `fit` returned for these vectors, from its parameters."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,13 +16,14 @@ from fastapi import FastAPI
 from sqlalchemy import func, select
 
 from server.errors import DatabaseUnavailable
-from server.fewshot import comparison
+from server.fewshot import comparison as comparison_module
+from server.fewshot.comparison import Comparison
 from server.fewshot.confidence import Confidence, Point
 from server.fewshot.fits import RETENTION_SECONDS, Fit, FitStore, FittedVersion, LeftOut
 from server.fewshot.methods import METHODS, load_method
 from server.fewshot.methods.likeness import Labelled
 from server.fewshot.methods.linear import Linear
-from server.fewshot.methods.nearest import NearestMean
+from server.fewshot.methods.nearest import NearestMean, NearestNeighbours
 from server.settings import Settings
 from server.store.database import Database
 from server.store.media_references import MediaReferences
@@ -66,9 +69,9 @@ async def restarted(settings: Settings, client: FakeClient) -> AsyncIterator[htt
 
 
 def forbid_fitting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(NearestMean, "fit", None)
-    monkeypatch.setattr(Linear, "fit", None)
-    monkeypatch.setattr(comparison, "left_out_log_probabilities", None)
+    for method in (NearestMean, NearestNeighbours, Linear):
+        monkeypatch.setattr(method, "fit", None)
+    monkeypatch.setattr(comparison_module, "left_out_log_probabilities", None)
 
 
 async def num_rows(database: Database) -> int:
@@ -121,9 +124,8 @@ async def test_fits_to_a_part_of_the_labels_are_not_stored(http: httpx.AsyncClie
     assert await num_rows(app.state.services.database) == 0
     await classify(http, method="nearest_mean")
     assert await num_rows(app.state.services.database) == 1
-    assert [
-        each["label"] for each in (await classify(http, method="nearest_mean", candidates=["cold"]))["candidates"]
-    ] == ["cold"]
+    answer = await classify(http, method="nearest_mean", candidates=["cold"])
+    assert [candidate["label"] for candidate in answer["candidates"]] == ["cold"]
 
 
 async def test_deleting_a_set_deletes_its_fits(http: httpx.AsyncClient, app: FastAPI, pets: None) -> None:
@@ -145,6 +147,29 @@ async def test_a_request_is_answered_although_its_fit_cannot_be_stored(
     assert await num_rows(app.state.services.database) == 0
     await classify(http)
     assert await num_rows(app.state.services.database) >= 1
+
+
+async def test_fits_that_cannot_be_stored_are_kept_by_the_thread_that_fits(
+    http: httpx.AsyncClient, app: FastAPI, pets: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparison: Comparison = app.state.services.comparison
+    failed, is_free = asyncio.Event(), threading.Event()
+
+    async def fail(*arguments: Any) -> None:
+        comparison.thread.submit(is_free.wait)
+        failed.set()
+        raise DatabaseUnavailable("the database cannot be written: its disk is full")
+
+    monkeypatch.setattr(FitStore, "put", fail)
+    request = asyncio.create_task(classify(http, method="linear"))
+    try:
+        await asyncio.wait_for(failed.wait(), 20)
+        (examples,) = comparison.recent._values.values()
+        assert examples.unsaved == set()
+    finally:
+        is_free.set()
+    await request
+    assert examples.unsaved == {"linear"}
 
 
 # the store

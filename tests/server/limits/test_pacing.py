@@ -11,10 +11,12 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.limits import pacing
+from server.app import create_app
 from server.limits.admission import Admission, SharedLimit
 from server.limits.pacing import FREE_REFUSALS, MAX_PAUSE, REFUSALS_PER_SECOND, Pacing
-from tests.server.fakes import FakeClient, eventually
+from server.metrics import Metrics
+from server.settings import Settings
+from tests.server.fakes import FakeClient, eventually, served_model
 from tests.server.limits.test_admission import Gate, from_address
 
 pytestmark = pytest.mark.anyio
@@ -38,10 +40,14 @@ def clock() -> Clock:
 @pytest.fixture
 def paced(clock: Clock) -> Pacing:
     """Refusals of the client `a`, which have to wait for as long as any do."""
-    paced = Pacing(clock)
-    while paced.pause("a") < MAX_PAUSE:
-        pass
+    paced = Pacing(8, clock)
+    exhaust(paced, "a")
     return paced
+
+
+def exhaust(paced: Pacing, client: str) -> None:
+    while paced.pause(client) < MAX_PAUSE:
+        pass
 
 
 async def never() -> None:
@@ -58,7 +64,7 @@ async def held(paced: Pacing, disconnected: Disconnected = never) -> AsyncIterat
 
 
 def test_the_first_refusals_are_immediate_and_further_ones_have_a_constant_rate(clock: Clock) -> None:
-    paced = Pacing(clock)
+    paced = Pacing(8, clock)
     assert [paced.pause("a") for _ in range(FREE_REFUSALS)] == [0] * FREE_REFUSALS
     assert [paced.pause("a") for _ in range(3)] == pytest.approx([STEP, 2 * STEP, 3 * STEP])
     assert paced.pause("b") == 0
@@ -67,7 +73,7 @@ def test_the_first_refusals_are_immediate_and_further_ones_have_a_constant_rate(
 
 
 def test_a_client_that_is_silent_is_forgotten(clock: Clock) -> None:
-    paced = Pacing(clock)
+    paced = Pacing(8, clock)
     for _ in range(2 * FREE_REFUSALS):
         paced.pause("a")
     clock.now += 2 * FREE_REFUSALS * STEP
@@ -76,11 +82,13 @@ def test_a_client_that_is_silent_is_forgotten(clock: Clock) -> None:
 
 
 async def test_a_refusal_is_held_for_its_pause(clock: Clock) -> None:
-    paced = Pacing(clock)
+    paced = Pacing(8, clock)
     for _ in range(FREE_REFUSALS):
         await paced.hold("a", never)
     assert paced.num_held == 0
     held_one = asyncio.create_task(paced.hold("a", never))
+    await asyncio.sleep(0)
+    assert paced.num_held == 1
     await asyncio.wait_for(held_one, 20)
     assert paced.num_held == 0
 
@@ -105,8 +113,20 @@ async def test_shutdown_ends_the_pause_and_begins_no_other(paced: Pacing) -> Non
     await asyncio.wait_for(paced.hold("a", never), MAX_PAUSE / 2)
 
 
-async def test_few_refusals_are_held(paced: Pacing, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacing, "MAX_HELD", 1)
+async def test_shutdown_may_come_when_a_pause_has_just_ended(paced: Pacing) -> None:
+    async with held(paced) as task:
+        (pause,) = paced._pauses
+        pause.reschedule(0.0)
+        await asyncio.sleep(0)
+        assert (pause.expired(), paced.num_held) == (True, 1)
+        paced.close()
+        await asyncio.wait_for(task, MAX_PAUSE / 2)
+
+
+async def test_a_quarter_of_the_connections_may_hold_refusals(client: FakeClient, settings: Settings) -> None:
+    few = settings.model_copy(update={"max_connections": 4})
+    paced = create_app(client, served_model(), few, Metrics("tiny")).state.services.admission.pacing
+    exhaust(paced, "a")
     async with held(paced):
         due = dict(paced._due)
         await asyncio.wait_for(paced.hold("a", never), MAX_PAUSE / 2)
@@ -125,8 +145,7 @@ async def test_a_client_over_its_share_is_paced_and_holds_no_place(
     gate = Gate(client)
     served = [asyncio.create_task(http.post("/v1/completions", json={"prompt": "x"})) for _ in range(3)]
     await eventually(lambda: admission.num_waiting == 3)
-    while admission.pacing.pause("127.0.0.1") < MAX_PAUSE:
-        pass
+    exhaust(admission.pacing, "127.0.0.1")
     refused = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x"}))
     await eventually(lambda: admission.pacing.num_held == 1)
     assert admission.num_waiting == 3

@@ -239,6 +239,7 @@ NO_MEDIA = [{"label": "cat", "question": "It meows."}]
         ({"method": "knn"}, 400, "method"),
         ({"questions": [CHOICE], "shots": SHOTS, "examples": {"support_set": "a"}}, 400, "examples"),
         ({"questions": [CHOICE], "shots": SHOTS[:1], "method": "knn"}, 400, "method"),
+        ({"questions": [CHOICE], "shots": SHOTS, "input": "a", "zero_shot": True, "method": "knn"}, 400, "input"),
         ({"questions": [CHOICE], "shots": NO_MEDIA}, 400, "shots[0]"),
         ({"questions": [CHOICE], "shots": SHOTS, "input": "a"}, 400, "shots[0]"),
         ({"questions": [CHOICE], "examples": {"support_set": "none"}}, 404, "examples.support_set"),
