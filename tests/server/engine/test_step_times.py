@@ -1,4 +1,4 @@
-"""How long steps take: long ones for a request that is alone, short ones next to others, of pieces of few lengths."""
+"""Steps are long for a request that is alone and short next to others, and pieces of prompts have few lengths."""
 
 from __future__ import annotations
 
