@@ -28,14 +28,14 @@ class BridgeSizes:
     """The sizes of a new bridge; `None` is decided by the experts."""
 
     # gated layers are before every n-th layer; None: 4, or the number of layers if that is smaller
-    every_n_layers: int | None = None
+    cross_attn_every: int | None = None
     num_latents: int = 64
     resampler_layers: int = 6
     # None: the width of the encoder's features
     resampler_dim: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("every_n_layers", "num_latents", "resampler_layers", "resampler_dim"):
+        for name in ("cross_attn_every", "num_latents", "resampler_layers", "resampler_dim"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} is {value}, must be positive")
 
@@ -54,12 +54,10 @@ class BridgeSizes:
         )
 
     def gated(self, language_model: LanguageModelConfig) -> GatedConfig:
-        interval, num_layers = (
-            self.every_n_layers or min(INTERVAL, language_model.num_layers),
-            language_model.num_layers,
-        )
+        num_layers = language_model.num_layers
+        interval = self.cross_attn_every or min(INTERVAL, num_layers)
         if interval > num_layers:
-            raise ConfigError(f"every_n_layers is {interval}, but the language model has {num_layers} layers")
+            raise ConfigError(f"cross_attn_every is {interval}, but the language model has {num_layers} layers")
         return GatedConfig(
             first_layer=0,
             interval=interval,
