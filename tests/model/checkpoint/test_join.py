@@ -26,7 +26,7 @@ from model.config import FlamingoConfig, PromptConfig, VisionConfig, load_config
 from model.flamingo import Flamingo
 from model.folder import load_folder, load_vision_folder, save_folder, save_vision_folder
 from model.language_model import LanguageModel
-from model.prompt import EncodedPrompt, EndOfChunk, Media, PromptTokenizer, Text, encode
+from model.prompt import EncodedPrompt, EndOfChunk, Media, PromptTokenizer, Segment, Text, encode
 from model.reference import encode as encode_media
 from model.reference import generate
 from model.vision import VisionEncoder
@@ -101,7 +101,14 @@ def join(out: Path, language_model: Path | str = LLAMA, vision_model: Path | str
 
 
 def encoded_prompt(folder: Path) -> EncodedPrompt:
-    segments = [Text("w3 w17"), Media(b"1"), Text("w42 w8 w8"), EndOfChunk(), Media(b"2"), Text("w1 w29")]
+    segments: list[Segment] = [
+        Text("w3 w17"),
+        Media(b"1"),
+        Text("w42 w8 w8"),
+        EndOfChunk(),
+        Media(b"2"),
+        Text("w1 w29"),
+    ]
     return encode(segments, PromptTokenizer.load(folder, load_config(folder).prompt))
 
 
@@ -254,8 +261,8 @@ def clip_features(folder: Path) -> VisionEncoder:
 
 def timm_network(folder: Path) -> tuple[Path, Callable[[Tensor], Tensor]]:
     torch.manual_seed(0)
-    network = timm.create_model("test_resnet", num_classes=5).eval()
-    timm.models.save_for_hf(network, folder, safe_serialization=True)
+    network: Any = timm.create_model("test_resnet", num_classes=5).eval()
+    timm.models.save_for_hf(network, str(folder), safe_serialization=True)
     return folder, lambda pixels: network.forward_features(pixels).flatten(2).transpose(1, 2)
 
 

@@ -45,7 +45,7 @@ def test_the_form_of_the_square_is_that_of_the_crop(mode: str, resize: str) -> N
 @torch.inference_mode()
 def test_a_saved_network_gives_its_features(name: str, tmp_path: Path) -> None:
     saved = network(name, num_classes=3)
-    timm.models.save_for_hf(saved, tmp_path / "network", safe_serialization=True)
+    timm.models.save_for_hf(saved, str(tmp_path / "network"), safe_serialization=True)
     config, tensors = load_timm_folder(tmp_path / "network")
     encoder = VisionEncoder(config)
     encoder.load_state_dict(tensors)
