@@ -49,6 +49,12 @@ PROGRAMS = {
         prog=NAME,
         first_arguments=("import",),
     ),
+    "join": Program(
+        "model.checkpoint.__main__",
+        "Join a language model and a vision encoder to a model folder that is yet to be trained.",
+        prog=NAME,
+        first_arguments=("join",),
+    ),
 }
 
 

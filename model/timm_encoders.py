@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import timm
+import torch
 from timm.models.efficientnet import EfficientNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -53,6 +54,29 @@ def convolutional(name: str) -> Any:
     if not timm.is_model(name):
         raise ConfigError(f"vision.architecture {name!r} is neither 'clip_vit' nor a timm model")
     return timm.create_model(name, num_classes=0, global_pool="")
+
+
+def feature_map(name: str, image_size: int) -> tuple[int, int]:
+    """Return the width and the number of a network's features of a square image; nothing is computed.
+
+    Raises `ConfigError` for a network that timm does not know, or whose features are not a channels-first map.
+    """
+    if not timm.is_model(name):
+        raise ConfigError(f"architecture {name!r} is not a model of timm")
+    with torch.device("meta"):
+        encoder = convolutional(name)
+        features = encoder.eval().forward_features(torch.empty(1, 3, image_size, image_size))
+    if features.dim() != 4 or features.shape[1] != encoder.num_features:
+        raise ConfigError(
+            f"architecture {name!r} gives features of shape {tuple(features.shape)}, must be a channels-first map"
+        )
+    return encoder.num_features, features.shape[2] * features.shape[3]
+
+
+def tensor_names(name: str) -> set[str]:
+    """Return the names of all tensors of a network as published, with its classifier."""
+    with torch.device("meta"):
+        return set(timm.create_model(name).state_dict())
 
 
 def fold(encoder: nn.Module) -> None:

@@ -22,8 +22,12 @@ from training.sets import build_mixture, loss_factory
 from training.step import NonFiniteLoss
 from training.trainer import Trainer, load_model, run
 
+log = logging.getLogger(__name__)
+
 
 def train(config: TrainConfig, world: World, pause_file: Path | None = None) -> None:
+    for warning in config.warnings() if world.is_first else ():
+        log.warning("warning: %s", warning)
     folder = prepare() if config.model == "default" else Path(config.model).expanduser()
     model = load_model(config, folder)
     tokenizer = PromptTokenizer.load(folder, model.config.prompt)

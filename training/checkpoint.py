@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def restore_stored_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path) 
             yield name, tensor
 
 
-def export(model: Flamingo, tokenizer_json: Path, folder: Path, world: World) -> None:
+def export(model: Flamingo, tokenizer_json: Path, folder: Path, world: World, name: str) -> None:
     """Write the folder that the server reads, replacing an existing one; the run began with the tokenizer's folder."""
     tensors = restore_stored_weights(gather_weights(model), tokenizer_json.parent)
     if not world.is_first:
@@ -118,4 +119,4 @@ def export(model: Flamingo, tokenizer_json: Path, folder: Path, world: World) ->
             pass
         return
     shutil.rmtree(folder, ignore_errors=True)
-    save_folder(folder, model.config, tensors, tokenizer_json)
+    save_folder(folder, replace(model.config, name=name), tensors, tokenizer_json)

@@ -5,6 +5,7 @@ An unknown key raises a `ConfigError` that names its path.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from model.config import ConfigError, from_dict
 # in generated domains) and alignment for the default model, sequences and captions for the ablations.
 SetKind = Literal["pairs", "documents", "videos", "episodes", "turned", "alignment", "sequences", "captions"]
 GENERATED_SETS = ("episodes", "turned", "alignment", "sequences", "captions")
+# their sequences have one image or video each
+SINGLE_MEDIA_SETS = ("pairs", "videos")
 # the parts that a run may train; new tokens' rows belong to the bridge
 TRAINABLE_PARTS = ("bridge", "vision", "language_model")
 
@@ -116,6 +119,8 @@ class TrainConfig:
     # text: the next-token loss; the others are stages of the default model
     objective: Literal["text", "alignment", "text_and_matching"] = "text"
     out: str
+    # the name of the exported model; "": that of the folder `out`
+    name: str = ""
     steps: int
     sets: tuple[SetConfig, ...]
     optim: OptimConfig = OptimConfig()
@@ -136,6 +141,22 @@ class TrainConfig:
         if len(set(names)) != len(names):
             raise ConfigError(f"sets must have different names: {', '.join(names)}")
         self._check_parts()
+
+    @property
+    def export_name(self) -> str:
+        return self.name or Path(self.out).expanduser().resolve().name
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what a run may do but seldom should."""
+        if self.steps < self.optim.warmup_steps:
+            yield (
+                f"steps is {self.steps} and optim.warmup_steps is {self.optim.warmup_steps}: the run ends at "
+                f"{self.steps / self.optim.warmup_steps:.0%} of the learning rate"
+            )
+        if all(data_set.kind in SINGLE_MEDIA_SETS for data_set in self.sets):
+            yield (
+                "no set has sequences of several images: the model may lose few-shot prompting; add a set of documents"
+            )
 
     def _check_parts(self) -> None:
         if not self.trains or set(self.trains) - set(TRAINABLE_PARTS) or len(set(self.trains)) != len(self.trains):

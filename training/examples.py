@@ -108,7 +108,11 @@ def _end_of_text(tokenizer: PromptTokenizer) -> list[int]:
 
 
 def _window(ids: Sequence[int], media_token: int, limits: Limits, rng: Random) -> tuple[int, int]:
-    """Return the window's start and end; it ends early, before the first media item that exceeds the limit."""
+    """Return the window's start and end; it ends early, before the first media item that exceeds the limit.
+
+    Media over the limit are dropped as in the paper. All text from there on would read dropped media or none, so that none
+    of it is a target, and no target comes after it.
+    """
     first = rng.randrange(len(ids) - limits.max_tokens + 1) if len(ids) > limits.max_tokens else 0
     end = min(len(ids), first + limits.max_tokens)
     media_positions = [position for position in range(first, end) if ids[position] == media_token]

@@ -58,7 +58,7 @@ def with_vision(model: Flamingo, encoder: VisionEncoder) -> Flamingo:
     config = replace(config, vision=encoder.config, resampler=resampler)
     language_model = {n: t for n, t in model.state_dict().items() if n.startswith("language_model.")}
     vision = {f"vision.{name}": tensor for name, tensor in encoder.state_dict().items()}
-    return rebuild(config, {**language_model, **vision, **start_bridge(config, model.language_model.embed.weight)})
+    return rebuild(config, {**language_model, **vision, **start_bridge(config, language_model)})
 
 
 def with_ablated_bridge(model: Flamingo, ablate: AblateConfig) -> Flamingo:
@@ -73,7 +73,7 @@ def with_ablated_bridge(model: Flamingo, ablate: AblateConfig) -> Flamingo:
     resampler = replace(config.resampler, kind=ablate.resampler or config.resampler.kind)
     config = replace(config, gated=gated, resampler=resampler)
     experts = {name: tensor for name, tensor in model.state_dict().items() if not is_bridge(name)}
-    return rebuild(config, {**experts, **start_bridge(config, model.language_model.embed.weight)})
+    return rebuild(config, {**experts, **start_bridge(config, experts)})
 
 
 def with_discriminants(model: Flamingo, data: Path) -> Flamingo:

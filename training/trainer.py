@@ -108,7 +108,7 @@ def run(trainer: Trainer, tokenizer_json: Path, pause_file: Path | None = None) 
                 trainer.save()
             _wait_while_paused(pause_file)
     trainer.check_frozen()
-    export(trainer.model, tokenizer_json, out / "model", trainer.world)
+    export(trainer.model, tokenizer_json, out / "model", trainer.world, config.export_name)
     log.info("frozen weights unchanged (SHA-256 %s); %s is ready to serve", trainer.digest[:12], out / "model")
 
 

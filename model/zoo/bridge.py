@@ -1,4 +1,4 @@
-"""The bridge between the default model's experts: the trained one of this repository, or a seeded start for training.
+"""The bridge between two experts: a seeded start for training, and the default model's trained one on disk.
 
 On disk, matrices have 8-bit rows with a float16 scale per row; all other tensors are float32.
 The start's gates are zero, so that the language model answers as it would alone. The rows of new tokens are the mean of the
@@ -19,7 +19,8 @@ from model.flamingo import GatedCrossAttention
 from model.vision import PerceiverResampler, Resampler, ResamplerLayer, build_resampler
 
 SEED = 0
-NEW_ROWS = "language_model.embed.new_rows"
+# the token tables; a tied model has no head
+TABLES = ("language_model.embed", "language_model.head")
 SCALE = ".scale"
 
 # large compared with the default encoder's features, whose elements are between 0 and 6, and mostly near 0
@@ -57,8 +58,11 @@ def _dequantised(name: str, tensor: Tensor, stored: Mapping[str, Tensor]) -> Ten
     return tensor.float() if scale is None else tensor.float() * scale.float()[:, None]
 
 
-def start_bridge(config: FlamingoConfig, frozen_rows: Tensor) -> dict[str, Tensor]:
-    """Return all tensors of the model that are not an expert's; they are the same on every call."""
+def start_bridge(config: FlamingoConfig, experts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return all tensors of the model that are not an expert's; they are the same on every call.
+
+    `experts` has the language model's token tables under their full names.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         bridge = nn.Module()
@@ -70,8 +74,15 @@ def start_bridge(config: FlamingoConfig, frozen_rows: Tensor) -> dict[str, Tenso
                 for layer in config.gated_layers
             }
         )
-    new_rows = frozen_rows.mean(dim=0).repeat(config.language_model.num_new_tokens, 1)
-    return {**bridge.state_dict(), NEW_ROWS: new_rows}
+    return {**bridge.state_dict(), **_new_rows(config.language_model.num_new_tokens, experts)}
+
+
+def _new_rows(number: int, experts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tables = [table for table in TABLES if number and f"{table}.weight" in experts]
+    return {
+        f"{table}.new_rows": experts[f"{table}.weight"].mean(dim=0, dtype=torch.float32).repeat(number, 1)
+        for table in tables
+    }
 
 
 @torch.no_grad()

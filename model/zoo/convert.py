@@ -69,10 +69,10 @@ def _tensors(vision: Mapping[str, Tensor], source: GGUFFile, progress: Progress)
     encoder = convert_efficientnet_lite(DEFAULT.vision, dict(vision))
     progress.stage("unpacking the language model")
     language_model = source.tensors(progress.track)
-    bridge = load_bridge(BRIDGE) if BRIDGE.exists() else start_bridge(DEFAULT, language_model["embed.weight"])
-    yield from ((f"vision.{name}", tensor) for name, tensor in encoder.items())
-    yield from ((f"language_model.{name}", tensor) for name, tensor in language_model.items())
-    yield from bridge.items()
+    experts = {f"vision.{name}": tensor for name, tensor in encoder.items()}
+    experts |= {f"language_model.{name}": tensor for name, tensor in language_model.items()}
+    yield from experts.items()
+    yield from (load_bridge(BRIDGE) if BRIDGE.exists() else start_bridge(DEFAULT, experts)).items()
     progress.stage("writing the model folder")
 
 

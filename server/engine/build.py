@@ -71,6 +71,8 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     memory.save(prepared.formats)
     for shape, best in prepared.formats.items():
         logger.info("weights %s: %s", shape, ", ".join(f"{name} from {rows}" for rows, name in best.items()))
+    if all(gated.is_closed for gated in model.gated_layers().values()):
+        logger.warning("the gates are closed: the model is not trained yet, and images change no answer")
     phases.end("formats")
     dtype = model.language_model.embed.weight.dtype  # a format may have changed it
     config = engine_config(served, settings, dtype)

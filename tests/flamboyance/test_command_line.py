@@ -49,6 +49,7 @@ def test_a_program_gets_its_arguments_unchanged_and_gives_the_exit_status(
 ) -> None:
     assert main(["serve", "folder", "--port", "0", "--help", "--spare-worker=false", "-x"]) == 3
     assert main(["import", "idefics", "--from", "a"]) == 3
+    assert main(["join", "--out", "b"]) == 3
     assert calls == [
         (
             "server.__main__",
@@ -56,6 +57,7 @@ def test_a_program_gets_its_arguments_unchanged_and_gives_the_exit_status(
             "flamboyance serve",
         ),
         ("model.checkpoint.__main__", ["import", "idefics", "--from", "a"], "flamboyance"),
+        ("model.checkpoint.__main__", ["join", "--out", "b"], "flamboyance"),
     ]
 
 

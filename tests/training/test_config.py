@@ -52,6 +52,32 @@ def test_an_invalid_configuration_is_refused(change: dict[str, object], message:
         parse_config({**MINIMAL, **change})
 
 
+def test_an_export_has_a_name_of_its_own() -> None:
+    assert parse_config({**MINIMAL, "out": "runs/birds"}).export_name == "birds"
+    assert parse_config({**MINIMAL, "name": "finches"}).export_name == "finches"
+
+
+DOCUMENTS = {"name": "d", "kind": "documents", "shards": "*.tar"}
+FEW_SHOT = "no set has sequences of several images: the model may lose few-shot prompting"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"steps": 50, "sets": [SET, DOCUMENTS]}, ["steps is 50 and optim.warmup_steps is 200: the run ends at 25%"]),
+        ({"steps": 200, "sets": [SET, DOCUMENTS]}, []),
+        ({"steps": 200}, [FEW_SHOT]),
+        ({"steps": 200, "sets": [SET, {**SET, "name": "v", "kind": "videos"}]}, [FEW_SHOT]),
+        ({"steps": 200, "sets": [EPISODES]}, []),
+        ({"steps": 100}, ["the run ends at 50%", FEW_SHOT]),
+    ],
+)
+def test_a_run_that_is_seldom_intended_is_warned_about(change: dict[str, object], expected: list[str]) -> None:
+    warnings = list(parse_config({**MINIMAL, "optim": {"warmup_steps": 200}, **change}).warnings())
+    assert len(warnings) == len(expected)
+    assert all(part in warning for part, warning in zip(expected, warnings, strict=True))
+
+
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.name)
 def test_every_committed_run_can_be_read(file: Path) -> None:
     assert read_config(file).steps > 0

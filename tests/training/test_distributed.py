@@ -32,7 +32,7 @@ trainer.resume()
 step_losses = losses(trainer)
 trainer.save()
 trainer.check_frozen()
-export(trainer.model, Path(config.model) / "tokenizer.json", Path(config.out) / "model", world)
+export(trainer.model, Path(config.model) / "tokenizer.json", Path(config.out) / "model", world, config.export_name)
 if world.is_first:
     Path(sys.argv[2]).write_text(json.dumps(step_losses))
 leave(world)

@@ -65,6 +65,21 @@ def test_a_sequence_ends_before_the_first_media_item_over_the_limit() -> None:
     assert sequence.token_ids[-1] == EOC
 
 
+@pytest.mark.parametrize("p_next", [0.0, 1.0])
+def test_what_follows_the_media_limit_has_no_target_that_reads_media_within_it(p_next: float) -> None:
+    segments = [part for n in range(8) for part in (Media(bytes([n])), Text("abc"[: n % 3 + 1]), EndOfChunk())]
+    limited = tokens(*segments, limits=Limits(max_tokens=256, max_media=5, p_next=p_next))
+    whole = tokens(*segments, limits=Limits(max_tokens=256, max_media=8, p_next=p_next))
+    assert limited.media == whole.media[:5]
+    end = len(limited.token_ids)
+    assert whole.token_ids[:end] == limited.token_ids
+    assert [t for t, index in enumerate(whole.media_index) if index in range(5) and t >= end] == []
+    # with `p_next`, the text before the sixth image would read it, and reads none
+    read = [index if index < 5 else -1 for index in whole.media_index[:end]]
+    assert limited.media_index == read
+    assert limited.target == [flag and index >= 0 for flag, index in zip(whole.target[:end], read, strict=True)]
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_window_keeps_each_media_with_its_token(seed: int) -> None:
     letters = "abcdefgh"

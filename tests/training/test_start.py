@@ -121,9 +121,17 @@ def test_an_ablated_bridge_keeps_the_experts(ablate: AblateConfig) -> None:
     assert {name for name in ablated.state_dict() if not is_bridge(name)} == experts
 
 
+def test_an_untrained_bridge_has_output_rows_for_the_new_tokens_of_an_untied_head() -> None:
+    model = tiny_model(CONFIGS["idefics"])
+    tensors = with_ablated_bridge(model, AblateConfig()).state_dict()
+    for table in ("embed", "head"):
+        mean = model.state_dict()[f"language_model.{table}.weight"].mean(0)
+        assert all(torch.equal(row, mean) for row in tensors[f"language_model.{table}.new_rows"])
+
+
 def test_an_empty_ablation_gives_the_usual_untrained_bridge() -> None:
     model = tiny_model(CONFIGS["flamingo"])
-    start = start_bridge(model.config, model.language_model.embed.weight)
+    start = start_bridge(model.config, model.state_dict())
     tensors = with_ablated_bridge(model, AblateConfig()).state_dict()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in start.items())
 

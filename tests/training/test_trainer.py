@@ -53,6 +53,7 @@ def test_a_complete_run_writes_the_served_folder_and_a_log(tmp_path: Path) -> No
     run(trainer, file)
     served = load_folder(tmp_path / "out" / "model", "cpu", torch.float32)
     assert torch.equal(served.resampler.latents, trainer.model.resampler.latents)
+    assert served.config == replace(trainer.model.config, name="out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert {"gated.0.attn_gate", "gated.3.ffw_gate"} <= lines[0]["gates"].keys()

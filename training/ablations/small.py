@@ -68,7 +68,7 @@ def build_small_model(folder: Path, experts: Path, kinds: Kinds, steps: int, see
     log.info("the small language model's loss on text is %.3f after %d steps", loss, steps)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("language_model.")}
     tensors |= {f"vision.{name}": tensor for name, tensor in encoder.state_dict().items()}
-    bridge = start_bridge(model.config, model.language_model.embed.weight)
+    bridge = start_bridge(model.config, tensors)
     save_folder(
         folder, model.config, rebuild(model.config, {**tensors, **bridge}).state_dict().items(), tokenizer.to_str()
     )

@@ -7,14 +7,13 @@ are added.
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.config import ConfigError, VisionConfig
+from model.config import VisionConfig
+from model.timm_encoders import feature_map
 from model.vision import VisionEncoder
 from training.contrastive.config import ContrastiveConfig, ImageConfig, TextConfig
 
@@ -27,21 +26,12 @@ def vision_config(image: ImageConfig) -> VisionConfig:
 
     Raises ConfigError for a network that timm does not know, or whose features are not a channels-first map.
     """
-    name = image.architecture
-    if not timm.is_model(name):
-        raise ConfigError(f"image.architecture {name!r} is not a model of timm")
-    with torch.device("meta"):
-        encoder: Any = timm.create_model(name, num_classes=0, global_pool="")
-        features = encoder.eval().forward_features(torch.empty(1, 3, image.image_size, image.image_size))
-    if features.dim() != 4 or features.shape[1] != encoder.num_features:
-        raise ConfigError(
-            f"image.architecture {name!r} gives features of shape {tuple(features.shape)}, must be a channels-first map"
-        )
+    feature_dim, num_patches = feature_map(image.architecture, image.image_size)
     return VisionConfig(
-        architecture=name,
+        architecture=image.architecture,
         image_size=image.image_size,
-        feature_dim=encoder.num_features,
-        num_patches=features.shape[2] * features.shape[3],
+        feature_dim=feature_dim,
+        num_patches=num_patches,
         mean=image.mean,
         std=image.std,
         resize=image.resize,

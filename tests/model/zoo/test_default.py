@@ -71,7 +71,7 @@ def test_its_markers_follow_the_frozen_vocabulary(folder: Path) -> None:
 
 def test_before_training_images_change_no_answer(folder: Path) -> None:
     model = load_folder(folder, "cpu", torch.float32)
-    model.load_state_dict(start_bridge(DEFAULT, model.language_model.embed.weight), strict=False)
+    model.load_state_dict(start_bridge(DEFAULT, model.state_dict()), strict=False)
     tokenizer = PromptTokenizer.load(folder, DEFAULT.prompt)
     prompt = encode([Media(b"1"), Text("This is a cat."), EndOfChunk(), Media(b"2"), Text("This is")], tokenizer)
     media = encode_media(model, [pixels("cat.jpg"), pixels("coffee.jpg")])
@@ -166,9 +166,9 @@ def test_two_concurrent_conversions_leave_one_complete_folder(tmp_path: Path) ->
 
 
 def test_the_start_of_a_bridge_is_reproducible_and_keeps_the_generator() -> None:
-    rows = torch.randn(10, DEFAULT.language_model.dim)
+    experts = {"language_model.embed.weight": torch.randn(10, DEFAULT.language_model.dim)}
     before = torch.get_rng_state()
-    first, second = start_bridge(DEFAULT, rows), start_bridge(DEFAULT, rows)
+    first, second = start_bridge(DEFAULT, experts), start_bridge(DEFAULT, experts)
     assert torch.equal(torch.get_rng_state(), before)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -36,6 +36,19 @@ def test_the_requested_backend_is_used_and_reported(folder: str) -> None:
     assert info["weight_formats"]
 
 
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_model_whose_gates_are_closed_is_reported(
+    is_open: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = tiny_model(CONFIGS["openflamingo"]).state_dict()
+    gates = [name for name in tensors if name.endswith("_gate")]
+    for name in gates[is_open:]:
+        tensors[name].zero_()
+    save_folder(tmp_path / "model", CONFIGS["openflamingo"], tensors.items(), byte_tokenizer().to_str())
+    build(Settings(model=str(tmp_path / "model"), cache_dir=tmp_path, device="cpu"))
+    assert ("the gates are closed" in caplog.text) is not is_open
+
+
 def test_kernels_that_cannot_run_here_are_refused(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_obstacle", lambda: "torch sees no GPU")
     with pytest.raises(SettingsError, match=r"^kernels: .* was requested, but torch sees no GPU; auto "):

@@ -1,0 +1,99 @@
+"""Join two frozen experts to a model that is yet to be trained: a new bridge between a decoder and a vision encoder.
+
+The bridge is the paper's: 64 visual tokens per image or video, gated layers before layers 0, n, 2n, ..., squared ReLU, and
+heads like the decoder's. Its gates are zero, so that the model answers as the decoder alone, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.checkpoint.experts import open_language_expert, open_vision_expert
+from model.config import ConfigError, FlamingoConfig, GatedConfig, LanguageModelConfig, ResamplerConfig, VisionConfig
+from model.folder import NO_FILES, save_folder
+from model.zoo.bridge import start_bridge
+
+# width of the resampler's heads
+HEAD_DIM = 64
+# of the paper's models, the 9B has its gated layers at this interval
+INTERVAL = 4
+# frames with an embedding of their own; those of longer videos are interpolated
+NUM_FRAMES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeSizes:
+    """The sizes of a new bridge; `None` is decided by the experts."""
+
+    # gated layers are before every n-th layer; None: 4, or the number of layers if that is smaller
+    cross_attn_every: int | None = None
+    num_latents: int = 64
+    resampler_layers: int = 6
+    # None: the width of the encoder's features
+    resampler_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("cross_attn_every", "num_latents", "resampler_layers", "resampler_dim"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, must be positive")
+
+    def resampler(self, vision: VisionConfig) -> ResamplerConfig:
+        dim = self.resampler_dim or vision.feature_dim
+        return ResamplerConfig(
+            dim=dim,
+            num_layers=self.resampler_layers,
+            num_latents=self.num_latents,
+            num_heads=max(1, dim // HEAD_DIM),
+            head_dim=HEAD_DIM,
+            ffn_dim=4 * dim,
+            activation="squared_relu",
+            num_frames=NUM_FRAMES,
+            input_projection=dim != vision.feature_dim,
+        )
+
+    def gated(self, language_model: LanguageModelConfig) -> GatedConfig:
+        num_layers = language_model.num_layers
+        interval = self.cross_attn_every or min(INTERVAL, num_layers)
+        if interval > num_layers:
+            raise ConfigError(f"cross_attn_every is {interval}, but the language model has {num_layers} layers")
+        return GatedConfig(
+            first_layer=0,
+            interval=interval,
+            num_heads=language_model.num_heads,
+            head_dim=language_model.head_dim,
+            ffn_dim=4 * language_model.dim,
+            activation="squared_relu",
+            media_norm=True,
+        )
+
+
+def join(
+    *,
+    language_model: Path,
+    vision_model: Path,
+    out: Path,
+    sizes: BridgeSizes | None = None,
+    name: str = "",
+    files: Mapping[str, str | bytes] = NO_FILES,
+) -> FlamingoConfig:
+    """Write the experts of two folders and an untrained bridge to the new folder `out`, with further text files by name.
+
+    The model's name is the folder's unless it is given. Raises `CheckpointError` and `ConfigError`.
+    """
+    sizes = sizes or BridgeSizes()
+    text, vision = open_language_expert(language_model), open_vision_expert(vision_model)
+    config = FlamingoConfig(
+        name=name or out.resolve().name,
+        family="flamingo",
+        vision=vision.config,
+        resampler=sizes.resampler(vision.config),
+        gated=sizes.gated(text.config),
+        language_model=text.config,
+        prompt=text.prompt,
+    )
+    experts = vision.tensors | text.tensors
+    tensors = experts | start_bridge(config, experts)
+    save_folder(out, config, tensors.items(), text.tokenizer.to_str(), files=files)
+    return config
