@@ -47,11 +47,12 @@ PRODUCTS = """
 import torch
 from model.cpu import OneDNN
 
-product = OneDNN(torch.ones(16, 16), None)
+products = [OneDNN(torch.ones(16 * number, 16), None) for number in (1, 2, 3, 4)]
 for _ in range(2):
     print("round", flush=True)
-    for num_rows in range(1, 101):
-        product(torch.ones(num_rows, 16))
+    for product in products:
+        for num_rows in range(1, 33):
+            product(torch.ones(num_rows, 16))
 """
 # what oneDNN prints when it describes a product, and when it compiles one
 DESCRIBED, COMPILED = "create:dispatch", "create:cache_miss"

@@ -76,7 +76,8 @@ def test_the_served_folder_holds_the_trained_weights_and_declares_them_as_float(
     expected = trainer.model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in served.state_dict().items())
     assert served.config.language_model.weights == "float"
-    assert replace(served.config, language_model=quantised.language_model) == quantised
+    assert served.config.name == "out"
+    assert replace(served.config, language_model=quantised.language_model, name=quantised.name) == quantised
 
 
 def test_a_frozen_language_model_stays_declared_as_quantised(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ class Clock:
     """The time that the database passes to transactions."""
 
     sleep = staticmethod(time.sleep)
+    monotonic = staticmethod(time.monotonic)
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
