@@ -84,11 +84,12 @@ class LocalFolder:
 
     def require(self) -> None:
         """Raises `StorageUnavailable` if the folder has vanished."""
-        is_there = self.unfinished.is_dir()
-        if self._was_there and not is_there:
+        was_there = self._was_there  # read first: another thread may create the folder at any time
+        if self.unfinished.is_dir():
+            self._was_there = True
+        elif was_there:
             logger.error("the media folder is missing", extra={"folder": str(self.unfinished.parent)})
             raise StorageUnavailable("the media folder is missing")
-        self._was_there = is_there
 
 
 class MediaStore:

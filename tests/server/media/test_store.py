@@ -14,7 +14,7 @@ import pytest
 
 from server.errors import MediaNotFound, StorageUnavailable
 from server.media.source import encoded
-from server.media.store import UNFINISHED, UNFINISHED_SECONDS, MediaStore, StoredMedia
+from server.media.store import UNFINISHED, UNFINISHED_SECONDS, LocalFolder, MediaStore, StoredMedia
 from tests.server.conftest import png
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -264,3 +264,21 @@ def test_a_killed_writer_leaves_no_half_media(tmp_path: Path) -> None:
         assert store.get(name).id == name
     # and some writer was killed while it was writing
     assert list((tmp_path / "media" / UNFINISHED).iterdir())
+
+
+def test_a_folder_that_another_thread_creates_meanwhile_is_not_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = LocalFolder(str(tmp_path / "media"))
+
+    def is_dir(_: Path) -> bool:
+        folder.create()  # by the other thread, after this one has found none
+        return False
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "is_dir", is_dir)
+        folder.require()
+    folder.require()
+    folder.unfinished.rmdir()
+    with pytest.raises(StorageUnavailable, match="the media folder is missing"):
+        folder.require()
