@@ -127,7 +127,10 @@ def _client(scope: Scope) -> str:
 
 
 async def _disconnected(receive: Receive) -> None:
-    """Return when the client of a refused request has disconnected; behind a large body, which stays unread, never."""
+    """Return when the client of a refused request has disconnected.
+
+    A disconnection is noticed only after the body. A large body is not read to its end, and then this does not return.
+    """
     size = 0
     while size <= MAX_DROPPED:
         message = await receive()
