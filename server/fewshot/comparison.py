@@ -255,10 +255,10 @@ class Comparison:
             return {}
         labelled = _labelled(await self.retrieval.example_vectors(support_set), support_set.examples, candidates)
 
-        def measured(part: str) -> Result:
-            return measure(load_method(part), labelled)  # loading takes a second, in which the event loop must run
+        def load_and_measure(part: str) -> Result:
+            return measure(load_method(part), labelled)  # the first time, loading takes a second
 
-        return {part: await asyncio.to_thread(measured, part) for part in parts}
+        return {part: await asyncio.to_thread(load_and_measure, part) for part in parts}
 
     async def _examples(self, question: Question, candidates: Sequence[Candidate]) -> ComparedExamples:
         if question.support_set is not None:

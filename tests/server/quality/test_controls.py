@@ -5,36 +5,21 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
 
 from server.api.services import Services
 from server.fewshot import comparison
 from server.fewshot.methods import load_method
 from server.fewshot.methods.likeness import LikenessMethod
-from server.settings import Settings
 from server.wire import Score
-from tests.server.evaluations import EXAMPLES, LABEL_OF, run_evaluation
+from tests.server.evaluations import LABEL_OF, run_evaluation
 from tests.server.fakes import TOKENIZER, FakeClient
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", max_media_per_request=6)
-
-
-@pytest.fixture
-async def services(app: FastAPI) -> Services:
-    services: Services = app.state.services
-    await services.support_sets.create("colours", EXAMPLES)
-    return services
 
 
 async def test_controls_take_away_the_images_or_the_labels(

@@ -4,34 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from server.api.services import Services
 from server.limits import admission
 from server.quality import evaluation_runner
-from server.settings import Settings
 from server.wire import Score
-from tests.server.evaluations import COLOURS, EXAMPLES, LABEL_OF, MEDIA, logprobs_of, run_evaluation
+from tests.server.evaluations import COLOURS, LABEL_OF, MEDIA, logprobs_of, run_evaluation
 from tests.server.fakes import FakeClient
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", max_media_per_request=6)
-
-
-@pytest.fixture
-async def services(app: FastAPI) -> Services:
-    services: Services = app.state.services
-    await services.support_sets.create("colours", EXAMPLES)
-    return services
 
 
 async def test_labels_keep_their_shares_when_an_example_is_left_out(
