@@ -289,11 +289,11 @@ class _RunningEvaluation:
         if all(result["status"] == "failed" for result in results):
             await self._fail(**results[0]["error"])
         else:
-            await self.evaluations.finish(self.evaluation.id, self.holder, "completed")
+            await self.evaluations.finish(self.evaluation.id, self.holder, "completed", self.queries_done)
 
     async def _fail(self, code: str, message: str) -> None:
         report = {"code": code, "message": message}
-        await self.evaluations.finish(self.evaluation.id, self.holder, "failed", report)
+        await self.evaluations.finish(self.evaluation.id, self.holder, "failed", self.queries_done, report)
 
     def _result(
         self, cell: Cell, outcomes: Sequence[Outcome] | ServerError, curves: Mapping[str, Curve]

@@ -237,10 +237,18 @@ class Evaluations:
         return await self._database.write(store)
 
     async def finish(
-        self, evaluation_id: str, holder: str, status: Status, error: Mapping[str, Any] | None = None
+        self,
+        evaluation_id: str,
+        holder: str,
+        status: Status,
+        queries_done: int,
+        error: Mapping[str, Any] | None = None,
     ) -> None:
-        """End an evaluation, unless this holder no longer has the lease."""
-        end: dict[str, Any] = {"status": status, "error": error, "held_until": 0.0}
+        """End an evaluation, unless this holder no longer has the lease.
+
+        The progress is written once more: a renewal with an earlier number may have been committed after the last cell.
+        """
+        end: dict[str, Any] = {"status": status, "error": error, "held_until": 0.0, "queries_done": queries_done}
         await self._database.write(lambda session, now: _change(session, evaluation_id, holder, finished_at=now, **end))
         self._refused.clear()
 

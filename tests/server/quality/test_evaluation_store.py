@@ -31,7 +31,7 @@ async def test_support_sets_take_turns(evaluations: Evaluations) -> None:
     begun = []
     while (evaluation := await evaluations.claim("server")) is not None:
         begun.append(evaluation.id.removeprefix("eval_"))
-        await evaluations.finish(evaluation.id, "server", "completed")
+        await evaluations.finish(evaluation.id, "server", "completed", 0)
     assert begun == ["0000", "0003", "0004", "0001", "0002"]
 
 
@@ -44,6 +44,16 @@ async def test_an_interrupted_evaluation_is_next(evaluations: Evaluations, monke
     claimed = await evaluations.claim("another")
     assert claimed is not None
     assert claimed.id == interrupted.id
+
+
+async def test_a_renewal_that_is_committed_late_leaves_the_progress_complete(evaluations: Evaluations) -> None:
+    evaluation = await evaluations.create("a", 1, {})
+    assert await evaluations.claim("server") is not None
+    assert await evaluations.finish_cell(evaluation.id, "server", 0, {"status": "failed"}, 30)
+    assert await evaluations.renew(evaluation.id, "server", 24)
+    await evaluations.finish(evaluation.id, "server", "completed", 30)
+    assert not await evaluations.renew(evaluation.id, "server", 24)
+    assert (await evaluations.get(evaluation.id)).queries_done == 30
 
 
 async def test_a_full_queue_refuses_without_the_database(
