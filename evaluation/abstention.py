@@ -20,9 +20,10 @@ from typing import Any, get_args
 
 from evaluation.intervals import Share, share
 from evaluation.leave_one_out import ImageSplit, draw_split, images_by_category
+from evaluation.options import add_server_options
 from flamboyance_client import Classification, Client, example
 from flamboyance_client.options import Method
-from training.default_data.records import DEFAULT_FOLDER, Record, read_records
+from training.default_data.records import Record, read_records
 
 SEED = 37
 
@@ -113,9 +114,7 @@ def main() -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say which server is measured, and on which support sets."""
-    parser.add_argument("url", help="the server's URL, such as http://127.0.0.1:8000")
-    parser.add_argument("--api-key", help="the server's API key, if it requires one")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
+    add_server_options(parser)
     parser.add_argument("--domains", choices=("drawing", "photograph"), nargs="+", default=["drawing", "photograph"])
     parser.add_argument("--sets", type=int, default=100, help="support sets per row (default: 100)")
     parser.add_argument("--ways", type=int, default=5, help="words per set (default: 5)")

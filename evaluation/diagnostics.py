@@ -14,13 +14,12 @@ import json
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 from evaluation.intervals import Ratio
+from evaluation.options import add_server_options
 from evaluation.photographs import Labelled, Photographs, uploaded
 from flamboyance_client import Client, example
-from training.default_data.records import DEFAULT_FOLDER
 
 SEED = 37
 WRONG = 0.1
@@ -101,9 +100,7 @@ def measure(client: Client, photographs: Photographs, options: argparse.Namespac
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.diagnostics", description=__doc__)
-    parser.add_argument("url", help="the server's URL, such as http://127.0.0.1:8000")
-    parser.add_argument("--api-key", help="the server's API key, if it requires one")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
+    add_server_options(parser)
     parser.add_argument("--sets", type=int, default=200, help="sets per row (default: 200)")
     parser.add_argument("--ways", type=int, default=5, help="labels per set (default: 5)")
     parser.add_argument("--per-label", type=int, nargs="+", default=[10, 20], help="examples per label, a row each")

@@ -22,10 +22,11 @@ from typing import Any, Literal
 
 from evaluation.bias import Comparison, format_table, summarise
 from evaluation.intervals import Share
+from evaluation.options import add_server_options
 from flamboyance_client import Client, Evaluation, Selection, example, query
 from flamboyance_client.options import Method, ProbabilityOptions
 from training.default.words import HELD_OUT_WORDS
-from training.default_data.records import DEFAULT_FOLDER, Record, read_records
+from training.default_data.records import Record, read_records
 from training.default_data.split import is_held_out
 
 SEED = 29
@@ -218,14 +219,7 @@ def measure(options: Options) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.leave_one_out", description=__doc__)
-    parser.add_argument("url", help="the server's URL, such as http://127.0.0.1:8000")
-    parser.add_argument("--api-key", help="the server's API key, if it requires one")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=DEFAULT_FOLDER,
-        help=f"the folder of training.default_data (default: {DEFAULT_FOLDER})",
-    )
+    add_server_options(parser)
     parser.add_argument("--domain", choices=("drawing", "photograph"), default="drawing")
     parser.add_argument("--sets", type=int, default=20, help="the number of support sets (default: 20)")
     parser.add_argument("--ways", type=int, default=5, help="categories per set (default: 5)")

@@ -21,10 +21,11 @@ from typing import get_args
 
 from evaluation.intervals import difference_to_best, share
 from evaluation.leave_one_out import images_by_category
+from evaluation.options import add_server_options
 from flamboyance_client import Client, example, query
 from flamboyance_client.options import Method
 from training.default.words import HELD_OUT_WORDS
-from training.default_data.records import DEFAULT_FOLDER, read_records
+from training.default_data.records import read_records
 
 SEED = 31
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -73,9 +74,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.methods", description=__doc__)
-    parser.add_argument("url", help="the server's URL, such as http://127.0.0.1:8000")
-    parser.add_argument("--api-key", help="the server's API key, if it requires one")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
+    add_server_options(parser)
     parser.add_argument("--domains", choices=("drawing", "photograph"), nargs="+", default=["drawing", "photograph"])
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=METHODS, help="methods (default: all)")
     parser.add_argument("--episodes", type=int, default=200, help="episodes per row (default: 200)")

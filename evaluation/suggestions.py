@@ -13,14 +13,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from statistics import fmean, stdev
 
 from evaluation.intervals import Z
+from evaluation.options import add_server_options
 from evaluation.photographs import Labelled, Photographs, uploaded
 from flamboyance_client import Client, example
-from training.default_data.records import DEFAULT_FOLDER
 
 SEED = 41
 NUM_DRAWS = 10
@@ -91,9 +90,7 @@ def mean_with_interval(values: Sequence[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.suggestions", description=__doc__)
-    parser.add_argument("url", help="the server's URL, such as http://127.0.0.1:8000")
-    parser.add_argument("--api-key", help="the server's API key, if it requires one")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
+    add_server_options(parser)
     parser.add_argument("--sets", type=int, default=200, help="sets per row (default: 200)")
     parser.add_argument("--ways", type=int, default=5, help="labels per set (default: 5)")
     parser.add_argument("--per-label", type=int, nargs="+", default=[1, 2], help="first examples per label")

@@ -56,7 +56,7 @@ class Services:
     evaluations: Evaluations
     recommendations: Recommendations
     curation: Curation
-    # held while a large body is validated, which holds the event loop
+    # of large bodies, whose validation holds the event loop
     parsing: RestingLock = field(default_factory=RestingLock)
     # archives that arrive or are being imported; their files are on disk
     imports: SharedLimit = field(default_factory=lambda: SharedLimit(MAX_IMPORTS, MAX_IMPORTS_SHARE))
