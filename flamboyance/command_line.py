@@ -55,6 +55,12 @@ PROGRAMS = {
         prog=NAME,
         first_arguments=("join",),
     ),
+    "build": Program(
+        "model.presets.__main__",
+        "Build a model folder of one of the paper's models, with random or given experts, that is yet to be trained.",
+        prog=NAME,
+        first_arguments=("build",),
+    ),
 }
 
 

@@ -1,125 +1,88 @@
-"""The paper's three models as data, and their parameters next to its figures: `python -m model.describe NAME|FOLDER ...`.
+"""Print a model's parameters by part, next to the paper's figures: `python -m model.describe [NAME|FOLDER ...]`.
 
-Sizes are those of appendix A.1 and table 1. The language model is Chinchilla-like: RMSNorm, GELU, 32,000 tokens, no biases.
-Chinchilla's relative positions are rotary here. Weights were never published; the presets are for training, and are counted
-on the meta device. A mark notes figures that do not follow from the paper's own table of layers and widths.
+A name is that of one of the paper's models (`model/presets/paper.py`); these are counted on the meta device. Published
+figures are those of table 1 and section 4.1.1. A mark notes those that do not follow from the paper's own table of layers
+and widths.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from model.config import (
-    ConfigError,
-    FlamingoConfig,
-    GatedConfig,
-    LanguageModelConfig,
-    PromptConfig,
-    ResamplerConfig,
-    VisionConfig,
-    load_config,
-)
+from model.config import ConfigError, FlamingoConfig, load_config
 from model.flamingo import Flamingo
+from model.presets.paper import PRESETS
 
-HEAD_DIM = 128
-VOCABULARY = 32_000
+PARTS = {"language_model": "frozen", "vision": "frozen", "gated": "trainable", "resampler": "trainable"}
+TRAINABLE = tuple(part for part, weights in PARTS.items() if weights == "trainable")
 
-NFNET_F6 = VisionConfig(
-    architecture="dm_nfnet_f6",
-    image_size=320,
-    feature_dim=3072,
-    num_patches=100,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    resize="pad",
-)
-
-RESAMPLER = ResamplerConfig(
-    dim=1536,
-    num_layers=6,
-    num_heads=16,
-    head_dim=HEAD_DIM,
-    ffn_dim=4 * 1536,
-    activation="squared_relu",
-    num_frames=8,
-    input_projection=True,
-)
-
-PROMPT = PromptConfig(media_token="<image>", end_of_chunk="<EOC>", eos=("<EOC>", "<EOS>"), suppressed=("<image>",))
-
-
-def chinchilla(*, dim: int, num_layers: int, num_heads: int) -> LanguageModelConfig:
-    return LanguageModelConfig(
-        family="chinchilla",
-        vocab_size=VOCABULARY,
-        num_new_tokens=2,
-        dim=dim,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=HEAD_DIM,
-        ffn_dim=4 * dim,
-        activation="gelu",
-        max_positions=2048,
-        norm="rms_norm",
-        norm_eps=1e-6,
-        position="rotary",
-        rotary_dim=HEAD_DIM,
-        tied_head=True,
-    )
-
-
-def flamingo(name: str, *, dim: int, num_layers: int, num_heads: int, interval: int) -> FlamingoConfig:
-    return FlamingoConfig(
-        name=name,
-        family="flamingo",
-        vision=NFNET_F6,
-        resampler=RESAMPLER,
-        gated=GatedConfig(
-            first_layer=0,
-            interval=interval,
-            num_heads=num_heads,
-            head_dim=HEAD_DIM,
-            ffn_dim=4 * dim,
-            activation="squared_relu",
-            media_norm=True,
-        ),
-        language_model=chinchilla(dim=dim, num_layers=num_layers, num_heads=num_heads),
-        prompt=PROMPT,
-    )
-
-
-PRESETS = {
-    config.name: config
-    for config in (
-        flamingo("flamingo-3b", dim=2048, num_layers=24, num_heads=16, interval=1),
-        flamingo("flamingo-9b", dim=4096, num_layers=40, num_heads=32, interval=4),
-        flamingo("flamingo-80b", dim=8192, num_layers=80, num_heads=64, interval=7),
-    )
-}
-
-# numbers of parameters by part, as stated in the paper (table 1)
+# numbers of parameters as stated: by part and in total in table 1, trainable ones in section 4.1.1
 PUBLISHED = {
-    "flamingo-3b": {"language_model": 1.4e9, "vision": 435e6, "gated": 1.2e9, "resampler": 194e6},
-    "flamingo-9b": {"language_model": 7.1e9, "vision": 435e6, "gated": 1.6e9, "resampler": 194e6},
-    "flamingo-80b": {"language_model": 70e9, "vision": 435e6, "gated": 10e9, "resampler": 194e6},
+    "flamingo-3b": {
+        "language_model": 1.4e9,
+        "vision": 435e6,
+        "gated": 1.2e9,
+        "resampler": 194e6,
+        "trainable": 1.4e9,
+        "total": 3.2e9,
+    },
+    "flamingo-9b": {
+        "language_model": 7.1e9,
+        "vision": 435e6,
+        "gated": 1.6e9,
+        "resampler": 194e6,
+        "trainable": 1.8e9,
+        "total": 9.3e9,
+    },
+    "flamingo-80b": {
+        "language_model": 70e9,
+        "vision": 435e6,
+        "gated": 10e9,
+        "resampler": 194e6,
+        "trainable": 10e9,
+        "total": 80e9,
+    },
 }
-# Published figures that do not follow from the paper's own table of layers and widths (appendix C.1).
+# published figures that do not follow from the paper's own table of layers and widths (appendix C.1)
 DOES_NOT_FOLLOW = {
-    ("flamingo-9b", "gated"): " *",
-    ("flamingo-9b", "language_model"): " +",
-    ("flamingo-80b", "gated"): " *",
+    ("flamingo-9b", "gated"): "*",
+    ("flamingo-9b", "language_model"): "+",
+    ("flamingo-9b", "trainable"): "#",
+    ("flamingo-9b", "total"): "#",
+    ("flamingo-80b", "gated"): "*",
+    ("flamingo-80b", "trainable"): "#",
 }
 NOTES = {
-    " *": "does not follow from the paper's own layers and widths",
-    " +": "40 layers of width 4096 have more than 7.1 B parameters in any variant",
+    "*": "does not follow from the paper's own layers and widths",
+    "+": "40 layers of width 4096 have more than 7.1 B parameters in any variant",
+    "#": "the sum of a marked figure and others",
 }
-PARTS = {"language_model": "frozen", "vision": "frozen", "gated": "trainable", "resampler": "trainable"}
+HEAD = ("part", "weights", "parameters (M)", "share", "published (M)", "share", "ratio")
+NUM_TEXTS = 2  # leading columns of text; the others are numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A part or a sum of parts: its number of parameters, and the published one, 0 if there is none."""
+
+    name: str
+    weights: str
+    number: int
+    published: float
+    mark: str
+
+    def cells(self, total: Row) -> tuple[str, ...]:
+        ours = (self.name, self.weights, f"{self.number / 1e6:,.1f}", f"{self.number / total.number:.1%}")
+        if not self.published:
+            return (*ours, "-", "-", "-")
+        published = f"{self.published / 1e6:,.0f} {self.mark}".strip()
+        return (*ours, published, f"{self.published / total.published:.1%}", f"{self.number / self.published:.2f}")
 
 
 def parameters(config: FlamingoConfig) -> dict[str, int]:
@@ -129,31 +92,43 @@ def parameters(config: FlamingoConfig) -> dict[str, int]:
     return {part: sum(weights.numel() for weights in getattr(model, part).parameters()) for part in PARTS}
 
 
-def rows(config: FlamingoConfig) -> Iterator[tuple[str, str, str, str, str]]:
-    published = PUBLISHED.get(config.name, {})
-    for part, number in parameters(config).items():
-        stated = published.get(part)
-        mark = DOES_NOT_FOLLOW.get((config.name, part), "")
-        yield (
-            part,
-            PARTS[part],
-            f"{number / 1e6:,.1f}",
-            f"{stated / 1e6:,.0f}{mark}" if stated else "-",
-            f"{number / stated:.2f}" if stated else "-",
-        )
+def rows(config: FlamingoConfig) -> list[Row]:
+    """Return the parts, then the trainable ones together, then all."""
+    counted = parameters(config)
+    sums = {"trainable": sum(counted[part] for part in TRAINABLE), "total": sum(counted.values())}
+    name = preset_name(config)
+    published = PUBLISHED.get(name, {})
+    return [
+        Row(part, PARTS.get(part, ""), number, published.get(part, 0.0), DOES_NOT_FOLLOW.get((name, part), ""))
+        for part, number in (counted | sums).items()
+    ]
+
+
+def preset_name(config: FlamingoConfig) -> str:
+    """Return the name of the preset that the model is, whatever its own name, or ""."""
+    return next((name for name, preset in PRESETS.items() if replace(config, name=name) == preset), "")
 
 
 def table(config: FlamingoConfig) -> str:
-    head = ("part", "weights", "parameters (M)", "published (M)", "ratio")
-    body = list(rows(config))
-    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
-    lines = [
-        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in [head, *body]
+    lines = rows(config)
+    cells = [HEAD, *(row.cells(lines[-1]) for row in lines)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    marks = dict.fromkeys(row.mark for row in lines if row.mark)
+    return "\n".join(
+        [
+            f"{config.name}: gated layers before {list(config.gated_layers)}",
+            *(_line(row, widths) for row in cells),
+            *(f"{mark} {NOTES[mark]}" for mark in marks),
+        ]
+    )
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [
+        cell.ljust(width) if column < NUM_TEXTS else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
     ]
-    marks = [mark for (name, _), mark in DOES_NOT_FOLLOW.items() if name == config.name]
-    notes = [f"{mark.strip()} {NOTES[mark]}" for mark in marks]
-    return "\n".join([f"{config.name}: gated layers before {list(config.gated_layers)}", *lines, *notes])
+    return "  ".join(padded)
 
 
 def find(name: str) -> FlamingoConfig:

@@ -27,16 +27,14 @@ from model.checkpoint.join import BridgeSizes, join
 from model.checkpoint.openflamingo import import_openflamingo
 from model.config import ConfigError, FlamingoConfig
 from model.folder import CheckpointError
-from model.hub.inputs import describe, fetch_checkpoint, fetch_model, fetch_vision_model
+from model.hub.inputs import describe, fetch_checkpoint, fetch_model, fetch_vision_model, open_expert
 from model.hub.job import SOURCE
 from model.hub.prepare import prepare
 from model.hub.sources import LocalFolder, ModelNameError, Source, open_source
-from model.zoo.default import prepare as prepare_default
 from model.zoo.fetch import DefaultModelError
 
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LINEAGES = ("openflamingo", "idefics")
-DEFAULT_MODEL = "default"
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.checkpoint") -> int:
@@ -99,7 +97,7 @@ def _join(options: argparse.Namespace) -> FlamingoConfig:
         resampler_layers=options.resampler_layers,
         resampler_dim=options.resampler_dim,
     )
-    language_model, vision_model = _open_expert(options.language_model), _open_expert(options.vision_model)
+    language_model, vision_model = open_expert(options.language_model), open_expert(options.vision_model)
     origin = describe({"language model": language_model, "vision model": vision_model})
     return join(
         language_model=fetch_model(language_model),
@@ -108,10 +106,6 @@ def _join(options: argparse.Namespace) -> FlamingoConfig:
         out=options.out,
         files={SOURCE: origin.to_json()},
     )
-
-
-def _open_expert(text: str) -> Source:
-    return LocalFolder(prepare_default()) if text == DEFAULT_MODEL else open_source(text)
 
 
 def _open_checkpoint(text: str) -> tuple[Source, Path | None]:

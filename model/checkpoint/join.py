@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoint.experts import open_language_expert, open_vision_expert
+from model.checkpoint.experts import LanguageExpert, VisionExpert, open_language_expert, open_vision_expert
 from model.config import ConfigError, FlamingoConfig, GatedConfig, LanguageModelConfig, ResamplerConfig, VisionConfig
 from model.folder import NO_FILES, save_folder
 from model.zoo.bridge import start_bridge
@@ -84,16 +84,23 @@ def join(
     """
     sizes = sizes or BridgeSizes()
     text, vision = open_language_expert(language_model), open_vision_expert(vision_model)
-    config = FlamingoConfig(
-        name=name or out.resolve().name,
-        family="flamingo",
-        vision=vision.config,
-        resampler=sizes.resampler(vision.config),
-        gated=sizes.gated(text.config),
-        language_model=text.config,
-        prompt=text.prompt,
-    )
+    resampler, gated = sizes.resampler(vision.config), sizes.gated(text.config)
+    config = joined_config(text, vision, resampler, gated, name or out.resolve().name)
     experts = vision.tensors | text.tensors
     tensors = experts | start_bridge(config, experts)
     save_folder(out, config, tensors.items(), text.tokenizer.to_str(), files=files)
     return config
+
+
+def joined_config(
+    text: LanguageExpert, vision: VisionExpert, resampler: ResamplerConfig, gated: GatedConfig, name: str
+) -> FlamingoConfig:
+    return FlamingoConfig(
+        name=name,
+        family="flamingo",
+        vision=vision.config,
+        resampler=resampler,
+        gated=gated,
+        language_model=text.config,
+        prompt=text.prompt,
+    )

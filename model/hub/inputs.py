@@ -16,13 +16,18 @@ from model.hub.job import SOURCE, Origin, Part
 from model.hub.sources import (
     CHECKPOINT,
     METADATA,
+    LocalFolder,
     ModelNameError,
     Repository,
     Source,
     license_of,
+    open_source,
     read_object,
     weight_names,
 )
+from model.zoo.default import prepare as prepare_default
+
+DEFAULT_MODEL = "default"
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +50,11 @@ def _parts(name: str, source: Source) -> list[Part]:
     except msgspec.ValidationError as error:
         raise ModelNameError(f"{source}: {SOURCE}: {error}") from None
     return [Part(part=name, repository=source.name, commit=commit, license=license_of(source)), *earlier]
+
+
+def open_expert(text: str) -> Source:
+    """Return the source of an expert: a folder, a repository, or the default model's folder by its name `default`."""
+    return LocalFolder(prepare_default()) if text == DEFAULT_MODEL else open_source(text)
 
 
 def fetch_checkpoint(source: Source) -> Path:

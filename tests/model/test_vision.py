@@ -11,7 +11,7 @@ import torch
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from model.config import ConfigError, VisionConfig
-from model.describe import NFNET_F6
+from model.presets.paper import NFNET_F6
 from model.vision import VisionEncoder, normalise
 from model.zoo.default import DEFAULT
 from tests.vision_configs import LAION_VIT_H_14, OPENAI_VIT_L_14

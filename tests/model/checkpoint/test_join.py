@@ -17,7 +17,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from model.batch import NO_CACHE, whole_sequences
-from model.checkpoint import __main__ as command
 from model.checkpoint.__main__ import main
 from model.checkpoint.experts import open_language_expert
 from model.checkpoint.language_models import FAMILIES
@@ -25,6 +24,7 @@ from model.checkpoint.vision_models import load_clip_folder
 from model.config import FlamingoConfig, PromptConfig, VisionConfig, load_config
 from model.flamingo import Flamingo
 from model.folder import load_folder, load_vision_folder, save_folder, save_vision_folder
+from model.hub import inputs
 from model.language_model import LanguageModel
 from model.prompt import EncodedPrompt, EndOfChunk, Media, PromptTokenizer, Segment, Text, encode
 from model.reference import encode as encode_media
@@ -309,7 +309,7 @@ def test_sizes_are_the_papers_unless_options_change_them(tmp_path: Path) -> None
 
 def test_the_default_models_experts_are_read_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_model(tmp_path / "model", CONFIGS["flamingo"])
-    monkeypatch.setattr(command, "prepare_default", lambda: tmp_path / "model")
+    monkeypatch.setattr(inputs, "prepare_default", lambda: tmp_path / "model")
     joined = join(tmp_path / "out", "default", "default").config
     assert joined.language_model == CONFIGS["flamingo"].language_model
     assert joined.vision == CONFIGS["flamingo"].vision

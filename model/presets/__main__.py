@@ -1,0 +1,88 @@
+"""Build a model folder of one of the paper's models: `python -m model.presets build NAME --out DIR [--scale tiny]`.
+
+The experts are random, or given as for `model.checkpoint join`; the bridge is the preset's. The whole model is in memory
+while it is built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from model.config import ConfigError, FlamingoConfig
+from model.folder import NO_FILES, CheckpointError
+from model.hub.inputs import describe, fetch_model, fetch_vision_model, open_expert
+from model.hub.job import SOURCE
+from model.hub.sources import ModelNameError
+from model.presets.build import build
+from model.presets.paper import PRESETS, find_preset
+from model.presets.scale import Scale, at_scale
+from model.zoo.fetch import DefaultModelError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.presets") -> int:
+    options = _parser(prog).parse_args(arguments)
+    try:
+        config = _build(options)
+    except (ModelNameError, DefaultModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (CheckpointError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    note = "" if options.gate else ". Its gates are closed: until it is trained, images change no answer"
+    layers = ", ".join(map(str, config.gated_layers))
+    print(f"{options.out}: {options.preset} at {options.scale} scale, gated layers before {layers}{note}")
+    return 0
+
+
+def _build(options: argparse.Namespace) -> FlamingoConfig:
+    preset = at_scale(find_preset(options.preset), options.scale)
+    named = {"language model": options.language_model, "vision model": options.vision_model}
+    given = {part: open_expert(text) for part, text in named.items() if text is not None}
+    language_model, vision_model = given.get("language model"), given.get("vision model")
+    return build(
+        preset,
+        options.out,
+        language_model=fetch_model(language_model) if language_model else None,
+        vision_model=fetch_vision_model(vision_model) if vision_model else None,
+        dtype=DTYPES[options.dtype],
+        gate=options.gate,
+        files={SOURCE: describe(given).to_json()} if given else NO_FILES,
+    )
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Model folders of the paper's models.")
+    actions = parser.add_subparsers(dest="action", required=True)
+    action = actions.add_parser("build", help="create a model folder of a preset, yet to be trained")
+    action.add_argument("preset", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
+    action.add_argument(
+        "--scale",
+        choices=get_args(Scale),
+        default="full",
+        help="tiny: the same structure with small widths (default: %(default)s)",
+    )
+    action.add_argument("--language-model", help="an expert as for join (default: random weights)")
+    action.add_argument("--vision-model", help="an expert as for join (default: random weights)")
+    action.add_argument(
+        "--gate", type=float, default=0.0, help="value of every gate; 0: closed, as in the paper (default: %(default)s)"
+    )
+    action.add_argument(
+        "--dtype", choices=DTYPES, default="bfloat16", help="dtype of random weights (default: %(default)s)"
+    )
+    action.add_argument("--out", type=Path, required=True, help="the new folder; it must be empty or not exist")
+    return parser
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""The scales of a preset: full, and tiny for tests and trials on any machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from model.config import FlamingoConfig, GatedConfig, LanguageModelConfig, ResamplerConfig
+
+Scale = Literal["full", "tiny"]
+
+# heads are fewer and narrower by this factor, and widths that are products of both by its square
+HEADS_DIVISOR = 8
+WIDTH_DIVISOR = HEADS_DIVISOR**2
+# a network of the family of NFNet-F6, with as many features of an image, but 192 wide
+TINY_NETWORK, TINY_FEATURE_DIM = "test_nfnet", 192
+# one token per byte, and the end of text
+TINY_VOCABULARY = 257
+
+
+def at_scale(preset: FlamingoConfig, scale: Scale) -> FlamingoConfig:
+    return tiny(preset) if scale == "tiny" else preset
+
+
+def tiny(preset: FlamingoConfig) -> FlamingoConfig:
+    """Return the preset with small widths, few heads and a small vocabulary; everything else is the preset's.
+
+    Depths and gated layers are the same, and so are latents, patches, frames, norms and activations.
+    """
+    return replace(
+        preset,
+        name=f"{preset.name}-tiny",
+        vision=replace(preset.vision, architecture=TINY_NETWORK, feature_dim=TINY_FEATURE_DIM),
+        resampler=_tiny_resampler(preset.resampler),
+        gated=_tiny_gated(preset.gated),
+        language_model=_tiny_language_model(preset.language_model),
+    )
+
+
+def _tiny_resampler(config: ResamplerConfig) -> ResamplerConfig:
+    return replace(
+        config,
+        dim=config.dim // WIDTH_DIVISOR,
+        num_heads=config.num_heads // HEADS_DIVISOR,
+        head_dim=config.head_dim // HEADS_DIVISOR,
+        ffn_dim=config.ffn_dim // WIDTH_DIVISOR,
+    )
+
+
+def _tiny_gated(config: GatedConfig) -> GatedConfig:
+    return replace(
+        config,
+        num_heads=config.num_heads // HEADS_DIVISOR,
+        head_dim=config.head_dim // HEADS_DIVISOR,
+        ffn_dim=config.ffn_dim // WIDTH_DIVISOR,
+    )
+
+
+def _tiny_language_model(config: LanguageModelConfig) -> LanguageModelConfig:
+    return replace(
+        config,
+        vocab_size=TINY_VOCABULARY,
+        dim=config.dim // WIDTH_DIVISOR,
+        num_heads=config.num_heads // HEADS_DIVISOR,
+        num_kv_heads=config.num_kv_heads // HEADS_DIVISOR,
+        head_dim=config.head_dim // HEADS_DIVISOR,
+        ffn_dim=config.ffn_dim // WIDTH_DIVISOR,
+        rotary_dim=config.rotary_dim // HEADS_DIVISOR,
+    )
