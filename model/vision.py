@@ -126,10 +126,10 @@ class ResamplerLayer(nn.Module):
 
 
 class ResamplerFeedForward(FeedForward):
-    """A feed-forward that begins with its norm."""
+    """A feed-forward that begins with its norm; `hidden` replaces its width in the configuration."""
 
-    def __init__(self, config: ResamplerConfig) -> None:
-        super().__init__(config.dim, config.ffn_dim, config.activation)
+    def __init__(self, config: ResamplerConfig, hidden: int | None = None) -> None:
+        super().__init__(config.dim, hidden or config.ffn_dim, config.activation)
         self.norm = LayerNorm(config.dim, config.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,10 +208,20 @@ class TransformerResampler(Resampler):
         return self.norm(x[:, -self.num_latents :])
 
 
+class MLPLayer(ResamplerFeedForward):
+    """A feed-forward that is wider by the attention which it replaces, so that it has as many parameters as both.
+
+    A layer of the Perceiver has four matrices of attention [D, H * K] and two more norms of 2 D; a unit has 2 D parameters.
+    """
+
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__(config, config.ffn_dim + 2 * config.num_heads * config.head_dim + 2)
+
+
 class MLPResampler(Resampler):
     """No attention: each latent takes the mean of its own stretch of adjacent features, and reads no other."""
 
-    layer_type = ResamplerFeedForward
+    layer_type = MLPLayer
 
     def forward(self, features: Tensor) -> Tensor:
         means = F.adaptive_avg_pool1d(self.embed(features).transpose(1, 2), self.num_latents)  # [M, D, R]

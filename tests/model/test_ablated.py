@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from model.config import ConfigError, FlamingoConfig
+from model.describe import parameters
 from model.flamingo import Flamingo
 from model.folder import CheckpointError, load_folder, save_folder
+from model.presets.paper import PRESETS
+from model.presets.scale import tiny
 from model.reference import encode, log_probs
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
@@ -97,3 +100,14 @@ def test_names_of_tensors_are_those_of_existing_folders() -> None:
     """Every folder on disk has these names of the resampler's tensors."""
     names = {name.split(".")[0] for name in Flamingo(BASE).resampler.state_dict()}
     assert names == {"input", "spatial_embeddings", "frame_embeddings", "latents", "layers", "norm"}
+
+
+@pytest.mark.parametrize("preset", [PRESETS["flamingo-3b"], tiny(PRESETS["flamingo-3b"]), BASE], ids=lambda p: p.name)
+def test_every_resampler_has_the_perceivers_number_of_parameters(preset: FlamingoConfig) -> None:
+    counted = {}
+    for kind in KINDS:
+        counted[kind] = parameters(replace(preset, resampler=replace(preset.resampler, kind=kind)))["resampler"]
+    assert counted["mlp"] == counted["perceiver"]
+    # its layers have one norm of two vectors less
+    norms = preset.resampler.num_layers * 2 * preset.resampler.dim
+    assert counted["transformer"] == counted["perceiver"] - norms
