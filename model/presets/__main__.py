@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.pr
 def _build(options: argparse.Namespace) -> FlamingoConfig:
     preset = at_scale(find_preset(options.preset), options.scale)
     named = {"language model": options.language_model, "vision model": options.vision_model}
-    given = {part: open_expert(text) for part, text in named.items() if text is not None}
-    language_model, vision_model = given.get("language model"), given.get("vision model")
+    sources = {part: open_expert(text) for part, text in named.items() if text is not None}
+    language_model, vision_model = sources.get("language model"), sources.get("vision model")
     return build(
         preset,
         options.out,
@@ -56,7 +56,7 @@ def _build(options: argparse.Namespace) -> FlamingoConfig:
         vision_model=fetch_vision_model(vision_model) if vision_model else None,
         dtype=DTYPES[options.dtype],
         gate=options.gate,
-        files={SOURCE: describe(given).to_json()} if given else NO_FILES,
+        files={SOURCE: describe(sources).to_json()} if sources else NO_FILES,
     )
 
 
