@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from model.flamingo import Flamingo
-from model.folder import WEIGHTS, SafetensorsFiles, save_folder, weight_files
+from model.folder import NO_FILES, WEIGHTS, SafetensorsFiles, save_folder, weight_files
 from training.bridge import gather
 from training.distributed import World
 
@@ -111,12 +111,22 @@ def restore_stored_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path) 
             yield name, tensor
 
 
-def export(model: Flamingo, tokenizer_json: Path, folder: Path, world: World, name: str) -> None:
-    """Write the folder that the server reads, replacing an existing one; the run began with the tokenizer's folder."""
+def export(
+    model: Flamingo,
+    tokenizer_json: Path,
+    folder: Path,
+    world: World,
+    name: str,
+    files: Mapping[str, str | bytes] = NO_FILES,
+) -> None:
+    """Write the folder that the server reads, with further text files, replacing an existing one.
+
+    The run began with the tokenizer's folder.
+    """
     tensors = restore_stored_weights(gather_weights(model), tokenizer_json.parent)
     if not world.is_first:
         for _ in tensors:
             pass
         return
     shutil.rmtree(folder, ignore_errors=True)
-    save_folder(folder, replace(model.config, name=name), tensors, tokenizer_json)
+    save_folder(folder, replace(model.config, name=name), tensors, tokenizer_json, files=files)

@@ -16,6 +16,7 @@ import torch
 
 from model.flamingo import Flamingo
 from model.folder import load_folder, load_vision_folder
+from model.hub.job import SOURCE, Origin, read_origin
 from training.bridge import BridgeLoss, freeze, frozen_digest
 from training.checkpoint import collect_tensors, export, latest, load, save
 from training.config import TrainConfig
@@ -108,8 +109,17 @@ def run(trainer: Trainer, tokenizer_json: Path, pause_file: Path | None = None) 
                 trainer.save()
             _wait_while_paused(pause_file)
     trainer.check_frozen()
-    export(trainer.model, tokenizer_json, out / "model", trainer.world, config.export_name)
+    files = source_file(tokenizer_json.parent, config)
+    export(trainer.model, tokenizer_json, out / "model", trainer.world, config.export_name, files)
     log.info("frozen weights unchanged (SHA-256 %s); %s is ready to serve", trainer.digest[:12], out / "model")
+
+
+def source_file(folder: Path, config: TrainConfig) -> dict[str, str]:
+    """Return the file with the sources and licences of the start's parts, without experts that the run replaced."""
+    replaced = {"vision model"} if config.vision else set()
+    replaced |= {"language model"} if config.language_model == "scratch" else set()
+    parts = tuple(part for part in read_origin(folder).parts if part.part not in replaced)
+    return {SOURCE: Origin(parts=parts).to_json()} if parts else {}
 
 
 def _log(out: Path, report: StepReport, trainer: Trainer, is_first: bool) -> None:

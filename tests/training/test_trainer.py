@@ -12,11 +12,12 @@ import torch
 
 from model.config import ConfigError
 from model.folder import load_folder
+from model.hub.job import SOURCE, Origin, Part, read_origin
 from tests.tiny_models import byte_tokenizer
 from tests.training.toy import losses, make_run, make_trainer
 from training.distributed import World
 from training.step import NonFiniteLoss, Stepper
-from training.trainer import FrozenWeightsChanged, run
+from training.trainer import FrozenWeightsChanged, run, source_file
 
 
 def test_a_run_lowers_the_loss(tmp_path: Path) -> None:
@@ -58,6 +59,24 @@ def test_a_complete_run_writes_the_served_folder_and_a_log(tmp_path: Path) -> No
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert {"gated.0.attn_gate", "gated.3.ffw_gate"} <= lines[0]["gates"].keys()
     assert sorted(p.name for p in (tmp_path / "out" / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
+
+
+def test_the_export_keeps_the_licences_of_the_experts_that_it_contains(tmp_path: Path) -> None:
+    config = make_run(tmp_path, steps=1)
+    language_model = Part(part="language model", repository="a/decoder", commit="1", license="mit")
+    vision_model = Part(part="vision model", repository="b/encoder", commit="2", license="cc-by-nc-4.0")
+    origin = Origin(revision="main", parts=(language_model, vision_model))
+    (tmp_path / "model" / SOURCE).write_text(origin.to_json())
+    run(make_trainer(config), tmp_path / "model" / "tokenizer.json")
+    assert read_origin(tmp_path / "out" / "model") == Origin(parts=(language_model, vision_model))
+    for changes, kept in (({"vision": "encoder"}, language_model), ({"language_model": "scratch"}, vision_model)):
+        changed = replace(config, bridge="start", trains=("bridge", "language_model"), **changes)  # type: ignore[arg-type]
+        assert source_file(tmp_path / "model", changed) == {SOURCE: Origin(parts=(kept,)).to_json()}
+
+
+def test_a_model_without_sources_is_exported_without_them(tmp_path: Path) -> None:
+    run(make_trainer(make_run(tmp_path, steps=1)), tmp_path / "model" / "tokenizer.json")
+    assert not (tmp_path / "out" / "model" / SOURCE).exists()
 
 
 def test_a_finished_run_does_no_further_steps(tmp_path: Path) -> None:
