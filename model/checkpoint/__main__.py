@@ -8,7 +8,7 @@ python -m model.checkpoint join --language-model DIR --vision-model DIR [--cross
 
 NAME is a repository of a Hugging Face Hub, `OWNER/NAME` or `OWNER/NAME@REVISION`, or a downloaded folder; its model folder
 is created in the cache, unless it is there, and printed. A repository's name may also replace each FILE and DIR to be read.
-For `join`, `default` is the default model, whose experts are read.
+For `join`, `default` is the default model, whose experts are read, and the language model may be a GGUF file.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from model.cache import cache_folder
 from model.checkpoint.idefics import import_idefics
 from model.checkpoint.join import BridgeSizes, join
+from model.checkpoint.named import describe_experts, fetch_language_model, open_language_model
 from model.checkpoint.openflamingo import import_openflamingo
 from model.config import ConfigError, FlamingoConfig
 from model.folder import CheckpointError
@@ -97,10 +98,10 @@ def _join(options: argparse.Namespace) -> FlamingoConfig:
         resampler_layers=options.resampler_layers,
         resampler_dim=options.resampler_dim,
     )
-    language_model, vision_model = open_expert(options.language_model), open_expert(options.vision_model)
-    origin = describe({"language model": language_model, "vision model": vision_model})
+    language_model, vision_model = open_language_model(options.language_model), open_expert(options.vision_model)
+    origin = describe_experts({"language model": language_model, "vision model": vision_model})
     return join(
-        language_model=fetch_model(language_model),
+        language_model=fetch_language_model(language_model),
         vision_model=fetch_vision_model(vision_model),
         sizes=sizes,
         out=options.out,
@@ -152,7 +153,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 def _add_join(parser: argparse.ArgumentParser) -> None:
     sizes = BridgeSizes()
     parser.add_argument(
-        "--language-model", required=True, help="a Hugging Face or model folder, a repository, or default"
+        "--language-model", required=True, help="a Hugging Face or model folder, a repository, a GGUF file, or default"
     )
     parser.add_argument(
         "--vision-model",

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
 
 from model.checkpoint.files import FolderTokenizer, open_folder, read_tokenizer
+from model.checkpoint.gguf import GGUFFile
 from model.checkpoint.language_models import Family, convert_language_model, family_of, language_model_config
 from model.checkpoint.layout import OPEN_CLIP_CONFIG
 from model.checkpoint.timm_models import load_timm_folder
@@ -118,14 +119,18 @@ def prompt_config(tokenizer: FolderTokenizer, never: Iterable[str] = ()) -> Prom
     )
 
 
-def open_language_expert(folder: Path) -> LanguageExpert:
-    """Read a decoder of transformers, or that of a model folder. Raises `CheckpointError` and `ConfigError`."""
-    is_own = "format_version" in read_json(folder / "config.json")
-    expert = _decoder_of_model_folder(folder) if is_own else _hugging_face_decoder(folder)
+def open_language_expert(path: Path) -> LanguageExpert:
+    """Read a decoder of transformers, of a model folder, or of a GGUF file. Raises `CheckpointError` and `ConfigError`."""
+    if path.is_file():
+        expert = _gguf_decoder(GGUFFile(path))
+    elif "format_version" in read_json(path / "config.json"):
+        expert = _decoder_of_model_folder(path)
+    else:
+        expert = _hugging_face_decoder(path)
     ids = expert.tokenizer.get_vocab(with_added_tokens=True).values()
     if max(ids) >= expert.config.num_token_ids or len(set(ids)) < len(ids):
         raise CheckpointError(
-            f"{folder}: the tokenizer's {len(ids)} tokens have ids up to {max(ids)} with gaps, so that no ids can follow "
+            f"{path}: the tokenizer's {len(ids)} tokens have ids up to {max(ids)} with gaps, so that no ids can follow "
             f"them; the model has rows for {expert.config.num_token_ids}"
         )
     return expert
@@ -138,6 +143,17 @@ def _hugging_face_decoder(folder: Path) -> LanguageExpert:
     decoder.tokenizer.add([END_OF_CHUNK, MEDIA])
     tables = {name: decoder.table(name)[:num_rows] for name in decoder.tables}
     return decoder.convert(tables, prompt_config(decoder.tokenizer))
+
+
+def _gguf_decoder(file: GGUFFile) -> LanguageExpert:
+    config, tokenizer = file.config(), file.folder_tokenizer()
+    tokenizer.add([END_OF_CHUNK, MEDIA])
+    return LanguageExpert(
+        config=replace(config, num_new_tokens=len(tokenizer) - config.vocab_size),
+        tensors={f"{LANGUAGE_MODEL}{name}": tensor for name, tensor in file.tensors().items()},
+        tokenizer=tokenizer.tokenizer,
+        prompt=prompt_config(tokenizer),
+    )
 
 
 def _decoder_of_model_folder(folder: Path) -> LanguageExpert:

@@ -18,7 +18,7 @@ from gguf import GGMLQuantizationType, GGUFReader, dequantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from model.checkpoint.files import Names, convert
+from model.checkpoint.files import FolderTokenizer, Names, convert
 from model.checkpoint.language_models import decoder_plan
 from model.config import ConfigError, LanguageModelConfig
 from model.folder import CheckpointError
@@ -102,6 +102,29 @@ class GGUFFile:
         rows = (config.num_heads + config.num_kv_heads) * config.head_dim
         halves = partial(to_half_split, head_dim=config.head_dim, num_rows=rows)
         return convert(str(self.path), decoder_plan(config, NAMES, halves), self._dequantised(track))
+
+    @property
+    def license(self) -> str:
+        """The licence that the file states, or ""."""
+        with _read_errors(self.path):
+            return str(self._value("general.license", ""))
+
+    def folder_tokenizer(self) -> FolderTokenizer:
+        """Return the file's vocabulary and the tokens that begin, end and pad a text. Raises `CheckpointError`."""
+        with _read_errors(self.path):
+            bos = self._token("bos")
+            return FolderTokenizer(
+                tokenizer=self._tokenizer(()),
+                bos=bos,
+                eos=self._token("eos"),
+                unk=self._token("unknown"),
+                pad=self._token("padding"),
+                begin=bos if self._value("tokenizer.ggml.add_bos_token", False) else "",
+            )
+
+    def _token(self, kind: str) -> str:
+        token_id = self._value(f"tokenizer.ggml.{kind}_token_id", -1)
+        return "" if token_id == -1 else str(self._value("tokenizer.ggml.tokens")[token_id])
 
     def tokenizer(self, new_tokens: Sequence[str] = ()) -> Tokenizer:
         """Return the file's vocabulary, followed by `new_tokens` as special tokens. Raises `CheckpointError`."""

@@ -15,9 +15,10 @@ from typing import get_args
 
 import torch
 
+from model.checkpoint.named import describe_experts, fetch_language_model, open_language_model
 from model.config import ConfigError, FlamingoConfig
 from model.folder import NO_FILES, CheckpointError
-from model.hub.inputs import describe, fetch_model, fetch_vision_model, open_expert
+from model.hub.inputs import fetch_vision_model, open_expert
 from model.hub.job import SOURCE
 from model.hub.sources import ModelNameError
 from model.presets.build import build
@@ -46,17 +47,18 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m model.pr
 
 def _build(options: argparse.Namespace) -> FlamingoConfig:
     preset = at_scale(find_preset(options.preset), options.scale)
-    named = {"language model": options.language_model, "vision model": options.vision_model}
-    sources = {part: open_expert(text) for part, text in named.items() if text is not None}
-    language_model, vision_model = sources.get("language model"), sources.get("vision model")
+    language_model = open_language_model(options.language_model) if options.language_model else None
+    vision_model = open_expert(options.vision_model) if options.vision_model else None
+    named = {"language model": language_model, "vision model": vision_model}
+    sources = {part: source for part, source in named.items() if source is not None}
     return build(
         preset,
         options.out,
-        language_model=fetch_model(language_model) if language_model else None,
+        language_model=fetch_language_model(language_model) if language_model else None,
         vision_model=fetch_vision_model(vision_model) if vision_model else None,
         dtype=DTYPES[options.dtype],
         gate=options.gate,
-        files={SOURCE: describe(sources).to_json()} if sources else NO_FILES,
+        files={SOURCE: describe_experts(sources).to_json()} if sources else NO_FILES,
     )
 
 

@@ -95,6 +95,11 @@ def write(path: Path, llama: LlamaForCausalLM, *, drop: str = "", **metadata: st
     writer.add_token_list(TOKENS)
     writer.add_token_types(TYPES)
     writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(TOKENS.index("<|endoftext|>"))
+    writer.add_eos_token_id(TOKENS.index("<|im_end|>"))
+    writer.add_add_bos_token(metadata.get("add_bos") == "yes")
+    if "license" in metadata:
+        writer.add_license(metadata["license"])
     rounded: dict[str, Tensor] = {}
     for theirs, tensor in llama.state_dict().items():
         name, kind = gguf_name(theirs)

@@ -15,12 +15,14 @@ from model.checkpoint.experts import LanguageExpert, VisionExpert
 from model.config import FlamingoConfig, load_config
 from model.flamingo import Flamingo
 from model.folder import load_folder
+from model.hub.job import read_origin
 from model.presets.__main__ import main
 from model.presets.build import preset_config
 from model.presets.experts import byte_tokenizer
 from model.presets.paper import PRESETS
 from model.presets.scale import tiny
 from model.prompt import PromptTokenizer
+from tests.model.checkpoint import test_gguf as gguf
 from tests.model.checkpoint.test_join import CLIP, LLAMA
 from tests.server.conftest import image_part, png
 from tests.server.test_main import running
@@ -109,6 +111,14 @@ def test_one_expert_may_be_random(tmp_path: Path) -> None:
     config = build(tmp_path / "model", "--vision-model", str(CLIP)).config
     assert config.vision.architecture == "clip_vit"
     assert config.language_model == tiny(PRESETS["flamingo-3b"]).language_model
+
+
+def test_a_gguf_file_may_be_the_language_model(tmp_path: Path) -> None:
+    gguf.write(tmp_path / "tiny.gguf", gguf.tiny_llama(tied=True), license="apache-2.0")
+    config = build(tmp_path / "model", "--language-model", str(tmp_path / "tiny.gguf")).config
+    assert (config.language_model.family, config.gated_layers) == ("llama", (0, 1))
+    (part,) = read_origin(tmp_path / "model").parts
+    assert (part.part, part.license) == ("language model", "apache-2.0")
 
 
 @pytest.mark.parametrize(
