@@ -27,6 +27,9 @@ HEAVY_SHARE = 0.5
 MIN_PIECE = 16
 # lengths of pieces that end before a prompt's end are multiples of the first of these that is at most half as long
 PIECE_MULTIPLES = (64, 32, 16)
+# in every fourth step a piece that ends for lack of time has half its length: steps of one size would not tell what a step
+# costs from what its tokens cost
+PROBE_EVERY = 4
 # smaller pieces wait for the media that follow, if they are being encoded
 MIN_PIECE_BEFORE_MEDIA = 64
 YIELD_EVERY = 8
@@ -318,8 +321,11 @@ class Scheduler:
         num_within = count_within(work, start, reads_all_logits=start < sequence.scored.stop)
         if num_within < least:
             return least if plan.may_exceed else 0
-        is_almost_all = plan.may_exceed and count - num_within < MIN_PIECE
-        return count if is_almost_all else min(count, _rounded(num_within))
+        if count <= num_within or (plan.may_exceed and count - num_within < MIN_PIECE):
+            return count
+        if self._step % PROBE_EVERY == 0:
+            num_within = max(num_within // 2, least)
+        return _rounded(num_within)
 
 
 def _rounded(count: int) -> int:

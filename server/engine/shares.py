@@ -134,12 +134,14 @@ class Shares:
 class Pace:
     """An estimate of a step's seconds, from its work and its frames, that learns from each step.
 
-    It is a normalised least-mean-squares filter: cheap, and slow to believe a step that a busy machine has delayed.
+    It is a normalised least-mean-squares filter: cheap, and slow to believe a step that a busy machine has delayed. The
+    scale of work decides what a surprise is blamed on: the fixed part in steps of less work, else the work. If short steps
+    were blamed on their work, they would be cut shorter still, and never be seen to be slow for another reason.
     """
 
     RISE, FALL = 0.25, 0.5
     MAX_SURPRISE = 3.0
-    WORK_SCALE = 32.0
+    WORK_SCALE = 64.0
 
     def __init__(self) -> None:
         self.fixed = 0.0

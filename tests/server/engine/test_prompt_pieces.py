@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.engine.scheduler import LONE_STEPS, MIN_PIECE_BEFORE_MEDIA
+from server.engine.scheduler import LONE_STEPS, MIN_PIECE, MIN_PIECE_BEFORE_MEDIA
 from server.wire import Generate, Sampling
 from tests.engine_simulation import Costs, Simulation
 from tests.server.engine.test_scheduler import CONFIG
@@ -32,3 +32,26 @@ def test_requests_that_wait_for_the_same_shots_do_not_cut_their_prompt_into_smal
     simulation.run(first)
     counts = [row.count for plan in simulation.runner.plans for row in plan.rows if row.sequence.request_id == first]
     assert min(counts[:-1], default=MIN_PIECE_BEFORE_MEDIA) >= MIN_PIECE_BEFORE_MEDIA
+
+
+def test_a_machine_whose_steps_become_slow_does_not_cut_prompts_into_small_pieces() -> None:
+    """Where other programs have the cores, a step costs the most, and its tokens little: few long pieces are the cure."""
+    simulation = Simulation(CONFIG)
+    simulation.runner.costs = Costs(step=1.2, token=0.002)
+    for _ in range(20):
+        simulation.run(simulation.generate(512, 1))
+    began = len(simulation.runner.plans)
+    simulation.run(simulation.generate(512, 1))
+    assert len(simulation.runner.plans) - began <= 5
+
+
+def test_a_machine_whose_tokens_become_slow_cuts_prompts_into_short_steps() -> None:
+    simulation = Simulation(CONFIG)
+    costs = Costs(step=0.02, token=0.02)
+    simulation.runner.costs = costs
+    for _ in range(4):
+        simulation.run(simulation.generate(512, 1))
+    began = len(simulation.runner.plans)
+    simulation.run(simulation.generate(512, 1))
+    longest = max(map(costs.of, simulation.runner.plans[began:]))
+    assert longest < 1.5 * LONE_STEPS * CONFIG.step_seconds + MIN_PIECE * costs.token
