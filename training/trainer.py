@@ -17,6 +17,8 @@ import torch
 from model.flamingo import Flamingo
 from model.folder import load_folder, load_vision_folder
 from model.hub.job import SOURCE, Origin, read_origin
+from model.likeness import LIKENESS
+from model.prior import PRIOR
 from training.bridge import BridgeLoss, freeze, frozen_digest
 from training.checkpoint import collect_tensors, export, latest, load, save
 from training.config import TrainConfig
@@ -109,13 +111,24 @@ def run(trainer: Trainer, tokenizer_json: Path, pause_file: Path | None = None) 
                 trainer.save()
             _wait_while_paused(pause_file)
     trainer.check_frozen()
-    files = source_file(tokenizer_json.parent, config)
+    files = kept_files(tokenizer_json.parent, config)
     export(trainer.model, tokenizer_json, out / "model", trainer.world, config.export_name, files)
     log.info("frozen weights unchanged (SHA-256 %s); %s is ready to serve", trainer.digest[:12], out / "model")
 
 
-def source_file(folder: Path, config: TrainConfig) -> dict[str, str]:
-    """Return the file with the sources and licences of the start's parts, without experts that the run replaced."""
+def kept_files(folder: Path, config: TrainConfig) -> dict[str, str | bytes]:
+    """Return the files of the start's folder that are true of the export, too.
+
+    These are the sources and licences of its parts, without experts that the run replaced, and, if the vision encoder sees
+    images as before, the likeness of images and the method of classification that was best with it.
+    """
+    files: dict[str, str | bytes] = dict(_source_file(folder, config))
+    if not (config.vision or config.image_size or "vision" in config.trains):
+        files |= {name: (folder / name).read_bytes() for name in (LIKENESS, PRIOR) if (folder / name).is_file()}
+    return files
+
+
+def _source_file(folder: Path, config: TrainConfig) -> dict[str, str]:
     replaced = {"vision model"} if config.vision else set()
     replaced |= {"language model"} if config.language_model == "scratch" else set()
     parts = tuple(part for part in read_origin(folder).parts if part.part not in replaced)

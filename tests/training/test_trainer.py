@@ -13,11 +13,13 @@ import torch
 from model.config import ConfigError
 from model.folder import load_folder
 from model.hub.job import SOURCE, Origin, Part, read_origin
+from model.likeness import LIKENESS
+from model.prior import PRIOR
 from tests.tiny_models import byte_tokenizer
 from tests.training.toy import losses, make_run, make_trainer
 from training.distributed import World
 from training.step import NonFiniteLoss, Stepper
-from training.trainer import FrozenWeightsChanged, run, source_file
+from training.trainer import FrozenWeightsChanged, kept_files, run
 
 
 def test_a_run_lowers_the_loss(tmp_path: Path) -> None:
@@ -71,7 +73,18 @@ def test_the_export_keeps_the_licences_of_the_experts_that_it_contains(tmp_path:
     assert read_origin(tmp_path / "out" / "model") == Origin(parts=(language_model, vision_model))
     for changes, kept in (({"vision": "encoder"}, language_model), ({"language_model": "scratch"}, vision_model)):
         changed = replace(config, bridge="start", trains=("bridge", "language_model"), **changes)  # type: ignore[arg-type]
-        assert source_file(tmp_path / "model", changed) == {SOURCE: Origin(parts=(kept,)).to_json()}
+        assert kept_files(tmp_path / "model", changed) == {SOURCE: Origin(parts=(kept,)).to_json()}
+
+
+def test_the_export_keeps_the_likeness_of_images_while_the_encoder_sees_them_as_before(tmp_path: Path) -> None:
+    config = make_run(tmp_path, steps=1)
+    files = {LIKENESS: b"likeness", PRIOR: b"prior"}
+    for name, content in files.items():
+        (tmp_path / "model" / name).write_bytes(content)
+    run(make_trainer(config), tmp_path / "model" / "tokenizer.json")
+    assert {name: (tmp_path / "out" / "model" / name).read_bytes() for name in files} == files
+    for changes in ({"vision": "encoder"}, {"image_size": 16}, {"trains": ("bridge", "vision")}):
+        assert not kept_files(tmp_path / "model", replace(config, bridge="start", **changes))  # type: ignore[arg-type]
 
 
 def test_a_model_without_sources_is_exported_without_them(tmp_path: Path) -> None:
