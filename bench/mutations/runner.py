@@ -5,6 +5,7 @@ A patch is killed if one of its tests fails or does not end in time. Tests that 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import shutil
@@ -16,16 +17,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
-from typing import Literal
+from types import ModuleType
+from typing import Any, Literal
+
+import pytest
 
 from bench.mutations.patches import Patch
 
 PASSED, FAILED = 0, 1
 TIMED_OUT = 124
 SOURCES = ("", "clients/python/src")
+# what most tests load before they begin, which takes longer than most of them
+LIBRARIES = ("torch", "numba", "timm", "PIL.Image", "sklearn", "sqlalchemy.orm", "hypothesis", "fastapi", "httpx")
+# libraries with a plugin of pytest are loaded too early for their assertions to be explained
+OPTIONS = ("-x", "-q", "-rfE", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 
 Outcome = Literal["killed", "survived", "broken"]
 
@@ -142,20 +151,42 @@ def run_tests(tree: Path, tests: Sequence[str], timeout: float, *, writes_byteco
 
     Without `writes_bytecode`, no compiled code of a patched file outlives the patch.
     """
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(str(tree / source) for source in SOURCES),
-        "PYTHONDONTWRITEBYTECODE": "" if writes_bytecode else "1",
-    }
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "-p", "no:cacheprovider", *tests]
-    with subprocess.Popen(
-        command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=timeout)
-            return Run(process.returncode, output.decode(errors="replace"))
-        except subprocess.TimeoutExpired:
-            return Run(TIMED_OUT, "")
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+    log = tree.with_name(f"{tree.name}.log")
+    process = _processes().Process(target=_run_pytest, args=(tree, tests, log, writes_bytecode))
+    process.start()
+    assert process.pid is not None
+    process.join(timeout)
+    status = TIMED_OUT if process.exitcode is None else process.exitcode
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    return Run(status, log.read_text(encoding="utf-8", errors="replace"))
+
+
+@cache
+def _processes() -> Any:
+    """Return what starts a process in which `LIBRARIES` are loaded, and nothing of this repository."""
+    # as in tests/conftest.py, which is too late for a torch that is loaded already
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(LIBRARIES))
+    return context
+
+
+def _run_pytest(tree: Path, tests: Sequence[str], log: Path, writes_bytecode: bool) -> None:
+    """Run pytest as `python -m pytest` in the copy would, and end this process with its status."""
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.chdir(tree)
+    sources = [str(tree / source) for source in SOURCES]
+    sys.path[:0] = sources
+    sys.dont_write_bytecode = not writes_bytecode
+    os.environ |= {"PYTHONPATH": os.pathsep.join(sources), "PYTHONDONTWRITEBYTECODE": "" if writes_bytecode else "1"}
+    for name in [name for name in sys.modules if name.partition(".")[0] == "bench"]:
+        del sys.modules[name]  # of the working tree
+    sys.modules["__main__"] = ModuleType("__main__")  # that of the command is not loaded by processes of the tests
+    status = pytest.main([*OPTIONS, *tests])
+    sys.stdout.flush()
+    os._exit(int(status))
