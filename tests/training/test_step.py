@@ -13,11 +13,19 @@ from tests.training.toy import make_run, make_trainer
 from training.batch import collate
 from training.bridge import trained_parameters
 from training.config import OptimConfig, TrainConfig
+from training.distributed import World
 from training.mixture import merge_media
 from training.trainer import Trainer
 
 # the weights stay as they are, so that every step has the gradient at the start
 AT_REST = OptimConfig(learning_rate=0.0, clip=1e9)
+
+
+class LaggingWorld(World):
+    """A process whose partners have one more forward, which it has to run along."""
+
+    def max(self, value: int) -> int:
+        return value + 1
 
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:
@@ -67,3 +75,11 @@ def test_an_update_has_the_learning_rate_of_its_step(tmp_path: Path) -> None:
     before = gate.clone()
     assert trainer.stepper.step(0).learning_rate == pytest.approx(2.5e-3)
     assert float((gate - before).abs()) == pytest.approx(3 * 2.5e-3, rel=1e-3)
+
+
+def test_a_forward_that_keeps_pace_with_other_processes_adds_nothing(tmp_path: Path) -> None:
+    config = replace(make_run(tmp_path), optim=AT_REST)
+    alone, lagging = make_trainer(config), make_trainer(config, LaggingWorld())
+    assert alone.stepper.step(0).losses == lagging.stepper.step(0).losses
+    for name, gradient in gradients(lagging).items():
+        torch.testing.assert_close(gradient, gradients(alone)[name], msg=name)
