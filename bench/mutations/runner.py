@@ -91,8 +91,8 @@ def run_patches(
         copy(root, files, first)
         _run_unpatched(first, patches, timeout)
         # with the compiled code of the run without patches
-        others = [shutil.copytree(first, Path(folder, str(number))) for number in range(1, jobs)]
-        for tree in (first, *others):
+        copied = [shutil.copytree(first, Path(folder, str(number))) for number in range(1, jobs)]
+        for tree in (first, *copied):
             copies.put(tree)
 
         def run(patch: Patch) -> Result:

@@ -1,4 +1,4 @@
-"""The slots of media on the device while sequences read them: held between steps, and let go when nothing reads them."""
+"""The slots of media on the device while sequences read them: held between steps, and released when nothing reads them."""
 
 from __future__ import annotations
 

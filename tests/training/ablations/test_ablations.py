@@ -207,8 +207,8 @@ def test_the_clip_encoder_learns_what_the_kinds_look_like(
     saved = Catalogue(tmp_path)
     assert saved.records == kinds.catalogue.records
     means = torch.stack([saved.pooled(kinds.training_rows[name][0]) for name in kinds.names])
-    others = torch.stack([saved.pooled(kinds.training_rows[name][-1]) for name in kinds.names])
-    assert torch.cdist(means, others).argmin(1).tolist() == list(range(len(kinds.names)))
+    further = torch.stack([saved.pooled(kinds.training_rows[name][-1]) for name in kinds.names])
+    assert torch.cdist(means, further).argmin(1).tolist() == list(range(len(kinds.names)))
 
 
 def test_the_table_shows_the_papers_change_next_to_ours() -> None:
