@@ -23,8 +23,10 @@ from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Literal
+from unittest import mock
 
 import pytest
+import torch
 
 from bench.mutations.patches import Patch
 
@@ -166,8 +168,6 @@ def run_tests(tree: Path, tests: Sequence[str], timeout: float, *, writes_byteco
 @cache
 def _processes() -> Any:
     """Return what starts a process in which `LIBRARIES` are loaded, and nothing of this repository."""
-    # as in tests/conftest.py, which is too late for a torch that is loaded already
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(LIBRARIES))
     return context
@@ -183,10 +183,12 @@ def _run_pytest(tree: Path, tests: Sequence[str], log: Path, writes_bytecode: bo
     sources = [str(tree / source) for source in SOURCES]
     sys.path[:0] = sources
     sys.dont_write_bytecode = not writes_bytecode
-    os.environ |= {"PYTHONPATH": os.pathsep.join(sources), "PYTHONDONTWRITEBYTECODE": "" if writes_bytecode else "1"}
+    torch.set_num_threads(1)  # as tests/conftest.py does for a torch that is not loaded yet
+    inherited = {"PYTHONPATH": os.pathsep.join(sources), "PYTHONDONTWRITEBYTECODE": "" if writes_bytecode else "1"}
     for name in [name for name in sys.modules if name.partition(".")[0] == "bench"]:
         del sys.modules[name]  # of the working tree
     sys.modules["__main__"] = ModuleType("__main__")  # that of the command is not loaded by processes of the tests
-    status = pytest.main([*OPTIONS, *tests])
+    with mock.patch.dict("os.environ", inherited):
+        status = pytest.main([*OPTIONS, *tests])
     sys.stdout.flush()
     os._exit(int(status))
