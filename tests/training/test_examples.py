@@ -80,6 +80,14 @@ def test_what_follows_the_media_limit_has_no_target_that_reads_media_within_it(p
     assert limited.target == [flag and index >= 0 for flag, index in zip(whole.target[:end], read, strict=True)]
 
 
+def test_a_window_lies_anywhere_in_a_page() -> None:
+    letters = "abcdefghij"
+    limits = Limits(max_tokens=4, max_media=5)
+    windows = {tuple(tokens(Text(letters), limits=limits, seed=seed).token_ids) for seed in range(200)}
+    page = [*TOKENIZER.encode_plain(letters), EOS]
+    assert windows == {tuple(page[first : first + 4]) for first in range(len(page) - 3)}
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_window_keeps_each_media_with_its_token(seed: int) -> None:
     letters = "abcdefgh"

@@ -102,6 +102,15 @@ def test_a_finished_run_does_no_further_steps(tmp_path: Path) -> None:
     assert losses(again) == []
 
 
+def test_the_last_two_checkpoints_are_kept_and_the_latest_is_resumed(tmp_path: Path) -> None:
+    config = make_run(tmp_path, steps=6)
+    (tmp_path / "tokenizer.json").write_text(byte_tokenizer().to_str())
+    run(make_trainer(config), tmp_path / "tokenizer.json")
+    kept = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
+    assert kept == ["step-00000004", "step-00000006"]
+    assert make_trainer(config).resume() == 6
+
+
 def test_a_nonfinite_loss_stops_the_run_before_the_update(tmp_path: Path) -> None:
     trainer = make_trainer(make_run(tmp_path))
     with torch.no_grad():
@@ -119,6 +128,15 @@ def test_a_changed_frozen_weight_fails_the_run(tmp_path: Path) -> None:
         trainer.model.language_model.norm.weight.add_(0.5)
     with pytest.raises(FrozenWeightsChanged, match=trainer.digest):
         trainer.check_frozen()
+
+
+def test_a_run_that_changed_a_frozen_weight_exports_nothing(tmp_path: Path) -> None:
+    trainer = make_trainer(make_run(tmp_path, steps=1))
+    with torch.no_grad():
+        trainer.model.language_model.norm.weight.add_(0.5)
+    with pytest.raises(FrozenWeightsChanged):
+        run(trainer, tmp_path / "model" / "tokenizer.json")
+    assert not (tmp_path / "out" / "model").exists()
 
 
 def test_a_step_changes_the_bridge_and_no_frozen_weight(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from model.prompt import PromptTokenizer
 from model.zoo.default import prepare
 from model.zoo.fetch import DefaultModelError
 from training.ablations.ablation import BASE, Ablation, ablation_names, read_ablation
+from training.ablations.clip import build_clip_model
 from training.ablations.data import Kinds, draw_queries
 from training.ablations.score import score
 from training.ablations.small import build_small_model
@@ -49,7 +50,7 @@ class Options:
     threads: int
 
 
-def run_config(ablation: Ablation, options: Options, model: Path) -> TrainConfig:
+def run_config(ablation: Ablation, options: Options, model: Path, data: Path) -> TrainConfig:
     """Return the ablation's run with this command's paths and number of steps.
 
     A round-robin run has more steps, so that it sees each set as often as the base does.
@@ -61,7 +62,7 @@ def run_config(ablation: Ablation, options: Options, model: Path) -> TrainConfig
         model=str(model),
         out=str(options.out / ablation.name),
         steps=options.steps * rounds,
-        sets=tuple(replace(data_set, shards=str(options.data)) for data_set in config.sets),
+        sets=tuple(replace(data_set, shards=str(data)) for data_set in config.sets),
     )
 
 
@@ -83,20 +84,28 @@ def run_ablation(ablation: Ablation, config: TrainConfig, kinds: Kinds, num_quer
 
 def run_ablations(options: Options) -> list[Result]:
     torch.set_num_threads(options.threads)
-    kinds = Kinds(Catalogue(options.data))
-    model = options.model or options.out / "small"
+    base_kinds = Kinds(Catalogue(options.data))
+    base_model = options.model or options.out / "small"
     if options.model is None:
-        build_small_model(model, prepare(), kinds, options.pretrain_steps)
+        build_small_model(base_model, prepare(), base_kinds, options.pretrain_steps)
     results = []
     for name in options.names:
         ablation = read_ablation(name)
-        config, file = run_config(ablation, options, model), options.out / f"{name}.json"
+        model, data = model_and_data(ablation, options, base_model, base_kinds)
+        config, file = run_config(ablation, options, model, data), options.out / f"{name}.json"
         result = _stored_result(file, config.steps)
         if result is None:
-            result = run_ablation(ablation, config, kinds, options.queries)
+            result = run_ablation(ablation, config, Kinds(Catalogue(data)), options.queries)
             file.write_text(json.dumps(asdict(result)), encoding="utf-8")
         results.append(result)
     return results
+
+
+def model_and_data(ablation: Ablation, options: Options, base_model: Path, kinds: Kinds) -> tuple[Path, Path]:
+    """Return the folders of the experts and of the data with their encoder's features."""
+    if ablation.encoder == "base":
+        return base_model, options.data
+    return build_clip_model(options.out / "clip-encoder", base_model, options.data, kinds, options.pretrain_steps)
 
 
 def _stored_result(file: Path, steps: int) -> Result | None:
@@ -118,7 +127,10 @@ def parse(arguments: list[str]) -> Options:
     )
     parser.add_argument("--out", type=Path, default=OUT, help="the folder of runs and results")
     parser.add_argument(
-        "--pretrain-steps", type=int, default=300, help="steps of the small model's decoder on text (default: 300)"
+        "--pretrain-steps",
+        type=int,
+        default=300,
+        help="steps of the small decoder on text, and of the CLIP encoder (default: 300)",
     )
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     return Options(**vars(parser.parse_args(arguments)))

@@ -55,6 +55,10 @@ def test_the_ablation_that_reads_all_previous_media() -> None:
         model, request.prompt.token_ids, request.prompt.media_index, pixels, max_tokens=6, suppressed_ids=[IMAGE_TOKEN]
     )
     assert answer.ids("a") == expected.token_ids
+    answer.engine.add(FEW_SHOT.request("cached"))
+    answer.run()
+    assert answer.admitted["cached"].cached_tokens > 0
+    assert answer.ids("cached") == expected.token_ids
     assert_all_released(answer.engine)
 
 

@@ -33,6 +33,18 @@ def test_media_in_use_are_never_evicted() -> None:
     assert slots.assign(C) != slots.find(A)
 
 
+def test_a_media_item_is_in_use_until_its_last_reader_lets_it_go() -> None:
+    slots = MediaSlots(1)
+    slot = slots.assign(A)
+    assert slots.acquire(A) == slot
+    slots.release(A)
+    assert (slots.num_available, slots.num_in_use) == (0, 1)
+    slots.release(A)
+    assert (slots.num_available, slots.num_in_use) == (1, 0)
+    assert slots.acquire(A) == slot
+    assert slots.num_available == 0
+
+
 def test_pins_hold_and_take_at_most_a_quarter_of_the_slots() -> None:
     slots = MediaSlots(4)
     for key in (A, B, C, D):
