@@ -178,9 +178,13 @@ class Scheduler:
             self._fill(plan, list(self.waiting), self._limit())
 
     def _fill_group(self, plan: Plan, group: Group, seconds: float) -> None:
-        """Add rows of a group; decoding comes first, with at most half of the time if there are prompts."""
-        self._fill(plan, _in_turn(group.decoding), (plan.seconds + seconds) / 2 if group.prompts else seconds)
-        self._fill(plan, _in_turn(group.prompts), seconds)
+        """Add rows of a group; decoding comes first, with at most half of the time if prompts can use the other half."""
+        decoding = _in_turn(group.decoding)
+        self._fill(plan, decoding, (plan.seconds + seconds) / 2 if group.prompts else seconds)
+        if group.prompts:
+            self._fill(plan, _in_turn(group.prompts), seconds)
+            left = [sequence for sequence in decoding if sequence.step < self._step]
+            self._fill(plan, left, seconds, may_exceed=False)
 
     def _fill(self, plan: Plan, sequences: list[Sequence], seconds: float, *, may_exceed: bool = True) -> None:
         """Add rows of these sequences, in this order, until the step takes `seconds`."""
