@@ -67,7 +67,6 @@ async def stream_body(request: Request, settings: Settings) -> AsyncGenerator[by
     Raises `BodyTooLarge`, `BodyTimeout` and what `Ticket.wait` raises.
     """
     ticket: Ticket = request.state.ticket
-    ticket.check()
     async with aclosing(_pieces(request, settings.max_body_bytes, settings.body_timeout)) as pieces:
         async for piece in pieces:
             ticket.hold(len(piece))
@@ -81,7 +80,6 @@ async def spool_body(request: Request, settings: Settings, file: BinaryIO) -> st
     It has as much more time than another body as its limit is higher. Raises what `stream_body` raises, and `OSError`.
     """
     ticket: Ticket = request.state.ticket
-    ticket.check()
     limit, digest, unwritten = settings.max_import_bytes, hashlib.sha256(), bytearray()
 
     def write(data: bytes) -> None:
