@@ -1,8 +1,8 @@
 """Middleware before every route: it checks the API key, gives each request an id, a ticket and a deadline, and refuses.
 
 A request with a body is refused here if it could not wait in the queue: routing it would cost a full server as much time
-again as the refusal. The ticket is released after the last byte of the response, and before a refusal, which may have to wait for its turn. Pure
-ASGI, so that streams pass through untouched.
+again as the refusal. The ticket is released after the last byte of the response, and before a refusal, which may have to
+wait for its turn. Pure ASGI, so that streams pass through untouched.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Scheduler:
         return plan
 
     def expect_pixels(self) -> None:
-        """Keep the next step short: the pixels of a new request are there soon, and would wait for the end of a long one."""
+        """Keep the next step short: the pixels of a new request are there soon, and would wait for the end of it."""
         self._expects_pixels = True
 
     def learn(self, plan: Plan, seconds: float) -> None:

@@ -142,7 +142,12 @@ async def test_a_large_body_is_not_read_while_its_refusal_is_held() -> None:
 
 @pytest.mark.parametrize(
     ("headers", "is_routed"),
-    [({}, True), ({"content-length": "0"}, True), ({"content-length": "1"}, False), ({"transfer-encoding": "x"}, False)],
+    [
+        ({}, True),
+        ({"content-length": "0"}, True),
+        ({"content-length": "1"}, False),
+        ({"transfer-encoding": "x"}, False),
+    ],
 )
 async def test_a_full_server_does_not_route_a_request_with_a_body(headers: dict[str, str], is_routed: bool) -> None:
     """Routing a request to where its body would be read costs as much time as its refusal."""
