@@ -3,10 +3,9 @@
 First the peak is measured: the best rate of a few clients. Then ten times as many clients send one request after the other
 and wait as long as a refusal says, and then requests arrive at ten times the peak whatever happens to earlier ones. They
 come from many addresses: the refusals of a single client that ignores `Retry-After` are paced. Clients begin within the
-first second, and wait up to a quarter longer than they are told: hundreds that act at the same instant, from one process,
+first second, and wait up to a quarter longer than a refusal says: hundreds that act at the same instant, from one process,
 would measure how long that process takes to connect. The served rate should stay at the peak, and a refusal should be quick
-and say how long to wait. Each load prints a line, and no load takes longer than
-`--seconds` and `--drain`.
+and say how long to wait. Each load prints a line, and no load takes longer than `--seconds` and `--drain`.
 """
 
 from __future__ import annotations

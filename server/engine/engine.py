@@ -102,8 +102,8 @@ class Engine:
             self._side_tasks[task.request_id] = task
         else:
             self._sequence_tasks[task.request_id] = task
-            if task.compiling is None and (wanted := self.residents.add(task.first_sequence)):
-                self._events += map(MediaWanted, wanted)
+            if task.compiling is None and (sources := self.residents.add(task.first_sequence)):
+                self._events += map(MediaWanted, sources)
                 self.scheduler.expect_pixels()
 
     def abort(self, abort: Abort) -> None:
