@@ -2,9 +2,10 @@
 
 First the peak is measured: the best rate of a few clients. Then ten times as many clients send one request after the other
 and wait as long as a refusal says, and then requests arrive at ten times the peak whatever happens to earlier ones. They
-come from many addresses: the refusals of a single client that ignores `Retry-After` are paced. The served rate should stay
-at the peak, and a refusal should be quick and say how long to wait. Each load prints a line, and no load takes longer than
-`--seconds` and `--drain`.
+come from many addresses: the refusals of a single client that ignores `Retry-After` are paced. Clients begin within the
+first second, and wait up to a quarter longer than a refusal says: hundreds that act at the same instant, from one process,
+would measure how long that process takes to connect. The served rate should stay at the peak, and a refusal should be quick
+and say how long to wait. Each load prints a line, and no load takes longer than `--seconds` and `--drain`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ FACTOR = 10
 NUM_OTHER_LOADS = 3
 MIN_GOODPUT = 0.9
 MAX_REFUSAL_MS = 20.0
+# seconds within which clients begin, and by how much their waits differ
+RAMP = 1.0
+JITTER = 0.25
 # a client that obeys a refusal must not come back long before there is room
 MIN_WAIT_RATIO = 0.5
 MAX_TOKENS = 8
@@ -117,11 +121,13 @@ async def _run(load: Load) -> Outcome:
 
 
 async def _client(send: Callable[[], Awaitable[Answer]], end: float) -> None:
-    """Send one request after the other, and wait as long as a refusal says."""
+    """Send one request after the other, and wait as long as a refusal says, or a little longer."""
+    await asyncio.sleep(random.uniform(0, RAMP))
     while (left := end - time.perf_counter()) > 0:
         answer = await send()
         if answer.status != 200:
-            await asyncio.sleep(min(float(answer.headers.get("retry-after", 0.1)), max(left, 0.0)))
+            seconds = float(answer.headers.get("retry-after", 0.1)) * random.uniform(1, 1 + JITTER)
+            await asyncio.sleep(min(seconds, max(left, 0.0)))
 
 
 async def _arrivals(

@@ -19,7 +19,7 @@ from server.limits.resting_lock import RestingLock
 from server.schemas.base import ModelRequest, PrioritizedRequest, SchemaType, TimedRequest, read
 from server.settings import Settings
 
-# bytes of JSON that take some milliseconds to parse
+# bytes of a body that take some milliseconds to read, and of JSON to parse
 LARGE_BODY = 2**20
 # bytes of a body that are written to a file at once
 WRITE_BYTES = 2**20
@@ -67,7 +67,6 @@ async def stream_body(request: Request, settings: Settings) -> AsyncGenerator[by
     Raises `BodyTooLarge`, `BodyTimeout` and what `Ticket.wait` raises.
     """
     ticket: Ticket = request.state.ticket
-    ticket.check()
     async with aclosing(_pieces(request, settings.max_body_bytes, settings.body_timeout)) as pieces:
         async for piece in pieces:
             ticket.hold(len(piece))
@@ -81,7 +80,6 @@ async def spool_body(request: Request, settings: Settings, file: BinaryIO) -> st
     It has as much more time than another body as its limit is higher. Raises what `stream_body` raises, and `OSError`.
     """
     ticket: Ticket = request.state.ticket
-    ticket.check()
     limit, digest, unwritten = settings.max_import_bytes, hashlib.sha256(), bytearray()
 
     def write(data: bytes) -> None:
@@ -102,7 +100,8 @@ async def spool_body(request: Request, settings: Settings, file: BinaryIO) -> st
 
 
 async def _pieces(request: Request, limit: int, seconds: float) -> AsyncGenerator[bytes, None]:
-    """Yield the body in pieces. Raises `BodyTooLarge` and `BodyTimeout`."""
+    """Yield the body in pieces; a large one gives way to other requests. Raises `BodyTooLarge` and `BodyTimeout`."""
+    ticket: Ticket = request.state.ticket
     size, received = int(request.headers.get("content-length", 0)), 0
     stream, deadline = request.stream(), asyncio.get_running_loop().time() + seconds
     while size <= limit:
@@ -116,6 +115,9 @@ async def _pieces(request: Request, limit: int, seconds: float) -> AsyncGenerato
         yield piece
         received += len(piece)
         size = max(size, received)
+        if received > LARGE_BODY and (pause := ticket.pause(len(piece))):
+            await asyncio.sleep(pause)
+            deadline += pause
     raise BodyTooLarge(f"the body has {size} bytes or more, the limit is {limit}")
 
 

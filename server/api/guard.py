@@ -1,7 +1,8 @@
 """Middleware before every route: it checks the API key, gives each request an id, a ticket and a deadline, and refuses.
 
-The ticket is released after the last byte of the response, and before a refusal, which may have to wait for its turn. Pure
-ASGI, so that streams pass through untouched.
+A request with a body is refused here if it could not wait in the queue: routing it would cost a full server as much time
+again as the refusal. The ticket is released after the last byte of the response, and before a refusal, which may have to
+wait for its turn. Pure ASGI, so that streams pass through untouched.
 """
 
 from __future__ import annotations
@@ -79,7 +80,10 @@ class Guard:
             self._check(scope["path"], headers)
             state["deadline"] = deadline = Deadline(self._timeout)
             deadline.shorten(read_header(headers.get(HEADER)))
-            with self._admission.ticket(client) as state["ticket"]:
+            with self._admission.ticket(client) as ticket:
+                state["ticket"] = ticket
+                if _has_body(headers):
+                    ticket.check()
                 async with deadline.limit():
                     await self._app(scope, receive, send_with_id)
             return
@@ -105,6 +109,10 @@ class Guard:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         # digests have one length, so the time taken reveals nothing about the key
         return scheme.lower() == "bearer" and hmac.compare_digest(_digest(key.strip()), self._key)
+
+
+def _has_body(headers: Headers) -> bool:
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 def _request_id(headers: Headers) -> str:

@@ -161,8 +161,11 @@ class Residents:
         return True
 
     def _last_idle(self, plan: Plan, sequence: Sequence) -> Sequence:
-        """Return the last sequence that takes no part in this step yet; a heavy one does not displace a light one."""
-        spares_light = not self._is_light(sequence)
+        """Return the last sequence that takes no part in this step yet.
+
+        A heavy one does not displace a light one, unless nothing else can run: the light one may be a stem that waits.
+        """
+        spares_light = not (plan.is_last_resort or self._is_light(sequence))
         for other in reversed(self.running):
             if other is sequence or (other.step < plan.step and not (spares_light and self._is_light(other))):
                 return other

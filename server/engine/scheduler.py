@@ -51,6 +51,7 @@ class Scheduler:
         self.pace = Pace()
         self._clock = clock
         self._met = -inf  # when two requests were there at once
+        self._expects_pixels = False
         self._credits = [0.0, 0.0]  # seconds that heavy sequences may run next to light ones: decoding, prompts
 
     def schedule(self) -> Plan:
@@ -63,7 +64,12 @@ class Scheduler:
         # side work encodes media next to the rows
         plan.max_seconds = (1 + HEAVY_SHARE) * plan.seconds if plan.rows else self.config.step_seconds
         plan.may_exceed = True
+        self._expects_pixels = False
         return plan
+
+    def expect_pixels(self) -> None:
+        """Keep the next step short: the pixels of a new request are there soon, and would wait for the end of it."""
+        self._expects_pixels = True
 
     def learn(self, plan: Plan, seconds: float) -> None:
         """Note how long a step has taken."""
@@ -181,9 +187,13 @@ class Scheduler:
             self._fill(plan, list(self.waiting), self._limit())
 
     def _fill_group(self, plan: Plan, group: Group, seconds: float) -> None:
-        """Add rows of a group; decoding comes first, with at most half of the time if there are prompts."""
-        self._fill(plan, _in_turn(group.decoding), (plan.seconds + seconds) / 2 if group.prompts else seconds)
-        self._fill(plan, _in_turn(group.prompts), seconds)
+        """Add rows of a group; decoding comes first, with at most half of the time if prompts can use the other half."""
+        decoding = _in_turn(group.decoding)
+        self._fill(plan, decoding, (plan.seconds + seconds) / 2 if group.prompts else seconds)
+        if group.prompts:
+            self._fill(plan, _in_turn(group.prompts), seconds)
+            left = [sequence for sequence in decoding if sequence.step < self._step]
+            self._fill(plan, left, seconds, may_exceed=False)
 
     def _fill(self, plan: Plan, sequences: list[Sequence], seconds: float, *, may_exceed: bool = True) -> None:
         """Add rows of these sequences, in this order, until the step takes `seconds`."""
@@ -198,6 +208,8 @@ class Scheduler:
 
     def _limit(self) -> float:
         """Return how long a step may take. To read the weights is no row's fault, and rows may take as long again."""
+        if self._expects_pixels:
+            return self._short_step()
         factor = LONE_STEPS if self._clock() - self._met >= LONE_SECONDS else 1
         return max(factor * self.config.step_seconds, 2 * self.pace.fixed)
 
@@ -316,7 +328,7 @@ class Scheduler:
         """Return how many of `count` tokens there is time for, none if that would be too small a piece."""
         if not plan.pace.per_work:
             return count
-        start, least = sequence.num_computed, min(count, MIN_PIECE)
+        start, least = sequence.num_computed, min(count, 1 if self._expects_pixels else MIN_PIECE)
         work = (plan.max_seconds - plan.seconds) / plan.pace.per_work
         num_within = count_within(work, start, reads_all_logits=start < sequence.scored.stop)
         if num_within < least:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Literal
 
 from server.errors import ClientOverShare, Overloaded, ShuttingDown
+from server.limits.body_rate import BodyRate
 from server.limits.pacing import Pacing
 from server.metrics import Metrics
 
@@ -81,6 +82,10 @@ class Ticket:
         self._admission.hold(self.client, num_bytes)
         self._num_bytes += num_bytes
 
+    def pause(self, num_bytes: int) -> float:
+        """Return the seconds for which to read no more of a large body after these bytes: other requests go first."""
+        return self._admission.pause(num_bytes)
+
     def wait(self) -> None:
         """Count the request as waiting: its body is complete. Raises `Overloaded`, `ClientOverShare`, `ShuttingDown`."""
         self._admission.check(self.client)
@@ -123,6 +128,7 @@ class Admission:
         self.pacing = Pacing(max_held, clock)
         self._queue = SharedLimit(max_num_queued, max_share)
         self._bytes = SharedLimit(max_bytes, max_share)
+        self._body_rate = BodyRate(clock)
         self._metrics = metrics
         self._clock = clock
         self._is_idle = asyncio.Event()
@@ -186,6 +192,10 @@ class Admission:
                 message = f"this client has its share of the {limit} bytes that request bodies may take"
                 raise ClientOverShare(message, retry_after=self.retry_after(), closes=True)
         self._bytes.take(client, num_bytes)
+
+    def pause(self, num_bytes: int) -> float:
+        """Return the seconds for which reading a large body pauses after these bytes, 0 while no client has a request."""
+        return 0.0 if self.is_quiet else self._body_rate.pause(num_bytes)
 
     def enter(self, client: str) -> None:
         if not self.num_waiting:

@@ -138,3 +138,42 @@ async def test_a_large_body_is_not_read_while_its_refusal_is_held() -> None:
         await asyncio.sleep(0)
         assert len(connection.unread) == 98
         assert not task.done()
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_routed"),
+    [
+        ({}, True),
+        ({"content-length": "0"}, True),
+        ({"content-length": "1"}, False),
+        ({"transfer-encoding": "x"}, False),
+    ],
+)
+async def test_a_full_server_does_not_route_a_request_with_a_body(headers: dict[str, str], is_routed: bool) -> None:
+    """Routing a request to where its body would be read costs as much time as its refusal."""
+    routed, codes = list[Scope](), list[str]()
+    admission = Admission(1, Metrics("tiny"))
+    with admission.ticket("other") as ticket:
+        ticket.wait()
+        scope: Scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/",
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        }
+
+        async def route(scope: Scope, receive: Receive, send: Send) -> None:
+            routed.append(scope)
+
+        async def refuse(request: Request, error: ServerError) -> Response:
+            codes.append(error.code)
+            return Response()
+
+        async def receive() -> Message:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            pass
+
+        await Guard(route, admission, refuse)(scope, receive, send)
+    assert (bool(routed), codes) == (is_routed, [] if is_routed else ["overloaded"])

@@ -250,6 +250,32 @@ def test_small_requests_pass_one_that_waits_for_blocks_but_not_for_ever() -> Non
     assert large in simulation.ended
 
 
+def test_a_stem_that_waits_for_blocks_gives_its_own_to_a_heavy_request_that_needs_them() -> None:
+    """Neither could continue otherwise: the stem is light, so the heavy one spares it, and nothing else runs."""
+    simulation = Simulation(replace(CONFIG, num_blocks=170, max_model_len=640))
+    names = [simulation.generate(500, 60), simulation.score(149, [33])]
+    for name in names:
+        simulation.run(name)
+    assert_all_released(simulation.engine)
+
+
+def test_a_full_queue_of_many_clients_is_served_as_fast_as_a_short_one() -> None:
+    """Decoding has the time that prompts leave: with few free seats, half of each step would be unused otherwise."""
+    rates = [num_served(num_requests) for num_requests in (CONFIG.max_sequences, 10 * CONFIG.max_sequences)]
+    assert rates[1] > 0.97 * rates[0]
+
+
+def num_served(num_requests: int) -> int:
+    """Return how many small requests of many clients end in some seconds while there are `num_requests` at any time."""
+    simulation, clients = Simulation(CONFIG), random.Random(1)
+    began, num_before = simulation.now, simulation.num_requests
+    while simulation.now < began + 8:
+        while simulation.num_requests - len(simulation.ended) < num_requests:
+            simulation.generate(6, 8, client=f"{clients.randrange(64)}")
+        simulation.step()
+    return len(simulation.ended) - num_before
+
+
 def test_scored_positions_are_computed_once_although_the_sequence_is_preempted() -> None:
     simulation = Simulation(CONFIG)
     request_id = simulation.generate(1000, 1, prompt_logprobs=0)

@@ -1,0 +1,72 @@
+"""Large bodies are read at a limited rate while requests wait or run, and as fast as they come otherwise."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from server.api.body import LARGE_BODY
+from server.limits.admission import Admission
+from server.limits.body_rate import BYTES_PER_SECOND, MIN_PAUSE, BodyRate
+from server.metrics import Metrics
+from server.settings import Settings
+
+PIECE = 2**16
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_bodies_that_come_fast_are_read_at_the_rate_of_all_together() -> None:
+    clock = Clock()
+    rate, num_pauses = BodyRate(clock), 0
+    for _ in range(BYTES_PER_SECOND // PIECE):
+        pause = rate.pause(PIECE)
+        num_pauses += pause > 0
+        clock.now += pause
+    assert clock.now - 100 == pytest.approx(1, abs=MIN_PAUSE)
+    assert num_pauses < 1 / MIN_PAUSE
+
+
+def test_a_body_that_comes_slowly_is_not_paused() -> None:
+    clock = Clock()
+    rate = BodyRate(clock)
+    for _ in range(100):
+        assert rate.pause(PIECE) == 0
+        clock.now += 2 * PIECE / BYTES_PER_SECOND
+
+
+def test_nothing_is_paused_while_no_client_has_a_request() -> None:
+    clock = Clock()
+    admission = Admission(4, Metrics("tiny"), clock=clock)
+    assert admission.pause(BYTES_PER_SECOND) == 0
+    with admission.ticket("a") as ticket:
+        ticket.wait()
+        assert admission.pause(BYTES_PER_SECOND) == pytest.approx(1)
+
+
+class TestServer:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"max_body_mb": 8})
+
+    @pytest.mark.anyio
+    async def test_the_bytes_of_large_bodies_are_counted(
+        self, http: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        counted = list[int]()
+
+        def pause(num_bytes: int) -> float:
+            counted.append(num_bytes)
+            return 0.0
+
+        monkeypatch.setattr(app.state.services.admission, "pause", pause)
+        for size in (LARGE_BODY, 4 * LARGE_BODY):
+            body = b'{"prompt": "x"}'.ljust(size)
+            assert (await http.post("/v1/completions", content=body)).status_code == 200
+        assert counted == [4 * LARGE_BODY]
