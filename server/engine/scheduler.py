@@ -328,7 +328,7 @@ class Scheduler:
         """Return how many of `count` tokens there is time for, none if that would be too small a piece."""
         if not plan.pace.per_work:
             return count
-        start, least = sequence.num_computed, min(count, 1 if self._expects_pixels else MIN_PIECE)
+        start, least = sequence.num_computed, min(count, MIN_PIECE)
         work = (plan.max_seconds - plan.seconds) / plan.pace.per_work
         num_within = count_within(work, start, reads_all_logits=start < sequence.scored.stop)
         if num_within < least:
