@@ -102,9 +102,8 @@ class Engine:
             self._side_tasks[task.request_id] = task
         else:
             self._sequence_tasks[task.request_id] = task
-            if task.compiling is None and (sources := self.residents.add(task.first_sequence)):
-                self._events += map(MediaWanted, sources)
-                self.scheduler.expect_pixels()
+            if task.compiling is None:
+                self._events += map(MediaWanted, self.residents.add(task.first_sequence))
 
     def abort(self, abort: Abort) -> None:
         """End a request, or one of its answers. A request that has ended is no error: it may end while this arrives."""

@@ -51,7 +51,6 @@ class Scheduler:
         self.pace = Pace()
         self._clock = clock
         self._met = -inf  # when two requests were there at once
-        self._expects_pixels = False
         self._credits = [0.0, 0.0]  # seconds that heavy sequences may run next to light ones: decoding, prompts
 
     def schedule(self) -> Plan:
@@ -64,12 +63,7 @@ class Scheduler:
         # side work encodes media next to the rows
         plan.max_seconds = (1 + HEAVY_SHARE) * plan.seconds if plan.rows else self.config.step_seconds
         plan.may_exceed = True
-        self._expects_pixels = False
         return plan
-
-    def expect_pixels(self) -> None:
-        """Keep the next step short: the pixels of a new request are there soon, and would wait for the end of it."""
-        self._expects_pixels = True
 
     def learn(self, plan: Plan, seconds: float) -> None:
         """Note how long a step has taken."""
@@ -208,8 +202,6 @@ class Scheduler:
 
     def _limit(self) -> float:
         """Return how long a step may take. To read the weights is no row's fault, and rows may take as long again."""
-        if self._expects_pixels:
-            return self._short_step()
         factor = LONE_STEPS if self._clock() - self._met >= LONE_SECONDS else 1
         return max(factor * self.config.step_seconds, 2 * self.pace.fixed)
 

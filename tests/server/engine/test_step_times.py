@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from server.engine.scheduler import LONE_SECONDS, LONE_STEPS
-from server.wire import BACKGROUND_PRIORITY, MediaWanted
+from server.wire import BACKGROUND_PRIORITY
 from tests.engine_simulation import Simulation
 from tests.server.engine.test_scheduler import CONFIG
 
@@ -75,20 +75,6 @@ def test_a_step_that_encodes_images_for_their_vectors_alone_is_short() -> None:
     simulation.embed(64)
     seconds = step_seconds(simulation, 0.5)
     assert max(seconds) < 2 * CONFIG.step_seconds < LONE_STEPS * CONFIG.step_seconds
-
-
-def test_a_step_is_short_while_the_pixels_of_a_new_request_are_decoded() -> None:
-    """They take a few milliseconds, and a request with an image would wait for two long steps instead of one."""
-    simulation = Simulation(CONFIG)
-    simulation.generate(8000, 4)
-    simulation.arrive(simulation.now + 0.5)
-    simulation.generate(20, 4, num_images=1)
-    assert [type(event) for event in simulation.engine.step()] == [MediaWanted], "sent at once, without a step"
-    seconds = []
-    for _ in range(2):
-        simulation.engine.step()  # without the pixels
-        seconds.append(simulation.costs.of(simulation.runner.plans[-1]))
-    assert seconds[0] < 0.5 * CONFIG.step_seconds < 0.8 * CONFIG.step_seconds < seconds[1]
 
 
 def step_seconds(simulation: Simulation, seconds: float) -> list[float]:
