@@ -103,11 +103,15 @@ class Unreported:
     def load(cls, data: Path, model: Path) -> Unreported:
         catalogue, likeness = Catalogue(data), load_likeness(model)
         names = sorted(catalogue.labels)
-        fitted, others = ({name: catalogue.labels[name] for name in names[half::2]} for half in (0, 1))
+        fitted, classified = ({name: catalogue.labels[name] for name in names[half::2]} for half in (0, 1))
         if isinstance(likeness, ClassLikeness):
             likeness = _fit_to(likeness, catalogue, fitted, read_classes(data))
         photographs = {name: rows for name, rows in catalogue.photographs.items() if len(rows) <= LARGEST_EPISODE}
-        categories = {"photographs": photographs, "drawings": others, "kinds of drawings": _kinds(catalogue, others)}
+        categories = {
+            "photographs": photographs,
+            "drawings": classified,
+            "kinds of drawings": _kinds(catalogue, classified),
+        }
         return cls(catalogue, categories, likeness)
 
     def domains(self) -> list[Domain]:

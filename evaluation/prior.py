@@ -1,9 +1,9 @@
 """Find which method by likeness to expect the best of, by the number of examples per label, for the model's `methods.json`.
 
 `python -m evaluation.prior` classifies images in process. The choice is made on images that `evaluation.default` does not
-report: the simplest method whose mean over the domains is not clearly below that of the best. The table is of held-out
-images. It has the accuracy of each method, and by how much `auto` with this choice is more accurate than the best single
-method, paired by episode. The last line is JSON.
+report: the simplest method whose mean over the domains is not clearly below that of the best. A first table has these means.
+The second one is of held-out images: the accuracy of each method, and by how much `auto` with this choice is more accurate
+than the best single one, paired by episode. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -70,11 +70,15 @@ def choose(by_domain: Sequence[Shares]) -> LikenessMethodName:
 
 
 def find_prior(domains: Sequence[Domain], options: argparse.Namespace) -> Prior:
+    """Choose a method for each number of examples, and print the means that the choice rests on."""
+    print(f"| examples per label | {' | '.join(METHODS)} | chosen |", "|---" * (len(METHODS) + 2) + "|", sep="\n")
     methods: dict[int, LikenessMethodName] = {}
     for per_label in options.per_label:
         episodes = [_episodes(domain, CHOICE, per_label, options) for domain in domains]
         if measured := [measure(of_domain) for of_domain in episodes if of_domain]:
             best = choose(measured)
+            means = [f"{fmean(fmean(shares[method]) for shares in measured):.3f}" for method in METHODS]
+            print(f"| {per_label} | {' | '.join(means)} | {best} |", flush=True)
             if not methods or methods[max(methods)] != best:
                 methods[per_label] = best
     return Prior(methods)

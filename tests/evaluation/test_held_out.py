@@ -75,7 +75,8 @@ def test_a_prior_is_printed_and_written(
     monkeypatch.setattr(sys, "argv", ["prior", *options, "--write"])
     prior.main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "| | nearest_mean | knn | linear | auto | auto less the best |"
+    assert lines[0] == "| examples per label | nearest_mean | knn | linear | chosen |"
+    assert "| | nearest_mean | knn | linear | auto | auto less the best |" in lines
     assert {str(number): method for number, method in load_prior(tmp_path).methods.items()} == json.loads(lines[-1])[
         "methods"
     ]

@@ -59,9 +59,9 @@ def test_the_shares_with_the_highest_mean_over_the_domains_are_printed(
     first, _, *rows, last = capsys.readouterr().out.splitlines()
     assert first == "| classes, ancestors: familiar, strange | photographs | drawings | kinds of drawings | mean |"
     means = {row.split(" | ")[0]: float(row.split(" | ")[-1].rstrip(" |")) for row in rows}
-    found = json.loads(last)
-    assert means[f"| {', '.join(map(str, found['best'][1:]))}"] == max(means.values())
-    assert found["mean"] == pytest.approx(max(means.values()), abs=1e-4)
+    choice = json.loads(last)
+    assert means[f"| {', '.join(map(str, choice['best'][1:]))}"] == max(means.values())
+    assert choice["mean"] == pytest.approx(max(means.values()), abs=1e-4)
 
 
 def test_a_domain_counts_as_much_as_another_with_more_accuracies() -> None:
