@@ -1,9 +1,9 @@
 """Find which method by likeness to expect the best of, by the number of examples per label, for the model's `methods.json`.
 
-`python -m evaluation.prior` classifies images in process. The choice is made on images that `evaluation.default` does not
-report: the simplest method whose mean over the domains is not clearly below that of the best. A first table has these means.
-The second one is of held-out images: the accuracy of each method, and by how much `auto` with this choice is more accurate
-than the best single one, paired by episode. The last line is JSON.
+`python -m evaluation.prior` classifies images in process. The choice is made on images that `evaluation.default` does
+not report: the simplest method whose mean over the domains is not clearly below that of the best. A first table has these
+means. The second one is of held-out images: the accuracy of each method, and by how much `auto` with this choice is more
+accurate than the best single one, paired by episode. The last line is JSON.
 """
 
 from __future__ import annotations
