@@ -31,7 +31,7 @@ from model.prior import load_prior
 from model.prompt import PromptTokenizer
 from model.zoo.default import prepare
 from server.fewshot.methods import BLEND, IN_CONTEXT, METHODS
-from training.default.catalogue import Catalogue
+from training.default.catalogue import Catalogue, Rows
 from training.default_data.records import DEFAULT_FOLDER
 
 SEED = 17
@@ -72,7 +72,7 @@ class Options:
 def binding_table(catalogue: Catalogue, options: Options, folder: Path) -> AnswersByRow:
     """Return whether answers are correct by row, such as "drawings, 5-way, 1 per word (5 in all)", and column."""
     rows: AnswersByRow = {}
-    domains = (
+    domains: tuple[tuple[Rows, dict[int, tuple[int, ...]]], ...] = (
         (catalogue.held_out_labels, ROUNDS),
         (catalogue.photographs, ROUNDS),
         (catalogue.held_out_kinds, KIND_ROUNDS),

@@ -26,10 +26,10 @@ NUM_CLASSES, NUM_NODES, NUM_DISCRIMINANTS = 20, 9, 6
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, rng, width = make_folder(tmp_path_factory.mktemp("data")), np.random.default_rng(2), VISION.feature_dim
     matrices = {
-        "mean": rng.normal(size=width),
-        "directions": rng.normal(size=(NUM_DISCRIMINANTS, width)),
-        "weight": rng.normal(size=(NUM_CLASSES, width)),
-        "bias": rng.normal(size=NUM_CLASSES),
+        "mean": rng.normal(size=width).astype(np.float32),
+        "directions": rng.normal(size=(NUM_DISCRIMINANTS, width)).astype(np.float32),
+        "weight": rng.normal(size=(NUM_CLASSES, width)).astype(np.float32),
+        "bias": rng.normal(size=NUM_CLASSES).astype(np.float32),
     }
     tensors = to_tensors(rng.random((NUM_NODES, NUM_CLASSES)) < 0.4, [1, 1, 1, 1], **matrices)
     save_file(tensors, folder / LIKENESS)
