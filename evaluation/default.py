@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -72,7 +72,7 @@ class Options:
 def binding_table(catalogue: Catalogue, options: Options, folder: Path) -> AnswersByRow:
     """Return whether answers are correct by row, such as "drawings, 5-way, 1 per word (5 in all)", and column."""
     rows: AnswersByRow = {}
-    domains: tuple[tuple[Rows, dict[int, tuple[int, ...]]], ...] = (
+    domains: tuple[tuple[Rows, Mapping[int, tuple[int, ...]]], ...] = (
         (catalogue.held_out_labels, ROUNDS),
         (catalogue.photographs, ROUNDS),
         (catalogue.held_out_kinds, KIND_ROUNDS),
