@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from evaluation.binding import AUTO, NEAREST_MEAN, VARIANTS, Binding, Episode, Outcome, sample_episodes
+from evaluation.held_out import ROUNDS
 from evaluation.intervals import Share, difference_to_best, share
 from evaluation.naming import Naming, perplexity
 from model.flamingo import Flamingo
@@ -30,15 +31,14 @@ from model.prior import load_prior
 from model.prompt import PromptTokenizer
 from model.zoo.default import prepare
 from server.fewshot.methods import BLEND, IN_CONTEXT, METHODS
-from training.default.catalogue import Catalogue
+from training.default.catalogue import Catalogue, Rows
 from training.default_data.records import DEFAULT_FOLDER
 
 SEED = 17
 # English prose about this project, as docs/architecture.md once had it; a fixed file keeps the perplexity comparable
 TEXT = Path(__file__).with_name("perplexity_text.txt")
-# ways -> the numbers of rounds after which queries branch off; six rounds of five words are 30 shots
-ROUNDS = {2: (1, 2, 5), 5: (1, 2, 5, 6)}
 KIND_ROUNDS = {5: (1, 2)}
+DOMAINS = ("drawings", "photographs", "kinds of drawings")
 NAMING_WAYS = 10
 
 # whether answers are correct, by row and column of a table
@@ -54,6 +54,7 @@ class Options:
     processes: int
     dtype: str
     encoder_only: bool = False
+    domains: Sequence[str] = DOMAINS
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -71,15 +72,15 @@ class Options:
 def binding_table(catalogue: Catalogue, options: Options, folder: Path) -> AnswersByRow:
     """Return whether answers are correct by row, such as "drawings, 5-way, 1 per word (5 in all)", and column."""
     rows: AnswersByRow = {}
-    domains = (
-        ("drawings", catalogue.held_out_labels, ROUNDS),
-        ("photographs", catalogue.photographs, ROUNDS),
-        ("kinds of drawings", catalogue.held_out_kinds, KIND_ROUNDS),
+    domains: tuple[tuple[Rows, Mapping[int, tuple[int, ...]]], ...] = (
+        (catalogue.held_out_labels, ROUNDS),
+        (catalogue.photographs, ROUNDS),
+        (catalogue.held_out_kinds, KIND_ROUNDS),
     )
     initial_arguments = (folder, options)
     with ProcessPoolExecutor(options.processes, get_context("spawn"), _initialise, initial_arguments) as pool:
-        for domain, categories, rounds_by_ways in domains:
-            for ways, rounds in rounds_by_ways.items():
+        for domain, (categories, rounds_by_ways) in zip(DOMAINS, domains, strict=True):
+            for ways, rounds in rounds_by_ways.items() if domain in options.domains else ():
                 episodes = sample_episodes(categories, ways, max(rounds), options.episodes, SEED)
                 tasks = [(episode, rounds, options.variants_of(number)) for number, episode in enumerate(episodes)]
                 results = pool.map(_judge, tasks, chunksize=5)
@@ -226,6 +227,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--encoder-only", action="store_true", help="print the nearest means and the methods by likeness only"
+    )
+    parser.add_argument(
+        "--domains", choices=DOMAINS, nargs="+", default=DOMAINS, help="the rows of the table (default: all)"
     )
     print(json.dumps(measure(Options(**vars(parser.parse_args())))))
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.binding import Episode, nearest_mean, sample_episodes
-from evaluation.default import ROUNDS, SEED
+from evaluation.default import SEED
+from evaluation.held_out import ROUNDS
 from evaluation.intervals import Share, share
 from model.checkpoint.vision_models import convert_efficientnet_lite
 from model.config import VisionConfig

@@ -1,24 +1,32 @@
-"""Episodes of held-out images for the methods by likeness, in process: their vectors come from the cached features.
+"""Episodes of images for the methods by likeness, in process: their vectors come from the cached features.
 
 An episode takes milliseconds, so methods and their estimates can be compared closely. Methods with a prompt need a server:
-see `evaluation.methods` and `evaluation.leave_one_out`.
+see `evaluation.methods` and `evaluation.leave_one_out`. What is reported is measured on held-out images. What is chosen,
+such as a method, is chosen on images that `evaluation.default` does not report.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from model.likeness import load_likeness
+from model.likeness import ClassLikeness, Likeness, load_likeness
 from server.fewshot.methods.likeness import Labelled, Vectors
 from training.default.catalogue import Catalogue, Rows
+from training.default.discriminants import NUM_FAMILIAR, compute_discriminants, familiar_directions
+from training.default_data.classes import read_classes
 
 # the most images of a category that are not examples and become queries
 MAX_QUERIES = 10
+# ways -> the numbers of rounds after which queries of `evaluation.default` branch off; six rounds of five are 30 shots
+ROUNDS = {2: (1, 2, 5), 5: (1, 2, 5, 6)}
+LARGEST_EPISODE = max(map(max, ROUNDS.values()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,11 +44,6 @@ class Domain:
     name: str
     categories: Mapping[str, Sequence[int]]
     vectors: Mapping[int, np.ndarray]
-
-    def half(self, number: int) -> Domain:
-        """Return every other category, from the first (0) or the second (1) on."""
-        names = sorted(self.categories)[number::2]
-        return Domain(self.name, {name: self.categories[name] for name in names}, self.vectors)
 
     def episodes(self, ways: int, per_label: int, count: int, seed: str, *, min_queries: int = 1) -> Iterator[Episode]:
         """Yield random episodes; none if too few categories have enough images."""
@@ -63,16 +66,70 @@ class Domain:
 
 
 def load_domains(data: Path, model: Path) -> list[Domain]:
-    """Return drawings by label, photographs by category, and drawings of different labels by category."""
-    catalogue, likeness = Catalogue(data), load_likeness(model)
+    """Return drawings by label, photographs by category, and drawings of different labels by category: all held out."""
+    catalogue = Catalogue(data)
+    categories = {
+        "drawings": catalogue.held_out_labels,
+        "photographs": catalogue.photographs,
+        "kinds of drawings": catalogue.held_out_kinds,
+    }
+    return with_vectors(categories, catalogue, load_likeness(model))
 
-    def domain(name: str, categories: Rows) -> Domain:
-        rows = sorted({row for members in categories.values() for row in members})
+
+def with_vectors(categories: Mapping[str, Rows], catalogue: Catalogue, likeness: Likeness) -> list[Domain]:
+    """Return a domain for each name, with the vectors of its images."""
+
+    def domain(name: str) -> Domain:
+        rows = sorted({row for members in categories[name].values() for row in members})
         vectors = likeness(np.stack([catalogue.pooled(row).numpy() for row in rows]))
-        return Domain(name, categories, dict(zip(rows, vectors, strict=True)))
+        return Domain(name, categories[name], dict(zip(rows, vectors, strict=True)))
 
-    return [
-        domain("drawings", catalogue.held_out_labels),
-        domain("photographs", catalogue.photographs),
-        domain("kinds of drawings", catalogue.held_out_kinds),
-    ]
+    return [domain(name) for name in categories if categories[name]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unreported:
+    """Categories that `evaluation.default` does not report, by domain, and a likeness that was not fitted to them.
+
+    Photographs are of the categories that are too small for its episodes. Drawings are of every other label that was
+    trained on, and the discriminants are fitted anew to the labels in between. A kind has one drawing of each such label.
+    """
+
+    catalogue: Catalogue
+    categories: Mapping[str, Rows]
+    likeness: Likeness
+
+    @classmethod
+    def load(cls, data: Path, model: Path) -> Unreported:
+        catalogue, likeness = Catalogue(data), load_likeness(model)
+        names = sorted(catalogue.labels)
+        fitted, classified = ({name: catalogue.labels[name] for name in names[half::2]} for half in (0, 1))
+        if isinstance(likeness, ClassLikeness):
+            likeness = _fit_to(likeness, catalogue, fitted, read_classes(data))
+        photographs = {name: rows for name, rows in catalogue.photographs.items() if len(rows) <= LARGEST_EPISODE}
+        categories = {
+            "photographs": photographs,
+            "drawings": classified,
+            "kinds of drawings": _kinds(catalogue, classified),
+        }
+        return cls(catalogue, categories, likeness)
+
+    def domains(self) -> list[Domain]:
+        return with_vectors(self.categories, self.catalogue, self.likeness)
+
+
+def _fit_to(likeness: ClassLikeness, catalogue: Catalogue, labels: Rows, classes: Tensor) -> ClassLikeness:
+    """Return the likeness with what is fitted to drawings fitted to these labels."""
+    images = [torch.stack([catalogue.pooled(row) for row in rows]) for rows in labels.values()]
+    fitted = compute_discriminants(images, classes, len(likeness.directions))
+    familiar = familiar_directions(torch.cat(images), fitted.mean, NUM_FAMILIAR)
+    return replace(likeness, mean=fitted.mean.numpy(), directions=fitted.directions.numpy(), familiar=familiar.numpy())
+
+
+def _kinds(catalogue: Catalogue, labels: Rows) -> Rows:
+    """Return one drawing of each of these labels, by its category."""
+    kinds: Rows = {}
+    for rows in labels.values():
+        if kind := catalogue.records[rows[0]].category:
+            kinds.setdefault(kind, []).append(rows[0])
+    return kinds

@@ -1,9 +1,9 @@
 """Find which method by likeness to expect the best of, by the number of examples per label, for the model's `methods.json`.
 
-`python -m evaluation.prior` classifies held-out images in process. The choice is made on one half of the categories: the
-simplest method whose mean over the domains is not clearly below that of the best. The table is of the other half. It has
-the accuracy of each method, and by how much `auto` with this choice is more accurate than the best single method, paired by
-episode. The last line is JSON.
+`python -m evaluation.prior` classifies images in process. The choice is made on images that `evaluation.default` does
+not report: the simplest method whose mean over the domains is not clearly below that of the best. A first table has these
+means. The second one is of held-out images: the accuracy of each method, and by how much `auto` with this choice is more
+accurate than the best single one, paired by episode. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import get_args
 
 import numpy as np
 
-from evaluation.held_out import Domain, Episode, load_domains
+from evaluation.held_out import Domain, Episode, Unreported, load_domains
 from evaluation.intervals import Z
 from model.prior import LikenessMethodName, Prior
 from model.zoo.default import PRIOR_FILE, prepare
@@ -28,7 +28,7 @@ from training.default_data.records import DEFAULT_FOLDER
 
 METHODS: tuple[LikenessMethodName, ...] = get_args(LikenessMethodName)
 AUTO = "auto"
-CHOICE, REPORT = 0, 1  # the half of the categories, and the seed
+CHOICE, REPORT = "choice", "report"  # the seeds
 
 # a smaller gain is not worth a more complex method: it differs between categories
 MIN_GAIN = 0.005
@@ -70,18 +70,22 @@ def choose(by_domain: Sequence[Shares]) -> LikenessMethodName:
 
 
 def find_prior(domains: Sequence[Domain], options: argparse.Namespace) -> Prior:
+    """Choose a method for each number of examples, and print the means that the choice rests on."""
+    print(f"| examples per label | {' | '.join(METHODS)} | chosen |", "|---" * (len(METHODS) + 2) + "|", sep="\n")
     methods: dict[int, LikenessMethodName] = {}
     for per_label in options.per_label:
         episodes = [_episodes(domain, CHOICE, per_label, options) for domain in domains]
         if measured := [measure(of_domain) for of_domain in episodes if of_domain]:
             best = choose(measured)
+            means = [f"{fmean(fmean(shares[method]) for shares in measured):.3f}" for method in METHODS]
+            print(f"| {per_label} | {' | '.join(means)} | {best} |", flush=True)
             if not methods or methods[max(methods)] != best:
                 methods[per_label] = best
     return Prior(methods)
 
 
-def _episodes(domain: Domain, half: int, per_label: int, options: argparse.Namespace) -> list[Episode]:
-    return list(domain.half(half).episodes(options.ways, per_label, options.episodes, f"prior {half}"))
+def _episodes(domain: Domain, seed: str, per_label: int, options: argparse.Namespace) -> list[Episode]:
+    return list(domain.episodes(options.ways, per_label, options.episodes, f"prior {seed}"))
 
 
 def _row(name: str, shares: Mapping[str, Sequence[float]]) -> str:
@@ -100,8 +104,9 @@ def main() -> None:
     parser.add_argument("--per-label", type=int, nargs="+", default=[1, 2, 3, 5, 10, 20], help="examples, a row each")
     parser.add_argument("--write", action="store_true", help=f"write {PRIOR_FILE.name} of the default model")
     options = parser.parse_args()
-    domains, results = load_domains(options.data, options.model or prepare()), {}
-    prior = find_prior(domains, options)
+    model = options.model or prepare()
+    prior = find_prior(Unreported.load(options.data, model).domains(), options)
+    domains, results = load_domains(options.data, model), {}
     print(f"| | {' | '.join((*METHODS, AUTO))} | auto less the best |", "|---" * (len(METHODS) + 3) + "|", sep="\n")
     for domain in domains:
         for per_label in options.per_label:

@@ -2,7 +2,8 @@
 
 It is computed from the mean features of the frozen vision encoder. A model may come with its encoder's own classifier and
 with linear discriminants of its training images (the default model does): images are then alike if they have the same
-discriminants, the same classes, and classes with the same ancestors in WordNet. Other models compare features.
+discriminants, the same classes, and classes with the same ancestors in WordNet. Ancestors count more for images that are
+unlike the training images, such as photographs for a model of drawings. Other models compare features.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from safetensors.numpy import load_file
 
 Vectors = NDArray[np.float32]
 
 # the file in a model's folder
 LIKENESS = "likeness.safetensors"
-# of the classes' similarity, relative to the discriminants'; between 0.5 and 1.5 the accuracy is the same
-CLASS_WEIGHT = 0.7
 MATRICES = ("mean", "directions", "weight", "bias")
+# in files since ancestors count differently for strange images; other files have these shares
+SHARES, FAMILIAR = "shares", "familiar"
+FIRST_SHARES = (1.0, 0.35, 0.35, 0.35)
+# how sharply familiar and strange images are divided, where half of a deviation is familiar
+SHARPNESS = 4
 
 
 class Likeness(Protocol):
@@ -31,9 +35,10 @@ class Likeness(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassLikeness:
-    """The likeness by discriminants, classes and their ancestors.
+    """The likeness by discriminants, classes and their ancestors: the mean of the three similarities, by their shares.
 
-    An image has an ancestor with the square root of the probability of its classes, less that of all classes alike.
+    An image has an ancestor with the square root of the probability of its classes, less that of all classes alike. It is
+    strange as far as it differs from the mean of the training images in other directions than they do.
     """
 
     mean: Vectors  # [Dv]
@@ -41,21 +46,36 @@ class ClassLikeness:
     weight: Vectors  # [C, Dv], of the classifier
     bias: Vectors  # [C]
     ancestors: Vectors  # [A, C]: 1 for the classes below a node of WordNet, else 0
+    familiar: Vectors  # [K, Dv], orthonormal: the directions in which training images differ most
+    shares: Vectors  # [4], of discriminants, classes, and ancestors of a familiar and of a strange image
 
     def __call__(self, features: Vectors) -> Vectors:
         discriminants = (features - self.mean) @ self.directions.T
         evidence = unit(features) @ (self.weight - self.weight.mean(0)).T
         probabilities = _softmax(features @ self.weight.T + self.bias)
         nodes = np.sqrt(probabilities @ self.ancestors.T) - np.sqrt(self.ancestors.mean(1))
-        classes = unit(np.concatenate([unit(evidence), unit(nodes)], axis=-1))
-        return unit(np.concatenate([unit(discriminants), np.float32(CLASS_WEIGHT**0.5) * classes], axis=-1))
+        of_discriminants, of_classes, of_familiar, of_strange = self.shares
+        of_ancestors = of_familiar + (of_strange - of_familiar) * self.strangeness(features)[:, None]
+        parts = ((of_discriminants, discriminants), (of_classes, evidence), (of_ancestors, nodes))
+        return unit(np.concatenate([np.sqrt(share) * unit(part) for share, part in parts], axis=-1))
+
+    def strangeness(self, features: Vectors) -> Vectors:
+        """Return how strange images are, [N]: from 0 to 1."""
+        deviation = unit(features - self.mean)
+        inside = np.square(deviation @ self.familiar.T).sum(-1)
+        outside = np.maximum(1 - inside, 0)
+        strangeness: Vectors = outside**SHARPNESS / (outside**SHARPNESS + inside**SHARPNESS)
+        return strangeness
 
 
-def to_tensors(ancestors: NDArray[np.generic], **matrices: Vectors) -> dict[str, NDArray[np.generic]]:
-    """Return the tensors that `load_likeness` reads, or some of them: `matrices` are those of `MATRICES`."""
+def to_tensors(
+    ancestors: NDArray[np.generic], shares: ArrayLike, **matrices: Vectors
+) -> dict[str, NDArray[np.generic]]:
+    """Return the tensors that `load_likeness` reads, or some of them: `matrices` are by the names of the attributes."""
     # safetensors writes an array as it lies in memory
     stored = {name: np.ascontiguousarray(matrix, np.float16) for name, matrix in matrices.items()}
-    return {**stored, "ancestors": np.packbits(np.ascontiguousarray(ancestors, bool), axis=1)}
+    packed = np.packbits(np.ascontiguousarray(ancestors, bool), axis=1)
+    return {**stored, "ancestors": packed, SHARES: np.array(shares, np.float32)}
 
 
 def load_likeness(folder: Path) -> Likeness:
@@ -67,6 +87,8 @@ def load_likeness(folder: Path) -> Likeness:
     return ClassLikeness(
         **{name: tensors[name].astype(np.float32) for name in MATRICES},
         ancestors=np.unpackbits(tensors["ancestors"], axis=1, count=num_classes).astype(np.float32),
+        familiar=tensors.get(FAMILIAR, tensors["directions"][:0]).astype(np.float32),
+        shares=tensors.get(SHARES, np.array(FIRST_SHARES, np.float32)),
     )
 
 

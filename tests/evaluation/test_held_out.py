@@ -12,7 +12,7 @@ import pytest
 
 from evaluation import estimates, prior
 from evaluation.bias import Comparison, summarise
-from evaluation.held_out import MAX_QUERIES, Domain, load_domains
+from evaluation.held_out import LARGEST_EPISODE, MAX_QUERIES, Domain, Unreported, load_domains
 from evaluation.intervals import Share
 from model.prior import PRIOR, load_prior
 from server.fewshot.methods import METHODS
@@ -49,10 +49,15 @@ def test_there_is_no_episode_of_too_few_images(domains: Sequence[Domain]) -> Non
     assert not list(domains[0].episodes(5, 8, 4, "test"))
 
 
-def test_halves_of_a_domain_share_no_category(domains: Sequence[Domain]) -> None:
-    first, second = (set(domains[0].half(number).categories) for number in (0, 1))
-    assert first.isdisjoint(second)
-    assert first | second == set(domains[0].categories)
+def test_what_is_chosen_is_chosen_on_images_that_no_evaluation_reports(folder: Path) -> None:
+    unreported = Unreported.load(folder, folder)
+    catalogue = unreported.catalogue
+    used = {row for categories in unreported.categories.values() for rows in categories.values() for row in rows}
+    assert used.isdisjoint(row for rows in catalogue.held_out_labels.values() for row in rows)
+    assert used.isdisjoint(
+        row for rows in catalogue.photographs.values() if len(rows) > LARGEST_EPISODE for row in rows
+    )
+    assert [domain.name for domain in unreported.domains()] == ["drawings", "kinds of drawings"]
 
 
 def test_the_simplest_method_is_chosen_unless_another_is_clearly_better() -> None:
@@ -70,7 +75,8 @@ def test_a_prior_is_printed_and_written(
     monkeypatch.setattr(sys, "argv", ["prior", *options, "--write"])
     prior.main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "| | nearest_mean | knn | linear | auto | auto less the best |"
+    assert lines[0] == "| examples per label | nearest_mean | knn | linear | chosen |"
+    assert "| | nearest_mean | knn | linear | auto | auto less the best |" in lines
     assert {str(number): method for number, method in load_prior(tmp_path).methods.items()} == json.loads(lines[-1])[
         "methods"
     ]

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from model.likeness import CLASS_WEIGHT, LIKENESS, MATRICES, ClassLikeness, load_likeness, to_tensors, unit
+from model.likeness import (
+    FAMILIAR,
+    FIRST_SHARES,
+    LIKENESS,
+    MATRICES,
+    SHARES,
+    ClassLikeness,
+    load_likeness,
+    to_tensors,
+    unit,
+)
 
-WIDTH, NUM_DISCRIMINANTS, NUM_CLASSES, NUM_NODES = 12, 5, 7, 9
+WIDTH, NUM_DISCRIMINANTS, NUM_CLASSES, NUM_NODES, NUM_FAMILIAR = 12, 5, 7, 9, 4
 RNG = np.random.default_rng(3)
 
 
@@ -26,6 +37,8 @@ def likeness() -> ClassLikeness:
         weight=random(NUM_CLASSES, WIDTH),
         bias=random(NUM_CLASSES),
         ancestors=(RNG.random((NUM_NODES, NUM_CLASSES)) < 0.4).astype(np.float32),
+        familiar=np.linalg.qr(random(WIDTH, NUM_FAMILIAR))[0].T.astype(np.float16).astype(np.float32),
+        shares=np.array([1.0, 0.5, 0.25, 2.5], np.float32),
     )
 
 
@@ -46,18 +59,31 @@ def test_similarities_are_those_of_discriminants_classes_and_ancestors(likeness:
             np.sqrt(probabilities[below > 0].sum()) - np.sqrt(below.sum() / NUM_CLASSES) for below in likeness.ancestors
         ]
         parts["ancestors"].append(np.array(nodes))
-    discriminants, classes, ancestors = (similarity(*part) for part in parts.values())
-    expected = (discriminants + CLASS_WEIGHT * (classes + ancestors) / 2) / (1 + CLASS_WEIGHT)
+    of_ancestors = 0.25 + (2.5 - 0.25) * likeness.strangeness(images)
+    lengths = np.sqrt(1 + 0.5 + of_ancestors)
+    shares = np.array([1, 0.5, np.sqrt(of_ancestors.prod())]) / lengths.prod()
     first, second = likeness(images)
-    assert first @ second == pytest.approx(expected, abs=1e-5)
+    assert first @ second == pytest.approx(shares @ [similarity(*part) for part in parts.values()], abs=1e-5)
     assert first @ first == pytest.approx(1, abs=1e-5)
 
 
+def test_an_image_is_as_strange_as_it_differs_in_directions_that_are_not_familiar(likeness: ClassLikeness) -> None:
+    inside = likeness.familiar[0]
+    outside = np.linalg.svd(likeness.familiar)[2][-1].astype(np.float32)
+    images = likeness.mean + np.stack([3 * inside, 3 * outside, inside + outside, 2 * inside + outside])
+    assert likeness.strangeness(images) == pytest.approx([0, 1, 0.5, 1 / (1 + 4**4)], abs=1e-2)
+
+
 def test_a_folder_has_the_likeness_that_was_stored(likeness: ClassLikeness, tmp_path: Path) -> None:
-    matrices = {name: np.asfortranarray(getattr(likeness, name)) for name in MATRICES}
-    save_file(to_tensors(np.asfortranarray(likeness.ancestors), **matrices), tmp_path / LIKENESS)
+    matrices = {name: np.asfortranarray(getattr(likeness, name)) for name in (*MATRICES, FAMILIAR)}
+    tensors = to_tensors(np.asfortranarray(likeness.ancestors), likeness.shares, **matrices)
+    save_file(tensors, tmp_path / LIKENESS)
     images = np.abs(random(4, WIDTH))
     assert load_likeness(tmp_path)(images) == pytest.approx(likeness(images))
+    del tensors[SHARES], tensors[FAMILIAR]
+    save_file(tensors, tmp_path / LIKENESS)
+    first = replace(likeness, shares=np.array(FIRST_SHARES, np.float32))
+    assert load_likeness(tmp_path)(images) == pytest.approx(first(images), abs=1e-6)
 
 
 def test_a_model_without_a_classifier_compares_features(tmp_path: Path) -> None:

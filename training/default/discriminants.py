@@ -32,6 +32,7 @@ CLASS_WEIGHT = 3.0  # of the covariance between the encoder's classes, relative 
 WIDTH_RATIO = 4  # the width of a visual token, divided by the number of directions
 LENGTH = 6.0  # the mean length of an image's discriminants
 SEED = 0
+NUM_FAMILIAR = 64  # the directions in which training images differ; half a photograph's deviation is in others
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,6 +118,13 @@ def compute_discriminants(images_by_label: list[Tensor], classes: Tensor, dim: i
     mean = images.mean(0)
     directions *= LENGTH / ((images - mean) @ directions.T).norm(dim=-1).mean()
     return Discriminants(mean.float(), directions.float(), torch.linalg.pinv(directions).float())
+
+
+def familiar_directions(images: Tensor, mean: Tensor, count: int) -> Tensor:
+    """Return the orthonormal directions [count, Dv] in which images [n, Dv] differ most from a mean [Dv]."""
+    deviations = (images - mean).double()
+    _, axes = torch.linalg.eigh(deviations.T @ deviations)  # the eigenvalues ascend
+    return axes.T.flip(0)[:count].float()
 
 
 def unit_trace_covariance(rows: Tensor) -> Tensor:  # [n, Dv] -> their covariance [Dv, Dv]

@@ -1,7 +1,8 @@
 """Write the default model's likeness to `model/zoo/`: `python -m training.default.likeness [--data FOLDER]`.
 
 The classifier is that of the encoder's file, whose classes are synsets of WordNet; the discriminants are fitted to the
-training drawings, as those that the resampler begins with, but there are more of them.
+training drawings, as those that the resampler begins with, but there are more of them. The familiar directions are the
+principal components of the same drawings.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import timm.data
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from model.likeness import to_tensors
 from model.zoo.default import LIKENESS_FILE
-from training.default.discriminants import WIDTH_RATIO, fit_discriminants
+from training.default.catalogue import Catalogue
+from training.default.discriminants import NUM_FAMILIAR, WIDTH_RATIO, familiar_directions, fit_discriminants
 from training.default_data.packages import fetch, unpack_debian
 from training.default_data.records import DEFAULT_FOLDER
 from training.default_data.sources import WORDNET
 
 NUM_DISCRIMINANTS = 384
+# as `python -m evaluation.shares` finds them
+SHARES = (1.0, 0.0875, 0.0875, 1.4)
 # the synsets of the classes, in the order of the classifier
 SYNSETS = Path(timm.data.__file__).parent / "_info" / "imagenet_synsets.txt"
 NOUNS = "usr/share/wordnet/data.noun"
@@ -67,15 +72,22 @@ def _closure(offset: str, hypernyms: Mapping[str, list[str]]) -> set[str]:
 
 
 def build(data: Path) -> dict[str, NDArray[np.generic]]:
-    """Return discriminants and ancestors, of the data folder of `training.default_data`; the classifier is not repeated."""
+    """Return all but the classifier, from the data folder of `training.default_data`."""
     package = fetch(WORDNET, data / "packages")
     nouns = unpack_debian(package, data / "unpacked" / WORDNET.name) / NOUNS
     with nouns.open(encoding="utf-8") as lines:
         hypernyms = read_hypernyms(lines)
     classes = [synset.removeprefix("n") for synset in SYNSETS.read_text(encoding="utf-8").split()]
     discriminants = fit_discriminants(data, NUM_DISCRIMINANTS * WIDTH_RATIO)
-    ancestors = find_ancestors(classes, hypernyms)
-    return to_tensors(ancestors, mean=discriminants.mean.numpy(), directions=discriminants.directions.numpy())
+    catalogue = Catalogue(data)
+    images = torch.stack([catalogue.pooled(row) for rows in catalogue.labels.values() for row in rows])
+    return to_tensors(
+        find_ancestors(classes, hypernyms),
+        SHARES,
+        mean=discriminants.mean.numpy(),
+        directions=discriminants.directions.numpy(),
+        familiar=familiar_directions(images, discriminants.mean, NUM_FAMILIAR).numpy(),
+    )
 
 
 def main() -> None:

@@ -8,7 +8,10 @@ from math import log
 import numpy as np
 import pytest
 
+from server.fewshot.confidence import probabilities
+from server.fewshot.methods.likeness import log_softmax
 from server.quality.evaluation import Cell, Outcome, PromptSetting, cell_result, grid, left_out_together, stratified
+from server.quality.measures import Predictions
 
 
 def test_only_random_strategies_run_for_every_seed() -> None:
@@ -77,6 +80,21 @@ def test_the_record_of_a_cell_has_cost_and_latency() -> None:
         {"prompt_tokens": 32 / 3, "cached_tokens": 4, "media": 3, "media_encoded": 2 / 3}
     )
     assert result["latency"] == {"queries": 2, "median_seconds": 0.5, "p90_seconds": pytest.approx(0.7)}
+
+
+def test_the_measures_of_a_cell_are_of_examples_that_its_temperature_was_not_fitted_to() -> None:
+    """A temperature that is fitted to everything would seem to give better probabilities than new queries have."""
+    rng, labels = np.random.default_rng(0), ["cat", "dog", "cow"]
+    logs, truth = log_softmax(rng.normal(size=(2, 12, 3)) * 4), rng.integers(0, 3, 12)
+    outcomes = [
+        Outcome(int(label), {"in_context": [*logs[0, index]], "nearest_mean": [*logs[1, index]]})
+        for index, label in enumerate(truth)
+    ]
+    result = cell_result(Cell("random", 2, 7, "blend"), outcomes, labels)
+    blended = log_softmax(logs.sum(0))  # the parts have fixed weights: none is fitted
+    seeming = Predictions(probabilities(blended, result["temperature"]), truth)
+    assert result["nll"] > seeming.nll() + 0.05
+    assert result["is_correct"] == (blended.argmax(1) == truth).tolist()
 
 
 def test_a_blend_multiplies_the_probabilities_of_its_parts() -> None:
