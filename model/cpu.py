@@ -11,11 +11,13 @@ rounding of the two constants to bfloat16. `int8` has one scale per row. Both ta
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from math import inf
+from itertools import pairwise
+from statistics import fmean
 from typing import Literal, Protocol
 
 import torch
@@ -268,34 +270,40 @@ class DecodeLayer(nn.Module):
         return h + down(swiglu(up(normed)))
 
 
-def seconds(products: Sequence[Product], x: Tensor) -> float:
-    """Return the time of products with matrices of one shape, one after the other as in a step."""
-    start = time.perf_counter()
+def seconds(products: Sequence[Product], x: Tensor) -> list[float]:
+    """Return the times of products with matrices of one shape, one after the other as in a step."""
+    times = [time.perf_counter()]
     for product in products:
         product(x)
-    return time.perf_counter() - start
+        times.append(time.perf_counter())
+    return [end - start for start, end in pairwise(times)]
+
+
+def typical(times: Sequence[float]) -> float:
+    """Return the mean of the fastest quarter: what a product takes while nothing else has the processor."""
+    return fmean(sorted(times)[: math.ceil(len(times) / 4)])
 
 
 def measure(
     groups: Mapping[str, Sequence[FastLinear]],
     sizes: Sequence[int],
-    seconds: Callable[[Sequence[Product], Tensor], float] = seconds,
+    seconds: Callable[[Sequence[Product], Tensor], Sequence[float]] = seconds,
 ) -> Choices:
     """Return the fastest format of each group of matrices of one shape, for each number of rows.
 
-    Every round measures all groups and formats once, and the fastest round counts. So other work on the machine slows
-    all formats alike, and the matrices of the other groups displace a group's own from the processor's cache, as in a step.
+    Every round measures all groups and formats once, and the fastest quarter of a format's products counts, so that work of
+    other programs between them does not. The matrices of the other groups displace a group's own from the processor's
+    cache, as in a step.
     """
-    best: dict[tuple[str, int, Format], float] = defaultdict(lambda: inf)
+    times: dict[tuple[str, int, Format], list[float]] = defaultdict(list)
     for _ in range(ROUNDS):
         for rows in sizes:
             for key, linears in groups.items():
                 x = torch.randn(rows, linears[0].shape[1]).to(linears[0].dtype)
                 for name in linears[0].products:
-                    taken = seconds([linear.products[name] for linear in linears], x)
-                    best[key, rows, name] = min(best[key, rows, name], taken)
+                    times[key, rows, name] += seconds([linear.products[name] for linear in linears], x)
     return {
-        key: {rows: min(linears[0].products, key=lambda name: best[key, rows, name]) for rows in sizes}
+        key: {rows: min(linears[0].products, key=lambda name: typical(times[key, rows, name])) for rows in sizes}
         for key, linears in groups.items()
     }
 

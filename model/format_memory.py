@@ -2,7 +2,8 @@
 
 There is one file per model and machine: its name and its content identify the processor, the threads, the versions of torch
 and of the measured code, and the configuration of the model. A file that is damaged, or of another machine, is ignored and
-written again; without the file, the formats are measured.
+written again; without the file, the formats are measured. What was measured while other programs had the processor may be
+wrong: it is remembered for an hour, so that a worker that is replaced need not measure again.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import logging
 import os
 import platform
 import tempfile
+import time
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,6 +28,9 @@ from model.config import FlamingoConfig
 from model.cpu import ENCODER_ROWS, ROWS, Choice, Choices, Format
 
 CPUINFO = Path("/proc/cpuinfo")
+# seconds for which a measurement is remembered that had less than this share of its threads' time
+DISTURBED_SECONDS = 3600.0
+MIN_PROCESSOR_SHARE = 0.6
 PROCESSOR_FIELDS = ("model name", "cpu family", "model", "stepping", "flags", "Features", "CPU part")
 
 logger = logging.getLogger(__name__)
@@ -34,6 +40,7 @@ logger = logging.getLogger(__name__)
 class FormatMemory:
     file: Path
     identity: dict[str, Any]
+    clock: Callable[[], float] = time.time
 
     @classmethod
     def of(cls, folder: Path, config: FlamingoConfig) -> FormatMemory:
@@ -54,6 +61,8 @@ class FormatMemory:
             content = json.loads(self.file.read_bytes())
             if content["identity"] != self.identity:
                 raise ValueError("it is of another machine, model or version")
+            if (expires := content.get("expires")) is not None and self.clock() >= expires:
+                return {}
             return {key: _choice(key, formats) for key, formats in content["formats"].items()}
         except FileNotFoundError:
             return {}
@@ -61,17 +70,31 @@ class FormatMemory:
             logger.warning("remembered weight formats are ignored", extra={"error": str(error)})
             return {}
 
-    def save(self, choices: Choices) -> None:
+    def save(self, choices: Choices, *, is_disturbed: bool = False) -> None:
         """Write choices that are not remembered yet; choices with other formats of the same model stay."""
         known = self.load()
         if choices.items() <= known.items():
             return
-        content = json.dumps({"identity": self.identity, "formats": known | choices}, indent=1)
+        expires = self.clock() + DISTURBED_SECONDS if is_disturbed else None
+        content = json.dumps({"identity": self.identity, "expires": expires, "formats": known | choices}, indent=1)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             _replace(self.file, content)
         except OSError as error:
             logger.warning("measured weight formats could not be stored", extra={"error": str(error)})
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessorTime:
+    """The time since its creation, and the processor's time that the threads of this process had of it."""
+
+    began: float = field(default_factory=time.perf_counter)
+    used: float = field(default_factory=time.process_time)
+
+    def is_disturbed(self, num_threads: int) -> bool:
+        """Return whether other programs had much of the time that so many threads would have had alone."""
+        seconds = time.perf_counter() - self.began
+        return time.process_time() - self.used < MIN_PROCESSOR_SHARE * num_threads * seconds
 
 
 def processor() -> str:

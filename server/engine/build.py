@@ -20,7 +20,7 @@ from model.config import ConfigError, FlamingoConfig
 from model.cpu import FLOAT32, ROUNDED, Format
 from model.flamingo import Flamingo
 from model.folder import CheckpointError, load_folder
-from model.format_memory import FormatMemory
+from model.format_memory import FormatMemory, ProcessorTime
 from model.inference import prepare_for_inference
 from model.prompt import EncodedPrompt
 from server.engine.config import EngineConfig
@@ -67,8 +67,9 @@ def build(settings: Settings) -> tuple[Engine, dict[str, Any]]:
     phases.end("weights")
     layer_formats = _layer_formats(settings, served.config, device, dtype)
     memory = FormatMemory.of(settings.cache_folder / "formats", served.config)
+    processor_time = ProcessorTime()
     prepared = prepare_for_inference(model, layer_formats, _vision_formats(settings), memory.load())
-    memory.save(prepared.formats)
+    memory.save(prepared.formats, is_disturbed=processor_time.is_disturbed(torch.get_num_threads()))
     for shape, best in prepared.formats.items():
         logger.info("weights %s: %s", shape, ", ".join(f"{name} from {rows}" for rows, name in best.items()))
     if all(gated.is_closed for gated in model.gated_layers().values()):

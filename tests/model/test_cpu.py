@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -121,10 +122,10 @@ class NoisyTimer:
         self._seconds = {"Int4": 1.0, "OneDNN": 2.0, "Plain": 2.0, "Int8": 1.5}
         self._busy = range(busy_from, busy_to)
 
-    def __call__(self, products: Sequence[Product], x: Tensor) -> float:
+    def __call__(self, products: Sequence[Product], x: Tensor) -> list[float]:
         self.num_calls += 1
         slowness = 10.0 if self.num_calls in self._busy else 1.0
-        return slowness * self._seconds[type(products[0]).__name__]
+        return [slowness * self._seconds[type(product).__name__] for product in products]
 
 
 @pytest.mark.parametrize("busy_from", [1, 20, 38])
@@ -137,6 +138,19 @@ def test_other_work_on_the_machine_does_not_change_the_choice(busy_from: int) ->
     assert timer.num_calls == 100
     for linear, name in zip(linears, ("int4", "int8"), strict=True):
         assert chosen[linear.key] == dict.fromkeys(ROWS, name)
+
+
+def test_other_work_between_all_products_does_not_change_the_choice() -> None:
+    """On a machine that is never quiet every round has interruptions, each of which is as long as many products."""
+    weight, _ = q4_weights(16, 64)
+    linears = [FastLinear(weight, None, ("int4", "bfloat16")) for _ in range(30)]
+    random, factors = Random(1), {"Int4": 1.0, "OneDNN": 1.2, "Plain": 1.2}
+
+    def timer(products: Sequence[Product], x: Tensor) -> list[float]:
+        interruptions = [40.0 * (random.random() < 0.6) for _ in products]
+        return [factors[type(p).__name__] + extra for p, extra in zip(products, interruptions, strict=True)]
+
+    assert measure({linears[0].key: linears}, ROWS, timer) == {linears[0].key: dict.fromkeys(ROWS, "int4")}
 
 
 def test_a_known_choice_is_not_measured_and_only_its_formats_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from model import format_memory
 from model.cpu import ENCODER_ROWS, ROWS, Choices
-from model.format_memory import FormatMemory, processor
+from model.format_memory import DISTURBED_SECONDS, FormatMemory, ProcessorTime, processor
 from tests.tiny_models import CONFIGS
 
 CONFIG = CONFIGS["idefics"]
@@ -60,6 +61,27 @@ def in_content(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], byt
     return damage
 
 
+def test_what_was_measured_next_to_other_programs_is_remembered_for_an_hour(tmp_path: Path) -> None:
+    now = 1000.0
+    memory = replace(FormatMemory.of(tmp_path, CONFIG), clock=lambda: now)
+    memory.save(CHOICES, is_disturbed=True)
+    now += DISTURBED_SECONDS - 1
+    assert memory.load() == CHOICES
+    now += 1
+    assert memory.load() == {}
+    memory.save(CHOICES)
+    now += 10 * DISTURBED_SECONDS
+    assert memory.load() == CHOICES
+
+
+def test_a_measurement_that_waits_for_the_processor_is_disturbed() -> None:
+    processor_time = ProcessorTime()
+    time.sleep(0.2)
+    assert processor_time.is_disturbed(1)
+    assert not ProcessorTime(began=time.perf_counter() - 1, used=time.process_time() - 0.9).is_disturbed(1)
+    assert ProcessorTime(began=time.perf_counter() - 1, used=time.process_time() - 0.9).is_disturbed(2)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -70,6 +92,7 @@ def in_content(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], byt
         lambda content: b"{}",
         in_content(lambda parsed: parsed["identity"].update(torch="0.1")),
         in_content(lambda parsed: parsed.update(formats=[1])),
+        in_content(lambda parsed: parsed.update(expires="soon")),
         in_content(lambda parsed: parsed["formats"].update({"64x32 of int4/bfloat16": {"1": "int4"}})),
         in_content(lambda parsed: parsed["formats"]["64x32 of int4/bfloat16"].update({"8": "int8"})),
         in_content(lambda parsed: parsed["formats"]["64x32 of int4/bfloat16"].update({"8": ["int4"]})),
