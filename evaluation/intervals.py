@@ -1,16 +1,20 @@
-"""Shares of correct answers have 95% Wilson intervals and print as the cell of a table."""
+"""Shares of correct answers have 95% Wilson intervals and print as the cell of a table; so do means and other statistics."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from statistics import fmean, stdev
 from typing import TypeVar
 
 Z = 1.959964
 
+NUM_RESAMPLES = 1000
+
 Name = TypeVar("Name", bound=str)
+Unit = TypeVar("Unit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +69,18 @@ def difference_to_best(answers: Mapping[Name, Sequence[bool]], name: Name) -> st
     half = Z * stdev([*differences, 1, -1]) / math.sqrt(len(differences))
     mean = fmean(differences)
     return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}] ({best})"
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95% interval of a mean of any values, of which there are at least two."""
+    half = Z * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+def bootstrap_interval(
+    groups: Sequence[Sequence[Unit]], statistic: Callable[[list[list[Unit]]], float]
+) -> tuple[float, float]:
+    """Return the 95% interval of a statistic over units that are drawn again with replacement, in each group for itself."""
+    rng = Random(0)
+    values = sorted(statistic([rng.choices(group, k=len(group)) for group in groups]) for _ in range(NUM_RESAMPLES))
+    return values[round(0.025 * (NUM_RESAMPLES - 1))], values[round(0.975 * (NUM_RESAMPLES - 1))]
