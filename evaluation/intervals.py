@@ -1,20 +1,16 @@
-"""Shares of correct answers have 95% Wilson intervals and print as the cell of a table; so do means and other statistics."""
+"""Shares of correct answers have 95% Wilson intervals and print as the cell of a table; other statistics have others."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from random import Random
 from statistics import fmean, stdev
 from typing import TypeVar
 
 Z = 1.959964
 
-NUM_RESAMPLES = 1000
-
 Name = TypeVar("Name", bound=str)
-Unit = TypeVar("Unit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +73,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values) - half, fmean(values) + half
 
 
-def bootstrap_interval(
-    groups: Sequence[Sequence[Unit]], statistic: Callable[[list[list[Unit]]], float]
-) -> tuple[float, float]:
-    """Return the 95% interval of a statistic over units that are drawn again with replacement, in each group for itself."""
-    rng = Random(0)
-    values = sorted(statistic([rng.choices(group, k=len(group)) for group in groups]) for _ in range(NUM_RESAMPLES))
-    return values[round(0.025 * (NUM_RESAMPLES - 1))], values[round(0.975 * (NUM_RESAMPLES - 1))]
+def area_interval(area: float, num_positive: int, num_negative: int) -> tuple[float, float]:
+    """Return the 95% interval of the area under a ROC curve (Hanley and McNeil 1982)."""
+    positive, negative = area / (2 - area) - area**2, 2 * area**2 / (1 + area) - area**2
+    variance = area * (1 - area) + (num_positive - 1) * positive + (num_negative - 1) * negative
+    half = Z * math.sqrt(variance / (num_positive * num_negative))
+    return max(0.0, area - half), min(1.0, area + half)

@@ -1,1 +1,1 @@
-"""The paper's benchmarks through a server's public API: sets as data, readers of their official files, metrics, a runner."""
+"""The paper's benchmarks through a server's public API: data, readers of official files, metrics, and the runner."""

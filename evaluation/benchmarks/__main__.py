@@ -43,26 +43,9 @@ def _first(error: BaseException) -> BaseException:
 def _evaluate(benchmark: Benchmark, options: argparse.Namespace) -> int:
     if options.data is None:
         raise ValueError("--data is required: the folder of the benchmark's files")
-    report = asyncio.run(
-        run(
-            benchmark,
-            Options(
-                data=options.data,
-                server=options.server,
-                api_key=options.api_key,
-                out=options.out,
-                shots=tuple(options.shots or benchmark.shots),
-                selection=options.selection,
-                wording=options.wording,
-                split=options.split or benchmark.split,
-                support=options.support,
-                limit=options.limit,
-                ensemble=options.ensemble,
-                seed=options.seed,
-                concurrency=options.concurrency,
-            ),
-        )
-    )
+    values = vars(options) | {"shots": options.shots or benchmark.shots, "split": options.split or benchmark.split}
+    del values["name"]
+    report = asyncio.run(run(benchmark, Options(**values)))
     print(report.markdown())
     return int(any(result.num_failed for result in report.results))
 

@@ -1,4 +1,4 @@
-"""The data of a benchmark in a folder: its queries with their media files, and the examples that shots are selected from."""
+"""The data of a benchmark in a folder: queries with their media files, and examples that shots are selected from."""
 
 from __future__ import annotations
 
@@ -61,6 +61,9 @@ class BenchmarkData:
         items = [item for row in rows if (item := self._item(row, split)) is not None]
         if not items:
             raise DataMissing(f"{self._folder.path} has no media file of {len(rows)} rows of {split}")
+        unanswered = [item for item in items if not item.row.answers]
+        if 0 < len(unanswered) < len(items):
+            raise DataError(f"{unanswered[0].row.where}: there is no answer, but other rows have one")
         return Queries(items, len(rows) - len(items))
 
     def support(self, num_examples: int | None, seed: int) -> list[Item]:
@@ -85,13 +88,13 @@ class BenchmarkData:
 
     def _item(self, row: Row, split: str) -> Item | None:
         """Return the row with its media file; None if it is missing and such files are counted, else raises DataError."""
-        if row.clips and (clip := self._folder.find_media(row.clips, split)):
+        if clip := self._folder.find_media(row.media.clips, split):
             return Item(row, clip)
-        if path := self._folder.find_media(row.media, split):
-            return Item(row, path, row.segment)
+        if path := self._folder.find_media(row.media.names, split):
+            return Item(row, path, row.media.segment)
         if self._benchmark.missing_media == "count":
             return None
-        raise DataMissing(f"{row.where}: the folder has no media file {row.media[0]}")
+        raise DataMissing(f"{row.where}: the folder has no media file {row.media.names[0]}")
 
 
 def state(benchmark: Benchmark, folder: Path) -> str:

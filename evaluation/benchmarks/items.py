@@ -22,19 +22,28 @@ class DataMissing(DataError):
     """A file of the data that is not in the folder."""
 
 
+@dataclass(frozen=True, slots=True)
+class MediaNames:
+    """The possible names of a media file, with or without a suffix.
+
+    If a row is about a segment of a video, in seconds, `clips` has the possible names of a file of the segment alone.
+    """
+
+    names: Sequence[str]
+    segment: tuple[float, float] | None = None
+    clips: Sequence[str] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A row of an official file. `media` has the possible names of its media file, `answers` the reference answers.
+    """A row of an official file. `where` names it in messages, `answers` are the reference answers.
 
-    If the row is about a `segment` of a video, in seconds, `clips` has the possible names of a file of the segment alone.
     `facts` is what only the metric reads.
     """
 
     id: str
     where: str
-    media: Sequence[str]
-    clips: Sequence[str] = ()
-    segment: tuple[float, float] | None = None
+    media: MediaNames
     question: str = ""
     text: str = ""
     answers: tuple[str, ...] = ()

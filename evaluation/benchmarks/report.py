@@ -81,7 +81,7 @@ class Report:
         counts = [
             f"{r.shots} shots: {r.num_answers} answers"
             + (f", {r.num_missing} rows without their media file" if r.num_missing else "")
-            + (f", {r.num_failed} refused by the server and left out" if r.num_failed else "")
+            + (f", {r.num_failed} failed and left out" if r.num_failed else "")
             for r in self.results
         ]
         sources = sorted({published.source for published in self._published})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,29 +14,50 @@ from evaluation.benchmarks.benchmark import Benchmark, Prompt, SelectionName
 from evaluation.benchmarks.clips import media
 from evaluation.benchmarks.items import Item, digest
 from evaluation.benchmarks.scoring import METRICS
-from flamboyance_client import AsyncClient, Example, NotFound, Query, Selection, SupportSet, Template, example, query
+from flamboyance_client import (
+    ApiError,
+    AsyncClient,
+    Example,
+    NotFound,
+    Query,
+    Selection,
+    SupportSet,
+    Template,
+    example,
+    query,
+)
 
 NUM_BEAMS = 3
 # far below the default limit of a request's body, 64 MiB
 BATCH_BYTES = 8 * 2**20
 BATCH_EXAMPLES = 64
-LIFETIME_SECONDS = 14 * 24 * 3600.0
+UNFINISHED_SECONDS = 24 * 3600.0
+LIFETIME_SECONDS = 14 * UNFINISHED_SECONDS
 
 STRATEGIES = {"random": "random", "rices": "rices_image"}
 
 
-async def register(client: AsyncClient, benchmark: Benchmark, items: Sequence[Item]) -> SupportSet:
+async def register(
+    client: AsyncClient, benchmark: Benchmark, items: Sequence[Item], report: Callable[[int], object]
+) -> SupportSet:
     """Return a support set of the examples: the one that an earlier run has registered, or a new one.
 
-    It gets its name when it is complete, and expires two weeks after the last run.
+    It gets its name when it is complete, and expires two weeks after the last run. `report` is called with the number of
+    examples that are stored.
     """
     name = f"benchmark-{benchmark.name}-{digest(items)}"
     try:
         support_set = await client.support_sets.get(name)
     except NotFound:
-        support_set = await client.support_sets.create(ttl_seconds=LIFETIME_SECONDS)
+        support_set = await client.support_sets.create(ttl_seconds=UNFINISHED_SECONDS)
         for batch in _batches(items, benchmark):
-            support_set = await client.support_sets.put(support_set.id, batch)
+            try:
+                support_set = await client.support_sets.put(support_set.id, batch)
+            except ApiError as error:
+                if (match := re.match(r"examples\[(\d+)\]", error.param or "")) is None:
+                    raise
+                raise error.about(str(items[int(batch[int(match[1])]["id"])].media)) from None
+            report(len(batch))
     return await client.support_sets.update(support_set.id, name=name, ttl_seconds=LIFETIME_SECONDS)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,7 +22,7 @@ from rich.progress import (
 
 from evaluation.benchmarks.benchmark import Benchmark, SelectionName, Wording
 from evaluation.benchmarks.data import BenchmarkData, Queries
-from evaluation.benchmarks.items import Item, digest
+from evaluation.benchmarks.items import DataError, Item, digest
 from evaluation.benchmarks.journal import Journal
 from evaluation.benchmarks.report import Report, Result
 from evaluation.benchmarks.requests import Asker, register
@@ -35,24 +36,25 @@ RETRIES = Retries(limit=5)
 class Options:
     data: Path
     server: str
-    api_key: str | None = None
+    api_key: str | None
     out: Path
-    shots: tuple[int, ...]
-    selection: SelectionName = "random"
-    wording: Wording = "paper"
+    shots: Sequence[int]
+    selection: SelectionName
+    wording: Wording
     split: str
-    support: int | None = None
-    limit: int | None = None
-    ensemble: bool = False
-    seed: int = 0
-    concurrency: int = 8
+    support: int | None
+    limit: int | None
+    ensemble: bool
+    seed: int
+    concurrency: int
 
 
 class Run:
     """A run of a benchmark with several numbers of shots, against one server."""
 
-    def __init__(self, benchmark: Benchmark, options: Options, client: AsyncClient, progress: Progress) -> None:
-        self.benchmark, self.options, self._client, self._progress = benchmark, options, client, progress
+    def __init__(self, benchmark: Benchmark, options: Options, client: AsyncClient) -> None:
+        self.benchmark, self.options, self._client = benchmark, options, client
+        self._progress = progress()
         self._prompt = benchmark.prompt(options.wording)
 
     async def run(self) -> Report:
@@ -64,9 +66,10 @@ class Run:
         support = data.support(options.support, options.seed) if needs_shots else []
         self._check(support)
         model = (await self._client.models())[0].id
-        support_set = await register(self._client, self.benchmark, support) if support else None
         settings = self._settings(model, queries.items, support)
-        results = [await self._run(shots, settings, queries, support_set) for shots in options.shots]
+        with self._progress:
+            support_set = await self._register(support) if support else None
+            results = [await self._run(shots, settings, queries, support_set) for shots in options.shots]
         common = {name: getattr(options, name) for name in ("wording", "selection", "seed", "limit", "ensemble")}
         return Report(
             benchmark=self.benchmark,
@@ -78,8 +81,14 @@ class Run:
         )
 
     def _check(self, support: Sequence[Item]) -> None:
-        if max(self.options.shots) > len(support):
-            raise ValueError(f"{max(self.options.shots)} shots need as many examples, and there are {len(support)}")
+        has_texts = 0 in self.options.shots and self.benchmark.support_split is not None
+        count = max(*self.options.shots, self._prompt.zero_shot_examples if has_texts else 0)
+        if count > len(support):
+            raise ValueError(f"{count} shots need as many examples, and there are {len(support)}")
+
+    async def _register(self, support: Sequence[Item]) -> SupportSet:
+        task = self._progress.add_task(f"{self.benchmark.title}, examples", total=len(support))
+        return await register(self._client, self.benchmark, support, lambda count: self._progress.advance(task, count))
 
     def _settings(self, model: str, queries: Sequence[Item], support: Sequence[Item]) -> dict[str, Any]:
         options = self.options
@@ -125,7 +134,7 @@ class Run:
         )
 
     async def _ask_all(self, asker: Asker, items: Sequence[Item], journal: Journal) -> list[str]:
-        """Ask the queries that have no answer yet, a few at a time, and return the ids of those that were refused."""
+        """Ask the queries that have no answer yet, a few at a time, and return the ids of those without an answer."""
         pending = [item for item in items if item.row.id not in journal.outcomes]
         task = self._progress.add_task(
             f"{self.benchmark.title}, {asker.num_shots} shots", total=len(items), completed=len(items) - len(pending)
@@ -141,7 +150,7 @@ class Run:
         for item in items:
             try:
                 journal.write(await asker.ask(item))
-            except (BadRequest, ServerFault) as error:
+            except (BadRequest, DataError, ServerFault) as error:
                 failures.append(item.row.id)
                 self._progress.console.print(f"{item.row.where}: {error}", markup=False)
             self._progress.advance(task)
@@ -168,16 +177,14 @@ def _number(text: str) -> str | int:
 
 
 def progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
 
 
 async def run(benchmark: Benchmark, options: Options) -> Report:
     """Run a benchmark, and write its report next to the answers."""
     async with AsyncClient(options.server, api_key=options.api_key, retries=RETRIES) as client:
-        with progress() as bar:
-            report = await Run(benchmark, options, client, bar).run()
+        report = await Run(benchmark, options, client).run()
     (options.out / f"{benchmark.name}.json").write_text(json.dumps(report.values(), indent=2) + "\n", encoding="utf-8")
     (options.out / f"{benchmark.name}.md").write_text(report.markdown(), encoding="utf-8")
     return report

@@ -15,7 +15,7 @@ from evaluation.benchmarks.metrics.cider import cider
 from evaluation.benchmarks.metrics.ranking import Clip, average_precisions, ndcg
 from evaluation.benchmarks.metrics.vqa_accuracy import accuracy
 from evaluation.benchmarks.metrics.wups import score as wups
-from evaluation.intervals import Share, bootstrap_interval, mean_interval
+from evaluation.intervals import Share, area_interval, mean_interval
 
 NUM_AGREEING = 2  # people whose answer is right in iVQA
 
@@ -100,15 +100,11 @@ def _ndcg(answers: Sequence[Answer]) -> Score:
 
 def _roc_auc(answers: Sequence[Answer]) -> Score:
     """Score the probabilities of yes; raises ValueError if all rows have one label."""
-    groups = [[dict(a.ranked)["yes"] for a in answers if a.row.answers[0] == label] for label in ("no", "yes")]
-    if not all(groups):
+    labels = [a.row.answers[0] == "yes" for a in answers]
+    if len(set(labels)) < 2:
         raise ValueError("ROC AUC needs rows of both labels")
-    return _scaled(_area(groups), bootstrap_interval(groups, _area))
-
-
-def _area(groups: Sequence[Sequence[float]]) -> float:
-    labels = [number for number, group in enumerate(groups) for _ in group]
-    return float(roc_auc_score(labels, [score for group in groups for score in group]))
+    area = float(roc_auc_score(labels, [dict(a.ranked)["yes"] for a in answers]))
+    return _scaled(area, area_interval(area, sum(labels), len(labels) - sum(labels)))
 
 
 def _mwap(answers: Sequence[Answer]) -> Score:

@@ -20,7 +20,7 @@ from tests.flamboyance.test_command_line import VERSION
 from tests.server.test_main import CONFIG, ROOT, Server
 from tests.tiny_models import byte_tokenizer, tiny_model
 
-APPLICATION = ("kernels", "model", "server", "training")
+APPLICATION = ("evaluation", "kernels", "model", "server", "training")
 INFORMATION = f"flamboyance-{VERSION}.dist-info"
 
 

@@ -35,7 +35,7 @@ CAPTIONS = [
     "Two dogs play, and a cat isn't amused!",
     "a woman's hand holding 2 t-shirts",
     "There are 1,000 people in front of St. Mary's church (at night).",
-    "A sign that says \"stop\" on the street corner",
+    'A sign that says "stop" on the street corner',
     "The kids can't wait; they're eating ice-cream & cake",
     "a red/white bus: number 42 at 3:30 pm",
     "A cat",
@@ -96,7 +96,20 @@ PEOPLE = [
 ]  # fmt: skip
 ANSWERS = ["red", "Red.", "dark red", "2", "two", "A couple", "it's a dog", "dog", "the dog", "1000", "1,000", "1.000"]
 ANSWERS += ["don't know", "dont know", "can't tell", "t shirt", "t-shirt", "tshirt", "yes", "yes, sir", "red white"]
-ANSWERS += ["red/white", "red", "3.5", "3.5 m", "USA", "U.S.A", "somebodyd", "y'all'll", "i'm", "line break", "tab bed", ""]
+ANSWERS += [
+    "red/white",
+    "red",
+    "3.5",
+    "3.5 m",
+    "USA",
+    "U.S.A",
+    "somebodyd",
+    "y'all'll",
+    "i'm",
+    "line break",
+    "tab bed",
+    "",
+]
 
 WUPS = [
     ("dog play", ["cat play", "animal run"]),
@@ -125,11 +138,19 @@ def cider() -> dict[str, Any]:
     captions = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(CAPTIONS)})
     references = tokenizer.tokenize({i: [{"caption": text} for text in texts] for i, texts in enumerate(REFERENCES)})
     mean, scores = Cider().compute_score(references, captions)
-    words = {text: words for i, texts in enumerate(REFERENCES) for text, words in zip(texts, references[i], strict=True)}
+    words = {
+        text: words for i, texts in enumerate(REFERENCES) for text, words in zip(texts, references[i], strict=True)
+    }
     words |= {text: captions[i][0] for i, text in enumerate(CAPTIONS)}
     wordy = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(WORDY)})
     words |= {text: wordy[i][0] for i, text in enumerate(WORDY)}
-    return {"captions": CAPTIONS, "references": REFERENCES, "words": words, "scores": list(map(float, scores)), "mean": float(mean)}
+    return {
+        "captions": CAPTIONS,
+        "references": REFERENCES,
+        "words": words,
+        "scores": list(map(float, scores)),
+        "mean": float(mean),
+    }
 
 
 def vqa_accuracy(sources: Path) -> dict[str, Any]:
@@ -143,8 +164,8 @@ def vqa_accuracy(sources: Path) -> dict[str, Any]:
         rows.append({**identity, "answers": answers})
         predictions.append({**identity, "answer": answer})
     truth, results = module.VQA(), module.VQA()
-    for vqa, annotations in ((truth, rows), (results, predictions)):
-        vqa.dataset, vqa.questions = {"annotations": annotations}, {"questions": annotations}
+    for vqa, entries in ((truth, rows), (results, predictions)):
+        vqa.dataset, vqa.questions = {"annotations": entries}, {"questions": entries}
         vqa.createIndex()
     evaluator = module.VQAEval(truth, results, n=10)
     evaluator.evaluate()
@@ -160,7 +181,9 @@ def ndcg(sources: Path) -> list[Any]:
         relevance = [rng.choice((0.0,) * 20 + (0.2, 0.4, 0.6, 0.8, 1.0)) for _ in range(100)]
         metric = module.NDCG()
         # two equal rows: the evaluator drops the axis of a single one
-        metric.observe(torch.tensor([scores] * 2, dtype=torch.float64), torch.tensor([relevance] * 2, dtype=torch.float64))
+        metric.observe(
+            torch.tensor([scores] * 2, dtype=torch.float64), torch.tensor([relevance] * 2, dtype=torch.float64)
+        )
         cases.append((scores, relevance, metric.retrieve()["ndcg"]))
     return cases
 
@@ -184,7 +207,7 @@ def mwap(sources: Path) -> dict[str, Any]:
 
 
 def wups(sources: Path, files: str) -> dict[str, Any]:
-    module = load(sources / "metrics.py")
+    module: Any = load(sources / "metrics.py")
     module.wordnet = WordNetCorpusReader(files, None)
     module.word_tokenize = str.split
     words = sorted({word for answer, references in WUPS for text in (answer, *references) for word in text.split()})

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 ARTICLES = {"a", "an", "the"}
-NUMERALS = "zero one two three four five six seven eight nine ten".split()
+NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(NUMERALS)}}
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 NUM_AGREEING = 3

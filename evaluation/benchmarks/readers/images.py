@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from timm.data import ImageNetInfo
-
-from evaluation.benchmarks.items import DataError, Record, Row, read_json, read_lines, read_table, records
+from evaluation.benchmarks.items import DataError, MediaNames, Record, Row, read_json, read_lines, read_table, records
 from evaluation.benchmarks.readers.files import Files
 
 COCO_FOLDERS = ("train2014", "val2014", "test2015")
@@ -31,7 +30,7 @@ def read_karpathy(files: Files) -> Iterator[Row]:
         yield Row(
             id=Path(name).stem if coco is None else str(coco),
             where=record.where,
-            media=[*names, name, *([] if coco is None else [f"{coco:012d}"])],
+            media=MediaNames([*names, name, *([] if coco is None else [f"{coco:012d}"])]),
             answers=tuple(sentence.text("raw") for sentence in records(sentences, path, record.where)),
         )
 
@@ -64,7 +63,7 @@ def _vqa(values: Any, path: Path, files: Files) -> Iterator[Row]:
         yield Row(
             id=str(number),
             where=record.where,
-            media=_image_names(record.get("image_id", (int, str)), subtype),
+            media=MediaNames(_image_names(record.get("image_id", (int, str)), subtype)),
             question=record.text("question"),
             answers=answers.get(number, ()),
         )
@@ -95,7 +94,7 @@ def _textvqa(values: Any, path: Path) -> Iterator[Row]:
         yield Row(
             id=record.text("question_id"),
             where=record.where,
-            media=[record.text("image_id")],
+            media=MediaNames([record.text("image_id")]),
             question=record.text("question"),
             answers=tuple(map(str, record.values.get("answers") or ())),
         )
@@ -107,7 +106,7 @@ def _vizwiz(values: Any, path: Path) -> Iterator[Row]:
         yield Row(
             id=record.text("image"),
             where=record.where,
-            media=[record.text("image")],
+            media=MediaNames([record.text("image")]),
             question=record.text("question"),
             answers=_answers(record, path) if record.has("answers") else (),
         )
@@ -122,7 +121,7 @@ def read_hateful_memes(files: Files) -> Iterator[Row]:
         yield Row(
             id=record.text("id"),
             where=record.where,
-            media=[record.text("img")],
+            media=MediaNames([record.text("img")]),
             question=record.text("text"),
             answers=() if label is None else (("no", "yes")[label],),
             candidates=("no", "yes"),
@@ -176,10 +175,7 @@ class _Dialog:
         return Row(
             id=f"{self.image}-{round_id}",
             where=self.record.where,
-            media=[
-                *(f"VisualDialog_{split}2018_{self.image:012d}" for split in ("val", "test", "train")),
-                *_image_names(self.image, ""),
-            ],
+            media=MediaNames([f"VisualDialog_val2018_{self.image:012d}", *_image_names(self.image, "")]),
             text=self.record.text("caption") + "".join(rounds),
             question=self._question(last),
             answers=(self._answer(last),),
@@ -218,13 +214,13 @@ def read_imagenet(files: Files) -> Iterator[Row]:
     for synset, image, where in images:
         if synset not in labels:
             raise DataError(f"{where}: {synset!r} is no synset of ImageNet-1k")
-        names = [f"{synset}/{image}"] if synsets else [image]
+        names = MediaNames([f"{synset}/{image}" if synsets else image])
         yield Row(id=image, where=where, media=names, answers=(labels[synset],), candidates=candidates)
 
 
 def _synset_labels() -> dict[str, str]:
     """Return the first name of each synset, all names where another one has it, and the gloss of the two cranes."""
-    info = ImageNetInfo()
+    info = import_module("timm.data").ImageNetInfo()  # timm loads torch
     names = info.label_descriptions()
     first = [name.partition(",")[0] for name in names]
     forms = list(zip(first, names, info.label_descriptions(detailed=True), strict=True))

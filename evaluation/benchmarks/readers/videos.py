@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from pathlib import Path
 
-from evaluation.benchmarks.items import DataError, Record, Row, read_json, read_table, records
+from evaluation.benchmarks.items import DataError, MediaNames, Record, Row, read_json, read_table, records
 from evaluation.benchmarks.readers.files import Files
 
 
@@ -24,7 +24,7 @@ def read_video_qa(files: Files) -> Iterator[Row]:
         yield Row(
             id=record.text("id") if record.has("id") else record.where.rpartition(" ")[2],
             where=record.where,
-            media=[name, *([original[name]] if name in original else [])],
+            media=MediaNames([name, *([original[name]] if name in original else [])]),
             question=record.text("question"),
             answers=(record.text("answer"),) if record.has("answer") else (),
         )
@@ -49,25 +49,22 @@ def read_ivqa(files: Files) -> Iterator[Row]:
         yield Row(
             id=f"{video}-{number}",
             where=record.where,
-            **_segment(record, video, "start", "end"),
+            media=_media(record, video, "start", "end"),
             question=record.text("question"),
             answers=tuple(record.text(name) for i in range(1, 6) if record.has(name := f"answer{i}")),
         )
 
 
-def _segment(record: Record, video: str, start: str, end: str) -> dict:  # type: ignore[type-arg]
-    """Return the fields of a row that is about a segment of a video, if it has the times."""
+def _media(record: Record, video: str, start: str, end: str, *clips: str) -> MediaNames:
+    """Return the names of a video, and the segment of it between two fields of a row, if the row has them."""
+    names = [video, f"v_{video}"]
     if not record.has(start, end):
-        return {"media": [video, f"v_{video}"]}
+        return MediaNames(names)
     first, last = record.number(start), record.number(end)
     if not 0 <= first < last:
         raise DataError(f"{record.where}: the segment from {first} to {last} s is empty")
-    times = [(f"{first:g}", f"{last:g}"), (f"{first:06.0f}", f"{last:06.0f}"), (str(first), str(last))]
-    return {
-        "media": [video, f"v_{video}"],
-        "clips": [f"{video}_{a}_{b}" for a, b in times],
-        "segment": (first, last),
-    }
+    times = [(f"{first:06.0f}", f"{last:06.0f}"), (f"{first:g}", f"{last:g}"), (str(first), str(last))]
+    return MediaNames(names, (first, last), [*clips, *(f"{video}_{a}_{b}" for a, b in times)])
 
 
 def read_nextqa(files: Files) -> Iterator[Row]:
@@ -86,7 +83,7 @@ def read_nextqa(files: Files) -> Iterator[Row]:
         yield Row(
             id=f"{video}-{number}",
             where=record.where,
-            media=[*([paths[video]] if video in paths else []), video],
+            media=MediaNames([*([paths[video]] if video in paths else []), video]),
             question=record.text("question"),
             answers=(*answers, *([second] if answers and second else [])),
             facts={"type": record.text("type"), "stop_words": words},
@@ -98,11 +95,10 @@ def read_vatex(files: Files) -> Iterator[Row]:
     path = files.require("captions")
     for record in records(read_json(path), path):
         name = record.text("videoID")
-        video, start, end = [*name.rsplit("_", 2), "", ""][:3]
-        whole = {"media": [name]}
-        if start.isdecimal() and end.isdecimal() and int(start) < int(end):
-            whole = {"media": [video], "clips": [name], "segment": (float(start), float(end))}  # type: ignore[dict-item]
-        yield Row(id=name, where=record.where, answers=tuple(record.values.get("enCap") or ()), **whole)
+        match = re.fullmatch(r"(?P<video>.+)_(?P<start>\d+)_(?P<end>\d+)", name)
+        times = Record(match.groupdict() if match else {}, record.where)
+        media = _media(times, times.text("video"), "start", "end", name) if match else MediaNames([name])
+        yield Row(id=name, where=record.where, media=media, answers=tuple(record.values.get("enCap") or ()))
 
 
 def read_youcook2(files: Files) -> Iterator[Row]:
@@ -126,10 +122,13 @@ def _segment_row(record: Record, video: str) -> Row:
     times = record.get("segment", list)
     if len(times) != 2:
         raise DataError(f"{record.where}: the field 'segment' has {len(times)} numbers, not 2")
-    number = record.text("id")
-    fields = _segment(Record({"start": times[0], "end": times[1]}, record.where), video, "start", "end")
-    fields["clips"] = [f"{video}_{number}", *fields["clips"]]
-    return Row(id=f"{video}-{number}", where=record.where, answers=(record.text("sentence"),), **fields)
+    number, segment = record.text("id"), Record({"start": times[0], "end": times[1]}, record.where)
+    return Row(
+        id=f"{video}-{number}",
+        where=record.where,
+        media=_media(segment, video, "start", "end", f"{video}_{number}"),
+        answers=(record.text("sentence"),),
+    )
 
 
 def read_star(files: Files) -> Iterator[Row]:
@@ -144,11 +143,11 @@ def read_star(files: Files) -> Iterator[Row]:
         candidates = tuple(choice.text("choice") for choice in choices)
         answers = (record.text("answer"),) if record.has("answer") else ()
         if not set(answers) <= set(candidates):
-            raise DataError(f"{record.where}: the answer {answers[0]!r} is none of the choices")
+            raise DataError(f"{record.where}: the answer {record.text('answer')!r} is none of the choices")
         yield Row(
             id=record.text("question_id"),
             where=record.where,
-            **_segment(record, record.text("video_id"), "start", "end"),
+            media=_media(record, record.text("video_id"), "start", "end"),
             question=record.text("question"),
             answers=answers,
             candidates=candidates,
@@ -172,7 +171,7 @@ def read_rareact(files: Files) -> Iterator[Row]:
         yield Row(
             id=record.text("id"),
             where=record.where,
-            **_segment(record, record.text("video_id"), "start", "end"),
+            media=_media(record, record.text("video_id"), "start", "end"),
             candidates=candidates,
             answers=(f"{facts['verb']} {facts['noun']}",),
             facts={**facts, "annotation": int(record.text("annotation"))},
@@ -187,12 +186,6 @@ def read_kinetics(files: Files) -> Iterator[Row]:
     table = list(read_table(files.require("clips"), ("label", "youtube_id", "time_start", "time_end")))
     candidates = tuple(sorted({record.text("label") for record in table}))
     for record in table:
-        video = record.text("youtube_id")
-        fields = _segment(record, video, "time_start", "time_end")
-        yield Row(
-            id=Path(fields["clips"][1]).name,
-            where=record.where,
-            answers=(record.text("label"),),
-            candidates=candidates,
-            **fields,
-        )
+        media = _media(record, record.text("youtube_id"), "time_start", "time_end")
+        answers = (record.text("label"),)
+        yield Row(id=media.clips[0], where=record.where, media=media, answers=answers, candidates=candidates)

@@ -54,7 +54,14 @@ def coco(folder: Path) -> None:
         write_image(folder / "val2014" / name, number)
         sentences = [{"raw": f"A {COLOURS[number % 4]} thing {n}.", "tokens": [], "sentid": n} for n in range(2)]
         images.append(
-            {"filepath": "val2014", "filename": name, "split": split, "cocoid": number, "imgid": number, "sentences": sentences}
+            {
+                "filepath": "val2014",
+                "filename": name,
+                "split": split,
+                "cocoid": number,
+                "imgid": number,
+                "sentences": sentences,
+            }
         )
     write_json(folder / "dataset_coco.json", {"images": images, "dataset": "coco"})
 
@@ -85,7 +92,10 @@ def _vqa(folder: Path, questions: str, annotations: str, subtype: str, stemmed: 
 
 def vqav2(folder: Path) -> None:
     for split in ("train", "val"):
-        questions, annotations = f"v2_OpenEnded_mscoco_{split}2014_questions.json", f"v2_mscoco_{split}2014_annotations.json"
+        questions, annotations = (
+            f"v2_OpenEnded_mscoco_{split}2014_questions.json",
+            f"v2_mscoco_{split}2014_annotations.json",
+        )
         _vqa(folder, questions, annotations, f"{split}2014")
     write_image(folder / "test2015" / "COCO_test2015_000000000007.jpg", 7)
     question = {"image_id": 7, "question": "How many?", "question_id": 71}
@@ -106,10 +116,17 @@ def textvqa(folder: Path) -> None:
             write_image(folder / ("test_images" if split == "test" else "train_images") / f"{number:016x}.jpg", number)
             answers = {} if split == "test" else {"answers": ["stop"] * 6 + ["halt"] * 4}
             rows.append(
-                {"question": "What does it say?", "image_id": f"{number:016x}", "question_id": number, "set_name": split}
+                {
+                    "question": "What does it say?",
+                    "image_id": f"{number:016x}",
+                    "question_id": number,
+                    "set_name": split,
+                }
                 | answers
             )
-        write_json(folder / f"TextVQA_0.5.1_{split}.json", {"dataset_type": split, "dataset_version": "0.5.1", "data": rows})
+        write_json(
+            folder / f"TextVQA_0.5.1_{split}.json", {"dataset_type": split, "dataset_version": "0.5.1", "data": rows}
+        )
 
 
 def vizwiz(folder: Path) -> None:
@@ -189,7 +206,13 @@ def star(folder: Path) -> None:
         write_video(folder / "Charades_v1_480" / f"{video}.mp4", seconds=3)
         choices = [{"choice_id": n, "choice": f"The {c} one.", "choice_program": []} for n, c in enumerate(COLOURS)]
         rows = [
-            {"question_id": f"Interaction_T1_{n}", "video_id": video, "start": 0.5, "end": 2.5, "question": "Which one?"}
+            {
+                "question_id": f"Interaction_T1_{n}",
+                "video_id": video,
+                "start": 0.5,
+                "end": 2.5,
+                "question": "Which one?",
+            }
             | {"answer": "The blue one.", "choices": choices, "situations": {}}
             for n in range(2)
         ]
@@ -201,9 +224,14 @@ def visdial(folder: Path) -> None:
     for split, image in (("train", 5), ("val", 6)):
         name = f"VisualDialog_val2018_{image:012d}.jpg" if split == "val" else f"COCO_train2014_{image:012d}.jpg"
         write_image(folder / "images" / name, image)
-        rounds = [{"question": n % 2, "answer": n % 4, "answer_options": [0, 1, 2, 3], "gt_index": n % 4} for n in range(10)]
+        rounds = [
+            {"question": n % 2, "answer": n % 4, "answer_options": [0, 1, 2, 3], "gt_index": n % 4} for n in range(10)
+        ]
         dialogs = [{"image_id": image, "caption": "a thing", "dialog": rounds}]
-        write_json(folder / f"visdial_1.0_{split}.json", {"split": split, "version": "1.0", "data": {"dialogs": dialogs, **texts}})
+        write_json(
+            folder / f"visdial_1.0_{split}.json",
+            {"split": split, "version": "1.0", "data": {"dialogs": dialogs, **texts}},
+        )
     dense = [{"image_id": 6, "round_id": 3, "gt_relevance": [0.0, 0.5, 1.0, 0.0]}]
     write_json(folder / "visdial_1.0_val_dense_annotations.json", dense)
 
@@ -244,8 +272,8 @@ def kinetics700(folder: Path) -> None:
         write_csv(folder / f"{split}.csv", columns, rows)
 
 
-WRITERS: Mapping[str, Callable[[Path], None]] = {
-    writer.__name__: writer
-    for writer in (coco, flickr30k, hateful_memes, imagenet, ivqa, kinetics700, msrvttqa, msvdqa, nextqa)
-    + (okvqa, rareact, star, textvqa, vatex, visdial, vizwiz, vqav2, youcook2)
-}
+_WRITERS = (
+    *(coco, flickr30k, hateful_memes, imagenet, ivqa, kinetics700, msrvttqa, msvdqa, nextqa),
+    *(okvqa, rareact, star, textvqa, vatex, visdial, vizwiz, vqav2, youcook2),
+)
+WRITERS: Mapping[str, Callable[[Path], None]] = {writer.__name__: writer for writer in _WRITERS}

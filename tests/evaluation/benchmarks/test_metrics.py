@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.benchmarks.items import Row
+from evaluation.benchmarks.items import MediaNames, Row
 from evaluation.benchmarks.metrics import cider, ranking, vqa_accuracy, wups
 from evaluation.benchmarks.scoring import METRICS, Answer
 
@@ -84,7 +84,7 @@ def score(metric: str, answers: list[Answer]) -> tuple[float, tuple[float, float
 
 
 def row(answers: tuple[str, ...], **fields: Any) -> Row:
-    return Row(id="1", where="", media=[], answers=answers, **fields)
+    return Row(id="1", where="", media=MediaNames([]), answers=answers, **fields)
 
 
 def test_accuracies_are_in_percent_with_an_interval() -> None:

@@ -39,7 +39,9 @@ def test_the_files_of_each_benchmark_are_read(name: str, tmp_path: Path) -> None
         assert item.media.is_file()
         assert item.row.answers
         assert bool(item.row.candidates) == (benchmark.task == "rank")
-        assert (benchmark.metric in ("ndcg", "mwap")) or set(item.row.answers) <= set(item.row.candidates or item.row.answers)
+        assert (benchmark.metric in ("ndcg", "mwap")) or set(item.row.answers) <= set(
+            item.row.candidates or item.row.answers
+        )
     support = BenchmarkData(benchmark, tmp_path).support(None, 0)
     assert bool(support) == (benchmark.support_split is not None)
     assert not {item.media for item in support} & {item.media for item in queries.items}
@@ -47,7 +49,10 @@ def test_the_files_of_each_benchmark_are_read(name: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", names())
 def test_an_empty_folder_wants_data_and_says_which(name: str, tmp_path: Path) -> None:
-    assert re.match(r"wants data: .* has no file .*\.(json|jsonl|csv)|wants data: .* has no file (val|train)", state(load(name), tmp_path))
+    assert re.match(
+        r"wants data: .* has no file .*\.(json|jsonl|csv)|wants data: .* has no file (val|train)",
+        state(load(name), tmp_path),
+    )
     written(name, tmp_path)
     assert re.match(r"\d+ queries of (val|test)", state(load(name), tmp_path))
 
@@ -97,9 +102,7 @@ def test_openflamingos_files_of_textvqa_and_vizwiz_are_read(tmp_path: Path) -> N
 
 def test_a_round_of_visdial_comes_after_the_caption_and_earlier_rounds(tmp_path: Path) -> None:
     (row,) = [item.row for item in read("visdial", written("visdial", tmp_path)).items]
-    assert row.text == (
-        "a thing Question: what colour is it Answer: yes Question: is it big Answer: no"
-    )
+    assert row.text == ("a thing Question: what colour is it Answer: yes Question: is it big Answer: no")
     assert (row.question, row.answers, row.candidates) == ("what colour is it", ("red",), ("yes", "no", "red", "blue"))
     (shot,) = BenchmarkData(load("visdial"), tmp_path).support(None, 0)
     assert shot.row.text.count("Question:") == 9
@@ -122,9 +125,12 @@ def test_segments_are_cut_unless_a_file_has_the_segment_alone(tmp_path: Path) ->
 
 def seconds_of(video: Path | bytes) -> float:
     assert isinstance(video, bytes)
-    with av.open(io.BytesIO(video)) as container:
-        frames = list(container.decode(container.streams.video[0]))
-    return len(frames) / 8
+    return len(frames_of(video)) / 8
+
+
+def frames_of(video: bytes) -> list[av.VideoFrame]:
+    with av.open(io.BytesIO(video), "r") as container:
+        return list(container.decode(video=0))
 
 
 def test_a_segment_shows_its_own_frames(tmp_path: Path) -> None:
@@ -132,8 +138,7 @@ def test_a_segment_shows_its_own_frames(tmp_path: Path) -> None:
     official.write_video(tmp_path / "video.avi", seconds=3)
     video = encode(tmp_path / "video.avi", 1.0, 2.0)
     assert video is not None
-    with av.open(io.BytesIO(video)) as container:
-        colours = [frame.to_ndarray(format="rgb24").mean((0, 1)) for frame in container.decode(container.streams.video[0])]
+    colours = [frame.to_ndarray(format="rgb24").mean((0, 1)) for frame in frames_of(video)]
     assert len(colours) in (7, 8)
     assert all(colour.argmax() == 2 for colour in colours)
     assert encode(tmp_path / "video.avi", 50.0, 60.0) is None
@@ -141,30 +146,44 @@ def test_a_segment_shows_its_own_frames(tmp_path: Path) -> None:
 
 Change = Callable[[Any], object]
 
+DENSE = "visdial_1.0_val_dense_annotations.json"
+QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
+BROKEN: list[tuple[str, str, Change, str]] = [
+    ("coco", "dataset_coco.json", lambda v: v.pop("images"), "dataset_coco.json: the field 'images' is missing"),
+    ("coco", "dataset_coco.json", lambda v: v["images"][2].pop("filename"), "row 3: the field 'filename' is missing"),
+    ("coco", "dataset_coco.json", lambda v: v["images"].append(7), "images, row 6: an object is expected, not 7"),
+    ("coco", "dataset_coco.json", lambda v: v["images"][3].update(cocoid=2), "row 4: the id '2' repeats"),
+    (
+        *("coco", "dataset_coco.json", lambda v: v["images"][2].update(filename="x.jpg", cocoid=77)),
+        "row 3: the folder has no media file val2014/x.jpg",
+    ),
+    (
+        *("vqav2", "v2_mscoco_val2014_annotations.json", lambda v: v["annotations"].pop()),
+        "has no annotation of the question 21",
+    ),
+    (
+        *("vqav2", QUESTIONS, lambda v: v["questions"][1].update(image_id=None)),
+        "questions, row 2: the field 'image_id' is missing",
+    ),
+    ("vizwiz", "Annotations/val.json", lambda v: v[1].update(answers=[{}]), "the field 'answer' is missing"),
+    ("star", "STAR_val.json", lambda v: v[1].pop("answer"), "row 2: there is no answer, but other rows have one"),
+    ("star", "STAR_val.json", lambda v: v[0].update(answer="A."), "row 1: the answer 'A.' is none of the choices"),
+    ("star", "STAR_val.json", lambda v: v[0].update(start=9), "row 1: the segment from 9.0 to 2.5 s is empty"),
+    ("visdial", DENSE, lambda v: v[0].update(round_id=11), "there is no round 11, only 10"),
+    ("visdial", DENSE, lambda v: v[0].update(gt_relevance=[1.0]), "4 answer options, but 1 judgements"),
+    (
+        "youcook2",
+        "youcookii_annotations_trainval.json",
+        lambda v: v["database"]["cook1"]["annotations"][0].update(segment=[1]),
+        "video cook1, row 1: the field 'segment' has 1 numbers, not 2",
+    ),
+]
 
-@pytest.mark.parametrize(
-    ("name", "file", "change", "message"),
-    [
-        ("coco", "dataset_coco.json", lambda v: v.pop("images"), "dataset_coco.json: the field 'images' is missing"),
-        ("coco", "dataset_coco.json", lambda v: v["images"][2].pop("filename"), "images, row 3: the field 'filename' is missing"),
-        ("coco", "dataset_coco.json", lambda v: v["images"].append(7), "images, row 6: an object is expected, not 7"),
-        ("coco", "dataset_coco.json", lambda v: v["images"][3].update(cocoid=2), "row 4: the id '2' repeats"),
-        ("coco", "dataset_coco.json", lambda v: v["images"][2].update(filename="x.jpg", cocoid=77),
-         "row 3: the folder has no media file val2014/x.jpg"),
-        ("vqav2", "v2_mscoco_val2014_annotations.json", lambda v: v["annotations"].pop(), "has no annotation of the question 21"),
-        ("vqav2", "v2_OpenEnded_mscoco_val2014_questions.json", lambda v: v["questions"][1].update(image_id=None),
-         "questions, row 2: the field 'image_id' is missing"),
-        ("vizwiz", "Annotations/val.json", lambda v: v[1].update(answers=[{"answer": None}]), "the field 'answer' is missing"),
-        ("star", "STAR_val.json", lambda v: v[0].update(answer="Nobody."), "row 1: the answer 'Nobody.' is none of the choices"),
-        ("star", "STAR_val.json", lambda v: v[0].update(start=9), "row 1: the segment from 9.0 to 2.5 s is empty"),
-        ("visdial", "visdial_1.0_val_dense_annotations.json", lambda v: v[0].update(round_id=11), "there is no round 11, only 10"),
-        ("visdial", "visdial_1.0_val_dense_annotations.json", lambda v: v[0].update(gt_relevance=[1.0]),
-         "4 answer options, but 1 judgements"),
-        ("youcook2", "youcookii_annotations_trainval.json", lambda v: v["database"]["cook1"]["annotations"][0].update(segment=[1]),
-         "video cook1, row 1: the field 'segment' has 1 numbers, not 2"),
-    ],
-)  # fmt: skip
-def test_a_broken_row_is_refused_with_file_and_row(name: str, file: str, change: Change, message: str, tmp_path: Path) -> None:
+
+@pytest.mark.parametrize(("name", "file", "change", "message"), BROKEN)
+def test_a_broken_row_is_refused_with_file_and_row(
+    name: str, file: str, change: Change, message: str, tmp_path: Path
+) -> None:
     path = written(name, tmp_path) / file
     values = json.loads(path.read_text())
     change(values)
@@ -233,5 +252,5 @@ def test_a_video_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     written("msvdqa", tmp_path)
     (tmp_path / "video" / "vid5.avi").write_bytes(film(["red"])[:100])
     item = read("msvdqa", tmp_path).items[0]
-    with pytest.raises(DataError, match="vid5.avi"):
+    with pytest.raises(DataError, match=r"vid5\.avi"):
         media(item)
