@@ -91,7 +91,7 @@ PEOPLE = [
     ["yes, sir"] * 3 + ["yes"] * 6 + ["no"],
     ["red/white"] * 4 + ["red and white"] * 3 + ["(red)", "red ,white", "red?"],
     ["3.5"] * 3 + ["3.5 m."] * 2 + ["U.S.A."] * 3 + ["usa", "USA"],
-    ["somebody'd"] * 5 + ["y'allll"] * 3 + ["Im", "wouldnt've"],
+    ["someone'd"] * 5 + ["y'allll"] * 3 + ["Im", "wouldnt've"],
     ["line\nbreak"] * 4 + ["line break"] * 2 + [" tab\tbed "] * 4,
 ]  # fmt: skip
 ANSWERS = ["red", "Red.", "dark red", "2", "two", "A couple", "it's a dog", "dog", "the dog", "1000", "1,000", "1.000"]

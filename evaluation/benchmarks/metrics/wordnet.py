@@ -54,5 +54,5 @@ def similarity(first: str, second: str) -> float:
     """Return the Wu-Palmer similarity of the first senses of two lemmas; 0 for a lemma that WordNet does not have."""
     if first == second:
         return 1.0
-    senses, others = wordnet.synsets(first), wordnet.synsets(second)
-    return float(senses[0].wup_similarity(others[0]) or 0.0) if senses and others else 0.0
+    senses, second_senses = wordnet.synsets(first), wordnet.synsets(second)
+    return float(senses[0].wup_similarity(second_senses[0]) or 0.0) if senses and second_senses else 0.0

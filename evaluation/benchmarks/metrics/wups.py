@@ -23,9 +23,9 @@ def score(answer: Sequence[str], references: Sequence[Sequence[str]], kind: str,
     )
 
 
-def _product(lemmas: Sequence[str], others: Sequence[str], similarity: Similarity) -> float:
+def _product(lemmas: Sequence[str], reference: Sequence[str], similarity: Similarity) -> float:
     """Return the product of the similarity of each lemma to its nearest one, without those that have none."""
-    nearest = [max((similarity(lemma, other) for other in others), default=0.0) for lemma in lemmas]
+    nearest = [max((similarity(lemma, other) for other in reference), default=0.0) for lemma in lemmas]
     product = 1.0
     for value in filter(None, nearest):
         product *= value

@@ -76,18 +76,18 @@ def flickr30k(folder: Path) -> None:
 
 
 def _vqa(folder: Path, questions: str, annotations: str, subtype: str, stemmed: bool = False) -> None:
-    asked, answered = [], []
+    questions_list, annotation_list = [], []
     for number in range(3):
         write_image(folder / subtype / f"COCO_{subtype}_{number:012d}.jpg", number)
         identity = {"image_id": number, "question_id": 10 * number + 1}
-        asked.append({**identity, "question": "What colour is it?"})
+        questions_list.append({**identity, "question": "What colour is it?"})
         people = [{"answer_id": n + 1, "answer": COLOURS[number], "answer_confidence": "yes"} for n in range(10)]
         if stemmed:
             people = [{**person, "raw_answer": f"{COLOURS[number]}s"} for person in people]
-        answered.append({**identity, "answers": people, "question_type": "what", "answer_type": "other"})
+        annotation_list.append({**identity, "answers": people, "question_type": "what", "answer_type": "other"})
     common = {"info": {}, "license": {}, "data_type": "mscoco", "data_subtype": subtype}
-    write_json(folder / questions, {**common, "task_type": "Open-Ended", "questions": asked})
-    write_json(folder / annotations, {**common, "annotations": answered})
+    write_json(folder / questions, {**common, "task_type": "Open-Ended", "questions": questions_list})
+    write_json(folder / annotations, {**common, "annotations": annotation_list})
 
 
 def vqav2(folder: Path) -> None:
