@@ -254,3 +254,11 @@ def test_a_video_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     item = read("msvdqa", tmp_path).items[0]
     with pytest.raises(DataError, match=r"vid5\.avi"):
         media(item)
+
+
+def test_of_several_files_of_a_name_the_one_of_the_split_is_taken(tmp_path: Path) -> None:
+    written("imagenet", tmp_path)
+    for split in ("a-copy", "train", "val", "zzz"):
+        official.write_image(tmp_path / split / "n01440764" / "same.JPEG", 1)
+    item = next(item for item in read("imagenet", tmp_path).items if item.row.id == "same.JPEG")
+    assert item.media == tmp_path / "val" / "n01440764" / "same.JPEG"

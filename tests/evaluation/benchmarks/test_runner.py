@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from evaluation.benchmarks.__main__ import main
-from evaluation.benchmarks.benchmark import load, names
+from evaluation.benchmarks.benchmark import Wording, load, names
 from evaluation.benchmarks.journal import Journal
-from flamboyance_client import Client
+from flamboyance_client import Client, Query, Shot, Template
 from tests.clients.serving import KEY, tiny_server
 from tests.evaluation.benchmarks.official_files import WRITERS, write_image
 
 ROOT = Path(__file__).resolve().parents[3]
+IMAGE = Image.new("RGB", (8, 8), "red")
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,38 @@ def test_wups_names_what_it_needs(server: str, tmp_path: Path, capsys: pytest.Ca
     assert main(arguments("nextqa", server, tmp_path, "--shots", "1")) == 1
     assert "error: WUPS needs" in capsys.readouterr().err
     assert len(outcomes(tmp_path, 1)) == 2
+
+
+PROMPTS: list[tuple[str, Wording, str, str]] = [
+    ("coco", "paper", "<image>Output: A.", "<image>Output:"),
+    ("coco", "openflamingo", "<image>Output:A.", "\n<image>Output:"),
+    ("okvqa", "paper", "<image>Question: Q? Answer: A.", "<image>Question: Q? Answer:"),
+    ("okvqa", "openflamingo", "<image>Question:Q? Short answer:A.", "\n<image>Question:Q? Short answer:"),
+    (
+        *("hateful_memes", "paper", '<image>is an image with written: "Q?" on it. Is it hateful? Answer: A.'),
+        '<image>is an image with written: "Q?" on it. Is it hateful? Answer:',
+    ),
+    (
+        *("hateful_memes", "openflamingo", "<image>is an image with: 'Q?' written on it. Is it hateful? Answer:A."),
+        "<image>is an image with: 'Q?' written on it. Is it hateful? Answer:",
+    ),
+    ("visdial", "paper", "<image>T Question: Q? Answer: A.", "<image>T Question: Q? Answer:"),
+    ("rareact", "paper", "<image>Caption: a person A.", "<image>Caption: a person"),
+    ("imagenet", "openflamingo", "<image>Output:A.", "<image>Output:"),
+]
+
+
+@pytest.mark.parametrize(("name", "wording", "shot", "query"), PROMPTS)
+def test_the_server_writes_the_prompt(name: str, wording: Wording, shot: str, query: str, server: str) -> None:
+    prompt = load(name).prompt(wording)
+    texts: Query = {"image": IMAGE}
+    texts |= {"question": "Q?"} if "{question}" in prompt.shot else {}
+    texts |= {"text": "T"} if "{text}" in prompt.shot else {}
+    example: Shot = {**texts, "label": "A."} if "{label}" in prompt.shot else {**texts, "answer": "A."}
+    with Client(server, api_key=KEY) as client:
+        template: Template = {"shot": prompt.shot, "separator": prompt.separator}
+        reply = client.fewshot.complete(texts, shots=[example], template=template, echo=True, max_tokens=1)
+    assert reply.fewshot["prompt"] == f"{shot}<|endofchunk|>{query}"
 
 
 @pytest.mark.parametrize("selection", ["random", "rices"])
