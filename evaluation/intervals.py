@@ -15,7 +15,7 @@ Name = TypeVar("Name", bound=str)
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    num_correct: int
+    num_correct: float  # a fraction, if answers can be right in part
     num_answers: int
 
     @property

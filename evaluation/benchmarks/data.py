@@ -46,16 +46,15 @@ class BenchmarkData:
         benchmark = self._benchmark
         if (patterns := benchmark.splits.get(split)) is None:
             raise ValueError(f"{benchmark.title} has the splits {', '.join(benchmark.splits)}, not {split!r}")
-        rows, ids = READERS[benchmark.reader](Files(self._folder, split, patterns, benchmark.media_name)), set[str]()
+        yield from READERS[benchmark.reader](Files(self._folder, split, patterns, benchmark.media_name))
+
+    def queries(self, split: str, limit: int | None, seed: int) -> Queries:
+        """Return the queries in the order of the file; with a limit, a random sample of them in this order."""
+        rows, ids = list(self.rows(split)), set[str]()
         for row in rows:
             if row.id in ids:
                 raise DataError(f"{row.where}: the id {row.id!r} repeats")
             ids.add(row.id)
-            yield row
-
-    def queries(self, split: str, limit: int | None, seed: int) -> Queries:
-        """Return the queries in the order of the file; with a limit, a random sample of them in this order."""
-        rows = list(self.rows(split))
         if limit is not None and limit < len(rows):
             rows = [rows[i] for i in sorted(Random(f"{seed}/queries").sample(range(len(rows)), limit))]
         items = [item for row in rows if (item := self._item(row, split)) is not None]

@@ -90,7 +90,8 @@ class Folder:
                 raise DataError(f"{self.path} has several files {pattern}: {', '.join(map(str, matches[:3]))}")
             if matches:
                 return matches[0]
-        return next((folder for name in patterns if (folder := self.path / name).is_dir()), None)
+        folders = {folder for file in self._files for folder in (file.parent, file.parent.parent)}
+        return min((folder for folder in folders if any(map(folder.match, patterns))), key=_depth, default=None)
 
     def require(self, patterns: Sequence[str]) -> Path:
         if (path := self.find(patterns)) is None:
@@ -110,6 +111,10 @@ class Folder:
             if narrowed := in_split or narrowed:
                 return narrowed[0]
         return None
+
+
+def _depth(path: Path) -> tuple[int, Path]:
+    return len(path.parts), path
 
 
 def _stem(name: str) -> str:

@@ -62,9 +62,14 @@ def _mean(values: Sequence[float]) -> Score:
     return _scaled(fmean(values), mean_interval(values) if len(values) > 1 else None)
 
 
-def _accuracy(answers: Sequence[Answer]) -> Score:
-    share = Share(sum(_plain(a.best) == _plain(a.row.answers[0]) for a in answers), len(answers))
+def _share(values: Sequence[float]) -> Score:
+    """Return the mean of values between 0 and 1, most of which are one of both."""
+    share = Share(sum(values), len(values))
     return _scaled(share.value, share.interval())
+
+
+def _accuracy(answers: Sequence[Answer]) -> Score:
+    return _share([_plain(a.best) == _plain(a.row.answers[0]) for a in answers])
 
 
 def _plain(text: str) -> str:
@@ -73,16 +78,16 @@ def _plain(text: str) -> str:
 
 def _top_1_and_5(answers: Sequence[Answer]) -> Score:
     names = [([name for name, _ in a.ranked], a.row.answers[0]) for a in answers]
-    return _mean([((right in ranked[:1]) + (right in ranked[:5])) / 2 for ranked, right in names])
+    return _share([((right in ranked[:1]) + (right in ranked[:5])) / 2 for ranked, right in names])
 
 
 def _vqa_accuracy(answers: Sequence[Answer]) -> Score:
-    return _mean([accuracy(a.text, a.row.answers) for a in answers])
+    return _share([accuracy(a.text, a.row.answers) for a in answers])
 
 
 def _agreement(answers: Sequence[Answer]) -> Score:
     counts = [[_plain(text) for text in a.row.answers].count(_plain(a.text)) for a in answers]
-    return _mean([min(1.0, count / NUM_AGREEING) for count in counts])
+    return _share([min(1.0, count / NUM_AGREEING) for count in counts])
 
 
 def _cider(answers: Sequence[Answer]) -> Score:

@@ -78,13 +78,14 @@ def _annotations(path: Path) -> dict[int | str, tuple[str, ...]]:
 
 def _answers(record: Record, path: Path) -> tuple[str, ...]:
     """Return the texts of a list of answers. OKVQA's `raw_answer` is not stemmed, its `answer` is."""
-    answers = list(records(record.get("answers", list), path, record.where))
+    values = [{"answer": v} if isinstance(v, str) else v for v in record.get("answers", list)]
+    answers = list(records(values, path, record.where))
     return tuple(str(a.get("raw_answer" if a.has("raw_answer") else "answer", (str, int))) for a in answers)
 
 
 def _image_names(image: int | str, subtype: str) -> list[str]:
     if isinstance(image, str):
-        return [image]
+        return [image, *(_image_names(int(image), subtype) if image.isdecimal() else [])]
     return [*(f"COCO_{folder}_{image:012d}" for folder in (subtype, *COCO_FOLDERS)), f"{image:012d}", str(image)]
 
 

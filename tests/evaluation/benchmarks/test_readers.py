@@ -262,3 +262,23 @@ def test_of_several_files_of_a_name_the_one_of_the_split_is_taken(tmp_path: Path
         official.write_image(tmp_path / split / "n01440764" / "same.JPEG", 1)
     item = next(item for item in read("imagenet", tmp_path).items if item.row.id == "same.JPEG")
     assert item.media == tmp_path / "val" / "n01440764" / "same.JPEG"
+
+
+def test_the_folders_of_imagenet_may_be_deep_in_the_release(tmp_path: Path) -> None:
+    written("imagenet", tmp_path / "ILSVRC" / "Data" / "CLS-LOC")
+    assert len(read("imagenet", tmp_path).items) == 2
+
+
+def test_answers_of_vqa_may_be_texts_and_ids_texts_of_digits(tmp_path: Path) -> None:
+    written("vqav2", tmp_path)
+    for name, key in (
+        ("v2_OpenEnded_mscoco_val2014_questions.json", "questions"),
+        ("v2_mscoco_val2014_annotations.json", "annotations"),
+    ):
+        values = json.loads((tmp_path / name).read_text())
+        for row in values[key]:
+            row["image_id"] = str(row["image_id"])
+            row.update({"answers": ["red", "blue"]} if key == "annotations" else {})
+        official.write_json(tmp_path / name, values)
+    items = read("vqav2", tmp_path).items
+    assert [item.row.answers for item in items] == [("red", "blue")] * 3

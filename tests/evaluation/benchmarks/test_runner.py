@@ -107,7 +107,8 @@ def test_the_server_writes_the_prompt(name: str, wording: Wording, shot: str, qu
     texts: Query = {"image": IMAGE}
     texts |= {"question": "Q?"} if "{question}" in prompt.shot else {}
     texts |= {"text": "T"} if "{text}" in prompt.shot else {}
-    example: Shot = {**texts, "label": "A."} if "{label}" in prompt.shot else {**texts, "answer": "A."}
+    example: Shot = {"label": "A."} if "{label}" in prompt.shot else {"answer": "A."}
+    example |= texts  # type: ignore[typeddict-item]
     with Client(server, api_key=KEY) as client:
         template: Template = {"shot": prompt.shot, "separator": prompt.separator}
         reply = client.fewshot.complete(texts, shots=[example], template=template, echo=True, max_tokens=1)
