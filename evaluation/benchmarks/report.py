@@ -65,7 +65,7 @@ class Report:
 
     def _table(self) -> list[str]:
         columns = [r.shots for r in self.results]
-        ours = [str(r.score) if r.score else "no public answers" for r in self.results]
+        ours = [str(r.score or ("no public answers" if r.num_answers else "no answers")) for r in self.results]
         rows = [(f"**{self.model}**", self.split, ours)]
         for published in self._published:
             figures = [str(published.figures.get(shots, "")) for shots in columns]
