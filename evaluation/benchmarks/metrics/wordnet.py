@@ -12,19 +12,15 @@ import nltk
 from nltk.corpus import wordnet
 from nltk.stem import PorterStemmer, WordNetLemmatizer
 
-DATA = {
-    "wordnet": "corpora/wordnet.zip",
-    "punkt_tab": "tokenizers/punkt_tab",
-    "averaged_perceptron_tagger_eng": "taggers/averaged_perceptron_tagger_eng",
-}
+DATA = ("wordnet", "punkt_tab", "averaged_perceptron_tagger_eng")
 _PARTS_OF_SPEECH = {"JJ": "a", "NN": "n", "RB": "r", "VB": "v"}
 
 
 def check_data() -> None:
     """Raise ValueError if nltk lacks data, with the command that downloads it."""
     try:
-        for path in DATA.values():
-            nltk.data.find(path)
+        wordnet.ensure_loaded()
+        nltk.pos_tag(nltk.word_tokenize("a dog"))
     except LookupError:
         raise ValueError(
             f"WUPS needs data of nltk: python -m nltk.downloader {' '.join(DATA)}; or set NLTK_DATA to its folder"

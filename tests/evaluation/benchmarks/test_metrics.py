@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -121,3 +123,17 @@ def test_ndcg_reads_the_candidates_in_their_own_order() -> None:
     second = Answer(row(("b",), **fields), ranked=(("c", 0.9), ("b", 0.1), ("a", 0.0)))
     assert score("ndcg", [first])[0] == 100.0
     assert score("ndcg", [second])[0] == 0.0
+
+
+def test_wups_compares_lemmas_without_stop_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    lexicon: Any = ModuleType("evaluation.benchmarks.metrics.wordnet")
+    lexicon.check_data = lambda: None
+    lexicon.lemmas = lambda text, stop_words: [word for word in text.split() if word not in stop_words]
+    lexicon.similarity = lambda a, b: 1.0 if a == b else 0.5
+    monkeypatch.setitem(sys.modules, lexicon.__name__, lexicon)
+    facts = {"type": "CW", "stop_words": ("the",)}
+    answers = [Answer(row(("cat", "dog"), facts=facts), text=text) for text in ("the dog", "bird")]
+    assert score("wups", answers)[0] == 75.0
+    facts["stop_words"] = ()
+    with pytest.raises(ValueError, match=r"WUPS needs the stopwords\.txt"):
+        score("wups", answers)
