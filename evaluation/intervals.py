@@ -1,4 +1,4 @@
-"""Shares of correct answers have 95% Wilson intervals and print as the cell of a table."""
+"""Shares of correct answers have 95% Wilson intervals and print as the cell of a table; other statistics have others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Name = TypeVar("Name", bound=str)
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    num_correct: int
+    num_correct: float  # a fraction, if answers can be right in part
     num_answers: int
 
     @property
@@ -65,3 +65,17 @@ def difference_to_best(answers: Mapping[Name, Sequence[bool]], name: Name) -> st
     half = Z * stdev([*differences, 1, -1]) / math.sqrt(len(differences))
     mean = fmean(differences)
     return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}] ({best})"
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95% interval of a mean of any values, of which there are at least two."""
+    half = Z * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+def area_interval(area: float, num_positive: int, num_negative: int) -> tuple[float, float]:
+    """Return the 95% interval of the area under a ROC curve (Hanley and McNeil 1982)."""
+    positive, negative = area / (2 - area) - area**2, 2 * area**2 / (1 + area) - area**2
+    variance = area * (1 - area) + (num_positive - 1) * positive + (num_negative - 1) * negative
+    half = Z * math.sqrt(variance / (num_positive * num_negative))
+    return max(0.0, area - half), min(1.0, area + half)

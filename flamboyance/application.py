@@ -1,4 +1,4 @@
-"""The folder of the application, which has `server`, `model`, `kernels` and `training`, and imports from it.
+"""The folder of the application, which has `server`, `model` and the others, and imports from it.
 
 A wheel carries the application in `flamboyance/app`, so that no package named `server` or `model` is installed. In a clone,
 and in an editable installation, the folder is the root of the repository.

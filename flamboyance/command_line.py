@@ -15,6 +15,8 @@ from flamboyance.application import load
 from flamboyance.plugins import add_plugins
 
 NAME = "flamboyance"
+# a distribution of its own, which not every program needs
+CLIENT = "flamboyance_client"
 
 
 class Program(NamedTuple):
@@ -29,7 +31,14 @@ class Program(NamedTuple):
     first_arguments: tuple[str, ...] = ()
 
     def run(self, arguments: Sequence[str]) -> int:
-        status: int = load(self.module).main([*self.first_arguments, *arguments], prog=self.prog)
+        try:
+            module = load(self.module)
+        except ModuleNotFoundError as error:
+            if error.name != CLIENT:
+                raise
+            print(f"error: {self.prog} needs {CLIENT}: pip install ./clients/python", file=sys.stderr)
+            return 1
+        status: int = module.main([*self.first_arguments, *arguments], prog=self.prog)
         return status
 
 
@@ -60,6 +69,11 @@ PROGRAMS = {
         "Build a model folder of one of the paper's models, with random or given experts, that is yet to be trained.",
         prog=NAME,
         first_arguments=("build",),
+    ),
+    "evaluate": Program(
+        "evaluation.benchmarks.__main__",
+        "Evaluate a server on a benchmark of the paper: `flamboyance evaluate NAME --data DIR [--server URL]`.",
+        prog=f"{NAME} evaluate",
     ),
 }
 

@@ -63,6 +63,8 @@ FORBIDDEN: dict[str, set[str]] = {
     "kernels": HTTP,
     "training": HTTP,
     "flamboyance": TORCH | HTTP,
+    # through the public interface alone
+    "evaluation.benchmarks": TORCH | HTTP | {"server", "model", "training", "kernels"},
     CLIENT: TORCH | HTTP,
 }
 

@@ -69,6 +69,18 @@ def test_a_program_describes_itself_under_its_name(name: str, capsys: pytest.Cap
     assert capsys.readouterr().out.startswith(f"usage: flamboyance {name} ")
 
 
+def test_a_program_without_the_client_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load_program(name: str) -> ModuleType:
+        raise ModuleNotFoundError(name="flamboyance_client")
+
+    monkeypatch.setattr(command_line, "load", load_program)
+    assert main(["evaluate", "coco"]) == 1
+    error = capsys.readouterr().err
+    assert error == "error: flamboyance evaluate needs flamboyance_client: pip install ./clients/python\n"
+
+
 def test_a_model_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["describe", "flamingo-3b"]) == 0
     assert capsys.readouterr().out.startswith("flamingo-3b: gated layers before [0, 1,")

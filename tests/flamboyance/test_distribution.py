@@ -20,7 +20,7 @@ from tests.flamboyance.test_command_line import VERSION
 from tests.server.test_main import CONFIG, ROOT, Server
 from tests.tiny_models import byte_tokenizer, tiny_model
 
-APPLICATION = ("kernels", "model", "server", "training")
+APPLICATION = ("evaluation", "kernels", "model", "server", "training")
 INFORMATION = f"flamboyance-{VERSION}.dist-info"
 
 
@@ -113,7 +113,7 @@ def installation(distribution: Distribution, tmp_path_factory: pytest.TempPathFa
         "--quiet",
     ]
     subprocess.run([*pip, str(distribution.wheel)], check=True)
-    for name in ("kernels", "model", "server", "training"):
+    for name in APPLICATION:
         (folder / "work" / name).mkdir(parents=True)
         (folder / "work" / name / "__init__.py").write_text("raise ImportError('of the working directory')\n")
     assert {path.name for path in installed.site_packages.iterdir()} == {"flamboyance", INFORMATION}

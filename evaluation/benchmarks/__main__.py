@@ -1,0 +1,101 @@
+"""Evaluate a server on a benchmark of the paper: `flamboyance evaluate NAME --data DIR`, `python -m evaluation.benchmarks`.
+
+Without a name, the benchmarks are listed, with what a folder has of each one's data and what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluation.benchmarks.benchmark import Benchmark, load, names
+from evaluation.benchmarks.data import state
+from evaluation.benchmarks.runner import Options, run
+from evaluation.benchmarks.scoring import METRICS
+from flamboyance_client import FlamboyanceError
+from flamboyance_client.client import BASE_URL
+
+OUT = Path("benchmark-results")
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m evaluation.benchmarks") -> int:
+    """Run the command and return its exit status: 1 for an error and for queries that the server has refused."""
+    options = _parser(prog).parse_args(arguments)
+    try:
+        if options.name is None:
+            _print_list(options.data)
+            return 0
+        return _evaluate(load(options.name), options)
+    except* (ValueError, OSError, FlamboyanceError) as group:
+        print(f"error: {_first(group)}", file=sys.stderr)
+    except* KeyboardInterrupt:
+        print("interrupted: the same command continues", file=sys.stderr)
+    return 1
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _evaluate(benchmark: Benchmark, options: argparse.Namespace) -> int:
+    if options.data is None:
+        raise ValueError("--data is required: the folder of the benchmark's files")
+    values = vars(options) | {"shots": options.shots or benchmark.shots, "split": options.split or benchmark.split}
+    del values["name"]
+    report = asyncio.run(run(benchmark, Options(**values)))
+    print(report.markdown())
+    return int(any(result.num_failed for result in report.results))
+
+
+def _print_list(data: Path | None) -> None:
+    for name in names():
+        benchmark = load(name)
+        print(f"{name:14} {METRICS[benchmark.metric].title}, {benchmark.split}")
+        if data is not None:
+            print(f"{'':14} {state(benchmark, folder if (folder := data / name).is_dir() else data)}")
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser.add_argument("name", nargs="?", metavar="NAME", help=f"the benchmark: {', '.join(names())}")
+    parser.add_argument(
+        "--data", type=Path, help="the folder of its annotation and media files; for a list, of all data"
+    )
+    parser.add_argument("--server", default=BASE_URL, help=f"the server's URL (default: {BASE_URL})")
+    parser.add_argument("--api-key", help="the server's API key, if it requires one")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"the folder of answers and results (default: {OUT})")
+    parser.add_argument("--shots", type=_count, nargs="+", help="numbers of shots (default: the benchmark's)")
+    parser.add_argument("--selection", choices=("random", "rices"), default="random", help="how shots are selected")
+    parser.add_argument(
+        "--wording", choices=("paper", "openflamingo"), default="paper", help="the words of the prompts"
+    )
+    parser.add_argument("--split", help="the split of the queries (default: the benchmark's)")
+    parser.add_argument(
+        "--support", type=_positive, help="examples that shots are selected from (default: the benchmark's)"
+    )
+    parser.add_argument("--limit", type=_positive, help="a random sample of so many queries (default: all)")
+    parser.add_argument(
+        "--ensemble", action="store_true", help="average several orders of the shots, to rank candidates"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the shots and samples (default: 0)")
+    parser.add_argument("--concurrency", type=_positive, default=8, help="queries at a time (default: 8)")
+    return parser
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Segments of videos, and videos of containers that the server does not read, as new MP4 files in memory."""
+
+from __future__ import annotations
+
+import io
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from evaluation.benchmarks.items import IMAGES, DataError, Item
+
+FRAMES_PER_SECOND = 8
+BITS_PER_SECOND = 8_000_000
+READ_BY_SERVER = {".mp4", ".webm", ".mkv"}
+
+
+def media(item: Item) -> Path | bytes:
+    """Return what is sent for an item: its file, or the bytes of a new video; raises DataError for a broken one."""
+    if item.segment is None and item.media.suffix.lower() in READ_BY_SERVER | IMAGES:
+        return item.media
+    start, end = item.segment or (0.0, math.inf)
+    try:
+        video = encode(item.media, start, end)
+    except (av.FFmpegError, IndexError) as error:
+        raise DataError(f"{item.media}: {error}") from None
+    if video is None:
+        raise DataError(f"{item.row.where}: {item.media} has no frame from {start:g} to {end:g} s")
+    return video
+
+
+def encode(path: Path, start: float, end: float) -> bytes | None:
+    """Return a segment of a video as MP4, with `FRAMES_PER_SECOND`; None if it has no frames."""
+    buffer, num_frames = io.BytesIO(), 0
+    with av.open(path) as source, av.open(buffer, "w", format="mp4") as target:
+        stream: Any = target.add_stream("mpeg4", rate=FRAMES_PER_SECOND)
+        stream.bit_rate = BITS_PER_SECOND
+        source.seek(int(start * av.time_base))
+        for frame in source.decode(source.streams.video[0]):
+            time = frame.time or 0.0
+            if time >= end:
+                break
+            if num_frames == 0 and time >= start:
+                stream.width, stream.height = frame.width - frame.width % 2, frame.height - frame.height % 2
+            while start + num_frames / FRAMES_PER_SECOND <= time:
+                picture = frame.reformat(stream.width, stream.height, format="yuv420p")
+                picture.pts, picture.time_base = num_frames, Fraction(1, FRAMES_PER_SECOND)
+                picture.pict_type = 0  # the encoder chooses it
+                target.mux(stream.encode(picture))
+                num_frames += 1
+        if num_frames:
+            target.mux(stream.encode(None))
+    return buffer.getvalue() if num_frames else None

@@ -1,0 +1,190 @@
+"""Runs a benchmark against a server: concurrent queries, whose answers are recorded one by one, and their scores."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from evaluation.benchmarks.benchmark import Benchmark, SelectionName, Wording
+from evaluation.benchmarks.data import BenchmarkData, Queries
+from evaluation.benchmarks.items import DataError, Item, digest
+from evaluation.benchmarks.journal import Journal
+from evaluation.benchmarks.report import Report, Result
+from evaluation.benchmarks.requests import Asker, register
+from evaluation.benchmarks.scoring import METRICS, Score, answer
+from flamboyance_client import AsyncClient, BadRequest, Retries, ServerFault, SupportSet
+
+RETRIES = Retries(limit=5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    data: Path
+    server: str
+    api_key: str | None
+    out: Path
+    shots: Sequence[int]
+    selection: SelectionName
+    wording: Wording
+    split: str
+    support: int | None
+    limit: int | None
+    ensemble: bool
+    seed: int
+    concurrency: int
+
+
+class Run:
+    """A run of a benchmark with several numbers of shots, against one server."""
+
+    def __init__(self, benchmark: Benchmark, options: Options, client: AsyncClient) -> None:
+        self.benchmark, self.options, self._client = benchmark, options, client
+        self._progress = progress()
+        self._prompt = benchmark.prompt(options.wording)
+
+    async def run(self) -> Report:
+        """Answer all queries, continuing earlier runs with the same settings, and return the report."""
+        options = self.options
+        data = BenchmarkData(self.benchmark, options.data)
+        queries = data.queries(options.split, options.limit, options.seed)
+        needs_shots = any(options.shots) or self._prompt.zero_shot_examples > 0
+        support = data.support(options.support, options.seed) if needs_shots else []
+        self._check(support)
+        model = (await self._client.models())[0].id
+        settings = self._settings(model, queries.items, support)
+        with self._progress:
+            support_set = await self._register(support) if support else None
+            results = [await self._run(shots, settings, queries, support_set) for shots in options.shots]
+        common = {name: getattr(options, name) for name in ("wording", "selection", "seed", "limit", "ensemble")}
+        return Report(
+            benchmark=self.benchmark,
+            model=model,
+            split=options.split,
+            selection=options.selection,
+            settings={**common, "support": len(support)},
+            results=results,
+        )
+
+    def _check(self, support: Sequence[Item]) -> None:
+        has_texts = 0 in self.options.shots and self.benchmark.support_split is not None
+        count = max(*self.options.shots, self._prompt.zero_shot_examples if has_texts else 0)
+        if count > len(support):
+            raise ValueError(f"{count} shots need as many examples, and there are {len(support)}")
+
+    async def _register(self, support: Sequence[Item]) -> SupportSet:
+        task = self._progress.add_task(f"{self.benchmark.title}, examples", total=len(support))
+        return await register(self._client, self.benchmark, support, lambda count: self._progress.advance(task, count))
+
+    def _settings(self, model: str, queries: Sequence[Item], support: Sequence[Item]) -> dict[str, Any]:
+        options = self.options
+        return {
+            "benchmark": self.benchmark.name,
+            "model": model,
+            "prompt": self._prompt.model_dump(mode="json"),
+            "split": options.split,
+            "queries": digest(queries),
+            "support": digest(support),
+            "selection": options.selection,
+            "orders": self._orders,
+            "seed": options.seed,
+        }
+
+    @property
+    def _orders(self) -> int:
+        return self.benchmark.orders if self.options.ensemble else 1
+
+    async def _run(
+        self, shots: int, settings: dict[str, Any], queries: Queries, support_set: SupportSet | None
+    ) -> Result:
+        asker = Asker(
+            client=self._client,
+            benchmark=self.benchmark,
+            prompt=self._prompt,
+            support_set=support_set,
+            num_shots=shots,
+            selection=self.options.selection,
+            seed=self.options.seed,
+            orders=self._orders,
+        )
+        with Journal(self.options.out, f"{self.benchmark.name}-{shots}-shots", {**settings, "shots": shots}) as journal:
+            failures = await self._ask_all(asker, queries.items, journal)
+        self._write_submission(journal, queries.items)
+        return Result(
+            shots=shots,
+            score=self._score(journal, queries.items),
+            num_answers=len(queries.items) - len(failures),
+            num_missing=queries.num_missing,
+            num_failed=len(failures),
+            journal=journal.path.name,
+        )
+
+    async def _ask_all(self, asker: Asker, items: Sequence[Item], journal: Journal) -> list[str]:
+        """Ask the queries that have no answer yet, a few at a time, and return the ids of those without an answer."""
+        pending = [item for item in items if item.row.id not in journal.outcomes]
+        task = self._progress.add_task(
+            f"{self.benchmark.title}, {asker.num_shots} shots", total=len(items), completed=len(items) - len(pending)
+        )
+        failures: list[str] = []
+        remaining = iter(pending)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self.options.concurrency, len(pending))):
+                group.create_task(self._work(asker, remaining, journal, failures, task))
+        return failures
+
+    async def _work(self, asker: Asker, items: Any, journal: Journal, failures: list[str], task: TaskID) -> None:
+        for item in items:
+            try:
+                journal.write(await asker.ask(item))
+            except (BadRequest, DataError, ServerFault) as error:
+                failures.append(item.row.id)
+                self._progress.console.print(f"{item.row.where}: {error}", markup=False)
+            self._progress.advance(task)
+
+    def _score(self, journal: Journal, items: Sequence[Item]) -> Score | None:
+        rows = [item.row for item in items if item.row.id in journal.outcomes]
+        if not rows or not all(row.answers for row in rows):
+            return None
+        return METRICS[self.benchmark.metric].score([answer(row, journal.outcomes[row.id]) for row in rows])
+
+    def _write_submission(self, journal: Journal, items: Sequence[Item]) -> None:
+        """Write the answers in the form of official results."""
+        key, value = self.benchmark.submission
+        rows = [journal.outcomes[item.row.id] for item in items if item.row.id in journal.outcomes]
+        results = [
+            {key: _number(row["id"]), value: row["text"] if "text" in row else row["ranked"][0][0]} for row in rows
+        ]
+        path = journal.path.with_suffix(".results.json")
+        path.write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
+
+
+def _number(text: str) -> str | int:
+    return int(text) if text.isdecimal() and str(int(text)) == text else text
+
+
+def progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+
+
+async def run(benchmark: Benchmark, options: Options) -> Report:
+    """Run a benchmark, and write its report next to the answers."""
+    async with AsyncClient(options.server, api_key=options.api_key, retries=RETRIES) as client:
+        report = await Run(benchmark, options, client).run()
+    (options.out / f"{benchmark.name}.json").write_text(json.dumps(report.values(), indent=2) + "\n", encoding="utf-8")
+    (options.out / f"{benchmark.name}.md").write_text(report.markdown(), encoding="utf-8")
+    return report

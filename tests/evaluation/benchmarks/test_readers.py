@@ -1,0 +1,284 @@
+"""Readers of official formats: what they make of fabricated files, and how they refuse broken ones."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from evaluation.benchmarks.benchmark import load, names
+from evaluation.benchmarks.clips import encode, media
+from evaluation.benchmarks.data import BenchmarkData, Queries, state
+from evaluation.benchmarks.items import DataError
+from tests.evaluation.benchmarks import official_files as official
+from tests.server.media.videos import film
+
+
+def read(name: str, folder: Path, split: str | None = None) -> Queries:
+    benchmark = load(name)
+    return BenchmarkData(benchmark, folder).queries(split or benchmark.split, None, 0)
+
+
+def written(name: str, folder: Path) -> Path:
+    official.WRITERS[name](folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_files_of_each_benchmark_are_read(name: str, tmp_path: Path) -> None:
+    queries = read(name, written(name, tmp_path))
+    benchmark = load(name)
+    assert len({item.row.id for item in queries.items}) == len(queries.items) > 0
+    for item in queries.items:
+        assert item.media.is_file()
+        assert item.row.answers
+        assert bool(item.row.candidates) == (benchmark.task == "rank")
+        assert (benchmark.metric in ("ndcg", "mwap")) or set(item.row.answers) <= set(
+            item.row.candidates or item.row.answers
+        )
+    support = BenchmarkData(benchmark, tmp_path).support(None, 0)
+    assert bool(support) == (benchmark.support_split is not None)
+    assert not {item.media for item in support} & {item.media for item in queries.items}
+
+
+@pytest.mark.parametrize("name", names())
+def test_an_empty_folder_wants_data_and_says_which(name: str, tmp_path: Path) -> None:
+    assert re.match(
+        r"wants data: .* has no file .*\.(json|jsonl|csv)|wants data: .* has no file (val|train)",
+        state(load(name), tmp_path),
+    )
+    written(name, tmp_path)
+    assert re.match(r"\d+ queries of (val|test)", state(load(name), tmp_path))
+
+
+def test_coco_has_all_captions_of_the_karpathy_split(tmp_path: Path) -> None:
+    items = read("coco", written("coco", tmp_path)).items
+    assert [item.row.id for item in items] == ["2", "3"]
+    assert items[0].row.answers == ("A green thing 0.", "A green thing 1.")
+    assert items[0].media == tmp_path / "val2014" / "COCO_val2014_000000000002.jpg"
+    assert len(BenchmarkData(load("coco"), tmp_path).support(None, 0)) == 2  # train and restval
+
+
+@pytest.mark.parametrize("name", ["images/{:012d}.jpg", "COCO_val2014_{:012d}.png", "a/b/COCO_val2014_{:012d}.jpeg"])
+def test_images_of_coco_may_have_the_names_of_another_release(name: str, tmp_path: Path) -> None:
+    written("coco", tmp_path)
+    for number in range(5):
+        (tmp_path / "val2014" / f"COCO_val2014_{number:012d}.jpg").unlink()
+        official.write_image(tmp_path / name.format(number), number)
+    assert len(read("coco", tmp_path).items) == 2
+
+
+def test_vqa_answers_are_those_of_the_question_and_okvqa_has_raw_ones(tmp_path: Path) -> None:
+    (row, *_) = [item.row for item in read("vqav2", written("vqav2", tmp_path / "vqa")).items]
+    assert (row.id, row.question, row.answers) == ("1", "What colour is it?", ("red",) * 10)
+    (row, *_) = [item.row for item in read("okvqa", written("okvqa", tmp_path / "ok")).items]
+    assert row.answers == ("reds",) * 10
+
+
+def test_a_test_split_has_no_answers(tmp_path: Path) -> None:
+    for name, split in (("vqav2", "test-dev"), ("vizwiz", "test-dev"), ("textvqa", "test")):
+        queries = read(name, written(name, tmp_path / name), split)
+        assert queries.items
+        assert not any(item.row.answers for item in queries.items)
+
+
+def test_openflamingos_files_of_textvqa_and_vizwiz_are_read(tmp_path: Path) -> None:
+    for name, image in (("textvqa", "00a1"), ("vizwiz", "VizWiz_val_00000000.jpg")):
+        folder = tmp_path / name
+        official.write_image(folder / "val" / Path(image).with_suffix(".jpg").name, 1)
+        question = {"question_id": 3, "image_id": image, "question": "What?"}
+        people = [{"answer": "red", "answer_id": n} for n in range(10)]
+        official.write_json(folder / "val_questions_vqa_format.json", {"questions": [question]})
+        annotation = {"question_id": 3, "answers": people}
+        official.write_json(folder / "val_annotations_vqa_format.json", {"annotations": [annotation]})
+        assert read(name, folder).items[0].row.answers == ("red",) * 10
+
+
+def test_a_round_of_visdial_comes_after_the_caption_and_earlier_rounds(tmp_path: Path) -> None:
+    (row,) = [item.row for item in read("visdial", written("visdial", tmp_path)).items]
+    assert row.text == ("a thing Question: what colour is it Answer: yes Question: is it big Answer: no")
+    assert (row.question, row.answers, row.candidates) == ("what colour is it", ("red",), ("yes", "no", "red", "blue"))
+    (shot,) = BenchmarkData(load("visdial"), tmp_path).support(None, 0)
+    assert shot.row.text.count("Question:") == 9
+
+
+def test_rows_whose_videos_are_gone_are_counted(tmp_path: Path) -> None:
+    assert read("msrvttqa", written("msrvttqa", tmp_path / "a")).num_missing == 1
+    assert read("kinetics700", written("kinetics700", tmp_path / "b")).num_missing == 1
+    assert state(load("msrvttqa"), tmp_path / "a") == "2 queries of test, 1 without their media file"
+
+
+def test_segments_are_cut_unless_a_file_has_the_segment_alone(tmp_path: Path) -> None:
+    whole, cut = read("ivqa", written("ivqa", tmp_path)).items
+    assert (whole.media.name, whole.segment) == ("test-whole.webm", (1.0, 3.0))
+    assert (cut.media.name, cut.segment) == ("test-cut_0_2.mp4", None)
+    assert media(cut) == cut.media
+    assert seconds_of(media(whole)) == pytest.approx(2, abs=0.3)
+    assert read("nextqa", written("nextqa", tmp_path / "n")).items[0].media.parent.name == "1164"
+
+
+def seconds_of(video: Path | bytes) -> float:
+    assert isinstance(video, bytes)
+    return len(frames_of(video)) / 8
+
+
+def frames_of(video: bytes) -> list[av.VideoFrame]:
+    with av.open(io.BytesIO(video), "r") as container:
+        return list(container.decode(video=0))
+
+
+def test_a_segment_shows_its_own_frames(tmp_path: Path) -> None:
+    """The second second of the video is blue."""
+    official.write_video(tmp_path / "video.avi", seconds=3)
+    video = encode(tmp_path / "video.avi", 1.0, 2.0)
+    assert video is not None
+    colours = [frame.to_ndarray(format="rgb24").mean((0, 1)) for frame in frames_of(video)]
+    assert len(colours) in (7, 8)
+    assert all(colour.argmax() == 2 for colour in colours)
+    assert encode(tmp_path / "video.avi", 50.0, 60.0) is None
+
+
+Change = Callable[[Any], object]
+
+DENSE = "visdial_1.0_val_dense_annotations.json"
+QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
+BROKEN: list[tuple[str, str, Change, str]] = [
+    ("coco", "dataset_coco.json", lambda v: v.pop("images"), "dataset_coco.json: the field 'images' is missing"),
+    ("coco", "dataset_coco.json", lambda v: v["images"][2].pop("filename"), "row 3: the field 'filename' is missing"),
+    ("coco", "dataset_coco.json", lambda v: v["images"].append(7), "images, row 6: an object is expected, not 7"),
+    ("coco", "dataset_coco.json", lambda v: v["images"][3].update(cocoid=2), "row 4: the id '2' repeats"),
+    (
+        *("coco", "dataset_coco.json", lambda v: v["images"][2].update(filename="x.jpg", cocoid=77)),
+        "row 3: the folder has no media file val2014/x.jpg",
+    ),
+    (
+        *("vqav2", "v2_mscoco_val2014_annotations.json", lambda v: v["annotations"].pop()),
+        "has no annotation of the question 21",
+    ),
+    (
+        *("vqav2", QUESTIONS, lambda v: v["questions"][1].update(image_id=None)),
+        "questions, row 2: the field 'image_id' is missing",
+    ),
+    ("vizwiz", "Annotations/val.json", lambda v: v[1].update(answers=[{}]), "the field 'answer' is missing"),
+    ("star", "STAR_val.json", lambda v: v[1].pop("answer"), "row 2: there is no answer, but other rows have one"),
+    ("star", "STAR_val.json", lambda v: v[0].update(answer="A."), "row 1: the answer 'A.' is none of the choices"),
+    ("star", "STAR_val.json", lambda v: v[0].update(start=9), "row 1: the segment from 9.0 to 2.5 s is empty"),
+    ("visdial", DENSE, lambda v: v[0].update(round_id=11), "there is no round 11, only 10"),
+    ("visdial", DENSE, lambda v: v[0].update(gt_relevance=[1.0]), "4 answer options, but 1 judgements"),
+    (
+        "youcook2",
+        "youcookii_annotations_trainval.json",
+        lambda v: v["database"]["cook1"]["annotations"][0].update(segment=[1]),
+        "video cook1, row 1: the field 'segment' has 1 numbers, not 2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "change", "message"), BROKEN)
+def test_a_broken_row_is_refused_with_file_and_row(
+    name: str, file: str, change: Change, message: str, tmp_path: Path
+) -> None:
+    path = written(name, tmp_path) / file
+    values = json.loads(path.read_text())
+    change(values)
+    official.write_json(path, values)
+    with pytest.raises(DataError, match=re.escape(message)) as error:
+        read(name, tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "message"),
+    [
+        ("hateful_memes", "test_seen.jsonl", '"label": 1', '"label": 5', "row 2: the field 'label' is 5, not 0 or 1"),
+        ("hateful_memes", "test_seen.jsonl", '{"id": 22', "{22", "row 3: "),
+        ("msvdqa", "test_qa.json", "[", "(", "test_qa.json: "),
+        ("rareact", "rareact.csv", "phone,3", "phone,9", "row 4: the field 'annotation' is '9', not 0 to 4"),
+        ("rareact", "rareact.csv", "noun", "object", "the column 'noun' is missing"),
+        ("ivqa", "test.csv", "whole,1,", "whole,one,", "row 1: the field 'start' is 'one', not a number"),
+        ("kinetics700", "val.csv", "abseiling,", ",", "row 1: the field 'label' is empty"),
+        ("nextqa", "test.csv", "it plays,0,CW", "it plays,0,CW,more", "row 1: more fields than columns"),
+    ],
+)
+def test_a_broken_line_is_refused_with_file_and_row(
+    name: str, file: str, old: str, new: str, message: str, tmp_path: Path
+) -> None:
+    path = written(name, tmp_path) / file
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(DataError, match=re.escape(message)) as error:
+        read(name, tmp_path)
+    assert file in str(error.value)
+
+
+def test_a_folder_that_is_no_synset_is_refused(tmp_path: Path) -> None:
+    written("imagenet", tmp_path)
+    official.write_image(tmp_path / "val" / "cats" / "a.JPEG", 0)
+    with pytest.raises(DataError, match="'cats' is no synset"):
+        read("imagenet", tmp_path)
+
+
+def test_the_flat_release_of_imagenet_is_read_with_its_solution(tmp_path: Path) -> None:
+    official.write_image(tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG", 0)
+    rows = [("ILSVRC2012_val_00000001", "n01440764 1 2 3 4")]
+    official.write_csv(tmp_path / "LOC_val_solution.csv", ("ImageId", "PredictionString"), rows)
+    (item,) = read("imagenet", tmp_path).items
+    assert item.row.answers == ("tench",)
+    assert len(set(item.row.candidates)) == 1000
+
+
+def test_a_limit_is_a_sample_that_depends_on_the_seed(tmp_path: Path) -> None:
+    data = BenchmarkData(load("hateful_memes"), written("hateful_memes", tmp_path))
+    samples = {seed: [item.row.id for item in data.queries("test", 2, seed).items] for seed in range(8)}
+    assert all(len(sample) == 2 and sample == sorted(sample) for sample in samples.values())
+    assert len(set(map(tuple, samples.values()))) > 1
+    assert samples[0] == [item.row.id for item in data.queries("test", 2, 0).items]
+
+
+def test_examples_per_label_are_limited(tmp_path: Path) -> None:
+    written("imagenet", tmp_path)
+    for number in range(9):
+        official.write_image(tmp_path / "train" / "n01440764" / f"more{number}.JPEG", number)
+    labels = [item.row.answers[0] for item in BenchmarkData(load("imagenet"), tmp_path).support(None, 0)]
+    assert sorted(labels) == ["goldfish"] + ["tench"] * 5
+
+
+def test_a_video_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    written("msvdqa", tmp_path)
+    (tmp_path / "video" / "vid5.avi").write_bytes(film(["red"])[:100])
+    item = read("msvdqa", tmp_path).items[0]
+    with pytest.raises(DataError, match=r"vid5\.avi"):
+        media(item)
+
+
+def test_of_several_files_of_a_name_the_one_of_the_split_is_taken(tmp_path: Path) -> None:
+    written("imagenet", tmp_path)
+    for split in ("a-copy", "train", "val", "zzz"):
+        official.write_image(tmp_path / split / "n01440764" / "same.JPEG", 1)
+    item = next(item for item in read("imagenet", tmp_path).items if item.row.id == "same.JPEG")
+    assert item.media == tmp_path / "val" / "n01440764" / "same.JPEG"
+
+
+def test_the_folders_of_imagenet_may_be_deep_in_the_release(tmp_path: Path) -> None:
+    written("imagenet", tmp_path / "ILSVRC" / "Data" / "CLS-LOC")
+    assert len(read("imagenet", tmp_path).items) == 2
+
+
+def test_answers_of_vqa_may_be_texts_and_ids_texts_of_digits(tmp_path: Path) -> None:
+    written("vqav2", tmp_path)
+    for name, key in (
+        ("v2_OpenEnded_mscoco_val2014_questions.json", "questions"),
+        ("v2_mscoco_val2014_annotations.json", "annotations"),
+    ):
+        values = json.loads((tmp_path / name).read_text())
+        for row in values[key]:
+            row["image_id"] = str(row["image_id"])
+            row.update({"answers": ["red", "blue"]} if key == "annotations" else {})
+        official.write_json(tmp_path / name, values)
+    items = read("vqav2", tmp_path).items
+    assert [item.row.answers for item in items] == [("red", "blue")] * 3

@@ -1,0 +1,276 @@
+"""Benchmarks from end to end: the command against a real server with a tiny model; runs that are killed continue."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from evaluation.benchmarks.__main__ import main
+from evaluation.benchmarks.benchmark import Wording, load, names
+from evaluation.benchmarks.journal import Journal
+from flamboyance_client import Client, Query, Shot, Template
+from tests.clients.serving import KEY, tiny_server
+from tests.evaluation.benchmarks.official_files import WRITERS, write_image
+
+ROOT = Path(__file__).resolve().parents[3]
+IMAGE = Image.new("RGB", (8, 8), "red")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with tiny_server(tmp_path_factory.mktemp("server")) as url:
+        yield url
+
+
+def arguments(name: str, server: str, folder: Path, *more: str) -> list[str]:
+    """Return the command's arguments for data in `folder`, with results in its folder `out`."""
+    where = ["--data", str(folder / "data"), "--out", str(folder / "out")]
+    return [name, "--server", server, "--api-key", KEY, *where, *more]
+
+
+def evaluate(name: str, server: str, folder: Path, *more: str) -> dict[str, Any]:
+    """Run the command, which must succeed, and return its report."""
+    if not (folder / "data").exists():
+        WRITERS[name](folder / "data")
+    assert main(arguments(name, server, folder, *more)) == 0
+    report: dict[str, Any] = json.loads((folder / "out" / f"{name}.json").read_text(encoding="utf-8"))
+    return report
+
+
+def outcomes(folder: Path, shots: int) -> list[dict[str, Any]]:
+    (path,) = (folder / "out").glob(f"*-{shots}-shots-*.jsonl")
+    _, *lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("name", [name for name in names() if name not in ("nextqa", "imagenet")])
+def test_a_benchmark_is_evaluated(name: str, server: str, tmp_path: Path) -> None:
+    shots = ("0",) if name == "rareact" else ("0", "1")
+    report = evaluate(name, server, tmp_path, "--shots", *shots)
+    assert [result["shots"] for result in report["results"]] == list(map(int, shots))
+    for result in report["results"]:
+        assert result["answers"] == len(outcomes(tmp_path, result["shots"])) > 0
+        assert result["failed"] == 0
+        assert 0 <= result["value"] <= 1000
+    assert report["model"] == "tiny-openflamingo"
+    table = (tmp_path / "out" / f"{name}.md").read_text(encoding="utf-8")
+    assert "| **tiny-openflamingo** |" in table
+    assert "| Flamingo-3B |" in table or name == "kinetics700"
+
+
+def test_the_categories_of_imagenet_are_ranked(server: str, tmp_path: Path) -> None:
+    report = evaluate("imagenet", server, tmp_path, "--shots", "0", "--limit", "1", "--wording", "openflamingo")
+    ((outcome),) = outcomes(tmp_path, 0)
+    assert len(outcome["ranked"]) == 1
+    assert report["results"][0]["value"] in (0.0, 100.0)
+
+
+def test_wups_names_what_it_needs(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The answers are recorded before; nltk or its data are not among the packages of the tests."""
+    WRITERS["nextqa"](tmp_path / "data")
+    assert main(arguments("nextqa", server, tmp_path, "--shots", "1")) == 1
+    assert "error: WUPS needs" in capsys.readouterr().err
+    assert len(outcomes(tmp_path, 1)) == 2
+
+
+PROMPTS: list[tuple[str, Wording, str, str]] = [
+    ("coco", "paper", "<image>Output: A.", "<image>Output:"),
+    ("coco", "openflamingo", "<image>Output:A.", "\n<image>Output:"),
+    ("okvqa", "paper", "<image>Question: Q? Answer: A.", "<image>Question: Q? Answer:"),
+    ("okvqa", "openflamingo", "<image>Question:Q? Short answer:A.", "\n<image>Question:Q? Short answer:"),
+    (
+        *("hateful_memes", "paper", '<image>is an image with written: "Q?" on it. Is it hateful? Answer: A.'),
+        '<image>is an image with written: "Q?" on it. Is it hateful? Answer:',
+    ),
+    (
+        *("hateful_memes", "openflamingo", "<image>is an image with: 'Q?' written on it. Is it hateful? Answer:A."),
+        "<image>is an image with: 'Q?' written on it. Is it hateful? Answer:",
+    ),
+    ("visdial", "paper", "<image>T Question: Q? Answer: A.", "<image>T Question: Q? Answer:"),
+    ("rareact", "paper", "<image>Caption: a person A.", "<image>Caption: a person"),
+    ("imagenet", "openflamingo", "<image>Output:A.", "<image>Output:"),
+]
+
+
+@pytest.mark.parametrize(("name", "wording", "shot", "query"), PROMPTS)
+def test_the_server_writes_the_prompt(name: str, wording: Wording, shot: str, query: str, server: str) -> None:
+    prompt = load(name).prompt(wording)
+    texts: Query = {"image": IMAGE}
+    texts |= {"question": "Q?"} if "{question}" in prompt.shot else {}
+    texts |= {"text": "T"} if "{text}" in prompt.shot else {}
+    example: Shot = {"label": "A."} if "{label}" in prompt.shot else {"answer": "A."}
+    example |= texts  # type: ignore[typeddict-item]
+    with Client(server, api_key=KEY) as client:
+        template: Template = {"shot": prompt.shot, "separator": prompt.separator}
+        reply = client.fewshot.complete(texts, shots=[example], template=template, echo=True, max_tokens=1)
+    assert reply.fewshot["prompt"] == f"{shot}<|endofchunk|>{query}"
+
+
+@pytest.mark.parametrize("selection", ["random", "rices"])
+@pytest.mark.parametrize("wording", ["paper", "openflamingo"])
+def test_the_shots_are_those_of_the_selection_and_wording(
+    selection: str, wording: str, server: str, tmp_path: Path
+) -> None:
+    more = ("--selection", selection, "--wording", wording, "--ensemble")
+    report = evaluate("hateful_memes", server, tmp_path, "--shots", "2", *more)
+    published = {figures["selection"] for figures in report["published"]}
+    assert published == {selection}
+    assert (report["wording"], report["ensemble"]) == (wording, True)
+    assert len({tuple(map(tuple, outcome["ranked"])) for outcome in outcomes(tmp_path, 2)}) > 1
+
+
+def test_the_same_support_set_serves_all_runs(server: str, tmp_path: Path) -> None:
+    WRITERS["vizwiz"](tmp_path / "data")
+    write_image(tmp_path / "data" / "train" / "VizWiz_train_00000000.jpg", 99)  # other data than the other tests'
+    for shots in ("1", "2"):
+        evaluate("vizwiz", server, tmp_path, "--shots", shots)
+    with Client(server, api_key=KEY) as client:
+        sets = [s for s in client.support_sets.list(limit=1000) if (s.name or "").startswith("benchmark-vizwiz-")]
+    assert len({s.name for s in sets}) == len(sets)
+    assert {(s.num_examples, s.version) for s in sets} == {(2, 2)}
+    assert all(s.raw["expires_at"] for s in sets)
+
+
+def test_a_split_without_answers_is_written_for_the_evaluation_server(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = evaluate("vqav2", server, tmp_path, "--shots", "0", "--split", "test-dev")
+    assert report["results"][0]["value"] is None
+    assert "no public answers" in capsys.readouterr().out
+    (path,) = (tmp_path / "out").glob("*.results.json")
+    (row,) = json.loads(path.read_text(encoding="utf-8"))
+    assert row.keys() == {"question_id", "answer"}
+    assert row["question_id"] == 71
+
+
+def test_missing_videos_are_stated_in_the_result(server: str, tmp_path: Path) -> None:
+    report = evaluate("msrvttqa", server, tmp_path, "--shots", "0")
+    assert (report["results"][0]["answers"], report["results"][0]["missing"]) == (2, 1)
+    table = (tmp_path / "out" / "msrvttqa.md").read_text(encoding="utf-8")
+    assert "0 shots: 2 answers, 1 rows without their media file" in table
+
+
+def test_a_query_that_the_server_refuses_is_stated_and_asked_again(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    WRITERS["coco"](tmp_path / "data")
+    image = tmp_path / "data" / "val2014" / "COCO_val2014_000000000002.jpg"
+    image.write_bytes(image.read_bytes()[:200])
+    command = arguments("coco", server, tmp_path, "--shots", "0")
+    assert main(command) == 1
+    output, errors = capsys.readouterr()
+    assert "1 answers, 1 failed and left out" in output
+    assert "images, row 3: " in errors
+    assert main(command) == 1
+    assert len(outcomes(tmp_path, 0)) == 1
+
+
+def test_a_killed_run_continues_and_has_the_results_of_a_whole_one(server: str, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        WRITERS["vqav2"](folder / "data")
+    assert main(arguments("vqav2", server, whole, "--shots", "1")) == 0
+    command = arguments("vqav2", server, killed, "--shots", "1", "--concurrency", "1")
+    process = subprocess.Popen([sys.executable, "-m", "evaluation.benchmarks", *command], cwd=ROOT, env=environment())
+    journal = wait_for_answer(killed / "out", process)
+    process.kill()
+    process.wait()
+    answered = outcomes(killed, 1)
+    assert len(answered) < 3
+    with journal.open("a", encoding="utf-8") as file:
+        file.write('{"id": "21", "te')  # as if the process was killed while it wrote
+    assert main(command) == 0
+    assert outcomes(killed, 1)[: len(answered)] == answered
+    assert sorted(outcomes(killed, 1), key=str) == sorted(outcomes(whole, 1), key=str)
+    # another run asks nothing
+    before = journal.read_bytes()
+    assert main(command) == 0
+    assert journal.read_bytes() == before
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "clients" / "python" / "src")])}
+
+
+def wait_for_answer(folder: Path, process: subprocess.Popen[bytes]) -> Path:
+    """Wait until a journal has an answer, and return it."""
+    while process.poll() is None:
+        for path in folder.glob("*.jsonl"):
+            if path.read_bytes().count(b"\n") >= 2:
+                return path
+        time.sleep(0.001)
+    raise AssertionError("the command ended before it was killed")
+
+
+def test_a_run_with_other_settings_has_another_file(server: str, tmp_path: Path) -> None:
+    evaluate("flickr30k", server, tmp_path, "--shots", "1", "--seed", "0")
+    evaluate("flickr30k", server, tmp_path, "--shots", "1", "--seed", "1")
+    evaluate("flickr30k", server, tmp_path, "--shots", "1", "--seed", "1", "--limit", "1")
+    assert len(list((tmp_path / "out").glob("flickr30k-1-shots-*.jsonl"))) == 3
+
+
+def test_a_journal_with_other_settings_is_refused(tmp_path: Path) -> None:
+    with Journal(tmp_path, "coco", {"seed": 0}) as journal:
+        journal.write({"id": "1", "text": "a"})
+    path = journal.path.rename(journal.path.with_name(Journal(tmp_path / "other", "coco", {"seed": 1}).path.name))
+    with pytest.raises(ValueError, match="answers of a run with other settings"):
+        Journal(tmp_path, "coco", {"seed": 1})
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("clevr",), "error: unknown benchmark 'clevr'"),
+        (("star",), "error: --data is required"),
+        (("star", "--data", "nowhere"), "error: nowhere is not a folder"),
+        (("coco", "--data", "."), "has no file dataset_coco.json"),
+    ],
+)
+def test_an_error_is_one_line(
+    more: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*more, "--server", "http://127.0.0.1:9"]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--shots", "3"), "error: 3 shots need as many examples, and there are 2"),
+        (("--wording", "openflamingo"), "error: STAR has no wording of OpenFlamingo"),
+        (("--split", "dev"), "error: STAR has the splits train, val, test, not 'dev'"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(
+    more: tuple[str, ...], message: str, server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    WRITERS["star"](tmp_path / "data")
+    assert main(arguments("star", server, tmp_path, *more)) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_the_list_says_what_data_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    WRITERS["star"](tmp_path / "star")
+    assert main(["--data", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * len(names())
+    assert lines[lines.index("star           accuracy, val") + 1].strip() == "2 queries of val"
+    assert sum("wants data" in line for line in lines) == len(names()) - 1
+    assert all(load(name).title for name in names())
