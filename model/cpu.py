@@ -41,6 +41,8 @@ ROWS = (1, 4, 8, 16, 32)
 # for each number of rows below the last of ROWS, the one whose format serves it
 MEASURED_ROWS = [max(measured for measured in ROWS if measured <= max(rows, 1)) for rows in range(ROWS[-1])]
 ROUNDS = 5
+# seconds after which no further round begins: on a busy machine a round takes many times as long
+MAX_SECONDS = 5.0
 # an encoder's products have hundreds of rows: one format for all of them, measured on a few matrices of each shape
 ENCODER_ROWS = 256
 ENCODER_SAMPLE = 4
@@ -288,6 +290,7 @@ def measure(
     groups: Mapping[str, Sequence[FastLinear]],
     sizes: Sequence[int],
     seconds: Callable[[Sequence[Product], Tensor], Sequence[float]] = seconds,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Choices:
     """Return the fastest format of each group of matrices of one shape, for each number of rows.
 
@@ -296,7 +299,10 @@ def measure(
     cache, as in a step.
     """
     times: dict[tuple[str, int, Format], list[float]] = defaultdict(list)
-    for _ in range(ROUNDS):
+    began = clock()
+    for number in range(ROUNDS):
+        if number and clock() - began > MAX_SECONDS:
+            break
         for rows in sizes:
             for key, linears in groups.items():
                 x = torch.randn(rows, linears[0].shape[1]).to(linears[0].dtype)

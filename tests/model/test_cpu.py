@@ -19,6 +19,7 @@ from model.cpu import (
     FLOAT32,
     FORMATS,
     GROUP,
+    MAX_SECONDS,
     ROUNDED,
     ROWS,
     DecodeLayer,
@@ -151,6 +152,17 @@ def test_other_work_between_all_products_does_not_change_the_choice() -> None:
         return [factors[type(p).__name__] + extra for p, extra in zip(products, interruptions, strict=True)]
 
     assert measure({linears[0].key: linears}, ROWS, timer) == {linears[0].key: dict.fromkeys(ROWS, "int4")}
+
+
+def test_a_measurement_on_a_slow_machine_ends_after_a_whole_round() -> None:
+    weight, _ = q4_weights(16, 64)
+    linear = FastLinear(weight, None, ("int4", "bfloat16"))
+    timer = NoisyTimer(1, 1000)
+    times = iter((0.0, MAX_SECONDS - 1, MAX_SECONDS + 1))
+    assert measure({linear.key: [linear]}, ROWS, timer, lambda: next(times)) == {
+        linear.key: dict.fromkeys(ROWS, "int4")
+    }
+    assert timer.num_calls == 2 * len(ROWS) * len(linear.products)
 
 
 def test_a_known_choice_is_not_measured_and_only_its_formats_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
