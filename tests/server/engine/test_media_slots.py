@@ -45,9 +45,9 @@ def test_requests_of_lower_priorities_run_by_priority_while_the_first_waits_for_
     for image in (0, 1):
         answer.engine.add(Prompt(((image, 5),)).request(str(image)))
         answer.run()
-    text = Prompt(((-1, CONFIG.max_tokens_per_step),))
-    for name, priority, prompt in (("first", 0, Prompt(((0, 9),))), ("third", 2, text), ("second", 1, text)):
-        answer.engine.add(msgspec.structs.replace(prompt.request(name), priority=priority))
+    size = CONFIG.max_tokens_per_step
+    for name, priority, shot in (("first", 0, (0, 9)), ("third", 2, (-1, size)), ("second", 1, (-1, 2 * size))):
+        answer.engine.add(msgspec.structs.replace(Prompt((shot,)).request(name), priority=priority))
     events = [event for _ in range(5) for event in answer.engine.step()]
     assert MediaWanted(source(0)) in events
     assert [event.request_id for event in events if isinstance(event, Admitted)] == ["second", "third"]
