@@ -46,13 +46,17 @@ def score(results: Sequence[Result]) -> Bar:
 
 
 def _selected(patches: Sequence[Patch], names: Sequence[str]) -> list[Patch]:
-    """Return the patches with one of these names, or in a file below one of these paths."""
-    if not names:
-        return list(patches)
-    selected = [p for p in patches if any(p.name == name or p.file.startswith(name) for name in names)]
-    if not selected:
-        raise PatchError(f"no patch has the name or changes the path {', '.join(names)}")
-    return selected
+    """Return the patches with one of these names, or in a file below one of these paths; without names, all.
+
+    Raises `PatchError` for names that select nothing.
+    """
+    if unknown := [name for name in names if not any(_has_name(patch, name) for patch in patches)]:
+        raise PatchError(f"no patch has the name or changes the path {', '.join(unknown)}")
+    return [patch for patch in patches if not names or any(_has_name(patch, name) for name in names)]
+
+
+def _has_name(patch: Patch, name: str) -> bool:
+    return patch.name == name or patch.file.startswith(name)
 
 
 def _row(result: Result) -> dict[str, str | float]:

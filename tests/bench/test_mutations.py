@@ -129,8 +129,8 @@ def test_a_name_is_used_once(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["no_such_patch"]) == 2
-    assert "no patch has the name or changes the path no_such_patch" in capsys.readouterr().err
+    assert main(["no_such_patch", "gate_without_tanh"]) == 2
+    assert "no patch has the name or changes the path no_such_patch\n" in capsys.readouterr().err
 
 
 def test_a_folder_without_git_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.flamingo import Flamingo
+from model.flamingo import Flamingo, GatedCrossAttention
 from tests.tiny_models import CONFIGS, tiny_model
 
 CONFIG = CONFIGS["flamingo"]
@@ -71,8 +71,8 @@ def transformed(model: Flamingo, features: Tensor) -> Tensor:
     x = torch.cat([embedded(w, features), w.tensors["latents"]])
     for number in range(CONFIG.resampler.num_layers):
         layer = f"layers.{number}"
-        qkv = w.linear(f"{layer}.qkv", w.norm(f"{layer}.norm", x)).chunk(3, -1)
-        x = x + w.linear(f"{layer}.output", attention(*qkv, CONFIG.resampler.num_heads))
+        query, key, value = w.linear(f"{layer}.qkv", w.norm(f"{layer}.norm", x)).chunk(3, -1)
+        x = x + w.linear(f"{layer}.output", attention(query, key, value, CONFIG.resampler.num_heads))
         x = x + w.feed_forward(f"{layer}.feed_forward", w.norm(f"{layer}.feed_forward.norm", x))
     return w.norm("norm", x[-CONFIG.resampler.num_latents :])
 
@@ -122,6 +122,7 @@ def test_the_gates_of_a_new_model_are_closed() -> None:
 @pytest.mark.parametrize("closed", ["attn_gate", "ffw_gate"])
 def test_a_layer_with_one_open_gate_keeps_its_function_when_gates_are_folded(closed: str) -> None:
     layer = tiny_model(CONFIG).gated["0"]
+    assert isinstance(layer, GatedCrossAttention)
     getattr(layer, closed).zero_()
     x, pages = torch.randn(len(SLOTS), CONFIG.language_model.dim), torch.randn(2, 2, 2, 4, 16)
     slots = torch.tensor(SLOTS, dtype=torch.int32)

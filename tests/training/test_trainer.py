@@ -84,7 +84,7 @@ def test_the_export_keeps_the_likeness_of_images_while_the_encoder_sees_them_as_
     run(make_trainer(config), tmp_path / "model" / "tokenizer.json")
     assert {name: (tmp_path / "out" / "model" / name).read_bytes() for name in files} == files
     for changes in ({"vision": "encoder"}, {"image_size": 16}, {"trains": ("bridge", "vision")}):
-        assert not kept_files(tmp_path / "model", replace(config, bridge="start", **changes))  # type: ignore[arg-type]
+        assert not kept_files(tmp_path / "model", replace(config, bridge="start", **changes))
 
 
 def test_a_model_without_sources_is_exported_without_them(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def best_method(is_correct: Mapping[str, NDArray[np.bool_]], expected: str) -> s
 
     `is_correct`: the left-out examples [N] that each method answers correctly. A few of them rarely tell methods apart.
     """
-    best = max(is_correct, key=lambda name: (is_correct[name].sum(), name == expected))
+    best = max(is_correct, key=lambda name: is_correct[name].sum())
     return best if Paired.of(is_correct[best], is_correct[expected]).is_clear else expected
 
 

@@ -357,7 +357,7 @@ def test_a_seed_gives_the_same_tokens_in_any_batch() -> None:
     assert sampled(3) != sampled(4)
 
 
-def test_eos_stops_and_is_ignored_on_demand() -> None:
+def test_a_stop_token_stops() -> None:
     answer = client("flamingo")
     free = Sampling(max_tokens=10, temperature=0.0, ignore_eos=True)
     answer.engine.add(FEW_SHOT.request("free", free))
@@ -370,6 +370,17 @@ def test_eos_stops_and_is_ignored_on_demand() -> None:
     assert answer.ids("stop") == answer.ids("free")[: first + 1]
     assert answer.tokens["stop"][-1].finish_reason == "stop"
     assert answer.tokens["free"][-1].finish_reason == "length"
+
+
+def test_eos_stops_and_is_ignored_on_demand() -> None:
+    answer = client("flamingo")
+    eos = min(answer.engine._eos_ids)
+    always = Sampling(max_tokens=4, temperature=0.0, logit_bias={eos: 100.0})
+    answer.engine.add(FEW_SHOT.request("stop", always))
+    answer.engine.add(FEW_SHOT.request("ignore", msgspec.structs.replace(always, ignore_eos=True)))
+    answer.run()
+    assert (answer.ids("stop"), answer.tokens["stop"][-1].finish_reason) == ([eos], "stop")
+    assert (answer.ids("ignore"), answer.tokens["ignore"][-1].finish_reason) == ([eos] * 4, "length")
 
 
 def test_a_request_that_is_too_long_is_refused_with_both_numbers() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import msgspec
 
-from server.wire import Sampling
+from server.wire import Admitted, MediaWanted, Sampling
 from tests.engine_client import CONFIG, Prompt, assert_all_released, assert_equals_reference, client, source
 
 ONE_SLOT = replace(CONFIG, num_media_slots=1, host_media_bytes=0)
@@ -37,4 +37,21 @@ def test_images_that_no_later_token_reads_leave_their_slots() -> None:
     answer.engine.add(prompt.request("a"))
     answer.run()
     assert_equals_reference("openflamingo", prompt, answer, "a")
+    assert_all_released(answer.engine)
+
+
+def test_requests_of_lower_priorities_run_by_priority_while_the_first_waits_for_its_image() -> None:
+    answer = client("flamingo", ONE_SLOT)
+    for image in (0, 1):
+        answer.engine.add(Prompt(((image, 5),)).request(str(image)))
+        answer.run()
+    size = CONFIG.max_tokens_per_step
+    for name, priority, shot in (("first", 0, (0, 9)), ("third", 2, (-1, size)), ("second", 1, (-1, 2 * size))):
+        answer.engine.add(msgspec.structs.replace(Prompt((shot,)).request(name), priority=priority))
+    events = [event for _ in range(5) for event in answer.engine.step()]
+    assert MediaWanted(source(0)) in events
+    assert [event.request_id for event in events if isinstance(event, Admitted)] == ["second", "third"]
+    for event in events:
+        answer.take(event)
+    answer.run()
     assert_all_released(answer.engine)

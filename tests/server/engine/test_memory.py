@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from model.prompt import EncodedPrompt
 from server.engine.caches import BlockPool, MediaCache
 from server.engine.memory import Memory
 from server.engine.sequence import Order, Sequence
-from tests.engine_client import CONFIG, GREEDY, Prompt
+from tests.engine_client import CONFIG, GREEDY, Prompt, client
 
 
 def test_a_cached_prefix_ends_before_the_first_block_that_is_missing() -> None:
@@ -19,3 +25,26 @@ def test_a_cached_prefix_ends_before_the_first_block_that_is_missing() -> None:
     assert memory.cached_prefix(sequence) == taken[:1]
     blocks.publish(taken[1], sequence.block_hash(1, CONFIG.block_size))
     assert memory.cached_prefix(sequence) == taken
+
+
+@pytest.mark.parametrize("max_tokens_per_step", [5, 6, 24])
+def test_blocks_that_are_computed_in_several_steps_are_cached(max_tokens_per_step: int) -> None:
+    answer = client("flamingo", replace(CONFIG, max_tokens_per_step=max_tokens_per_step))
+    prompt = Prompt(((0, 9), (1, 10)))
+    for name in ("first", "again"):
+        answer.engine.add(prompt.request(name))
+        answer.run()
+    num_tokens = len(prompt.request("first").prompt.token_ids)
+    assert answer.admitted["again"].cached_tokens == (num_tokens - 1) // CONFIG.block_size * CONFIG.block_size
+
+
+def test_the_blocks_of_an_answer_are_cached_for_a_prompt_that_continues_it() -> None:
+    answer, prompt = client("flamingo"), Prompt(((0, 9),)).request("first")
+    answer.engine.add(prompt)
+    answer.run()
+    ids = answer.ids("first")
+    token_ids, media_index = prompt.prompt.token_ids + ids, prompt.prompt.media_index + [0] * len(ids)
+    longer = EncodedPrompt(token_ids=token_ids, media_index=media_index, media=prompt.prompt.media)
+    answer.engine.add(msgspec.structs.replace(prompt, request_id="again", prompt=longer))
+    answer.run()
+    assert answer.admitted["again"].cached_tokens == (len(token_ids) - 1) // CONFIG.block_size * CONFIG.block_size

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.batch import MediaPages
+from model.batch import Batch, MediaPages
 from model.inference import prepare_for_inference
 from server.engine.caches import Encoding, MediaCache
 from server.engine.engine import Engine
@@ -24,6 +24,7 @@ from tests.engine_client import (
     Prompt,
     assert_all_released,
     assert_equals_reference,
+    client,
 )
 from tests.tiny_models import CONFIGS, FAMILIES, Family, prompt_tokenizer, tiny_model
 
@@ -74,6 +75,30 @@ def test_replayed_steps_equal_the_reference(family: Family) -> None:
     for i, prompt in enumerate(prompts):
         assert_equals_reference(family, prompt, answer, str(i))
     assert_all_released(answer.engine)
+
+
+def test_blocks_that_are_read_once_are_those_of_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = client("openflamingo", replace(CONFIG, num_blocks=256, max_tokens_per_step=64))
+    forward, counts = answer.engine.runner._forward, set[tuple[int, int]]()
+
+    def watched(batch: Batch) -> torch.Tensor:
+        table, count = batch.block_table, batch.num_shared_blocks
+        assert table is not None
+        assert batch.slot_mapping is not None
+        shared = table[:, :count]
+        assert torch.equal(shared, shared[:1].expand_as(shared))
+        assert not torch.isin(batch.slot_mapping // CONFIG.block_size, shared).any()
+        counts.add((len(table), count))
+        return forward(batch)
+
+    monkeypatch.setattr(answer.engine.runner, "_forward", watched)
+    answer.engine.add(Prompt(((0, 11), (1, 7), (2, 4))).request("first"))
+    answer.run()
+    for number, tail in enumerate([((1, 7), (3, 6)), ((1, 7), (4, 6)), ((3, 5),)]):
+        answer.engine.add(Prompt(((0, 11), *tail)).request(str(number)))
+    answer.run()
+    # the blocks of the first image and its text, not those that two of three prompts share after them
+    assert max(count for rows, count in counts if rows == 3) == 12 // CONFIG.block_size
 
 
 def test_padding_stores_nothing_and_reads_nothing() -> None:

@@ -80,7 +80,7 @@ def test_a_row_draws_the_same_alone_and_among_others(uniform: list[float], top_k
         (Sampling(max_tokens=9, temperature=0, logit_bias={2: 5.0}), (3,), (), 2),
         (Sampling(max_tokens=9, temperature=0, presence_penalty=2.0), (3,), (0,), 1),
         (Sampling(max_tokens=9, temperature=0, presence_penalty=2.0), (0,), (), 0),  # of output alone
-        (Sampling(max_tokens=9, temperature=0, frequency_penalty=0.3), (3,), (0, 0), 1),
+        (Sampling(max_tokens=9, temperature=0, frequency_penalty=0.2), (3,), (0, 0), 1),
         (Sampling(max_tokens=9, temperature=0, frequency_penalty=0.2), (3,), (0,), 0),
         (Sampling(max_tokens=9, temperature=0, repetition_penalty=3.0), (0,), (), 1),  # of the prompt too
         (Sampling(max_tokens=9, temperature=0, min_tokens=1, stop_token_ids=(0,)), (3,), (), 1),

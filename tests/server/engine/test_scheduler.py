@@ -240,7 +240,7 @@ def test_small_requests_pass_one_that_waits_for_blocks_but_not_for_ever() -> Non
     while not any(sequence.request_id == large for sequence in simulation.engine.scheduler.running):
         keep_busy()
         simulation.step()
-    assert simulation.engine.scheduler._shares.total - total < 3 * PATIENCE
+        assert simulation.engine.scheduler._shares.total - total < 3 * PATIENCE
     assert len(simulation.ended) > ended_before, "small requests have passed"
     for _ in range(20_000):
         if large in simulation.ended:

@@ -155,6 +155,36 @@ async def test_an_example_with_several_images_is_compared_by_their_mean(
     assert scores["e0"] == pytest.approx(media_vector(QUERY) @ mean / np.linalg.norm(mean), abs=1e-6)
 
 
+async def test_several_images_count_as_much_as_a_text(http: httpx.AsyncClient, support_sets: SupportSets) -> None:
+    await support_sets.create("colours", [example(0, media=tuple(IMAGES[:2])), example(1)])
+    query = {"image": url(QUERY), "text": "pink?"}
+    response = await http.post("/v1/support_sets/colours/search", json={"query": query, "k": 2, "strategy": "mixed"})
+    scores = {example["id"]: example["score"] for example in response.json()["data"]}
+    mean = media_vector(IMAGES[0]) + media_vector(IMAGES[1])
+    of_images = media_vector(QUERY) @ mean / np.linalg.norm(mean)
+    assert scores["e0"] == pytest.approx((of_images + text_vector("pink?") @ TEXTS[0]) / 2, abs=1e-6)
+
+
+async def test_questions_are_compared_instead_of_texts(http: httpx.AsyncClient, support_sets: SupportSets) -> None:
+    await support_sets.create("colours", [example(0, question="which one?"), example(1)])
+    search = {"query": {"text": "pink?"}, "k": 2, "strategy": "rices_text"}
+    response = await http.post("/v1/support_sets/colours/search", json=search)
+    scores = {example["id"]: example["score"] for example in response.json()["data"]}
+    assert scores["e0"] == pytest.approx(float(text_vector("pink?") @ text_vector("which one?")), abs=1e-6)
+    assert scores["e1"] == pytest.approx(float(text_vector("pink?") @ TEXTS[1]), abs=1e-6)
+
+
+async def test_each_version_is_searched_in_its_own_examples(
+    http: httpx.AsyncClient, colours: SupportSetInfo, support_sets: SupportSets
+) -> None:
+    ids, _ = by_similarity(media_vector(QUERY), [media_vector(media) for media in IMAGES])
+    rices: dict[str, Any] = {"strategy": "rices_image", "order": "as_selected", "k": 4}
+    assert await shot_ids(http, **rices) == ids[:4]
+    await support_sets.remove_examples("colours", ids[:1])
+    assert await shot_ids(http, **rices) == ids[1:5]
+    assert await shot_ids(http, **rices, version=1) == ids[:4]
+
+
 async def test_each_order_arranges_the_same_examples(http: httpx.AsyncClient, colours: SupportSetInfo) -> None:
     ids, _ = by_similarity(media_vector(QUERY), [media_vector(media) for media in IMAGES])
     rices: dict[str, Any] = {"strategy": "rices_image", "k": 4}

@@ -63,6 +63,15 @@ def test_random_favours_no_index() -> None:
     assert all(70 < first[index] < 130 for index in range(4))
 
 
+@pytest.mark.parametrize("strategy", ["first", "random", "balanced"])
+def test_more_examples_begin_with_the_fewer_ones(strategy: Strategy) -> None:
+    pool = examples("abcde" * 20)
+    for seed in range(5):
+        drawn = ids(select(strategy, pool, len(pool), seed=seed))
+        for k in (1, 4, 16, 20, 32, 99):
+            assert ids(select(strategy, pool, k, seed=seed)) == drawn[:k]
+
+
 def test_a_shuffled_order_does_not_change_the_selection() -> None:
     stored = select("random", examples("abcdef"), 3, seed=1, order="stored")
     shuffled = select("random", examples("abcdef"), 3, seed=1, order="shuffled")

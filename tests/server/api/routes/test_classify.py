@@ -133,6 +133,19 @@ async def test_content_free_queries_have_no_text_and_a_grey_image_or_none(
     assert len({str(request.candidates) for request in client.scores}) == 1
 
 
+async def test_each_order_of_the_shots_has_its_own_bias(http: httpx.AsyncClient, client: FakeClient) -> None:
+    """The last shot's label is three times as likely, also for a grey image."""
+
+    def logprobs(request: Score, candidate: list[int]) -> list[float]:
+        label, last = TOKENIZER.decode(candidate), {source(RED): "cat", source(GREEN): "dog"}[request.prompt.media[-2]]
+        share = {"cat": 0.2, "dog": 0.3}[label] if request.prompt.media[-1] == source(BLUE) else 0.25
+        return [math.log(share * (3 if label == last else 1))] + [0.0] * (len(candidate) - 1)
+
+    client.logprobs = logprobs
+    calibrated = await classify(http, permutations=2, calibration="contextual")
+    assert (calibrated["label"], calibrated["confidence"]) == ("dog", pytest.approx(0.6))
+
+
 async def test_permutations_are_averaged(http: httpx.AsyncClient, client: FakeClient) -> None:
     """With a recency bias, the last shot's label is three times as likely."""
 

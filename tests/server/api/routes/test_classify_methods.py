@@ -281,11 +281,18 @@ async def test_a_support_set_is_compared_whole_and_its_vectors_are_computed_once
     assert sorted(digests.count(encoded(image, "image", "").digest) for image in (*CATS, *DOGS)) == [1, 1, 1, 1]
 
 
-async def test_candidates_may_be_a_part_of_the_labels(http: httpx.AsyncClient) -> None:
-    cow = {"image": data_url(png("blue")), "label": "cow"}
-    body = await classify(
-        http, shots=[*SHOTS, cow], candidates=["dog", {"label": "kitty", "text": "cat"}], method="knn"
-    )
+async def test_the_label_of_an_example_is_its_answer_whatever_its_text(http: httpx.AsyncClient) -> None:
+    body = await classify(http, shots=[{**shot, "text": "a pet"} for shot in SHOTS], method="knn")
+    assert [candidate["label"] for candidate in body["candidates"]] == ["cat", "dog"]
+
+
+async def test_candidates_may_be_a_part_of_the_labels(http: httpx.AsyncClient, client: FakeClient) -> None:
+    """Examples of other labels count for none, even if they are the most similar."""
+    cows = [png("blue"), png("navy")]
+    client.vectors |= {encoded(image, "image", "").digest: direction(1, 0.3) for image in cows}
+    shots = [*SHOTS, *({"image": data_url(image), "label": "cow"} for image in cows)]
+    assert (await classify(http, shots=shots, method="knn"))["label"] == "cow"
+    body = await classify(http, shots=shots, candidates=["dog", {"label": "kitty", "text": "cat"}], method="knn")
     assert [candidate["label"] for candidate in body["candidates"]] == ["kitty", "dog"]
 
 

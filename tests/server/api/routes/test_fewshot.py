@@ -242,6 +242,8 @@ async def test_too_many_shots_are_refused_or_the_first_ones_left_out(
         body = await complete(http, examples=examples, truncate_shots=True, max_tokens=max_tokens)
         assert [shot["id"] for shot in body["fewshot"]["shots"]] == ids
         assert body["fewshot"]["shots_left_out"] == 4 - len(ids)
+        images = [IMAGES[int(name.removeprefix("e"))].digest for name in ids]
+        assert client.requests[-1].prompt.media == [*images, QUERY.digest]
     assert refusal(await post(http, examples=examples, truncate_shots=True, max_tokens=121)) == (
         400,
         "context_length_exceeded",

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from server.fewshot.methods import METHODS, load_method
 from server.fewshot.methods.likeness import (
     CHOICE_FOLDS,
     MAX_FOLDS,
+    SCALE,
     Array,
     Fitted,
     Labelled,
@@ -20,9 +21,10 @@ from server.fewshot.methods.likeness import (
     best_method,
     folds,
     left_out_log_probabilities,
+    log_softmax,
 )
 from server.fewshot.methods.linear import STRENGTH
-from server.fewshot.methods.nearest import NearestNeighbours
+from server.fewshot.methods.nearest import NUM_NEIGHBOURS, NearestNeighbours
 
 WIDTH = 24
 
@@ -65,6 +67,17 @@ def test_the_linear_head_has_the_probabilities_of_scikit_learn() -> None:
         expected = regression.fit(labelled.vectors, labelled.labels).predict_proba(queries)
         logs = load_method("linear").fit(labelled).log_probabilities(queries)
         assert np.exp(logs) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_nearest_neighbours_of_each_label_are_those_of_scikit_learn() -> None:
+    labelled, queries = examples(3, 2 * NUM_NEIGHBOURS, 1.5), examples(3, 5, 1.5, seed=1).vectors
+    similarities = []
+    for label in range(3):
+        search = NearestNeighbors(n_neighbors=NUM_NEIGHBOURS, metric="cosine")
+        distances, _ = search.fit(labelled.vectors[labelled.labels == label]).kneighbors(queries)
+        similarities.append(1 - distances.mean(1))
+    expected = log_softmax(SCALE * np.stack(similarities, axis=1))
+    assert load_method("knn").fit(labelled).log_probabilities(queries) == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_label_with_many_examples_has_no_advantage_among_neighbours() -> None:
