@@ -74,6 +74,18 @@ def test_what_was_measured_next_to_other_programs_is_remembered_for_an_hour(tmp_
     assert memory.load() == CHOICES
 
 
+def test_other_formats_do_not_prolong_what_was_measured_next_to_other_programs(tmp_path: Path) -> None:
+    now = 1000.0
+    memory = replace(FormatMemory.of(tmp_path, CONFIG), clock=lambda: now)
+    memory.save(CHOICES, is_disturbed=True)
+    now += DISTURBED_SECONDS - 1
+    for name, is_disturbed in (("int8", False), ("bfloat16", True)):
+        memory.save({f"64x32 of {name}": dict.fromkeys(ROWS, name)}, is_disturbed=is_disturbed)  # type: ignore[dict-item]
+    assert len(memory.load()) == len(CHOICES) + 2
+    now += 1
+    assert memory.load() == {}
+
+
 def test_a_measurement_that_waits_for_the_processor_is_disturbed() -> None:
     processor_time = ProcessorTime()
     time.sleep(0.2)
