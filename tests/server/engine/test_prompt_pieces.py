@@ -35,7 +35,7 @@ def test_requests_that_wait_for_the_same_shots_do_not_cut_their_prompt_into_smal
 
 
 def test_a_machine_whose_steps_become_slow_does_not_cut_prompts_into_small_pieces() -> None:
-    """Where other programs have the cores, a step costs the most, and its tokens little: few long pieces are the cure."""
+    """A step costs the most where other programs have the cores, and its tokens little: few long pieces are the cure."""
     simulation = Simulation(CONFIG)
     simulation.runner.costs = Costs(step=1.2, token=0.002)
     for _ in range(20):
