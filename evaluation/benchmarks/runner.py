@@ -58,6 +58,8 @@ class Run:
         self.benchmark, self.options, self._client = benchmark, options, client
         self._progress = progress()
         self._prompt = benchmark.prompt(options.wording)
+        if options.ensemble and benchmark.orders == 1:
+            raise ValueError(f"--ensemble is for ranked candidates, and the answers of {benchmark.title} are written")
 
     async def run(self) -> Report:
         """Answer all queries, continuing earlier runs with the same settings, and return the report."""

@@ -286,6 +286,12 @@ def test_a_run_that_cannot_be_is_refused(
     assert message in capsys.readouterr().err
 
 
+def test_orders_of_written_answers_are_refused(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    WRITERS["coco"](tmp_path / "data")
+    assert main(arguments("coco", server, tmp_path, "--shots", "1", "--ensemble")) == 1
+    assert "error: --ensemble is for ranked candidates, and the answers of COCO are written" in capsys.readouterr().err
+
+
 def test_the_list_says_what_data_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     WRITERS["star"](tmp_path / "star")
     assert main(["--data", str(tmp_path)]) == 0
