@@ -1,7 +1,7 @@
 """Find the shares of a likeness's parts, for `training.default.likeness`.
 
-`python -m evaluation.shares` classifies images by the nearest mean, with every combination of shares, after those of
-earlier likenesses. The images are none that `evaluation.default` reports on. The table has the accuracies of each domain,
+`python -m evaluation.shares` classifies images by the nearest mean: first with the shares of earlier likenesses, then with
+every combination of shares. `evaluation.default` reports none of these images. The table has the accuracies of each domain,
 by the number of examples per label. The best shares have the highest mean over the domains. The last line is JSON.
 """
 

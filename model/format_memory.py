@@ -57,25 +57,30 @@ class FormatMemory:
 
     def load(self) -> Choices:
         """Return the remembered choices, none if there is no valid file."""
+        return self._read()[0]
+
+    def _read(self) -> tuple[Choices, float | None]:
+        """Return the remembered choices, and when they expire."""
         try:
             content = json.loads(self.file.read_bytes())
             if content["identity"] != self.identity:
                 raise ValueError("it is of another machine, model or version")
             if (expires := content.get("expires")) is not None and self.clock() >= expires:
-                return {}
-            return {key: _choice(key, formats) for key, formats in content["formats"].items()}
+                return {}, None
+            return {key: _choice(key, formats) for key, formats in content["formats"].items()}, expires
         except FileNotFoundError:
-            return {}
+            return {}, None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("remembered weight formats are ignored", extra={"error": str(error)})
-            return {}
+            return {}, None
 
     def save(self, choices: Choices, *, is_disturbed: bool = False) -> None:
-        """Write choices that are not remembered yet; choices with other formats of the same model stay."""
-        known = self.load()
+        """Write choices that are not remembered yet; those with other formats of the same model stay, until they expire."""
+        known, expires = self._read()
         if choices.items() <= known.items():
             return
-        expires = self.clock() + DISTURBED_SECONDS if is_disturbed else None
+        if is_disturbed and expires is None:
+            expires = self.clock() + DISTURBED_SECONDS
         content = json.dumps({"identity": self.identity, "expires": expires, "formats": known | choices}, indent=1)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)

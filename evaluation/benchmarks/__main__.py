@@ -15,7 +15,7 @@ from evaluation.benchmarks.benchmark import Benchmark, load, names
 from evaluation.benchmarks.data import state
 from evaluation.benchmarks.runner import Options, run
 from evaluation.benchmarks.scoring import METRICS
-from flamboyance_client import FlamboyanceError
+from flamboyance_client import FlamboyanceError, NotAuthorised
 from flamboyance_client.client import BASE_URL
 
 OUT = Path("benchmark-results")
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m evaluati
             return 0
         return _evaluate(load(options.name), options)
     except* (ValueError, OSError, FlamboyanceError) as group:
-        print(f"error: {_first(group)}", file=sys.stderr)
+        print(f"error: {_text(_first(group))}", file=sys.stderr)
     except* KeyboardInterrupt:
         print("interrupted: the same command continues", file=sys.stderr)
     return 1
@@ -38,6 +38,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m evaluati
 
 def _first(error: BaseException) -> BaseException:
     return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _text(error: BaseException) -> str:
+    """Return what to tell about an error; the advice of a missing key is for code that uses the client."""
+    return f"{error.message}: pass --api-key" if isinstance(error, NotAuthorised) else str(error)
 
 
 def _evaluate(benchmark: Benchmark, options: argparse.Namespace) -> int:

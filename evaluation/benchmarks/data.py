@@ -70,7 +70,7 @@ class BenchmarkData:
         benchmark = self._benchmark
         if (split := benchmark.support_split) is None:
             return []
-        rows = [row for row in self.rows(split) if row.answers]
+        rows = [row for row in self.rows(split) if row.shown_answer]
         Random(f"{seed}/support").shuffle(rows)
         per_label = benchmark.support_per_label if num_examples is None else None
         groups: defaultdict[str, int] = defaultdict(int)
@@ -78,10 +78,10 @@ class BenchmarkData:
         for row in rows:
             if per_label is None and len(items) == (num_examples or benchmark.support_examples):
                 break
-            if per_label is not None and groups[row.answers[0]] == per_label:
+            if per_label is not None and groups[row.shown_answer] == per_label:
                 continue
             if (item := self._item(row, split)) is not None:
-                groups[row.answers[0]] += 1
+                groups[row.shown_answer] += 1
                 items.append(item)
         return items
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,11 @@ class Row:
     candidates: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def shown_answer(self) -> str:
+        """The answer that a shot shows: the first one with words, "" if there is none."""
+        return next((answer for answer in self.answers if answer.strip()), "")
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -90,14 +96,18 @@ class Folder:
                 self._media.setdefault(file.stem, []).append(file)
 
     def find(self, patterns: Sequence[str]) -> Path | None:
-        """Return the first file, or folder, whose path ends like one of the patterns; raises DataError for several."""
+        """Return the first file, or folder of media, whose path ends like one of the patterns.
+
+        Raises DataError for several files.
+        """
         for pattern in patterns:
             matches = [file for file in self._files if file.match(pattern)]
             if len(matches) > 1:
                 raise DataError(f"{self.path} has several files {pattern}: {', '.join(map(str, matches[:3]))}")
             if matches:
                 return matches[0]
-        folders = {folder for file in self._files for folder in (file.parent, file.parent.parent)}
+        media = (file for files in self._media.values() for file in files)
+        folders = {folder for file in media for folder in (file.parent, file.parent.parent)}
         return min((folder for folder in folders if any(map(folder.match, patterns))), key=_depth, default=None)
 
     def require(self, patterns: Sequence[str]) -> Path:
@@ -180,7 +190,8 @@ def records(values: Any, path: Path, part: str = "") -> Iterator[Record]:
 
 def read_lines(path: Path) -> Iterator[Record]:
     """Yield the objects of a file with one JSON object per line."""
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    # not by str.splitlines, which divides texts at U+2028 and others, too
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
         if line.strip():
             try:
                 values = json.loads(line)
@@ -193,11 +204,17 @@ def read_lines(path: Path) -> Iterator[Record]:
 
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[Record]:
     """Yield the rows of a CSV file, numbered from 1 after the header; raises DataError if a column is missing."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file)
-        if missing := [name for name in columns if name not in (table.fieldnames or ())]:
-            raise DataError(f"{path}: the column {missing[0]!r} is missing; the columns are {table.fieldnames}")
-        for number, values in enumerate(table, 1):
-            if None in values:
-                raise DataError(f"{path}, row {number}: more fields than columns")
-            yield Record(values, f"{path}, row {number}")
+    table = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+    if missing := [name for name in columns if name not in (table.fieldnames or ())]:
+        raise DataError(f"{path}: the column {missing[0]!r} is missing; the columns are {table.fieldnames}")
+    for number, values in enumerate(table, 1):
+        if None in values:
+            raise DataError(f"{path}, row {number}: more fields than columns")
+        yield Record(values, f"{path}, row {number}")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: {error}") from None

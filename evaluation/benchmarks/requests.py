@@ -77,9 +77,9 @@ def _batches(items: Sequence[Item], benchmark: Benchmark) -> Iterator[list[Examp
 
 
 def _example(item: Item, number: int, benchmark: Benchmark) -> Example:
-    """Return an example with the first reference answer, as a label where candidates are ranked."""
+    """Return an example with an answer, which is a label where candidates are ranked."""
     row = item.row
-    answer, label = (row.answers[0], None) if benchmark.task == "generate" else (None, row.answers[0])
+    answer, label = (row.shown_answer, None) if benchmark.task == "generate" else (None, row.shown_answer)
     stored = example(media(item), answer, label=label, question=row.question or None, id=str(number))
     if row.text:
         stored["text"] = row.text

@@ -30,6 +30,8 @@ from evaluation.benchmarks.scoring import METRICS, Score, answer
 from flamboyance_client import AsyncClient, BadRequest, Retries, ServerFault, SupportSet
 
 RETRIES = Retries(limit=5)
+# after so many failures and no answer, the other queries would probably fail, too
+MAX_FIRST_FAILURES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,8 @@ class Run:
         self.benchmark, self.options, self._client = benchmark, options, client
         self._progress = progress()
         self._prompt = benchmark.prompt(options.wording)
+        if options.ensemble and benchmark.orders == 1:
+            raise ValueError(f"--ensemble is for ranked candidates, and the answers of {benchmark.title} are written")
 
     async def run(self) -> Report:
         """Answer all queries, continuing earlier runs with the same settings, and return the report."""
@@ -122,19 +126,20 @@ class Run:
             orders=self._orders,
         )
         with Journal(self.options.out, f"{self.benchmark.name}-{shots}-shots", {**settings, "shots": shots}) as journal:
-            failures = await self._ask_all(asker, queries.items, journal)
+            await self._ask_all(asker, queries.items, journal)
+            num_answers = sum(item.row.id in journal.outcomes for item in queries.items)
         self._write_submission(journal, queries.items)
         return Result(
             shots=shots,
             score=self._score(journal, queries.items),
-            num_answers=len(queries.items) - len(failures),
+            num_answers=num_answers,
             num_missing=queries.num_missing,
-            num_failed=len(failures),
+            num_failed=len(queries.items) - num_answers,
             journal=journal.path.name,
         )
 
-    async def _ask_all(self, asker: Asker, items: Sequence[Item], journal: Journal) -> list[str]:
-        """Ask the queries that have no answer yet, a few at a time, and return the ids of those without an answer."""
+    async def _ask_all(self, asker: Asker, items: Sequence[Item], journal: Journal) -> None:
+        """Ask the queries that have no answer yet, a few at a time, and no more if only failures come first."""
         pending = [item for item in items if item.row.id not in journal.outcomes]
         task = self._progress.add_task(
             f"{self.benchmark.title}, {asker.num_shots} shots", total=len(items), completed=len(items) - len(pending)
@@ -144,7 +149,9 @@ class Run:
         async with asyncio.TaskGroup() as group:
             for _ in range(min(self.options.concurrency, len(pending))):
                 group.create_task(self._work(asker, remaining, journal, failures, task))
-        return failures
+        if num_not_asked := sum(1 for _ in remaining):
+            note = f"{asker.num_shots} shots: the first queries failed, {num_not_asked} others were not asked"
+            self._progress.console.print(note, soft_wrap=True)
 
     async def _work(self, asker: Asker, items: Any, journal: Journal, failures: list[str], task: TaskID) -> None:
         for item in items:
@@ -152,8 +159,10 @@ class Run:
                 journal.write(await asker.ask(item))
             except (BadRequest, DataError, ServerFault) as error:
                 failures.append(item.row.id)
-                self._progress.console.print(f"{item.row.where}: {error}", markup=False)
+                self._progress.console.print(f"{item.row.where}: {error}", markup=False, soft_wrap=True)
             self._progress.advance(task)
+            if len(failures) >= MAX_FIRST_FAILURES and not journal.outcomes:
+                return
 
     def _score(self, journal: Journal, items: Sequence[Item]) -> Score | None:
         rows = [item.row for item in items if item.row.id in journal.outcomes]

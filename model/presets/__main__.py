@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,13 +77,22 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     action.add_argument("--language-model", help="an expert as for join (default: random weights)")
     action.add_argument("--vision-model", help="an expert as for join (default: random weights)")
     action.add_argument(
-        "--gate", type=float, default=0.0, help="value of every gate; 0: closed, as in the paper (default: %(default)s)"
+        "--gate",
+        type=_finite,
+        default=0.0,
+        help="value of every gate; 0: closed, as in the paper (default: %(default)s)",
     )
     action.add_argument(
         "--dtype", choices=DTYPES, default="bfloat16", help="dtype of random weights (default: %(default)s)"
     )
     action.add_argument("--out", type=Path, required=True, help="the new folder; it must be empty or not exist")
     return parser
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise argparse.ArgumentTypeError(f"{text} is no number that a gate can have")
+    return number
 
 
 if __name__ == "__main__":

@@ -327,7 +327,7 @@ class Scheduler:
             return least if plan.may_exceed else 0
         if count <= num_within or (plan.may_exceed and count - num_within < MIN_PIECE):
             return count
-        if self._step % PROBE_EVERY == 0:
+        if self._step % PROBE_EVERY == 1:  # in no step of YIELD_EVERY, whose pieces would all be halved
             num_within = max(num_within // 2, least)
         return _rounded(num_within)
 

@@ -74,6 +74,18 @@ def test_what_was_measured_next_to_other_programs_is_remembered_for_an_hour(tmp_
     assert memory.load() == CHOICES
 
 
+def test_other_formats_do_not_prolong_what_was_measured_next_to_other_programs(tmp_path: Path) -> None:
+    now = 1000.0
+    memory = replace(FormatMemory.of(tmp_path, CONFIG), clock=lambda: now)
+    memory.save(CHOICES, is_disturbed=True)
+    now += DISTURBED_SECONDS - 1
+    memory.save({"64x32 of int8": dict.fromkeys(ROWS, "int8")})
+    memory.save({"64x32 of bfloat16": dict.fromkeys(ROWS, "bfloat16")}, is_disturbed=True)
+    assert len(memory.load()) == len(CHOICES) + 2
+    now += 1
+    assert memory.load() == {}
+
+
 def test_a_measurement_that_waits_for_the_processor_is_disturbed() -> None:
     processor_time = ProcessorTime()
     time.sleep(0.2)

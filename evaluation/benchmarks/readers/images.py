@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from evaluation.benchmarks.items import DataError, MediaNames, Record, Row, read_json, read_lines, read_table, records
+from evaluation.benchmarks.items import (
+    IMAGES,
+    DataError,
+    MediaNames,
+    Record,
+    Row,
+    read_json,
+    read_lines,
+    read_table,
+    records,
+)
 from evaluation.benchmarks.readers.files import Files
 
 COCO_FOLDERS = ("train2014", "val2014", "test2015")
@@ -206,7 +216,7 @@ def read_imagenet(files: Files) -> Iterator[Row]:
     solution, folder = files.find("solution"), files.require("folder")
     synsets = sorted(path for path in folder.iterdir() if path.is_dir())
     if synsets:
-        images = [(path.name, image.name, str(image)) for path in synsets for image in sorted(path.iterdir())]
+        images = [(image.parent.name, image.name, str(image)) for image in _images_of(synsets)]
     elif solution is not None:
         rows = read_table(solution, ("ImageId", "PredictionString"))
         images = [(r.text("PredictionString").split()[0], r.text("ImageId"), r.where) for r in rows]
@@ -217,6 +227,11 @@ def read_imagenet(files: Files) -> Iterator[Row]:
             raise DataError(f"{where}: {synset!r} is no synset of ImageNet-1k")
         names = MediaNames([f"{synset}/{image}" if synsets else image])
         yield Row(id=image, where=where, media=names, answers=(labels[synset],), candidates=candidates)
+
+
+def _images_of(folders: Sequence[Path]) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGES)
 
 
 def _synset_labels() -> dict[str, str]:

@@ -71,12 +71,16 @@ def read_nextqa(files: Files) -> Iterator[Row]:
     """Read the columns video, question, answer, qid and type of NExT-QA's open-ended questions (NExT-OE, `eval_oe.py`).
 
     `add_reference_answer_*.json` has a second answer by video and question. `map_vid_vidorID.json` of NExT-QA has the
-    paths of the videos.
+    paths of the videos. NExT-QA's tables of multiple choices, whose answers are numbers, are refused.
     """
     additional, paths = ({} if (p := files.find(r)) is None else read_json(p) for r in ("additional", "mapping"))
     stop_words = files.find("stop_words")
     words = () if stop_words is None else tuple(stop_words.read_text(encoding="utf-8").split())
     for record in read_table(files.require("questions"), ("video", "question", "qid", "type")):
+        if record.has("a0"):
+            raise DataError(
+                f"{record.where}: a multiple choice of NExT-QA; the open-ended questions are those of NExT-OE"
+            )
         video, number = record.text("video"), record.text("qid")
         answers = [record.text("answer")] if record.has("answer") else []
         second = record.values.get("additional_ref_answer") or additional.get(video, {}).get(number)

@@ -198,19 +198,22 @@ def test_a_broken_row_is_refused_with_file_and_row(
     [
         ("hateful_memes", "test_seen.jsonl", '"label": 1', '"label": 5', "row 2: the field 'label' is 5, not 0 or 1"),
         ("hateful_memes", "test_seen.jsonl", '{"id": 22', "{22", "row 3: "),
+        ("hateful_memes", "test_seen.jsonl", "nice", "\udce9", "test_seen.jsonl: 'utf-8' codec"),
         ("msvdqa", "test_qa.json", "[", "(", "test_qa.json: "),
         ("rareact", "rareact.csv", "phone,3", "phone,9", "row 4: the field 'annotation' is '9', not 0 to 4"),
         ("rareact", "rareact.csv", "noun", "object", "the column 'noun' is missing"),
         ("ivqa", "test.csv", "whole,1,", "whole,one,", "row 1: the field 'start' is 'one', not a number"),
         ("kinetics700", "val.csv", "abseiling,", ",", "row 1: the field 'label' is empty"),
+        ("kinetics700", "val.csv", "abseiling,", "\udce9,", "val.csv: 'utf-8' codec"),
         ("nextqa", "test.csv", "it plays,0,CW", "it plays,0,CW,more", "row 1: more fields than columns"),
+        ("nextqa", "test.csv", "frame_count", "a0", "row 1: a multiple choice of NExT-QA"),
     ],
 )
 def test_a_broken_line_is_refused_with_file_and_row(
     name: str, file: str, old: str, new: str, message: str, tmp_path: Path
 ) -> None:
     path = written(name, tmp_path) / file
-    path.write_text(path.read_text().replace(old, new, 1))
+    path.write_text(path.read_text().replace(old, new, 1), errors="surrogateescape")
     with pytest.raises(DataError, match=re.escape(message)) as error:
         read(name, tmp_path)
     assert file in str(error.value)
@@ -267,6 +270,37 @@ def test_of_several_files_of_a_name_the_one_of_the_split_is_taken(tmp_path: Path
 def test_the_folders_of_imagenet_may_be_deep_in_the_release(tmp_path: Path) -> None:
     written("imagenet", tmp_path / "ILSVRC" / "Data" / "CLS-LOC")
     assert len(read("imagenet", tmp_path).items) == 2
+
+
+def test_kaggles_release_of_imagenet_is_read(tmp_path: Path) -> None:
+    """It has folders of the same names with bounding boxes, and no folders of synsets in `val`."""
+    release, synset = tmp_path / "ILSVRC", "n01440764"
+    images, boxes = (release / part / "CLS-LOC" for part in ("Data", "Annotations"))
+    official.write_image(images / "train" / synset / f"{synset}_1.JPEG", 0)
+    official.write_image(images / "val" / "ILSVRC2012_val_00000001.JPEG", 1)
+    for box in (f"train/{synset}/{synset}_1.xml", "val/ILSVRC2012_val_00000001.xml"):
+        official.write_json(boxes / box, {})
+    (images / "train" / synset / ".DS_Store").touch()
+    rows = [("ILSVRC2012_val_00000001", f"{synset} 1 2 3 4")]
+    official.write_csv(tmp_path / "LOC_val_solution.csv", ("ImageId", "PredictionString"), rows)
+    assert len(read("imagenet", tmp_path).items) == 1
+    assert [item.row.answers for item in BenchmarkData(load("imagenet"), tmp_path).support(None, 0)] == [("tench",)]
+
+
+def test_a_line_of_memes_may_contain_separators_of_unicode(tmp_path: Path) -> None:
+    path = written("hateful_memes", tmp_path) / "test_seen.jsonl"
+    path.write_text(path.read_text().replace("nice", "ni\u2028ce"), encoding="utf-8")
+    assert {item.row.question for item in read("hateful_memes", tmp_path).items} == {'so "ni\u2028ce"'}
+
+
+def test_a_shot_shows_the_first_answer_that_has_words(tmp_path: Path) -> None:
+    path = written("textvqa", tmp_path) / "TextVQA_0.5.1_train.json"
+    values = json.loads(path.read_text())
+    values["data"][0]["answers"] = ["", "stop"]
+    values["data"][1]["answers"] = [""]
+    official.write_json(path, values)
+    (example,) = BenchmarkData(load("textvqa"), tmp_path).support(None, 0)
+    assert example.row.shown_answer == "stop"
 
 
 def test_answers_of_vqa_may_be_texts_and_ids_texts_of_digits(tmp_path: Path) -> None:

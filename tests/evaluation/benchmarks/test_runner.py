@@ -174,6 +174,26 @@ def test_a_query_that_the_server_refuses_is_stated_and_asked_again(
     assert len(outcomes(tmp_path, 0)) == 1
 
 
+def test_a_run_of_refused_queries_ends_early(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WRITERS["vqav2"](tmp_path / "data")
+    monkeypatch.setattr("evaluation.benchmarks.runner.MAX_FIRST_FAILURES", 2)
+    for image in (tmp_path / "data" / "val2014").iterdir():
+        image.write_bytes(image.read_bytes()[:200])
+    assert main(arguments("vqav2", server, tmp_path, "--shots", "0", "--concurrency", "1")) == 1
+    output, errors = capsys.readouterr()
+    assert "0 answers, 3 failed and left out" in output
+    assert errors.count("questions, row") == 2
+    assert "0 shots: the first queries failed, 1 others were not asked" in errors
+
+
+def test_a_key_that_is_needed_is_an_option(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    WRITERS["coco"](tmp_path)
+    assert main(["coco", "--server", server, "--data", str(tmp_path), "--shots", "0"]) == 1
+    assert "pass --api-key" in capsys.readouterr().err
+
+
 def test_a_killed_run_continues_and_has_the_results_of_a_whole_one(server: str, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
@@ -264,6 +284,12 @@ def test_a_run_that_cannot_be_is_refused(
     WRITERS["star"](tmp_path / "data")
     assert main(arguments("star", server, tmp_path, *more)) == 1
     assert message in capsys.readouterr().err
+
+
+def test_orders_of_written_answers_are_refused(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    WRITERS["coco"](tmp_path / "data")
+    assert main(arguments("coco", server, tmp_path, "--shots", "1", "--ensemble")) == 1
+    assert "error: --ensemble is for ranked candidates, and the answers of COCO are written" in capsys.readouterr().err
 
 
 def test_the_list_says_what_data_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

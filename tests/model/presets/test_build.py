@@ -140,6 +140,13 @@ def test_what_cannot_be_built_gives_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_gate_that_is_no_number_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["build", "flamingo-3b", "--scale", "tiny", "--gate", "nan", "--out", str(tmp_path / "out")])
+    assert "argument --gate: nan is no number" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_built_preset_is_trained_and_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(tmp_path / "start")
     write_shards(pairs(8), tmp_path / "shards", 8)

@@ -55,3 +55,17 @@ def test_a_machine_whose_tokens_become_slow_cuts_prompts_into_short_steps() -> N
     simulation.run(simulation.generate(512, 1))
     longest = max(map(costs.of, simulation.runner.plans[began:]))
     assert longest < 1.5 * LONE_STEPS * CONFIG.step_seconds + MIN_PIECE * costs.token
+
+
+def test_a_prompt_of_a_lower_priority_has_whole_pieces() -> None:
+    """It runs in every eighth step, which is none of those whose pieces have half their length."""
+    simulation = Simulation(CONFIG)
+    simulation.runner.costs = Costs(step=0.05)
+    for _ in range(3):
+        simulation.run(simulation.generate(512, 8))
+    for _ in range(4):
+        simulation.generate(20, 3000)
+    yielding = simulation.generate(2000, 1, priority=1)
+    simulation.run(yielding)
+    rows = [row for plan in simulation.runner.plans for row in plan.rows if row.sequence.request_id == yielding]
+    assert min(row.count for row in rows[:10]) >= 32

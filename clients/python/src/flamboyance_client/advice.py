@@ -37,5 +37,7 @@ GENERAL: Mapping[int, str] = {
 
 
 def advice(code: str | int | None, status: int | None) -> str | None:
-    """Return what to do about an error with this code and status, or None."""
-    return ADVICE.get(str(code)) or GENERAL.get(status or 0)
+    """Return a sentence about what to do about an error with this code and status, or None."""
+    if (text := ADVICE.get(str(code)) or GENERAL.get(status or 0)) is None:
+        return None
+    return text if text.endswith("?") else f"{text}."

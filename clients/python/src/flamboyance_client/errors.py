@@ -80,7 +80,7 @@ class ApiError(FlamboyanceError):
     def __init__(self, refusal: Refusal) -> None:
         prefix = f"{refusal.status}: " if refusal.status is not None else ""
         what_to_do = advice(refusal.code, refusal.status)
-        super().__init__(prefix + refusal.message + (f". {what_to_do}." if what_to_do else ""))
+        super().__init__(prefix + refusal.message + (f". {what_to_do}" if what_to_do else ""))
         self.refusal = refusal
         self.message = refusal.message
         self.type = refusal.type
