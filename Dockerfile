@@ -19,6 +19,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --index-url "${TORCH_INDEX}" "torch>=2.6" torchvision
 COPY pyproject.toml README.md LICENSE ./
 RUN pip install ".[postgresql]"
+COPY evaluation evaluation
 COPY flamboyance flamboyance
 COPY kernels kernels
 COPY model model
@@ -31,6 +32,7 @@ FROM packages AS packages-cuda
 RUN pip install "torch>=2.6" torchvision
 COPY pyproject.toml README.md LICENSE ./
 RUN pip install ".[postgresql]"
+COPY evaluation evaluation
 COPY flamboyance flamboyance
 COPY kernels kernels
 COPY model model

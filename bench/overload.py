@@ -37,7 +37,7 @@ FACTOR = 10
 NUM_OTHER_LOADS = 3
 MIN_GOODPUT = 0.9
 MAX_REFUSAL_MS = 20.0
-# seconds within which clients begin, and by how much their waits differ
+# seconds within which clients begin, in a short load a quarter of it, and by how much their waits differ
 RAMP = 1.0
 JITTER = 0.25
 # a client that obeys a refusal must not come back long before there is room
@@ -113,16 +113,17 @@ async def _run(load: Load) -> Outcome:
             if load.rate:
                 await _arrivals(load.rate, send, end, group)
             else:
+                ramp = min(RAMP, load.seconds / 4)
                 for number in range(load.clients):
-                    group.create_task(_client(partial(send, ADDRESSES[number % len(ADDRESSES)]), end))
+                    group.create_task(_client(partial(send, ADDRESSES[number % len(ADDRESSES)]), ramp, end))
     given_up = Answer(status=0, seconds=load.drain, error=f"given up {load.drain:g} s after the end")
     answers += [given_up] * (num_sent - len(answers))
     return Outcome(answers, sum(moment <= end for moment in served_at), load.seconds)
 
 
-async def _client(send: Callable[[], Awaitable[Answer]], end: float) -> None:
+async def _client(send: Callable[[], Awaitable[Answer]], ramp: float, end: float) -> None:
     """Send one request after the other, and wait as long as a refusal says, or a little longer."""
-    await asyncio.sleep(random.uniform(0, RAMP))
+    await asyncio.sleep(random.uniform(0, ramp))
     while (left := end - time.perf_counter()) > 0:
         answer = await send()
         if answer.status != 200:
