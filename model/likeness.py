@@ -21,7 +21,7 @@ Vectors = NDArray[np.float32]
 # the file in a model's folder
 LIKENESS = "likeness.safetensors"
 MATRICES = ("mean", "directions", "weight", "bias")
-# in files since ancestors count differently for strange images; other files have these shares
+# tensors that older files lack: those have no familiar directions, and FIRST_SHARES
 SHARES, FAMILIAR = "shares", "familiar"
 FIRST_SHARES = (1.0, 0.35, 0.35, 0.35)
 # how sharply familiar and strange images are divided, where half of a deviation is familiar
