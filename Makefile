@@ -49,6 +49,35 @@ $(BIN)/python:
 	@echo "1/3: creating the virtual environment .venv"
 	$(PYTHON) -m venv .venv
 
+# The playground: `make playground` builds the page that the server serves and that is committed; `make test-web` compares
+# that page with a new build, and tests it in Chromium against a server with the default model. Both need node and npm.
+.PHONY: playground test-web
+WEB := clients/playground
+NPM := npm --prefix $(WEB)
+REBUILT := $(WEB)/test-results/rebuilt
+
+playground: $(WEB)/node_modules/installed.stamp openapi-types
+	$(NPM) run build
+
+test-web: setup .venv/dev.stamp $(WEB)/node_modules/installed.stamp openapi-types | chromium
+	git diff --exit-code --stat $(WEB)/src/api/schema.d.ts
+	$(NPM) run check
+	OUT_DIR=$(CURDIR)/$(REBUILT) $(NPM) run build
+	diff -r $(REBUILT) server/api/static/playground
+	$(NPM) test
+
+.PHONY: openapi-types chromium
+openapi-types: .venv/runtime.stamp $(WEB)/node_modules/installed.stamp
+	$(BIN)/flamboyance openapi >$(WEB)/openapi.json
+	$(NPM) run types
+
+chromium:
+	@command -v chromium >/dev/null || { apt-get update && apt-get install -y --no-install-recommends chromium fonts-dejavu-core; }
+
+$(WEB)/node_modules/installed.stamp: $(WEB)/package-lock.json
+	npm ci --prefix $(WEB) --no-audit --no-fund
+	@touch $@
+
 # Trains the bridge of the default model, from packages of the registries to model/zoo/bridge.safetensors. Each stage
 # continues from its latest checkpoint, and pauses between steps while the file named by PAUSE exists.
 PAUSE ?= .pause-training

@@ -70,6 +70,11 @@ PROGRAMS = {
         prog=NAME,
         first_arguments=("build",),
     ),
+    "openapi": Program(
+        "server.openapi",
+        "Print the OpenAPI document of the HTTP API, for generators of clients.",
+        prog=f"{NAME} openapi",
+    ),
     "evaluate": Program(
         "evaluation.benchmarks.__main__",
         "Evaluate a server on a benchmark of the paper: `flamboyance evaluate NAME --data DIR [--server URL]`.",

@@ -33,6 +33,7 @@ from server.api.routes import (
     health,
     images,
     models,
+    playground,
     support_sets,
 )
 from server.api.services import Services
@@ -64,6 +65,7 @@ from server.version import VERSION
 # the status that proxies log when a client has disconnected; it is never sent
 CLIENT_CLOSED_REQUEST = 499
 
+TITLE = "Flamboyance"
 ROUTERS = (
     completions.router,
     chat.router,
@@ -77,6 +79,7 @@ ROUTERS = (
     archives.router,
     health.router,
     docs.router,
+    playground.router,
 )
 
 logger = logging.getLogger(__name__)
@@ -87,7 +90,7 @@ class Application(FastAPI):
 
     def __init__(self, lifespan: Lifespan[Application]) -> None:
         super().__init__(
-            title="Flamboyance",
+            title=TITLE,
             version=VERSION,
             docs_url=None,
             redoc_url=None,

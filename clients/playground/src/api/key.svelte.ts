@@ -1,0 +1,16 @@
+// The API key of this tab. It is kept in the session storage, so it ends with the tab, and goes to this server alone.
+
+const NAME = 'flamboyance-api-key'
+
+export const key = $state({ value: sessionStorage.getItem(NAME) ?? '', isNeeded: false })
+
+export function setKey(value: string) {
+  key.value = value
+  key.isNeeded = false
+  sessionStorage.setItem(NAME, value)
+}
+
+/** The headers that every request has. */
+export function authorization(): Record<string, string> {
+  return key.value ? { Authorization: `Bearer ${key.value}` } : {}
+}

@@ -1,0 +1,44 @@
+// Whether the server is ready, and which model it serves: asked every few seconds while the page is visible.
+import { api } from '../api/client'
+
+const PERIOD = { ready: 10_000, waiting: 1_000 }
+
+export const server = $state({
+  isReady: false,
+  reason: 'connecting …',
+  model: '',
+  visualTokens: 0,
+  maxMedia: 0,
+})
+
+/** Starts to watch, and returns the function that stops it. */
+export function watchServer() {
+  let timer: ReturnType<typeof setTimeout>
+  async function ask() {
+    if (!document.hidden) await look()
+    timer = setTimeout(ask, server.isReady ? PERIOD.ready : PERIOD.waiting)
+  }
+  void ask()
+  return () => clearTimeout(timer)
+}
+
+async function look() {
+  try {
+    const response = await fetch('/health/ready')
+    const { status } = await response.json()
+    server.reason = status
+    if (status === 'ready' && !server.model) await describe()
+    server.isReady = status === 'ready'
+  } catch {
+    server.isReady = false
+    server.reason = 'not reachable'
+  }
+}
+
+async function describe() {
+  const { data } = await api.GET('/v1/models')
+  const model = data!.data[0]!
+  server.model = model.id
+  server.visualTokens = model.vision.visual_tokens
+  server.maxMedia = model.vision.max_media_per_request
+}

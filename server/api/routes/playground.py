@@ -1,0 +1,49 @@
+"""GET /: the playground, a page for people, which is built from `clients/playground` and calls this API.
+
+The page works offline: its files come from this server, and its policy allows no other host and no inline script.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends
+from starlette.responses import FileResponse, Response
+
+from server.api.routes.docs import STATIC
+from server.api.services import GivenServices
+from server.errors import NotFound
+
+PAGE = STATIC / "playground"
+PREFIX = "/playground/"
+FILES = {path.relative_to(PAGE).as_posix(): path for path in PAGE.rglob("*") if path.is_file()}
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src 'self' blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+# the names of these files contain a hash of their content
+HASHED = "assets/"
+FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
+ASK_AGAIN = {"Cache-Control": "no-cache"}
+
+
+def _refuse_if_off(services: GivenServices) -> None:
+    if not services.settings.playground:
+        raise NotFound("the playground of this server is switched off")
+
+
+router = APIRouter(include_in_schema=False, dependencies=[Depends(_refuse_if_off)])
+
+
+@router.get("/")
+async def show_playground() -> Response:
+    return FileResponse(FILES["index.html"], headers=HEADERS | ASK_AGAIN)
+
+
+@router.get(PREFIX + "{file:path}")
+async def show_file(file: str) -> Response:
+    if file not in FILES:
+        raise NotFound(f"{PREFIX} has no file {file[:64]!r}")
+    return FileResponse(FILES[file], headers=HEADERS | (FOREVER if file.startswith(HASHED) else ASK_AGAIN))
