@@ -83,7 +83,7 @@ class Settings(BaseModel):
     max_num_seqs: int = Field(64, ge=1, le=4096, description="maximum sequences that run concurrently")
     max_num_batched_tokens: int = Field(512, ge=16, description="maximum tokens per step")
     step_time_target: float = Field(
-        0.07,
+        0.05,
         gt=0,
         le=60,
         description="seconds that a step of the engine should take at most while requests run concurrently",
