@@ -21,8 +21,7 @@ from server.engine.residents import Residents
 from server.engine.sequence import Sequence
 from server.engine.shares import CONTEXT_PER_TOKEN, TOKENS_PER_FRAME, Pace, count_within, work_of
 
-# time of heavy sequences per time of light ones
-# seconds of large requests per second of small ones: small ones then take at most three times as long as alone
+# time of heavy sequences per time of light ones, which should take at most three times as long as alone
 HEAVY_SHARE = 1 / 3
 # smaller pieces would read the context of a long prompt too often
 MIN_PIECE = 16
