@@ -100,6 +100,9 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free port")
+    vllm_metrics: bool = Field(
+        False, description="expose the metrics that vLLM has under its names as well, for dashboards and routers"
+    )
     api_key: SecretStr | None = Field(
         None, min_length=8, description="bearer key that every request must have; none: no key is required"
     )
