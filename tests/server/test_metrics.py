@@ -107,9 +107,9 @@ class TestVllmNames:
             "vllm:request_generation_tokens": "histogram",
             "vllm:iteration_tokens_total": "histogram",
         }
-        found = {name: family.type for name, family in families.items() if name.startswith("vllm:")}
+        types = {name: family.type for name, family in families.items() if name.startswith("vllm:")}
         # prometheus_client adds the time of creation
-        assert {name: kind for name, kind in found.items() if not name.endswith("_created")} == expected
+        assert {name: kind for name, kind in types.items() if not name.endswith("_created")} == expected
         values = {(s.name, s.labels.get("finished_reason")): s.value for f in families.values() for s in f.samples}
         assert values["vllm:prompt_tokens_total", None] == values["vllm:prefix_cache_queries_total", None] == 7.0
         assert values["vllm:request_success_total", "stop"] == 1.0
@@ -118,5 +118,5 @@ class TestVllmNames:
         (config,) = families["vllm:cache_config_info"].samples
         assert config.labels == {"model_name": "m", "block_size": "16", "num_gpu_blocks": "512", "num_media_slots": ""}
 
-    def test_they_are_not_exposed_unless_asked_for(self) -> None:
+    def test_they_are_not_exposed_by_default(self) -> None:
         assert b"vllm:" not in Metrics("m").expose()

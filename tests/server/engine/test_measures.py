@@ -1,4 +1,4 @@
-"""What the engine counts while it runs real requests: steps by kind, frames, host hits, and media that are on their way."""
+"""The engine counts steps by kind, frames, host hits, and joins of media that are on their way."""
 
 from __future__ import annotations
 
