@@ -1,4 +1,4 @@
-"""What the engine counts, for the metrics: the names and their help, and the histograms that its heartbeats carry."""
+"""The counts of the engine, for the metrics: the names and their help, and the histograms that its heartbeats carry."""
 
 from __future__ import annotations
 

@@ -265,7 +265,7 @@ class StartRefused(msgspec.Struct, frozen=True, tag=True):
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What the engine counts, by metric name, sent about twice a second; `Measures` describes the histograms."""
+    """The counts of the engine by metric name, sent about twice a second; `Measures` describes the histograms."""
 
     gauges: dict[str, float]
     histograms: dict[str, dict[str, list[float]]] = {}
