@@ -1,15 +1,20 @@
 """Prometheus metrics, in a registry of their own; names are vLLM's under `flamboyance:`, so that dashboards carry over.
 
-The API process measures requests as clients see them; the worker's gauges arrive with its heartbeats.
+The API process measures requests as clients see them; what the worker counts arrives with its heartbeats.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from server.measures import ENGINE_HISTOGRAMS, ENGINE_METRICS, Measures
+from server.schemas.fewshot import Method
 
 PREFIX = "flamboyance:"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -19,33 +24,94 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15
 _COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 _MEDIA_COUNTS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
-FINISHED_REASONS = ("stop", "length", "abort", "error")
+# metrics that are also exposed under vLLM's names, if the setting `vllm_metrics` is on, and those names
+VLLM_PREFIX = "vllm:"
+SAME_IN_VLLM = (
+    "num_requests_running",
+    "num_requests_waiting",
+    "kv_cache_usage_perc",
+    "cache_config_info",
+    "prompt_tokens",
+    "generation_tokens",
+    "request_success",
+    "time_to_first_token_seconds",
+    "inter_token_latency_seconds",
+    "e2e_request_latency_seconds",
+    "request_queue_time_seconds",
+    "request_prefill_time_seconds",
+    "request_decode_time_seconds",
+    "request_prompt_tokens",
+    "request_generation_tokens",
+    "num_preemptions",
+)
+VLLM_NAMES = (
+    *((name, name) for name in SAME_IN_VLLM),
+    ("iteration_tokens", "iteration_tokens_total"),
+    ("prompt_tokens", "prefix_cache_queries"),
+    ("prompt_tokens_cached", "prefix_cache_hits"),
+    ("media_queries", "mm_cache_queries"),
+    ("media_cached", "mm_cache_hits"),
+)
+# the labels of `cache_config_info`, with vLLM's names where it has them, and the engine's names of the sizes
+CACHE_CONFIG = {"block_size": "block_size", "num_gpu_blocks": "num_blocks", "num_media_slots": "num_media_slots"}
 
-# gauges in the engine's heartbeat: the help text, and whether it is a counter. Waiting and running requests are counted
-# by the API process, from acceptance on
-ENGINE_METRICS = {
-    "kv_cache_usage_perc": ("Used fraction of the blocks of the text cache, from 0 to 1", False),
-    "media_slots_in_use": ("Media pages that running requests use or that are pinned", False),
-    "media_host_bytes": ("Bytes of visual tokens in host memory", False),
-    "media_slots_pinned": ("Media pages that are never evicted", False),
-    "media_evictions": ("Media pages reused for another media item", True),
-    "num_preemptions": ("Sequences that released their blocks and were queued again", True),
-}
+FINISHED_REASONS = ("stop", "length", "abort", "error")
 
 
 class EngineCollector(Collector):
-    """Exposes those values of the worker's last heartbeat that `ENGINE_METRICS` lists."""
+    """Exposes what the worker's last heartbeat counted, as `server/measures.py` lists it.
+
+    Waiting and running requests are not among it: the API process counts them, from acceptance on.
+    """
 
     def __init__(self, model_name: str) -> None:
         self._model_name = model_name
+        self.info: Mapping[str, Any] = {}  # what the worker reported when it was ready
         self.values: dict[str, float] = {}
+        self.histograms = Measures().snapshot()
 
     def collect(self) -> Iterator[Metric]:
+        yield from self._values()
+        config = {label: str(self.info.get(name, "")) for label, name in CACHE_CONFIG.items()}
+        info = GaugeMetricFamily(
+            PREFIX + "cache_config_info", "1; the labels are sizes", labels=["model_name", *config]
+        )
+        info.add_metric([self._model_name, *config.values()], 1.0)
+        yield info
+        for name, histogram in ENGINE_HISTOGRAMS.items():
+            metric = HistogramMetricFamily(
+                PREFIX + name, histogram.help, labels=["model_name", *filter(None, [histogram.label])]
+            )
+            for value, (*counts, total) in self.histograms[name].items():
+                bounds = [*map(str, map(float, histogram.bounds)), "+Inf"]
+                buckets = list(zip(bounds, accumulate(counts), strict=True))
+                metric.add_metric([self._model_name, *filter(None, [value])], buckets, total)
+            yield metric
+
+    def _values(self) -> Iterator[Metric]:
         for name, (help_text, is_counter) in ENGINE_METRICS.items():
             family = CounterMetricFamily if is_counter else GaugeMetricFamily
             metric = family(PREFIX + name, help_text, labels=["model_name"])
             metric.add_metric([self._model_name], self.values.get(name, 0.0))
             yield metric
+
+
+class VllmCollector(Collector):
+    """Exposes metrics of a registry under vLLM's names, for its dashboards, and for routers and load tools."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        metrics = {metric.name.removeprefix(PREFIX): metric for metric in self._registry.collect()}
+        for name, vllm_name in VLLM_NAMES:
+            metric = metrics[name]
+            copy = Metric(VLLM_PREFIX + vllm_name, metric.documentation, metric.type)
+            copy.samples = [
+                sample._replace(name=VLLM_PREFIX + vllm_name + sample.name.removeprefix(metric.name))
+                for sample in metric.samples
+            ]
+            yield copy
 
 
 class Metrics:
@@ -56,6 +122,8 @@ class Metrics:
         self._model_name = model_name
         self.engine = EngineCollector(model_name)
         self.registry.register(self.engine)
+        self._vllm = CollectorRegistry()
+        self._vllm.register(VllmCollector(self.registry))
 
         self.time_to_first_token = self._histogram(
             "time_to_first_token_seconds", "Time from acceptance to the first token"
@@ -68,6 +136,12 @@ class Metrics:
         )
         self.request_queue_time = self._histogram(
             "request_queue_time_seconds", "Time from acceptance to the first step of the prompt"
+        )
+        self.request_prefill_time = self._histogram(
+            "request_prefill_time_seconds", "Time from the first step of the prompt to the first token"
+        )
+        self.request_decode_time = self._histogram(
+            "request_decode_time_seconds", "Time from the first token to the last one"
         )
         self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Prompt tokens per request", _COUNTS)
         self.request_generation_tokens = self._histogram(
@@ -87,12 +161,24 @@ class Metrics:
         )
         self.generation_tokens = self._counter("generation_tokens_total", "Generated tokens")
         self.media_encoded = self._counter("media_encoded_total", "Media encoded by the vision encoder")
+        self.media_queries = self._counter("media_queries_total", "Media of admitted requests, each once per request")
         self.media_cached = self._counter("media_cached_total", "Media whose pages were in the media cache")
         self.media_decode_failures = self._counter("media_decode_failures_total", "Media that could not be decoded")
         self.media_stored = self._counter("media_stored_total", "Uploaded media that were not yet in the store")
         self.engine_restarts = self._counter("engine_restarts_total", "Restarts of the worker")
         self._request_success = self._labelled_counter("request_success", "Finished requests", "finished_reason")
         self._request_refused = self._labelled_counter("request_refused", "Requests that failed, by error code", "code")
+        self._classifications = self._labelled_counter(
+            "classifications", "Classifications and questions of decisions, by the method that answered", "method"
+        )
+        self._selections = self._labelled_counter(
+            "selections", "Requests with shots from a support set, by the strategy that selected them", "strategy"
+        )
+        self._evaluations = self._labelled_counter("evaluations", "Evaluations that ended, by how", "status")
+        for method in get_args(Method):
+            self._classifications.labels(model_name, method)
+        for status in ("completed", "failed"):
+            self._evaluations.labels(model_name, status)
         for reason in FINISHED_REASONS:
             self._request_success.labels(model_name, reason)
 
@@ -120,12 +206,22 @@ class Metrics:
     def count_refused(self, code: str) -> None:
         self._request_refused.labels(self._model_name, code).inc()
 
+    def count_classification(self, method: str) -> None:
+        self._classifications.labels(self._model_name, method).inc()
+
+    def count_selection(self, strategy: str) -> None:
+        self._selections.labels(self._model_name, strategy).inc()
+
+    def count_evaluation(self, status: str) -> None:
+        self._evaluations.labels(self._model_name, status).inc()
+
     def count_support_sets(self, by_status: Mapping[str, int]) -> None:
         for status, number in by_status.items():
             self._support_sets.labels(self._model_name, status).set(number)
 
-    def expose(self) -> bytes:
-        return generate_latest(self.registry)
+    def expose(self, *, with_vllm_names: bool = False) -> bytes:
+        text = generate_latest(self.registry)
+        return text + generate_latest(self._vllm) if with_vllm_names else text
 
     def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
         metric = Histogram(PREFIX + name, help_text, ["model_name"], buckets=buckets, registry=self.registry)

@@ -31,6 +31,7 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self.client = "" if ticket is None else ticket.client
         self.finish_reason: FinishReason = "stop"
         self.num_shots: int | None = None
+        self.strategy: str | None = None  # that selected the shots from a support set
         self.details: dict[str, Any] = {}  # fields that a route adds to `usage.fewshot_details`
         self.prompt_tokens = 0
         self.completion_tokens = 0
@@ -42,6 +43,7 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self._metrics = metrics
         self._ticket = ticket
         self._is_admitted = False
+        self._queue_seconds = 0.0
         self._first_token: float | None = None
         self._last_token: dict[int, float] = {}
 
@@ -55,6 +57,11 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self.media += len(media)
         self.media_deduplicated += len(media) - len(set(media))
 
+    def classified(self, method: str) -> None:
+        """Count a classification, or the answer to a question of a decision, by the method that was used."""
+        if self._ticket is not None:
+            self._metrics.count_classification(method)
+
     def count(self, name: str, number: int) -> None:
         """Add to a number of `usage.fewshot_details`."""
         self.details[name] = self.details.get(name, 0) + number
@@ -67,8 +74,10 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self._metrics.prompt_tokens_cached.inc(event.cached_tokens)
         self._metrics.media_encoded.inc(event.media_encoded)
         self._metrics.media_cached.inc(event.media_cached)
+        self._metrics.media_queries.inc(event.media_cached + event.media_encoded)
         if not self._is_admitted and self._ticket is not None:
             self._metrics.request_queue_time.observe(event.queue_seconds)
+            self._queue_seconds = event.queue_seconds
         self.answered(num_tokens)
 
     def answered(self, num_tokens: int) -> None:
@@ -122,10 +131,16 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
             self._metrics.request_media.observe(self.media)
             if self.num_shots is not None:
                 self._metrics.request_shots.observe(self.num_shots)
+            if self.strategy is not None:
+                self._metrics.count_selection(self.strategy)
         if self.finish_reason in ("stop", "length"):
             self._metrics.e2e_request_latency.observe(seconds)
-            if self.completion_tokens:
+            if self._first_token is not None:
                 self._metrics.request_generation_tokens.observe(self.completion_tokens)
+                self._metrics.request_prefill_time.observe(max(self._first_token - self._queue_seconds, 0.0))
+                self._metrics.request_decode_time.observe(
+                    max(self._last_token.values()) - self.arrived - self._first_token
+                )
         logger.info(
             "request finished",
             extra={

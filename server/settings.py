@@ -83,7 +83,7 @@ class Settings(BaseModel):
     max_num_seqs: int = Field(64, ge=1, le=4096, description="maximum sequences that run concurrently")
     max_num_batched_tokens: int = Field(512, ge=16, description="maximum tokens per step")
     step_time_target: float = Field(
-        0.07,
+        0.05,
         gt=0,
         le=60,
         description="seconds that a step of the engine should take at most while requests run concurrently",
@@ -101,6 +101,9 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free port")
     playground: bool = Field(True, description="serve the playground, a page for people, at /")
+    vllm_metrics: bool = Field(
+        False, description="expose the metrics that vLLM has under its names as well, for dashboards and routers"
+    )
     api_key: SecretStr | None = Field(
         None, min_length=8, description="bearer key that every request must have; none: no key is required"
     )

@@ -265,9 +265,10 @@ class StartRefused(msgspec.Struct, frozen=True, tag=True):
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Gauges and counters by metric name, sent about twice a second."""
+    """The counts of the engine by metric name, sent about twice a second; `Measures` describes the histograms."""
 
     gauges: dict[str, float]
+    histograms: dict[str, dict[str, list[float]]] = {}
     last_step_age: float
 
 

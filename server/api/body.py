@@ -13,12 +13,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.services import Services
-from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest
+from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedMediaType
 from server.limits.admission import Ticket
 from server.limits.resting_lock import RestingLock
 from server.schemas.base import ModelRequest, PrioritizedRequest, SchemaType, TimedRequest, read
 from server.settings import Settings
 
+JSON = "application/json"
 # bytes of a body that take some milliseconds to read, and of JSON to parse
 LARGE_BODY = 2**20
 # bytes of a body that are written to a file at once
@@ -29,7 +30,7 @@ async def read_request(
     schema: type[SchemaType], request: Request, services: Services, empty: bytes = b""
 ) -> SchemaType:
     """Read and validate a JSON body; `empty` stands for one without bytes. Raises `InvalidRequest`, `ModelNotFound`."""
-    fields = await parse(schema, await read_body(request, services.settings) or empty, services.parsing)
+    fields = await parse(schema, await read_json(request, services.settings) or empty, services.parsing)
     if isinstance(fields, ModelRequest) and fields.model not in (None, services.model.name):
         raise services.model_not_found(str(fields.model))
     if isinstance(fields, TimedRequest):
@@ -59,6 +60,24 @@ def read_query(schema: type[SchemaType], request: Request) -> SchemaType:
 async def read_body(request: Request, settings: Settings) -> bytes:
     """Return the whole body. Raises what `stream_body` raises."""
     return b"".join([piece async for piece in stream_body(request, settings)])
+
+
+async def read_json(request: Request, settings: Settings) -> bytes:
+    """Return the whole body, which is empty or declared as JSON.
+
+    A page of another site can send other types without asking first, so they are refused. Raises `UnsupportedMediaType` and
+    what `stream_body` raises.
+    """
+    declared, body = content_type(request), await read_body(request, settings)
+    if body and declared != JSON:
+        message = f"a body of type {declared[:64]!r}: send JSON with the header Content-Type: {JSON}"
+        raise UnsupportedMediaType(message, param="Content-Type")
+    return body
+
+
+def content_type(request: Request) -> str:
+    """Return the declared type of the body without its parameters; '' if there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def stream_body(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
@@ -122,7 +141,7 @@ async def _pieces(request: Request, limit: int, seconds: float) -> AsyncGenerato
 
 
 class JSONResponse(Response):
-    media_type = "application/json"
+    media_type = JSON
 
     def render(self, content: Any) -> bytes:
         return msgspec.json.encode(content)

@@ -19,6 +19,7 @@ from pydantic_core.core_schema import NullableSchema, TaggedUnionSchema, WithDef
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from server.api.body import JSON
 from server.api.guard import OPEN_PATHS
 from server.errors import (
     BodyTimeout,
@@ -46,6 +47,7 @@ from server.errors import (
     SupportSetNotFound,
     Unauthorized,
     Unavailable,
+    UnsupportedMediaType,
     UnsupportedParameter,
 )
 from server.schemas.base import ModelRequest, Schema, or_null
@@ -64,11 +66,18 @@ MEDIA = (
 )
 PROMPT = (*ENGINE, *MEDIA, ContextLengthExceeded)
 SUPPORT_SET = (SupportSetNotFound, DatabaseUnavailable)
-BODY = (UnsupportedParameter, BodyTimeout, BodyTooLarge, ClientOverShare, Overloaded, ShuttingDown)
+BODY = (
+    UnsupportedParameter,
+    UnsupportedMediaType,
+    BodyTimeout,
+    BodyTooLarge,
+    ClientOverShare,
+    Overloaded,
+    ShuttingDown,
+)
 # what any request may end with
 ANY = (InvalidRequest, DeadlineExceeded, ServerError)
 
-JSON = "application/json"
 EVENTS = "text/event-stream"
 SCHEMAS = "#/components/schemas/"
 STRING = {"type": "string"}

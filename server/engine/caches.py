@@ -283,6 +283,13 @@ class MediaCache:
         self._max_kept_frames = max_kept_frames
         self._encodings: dict[bytes, Encoding] = {}  # from frames, with pieces that no step has taken yet
         self._requested: set[bytes] = set()
+        self.num_host_hits = 0  # pages from visual tokens in host memory
+        self.num_joins = 0  # of requests to a source that was requested for another one
+
+    def join(self, sources: Iterable[bytes]) -> list[bytes]:
+        """Request the sources of a new request; count those that are on their way already."""
+        self.num_joins += len(self._requested.intersection(sources))
+        return self.request(sources)
 
     def request(self, sources: Iterable[bytes]) -> list[bytes]:
         """Return the sources that have not been requested yet, and note that they are."""
@@ -326,6 +333,7 @@ class MediaCache:
         piece = self._next_piece(encoding, max_frames, is_last_resort) if self.slots.num_available else None
         if piece is not None and piece.is_last:
             encoding.slot = self.slots.assign(key)
+            self.num_host_hits += visual_tokens is not None
         return piece
 
     def encode_for_pooling(self, key: bytes, max_frames: int) -> Piece | None:

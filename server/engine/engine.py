@@ -31,6 +31,7 @@ from server.engine.tasks.inspection import Inspection
 from server.engine.tasks.scoring import Scoring
 from server.engine.tasks.task import ForwardTask, RequestError, SequenceTask, SideTask, Task, finished
 from server.grammar import Grammars
+from server.measures import Measures
 from server.wire import (
     Abort,
     Embed,
@@ -70,6 +71,7 @@ class Engine:
         self.scheduler = Scheduler(self.residents, clock)
         self.runner = Runner(model, config, Sampler(tokenizer.suppressed_ids, tokenizer.eos_ids), self.media, record)
         self._clock = clock
+        self._measures = Measures()
         self.grammars = Grammars(tokenizer)
         self._eos_ids = frozenset(tokenizer.eos_ids)
         self._numbers = count()  # of requests, in the order in which they were received
@@ -159,12 +161,20 @@ class Engine:
             "num_requests_running": len(self.scheduler.running),
             "num_requests_waiting": len(self.scheduler.waiting),
             "kv_cache_usage_perc": 1 - self.blocks.num_available / self.blocks.num_blocks,
+            "media_slots": self.media.slots.num_slots,
             "media_slots_in_use": self.media.slots.num_in_use,
+            "media_page_bytes": self.runner.media_page_bytes,
             "media_host_bytes": self.media.host.size,
+            "media_host_hits": self.media.num_host_hits,
             "media_slots_pinned": self.media.slots.num_pinned,
             "media_evictions": self.media.slots.num_evictions,
+            "media_single_flight_joins": self.media.num_joins,
             "num_preemptions": self.residents.num_preemptions,
         }
+
+    def histograms(self) -> dict[str, dict[str, list[float]]]:
+        """Return the engine's histograms as a heartbeat carries them."""
+        return self._measures.snapshot()
 
     def _create_task(self, request: Request) -> SequenceTask | SideTask:
         """Return the task of a request. Raises `RequestError` for a request that could never run."""
@@ -203,6 +213,7 @@ class Engine:
         seconds = self._clock() - began
         if plan.rows or plan.pieces:
             self.scheduler.learn(plan, seconds)
+            self._measures.note_step((row.count for row in plan.rows), plan.num_frames, seconds)
         # next to rows, forwards of their own have as much of the time as heavy sequences
         self._forward_seconds = min(self._forward_seconds, 0.0) + HEAVY_SHARE * seconds if plan.rows else inf
         return results

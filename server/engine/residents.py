@@ -40,7 +40,7 @@ class Residents:
     def add(self, sequence: Sequence) -> list[bytes]:
         """Queue a sequence; return the sources to request."""
         self.queue(sequence)
-        return self.media.request(self.memory.missing_sources(sequence))
+        return self.media.join(self.memory.missing_sources(sequence))
 
     def queue(self, sequence: Sequence) -> None:
         """Queue a sequence that is not known yet."""

@@ -66,6 +66,10 @@ class Runner:
         self.encoder = Encoder(model, self._media, media)
         self._graphs = None if record is None else self._record(record)
 
+    @property
+    def media_page_bytes(self) -> int:
+        return self._media.pages[0].nbytes
+
     @torch.inference_mode()
     def _record(self, record: Recorder) -> DecodeGraphs:
         width = -(-self.config.max_model_len // self.config.block_size)

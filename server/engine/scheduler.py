@@ -21,8 +21,8 @@ from server.engine.residents import Residents
 from server.engine.sequence import Sequence
 from server.engine.shares import CONTEXT_PER_TOKEN, TOKENS_PER_FRAME, Pace, count_within, work_of
 
-# time of heavy sequences per time of light ones
-HEAVY_SHARE = 0.5
+# time of heavy sequences per time of light ones, which should take at most three times as long as alone
+HEAVY_SHARE = 1 / 3
 # smaller pieces would read the context of a long prompt too often
 MIN_PIECE = 16
 # lengths of pieces that end before a prompt's end are multiples of the first of these that is at most half as long

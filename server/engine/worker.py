@@ -51,6 +51,8 @@ class EngineLike(Protocol):
 
     def gauges(self) -> dict[str, float]: ...
 
+    def histograms(self) -> dict[str, dict[str, list[float]]]: ...
+
 
 Factory = Callable[[Settings], tuple[EngineLike, dict[str, Any]]]
 
@@ -102,7 +104,8 @@ class Worker:
             return
         self._next_beat = now + BEAT_SECONDS
         age = now - self._last_step if self._engine.has_work() else 0.0
-        self._emit(wire.Beat(gauges=self._engine.gauges(), last_step_age=age))
+        gauges, histograms = self._engine.gauges(), self._engine.histograms()
+        self._emit(wire.Beat(gauges=gauges, histograms=histograms, last_step_age=age))
 
 
 def resolve(factory: str) -> Factory:

@@ -216,7 +216,9 @@ class EngineClient:
             case wire.Beat():
                 self._watchdog.progress(message.last_step_age)
                 self._metrics.engine.values = message.gauges
+                self._metrics.engine.histograms |= message.histograms
             case wire.Ready():
+                self._metrics.engine.info = message.info
                 self._supervisor.become_ready(worker, message.info)
             case wire.StartRefused():
                 self._supervisor.refuse(worker, message.message)

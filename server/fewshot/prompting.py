@@ -104,9 +104,10 @@ class AssembledPrompt:
         record.num_shots = max(len(self.shots), record.num_shots or 0)
         record.details["shots_used"] = record.num_shots
         examples = self.question.fields.examples
+        record.strategy = examples.strategy if examples else None
         return {
             **self.question.report(record),
-            "strategy": examples.strategy if examples else None,
+            "strategy": record.strategy,
             "shots": [{"id": shot.id, "score": shot.score, "label": shot.label or None} for shot in self.shots],
             "shots_left_out": self.num_left_out,
         }

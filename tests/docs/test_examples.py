@@ -137,6 +137,22 @@ def test_the_readmes_python_classifies_a_texture_and_runs_twice(
     assert latest(default_server, "/v1/support_sets")["version"] == 1
 
 
+def test_the_tutorials_python_prints_what_the_tutorial_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "teach.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", page, flags=re.DOTALL)
+    assert len(blocks) == 5
+    assert all(output for _, output in blocks)
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    with running(prepare(), tmp_path / "log", "-m", "server") as server:
+        for code, output in blocks:
+            code = code.replace("http://127.0.0.1:8000", str(server.http.base_url))
+            exec(compile(code, "teach.md", "exec"), names)
+            assert capsys.readouterr().out == output
+
+
 def test_a_support_set_of_a_folder_by_label(server: Server, tmp_path: Path) -> None:
     shots, queries = tmp_path / "its images", tmp_path / "queries"
     for index, colour in enumerate(("red", "green", "blue", "white")):

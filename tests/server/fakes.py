@@ -70,6 +70,10 @@ def compile_grammar(grammar: Grammar) -> None:
         raise InvalidRequest(f"{grammar.field}: {error}", param=grammar.field) from None
 
 
+# headers of a request whose body is sent as bytes
+AS_JSON = {"Content-Type": "application/json"}
+
+
 class FakeClient:
     """Answers every request with the tokens of `answer`, then `</s>`; `before(index)` is awaited before each token.
 

@@ -90,6 +90,9 @@ class ScriptedEngine:
     def is_waiting_for_media(self) -> bool:
         return bool(self.waiting) and not self.requests and not self.events
 
+    def histograms(self) -> dict[str, dict[str, list[float]]]:
+        return {}
+
     def gauges(self) -> dict[str, float]:
         return {
             "num_preemptions": float(self.num_aborted),

@@ -123,3 +123,26 @@ async def test_a_failure_of_the_engine_is_counted_as_an_error(
     ]
     assert [float(line.rpartition(" ")[2]) for line in errors if "request_success_total" in line] == [1]
     assert metric(app, "request_prompt_tokens_count") == 0
+
+
+async def test_methods_and_strategies_are_counted(http: httpx.AsyncClient, app: FastAPI) -> None:
+    examples = [{"id": name, "image": RED if name == "a" else BLUE, "label": name} for name in "ab"]
+    assert (await http.post("/v1/support_sets", json={"name": "pets", "examples": examples})).status_code == 200
+    body = {"examples": {"support_set": "pets"}, "query": {"image": BLUE}}
+    for fields in ({"method": "nearest_mean"}, {"method": "in_context"}, {"method": "in_context"}):
+        answer = await http.post("/v1/classify", json=body | fields)
+        assert answer.status_code == 200
+    strategy = answer.json()["fewshot"]["strategy"]
+    lines = app.state.services.metrics.expose().decode().splitlines()
+    assert 'flamboyance:classifications_total{method="nearest_mean",model_name="tiny"} 1.0' in lines
+    assert 'flamboyance:classifications_total{method="in_context",model_name="tiny"} 2.0' in lines
+    assert 'flamboyance:classifications_total{method="knn",model_name="tiny"} 0.0' in lines
+    assert f'flamboyance:selections_total{{model_name="tiny",strategy="{strategy}"}} 2.0' in lines
+
+
+async def test_the_time_of_an_answer_is_divided_at_its_first_token(http: httpx.AsyncClient, app: FastAPI) -> None:
+    assert (await http.post("/v1/completions", json={"prompt": "x"})).status_code == 200
+    assert metric(app, "request_prefill_time_seconds_count") == metric(app, "request_decode_time_seconds_count") == 1
+    # the scripted engine says that it waited for longer than the whole answer took
+    assert metric(app, "request_prefill_time_seconds_sum") == 0
+    assert 0 < metric(app, "request_decode_time_seconds_sum") < metric(app, "e2e_request_latency_seconds_sum")

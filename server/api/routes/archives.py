@@ -19,7 +19,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from server.api.body import JSONResponse, read_query, spool_body
+from server.api.body import JSONResponse, content_type, read_query, spool_body
 from server.api.examples import new_examples
 from server.api.openapi import BODY, SUPPORT_SET, describe
 from server.api.routes.support_sets import CREATE, KEY, changed_card, idempotency_key
@@ -86,9 +86,9 @@ async def export_support_set(support_set: str, request: Request, services: Given
 async def import_support_set(request: Request, services: GivenServices) -> Response:
     """Create a support set from an archive: with a new id, at version 1."""
     fields = read_query(ImportRequest, request)
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type not in ARCHIVE:
-        message = f"a body of type {content_type[:64]!r}: send the archive as {' or '.join(ARCHIVE)}"
+    declared = content_type(request)
+    if declared not in ARCHIVE:
+        message = f"a body of type {declared[:64]!r}: send the archive as {' or '.join(ARCHIVE)}"
         raise UnsupportedMediaType(message, param="Content-Type")
     with _place(request.state.ticket.client, services):
         async with _received(request, services.settings) as (file, digest):

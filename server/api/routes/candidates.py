@@ -55,6 +55,7 @@ async def _classify(fields: ClassifyRequest, record: RequestRecord, services: Se
     report = prepared.report(record)
     with record:
         in_context, likeness = await gather(prepared, record, services.comparison, services.client)
+    record.classified(chosen.method)
     temperature = chosen.temperature(fields)
     ranked = weigh(candidates, in_context, likeness, temperature)
     confidence = ranked[0].probability

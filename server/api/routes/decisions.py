@@ -128,6 +128,7 @@ async def _answer(
     if decision.has_examples:
         prepared.report(record)
     in_context, likeness = await gather(prepared, record, services.comparison, services.client)
+    record.classified(prepared.chosen.method)
     ranked = weigh(decision.parsed.candidates, in_context, likeness, prepared.chosen.temperature(request))
     threshold = prepared.chosen.threshold(request)
     if threshold is not None and ranked[0].probability <= threshold:

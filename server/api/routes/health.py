@@ -61,7 +61,8 @@ async def version(services: GivenServices) -> Response:
 async def metrics(services: GivenServices) -> Response:
     """Return the metrics in the text format of Prometheus."""
     services.metrics.last_step_age.set(services.client.step_age)
-    return Response(services.metrics.expose(), media_type=metrics_module.CONTENT_TYPE)
+    text = services.metrics.expose(with_vllm_names=services.settings.vllm_metrics)
+    return Response(text, media_type=metrics_module.CONTENT_TYPE)
 
 
 def readiness(services: Services) -> str:

@@ -18,8 +18,8 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from model.media import MediaError, media_type_of
-from server.api.body import JSONResponse, read_body, read_query, stream_body
-from server.api.openapi import JSON, MEDIA, describe
+from server.api.body import JSON, JSONResponse, content_type, read_body, read_query, stream_body
+from server.api.openapi import MEDIA, describe
 from server.api.services import GivenServices, Services
 from server.api.sse import unless_disconnected
 from server.errors import (
@@ -172,15 +172,15 @@ def _card(stored: StoredMedia) -> dict[str, Any]:
 
 async def read_upload(request: Request, settings: Settings, intake: Intake) -> EncodedMedia:
     """Return the media item of an upload in any of its three forms. Raises `InvalidRequest`."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type == "application/json":
+    declared = content_type(request)
+    if declared == JSON:
         return await _from_json(await read_body(request, settings), settings, intake)
-    if content_type == FORM:
-        data, content_type = await _from_form(request, settings)
-        return _media(data, content_type, settings, FORM_FIELD)
-    if content_type.startswith(RAW):
-        return _media(await read_body(request, settings), content_type, settings, "body")
-    message = f"a body of type {content_type[:64]!r}: send image/..., video/..., application/json or {FORM}"
+    if declared == FORM:
+        data, declared = await _from_form(request, settings)
+        return _media(data, declared, settings, FORM_FIELD)
+    if declared.startswith(RAW):
+        return _media(await read_body(request, settings), declared, settings, "body")
+    message = f"a body of type {declared[:64]!r}: send image/..., video/..., {JSON} or {FORM}"
     raise UnsupportedMediaType(message, param="Content-Type")
 
 

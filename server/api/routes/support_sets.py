@@ -18,7 +18,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.body import JSONResponse, parse, read_body, read_query, read_request
+from server.api.body import JSONResponse, parse, read_json, read_query, read_request
 from server.api.examples import read_examples
 from server.api.openapi import MEDIA, PROMPT, SUPPORT_SET, describe
 from server.api.services import GivenRecord, GivenServices, Services
@@ -80,7 +80,7 @@ IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 )
 async def create_support_set(request: Request, services: GivenServices) -> Response:
     """Create a support set."""
-    body = await read_body(request, services.settings)
+    body = await read_json(request, services.settings)
     fields = await parse(CreateRequest, body, services.parsing)
     store = partial(
         services.support_sets.create,
@@ -160,7 +160,7 @@ async def list_versions(support_set: str, request: Request, services: GivenServi
 )
 async def put_examples(support_set: str, request: Request, services: GivenServices) -> Response:
     """Add examples, or replace those with the same ids."""
-    body = await read_body(request, services.settings)
+    body = await read_json(request, services.settings)
     fields = await parse(PutExamplesRequest, body, services.parsing)
     store = partial(
         services.support_sets.put_examples,

@@ -17,7 +17,7 @@ from server.api.body import spool_body
 from server.errors import BodyTimeout
 from server.schemas.base import MAX_SEPARATORS
 from server.settings import Settings
-from tests.server.fakes import FakeClient
+from tests.server.fakes import AS_JSON, FakeClient
 
 pytestmark = pytest.mark.anyio
 LIMIT = 2**18
@@ -45,7 +45,7 @@ async def test_a_body_of_unknown_length_is_refused_at_the_limit(http: httpx.Asyn
 
 async def test_a_body_at_the_limit_is_accepted(http: httpx.AsyncClient, client: FakeClient) -> None:
     body = b'{"prompt": "x"}'
-    response = await http.post("/v1/completions", content=body + b" " * (LIMIT - len(body)))
+    response = await http.post("/v1/completions", headers=AS_JSON, content=body + b" " * (LIMIT - len(body)))
     assert response.status_code == 200
 
 
@@ -59,7 +59,7 @@ class TestManyValues:
         self, http: httpx.AsyncClient, separator: bytes
     ) -> None:
         body = b'{"prompt": ' + separator * (MAX_SEPARATORS[separator] + 1)
-        response = await http.post("/v1/completions", content=body)
+        response = await http.post("/v1/completions", headers=AS_JSON, content=body)
         assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
 
@@ -142,3 +142,22 @@ class TestNegativePriorities:
         response = await http.post("/v1/completions", json={"prompt": "x", "priority": -2})
         assert response.status_code == 200
         assert client.requests[0].priority == -2
+
+
+class TestType:
+    @pytest.mark.parametrize(
+        "path", ["/v1/completions", "/v1/support_sets", "/v1/support_sets/x/examples", "/tokenize"]
+    )
+    @pytest.mark.parametrize("declared", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp"])
+    async def test_a_body_that_another_site_could_send_unasked_is_refused(
+        self, http: httpx.AsyncClient, path: str, declared: str | None
+    ) -> None:
+        headers = {} if declared is None else {"Content-Type": declared}
+        response = await http.post(path, content=b'{"prompt": "x"}', headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_media_type")
+        assert response.json()["error"]["param"] == "Content-Type"
+
+    @pytest.mark.parametrize("declared", ["application/json", "Application/JSON; charset=utf-8"])
+    async def test_json_is_accepted_with_its_parameters(self, http: httpx.AsyncClient, declared: str) -> None:
+        response = await http.post("/v1/completions", content=b'{"prompt": "x"}', headers={"Content-Type": declared})
+        assert response.status_code == 200

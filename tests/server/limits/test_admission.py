@@ -17,7 +17,7 @@ from server.metrics import Metrics
 from server.settings import Settings
 from server.wire import Generate
 from tests.server.documented import CHECKED
-from tests.server.fakes import FakeClient, eventually
+from tests.server.fakes import AS_JSON, FakeClient, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -144,7 +144,7 @@ async def test_a_request_takes_no_place_before_its_body_has_arrived(http: httpx.
         await arrived.wait()
         yield b'"x"}'
 
-    slow = [asyncio.create_task(http.post("/v1/completions", content=body())) for _ in range(20)]
+    slow = [asyncio.create_task(http.post("/v1/completions", headers=AS_JSON, content=body())) for _ in range(20)]
     await asyncio.sleep(0.05)
     assert admission.num_waiting == 0
     assert (await http.post("/v1/completions", json={"prompt": "x"})).status_code == 200
@@ -171,9 +171,9 @@ class TestHeldBodies:
 
         # a client without checks of the document, which cannot read a body of unknown length again
         sender = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server")
-        held = asyncio.create_task(sender.post("/v1/completions", content=body(500_000)))
+        held = asyncio.create_task(sender.post("/v1/completions", headers=AS_JSON, content=body(500_000)))
         await eventually(lambda: admission._bytes.used == 500_000)
-        second = asyncio.create_task(http.post("/v1/completions", content=body(100_000)))
+        second = asyncio.create_task(http.post("/v1/completions", headers=AS_JSON, content=body(100_000)))
         await eventually(lambda: admission._bytes.used == 600_000)
         refused = await http.post("/v1/completions", content=b" " * 100)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "client_over_share")

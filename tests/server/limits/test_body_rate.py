@@ -11,6 +11,7 @@ from server.limits.admission import Admission
 from server.limits.body_rate import BYTES_PER_SECOND, MIN_PAUSE, BodyRate
 from server.metrics import Metrics
 from server.settings import Settings
+from tests.server.fakes import AS_JSON
 
 PIECE = 2**16
 
@@ -68,5 +69,5 @@ class TestServer:
         monkeypatch.setattr(app.state.services.admission, "pause", pause)
         for size in (LARGE_BODY, 4 * LARGE_BODY):
             body = b'{"prompt": "x"}'.ljust(size)
-            assert (await http.post("/v1/completions", content=body)).status_code == 200
+            assert (await http.post("/v1/completions", headers=AS_JSON, content=body)).status_code == 200
         assert counted == [4 * LARGE_BODY]
