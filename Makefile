@@ -78,6 +78,12 @@ $(WEB)/node_modules/installed.stamp: $(WEB)/package-lock.json
 	npm ci --prefix $(WEB) --no-audit --no-fund
 	@touch $@
 
+# A real Prometheus scrapes a real server: the dashboard and the alerts of deploy/.
+.PHONY: test-deploy
+test-deploy: .venv/dev.stamp
+	@command -v promtool >/dev/null || { apt-get update && apt-get install -y --no-install-recommends prometheus; }
+	$(BIN)/python -m pytest -q deploy/tests
+
 # Trains the bridge of the default model, from packages of the registries to model/zoo/bridge.safetensors. Each stage
 # continues from its latest checkpoint, and pauses between steps while the file named by PAUSE exists.
 PAUSE ?= .pause-training

@@ -45,10 +45,10 @@ def test_every_environment_variable_is_a_setting(file: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
-def test_volumes_are_existing_files_or_declared(name: str) -> None:
+def test_volumes_exist_or_are_declared(name: str) -> None:
     for volume in COMPOSE["services"][name]["volumes"]:
         source = volume.split(":")[0]
-        assert (DEPLOY / source).is_file() if source.startswith(".") else source in COMPOSE["volumes"]
+        assert (DEPLOY / source).exists() if source.startswith(".") else source in COMPOSE["volumes"]
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])

@@ -34,7 +34,7 @@ async def test_the_policy_permits_no_inline_script_and_no_other_host(http: httpx
     assert " style=" not in page.text
 
 
-async def test_files_with_a_hash_in_their_name_are_kept_and_the_page_is_asked_for_again(
+async def test_hashed_files_are_kept_and_the_page_is_revalidated(
     http: httpx.AsyncClient,
 ) -> None:
     hashed = next(name for name in FILES if name.endswith(".js"))
