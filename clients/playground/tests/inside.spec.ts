@@ -31,7 +31,7 @@ test('each token reads the last picture, and the ablation reads all', async ({ p
 
 test('attention goes to the picture of the chosen token, by click and by arrow keys', async ({ page }) => {
   await openInside(page)
-  await expect(page.getByRole('img', { name: /^fluent-bicycle.png: of 14 by 14 patches/ })).toBeVisible()
+  await expect(page.getByRole('img', { name: /^fluent-bicycle.png: of 7 by 7 patches/ })).toBeVisible()
   await expect(page.getByRole('img', { name: /^64 visual tokens/ }).first()).toBeVisible()
   const answered = page.waitForResponse('**/v1/inspect')
   await tokens(page).nth(2).click()

@@ -21,12 +21,12 @@ export function heatColour(value: number): number[] {
 }
 
 /** Draws shares by row and column, one pixel each: the page scales them up smoothly. */
-export function drawHeat(canvas: HTMLCanvasElement, grid: number[][], most: number) {
+export function drawHeat(canvas: HTMLCanvasElement, grid: number[][], [least, most]: [number, number]) {
   const [height, width] = [grid.length, grid[0]?.length ?? 0]
   Object.assign(canvas, { width, height })
   const pixels = new ImageData(width, height)
   grid.flat().forEach((share, index) => {
-    const [red, green, blue, opacity] = heatColour(most > 0 ? share / most : 0)
+    const [red, green, blue, opacity] = heatColour(most > least ? (share - least) / (most - least) : 0)
     pixels.data.set([red!, green!, blue!, opacity! * 255], index * 4)
   })
   canvas.getContext('2d')!.putImageData(pixels, 0, 0)

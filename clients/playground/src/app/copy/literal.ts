@@ -2,7 +2,7 @@
 
 export type Language = 'json' | 'python'
 
-const WIDTH = 96
+const WIDTH = 116
 const WORDS = {
   json: { true: 'true', false: 'false', null: 'null' },
   python: { true: 'True', false: 'False', null: 'None' },
