@@ -41,7 +41,7 @@ test('attention goes to the picture of the chosen token, by click and by arrow k
   await expect(tokens(page).nth(3)).toBeFocused()
   await expect(tokens(page).nth(3)).toHaveAttribute('aria-pressed', 'true')
   const byLayer = page.waitForRequest((request) => request.postDataJSON()?.layers?.length === 1)
-  await page.getByLabel('Layer').selectOption({ index: 1 })
+  await page.getByRole('combobox', { name: 'Layer' }).selectOption({ index: 1 })
   await byLayer
   await expect(page.locator('.running')).toHaveCount(0)
 })
@@ -66,7 +66,7 @@ test('the heat is drawn as strong as the shares of the server', async ({ page })
 test('gates are shown by layer', async ({ page }) => {
   await openInside(page)
   const rows = page.getByRole('table', { name: 'The tanh of the gates by layer' }).getByRole('row')
-  const layers = await page.getByLabel('Layer').getByRole('option').count()
+  const layers = await page.getByRole('combobox', { name: 'Layer' }).getByRole('option').count()
   await expect(rows).toHaveCount(layers) // the table's head, and "mean of all" of the list
 })
 

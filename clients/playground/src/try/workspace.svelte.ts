@@ -2,7 +2,9 @@
 // them; the pictures themselves stay on the server.
 import { get, set } from 'idb-keyval'
 import { SvelteMap } from 'svelte/reactivity'
-import { contentUrl, type Picture } from '../media/pictures'
+import { api } from '../api/client'
+import { ApiError } from '../api/errors'
+import type { Picture } from '../media/pictures'
 import type { Answer } from './answers'
 
 /** A worked example. `key` tells apart two shots of the same picture. */
@@ -58,7 +60,16 @@ export async function readWorkspace() {
   if (stored) Object.assign(workspace, stored.workspace)
   for (const [request, answer] of stored?.answers ?? []) answers.set(request, answer)
   kept.isRead = true
-  for (const { id } of pictures()) contentUrl(id).catch(() => (kept.missing[id] = true))
+  for (const { id } of pictures()) void checkPicture(id)
+}
+
+/** The browser may still have a picture that the server has not. */
+async function checkPicture(id: string) {
+  try {
+    await api.GET('/v1/images/{image_id}', { params: { path: { image_id: id } } })
+  } catch (error) {
+    if (error instanceof ApiError && error.status === 404) kept.missing[id] = true
+  }
 }
 
 export async function keepWorkspace() {
