@@ -2,7 +2,7 @@
 
     python clients/playground/examples.py
 
-The files are written to `public/examples` beside this script, from where the build copies them. Their sources and licences
+The files are written to `public/examples` next to this script, from where the build copies them. Their sources and licences
 are in `docs/examples/SOURCES.md`.
 """
 
@@ -32,7 +32,9 @@ EXAMPLES = [
         "title": "Drawings with made-up words",
         "pattern": "This is a {answer}.",
         "shots": DRAWN_SHOTS,
-        "queries": [{"file": f"fluent-{thing}.png", "text": WORDS[thing]} for thing in ("bicycle", "banana", "elephant")],
+        "queries": [
+            {"file": f"fluent-{thing}.png", "text": WORDS[thing]} for thing in ("bicycle", "banana", "elephant")
+        ],
     },
     {
         "name": "textures",
