@@ -30,6 +30,7 @@ FOLDERS: dict[str, set[str]] = {
     # it loads the others by name, when their command is called
     "flamboyance": set(),
     CLIENT: set(),
+    "clients": set(),  # the script of the playground
     # the default model and the methods by likeness are evaluated in process, on the split that its training defines
     "evaluation": {"model", "server", "training", CLIENT},
     "bench": {"kernels", "model", "server", CLIENT},

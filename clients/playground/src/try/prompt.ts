@@ -1,0 +1,88 @@
+// What a workspace asks the server: the parts of its prompt for a number of shots, and the request.
+import { part } from '../media/pictures'
+import type { Shot, Workspace } from './workspace.svelte'
+
+export type Part = ReturnType<typeof part> | { type: 'text'; text: string } | { type: 'end_of_chunk' }
+/** A request to the server. `key` is equal for equal requests. */
+export type Request = { method: 'POST'; path: string; body: Record<string, unknown>; key: string }
+
+const ANSWER = '{answer}'
+const MAX_TOKENS = 12
+const ALTERNATIVES = 5
+
+/** Splits a pattern at its answer: the text before it and the text after it. */
+export function splitPattern(pattern: string): [string, string] {
+  const at = pattern.indexOf(ANSWER)
+  return at < 0 ? [pattern, ''] : [pattern.slice(0, at), pattern.slice(at + ANSWER.length)]
+}
+
+/** Returns the sentence of a shot. A pattern without a place for the answer is followed by it. */
+export function sentence(pattern: string, answer: string): string {
+  const [before, after] = splitPattern(pattern)
+  return `${before}${answer}${after}`
+}
+
+/** Returns the prompt: each shot with its sentence, and the query with the sentence up to its answer. */
+export function promptParts(workspace: Workspace, shots: number): Part[] {
+  const query = workspace.queries[workspace.query]
+  const start = splitPattern(workspace.pattern)[0].trimEnd() // the space before a word belongs to the word's token
+  return [
+    ...workspace.shots.slice(0, shots).flatMap((shot) => shotParts(workspace.pattern, shot)),
+    ...(query ? [part(query)] : []),
+    ...(start ? [{ type: 'text', text: start } as const] : []),
+  ]
+}
+
+function shotParts(pattern: string, shot: Shot): Part[] {
+  return [part(shot.picture), { type: 'text', text: sentence(pattern, shot.text) }, { type: 'end_of_chunk' }]
+}
+
+/** Returns what the workspace asks with a number of shots. */
+export function requestOf(workspace: Workspace, shots: number): Request {
+  const [path, body] =
+    workspace.task === 'write'
+      ? ['/v1/completions', completionBody(workspace, shots)]
+      : ['/v1/classify', classifyBody(workspace, shots)]
+  return { method: 'POST', path, body, key: `${path} ${JSON.stringify(body)}` }
+}
+
+function completionBody(workspace: Workspace, shots: number) {
+  const after = splitPattern(workspace.pattern)[1].trim()
+  return {
+    prompt: promptParts(workspace, shots),
+    max_tokens: MAX_TOKENS,
+    temperature: 0,
+    ...(after ? { stop: after } : {}),
+    logprobs: ALTERNATIVES,
+  }
+}
+
+/** All labels are candidates, also those that no shown shot has. */
+function classifyBody(workspace: Workspace, shots: number) {
+  return {
+    query: { image: workspace.queries[workspace.query]?.id },
+    shots: workspace.shots.slice(0, shots).map((shot) => ({ image: shot.picture.id, label: shot.text })),
+    candidates: labels(workspace),
+    method: workspace.method,
+    template: { shot: `{media}${sentence(workspace.pattern, '{label}')}` },
+  }
+}
+
+export function labels(workspace: Workspace): string[] {
+  return [...new Set(workspace.shots.map((shot) => shot.text).filter(Boolean))]
+}
+
+/** Says what is missing before the workspace can be asked, or returns null. */
+export function whatIsMissing(workspace: Workspace, missing: Record<string, true>): string | null {
+  const query = workspace.queries[workspace.query]
+  const shown = workspace.shots.slice(0, workspace.shown)
+  const gone = shown.findIndex((shot) => missing[shot.picture.id])
+  const untold = shown.findIndex((shot) => !shot.text.trim())
+  if (!query) return 'Add a picture to ask about.'
+  if (missing[query.id]) return 'The picture to ask about is no longer on the server. Remove it.'
+  if (gone >= 0) return `The picture of shot ${gone + 1} is no longer on the server. Remove it.`
+  if (untold >= 0) return `Type the text of shot ${untold + 1}.`
+  if (workspace.task === 'choose' && labels(workspace).length < 2)
+    return 'Choosing needs shots with two different labels.'
+  return null
+}

@@ -1,0 +1,136 @@
+// The shots, the query and the task that Try and Look inside work on. They are kept in this browser, so that a reload keeps
+// them; the pictures themselves stay on the server.
+import { get, set } from 'idb-keyval'
+import { SvelteMap } from 'svelte/reactivity'
+import { api } from '../api/client'
+import { ApiError } from '../api/errors'
+import type { Picture } from '../media/pictures'
+import type { Answer } from './answers'
+
+/** A worked example. `key` tells apart two shots of the same picture. */
+export type Shot = { key: string; picture: Picture; text: string }
+export type Task = 'write' | 'choose'
+export const METHODS = ['auto', 'in_context', 'nearest_mean', 'knn', 'linear', 'blend'] as const
+export type Method = (typeof METHODS)[number]
+
+export type Workspace = {
+  shots: Shot[]
+  /** How many of the shots the model is shown: the first ones. */
+  shown: number
+  queries: Picture[]
+  /** The index of the query that is asked about. */
+  query: number
+  task: Task
+  /** The sentence of a shot, with `{answer}` for its text. */
+  pattern: string
+  method: Method
+  /** Pictures whose visual tokens are compared in Look inside. */
+  compared: Picture[]
+}
+
+export const PATTERN = 'This is a {answer}.'
+const NAME = 'flamboyance-workspace'
+const MAX_ANSWERS = 200
+
+export function emptyWorkspace(): Workspace {
+  return {
+    shots: [],
+    shown: 0,
+    queries: [],
+    query: 0,
+    task: 'write',
+    pattern: PATTERN,
+    method: 'auto',
+    compared: [],
+  }
+}
+
+export const workspace: Workspace = $state(emptyWorkspace())
+/** The answers, by the key of the request that they answer. */
+export const answers = new SvelteMap<string, Answer>()
+
+/** Whether the kept workspace has been read, and the ids of pictures that are no longer on the server. */
+export const kept = $state({ isRead: false, missing: {} as Record<string, true> })
+
+type Stored = { workspace: Workspace; answers: [string, Answer][] }
+
+export async function readWorkspace() {
+  if (kept.isRead) return
+  const stored = await get<Stored>(NAME).catch(() => undefined) // private windows may have no store
+  if (stored) Object.assign(workspace, stored.workspace)
+  for (const [request, answer] of stored?.answers ?? []) answers.set(request, answer)
+  kept.isRead = true
+  for (const { id } of pictures()) void checkPicture(id)
+}
+
+/** The browser may still have a picture that the server has not. */
+async function checkPicture(id: string) {
+  try {
+    await api.GET('/v1/images/{image_id}', { params: { path: { image_id: id } } })
+  } catch (error) {
+    if (error instanceof ApiError && error.status === 404) kept.missing[id] = true
+  }
+}
+
+export async function keepWorkspace() {
+  if (!kept.isRead) return
+  const stored: Stored = { workspace: $state.snapshot(workspace), answers: [...answers] }
+  await set(NAME, stored).catch(() => undefined)
+}
+
+function pictures(): Picture[] {
+  return [...workspace.shots.map((shot) => shot.picture), ...workspace.queries, ...workspace.compared]
+}
+
+/** Adds shots at the end, and shows the model all of them. Pictures from folders take turns by folder. */
+export function addShots(pictures: Picture[]) {
+  const shots = takeTurns(pictures).map((picture) => ({ key: crypto.randomUUID(), picture, text: picture.folder }))
+  workspace.shots.push(...shots)
+  workspace.shown = workspace.shots.length
+}
+
+/** Orders pictures so that the first ones are of different folders: a few shots then show each label. */
+function takeTurns(pictures: Picture[]): Picture[] {
+  const seen: Record<string, number> = {}
+  const rounds = pictures.map((picture) => ({
+    picture,
+    round: (seen[picture.folder] = (seen[picture.folder] ?? 0) + 1),
+  }))
+  return rounds.sort((a, b) => a.round - b.round).map(({ picture }) => picture)
+}
+
+export function removeShot(index: number) {
+  workspace.shots.splice(index, 1)
+  if (index < workspace.shown) workspace.shown -= 1
+}
+
+/** Moves a shot; a position outside the list is the nearest one inside. Returns the position. */
+export function moveShot(from: number, to: number): number {
+  const target = Math.min(Math.max(to, 0), workspace.shots.length - 1)
+  const [shot] = workspace.shots.splice(from, 1)
+  workspace.shots.splice(target, 0, shot!)
+  return target
+}
+
+/** Adds pictures to ask about, and asks about the first of them. */
+export function addQueries(pictures: Picture[]) {
+  const added = pictures.filter(({ id }) => !workspace.queries.some((query) => query.id === id))
+  workspace.queries.push(...added)
+  workspace.query = workspace.queries.findIndex(({ id }) => id === pictures[0]?.id)
+}
+
+export function removeQuery(index: number) {
+  workspace.queries.splice(index, 1)
+  if (index < workspace.query || workspace.query === workspace.queries.length) workspace.query -= 1
+  workspace.query = Math.max(0, workspace.query)
+}
+
+export function clearWorkspace() {
+  Object.assign(workspace, emptyWorkspace())
+}
+
+/** Keeps an answer, and forgets the oldest ones. */
+export function keepAnswer(request: string, answer: Answer) {
+  answers.set(request, answer)
+  for (const oldest of [...answers.keys()].slice(0, -MAX_ANSWERS)) answers.delete(oldest)
+}
