@@ -38,7 +38,6 @@ test('a folder becomes a set whose labels are the subfolders, and a file that is
 
   await page.goto('/#/sets')
   await page.getByTestId('folder').setInputFiles(join(folder, 'textures'))
-  rmSync(folder, { recursive: true })
   await expect(page.getByRole('list', { name: 'Labels' }).getByRole('listitem')).toHaveText([
     /brick\s*3/,
     /grass\s*2/,
@@ -50,6 +49,7 @@ test('a folder becomes a set whose labels are the subfolders, and a file that is
   await expect(page.getByRole('alert')).toContainText('Left out: 1 file')
   await expect(page.getByRole('alert')).toContainText('notes.txt')
   await page.getByRole('link', { name: 'Open textures' }).click()
+  rmSync(folder, { recursive: true }) // the browser reads a file when it uploads it
   await expect(page.getByRole('heading', { level: 1 })).toHaveText('textures')
   for (const label of LABELS) await expect(pictures(page.getByRole('region', { name: label }))).toHaveCount(2)
   await expectAccessible(page)
@@ -104,11 +104,14 @@ test('a set is warmed', async ({ page }) => {
 })
 
 test('a set is evaluated, and the results stay after a reload', async ({ page }) => {
+  test.slow() // dozens of answers of the language model
   await page.goto('/#/sets/textures/evaluations')
   await expectAccessible(page)
+  const shots = page.getByRole('group', { name: 'Shots in the prompt' })
+  for (const number of ['1', '2']) await shots.getByRole('checkbox', { name: number, exact: true }).uncheck()
   await page.getByRole('button', { name: 'Evaluate' }).click()
   await expect(page.getByRole('progressbar')).toBeVisible()
-  await expect(page.getByRole('link', { name: 'Apply recommendation' })).toBeVisible({ timeout: 100_000 })
+  await expect(page.getByRole('link', { name: 'Apply recommendation' })).toBeVisible({ timeout: 300_000 })
   await expect(page).toHaveURL(/evaluations\/\w+/)
 
   await page.reload()

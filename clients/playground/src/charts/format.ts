@@ -4,9 +4,9 @@ export const percent = (share: number, digits = 0) => `${(100 * share).toFixed(d
 
 export const whole = (value: number) => Math.round(value).toLocaleString('en')
 
-/** A number with about three digits that count: 0.042, 1.25, 48.3, 1,300. */
+/** A number with about three digits that count: 0, 0.042, 1.25, 48.3, 1,300. */
 export function short(value: number): string {
-  if (value === 0 || Math.abs(value) >= 100) return whole(value)
+  if (Math.abs(value) < 0.0005 || Math.abs(value) >= 100) return whole(value)
   return value.toLocaleString('en', { maximumSignificantDigits: 3 })
 }
 

@@ -5,7 +5,8 @@ import { seconds, whole } from '../charts/format'
 export type Engine = {
   device?: string
   dtype?: string
-  weight_formats?: Record<string, Record<string, number>>
+  /** The format of a shape of weights, by the number of rows from which it is used. */
+  weight_formats?: Record<string, Record<string, string>>
   backend?: Record<string, string>
   threads?: number
   num_blocks?: number
@@ -20,14 +21,14 @@ export const engineOf = (health: Schemas['Health'] | null): Engine => (health?.e
 /** Returns the facts that are known, as pairs of a name and a text. */
 export function facts(engine: Engine): [string, string][] {
   const { backend = {}, weight_formats = {} } = engine
-  const formats = [...new Set(Object.values(weight_formats).flatMap((byRows) => Object.keys(byRows)))]
+  const formats = [...new Set(Object.values(weight_formats).flatMap((byRows) => Object.values(byRows)))]
   const known: [string, string | undefined][] = [
     [
       'Device',
       backend.device && backend.device !== engine.device ? `${engine.device} (${backend.device})` : engine.device,
     ],
     ['Threads', engine.threads?.toString()],
-    ['Numbers', engine.dtype],
+    ['Number format', engine.dtype],
     ['Weight formats', formats.join(', ')],
     ['Kernels', backend.backend],
     ['PyTorch', backend.torch],

@@ -49,7 +49,7 @@ function redundant({ redundant: { count, data } }: Diagnostics): Group {
     findings: data.map(({ id, label, duplicate_of, similarity, same_media }) => ({
       key: id,
       ids: [id, duplicate_of],
-      text: `${label}, ${same_media ? 'the same file' : `similarity ${similarity.toFixed(3)}`} as the second`,
+      text: `${label}, ${same_media ? 'the same file as the second' : `very similar to the second (${similarity.toFixed(3)})`}`,
       fixes: [removal(id)],
     })),
   }

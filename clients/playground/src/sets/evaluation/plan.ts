@@ -54,7 +54,7 @@ export function refusal(examples: Example[]): string | null {
 export function size(plan: Plan, examples: Example[]): { settings: number; answers: number } {
   const prompted = plan.methods.filter((method) => method === 'in_context' || method === 'blend').length
   const withShots = plan.shots.filter((k) => k > 0).length * plan.strategies.length * plan.numSeeds
-  const prompts = withShots + (plan.shots.includes(0) ? plan.strategies.length : 0)
+  const prompts = withShots + (plan.shots.includes(0) ? 1 : 0) // without shots, nothing is chosen
   const settings = prompted * prompts + (plan.methods.length - prompted) + (prompted ? plan.controls.length : 0)
   return { settings, answers: settings * Math.min(examples.length, plan.maxQueries) }
 }

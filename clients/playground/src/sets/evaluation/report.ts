@@ -47,16 +47,17 @@ export function cellOf({ cells }: Evaluation, row: Row): Cell | undefined {
   )
 }
 
-/** Returns the accuracy by number of shots, a series per method and strategy. */
+/** Returns the accuracy by number of shots, a series per method and strategy. All begin at the same prompt without shots. */
 export function shotSeries({ summary }: Evaluation): Series[] {
   const rows = withoutControl(summary).filter(hasPrompt)
-  const pairs = new Map(rows.map((row) => [`${row.method} ${row.strategy}`, row]))
+  const shown = rows.filter(({ k }) => k !== 0)
+  const pairs = new Map((shown.length ? shown : rows).map((row) => [`${row.method} ${row.strategy}`, row]))
   return [...pairs.values()].map(({ method, strategy }) => ({
     name: `${METHODS[method].name}, ${STRATEGIES[strategy as Strategy]}`,
     colour: METHODS[method].colour,
     dash: DASHES[strategy as Strategy],
     points: rows
-      .filter((row) => row.method === method && row.strategy === strategy)
+      .filter((row) => row.method === method && (row.strategy === strategy || row.k === 0))
       .map(({ k, accuracy, accuracy_interval: [low, high] }) => ({ x: k!, y: accuracy, low, high })),
   }))
 }
