@@ -111,13 +111,14 @@ test.describe('a server with a key', () => {
   const address = `http://127.0.0.1:${KEY_PORT}`
 
   test.beforeAll(async () => {
+    test.setTimeout(300_000) // as long as the configuration gives the first server to start
     const python = (process.env.PYTHON ?? '.venv/bin/python').replace('../../', '')
     const flags = ['-m', 'server', '--port', String(KEY_PORT), '--data-dir', folder]
     // a flag would show the key to every user of the machine
     const env = { ...process.env, FLAMBOYANCE_API_KEY: 'let-me-in' }
     server = spawn(python, flags, { cwd: '../..', env, stdio: 'ignore' })
     const isReady = async () => (await fetch(`${address}/health/ready`).catch(() => null))?.ok ?? false
-    await expect.poll(isReady, { timeout: 110_000, intervals: [1000] }).toBe(true)
+    await expect.poll(isReady, { timeout: 290_000, intervals: [1000] }).toBe(true)
   })
 
   test.afterAll(async () => {
