@@ -10,5 +10,5 @@ export const route = $state(read())
 window.addEventListener('hashchange', () => Object.assign(route, read()))
 
 export function go(view: string, argument = '') {
-  location.hash = argument ? `#/${view}/${encodeURIComponent(argument)}` : `#/${view}`
+  location.hash = ['#', view, ...argument.split('/').filter(Boolean).map(encodeURIComponent)].join('/')
 }

@@ -1,0 +1,26 @@
+// Numbers as people read them.
+
+export const percent = (share: number, digits = 0) => `${(100 * share).toFixed(digits)}%`
+
+export const whole = (value: number) => Math.round(value).toLocaleString('en')
+
+/** A number with about three digits that count: 0, 0.042, 1.25, 48.3, 1,300. */
+export function short(value: number): string {
+  if (Math.abs(value) < 0.0005 || Math.abs(value) >= 100) return whole(value)
+  return value.toLocaleString('en', { maximumSignificantDigits: 3 })
+}
+
+export function seconds(value: number): string {
+  return value < 1 ? `${short(1000 * value)} ms` : `${short(value)} s`
+}
+
+export function bytes(value: number): string {
+  const units = ['B', 'KiB', 'MiB', 'GiB']
+  const unit = value < 1 ? 0 : Math.min(Math.floor(Math.log2(value) / 10), units.length - 1)
+  return `${short(value / 1024 ** unit)} ${units[unit]}`
+}
+
+/** A time in Unix seconds. */
+export function date(time: number): string {
+  return new Date(1000 * time).toLocaleString('en-GB', { dateStyle: 'medium', timeStyle: 'short' })
+}

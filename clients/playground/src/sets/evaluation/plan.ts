@@ -1,0 +1,72 @@
+// The request of an evaluation: what the form offers for a set, and what is sent.
+import type { EvaluateFields, Example } from '../calls'
+import { answerOf, groupByLabel } from '../openSet.svelte'
+import { METHODS, type Control, type Method, type Strategy } from './names'
+
+const SHOTS = [0, 1, 2, 4, 8, 16]
+const MAX_LINEAR = 512
+
+export type Plan = {
+  methods: Method[]
+  shots: number[]
+  strategies: Strategy[]
+  controls: Control[]
+  numSeeds: number
+  maxQueries: number
+}
+
+/** Returns why a method cannot answer with these examples, or null. */
+export function obstacle(method: Method, examples: Example[]): string | null {
+  if (method === 'in_context') return null
+  if (examples.some(({ media }) => !media.length)) return 'needs a picture in each example'
+  if ([...groupByLabel(examples).values()].some(({ length }) => length < 2)) return 'needs two examples of each label'
+  return method === 'linear' && examples.length > MAX_LINEAR ? `takes at most ${MAX_LINEAR} examples` : null
+}
+
+/** Returns the methods that the set allows. */
+export function possibleMethods(examples: Example[]): Method[] {
+  return (Object.keys(METHODS) as Method[]).filter((method) => !obstacle(method, examples))
+}
+
+/** Returns the numbers of shots that leave one example for the query. */
+export const possibleShots = (examples: Example[]) => SHOTS.filter((k) => k < examples.length)
+
+export function defaultPlan(examples: Example[]): Plan {
+  const hasMedia = examples.every(({ media }) => media.length)
+  return {
+    methods: possibleMethods(examples),
+    shots: possibleShots(examples),
+    strategies: hasMedia ? ['random', 'rices_image'] : ['random'],
+    controls: [],
+    numSeeds: 1,
+    maxQueries: 200,
+  }
+}
+
+/** Returns why the set cannot be evaluated, or null. */
+export function refusal(examples: Example[]): string | null {
+  if (examples.length < 2) return 'An evaluation needs at least two examples.'
+  const missing = examples.filter((example) => !answerOf(example)).length
+  return missing ? `${missing} ${missing === 1 ? 'example has' : 'examples have'} no label or text to be right.` : null
+}
+
+/** Returns the number of settings, and of the answers that they need in all. */
+export function size(plan: Plan, examples: Example[]): { settings: number; answers: number } {
+  const prompted = plan.methods.filter((method) => method === 'in_context' || method === 'blend').length
+  const withShots = plan.shots.filter((k) => k > 0).length * plan.strategies.length * plan.numSeeds
+  const prompts = withShots + (plan.shots.includes(0) ? 1 : 0) // without shots, nothing is chosen
+  const settings = prompted * prompts + (plan.methods.length - prompted) + (prompted ? plan.controls.length : 0)
+  return { settings, answers: settings * Math.min(examples.length, plan.maxQueries) }
+}
+
+export function request(plan: Plan, version: number): EvaluateFields {
+  const isPrompted = plan.methods.some((method) => method === 'in_context' || method === 'blend')
+  return {
+    version,
+    methods: plan.methods,
+    max_queries: plan.maxQueries,
+    seeds: Array.from({ length: plan.numSeeds }, (_, seed) => seed),
+    controls: plan.controls,
+    ...(isPrompted && { k: plan.shots, strategies: plan.strategies }),
+  }
+}

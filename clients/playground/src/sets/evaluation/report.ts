@@ -1,0 +1,102 @@
+// What the views of an evaluation's report need of it.
+import type { Schemas } from '../../api/client'
+import type { Series } from '../../charts/lines'
+import type { Evaluation } from '../calls'
+import { DASHES, hasPrompt, METHODS, STRATEGIES, type Method, type Row, type Strategy } from './names'
+
+export type Cell = Schemas['CompletedCell']
+export type FailedCell = Schemas['FailedCell']
+
+export const isFinished = ({ status }: Pick<Evaluation, 'status'>) => status !== 'queued' && status !== 'running'
+export const chance = ({ labels }: Evaluation) => 1 / Math.max(labels.length, 1)
+export const failedCells = ({ cells }: Evaluation) =>
+  cells.filter((cell): cell is FailedCell => cell.status === 'failed')
+const withoutControl = (rows: Row[]) => rows.filter(({ control }) => control === null)
+
+/** Returns the most accurate row of each method, the most accurate method first. */
+export function bestRows({ summary }: Evaluation): Row[] {
+  const best = new Map<Method, Row>()
+  for (const row of withoutControl(summary)) {
+    const other = best.get(row.method)
+    if (!other || row.accuracy > other.accuracy) best.set(row.method, row)
+  }
+  return [...best.values()].sort((a, b) => b.accuracy - a.accuracy)
+}
+
+/** Returns the recommended row, or the most accurate one if none is recommended. */
+export function recommendedRow(report: Evaluation): Row | undefined {
+  const chosen = report.recommendation
+  const isChosen = (row: Row) =>
+    row.control === null &&
+    row.method === chosen?.method &&
+    row.k === (chosen.examples.k ?? null) &&
+    row.strategy === (chosen.examples.strategy ?? null)
+  return report.summary.find(isChosen) ?? bestRows(report)[0]
+}
+
+/** Returns the cell of a row's best seed. */
+export function cellOf({ cells }: Evaluation, row: Row): Cell | undefined {
+  return cells.find(
+    (cell): cell is Cell =>
+      cell.status === 'completed' &&
+      cell.method === row.method &&
+      cell.k === row.k &&
+      cell.strategy === row.strategy &&
+      cell.control === row.control &&
+      cell.seed === row.best_seed,
+  )
+}
+
+/** Returns the accuracy by number of shots, a series per method and strategy. All begin at the same prompt without shots. */
+export function shotSeries({ summary }: Evaluation): Series[] {
+  const rows = withoutControl(summary).filter(hasPrompt)
+  const shown = rows.filter(({ k }) => k !== 0)
+  const pairs = new Map((shown.length ? shown : rows).map((row) => [`${row.method} ${row.strategy}`, row]))
+  return [...pairs.values()].map(({ method, strategy }) => ({
+    name: `${METHODS[method].name}, ${STRATEGIES[strategy as Strategy]}`,
+    colour: METHODS[method].colour,
+    dash: DASHES[strategy as Strategy],
+    points: rows
+      .filter((row) => row.method === method && (row.strategy === strategy || row.k === 0))
+      .map(({ k, accuracy, accuracy_interval: [low, high] }) => ({ x: k!, y: accuracy, low, high })),
+  }))
+}
+
+/** Returns the accuracy of answers by their confidence, of the bins that have answers. */
+export function calibrationSeries({ bins }: Cell): Series {
+  const points = bins.filter(({ count }) => count).map(({ confidence, accuracy }) => ({ x: confidence!, y: accuracy! }))
+  return { name: 'Accuracy', colour: 0, points }
+}
+
+/** Returns the accuracy of the surest answers by their share of all. */
+export function coverageSeries({ curve }: Cell): Series[] {
+  const points = [...curve].sort((a, b) => a.coverage - b.coverage)
+  return [
+    { name: 'Accuracy', colour: 0, points: points.map(({ coverage, accuracy }) => ({ x: coverage, y: accuracy })) },
+    {
+      name: 'Mean confidence',
+      colour: 1,
+      dash: '6 4',
+      points: points.map(({ coverage, confidence }) => ({ x: coverage, y: confidence })),
+    },
+  ]
+}
+
+export type ConfusedExamples = { ids: string[]; isExact: boolean }
+
+/**
+ * Returns the left-out examples of one cell of the confusion matrix. An evaluation stores which examples were answered
+ * wrongly, and how often a label was taken for which other. So for a label that was taken for several others, the examples are
+ * all of the label's wrong ones, and `isExact` is false.
+ */
+export function confusedExamples(
+  { left_out }: Evaluation,
+  cell: Cell,
+  answers: Map<string, string>,
+  right: string,
+  answered: string,
+): ConfusedExamples {
+  const isHit = right === answered
+  const ids = left_out.filter((id, index) => answers.get(id) === right && cell.is_correct?.[index] === isHit)
+  return { ids, isExact: ids.length === (cell.confusion[right]?.[answered] ?? 0) }
+}

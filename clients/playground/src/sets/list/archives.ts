@@ -1,0 +1,26 @@
+// A version of a support set as one file.
+import { api } from '../../api/client'
+import { throwUnlessOk } from '../../api/errors'
+import { authorization } from '../../api/key.svelte'
+import type { SetInfo } from '../calls'
+
+/** Saves a file on the computer of the person: a link to the server could not carry a key. */
+export async function downloadArchive(name: string): Promise<void> {
+  const response = await fetch(`/v1/support_sets/${encodeURIComponent(name)}/export`, { headers: authorization() })
+  await throwUnlessOk(response)
+  const url = URL.createObjectURL(await response.blob())
+  const link = Object.assign(document.createElement('a'), { href: url, download: `${name}.zip` })
+  link.click()
+  setTimeout(() => URL.revokeObjectURL(url), 60_000)
+}
+
+/** Creates a set from an archive, with the archive's name or another one. */
+export async function importArchive(file: File, name?: string): Promise<SetInfo> {
+  const { data } = await api.POST('/v1/support_sets/import', {
+    params: { query: { name } },
+    headers: { 'Content-Type': 'application/zip' },
+    body: file as unknown as string,
+    bodySerializer: (archive) => archive,
+  })
+  return data!
+}

@@ -1,0 +1,42 @@
+// Uploads of many files, a few at a time. A file that is no image or video is named, and the others go on.
+import { ApiError } from '../api/errors'
+import { part, upload, type Dropped, type Picture } from '../media/pictures'
+import type { NewExample } from './calls'
+
+const CONCURRENCY = 4
+
+export class Uploads {
+  total = $state(0)
+  done = $state(0)
+  /** What is wrong with the files that were left out. */
+  refused = $state<string[]>([])
+
+  /** Returns the uploaded pictures in the order of the files. */
+  async run(files: Dropped[]): Promise<Picture[]> {
+    Object.assign(this, { total: files.length, done: 0, refused: [] })
+    const pictures: (Picture | null)[] = []
+    const remaining = files.entries()
+    const work = async () => {
+      for (const [index, file] of remaining) pictures[index] = await this.#uploadOne(file)
+    }
+    await Promise.all(Array.from({ length: CONCURRENCY }, work))
+    return pictures.filter((picture) => picture !== null)
+  }
+
+  async #uploadOne({ file, folder }: Dropped): Promise<Picture | null> {
+    try {
+      return await upload(file, file.name, folder)
+    } catch (error) {
+      if (!(error instanceof ApiError) || ![400, 413, 415, 422].includes(error.status)) throw error
+      this.refused.push(error.message)
+      return null
+    } finally {
+      this.done += 1
+    }
+  }
+}
+
+/** Returns an example of each picture. The label is the name of its folder, or else the given one. */
+export function asExamples(pictures: Picture[], label = ''): NewExample[] {
+  return pictures.map((picture) => ({ media: [part(picture)], label: picture.folder || label }))
+}

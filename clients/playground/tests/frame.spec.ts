@@ -1,0 +1,148 @@
+// What all views share: keyboard, theme, key, accessibility, narrow screens, the first view, and the policy of the page.
+import AxeBuilder from '@axe-core/playwright'
+import { expect, test, type Page } from '@playwright/test'
+import { spawn, type ChildProcess } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+const VIEWS = { Try: '#/try', 'Look inside': '#/inside', 'Support sets': '#/sets', Server: '#/server' }
+const KEY_PORT = 1 + Number(process.env.PLAYGROUND_PORT ?? '18090')
+
+const heading = (page: Page) => page.getByRole('heading', { level: 1 })
+
+test('the views are reached by the keyboard alone', async ({ page }) => {
+  await page.goto('/')
+  await expect(heading(page)).toBeVisible()
+  await page.keyboard.press('Tab')
+  await expect(page.getByRole('link', { name: 'Skip to content' })).toBeFocused()
+  for (const name of ['Flamboyance', ...Object.keys(VIEWS)]) {
+    await page.keyboard.press('Tab')
+    await expect(page.getByRole('link', { name, exact: true })).toBeFocused()
+  }
+  await page.keyboard.press('Enter')
+  await expect(page).toHaveTitle('Server · Flamboyance')
+  await expect(page.getByRole('link', { name: 'Server', exact: true })).toHaveAttribute('aria-current', 'page')
+})
+
+test('the theme is chosen, and stays after a reload', async ({ page }) => {
+  const background = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor)
+  await page.emulateMedia({ colorScheme: 'light' })
+  await page.goto('/')
+  const light = await background()
+  await page.emulateMedia({ colorScheme: 'dark' })
+  const dark = await background()
+  expect(dark).not.toBe(light)
+
+  await page.getByRole('button', { name: 'Theme: system' }).click()
+  expect(await background()).toBe(light)
+  await page.getByRole('button', { name: 'Theme: light' }).click()
+  await page.emulateMedia({ colorScheme: 'light' })
+  expect(await background()).toBe(dark)
+  await page.reload()
+  await expect(page.getByRole('button', { name: 'Theme: dark' })).toBeVisible()
+  expect(await background()).toBe(dark)
+})
+
+for (const [name, address] of Object.entries(VIEWS)) {
+  for (const colorScheme of ['light', 'dark'] as const) {
+    test(`axe finds nothing serious in ${name}, ${colorScheme}`, async ({ page }) => {
+      await page.emulateMedia({ colorScheme })
+      await page.goto(`/${address}`)
+      await expect(heading(page)).toBeVisible()
+      const { violations } = await new AxeBuilder({ page }).analyze()
+      const grave = violations.filter(({ impact }) => impact === 'serious' || impact === 'critical')
+      expect(grave.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(' ')}`)).toEqual([])
+    })
+  }
+
+  test(`${name} fits a narrow screen`, async ({ page }) => {
+    await page.setViewportSize({ width: 320, height: 640 })
+    await page.goto(`/${address}`)
+    await expect(heading(page)).toBeVisible()
+    await page.waitForLoadState('networkidle')
+    const excess = await page.evaluate(
+      () => document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    )
+    expect(excess).toBeLessThanOrEqual(0)
+  })
+}
+
+test('the first view is there within a second', async ({ page }) => {
+  await page.goto('/')
+  await expect(heading(page)).toBeVisible()
+  const paint = await page.evaluate(async () => {
+    const observer = new Promise<number>((resolve) => {
+      new PerformanceObserver((list) => resolve(list.getEntries().at(-1)!.startTime)).observe({
+        type: 'largest-contentful-paint',
+        buffered: true,
+      })
+    })
+    const [navigation] = performance.getEntriesByType('navigation') as PerformanceNavigationTiming[]
+    return Math.max(await observer, navigation!.loadEventEnd)
+  })
+  expect(paint).toBeGreaterThan(0)
+  expect(paint).toBeLessThan(1000)
+})
+
+test('no view asks another host or breaks the policy of the page', async ({ page, baseURL }) => {
+  const foreign: string[] = []
+  const complaints: string[] = []
+  page.on('request', (request) => {
+    const url = request.url()
+    if (!url.startsWith(baseURL!) && !url.startsWith('blob:')) foreign.push(url)
+  })
+  page.on('console', (message) => {
+    if (message.type() === 'error') complaints.push(message.text())
+  })
+  page.on('pageerror', (error) => complaints.push(error.message))
+  for (const address of Object.values(VIEWS)) {
+    await page.goto(`/${address}`)
+    await expect(heading(page)).toBeVisible()
+    await page.waitForLoadState('networkidle')
+  }
+  expect(foreign).toEqual([])
+  expect(complaints).toEqual([])
+})
+
+test.describe('a server with a key', () => {
+  let server: ChildProcess
+  const folder = mkdtempSync(join(tmpdir(), 'playground-key-'))
+  const address = `http://127.0.0.1:${KEY_PORT}`
+
+  test.beforeAll(async () => {
+    test.setTimeout(300_000) // as long as the configuration gives the first server to start
+    const python = (process.env.PYTHON ?? '.venv/bin/python').replace('../../', '')
+    const flags = ['-m', 'server', '--port', String(KEY_PORT), '--data-dir', folder]
+    // a flag would show the key to every user of the machine
+    const env = { ...process.env, FLAMBOYANCE_API_KEY: 'let-me-in' }
+    server = spawn(python, flags, { cwd: '../..', env, stdio: 'ignore' })
+    const isReady = async () => (await fetch(`${address}/health/ready`).catch(() => null))?.ok ?? false
+    await expect.poll(isReady, { timeout: 290_000, intervals: [1000] }).toBe(true)
+  })
+
+  test.afterAll(async () => {
+    const end = new Promise((resolve) => server.once('exit', resolve))
+    server.kill('SIGTERM')
+    await end
+    rmSync(folder, { recursive: true, force: true })
+  })
+
+  test('the page asks for the key, and keeps it until the tab is closed', async ({ page, context }) => {
+    await page.goto(`${address}/#/sets`)
+    const dialog = page.getByRole('dialog', { name: 'This server needs a key' })
+    await dialog.getByLabel('API key').fill('wrong')
+    await dialog.getByRole('button', { name: 'Continue' }).click()
+    await expect(dialog).toBeVisible()
+    await dialog.getByLabel('API key').fill('let-me-in')
+    await page.keyboard.press('Enter')
+    await expect(page.getByText('There is no support set yet.')).toBeVisible()
+    await page.reload()
+    await expect(page.getByText('There is no support set yet.')).toBeVisible()
+    await expect(dialog).toBeHidden()
+
+    const other = await context.newPage()
+    await other.goto(`${address}/#/sets`)
+    await expect(other.getByRole('dialog', { name: 'This server needs a key' })).toBeVisible()
+  })
+})
