@@ -273,6 +273,7 @@ def cell_result(
         "status": "completed",
         **predictions.summary(labels),
         "is_correct": predictions.is_correct.tolist(),
+        "answers": [labels[index] for index in predictions.labels],
         "temperature": temperature,
         "curve": [asdict(point) for point in curve(probabilities(logs, temperature), truth, SHOWN_POINTS)],
         "cost": {

@@ -150,6 +150,7 @@ class CompletedCell(Cell):
     is_correct: list[bool] | Absent = Field(
         None, description="By left-out example, in the order of `left_out`; cells that were stored long ago have none."
     )
+    answers: list[str] | Absent = Field(None, description="The label that each left-out example was given, likewise.")
     cost: Cost
     latency: Latency
     error: None

@@ -75,6 +75,7 @@ def test_the_record_of_a_cell_has_cost_and_latency() -> None:
     assert (result["strategy"], result["k"], result["seed"], result["status"]) == ("random", 2, 7, "completed")
     assert result["accuracy"] == pytest.approx(2 / 3)
     assert result["is_correct"] == [True, True, False]
+    assert result["answers"] == ["cat", "dog", "cat"]
     assert result["confusion"] == {"cat": {"cat": 1}, "dog": {"dog": 1, "cat": 1}}
     assert result["cost"] == pytest.approx(
         {"prompt_tokens": 32 / 3, "cached_tokens": 4, "media": 3, "media_encoded": 2 / 3}

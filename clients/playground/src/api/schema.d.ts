@@ -1240,6 +1240,8 @@ export interface components {
             learning_curve?: components["schemas"]["LearningPoint"][];
             /** @description By left-out example, in the order of `left_out`; cells that were stored long ago have none. */
             is_correct?: boolean[];
+            /** @description The label that each left-out example was given, likewise. */
+            answers?: string[];
             cost: components["schemas"]["Cost"];
             latency: components["schemas"]["Latency"];
             error: null;

@@ -1,5 +1,6 @@
 // Whether the server is ready, and which model it serves: asked every few seconds while the page is visible.
 import { api } from '../api/client'
+import { ApiError } from '../api/errors'
 
 const PERIOD = { ready: 10_000, waiting: 1_000 }
 
@@ -29,9 +30,9 @@ async function look() {
     server.reason = status
     if (status === 'ready' && !server.model) await describe()
     server.isReady = status === 'ready'
-  } catch {
+  } catch (error) {
     server.isReady = false
-    server.reason = 'not reachable'
+    server.reason = error instanceof ApiError && error.status === 401 ? 'needs a key' : 'not reachable'
   }
 }
 

@@ -82,21 +82,13 @@ export function coverageSeries({ curve }: Cell): Series[] {
   ]
 }
 
-export type ConfusedExamples = { ids: string[]; isExact: boolean }
-
-/**
- * Returns the left-out examples of one cell of the confusion matrix. An evaluation stores which examples were answered
- * wrongly, and how often a label was taken for which other. So for a label that was taken for several others, the examples are
- * all of the label's wrong ones, and `isExact` is false.
- */
+/** Returns the left-out examples of one cell of the confusion matrix: those with this right label and this answer. */
 export function confusedExamples(
   { left_out }: Evaluation,
   cell: Cell,
-  answers: Map<string, string>,
+  rightAnswers: Map<string, string>,
   right: string,
   answered: string,
-): ConfusedExamples {
-  const isHit = right === answered
-  const ids = left_out.filter((id, index) => answers.get(id) === right && cell.is_correct?.[index] === isHit)
-  return { ids, isExact: ids.length === (cell.confusion[right]?.[answered] ?? 0) }
+): string[] {
+  return left_out.filter((id, index) => rightAnswers.get(id) === right && cell.answers?.[index] === answered)
 }
