@@ -66,7 +66,11 @@ test-web: setup .venv/dev.stamp $(WEB)/node_modules/installed.stamp openapi-type
 	diff -r $(REBUILT) server/api/static/playground
 	$(NPM) test
 
-.PHONY: openapi-types chromium
+# writes the pictures of the documentation to docs/images, best on a quiet machine: they show times
+.PHONY: pictures openapi-types chromium
+pictures: setup .venv/dev.stamp $(WEB)/node_modules/installed.stamp | chromium
+	$(NPM) run pictures
+
 openapi-types: .venv/runtime.stamp $(WEB)/node_modules/installed.stamp
 	$(BIN)/flamboyance openapi >$(WEB)/openapi.json
 	$(NPM) run types

@@ -7,8 +7,9 @@ const python = process.env.PYTHON ?? '../../.venv/bin/python'
 export default defineConfig({
   testDir: 'tests',
   workers: 1,
-  timeout: 120_000,
-  expect: { timeout: 30_000 },
+  // generous: the model shares its cores with the browser
+  timeout: 240_000,
+  expect: { timeout: 60_000 },
   reporter: 'list',
   use: {
     baseURL: `http://127.0.0.1:${PORT}`,

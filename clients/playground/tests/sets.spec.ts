@@ -154,7 +154,7 @@ test('the recommendation classifies pictures, and its request is answered in a s
   await page.getByRole('button', { name: 'Python' }).click()
   await page.getByRole('button', { name: 'Copy' }).click()
   const program = await page.evaluate(() => navigator.clipboard.readText())
-  expect(execFileSync(python, ['-c', program], { encoding: 'utf8' })).toContain("'label': 'gravel'")
+  expect(execFileSync(python, ['-c', program], { encoding: 'utf8' })).toMatch(/^gravel /)
   await expectAccessible(page)
 })
 
