@@ -1,0 +1,124 @@
+"""Episodes of clips: two classes of one family, each with a word that only the episode gives it.
+
+A part of the training episodes calls each class by a name that never changes, as captions do, so that the bridge learns to
+see motions before it can learn to compare them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from random import Random
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.config import VisionConfig
+from model.prompt import PromptTokenizer
+from model.vision import normalise
+from training.few_shot.episode import MAX_MEDIA, Question, Shot, ask, mark_taught, prepare
+from training.few_shot.language import NAMES, WORDS
+from training.few_shot.motions import FAMILIES, SIZE, Clip, Family, Motion, draw_clip, draw_pair
+from training.mixture import PreparedExample
+
+TRAINED_FRAMES, SERVED_FRAMES = 8, 30
+NAMED_SHARE = 0.4
+QUERY_SEED = 29
+VISION = VisionConfig(
+    architecture="clip_vit",
+    image_size=SIZE,
+    patch_size=8,
+    feature_dim=64,
+    num_patches=16,
+    num_layers=1,
+    num_heads=4,
+    ffn_dim=128,
+    activation="quick_gelu",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    resize="squash",
+)
+
+Frames = NDArray[np.uint8]
+Sampler = Callable[[Clip, Random], Frames]
+
+
+def all_frames(num_frames: int) -> Sampler:
+    return lambda clip, rng: clip.frames(num_frames)
+
+
+def shuffled_frames(num_frames: int) -> Sampler:
+    """Return a sampler of the same frames in random order, which takes the order from a motion and nothing else."""
+
+    def sample(clip: Clip, rng: Random) -> Frames:
+        return clip.frames(num_frames)[rng.sample(range(num_frames), num_frames)]
+
+    return sample
+
+
+def random_frame(num_frames: int) -> Sampler:
+    """Return a sampler of one frame; the first one alone would say where a path begins."""
+
+    def sample(clip: Clip, rng: Random) -> Frames:
+        number = rng.randrange(num_frames)
+        return clip.frames(num_frames)[number : number + 1]
+
+    return sample
+
+
+CONDITIONS: dict[str, Sampler] = {
+    "8 frames": all_frames(TRAINED_FRAMES),
+    "30 frames": all_frames(SERVED_FRAMES),
+    "1 frame": random_frame(TRAINED_FRAMES),
+    "8 frames, shuffled": shuffled_frames(TRAINED_FRAMES),
+    "30 frames, shuffled": shuffled_frames(SERVED_FRAMES),
+}
+
+
+class TaughtClips:
+    """The n-th episode has `MAX_MEDIA` clips of two classes."""
+
+    def __init__(self, tokenizer: PromptTokenizer, seed: int) -> None:
+        self._tokenizer, self._seed = tokenizer, seed
+
+    def __call__(self, number: int) -> PreparedExample:
+        rng = Random(f"{self._seed}/clips/{number}")
+        pair = draw_pair(rng.choice(FAMILIES), rng)
+        is_named = rng.random() < NAMED_SHARE
+        words = [name_of(motion) for motion in pair] if is_named else rng.sample(WORDS, 2)
+        media, pairs = {}, []
+        for position in range(MAX_MEDIA):
+            choice = rng.randrange(2)
+            digest = f"{number}/{position}".encode()
+            media[digest] = pixels(draw_clip(pair[choice], rng).frames(TRAINED_FRAMES))
+            pairs.append((digest, words[choice]))
+        shots = [Shot(digest, word, True) for digest, word in pairs] if is_named else mark_taught(pairs)
+        return prepare(f"clips/{number}", shots, media, self._tokenizer)
+
+
+def name_of(motion: Motion) -> str:
+    """Return the name that a class has in the episodes with names."""
+    families = {"direction": 0, "order": 8, "count": 32}
+    digits = motion.variant if len(motion.variant) == 2 else (0, *motion.variant)
+    return NAMES[families[motion.family] + 4 * digits[0] + digits[1]]
+
+
+def pixels(frames: Frames) -> Tensor:  # [F, h, w, 3] -> [F, 3, h, w]
+    return normalise(torch.from_numpy(frames.copy()), VISION)
+
+
+def draw_questions(
+    tokenizer: PromptTokenizer, family: Family, sampler: Sampler, count: int, seed: int, num_shots: int
+) -> Iterator[Question]:
+    """Yield questions after shots that show both classes equally often; they are the same clips for every sampler."""
+    for number in range(count):
+        rng = Random(f"{QUERY_SEED}/{seed}/{family}/{number}")
+        pair, words = draw_pair(family, rng), rng.sample(WORDS, 2)
+        choices = rng.sample([0, 1] * (num_shots // 2), num_shots)
+        clips = [(draw_clip(pair[choice], rng), words[choice]) for choice in [*choices, rng.randrange(2)]]
+        frame_rng = Random(f"frames/{seed}/{family}/{number}")
+        digests = [f"{family}/{number}/{position}".encode() for position in range(len(clips))]
+        media = {digest: pixels(sampler(clip, frame_rng)) for digest, (clip, _) in zip(digests, clips, strict=True)}
+        pairs = [(digest, word) for digest, (_, word) in zip(digests, clips, strict=True)]
+        yield ask(f"{family}/{number}", pairs[:-1], pairs[-1], words, media, tokenizer)
