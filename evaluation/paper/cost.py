@@ -1,8 +1,8 @@
 """Measure what an image or a video costs a prompt, by its frames and its resolution; the last line is JSON.
 
 `python -m evaluation.paper.cost` builds Flamingo-3B at tiny scale, with random weights and open gates, and lets the engine
-answer the same prompts with media of other sizes in turn. Visual tokens and bytes of a page are counted, the time of a
-decode step and of the encoding are measured. The results are stored for `python -m evaluation.paper`.
+answer the same prompts with media of other sizes in turn. Visual tokens and bytes of a page are counted, the processor's
+time for a decode step and for the encoding is measured. The results are stored for `python -m evaluation.paper`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Size:
 
     @property
     def name(self) -> str:
-        return f"{self.frames} frames" if self.factor == 1 else f"{self.frames} frames, {self.factor} x resolution"
+        name = f"{self.frames} frame{'s' * (self.frames > 1)}"
+        return name if self.factor == 1 else f"{name}, {self.factor} x resolution"
 
 
 class Served:
@@ -64,12 +65,15 @@ class Served:
         self._count = 0
 
     def answer(self, frames: int) -> tuple[float, float]:
-        """Answer a prompt of new media, and return the seconds to the first token and the median of a decode step."""
+        """Answer a prompt of new media, and return the seconds to the first token and the median of a decode step.
+
+        They are seconds of the processor, which other work of the machine disturbs less than the clock's.
+        """
         self._engine.add(self._request())
-        started, times = time.perf_counter(), []
+        started, times = time.process_time(), []
         while self._engine.has_work():
             events = self._engine.step()
-            times += [time.perf_counter() for event in events if isinstance(event, Token)]
+            times += [time.process_time() for event in events if isinstance(event, Token)]
             for event in events:
                 if isinstance(event, MediaWanted):
                     self._engine.supply(self._pixels(event.digest, frames))

@@ -54,8 +54,8 @@ random.
 """
 COST_NOTE = """\
 `python -m evaluation.paper.cost`: Flamingo-3B at tiny scale, with random weights, answers prompts with {media} media of
-each size in turn. The time to the first token contains the encoding of the media, which grows with frames and
-resolution; nothing after it does. Brackets are quartiles.
+each size in turn. Times are the processor's, on one thread. That to the first token contains the encoding of the media,
+which grows with frames and resolution; nothing after it does. Brackets are quartiles.
 """
 
 

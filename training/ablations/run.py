@@ -34,7 +34,7 @@ GATE_LINES = 20
 class Scale:
     """The size of all runs of a table."""
 
-    steps: int = 300
+    steps: int = 240
     queries: int = 256
     pretrain_steps: int = 300
 

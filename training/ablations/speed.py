@@ -1,10 +1,13 @@
 """The time of a step of each ablation relative to the base's: both are trained in turn, a step each.
 
-Whatever else the machine does affects both steps of a pair. The ratio is the median over the pairs.
+It is the processor's time, of all threads, which other work of the machine disturbs less than the clock's, and disturbs
+in both steps of a pair alike. The ratio is the median over the pairs.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 from training.ablations.ablation import BASE, Ablation
 from training.ablations.run import build_trainer
 from training.config import TrainConfig
+from training.step import StepReport
 
 WARM_UP = 3
 
@@ -26,8 +30,8 @@ def compare_steps(ablation: Ablation, config: TrainConfig, base: TrainConfig, pa
     steps, base_steps = trainer.steps(), base_trainer.steps()
     times = []
     for _ in range(WARM_UP + pairs):
-        ours = sum(next(steps).seconds for _ in range(rounds))
-        times.append((ours, next(base_steps).seconds))
+        ours = sum(_processor_seconds(steps) for _ in range(rounds))
+        times.append((ours, _processor_seconds(base_steps)))
     times = times[WARM_UP:]
     ratios = [ours / theirs for ours, theirs in times]
     low, _, high = quantiles(ratios, n=4)
@@ -39,6 +43,12 @@ def compare_steps(ablation: Ablation, config: TrainConfig, base: TrainConfig, pa
         "quartiles": [round(low, 3), round(high, 3)],
         "pairs": pairs,
     }
+
+
+def _processor_seconds(steps: Iterator[StepReport]) -> float:
+    started = time.process_time()
+    next(steps)
+    return time.process_time() - started
 
 
 def speed_settings(pairs: int) -> dict[str, Any]:

@@ -26,6 +26,8 @@ HEAD = (
 NUM_CANDIDATES = 8
 # a base that is nearer to chance says nothing about a change
 LEARNED = 3.0
+# the change in points up to which accuracy counts as flat
+FLAT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,5 +125,11 @@ def state_of_base(runs: Runs) -> Iterator[str]:
         f"{'at least' if mean >= limit else 'LESS than'} {LEARNED:g} times chance."
     )
     if gain := runs.late_gain():
-        flat = "flat: the interval contains zero" if not gain.sign() else "NOT flat: the interval excludes zero"
-        yield f"Its change in the last third of its steps is {gain.text()} points, {flat}."
+        yield f"Its change in the last third of its steps is {gain.text()} points: {_flatness(gain)}."
+
+
+def _flatness(gain: SeedValues) -> str:
+    low, high = gain.interval()
+    if max(-low, high) < FLAT:
+        return f"flat within {FLAT:g} points"
+    return "NOT flat, so that more steps are needed" if gain.sign() else "undecided whether it is flat"

@@ -1,10 +1,11 @@
-"""A made language of names and words, and a small decoder that has learned from its texts how a prompt binds them.
+"""A made language of names and words, and a small decoder that has learned to write the words of its texts.
 
     text     name word <|endofchunk|> name word <|endofchunk|> ...    a name has the same word throughout a text
     prompt   <image> word <|endofchunk|> <image> word ...             an image or a video takes the position of a name
 
-The words of a text are drawn anew for each text, so that they are learned from it alone. A bridge between this decoder and
-an encoder then has to turn what it sees into something like a name; which word it has, the prompt says.
+The words of a text are drawn anew for each text, so that a decoder has to look for them in the text. It has heads that
+copy words after few steps, and compares names only after many more. A bridge between this decoder and an encoder has to
+lead these heads to the words of similar images.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ from training.start import rebuild
 log = logging.getLogger(__name__)
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 NUM_NAMES, NUM_WORDS = 128, 32
-DIM, NUM_HEADS = 64, 4
+DIM, NUM_HEADS, HEAD_DIM = 64, 4, 32
+# texts are short; with slow rotations a head would hardly distinguish a token from the next
+ROPE_THETA = 100.0
 # names per text and items per text; a prompt of 32 shots has 33 items
-MAX_NAMES, MAX_ITEMS = 6, 34
-BATCH, LEARNING_RATE, WARM_UP = 16, 3e-3, 50
+MAX_NAMES, MIN_ITEMS, MAX_ITEMS = 5, 6, 34
+# the learning rate is constant until the last share of the steps
+BATCH, LEARNING_RATE, WARM_UP, FINAL_SHARE = 32, 3e-3, 50, 0.3
 
 
 def _invent(count: int) -> tuple[str, ...]:
@@ -76,17 +80,17 @@ def build_model(
 
 def with_small_decoder(config: FlamingoConfig) -> FlamingoConfig:
     """Return the configuration with a narrower decoder, which a CPU trains in minutes."""
-    head_dim = DIM // NUM_HEADS
     decoder = replace(
         config.language_model,
         dim=DIM,
         num_heads=NUM_HEADS,
         num_kv_heads=NUM_HEADS,
-        head_dim=head_dim,
-        rotary_dim=head_dim,
+        head_dim=HEAD_DIM,
+        rotary_dim=HEAD_DIM,
+        rope_theta=ROPE_THETA,
         ffn_dim=3 * DIM,
     )
-    gated = replace(config.gated, num_heads=NUM_HEADS, head_dim=head_dim, ffn_dim=2 * DIM)
+    gated = replace(config.gated, num_heads=NUM_HEADS, head_dim=HEAD_DIM, ffn_dim=2 * DIM)
     return replace(config, gated=gated, language_model=decoder)
 
 
@@ -108,13 +112,13 @@ def pretrained_decoder(file: Path, config: FlamingoConfig, tokenizer: Tokenizer,
     return load_file(file)
 
 
-def draw_text(rng: Random) -> list[tuple[str, str, bool]]:
+def draw_text(rng: Random, max_items: int = MAX_ITEMS) -> list[tuple[str, str, bool]]:
     """Draw the items of a text: name, word, and whether the text has taught the word before."""
     names = rng.sample(NAMES, rng.randint(2, MAX_NAMES))
     words = dict(zip(names, rng.sample(WORDS, len(names)), strict=True))
     taught: set[str] = set()
     items = []
-    for _ in range(rng.randint(4, MAX_ITEMS)):
+    for _ in range(rng.randint(MIN_ITEMS, max_items)):
         name = rng.choice(names)
         items.append((name, words[name], name in taught))
         taught.add(name)
@@ -130,8 +134,11 @@ def pretrain(model: Flamingo, tokenizer: Tokenizer, steps: int) -> float:
     rng, last_loss = Random("texts"), float("nan")
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP) * (1.0 - step / steps)
-        loss = _text_loss(model, [draw_text(rng) for _ in range(BATCH)], ids, prompt.id_of(CHUNK))
+            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP, (1.0 - step / steps) / FINAL_SHARE)
+        # short texts first: in them, few other words can be copied by mistake
+        max_items = MIN_ITEMS + round((MAX_ITEMS - MIN_ITEMS) * min(1.0, 2 * step / steps))
+        texts = [draw_text(rng, max_items) for _ in range(BATCH)]
+        loss = _text_loss(model, texts, ids, prompt.id_of(CHUNK))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)

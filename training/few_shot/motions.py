@@ -32,6 +32,7 @@ class Motion:
 
 def draw_pair(family: Family, rng: Random) -> tuple[Motion, Motion]:
     """Draw two classes to be told apart: a motion and its reverse, or two counts."""
+    variants: list[tuple[int, ...]]
     if family == "direction":
         axis = rng.randrange(2)
         variants = [(axis, 0), (axis, 1)]

@@ -40,8 +40,8 @@ class Scale:
     """The size of all runs of a subject."""
 
     steps: int
-    queries: int = 400
-    pretrain_steps: int = 2000
+    queries: int = 200
+    pretrain_steps: int = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +57,11 @@ class Subject:
 
 
 SUBJECTS: Mapping[str, Subject] = {
-    "images": Subject(medium="images", ablate=AblateConfig(), scale=Scale(steps=1200)),
+    "images": Subject(medium="images", ablate=AblateConfig(), scale=Scale(steps=600)),
     "images-all-previous": Subject(
-        medium="images", ablate=AblateConfig(attends="all_previous"), scale=Scale(steps=1200)
+        medium="images", ablate=AblateConfig(attends="all_previous"), scale=Scale(steps=600)
     ),
-    "clips": Subject(medium="clips", ablate=AblateConfig(), scale=Scale(steps=2000)),
+    "clips": Subject(medium="clips", ablate=AblateConfig(), scale=Scale(steps=800)),
 }
 
 

@@ -315,8 +315,9 @@ def test_a_row_without_runs_is_missing() -> None:
 @pytest.mark.parametrize(
     ("correct", "before", "sentences"),
     [
-        ((60, 62, 64), (60, 63, 63), ["at least 3 times chance", ", flat"]),
-        ((30, 31, 32), (20, 21, 22), ["LESS than 3 times chance", "NOT flat"]),
+        ((60, 62, 64), (60, 63, 63), ["at least 3 times chance", "flat within 5 points"]),
+        ((60, 62, 64), (50, 63, 64), ["at least 3 times chance", "undecided whether it is flat"]),
+        ((30, 31, 32), (20, 21, 23), ["LESS than 3 times chance", ": NOT flat"]),
     ],
 )
 def test_the_state_of_the_base_is_stated(
