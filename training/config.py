@@ -16,7 +16,7 @@ from model.config import ConfigError, from_dict
 
 # The kinds after "videos" are generated from the folder of `python -m training.default_data`: episodes, turned (episodes
 # in generated domains) and alignment for the default model, sequences and captions for the ablations, taught_images for
-# training/few_shot. taught_clips, also for training/few_shot, are rendered and need no folder.
+# training/few_shot. named_clips, also for training/few_shot, are rendered and need no folder.
 SetKind = Literal[
     "pairs",
     "documents",
@@ -27,10 +27,10 @@ SetKind = Literal[
     "sequences",
     "captions",
     "taught_images",
-    "taught_clips",
+    "named_clips",
 ]
 FEATURE_SETS = ("episodes", "turned", "alignment", "sequences", "captions", "taught_images")
-GENERATED_SETS = (*FEATURE_SETS, "taught_clips")
+GENERATED_SETS = (*FEATURE_SETS, "named_clips")
 # their sequences have one image or video each
 SINGLE_MEDIA_SETS = ("pairs", "videos")
 # the parts that a run may train; new tokens' rows belong to the bridge

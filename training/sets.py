@@ -19,7 +19,7 @@ from training.default.episodes import Episodes
 from training.default.matching import TextAndMatchingLoss, probe_sequences
 from training.default.states import single_image_prompt
 from training.distributed import World
-from training.few_shot.clips import TaughtClips
+from training.few_shot.clips import NamedClips
 from training.few_shot.images import TaughtImages
 from training.mixture import DataSet, GeneratedStream, Mixture, PreparedExample, Stream, owned_streams
 
@@ -50,8 +50,8 @@ def _shard_streams(
 def _generated_streams(
     config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: PromptTokenizer
 ) -> Callable[[int], Stream]:
-    if config.kind == "taught_clips":
-        clips = TaughtClips(tokenizer, seed)
+    if config.kind == "named_clips":
+        clips = NamedClips(tokenizer, seed)
         return lambda index: GeneratedStream(clips, index, config.streams)
     folder = Path(config.shards).expanduser()
     catalogue = Catalogue(folder)

@@ -12,6 +12,7 @@ from typing import Any
 from evaluation.paper.evidence import ALL_PREVIOUS, CLIPS, LAST, Evidence, change
 from training.ablations.ablation import BASE, read_ablation
 from training.ablations.table import verdict
+from training.default.episodes import MAX_SHOTS
 from training.few_shot.images import SHOTS
 from training.few_shot.motions import FAMILIES
 from training.paired import SeedValues
@@ -40,6 +41,7 @@ def claims(evidence: Evidence) -> list[Claim]:
     return [
         *_ablations(evidence),
         *_speed(evidence),
+        *_default_model(evidence),
         *_shots(evidence),
         *_gates(evidence),
         *_clips(evidence),
@@ -81,6 +83,23 @@ def _speed(evidence: Evidence) -> Iterator[Claim]:
     low, high = row["quartiles"]
     sign = "same" if high < 1.0 else "other" if low > 1.0 else "undecided"
     yield Claim(text, published, SPEED, f"{row['ratio']:.2f}, quartiles {low:.2f} to {high:.2f}", sign)
+
+
+def _default_model(evidence: Evidence) -> Iterator[Claim]:
+    """Compare the most shots with none, and with as many as the training's sequences had."""
+    shots = evidence.published["shots"]
+    scores, most = shots["scores"], max(map(int, evidence.shots), default=max(SHOTS))
+    for low in (0, 8):
+        text = f"Default model: {most} shots instead of {low}, trained on at most {MAX_SHOTS} images per sequence"
+        published = f"{scores[max(SHOTS)] - scores[low]:+.1f} ({shots['source']})"
+        measured = paired_by_query(evidence.shots, str(most), str(low)) if evidence.shots else None
+        yield _claim(text, published, "`python -m evaluation.paper.shots`", measured, +1)
+
+
+def paired_by_query(answers: Mapping[str, str], name: str, base: str) -> SeedValues:
+    """Return the differences of the same queries, in points."""
+    pairs = zip(answers[name], answers[base], strict=True)
+    return SeedValues(tuple(100.0 * (int(value) - int(other)) for value, other in pairs))
 
 
 def _shots(evidence: Evidence) -> Iterator[Claim]:

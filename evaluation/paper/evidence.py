@@ -26,12 +26,16 @@ LAST, ALL_PREVIOUS, CLIPS = "images", "images-all-previous", "clips"
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All finished runs; `speed` and `cost` are empty if they were not measured."""
+    """All finished runs; `speed`, `cost` and `shots` are empty if they were not measured.
+
+    `shots` has the default model's answers by number of shots, one digit per query.
+    """
 
     ablations: Runs
     few_shot: Results
     speed: Mapping[str, Any]
     cost: Mapping[str, Any]
+    shots: Mapping[str, str]
     published: Mapping[str, Any]
 
     def missing(self) -> list[str]:
@@ -44,7 +48,8 @@ class Evidence:
             if seed not in runs
         ]
         missing += [] if self.speed else ["`python -m training.ablations --speed`"]
-        return missing + ([] if self.cost else ["`python -m evaluation.paper.cost`"])
+        missing += [] if self.cost else ["`python -m evaluation.paper.cost`"]
+        return missing + ([] if self.shots else ["`python -m evaluation.paper.shots`"])
 
     def shares(self, name: str, *keys: str) -> dict[int, float]:
         """Return the percentage of correct answers of a few-shot subject by seed."""
@@ -63,13 +68,14 @@ class Evidence:
 
 
 def read_evidence(
-    ablations: Path = ABLATION_RUNS, few_shot: Path = FEW_SHOT_RUNS, cost: Path = FOLDER / "runs" / "cost.json"
+    ablations: Path = ABLATION_RUNS, few_shot: Path = FEW_SHOT_RUNS, measured: Path = FOLDER / "runs"
 ) -> Evidence:
     return Evidence(
         ablations=read_runs(ablations, AblationScale(), SEEDS),
         few_shot=read_results(few_shot, SEEDS, {name: subject.scale for name, subject in SUBJECTS.items()}),
         speed=(read_run(speed_file(ablations)) or {}).get("rows", {}),
-        cost=(read_run(cost) or {}).get("sizes", {}),
+        cost=(read_run(measured / "cost.json") or {}).get("sizes", {}),
+        shots=(read_run(measured / "shots.json") or {}).get("correct", {}),
         published=yaml.safe_load((FOLDER / "published.yaml").read_text(encoding="utf-8")),
     )
 

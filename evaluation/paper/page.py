@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from evaluation.intervals import Share
+from evaluation.paper import shots
 from evaluation.paper.claims import CHANCE_OF_TWO, CLIP_SHOTS, claims, clip_shares
 from evaluation.paper.cost import NUM_MEDIA
 from evaluation.paper.evidence import ALL_PREVIOUS, CLIPS, LAST, SEEDS, Evidence, values
@@ -12,6 +14,7 @@ from training.ablations import data as ablation_data
 from training.ablations.run import Scale
 from training.ablations.small import small_config
 from training.ablations.table import format_table, state_of_base
+from training.default.episodes import MAX_SHOTS
 from training.few_shot import clips
 from training.few_shot.episode import MAX_MEDIA
 from training.few_shot.images import SHOTS, WAYS
@@ -37,16 +40,21 @@ frequent categories of the default model's data, from sequences of {media} image
 for held-out images after {shots} shots ([how](training.md#ablations)). `--speed` measures the time of a step next to the
 base's, a step of each in turn.
 """
+DEFAULT_NOTE = """\
+`python -m evaluation.paper.shots`: the default model, whose training had at most {media} images per sequence, is asked for
+the novel word of an image of a held-out label, after shots of {ways} such labels ({ways} candidates, chance
+{chance:.0f}%). Wilson's {confidence:.0%} intervals over the queries.
+"""
 CURVE_NOTE = """\
 `python -m training.few_shot images images-all-previous`: {steps} steps, {queries} queries, seeds {seeds}. A decoder has
-learned from made texts that a name has the same word throughout a text. A bridge then learns to turn images into
-something like names, from sequences of {media} images that give new words to a few labels. It is asked for the word of
-an image of a held-out label, after shots of {ways} held-out labels ({ways} candidates, chance {chance:.0f}%). With fewer
-than {ways} shots, the query's label is not always among them. In `{all_previous}`, text reads all previous images.
+learned from made texts to look for the words of its text. A bridge then learns to lead it to the words of similar images,
+from sequences of {media} images that give new words to a few labels. It is asked for the word of an image of a held-out
+label, after shots of {ways} held-out labels ({ways} candidates, chance {chance:.0f}%). With fewer than {ways} shots, the
+query's label is not always among them. In `{all_previous}`, text reads all previous images.
 """
 CLIP_NOTE = """\
 `python -m training.few_shot clips`: {steps} steps, {queries} queries, seeds {seeds}. Each clip belongs to one of two
-classes with new words: a direction or its reverse, one colour before another or after it, or two counts of flashes. The
+classes with names: a direction or its reverse, one colour before another or after it, or two counts of flashes. The
 bridge is trained on sequences of {media} clips of {trained} frames, and asked after {shots} shots (chance
 {chance:.0f}%). The embeddings of {trained} frames are interpolated to {served}. A motion and its reverse have the same
 frames, so that shuffled frames leave direction and order to chance; they leave the count. A single frame is drawn at
@@ -136,7 +144,22 @@ def _curve(evidence: Evidence) -> list[str]:
         for name in (LAST, ALL_PREVIOUS)
     ]
     picture = "![accuracy by shots](paper/curve.svg)\n"
-    return ["## More shots than in training\n", note, *_table(head, rows), "", picture]
+    return [
+        "## More shots than in training\n",
+        DEFAULT_NOTE.format(media=MAX_SHOTS, ways=shots.WAYS, chance=100 / shots.WAYS, confidence=CONFIDENCE),
+        *_table(("shots", *evidence.shots), [("default model", *map(_share, evidence.shots.values()))]),
+        "",
+        note,
+        *_table(head, rows),
+        "",
+        picture,
+    ]
+
+
+def _share(digits: str) -> str:
+    measured = Share(digits.count("1"), len(digits))
+    low, high = measured.interval()
+    return f"{100 * measured.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _gates() -> list[str]:

@@ -44,6 +44,9 @@ def _draw_curve(evidence: Evidence, file: Path) -> None:
             lows, highs = zip(*(value.interval() for value in present), strict=True)
             (line,) = panel.plot(positions, [value.mean for value in present], marker="o", label=name)
             panel.fill_between(positions, lows, highs, alpha=0.2, color=line.get_color())
+    if evidence.shots:
+        shares = [100 * digits.count("1") / len(digits) for digits in evidence.shots.values()]
+        panel.plot([SHOTS.index(int(count)) for count in evidence.shots], shares, marker="s", label="default model")
     limit = evidence.published["max_media"] - 1
     panel.axvline(SHOTS.index(limit), color="grey", linestyle=":", label="most shots in training")
     panel.axhline(100 / WAYS, color="grey", linewidth=0.8)

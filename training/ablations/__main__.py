@@ -90,13 +90,14 @@ def run_missing(options: Options) -> None:
 
 
 def measure_speed(options: Options) -> None:
-    """Measure each ablation next to the base, and write all ratios to one file."""
-    experts, rows = Experts(options), {}
+    """Measure each ablation next to the base, and write the ratios to one file, next to those of other names."""
+    experts, file, settings = Experts(options), speed_file(options.runs), speed_settings(options.pairs)
+    rows = (read_run(file, settings) or {"rows": {}})["rows"]
     base = run_config(read_ablation(BASE), options.scale, 0, *experts.folders(read_ablation(BASE)), options.out)
     for ablation in map(read_ablation, options.names):
         config = run_config(ablation, options.scale, 0, *experts.folders(ablation), options.out)
         rows[ablation.name] = compare_steps(ablation, config, base, options.pairs)
-    write_run(speed_file(options.runs), speed_settings(options.pairs), {"rows": rows})
+        write_run(file, settings, {"rows": rows})
 
 
 def report(runs: Runs) -> None:
@@ -130,7 +131,7 @@ def parse(arguments: list[str]) -> tuple[Options, argparse.Namespace]:
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--report", action="store_true", help="print the table of the finished runs, and train nothing")
     parser.add_argument("--speed", action="store_true", help="measure the time of steps instead")
-    parser.add_argument("--pairs", type=int, default=40, help="pairs of steps that --speed compares (default: 40)")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of steps that --speed compares (default: 16)")
     values = parser.parse_args(arguments)
     options = Options(
         names=values.names,

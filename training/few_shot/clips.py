@@ -1,8 +1,4 @@
-"""Episodes of clips: two classes of one family, each with a word that only the episode gives it.
-
-A part of the training episodes calls each class by a name that never changes, as captions do, so that the bridge learns to
-see motions before it can learn to compare them.
-"""
+"""Episodes of clips: two classes of one family, each with its name, which the bridge learns from the episodes."""
 
 from __future__ import annotations
 
@@ -17,13 +13,12 @@ from torch import Tensor
 from model.config import VisionConfig
 from model.prompt import PromptTokenizer
 from model.vision import normalise
-from training.few_shot.episode import MAX_MEDIA, Question, Shot, ask, mark_taught, prepare
-from training.few_shot.language import NAMES, WORDS
+from training.few_shot.episode import MAX_MEDIA, Question, Shot, ask, prepare
+from training.few_shot.language import NAMES
 from training.few_shot.motions import FAMILIES, SIZE, Clip, Family, Motion, draw_clip, draw_pair
 from training.mixture import PreparedExample
 
 TRAINED_FRAMES, SERVED_FRAMES = 8, 30
-NAMED_SHARE = 0.4
 QUERY_SEED = 29
 VISION = VisionConfig(
     architecture="clip_vit",
@@ -76,8 +71,8 @@ CONDITIONS: dict[str, Sampler] = {
 }
 
 
-class TaughtClips:
-    """The n-th episode has `MAX_MEDIA` clips of two classes."""
+class NamedClips:
+    """The n-th episode has `MAX_MEDIA` clips of two classes, each with the name of its class."""
 
     def __init__(self, tokenizer: PromptTokenizer, seed: int) -> None:
         self._tokenizer, self._seed = tokenizer, seed
@@ -85,20 +80,17 @@ class TaughtClips:
     def __call__(self, number: int) -> PreparedExample:
         rng = Random(f"{self._seed}/clips/{number}")
         pair = draw_pair(rng.choice(FAMILIES), rng)
-        is_named = rng.random() < NAMED_SHARE
-        words = [name_of(motion) for motion in pair] if is_named else rng.sample(WORDS, 2)
-        media, pairs = {}, []
+        media, shots = {}, []
         for position in range(MAX_MEDIA):
-            choice = rng.randrange(2)
+            motion = rng.choice(pair)
             digest = f"{number}/{position}".encode()
-            media[digest] = pixels(draw_clip(pair[choice], rng).frames(TRAINED_FRAMES))
-            pairs.append((digest, words[choice]))
-        shots = [Shot(digest, word, True) for digest, word in pairs] if is_named else mark_taught(pairs)
+            media[digest] = pixels(draw_clip(motion, rng).frames(TRAINED_FRAMES))
+            shots.append(Shot(digest, name_of(motion), True))
         return prepare(f"clips/{number}", shots, media, self._tokenizer)
 
 
 def name_of(motion: Motion) -> str:
-    """Return the name that a class has in the episodes with names."""
+    """Return the name of a class."""
     families = {"direction": 0, "order": 8, "count": 32}
     digits = motion.variant if len(motion.variant) == 2 else (0, *motion.variant)
     return NAMES[families[motion.family] + 4 * digits[0] + digits[1]]
@@ -114,7 +106,8 @@ def draw_questions(
     """Yield questions after shots that show both classes equally often; they are the same clips for every sampler."""
     for number in range(count):
         rng = Random(f"{QUERY_SEED}/{seed}/{family}/{number}")
-        pair, words = draw_pair(family, rng), rng.sample(WORDS, 2)
+        pair = draw_pair(family, rng)
+        words = [name_of(motion) for motion in pair]
         choices = rng.sample([0, 1] * (num_shots // 2), num_shots)
         clips = [(draw_clip(pair[choice], rng), words[choice]) for choice in [*choices, rng.randrange(2)]]
         frame_rng = Random(f"frames/{seed}/{family}/{number}")

@@ -1,4 +1,4 @@
-"""One run of a bridge that learns words from its prompt, of images or of clips; its result is a JSON file."""
+"""One run of a bridge on sequences of images or of clips; its result is a JSON file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from training.trainer import run
 log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent
 RUNS = FOLDER / "runs"
-CLIP_SHOTS = (2, 4)
+CLIP_SHOTS = (4,)
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
@@ -40,8 +40,8 @@ class Scale:
     """The size of all runs of a subject."""
 
     steps: int
+    pretrain_steps: int
     queries: int = 200
-    pretrain_steps: int = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +56,12 @@ class Subject:
         return replace(parse_config(read_mapping(FOLDER / f"{self.medium}.yaml")), ablate=self.ablate)
 
 
+# the decoder compares names only after thousands of steps
+IMAGES = Scale(steps=1500, pretrain_steps=6000)
 SUBJECTS: Mapping[str, Subject] = {
-    "images": Subject(medium="images", ablate=AblateConfig(), scale=Scale(steps=600)),
-    "images-all-previous": Subject(
-        medium="images", ablate=AblateConfig(attends="all_previous"), scale=Scale(steps=600)
-    ),
-    "clips": Subject(medium="clips", ablate=AblateConfig(), scale=Scale(steps=800)),
+    "images": Subject(medium="images", ablate=AblateConfig(), scale=IMAGES),
+    "images-all-previous": Subject(medium="images", ablate=AblateConfig(attends="all_previous"), scale=IMAGES),
+    "clips": Subject(medium="clips", ablate=AblateConfig(), scale=Scale(steps=800, pretrain_steps=300)),
 }
 
 

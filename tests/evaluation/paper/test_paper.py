@@ -58,8 +58,11 @@ def evidence() -> Evidence:
     }
     size = {"visual_tokens": 64, "page_bytes": 10, "first_token_seconds": 0.1, "decode_seconds": 0.01}
     cost = {name: size | {"decode_ratio": 1.0, "decode_quartiles": [0.99, 1.01]} for name in ("1 frames", "30 frames")}
+    shots = {"0": digits(25), "4": digits(60), "8": digits(70), "16": digits(72), "32": digits(71)}
     speed = {"interval-4": {"ratio": 0.7, "quartiles": [0.6, 0.8]}}
-    return replace(read_evidence(), ablations=Runs(ablations, SEEDS, {}), few_shot=few_shot, cost=cost, speed=speed)
+    return replace(
+        read_evidence(), ablations=Runs(ablations, SEEDS, {}), few_shot=few_shot, cost=cost, speed=speed, shots=shots
+    )
 
 
 def find(evidence: Evidence, text: str) -> Claim:
@@ -88,7 +91,7 @@ def test_equal_runs_give_equal_pictures(evidence: Evidence, tmp_path: Path) -> N
 
 
 def test_without_any_run_everything_is_missing(tmp_path: Path) -> None:
-    empty = read_evidence(tmp_path, tmp_path, tmp_path / "cost.json")
+    empty = read_evidence(tmp_path, tmp_path, tmp_path)
     assert {claim.sign for claim in claims(empty)} == {"missing"}
     page = write_page(empty)
     for run in ("base-0", "no-gates-2", "images-1", "images-all-previous-0", "clips-2", "training.ablations --speed"):
@@ -105,7 +108,7 @@ def test_a_missing_run_is_named(evidence: Evidence) -> None:
 
 
 def test_an_interval_that_contains_zero_is_undecided(evidence: Evidence) -> None:
-    claim = find(evidence, "32 shots instead of 4")
+    claim = find(evidence, "32 shots instead of 4,")
     assert claim.sign == "undecided"
     assert claim.measured.startswith("+0.3 [-")
     assert f"| {claim.text} |" in write_page(evidence)
@@ -116,7 +119,8 @@ def test_an_interval_that_contains_zero_is_undecided(evidence: Evidence) -> None
     ("text", "sign"),
     [
         ("no tanh gates", "same"),
-        ("32 shots instead of 0", "same"),
+        ("Default model: 32 shots instead of 0", "same"),
+        ("Default model: 32 shots instead of 8", "undecided"),
         ("4 shots: text reads all previous images", "same"),
         ("run `base`", "same"),
         ("Videos, order: 30 frames after", "same"),

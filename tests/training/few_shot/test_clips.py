@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.training.few_shot.language import language_tokenizer
-from training.few_shot.clips import CONDITIONS, SERVED_FRAMES, TRAINED_FRAMES, TaughtClips, draw_questions, name_of
+from training.few_shot.clips import CONDITIONS, SERVED_FRAMES, TRAINED_FRAMES, NamedClips, draw_questions, name_of
+from training.few_shot.episode import MAX_MEDIA
 from training.few_shot.language import NAMES
 from training.few_shot.motions import FAMILIES, SLOTS, Clip, Family, Motion, draw_clip, draw_pair
 
@@ -81,15 +82,15 @@ def test_names_of_classes_differ() -> None:
     assert names <= set(NAMES)
 
 
-def test_an_episode_targets_words_that_it_has_taught() -> None:
+def test_an_episode_targets_the_names_of_two_classes() -> None:
     tokenizer = language_tokenizer()
-    make = TaughtClips(tokenizer, seed=0)
+    make = NamedClips(tokenizer, seed=0)
     for number in range(30):
         tokens = make(number).tokens
-        words = tokens.token_ids[1::3]
-        targets = tokens.target[1::3]
-        is_named = tokenizer.token(words[0]).removeprefix("Ġ") in NAMES
-        assert targets == [is_named or word in words[:position] for position, word in enumerate(words)]
+        assert tokens.target == [False, True, False] * MAX_MEDIA
+        names = {tokenizer.token(token).removeprefix("Ġ") for token in tokens.token_ids[1::3]}
+        assert 1 <= len(names) <= 2
+        assert names <= set(NAMES)
         assert all(frames.shape[:2] == (TRAINED_FRAMES, 3) for frames in make(number).media.values())
 
 
