@@ -37,8 +37,9 @@ queries. A row whose interval contains zero is undecided, which says nothing abo
 ABLATION_NOTE = """\
 `python -m training.ablations`: {steps} steps, {queries} queries, seeds {seeds}. A bridge learns to name the {kinds} most
 frequent categories of the default model's data, from sequences of {media} images and from single captions, and is asked
-for held-out images after {shots} shots ([how](training.md#ablations)). `--speed` measures the time of a step next to the
-base's, a step of each in turn.
+for held-out images after {shots} shots ([how](training.md#ablations)). A row near chance has not learned at this length:
+its sign says that it learns later, not how good it becomes. `--speed` measures the processor's time for a step next to
+the base's, a step of each in turn.
 """
 DEFAULT_NOTE = """\
 `python -m evaluation.paper.shots`: the default model, whose training had at most {media} images per sequence, is asked for
@@ -54,11 +55,11 @@ query's label is not always among them. In `{all_previous}`, text reads all prev
 """
 CLIP_NOTE = """\
 `python -m training.few_shot clips`: {steps} steps, {queries} queries, seeds {seeds}. Each clip belongs to one of two
-classes with names: a direction or its reverse, one colour before another or after it, or two counts of flashes. The
-bridge is trained on sequences of {media} clips of {trained} frames, and asked after {shots} shots (chance
+classes with names: a direction or its reverse, one colour before another or after it, or two counts of flashes. A bridge
+and a small encoder are trained on sequences of {media} clips of {trained} frames, and asked after {shots} shots (chance
 {chance:.0f}%). The embeddings of {trained} frames are interpolated to {served}. A motion and its reverse have the same
-frames, so that shuffled frames leave direction and order to chance; they leave the count. A single frame is drawn at
-random.
+frames, so that shuffled frames should leave direction and order to chance; they leave the count. A single frame is drawn
+at random.
 """
 COST_NOTE = """\
 `python -m evaluation.paper.cost`: Flamingo-3B at tiny scale, with random weights, answers prompts with {media} media of

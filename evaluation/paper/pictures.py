@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib import pyplot
@@ -16,7 +17,7 @@ from training.few_shot.images import SHOTS, WAYS
 from training.few_shot.motions import FAMILIES
 
 # so that equal data give equal files
-STYLE = {"svg.hashsalt": "paper", "svg.fonttype": "none", "font.size": 9}
+STYLE: Any = {"svg.hashsalt": "paper", "svg.fonttype": "none", "font.size": 9}
 METADATA = {"Date": None, "Creator": None}
 
 

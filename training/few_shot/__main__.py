@@ -1,8 +1,9 @@
 """Train small bridges on sequences of five images or videos, and print how well they do; the last line is JSON.
 
-`python -m training.few_shot [NAME ...]` trains what is missing, seed by seed: `images` on words that are new in each sequence,
-and asked with up to 32 shots of held-out labels; `images-all-previous` the same with text that reads all previous images;
-`clips` on 8 frames, and asked with 30. A finished run is a file in `training/few_shot/runs`. `--report` trains nothing.
+`python -m training.few_shot [NAME ...]` trains what is missing, seed by seed: `images` on words that are new in each
+sequence, and asked with up to 32 shots of held-out labels; `images-all-previous` the same with text that reads all
+previous images; `clips` on 8 frames, and asked with 30. A finished run is a file in `training/few_shot/runs`. `--report`
+trains nothing.
 """
 
 from __future__ import annotations

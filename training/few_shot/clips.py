@@ -14,8 +14,8 @@ from model.config import VisionConfig
 from model.prompt import PromptTokenizer
 from model.vision import normalise
 from training.few_shot.episode import MAX_MEDIA, Question, Shot, ask, prepare
-from training.few_shot.language import NAMES
-from training.few_shot.motions import FAMILIES, SIZE, Clip, Family, Motion, draw_clip, draw_pair
+from training.few_shot.language import WORDS
+from training.few_shot.motions import FAMILIES, MOTIONS, SIZE, Clip, Family, Motion, draw_clip, draw_pair
 from training.mixture import PreparedExample
 
 TRAINED_FRAMES, SERVED_FRAMES = 8, 30
@@ -30,8 +30,9 @@ VISION = VisionConfig(
     num_heads=4,
     ffn_dim=128,
     activation="quick_gelu",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
+    # the background is black, so that its patches hold nothing but their position
+    mean=(0.0, 0.0, 0.0),
+    std=(0.25, 0.25, 0.25),
     resize="squash",
 )
 
@@ -90,10 +91,8 @@ class NamedClips:
 
 
 def name_of(motion: Motion) -> str:
-    """Return the name of a class."""
-    families = {"direction": 0, "order": 8, "count": 32}
-    digits = motion.variant if len(motion.variant) == 2 else (0, *motion.variant)
-    return NAMES[families[motion.family] + 4 * digits[0] + digits[1]]
+    """Return the name of a class: a word that the decoder has learned to write."""
+    return WORDS[MOTIONS.index(motion)]
 
 
 def pixels(frames: Frames) -> Tensor:  # [F, h, w, 3] -> [F, 3, h, w]

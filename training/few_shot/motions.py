@@ -8,6 +8,7 @@ count       a disc is visible in one to four separate eighths of the clip
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 from random import Random
 from typing import Literal, get_args
 
@@ -30,6 +31,13 @@ class Motion:
     variant: tuple[int, ...]
 
 
+MOTIONS = (
+    *(Motion("direction", (axis, sign)) for axis in range(2) for sign in range(2)),
+    *(Motion("order", colours) for colours in permutations(range(len(COLOURS)), 2)),
+    *(Motion("count", (count,)) for count in range(1, MAX_COUNT + 1)),
+)
+
+
 def draw_pair(family: Family, rng: Random) -> tuple[Motion, Motion]:
     """Draw two classes to be told apart: a motion and its reverse, or two counts."""
     variants: list[tuple[int, ...]]
@@ -50,7 +58,6 @@ class Clip:
     """A motion with everything that its class leaves open."""
 
     motion: Motion
-    background: int
     colour: tuple[int, int, int]
     side: int
     start: tuple[int, int]
@@ -62,7 +69,7 @@ class Clip:
         return np.stack([self._frame(i / max(1, num_frames - 1)) for i in range(num_frames)])
 
     def _frame(self, time: float) -> NDArray[np.uint8]:
-        frame = np.full((SIZE, SIZE, 3), self.background, dtype=np.uint8)
+        frame = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
         variant = self.motion.variant
         if self.motion.family == "direction":
             axis, sign = variant
@@ -83,7 +90,6 @@ def draw_clip(motion: Motion, rng: Random) -> Clip:
     room = [SIZE - side - (length if axis == dimension else 0) for dimension in (1, 0)]
     return Clip(
         motion=motion,
-        background=rng.randint(0, 60),
         colour=rng.choice(COLOURS),
         side=side,
         start=(rng.randint(0, room[0]), rng.randint(0, room[1])),

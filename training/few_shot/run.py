@@ -61,7 +61,7 @@ IMAGES = Scale(steps=1500, pretrain_steps=6000)
 SUBJECTS: Mapping[str, Subject] = {
     "images": Subject(medium="images", ablate=AblateConfig(), scale=IMAGES),
     "images-all-previous": Subject(medium="images", ablate=AblateConfig(attends="all_previous"), scale=IMAGES),
-    "clips": Subject(medium="clips", ablate=AblateConfig(), scale=Scale(steps=800, pretrain_steps=300)),
+    "clips": Subject(medium="clips", ablate=AblateConfig(), scale=Scale(steps=900, pretrain_steps=300, queries=150)),
 }
 
 

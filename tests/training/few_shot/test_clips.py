@@ -10,8 +10,8 @@ import pytest
 from tests.training.few_shot.language import language_tokenizer
 from training.few_shot.clips import CONDITIONS, SERVED_FRAMES, TRAINED_FRAMES, NamedClips, draw_questions, name_of
 from training.few_shot.episode import MAX_MEDIA
-from training.few_shot.language import NAMES
-from training.few_shot.motions import FAMILIES, SLOTS, Clip, Family, Motion, draw_clip, draw_pair
+from training.few_shot.language import WORDS
+from training.few_shot.motions import FAMILIES, MOTIONS, SLOTS, Clip, Family, Motion, draw_clip, draw_pair
 
 
 def reversed_motion(clip: Clip) -> Clip:
@@ -20,7 +20,6 @@ def reversed_motion(clip: Clip) -> Clip:
     variant = (first, 1 - second) if clip.motion.family == "direction" else (second, first)
     return Clip(
         motion=Motion(clip.motion.family, variant),
-        background=clip.background,
         colour=clip.colour,
         side=clip.side,
         start=clip.start,
@@ -59,7 +58,7 @@ def test_flashes_are_as_many_as_the_class_says_at_any_number_of_frames() -> None
         clip = draw_clip(Motion("count", (1 + number % 4,)), rng)
         for num_frames in (TRAINED_FRAMES, SERVED_FRAMES):
             frames = clip.frames(num_frames)
-            is_on = [bool((frame != clip.background).any()) for frame in frames]
+            is_on = [bool(frame.any()) for frame in frames]
             starts = sum(on and not before for on, before in zip(is_on, [False, *is_on], strict=False))
             assert starts == clip.motion.variant[0]
         assert max(clip.visible) < SLOTS
@@ -69,17 +68,14 @@ def test_shapes_stay_inside_the_frame() -> None:
     rng = Random(3)
     for number in range(60):
         clip = draw_clip(draw_pair(FAMILIES[number % 2], rng)[0], rng)
-        sizes = {int((frame != clip.background).any(-1).sum()) for frame in clip.frames(TRAINED_FRAMES)}
+        sizes = {int(frame.any(-1).sum()) for frame in clip.frames(TRAINED_FRAMES)}
         assert sizes == {clip.side**2}
 
 
 def test_names_of_classes_differ() -> None:
-    motions = [Motion("direction", (axis, sign)) for axis in (0, 1) for sign in (0, 1)]
-    motions += [Motion("order", (a, b)) for a in range(4) for b in range(4) if a != b]
-    motions += [Motion("count", (count,)) for count in range(1, 5)]
-    names = {name_of(motion) for motion in motions}
-    assert len(names) == len(motions)
-    assert names <= set(NAMES)
+    names = {name_of(motion) for motion in MOTIONS}
+    assert len(names) == len(MOTIONS) == 4 + 12 + 4
+    assert names <= set(WORDS)
 
 
 def test_an_episode_targets_the_names_of_two_classes() -> None:
@@ -90,7 +86,7 @@ def test_an_episode_targets_the_names_of_two_classes() -> None:
         assert tokens.target == [False, True, False] * MAX_MEDIA
         names = {tokenizer.token(token).removeprefix("Ġ") for token in tokens.token_ids[1::3]}
         assert 1 <= len(names) <= 2
-        assert names <= set(NAMES)
+        assert names <= set(WORDS)
         assert all(frames.shape[:2] == (TRAINED_FRAMES, 3) for frames in make(number).media.values())
 
 
