@@ -35,23 +35,23 @@ Student's, of the mean over the seeds {seeds}; a seed changes the start of the b
 queries. A row whose interval contains zero is undecided, which says nothing about the paper.
 """
 ABLATION_NOTE = """\
-`python -m training.ablations`: {steps} steps, {queries} queries, seeds {seeds}. A bridge learns to name the {kinds} most
-frequent categories of the default model's data, from sequences of {media} images and from single captions, and has
-to name held-out images after {shots} shots ([how](training.md#ablations)). A row near chance has not learned at this length:
-its sign says that it learns later, not how good it becomes. `--speed` measures the processor's time for a step next to
-the base's, a step of each in turn.
+`python -m training.ablations`: {steps} steps, {queries} queries, seeds {seeds}. A bridge learns to name the {kinds}
+most frequent categories of the default model's data, from sequences of {media} images and from single captions, and has
+to name held-out images after {shots} shots ([how](training.md#ablations)). A row near chance has not learned at this
+length: its sign says that it learns later, not how good it becomes. `--speed` measures the processor's time for a step
+next to the base's, a step of each in turn.
 """
 DEFAULT_NOTE = """\
-`python -m evaluation.paper.shots`: the default model, whose training had at most {media} images per sequence, has to write
-the novel word of an image of a held-out label, after shots of {ways} such labels ({ways} candidates, chance
+`python -m evaluation.paper.shots`: the default model, whose training had at most {media} images per sequence, has to
+write the novel word of an image of a held-out label, after shots of {ways} such labels ({ways} candidates, chance
 {chance:.0f}%). Wilson's {confidence:.0%} intervals over the queries.
 """
 CURVE_NOTE = """\
 `python -m training.few_shot images images-all-previous`: {steps} steps, {queries} queries, seeds {seeds}. A decoder has
-learned from made texts to look for the words of its text. A bridge then learns to lead it to the words of similar images,
-from sequences of {media} images that give new words to a few labels. It has to write the word of an image of a held-out
-label, after shots of {ways} held-out labels ({ways} candidates, chance {chance:.0f}%). With fewer than {ways} shots, the
-query's label is not always among them. In `{all_previous}`, text reads all previous images.
+learned from made texts to look for the words of its text. A bridge then learns to lead it to the words of similar
+images, from sequences of {media} images that give new words to a few labels. It has to write the word of an image of a
+held-out label, after shots of {ways} held-out labels ({ways} candidates, chance {chance:.0f}%). With fewer than {ways}
+shots, the query's label is not always among them. In `{all_previous}`, text reads all previous images.
 """
 CLIP_NOTE = """\
 `python -m training.few_shot clips`: {steps} steps, {queries} queries, seeds {seeds}. Each clip belongs to one of two

@@ -48,8 +48,9 @@ def _draw_curve(evidence: Evidence, file: Path) -> None:
     if evidence.shots:
         shares = [100 * digits.count("1") / len(digits) for digits in evidence.shots.values()]
         panel.plot([SHOTS.index(int(count)) for count in evidence.shots], shares, marker="s", label="default model")
-    limit = evidence.published["max_media"] - 1
-    panel.axvline(SHOTS.index(limit), color="grey", linestyle=":", label="most shots in training")
+    if evidence.few_shot[LAST]:
+        limit = SHOTS.index(evidence.published["max_media"] - 1)
+        panel.axvline(limit, color="grey", linestyle=":", label=f"most shots in the training of {LAST}")
     panel.axhline(100 / WAYS, color="grey", linewidth=0.8)
     panel.set(xlabel="shots", ylabel="accuracy, %", ylim=(0, 100), xticks=list(positions), xticklabels=list(SHOTS))
     panel.legend()
@@ -57,9 +58,9 @@ def _draw_curve(evidence: Evidence, file: Path) -> None:
 
 
 def _draw_gates(evidence: Evidence, file: Path) -> None:
-    names = (BASE, LAST, CLIPS)
-    _, panels = pyplot.subplots(1, len(names), figsize=(9, 3), sharey=True)
-    for panel, name in zip(panels, names, strict=True):
+    names = [name for name in (BASE, LAST, CLIPS) if evidence.gates(name)] or [BASE]
+    _, panels = pyplot.subplots(1, len(names), figsize=(3 * len(names), 3), sharey=True, squeeze=False)
+    for panel, name in zip(panels[0], names, strict=True):
         for gates in list(evidence.gates(name).values())[:1]:
             for layer, openness in attention_gates(gates).items():
                 panel.plot(gates["steps"], openness, label=f"before layer {layer}")
