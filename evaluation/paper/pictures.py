@@ -53,7 +53,7 @@ def _draw_curve(evidence: Evidence, file: Path) -> None:
         panel.axvline(limit, color="grey", linestyle=":", label=f"most shots in the training of {LAST}")
     panel.axhline(100 / WAYS, color="grey", linewidth=0.8)
     panel.set(xlabel="shots", ylabel="accuracy, %", ylim=(0, 100), xticks=list(positions), xticklabels=list(SHOTS))
-    panel.legend()
+    _legend(panel)
     _save(file)
 
 
@@ -84,5 +84,5 @@ def _draw_clips(evidence: Evidence, file: Path) -> None:
 
 
 def _legend(panel: Axes) -> None:
-    if panel.get_lines():
+    if panel.get_legend_handles_labels()[0]:
         panel.legend(fontsize=7)
