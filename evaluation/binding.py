@@ -106,6 +106,12 @@ class Binding:
         names = answers[rounds[0]]
         return Outcome({name: {number: answers[number][name] == episode.answer for number in rounds} for name in names})
 
+    @torch.inference_mode()
+    def answer_in_context(self, episode: Episode, rounds: Sequence[int]) -> dict[int, bool]:
+        """Return whether the language model's answer is correct after each number of rounds."""
+        answers = self._rank_variants(episode, rounds, (IN_CONTEXT,))[IN_CONTEXT]
+        return {number: int(values.argmax()) == episode.answer for number, values in answers.items()}
+
     def _compare(self, episode: Episode, num_rounds: int) -> dict[str, Array]:
         """Return the log-probabilities of the words by each method by likeness and by `auto`, as the server does it."""
         shots = episode.shots[: num_rounds * len(episode.words)]

@@ -15,9 +15,22 @@ import yaml
 from model.config import ConfigError, from_dict
 
 # The kinds after "videos" are generated from the folder of `python -m training.default_data`: episodes, turned (episodes
-# in generated domains) and alignment for the default model, sequences and captions for the ablations.
-SetKind = Literal["pairs", "documents", "videos", "episodes", "turned", "alignment", "sequences", "captions"]
-GENERATED_SETS = ("episodes", "turned", "alignment", "sequences", "captions")
+# in generated domains) and alignment for the default model, sequences and captions for the ablations, taught_images for
+# training/few_shot. named_clips, also for training/few_shot, are rendered and need no folder.
+SetKind = Literal[
+    "pairs",
+    "documents",
+    "videos",
+    "episodes",
+    "turned",
+    "alignment",
+    "sequences",
+    "captions",
+    "taught_images",
+    "named_clips",
+]
+FEATURE_SETS = ("episodes", "turned", "alignment", "sequences", "captions", "taught_images")
+GENERATED_SETS = (*FEATURE_SETS, "named_clips")
 # their sequences have one image or video each
 SINGLE_MEDIA_SETS = ("pairs", "videos")
 # the parts that a run may train; new tokens' rows belong to the bridge
@@ -173,7 +186,7 @@ class TrainConfig:
         if self.language_model == "scratch" and "language_model" not in self.trains:
             raise ConfigError("language_model scratch has random weights: trains must list language_model")
         for data_set in self.sets:
-            if data_set.kind in GENERATED_SETS and ("vision" in self.trains or self.image_size or self.vision):
+            if data_set.kind in FEATURE_SETS and ("vision" in self.trains or self.image_size or self.vision):
                 raise ConfigError(
                     f"set {data_set.name}: kind {data_set.kind} reads the default model's cached features, which cannot "
                     "be combined with `trains: [vision]`, vision or image_size"

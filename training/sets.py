@@ -10,7 +10,7 @@ from model.flamingo import Flamingo
 from model.prompt import PromptTokenizer
 from training.ablations.data import Captions, Kinds, Sequences
 from training.bridge import BridgeLoss
-from training.config import GENERATED_SETS, SetConfig, SetKind, TrainConfig
+from training.config import FEATURE_SETS, GENERATED_SETS, SetConfig, SetKind, TrainConfig
 from training.data.stream import ShardStream, find_shards
 from training.default.alignment import AlignmentLoss, AlignmentPairs, encode_labels
 from training.default.catalogue import Catalogue
@@ -19,6 +19,8 @@ from training.default.episodes import Episodes
 from training.default.matching import TextAndMatchingLoss, probe_sequences
 from training.default.states import single_image_prompt
 from training.distributed import World
+from training.few_shot.clips import NamedClips
+from training.few_shot.images import TaughtImages
 from training.mixture import DataSet, GeneratedStream, Mixture, PreparedExample, Stream, owned_streams
 
 
@@ -48,6 +50,9 @@ def _shard_streams(
 def _generated_streams(
     config: SetConfig, seed: int, model: FlamingoConfig, tokenizer: PromptTokenizer
 ) -> Callable[[int], Stream]:
+    if config.kind == "named_clips":
+        clips = NamedClips(tokenizer, seed)
+        return lambda index: GeneratedStream(clips, index, config.streams)
     folder = Path(config.shards).expanduser()
     catalogue = Catalogue(folder)
     makers: dict[SetKind, Callable[[], Callable[[int], PreparedExample]]] = {
@@ -64,6 +69,7 @@ def _generated_streams(
         "alignment": lambda: AlignmentPairs(catalogue, tokenizer, seed),
         "sequences": lambda: Sequences(Kinds(catalogue), tokenizer, seed),
         "captions": lambda: Captions(Kinds(catalogue), tokenizer, seed),
+        "taught_images": lambda: TaughtImages(catalogue, tokenizer, seed),
     }
     make = makers[config.kind]()
     return lambda index: GeneratedStream(make, index, config.streams)
@@ -72,7 +78,7 @@ def _generated_streams(
 def loss_factory(config: TrainConfig, tokenizer: PromptTokenizer) -> Callable[[Flamingo], BridgeLoss]:
     if config.objective == "text":
         return BridgeLoss
-    if without_features := [data_set.name for data_set in config.sets if data_set.kind not in GENERATED_SETS]:
+    if without_features := [data_set.name for data_set in config.sets if data_set.kind not in FEATURE_SETS]:
         raise ConfigError(
             f"objective {config.objective} needs sets with cached features, these have none: "
             f"{', '.join(without_features)}"

@@ -17,7 +17,7 @@ from model.config import ConfigError, FlamingoConfig, VisionConfig
 from model.flamingo import Flamingo
 from model.language_model import LanguageModel
 from model.vision import VisionEncoder
-from model.zoo.bridge import start_bridge
+from model.zoo.bridge import SEED, start_bridge
 from training.bridge import is_bridge
 from training.config import AblateConfig
 from training.default.discriminants import fit_discriminants
@@ -61,7 +61,7 @@ def with_vision(model: Flamingo, encoder: VisionEncoder) -> Flamingo:
     return rebuild(config, {**language_model, **vision, **start_bridge(config, language_model)})
 
 
-def with_ablated_bridge(model: Flamingo, ablate: AblateConfig) -> Flamingo:
+def with_ablated_bridge(model: Flamingo, ablate: AblateConfig, seed: int = SEED) -> Flamingo:
     """Return the model with an untrained bridge of another configuration between the same experts."""
     config = model.config
     gated = replace(
@@ -73,7 +73,7 @@ def with_ablated_bridge(model: Flamingo, ablate: AblateConfig) -> Flamingo:
     resampler = replace(config.resampler, kind=ablate.resampler or config.resampler.kind)
     config = replace(config, gated=gated, resampler=resampler)
     experts = {name: tensor for name, tensor in model.state_dict().items() if not is_bridge(name)}
-    return rebuild(config, {**experts, **start_bridge(config, experts)})
+    return rebuild(config, {**experts, **start_bridge(config, experts, seed)})
 
 
 def with_discriminants(model: Flamingo, data: Path) -> Flamingo:

@@ -97,13 +97,19 @@ class Trainer:
             )
 
 
-def run(trainer: Trainer, tokenizer_json: Path, pause_file: Path | None = None) -> None:
-    """Train to the end of the run, then export the served folder `out/model`."""
+def run(
+    trainer: Trainer,
+    tokenizer_json: Path,
+    pause_file: Path | None = None,
+    observe: Callable[[StepReport], None] = lambda report: None,
+) -> None:
+    """Train to the end of the run, then export the served folder `out/model`; `observe` is called after each step."""
     config, out, is_first = trainer.config, trainer.out, trainer.world.is_first
     num_steps_done = trainer.resume()
     with ProgressReporter(out, config.steps, num_steps_done, enabled=is_first) as progress:
         for report in trainer.steps():
             progress.report_step(report)
+            observe(report)
             if trainer.num_steps_done % config.log_steps == 0:
                 progress.report_gates(trainer.model, report.step)
                 _log(out, report, trainer, is_first)
@@ -161,7 +167,7 @@ def load_model(config: TrainConfig, folder: Path) -> Flamingo:
     if config.language_model == "scratch":
         model = with_new_language_model(model, config.seed)
     if config.bridge == "start":
-        model = with_ablated_bridge(model, config.ablate)
+        model = with_ablated_bridge(model, config.ablate, config.seed)
     if config.discriminants:
         model = with_discriminants(model, Path(config.discriminants).expanduser())
     return model

@@ -58,13 +58,13 @@ def _dequantised(name: str, tensor: Tensor, stored: Mapping[str, Tensor]) -> Ten
     return tensor.float() if scale is None else tensor.float() * scale.float()[:, None]
 
 
-def start_bridge(config: FlamingoConfig, experts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return all tensors of the model that are not an expert's; they are the same on every call.
+def start_bridge(config: FlamingoConfig, experts: Mapping[str, Tensor], seed: int = SEED) -> dict[str, Tensor]:
+    """Return all tensors of the model that are not an expert's; they are the same on every call with a seed.
 
     `experts` has the language model's token tables under their full names.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+        torch.manual_seed(seed)
         bridge = nn.Module()
         bridge.resampler = build_resampler(config.resampler, config.vision.feature_dim)
         start_as_mean(bridge.resampler)

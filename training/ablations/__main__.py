@@ -1,7 +1,8 @@
 """Run the paper's ablations at a small budget and print their table; the last line of the output is JSON.
 
-`python -m training.ablations [NAME ...] --steps N` trains each ablation (an interrupted run resumes), exports the model
-and scores the export on held-out images. Results are stored next to the runs, and finished runs are not repeated.
+`python -m training.ablations [NAME ...]` trains what is missing, seed by seed: each ablation is trained and exported, and
+the export is scored on held-out images. A finished run is a file in `training/ablations/runs`; it is not repeated, and an
+interrupted one resumes. `--report` prints the table of the files alone, and `--speed` measures the time of steps.
 """
 
 from __future__ import annotations
@@ -10,141 +11,154 @@ import argparse
 import json
 import logging
 import sys
-import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from model.config import ConfigError
-from model.folder import CheckpointError, load_folder
-from model.prompt import PromptTokenizer
+from model.folder import CheckpointError
 from model.zoo.default import prepare
 from model.zoo.fetch import DefaultModelError
 from training.ablations.ablation import BASE, Ablation, ablation_names, read_ablation
 from training.ablations.clip import build_clip_model
-from training.ablations.data import Kinds, draw_queries
-from training.ablations.score import score
+from training.ablations.data import Kinds
+from training.ablations.run import RUNS, Scale, run_ablation, run_config, run_file, run_settings
 from training.ablations.small import build_small_model
-from training.ablations.table import Result, format_table
-from training.config import TrainConfig
+from training.ablations.speed import compare_steps, speed_file, speed_settings
+from training.ablations.table import Runs, format_table, read_runs, state_of_base
 from training.default.catalogue import Catalogue
 from training.default_data.records import DEFAULT_FOLDER
-from training.distributed import World
-from training.sets import build_mixture, loss_factory
-from training.trainer import Trainer, load_model, run
+from training.stored_runs import read_run, working_folder, write_run
 
+log = logging.getLogger(__name__)
 OUT = DEFAULT_FOLDER.parent / "ablations"
-SEED = 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     names: list[str]
-    steps: int
-    queries: int
+    seeds: list[int]
+    scale: Scale
     data: Path
     model: Path | None
     out: Path
-    pretrain_steps: int
+    runs: Path
     threads: int
+    pairs: int
 
 
-def run_config(ablation: Ablation, options: Options, model: Path, data: Path) -> TrainConfig:
-    """Return the ablation's run with this command's paths and number of steps.
+class Experts:
+    """The folders of the experts and of the data with their encoder's features; they are built when first needed."""
 
-    A round-robin run has more steps, so that it sees each set as often as the base does.
-    """
-    config = ablation.config
-    rounds = len(config.sets) if config.accumulate == "round_robin" else 1
-    return replace(
-        config,
-        model=str(model),
-        out=str(options.out / ablation.name),
-        steps=options.steps * rounds,
-        sets=tuple(replace(data_set, shards=str(data)) for data_set in config.sets),
-    )
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._kinds = Kinds(Catalogue(options.data))
+        self._model = options.model or options.out / f"small-{options.scale.pretrain_steps}"
 
-
-def run_ablation(ablation: Ablation, config: TrainConfig, kinds: Kinds, num_queries: int) -> Result:
-    folder, out = Path(config.model), Path(config.out)
-    model = load_model(config, folder)
-    tokenizer = PromptTokenizer.load(folder, model.config.prompt)
-    world = World()
-    trainer = Trainer(
-        config, model, build_mixture(config, model.config, tokenizer, world), world, loss_factory(config, tokenizer)
-    )
-    started = time.monotonic()
-    run(trainer, folder / "tokenizer.json")
-    seconds = time.monotonic() - started
-    exported = load_folder(out / "model", "cpu", torch.float32)
-    quality = score(exported, tokenizer, kinds, draw_queries(kinds, num_queries, SEED))
-    return Result(ablation=ablation.name, steps=config.steps, seconds=seconds, **asdict(quality))
+    def folders(self, ablation: Ablation) -> tuple[Path, Path]:
+        """Return the folders of the model and of the data for a run."""
+        options, steps = self._options, self._options.scale.pretrain_steps
+        if options.model is None:
+            build_small_model(self._model, prepare(), self._kinds, steps)
+        if ablation.encoder == "base":
+            return self._model, options.data
+        return build_clip_model(options.out / f"clip-{steps}", self._model, options.data, self._kinds, steps)
 
 
-def run_ablations(options: Options) -> list[Result]:
-    torch.set_num_threads(options.threads)
-    base_kinds = Kinds(Catalogue(options.data))
-    base_model = options.model or options.out / "small"
-    if options.model is None:
-        build_small_model(base_model, prepare(), base_kinds, options.pretrain_steps)
-    results = []
-    for name in options.names:
-        ablation = read_ablation(name)
-        model, data = model_and_data(ablation, options, base_model, base_kinds)
-        config, file = run_config(ablation, options, model, data), options.out / f"{name}.json"
-        result = _stored_result(file, config.steps)
-        if result is None:
-            result = run_ablation(ablation, config, Kinds(Catalogue(data)), options.queries)
-            file.write_text(json.dumps(asdict(result)), encoding="utf-8")
-        results.append(result)
-    return results
+def missing_runs(options: Options) -> Iterator[tuple[Ablation, int]]:
+    """Yield the runs without a file, seed by seed; one that another process has finished meanwhile is passed over."""
+    for seed in options.seeds:
+        for ablation in map(read_ablation, options.names):
+            settings = run_settings(ablation, options.scale, seed)
+            if read_run(run_file(options.runs, ablation.name, seed), settings) is None:
+                yield ablation, seed
 
 
-def model_and_data(ablation: Ablation, options: Options, base_model: Path, kinds: Kinds) -> tuple[Path, Path]:
-    """Return the folders of the experts and of the data with their encoder's features."""
-    if ablation.encoder == "base":
-        return base_model, options.data
-    return build_clip_model(options.out / "clip-encoder", base_model, options.data, kinds, options.pretrain_steps)
+def run_missing(options: Options) -> None:
+    experts = None
+    for ablation, seed in missing_runs(options):
+        experts = experts or Experts(options)
+        model, data = experts.folders(ablation)
+        settings = run_settings(ablation, options.scale, seed)
+        folder = working_folder(options.out, f"{ablation.name}-{seed}", settings)
+        config = run_config(ablation, options.scale, seed, model, data, folder)
+        result = run_ablation(ablation, config, Kinds(Catalogue(data)), options.scale)
+        write_run(run_file(options.runs, ablation.name, seed), settings, result)
+        log.info("finished %s, seed %d", ablation.name, seed)
 
 
-def _stored_result(file: Path, steps: int) -> Result | None:
-    if not file.exists():
-        return None
-    result = Result(**json.loads(file.read_text(encoding="utf-8")))
-    return result if result.steps == steps else None
+def measure_speed(options: Options) -> None:
+    """Measure each ablation next to the base, and write the ratios to one file, next to those of other names."""
+    experts, file, settings = Experts(options), speed_file(options.runs), speed_settings(options.pairs)
+    rows = (read_run(file, settings) or {"rows": {}})["rows"]
+    base = run_config(read_ablation(BASE), options.scale, 0, *experts.folders(read_ablation(BASE)), options.out)
+    for ablation in map(read_ablation, options.names):
+        config = run_config(ablation, options.scale, 0, *experts.folders(ablation), options.out)
+        rows[ablation.name] = compare_steps(ablation, config, base, options.pairs)
+        write_run(file, settings, {"rows": rows})
 
 
-def parse(arguments: list[str]) -> Options:
+def report(runs: Runs) -> None:
+    print(format_table(runs), "\n")
+    for sentence in state_of_base(runs):
+        print(sentence)
+    if missing := runs.missing():
+        print(f"Missing: {', '.join(missing)}.")
+    print(json.dumps({name: {str(seed): run for seed, run in seeds.items()} for name, seeds in runs.results.items()}))
+
+
+def parse(arguments: list[str]) -> tuple[Options, argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="python -m training.ablations", description=__doc__)
-    names = ablation_names()
+    names, scale = ablation_names(), Scale()
     parser.add_argument("names", nargs="*", default=names, metavar="NAME", help=f"one of {', '.join(names)}")
-    parser.add_argument("--steps", type=int, default=300, help="training steps per run (default: 300)")
-    parser.add_argument("--queries", type=int, default=200, help="scored queries per run (default: 200)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
+    parser.add_argument("--steps", type=int, default=scale.steps, help=f"steps per run (default: {scale.steps})")
+    parser.add_argument("--queries", type=int, default=scale.queries, help=f"per run (default: {scale.queries})")
     parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
     parser.add_argument(
         "--model", type=Path, help="a model folder whose experts are used (default: a small model is built)"
     )
-    parser.add_argument("--out", type=Path, default=OUT, help="the folder of runs and results")
+    parser.add_argument("--out", type=Path, default=OUT, help="the folder of models, logs and checkpoints")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="the folder of finished runs")
     parser.add_argument(
         "--pretrain-steps",
         type=int,
-        default=300,
-        help="steps of the small decoder on text, and of the CLIP encoder (default: 300)",
+        default=scale.pretrain_steps,
+        help=f"steps of the small decoder on text, and of the CLIP encoder (default: {scale.pretrain_steps})",
     )
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
-    return Options(**vars(parser.parse_args(arguments)))
+    parser.add_argument("--report", action="store_true", help="print the table of the finished runs, and train nothing")
+    parser.add_argument("--speed", action="store_true", help="measure the time of steps instead")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of steps that --speed compares (default: 16)")
+    values = parser.parse_args(arguments)
+    options = Options(
+        names=values.names,
+        seeds=values.seeds,
+        scale=Scale(steps=values.steps, queries=values.queries, pretrain_steps=values.pretrain_steps),
+        data=values.data,
+        model=values.model,
+        out=values.out,
+        runs=values.runs,
+        threads=values.threads,
+        pairs=values.pairs,
+    )
+    return options, values
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    options = parse(sys.argv[1:])
+    options, values = parse(sys.argv[1:])
+    torch.set_num_threads(options.threads)
     try:
-        results = run_ablations(options)
+        if values.speed:
+            measure_speed(options)
+        elif not values.report:
+            run_missing(options)
+        report(read_runs(options.runs, options.scale, options.seeds, options.names))
     except (CheckpointError, ConfigError, DefaultModelError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(format_table(results, [read_ablation(result.ablation) for result in results], BASE), "\n")
-    print(json.dumps([asdict(result) for result in results]))
 
 
 if __name__ == "__main__":

@@ -14,31 +14,54 @@ from model.prompt import PromptTokenizer
 from training.ablations.data import Kinds, Query, query_example
 from training.batch import collate
 from training.bridge import BridgeLoss
-from training.mixture import merge_media
+from training.mixture import PreparedExample, merge_media
+
+# prompts per forward, each with every candidate
+QUERIES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    accuracy: float  # share of queries whose correct kind is the most likely candidate
-    loss: float  # of the correct kind's tokens and the chunk's end, nats per token, mean over queries
+    correct: tuple[bool, ...]  # for each query, whether its correct candidate is the most likely one
+    loss: float  # of the correct candidate's tokens and the chunk's end, nats per token, mean over queries
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.correct) / len(self.correct)
+
+    @property
+    def digits(self) -> str:
+        """One digit per query, 1 for a correct answer."""
+        return "".join(str(int(is_correct)) for is_correct in self.correct)
 
 
 def score(model: Flamingo, tokenizer: PromptTokenizer, kinds: Kinds, queries: Sequence[Query]) -> Score:
-    results = [_score_query(model, tokenizer, kinds, query) for query in queries]
+    groups = [
+        [kinds.prepare(query_example(query, name), tokenizer, Random(0)) for name in kinds.names] for query in queries
+    ]
+    return score_candidates(model, groups, [kinds.names.index(query.kind) for query in queries])
+
+
+def score_candidates(model: Flamingo, groups: Sequence[Sequence[PreparedExample]], correct: Sequence[int]) -> Score:
+    """Score queries, each a group of one prompt with every candidate, of which number `correct` is right."""
+    losses = [
+        candidates
+        for first in range(0, len(groups), QUERIES)
+        for candidates in _candidate_losses(model, groups[first : first + QUERIES])
+    ]
     return Score(
-        accuracy=sum(is_correct for is_correct, _ in results) / len(results),
-        loss=sum(loss for _, loss in results) / len(results),
+        correct=tuple(row.index(min(row)) == index for row, index in zip(losses, correct, strict=True)),
+        loss=sum(row[index] for row, index in zip(losses, correct, strict=True)) / len(losses),
     )
 
 
 @torch.inference_mode()
-def _score_query(model: Flamingo, tokenizer: PromptTokenizer, kinds: Kinds, query: Query) -> tuple[bool, float]:
-    """Return whether the correct kind wins, and its loss.
+def _candidate_losses(model: Flamingo, groups: Sequence[Sequence[PreparedExample]]) -> list[list[float]]:
+    """Return each candidate's loss, in one forward.
 
-    One forward runs every candidate after the same prompt. Losses are means per token, so that a long name is at no
-    disadvantage.
+    Losses are means per token, so that a long name is at no disadvantage.
     """
-    examples = [kinds.prepare(query_example(query, name), tokenizer, Random(0)) for name in kinds.names]
+    examples = [example for group in groups for example in group]
     all_previous = model.config.gated.attends == "all_previous"
     device = model.language_model.embed.weight.device
     tokens = [example.tokens for example in examples]
@@ -46,6 +69,5 @@ def _score_query(model: Flamingo, tokenizer: PromptTokenizer, kinds: Kinds, quer
     pages = BridgeLoss(model).visual_tokens(batch.media)
     logits = model(batch.batch, NO_CACHE, model.fresh_media(pages)).float()
     losses = -logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
-    means = [float(part.mean()) for part in losses.split([sequence.num_targets for sequence in tokens])]
-    correct = kinds.names.index(query.kind)
-    return means.index(min(means)) == correct, means[correct]
+    means = iter([float(part.mean()) for part in losses.split([sequence.num_targets for sequence in tokens])])
+    return [[next(means) for _ in group] for group in groups]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,19 +14,22 @@ import torch
 from PIL import Image
 
 from model.config import ConfigError
+from model.flamingo import Flamingo
 from model.folder import load_folder, save_folder
 from tests.tiny_models import CONFIGS, byte_tokenizer, prompt_tokenizer, tiny_model
 from tests.training.default.data import make_folder
 from training.ablations import ablation, clip
-from training.ablations.__main__ import parse, run_ablations
+from training.ablations.__main__ import Options, measure_speed, missing_runs, parse, run_missing
 from training.ablations.ablation import BASE, PaperScore, ablation_names, read_ablation
 from training.ablations.data import SHOTS, Captions, Kinds, Sequences, draw_queries, query_example
+from training.ablations.run import Scale, build_trainer, read_gates, run_config
 from training.ablations.score import score
 from training.ablations.small import build_small_model
-from training.ablations.table import Result, format_table
+from training.ablations.table import Runs, format_table, read_runs, state_of_base
 from training.default.catalogue import Catalogue, row_of
 from training.default_data.records import read_records
 from training.default_data.split import is_held_out_image
+from training.stored_runs import read_run
 
 NAMES = [
     "all-previous",
@@ -158,22 +163,84 @@ def test_the_score_follows_the_models_log_probabilities(kinds: Kinds, monkeypatc
     assert biased_score.accuracy == pytest.approx(1 / len(kinds.names))
 
 
-def test_the_command_runs_every_ablation_and_reuses_stored_results(data: Path, tmp_path: Path) -> None:
+def make_options(data: Path, folder: Path, *arguments: str) -> Options:
+    """Return the options of a tiny table with a toy model."""
     config = CONFIGS["flamingo"]
-    save_folder(tmp_path / "toy", config, tiny_model(config).state_dict().items(), byte_tokenizer().to_str())
-    arguments = ["--steps", "2", "--queries", "6", "--data", str(data), "--out", str(tmp_path / "out")]
-    options = parse([*arguments, "--pretrain-steps", "2", "--model", str(tmp_path / "toy")])
-    results = run_ablations(options)
-    assert [result.ablation for result in results] == [BASE, *NAMES]
-    assert {result.ablation: result.steps for result in results}["round-robin"] == 4
-    assert all(result.loss > 0 for result in results)
-    assert load_folder(tmp_path / "out" / "mlp" / "model", "cpu", torch.float32).config.resampler.kind == "mlp"
-    assert load_folder(tmp_path / "out" / "clip" / "model", "cpu", torch.float32).config.vision == clip.VISION
-    modified = {name: (tmp_path / "out" / f"{name}.json").stat().st_mtime_ns for name in NAMES}
-    assert run_ablations(replace(options, names=["mlp", "no-gates"])) == [
-        r for r in results if r.ablation in ("mlp", "no-gates")
+    if not (folder / "toy").exists():
+        save_folder(folder / "toy", config, tiny_model(config).state_dict().items(), byte_tokenizer().to_str())
+    paths = ["--data", str(data), "--out", str(folder / "out"), "--runs", str(folder / "runs")]
+    scale = ["--steps", "3", "--queries", "6", "--pretrain-steps", "2", "--model", str(folder / "toy")]
+    options, _ = parse([*arguments, *paths, *scale])
+    return options
+
+
+def exported(out: Path, name: str) -> Flamingo:
+    (folder,) = out.glob(f"{name}-0-*/model")
+    return load_folder(folder, "cpu", torch.float32)
+
+
+def read_table(options: Options) -> Runs:
+    return read_runs(options.runs, options.scale, options.seeds, options.names)
+
+
+def test_the_command_runs_every_ablation_and_repeats_no_finished_run(data: Path, tmp_path: Path) -> None:
+    options = make_options(data, tmp_path, "--seeds", "0")
+    run_missing(options)
+    results = read_table(options).results
+    assert list(results) == [BASE, *NAMES]
+    assert results["round-robin"][0]["steps"] == 6
+    assert all(len(runs[0]["correct"]) == 6 and runs[0]["loss"] > 0 for runs in results.values())
+    assert [part["step"] for part in results[BASE][0]["progress"]] == [1, 2]
+    assert exported(tmp_path / "out", "mlp").config.resampler.kind == "mlp"
+    assert exported(tmp_path / "out", "clip").config.vision == clip.VISION
+    files = sorted((tmp_path / "runs").iterdir())
+    modified = [file.stat().st_mtime_ns for file in files]
+    run_missing(options)
+    assert modified == [file.stat().st_mtime_ns for file in files]
+
+
+def test_the_gates_of_a_log_are_thinned_to_few_steps(tmp_path: Path) -> None:
+    lines = [{"step": step, "gates": {"gated.0.attn_gate": step / 100}} for step in [9, *range(9, 400, 10)]]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    gates = read_gates(tmp_path / "log.jsonl")
+    assert len(gates["steps"]) == 20
+    assert gates["steps"][-1] == 400
+    assert gates["values"]["gated.0.attn_gate"][-1] == 3.99
+    assert read_gates(tmp_path / "no.jsonl") == {}
+    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 9, "gates": {}}))
+    assert read_gates(tmp_path / "log.jsonl") == {}
+
+
+def test_an_interrupted_table_continues_seed_by_seed(data: Path, tmp_path: Path) -> None:
+    options = make_options(data, tmp_path, BASE, "mlp", "--seeds", "0", "1")
+    assert [(ablation.name, seed) for ablation, seed in missing_runs(options)] == [
+        (BASE, 0),
+        ("mlp", 0),
+        (BASE, 1),
+        ("mlp", 1),
     ]
-    assert modified == {name: (tmp_path / "out" / f"{name}.json").stat().st_mtime_ns for name in NAMES}
+    run_missing(replace(options, names=[BASE]))
+    run_missing(replace(options, seeds=[0]))
+    assert [(ablation.name, seed) for ablation, seed in missing_runs(options)] == [("mlp", 1)]
+    assert read_table(options).missing() == ["mlp-1"]
+
+
+def test_seeds_differ_in_the_start_of_the_bridge(data: Path, tmp_path: Path) -> None:
+    options = make_options(data, tmp_path, BASE, "--seeds", "0", "1")
+    starts = []
+    for seed in options.seeds:
+        config = run_config(read_ablation(BASE), options.scale, seed, tmp_path / "toy", data, options.out)
+        starts.append(build_trainer(config)[0].model.state_dict()["resampler.latents"])
+    assert not torch.equal(*starts)
+
+
+def test_a_step_of_each_row_is_compared_with_a_step_of_the_base(data: Path, tmp_path: Path) -> None:
+    options = replace(make_options(data, tmp_path, "round-robin"), pairs=4, scale=Scale(steps=20))
+    measure_speed(options)
+    row = read_run(options.runs / "speed.json")
+    assert row is not None
+    assert row["rows"]["round-robin"]["pairs"] == 4
+    assert row["rows"]["round-robin"]["ratio"] > 0
 
 
 def test_the_small_model_knows_the_texts_and_has_closed_gates(
@@ -211,15 +278,53 @@ def test_the_clip_encoder_learns_what_the_kinds_look_like(
     assert torch.cdist(means, further).argmin(1).tolist() == list(range(len(kinds.names)))
 
 
-def test_the_table_shows_the_papers_change_next_to_ours() -> None:
-    results = [
-        Result(ablation="base", steps=10, seconds=5.0, accuracy=0.5, loss=1.0),
-        Result(ablation="no-gates", steps=10, seconds=4.0, accuracy=0.4, loss=1.25),
-        Result(ablation="mlp", steps=10, seconds=4.0, accuracy=0.55, loss=0.9),
-    ]
-    lines = format_table(results, [read_ablation(result.ablation) for result in results], BASE).splitlines()
-    assert lines[2:] == [
-        "| base |  |  | 50.0 |  | 1.000 |  | 0.50 |",
-        "| no tanh gates | 66.5 (70.7) | -4.2 | 40.0 | -10.0 | 1.250 | +0.250 | 0.40 |",
-        "| an MLP instead of the resampler |  |  | 55.0 | +5.0 | 0.900 | -0.100 | 0.40 |",
-    ]
+def result(correct: int, loss: float = 1.0) -> dict[str, Any]:
+    return {"correct": "1" * correct + "0" * (100 - correct), "loss": loss, "progress": []}
+
+
+def make_runs(**correct: tuple[int, ...]) -> Runs:
+    """Return runs of seeds 0, 1, 2 with these numbers of correct answers out of 100."""
+    results = {
+        name.replace("_", "-"): {seed: result(count) for seed, count in enumerate(counts)}
+        for name, counts in correct.items()
+    }
+    return Runs(results, (0, 1, 2), {"no-gates": 0.9})
+
+
+def test_the_table_compares_the_signs_of_the_papers_change_and_ours() -> None:
+    runs = make_runs(
+        base=(50, 52, 54), no_gates=(44, 45, 49), no_pairs=(56, 58, 61), round_robin=(40, 60, 50), mlp=(55, 55, 55)
+    )
+    lines = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in format_table(runs).splitlines()[2:]}
+    assert lines["base"][2] == "52.0"
+    assert lines["no tanh gates"][0:3] == ["66.5 (70.7)", "-4.2", "46.0"]
+    assert lines["no tanh gates"][3].startswith("-6.0 [")
+    assert lines["no tanh gates"][5:] == ["same", "0.90 |"]
+    assert lines["without image-text pairs"][5] == "other"
+    assert lines["one set per step, round-robin"][5] == "undecided"
+    assert lines["an MLP instead of the resampler"][5] == ""
+
+
+def test_a_row_without_runs_is_missing() -> None:
+    runs = make_runs(base=(50, 52), no_gates=())
+    row = format_table(runs).splitlines()[-1]
+    assert row == "| no tanh gates | 66.5 (70.7) | -4.2 | missing |  |  | missing | 0.90 |"
+    assert runs.missing() == ["no-gates-0", "no-gates-1", "base-2", "no-gates-2"]
+
+
+@pytest.mark.parametrize(
+    ("correct", "before", "sentences"),
+    [
+        ((60, 62, 64), (60, 63, 63), ["at least 3 times chance", "flat within 5 points"]),
+        ((60, 62, 64), (50, 63, 64), ["at least 3 times chance", "undecided whether it is flat"]),
+        ((30, 31, 32), (20, 21, 23), ["LESS than 3 times chance", ": NOT flat"]),
+    ],
+)
+def test_the_state_of_the_base_is_stated(
+    correct: tuple[int, ...], before: tuple[int, ...], sentences: list[str]
+) -> None:
+    pairs = enumerate(zip(correct, before, strict=True))
+    base = {seed: result(end) | {"progress": [result(0), result(count)]} for seed, (end, count) in pairs}
+    runs = Runs({BASE: base}, (0, 1, 2), {})
+    for part, sentence in zip(sentences, state_of_base(runs), strict=True):
+        assert part in sentence

@@ -1,0 +1,55 @@
+"""Ask the default model after more shots than any sequence of its training had; the last line is JSON.
+
+`python -m evaluation.paper.shots` shows held-out labels with novel words, and asks for the word of another image after each
+number of shots. The results are stored for `python -m evaluation.paper`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from evaluation.binding import Binding, sample_episodes
+from model.folder import load_folder
+from model.prompt import PromptTokenizer
+from model.zoo.default import prepare
+from training.default.catalogue import Catalogue
+from training.default_data.records import DEFAULT_FOLDER
+from training.stored_runs import write_run
+
+FILE = Path(__file__).parent / "runs" / "shots.json"
+WAYS = 4
+# every label is shown once per round
+ROUNDS = (0, 1, 2, 4, 8)
+SEED = 31
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.paper.shots", description=__doc__)
+    parser.add_argument("--episodes", type=int, default=100, help="queries, each after every number of shots")
+    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="the folder of training.default_data")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    folder = prepare()
+    model = load_folder(folder, "cpu", torch.float32)
+    catalogue = Catalogue(options.data)
+    binding = Binding(model, PromptTokenizer.load(folder, model.config.prompt), catalogue)
+    answers = [
+        binding.answer_in_context(episode, ROUNDS)
+        for episode in sample_episodes(catalogue.held_out_labels, WAYS, max(ROUNDS), options.episodes, SEED)
+    ]
+    correct = {str(WAYS * number): "".join(str(int(answer[number])) for answer in answers) for number in ROUNDS}
+    write_run(
+        FILE, {"episodes": options.episodes, "ways": WAYS, "seed": SEED, "model": folder.name}, {"correct": correct}
+    )
+    for shots, digits in correct.items():
+        print(f"{shots} shots: {100 * digits.count('1') / len(digits):.1f}%")
+    print(json.dumps(correct))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Values of the runs of several seeds, such as differences from a base, and what their interval says about a sign.
+
+The interval is Student's, of the mean over the seeds. It contains everything that differs between seeds: the start of the
+bridge, the order of the data, and the queries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Literal
+
+from scipy.stats import t as student
+
+CONFIDENCE = 0.95
+Verdict = Literal["same", "other", "undecided"]
+
+
+@dataclass(frozen=True, slots=True)
+class SeedValues:
+    """One value per seed; without two of them there is no interval."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values)
+
+    def interval(self) -> tuple[float, float]:
+        if len(self.values) < 2:
+            return -math.inf, math.inf
+        quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(self.values) - 1))
+        half = quantile * stdev(self.values) / math.sqrt(len(self.values))
+        return self.mean - half, self.mean + half
+
+    def text(self, digits: int = 1, sign: str = "+") -> str:
+        """Return the mean with its interval; `sign` is that of the format."""
+        low, high = self.interval()
+        if math.isinf(low):
+            return f"{self.mean:{sign}.{digits}f} [one seed]"
+        return f"{self.mean:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+    def sign(self) -> int:
+        """Return 1 or -1 if the whole interval has this sign, else 0."""
+        low, high = self.interval()
+        return int(low > 0) - int(high < 0)
+
+    def compare(self, expected: float) -> Verdict:
+        """Return whether the sign is that of `expected`; undecided if the interval contains zero."""
+        if not self.sign():
+            return "undecided"
+        return "same" if (self.sign() > 0) == (expected > 0) else "other"
+
+
+def differences(values: Sequence[float], base: Sequence[float]) -> SeedValues:
+    """Return the differences from the base of the same seed."""
+    return SeedValues(tuple(value - other for value, other in zip(values, base, strict=True)))

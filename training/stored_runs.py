@@ -1,0 +1,70 @@
+"""A finished run is one JSON file, which is committed: its settings, the machine, and what was measured.
+
+A file whose settings have another digest is of another run, so that the run with these settings is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def digest_settings(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def working_folder(out: Path, name: str, settings: Mapping[str, Any]) -> Path:
+    """Return the folder of a run's logs and checkpoints; runs with other settings resume from no checkpoint in it."""
+    return out / f"{name}-{digest_settings(settings)[:8]}"
+
+
+def read_run(file: Path, settings: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """Return what a finished run measured; None if there is no such run, or `settings` are not the run's."""
+    if not file.exists():
+        return None
+    run = json.loads(file.read_text(encoding="utf-8"))
+    if settings is not None and run["digest"] != digest_settings(settings):
+        return None
+    result: dict[str, Any] = run["result"]
+    return result
+
+
+def write_run(file: Path, settings: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Write a finished run; a file appears whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    run = {
+        "digest": digest_settings(settings),
+        "settings": settings,
+        "machine": describe_machine(),
+        "result": result,
+    }
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return the machine, its versions, and how busy it is; a load above `threads` means that others were at work."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    lines = CPU_INFO.read_text(encoding="utf-8").splitlines() if CPU_INFO.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
