@@ -53,7 +53,7 @@ test('support sets', async ({ page }) => {
   await page.waitForTimeout(1500)
   await take(page, 'set')
   await page.getByRole('link', { name: 'Evaluate' }).click()
-  await page.getByRole('button', { name: 'Evaluate version 1' }).click()
+  await page.getByRole('button', { name: 'Evaluate', exact: true }).click()
   await expect(page.getByRole('link', { name: 'Apply recommendation' })).toBeVisible({ timeout: 200_000 })
   await page.waitForTimeout(1500)
   await take(page, 'evaluation')
