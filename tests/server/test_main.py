@@ -24,9 +24,10 @@ from model.folder import save_folder
 from model.media import MediaLimits, load_image, resize
 from model.prompt import EndOfChunk, Media, Text, encode
 from model.vision import normalise
+from server.openapi import document
 from server.wire import WORKER_MODULE
 from tests.server.conftest import image_part, png
-from tests.server.documented import check, check_unless_streamed, document
+from tests.server.documented import check, check_unless_streamed
 from tests.tiny_models import CONFIGS, byte_tokenizer, prompt_tokenizer, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]

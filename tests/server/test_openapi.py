@@ -12,8 +12,9 @@ from openapi_spec_validator import validate
 from server.api.guard import OPEN_PATHS
 from server.api.openapi import TAGS
 from server.app import ROUTERS
+from server.openapi import document
 from server.version import VERSION
-from tests.server.documented import check, document, operation_steps
+from tests.server.documented import check, operation_steps
 
 pytestmark = pytest.mark.anyio
 
