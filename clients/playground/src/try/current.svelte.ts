@@ -39,6 +39,11 @@ export function followWorkspace(pause: () => number) {
     return stopAsking
   })
 
+  // a server that is ready again is asked again
+  $effect(() => {
+    if (!server.isReady) return stopAsking
+  })
+
   $effect(() => {
     void [JSON.stringify(workspace), answers.size]
     const timer = setTimeout(keepWorkspace, PAUSE_BEFORE_KEEPING)

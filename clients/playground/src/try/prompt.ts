@@ -1,9 +1,10 @@
 // What a workspace asks the server: the parts of its prompt for a number of shots, and the request.
+import { server } from '../app/server.svelte'
 import { part } from '../media/pictures'
 import type { Shot, Workspace } from './workspace.svelte'
 
 export type Part = ReturnType<typeof part> | { type: 'text'; text: string } | { type: 'end_of_chunk' }
-/** A request to the server. `key` is equal for equal requests. */
+/** A request to the server. `key` is equal for equal requests to the same model. */
 export type Request = { method: 'POST'; path: string; body: Record<string, unknown>; key: string }
 
 const ANSWER = '{answer}'
@@ -43,7 +44,7 @@ export function requestOf(workspace: Workspace, shots: number): Request {
     workspace.task === 'write'
       ? ['/v1/completions', completionBody(workspace, shots)]
       : ['/v1/classify', classifyBody(workspace, shots)]
-  return { method: 'POST', path, body, key: `${path} ${JSON.stringify(body)}` }
+  return { method: 'POST', path, body, key: `${server.model} ${path} ${JSON.stringify(body)}` }
 }
 
 function completionBody(workspace: Workspace, shots: number) {
