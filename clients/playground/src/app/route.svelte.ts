@@ -26,3 +26,11 @@ export function go(view: string, argument = '') {
 export function entry<Item>(entries: Record<string, Item>, name: string): Item | undefined {
   return Object.hasOwn(entries, name) ? entries[name] : undefined
 }
+
+/** Returns a `go` for the end of something long: it does nothing if the person has gone elsewhere meanwhile. */
+export function goUnlessLeft(): typeof go {
+  const start = location.hash
+  return (view, argument) => {
+    if (location.hash === start) go(view, argument)
+  }
+}
