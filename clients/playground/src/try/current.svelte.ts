@@ -49,4 +49,7 @@ export function followWorkspace(pause: () => number) {
     const timer = setTimeout(keepWorkspace, PAUSE_BEFORE_KEEPING)
     return () => clearTimeout(timer)
   })
+
+  // what was changed just before the view is left
+  $effect(() => () => void keepWorkspace())
 }
