@@ -18,13 +18,14 @@ export async function throwUnlessOk(response: Response): Promise<void> {
   if (response.ok) return
   const body = await response.json().catch(() => null)
   const error = body?.error ?? { message: `${response.status} ${response.statusText}` }
+  const wait = response.headers.get('Retry-After')
   if (response.status === 401) key.isNeeded = true
-  throw new ApiError(error.message, response.status, error.code ?? null, error.param ?? null)
+  const message = wait ? `${error.message} (try again in ${wait} s)` : error.message
+  throw new ApiError(message, response.status, error.code ?? null, error.param ?? null)
 }
 
 /** What to show a person of anything that was thrown. An abort is not an error: null. */
 export function messageOf(error: unknown): string | null {
   if (error instanceof DOMException && error.name === 'AbortError') return null
-  if (error instanceof TypeError) return 'The server cannot be reached.'
   return error instanceof Error ? error.message : String(error)
 }

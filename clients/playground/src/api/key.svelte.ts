@@ -10,7 +10,7 @@ export function setKey(value: string) {
   sessionStorage.setItem(NAME, value)
 }
 
-/** The headers that every request has. */
+/** The header that sends the key, if there is one. */
 export function authorization(): Record<string, string> {
   return key.value ? { Authorization: `Bearer ${key.value}` } : {}
 }

@@ -28,7 +28,7 @@ async function look() {
     const response = await fetch('/health/ready')
     const { status } = await response.json()
     server.reason = status
-    if (status === 'ready' && !server.model) await describe()
+    if (status === 'ready' && !server.isReady) await describe()
     server.isReady = status === 'ready'
   } catch (error) {
     server.isReady = false
@@ -36,6 +36,7 @@ async function look() {
   }
 }
 
+/** A server that was away may have come back with another model. */
 async function describe() {
   const { data } = await api.GET('/v1/models')
   const model = data!.data[0]!

@@ -1,8 +1,8 @@
 // Images and videos: what a person drops, uploaded once. Their ids are derived from their content.
 import { fromEvent } from 'file-selector'
 import type { Schemas } from '../api/client'
-import { ApiError, throwUnlessOk } from '../api/errors'
-import { authorization } from '../api/key.svelte'
+import { ApiError } from '../api/errors'
+import { send } from '../api/request'
 
 /** An uploaded image or video. `folder` is the name of the folder that it came from, '' without one. */
 export type Picture = { id: string; name: string; folder: string; isVideo: boolean; frames: number }
@@ -22,39 +22,13 @@ export async function filesOf(event: Event): Promise<Dropped[]> {
 
 /** Uploads a file. Throws an `ApiError` that names the file if it is no image or video. */
 export async function upload(file: Blob, name: string, folder = ''): Promise<Picture> {
-  const response = await fetch('/v1/images', {
-    method: 'POST',
-    headers: { 'Content-Type': 'application/octet-stream', ...authorization() },
-    body: file,
+  const headers = { 'Content-Type': 'application/octet-stream' }
+  const response = await send('/v1/images', { method: 'POST', headers, body: file }).catch((error) => {
+    if (!(error instanceof ApiError)) throw error
+    throw new ApiError(`${name}: ${error.message}`, error.status, error.code, error.param)
   })
-  try {
-    await throwUnlessOk(response)
-  } catch (error) {
-    if (error instanceof ApiError)
-      throw new ApiError(`${name}: ${error.message}`, error.status, error.code, error.param)
-    throw error
-  }
   const stored: Schemas['StoredImage'] = await response.json()
   return { id: stored.id, name, folder, isVideo: stored.object === 'video', frames: stored.frames ?? 1 }
-}
-
-const urls = new Map<string, Promise<string>>()
-
-/** Returns a URL under which the page can show an uploaded image or video: an element's `src` cannot carry a key. */
-export function contentUrl(id: string): Promise<string> {
-  let url = urls.get(id)
-  if (!url) {
-    url = download(id)
-    url.catch(() => urls.delete(id))
-    urls.set(id, url)
-  }
-  return url
-}
-
-async function download(id: string): Promise<string> {
-  const response = await fetch(`/v1/images/${id}/content`, { headers: authorization() })
-  await throwUnlessOk(response)
-  return URL.createObjectURL(await response.blob())
 }
 
 /** Returns a picture as a part of a prompt. */

@@ -5,15 +5,19 @@ export class Attempt {
   isRunning = $state(false)
   error = $state<string | null>(null)
 
+  #latest = 0
+
+  /** Runs an action. If another one is started meanwhile, that one's state is shown. */
   async run(action: () => Promise<void>): Promise<void> {
+    const own = ++this.#latest
     this.isRunning = true
     this.error = null
     try {
       await action()
     } catch (error) {
-      this.error = messageOf(error)
+      if (own === this.#latest) this.error = messageOf(error)
     } finally {
-      this.isRunning = false
+      if (own === this.#latest) this.isRunning = false
     }
   }
 }

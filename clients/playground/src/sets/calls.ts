@@ -69,8 +69,8 @@ export async function deleteSet(name: string): Promise<void> {
   await api.DELETE('/v1/support_sets/{support_set}', { params: { path: { support_set: name } } })
 }
 
-/** Adds examples; one with an existing id replaces the old one. Fails if `version` is no longer the latest. */
-export async function putExamples(name: string, version: number, examples: NewExample[]): Promise<void> {
+/** Adds examples; one with an existing id replaces the old one. Fails if a given `version` is no longer the latest. */
+export async function putExamples(name: string, examples: NewExample[], version?: number): Promise<void> {
   await api.POST('/v1/support_sets/{support_set}/examples', {
     params: { path: { support_set: name } },
     body: body<Schemas['PutExamplesRequest']>({ examples, expected_version: version }),

@@ -1,4 +1,5 @@
 // The set that is shown: its latest version with all examples. Each change makes a version, which is then loaded.
+import { ApiError } from '../api/errors'
 import {
   putExamples,
   readExamples,
@@ -8,8 +9,6 @@ import {
   type NewExample,
   type SetInfo,
 } from './calls'
-
-const WARMING_PERIOD = 500
 
 export class OpenSet {
   info = $state.raw<SetInfo | null>(null)
@@ -25,30 +24,43 @@ export class OpenSet {
     this.info = info
   }
 
-  async put(examples: NewExample[]): Promise<void> {
-    await putExamples(this.name, this.info!.version, examples)
+  /** Adds examples to the latest version, whichever that is: none of them replaces another. */
+  async add(examples: NewExample[]): Promise<void> {
+    await putExamples(this.name, examples)
     await this.load()
   }
 
+  async replace(example: NewExample): Promise<void> {
+    await this.#change((version) => putExamples(this.name, [example], version))
+  }
+
   async remove(ids: string[]): Promise<void> {
-    await removeExamples(this.name, this.info!.version, ids)
+    await this.#change((version) => removeExamples(this.name, version, ids))
+  }
+
+  /** Changes the version that is shown. If it is not the latest any more, the latest is loaded for the next try. */
+  async #change(action: (version: number) => Promise<void>): Promise<void> {
+    try {
+      await action(this.info!.version)
+    } catch (error) {
+      if (!(error instanceof ApiError) || error.code !== 'version_conflict') throw error
+      await this.load()
+      throw new Error(`The set was changed elsewhere. Its version ${this.info!.version} is shown now; try again.`)
+    }
     await this.load()
   }
 
   /** Gives an example another label. Without one, its text is its label. */
   async relabel(id: string, label: string): Promise<void> {
     const example = this.byId.get(id)!
-    await this.put([stored({ ...example, ...(example.label ? { label } : { text: label }) })])
+    await this.replace(stored({ ...example, ...(example.label ? { label } : { text: label }) }))
   }
 
-  /** Follows the status until the set is no longer warming. */
-  async watchWarming(info: SetInfo): Promise<void> {
-    this.info = info
-    while (this.info.status === 'warming' || this.info.status === 'pending') {
-      await new Promise((resolve) => setTimeout(resolve, WARMING_PERIOD))
-      const { status, warm } = await readSet(this.name)
-      this.info = { ...this.info, status, warm }
-    }
+  /** Asks for the state again, without the examples. */
+  async refreshState(): Promise<void> {
+    const { version, status, warm } = await readSet(this.name)
+    if (version === this.info!.version) this.info = { ...this.info!, status, warm }
+    else await this.load()
   }
 }
 

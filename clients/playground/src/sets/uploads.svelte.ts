@@ -15,11 +15,15 @@ export class Uploads {
   async run(files: Dropped[]): Promise<Picture[]> {
     Object.assign(this, { total: files.length, done: 0, refused: [] })
     const pictures: (Picture | null)[] = []
-    const remaining = files.entries()
+    const remaining = [...files.entries()].reverse()
     const work = async () => {
-      for (const [index, file] of remaining) pictures[index] = await this.#uploadOne(file)
+      for (let next = remaining.pop(); next; next = remaining.pop()) pictures[next[0]] = await this.#uploadOne(next[1])
     }
-    await Promise.all(Array.from({ length: CONCURRENCY }, work))
+    // one failure ends all: none may go on behind the error message
+    const stop = () => void (remaining.length = 0)
+    const workers = Array.from({ length: CONCURRENCY }, () => work().finally(stop))
+    await Promise.allSettled(workers)
+    await Promise.all(workers)
     return pictures.filter((picture) => picture !== null)
   }
 

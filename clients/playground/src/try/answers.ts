@@ -48,12 +48,12 @@ function tokensOf(logprobs: Schemas['CompletionLogprobs']): Token[] {
   }))
 }
 
-/** Returns the probability of a text: the product over its tokens, without those that only end it. */
+/** Returns the probability of a text: the product over its tokens, without those that only end it. No text is its end. */
 function probabilityOf(tokens: Token[], text: string): number {
   let length = 0
   let product = 1
-  for (const token of tokens) {
-    if (length >= text.length) break
+  for (const [index, token] of tokens.entries()) {
+    if (index && length >= text.length) break
     length += token.text.length
     product *= token.probability
   }

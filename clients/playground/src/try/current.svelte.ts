@@ -39,9 +39,17 @@ export function followWorkspace(pause: () => number) {
     return stopAsking
   })
 
+  // a server that is ready again is asked again
+  $effect(() => {
+    if (!server.isReady) return stopAsking
+  })
+
   $effect(() => {
     void [JSON.stringify(workspace), answers.size]
     const timer = setTimeout(keepWorkspace, PAUSE_BEFORE_KEEPING)
     return () => clearTimeout(timer)
   })
+
+  // what was changed just before the view is left
+  $effect(() => () => void keepWorkspace())
 }

@@ -1,10 +1,12 @@
 // What a workspace asks the server: the parts of its prompt for a number of shots, and the request.
+import type { CopiedRequest } from '../app/copy/curl'
+import { server } from '../app/server.svelte'
 import { part } from '../media/pictures'
 import type { Shot, Workspace } from './workspace.svelte'
 
 export type Part = ReturnType<typeof part> | { type: 'text'; text: string } | { type: 'end_of_chunk' }
-/** A request to the server. `key` is equal for equal requests. */
-export type Request = { method: 'POST'; path: string; body: Record<string, unknown>; key: string }
+/** A request to the server. `key` is equal for equal requests to the same model. */
+export type Request = CopiedRequest & { key: string }
 
 const ANSWER = '{answer}'
 const MAX_TOKENS = 12
@@ -39,11 +41,11 @@ function shotParts(pattern: string, shot: Shot): Part[] {
 
 /** Returns what the workspace asks with a number of shots. */
 export function requestOf(workspace: Workspace, shots: number): Request {
-  const [path, body] =
+  const { path, body }: CopiedRequest =
     workspace.task === 'write'
-      ? ['/v1/completions', completionBody(workspace, shots)]
-      : ['/v1/classify', classifyBody(workspace, shots)]
-  return { method: 'POST', path, body, key: `${path} ${JSON.stringify(body)}` }
+      ? { path: '/v1/completions', body: completionBody(workspace, shots) }
+      : { path: '/v1/classify', body: classifyBody(workspace, shots) }
+  return { path, body, key: `${server.model} ${path} ${JSON.stringify(body)}` }
 }
 
 function completionBody(workspace: Workspace, shots: number) {

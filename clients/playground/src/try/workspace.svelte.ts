@@ -84,18 +84,30 @@ function pictures(): Picture[] {
 
 /** Adds shots at the end, and shows the model all of them. Pictures from folders take turns by folder. */
 export function addShots(pictures: Picture[]) {
-  const shots = takeTurns(pictures).map((picture) => ({ key: crypto.randomUUID(), picture, text: picture.folder }))
+  noteUploaded(pictures)
+  const shots = takeTurns(pictures).map((picture) => ({ key: newKey(), picture, text: picture.folder }))
   workspace.shots.push(...shots)
   workspace.shown = workspace.shots.length
 }
 
+/** A picture that was missing has its old id when it is uploaded again. */
+export function noteUploaded(pictures: Picture[]) {
+  for (const { id } of pictures) delete kept.missing[id]
+}
+
+/** `crypto.randomUUID` is missing where the page is served over http from another machine. */
+function newKey(): string {
+  return crypto.getRandomValues(new Uint32Array(4)).join('-')
+}
+
 /** Orders pictures so that the first ones are of different folders: a few shots then show each label. */
 function takeTurns(pictures: Picture[]): Picture[] {
-  const seen: Record<string, number> = {}
-  const rounds = pictures.map((picture) => ({
-    picture,
-    round: (seen[picture.folder] = (seen[picture.folder] ?? 0) + 1),
-  }))
+  const seen = new Map<string, number>()
+  const rounds = pictures.map((picture) => {
+    const round = seen.get(picture.folder) ?? 0
+    seen.set(picture.folder, round + 1)
+    return { picture, round }
+  })
   return rounds.sort((a, b) => a.round - b.round).map(({ picture }) => picture)
 }
 
@@ -114,6 +126,7 @@ export function moveShot(from: number, to: number): number {
 
 /** Adds pictures to ask about, and asks about the first of them. */
 export function addQueries(pictures: Picture[]) {
+  noteUploaded(pictures)
   const added = pictures.filter(({ id }) => !workspace.queries.some((query) => query.id === id))
   workspace.queries.push(...added)
   workspace.query = workspace.queries.findIndex(({ id }) => id === pictures[0]?.id)

@@ -15,6 +15,7 @@ export class WatchedEvaluation {
 
   /** Starts to ask, and returns the function that stops it. */
   start(): () => void {
+    this.#isStopped = false
     void this.#ask()
     return () => {
       this.#isStopped = true

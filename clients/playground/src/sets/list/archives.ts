@@ -1,13 +1,11 @@
 // A version of a support set as one file.
 import { api } from '../../api/client'
-import { throwUnlessOk } from '../../api/errors'
-import { authorization } from '../../api/key.svelte'
+import { send } from '../../api/request'
 import type { SetInfo } from '../calls'
 
 /** Saves a file on the computer of the person: a link to the server could not carry a key. */
 export async function downloadArchive(name: string): Promise<void> {
-  const response = await fetch(`/v1/support_sets/${encodeURIComponent(name)}/export`, { headers: authorization() })
-  await throwUnlessOk(response)
+  const response = await send(`/v1/support_sets/${encodeURIComponent(name)}/export`)
   const url = URL.createObjectURL(await response.blob())
   const link = Object.assign(document.createElement('a'), { href: url, download: `${name}.zip` })
   link.click()

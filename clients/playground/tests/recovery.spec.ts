@@ -1,0 +1,106 @@
+// What goes wrong around the page: it says so, loses nothing, and goes on without a reload.
+import { expect, test, type Page } from '@playwright/test'
+import { readFileSync } from 'node:fs'
+
+const IMAGE = 'public/examples/brick-1.jpg'
+const TITLE = 'Drawings with made-up words'
+const answer = (page: Page) => page.getByTestId('answer')
+const heading = (page: Page) => page.getByRole('heading', { level: 1 })
+
+test('a stream that ends early is an error and no answer, and can be asked again', async ({ page }) => {
+  const chunk = JSON.stringify({ choices: [{ text: ' half', index: 0, logprobs: null, finish_reason: null }] })
+  await page.route('/v1/completions', (route) =>
+    route.fulfill({ contentType: 'text/event-stream', body: `data: ${chunk}\n\n` }),
+  )
+  await page.goto('/')
+  await page.getByRole('button', { name: TITLE }).click()
+  await expect(page.getByText('The connection broke before the answer was complete.')).toBeVisible()
+  await page.unroute('/v1/completions')
+  await page.getByRole('button', { name: 'Ask again' }).click()
+  await expect(answer(page)).not.toBeEmpty()
+  await expect(answer(page)).not.toHaveText('half')
+})
+
+test('a refusal says when to try again', async ({ page }) => {
+  const error = { message: 'too many requests', type: 'rate_limit', param: null, code: 'rate_limited' }
+  await page.route('/v1/completions', (route) =>
+    route.fulfill({ status: 429, headers: { 'Retry-After': '7' }, json: { error } }),
+  )
+  await page.goto('/')
+  await page.getByRole('button', { name: TITLE }).click()
+  await expect(page.getByText('too many requests (try again in 7 s)')).toBeVisible()
+})
+
+test('shots are added over plain http too, and refused files with one name are both listed', async ({ page }) => {
+  await page.addInitScript('delete Crypto.prototype.randomUUID')
+  await page.goto('/')
+  const bad = { name: 'notes.png', mimeType: 'image/png', buffer: Buffer.from('no image') }
+  const good = { name: 'brick.jpg', mimeType: 'image/jpeg', buffer: readFileSync(IMAGE) }
+  await page.getByTestId('files').first().setInputFiles([bad, bad, good])
+  await expect(page.getByText(/^notes\.png: /)).toHaveCount(2)
+  await expect(page.getByRole('textbox', { name: 'Text of shot 1' })).toBeVisible()
+})
+
+test('a picture that left the server is known again after an upload', async ({ page }) => {
+  await page.goto('/')
+  await page.getByRole('button', { name: TITLE }).click()
+  await expect(answer(page)).not.toBeEmpty()
+  await expect(page.getByRole('button', { name: /^Ask with 0 to/ })).toBeEnabled()
+  await page.waitForTimeout(500) // the workspace is kept after a pause
+  await page.route(/\/v1\/images\/[^/]+$/, (route) => route.fulfill({ status: 404, json: { error: { message: '' } } }))
+  await page.reload()
+  await expect(page.getByText('is no longer on the server. Remove it.')).toBeVisible()
+  await page.getByRole('button', { name: TITLE }).click()
+  await expect(answer(page)).not.toBeEmpty()
+  await expect(page.getByText('No longer on the server')).toHaveCount(0)
+})
+
+test('the skip link stays in its view, and an address that names nothing shows the first view', async ({ page }) => {
+  await page.goto('/#/server')
+  await expect(heading(page)).toHaveText('Server')
+  await page.getByRole('link', { name: 'Skip to content' }).focus()
+  await page.keyboard.press('Enter')
+  await expect(page.getByRole('main')).toBeFocused()
+  await expect(heading(page)).toHaveText('Server')
+  for (const address of ['/#/constructor', '/#/try/%', '/#/%E0%A4%A']) {
+    await page.goto('about:blank')
+    await page.goto(address)
+    await expect(heading(page)).toHaveText('Try')
+  }
+})
+
+test('an edit survives that another one has changed the set', async ({ page, request }) => {
+  const name = 'edited-twice'
+  const image = await (await request.post('/v1/images', { data: readFileSync(IMAGE) })).json()
+  const example = (id: string, label: string) => ({ id, label, media: [{ type: 'image_id', image_id: image.id }] })
+  await request.post('/v1/support_sets', { data: { name, examples: [example('one', 'brick')] } })
+  await page.goto(`/#/sets/${name}`)
+  await page.getByRole('button', { name: 'Edit brick one' }).click()
+  await page.getByRole('combobox', { name: 'Label', exact: true }).fill('wall')
+  await request.post(`/v1/support_sets/${name}/examples`, { data: { examples: [example('two', 'grass')] } })
+
+  await page.getByRole('button', { name: 'Save as version 2' }).click()
+  await expect(page.getByText('The set was changed elsewhere.')).toBeVisible()
+  await page.getByRole('button', { name: 'Save as version 3' }).click()
+  await expect(page.getByRole('button', { name: 'Edit wall one' })).toBeVisible()
+  await expect(page.getByRole('button', { name: 'Edit grass two' })).toBeVisible()
+  await request.delete(`/v1/support_sets/${name}`)
+})
+
+test('the pictures of a large set are loaded when they come near the view', async ({ page, request }) => {
+  const name = 'large'
+  const image = await (await request.post('/v1/images', { data: readFileSync(IMAGE) })).json()
+  const examples = Array.from({ length: 120 }, (_, index) => ({
+    id: `e${index}`,
+    label: 'brick',
+    media: [{ type: 'image_id', image_id: image.id }],
+  }))
+  await request.post('/v1/support_sets', { data: { name, examples } })
+  await page.goto(`/#/sets/${name}`)
+  const pictures = page.getByRole('region', { name: 'brick' }).getByRole('img')
+  await expect(pictures.first()).toBeVisible()
+  expect(await pictures.count()).toBeLessThan(120)
+  await page.getByRole('button', { name: 'Remove brick e119' }).scrollIntoViewIfNeeded()
+  await expect(page.getByRole('article').last().getByRole('img')).toBeVisible()
+  await request.delete(`/v1/support_sets/${name}`)
+})
