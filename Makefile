@@ -82,10 +82,12 @@ $(WEB)/node_modules/installed.stamp: $(WEB)/package-lock.json
 	npm ci --prefix $(WEB) --no-audit --no-fund
 	@touch $@
 
-# A real Prometheus scrapes a real server: the dashboard and the alerts of deploy/.
+# A real Prometheus scrapes a real server: the dashboard and the alerts of deploy/. The manifests of Kubernetes are rendered.
 .PHONY: test-deploy
 test-deploy: .venv/dev.stamp
-	@command -v promtool >/dev/null || { apt-get update && apt-get install -y --no-install-recommends prometheus; }
+	@command -v promtool >/dev/null && command -v kustomize >/dev/null || \
+		{ apt-get update && apt-get install -y --no-install-recommends prometheus kustomize; }
+	$(PIP) -e '.[deploy]'
 	$(BIN)/python -m pytest -q deploy/tests
 
 # Trains the bridge of the default model, from packages of the registries to model/zoo/bridge.safetensors. Each stage
