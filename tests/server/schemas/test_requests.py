@@ -23,7 +23,7 @@ from server.schemas.generation import CompletionRequest
 from server.schemas.prompt import prompts_by_param
 from server.settings import Settings
 from tests.server.conftest import data_url, image_part
-from tests.server.fakes import CONFIG, TOKENIZER, FakeClient, served_model
+from tests.server.fakes import AS_JSON, CONFIG, TOKENIZER, FakeClient, served_model
 from tests.tiny_models import prompt_tokenizer
 
 pytestmark = pytest.mark.anyio
@@ -177,7 +177,7 @@ async def test_an_error_names_the_invalid_field(
     http: httpx.AsyncClient, client: FakeClient, fields: dict[str, Any], status: int, code: str, param: str | None
 ) -> None:
     # json.dumps, unlike httpx, writes NaN as some clients do
-    response = await http.post("/v1/completions", content=json.dumps(fields))
+    response = await http.post("/v1/completions", content=json.dumps(fields), headers=AS_JSON)
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (status, code, param), error
     assert error["type"] == ("not_found_error" if status == 404 else "invalid_request_error")
@@ -187,7 +187,7 @@ async def test_an_error_names_the_invalid_field(
 
 @pytest.mark.parametrize("body", [b"", b"{", b"null", b"[]", b"\xff", b'{"prompt":"\\ud800"}', b"[" * 10_000])
 async def test_a_body_that_is_no_json_object_is_refused(http: httpx.AsyncClient, body: bytes) -> None:
-    response = await http.post("/v1/completions", content=body)
+    response = await http.post("/v1/completions", content=body, headers=AS_JSON)
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "invalid_value"
 
