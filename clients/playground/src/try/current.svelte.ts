@@ -4,7 +4,7 @@ import { ask, asking, stopAsking } from './ask.svelte'
 import { requestOf, whatIsMissing } from './prompt'
 import { answers, keepWorkspace, kept, readWorkspace, workspace } from './workspace.svelte'
 
-const PAUSE_BEFORE_KEEPING = 300
+const PAUSE_BEFORE_KEEPING = 50
 
 class Current {
   /** What is missing before it can be asked. */
@@ -50,6 +50,13 @@ export function followWorkspace(pause: () => number) {
     return () => clearTimeout(timer)
   })
 
-  // what was changed just before the view is left
-  $effect(() => () => void keepWorkspace())
+  // what was changed just before the view, or the page, is left
+  $effect(() => {
+    const keep = () => void keepWorkspace()
+    window.addEventListener('pagehide', keep)
+    return () => {
+      window.removeEventListener('pagehide', keep)
+      keep()
+    }
+  })
 }
