@@ -289,13 +289,13 @@ class _RunningEvaluation:
         if all(result["status"] == "failed" for result in results):
             await self._fail(**results[0]["error"])
         else:
-            self.leave_one_out.metrics.count_evaluation("completed")
             await self.evaluations.finish(self.evaluation.id, self.holder, "completed", self.queries_done)
+            self.leave_one_out.metrics.count_evaluation("completed")
 
     async def _fail(self, code: str, message: str) -> None:
-        self.leave_one_out.metrics.count_evaluation("failed")
         report = {"code": code, "message": message}
         await self.evaluations.finish(self.evaluation.id, self.holder, "failed", self.queries_done, report)
+        self.leave_one_out.metrics.count_evaluation("failed")
 
     def _result(
         self, cell: Cell, outcomes: Sequence[Outcome] | ServerError, curves: Mapping[str, Curve]

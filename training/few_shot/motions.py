@@ -39,7 +39,7 @@ MOTIONS = (
 
 
 def draw_pair(family: Family, rng: Random) -> tuple[Motion, Motion]:
-    """Draw two classes to be told apart: a motion and its reverse, or two counts."""
+    """Draw the two classes of a question: a motion and its reverse, or two counts."""
     variants: list[tuple[int, ...]]
     if family == "direction":
         axis = rng.randrange(2)

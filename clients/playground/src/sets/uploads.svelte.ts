@@ -19,7 +19,7 @@ export class Uploads {
     const work = async () => {
       for (let next = remaining.pop(); next; next = remaining.pop()) pictures[next[0]] = await this.#uploadOne(next[1])
     }
-    // one failure ends all: none may go on behind the error message
+    // one failure ends all uploads, so that none continues after the error is shown
     const stop = () => void (remaining.length = 0)
     const workers = Array.from({ length: CONCURRENCY }, () => work().finally(stop))
     await Promise.allSettled(workers)
