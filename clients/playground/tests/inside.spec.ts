@@ -47,7 +47,8 @@ test('attention goes to the picture of the chosen token, by click and by arrow k
 })
 
 test('the heat is drawn as strong as the shares of the server', async ({ page }) => {
-  const replied = page.waitForResponse('**/v1/inspect')
+  // the card of the resampler inspects pictures of its own, without an answer
+  const replied = page.waitForResponse((response) => response.request().postDataJSON()?.answer !== undefined)
   await openInside(page)
   const { attention } = await (await replied).json()
   const [grid] = attention[0].grid as number[][][]
@@ -60,7 +61,13 @@ test('the heat is drawn as strong as the shares of the server', async ({ page })
       return Array.from({ length: canvas.width * canvas.height }, (_, index) => data[index * 4 + 1]!)
     })
   expect(bright).toHaveLength(shares.length)
-  expect(bright.indexOf(Math.max(...bright))).toBe(shares.indexOf(Math.max(...shares)))
+  // A canvas rounds colours after it multiplies them by the opacity: each is at most 1.4 levels off.
+  const byShare = bright.map((_, index) => index).sort((one, other) => shares[one]! - shares[other]!)
+  byShare.forEach((cell, rank) => {
+    const dimmest = Math.min(...byShare.slice(rank).map((brighter) => bright[brighter]!))
+    expect(bright[cell]! - dimmest).toBeLessThanOrEqual(2)
+  })
+  expect(bright[byShare.at(-1)!]! - bright[byShare[0]!]!).toBeGreaterThan(150)
 })
 
 test('gates are shown by layer', async ({ page }) => {
