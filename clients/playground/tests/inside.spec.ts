@@ -33,7 +33,7 @@ test('attention goes to the picture of the chosen token, by click and by arrow k
   await openInside(page)
   await expect(page.getByRole('img', { name: /^fluent-bicycle.png: of 7 by 7 patches/ })).toBeVisible()
   await expect(page.getByRole('img', { name: /^64 visual tokens/ }).first()).toBeVisible()
-  const answered = page.waitForResponse('**/v1/inspect')
+  const answered = page.waitForResponse((response) => response.request().postDataJSON()?.token === 2)
   await tokens(page).nth(2).click()
   expect((await (await answered).json()).token).toBe(2)
   await expect(page.getByRole('img', { name: /^noto-elephant.png: of/ })).toBeVisible()
