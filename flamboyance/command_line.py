@@ -75,6 +75,18 @@ PROGRAMS = {
         "Print the OpenAPI document of the HTTP API, for generators of clients.",
         prog=f"{NAME} openapi",
     ),
+    "backup": Program(
+        "server.backups",
+        "Write all that clients have stored to a file, also while the server runs.",
+        prog=NAME,
+        first_arguments=("backup",),
+    ),
+    "restore": Program(
+        "server.backups",
+        "Restore a backup into an empty database, of any kind, and into the media store.",
+        prog=NAME,
+        first_arguments=("restore",),
+    ),
     "evaluate": Program(
         "evaluation.benchmarks.__main__",
         "Evaluate a server on a benchmark of the paper: `flamboyance evaluate NAME --data DIR [--server URL]`.",

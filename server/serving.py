@@ -29,7 +29,8 @@ from server.media.pool import DecodePool
 from server.metrics import Metrics
 from server.served_model import ServedModel
 from server.settings import Settings, SettingsError
-from server.store.database import Database, DatabaseError
+from server.store.database import Database
+from server.store.schema import DatabaseError
 
 # time to write the last error events after all requests were aborted
 FINAL_EVENTS_SECONDS = 2

@@ -155,11 +155,21 @@ class MediaStore:
 
     def get(self, media_id: str, param: str = "") -> EncodedMedia:
         """Return a media item with its bytes. Raises `MediaNotFound`, also if their digest is no longer that of the id."""
-        header, _, data = self._read(media_id, None, param).partition(b"\n")
-        media = encoded(data, _read_header(header, media_id, param).kind, param)
-        if media.id != media_id:
-            raise _damaged(media_id, param)
-        return media
+        return _require_intact(media_id, self._read(media_id, None, param), param)
+
+    def get_file(self, media_id: str) -> bytes:
+        """Return the file of a media item: its description and its bytes. Raises what `get` raises."""
+        file = self._read(media_id, None, "")
+        _require_intact(media_id, file, "")
+        return file
+
+    def put_file(self, media_id: str, file: bytes) -> None:
+        """Store a file that `get_file` of this or another store has returned. Raises `MediaNotFound` for any other."""
+        _check_id(media_id, "")
+        _require_intact(media_id, file, "")
+        self._create()
+        with self._storage_errors():
+            self._write(self._path(media_id), file)
 
     def describe(self, media_id: str, param: str = "") -> StoredMedia:
         """Return the description of a media item. Raises `MediaNotFound`, also if the file's header is damaged."""
@@ -259,6 +269,15 @@ def not_found(media_id: str, param: str = "") -> MediaNotFound:
 def _damaged(media_id: str, param: str) -> MediaNotFound:
     logger.error("stored media is damaged", extra={"media": media_id})
     return not_found(media_id, param)
+
+
+def _require_intact(media_id: str, file: bytes, param: str) -> EncodedMedia:
+    """Return the media item of a file. Raises `MediaNotFound` if it is damaged, or that of another id."""
+    header, _, data = file.partition(b"\n")
+    media = encoded(data, _read_header(header, media_id, param).kind, param)
+    if media.id != media_id:
+        raise _damaged(media_id, param)
+    return media
 
 
 def _read_header(header: bytes, media_id: str, param: str) -> StoredMedia:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -34,8 +34,6 @@ OVER_SHARE = f"this client has its share of the {MAX_UNFINISHED} evaluations tha
 # what the results of cells lack that were stored before there were other methods and controls, and temperatures
 OLD_CELL = {"method": IN_CONTEXT, "control": None}
 OLD_RESULTS = {"temperature": 1.0, "curve": []}
-# the client of evaluations that another process has created
-UNKNOWN = "unknown"
 
 
 class EvaluationRow(Base):
@@ -55,6 +53,7 @@ class EvaluationRow(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     holder: Mapped[str] = mapped_column(String(64), default="")
     held_until: Mapped[float] = mapped_column(default=0.0)
+    client: Mapped[str] = mapped_column(String(128), server_default="")
 
 
 class CellRow(Base):
@@ -87,15 +86,13 @@ class Evaluation:
 class Evaluations:
     """The evaluations of a database. `added` is set when this process has added one.
 
-    One client has at most `max_share` of the room, as in `SharedLimit`. Only the process that created an evaluation knows
-    its client.
+    One client has at most `max_share` of the room, as in `SharedLimit`.
     """
 
     def __init__(self, database: Database, *, max_share: float = 1.0) -> None:
         self.added = asyncio.Event()
         self._database = database
         self._max_share = max_share
-        self._clients: dict[str, str] = {}  # by the id of an unfinished evaluation
         self._refused: dict[str, tuple[Overloaded, float]] = {}  # by client: the refusal, and until when it holds
 
     # for clients
@@ -110,7 +107,7 @@ class Evaluations:
         """Queue an evaluation. Raises `Overloaded` and `ClientOverShare` if too many are unfinished."""
 
         def add(session: Session, now: float) -> Evaluation:
-            self._check_room_of(client, session.scalars(unfinished).all())
+            self._check_room_of(client, session.scalars(clients).all())
             row = EvaluationRow(
                 id=new_id(ID_PREFIX),
                 support_set=support_set,
@@ -118,12 +115,13 @@ class Evaluations:
                 status="queued",
                 plan=dict(plan),
                 created_at=now,
+                client=client,
             )
             session.add(row)
             session.flush()
             return _without_cells(row)
 
-        unfinished = select(EvaluationRow.id).where(EvaluationRow.status.in_(UNFINISHED))
+        clients = select(EvaluationRow.client).where(EvaluationRow.status.in_(UNFINISHED))
         self.check_room(client)
         try:
             evaluation = await self._database.write(add)
@@ -132,15 +130,14 @@ class Evaluations:
             refused = {name: entry for name, entry in self._refused.items() if now < entry[1]}
             self._refused = {**refused, client: (refusal, now + REFUSED_SECONDS)}
             raise
-        self._clients[evaluation.id] = client
         self.added.set()
         return evaluation
 
-    def _check_room_of(self, client: str, unfinished: Sequence[str]) -> None:
+    def _check_room_of(self, client: str, clients: Iterable[str]) -> None:
+        """Check that `client` may have one more evaluation next to the unfinished ones of `clients`."""
         room = SharedLimit(MAX_UNFINISHED, self._max_share)
-        self._clients = {name: self._clients[name] for name in unfinished if name in self._clients}
-        for name in unfinished:
-            room.take(self._clients.get(name, UNKNOWN))
+        for other in clients:
+            room.take(other)
         match room.refusal(client):
             case "full":
                 raise Overloaded(FULL)

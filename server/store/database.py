@@ -16,18 +16,17 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, exc, insert, select, text
+from sqlalchemy import Connection, Double, Engine, create_engine, event, exc, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Session
 
 from server.errors import DatabaseUnavailable
-from server.settings import SettingsError
+from server.store import schema
 from server.store.database_file import DAMAGED, DatabaseFile
+from server.store.schema import DatabaseError
 
-# incremented whenever a table changes; a database with a higher number is not touched
-SCHEMA_VERSION = 1
 BUSY_SECONDS = 15
 MAX_ATTEMPTS = 8
 # connections of one process: transactions beyond these wait
@@ -61,21 +60,10 @@ Transaction = Callable[[Session, float], Result]
 logger = logging.getLogger(__name__)
 
 
-class DatabaseError(SettingsError):
-    """The database cannot be used by this version of the server, or the URL is invalid; the message says why."""
-
-
 class Base(DeclarativeBase):
     """The base class of every table."""
 
-
-class SchemaVersion(Base):
-    """A single row: the version of the tables in this database."""
-
-    __tablename__ = "schema_version"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    version: Mapped[int]
+    type_annotation_map: ClassVar[dict[Any, Any]] = {float: Double()}
 
 
 class Database:
@@ -101,7 +89,7 @@ class Database:
             self._file.lock()
 
     async def prepare(self) -> None:
-        """Create missing tables. Raises `DatabaseError` for a database of a newer server, and `DatabaseUnavailable`."""
+        """Create or upgrade the tables. Raises `DatabaseError` for a newer server's database, and `DatabaseUnavailable`."""
         await self._in_thread(self._prepare)
 
     async def read(self, transaction: Transaction[Result]) -> Result:
@@ -120,6 +108,11 @@ class Database:
         except asyncio.CancelledError:
             await asyncio.wait({writing})
             raise
+
+    async def use_as_is(self, transaction: Transaction[Result], *, is_writing: bool) -> Result:
+        """Run `transaction` on the tables of the version that they have, or on none. Raises `DatabaseUnavailable`."""
+        engine = self._writing if is_writing else self._reading
+        return await self._in_thread(self._attempt, engine, transaction)
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
@@ -159,7 +152,7 @@ class Database:
     def _prepare(self) -> None:
         with self._preparing:
             if not self._is_prepared:
-                self._attempt(self._writing, _create_tables)
+                self._attempt(self._writing, _upgrade)
                 self._is_prepared = True
 
     def _attempt(self, engine: Engine, transaction: Transaction[Result]) -> Result:
@@ -271,20 +264,11 @@ def _begin_postgresql(connection: Connection) -> None:
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
 
-def _create_tables(session: Session, _now: float) -> None:
+def _upgrade(session: Session, _now: float) -> None:
     connection = session.connection()
     if connection.dialect.name == "postgresql":
         session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": SETUP_LOCK})
-    Base.metadata.create_all(connection, tables=[SchemaVersion.__table__])  # type: ignore[list-item]
-    version = session.scalar(select(SchemaVersion.version))
-    if version is not None and version > SCHEMA_VERSION:
-        raise DatabaseError(
-            f"database: its schema has version {version}, this server supports up to {SCHEMA_VERSION}: "
-            "run the server that created it, or a later one"
-        )
-    Base.metadata.create_all(connection)
-    if version is None:
-        session.execute(insert(SchemaVersion).values(id=1, version=SCHEMA_VERSION))
+    schema.upgrade(connection)
 
 
 def _is_contention(error: exc.DBAPIError) -> bool:

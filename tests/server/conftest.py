@@ -93,6 +93,13 @@ def _fresh_schema(server: str) -> Iterator[str]:
         connection.execute(f"DROP SCHEMA {name} CASCADE")
 
 
+@pytest.fixture
+def another_schema(postgresql_url: str) -> Iterator[str]:
+    """An empty PostgreSQL database next to that of `database_url`."""
+    with _fresh_schema(postgresql_url) as url:
+        yield url
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":

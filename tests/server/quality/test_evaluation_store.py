@@ -91,13 +91,16 @@ async def test_one_client_cannot_have_all_unfinished_evaluations(
     await evaluations.create("a", 1, {}, "greedy")
 
 
-async def test_evaluations_that_another_process_created_are_no_clients_share(
+async def test_the_servers_of_a_database_count_the_share_of_a_client_together(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation_store, "MAX_UNFINISHED", 4)
     for _ in range(3):
         await Evaluations(database).create("a", 1, {}, "client")
-    await Evaluations(database, max_share=0.75).create("a", 1, {}, "client")
+    another_server = Evaluations(database, max_share=0.75)
+    with pytest.raises(ClientOverShare):
+        await another_server.create("a", 1, {}, "client")
+    await another_server.create("a", 1, {}, "other")
 
 
 async def test_a_full_queue_is_asked_again_after_a_while(

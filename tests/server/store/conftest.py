@@ -1,11 +1,16 @@
-"""A clock that tests set, and examples with media for support sets."""
+"""A clock that tests set, examples with media for support sets, and a database of an older server."""
 
 from __future__ import annotations
 
+import sqlite3
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+from sqlalchemy.engine import make_url
 
 from server.fewshot.retrieval import EmbeddingStore
 from server.media.source import EncodedMedia, encoded
@@ -46,3 +51,26 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def embeddings(database: Database) -> EmbeddingStore:
     return EmbeddingStore(database)
+
+
+# dumps of the databases of a server from before the migrations
+DATABASES = Path(__file__).with_name("databases")
+
+
+@pytest.fixture
+def old_database(database_url: str) -> Iterator[Database]:
+    """A database of version 1: two support sets, an upload, an evaluation, vectors, a fit and a stored answer."""
+    name = "postgresql" if database_url.startswith("postgresql") else "sqlite"
+    dump = (DATABASES / f"version_1.{name}.sql").read_text()
+    if name == "postgresql":
+        with psycopg.connect(database_url) as connection:
+            connection.execute(dump.encode())
+    else:
+        file = Path(str(make_url(database_url).database))
+        file.parent.mkdir(parents=True)
+        sqlite = sqlite3.connect(file)
+        sqlite.executescript(dump)
+        sqlite.close()
+    database = Database(database_url)
+    yield database
+    database.close()

@@ -1,0 +1,227 @@
+"""Backups: all that clients have stored, as one tar file that any database and any media store can be restored from.
+
+A backup is a snapshot of the tables, a line of JSON per row, and the files of the media store that they refer to. It does
+not depend on the kind of database, so it moves the data of a server from SQLite to PostgreSQL, too. The tables have the
+version that they had; a restored database is upgraded.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+from sqlalchemy import Connection, LargeBinary, MetaData, Table, func, insert, select, text
+
+from server.errors import MediaNotFound
+from server.media.store import MediaStore
+from server.settings import SettingsError
+from server.store import schema
+from server.store.database import Database
+from server.version import VERSION
+
+FORMAT = 1
+MANIFEST, TABLES, MEDIA = "backup.json", "tables/", "media/"
+# the versions of the tables, which a restored database gets anew, and the leases of requests that run
+NOT_STORED = {"alembic_version", "schema_version", "media_leases"}
+ROWS_PER_STATEMENT = 500
+# a media item that is deleted while a backup is written is missing from it: a new snapshot does not refer to it
+MAX_ATTEMPTS = 3
+
+encode, decode = msgspec.json.Encoder().encode, msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class BackupError(SettingsError):
+    """The file is no backup that this server can restore, or the database is not empty; the message says why."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The contents of a backup. `schema` is the version of its tables, `rows` their numbers of rows.
+
+    `missing` are the ids of media that the tables refer to and the media store does not have.
+    """
+
+    format: int
+    server: str
+    schema: str
+    created_at: float
+    rows: dict[str, int]
+    num_media: int
+    missing: list[str]
+
+
+async def write_backup(file: Path, database: Database, store: MediaStore) -> Manifest:
+    """Write a backup of a server, which may run, to a new file. Raises `BackupError`, `ServerError` and `OSError`."""
+    if file.exists():
+        raise BackupError(f"{file} exists already")
+    partial = file.with_name(file.name + ".partial")
+    try:
+        for _ in range(MAX_ATTEMPTS):
+            with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+                manifest = await _write_attempt(partial, Path(folder), database, store)
+            if not manifest.missing:
+                break
+        partial.rename(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return manifest
+
+
+async def restore_backup(file: Path, database: Database, store: MediaStore) -> Manifest:
+    """Restore a backup into an empty database, all or nothing, and its media into the store.
+
+    Raises `BackupError`, `ServerError` and `OSError`. Media that were stored before an error stay; they are the same ones
+    when the backup is restored again.
+    """
+    with _opened(file) as archive:
+        manifest = _read_manifest(archive)
+        await database.use_as_is(lambda session, now: _require_empty(session.connection()), is_writing=False)
+        _restore_media(archive, store)
+        await database.use_as_is(
+            lambda session, now: _restore_tables(session.connection(), archive, manifest), is_writing=True
+        )
+    return manifest
+
+
+async def _write_attempt(file: Path, folder: Path, database: Database, store: MediaStore) -> Manifest:
+    revision, rows, media = await database.use_as_is(
+        lambda session, now: _export_tables(session.connection(), folder), is_writing=False
+    )
+    missing: list[str] = []
+    with tarfile.open(file, "w") as archive:
+        for media_id in media:
+            try:
+                _add(archive, MEDIA + media_id, store.get_file(media_id))
+            except MediaNotFound:
+                missing.append(media_id)
+        for name in rows:
+            archive.add(folder / name, TABLES + name)
+        manifest = Manifest(
+            format=FORMAT,
+            server=VERSION,
+            schema=revision,
+            created_at=time.time(),
+            rows=rows,
+            num_media=len(media) - len(missing),
+            missing=missing,
+        )
+        _add(archive, MANIFEST, encode(manifest))
+    return manifest
+
+
+def _export_tables(connection: Connection, folder: Path) -> tuple[str, dict[str, int], list[str]]:
+    """Write a file per table, and return the tables' version, their numbers of rows, and the ids of all media."""
+    revision = schema.read_revision(connection)
+    if revision is None:
+        raise BackupError("the database is empty: there is nothing to back up")
+    tables = {table.name: table for table in _tables(connection)}
+    rows = {name: _export(connection, table, folder / name) for name, table in tables.items()}
+    media = tables["media"].c.media_id
+    return revision, rows, list(connection.scalars(select(media).order_by(media)))
+
+
+def _export(connection: Connection, table: Table, file: Path) -> int:
+    count = 0
+    with file.open("wb") as lines:
+        for row in connection.execute(select(table), execution_options={"yield_per": ROWS_PER_STATEMENT}).mappings():
+            lines.write(encode(dict(row)) + b"\n")
+            count += 1
+    return count
+
+
+def _tables(connection: Connection) -> list[Table]:
+    """Return the tables of the database as it is, each after those that it refers to."""
+    metadata = MetaData()
+    metadata.reflect(connection)
+    return [table for table in metadata.sorted_tables if table.name not in NOT_STORED]
+
+
+def _require_empty(connection: Connection) -> None:
+    for table in _tables(connection):
+        if connection.scalar(select(func.count()).select_from(table)):
+            raise BackupError(f"database: it is not empty: the table {table.name} has rows")
+
+
+def _restore_media(archive: tarfile.TarFile, store: MediaStore) -> None:
+    for member in archive.getmembers():
+        if member.name.startswith(MEDIA):
+            media_id = member.name.removeprefix(MEDIA)
+            try:
+                store.put_file(media_id, _content(archive, member).read())
+            except MediaNotFound:
+                raise BackupError(f"the backup is damaged: {media_id} does not have the bytes of its id") from None
+
+
+def _restore_tables(connection: Connection, archive: tarfile.TarFile, manifest: Manifest) -> None:
+    _require_empty(connection)
+    if schema.read_revision(connection) is None:
+        schema.upgrade(connection, manifest.schema)
+    for table in _tables(connection):
+        if table.name in manifest.rows:
+            _restore(connection, table, _content(archive, archive.getmember(TABLES + table.name)))
+    schema.upgrade(connection)
+
+
+def _restore(connection: Connection, table: Table, lines: IO[bytes]) -> None:
+    binary = [column.name for column in table.columns if isinstance(column.type, LargeBinary)]
+    for rows in _chunks(lines):
+        for row in rows:
+            row.update({name: base64.b64decode(row[name]) for name in binary})
+        connection.execute(insert(table), rows)
+    if connection.dialect.name == "postgresql" and (key := table.autoincrement_column) is not None:
+        # new rows continue after the restored ones
+        sequence = text("SELECT setval(pg_get_serial_sequence(:table, :column), greatest(:last, 1))")
+        last = connection.scalar(select(func.coalesce(func.max(key), 0)))
+        connection.execute(sequence, {"table": table.name, "column": key.name, "last": last})
+
+
+def _chunks(lines: IO[bytes]) -> Iterator[list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
+    for line in lines:
+        rows.append(decode(line))
+        if len(rows) == ROWS_PER_STATEMENT:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tarfile.TarFile]:
+    with ExitStack() as stack:
+        try:
+            archive = stack.enter_context(tarfile.open(file, "r:"))
+        except tarfile.TarError:
+            raise BackupError("the file is not a backup") from None
+        yield archive
+
+
+def _read_manifest(archive: tarfile.TarFile) -> Manifest:
+    """Read the last member, which a backup that was cut off lacks."""
+    try:
+        manifest = msgspec.json.decode(_content(archive, archive.getmember(MANIFEST)).read(), type=Manifest)
+    except (KeyError, tarfile.TarError, msgspec.DecodeError):
+        raise BackupError(f"the file is not a complete backup: it has no readable {MANIFEST}") from None
+    if manifest.format > FORMAT or manifest.schema > schema.NEWEST:
+        raise BackupError(f"the backup was written by a newer server, of version {manifest.server}")
+    return manifest
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    content = archive.extractfile(member)
+    if content is None:
+        raise BackupError(f"the backup is damaged: {member.name} is not a file")
+    return content
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mtime = len(data), int(time.time())
+    archive.addfile(entry, io.BytesIO(data))

@@ -1,0 +1,47 @@
+"""Brings the tables of a database to the version of this server: a new one gets them, an older one keeps its data.
+
+Alembic runs the files in `migrations/versions` that the database lacks, in order, in one transaction. A database that
+a newer server has upgraded is refused. A migration adds, and removes nothing that the version before it uses, so that
+servers of two versions can share a database while they are replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+
+from sqlalchemy import Connection, inspect, text
+
+from server.settings import SettingsError
+
+NEWEST = "0002"
+# the tables of databases that were created before there were migrations
+FIRST = "0001"
+
+logger = logging.getLogger(__name__)
+
+
+class DatabaseError(SettingsError):
+    """The database cannot be used by this version of the server, or the URL is invalid; the message says why."""
+
+
+def upgrade(connection: Connection, target: str = NEWEST) -> None:
+    """Run the migrations up to `target` within the connection's transaction. Raises `DatabaseError` for a newer one."""
+    revision = read_revision(connection)
+    if revision is not None and revision > NEWEST:
+        raise DatabaseError(
+            f"database: its schema has version {revision}, this server supports up to {NEWEST}: "
+            "run the server that upgraded it, or a later one"
+        )
+    if revision is None or revision < target:
+        import_module("server.store.migrations.run").migrate(connection, revision or "base", target)
+    if revision is not None and revision < target:
+        logger.info("the database was upgraded", extra={"from": revision, "to": target})
+
+
+def read_revision(connection: Connection) -> str | None:
+    """Return the version of the tables, None if there are none."""
+    tables = inspect(connection)
+    if tables.has_table("alembic_version"):
+        return connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return FIRST if tables.has_table("schema_version") else None

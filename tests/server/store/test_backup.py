@@ -1,0 +1,205 @@
+"""Backups: from SQLite and PostgreSQL to either, while the server writes, damaged, and of older servers."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import MetaData, select
+from sqlalchemy.orm import Session
+
+from server import backups
+from server.media.store import MediaStore
+from server.store import schema
+from server.store.backup import MANIFEST, NOT_STORED, BackupError, restore_backup, write_backup
+from server.store.database import Database
+from server.store.media_references import MediaReferences
+from server.store.support_sets import SupportSets
+from tests.server.store.conftest import BLUE, GREEN, RED, example
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def other_store(tmp_path: Path) -> MediaStore:
+    return MediaStore(str(tmp_path / "other media"))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def other(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty database of either kind."""
+    if request.param == "sqlite":
+        database = Database(f"sqlite:///{tmp_path / 'other.db'}")
+    else:
+        database = Database(request.getfixturevalue("another_schema"))
+    yield database
+    database.close()
+
+
+@pytest.fixture
+async def sets(database: Database, store: MediaStore) -> SupportSets:
+    sets = SupportSets(database, MediaReferences(database, store))
+    await sets.create("colours", [example("a", RED, metadata={"n": [1, "ü"]}), example("b", GREEN)])
+    await sets.put_examples("colours", [example("a", BLUE)])
+    return sets
+
+
+async def contents(database: Database) -> dict[str, list[tuple[object, ...]]]:
+    """Return all rows of all tables."""
+
+    def read(session: Session, now: float) -> dict[str, list[tuple[object, ...]]]:
+        metadata = MetaData()
+        metadata.reflect(session.connection())
+        return {
+            name: sorted((tuple(row) for row in session.execute(select(table))), key=repr)
+            for name, table in metadata.tables.items()
+            if name not in NOT_STORED
+        }
+
+    return await database.read(read)
+
+
+async def test_a_restored_database_is_the_same(
+    sets: SupportSets, database: Database, store: MediaStore, other: Database, other_store: MediaStore, tmp_path: Path
+) -> None:
+    written = await write_backup(tmp_path / "backup.tar", database, store)
+    assert written.missing == []
+    assert await restore_backup(tmp_path / "backup.tar", other, other_store) == written
+    assert await contents(other) == await contents(database)
+    assert {media_id: other_store.get(media_id).data for media_id in other_store.names()} == {
+        media.id: media.data for media in (RED, GREEN, BLUE)
+    }
+
+
+async def test_a_restored_set_is_changed_as_before(
+    sets: SupportSets, database: Database, store: MediaStore, other: Database, other_store: MediaStore, tmp_path: Path
+) -> None:
+    await write_backup(tmp_path / "backup.tar", database, store)
+    await restore_backup(tmp_path / "backup.tar", other, other_store)
+    restored = SupportSets(other, MediaReferences(other, other_store))
+    await restored.put_examples("colours", [example("c", RED)])
+    assert [each.id for each in (await restored.get_version("colours")).examples] == ["a", "b", "c"]
+    first = (await restored.get_version("colours", 1)).examples
+    assert (first[0].metadata, first[0].media) == ({"n": [1, "ü"]}, (RED.id,))
+
+
+async def test_a_database_that_is_in_use_is_not_restored_over(
+    sets: SupportSets, database: Database, store: MediaStore, tmp_path: Path
+) -> None:
+    await write_backup(tmp_path / "backup.tar", database, store)
+    before = await contents(database)
+    with pytest.raises(BackupError, match="it is not empty"):
+        await restore_backup(tmp_path / "backup.tar", database, store)
+    assert await contents(database) == before
+
+
+async def test_a_snapshot_is_consistent_while_sets_are_created_and_deleted(
+    sets: SupportSets, database: Database, store: MediaStore, other: Database, other_store: MediaStore, tmp_path: Path
+) -> None:
+    async def change(number: int) -> None:
+        for turn in range(10):
+            created = await sets.create(f"set {number} {turn}", [example("a", RED), example("b", GREEN)])
+            if turn % 2:
+                await sets.delete(created.id)
+
+    changing = asyncio.gather(*map(change, range(3)))
+    await asyncio.sleep(0.05)
+    written = await write_backup(tmp_path / "backup.tar", database, store)
+    await changing
+    await restore_backup(tmp_path / "backup.tar", other, other_store)
+    restored = SupportSets(other, MediaReferences(other, other_store))
+    infos = await restored.page("", 100)
+    assert len(infos) == written.rows["support_sets"]
+    for info in infos:
+        assert len((await restored.get_version(info.id)).examples) == info.num_examples == 2
+
+
+async def test_a_picture_that_vanishes_is_named(
+    sets: SupportSets, database: Database, store: MediaStore, tmp_path: Path
+) -> None:
+    store.delete(GREEN.id)
+    written = await write_backup(tmp_path / "backup.tar", database, store)
+    assert (written.missing, written.num_media) == ([GREEN.id], 2)
+
+
+async def test_a_file_that_was_cut_off_is_no_backup(
+    sets: SupportSets, database: Database, store: MediaStore, other: Database, other_store: MediaStore, tmp_path: Path
+) -> None:
+    file = tmp_path / "backup.tar"
+    await write_backup(file, database, store)
+    whole = file.read_bytes()
+    for length in (0, 100, 3000, whole.index(MANIFEST.encode())):
+        file.write_bytes(whole[:length])
+        with pytest.raises(BackupError, match="is not a"):
+            await restore_backup(file, other, other_store)
+
+
+async def test_a_damaged_picture_is_not_restored(
+    sets: SupportSets, database: Database, store: MediaStore, other: Database, other_store: MediaStore, tmp_path: Path
+) -> None:
+    file = tmp_path / "backup.tar"
+    await write_backup(file, database, store)
+    damaged = file.read_bytes().replace(b"\nred", b"\nrod")
+    file.write_bytes(damaged)
+    with pytest.raises(BackupError, match=RED.id):
+        await restore_backup(file, other, other_store)
+    assert (
+        await other.use_as_is(lambda session, now: schema.read_revision(session.connection()), is_writing=False) is None
+    )
+
+
+async def test_an_archive_from_elsewhere_is_no_backup(other: Database, other_store: MediaStore, tmp_path: Path) -> None:
+    file = tmp_path / "backup.tar"
+    for manifest in (b"", b"[]", b'{"format": 1}'):
+        with tarfile.open(file, "w") as archive:
+            entry = tarfile.TarInfo(MANIFEST)
+            entry.size = len(manifest)
+            archive.addfile(entry, io.BytesIO(manifest))
+        with pytest.raises(BackupError, match="not a complete backup"):
+            await restore_backup(file, other, other_store)
+
+
+async def test_a_backup_of_an_older_server_is_upgraded(
+    old_database: Database, store: MediaStore, other: Database, other_store: MediaStore, tmp_path: Path
+) -> None:
+    """The old database keeps its version: the old server can go on."""
+    written = await write_backup(tmp_path / "backup.tar", old_database, store)
+    assert written.schema == schema.FIRST
+    await restore_backup(tmp_path / "backup.tar", other, other_store)
+
+    def revision(session: Session, now: float) -> str | None:
+        return schema.read_revision(session.connection())
+
+    assert await old_database.use_as_is(revision, is_writing=False) == schema.FIRST
+    assert await other.read(revision) == schema.NEWEST
+    assert (await SupportSets(other, MediaReferences(other, other_store)).get("colours")).version == 3
+    await old_database.prepare()
+    assert await contents(other) == await contents(old_database)
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, data, other = tmp_path / "backup.tar", tmp_path / "data", tmp_path / "other"
+
+    async def fill() -> None:
+        database = Database(f"sqlite:///{data / 'flamboyance.db'}")
+        sets = SupportSets(database, MediaReferences(database, MediaStore(str(data / "media"))))
+        await sets.create("colours", [example("a", RED)])
+        database.close()
+
+    asyncio.run(fill())
+    assert backups.main(["backup", str(file), "--data-dir", str(data)]) == 0
+    assert "1 media, tables of version" in capsys.readouterr().out
+    assert backups.main(["backup", "--data-dir", str(data), str(file)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert backups.main(["restore", str(file), "--data-dir", str(other)]) == 0
+    assert backups.main(["restore", str(file), "--data-dir", str(other)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    running = Database(f"sqlite:///{tmp_path / 'third' / 'flamboyance.db'}", "data_dir")
+    running.lock()
+    assert backups.main(["restore", str(file), "--data-dir", str(tmp_path / "third")]) == 2
+    assert "is in use by" in capsys.readouterr().err
+    running.close()
