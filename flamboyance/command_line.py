@@ -87,6 +87,7 @@ PROGRAMS = {
         prog=NAME,
         first_arguments=("restore",),
     ),
+    "keys": Program("server.access.__main__", "Make, list and revoke API keys of a server.", prog=f"{NAME} keys"),
     "evaluate": Program(
         "evaluation.benchmarks.__main__",
         "Evaluate a server on a benchmark of the paper: `flamboyance evaluate NAME --data DIR [--server URL]`.",

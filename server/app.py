@@ -12,14 +12,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Lifespan
 
+from server.access.callers import Callers
+from server.access.keys import Keys
+from server.api.authorisation import authorise
 from server.api.body import JSONResponse
-from server.api.guard import Guard
+from server.api.guard import METRICS_PATH, OPEN_PATHS, Guard
 from server.api.openapi import openapi_document, operation_id
 from server.api.routes import (
     archives,
@@ -35,6 +38,9 @@ from server.api.routes import (
     models,
     playground,
     support_sets,
+)
+from server.api.routes import (
+    keys as key_routes,
 )
 from server.api.services import Services
 from server.engine_client.client import Client
@@ -77,6 +83,7 @@ ROUTERS = (
     support_sets.router,
     curation.router,
     archives.router,
+    key_routes.router,
     health.router,
     docs.router,
     playground.router,
@@ -118,6 +125,7 @@ def create_app(
     shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval, FitStore(database))
     warming = Warming(client, model, store, retrieval, comparison)
     evaluations = Evaluations(database, max_share=settings.max_client_share)
+    keys = Keys(database)
     services = Services(
         settings=settings,
         model=model,
@@ -134,6 +142,7 @@ def create_app(
         intake=intake,
         decoder=decoder,
         database=database,
+        keys=keys,
         media_references=media_references,
         support_sets=support_sets,
         shots=shots,
@@ -152,7 +161,7 @@ def create_app(
     app = Application(lifespan=partial(_lifespan, services=services, runner=runner, maintenance=maintenance))
     app.state.services = services
     for router in ROUTERS:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(authorise)])
     app.add_exception_handler(HTTPException, _refuse_http)
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _report_bug)
@@ -160,7 +169,8 @@ def create_app(
         Guard,
         admission=services.admission,
         refuse=_refuse,
-        api_key=None if settings.api_key is None else settings.api_key.get_secret_value(),
+        callers=Callers(keys, None if settings.api_key is None else settings.api_key.get_secret_value()),
+        open_paths=OPEN_PATHS - {METRICS_PATH} if settings.guard_metrics else OPEN_PATHS,
         timeout=settings.request_timeout,
     )
     return app
@@ -175,6 +185,7 @@ async def _lifespan(
     async with AsyncExitStack() as stopping:  # in reverse order, whatever fails
         stopping.callback(services.database.close)
         await services.database.prepare()
+        await services.keys.exist()  # read once: from now on requests do without the database
         stopping.push_async_callback(services.decoder.stop)
         stopping.push_async_callback(services.client.stop)
         await services.client.start()

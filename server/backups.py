@@ -15,22 +15,22 @@ from pathlib import Path
 from server import logs
 from server.errors import ServerError
 from server.media.store import MediaStore
-from server.settings import Settings, SettingsError, read_settings
+from server.settings import Settings, SettingsError
 from server.store.backup import Manifest, restore_backup, write_backup
 from server.store.database import Database
+from server.store.location import add_location, read_location
 
 PROGRAM = "python -m server.backups"
-# settings of the server that say where its data are
-SETTINGS = ("data_dir", "database", "media_store", "config")
 
 
 def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
     """Write or restore a backup, and return the exit status: 1 if media are missing, 2 for an error."""
-    command, file, flags = _parse(arguments, prog)
+    options = _parser(prog).parse_args(arguments)
+    file: Path = options.file
     try:
-        settings = read_settings(flags, prog)
+        settings = read_location(options, prog)
         logs.configure(settings.log_level, settings.log_format)
-        manifest = asyncio.run(COMMANDS[command](file, settings))
+        manifest = asyncio.run(COMMANDS[options.command](file, settings))
     except (SettingsError, ServerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,23 +65,14 @@ HELP = {
 }
 
 
-def _parse(arguments: Sequence[str], prog: str) -> tuple[str, Path, list[str]]:
-    """Return the command, the file, and the flags of the settings."""
+def _parser(prog: str) -> ArgumentParser:
     parser = ArgumentParser(prog=prog, description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for command in COMMANDS:
         subparser = commands.add_parser(command, help=HELP[command], description=HELP[command], allow_abbrev=False)
         subparser.add_argument("file", type=Path, help="a tar file")
-        for name in SETTINGS:
-            description = Settings.model_fields[name].description
-            subparser.add_argument(_flag(name), help=f"setting of the server: {description}")
-    options = vars(parser.parse_args(arguments))
-    flags = [f"{_flag(name)}={options[name]}" for name in SETTINGS if options[name] is not None]
-    return options["command"], options["file"], flags
-
-
-def _flag(setting: str) -> str:
-    return f"--{setting.replace('_', '-')}"
+        add_location(subparser)
+    return parser
 
 
 if __name__ == "__main__":

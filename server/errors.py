@@ -103,6 +103,13 @@ class Unauthorized(ServerError, code="invalid_api_key"):
         return super().headers() | {"WWW-Authenticate": "Bearer"}
 
 
+class Forbidden(ServerError, code="permission_denied"):
+    """The role of the API key does not permit the request."""
+
+    status = 403
+    type = "permission_error"
+
+
 class NotFound(ServerError, code="not_found"):
     """No resource has this id."""
 
@@ -132,6 +139,10 @@ class ExampleNotFound(NotFound, code="example_not_found"):
 
 class EvaluationNotFound(NotFound, code="evaluation_not_found"):
     """No evaluation has this id."""
+
+
+class KeyNotFound(NotFound, code="key_not_found"):
+    """No API key has this id."""
 
 
 class Conflict(ServerError, code="conflict"):
@@ -194,6 +205,13 @@ class Overloaded(Unavailable, code="overloaded"):
 
 class ClientOverShare(Overloaded, code="client_over_share"):
     """This client has its share of the queue, of the memory for bodies, or of the unfinished evaluations."""
+
+    status = 429
+    type = "rate_limit_error"
+
+
+class QuotaExceeded(Overloaded, code="quota_exceeded"):
+    """The API key has used what it may use in a minute."""
 
     status = 429
     type = "rate_limit_error"

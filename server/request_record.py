@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
+from server.access.quotas import Quota
 from server.limits.admission import Ticket
 from server.metrics import Metrics
 from server.wire import Admitted, FinishReason, Scored
@@ -24,7 +25,9 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
     without a ticket is for work of the server itself: tokens and media are counted, but no finished request.
     """
 
-    def __init__(self, request_id: str, metrics: Metrics, ticket: Ticket | None = None) -> None:
+    def __init__(
+        self, request_id: str, metrics: Metrics, ticket: Ticket | None = None, quota: Quota | None = None
+    ) -> None:
         self.request_id = request_id
         self.arrived = time.monotonic()
         self.priority = 0
@@ -42,6 +45,7 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self.media_cached: int | None = None  # None: the engine has reported nothing about caches
         self._metrics = metrics
         self._ticket = ticket
+        self._quota = quota
         self._is_admitted = False
         self._queue_seconds = 0.0
         self._first_token: float | None = None
@@ -120,6 +124,9 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
     ) -> None:
         if error is not None:
             self.finish_reason = "error" if isinstance(error, Exception) else "abort"
+        if self._quota is not None:
+            self._quota.count("tokens", self.prompt_tokens + self.completion_tokens)
+            self._quota.count("media", self.media)
         if self._ticket is not None:
             self._finish()
 

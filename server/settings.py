@@ -105,8 +105,11 @@ class Settings(BaseModel):
         False, description="expose the metrics that vLLM has under its names as well, for dashboards and routers"
     )
     api_key: SecretStr | None = Field(
-        None, min_length=8, description="bearer key that every request must have; none: no key is required"
+        None,
+        min_length=8,
+        description="bearer key with the role admin; none: no key is required until `flamboyance keys create` makes one",
     )
+    guard_metrics: bool = Field(False, description="require a key for /metrics, too")
     shutdown_timeout: float = Field(
         30.0, ge=0, le=3600, description="seconds for running requests to finish after SIGTERM"
     )

@@ -12,8 +12,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.access.callers import Caller
+from server.access.quotas import Quota
+from server.access.roles import may
 from server.api.services import Services
-from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from server.errors import BodyTimeout, BodyTooLarge, Forbidden, InvalidRequest, UnsupportedMediaType
 from server.limits.admission import Ticket
 from server.limits.resting_lock import RestingLock
 from server.schemas.base import ModelRequest, PrioritizedRequest, SchemaType, TimedRequest, read
@@ -35,10 +38,17 @@ async def read_request(
         raise services.model_not_found(str(fields.model))
     if isinstance(fields, TimedRequest):
         request.state.deadline.shorten(fields.timeout)
-    if isinstance(fields, PrioritizedRequest) and fields.priority < 0 and not services.settings.allow_negative_priority:
-        message = f"priority is {fields.priority}, this server accepts none below 0"
-        raise InvalidRequest(message, param="priority")
+    if isinstance(fields, PrioritizedRequest) and fields.priority < 0:
+        _check_priority(fields.priority, request.state.caller, services.settings)
     return fields
+
+
+def _check_priority(priority: int, caller: Caller, settings: Settings) -> None:
+    """Check that a request may go before others. Raises `InvalidRequest` and `Forbidden`."""
+    if not settings.allow_negative_priority:
+        raise InvalidRequest(f"priority is {priority}, this server accepts none below 0", param="priority")
+    if not may(caller.role, "manage"):
+        raise Forbidden(f"priority is {priority}: below 0 it needs a key with the role manage", param="priority")
 
 
 async def parse(schema: type[SchemaType], body: bytes, parsing: RestingLock) -> SchemaType:
@@ -121,6 +131,7 @@ async def spool_body(request: Request, settings: Settings, file: BinaryIO) -> st
 async def _pieces(request: Request, limit: int, seconds: float) -> AsyncGenerator[bytes, None]:
     """Yield the body in pieces; a large one gives way to other requests. Raises `BodyTooLarge` and `BodyTimeout`."""
     ticket: Ticket = request.state.ticket
+    quota: Quota | None = request.state.caller.quota
     size, received = int(request.headers.get("content-length", 0)), 0
     stream, deadline = request.stream(), asyncio.get_running_loop().time() + seconds
     while size <= limit:
@@ -133,6 +144,8 @@ async def _pieces(request: Request, limit: int, seconds: float) -> AsyncGenerato
             return
         yield piece
         received += len(piece)
+        if quota is not None:
+            quota.count("bytes", len(piece))
         size = max(size, received)
         if received > LARGE_BODY and (pause := ticket.pause(len(piece))):
             await asyncio.sleep(pause)

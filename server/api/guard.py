@@ -1,4 +1,4 @@
-"""Middleware before every route: it checks the API key, gives each request an id, a ticket and a deadline, and refuses.
+"""Middleware before every route: it finds the caller, gives each request an id, a ticket and a deadline, and refuses.
 
 A request with a body is refused here if it could not wait in the queue: routing it would cost a full server as much time
 again as the refusal. The ticket is released after the last byte of the response, and before a refusal, which may have to
@@ -8,12 +8,10 @@ wait for its turn. Pure ASGI, so that streams pass through untouched.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import ipaddress
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.access.callers import Caller, Callers
 from server.errors import ClientOverShare, InvalidRequest, ServerError, Unauthorized
 from server.limits.admission import Admission
 from server.limits.deadline import HEADER, Deadline, read_header
@@ -31,7 +30,8 @@ DOCS_PATHS = frozenset(
     {"/openapi.json", "/docs", "/docs/docs.js", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"}
 )
 # Probes and scrapers carry no key either.
-OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"}) | DOCS_PATHS
+METRICS_PATH = "/metrics"
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", METRICS_PATH}) | DOCS_PATHS
 IPV6_PREFIX = 64
 # bytes of a refused body that are read, and dropped, so that a disconnection is noticed: it follows the body
 MAX_DROPPED = 2**16
@@ -39,10 +39,10 @@ REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 class Guard:
-    """Refuses requests without the key, and gives the others an id, a deadline and a ticket.
+    """Refuses requests without a key, and gives the others a caller, an id, a deadline and a ticket.
 
     `refuse` makes the response to a request that ends with a `ServerError`, here or in a route. `timeout` is the seconds
-    that a request may take, None for no limit.
+    that a request may take, None for no limit. `open_paths` need no key.
     """
 
     def __init__(
@@ -50,14 +50,16 @@ class Guard:
         app: ASGIApp,
         admission: Admission,
         refuse: Callable[[Request, ServerError], Awaitable[Response]],
-        api_key: str | None = None,
+        callers: Callers,
         timeout: float | None = None,
+        open_paths: Collection[str] = OPEN_PATHS,
     ) -> None:
         self._app = app
         self._admission = admission
         self._refuse = refuse
-        self._key = None if api_key is None else _digest(api_key)
+        self._callers = callers
         self._timeout = timeout
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,7 +67,7 @@ class Guard:
             return
         headers, state = Headers(scope=scope), scope.setdefault("state", {})
         state["request_id"] = request_id = _request_id(headers)
-        client = _client(scope)
+        client = address = _address(scope)
 
         has_begun = False
 
@@ -77,7 +79,11 @@ class Guard:
             await send(message)
 
         try:
-            self._check(scope["path"], headers)
+            _check_length(headers)
+            state["caller"] = caller = await self._identify(scope["path"], headers, address)
+            client = caller.client
+            if caller.quota is not None:
+                caller.quota.begin()
             state["deadline"] = deadline = Deadline(self._timeout)
             deadline.shorten(read_header(headers.get(HEADER)))
             with self._admission.ticket(client) as ticket:
@@ -96,19 +102,20 @@ class Guard:
         response = await self._refuse(Request(scope), refusal)
         await response(scope, receive, send_with_id)
 
-    def _check(self, path: str, headers: Headers) -> None:
-        """Check the key, and that the end of the body is unambiguous. Raises `Unauthorized` and `InvalidRequest`."""
-        if not self._is_allowed(path, headers):
+    async def _identify(self, path: str, headers: Headers, address: str) -> Caller:
+        """Return the caller, of an open path an anonymous one. Raises `Unauthorized` and `DatabaseUnavailable`."""
+        if path in self._open_paths or is_playground(path):
+            return Caller(client=address, role="inference", is_anonymous=True)
+        caller = await self._callers.identify(headers.get("authorization", ""), address)
+        if caller is None:
             raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
-        if "content-length" in headers and "transfer-encoding" in headers:
-            raise InvalidRequest("a body has Content-Length or Transfer-Encoding, not both", param="Content-Length")
+        return caller
 
-    def _is_allowed(self, path: str, headers: Headers) -> bool:
-        if self._key is None or path in OPEN_PATHS or is_playground(path):
-            return True
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        # digests have one length, so the time taken reveals nothing about the key
-        return scheme.lower() == "bearer" and hmac.compare_digest(_digest(key.strip()), self._key)
+
+def _check_length(headers: Headers) -> None:
+    """Check that the end of the body is unambiguous. Raises `InvalidRequest`."""
+    if "content-length" in headers and "transfer-encoding" in headers:
+        raise InvalidRequest("a body has Content-Length or Transfer-Encoding, not both", param="Content-Length")
 
 
 def is_playground(path: str) -> bool:
@@ -126,8 +133,8 @@ def _request_id(headers: Headers) -> str:
     return request_id if REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex
 
 
-def _client(scope: Scope) -> str:
-    """Return what tells clients apart: the address, of IPv6 the network that a single customer has."""
+def _address(scope: Scope) -> str:
+    """Return what tells clients without a key apart: the address, of IPv6 the network that a single customer has."""
     host = (scope.get("client") or ("",))[0]
     try:
         address = ipaddress.ip_address(host)
@@ -151,7 +158,3 @@ async def _disconnected(receive: Receive) -> None:
             return
         size += len(message.get("body", b""))
     await asyncio.get_running_loop().create_future()
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from server.api.body import JSON
-from server.api.guard import OPEN_PATHS
+from server.api.guard import METRICS_PATH, OPEN_PATHS
 from server.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -32,6 +32,7 @@ from server.errors import (
     EngineFailed,
     EngineNotReady,
     EngineStalled,
+    Forbidden,
     InvalidMedia,
     InvalidRequest,
     MediaNameTaken,
@@ -41,6 +42,7 @@ from server.errors import (
     ModelNotFound,
     NamedMediaNotFound,
     Overloaded,
+    QuotaExceeded,
     ServerError,
     ShuttingDown,
     StorageUnavailable,
@@ -75,6 +77,8 @@ BODY = (
     Overloaded,
     ShuttingDown,
 )
+# what a request to a route that is not open may be refused with
+ACCESS = (Unauthorized, Forbidden, QuotaExceeded)
 # what any request may end with
 ANY = (InvalidRequest, DeadlineExceeded, ServerError)
 
@@ -94,6 +98,7 @@ TAGS = {
     "Evaluations": "Leave-one-out evaluations of support sets.",
     "Images": "Images and videos that are uploaded once and then named by id.",
     "Model": "The served model: its tokenizer, its vectors, its attention.",
+    "Keys": "API keys: who may do what.",
     "Health": "The state of the server.",
 }
 PATH_PARAMETERS = {
@@ -101,6 +106,7 @@ PATH_PARAMETERS = {
     "example_id": "The id of an example.",
     "evaluation_id": "The id of an evaluation.",
     "image_id": "The id of an image or a video.",
+    "key_id": "The id of an API key.",
     "name": "The name of a model.",
 }
 REQUEST_HEADERS = {
@@ -116,7 +122,7 @@ RESPONSE_HEADERS = {
     "X-Request-Id": "The id of the request.",
     "X-Should-Retry": "`true` if the same request may succeed later, else `false`.",
 }
-BEARER = {"type": "http", "scheme": "bearer", "description": "Needed if the server has an API key."}
+BEARER = {"type": "http", "scheme": "bearer", "description": "Needed if the server has API keys."}
 
 
 class _JsonSchemas(GenerateJsonSchema):
@@ -188,7 +194,7 @@ def openapi_document(routes: Sequence[BaseRoute], title: str, version: str) -> d
     document = get_openapi(title=title, version=version, description=DESCRIPTION, routes=routes, tags=tags)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            _complete(operation, method, is_open=path in OPEN_PATHS)
+            _complete(operation, method, is_open=path in OPEN_PATHS - {METRICS_PATH})
     schemas = _schemas(node["$ref"] for node in _objects(document["paths"]) if "$ref" in node)
     for node in _objects(schemas):
         if "oneOf" in node:
@@ -217,7 +223,10 @@ def _complete(operation: dict[str, Any], method: str, *, is_open: bool) -> None:
     if "HTTPValidationError" in str(operation["responses"].get("422")):
         del operation["responses"]["422"]  # FastAPI's, of path parameters that no value can break
     if not is_open:
-        operation["responses"] |= {str(status): body for status, body in _error_responses([Unauthorized]).items()}
+        for status, response in _error_responses(ACCESS).items():
+            same = operation["responses"].setdefault(str(status), response)
+            if same is not response:
+                same["description"] = f"{same['description'].removesuffix('.')}, {_codes(ACCESS, status)}."
     operation["responses"] = dict(sorted(operation["responses"].items()))
     for response in operation["responses"].values():
         response["headers"] = {**response.get("headers", {}), **_header_references(["X-Request-Id"])}
@@ -307,10 +316,14 @@ def _error_responses(errors: Iterable[type[ServerError]]) -> dict[int, dict[str,
 def _error_response(status: int, errors: Sequence[type[ServerError]]) -> dict[str, Any]:
     retry = ["Retry-After"] if any(issubclass(error, Unavailable) for error in errors) else []
     return {
-        "description": f"{HTTPStatus(status).phrase}: {', '.join(f'`{error.code}`' for error in errors)}.",
+        "description": f"{HTTPStatus(status).phrase}: {_codes(errors, status)}.",
         "headers": _header_references(["X-Should-Retry", *retry]),
         "content": _content(Error),
     }
+
+
+def _codes(errors: Iterable[type[ServerError]], status: int) -> str:
+    return ", ".join(f"`{error.code}`" for error in errors if error.status == status)
 
 
 def _query_parameters(query: type[Schema] | None) -> Iterator[dict[str, Any]]:

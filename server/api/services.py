@@ -11,6 +11,8 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import Request
 
+from server.access.callers import Caller
+from server.access.keys import Keys
 from server.engine_client.client import Client
 from server.errors import ModelNotFound
 from server.fewshot.comparison import Comparison
@@ -48,6 +50,7 @@ class Services:
     intake: Intake
     decoder: DecodePool
     database: Database
+    keys: Keys
     media_references: MediaReferences
     support_sets: SupportSets
     shots: ShotSource
@@ -71,7 +74,8 @@ async def _services(request: Request) -> Services:
 
 
 async def _record(request: Request, services: Annotated[Services, Depends(_services)]) -> RequestRecord:
-    return RequestRecord(request.state.request_id, services.metrics, request.state.ticket)
+    caller: Caller = request.state.caller
+    return RequestRecord(request.state.request_id, services.metrics, request.state.ticket, caller.quota)
 
 
 GivenServices = Annotated[Services, Depends(_services)]

@@ -34,7 +34,7 @@ class Deleted(ResponseSchema):
     """The id of what was deleted."""
 
     id: str
-    object: Literal["image", "video", "support_set", "evaluation"]
+    object: Literal["image", "video", "support_set", "evaluation", "api_key"]
     deleted: Literal[True]
 
 

@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.requests import Request
 
+from server.access.callers import Caller
 from server.api.body import spool_body
 from server.errors import BodyTimeout
 from server.schemas.base import MAX_SEPARATORS
@@ -100,7 +101,9 @@ async def test_a_body_that_is_late_is_refused_even_if_the_time_ends_while_the_di
 
     loop, is_writing, may_write = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
     messages = [{"type": "http.request", "body": b"PK", "more_body": True}]
-    scope = {"type": "http", "headers": [], "state": {"ticket": app.state.services.admission.ticket("test")}}
+    caller = Caller(client="test", role="admin")
+    state = {"ticket": app.state.services.admission.ticket("test"), "caller": caller}
+    scope = {"type": "http", "headers": [], "state": state}
     request = Request(scope, receive)
     monkeypatch.setattr("server.api.body.WRITE_BYTES", 1)
     hasty = settings.model_copy(update={"body_timeout": 0.01, "max_import_mb": settings.max_body_mb})

@@ -13,12 +13,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from server.access.callers import Callers
+from server.access.keys import Keys
 from server.api.guard import OPEN_PATHS, Guard
 from server.errors import ClientOverShare, ServerError
 from server.limits.admission import Admission
 from server.limits.pacing import MAX_PAUSE
 from server.metrics import Metrics
 from server.settings import Settings
+from server.store.database import Database
 from tests.server.fakes import eventually
 
 pytestmark = pytest.mark.anyio
@@ -103,8 +106,13 @@ async def over_share(scope: Scope, receive: Receive, send: Send) -> None:
     raise ClientOverShare("no")
 
 
+@pytest.fixture
+def callers(database: Database) -> Callers:
+    return Callers(Keys(database))
+
+
 @asynccontextmanager
-async def refused(connection: Connection) -> AsyncIterator[asyncio.Task[None]]:
+async def refused(connection: Connection, callers: Callers) -> AsyncIterator[asyncio.Task[None]]:
     """A request of a client whose refusals have the longest pause."""
 
     async def refuse(request: Request, error: ServerError) -> Response:
@@ -117,24 +125,24 @@ async def refused(connection: Connection) -> AsyncIterator[asyncio.Task[None]]:
     while admission.pacing.pause("a") < MAX_PAUSE:
         pass
     scope: Scope = {"type": "http", "path": "/v1/completions", "headers": [], "client": ("a", 1)}
-    task = asyncio.create_task(Guard(over_share, admission, refuse)(scope, connection.receive, send))
+    task = asyncio.create_task(Guard(over_share, admission, refuse, callers)(scope, connection.receive, send))
     await eventually(lambda: admission.pacing.num_held == 1)
     yield task
     admission.close()
     await task
 
 
-async def test_a_refusal_that_is_held_ends_when_its_client_disconnects() -> None:
+async def test_a_refusal_that_is_held_ends_when_its_client_disconnects(callers: Callers) -> None:
     connection = Connection(b"a body", b"in two pieces")
-    async with refused(connection) as task:
+    async with refused(connection, callers) as task:
         assert not task.done()
         connection.left.set()
         await asyncio.wait_for(task, MAX_PAUSE / 2)
 
 
-async def test_a_large_body_is_not_read_while_its_refusal_is_held() -> None:
+async def test_a_large_body_is_not_read_while_its_refusal_is_held(callers: Callers) -> None:
     connection = Connection(*[b" " * 40_000] * 100)
-    async with refused(connection) as task:
+    async with refused(connection, callers) as task:
         await asyncio.sleep(0)
         assert len(connection.unread) == 98
         assert not task.done()
@@ -149,7 +157,9 @@ async def test_a_large_body_is_not_read_while_its_refusal_is_held() -> None:
         ({"transfer-encoding": "x"}, False),
     ],
 )
-async def test_a_full_server_does_not_route_a_request_with_a_body(headers: dict[str, str], is_routed: bool) -> None:
+async def test_a_full_server_does_not_route_a_request_with_a_body(
+    headers: dict[str, str], is_routed: bool, callers: Callers
+) -> None:
     """Routing a request to where its body would be read costs as much time as its refusal."""
     routed, codes = list[Scope](), list[str]()
     admission = Admission(1, Metrics("tiny"))
@@ -175,5 +185,5 @@ async def test_a_full_server_does_not_route_a_request_with_a_body(headers: dict[
         async def send(message: Message) -> None:
             pass
 
-        await Guard(route, admission, refuse)(scope, receive, send)
+        await Guard(route, admission, refuse, callers)(scope, receive, send)
     assert (bool(routed), codes) == (is_routed, [] if is_routed else ["overloaded"])

@@ -545,6 +545,41 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/keys": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List the API keys, without their secrets */
+        get: operations["list_keys"];
+        put?: never;
+        /** Make an API key. Its secret is in this response alone */
+        post: operations["create_key"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/keys/{key_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Revoke an API key: at once for this server, within seconds for others of the same database */
+        delete: operations["revoke_key"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/health/live": {
         parameters: {
             query?: never;
@@ -1473,6 +1508,28 @@ export interface components {
             media_encoded: number;
         };
         /**
+         * CreateKeyRequest
+         * @description An API key to make.
+         * @example {
+         *       "limits": {
+         *         "requests": 600
+         *       },
+         *       "name": "search team",
+         *       "role": "inference"
+         *     }
+         */
+        CreateKeyRequest: {
+            /** @description Whose key it is, for the list of keys. */
+            name: string;
+            /**
+             * @description `inference` asks and reads, `manage` also changes what is stored, `admin` also manages keys.
+             * @default inference
+             * @enum {string|null}
+             */
+            role: "inference" | "manage" | "admin" | null;
+            limits?: components["schemas"]["LimitFields"] | null;
+        };
+        /**
          * CreateRequest
          * @example {
          *       "examples": [
@@ -1763,7 +1820,7 @@ export interface components {
         Deleted: {
             id: string;
             /** @enum {string} */
-            object: "image" | "video" | "support_set" | "evaluation";
+            object: "image" | "video" | "support_set" | "evaluation" | "api_key";
             /** @constant */
             deleted: true;
         };
@@ -2483,6 +2540,37 @@ export interface components {
             json_schema: components["schemas"]["NamedSchema"];
         };
         /**
+         * Key
+         * @description An API key without its secret.
+         */
+        Key: {
+            id: string;
+            /** @constant */
+            object: "api_key";
+            name: string;
+            /** @enum {string} */
+            role: "inference" | "manage" | "admin";
+            limits: components["schemas"]["KeyLimits"];
+            /** @description In Unix seconds. */
+            created_at: number;
+        };
+        /**
+         * KeyLimits
+         * @description The amounts that a key may use in a minute; null where it has no limit.
+         */
+        KeyLimits: {
+            requests: number | null;
+            tokens: number | null;
+            bytes: number | null;
+            media: number | null;
+        };
+        /** Keys */
+        Keys: {
+            /** @constant */
+            object: "list";
+            data: components["schemas"]["Key"][];
+        };
+        /**
          * KnownMedia
          * @description An image of the pool that an example of the set shows.
          */
@@ -2545,6 +2633,19 @@ export interface components {
             /** @description The index of the level. */
             value: number;
             probability: number;
+        };
+        /**
+         * LimitFields
+         * @description The amounts that a key may use in a minute; one that is not given is not limited.
+         */
+        LimitFields: {
+            requests?: number | null;
+            /** @description Tokens of prompts and answers. */
+            tokens?: number | null;
+            /** @description Bytes of request bodies. */
+            bytes?: number | null;
+            /** @description Images and videos of prompts. */
+            media?: number | null;
         };
         /** Live */
         Live: {
@@ -2627,6 +2728,23 @@ export interface components {
             /** @constant */
             type: "function";
             function: components["schemas"]["ChosenFunction"];
+        };
+        /**
+         * NewKey
+         * @description An API key with its secret, which is shown once.
+         */
+        NewKey: {
+            id: string;
+            /** @constant */
+            object: "api_key";
+            name: string;
+            /** @enum {string} */
+            role: "inference" | "manage" | "admin";
+            limits: components["schemas"]["KeyLimits"];
+            /** @description In Unix seconds. */
+            created_at: number;
+            /** @description The secret, sent as `Authorization: Bearer KEY`. */
+            key: string;
         };
         /**
          * OutputRefusalPart
@@ -3604,6 +3722,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `model_not_found`, `image_not_found`, `media_not_found`. */
             404: {
                 headers: {
@@ -3670,7 +3799,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -3769,6 +3898,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `model_not_found`, `image_not_found`, `media_not_found`, `support_set_not_found`. */
             404: {
                 headers: {
@@ -3835,7 +3975,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -3934,6 +4074,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `model_not_found`, `image_not_found`, `media_not_found`. */
             404: {
                 headers: {
@@ -4000,7 +4151,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4101,10 +4252,33 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -4202,6 +4376,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `image_not_found`, `media_not_found`. */
             404: {
                 headers: {
@@ -4268,7 +4453,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -4365,10 +4550,33 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `image_not_found`. */
             404: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -4461,6 +4669,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `image_not_found`. */
             404: {
                 headers: {
@@ -4476,6 +4695,18 @@ export interface operations {
             409: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -4562,10 +4793,29 @@ export interface operations {
                 };
                 content?: never;
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
             /** @description Not Found: `image_not_found`. */
             404: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -4666,10 +4916,33 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `image_not_found`. */
             404: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -4768,10 +5041,29 @@ export interface operations {
                 };
                 content?: never;
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
             /** @description Not Found: `image_not_found`. */
             404: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -4853,6 +5145,29 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Internal Server Error: `internal_error`. */
             500: {
                 headers: {
@@ -4926,10 +5241,33 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `model_not_found`. */
             404: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -5011,6 +5349,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `model_not_found`, `image_not_found`, `media_not_found`. */
             404: {
                 headers: {
@@ -5077,7 +5426,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5171,6 +5520,29 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Internal Server Error: `internal_error`. */
             500: {
                 headers: {
@@ -5245,6 +5617,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `model_not_found`. */
             404: {
                 headers: {
@@ -5300,7 +5683,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5398,6 +5781,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `model_not_found`, `image_not_found`, `media_not_found`. */
             404: {
                 headers: {
@@ -5464,7 +5858,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5562,6 +5956,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `model_not_found`, `image_not_found`, `media_not_found`. */
             404: {
                 headers: {
@@ -5628,7 +6033,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5726,6 +6131,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `model_not_found`, `image_not_found`, `media_not_found`, `support_set_not_found`. */
             404: {
                 headers: {
@@ -5792,7 +6208,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -5890,6 +6306,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `model_not_found`, `image_not_found`, `media_not_found`. */
             404: {
                 headers: {
@@ -5956,7 +6383,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6054,6 +6481,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `model_not_found`, `image_not_found`, `media_not_found`, `support_set_not_found`. */
             404: {
                 headers: {
@@ -6120,7 +6558,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6221,6 +6659,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `model_not_found`, `support_set_not_found`. */
             404: {
                 headers: {
@@ -6276,7 +6725,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -6377,6 +6826,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `support_set_not_found`. */
             404: {
                 headers: {
@@ -6392,6 +6852,18 @@ export interface operations {
             422: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -6484,10 +6956,33 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `evaluation_not_found`. */
             404: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -6580,10 +7075,33 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `evaluation_not_found`. */
             404: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -6676,10 +7194,33 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `evaluation_not_found`. */
             404: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -6774,10 +7315,33 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -6873,6 +7437,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `support_set_not_found`, `image_not_found`, `media_not_found`. */
             404: {
                 headers: {
@@ -6939,7 +7514,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7039,6 +7614,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `support_set_not_found`. */
             404: {
                 headers: {
@@ -7054,6 +7640,18 @@ export interface operations {
             422: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -7149,6 +7747,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `support_set_not_found`. */
             404: {
                 headers: {
@@ -7175,6 +7784,18 @@ export interface operations {
             422: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -7271,6 +7892,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `support_set_not_found`. */
             404: {
                 headers: {
@@ -7337,7 +7969,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7439,6 +8071,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `support_set_not_found`. */
             404: {
                 headers: {
@@ -7454,6 +8097,18 @@ export interface operations {
             422: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -7553,6 +8208,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `support_set_not_found`. */
             404: {
                 headers: {
@@ -7568,6 +8234,18 @@ export interface operations {
             422: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -7666,6 +8344,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `support_set_not_found`, `image_not_found`, `media_not_found`. */
             404: {
                 headers: {
@@ -7732,7 +8421,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -7834,6 +8523,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `support_set_not_found`, `example_not_found`. */
             404: {
                 headers: {
@@ -7860,6 +8560,18 @@ export interface operations {
             422: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -7957,6 +8669,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `support_set_not_found`, `example_not_found`. */
             404: {
                 headers: {
@@ -7972,6 +8695,18 @@ export interface operations {
             422: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -8069,6 +8804,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `support_set_not_found`, `example_not_found`. */
             404: {
                 headers: {
@@ -8095,6 +8841,18 @@ export interface operations {
             422: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -8191,6 +8949,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `support_set_not_found`, `image_not_found`, `media_not_found`. */
             404: {
                 headers: {
@@ -8257,7 +9026,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8358,6 +9127,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `model_not_found`, `support_set_not_found`, `image_not_found`, `media_not_found`. */
             404: {
                 headers: {
@@ -8424,7 +9204,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8526,6 +9306,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `support_set_not_found`, `image_not_found`, `media_not_found`. */
             404: {
                 headers: {
@@ -8559,7 +9350,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8660,6 +9451,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `model_not_found`, `support_set_not_found`, `image_not_found`, `media_not_found`. */
             404: {
                 headers: {
@@ -8726,7 +9528,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -8827,6 +9629,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `support_set_not_found`, `image_not_found`. */
             404: {
                 headers: {
@@ -8842,6 +9655,18 @@ export interface operations {
             422: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -8941,6 +9766,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Not Found: `support_set_not_found`, `image_not_found`, `media_not_found`. */
             404: {
                 headers: {
@@ -9007,7 +9843,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Too Many Requests: `client_over_share`. */
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
             429: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9031,6 +9867,383 @@ export interface operations {
                 };
             };
             /** @description Service Unavailable: `overloaded`, `shutting_down`, `database_unavailable`, `storage_unavailable`, `unavailable`. */
+            503: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Gateway Timeout: `deadline_exceeded`. */
+            504: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+        };
+    };
+    list_keys: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                "X-Request-Id"?: string;
+                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                "X-Request-Timeout"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Keys"];
+                };
+            };
+            /** @description Bad Request: `invalid_value`. */
+            400: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Unauthorized: `invalid_api_key`. */
+            401: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Forbidden: `permission_denied`, `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Internal Server Error: `internal_error`. */
+            500: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Service Unavailable: `database_unavailable`. */
+            503: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Gateway Timeout: `deadline_exceeded`. */
+            504: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+        };
+    };
+    create_key: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                "X-Request-Id"?: string;
+                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                "X-Request-Timeout"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CreateKeyRequest"];
+            };
+        };
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NewKey"];
+                };
+            };
+            /** @description Bad Request: `invalid_value`. */
+            400: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Unauthorized: `invalid_api_key`. */
+            401: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Forbidden: `permission_denied`, `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Request Timeout: `body_timeout`. */
+            408: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Request Entity Too Large: `body_too_large`. */
+            413: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Unsupported Media Type: `unsupported_media_type`. */
+            415: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Unprocessable Entity: `unsupported_parameter`. */
+            422: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `client_over_share`, `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Internal Server Error: `internal_error`. */
+            500: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Service Unavailable: `overloaded`, `shutting_down`, `database_unavailable`. */
+            503: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Gateway Timeout: `deadline_exceeded`. */
+            504: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+        };
+    };
+    revoke_key: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Letters, digits and `_.:-`, at most 128. Returned, logged, and part of a response's `id`. */
+                "X-Request-Id"?: string;
+                /** @description Seconds that the request may take, from its arrival to its last byte; then it ends with 504. */
+                "X-Request-Timeout"?: string;
+            };
+            path: {
+                /** @description The id of an API key. */
+                key_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Deleted"];
+                };
+            };
+            /** @description Bad Request: `invalid_value`. */
+            400: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Unauthorized: `invalid_api_key`. */
+            401: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Forbidden: `permission_denied`, `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Not Found: `key_not_found`. */
+            404: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Internal Server Error: `internal_error`. */
+            500: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Service Unavailable: `database_unavailable`. */
             503: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -9229,6 +10442,29 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Internal Server Error: `internal_error`. */
             500: {
                 headers: {
@@ -9302,6 +10538,29 @@ export interface operations {
             401: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
@@ -9389,6 +10648,29 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Internal Server Error: `internal_error`. */
             500: {
                 headers: {
@@ -9441,6 +10723,40 @@ export interface operations {
             400: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Unauthorized: `invalid_api_key`. */
+            401: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Forbidden: `permission_denied`. */
+            403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Too Many Requests: `quota_exceeded`. */
+            429: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "Retry-After": components["headers"]["Retry-After"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };

@@ -1,0 +1,109 @@
+"""`flamboyance keys create|list|revoke`: the API keys of a server, in its database. The server may run.
+
+`python -m server.access` is the same. The first key is made here: a server without keys is open, and anonymous callers
+cannot make one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from server import logs
+from server.access.keys import Key, Keys
+from server.access.quotas import MEASURES, Limits
+from server.access.roles import ROLES
+from server.errors import ServerError
+from server.settings import SettingsError
+from server.store.database import Database
+from server.store.location import add_location, read_location
+
+PROGRAM = "python -m server.access"
+
+
+def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
+    """Run a command, and return the exit status."""
+    options = _parser(prog).parse_args(arguments)
+    try:
+        settings = read_location(options, prog)
+        logs.configure(settings.log_level, settings.log_format)
+        asyncio.run(_run(options, Database(settings.database_url, settings.database_setting)))
+    except (SettingsError, ServerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+async def _run(options: Namespace, database: Database) -> None:
+    try:
+        await COMMANDS[options.command](options, Keys(database))
+    finally:
+        database.close()
+
+
+async def _create(options: Namespace, keys: Keys) -> None:
+    limits = Limits(**{measure: getattr(options, measure) for measure in MEASURES})
+    key, secret = await keys.create(options.name, options.role, limits)
+    print(f"{key.id} has the role {key.role}. Its secret is shown only now:", file=sys.stderr)
+    print(secret)
+
+
+async def _list(options: Namespace, keys: Keys) -> None:
+    table = Table("id", "name", "role", "created", "per minute")
+    for key in await keys.all():
+        table.add_row(
+            key.id, key.name, key.role, f"{datetime.fromtimestamp(key.created_at, UTC):%Y-%m-%d}", _quota(key)
+        )
+    Console().print(table)
+
+
+async def _revoke(options: Namespace, keys: Keys) -> None:
+    key = await keys.revoke(options.id)
+    print(f"revoked {key.id} ({key.name})")
+
+
+def _quota(key: Key) -> str:
+    limits = msgspec.structs.asdict(key.limits)
+    return ", ".join(f"{number} {measure}" for measure, number in limits.items() if number is not None)
+
+
+COMMANDS = {"create": _create, "list": _list, "revoke": _revoke}
+
+
+def _parser(prog: str) -> ArgumentParser:
+    parser = ArgumentParser(prog=prog, description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    create = commands.add_parser("create", help="Make a key, and print its secret.", allow_abbrev=False)
+    create.add_argument("name", help="whose key it is", type=_name)
+    create.add_argument("--role", choices=ROLES, default="inference", help="default: inference")
+    for measure in MEASURES:
+        create.add_argument(f"--{measure}", type=_limit, metavar="N", help=f"{measure} per minute (default: no limit)")
+    listing = commands.add_parser("list", help="List the keys, without their secrets.", allow_abbrev=False)
+    revoke = commands.add_parser("revoke", help="Revoke a key.", allow_abbrev=False)
+    revoke.add_argument("id", help="the id of the key")
+    for command in (create, listing, revoke):
+        add_location(command)
+    return parser
+
+
+def _name(text: str) -> str:
+    if not 1 <= len(text) <= 128:
+        raise ArgumentTypeError("1 to 128 characters are accepted")
+    return text
+
+
+def _limit(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

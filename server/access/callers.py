@@ -1,0 +1,46 @@
+"""A caller is the sender of a request, as its API key names it, with a role and a quota.
+
+A server without any key is open: every caller is an administrator of all but the keys. The setting `api_key` is a key with
+the role `admin`.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+
+from server.access.keys import Keys, digest
+from server.access.quotas import Quota, Quotas
+from server.access.roles import Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """The sender of a request. `client` names those that share limits: a key, or else an address."""
+
+    client: str
+    role: Role
+    quota: Quota | None = None
+    is_anonymous: bool = False
+
+
+class Callers:
+    """Identifies callers by the setting `api_key` and the keys of the database."""
+
+    def __init__(self, keys: Keys, api_key: str | None = None) -> None:
+        self._keys = keys
+        self._digest = None if api_key is None else digest(api_key)
+        self._quotas = Quotas()
+
+    async def identify(self, authorization: str, address: str) -> Caller | None:
+        """Return the caller of an `Authorization` header, None if it has no valid key. Raises `DatabaseUnavailable`."""
+        scheme, _, secret = authorization.partition(" ")
+        if scheme.lower() == "bearer" and (secret := secret.strip()):
+            if self._digest is not None and hmac.compare_digest(digest(secret), self._digest):
+                return Caller(client=address, role="admin")
+            # found by its digest, so the time taken reveals nothing about the keys
+            if (key := await self._keys.find(secret)) is not None:
+                return Caller(client=key.id, role=key.role, quota=self._quotas.of(key.id, key.limits))
+        if self._digest is None and not await self._keys.exist():
+            return Caller(client=address, role="admin", is_anonymous=True)
+        return None

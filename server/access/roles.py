@@ -1,0 +1,81 @@
+"""The roles of API keys, and the role that each route needs.
+
+`inference` asks and reads, `manage` also changes what is stored, `admin` also manages the keys. Each role may do what those
+before it may. A route that is in no table needs `admin`, so a new one is closed until it gets a role here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Role = Literal["inference", "manage", "admin"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+INFERENCE = frozenset(
+    {
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/fewshot/completions"),
+        ("POST", "/v1/classify"),
+        ("POST", "/v1/score"),
+        ("POST", "/v1/decisions"),
+        ("POST", "/v1/embeddings"),
+        ("POST", "/v1/inspect"),
+        ("POST", "/tokenize"),
+        ("POST", "/detokenize"),
+        ("GET", "/tokenizer_info"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/{name:path}"),
+        ("GET", "/v1/images"),
+        ("GET", "/v1/images/{image_id}"),
+        ("GET", "/v1/images/{image_id}/content"),
+        ("GET", "/v1/support_sets"),
+        ("GET", "/v1/support_sets/{support_set}"),
+        ("GET", "/v1/support_sets/{support_set}/versions"),
+        ("GET", "/v1/support_sets/{support_set}/examples"),
+        ("GET", "/v1/support_sets/{support_set}/examples/{example_id}"),
+        ("GET", "/v1/support_sets/{support_set}/diagnostics"),
+        ("GET", "/v1/support_sets/{support_set}/export"),
+        ("POST", "/v1/support_sets/{support_set}/search"),
+        ("POST", "/v1/support_sets/{support_set}/suggest"),
+        ("GET", "/v1/evaluations"),
+        ("GET", "/v1/evaluations/{evaluation_id}"),
+        ("GET", "/health/live"),
+        ("GET", "/health/ready"),
+        ("GET", "/health/progress"),
+        ("GET", "/health"),
+        ("GET", "/version"),
+        ("GET", "/metrics"),
+        ("GET", "/docs"),
+        ("GET", "/docs/{asset}"),
+        ("GET", "/"),
+        ("GET", "/playground/{file:path}"),
+    }
+)
+MANAGE = frozenset(
+    {
+        ("POST", "/v1/images"),
+        ("DELETE", "/v1/images/{image_id}"),
+        ("POST", "/v1/support_sets"),
+        ("PATCH", "/v1/support_sets/{support_set}"),
+        ("DELETE", "/v1/support_sets/{support_set}"),
+        ("POST", "/v1/support_sets/{support_set}/examples"),
+        ("DELETE", "/v1/support_sets/{support_set}/examples"),
+        ("DELETE", "/v1/support_sets/{support_set}/examples/{example_id}"),
+        ("POST", "/v1/support_sets/{support_set}/warm"),
+        ("POST", "/v1/support_sets/{support_set}/evaluate"),
+        ("POST", "/v1/support_sets/import"),
+        ("POST", "/v1/evaluations/{evaluation_id}/cancel"),
+        ("DELETE", "/v1/evaluations/{evaluation_id}"),
+    }
+)
+
+
+def needed_role(method: str, path: str) -> Role:
+    """Return the role that a route needs, by its method and its path with the names of its parameters."""
+    route = ("GET" if method == "HEAD" else method, path)
+    return "inference" if route in INFERENCE else "manage" if route in MANAGE else "admin"
+
+
+def may(role: Role, needed: Role) -> bool:
+    return ROLES.index(role) >= ROLES.index(needed)

@@ -1,0 +1,34 @@
+"""Requests about API keys."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from server.access.roles import Role
+from server.schemas.base import Schema, with_example
+
+Limit = Annotated[int, Field(ge=1, le=2**53)]
+
+
+class LimitFields(Schema):
+    """The amounts that a key may use in a minute; one that is not given is not limited."""
+
+    requests: Limit | None = None
+    tokens: Limit | None = Field(None, description="Tokens of prompts and answers.")
+    bytes: Limit | None = Field(None, description="Bytes of request bodies.")
+    media: Limit | None = Field(None, description="Images and videos of prompts.")
+
+
+class CreateKeyRequest(Schema):
+    """An API key to make."""
+
+    model_config = with_example(name="search team", role="inference", limits={"requests": 600})
+
+    name: str = Field(min_length=1, max_length=128, description="Whose key it is, for the list of keys.")
+    role: Role = Field(
+        "inference",
+        description="`inference` asks and reads, `manage` also changes what is stored, `admin` also manages keys.",
+    )
+    limits: LimitFields = Field(default_factory=LimitFields)

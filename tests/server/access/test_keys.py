@@ -1,0 +1,119 @@
+"""API keys: made once, stored as digests, noticed by other servers, and usable while the database is away."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import text
+
+from server.access.callers import Callers
+from server.access.keys import MISSING_SECONDS, REFRESH_SECONDS, Keys
+from server.access.quotas import Limits
+from server.errors import DatabaseUnavailable, KeyNotFound
+from server.store.database import Database
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def keys(database: Database, clock: Clock) -> Keys:
+    return Keys(database, clock)
+
+
+async def test_a_key_is_found_by_its_secret(keys: Keys) -> None:
+    key, secret = await keys.create("team", "manage", Limits(requests=5))
+    other, _ = await keys.create("other", "inference")
+    assert await keys.find(secret) == key
+    assert await keys.find(secret + "x") is None
+    assert await keys.find(key.id) is None
+    assert await keys.all() == [key, other]
+    assert key.limits == Limits(requests=5)
+
+
+async def test_the_database_does_not_have_the_secret(keys: Keys, database: Database) -> None:
+    _, secret = await keys.create("team", "admin")
+    rows = await database.read(lambda session, now: session.execute(text("SELECT * FROM api_keys")).all())
+    assert len(rows) == 1
+    assert secret not in str(rows)
+    assert secret.removeprefix("fl-") not in str(rows)
+
+
+async def test_secrets_differ_and_are_long(keys: Keys) -> None:
+    secrets = {(await keys.create("team", "inference"))[1] for _ in range(20)}
+    assert len(secrets) == 20
+    assert min(map(len, secrets)) >= len("fl-") + 43  # 256 bits
+
+
+async def test_a_revoked_key_is_refused_at_once(keys: Keys) -> None:
+    key, secret = await keys.create("team", "inference")
+    assert await keys.find(secret) is not None
+    assert await keys.revoke(key.id) == key
+    assert await keys.find(secret) is None
+    assert not await keys.exist()
+    with pytest.raises(KeyNotFound):
+        await keys.revoke(key.id)
+
+
+async def test_another_server_notices_new_and_revoked_keys(keys: Keys, database: Database, clock: Clock) -> None:
+    other = Keys(database, clock)
+    assert not await other.exist()
+    key, secret = await keys.create("team", "inference")
+    clock.now += MISSING_SECONDS
+    assert await other.find(secret) == key
+    await keys.revoke(key.id)
+    clock.now += REFRESH_SECONDS
+    assert await other.find(secret) is None
+
+
+async def test_unknown_secrets_do_not_load_the_database(
+    keys: Keys, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await keys.exist()
+    monkeypatch.setattr(database, "read", None)
+    for number in range(100):
+        assert await keys.find(f"guess {number}") is None
+
+
+async def test_keys_outlast_the_database(
+    keys: Keys, database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, secret = await keys.create("team", "inference")
+    assert await keys.exist()
+
+    async def fail(transaction: object) -> None:
+        raise DatabaseUnavailable("away")
+
+    monkeypatch.setattr(database, "read", fail)
+    clock.now += 1000
+    assert await keys.find(secret) == key
+    assert await keys.find("another") is None
+    with pytest.raises(DatabaseUnavailable):  # rather than let everybody in
+        await Keys(database, clock).exist()
+
+
+async def test_callers(keys: Keys) -> None:
+    open_server = await Callers(keys).identify("", "10.0.0.1")
+    assert open_server is not None
+    assert (open_server.role, open_server.is_anonymous, open_server.client) == ("admin", True, "10.0.0.1")
+    key, secret = await keys.create("team", "inference", Limits(tokens=10))
+    assert await Callers(keys).identify("", "10.0.0.1") is None
+    caller = await Callers(keys, "the setting").identify(f"Bearer {secret}", "10.0.0.1")
+    assert caller is not None
+    assert (caller.role, caller.client, caller.is_anonymous) == ("inference", key.id, False)
+    of_setting = await Callers(keys, "the setting").identify("bearer the setting", "10.0.0.1")
+    assert of_setting is not None
+    assert (of_setting.role, of_setting.quota) == ("admin", None)
+    for header in ("", "Bearer", "Bearer ", f"Basic {secret}", secret, f"Bearer {secret}x", "Bearer the settin"):
+        assert await Callers(keys, "the setting").identify(header, "") is None
