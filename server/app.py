@@ -20,6 +20,7 @@ from starlette.types import Lifespan
 
 from server.access.callers import Callers
 from server.access.keys import Keys
+from server.access.pages import allowed_hosts, permit_origins
 from server.api.authorisation import authorise
 from server.api.body import JSONResponse
 from server.api.guard import METRICS_PATH, OPEN_PATHS, Guard
@@ -172,7 +173,9 @@ def create_app(
         callers=Callers(keys, None if settings.api_key is None else settings.api_key.get_secret_value()),
         open_paths=OPEN_PATHS - {METRICS_PATH} if settings.guard_metrics else OPEN_PATHS,
         timeout=settings.request_timeout,
+        hosts=allowed_hosts(settings),
     )
+    permit_origins(app, settings)
     return app
 
 

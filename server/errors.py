@@ -110,6 +110,12 @@ class Forbidden(ServerError, code="permission_denied"):
     type = "permission_error"
 
 
+class HostRefused(InvalidRequest, code="host_not_allowed"):
+    """The header `Host` names a host that this server is not."""
+
+    status = 421
+
+
 class NotFound(ServerError, code="not_found"):
     """No resource has this id."""
 

@@ -109,6 +109,15 @@ class Settings(BaseModel):
         min_length=8,
         description="bearer key with the role admin; none: no key is required until `flamboyance keys create` makes one",
     )
+    allowed_hosts: str | None = Field(
+        None,
+        description="names that the header Host may have, comma-separated; none: any, "
+        "but on a loopback address without api_key only localhost",
+    )
+    cors_origins: str | None = Field(
+        None,
+        description="origins whose web pages may send requests, comma-separated (https://app.example.org); none: no page",
+    )
     guard_metrics: bool = Field(False, description="require a key for /metrics, too")
     shutdown_timeout: float = Field(
         30.0, ge=0, le=3600, description="seconds for running requests to finish after SIGTERM"

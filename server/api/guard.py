@@ -20,7 +20,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access.callers import Caller, Callers
-from server.errors import ClientOverShare, InvalidRequest, ServerError, Unauthorized
+from server.access.pages import name_of
+from server.errors import ClientOverShare, HostRefused, InvalidRequest, ServerError, Unauthorized
 from server.limits.admission import Admission
 from server.limits.deadline import HEADER, Deadline, read_header
 
@@ -42,7 +43,8 @@ class Guard:
     """Refuses requests without a key, and gives the others a caller, an id, a deadline and a ticket.
 
     `refuse` makes the response to a request that ends with a `ServerError`, here or in a route. `timeout` is the seconds
-    that a request may take, None for no limit. `open_paths` need no key.
+    that a request may take, None for no limit. `open_paths` need no key, and `hosts` are the accepted names of this
+    server, None for any.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Guard:
         callers: Callers,
         timeout: float | None = None,
         open_paths: Collection[str] = OPEN_PATHS,
+        hosts: Collection[str] | None = None,
     ) -> None:
         self._app = app
         self._admission = admission
@@ -60,6 +63,7 @@ class Guard:
         self._callers = callers
         self._timeout = timeout
         self._open_paths = open_paths
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,6 +84,7 @@ class Guard:
 
         try:
             _check_length(headers)
+            self._check_host(headers)
             state["caller"] = caller = await self._identify(scope["path"], headers, address)
             client = caller.client
             if caller.quota is not None:
@@ -101,6 +106,12 @@ class Guard:
             await self._admission.pacing.hold(client, partial(_disconnected, receive))
         response = await self._refuse(Request(scope), refusal)
         await response(scope, receive, send_with_id)
+
+    def _check_host(self, headers: Headers) -> None:
+        """Refuse a page whose name was made to lead to this machine. Raises `HostRefused`."""
+        name = name_of(headers.get("host", ""))
+        if self._hosts is not None and name not in self._hosts:
+            raise HostRefused(f"the host {name[:128]!r} is not this server: it is to be added to allowed_hosts")
 
     async def _identify(self, path: str, headers: Headers, address: str) -> Caller:
         """Return the caller, of an open path an anonymous one. Raises `Unauthorized` and `DatabaseUnavailable`."""

@@ -33,6 +33,7 @@ from server.errors import (
     EngineNotReady,
     EngineStalled,
     Forbidden,
+    HostRefused,
     InvalidMedia,
     InvalidRequest,
     MediaNameTaken,
@@ -80,7 +81,7 @@ BODY = (
 # what a request to a route that is not open may be refused with
 ACCESS = (Unauthorized, Forbidden, QuotaExceeded)
 # what any request may end with
-ANY = (InvalidRequest, DeadlineExceeded, ServerError)
+ANY = (InvalidRequest, HostRefused, DeadlineExceeded, ServerError)
 
 EVENTS = "text/event-stream"
 SCHEMAS = "#/components/schemas/"

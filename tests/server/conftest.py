@@ -58,7 +58,7 @@ def app(client: FakeClient, settings: Settings) -> FastAPI:
 @pytest.fixture
 async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server", event_hooks=CHECKED) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", event_hooks=CHECKED) as client:
         yield client
     await app.state.services.decoder.stop()
     app.state.services.database.close()

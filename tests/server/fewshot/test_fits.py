@@ -62,7 +62,7 @@ async def classify(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
 async def restarted(settings: Settings, client: FakeClient) -> AsyncIterator[httpx.AsyncClient]:
     """Begin a second run of the server, with the same data."""
     app = application(client, settings)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
         yield http
     await app.state.services.decoder.stop()
     app.state.services.database.close()

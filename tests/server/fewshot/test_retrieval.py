@@ -208,7 +208,7 @@ async def test_examples_are_embedded_only_once_even_across_restarts(
     second_client = FakeClient()
     app = application(second_client, settings)
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+        transport=httpx.ASGITransport(app), base_url="http://localhost", event_hooks=CHECKED
     ) as restarted:
         await shot_ids(restarted, strategy="rices_image")
     await app.state.services.decoder.stop()

@@ -93,7 +93,7 @@ async def test_every_end_of_a_request_releases_its_ticket(
 
 def from_address(app: FastAPI, address: str) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app, client=(address, 1))
-    return httpx.AsyncClient(transport=transport, base_url="http://server", event_hooks=CHECKED)
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost", event_hooks=CHECKED)
 
 
 async def test_a_client_over_its_share_is_refused_and_another_one_is_served(
@@ -170,7 +170,7 @@ class TestHeldBodies:
             yield b'{"prompt": "x"}'
 
         # a client without checks of the document, which cannot read a body of unknown length again
-        sender = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server")
+        sender = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
         held = asyncio.create_task(sender.post("/v1/completions", headers=AS_JSON, content=body(500_000)))
         await eventually(lambda: admission._bytes.used == 500_000)
         second = asyncio.create_task(http.post("/v1/completions", headers=AS_JSON, content=body(100_000)))

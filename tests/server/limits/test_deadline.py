@@ -146,7 +146,7 @@ async def test_a_request_within_its_deadline_is_served(http: httpx.AsyncClient) 
 
 async def test_a_client_that_leaves_before_its_deadline_aborts_the_work(app: FastAPI, stuck: FakeClient) -> None:
     transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server", event_hooks=CHECKED) as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", event_hooks=CHECKED) as http:
         post = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x", "timeout": 60}))
         await eventually(lambda: bool(stuck.requests))
         post.cancel()

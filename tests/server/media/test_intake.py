@@ -88,7 +88,7 @@ async def test_an_upload_may_be_a_url(http: httpx.AsyncClient, web: Web) -> None
 async def test_nothing_is_fetched_unless_hosts_are_listed(settings: Settings, web: Web) -> None:
     app = create_app(FakeClient(), served_model(), settings.model_copy(update={"media_url_hosts": None}), Metrics("x"))
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+        transport=httpx.ASGITransport(app), base_url="http://localhost", event_hooks=CHECKED
     ) as http:
         response = await complete(http, url_part(web, "/red.png"))
     error = response.json()["error"]

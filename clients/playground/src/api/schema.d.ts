@@ -3788,6 +3788,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -3955,6 +3966,17 @@ export interface operations {
             };
             /** @description Unsupported Media Type: `unsupported_media_type`. */
             415: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -4140,6 +4162,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -4254,6 +4287,17 @@ export interface operations {
             };
             /** @description Forbidden: `permission_denied`. */
             403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -4442,6 +4486,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -4563,6 +4618,17 @@ export interface operations {
             };
             /** @description Not Found: `image_not_found`. */
             404: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -4702,6 +4768,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`. */
             429: {
                 headers: {
@@ -4804,6 +4881,15 @@ export interface operations {
             };
             /** @description Not Found: `image_not_found`. */
             404: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -4938,6 +5024,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`. */
             429: {
                 headers: {
@@ -5059,6 +5156,15 @@ export interface operations {
                 };
                 content?: never;
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
             /** @description Too Many Requests: `quota_exceeded`. */
             429: {
                 headers: {
@@ -5147,6 +5253,17 @@ export interface operations {
             };
             /** @description Forbidden: `permission_denied`. */
             403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -5254,6 +5371,17 @@ export interface operations {
             };
             /** @description Not Found: `model_not_found`. */
             404: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -5415,6 +5543,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -5522,6 +5661,17 @@ export interface operations {
             };
             /** @description Forbidden: `permission_denied`. */
             403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -5663,6 +5813,17 @@ export interface operations {
             };
             /** @description Unsupported Media Type: `unsupported_media_type`. */
             415: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -5847,6 +6008,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -6013,6 +6185,17 @@ export interface operations {
             };
             /** @description Unsupported Media Type: `unsupported_media_type`. */
             415: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -6197,6 +6380,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -6363,6 +6557,17 @@ export interface operations {
             };
             /** @description Unsupported Media Type: `unsupported_media_type`. */
             415: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -6547,6 +6752,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -6714,6 +6930,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -6839,6 +7066,17 @@ export interface operations {
             };
             /** @description Not Found: `support_set_not_found`. */
             404: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -6978,6 +7216,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`. */
             429: {
                 headers: {
@@ -7088,6 +7337,17 @@ export interface operations {
             };
             /** @description Not Found: `evaluation_not_found`. */
             404: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -7216,6 +7476,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`. */
             429: {
                 headers: {
@@ -7317,6 +7588,17 @@ export interface operations {
             };
             /** @description Forbidden: `permission_denied`. */
             403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -7503,6 +7785,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -7627,6 +7920,17 @@ export interface operations {
             };
             /** @description Not Found: `support_set_not_found`. */
             404: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -7771,6 +8075,17 @@ export interface operations {
             };
             /** @description Conflict: `version_conflict`. */
             409: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -7958,6 +8273,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -8084,6 +8410,17 @@ export interface operations {
             };
             /** @description Not Found: `support_set_not_found`. */
             404: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -8221,6 +8558,17 @@ export interface operations {
             };
             /** @description Not Found: `support_set_not_found`. */
             404: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -8410,6 +8758,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -8556,6 +8915,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -8682,6 +9052,17 @@ export interface operations {
             };
             /** @description Not Found: `support_set_not_found`, `example_not_found`. */
             404: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -8828,6 +9209,17 @@ export interface operations {
             };
             /** @description Conflict: `version_conflict`. */
             409: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -9015,6 +9407,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -9193,6 +9596,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -9330,6 +9744,17 @@ export interface operations {
             };
             /** @description Conflict: `media_name_taken`. */
             409: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -9517,6 +9942,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -9642,6 +10078,17 @@ export interface operations {
             };
             /** @description Not Found: `support_set_not_found`, `image_not_found`. */
             404: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -9832,6 +10279,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -9939,6 +10397,17 @@ export interface operations {
             };
             /** @description Forbidden: `permission_denied`, `permission_denied`. */
             403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -10090,6 +10559,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Unprocessable Entity: `unsupported_parameter`. */
             422: {
                 headers: {
@@ -10220,6 +10700,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`. */
             429: {
                 headers: {
@@ -10303,6 +10794,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Internal Server Error: `internal_error`. */
             500: {
                 headers: {
@@ -10353,6 +10855,17 @@ export interface operations {
             };
             /** @description Bad Request: `invalid_value`. */
             400: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -10444,6 +10957,17 @@ export interface operations {
             };
             /** @description Forbidden: `permission_denied`. */
             403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -10556,6 +11080,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`. */
             429: {
                 headers: {
@@ -10659,6 +11194,17 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
             /** @description Too Many Requests: `quota_exceeded`. */
             429: {
                 headers: {
@@ -10743,6 +11289,17 @@ export interface operations {
             };
             /** @description Forbidden: `permission_denied`. */
             403: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Misdirected Request: `host_not_allowed`. */
+            421: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];

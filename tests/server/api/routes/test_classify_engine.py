@@ -79,7 +79,7 @@ async def http(family: Family, tmp_path: Path) -> AsyncIterator[httpx.AsyncClien
     model = ServedModel("tiny", CONFIGS[family], tokenizer_of(family), max_model_len=CONFIG.max_model_len)
     app = create_app(InProcessClient(family), model, Settings(data_dir=tmp_path), Metrics("tiny"))
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+        transport=httpx.ASGITransport(app), base_url="http://localhost", event_hooks=CHECKED
     ) as client:
         yield client
     await app.state.services.decoder.stop()

@@ -168,7 +168,7 @@ async def test_the_end_of_chunk_token_ends_an_answer_even_if_it_is_no_eos_token(
     config = replace(CONFIG, prompt=replace(CONFIG.prompt, eos=("</s>",)))
     app = application(client, settings, config)
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+        transport=httpx.ASGITransport(app), base_url="http://localhost", event_hooks=CHECKED
     ) as http:
         await complete(http, shots=SHOTS[:1], stop_token_ids=[7])
     await app.state.services.decoder.stop()
@@ -255,7 +255,7 @@ async def test_each_model_family_has_its_own_templates(client: FakeClient, setti
     client.answer = " a cat"
     app = application(client, settings, CONFIGS["flamingo"])
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://server", event_hooks=CHECKED
+        transport=httpx.ASGITransport(app), base_url="http://localhost", event_hooks=CHECKED
     ) as http:
         body = await complete(http, shots=SHOTS[:1])
     await app.state.services.decoder.stop()

@@ -1,0 +1,57 @@
+"""Web pages that may send requests: those of this server, and those of the origins that the settings name.
+
+A page of another site cannot send JSON or read a response unless CORS permits it. But its own name may be made to lead to a
+loopback address (DNS rebinding): so a server that only this machine can reach, and that needs no key, accepts the names of
+this machine alone in the header `Host`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from server.settings import Settings
+
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
+EXPOSED_HEADERS = ("ETag", "Retry-After", "X-Request-Id", "X-Should-Retry")
+
+
+def allowed_hosts(settings: Settings) -> frozenset[str] | None:
+    """Return the names that the header `Host` may have, without ports; None for any."""
+    if settings.allowed_hosts is not None:
+        return _names(settings.allowed_hosts)
+    if settings.api_key is None and _is_loopback(settings.host):
+        return LOCAL_NAMES | {settings.host.lower()}
+    return None
+
+
+def name_of(host: str) -> str:
+    """Return the value of a `Host` header without its port."""
+    name, separator, port = host.rpartition(":")
+    return (name if separator and port.isdecimal() else host).lower()
+
+
+def permit_origins(app: FastAPI, settings: Settings) -> None:
+    """Let the pages of the origins in the settings send requests and read the responses."""
+    if settings.cors_origins is not None:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(_names(settings.cors_origins)),
+            allow_methods=METHODS,
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
+
+
+def _names(setting: str) -> frozenset[str]:
+    return frozenset(name for part in setting.split(",") if (name := part.strip().lower()))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

@@ -1,0 +1,81 @@
+"""Web pages of other sites: names that lead to this machine, and origins that the settings permit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.access.pages import LOCAL_NAMES, allowed_hosts, name_of
+from server.app import create_app
+from server.metrics import Metrics
+from server.settings import Settings
+from tests.server.fakes import FakeClient, served_model
+
+pytestmark = pytest.mark.anyio
+PAGE = "https://app.example.org"
+
+
+def client(settings: Settings) -> httpx.AsyncClient:
+    app = create_app(FakeClient(), served_model(), settings, Metrics("tiny"))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost:8000")
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        ("localhost", "localhost"),
+        ("LocalHost:8000", "localhost"),
+        ("127.0.0.1:1", "127.0.0.1"),
+        ("[::1]:8000", "[::1]"),
+        ("[::1]", "[::1]"),
+        ("a.org:x", "a.org:x"),
+        ("", ""),
+    ],
+)
+def test_the_name_in_a_host_header(header: str, name: str) -> None:
+    assert name_of(header) == name
+
+
+def test_a_server_that_others_can_reach_accepts_any_name() -> None:
+    assert allowed_hosts(Settings(host="0.0.0.0")) is None
+    assert allowed_hosts(Settings(host="127.0.0.1", api_key="long enough")) is None
+    assert allowed_hosts(Settings(host="127.0.0.1")) == LOCAL_NAMES
+    assert allowed_hosts(Settings(host="127.0.0.2")) == LOCAL_NAMES | {"127.0.0.2"}
+    assert allowed_hosts(Settings(host="localhost")) == LOCAL_NAMES
+    assert allowed_hosts(Settings(host="0.0.0.0", allowed_hosts="A.org, b.org")) == {"a.org", "b.org"}
+
+
+async def test_a_page_whose_name_leads_to_this_machine_is_refused(tmp_path: Path) -> None:
+    async with client(Settings(data_dir=tmp_path)) as http:
+        for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
+            assert (await http.get("/v1/models", headers={"Host": host})).status_code == 200
+        for host in ("evil.example:8000", "", "localhost.evil.example", "127.0.0.1.evil.example"):
+            refused = await http.get("/v1/models", headers={"Host": host})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (421, "host_not_allowed")
+
+
+async def test_no_page_is_permitted_by_default(tmp_path: Path) -> None:
+    async with client(Settings(data_dir=tmp_path)) as http:
+        asked = await http.options("/v1/completions", headers={"Origin": PAGE, "Access-Control-Request-Method": "POST"})
+        answered = await http.get("/v1/models", headers={"Origin": PAGE})
+        assert not [name for response in (asked, answered) for name in response.headers if name.startswith("access-")]
+
+
+async def test_a_page_of_a_permitted_origin_is_answered_without_a_key(tmp_path: Path) -> None:
+    """The question of a browser has no key; the request that follows needs one."""
+    asking = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    async with client(
+        Settings(data_dir=tmp_path, api_key="long enough", cors_origins=f"{PAGE}, https://b.org")
+    ) as http:
+        asked = await http.options("/v1/completions", headers={"Origin": PAGE, **asking})
+        assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, PAGE)
+        assert "authorization" in asked.headers["access-control-allow-headers"]
+        other = await http.options("/v1/completions", headers={"Origin": "https://evil.example", **asking})
+        assert "access-control-allow-origin" not in other.headers
+        answered = await http.get("/v1/models", headers={"Origin": PAGE, "Authorization": "Bearer long enough"})
+        assert answered.headers["access-control-allow-origin"] == PAGE
+        assert "X-Request-Id" in answered.headers["access-control-expose-headers"]
+        refused = await http.get("/v1/models", headers={"Origin": PAGE})
+        assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, PAGE)
