@@ -42,9 +42,9 @@ def test_a_server_that_others_can_reach_accepts_any_name() -> None:
     assert allowed_hosts(Settings(host="0.0.0.0")) is None
     assert allowed_hosts(Settings(host="127.0.0.1", api_key="long enough")) is None
     assert allowed_hosts(Settings(host="127.0.0.1")) == LOCAL_NAMES
-    assert allowed_hosts(Settings(host="127.0.0.2")) == LOCAL_NAMES | {"127.0.0.2"}
+    assert allowed_hosts(Settings(host="127.0.0.2")) == frozenset({*LOCAL_NAMES, "127.0.0.2"})
     assert allowed_hosts(Settings(host="localhost")) == LOCAL_NAMES
-    assert allowed_hosts(Settings(host="0.0.0.0", allowed_hosts="A.org, b.org")) == {"a.org", "b.org"}
+    assert allowed_hosts(Settings(host="0.0.0.0", allowed_hosts="A.org, b.org")) == frozenset({"a.org", "b.org"})
 
 
 async def test_a_page_whose_name_leads_to_this_machine_is_refused(tmp_path: Path) -> None:
@@ -58,21 +58,25 @@ async def test_a_page_whose_name_leads_to_this_machine_is_refused(tmp_path: Path
 
 async def test_no_page_is_permitted_by_default(tmp_path: Path) -> None:
     async with client(Settings(data_dir=tmp_path)) as http:
-        asked = await http.options("/v1/completions", headers={"Origin": PAGE, "Access-Control-Request-Method": "POST"})
+        preflight = await http.options(
+            "/v1/completions", headers={"Origin": PAGE, "Access-Control-Request-Method": "POST"}
+        )
         answered = await http.get("/v1/models", headers={"Origin": PAGE})
-        assert not [name for response in (asked, answered) for name in response.headers if name.startswith("access-")]
+        assert not [
+            name for response in (preflight, answered) for name in response.headers if name.startswith("access-")
+        ]
 
 
 async def test_a_page_of_a_permitted_origin_is_answered_without_a_key(tmp_path: Path) -> None:
     """The question of a browser has no key; the request that follows needs one."""
-    asking = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    question = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
     async with client(
         Settings(data_dir=tmp_path, api_key="long enough", cors_origins=f"{PAGE}, https://b.org")
     ) as http:
-        asked = await http.options("/v1/completions", headers={"Origin": PAGE, **asking})
-        assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, PAGE)
-        assert "authorization" in asked.headers["access-control-allow-headers"]
-        other = await http.options("/v1/completions", headers={"Origin": "https://evil.example", **asking})
+        preflight = await http.options("/v1/completions", headers={"Origin": PAGE, **question})
+        assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, PAGE)
+        assert "authorization" in preflight.headers["access-control-allow-headers"]
+        other = await http.options("/v1/completions", headers={"Origin": "https://evil.example", **question})
         assert "access-control-allow-origin" not in other.headers
         answered = await http.get("/v1/models", headers={"Origin": PAGE, "Authorization": "Bearer long enough"})
         assert answered.headers["access-control-allow-origin"] == PAGE
