@@ -28,6 +28,10 @@ class PartialLru:
             self._evict()
         return num_missing
 
+    def present(self, key: Hashable) -> int:
+        """Return how many parts of an entry are in the cache, without using it."""
+        return self._parts.get(key, 0)
+
     def clear(self) -> None:
         self._parts.clear()
         self.size = 0
@@ -73,14 +77,15 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Misses:
-    """A count of what a support set lacks in a replica: tokens, images to encode, pages to compute from visual tokens."""
+    """A count of what a support set lacks: tokens, images to encode, and pages to compute from visual tokens.
 
-    tokens: int
-    encoded: int
-    rebuilt: int
+    `absent` counts the images that no cache has, needed or not, as the server's usage does.
+    """
 
-
-NO_MISSES = Misses(0, 0, 0)
+    tokens: int = 0
+    encoded: int = 0
+    rebuilt: int = 0
+    absent: int = 0
 
 
 class Caches:
@@ -98,9 +103,9 @@ class Caches:
 
     def use(self, support_set: int, query: int) -> Misses:
         """Use the shots of a support set, then the image and the text of a query that was never seen."""
-        misses = self._use_shots(support_set)
         new = -1 - query
-        self.text.touch(new, self.shape.query_tokens + self.shape.new_tokens)
+        self.text.touch(new, self.shape.query_tokens + self.shape.new_tokens)  # the first that leaves
+        misses = self._use_shots(support_set)
         self.pages.touch(new, 1)
         self.host.touch(new, 1)
         return misses
@@ -111,10 +116,11 @@ class Caches:
 
     def _use_shots(self, support_set: int) -> Misses:
         shape = self.shape
+        absent = shape.shots - max(self.pages.present(support_set), self.host.present(support_set))
         num_tokens = self.text.touch(support_set, shape.set_tokens)
         if not num_tokens:
-            return NO_MISSES
+            return Misses(absent=absent)
         num_images = -(-num_tokens // shape.shot_tokens)
         num_pages = self.pages.touch(support_set, num_images)
         encoded = min(self.host.touch(support_set, num_images), num_pages) if num_pages else 0
-        return Misses(num_tokens, encoded, num_pages - encoded)
+        return Misses(num_tokens, encoded, num_pages - encoded, absent)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("costs.json")
 Points = tuple[tuple[int, float], ...]
+TABLES = ("decode", "prompt", "images")
+SCALARS = ("page", "request", "transfer")
 
 
 class CostsError(ValueError):
@@ -24,14 +26,14 @@ class CostsError(ValueError):
 class Costs:
     """The seconds of a replica's work.
 
-    `decode` has the seconds of a step in which so many rows decode, `prompt` those of computing a prompt of so many tokens.
-    `image` is for an image that is encoded, `page` for a page from visual tokens in host memory. Over HTTP a request takes
-    `request` more than in the engine, and each image that is encoded `transfer` more.
+    `decode` has the seconds of a step in which so many rows decode, `prompt` those of computing a prompt of so many tokens,
+    and `images` those of encoding so many images in one step. `page` is for a page from visual tokens in host memory. Over
+    HTTP a request takes `request` more than in the engine, and each image that is encoded `transfer` more.
     """
 
     decode: Points
     prompt: Points
-    image: float
+    images: Points
     page: float
     request: float
     transfer: float
@@ -52,10 +54,19 @@ class Costs:
         shared = min(self.decode[0][1], self.prompt[0][1]) if rows and tokens else 0.0
         return decode + prompt - shared
 
+    def media(self, images: int, pages: int) -> float:
+        """Return the seconds of images that are read, decoded and encoded, and of pages from visual tokens."""
+        encoding = interpolate(self.images, images) + images * self.transfer if images else 0.0
+        return encoding + pages * self.page
+
+    def scaled_request(self, factor: float) -> Costs:
+        """Return the costs with so many times the seconds of a request outside the engine."""
+        return replace(self, request=factor * self.request)
+
     @property
-    def media(self) -> float:
-        """The seconds of an image that is read, decoded and encoded."""
-        return self.image + self.transfer
+    def per_image(self) -> float:
+        """The seconds of one more image in a step."""
+        return self.media(2, 0) - self.media(1, 0)
 
     @property
     def per_token(self) -> float:
@@ -82,7 +93,7 @@ def load(file: Path, name: str) -> Costs:
 
 def load_all(file: Path) -> dict[str, Costs]:
     try:
-        return {name: _parse(fields) for name, fields in json.loads(file.read_text(encoding="utf-8")).items()}
+        return {name: parse(fields) for name, fields in json.loads(file.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CostsError(f"{file} is not a table of costs: {error}") from None
 
@@ -97,12 +108,12 @@ def save(file: Path, name: str, costs: Costs) -> None:
 
 def as_json(costs: Costs) -> dict[str, Any]:
     fields = {name: value for name, value in asdict(costs).items() if not name.startswith("_")}
-    points = {name: {str(count): seconds for count, seconds in fields[name]} for name in ("decode", "prompt")}
+    points = {name: {str(count): seconds for count, seconds in fields[name]} for name in TABLES}
     return {**fields, **points}
 
 
-def _parse(fields: Mapping[str, Any]) -> Costs:
-    points = {name: _points(name, fields[name]) for name in ("decode", "prompt")}
+def parse(fields: Mapping[str, Any]) -> Costs:
+    points = {name: _points(name, fields[name]) for name in TABLES}
     if not isinstance(fields["is_measured"], bool):
         raise ValueError("is_measured must be true or false")
     return Costs(**{**fields, **points})
@@ -117,8 +128,8 @@ def _points(name: str, values: Mapping[str, float]) -> Points:
 
 def constant(seconds: float) -> Costs:
     """Return the costs of a server that takes so long for each image and does nothing else, for comparison with theory."""
-    free = ((1, 0.0), (2, 0.0))
-    return Costs(decode=free, prompt=free, image=seconds, page=0.0, request=0.0, transfer=0.0, is_measured=False)
+    free, images = ((1, 0.0), (2, 0.0)), ((1, seconds), (2, 2 * seconds))
+    return Costs(decode=free, prompt=free, images=images, page=0.0, request=0.0, transfer=0.0, is_measured=False)
 
 
 def mean(tables: Sequence[Costs]) -> Costs:
@@ -131,5 +142,6 @@ def mean(tables: Sequence[Costs]) -> Costs:
         columns = zip(*(getattr(table, name) for table in tables), strict=True)
         return tuple((column[0][0], average([seconds for _, seconds in column])) for column in columns)
 
-    scalars = {name: average([getattr(t, name) for t in tables]) for name in ("image", "page", "request", "transfer")}
-    return Costs(decode=points("decode"), prompt=points("prompt"), **scalars, conditions=tables[0].conditions)
+    values: dict[str, Any] = {name: points(name) for name in TABLES}
+    values |= {name: average([getattr(table, name) for table in tables]) for name in SCALARS}
+    return Costs(**values, conditions=tables[0].conditions)

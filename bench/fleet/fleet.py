@@ -1,4 +1,4 @@
-"""A simulated fleet: requests arrive, a policy routes each to a replica, and a replica may die and return with cold caches."""
+"""A simulated fleet: requests arrive, a policy routes each, and a replica may die and return with cold caches."""
 
 from __future__ import annotations
 
@@ -84,6 +84,12 @@ class Outcome:
         return 1 - float(self.encoded.mean()) / self.shape.shots
 
     @property
+    def present_rate(self) -> float:
+        """The share of the shots' images that were in a cache, needed or not, as the server's usage reports it."""
+        absent = [request.misses.absent for request in self.requests if request.misses]
+        return 1 - float(np.mean(absent)) / self.shape.shots
+
+    @property
     def text_hit_rate(self) -> float:
         """The share of the shots' tokens that were cached."""
         return 1 - float(self.tokens.mean()) / self.shape.set_tokens
@@ -101,13 +107,20 @@ class Outcome:
         return Outcome(self.requests[int(share * len(self.requests)) :], self.shape, self.utilisation)
 
 
-def simulate(scenario: Scenario, costs: Costs, make_policy: MakePolicy, seed: int) -> Outcome:
-    """Run a scenario until its last request has ended. Equal arguments give equal results."""
+def simulate(
+    scenario: Scenario, costs: Costs, make_policy: MakePolicy, seed: int, support_sets: list[int] | None = None
+) -> Outcome:
+    """Run a scenario until its last request has ended. Equal arguments give equal results.
+
+    The requests show these support sets, or else sets that are drawn by their popularity.
+    """
     rngs = [np.random.default_rng([seed, purpose]) for purpose in range(3)]
     fleet = Fleet(scenario, costs, make_policy(rngs[0]))
     probabilities = zipf(scenario.num_sets, scenario.exponent)
     fleet.warm_up(draw(probabilities, scenario.warm_up * scenario.num_replicas, rngs[1]).tolist())
-    return fleet.run(draw(probabilities, scenario.num_requests, rngs[1]).tolist(), rngs[2])
+    if support_sets is None:
+        support_sets = draw(probabilities, scenario.num_requests, rngs[1]).tolist()
+    return fleet.run(support_sets, rngs[2])
 
 
 class Fleet:

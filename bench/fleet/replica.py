@@ -71,8 +71,7 @@ class Step:
     tokens: int = 0
 
     def seconds(self, costs: Costs) -> float:
-        encoding = self.images * costs.media + self.pages * costs.page
-        return encoding + costs.forward(self.rows, self.tokens)
+        return costs.media(self.images, self.pages) + costs.forward(self.rows, self.tokens)
 
 
 @dataclass(slots=True, eq=False)
@@ -194,7 +193,7 @@ class Replica:
 
     def _add_media(self, step: Step, request: Request, left: float, is_first: bool) -> None:
         most = (MAX_FRAMES if step.rows or step.tokens else MAX_FRAMES_IDLE) - step.images
-        in_time = int(left / self.costs.media) if self.costs.media else most
+        in_time = int(left / self.costs.per_image) if self.costs.per_image else most
         count = min(max(min(most, in_time), int(is_first)), request.images)
         if count > 0:
             step.images += count

@@ -12,7 +12,7 @@ from bench.fleet.fleet import Scenario
 COSTS = Costs(
     decode=((1, 0.005), (8, 0.012)),
     prompt=((1, 0.006), (16, 0.012), (256, 0.09)),
-    image=0.02,
+    images=((1, 0.02), (2, 0.04)),
     page=0.002,
     request=0.008,
     transfer=0.002,

@@ -120,7 +120,7 @@ def test_no_replica_has_more_than_its_bounded_load() -> None:
     policy.set_alive(range(10))
     for support_set in [0] * 300 + list(range(300)):
         loads[policy.choose(support_set, loads)] += 1
-        assert max(loads) <= 1.25 * sum(loads) / 10 + 1
+        assert max(loads) <= max(1.25 * sum(loads) / 10 + 1, 2)
     assert sum(loads) == 600
 
 

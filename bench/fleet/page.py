@@ -1,0 +1,23 @@
+"""Writes the tables of the studies into docs/scale.md: each replaces the block of code that has the study's name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bench.table import Row, format_table
+
+
+def with_tables(page: str, tables: Mapping[str, Sequence[Row]]) -> str:
+    """Return the page with these tables. Raises `ValueError` if it has no block for one of them."""
+    for name, rows in tables.items():
+        block = f"```text {name}\n{format_table(rows)}\n```"
+        page, count = re.subn(rf"```text {name}\n.*?```", lambda _, block=block: block, page, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"the page has {count} blocks that begin with ```text {name}")
+    return page
+
+
+def write(file: Path, tables: Mapping[str, Sequence[Row]]) -> None:
+    file.write_text(with_tables(file.read_text(encoding="utf-8"), tables), encoding="utf-8")
