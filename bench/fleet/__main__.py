@@ -10,26 +10,31 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.fleet import page, pictures
+from bench.fleet.check import check
 from bench.fleet.costs import FILE, CostsError, load
-from bench.fleet.measuring import ALONE, measure_tables
+from bench.fleet.measuring import ALONE, SHARED, measure_tables
 from bench.fleet.ray_run import predict
-from bench.fleet.setup import Setup, cold_seconds, warm_seconds
-from bench.fleet.setup import SHAPE
+from bench.fleet.setup import SHAPE, Setup, cold_seconds, warm_seconds
 from bench.fleet.studies import STUDIES
-from bench.options import as_settings
 from bench.table import ROOT, Report, Row
 
 PAGE, PICTURES = ROOT / "docs" / "scale.md", ROOT / "docs" / "scale"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if unknown := set(options.studies) - STUDIES.keys():
+        parser.error(f"unknown studies: {', '.join(sorted(unknown))}; the studies are {', '.join(STUDIES)}")
     if options.measure:
         measure_tables(options.costs_file, is_quick=options.quick)
         return 0
     try:
+        if options.check:
+            return check(options)
         return predict(options) if options.predict_ray else _study(options)
     except CostsError as error:
         print(error, file=sys.stderr)
@@ -38,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _study(options: argparse.Namespace) -> int:
     setup = _setup(options)
-    settings = {name: value for name, value in as_settings(options).items() if name not in ("measure", "predict ray")}
-    report = Report("Fleets in simulated time", {**settings, **_facts(setup)})
+    report = Report("Fleets in simulated time", {**_settings(options), **_facts(setup)})
     for name in options.studies or STUDIES:
         for row in STUDIES[name](setup):
             report.add({"study": name, **row})
@@ -51,13 +55,19 @@ def _study(options: argparse.Namespace) -> int:
 
 def _setup(options: argparse.Namespace) -> Setup:
     return Setup(
-        costs=load(options.costs_file, options.costs),
+        costs=load(options.costs_file, options.costs or ALONE),
         seeds=range(1 if options.quick else options.seeds),
         load=options.load,
         price=options.price,
         target=options.target,
         is_quick=options.quick,
     )
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that matter to the studies, under the names of the command line."""
+    names = ("quick", "seeds", "load", "price", "target")
+    return {**{name: getattr(options, name) for name in names}, "costs": options.costs or ALONE}
 
 
 def _facts(setup: Setup) -> dict[str, str | float]:
@@ -86,9 +96,11 @@ def _write(rows: Sequence[Row]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.fleet", description=__doc__)
-    parser.add_argument("studies", nargs="*", metavar="STUDY", choices=[*STUDIES, []], help=f"of {', '.join(STUDIES)}")
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"of {', '.join(STUDIES)}")
     parser.add_argument("--costs-file", type=Path, default=FILE, help="tables of costs (default: those measured here)")
-    parser.add_argument("--costs", default=ALONE, help=f"name of a table in the file (default: {ALONE!r})")
+    parser.add_argument(
+        "--costs", help=f"name of a table in the file (default: {ALONE!r}, for the prediction {SHARED!r})"
+    )
     parser.add_argument(
         "--seeds", type=int, default=3, help="simulations per row (default: 3); the tables show medians"
     )
@@ -99,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", type=float, default=1.5, help="p95 of the first token in seconds (default: 1.5)")
     parser.add_argument("--write", action="store_true", help="write the tables and pictures of docs/scale.md")
     parser.add_argument("--measure", action="store_true", help="measure the costs, and write them to the file")
+    parser.add_argument("--check", action="store_true", help="compare one simulated replica with a real server")
     parser.add_argument("--predict-ray", action="store_true", help="predict what bench.ray measures, and write it down")
     parser.add_argument("--quick", action="store_true", help="use toy sizes, to check that the command runs")
     return parser

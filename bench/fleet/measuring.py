@@ -1,4 +1,4 @@
-"""Measures the tables of costs.json: a replica with the machine to itself, and replicas on one core each, all cores busy."""
+"""Measures the tables of costs.json: of a replica that has two cores, and of one with a core while the other is busy."""
 
 from __future__ import annotations
 

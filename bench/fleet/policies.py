@@ -75,7 +75,7 @@ class Modulo:
 
 
 class Affinity:
-    """Rendezvous hashing with bounded loads: the rule of `deploy.ray.affinity`, with hashes that are fast for many replicas.
+    """Rendezvous hashing with bounded loads: the rule of `deploy.ray.affinity`, with hashes that numpy computes.
 
     A support set prefers the replicas in an order of its own, and takes the first one that has less than `factor` times the
     mean load, or fewer than `num_free` requests. If a replica leaves, only its own sets move.

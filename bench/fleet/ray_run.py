@@ -1,10 +1,11 @@
-"""The prediction of what `bench.ray` measures: four replicas with one thread each, on two cores that all processes share."""
+"""A prediction of what `bench.ray` measures: four replicas with a thread each, on two cores that all processes share."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from bench.fleet.fleet import Outcome, Scenario, simulate
 from bench.fleet.measuring import SHARED
 from bench.fleet.policies import Deployed, MakePolicy, Random, RoundRobin
 from bench.fleet.setup import SHAPE, Measure, sample
-from bench.options import as_settings
 from bench.ray_workload import POLICIES, QUICK, Workload
 from bench.table import Report, Row
 
@@ -31,10 +31,10 @@ MAKERS: Mapping[str, MakePolicy] = {"affinity": Deployed, "round_robin": RoundRo
 
 def predict(options: argparse.Namespace) -> int:
     """Print the prediction, and write it to a file."""
-    costs = load(options.costs_file, SHARED if options.costs_file else options.costs)
+    costs = load(options.costs_file, options.costs or SHARED)
     workload = QUICK if options.quick else Workload()
     facts = {"workload": str(workload), "replicas": NUM_REPLICAS, "cores": NUM_CORES, "ray / request": RAY_REQUESTS}
-    report = Report("Prediction of bench.ray", {**as_settings(options), **facts})
+    report = Report("Prediction of bench.ray", {"quick": options.quick, "costs": options.costs or SHARED, **facts})
     for name in POLICIES:
         report.add({"policy": name, **row(outcomes(workload, costs, MAKERS[name]))})
     report.print()
@@ -53,13 +53,12 @@ def outcomes(workload: Workload, costs: Costs, make_policy: MakePolicy) -> list[
     return [turn.after_share(workload.num_warmup / scenario.num_requests) for turn in turns]
 
 
+def shape_of(workload: Workload) -> Shape:
+    return replace(SHAPE, shots=workload.num_shots, new_tokens=workload.max_tokens)
+
+
 def scenario_of(workload: Workload) -> Scenario:
-    shape = Shape(
-        shots=workload.num_shots,
-        shot_tokens=SHAPE.shot_tokens,
-        query_tokens=SHAPE.query_tokens,
-        new_tokens=workload.max_tokens,
-    )
+    shape = shape_of(workload)
     return Scenario(
         num_replicas=NUM_REPLICAS,
         num_requests=workload.num_warmup + workload.num_requests,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -10,20 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from bench.fleet.caches import Shape
 from bench.fleet.failures import study_failures
 from bench.fleet.fleet import Scenario
 from bench.fleet.policies import Affinity
 from bench.fleet.popularity import Floats, che_hit_rate, zipf
 from bench.fleet.setup import (
     CACHED_SETS,
-    EXPONENT,
     POLICIES,
     SHAPE,
     Setup,
-    cold_seconds,
     sample,
-    sizes_for,
     summary,
     with_sets,
 )
