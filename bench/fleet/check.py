@@ -26,7 +26,7 @@ from bench.table import Report, Sample
 from bench.target import Target, get, running
 from server.settings import Settings
 
-WORKLOAD = Workload(num_sets=60, num_warmup=120, num_requests=240, num_clients=2, cached_sets=15)
+WORKLOAD = Workload(num_sets=30, num_warmup=60, num_requests=140, num_clients=2, cached_sets=8)
 # of the default model: bytes of a media page and of a token's keys and values
 PAGE_BYTES, TOKEN_BYTES = 786_432, 23_040
 MIB = 2**20

@@ -23,7 +23,7 @@ WINDOW_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Pair:
-    """The same requests in a calm fleet and in one with a failure."""
+    """A calm fleet and one with a failure that get the same requests."""
 
     calm: Outcome
     failed: Outcome

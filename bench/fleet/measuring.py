@@ -1,4 +1,4 @@
-"""Measures the tables of costs.json: of a replica that has two cores, and of one with a core while the other is busy."""
+"""Measures the tables of costs.json: of a replica on one core, alone and while the other core measures as well."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.driver import BenchFailed
 from bench.fleet.costs import Costs, mean, parse, save
 from bench.table import ROOT
 
-ALONE, SHARED = "two cores", "one core, both busy"
+ALONE, SHARED = "one core", "one core, both busy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Conditions:
     copies: int
 
 
-TABLES: Mapping[str, Conditions] = {ALONE: Conditions(2, 1), SHARED: Conditions(1, 2)}
+TABLES: Mapping[str, Conditions] = {ALONE: Conditions(1, 1), SHARED: Conditions(1, 2)}
 
 
 def measure_tables(file: Path, *, is_quick: bool) -> None:
