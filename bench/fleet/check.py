@@ -5,24 +5,26 @@ from __future__ import annotations
 import argparse
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from bench.driver import BenchFailed
 from bench.fewshot import Client
-from bench.fleet.caches import CacheSizes
+from bench.fleet.caches import CacheSizes, Shape
 from bench.fleet.costs import load
 from bench.fleet.fleet import Outcome, Scenario, simulate
 from bench.fleet.measuring import ALONE, TABLES
 from bench.fleet.policies import RoundRobin
 from bench.fleet.ray_run import shape_of
+from bench.fleet.setup import Measure, sample
 from bench.fleet.support_sets import Answer, SupportSets
 from bench.options import model_folder
 from bench.ray_workload import QUICK, Workload
-from bench.table import Report, Sample
+from bench.table import Report, Row
 from bench.target import Target, get, running
 from server.settings import Settings
 
@@ -46,8 +48,8 @@ def check(options: argparse.Namespace) -> int:
     draws = list(workload.draws(0))
     outcomes = [simulate(scenario, costs, RoundRobin, seed, support_sets=draws) for seed in range(NUM_SEEDS)]
     settled = [outcome.after_share(workload.num_warmup / len(draws)) for outcome in outcomes]
-    for row in _rows(settled, answers[workload.num_warmup :], workload):
-        report.add({**row, "simulated / measured": row["simulated"] / row["measured"] if row["measured"] else None})
+    for row in _rows(settled, answers[workload.num_warmup :], scenario.shape):
+        report.add(row)
     report.print()
     return 0
 
@@ -114,27 +116,18 @@ class Load:
             )
 
 
-def _rows(outcomes: Sequence[Outcome], answers: Sequence[Answer], workload: Workload) -> list[dict[str, float | str]]:
-    shape = shape_of(workload)
-    cached_tokens = np.mean([answer.cached_tokens for answer in answers]) / shape.set_tokens
-    cached_pages = np.mean([min(answer.num_cached_media, shape.shots) for answer in answers]) / shape.shots
-    seconds = Sample(tuple(1000 * answer.seconds for answer in answers))
-    times = {f"first token p{p} ms": (partial(_percentile, percent=p), seconds.percentile(p)) for p in (50, 95)}
-    measures = {
-        "tokens cached": (lambda outcome: outcome.text_hit_rate, cached_tokens),
-        "pages cached": (lambda outcome: outcome.present_rate, cached_pages),
-        "first token mean ms": (lambda outcome: 1000 * outcome.first_token.mean(), np.mean(seconds.values)),
-        **times,
-    }
-    return [
-        {
-            "what": what,
-            "simulated": float(np.mean([measure(outcome) for outcome in outcomes])),
-            "measured": float(value),
-        }
-        for what, (measure, value) in measures.items()
-    ]
+def _rows(outcomes: Sequence[Outcome], answers: Sequence[Answer], shape: Shape) -> Iterator[Row]:
+    tokens = [answer.cached_tokens / shape.set_tokens for answer in answers]
+    pages = [min(answer.num_cached_media, shape.shots) / shape.shots for answer in answers]
+    seconds = [answer.seconds for answer in answers]
+    yield _row("tokens cached", outcomes, lambda outcome: outcome.text_hit_rate, np.mean(tokens))
+    yield _row("pages cached", outcomes, lambda outcome: outcome.present_rate, np.mean(pages))
+    yield _row("first token, mean s", outcomes, lambda outcome: float(outcome.first_token.mean()), np.mean(seconds))
+    for percent in (50, 95):
+        percentile = partial(Outcome.percentile, percent=percent)
+        yield _row(f"first token, p{percent} s", outcomes, percentile, np.percentile(seconds, percent))
 
 
-def _percentile(outcome: Outcome, percent: float) -> float:
-    return 1000 * outcome.percentile(percent)
+def _row(what: str, outcomes: Sequence[Outcome], measure: Measure, measured: np.floating[Any]) -> Row:
+    simulated, value = float(np.mean(sample(outcomes, measure).values)), float(measured)
+    return {"what": what, "simulated": simulated, "measured": value, "ratio": simulated / value if value else None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,10 +11,11 @@ from bench.table import Row, format_table
 def with_tables(page: str, tables: Mapping[str, Sequence[Row]]) -> str:
     """Return the page with these tables. Raises `ValueError` if it has no block for one of them."""
     for name, rows in tables.items():
-        block = f"```text {name}\n{format_table(rows)}\n```"
-        page, count = re.subn(rf"```text {name}\n.*?```", lambda _, block=block: block, page, flags=re.DOTALL)
-        if count != 1:
+        begin = f"```text {name}\n"
+        if (count := page.count(begin)) != 1:
             raise ValueError(f"the page has {count} blocks that begin with ```text {name}")
+        before, _, rest = page.partition(begin)
+        page = f"{before}{begin}{format_table(rows)}\n```{rest.partition('```')[2]}"
     return page
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,7 +90,7 @@ def test_the_page_has_a_table_and_a_picture_per_study() -> None:
 
 def test_the_smallest_number_that_is_enough_is_found() -> None:
     for smallest in (1, 2, 7, 399, 400):
-        assert smallest_that(lambda number, smallest=smallest: number >= smallest, 1, 400) == smallest
+        assert smallest_that(partial(operator.le, smallest), 1, 400) == smallest
     assert smallest_that(lambda number: False, 1, 400) is None
 
 
