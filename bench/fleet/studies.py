@@ -21,11 +21,14 @@ from bench.fleet.setup import (
     Setup,
     sample,
     summary,
+    warm_seconds,
     with_sets,
 )
 from bench.table import Row
 
 Study = Callable[[Setup], Iterator[Row]]
+
+MAX_REPLICAS = 400
 # the bounds need loads of many requests per replica: long answers, decoded in batches
 LONG_ANSWERS = replace(SHAPE, new_tokens=64)
 
@@ -40,12 +43,12 @@ def study_replicas(setup: Setup) -> Iterator[Row]:
 
 def _per_replica(num_replicas: int) -> int:
     """Return how many requests per replica are enough for the percentiles of a fleet, and not too many to simulate."""
-    return max(60, min(4000, 30_000 // num_replicas))
+    return max(60, min(4000, 10_000 // num_replicas))
 
 
 def study_caches(setup: Setup) -> Iterator[Row]:
     """Vary the sizes of the caches of four replicas, and compare the hit rates with Che's approximation."""
-    fleet = setup.scenario(4, 60 if setup.is_quick else 5000)
+    fleet = setup.scenario(4, 60 if setup.is_quick else 2000)
     for cached_sets in (20, 50) if setup.is_quick else (5, 10, 25, 50, 100, 200):
         scenario = replace(with_sets(fleet, cached_sets), warm_up=20 * cached_sets + 200)
         row: dict[str, Any] = {"sets cached": cached_sets}
@@ -85,7 +88,7 @@ def _shares(popularity: Floats, num_replicas: int) -> Iterator[Floats]:
 
 def study_bounds(setup: Setup) -> Iterator[Row]:
     """Vary the bound of the load, with a few support sets that are much more popular than the others."""
-    scenario = setup.scenario(8 if setup.is_quick else 50, 30 if setup.is_quick else 400, LONG_ANSWERS)
+    scenario = setup.scenario(8 if setup.is_quick else 50, 30 if setup.is_quick else 200, LONG_ANSWERS)
     for exponent in (1.0, 1.3):
         hot = replace(scenario, exponent=exponent)
         for factor in (1.05, 1.25, 2.0, 4.0, inf):
@@ -99,7 +102,8 @@ def study_costs(setup: Setup) -> Iterator[Row]:
     """Find the smallest fleet for a fixed load that has its 95th percentile within the target, and its cost."""
     rate = (4 if setup.is_quick else 40) * setup.rate
     num_sets = (4 if setup.is_quick else 40) * CACHED_SETS
-    base = setup.scenario(1, 600 if setup.is_quick else 24_000)
+    base = setup.scenario(1, 600 if setup.is_quick else 6000)
+    fewest = max(round(rate * warm_seconds(setup.costs, SHAPE)), 1)  # they are busy with warm requests alone
     load = replace(base, rate=rate, num_sets=num_sets)
     for name, policy in POLICIES.items():
 
@@ -110,7 +114,7 @@ def study_costs(setup: Setup) -> Iterator[Row]:
             tail = sample(outcomes(num_replicas), lambda outcome: outcome.percentile(95))
             return max(tail.values) <= setup.target
 
-        smallest = smallest_that(is_enough, 1, 400)
+        smallest = smallest_that(is_enough, fewest, MAX_REPLICAS)
         row: dict[str, Any] = {"policy": name, "requests/s": rate, "replicas": smallest}
         if smallest is not None:
             row["per million requests"] = cost_per_million(smallest, setup.price, rate)
@@ -123,10 +127,13 @@ def cost_per_million(num_replicas: int, price: float, rate: float) -> float:
     return num_replicas * price / 3600 / rate * 1e6
 
 
-def smallest_that(holds: Callable[[int], bool], low: int, high: int) -> int | None:
-    """Return the smallest number that is enough, if all larger ones are as well; None if `high` is not enough."""
-    if not holds(high):
-        return None
+def smallest_that(holds: Callable[[int], bool], low: int, most: int) -> int | None:
+    """Return the smallest number from `low` on that is enough, if all larger ones are as well; None if `most` is not."""
+    high = low
+    while not holds(high):
+        if high == most:
+            return None
+        low, high = high + 1, min(2 * high, most)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)
