@@ -21,7 +21,7 @@ from bench.fleet.setup import SHAPE, Setup, cold_seconds, warm_seconds
 from bench.fleet.studies import STUDIES
 from bench.table import ROOT, Report, Row
 
-PAGE, PICTURES = ROOT / "docs" / "scale.md", ROOT / "docs" / "scale"
+PICTURES = ROOT / "docs" / "scale"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,7 +89,7 @@ def _write(rows: Sequence[Row]) -> None:
         ]
         for name in names
     }
-    page.write(PAGE, tables)
+    page.write(page.PAGE, tables)
     for name, table in tables.items():
         pictures.draw(name, table, PICTURES)
 

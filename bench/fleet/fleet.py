@@ -69,6 +69,11 @@ class Outcome:
         return np.array([request.first_token - request.arrived for request in self.requests])
 
     @cached_property
+    def absent(self) -> Floats:
+        """Images of the support set that were in no cache, needed or not."""
+        return np.array([request.misses.absent if request.misses else 0 for request in self.requests], dtype=float)
+
+    @cached_property
     def encoded(self) -> Floats:
         """Images of the support set that had to be encoded."""
         return np.array([request.misses.encoded if request.misses else 0 for request in self.requests], dtype=float)
@@ -86,8 +91,7 @@ class Outcome:
     @property
     def present_rate(self) -> float:
         """The share of the shots' images that were in a cache, needed or not, as the server's usage reports it."""
-        absent = [request.misses.absent for request in self.requests if request.misses]
-        return 1 - float(np.mean(absent)) / self.shape.shots
+        return 1 - float(self.absent.mean()) / self.shape.shots
 
     @property
     def text_hit_rate(self) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench.table import Row, format_table
+from bench.table import ROOT, Row, format_table
+
+PAGE = ROOT / "docs" / "scale.md"
 
 
 def with_tables(page: str, tables: Mapping[str, Sequence[Row]]) -> str:
