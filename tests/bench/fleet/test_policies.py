@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.fleet.policies import Affinity, Deployed, hashes_of
-from deploy.ray import affinity as deployed
+from bench.fleet.policies import Affinity, Deployed, hashes_of, preferred
 from tests.bench.fleet.fleets import rng
 
 
@@ -14,10 +13,10 @@ from tests.bench.fleet.fleets import rng
 def test_the_rule_is_that_of_the_deployment(num_replicas: int, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = Affinity(rng())
     policy.set_alive(range(num_replicas))
-    monkeypatch.setattr(deployed, "ranked", lambda key, replicas: [str(r) for r in policy.order(int(key))])
+    monkeypatch.setattr("deploy.ray.affinity.ranked", lambda key, _: [str(r) for r in policy.order(int(key))])
     for support_set in range(100):
         loads = rng(support_set).integers(0, 6, num_replicas).tolist()
-        expected = deployed.preferred(str(support_set), {str(r): load for r, load in enumerate(loads)})[0]
+        expected = preferred(str(support_set), {str(r): load for r, load in enumerate(loads)})[0]
         assert policy.choose(support_set, loads) == int(expected)
 
 
