@@ -35,7 +35,7 @@ FOLDERS: dict[str, set[str]] = {
     "evaluation": {"model", "server", "training", CLIENT},
     "bench": {"kernels", "model", "server", "deploy", CLIENT},  # the function that routes requests
     "deploy": {"model", "server", "tests"},  # its tests
-    "tests": {"kernels", "model", "server", "training", "flamboyance", "evaluation", "bench", CLIENT},
+    "tests": {"kernels", "model", "server", "training", "flamboyance", "evaluation", "bench", "deploy", CLIENT},
 }
 
 TORCH = {"torch", "torchvision", "timm", "triton", "safetensors.torch"}

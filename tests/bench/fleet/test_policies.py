@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.fleet.policies import Affinity, Deployed, hashes_of, preferred
+from bench.fleet.policies import Affinity, Deployed, hashes_of
+from deploy.ray.affinity import preferred
 from tests.bench.fleet.fleets import rng
 
 
