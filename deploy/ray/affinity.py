@@ -1,4 +1,4 @@
-"""Which replica a request should go to: rendezvous hashing with bounded loads, and the key that requests share.
+"""The choice of a replica: rendezvous hashing with bounded loads, and the key that requests share.
 
 Requests with one key go to one replica, whose caches then hold their pictures and prompts. When a replica leaves, only its
 own keys move; when one joins, it takes an equal share from each. A replica that is busier than the others gives its next
@@ -81,6 +81,8 @@ def _values(value: Any, names: frozenset[str] | set[str], name: str = "") -> Ite
         case str():
             if name in names:
                 yield value
+        case {"uuid": str(named)} if "uuid" in names:  # with or without the data
+            yield named
         case Mapping():
             for field, inner in value.items():
                 yield from _values(inner, names, field)
