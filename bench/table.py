@@ -90,11 +90,12 @@ class Report:
     def add(self, row: Row) -> None:
         self.rows.append(row)
 
-    def print(self) -> None:
+    def print(self, heading: str | None = None) -> None:
+        """Print the report. `heading` is a column whose values head a table each; otherwise there is one table."""
         print(f"{self.title}\n")
         facts = {**self.machine, **self.settings}
         print(format_table([{"": name, " ": _format_cell(value)} for name, value in facts.items()]))
-        print(f"\n{format_table(self.rows)}\n")
+        print(f"\n{format_table(self.rows) if heading is None else _format_tables(self.rows, heading)}\n")
         for bar in self.bars:
             print(bar)
         print(json.dumps(self.as_json()))
@@ -108,6 +109,15 @@ class Report:
             "bars": [{**asdict(bar), "is_met": bar.is_met} for bar in self.bars],
             "seconds": round(time.monotonic() - self._began, 1),
         }
+
+
+def _format_tables(rows: Sequence[Row], heading: str) -> str:
+    """Format the rows as a table for each value in the column `heading`."""
+    tables: dict[Cell, list[Row]] = {}
+    for row in rows:
+        rest = {name: cell for name, cell in row.items() if name != heading}
+        tables.setdefault(row[heading], []).append(rest)
+    return "\n\n".join(f"{value}\n{format_table(table)}" for value, table in tables.items())
 
 
 def format_table(rows: Sequence[Row]) -> str:

@@ -33,9 +33,9 @@ FOLDERS: dict[str, set[str]] = {
     "clients": set(),  # the script of the playground
     # the default model and the methods by likeness are evaluated in process, on the split that its training defines
     "evaluation": {"model", "server", "training", CLIENT},
-    "bench": {"kernels", "model", "server", CLIENT},
+    "bench": {"kernels", "model", "server", "deploy", CLIENT},  # the function that routes requests
     "deploy": {"model", "server", "tests"},  # its tests
-    "tests": {"kernels", "model", "server", "training", "flamboyance", "evaluation", "bench", CLIENT},
+    "tests": {"kernels", "model", "server", "training", "flamboyance", "evaluation", "bench", "deploy", CLIENT},
 }
 
 TORCH = {"torch", "torchvision", "timm", "triton", "safetensors.torch"}

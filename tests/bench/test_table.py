@@ -75,3 +75,13 @@ def test_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert last["bars"] == [{"name": "fast", "value": 2.0, "at_least": None, "at_most": 3.0, "is_met": True}]
     assert last["settings"] == {"shots": 8}
     assert {"processor", "threads", "torch", "commit", "load before"} <= last["machine"].keys()
+
+
+def test_a_column_can_head_tables_of_their_own_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("Title", {})
+    for row in ({"study": "a", "x": 1}, {"study": "b", "y": 2}, {"study": "a", "x": 3}):
+        report.add(row)
+    report.print(heading="study")
+    output = capsys.readouterr().out
+    assert "\n\na\nx\n1\n3\n\nb\ny\n2\n\n" in output
+    assert json.loads(output.splitlines()[-1])["rows"][1] == {"study": "b", "y": 2}

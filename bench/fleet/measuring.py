@@ -1,0 +1,48 @@
+"""Measures the tables of costs.json: of a replica on one core, alone and while the other core measures as well."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.driver import BenchFailed
+from bench.fleet.costs import Costs, mean, parse, save
+from bench.table import ROOT
+
+ALONE, SHARED = "one core", "one core, both busy"
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """The threads of a model, and how many programs measure at the same time."""
+
+    threads: int
+    copies: int
+
+
+TABLES: Mapping[str, Conditions] = {ALONE: Conditions(1, 1), SHARED: Conditions(1, 2)}
+
+
+def measure_tables(file: Path, *, is_quick: bool) -> None:
+    for name, conditions in TABLES.items():
+        costs = measure(conditions, is_quick=is_quick)
+        save(file, name, costs)
+        print(f"{name}: {costs}")
+
+
+def measure(conditions: Conditions, *, is_quick: bool) -> Costs:
+    """Measure in so many processes at once, and return the mean of their tables. Raises `BenchFailed`."""
+    command = [sys.executable, "-m", "bench.fleet.measure", "--threads", str(conditions.threads)]
+    command += ["--quick"] if is_quick else []
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(conditions.copies)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise BenchFailed(f"{' '.join(command)} failed")
+    costs = mean([parse(json.loads(output.splitlines()[-1])) for output in outputs])
+    return replace(costs, conditions={**costs.conditions, "programs at once": conditions.copies})
