@@ -109,8 +109,8 @@ class Guard:
 
     def _check_host(self, headers: Headers) -> None:
         """Refuse a page whose name was made to lead to this machine. Raises `HostRefused`."""
-        name = name_of(headers.get("host", ""))
-        if self._hosts is not None and name not in self._hosts:
+        name = name_of(headers.get("host", ""))  # every browser sends one
+        if self._hosts is not None and name and name not in self._hosts:
             raise HostRefused(f"the host {name[:128]!r} is not this server: it is to be added to allowed_hosts")
 
     async def _identify(self, path: str, headers: Headers, address: str) -> Caller:

@@ -47,7 +47,7 @@ async def other(settings: Settings, tmp_path: Path) -> AsyncIterator[httpx.Async
         FakeClient(), served_model(), settings.model_copy(update={"data_dir": tmp_path / "other"}), Metrics("tiny")
     )
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://other", event_hooks=CHECKED) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", event_hooks=CHECKED) as client:
         yield client
     await app.state.services.decoder.stop()
     app.state.services.database.close()
@@ -279,7 +279,7 @@ async def test_another_type_of_body_is_refused(http: httpx.AsyncClient) -> None:
 
 async def test_too_many_examples_are_refused(app: FastAPI, settings: Settings) -> None:
     few = create_app(FakeClient(), served_model(), settings.model_copy(update={"max_set_examples": 2}), Metrics("tiny"))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(few), base_url="http://few") as http:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(few), base_url="http://localhost") as http:
         assert await refused(http, archive([{"text": "t"}] * 3)) == (400, "too_many_examples", "examples")
     few.state.services.database.close()
 
@@ -292,7 +292,7 @@ async def test_the_pixels_of_an_archive_may_be_those_of_several_requests(
     app = create_app(
         FakeClient(), served_model(), settings.model_copy(update={"max_request_pixels": 300}), Metrics("tiny")
     )
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://small") as http:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
         sent = await http.post(SETS, json={"examples": [example("a", "red"), example("b", "blue")]})
         assert error(sent)[:2] == (400, "invalid_media")
         files = {"media/a.png": RED, "media/b.png": png("blue")}
