@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -105,9 +105,17 @@ class Application(FastAPI):
 
 
 def create_app(
-    client: Client, model: ServedModel, settings: Settings, metrics: Metrics, decoder: DecodePool | None = None
+    client: Client,
+    model: ServedModel,
+    settings: Settings,
+    metrics: Metrics,
+    decoder: DecodePool | None = None,
+    catalog: Mapping[str, ServedModel] | None = None,
 ) -> FastAPI:
-    """Create the application; `decoder` is the client's, to be shared, or None for a new one."""
+    """Create the application; `decoder` is the client's, to be shared, or None for a new one.
+
+    `catalog`: the models that clients reach at the same address, by name, which may change; None: this model alone.
+    """
     store = MediaStore(settings.media_store_url)
     decoder = decoder or DecodePool(model.config.vision, settings)
     database = Database(settings.database_url, settings.database_setting)
@@ -117,10 +125,11 @@ def create_app(
     retrieval = Retrieval(client, model, embeddings, store, observe=metrics.retrieval.observe)
     shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval, FitStore(database))
     warming = Warming(client, model, store, retrieval, comparison)
-    evaluations = Evaluations(database, max_share=settings.max_client_share)
+    evaluations = Evaluations(database, None if catalog is None else model.name, max_share=settings.max_client_share)
     services = Services(
         settings=settings,
         model=model,
+        catalog={model.name: model} if catalog is None else catalog,
         client=client,
         admission=Admission(
             settings.max_num_queued,

@@ -24,7 +24,7 @@ from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 from tests.server.documented import CHECKED
 from tests.server.fakes import FakeClient, served_model
-from tests.server.postgresql import postgresql
+from bench.postgresql import postgresql
 
 
 @pytest.fixture

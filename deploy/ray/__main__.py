@@ -1,0 +1,92 @@
+"""`python -m deploy.ray` serves a fleet until a signal; `python -m deploy.ray update` changes one that runs.
+
+Both take the flags of a fleet and those of `flamboyance serve`. An update without a changed setting of all servers restarts
+nothing; `--restart` replaces every replica, one by one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray import serve
+
+from deploy.ray.app import NAME, ROOT, application, http_options
+from deploy.ray.fleet import Fleet, read_fleet
+from model.zoo.fetch import DefaultModelError
+from server import logs
+from server.settings import SettingsError
+from server.wire import ENGINE_FACTORY
+
+UPDATE, RESTART, ADDRESS = "update", "--restart", "--address"
+
+
+def main(arguments: Sequence[str], factory: str = ENGINE_FACTORY) -> int:
+    """Run the command, and return its exit status."""
+    try:
+        is_update, address, rest = _command(arguments)
+        version = uuid.uuid4().hex[:16] if RESTART in rest else None
+        fleet = read_fleet([argument for argument in rest if argument != RESTART], version=version)
+    except (SettingsError, DefaultModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    logs.configure(fleet.settings.log_level, fleet.settings.log_format)
+    connect(fleet, address or ("auto" if is_update else None))
+    if not is_update:
+        serve.start(http_options=http_options(fleet))
+    deploy(fleet, factory)
+    if not is_update:
+        wait_for_signal()
+        serve.shutdown()
+    ray.shutdown()
+    return 0
+
+
+def connect(fleet: Fleet, address: str | None) -> None:
+    """Connect to a cluster of Ray, or start one on this machine, with as many processors as the fleet reserves.
+
+    Ray only counts them: on a small machine, more replicas than processors share them.
+    """
+    local: dict[str, Any] = {}
+    if address is None:
+        # one replica more, for rolling updates
+        reserved = math.ceil(fleet.cpus * (fleet.max_replicas + 1))
+        local = {"include_dashboard": False, "num_cpus": max(reserved, os.cpu_count() or 1)}
+    ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, configure_logging=False, **local)
+
+
+def deploy(fleet: Fleet, factory: str = ENGINE_FACTORY) -> None:
+    """Deploy a fleet, and return when it serves."""
+    serve.run(application(fleet, factory), name=NAME, route_prefix="/")
+
+
+def wait_for_signal() -> None:
+    received = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: received.set())
+    received.wait()
+
+
+def _command(arguments: Sequence[str]) -> tuple[bool, str | None, list[str]]:
+    """Return whether a fleet is to be updated, the address of Ray, and the other arguments."""
+    rest = list(arguments)
+    is_update = rest[:1] == [UPDATE]
+    if is_update:
+        rest.pop(0)
+    if ADDRESS not in rest:
+        return is_update, None, rest
+    index = rest.index(ADDRESS)
+    if index + 1 == len(rest):
+        raise SettingsError(f"{ADDRESS}: the address of a cluster is missing")
+    return is_update, rest[index + 1], rest[:index] + rest[index + 2 :]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
