@@ -1,17 +1,17 @@
 """`python -m deploy.ray` serves a fleet until a signal; `python -m deploy.ray update` changes one that runs.
 
-Both take the flags of a fleet and those of `flamboyance serve`. An update without a changed setting of all servers restarts
-nothing; `--restart` replaces every replica, one by one.
+Both take the flags of a fleet and those of `flamboyance serve`. An update replaces the replicas one by one if the version,
+the `--generation` or a setting that all models share has changed; other changes restart nothing.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
 import sys
 import threading
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,15 +25,16 @@ from server import logs
 from server.settings import SettingsError
 from server.wire import ENGINE_FACTORY
 
-UPDATE, RESTART, ADDRESS = "update", "--restart", "--address"
+logger = logging.getLogger("deploy.ray")
+
+UPDATE, ADDRESS = "update", "--address"
 
 
 def main(arguments: Sequence[str], factory: str = ENGINE_FACTORY) -> int:
     """Run the command, and return its exit status."""
     try:
         is_update, address, rest = _command(arguments)
-        version = uuid.uuid4().hex[:16] if RESTART in rest else None
-        fleet = read_fleet([argument for argument in rest if argument != RESTART], version=version)
+        fleet = read_fleet(rest)
     except (SettingsError, DefaultModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str], factory: str = ENGINE_FACTORY) -> int:
     if not is_update:
         serve.start(http_options=http_options(fleet))
     deploy(fleet, factory)
+    url = f"http://{fleet.settings.host}:{fleet.settings.port}"
+    logger.info("the fleet is ready", extra={"url": url, "address": ray.get_runtime_context().gcs_address})
     if not is_update:
         wait_for_signal()
         serve.shutdown()

@@ -80,7 +80,7 @@ def model_config(settings: Settings) -> dict[str, Any]:
     return {"settings": values, "weights": fingerprint(Path(settings.model))}
 
 
-def read_fleet(arguments: Sequence[str], *, version: str | None = None) -> Fleet:
+def read_fleet(arguments: Sequence[str]) -> Fleet:
     """Read the flags of a fleet, and those of `flamboyance serve`, and prepare the models. Raises `SettingsError`."""
     options, rest = _parser().parse_known_args(arguments)
     settings = read_settings(rest, PROGRAM)
@@ -104,7 +104,7 @@ def read_fleet(arguments: Sequence[str], *, version: str | None = None) -> Fleet
         routing=options.routing,
         cpus=options.cpus,
         gpus=options.gpus,
-        version=version or _version(settings, options.models_per_replica),
+        version=_version(settings, options.models_per_replica, options.generation),
     )
 
 
@@ -153,11 +153,11 @@ def _check_shared(settings: Settings) -> None:
         )
 
 
-def _version(settings: Settings, models_per_replica: int) -> str:
+def _version(settings: Settings, models_per_replica: int, generation: str) -> str:
     """Return what makes running replicas outdated when it changes, so that they are replaced one by one."""
     shared = settings.model_dump_json(include=set(SHARED) - {"api_key", "database"})
     secrets = [secret.get_secret_value() for secret in (settings.api_key, settings.database) if secret is not None]
-    text = f"{VERSION} {shared} {secrets} {models_per_replica}"
+    text = f"{VERSION} {shared} {secrets} {models_per_replica} {generation}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -183,4 +183,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--routing", choices=get_args(Routing), default="affinity", help="how replicas are chosen (default: affinity)")
     add("--cpus", type=float, default=1, help="processors that Ray reserves for a replica (default: 1)")
     add("--gpus", type=float, default=0, help="GPUs that Ray reserves for a replica (default: 0)")
+    add("--generation", default="", help="any text: when it changes, an update replaces all replicas one by one")
     return parser

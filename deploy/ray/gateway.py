@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -120,7 +120,7 @@ class Gateway:
         try:
             await unless_disconnected(request.receive, self._answer(call, model, request, send))
         except ClientDisconnect:
-            logger.info("the client has gone", extra={"request_id": request.state.request_id})
+            logger.debug("the client has gone", extra={"request_id": request.state.request_id})
 
     async def _answer(self, call: Call, model: str, request: Request, send: Send) -> None:
         """Send the answer of a replica. Raises `ServerError` if there is none, before anything is sent."""
@@ -209,27 +209,34 @@ def _refusing_replica(messages: list[Message]) -> str | None:
     return headers.get(REPLICA_HEADER.decode()) if code in REFUSALS else None
 
 
-async def _send_all(messages: list[Message], answer: Any, send: Send) -> None:
+async def _send_all(messages: list[Message], answer: DeploymentResponseGenerator[list[Message]], send: Send) -> None:
     """Send the first messages and those that follow. If the replica is lost, a stream of events ends with an error."""
     is_stream = Headers(raw=messages[0]["headers"]).get("content-type", "").startswith(EventStream.media_type)
+    is_complete = False
     try:
-        await _send_messages(messages, send)
+        is_complete = await _send_messages(messages, send)
         async for more in answer:
-            await _send_messages(more, send)
+            is_complete = await _send_messages(more, send)
     except RayError:
-        logger.warning("a replica was lost during its answer")
+        logger.warning("a replica was lost during its answer", extra={"complete": is_complete})
+        if is_complete:
+            return
         if not is_stream:
             raise  # the connection is closed before the announced end of the body
         error = ServerError("the replica that had this request was lost")
         await send({"type": "http.response.body", "body": event(error.body()) + DONE, "more_body": False})
     except BaseException:
-        answer.cancel()
+        # Ray reports a client as gone as soon as its answer is complete
+        if not is_complete:
+            answer.cancel()
         raise
 
 
-async def _send_messages(messages: list[Message], send: Send) -> None:
+async def _send_messages(messages: list[Message], send: Send) -> bool:
+    """Send messages, and return whether the answer is complete."""
     for message in messages:
         await send(message)
+    return messages[-1]["type"] == "http.response.body" and not messages[-1].get("more_body", False)
 
 
 async def _refuse(request: Request, error: ServerError) -> Response:
