@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deploy.ray.affinity import affinity_key
 from deploy.ray.call import Call, Routing
 from deploy.ray.exposition import merge
-from deploy.ray.replay import MAX_ATTEMPTS, REFUSALS, is_repeatable, lost, with_key
+from deploy.ray.replay import MAX_ATTEMPTS, REFUSALS, ReplicaLost, is_repeatable, lost, with_key
 from deploy.ray.replica import REPLICA_HEADER
 from server import logs
 from server.api.body import JSON, JSONResponse, content_type, stream_body
@@ -223,7 +223,7 @@ async def _send_all(messages: list[Message], answer: DeploymentResponseGenerator
             return
         if not is_stream:
             raise  # the connection is closed before the announced end of the body
-        error = ServerError("the replica that had this request was lost")
+        error = ReplicaLost("the replica that had this request was lost")
         await send({"type": "http.response.body", "body": event(error.body()) + DONE, "more_body": False})
     except BaseException:
         # Ray reports a client as gone as soon as its answer is complete
