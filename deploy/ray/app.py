@@ -35,7 +35,7 @@ def application(fleet: Fleet, factory: str = ENGINE_FACTORY) -> serve.Applicatio
         **_scale(fleet),
         max_ongoing_requests=fleet.max_requests,
         max_queued_requests=fleet.settings.max_num_queued,
-        user_config=fleet.user_config,
+        user_config=fleet.replica_config,
         request_router_config=RequestRouterConfig(request_router_class=AffinityRouter),
         graceful_shutdown_timeout_s=fleet.settings.shutdown_timeout + SHUTDOWN_MARGIN_SECONDS,
         graceful_shutdown_wait_loop_s=0.5,
@@ -54,7 +54,7 @@ def application(fleet: Fleet, factory: str = ENGINE_FACTORY) -> serve.Applicatio
     gateways = serve.deployment(serve.ingress()(Gateway), name="Gateway").options(
         num_replicas=fleet.gateways,
         max_ongoing_requests=GATEWAY_REQUESTS,
-        user_config=fleet.user_config,
+        user_config=fleet.gateway_config,
         graceful_shutdown_timeout_s=fleet.settings.shutdown_timeout + SHUTDOWN_MARGIN_SECONDS,
         graceful_shutdown_wait_loop_s=0.5,
         max_surge_percent=1,

@@ -65,12 +65,14 @@ class Fleet:
         return self.min_replicas != self.max_replicas
 
     @property
-    def user_config(self) -> dict[str, Any]:
-        """What running replicas and gateways take over without a restart: the models, and the routing."""
-        return {
-            "models": {name: model_config(settings) for name, settings in self.models.items()},
-            "routing": self.routing,
-        }
+    def replica_config(self) -> dict[str, Any]:
+        """What running replicas take over without a restart."""
+        return {"models": {name: model_config(settings) for name, settings in self.models.items()}}
+
+    @property
+    def gateway_config(self) -> dict[str, Any]:
+        """What running gateways take over without a restart."""
+        return {"models": list(self.models), "routing": self.routing}
 
 
 def model_config(settings: Settings) -> dict[str, Any]:

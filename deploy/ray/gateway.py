@@ -61,7 +61,7 @@ class Gateway:
         self._handles: dict[str, DeploymentHandle[Any]] = {}
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        self._models, self._routing = list(config["models"]), config["routing"]
+        self._models, self._routing = config["models"], config["routing"]
         options = partial(self._replicas.options, stream=True, method_name="answer")
         self._handles = {name: options(multiplexed_model_id=name) for name in self._models}
 
