@@ -1,6 +1,6 @@
-"""Replicas behind one address, measured from outside: `python -m bench.ray [--replicas 4]`.
+"""Replicas at one address, measured from outside: `python -m bench.ray [--replicas 4]`.
 
-Support sets with Zipf popularity are asked for by turns of three policies: requests go where their set lives, to each
+Support sets with Zipf popularity are requested by turns of three policies: requests go where their set lives, to each
 replica in turn, or anywhere. Then a replica is killed, and all are replaced, under a load of every kind of request.
 """
 
@@ -177,9 +177,9 @@ def disturb(fleet: Fleet, report: Report) -> None:
         "replica killed": lambda: fleet.process_of(fleet.replicas()[0]).kill(),
         "rolling update": lambda: fleet.update(generation=time.time_ns()),
     }
-    for name, make in disturbances.items():
+    for seed, (name, make) in enumerate(disturbances.items()):
         repeated = _repeated(fleet)
-        load = Load(fleet.target, num_clients=4).start()
+        load = Load(fleet.target, num_clients=4, seed=seed).start()
         time.sleep(LOAD_SECONDS / 4)
         make()
         time.sleep(LOAD_SECONDS)
@@ -233,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     workload = QUICK if options.quick else Workload()
     sizes = {"num_sets": options.sets, "num_requests": options.requests, "num_warmup": options.warmup}
     workload = replace(workload, **{name: value for name, value in sizes.items() if value is not None})
-    report = Report("Replicas behind one address", {**as_settings(options), "workload": str(workload)}, ("ray",))
+    report = Report("Replicas at one address", {**as_settings(options), "workload": str(workload)}, ("ray",))
     with running(fleet_flags(options, workload)) as fleet:
         measure(fleet, workload, options.repeats, report)
         disturb(fleet, report)

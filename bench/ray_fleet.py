@@ -68,12 +68,12 @@ class Fleet:
     def counters(self, *names: str) -> dict[str, dict[str, float]]:
         """Return metrics by name and replica; what a replica has of several models is added up."""
         text = self.target.send(get("/metrics"), timeout=30).body.decode()
-        found: dict[str, dict[str, float]] = {name: defaultdict(float) for name in names}
+        values: dict[str, dict[str, float]] = {name: defaultdict(float) for name in names}
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                if (name := sample.name.removeprefix(PREFIX)) in found:
-                    found[name][sample.labels["replica"]] += sample.value
-        return found
+                if (name := sample.name.removeprefix(PREFIX)) in values:
+                    values[name][sample.labels["replica"]] += sample.value
+        return values
 
     def replicas(self) -> list[str]:
         return sorted(self.counters("engine_ready")["engine_ready"])
@@ -90,7 +90,7 @@ class Fleet:
 
     def _run(self, log: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
         flags = [text for name, value in self._flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-        # of Ray: whoever connects to a cluster by its address says that it has a token
+        # of Ray: a program that connects to a cluster by its address must say that it has a token
         environment = child_environment(RAY_AUTH_MODE="token")
         with log.open("w") as file:
             command = [sys.executable, "-m", MODULE, *arguments, *flags]

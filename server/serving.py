@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -166,7 +167,7 @@ async def drain(
     admission.close()
     logger.info("shutting down", extra={"waiting": admission.num_waiting, "running": admission.num_running})
     idle = asyncio.ensure_future(admission.wait_until_idle())
-    ends = {idle} if hurry is None else {idle, hurry}
+    ends: set[asyncio.Future[Any]] = {idle} if hurry is None else {idle, hurry}
     await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     if not idle.done():
         client.fail_all(ShuttingDown("the server is shutting down"))

@@ -1,4 +1,4 @@
-"""Which replica a request should go to: rendezvous hashing with bounded loads, and the key that requests share.
+"""The choice of a replica: rendezvous hashing with bounded loads, and the key that requests share.
 
 Requests with one key go to one replica, whose caches then hold their pictures and prompts. When a replica leaves, only its
 own keys move; when one joins, it takes an equal share from each. A replica that is busier than the others gives its next

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray import serve
-from ray.serve.config import AutoscalingConfig, HTTPOptions, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from deploy.ray.fleet import Fleet
 from deploy.ray.gateway import Gateway
 from deploy.ray.replica import replica_class
-from deploy.ray.router import AffinityRouter
 from server.wire import ENGINE_FACTORY
 
 NAME = "flamboyance"
+ROUTER = "deploy.ray.router.AffinityRouter"
 # beyond the time that the server's own shutdown takes
 SHUTDOWN_MARGIN_SECONDS = 10.0
 # a gateway passes requests on and waits: no processor is reserved for it
@@ -31,12 +31,12 @@ def http_options(fleet: Fleet) -> HTTPOptions:
 
 def application(fleet: Fleet, factory: str = ENGINE_FACTORY) -> serve.Application:
     """Return the application; deployed again, it changes what is running."""
-    replicas = serve.deployment(replica_class(fleet.models_per_replica), name="Server").options(
+    replicas = _deployment(replica_class(fleet.models_per_replica), "Server").options(
         **_scale(fleet),
         max_ongoing_requests=fleet.max_requests,
         max_queued_requests=fleet.settings.max_num_queued,
         user_config=fleet.replica_config,
-        request_router_config=RequestRouterConfig(request_router_class=AffinityRouter),
+        request_router_config={"request_router_class": ROUTER},
         graceful_shutdown_timeout_s=fleet.settings.shutdown_timeout + SHUTDOWN_MARGIN_SECONDS,
         graceful_shutdown_wait_loop_s=0.5,
         # a rolling update starts the next replica before it stops one
@@ -51,7 +51,7 @@ def application(fleet: Fleet, factory: str = ENGINE_FACTORY) -> serve.Applicatio
         version=fleet.version,
         _internal=True,
     )
-    gateways = serve.deployment(serve.ingress()(Gateway), name="Gateway").options(
+    gateways = _deployment(serve.ingress()(Gateway), "Gateway").options(
         num_replicas=fleet.gateways,
         max_ongoing_requests=GATEWAY_REQUESTS,
         user_config=fleet.gateway_config,
@@ -67,6 +67,10 @@ def application(fleet: Fleet, factory: str = ENGINE_FACTORY) -> serve.Applicatio
 
 
 _LOGGING = LoggingConfig(enable_access_log=False)
+
+
+def _deployment(kind: type, name: str) -> serve.Deployment:
+    return cast(serve.Deployment, serve.deployment(kind, name=name))
 
 
 def _scale(fleet: Fleet) -> dict[str, Any]:

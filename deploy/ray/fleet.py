@@ -66,12 +66,12 @@ class Fleet:
 
     @property
     def replica_config(self) -> dict[str, Any]:
-        """What running replicas take over without a restart."""
+        """The part that running replicas take over without a restart."""
         return {"models": {name: model_config(settings) for name, settings in self.models.items()}}
 
     @property
     def gateway_config(self) -> dict[str, Any]:
-        """What running gateways take over without a restart."""
+        """The part that running gateways take over without a restart."""
         return {"models": list(self.models), "routing": self.routing}
 
 
@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         usage="%(prog)s [--replicas N] [--models FILE] [...] [the flags of flamboyance serve]",
-        description="Serve models with replicas behind one address, on Ray.",
+        description="Serve models with replicas at one address, on Ray.",
         allow_abbrev=False,
         add_help=False,
     )

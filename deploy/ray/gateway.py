@@ -7,10 +7,9 @@ serve one address. What the fleet as a whole is asked, it answers itself.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from ray.exceptions import RayActorError, RayError
@@ -24,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deploy.ray.affinity import affinity_key
 from deploy.ray.call import Call, Routing
 from deploy.ray.exposition import merge
-from deploy.ray.replay import MAX_ATTEMPTS, REFUSALS, ReplicaLost, is_repeatable, lost, with_key
+from deploy.ray.replay import MAX_ATTEMPTS, REFUSALS, ReplicaLost, may_repeat, lost, with_key
 from deploy.ray.replica import REPLICA_HEADER
 from server import logs
 from server.api.body import JSON, JSONResponse, content_type, stream_body
@@ -39,6 +38,8 @@ IMPORT_PATH = "/v1/support_sets/import"
 # seconds in which replicas answer questions about the fleet
 FLEET_SECONDS = 5.0
 RETRY_AFTER = 1
+
+Answer: TypeAlias = "DeploymentResponseGenerator[list[Message]]"
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Gateway:
         )
         self._models: list[str] = []
         self._routing: Routing = "affinity"
-        self._handles: dict[str, DeploymentHandle[Any]] = {}
+        self._handles: dict[str, Any] = {}  # they return an `Answer`
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         self._models, self._routing = config["models"], config["routing"]
@@ -109,6 +110,14 @@ class Gateway:
         return [answer for answer in answers if not isinstance(answer, BaseException)]
 
     async def _forward(self, request: Request, send: Send) -> None:
+        try:
+            call, model = await self._read(request)
+            await unless_disconnected(request.receive, self._answer(call, model, request, send))
+        except ClientDisconnect:
+            logger.debug("the client has gone", extra={"request_id": request.state.request_id})
+
+    async def _read(self, request: Request) -> tuple[Call, str]:
+        """Return the whole request, and the model that it is for. Raises what `stream_body` raises."""
         settings = self._import_settings if request.scope["path"] == IMPORT_PATH else self._settings
         body = b"".join([piece async for piece in stream_body(request, settings)])
         fields = _fields(request, body)
@@ -116,37 +125,43 @@ class Gateway:
         call = with_key(Call.from_scope(request.scope, body, key=key, routing=self._routing))
         named = None if fields is None else fields.get("model")
         # a model that does not exist is refused by the application of another one, which knows them all
-        model = named if isinstance(named, str) and named in self._models else self._models[0]
-        try:
-            await unless_disconnected(request.receive, self._answer(call, model, request, send))
-        except ClientDisconnect:
-            logger.debug("the client has gone", extra={"request_id": request.state.request_id})
+        return call, named if isinstance(named, str) and named in self._models else self._models[0]
 
     async def _answer(self, call: Call, model: str, request: Request, send: Send) -> None:
         """Send the answer of a replica. Raises `ServerError` if there is none, before anything is sent."""
         while True:
             answer = self._handles[model].remote(call)
-            try:
-                messages = await _first(answer)
-            except RayActorError as error:
-                logger.warning("a replica was lost", extra={"path": call.path, "attempt": call.attempt})
-                if not is_repeatable(call) or call.attempt + 1 >= MAX_ATTEMPTS:
-                    raise lost(call) from error
+            messages = await self._first(answer, call)
+            is_last = call.attempt + 1 >= MAX_ATTEMPTS
+            if messages is None:
+                if is_last or not may_repeat(call):
+                    raise lost(call)
                 call = replace(call, attempt=call.attempt + 1)
-                continue
-            except BackPressureError as error:
-                raise Overloaded(
-                    "all replicas are busy, and too many requests wait", retry_after=RETRY_AFTER
-                ) from error
-            except BaseException:
-                answer.cancel()
-                raise
-            if (replica := _refusing_replica(messages)) is not None and call.attempt + 1 < MAX_ATTEMPTS:
+            elif (replica := _refusing_replica(messages)) is not None and not is_last:
                 call = replace(call, attempt=call.attempt + 1, avoid=call.avoid | {replica})
-                continue
-            request.state.ticket.started()
-            await _send_all(messages, answer, send)
-            return
+            else:
+                request.state.ticket.started()
+                request.state.deadline.end()
+                await _send_all(messages, answer, send)
+                return
+
+    async def _first(self, answer: Answer, call: Call) -> list[Message] | None:
+        """Return the first messages of an answer; None if its replica is lost. Raises `ServerError`."""
+        try:
+            async for messages in answer:
+                return messages
+        except RayActorError:
+            logger.warning("a replica was lost", extra={"path": call.path, "attempt": call.attempt})
+            return None
+        except BackPressureError as error:
+            message = "all replicas are busy, and too many requests wait"
+            raise Overloaded(message, retry_after=RETRY_AFTER) from error
+        except RayError as error:
+            logger.error("a replica failed", exc_info=error, extra={"path": call.path})
+        except BaseException:
+            answer.cancel()
+            raise
+        raise ServerError("internal error")  # an application that fails, or ends without an answer: a bug
 
 
 class _HTTPOnly:
@@ -189,13 +204,6 @@ def _fields(request: Request, body: bytes) -> dict[str, Any] | None:
     return fields if isinstance(fields, dict) else None
 
 
-async def _first(answer: AsyncIterator[list[Message]]) -> list[Message]:
-    """Return the first messages; an application that sends none is a bug there."""
-    async for messages in answer:
-        return messages
-    raise ServerError("internal error")
-
-
 def _refusing_replica(messages: list[Message]) -> str | None:
     """Return the replica that has refused a request before any work, so that another one may have it."""
     start, *rest = messages
@@ -209,7 +217,7 @@ def _refusing_replica(messages: list[Message]) -> str | None:
     return headers.get(REPLICA_HEADER.decode()) if code in REFUSALS else None
 
 
-async def _send_all(messages: list[Message], answer: DeploymentResponseGenerator[list[Message]], send: Send) -> None:
+async def _send_all(messages: list[Message], answer: Answer, send: Send) -> None:
     """Send the first messages and those that follow. If the replica is lost, a stream of events ends with an error."""
     is_stream = Headers(raw=messages[0]["headers"]).get("content-type", "").startswith(EventStream.media_type)
     is_complete = False

@@ -1,6 +1,6 @@
-"""Which requests may be sent again when the replica that had them is lost, and may have done them.
+"""Requests that are sent again when the replica that had them is lost: it may have done them.
 
-Whoever sends a request twice must not do its work twice. Requests that only read or compute may always be repeated, and so
+A request that is sent twice must not be done twice. Requests that only read or compute may always be repeated, and so
 may uploads, which are named by their content. A request that makes something gets an `Idempotency-Key` if the client sent
 none: the database then knows the second one. What remains is refused, with an error that says that it may have been done.
 """
@@ -39,11 +39,11 @@ def with_key(call: Call) -> Call:
     return replace(call, headers=(*call.headers, (KEY, f"gateway-{uuid.uuid4().hex}".encode())))
 
 
-def is_repeatable(call: Call) -> bool:
+def may_repeat(call: Call) -> bool:
     """Return whether a request may be sent again although its first replica may have done it.
 
     PATCH sets values, and DELETE removes: both do the same again, though a repeated DELETE may find nothing. With an
-    expected version the second one would be refused, and the client told that nothing was done.
+    expected version the second one would be refused, although the first one was done.
     """
     if call.method in ("PATCH", "DELETE"):
         return b"expected_version" not in call.body + call.query_string
@@ -51,6 +51,6 @@ def is_repeatable(call: Call) -> bool:
 
 
 def lost(call: Call) -> ServerError:
-    if is_repeatable(call):
+    if may_repeat(call):
         return ReplicaLost(f"{call.attempt + 1} replicas in turn were lost while they had this request")
     return ReplicaLost("the replica that had this request was lost: look whether the request was done")

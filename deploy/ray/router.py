@@ -16,7 +16,6 @@ from ray.serve.request_router import (
     MultiplexMixin,
     PendingRequest,
     ReplicaID,
-    ReplicaResult,
     RequestRouter,
     RunningReplica,
 )
@@ -79,7 +78,7 @@ class AffinityRouter(MultiplexMixin, RequestRouter):
         reported = self.replica_queue_len_cache.get(replica_id) or 0
         return max(reported, len(self._running.get(replica_id, ())))
 
-    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult) -> None:
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         self._running[replica_id].add(pending_request.metadata.internal_request_id)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:

@@ -71,7 +71,7 @@ class Fleet:
         flags = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
         fleet = ["--models", str(self.folder / "models.yaml"), "--models-per-replica", "2", "--gateways", "1"]
         command = [sys.executable, "-c", PROGRAM, *arguments, *fleet, *flags]
-        # of Ray: whoever connects to a cluster by its address says that it has a token
+        # of Ray: a program that connects to a cluster by its address must say that it has a token
         environment = child_environment(RAY_AUTH_MODE="token")
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, text=True, env=environment)
 
@@ -85,12 +85,12 @@ class Fleet:
     def replicas(self) -> dict[str, set[str]]:
         """Return the models that each replica has loaded."""
         text = httpx.get(f"{self.url}/metrics", timeout=REQUEST_SECONDS).text
-        found: dict[str, set[str]] = {}
+        models: dict[str, set[str]] = {}
         for model, replica in re.findall(
             r'^flamboyance:engine_ready\{model_name="(.*?)",replica="(.*?)"\} 1', text, re.M
         ):
-            found.setdefault(replica, set()).add(model)
-        return found
+            models.setdefault(replica, set()).add(model)
+        return models
 
     def process_of(self, replica: str) -> psutil.Process:
         """Return the process of a replica: the parent of its engine's."""
@@ -238,7 +238,7 @@ def test_errors_are_those_of_the_server(http: httpx.Client) -> None:
 
 
 def test_requests_with_one_support_set_go_to_one_replica_and_sets_are_spread(http: httpx.Client) -> None:
-    found: Counter[str] = Counter()
+    sets_by_replica: Counter[str] = Counter()
     for number in range(8):
         name = f"spread-{number}"
         assert http.post("/v1/support_sets", json={"name": name, "examples": [{"text": "a"}]}).is_success
@@ -253,8 +253,8 @@ def test_requests_with_one_support_set_go_to_one_replica_and_sets_are_spread(htt
         assert response.is_success, response.text
         replicas.add(response.headers["x-replica"])
         assert len(replicas) == 1
-        found.update(replicas)
-    assert len(found) == 2
+        sets_by_replica.update(replicas)
+    assert len(sets_by_replica) == 2
 
 
 def test_a_client_that_leaves_ends_its_request(fleet: Fleet, http: httpx.Client) -> None:
@@ -322,11 +322,11 @@ def test_a_model_is_loaded_on_first_use_and_the_one_used_least_recently_makes_ro
         return response.headers["x-replica"]
 
     assert list(fleet.replicas().values()) == [{"first"}, {"first"}]
-    places = {model: use(model) for model in ("second", "third")}
-    assert places["second"] != places["third"]  # to the replica with the fewest models
-    assert use("second") == places["second"]
-    place = use("fourth")
-    assert fleet.replicas()[place] == {"fourth", *(model for model in places if places[model] == place)}
+    homes = {model: use(model) for model in ("second", "third")}
+    assert homes["second"] != homes["third"]  # to the replica with the fewest models
+    assert use("second") == homes["second"]
+    replica = use("fourth")
+    assert fleet.replicas()[replica] == {"fourth", *(model for model in homes if homes[model] == replica)}
 
 
 def test_a_model_is_replaced_without_a_restart(fleet: Fleet, http: httpx.Client) -> None:

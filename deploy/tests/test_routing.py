@@ -1,4 +1,4 @@
-"""Which replica a request goes to, whether it may be repeated, and the metrics of all: pure functions, without Ray."""
+"""Tests of pure functions, without Ray: the choice of a replica, repeated requests, the metrics of all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from deploy.ray.affinity import FREE_REQUESTS, affinity_key, bound, preferred, ranked
 from deploy.ray.call import Call
 from deploy.ray.exposition import merge
-from deploy.ray.replay import KEY, is_repeatable, with_key
+from deploy.ray.replay import KEY, may_repeat, with_key
 
 REPLICAS = [f"r{index}" for index in range(5)]
 KEYS = [f"set-{index}" for index in range(2000)]
@@ -60,8 +60,8 @@ def test_no_replica_has_more_than_the_bound_while_requests_arrive() -> None:
 
 
 def test_a_busy_replica_comes_last_and_others_keep_their_order() -> None:
-    first, *others = ranked("a", REPLICAS)
-    assert preferred("a", {**dict.fromkeys(REPLICAS, 0), first: FREE_REQUESTS}) == [*others, first]
+    first, *rest = ranked("a", REPLICAS)
+    assert preferred("a", {**dict.fromkeys(REPLICAS, 0), first: FREE_REQUESTS}) == [*rest, first]
 
 
 @pytest.mark.parametrize(
@@ -127,20 +127,20 @@ def test_prompts_that_share_most_of_their_pictures_mostly_have_the_same_key() ->
 def test_a_request_may_be_repeated_unless_that_could_do_it_twice(
     method: str, path: str, fields: dict[str, Any], expected: bool
 ) -> None:
-    assert is_repeatable(call(method, path, **fields)) == expected
+    assert may_repeat(call(method, path, **fields)) == expected
 
 
 def test_what_makes_something_gets_a_key_unless_it_has_one() -> None:
-    own = ((KEY, b"mine"),)
+    headers = ((KEY, b"mine"),)
     for path in ("/v1/support_sets", "/v1/support_sets/import", "/v1/support_sets/birds/examples"):
         (added,) = with_key(call("POST", path)).headers
         assert added[0] == KEY
-        assert with_key(call("POST", path, headers=own)).headers == own
+        assert with_key(call("POST", path, headers=headers)).headers == headers
     for method, path in (("GET", "/v1/support_sets"), ("POST", "/v1/completions")):
         assert with_key(call(method, path)).headers == ()
 
 
-def test_metrics_of_replicas_are_told_apart_and_described_once() -> None:
+def test_each_sample_names_its_replica_and_no_metric_is_described_twice() -> None:
     text = b'# HELP a_total A.\n# TYPE a_total counter\na_total{model_name="m"} %d\n'
     merged = merge([("x", [text % 1]), ("y", [text % 2])]).decode()
     assert merged.count("# TYPE") == 1
