@@ -81,6 +81,8 @@ def _values(value: Any, names: frozenset[str] | set[str], name: str = "") -> Ite
         case str():
             if name in names:
                 yield value
+        case {"uuid": str(named)} if "uuid" in names:  # with or without the data
+            yield named
         case Mapping():
             for field, inner in value.items():
                 yield from _values(inner, names, field)

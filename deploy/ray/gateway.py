@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deploy.ray.affinity import affinity_key
 from deploy.ray.call import Call, Routing
 from deploy.ray.exposition import merge
-from deploy.ray.replay import MAX_ATTEMPTS, REFUSALS, ReplicaLost, may_repeat, lost, with_key
+from deploy.ray.replay import MAX_ATTEMPTS, REFUSALS, ReplicaLost, lost, may_repeat, with_key
 from deploy.ray.replica import REPLICA_HEADER
 from server import logs
 from server.api.body import JSON, JSONResponse, content_type, stream_body

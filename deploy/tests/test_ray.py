@@ -92,14 +92,16 @@ class Fleet:
             models.setdefault(replica, set()).add(model)
         return models
 
-    def process_of(self, replica: str) -> psutil.Process:
-        """Return the process of a replica: the parent of its engine's."""
-        while True:
-            response = httpx.get(f"{self.url}/version", timeout=REQUEST_SECONDS)
-            if response.headers["x-replica"] == replica:
-                parent = psutil.Process(response.json()["engine"]["pid"]).parent()
-                assert parent is not None
-                return parent
+    def engines(self) -> dict[str, int]:
+        """Return the process of the first model's engine in the replicas that have it."""
+        responses = [httpx.get(f"{self.url}/version", timeout=REQUEST_SECONDS) for _ in range(20)]
+        return {response.headers["x-replica"]: response.json()["engine"]["pid"] for response in responses}
+
+    def a_replica(self) -> psutil.Process:
+        """Return the process of a replica, the parent of its engine's."""
+        process = psutil.Process(next(iter(self.engines().values()))).parent()
+        assert process is not None
+        return process
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +278,7 @@ def test_a_killed_replica_loses_no_request_and_begun_streams_end_with_an_error(
 ) -> None:
     load, streams, has_begun = Load("killed", fleet.url), [list[str]() for _ in range(6)], threading.Semaphore(0)
     threads = [threading.Thread(target=stream_lines, args=(fleet.url, 500, lines, has_begun)) for lines in streams]
-    victim = fleet.process_of(next(iter(fleet.replicas())))
+    victim = fleet.a_replica()
     with load.running():
         for thread in threads:
             thread.start()
@@ -330,13 +332,15 @@ def test_a_model_is_loaded_on_first_use_and_the_one_used_least_recently_makes_ro
 
 
 def test_a_model_is_replaced_without_a_restart(fleet: Fleet, http: httpx.Client) -> None:
-    before, load = fleet.replicas(), Load("replaced", fleet.url)
+    replicas, before, load = fleet.replicas(), fleet.engines(), Load("replaced", fleet.url)
     fleet.models(first="flamingo", second="openflamingo")
     with load.running():
         fleet.update("--replicas", "2", "--generation", "2")
     assert load.failures == []
     assert load.cut == []
-    assert fleet.replicas().keys() == before.keys()
+    assert fleet.replicas().keys() == replicas.keys()
+    after = fleet.engines()
+    assert not set(after.values()) & set(before.values())
     models = {model["id"]: model["root"] for model in http.get("/v1/models").json()["data"]}
     assert models == {"first": "tiny-flamingo", "second": "tiny-openflamingo"}
     assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).json()["model"] == "first"

@@ -99,6 +99,11 @@ def test_the_query_of_a_few_shot_request_does_not_count_wherever_it_stands() -> 
     assert affinity_key("/v1/classify", {"query": queries[0]}) != affinity_key("/v1/classify", {"query": queries[1]})
 
 
+def test_named_media_have_one_key_with_and_without_their_data() -> None:
+    parts = [image("x") | {"uuid": "flamingo"}, {"type": "image_url", "uuid": "flamingo"}]
+    assert len({affinity_key("/v1/completions", {"prompt": [part]}) for part in parts}) == 1
+
+
 def test_prompts_that_share_most_of_their_pictures_mostly_have_the_same_key() -> None:
     rng, same = random.Random(0), 0
     for _ in range(300):
