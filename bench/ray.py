@@ -44,7 +44,7 @@ class Answer:
     seconds: float
     shots_cached: int
     shots: int
-    cached_tokens: int
+    prompt_tokens: int
     replica: str
 
 
@@ -116,7 +116,7 @@ class Turn:
             seconds=seconds,
             shots=self._workload.num_shots,
             shots_cached=self._workload.num_shots - shots_encoded,
-            cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
+            prompt_tokens=usage["prompt_tokens"],
             replica=response.headers[REPLICA],
         )
 
@@ -167,6 +167,7 @@ def policy_row(policy: Policy, turns: Sequence[Sequence[Answer]], rates: Mapping
         "p95": all_ms.percentile(95),
         "warm ms": statistics.median(warm) if warm else None,
         "cold ms": statistics.median(cold) if cold else None,
+        "prompt tokens": statistics.mean(answer.prompt_tokens for answer in everything),
         "busiest replica": max(by_replica) / len(everything),
     }
 
@@ -216,7 +217,7 @@ def fleet_flags(options: argparse.Namespace, workload: Workload) -> dict[str, ob
     flags: dict[str, object] = {
         "replicas": options.replicas,
         "model": model_folder(options.model),
-        "num_threads": 1,
+        "num_threads": options.threads,
         "decode_processes": 1,
         "spare_worker": "false",
         "host_media_mb": workload.host_media_mb,
@@ -244,6 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.ray", description=__doc__)
     add_model(parser, "default")
+    parser.set_defaults(threads=1)
     parser.add_argument("--replicas", type=int, default=4, help="number of replicas (default: 4)")
     parser.add_argument("--sets", type=int, help="number of support sets (default: 200)")
     parser.add_argument("--requests", type=int, help="measured requests per turn (default: 800)")

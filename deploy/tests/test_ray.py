@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,7 +38,11 @@ PROGRAM = (
 )
 START_SECONDS, STOP_SECONDS, REQUEST_SECONDS = 90.0, 20.0, 60.0
 CLIENTS = 4
+# tokens of an answer that takes some seconds
+LONG = 1500
 DONE = "data: [DONE]"
+API_KEY = "a-key-of-the-fleet"
+HEADERS = {"Authorization": f"Bearer {API_KEY}"}
 
 
 @dataclass
@@ -66,13 +70,13 @@ class Fleet:
             "port": self.port,
             "spare_worker": "false",
             "decode_processes": 1,
-            "max_model_len": 512,
+            "max_model_len": 4096,
         }
         flags = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
         fleet = ["--models", str(self.folder / "models.yaml"), "--models-per-replica", "2", "--gateways", "1"]
         command = [sys.executable, "-c", PROGRAM, *arguments, *fleet, *flags]
         # of Ray: a program that connects to a cluster by its address must say that it has a token
-        environment = child_environment(RAY_AUTH_MODE="token")
+        environment = child_environment(RAY_AUTH_MODE="token", FLAMBOYANCE_API_KEY=API_KEY)
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, text=True, env=environment)
 
     def update(self, *arguments: str) -> None:
@@ -94,7 +98,7 @@ class Fleet:
 
     def engines(self) -> dict[str, int]:
         """Return the process of the first model's engine in the replicas that have it."""
-        responses = [httpx.get(f"{self.url}/version", timeout=REQUEST_SECONDS) for _ in range(20)]
+        responses = [httpx.get(f"{self.url}/version", headers=HEADERS, timeout=REQUEST_SECONDS) for _ in range(20)]
         return {response.headers["x-replica"]: response.json()["engine"]["pid"] for response in responses}
 
     def a_replica(self) -> psutil.Process:
@@ -108,7 +112,8 @@ class Fleet:
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("fleet")
     for family in ("openflamingo", "flamingo"):
-        config = CONFIGS[family]
+        # long enough for answers that last for seconds
+        config = replace(CONFIGS[family], language_model=replace(CONFIGS[family].language_model, max_positions=4096))
         save_folder(folder / family, config, tiny_model(config).state_dict().items(), byte_tokenizer().to_str())
     with postgresql() as database:
         fleet = Fleet(folder, free_port(), database)
@@ -137,7 +142,7 @@ def _ready(process: subprocess.Popen[str], log: Path) -> str:
 
 @pytest.fixture(scope="module")
 def http(fleet: Fleet) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=fleet.url, timeout=REQUEST_SECONDS) as client:
+    with httpx.Client(base_url=fleet.url, headers=HEADERS, timeout=REQUEST_SECONDS) as client:
         yield client
 
 
@@ -166,7 +171,7 @@ class Load:
                 client.join()
 
     def _run(self, client: int) -> None:
-        with httpx.Client(base_url=self.url, timeout=REQUEST_SECONDS) as http:
+        with httpx.Client(base_url=self.url, headers=HEADERS, timeout=REQUEST_SECONDS) as http:
             number = 0
             while not self._end.is_set():
                 number += 1
@@ -191,7 +196,8 @@ class Load:
 
     def lost_sets(self) -> list[str]:
         """Return the support sets that were acknowledged, and are not there."""
-        return [n for n in self.sets if httpx.get(f"{self.url}/v1/support_sets/{n}", timeout=60).status_code != 200]
+        with httpx.Client(base_url=self.url, headers=HEADERS, timeout=REQUEST_SECONDS) as http:
+            return [name for name in self.sets if http.get(f"/v1/support_sets/{name}").status_code != 200]
 
 
 def stream_lines(url: str, max_tokens: int, lines: list[str], has_begun: threading.Semaphore) -> None:
@@ -199,6 +205,7 @@ def stream_lines(url: str, max_tokens: int, lines: list[str], has_begun: threadi
         "POST",
         f"{url}/v1/completions",
         json={"prompt": "a", "max_tokens": max_tokens, "ignore_eos": True, "stream": True},
+        headers=HEADERS,
         timeout=REQUEST_SECONDS,
     ) as response:
         for line in response.iter_lines():
@@ -207,8 +214,14 @@ def stream_lines(url: str, max_tokens: int, lines: list[str], has_begun: threadi
             lines.append(line)
 
 
+def complete(url: str, max_tokens: int, statuses: list[int]) -> None:
+    body = {"prompt": "a", "max_tokens": max_tokens, "ignore_eos": True}
+    response = httpx.post(f"{url}/v1/completions", json=body, headers=HEADERS, timeout=REQUEST_SECONDS)
+    statuses.append(response.status_code)
+
+
 def test_the_client_works_unchanged(fleet: Fleet) -> None:
-    with Client(fleet.url) as client:
+    with Client(fleet.url, api_key=API_KEY) as client:
         answer = client.complete("abc", max_tokens=3)
         assert answer.text == "abc"  # what the scripted engine says
         with client.stream("abc", max_tokens=3) as events:
@@ -226,7 +239,9 @@ def test_the_client_works_unchanged(fleet: Fleet) -> None:
         assert client.health().ready
 
 
-def test_errors_are_those_of_the_server(http: httpx.Client) -> None:
+def test_errors_are_those_of_the_server(fleet: Fleet, http: httpx.Client) -> None:
+    unauthorized = httpx.get(f"{fleet.url}/v1/models", timeout=REQUEST_SECONDS)
+    assert (unauthorized.status_code, unauthorized.json()["error"]["code"]) == (401, "invalid_api_key")
     unknown = http.post("/v1/completions", json={"prompt": "a", "model": "fifth"})
     assert unknown.status_code == 404
     assert unknown.json()["error"]["code"] == "model_not_found"
@@ -269,20 +284,22 @@ def test_a_client_that_leaves_ends_its_request(fleet: Fleet, http: httpx.Client)
 
 
 def _counted(text: str) -> str:
-    """Return the lines of metrics whose value is not 0."""
-    return "\n".join(line for line in text.splitlines() if not line.endswith(" 0.0"))
+    """Return the samples of metrics whose value is not 0."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#") and not line.endswith(" 0.0"))
 
 
 def test_a_killed_replica_loses_no_request_and_begun_streams_end_with_an_error(
     fleet: Fleet, http: httpx.Client
 ) -> None:
     load, streams, has_begun = Load("killed", fleet.url), [list[str]() for _ in range(6)], threading.Semaphore(0)
-    threads = [threading.Thread(target=stream_lines, args=(fleet.url, 500, lines, has_begun)) for lines in streams]
+    statuses: list[int] = []
+    threads = [threading.Thread(target=stream_lines, args=(fleet.url, LONG, lines, has_begun)) for lines in streams]
+    threads += [threading.Thread(target=complete, args=(fleet.url, LONG, statuses)) for _ in streams]
     victim = fleet.a_replica()
     with load.running():
         for thread in threads:
             thread.start()
-        for _ in threads:
+        for _ in streams:
             assert has_begun.acquire(timeout=REQUEST_SECONDS)
         victim.kill()
         for thread in threads:
@@ -290,6 +307,7 @@ def test_a_killed_replica_loses_no_request_and_begun_streams_end_with_an_error(
         time.sleep(2)
     assert load.failures == []
     assert load.lost_sets() == []
+    assert statuses == [200] * len(streams)
     assert all([line for line in lines if line][-1] == DONE for lines in streams)
     errors = [error for lines in streams if (error := _error(lines)) is not None]
     assert errors
