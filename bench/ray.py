@@ -236,8 +236,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     workload = replace(workload, **{name: value for name, value in sizes.items() if value is not None})
     report = Report("Replicas at one address", {**as_settings(options), "workload": str(workload)}, ("ray",))
     with running(fleet_flags(options, workload)) as fleet:
-        measure(fleet, workload, options.repeats, report)
-        disturb(fleet, report)
+        if options.only != "disturbances":
+            measure(fleet, workload, options.repeats, report)
+        if options.only != "routing":
+            disturb(fleet, report)
     report.print()
     return int(not all(bar.is_met for bar in report.bars))
 
@@ -250,6 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sets", type=int, help="number of support sets (default: 200)")
     parser.add_argument("--requests", type=int, help="measured requests per turn (default: 800)")
     parser.add_argument("--warmup", type=int, help="requests per turn before them (default: 400)")
+    parser.add_argument("--only", choices=("routing", "disturbances"), help="one of the two parts")
     return parser
 
 

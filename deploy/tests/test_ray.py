@@ -39,7 +39,7 @@ PROGRAM = (
 START_SECONDS, STOP_SECONDS, REQUEST_SECONDS = 90.0, 20.0, 60.0
 CLIENTS = 4
 # tokens of an answer that takes some seconds
-LONG = 1500
+LONG = 1000
 DONE = "data: [DONE]"
 API_KEY = "a-key-of-the-fleet"
 HEADERS = {"Authorization": f"Bearer {API_KEY}"}
