@@ -29,9 +29,6 @@ from bench.table import Bar, Report, Row, Sample
 from bench.target import image_part, post
 from bench.workload import random_image, random_text
 
-# tokens of a prompt of 8 shots with the default model, and room for its query
-TOKENS_PER_SHOT = 24
-QUERY_TOKENS = 64
 KV_BYTES_PER_TOKEN, PAGE_BYTES = 23_040, 786_432  # of the default model: docs/operations.md
 LOAD_SECONDS = 20.0
 MAX_MODEL_LEN = 1024
@@ -213,7 +210,6 @@ def _repeated(fleet: Fleet) -> dict[str, float]:
 
 def fleet_flags(options: argparse.Namespace, workload: Workload) -> dict[str, object]:
     """Return the flags of the fleet: caches that hold a part of the sets, and one thread per replica."""
-    tokens = workload.cached_sets * (workload.num_shots * TOKENS_PER_SHOT + QUERY_TOKENS)
     flags: dict[str, object] = {
         "replicas": options.replicas,
         "model": model_folder(options.model),
@@ -222,7 +218,7 @@ def fleet_flags(options: argparse.Namespace, workload: Workload) -> dict[str, ob
         "spare_worker": "false",
         "host_media_mb": workload.host_media_mb,
         "media_cache_mb": -(-workload.cache_pages * PAGE_BYTES // 2**20),
-        "kv_cache_mb": -(-(tokens + MAX_MODEL_LEN) * KV_BYTES_PER_TOKEN // 2**20),
+        "kv_cache_mb": -(-max(workload.cache_tokens, MAX_MODEL_LEN) * KV_BYTES_PER_TOKEN // 2**20),
         "max_model_len": MAX_MODEL_LEN,
         "max_client_share": 1,
     }
@@ -230,7 +226,12 @@ def fleet_flags(options: argparse.Namespace, workload: Workload) -> dict[str, ob
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(_parser(), arguments, {"model": "tiny", "repeats": 1, "sets": None, "replicas": 2})
+    arguments = [
+        "--threads",
+        "1",
+        *(sys.argv[1:] if arguments is None else arguments),
+    ]  # per replica; a later flag wins
+    options = parse(_parser(), arguments, {"model": "tiny", "repeats": 1, "replicas": 2})
     workload = QUICK if options.quick else Workload()
     sizes = {"num_sets": options.sets, "num_requests": options.requests, "num_warmup": options.warmup}
     workload = replace(workload, **{name: value for name, value in sizes.items() if value is not None})
@@ -247,7 +248,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.ray", description=__doc__)
     add_model(parser, "default")
-    parser.set_defaults(threads=1)
     parser.add_argument("--replicas", type=int, default=4, help="number of replicas (default: 4)")
     parser.add_argument("--sets", type=int, help="number of support sets (default: 200)")
     parser.add_argument("--requests", type=int, help="measured requests per turn (default: 800)")

@@ -7,8 +7,6 @@ the `--generation` or a setting that all models share has changed; other changes
 from __future__ import annotations
 
 import logging
-import math
-import os
 import signal
 import sys
 import threading
@@ -22,6 +20,7 @@ from deploy.ray.app import NAME, ROOT, application, http_options
 from deploy.ray.fleet import Fleet, read_fleet
 from model.zoo.fetch import DefaultModelError
 from server import logs
+from server.address import check_address
 from server.settings import SettingsError
 from server.wire import ENGINE_FACTORY
 
@@ -35,11 +34,13 @@ def main(arguments: Sequence[str], factory: str = ENGINE_FACTORY) -> int:
     try:
         is_update, address, rest = _command(arguments)
         fleet = read_fleet(rest)
+        if not is_update:
+            check_address(fleet.settings.host, fleet.settings.port)
     except (SettingsError, DefaultModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     logs.configure(fleet.settings.log_level, fleet.settings.log_format)
-    connect(fleet, address or ("auto" if is_update else None))
+    connect(address or ("auto" if is_update else None))
     if not is_update:
         serve.start(http_options=http_options(fleet))
     deploy(fleet, factory)
@@ -52,16 +53,9 @@ def main(arguments: Sequence[str], factory: str = ENGINE_FACTORY) -> int:
     return 0
 
 
-def connect(fleet: Fleet, address: str | None) -> None:
-    """Connect to a cluster of Ray, or start one on this machine, with as many processors as the fleet reserves.
-
-    Ray only counts them: on a small machine, more replicas than processors share them.
-    """
-    local: dict[str, Any] = {}
-    if address is None:
-        # one replica more, for rolling updates
-        reserved = math.ceil(fleet.cpus * (fleet.max_replicas + 1))
-        local = {"include_dashboard": False, "num_cpus": max(reserved, os.cpu_count() or 1)}
+def connect(address: str | None) -> None:
+    """Connect to a cluster of Ray, or start one on this machine."""
+    local: dict[str, Any] = {"include_dashboard": False} if address is None else {}
     ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, configure_logging=False, **local)
 
 

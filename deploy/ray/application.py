@@ -9,11 +9,12 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack
-from typing import Any
 
-from starlette.types import ASGIApp, Message
+from fastapi import FastAPI
+from starlette.types import Message
 
 from deploy.ray.call import Call
+from server.api.services import Services
 from server.engine_client.client import EngineClient
 from server.engine_client.spare import Spare
 from server.served_model import ServedModel
@@ -30,13 +31,10 @@ logger = logging.getLogger(__name__)
 class Application:
     """A running application. Create it with `start`; `stop` drains its requests."""
 
-    def __init__(
-        self, app: ASGIApp, client: EngineClient, admission: Any, timeout: float, stack: AsyncExitStack
-    ) -> None:
+    def __init__(self, app: FastAPI, client: EngineClient, stack: AsyncExitStack) -> None:
         self._app = app
+        self._services: Services = app.state.services
         self._client = client
-        self._admission = admission
-        self._timeout = timeout
         self._stack = stack
         self._handlers: set[asyncio.Task[None]] = set()
 
@@ -52,8 +50,7 @@ class Application:
             app, client = await assemble(settings, spare, catalog)
             await stack.enter_async_context(app.router.lifespan_context(app))
             await client.loaded()
-            services = app.state.services
-            return cls(app, client, services.admission, settings.shutdown_timeout, stack.pop_all())
+            return cls(app, client, stack.pop_all())
 
     @property
     def engine_state(self) -> str:
@@ -62,10 +59,8 @@ class Application:
     @property
     def metrics(self) -> bytes:
         """The metrics in the text format of Prometheus."""
-        services = self._app.state.services  # type: ignore[attr-defined]
-        services.metrics.last_step_age.set(self._client.step_age)
-        text: bytes = services.metrics.expose(with_vllm_names=services.settings.vllm_metrics)
-        return text
+        self._services.metrics.last_step_age.set(self._client.step_age)
+        return self._services.metrics.expose(with_vllm_names=self._services.settings.vllm_metrics)
 
     async def answer(self, call: Call) -> AsyncGenerator[list[Message], None]:
         """Yield the messages of the answer, those that are there together. Closed before the end, the client has gone."""
@@ -82,7 +77,7 @@ class Application:
 
     async def stop(self) -> None:
         """Refuse new requests, wait for running ones as long as the server would, and end the engine."""
-        await drain(self._admission, self._client, self._timeout)
+        await drain(self._services.admission, self._client, self._services.settings.shutdown_timeout)
         if self._handlers:
             await asyncio.wait(self._handlers, timeout=LAST_HANDLERS_SECONDS)
         await self._stack.aclose()

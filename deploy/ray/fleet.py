@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--models-per-replica", type=int, default=2, help="models that one replica holds at most (default: 2)")
     add("--gateways", type=int, default=2, help="processes that pass requests on (default: 2)")
     add("--routing", choices=get_args(Routing), default="affinity", help="how replicas are chosen (default: affinity)")
-    add("--cpus", type=float, default=1, help="processors that Ray reserves for a replica (default: 1)")
+    add("--cpus", type=float, default=0, help="processors that Ray reserves for a replica (default: 0)")
     add("--gpus", type=float, default=0, help="GPUs that Ray reserves for a replica (default: 0)")
     add("--generation", default="", help="any text: when it changes, an update replaces all replicas one by one")
     return parser
