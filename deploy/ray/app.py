@@ -63,7 +63,8 @@ def application(fleet: Fleet, factory: str = ENGINE_FACTORY) -> serve.Applicatio
         version=fleet.version,
         _internal=True,
     )
-    return gateways.bind(replicas.bind(fleet.settings, factory), fleet.settings)
+    max_waiting = fleet.max_replicas * fleet.settings.max_num_queued
+    return gateways.bind(replicas.bind(fleet.settings, factory), fleet.settings, max_waiting)
 
 
 _LOGGING = LoggingConfig(enable_access_log=False)

@@ -45,12 +45,16 @@ logger = logging.getLogger(__name__)
 
 
 class Gateway:
-    """The deployment of gateways, in front of the deployment of replicas."""
+    """The deployment of gateways, in front of the deployment of replicas.
 
-    def __init__(self, replicas: DeploymentHandle[Any], settings: Settings) -> None:
+    `max_waiting`: requests without an answer so far that one gateway holds. It cannot see which of them a replica runs.
+    """
+
+    def __init__(self, replicas: DeploymentHandle[Any], settings: Settings, max_waiting: int) -> None:
         logs.configure(settings.log_level, settings.log_format)
         self._replicas = replicas
         self._settings = settings
+        self._max_waiting = max_waiting
         # an archive may be larger than other bodies, and has as much more time to arrive
         ratio = max(settings.max_import_mb / settings.max_body_mb, 1)
         timeout = ratio * settings.body_timeout
@@ -70,7 +74,7 @@ class Gateway:
         """Return the application, for Ray: behind the server's own guard."""
         settings = self._settings
         admission = Admission(
-            settings.max_num_queued,
+            self._max_waiting,
             Metrics("gateway"),
             max_bytes=settings.max_bodies_mb * 2**20,
             max_share=settings.max_client_share,
