@@ -288,6 +288,13 @@ def _counted(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("#") and not line.endswith(" 0.0"))
 
 
+def test_requests_avoid_a_replica_whose_engine_restarts(fleet: Fleet, http: httpx.Client) -> None:
+    psutil.Process(next(iter(fleet.engines().values()))).kill()
+    responses = [http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}) for _ in range(20)]
+    assert [response.status_code for response in responses] == [200] * 20
+    assert "flamboyance:requests_repeated_total" in _counted(http.get("/metrics").text)
+
+
 def test_a_killed_replica_loses_no_request_and_begun_streams_end_with_an_error(
     fleet: Fleet, http: httpx.Client
 ) -> None:
@@ -312,7 +319,6 @@ def test_a_killed_replica_loses_no_request_and_begun_streams_end_with_an_error(
     errors = [error for lines in streams if (error := _error(lines)) is not None]
     assert errors
     assert {error["code"] for error in errors} == {"replica_lost"}
-    assert "flamboyance:requests_repeated_total" in _counted(http.get("/metrics").text)
 
 
 def _error(lines: Sequence[str]) -> dict[str, Any] | None:
