@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ray.serve.request_router import (
@@ -22,8 +22,6 @@ from ray.serve.request_router import (
 
 from deploy.ray.affinity import preferred
 from deploy.ray.call import Call, Routing
-
-Order = Callable[[str, Mapping[str, int]], list[str]]
 
 
 class AffinityRouter(MultiplexMixin, RequestRouter):
