@@ -83,11 +83,12 @@ $(WEB)/node_modules/installed.stamp: $(WEB)/package-lock.json
 	@touch $@
 
 # A real Prometheus scrapes a real server: the dashboard and the alerts of deploy/. The manifests of Kubernetes are rendered.
+# A fleet on a real Ray loses no request, whatever happens to its replicas.
 .PHONY: test-deploy
 test-deploy: .venv/dev.stamp
 	@command -v promtool >/dev/null && command -v kustomize >/dev/null || \
 		{ apt-get update && apt-get install -y --no-install-recommends prometheus kustomize; }
-	$(PIP) -e '.[deploy]'
+	$(PIP) -e '.[deploy,ray]'
 	$(BIN)/python -m pytest -q deploy/tests
 
 # Trains the bridge of the default model, from packages of the registries to model/zoo/bridge.safetensors. Each stage

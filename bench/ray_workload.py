@@ -14,6 +14,10 @@ from typing import Literal
 Policy = Literal["affinity", "round_robin", "random"]
 POLICIES: tuple[Policy, ...] = ("affinity", "round_robin", "random")
 
+# of the default model with the template `caption`: 78 tokens for 8 shots and a query
+TOKENS_PER_SHOT = 9
+QUERY_TOKENS = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
@@ -35,6 +39,12 @@ class Workload:
     # are many more than any cache holds
     host_media_mb: int = 0
     seed: int = 0
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens of one replica's text cache: the prompts of the cached sets, each with a query, and those that run."""
+        prompt = self.num_shots * TOKENS_PER_SHOT + QUERY_TOKENS
+        return (self.cached_sets + self.num_clients) * prompt
 
     @property
     def cache_pages(self) -> int:

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
 from fastapi import Depends, FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Lifespan
 
-from server.access.callers import Callers
 from server.access.keys import Keys
-from server.access.pages import allowed_hosts, permit_origins
+from server.access.pages import cors_options
 from server.api.authorisation import authorise
 from server.api.body import JSONResponse
-from server.api.guard import METRICS_PATH, OPEN_PATHS, Guard
+from server.api.guard import Guard
 from server.api.openapi import openapi_document, operation_id
 from server.api.routes import (
     archives,
@@ -113,9 +113,17 @@ class Application(FastAPI):
 
 
 def create_app(
-    client: Client, model: ServedModel, settings: Settings, metrics: Metrics, decoder: DecodePool | None = None
+    client: Client,
+    model: ServedModel,
+    settings: Settings,
+    metrics: Metrics,
+    decoder: DecodePool | None = None,
+    catalog: Mapping[str, ServedModel] | None = None,
 ) -> FastAPI:
-    """Create the application; `decoder` is the client's, to be shared, or None for a new one."""
+    """Create the application; `decoder` is the client's, to be shared, or None for a new one.
+
+    `catalog`: the models that clients reach at the same address, by name, which may change; None: this model alone.
+    """
     store = MediaStore(settings.media_store_url)
     decoder = decoder or DecodePool(model.config.vision, settings)
     database = Database(settings.database_url, settings.database_setting)
@@ -125,11 +133,12 @@ def create_app(
     retrieval = Retrieval(client, model, embeddings, store, observe=metrics.retrieval.observe)
     shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval, FitStore(database))
     warming = Warming(client, model, store, retrieval, comparison)
-    evaluations = Evaluations(database, max_share=settings.max_client_share)
+    evaluations = Evaluations(database, None if catalog is None else model.name, max_share=settings.max_client_share)
     keys = Keys(database)
     services = Services(
         settings=settings,
         model=model,
+        catalog={model.name: model} if catalog is None else catalog,
         client=client,
         admission=Admission(
             settings.max_num_queued,
@@ -166,16 +175,9 @@ def create_app(
     app.add_exception_handler(HTTPException, _refuse_http)
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _report_bug)
-    app.add_middleware(
-        Guard,
-        admission=services.admission,
-        refuse=_refuse,
-        callers=Callers(keys, None if settings.api_key is None else settings.api_key.get_secret_value()),
-        open_paths=OPEN_PATHS - {METRICS_PATH} if settings.guard_metrics else OPEN_PATHS,
-        timeout=settings.request_timeout,
-        hosts=allowed_hosts(settings),
-    )
-    permit_origins(app, settings)
+    app.add_middleware(Guard, admission=services.admission, refuse=_refuse, keys=keys, settings=settings)
+    if settings.cors_origins is not None:
+        app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins))
     return app
 
 

@@ -12,11 +12,13 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from threadpoolctl import threadpool_limits
 
 from server.app import create_app
@@ -65,16 +67,8 @@ async def serve(settings: Settings, spare: Spare) -> int:
 
     Raises `SettingsError` for settings that cannot work, also if only the worker notices.
     """
-    sys.setswitchinterval(SWITCH_SECONDS)
-    # Methods of classification multiply small matrices. With several threads, these wait for each other: next to a busy
-    # worker, that takes fifty times the processor time.
-    threadpool_limits(limits=1, user_api="blas")
-    model = ServedModel.load(settings)
-    metrics = Metrics(model.name)
-    decoder = DecodePool(model.config.vision, settings)
-    client = EngineClient(settings, decoder, metrics, spare=spare)
-    app = create_app(client, model, settings, metrics, decoder)
-    await _open_database(app.state.services.database)
+    set_up_process()
+    app, client = await assemble(settings, spare)
     limits = ConnectionLimits(settings.max_connections, settings.header_timeout)
     permit_open_files(limits)
     server = Server(
@@ -95,6 +89,30 @@ async def serve(settings: Settings, spare: Spare) -> int:
         watcher.cancel()
         return 1
     return await watcher
+
+
+def set_up_process() -> None:
+    """Set what the application needs of its process: how threads take turns, and how many of them multiply matrices."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    # Methods of classification multiply small matrices. With several threads, these wait for each other: next to a busy
+    # worker, that takes fifty times the processor time.
+    threadpool_limits(limits=1, user_api="blas")
+
+
+async def assemble(
+    settings: Settings, spare: Spare, catalog: Mapping[str, ServedModel] | None = None
+) -> tuple[FastAPI, EngineClient]:
+    """Return the application of a model, with its database open, and the engine that its lifespan starts.
+
+    `catalog`: all models behind the address of this server by name, if there are others. Raises `SettingsError`.
+    """
+    model = ServedModel.load(settings)
+    metrics = Metrics(model.name)
+    decoder = DecodePool(model.config.vision, settings)
+    client = EngineClient(settings, decoder, metrics, spare=spare)
+    app = create_app(client, model, settings, metrics, decoder, catalog)
+    await _open_database(app.state.services.database)
+    return app, client
 
 
 async def _open_database(database: Database) -> None:
@@ -127,7 +145,9 @@ async def _watch(server: Server, client: EngineClient, admission: Admission, tim
     else:
         await first_signal
         loaded.cancel()
-        await _drain(admission, client, timeout, signals)
+        second_signal = asyncio.ensure_future(signals.get())
+        await drain(admission, client, timeout, second_signal)
+        second_signal.cancel()
     server.should_exit = True
     if is_broken and isinstance(error := loaded.exception(), SettingsError):
         raise error
@@ -141,13 +161,15 @@ def _signals() -> asyncio.Queue[int]:
     return received
 
 
-async def _drain(admission: Admission, client: EngineClient, timeout: float, signals: asyncio.Queue[int]) -> None:
+async def drain(
+    admission: Admission, client: EngineClient, timeout: float, hurry: asyncio.Future[int] | None = None
+) -> None:
+    """Refuse new requests, and let running ones finish for `timeout` seconds or until `hurry`; then they fail."""
     admission.close()
     logger.info("shutting down", extra={"waiting": admission.num_waiting, "running": admission.num_running})
-    second_signal = asyncio.ensure_future(signals.get())
     idle = asyncio.ensure_future(admission.wait_until_idle())
-    await asyncio.wait({second_signal, idle}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    second_signal.cancel()
+    ends: set[asyncio.Future[Any]] = {idle} if hurry is None else {idle, hurry}
+    await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     if not idle.done():
         client.fail_all(ShuttingDown("the server is shutting down"))
         await asyncio.wait({idle}, timeout=FINAL_EVENTS_SECONDS)

@@ -34,7 +34,7 @@ FOLDERS: dict[str, set[str]] = {
     # the default model and the methods by likeness are evaluated in process, on the split that its training defines
     "evaluation": {"model", "server", "training", CLIENT},
     "bench": {"kernels", "model", "server", "deploy", CLIENT},  # the function that routes requests
-    "deploy": {"model", "server", "tests"},  # its tests
+    "deploy": {"model", "server", "bench", "tests", CLIENT},  # the last three: its tests
     "tests": {"kernels", "model", "server", "training", "flamboyance", "evaluation", "bench", "deploy", CLIENT},
 }
 
@@ -61,6 +61,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "model.hub.prepare": TORCH,
     "model.prompt": TORCH,
     "model.media": TORCH,
+    "deploy.ray": TORCH | {"bench", "tests"},
     "model": HTTP,
     "kernels": HTTP,
     "training": HTTP,

@@ -19,8 +19,6 @@ MAX_LOAD = 1.25
 FREE_REQUESTS = 2
 
 SET_PATH = re.compile(r"/v1/support_sets/([^/]+)")
-# the names of media that clients have stored
-STORED = re.compile(r"(img|vid)_[0-9a-f]{64}")
 # fields that hold media as text, and the part of a request that no other one shares
 URL_FIELDS = frozenset({"url", "image", "video", "media", "uuid", "image_id", "video_id"})
 QUERY = "query"

@@ -8,9 +8,7 @@ this machine alone in the header `Host`.
 from __future__ import annotations
 
 import ipaddress
-
-from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
+from typing import Any
 
 from server.settings import Settings
 
@@ -34,16 +32,14 @@ def name_of(host: str) -> str:
     return (name if separator and port.isdecimal() else host).lower()
 
 
-def permit_origins(app: FastAPI, settings: Settings) -> None:
-    """Let the pages of the origins in the settings send requests and read the responses."""
-    if settings.cors_origins is not None:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=sorted(_names(settings.cors_origins)),
-            allow_methods=METHODS,
-            allow_headers=["*"],
-            expose_headers=EXPOSED_HEADERS,
-        )
+def cors_options(origins: str) -> dict[str, Any]:
+    """Return the options of `CORSMiddleware` that let the pages of these origins send requests and read responses."""
+    return {
+        "allow_origins": sorted(_names(origins)),
+        "allow_methods": METHODS,
+        "allow_headers": ["*"],
+        "expose_headers": EXPOSED_HEADERS,
+    }
 
 
 def _names(setting: str) -> frozenset[str]:

@@ -11,7 +11,7 @@ import asyncio
 import ipaddress
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,10 +20,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access.callers import Caller, Callers
-from server.access.pages import name_of
+from server.access.keys import Keys
+from server.access.pages import allowed_hosts, name_of
 from server.errors import ClientOverShare, HostRefused, InvalidRequest, ServerError, Unauthorized
 from server.limits.admission import Admission
 from server.limits.deadline import HEADER, Deadline, read_header
+from server.settings import Settings
 
 # A browser sends no key when it opens a page. The document and its page are the same for every server of a version: they
 # hold nothing of its model, its data or its settings.
@@ -42,9 +44,7 @@ REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 class Guard:
     """Refuses requests without a key, and gives the others a caller, an id, a deadline and a ticket.
 
-    `refuse` makes the response to a request that ends with a `ServerError`, here or in a route. `timeout` is the seconds
-    that a request may take, None for no limit. `open_paths` need no key, and `hosts` are the accepted names of this
-    server, None for any.
+    `refuse` makes the response to a request that ends with a `ServerError`, here or in a route.
     """
 
     def __init__(
@@ -52,18 +52,16 @@ class Guard:
         app: ASGIApp,
         admission: Admission,
         refuse: Callable[[Request, ServerError], Awaitable[Response]],
-        callers: Callers,
-        timeout: float | None = None,
-        open_paths: Collection[str] = OPEN_PATHS,
-        hosts: Collection[str] | None = None,
+        keys: Keys,
+        settings: Settings,
     ) -> None:
         self._app = app
         self._admission = admission
         self._refuse = refuse
-        self._callers = callers
-        self._timeout = timeout
-        self._open_paths = open_paths
-        self._hosts = hosts
+        self._callers = Callers(keys, None if settings.api_key is None else settings.api_key.get_secret_value())
+        self._timeout = settings.request_timeout
+        self._open_paths = OPEN_PATHS - {METRICS_PATH} if settings.guard_metrics else OPEN_PATHS
+        self._hosts = allowed_hosts(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -5,6 +5,7 @@ No module below `server.api` knows this container: each function there takes wha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -43,6 +44,8 @@ MAX_IMPORTS_SHARE = 0.75
 class Services:
     settings: Settings
     model: ServedModel
+    # the models that clients reach at the same address, this one included
+    catalog: Mapping[str, ServedModel]
     client: Client
     admission: Admission
     metrics: Metrics
@@ -65,7 +68,8 @@ class Services:
     imports: SharedLimit = field(default_factory=lambda: SharedLimit(MAX_IMPORTS, MAX_IMPORTS_SHARE))
 
     def model_not_found(self, name: str) -> ModelNotFound:
-        return ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {self.model.name!r}")
+        names = ", ".join(map(repr, self.catalog))
+        return ModelNotFound(f"the model {name[:128]!r} does not exist: this server has {names}")
 
 
 async def _services(request: Request) -> Services:

@@ -37,8 +37,7 @@ class Deadline:
 
         An enclosing limit ends here: a stream that has begun reports its own end.
         """
-        if self._timeout is not None:
-            self._timeout.reschedule(None)
+        self.end()
         self._timeout = timeout = asyncio.timeout_at(self._when())
         try:
             async with timeout:
@@ -47,6 +46,11 @@ class Deadline:
             if not timeout.expired():
                 raise
             raise DeadlineExceeded(f"the request was not finished within {self._seconds:g} seconds") from None
+
+    def end(self) -> None:
+        """End the limit that holds: the answer has begun, and its sender has a limit of its own."""
+        if self._timeout is not None:
+            self._timeout.reschedule(None)
 
     def _when(self) -> float | None:
         return None if self._seconds is None else self._arrived + self._seconds

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import JSON, ForeignKey, String, func, insert, select, update
+from sqlalchemy import JSON, ColumnElement, ForeignKey, String, func, insert, or_, select, true, update
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from server.errors import ClientOverShare, EvaluationNotFound, Overloaded
@@ -86,12 +86,14 @@ class Evaluation:
 class Evaluations:
     """The evaluations of a database. `added` is set when this process has added one.
 
-    One client has at most `max_share` of the room, as in `SharedLimit`.
+    One client has at most `max_share` of the room, as in `SharedLimit`. `model` is the name of the model that evaluates, if
+    others evaluate in the same database.
     """
 
-    def __init__(self, database: Database, *, max_share: float = 1.0) -> None:
+    def __init__(self, database: Database, model: str | None = None, *, max_share: float = 1.0) -> None:
         self.added = asyncio.Event()
         self._database = database
+        self._model = model
         self._max_share = max_share
         self._refused: dict[str, tuple[Overloaded, float]] = {}  # by client: the refusal, and until when it holds
 
@@ -113,7 +115,7 @@ class Evaluations:
                 support_set=support_set,
                 version=version,
                 status="queued",
-                plan=dict(plan),
+                plan=dict(plan) if self._model is None else {**plan, "model": self._model},
                 created_at=now,
                 client=client,
             )
@@ -149,11 +151,12 @@ class Evaluations:
         return await self._database.read(lambda session, now: _with_cells(session, _find(session, evaluation_id)))
 
     async def latest(self, support_set: str, version: int) -> Evaluation | None:
-        """Return the completed evaluation of a version that was created last, with its cells, if there is one."""
+        """Return the completed evaluation of a version by this model that was created last, with its cells, if any."""
         query = select(EvaluationRow).where(
             EvaluationRow.support_set == support_set,
             EvaluationRow.version == version,
             EvaluationRow.status == "completed",
+            self._is_ours(),
         )
         newest = query.order_by(EvaluationRow.id.desc()).limit(1)
 
@@ -191,8 +194,13 @@ class Evaluations:
 
     # for the server that runs them
 
+    def _is_ours(self) -> ColumnElement[bool]:
+        """Select the evaluations by this model; those of a server with a single model name none, and are anyone's."""
+        name = EvaluationRow.plan["model"].as_string()
+        return true() if self._model is None else or_(name.is_(None), name == self._model)
+
     async def claim(self, holder: str) -> Evaluation | None:
-        """Lease an unfinished evaluation that no server holds, if any.
+        """Lease an unfinished evaluation by this model that no server holds, if any.
 
         Those that were interrupted come first; then support sets take turns, and each begins its oldest evaluation.
         """
@@ -201,7 +209,7 @@ class Evaluations:
         turn = func.coalesce(last_start.scalar_subquery(), 0.0)
 
         def take(session: Session, now: float) -> Evaluation | None:
-            is_free = (EvaluationRow.status.in_(UNFINISHED), EvaluationRow.held_until <= now)
+            is_free = (EvaluationRow.status.in_(UNFINISHED), EvaluationRow.held_until <= now, self._is_ours())
             order = (EvaluationRow.started_at.is_(None), turn, EvaluationRow.id)
             query = select(EvaluationRow).where(*is_free).order_by(*order).limit(1)
             row = session.scalar(query.with_for_update(skip_locked=True))

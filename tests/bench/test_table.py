@@ -79,8 +79,9 @@ def test_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_column_can_head_tables_of_their_own_columns(capsys: pytest.CaptureFixture[str]) -> None:
     report = Report("Title", {})
-    for row in ({"study": "a", "x": 1}, {"study": "b", "y": 2}, {"study": "a", "x": 3}):
-        report.add(row)
+    report.add({"study": "a", "x": 1})
+    report.add({"study": "b", "y": 2})
+    report.add({"study": "a", "x": 3})
     report.print(heading="study")
     output = capsys.readouterr().out
     assert "\n\na\nx\n1\n3\n\nb\ny\n2\n\n" in output

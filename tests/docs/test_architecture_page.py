@@ -65,7 +65,8 @@ def test_a_path_exists(path: str) -> None:
 
 @pytest.mark.parametrize("test", TESTS)
 def test_a_test_exists(test: str) -> None:
-    assert any(f"def {test}(" in file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    files = [file for folder in ("tests", "deploy/tests") for file in (ROOT / folder).rglob("test_*.py")]
+    assert any(f"def {test}(" in file.read_text(encoding="utf-8") for file in files)
 
 
 def test_the_forward_pass_is_the_code() -> None:

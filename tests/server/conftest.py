@@ -15,6 +15,7 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
+from bench.postgresql import postgresql
 from server.app import create_app
 from server.media.store import MediaStore
 from server.metrics import Metrics
@@ -24,7 +25,6 @@ from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 from tests.server.documented import CHECKED
 from tests.server.fakes import FakeClient, served_model
-from tests.server.postgresql import postgresql
 
 
 @pytest.fixture

@@ -48,20 +48,21 @@ STARTED = int(time.time())
 
 @router.get("/v1/models", **describe("Model", response=Models))
 async def list_models(services: GivenServices) -> Response:
-    """List the served model."""
-    return JSONResponse({"object": "list", "data": [_card(services)]})
+    """List the served models."""
+    cards = [_card(model, services.settings.max_media_per_request) for model in services.catalog.values()]
+    return JSONResponse({"object": "list", "data": cards})
 
 
 @router.get("/v1/models/{name:path}", **describe("Model", response=Model, errors=(ModelNotFound,)))
 async def show_model(name: str, services: GivenServices) -> Response:
-    """Describe the served model."""
-    if name != services.model.name:
+    """Describe a served model."""
+    if (model := services.catalog.get(name)) is None:
         raise services.model_not_found(name)
-    return JSONResponse(_card(services))
+    return JSONResponse(_card(model, services.settings.max_media_per_request))
 
 
-def _card(services: Services) -> dict[str, Any]:
-    model, config = services.model, services.model.config
+def _card(model: ServedModel, max_media: int) -> dict[str, Any]:
+    config = model.config
     return {
         "id": model.name,
         "object": "model",
@@ -74,7 +75,7 @@ def _card(services: Services) -> dict[str, Any]:
         "vision": {
             "image_size": config.vision.image_size,
             "visual_tokens": config.resampler.num_latents,
-            "max_media_per_request": services.settings.max_media_per_request,
+            "max_media_per_request": max_media,
         },
     }
 

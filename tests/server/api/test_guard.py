@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from server.access.callers import Callers
 from server.access.keys import Keys
 from server.api.guard import OPEN_PATHS, Guard
 from server.errors import ClientOverShare, ServerError
@@ -107,12 +106,12 @@ async def over_share(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @pytest.fixture
-def callers(database: Database) -> Callers:
-    return Callers(Keys(database))
+def keys(database: Database) -> Keys:
+    return Keys(database)
 
 
 @asynccontextmanager
-async def refused(connection: Connection, callers: Callers) -> AsyncIterator[asyncio.Task[None]]:
+async def refused(connection: Connection, keys: Keys) -> AsyncIterator[asyncio.Task[None]]:
     """A request of a client whose refusals have the longest pause."""
 
     async def refuse(request: Request, error: ServerError) -> Response:
@@ -125,24 +124,24 @@ async def refused(connection: Connection, callers: Callers) -> AsyncIterator[asy
     while admission.pacing.pause("a") < MAX_PAUSE:
         pass
     scope: Scope = {"type": "http", "path": "/v1/completions", "headers": [], "client": ("a", 1)}
-    task = asyncio.create_task(Guard(over_share, admission, refuse, callers)(scope, connection.receive, send))
+    task = asyncio.create_task(Guard(over_share, admission, refuse, keys, Settings())(scope, connection.receive, send))
     await eventually(lambda: admission.pacing.num_held == 1)
     yield task
     admission.close()
     await task
 
 
-async def test_a_refusal_that_is_held_ends_when_its_client_disconnects(callers: Callers) -> None:
+async def test_a_refusal_that_is_held_ends_when_its_client_disconnects(keys: Keys) -> None:
     connection = Connection(b"a body", b"in two pieces")
-    async with refused(connection, callers) as task:
+    async with refused(connection, keys) as task:
         assert not task.done()
         connection.left.set()
         await asyncio.wait_for(task, MAX_PAUSE / 2)
 
 
-async def test_a_large_body_is_not_read_while_its_refusal_is_held(callers: Callers) -> None:
+async def test_a_large_body_is_not_read_while_its_refusal_is_held(keys: Keys) -> None:
     connection = Connection(*[b" " * 40_000] * 100)
-    async with refused(connection, callers) as task:
+    async with refused(connection, keys) as task:
         await asyncio.sleep(0)
         assert len(connection.unread) == 98
         assert not task.done()
@@ -158,7 +157,7 @@ async def test_a_large_body_is_not_read_while_its_refusal_is_held(callers: Calle
     ],
 )
 async def test_a_full_server_does_not_route_a_request_with_a_body(
-    headers: dict[str, str], is_routed: bool, callers: Callers
+    headers: dict[str, str], is_routed: bool, keys: Keys
 ) -> None:
     """Routing a request to where its body would be read costs as much time as its refusal."""
     routed, codes = list[Scope](), list[str]()
@@ -185,5 +184,5 @@ async def test_a_full_server_does_not_route_a_request_with_a_body(
         async def send(message: Message) -> None:
             pass
 
-        await Guard(route, admission, refuse, callers)(scope, receive, send)
+        await Guard(route, admission, refuse, keys, Settings())(scope, receive, send)
     assert (bool(routed), codes) == (is_routed, [] if is_routed else ["overloaded"])

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.limits.deadline import HEADER
+from server.limits.deadline import HEADER, Deadline
 from server.settings import Settings
 from tests.server.conftest import data_url, image_part, png
 from tests.server.documented import CHECKED
@@ -152,3 +152,10 @@ async def test_a_client_that_leaves_before_its_deadline_aborts_the_work(app: Fas
         post.cancel()
         await asyncio.wait({post})
     await eventually(lambda: bool(stuck.aborted))
+
+
+async def test_a_limit_that_was_ended_cancels_nothing() -> None:
+    deadline = Deadline(0.05)
+    async with deadline.limit():
+        deadline.end()
+        await asyncio.sleep(0.1)

@@ -35,6 +35,19 @@ async def test_support_sets_take_turns(evaluations: Evaluations) -> None:
     assert begun == ["0000", "0003", "0004", "0001", "0002"]
 
 
+async def test_models_of_one_database_run_and_follow_their_own_evaluations(database: Database) -> None:
+    first, second, alone = Evaluations(database, "first"), Evaluations(database, "second"), Evaluations(database)
+    old, mine = await alone.create("a", 1, {}), await first.create("a", 1, {})
+    for evaluations, expected in ((second, [old.id]), (first, [mine.id])):
+        claimed = []
+        while (evaluation := await evaluations.claim("server")) is not None:
+            claimed.append(evaluation.id)
+            await evaluations.finish(evaluation.id, "server", "completed", 0)
+        assert claimed == expected
+    latest = [await evaluations.latest("a", 1) for evaluations in (first, second, alone)]
+    assert [evaluation and evaluation.id for evaluation in latest] == [mine.id, old.id, mine.id]
+
+
 async def test_an_interrupted_evaluation_is_next(evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted = await evaluations.create("a", 1, {})
     assert await evaluations.claim("server that dies") is not None

@@ -117,7 +117,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** List the served model */
+        /** List the served models */
         get: operations["list_models"];
         put?: never;
         post?: never;
@@ -134,7 +134,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Describe the served model */
+        /** Describe a served model */
         get: operations["show_model"];
         put?: never;
         post?: never;

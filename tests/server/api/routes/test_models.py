@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx
 import pytest
 
+from server.app import create_app
+from server.metrics import Metrics
+from server.settings import Settings
 from tests.server.conftest import image_part
-from tests.server.fakes import EOS, TOKENIZER
+from tests.server.documented import CHECKED
+from tests.server.fakes import EOS, TOKENIZER, FakeClient, served_model
 
 pytestmark = pytest.mark.anyio
 
@@ -17,6 +23,22 @@ async def test_the_card_has_the_limits_of_the_model(http: httpx.AsyncClient) -> 
     assert card["max_model_len"] == 64
     assert card["vision"] == {"image_size": 8, "visual_tokens": 4, "max_media_per_request": 3}
     assert (await http.get("/v1/models/tiny")).json() == card
+
+
+async def test_the_models_of_an_address_are_listed_and_shown(client: FakeClient, settings: Settings) -> None:
+    model = served_model()
+    catalog = {"tiny": model, "other": replace(model, name="other")}
+    app = create_app(client, model, settings, Metrics("tiny"), catalog=catalog)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server", event_hooks=CHECKED) as http:
+        cards = (await http.get("/v1/models")).json()["data"]
+        assert [card["id"] for card in cards] == ["tiny", "other"]
+        assert (await http.get("/v1/models/other")).json() == cards[1]
+        catalog["new"] = replace(model, name="new")
+        refusal = (await http.get("/v1/models/nix")).json()["error"]["message"]
+        assert refusal == "the model 'nix' does not exist: this server has 'tiny', 'other', 'new'"
+    await app.state.services.decoder.stop()
+    app.state.services.database.close()
 
 
 async def test_another_model_is_not_found(http: httpx.AsyncClient) -> None:

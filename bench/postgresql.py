@@ -1,4 +1,4 @@
-"""A PostgreSQL server for the tests, on a socket in a temporary folder.
+"""A PostgreSQL server for tests and benchmarks, on a socket in a temporary folder.
 
 It uses Debian's binaries if they are installed, or those of the package in the `dev` extra. PostgreSQL refuses to run as
 root, so in that case another user runs it.

@@ -1,0 +1,86 @@
+"""The fleet as an application of Ray Serve: gateways in front of replicas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from deploy.ray.fleet import Fleet
+from deploy.ray.gateway import Gateway
+from deploy.ray.replica import replica_class
+from server.wire import ENGINE_FACTORY
+
+NAME = "flamboyance"
+ROUTER = "deploy.ray.router.AffinityRouter"
+# beyond the time that the server's own shutdown takes
+SHUTDOWN_MARGIN_SECONDS = 10.0
+# a gateway passes requests on and waits: no processor is reserved for it
+GATEWAY_REQUESTS = 1000
+ROOT = Path(__file__).resolve().parents[2]
+# the server starts processes in groups of their own, which uvloop cannot
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "RAY_USE_UVLOOP": "0"}
+
+
+def http_options(fleet: Fleet) -> HTTPOptions:
+    return HTTPOptions(host=fleet.settings.host, port=fleet.settings.port)
+
+
+def application(fleet: Fleet, factory: str = ENGINE_FACTORY) -> serve.Application:
+    """Return the application; deployed again, it changes what is running."""
+    replicas = _deployment(replica_class(fleet.models_per_replica), "Server").options(
+        **_scale(fleet),
+        max_ongoing_requests=fleet.max_requests,
+        max_queued_requests=fleet.settings.max_num_queued,
+        user_config=fleet.replica_config,
+        request_router_config={"request_router_class": ROUTER},
+        graceful_shutdown_timeout_s=fleet.settings.shutdown_timeout + SHUTDOWN_MARGIN_SECONDS,
+        graceful_shutdown_wait_loop_s=0.5,
+        # a rolling update starts the next replica before it stops one
+        max_surge_percent=1,
+        ray_actor_options={
+            "num_cpus": fleet.cpus,
+            "num_gpus": fleet.gpus,
+            "runtime_env": {"env_vars": ENVIRONMENT},
+        },
+        logging_config=_LOGGING,
+        # `serve.run` would otherwise replace every replica each time
+        version=fleet.version,
+        _internal=True,
+    )
+    gateways = _deployment(serve.ingress()(Gateway), "Gateway").options(
+        num_replicas=fleet.gateways,
+        max_ongoing_requests=GATEWAY_REQUESTS,
+        user_config=fleet.gateway_config,
+        graceful_shutdown_timeout_s=fleet.settings.shutdown_timeout + SHUTDOWN_MARGIN_SECONDS,
+        graceful_shutdown_wait_loop_s=0.5,
+        max_surge_percent=1,
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": ENVIRONMENT}},
+        logging_config=_LOGGING,
+        version=fleet.version,
+        _internal=True,
+    )
+    max_waiting = fleet.max_replicas * fleet.settings.max_num_queued
+    return gateways.bind(replicas.bind(fleet.settings, factory), fleet.settings, max_waiting)
+
+
+_LOGGING = LoggingConfig(enable_access_log=False)
+
+
+def _deployment(kind: type, name: str) -> serve.Deployment:
+    return cast(serve.Deployment, serve.deployment(kind, name=name))
+
+
+def _scale(fleet: Fleet) -> dict[str, Any]:
+    """Return the number of replicas, or how it follows the requests that run and wait."""
+    if not fleet.is_scaled:
+        return {"num_replicas": fleet.min_replicas}
+    scaling = AutoscalingConfig(
+        min_replicas=fleet.min_replicas,
+        max_replicas=fleet.max_replicas,
+        target_ongoing_requests=fleet.target_requests,
+    )
+    return {"autoscaling_config": scaling}

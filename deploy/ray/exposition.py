@@ -1,0 +1,33 @@
+"""The metrics of all replicas as one text: each sample gets the name of its replica as a label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+LABEL = "replica"
+
+
+class _Collected(Collector):
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = list(metrics)
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._metrics
+
+
+def merge(texts: Iterable[tuple[str, Iterable[bytes]]]) -> bytes:
+    """Return the texts of replicas, by name, as one in which no metric is described twice."""
+    merged: dict[str, Metric] = {}
+    for replica, parts in texts:
+        for part in parts:
+            for family in text_string_to_metric_families(part.decode()):
+                metric = merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                metric.samples += [s._replace(labels={**s.labels, LABEL: replica}) for s in family.samples]
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collected(merged.values()))
+    return generate_latest(registry)

@@ -1,0 +1,192 @@
+"""The configuration of a fleet: how many replicas, how requests find them, and the models that they serve.
+
+All settings of the servers are those of `flamboyance serve`, and hold for every replica. A file names further models, each
+with settings of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from deploy.ray.call import Routing
+from model.config import fingerprint
+from server.__main__ import with_model
+from server.served_model import ServedModel
+from server.settings import Settings, SettingsError, read_settings
+from server.version import VERSION
+
+PROGRAM = "python -m deploy.ray"
+# settings that a model in the file may not have: they belong to the address, or to what all models share
+SHARED = frozenset(
+    {
+        "allowed_hosts",
+        "api_key",
+        "config",
+        "cors_origins",
+        "data_dir",
+        "database",
+        "guard_metrics",
+        "host",
+        "log_format",
+        "log_level",
+        "media_store",
+        "playground",
+        "port",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """A fleet. `settings` are those of all servers; `models` the settings of each by name, the default one first."""
+
+    settings: Settings
+    models: Mapping[str, Settings]
+    min_replicas: int
+    max_replicas: int
+    target_requests: float
+    max_requests: int
+    models_per_replica: int
+    gateways: int
+    routing: Routing
+    cpus: float
+    gpus: float
+    version: str
+
+    @property
+    def is_scaled(self) -> bool:
+        return self.min_replicas != self.max_replicas
+
+    @property
+    def replica_config(self) -> dict[str, Any]:
+        """The part that running replicas take over without a restart."""
+        return {"models": {name: model_config(settings) for name, settings in self.models.items()}}
+
+    @property
+    def gateway_config(self) -> dict[str, Any]:
+        """The part that running gateways take over without a restart."""
+        return {"models": list(self.models), "routing": self.routing}
+
+
+def model_config(settings: Settings) -> dict[str, Any]:
+    """Return what differs between models, as JSON. Weights that were replaced in their folder change it as well."""
+    assert settings.model is not None
+    values = settings.model_dump(mode="json", exclude=set(SHARED))
+    return {"settings": values, "weights": fingerprint(Path(settings.model))}
+
+
+def read_fleet(arguments: Sequence[str]) -> Fleet:
+    """Read the flags of a fleet, and those of `flamboyance serve`, and prepare the models. Raises `SettingsError`."""
+    options, rest = _parser().parse_known_args(arguments)
+    settings = read_settings(rest, PROGRAM)
+    _check_shared(settings)
+    low, _, high = options.replicas.partition("-")
+    try:
+        min_replicas, max_replicas = int(low), int(high or low)
+    except ValueError:
+        raise SettingsError(f"--replicas: {options.replicas!r} is neither a number nor a range such as 2-8") from None
+    if not 1 <= min_replicas <= max_replicas:
+        raise SettingsError(f"--replicas: {options.replicas!r}: at least one, and the smaller number first")
+    return Fleet(
+        settings=settings,
+        models=_models(settings, options.models),
+        min_replicas=min_replicas,
+        max_replicas=max_replicas,
+        target_requests=options.target_requests,
+        max_requests=options.max_requests,
+        models_per_replica=options.models_per_replica,
+        gateways=options.gateways,
+        routing=options.routing,
+        cpus=options.cpus,
+        gpus=options.gpus,
+        version=_version(settings, options.models_per_replica, options.generation),
+    )
+
+
+def _models(settings: Settings, file: Path | None) -> dict[str, Settings]:
+    """Return the settings of each model: of those in the file, or else of the only one."""
+    if file is None:
+        prepared = with_model(settings)
+        name = ServedModel.load(prepared).name
+        return {name: prepared.model_copy(update={"served_model_name": name})}
+    try:
+        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"--models: {file}: {' '.join(str(error).split())}") from None
+    if not isinstance(entries, dict) or not entries:
+        raise SettingsError(f"--models: {file} is not a mapping of names to settings")
+    return {str(name): _model(str(name), entry or {}, settings) for name, entry in entries.items()}
+
+
+def _model(name: str, entry: Any, settings: Settings) -> Settings:
+    if not isinstance(entry, dict):
+        raise SettingsError(f"--models: {name}: {entry!r} is not a mapping of settings")
+    if shared := sorted(SHARED & entry.keys()):
+        raise SettingsError(f"--models: {name}: {', '.join(shared)} cannot differ between models")
+    values = {field: getattr(settings, field) for field in settings.model_fields_set}
+    try:
+        merged = Settings.model_validate({**values, "model": None, **entry, "served_model_name": name})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingsError(f"--models: {name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    prepared = with_model(merged)
+    ServedModel.load(prepared)  # a folder that is no model is refused here, and not by every replica
+    return prepared
+
+
+def _check_shared(settings: Settings) -> None:
+    """Refuse a database that only one server can use. Raises `SettingsError`."""
+    try:
+        is_shared = settings.database is not None and make_url(settings.database_url).drivername.startswith(
+            "postgresql"
+        )
+    except ArgumentError:
+        is_shared = False
+    if not is_shared:
+        raise SettingsError(
+            "database: the replicas of a fleet need one PostgreSQL: postgresql://USER:PASSWORD@HOST/NAME"
+        )
+
+
+def _version(settings: Settings, models_per_replica: int, generation: str) -> str:
+    """Return what makes running replicas outdated when it changes, so that they are replaced one by one."""
+    shared = settings.model_dump_json(include=set(SHARED) - {"api_key", "database"})
+    secrets = [secret.get_secret_value() for secret in (settings.api_key, settings.database) if secret is not None]
+    text = f"{VERSION} {shared} {secrets} {models_per_replica} {generation}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage="%(prog)s [--replicas N] [--models FILE] [...] [the flags of flamboyance serve]",
+        description="Serve models with replicas at one address, on Ray.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    add = parser.add_argument
+    add("--replicas", default="2", help="number of servers, or a range to scale in, such as 2-8 (default: 2)")
+    add("--target-requests", type=float, default=8, help="requests per replica that scaling aims at (default: 8)")
+    add("--max-requests", type=int, default=64, help="requests that one replica has at most (default: 64)")
+    add(
+        "--models",
+        type=Path,
+        help="YAML file of several models: names, each with its settings; the first is the default",
+    )
+    add("--models-per-replica", type=int, default=2, help="models that one replica holds at most (default: 2)")
+    add("--gateways", type=int, default=2, help="processes that pass requests on (default: 2)")
+    add("--routing", choices=get_args(Routing), default="affinity", help="how replicas are chosen (default: affinity)")
+    add("--cpus", type=float, default=0, help="processors that Ray reserves for a replica (default: 0)")
+    add("--gpus", type=float, default=0, help="GPUs that Ray reserves for a replica (default: 0)")
+    add("--generation", default="", help="any text: when it changes, an update replaces all replicas one by one")
+    return parser

@@ -1,0 +1,263 @@
+"""The gateway: it reads a request, finds its key and its model, and passes it on to a replica, again if that is lost.
+
+It has the server's own limits on clients and bodies (`server/api/guard.py`), and holds no state: any number of gateways
+serve one address. What the fleet as a whole is asked, it answers itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import msgspec
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deploy.ray.affinity import affinity_key
+from deploy.ray.call import Call, Routing
+from deploy.ray.exposition import merge
+from deploy.ray.replay import MAX_ATTEMPTS, REFUSALS, ReplicaLost, lost, may_repeat, with_key
+from deploy.ray.replica import REPLICA_HEADER
+from server import logs
+from server.access.keys import Keys
+from server.access.pages import cors_options
+from server.api.body import JSON, JSONResponse, content_type, stream_body
+from server.api.guard import Guard
+from server.api.sse import DONE, EventStream, event, unless_disconnected
+from server.errors import Overloaded, ServerError
+from server.limits.admission import Admission
+from server.metrics import CONTENT_TYPE, Metrics
+from server.settings import Settings
+from server.store.database import Database
+
+IMPORT_PATH = "/v1/support_sets/import"
+# seconds in which replicas answer questions about the fleet
+FLEET_SECONDS = 5.0
+RETRY_AFTER = 1
+
+Answer: TypeAlias = "DeploymentResponseGenerator[list[Message]]"
+
+logger = logging.getLogger(__name__)
+
+
+class Gateway:
+    """The deployment of gateways, in front of the deployment of replicas.
+
+    `max_waiting`: requests without an answer so far that one gateway holds. It cannot see which of them a replica runs.
+    """
+
+    def __init__(self, replicas: DeploymentHandle[Any], settings: Settings, max_waiting: int) -> None:
+        logs.configure(settings.log_level, settings.log_format)
+        self._replicas = replicas
+        self._settings = settings
+        self._max_waiting = max_waiting
+        # an archive may be larger than other bodies, and has as much more time to arrive
+        ratio = max(settings.max_import_mb / settings.max_body_mb, 1)
+        timeout = ratio * settings.body_timeout
+        self._import_settings = settings.model_copy(
+            update={"max_body_mb": settings.max_import_mb, "body_timeout": timeout}
+        )
+        self._models: list[str] = []
+        self._routing: Routing = "affinity"
+        self._handles: dict[str, Any] = {}  # they return an `Answer`
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        self._models, self._routing = config["models"], config["routing"]
+        options = partial(self._replicas.options, stream=True, method_name="answer")
+        self._handles = {name: options(multiplexed_model_id=name) for name in self._models}
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Return the application, for Ray: behind the server's own guard."""
+        settings = self._settings
+        admission = Admission(
+            self._max_waiting,
+            Metrics("gateway"),
+            max_bytes=settings.max_bodies_mb * 2**20,
+            max_share=settings.max_client_share,
+            max_held=settings.max_connections // 4,
+        )
+        keys = Keys(Database(settings.database_url, settings.database_setting))
+        app: ASGIApp = Guard(self._serve, admission, _refuse, keys, settings)
+        if settings.cors_origins is not None:
+            app = CORSMiddleware(app, **cors_options(settings.cors_origins))
+        return _HTTPOnly(app)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        match scope["path"]:
+            case "/health/live":
+                response: Response = JSONResponse({"status": "live"})
+            case "/health/ready":
+                response = await self._ready()
+            case "/metrics":
+                response = Response(merge(await self._ask("metrics")), media_type=CONTENT_TYPE)
+            case _:
+                await self._forward(request, send)
+                return
+        await response(scope, receive, send)
+
+    async def _ready(self) -> Response:
+        """Answer as a server does: the fleet is ready if a replica is."""
+        states = set(await self._ask("readiness"))
+        status = "ready" if "ready" in states else next(iter(states), "starting")
+        return JSONResponse({"status": status}, 200 if status == "ready" else 503)
+
+    async def _ask(self, method: str) -> list[Any]:
+        """Return the answers of the replicas that answer."""
+        try:
+            answers = await self._replicas.broadcast(method).results_async(
+                timeout_s=FLEET_SECONDS, return_exceptions=True
+            )
+        except (TimeoutError, DeploymentUnavailableError):
+            return []
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+    async def _forward(self, request: Request, send: Send) -> None:
+        try:
+            call, model = await self._read(request)
+            await unless_disconnected(request.receive, self._answer(call, model, request, send))
+        except ClientDisconnect:
+            logger.debug("the client has gone", extra={"request_id": request.state.request_id})
+
+    async def _read(self, request: Request) -> tuple[Call, str]:
+        """Return the whole request, and the model that it is for. Raises what `stream_body` raises."""
+        settings = self._import_settings if request.scope["path"] == IMPORT_PATH else self._settings
+        body = b"".join([piece async for piece in stream_body(request, settings)])
+        fields = _fields(request, body)
+        key = affinity_key(request.scope["path"], fields)
+        call = with_key(Call.from_scope(request.scope, body, key=key, routing=self._routing))
+        named = None if fields is None else fields.get("model")
+        # a model that does not exist is refused by the application of another one, which knows them all
+        return call, named if isinstance(named, str) and named in self._models else self._models[0]
+
+    async def _answer(self, call: Call, model: str, request: Request, send: Send) -> None:
+        """Send the answer of a replica. Raises `ServerError` if there is none, before anything is sent."""
+        while True:
+            answer = self._handles[model].remote(call)
+            messages = await self._first(answer, call)
+            is_last = call.attempt + 1 >= MAX_ATTEMPTS
+            if messages is None:
+                if is_last or not may_repeat(call):
+                    raise lost(call)
+                call = replace(call, attempt=call.attempt + 1)
+            elif (replica := _refusing_replica(messages)) is not None and not is_last:
+                call = replace(call, attempt=call.attempt + 1, avoid=call.avoid | {replica})
+            else:
+                request.state.ticket.started()
+                request.state.deadline.end()
+                await _send_all(messages, answer, send)
+                return
+
+    async def _first(self, answer: Answer, call: Call) -> list[Message] | None:
+        """Return the first messages of an answer; None if its replica is lost. Raises `ServerError`."""
+        try:
+            async for messages in answer:
+                return messages
+        except RayActorError:
+            logger.warning("a replica was lost", extra={"path": call.path, "attempt": call.attempt})
+            return None
+        except BackPressureError as error:
+            message = "all replicas are busy, and too many requests wait"
+            raise Overloaded(message, retry_after=RETRY_AFTER) from error
+        except RayError as error:
+            logger.error("a replica failed", exc_info=error, extra={"path": call.path})
+        except BaseException:
+            answer.cancel()
+            raise
+        raise ServerError("internal error")  # an application that fails, or ends without an answer: a bug
+
+
+class _HTTPOnly:
+    """Refuses what is not HTTP, and leaves the header with the request's id to Ray's proxy, which adds it itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _run_lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1003})
+            return
+
+        async def send_without_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                del headers["X-Request-Id"]
+            await send(message)
+
+        await self._app(scope, receive, send_without_id)
+
+
+async def _run_lifespan(receive: Receive, send: Send) -> None:
+    while (message := await receive())["type"] != "lifespan.shutdown":
+        await send({"type": f"{message['type']}.complete"})
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+def _fields(request: Request, body: bytes) -> dict[str, Any] | None:
+    """Return the fields of a JSON body; None for any other, which a replica refuses if it must."""
+    if content_type(request) != JSON:
+        return None
+    try:
+        fields = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
+def _refusing_replica(messages: list[Message]) -> str | None:
+    """Return the replica that has refused a request before any work, so that another one may have it."""
+    start, *rest = messages
+    if start["status"] != 503 or not rest:
+        return None
+    try:
+        code = msgspec.json.decode(rest[0]["body"])["error"]["code"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return None
+    headers = Headers(raw=start["headers"])
+    return headers.get(REPLICA_HEADER.decode()) if code in REFUSALS else None
+
+
+async def _send_all(messages: list[Message], answer: Answer, send: Send) -> None:
+    """Send the first messages and those that follow. If the replica is lost, a stream of events ends with an error."""
+    is_stream = Headers(raw=messages[0]["headers"]).get("content-type", "").startswith(EventStream.media_type)
+    is_complete = False
+    try:
+        is_complete = await _send_messages(messages, send)
+        async for more in answer:
+            is_complete = await _send_messages(more, send)
+    except RayError:
+        logger.warning("a replica was lost during its answer", extra={"complete": is_complete})
+        if is_complete:
+            return
+        if not is_stream:
+            raise  # the connection is closed before the announced end of the body
+        error = ReplicaLost("the replica that had this request was lost")
+        await send({"type": "http.response.body", "body": event(error.body()) + DONE, "more_body": False})
+    except BaseException:
+        # Ray reports a client as gone as soon as its answer is complete
+        if not is_complete:
+            answer.cancel()
+        raise
+
+
+async def _send_messages(messages: list[Message], send: Send) -> bool:
+    """Send messages, and return whether the answer is complete."""
+    for message in messages:
+        await send(message)
+    return messages[-1]["type"] == "http.response.body" and not messages[-1].get("more_body", False)
+
+
+async def _refuse(request: Request, error: ServerError) -> Response:
+    logger.info("request refused", extra={"request_id": request.state.request_id, "code": error.code})
+    return JSONResponse(error.body(), error.status, error.headers())

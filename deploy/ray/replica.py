@@ -1,0 +1,147 @@
+"""A replica: a process of Ray that runs the server's application for each of its models, as many as it has room for.
+
+Ray keeps the models that were used last (`serve.multiplexed`). A model whose weights or settings change is loaded anew next
+to the old one, and takes its place when it is ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from ray import serve
+from starlette.types import Message
+
+from deploy.ray.application import Application
+from deploy.ray.call import Call
+from server import logs
+from server.served_model import ServedModel
+from server.serving import set_up_process
+from server.settings import Settings
+from server.wire import ENGINE_FACTORY
+
+REPLICA_HEADER = b"x-replica"
+
+logger = logging.getLogger(__name__)
+
+
+class LoadedModel:
+    """A model in a replica: its application, which `replace` changes under running requests."""
+
+    def __init__(self, application: Application, forget: Callable[[], object]) -> None:
+        self.application = application
+        self._forget = forget
+        # Ray calls and awaits this when it drops the model. As an attribute of the object: Python itself looks for a
+        # destructor in the class, and could not await it.
+        self.__del__ = self.close
+
+    async def replace(self, application: Application) -> None:
+        """Send new requests to another application, and stop the old one when its requests have ended."""
+        old, self.application = self.application, application
+        await old.stop()
+
+    async def close(self) -> None:
+        self._forget()
+        await self.application.stop()
+
+
+class Replica:
+    """The deployment of replicas: `replica_class` adds the number of models that one holds."""
+
+    def __init__(self, settings: Settings, factory: str = ENGINE_FACTORY) -> None:
+        logs.configure(settings.log_level, settings.log_format)
+        set_up_process()
+        self._settings = settings
+        self._factory = factory
+        self._id = serve.get_replica_context().replica_id.unique_id
+        self._configs: dict[str, Any] = {}
+        self._catalog: dict[str, ServedModel] = {}
+        self._loaded: dict[str, LoadedModel] = {}
+        self._registry = CollectorRegistry()
+        self._repeated = Counter(
+            "flamboyance:requests_repeated",
+            "Requests that another replica had before, which was lost or refused them",
+            registry=self._registry,
+        )
+
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Take over the models. At the start, load the first one; later, replace those in memory that have changed."""
+        old, self._configs = self._configs, config["models"]
+        catalog = {name: ServedModel.load(self._settings_of(name)) for name in self._configs}
+        self._catalog.clear()  # the applications have a view of it
+        self._catalog.update(catalog)
+        if not old:
+            await self.load(next(iter(self._configs)))
+        for name, loaded in list(self._loaded.items()):
+            if name in self._configs and name in old and self._configs[name] != old[name]:
+                await loaded.replace(await self._start(name))
+                logger.info("a model was replaced", extra={"model": name})
+
+    async def answer(self, call: Call) -> AsyncGenerator[list[Message], None]:
+        """Yield the ASGI messages of the answer, in lists."""
+        if call.attempt:
+            self._repeated.inc()
+        name = serve.get_multiplexed_model_id()
+        # a client that goes must not stop the loading of a model: the next one needs it as well
+        loaded: LoadedModel = await asyncio.shield(asyncio.ensure_future(self.load(name)))
+        async with aclosing(loaded.application.answer(call)) as batches:
+            async for messages in batches:
+                yield [self._signed(message) for message in messages]
+
+    async def readiness(self) -> str:
+        """Return the state of the default model's engine."""
+        loaded = self._loaded.get(next(iter(self._configs)))
+        return "starting" if loaded is None else loaded.application.engine_state
+
+    async def metrics(self) -> tuple[str, list[bytes]]:
+        """Return the replica's name, and the metrics of its models and its own in the text format of Prometheus."""
+        texts = [loaded.application.metrics for loaded in self._loaded.values()]
+        return self._id, [*texts, generate_latest(self._registry)]
+
+    async def check_health(self) -> None:
+        """Raise if the engine of a model cannot start: Ray then replaces the replica."""
+        for name, loaded in self._loaded.items():
+            if loaded.application.engine_state == "failed":
+                raise RuntimeError(f"the engine of {name} does not start")
+
+    async def load(self, name: str) -> LoadedModel:
+        """Return a model, from memory or started; decorated by `replica_class`."""
+        raise NotImplementedError
+
+    async def load_model(self, name: str) -> LoadedModel:
+        """Start a model."""
+        application = await self._start(name)
+        self._loaded[name] = loaded = LoadedModel(application, partial(self._loaded.pop, name))
+        return loaded
+
+    async def _start(self, name: str) -> Application:
+        application = await Application.start(self._settings_of(name), self._catalog, self._factory)
+        logger.info("a model is ready", extra={"model": name})
+        return application
+
+    def _settings_of(self, name: str) -> Settings:
+        return self._settings.model_copy(
+            update=Settings(**self._configs[name]["settings"]).model_dump(exclude_unset=True)
+        )
+
+    def _signed(self, message: Message) -> Message:
+        """Return a message with the replica's name among its headers."""
+        if message["type"] != "http.response.start":
+            return message
+        return {**message, "headers": [*message["headers"], (REPLICA_HEADER, self._id.encode())]}
+
+
+def replica_class(models_per_replica: int) -> type[Replica]:
+    """Return the class of replicas that hold as many models; Ray reads the number at a decorator."""
+
+    class Server(Replica):
+        @serve.multiplexed(max_num_models_per_replica=models_per_replica)
+        async def load(self, name: str) -> LoadedModel:
+            return await self.load_model(name)
+
+    return Server

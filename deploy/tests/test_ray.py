@@ -1,0 +1,370 @@
+"""A fleet on a real Ray: two replicas of the server, each with worker processes whose engine is scripted.
+
+`make test-deploy` runs this. The tests share one fleet, and go from what leaves it as it is to what changes it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from bench.postgresql import postgresql
+from bench.serving import free_port
+from flamboyance_client import Client, Example
+from model.folder import save_folder
+from server.settings import child_environment
+from tests.server.conftest import data_url, png
+from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = (
+    "import sys; from deploy.ray.__main__ import main; "
+    "sys.exit(main(sys.argv[1:], factory='tests.server.scripted_engine:build'))"
+)
+START_SECONDS, STOP_SECONDS, REQUEST_SECONDS = 90.0, 20.0, 60.0
+CLIENTS = 4
+# tokens of an answer that takes some seconds
+LONG = 1000
+DONE = "data: [DONE]"
+API_KEY = "a-key-of-the-fleet"
+HEADERS = {"Authorization": f"Bearer {API_KEY}"}
+
+
+@dataclass
+class Fleet:
+    """A running fleet, its folder, and the flags that it was started with."""
+
+    folder: Path
+    port: int
+    database: str
+    address: str = ""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def models(self, **folders: str) -> None:
+        """Write the file of the models: their names, each with its folder."""
+        entries = {name: {"model": str(self.folder / model)} for name, model in folders.items()}
+        (self.folder / "models.yaml").write_text(yaml.safe_dump(entries, sort_keys=False))
+
+    def start(self, log: IO[str], *arguments: str) -> subprocess.Popen[str]:
+        settings = {
+            "database": self.database,
+            "data_dir": self.folder / "data",
+            "port": self.port,
+            "spare_worker": "false",
+            "decode_processes": 1,
+            "max_model_len": 4096,
+        }
+        flags = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+        fleet = ["--models", str(self.folder / "models.yaml"), "--models-per-replica", "2", "--gateways", "1"]
+        command = [sys.executable, "-c", PROGRAM, *arguments, *fleet, *flags]
+        # of Ray: a program that connects to a cluster by its address must say that it has a token
+        environment = child_environment(RAY_AUTH_MODE="token", FLAMBOYANCE_API_KEY=API_KEY)
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, text=True, env=environment)
+
+    def update(self, *arguments: str) -> None:
+        """Change the running fleet, and wait until it is done."""
+        log = self.folder / "update.log"
+        with log.open("w") as file:
+            process = self.start(file, "update", "--address", self.address, *arguments)
+            assert process.wait(START_SECONDS) == 0, log.read_text()
+
+    def replicas(self) -> dict[str, set[str]]:
+        """Return the models that each replica has loaded."""
+        text = httpx.get(f"{self.url}/metrics", timeout=REQUEST_SECONDS).text
+        models: dict[str, set[str]] = {}
+        for model, replica in re.findall(
+            r'^flamboyance:engine_ready\{model_name="(.*?)",replica="(.*?)"\} 1', text, re.M
+        ):
+            models.setdefault(replica, set()).add(model)
+        return models
+
+    def engines(self) -> dict[str, int]:
+        """Return the process of the first model's engine in the replicas that have it."""
+        responses = [httpx.get(f"{self.url}/version", headers=HEADERS, timeout=REQUEST_SECONDS) for _ in range(20)]
+        return {response.headers["x-replica"]: response.json()["engine"]["pid"] for response in responses}
+
+    def a_replica(self) -> psutil.Process:
+        """Return the process of a replica, the parent of its engine's."""
+        process = psutil.Process(next(iter(self.engines().values()))).parent()
+        assert process is not None
+        return process
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    folder = tmp_path_factory.mktemp("fleet")
+    for family in ("openflamingo", "flamingo"):
+        # long enough for answers that last for seconds
+        config = replace(CONFIGS[family], language_model=replace(CONFIGS[family].language_model, max_positions=4096))
+        save_folder(folder / family, config, tiny_model(config).state_dict().items(), byte_tokenizer().to_str())
+    with postgresql() as database:
+        fleet = Fleet(folder, free_port(), database)
+        fleet.models(first="openflamingo", second="openflamingo", third="openflamingo", fourth="openflamingo")
+        log = folder / "fleet.log"
+        with log.open("w") as file:
+            process = fleet.start(file, "--replicas", "2")
+        try:
+            fleet.address = _ready(process, log)
+            yield fleet
+        finally:
+            process.terminate()
+            process.wait(STOP_SECONDS)
+
+
+def _ready(process: subprocess.Popen[str], log: Path) -> str:
+    """Wait until the fleet is ready, and return the address of Ray."""
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        if (match := re.search(r"the fleet is ready .*address=(\S+)", log.read_text())) is not None:
+            return match[1]
+        time.sleep(0.3)
+    process.kill()
+    raise AssertionError(f"the fleet did not start:\n{log.read_text()[-5000:]}")
+
+
+@pytest.fixture(scope="module")
+def http(fleet: Fleet) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=fleet.url, headers=HEADERS, timeout=REQUEST_SECONDS) as client:
+        yield client
+
+
+@dataclass
+class Load:
+    """Clients that send one request after the other, and what they got. `name` begins the names of what they store."""
+
+    name: str
+    url: str
+    failures: list[str] = field(default_factory=list)
+    # streams that had begun, and ended with an error event
+    cut: list[str] = field(default_factory=list)
+    sets: list[str] = field(default_factory=list)
+    _end: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        clients = [threading.Thread(target=self._run, args=(number,)) for number in range(CLIENTS)]
+        for client in clients:
+            client.start()
+        try:
+            yield
+        finally:
+            self._end.set()
+            for client in clients:
+                client.join()
+
+    def _run(self, client: int) -> None:
+        with httpx.Client(base_url=self.url, headers=HEADERS, timeout=REQUEST_SECONDS) as http:
+            number = 0
+            while not self._end.is_set():
+                number += 1
+                try:
+                    self._send(http, f"{self.name}-{client}-{number}", number)
+                except httpx.HTTPError as error:
+                    self.failures.append(repr(error))
+
+    def _send(self, http: httpx.Client, name: str, number: int) -> None:
+        if number % 3 == 0:
+            response = http.post("/v1/support_sets", json={"name": name, "examples": [{"text": name}]})
+            self.sets.append(name)
+        else:
+            fields = {"prompt": name, "max_tokens": 20, "stream": number % 3 == 1}
+            response = http.post("/v1/completions", json=fields)
+            if fields["stream"] and '"error"' in response.text and response.text.strip().endswith(DONE):
+                self.cut.append(response.text)
+            elif fields["stream"] and not response.text.strip().endswith(DONE):
+                self.failures.append(f"a stream without an end: {response.text[-300:]}")
+        if response.status_code != 200:
+            self.failures.append(f"{response.status_code} {response.text[-300:]}")
+
+    def lost_sets(self) -> list[str]:
+        """Return the support sets that were acknowledged, and are not there."""
+        with httpx.Client(base_url=self.url, headers=HEADERS, timeout=REQUEST_SECONDS) as http:
+            return [name for name in self.sets if http.get(f"/v1/support_sets/{name}").status_code != 200]
+
+
+def stream_lines(url: str, max_tokens: int, lines: list[str], has_begun: threading.Semaphore) -> None:
+    with httpx.stream(
+        "POST",
+        f"{url}/v1/completions",
+        json={"prompt": "a", "max_tokens": max_tokens, "ignore_eos": True, "stream": True},
+        headers=HEADERS,
+        timeout=REQUEST_SECONDS,
+    ) as response:
+        for line in response.iter_lines():
+            if not lines:
+                has_begun.release()
+            lines.append(line)
+
+
+def complete(url: str, max_tokens: int, statuses: list[int]) -> None:
+    body = {"prompt": "a", "max_tokens": max_tokens, "ignore_eos": True}
+    response = httpx.post(f"{url}/v1/completions", json=body, headers=HEADERS, timeout=REQUEST_SECONDS)
+    statuses.append(response.status_code)
+
+
+def test_the_client_works_unchanged(fleet: Fleet) -> None:
+    with Client(fleet.url, api_key=API_KEY) as client:
+        answer = client.complete("abc", max_tokens=3)
+        assert answer.text == "abc"  # what the scripted engine says
+        with client.stream("abc", max_tokens=3) as events:
+            assert "".join(event.text for event in events) == answer.text
+        stored = client.images.upload(png("red"))
+        assert client.images.content(stored.id) == png("red")
+        examples: list[Example] = [
+            {"image": stored.id, "label": "red"},
+            {"image": data_url(png("blue")), "label": "blue"},
+        ]
+        birds = client.support_sets.create(name="client", examples=examples)
+        reply = client.fewshot.complete(png("green"), examples={"support_set": birds.id, "k": 2}, max_tokens=1)
+        assert len(reply.raw["fewshot"]["shots"]) == 2
+        assert {model.id for model in client.models()} == {"first", "second", "third", "fourth"}
+        assert client.health().ready
+
+
+def test_errors_are_those_of_the_server(fleet: Fleet, http: httpx.Client) -> None:
+    unauthorized = httpx.get(f"{fleet.url}/v1/models", timeout=REQUEST_SECONDS)
+    assert (unauthorized.status_code, unauthorized.json()["error"]["code"]) == (401, "invalid_api_key")
+    unknown = http.post("/v1/completions", json={"prompt": "a", "model": "fifth"})
+    assert unknown.status_code == 404
+    assert unknown.json()["error"]["code"] == "model_not_found"
+    broken = http.post("/v1/completions", content=b"{", headers={"Content-Type": "application/json"})
+    assert (broken.status_code, broken.json()["error"]["code"]) == (400, "invalid_value")
+    assert len(broken.headers.get_list("x-request-id")) == 1
+    large = http.post(
+        "/v1/completions", content=iter([b" " * 2**20] * 65), headers={"Content-Type": "application/json"}
+    )
+    assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_requests_with_one_support_set_go_to_one_replica_and_sets_are_spread(http: httpx.Client) -> None:
+    sets_by_replica: Counter[str] = Counter()
+    for number in range(8):
+        name = f"spread-{number}"
+        assert http.post("/v1/support_sets", json={"name": name, "examples": [{"text": "a"}]}).is_success
+        body = {
+            "examples": {"support_set": name, "k": 1},
+            "query": {},
+            "max_tokens": 1,
+            "template": {"shot": "{text}", "query": "a"},
+        }
+        replicas = {http.get(f"/v1/support_sets/{name}").headers["x-replica"] for _ in range(3)}
+        response = http.post("/v1/fewshot/completions", json=body)
+        assert response.is_success, response.text
+        replicas.add(response.headers["x-replica"])
+        assert len(replicas) == 1
+        sets_by_replica.update(replicas)
+    assert len(sets_by_replica) == 2
+
+
+def test_a_client_that_leaves_ends_its_request(fleet: Fleet, http: httpx.Client) -> None:
+    with http.stream("POST", "/v1/completions", json={"prompt": "a", "max_tokens": 500, "stream": True}) as response:
+        next(response.iter_lines())
+    end = time.monotonic() + 10
+    while 'finished_reason="abort"' not in _counted(http.get("/metrics").text):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def _counted(text: str) -> str:
+    """Return the samples of metrics whose value is not 0."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#") and not line.endswith(" 0.0"))
+
+
+def test_requests_avoid_a_replica_whose_engine_restarts(fleet: Fleet, http: httpx.Client) -> None:
+    psutil.Process(next(iter(fleet.engines().values()))).kill()
+    responses = [http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}) for _ in range(20)]
+    assert [response.status_code for response in responses] == [200] * 20
+    assert "flamboyance:requests_repeated_total" in _counted(http.get("/metrics").text)
+
+
+def test_a_killed_replica_loses_no_request_and_begun_streams_end_with_an_error(
+    fleet: Fleet, http: httpx.Client
+) -> None:
+    load, streams, has_begun = Load("killed", fleet.url), [list[str]() for _ in range(6)], threading.Semaphore(0)
+    statuses: list[int] = []
+    threads = [threading.Thread(target=stream_lines, args=(fleet.url, LONG, lines, has_begun)) for lines in streams]
+    threads += [threading.Thread(target=complete, args=(fleet.url, LONG, statuses)) for _ in streams]
+    victim = fleet.a_replica()
+    with load.running():
+        for thread in threads:
+            thread.start()
+        for _ in streams:
+            assert has_begun.acquire(timeout=REQUEST_SECONDS)
+        victim.kill()
+        for thread in threads:
+            thread.join()
+        time.sleep(2)
+    assert load.failures == []
+    assert load.lost_sets() == []
+    assert statuses == [200] * len(streams)
+    assert all([line for line in lines if line][-1] == DONE for lines in streams)
+    errors = [error for lines in streams if (error := _error(lines)) is not None]
+    assert errors
+    assert {error["code"] for error in errors} == {"replica_lost"}
+
+
+def _error(lines: Sequence[str]) -> dict[str, Any] | None:
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line and line != DONE]
+    return next((event["error"] for event in events if "error" in event), None)
+
+
+def test_a_rolling_update_replaces_every_replica_and_loses_no_request(fleet: Fleet) -> None:
+    before, load = fleet.replicas(), Load("rolling", fleet.url)
+    with load.running():
+        fleet.update("--replicas", "2", "--generation", "2")
+        time.sleep(1)
+    assert load.failures == []
+    assert load.cut == []
+    assert load.lost_sets() == []
+    after = fleet.replicas()
+    assert len(after) == 2
+    assert not before.keys() & after.keys()
+
+
+def test_a_model_is_loaded_on_first_use_and_the_one_used_least_recently_makes_room(
+    fleet: Fleet, http: httpx.Client
+) -> None:
+    def use(model: str) -> str:
+        response = http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1, "model": model})
+        assert (response.status_code, response.json().get("model")) == (200, model)
+        return response.headers["x-replica"]
+
+    assert list(fleet.replicas().values()) == [{"first"}, {"first"}]
+    homes = {model: use(model) for model in ("second", "third")}
+    assert homes["second"] != homes["third"]  # to the replica with the fewest models
+    assert use("second") == homes["second"]
+    replica = use("fourth")
+    assert fleet.replicas()[replica] == {"fourth", *(model for model in homes if homes[model] == replica)}
+
+
+def test_a_model_is_replaced_without_a_restart(fleet: Fleet, http: httpx.Client) -> None:
+    replicas, before, load = fleet.replicas(), fleet.engines(), Load("replaced", fleet.url)
+    fleet.models(first="flamingo", second="openflamingo")
+    with load.running():
+        fleet.update("--replicas", "2", "--generation", "2")
+    assert load.failures == []
+    assert load.cut == []
+    assert fleet.replicas().keys() == replicas.keys()
+    after = fleet.engines()
+    assert not set(after.values()) & set(before.values())
+    models = {model["id"]: model["root"] for model in http.get("/v1/models").json()["data"]}
+    assert models == {"first": "tiny-flamingo", "second": "tiny-openflamingo"}
+    assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).json()["model"] == "first"
