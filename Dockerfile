@@ -18,7 +18,7 @@ FROM packages AS packages-cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --index-url "${TORCH_INDEX}" "torch>=2.6" torchvision
 COPY pyproject.toml README.md LICENSE ./
-RUN pip install ".[postgresql]"
+RUN pip install ".[otel,postgresql]"
 COPY evaluation evaluation
 COPY flamboyance flamboyance
 COPY kernels kernels
@@ -31,7 +31,7 @@ RUN pip install --no-deps --force-reinstall .
 FROM packages AS packages-cuda
 RUN pip install "torch>=2.6" torchvision
 COPY pyproject.toml README.md LICENSE ./
-RUN pip install ".[postgresql]"
+RUN pip install ".[otel,postgresql]"
 COPY evaluation evaluation
 COPY flamboyance flamboyance
 COPY kernels kernels

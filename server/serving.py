@@ -15,8 +15,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 
 import uvicorn
+from fastapi import FastAPI
 from threadpoolctl import threadpool_limits
 
 from server.app import create_app
@@ -73,6 +75,8 @@ async def serve(settings: Settings, spare: Spare) -> int:
     decoder = DecodePool(model.config.vision, settings)
     client = EngineClient(settings, decoder, metrics, spare=spare)
     app = create_app(client, model, settings, metrics, decoder)
+    if settings.otlp_endpoint is not None:
+        _trace_requests(app, settings.otlp_endpoint, model.name)
     await _open_database(app.state.services.database)
     limits = ConnectionLimits(settings.max_connections, settings.header_timeout)
     permit_open_files(limits)
@@ -94,6 +98,16 @@ async def serve(settings: Settings, spare: Spare) -> int:
         watcher.cancel()
         return 1
     return await watcher
+
+
+def _trace_requests(app: FastAPI, endpoint: str, model_name: str) -> None:
+    """Trace requests with packages that are imported only for it. Raises `SettingsError` if they are not installed."""
+    try:
+        tracing = import_module("server.tracing")
+    except ModuleNotFoundError as error:
+        message = f"otlp_endpoint: {error.name} is not installed: pip install 'flamboyance[otel]'"
+        raise SettingsError(message) from None
+    tracing.trace_requests(app, endpoint, model_name)
 
 
 async def _open_database(database: Database) -> None:

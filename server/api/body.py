@@ -18,6 +18,7 @@ from server.limits.admission import Ticket
 from server.limits.resting_lock import RestingLock
 from server.schemas.base import ModelRequest, PrioritizedRequest, SchemaType, TimedRequest, read
 from server.settings import Settings
+from server.stages import current
 
 JSON = "application/json"
 # bytes of a body that take some milliseconds to read, and of JSON to parse
@@ -38,6 +39,7 @@ async def read_request(
     if isinstance(fields, PrioritizedRequest) and fields.priority < 0 and not services.settings.allow_negative_priority:
         message = f"priority is {fields.priority}, this server accepts none below 0"
         raise InvalidRequest(message, param="priority")
+    current.get().begin("prepare")
     return fields
 
 
