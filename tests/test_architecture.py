@@ -34,7 +34,7 @@ FOLDERS: dict[str, set[str]] = {
     # the default model and the methods by likeness are evaluated in process, on the split that its training defines
     "evaluation": {"model", "server", "training", CLIENT},
     "bench": {"kernels", "model", "server", CLIENT},
-    "deploy": {"model", "server", "tests"},  # its tests
+    "deploy": {"bench", "model", "server", "tests"},  # its tests, and the pictures of the dashboard under load
     "tests": {"kernels", "model", "server", "training", "flamboyance", "evaluation", "bench", CLIENT},
 }
 
