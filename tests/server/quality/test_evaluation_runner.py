@@ -61,25 +61,6 @@ async def services(app: FastAPI) -> Services:
     return services
 
 
-async def test_unfinished_evaluations_are_counted(
-    http: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def numbers() -> dict[str, float]:
-        collected = services.metrics.registry.collect()
-        (gauge,) = [metric for metric in collected if metric.name == "flamboyance:evaluations_unfinished"]
-        return {sample.labels["status"]: sample.value for sample in gauge.samples}
-
-    monkeypatch.setattr(evaluation_runner, "COUNT_SECONDS", 0.01)
-    for _ in range(3):
-        created = await evaluate(http, methods=["nearest_mean"])
-    await services.evaluations.claim("another server")
-    assert await services.evaluations.num_unfinished() == {"queued": 2, "running": 1}
-    await services.evaluations.release("another server")
-    async with running(services):
-        await wait_until_ended(http, created["id"])
-        await eventually(lambda: numbers() == {"queued": 0, "running": 0})
-
-
 async def test_every_example_is_left_out_once(http: httpx.AsyncClient, client: FakeClient, services: Services) -> None:
     client.logprobs = constant_share(0.8)
     async with running(services):
