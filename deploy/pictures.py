@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +40,7 @@ NUM_POINTS = 160
 # clients in each part of the time, and the parts of their requests that fetch a picture and that are refused
 CLIENTS = (1, 4, 12, 2)
 FETCHING, REFUSED = 0.1, 0.03
-COLUMN_INCHES, ROW_INCHES, DPI, NUM_COLOURS = 0.52, 0.36, 90, 128
+COLUMN_INCHES, ROW_INCHES, DPI, NUM_COLOURS, TITLE_LETTERS = 0.52, 0.36, 90, 128, 50
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 9,
@@ -63,10 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.pictures", description=__doc__)
     parser.add_argument("--seconds", type=float, default=240.0, help="seconds of load (default: 240)")
     parser.add_argument("--model", default="default", help="a model folder, 'default', or 'tiny' (default: default)")
+    parser.add_argument("--threads", type=int, help="threads of the model (default: torch's choice)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the pictures (default: docs/images)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, pictures() as address:
-        settings = Settings.model_validate({"model": str(model_folder(options.model)), **_fetching(address)})
+        settings = Settings.model_validate(
+            {"model": str(model_folder(options.model)), "num_threads": options.threads, **_fetching(address)}
+        )
         with (
             running(settings) as target,
             scraping(f"{target.host}:{target.port}", Path(folder), SCRAPE_SECONDS) as prometheus,
@@ -116,6 +120,9 @@ def load(target: Target, seconds: float, address: str) -> None:
         ]
         for client in clients:
             client.start()
+        for _ in range(3):  # for the panel of refusals
+            target.send(text_request(n=0))
+            time.sleep(2 * SCRAPE_SECONDS)
         for client in clients:
             client.join()
 
@@ -166,7 +173,7 @@ def _draw_panel(axes: Axes, prometheus: Prometheus, panel: Panel, times: tuple[f
         for series in prometheus.query_range(expression, start, end, (end - start) / NUM_POINTS):
             seconds, values = zip(*((when - start, float(value)) for when, value in series["values"]), strict=True)
             axes.plot(seconds, values, linewidth=1.2, label=query.label(series["metric"]))
-    axes.set_title(panel.title)
+    axes.set_title(textwrap.fill(panel.title, TITLE_LETTERS))
     axes.set_xlim(0, end - start)
     axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # room for the legend
     axes.xaxis.set_major_formatter(EngFormatter(unit="s"))
