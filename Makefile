@@ -82,14 +82,27 @@ $(WEB)/node_modules/installed.stamp: $(WEB)/package-lock.json
 	npm ci --prefix $(WEB) --no-audit --no-fund
 	@touch $@
 
-# A real Prometheus scrapes a real server: the dashboard and the alerts of deploy/. The manifests of Kubernetes are rendered.
-# A fleet on a real Ray loses no request, whatever happens to its replicas.
-.PHONY: test-deploy
-test-deploy: .venv/dev.stamp
+# A real Prometheus scrapes a real server: the dashboard and the alerts of deploy/. The manifests of Kubernetes are rendered,
+# and the Dockerfile is linted. A fleet on a real Ray loses no request, whatever happens to its replicas. `make panels` draws
+# the pictures of the dashboard in the documentation, in five minutes. `make rehearse-image` runs the steps of the Dockerfile
+# and then its server in a chroot, as root, in about ten minutes:
+#   make rehearse-image ARGS="--build-arg TORCH_INDEX=https://..."
+.PHONY: test-deploy panels rehearse-image
+test-deploy: .venv/deploy.stamp
+	$(BIN)/python -m pytest -q deploy/tests
+
+panels: setup .venv/deploy.stamp
+	$(BIN)/python -m deploy.pictures $(ARGS)
+
+rehearse-image: .venv/deploy.stamp
+	@command -v debootstrap >/dev/null || { apt-get update && apt-get install -y --no-install-recommends debootstrap; }
+	$(BIN)/python -m deploy.rehearsal $(ARGS)
+
+.venv/deploy.stamp: .venv/dev.stamp
 	@command -v promtool >/dev/null && command -v kustomize >/dev/null || \
 		{ apt-get update && apt-get install -y --no-install-recommends prometheus kustomize; }
 	$(PIP) -e '.[deploy,ray]'
-	$(BIN)/python -m pytest -q deploy/tests
+	@touch $@
 
 # Trains the bridge of the default model, from packages of the registries to model/zoo/bridge.safetensors. Each stage
 # continues from its latest checkpoint, and pauses between steps while the file named by PAUSE exists.

@@ -64,6 +64,7 @@ from server.quality.evaluation_store import Evaluations
 from server.quality.recommendations import Recommendations
 from server.served_model import ServedModel
 from server.settings import Settings
+from server.stages import current, noting
 from server.store.database import Database
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
@@ -129,8 +130,10 @@ def create_app(
     database = Database(settings.database_url, settings.database_setting)
     media_references, embeddings = MediaReferences(database, store, decoder), EmbeddingStore(database)
     support_sets = SupportSets(database, media_references, max_examples=settings.max_set_examples)
-    intake = Intake(settings, store, Fetcher(settings, observe=metrics.media_fetch.observe), decoder)
-    retrieval = Retrieval(client, model, embeddings, store, observe=metrics.retrieval.observe)
+    intake = Intake(
+        settings, store, Fetcher(settings, observe=noting("media.fetch", metrics.media_fetch.observe)), decoder
+    )
+    retrieval = Retrieval(client, model, embeddings, store, observe=noting("retrieval", metrics.retrieval.observe))
     shots, comparison = ShotSource(intake, support_sets, retrieval), Comparison(retrieval, FitStore(database))
     warming = Warming(client, model, store, retrieval, comparison)
     evaluations = Evaluations(database, None if catalog is None else model.name, max_share=settings.max_client_share)
@@ -208,6 +211,7 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 async def _refuse(request: Request, error: ServerError) -> Response:
     request.app.state.services.metrics.count_refused(error.code)
+    current.get().describe({"error": error.code})
     logger.info(
         "request refused",
         extra={

@@ -162,7 +162,9 @@ class Metrics:
         self.generation_tokens = self._counter("generation_tokens_total", "Generated tokens")
         self.media_encoded = self._counter("media_encoded_total", "Media encoded by the vision encoder")
         self.media_queries = self._counter("media_queries_total", "Media of admitted requests, each once per request")
-        self.media_cached = self._counter("media_cached_total", "Media whose pages were in the media cache")
+        self.media_cached = self._counter(
+            "media_cached_total", "Media that needed no encoding, with those in host memory"
+        )
         self.media_decode_failures = self._counter("media_decode_failures_total", "Media that could not be decoded")
         self.media_stored = self._counter("media_stored_total", "Uploaded media that were not yet in the store")
         self.engine_restarts = self._counter("engine_restarts_total", "Restarts of the worker")
@@ -195,6 +197,12 @@ class Metrics:
             ["model_name", "status"],
             registry=self.registry,
         )
+        self._unfinished_evaluations = Gauge(
+            PREFIX + "evaluations_unfinished",
+            "Evaluations that are queued or run, on all servers that share the database",
+            ["model_name", "status"],
+            registry=self.registry,
+        )
         self.engine_ready = self._gauge("engine_ready", "1 while the worker serves, 0 while it loads or restarts")
         self.last_step_age = self._gauge(
             "last_step_age_seconds", "Time since the last finished step, while there is work"
@@ -214,6 +222,10 @@ class Metrics:
 
     def count_evaluation(self, status: str) -> None:
         self._evaluations.labels(self._model_name, status).inc()
+
+    def count_unfinished_evaluations(self, by_status: Mapping[str, int]) -> None:
+        for status, number in by_status.items():
+            self._unfinished_evaluations.labels(self._model_name, status).set(number)
 
     def count_support_sets(self, by_status: Mapping[str, int]) -> None:
         for status, number in by_status.items():

@@ -1,4 +1,4 @@
-"""The record of one request: its metrics, its log line and its `usage`, for every kind of engine work."""
+"""The record of one request: its metrics, its log line, its stages and its `usage`, for every kind of engine work."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from server.access.quotas import Quota
 from server.limits.admission import Ticket
 from server.metrics import Metrics
+from server.stages import NO_STAGES, current
 from server.wire import Admitted, FinishReason, Scored
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         self._metrics = metrics
         self._ticket = ticket
         self._quota = quota
+        self._stages = NO_STAGES if ticket is None else current.get()
         self._is_admitted = False
         self._queue_seconds = 0.0
         self._first_token: float | None = None
@@ -82,11 +84,14 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         if not self._is_admitted and self._ticket is not None:
             self._metrics.request_queue_time.observe(event.queue_seconds)
             self._queue_seconds = event.queue_seconds
+            first_step = self.arrived + event.queue_seconds
+            self._stages.begin("prefill" if isinstance(event, Admitted) else "compute", at=first_step)
         self.answered(num_tokens)
 
     def answered(self, num_tokens: int) -> None:
         """Count the tokens of a prompt that the engine has begun, or answered without reporting that it began."""
         self._is_admitted = True
+        self._stages.begin("compute", at=self.arrived)  # ignored after `admitted`
         self._metrics.prompt_tokens.inc(num_tokens)
         if self._ticket is not None:
             self._ticket.started()
@@ -99,6 +104,7 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
         if self._first_token is None:
             self._first_token = now - self.arrived
             self._metrics.time_to_first_token.observe(self._first_token)
+            self._stages.begin("decode", at=now)
         if (last := self._last_token.get(index)) is not None:
             self._metrics.inter_token_latency.observe(now - last)
         self._last_token[index] = now
@@ -118,6 +124,10 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
                 **self.details,
             },
         }
+
+    def __enter__(self) -> RequestRecord:
+        self._stages.begin("queue")
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -148,15 +158,15 @@ class RequestRecord(AbstractContextManager["RequestRecord"]):
                 self._metrics.request_decode_time.observe(
                     max(self._last_token.values()) - self.arrived - self._first_token
                 )
-        logger.info(
-            "request finished",
-            extra={
-                "request_id": self.request_id,
-                "finish_reason": self.finish_reason,
-                "prompt_tokens": self.prompt_tokens,
-                "media": self.media,
-                "completion_tokens": self.completion_tokens,
-                "first_token_seconds": None if self._first_token is None else round(self._first_token, 4),
-                "seconds": round(seconds, 4),
-            },
-        )
+        facts = {
+            "request_id": self.request_id,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "media": self.media,
+            "completion_tokens": self.completion_tokens,
+            "first_token_seconds": None if self._first_token is None else round(self._first_token, 4),
+            "seconds": round(seconds, 4),
+        }
+        logger.info("request finished", extra=facts)
+        self._stages.begin("answer", at=max(self._last_token.values(), default=None))
+        self._stages.describe({**facts, "cached_tokens": self.cached_tokens, "media_encoded": self.media_encoded})

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import uvicorn
@@ -111,8 +112,20 @@ async def assemble(
     decoder = DecodePool(model.config.vision, settings)
     client = EngineClient(settings, decoder, metrics, spare=spare)
     app = create_app(client, model, settings, metrics, decoder, catalog)
+    if settings.otlp_endpoint is not None:
+        _trace_requests(app, settings.otlp_endpoint, model.name)
     await _open_database(app.state.services.database)
     return app, client
+
+
+def _trace_requests(app: FastAPI, endpoint: str, model_name: str) -> None:
+    """Trace requests with packages that are imported only for it. Raises `SettingsError` if they are not installed."""
+    try:
+        tracing = import_module("server.tracing")
+    except ModuleNotFoundError as error:
+        message = f"otlp_endpoint: {error.name} is not installed: pip install 'flamboyance[otel]'"
+        raise SettingsError(message) from None
+    tracing.trace_requests(app, endpoint, model_name)
 
 
 async def _open_database(database: Database) -> None:

@@ -22,6 +22,8 @@ from server.logs import LogFormat
 PREFIX = "FLAMBOYANCE_"
 # of the client's command line, which may have the same environment
 CLIENT_VARIABLES = {"FLAMBOYANCE_URL"}
+# of OpenTelemetry: they may contain the key of a collector
+COLLECTOR_HEADERS = {"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"}
 PROGRAM = "python -m server"
 
 # the processes that the server starts have another working directory
@@ -199,6 +201,11 @@ class Settings(BaseModel):
         description="keep a second process with the engine's code imported, which takes the place of a dead worker",
     )
 
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="URL of an OpenTelemetry collector, which gets a trace of each request; none: no traces",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="minimum log level")
     log_format: LogFormat = Field("text", description="format of log lines")
 
@@ -326,6 +333,6 @@ def _read_yaml(file: str | None) -> dict[str, Any]:
 
 def child_environment(**values: str) -> dict[str, str]:
     """Return the environment for a child process: this process's without secrets, with these values added."""
-    secrets = {f"{PREFIX}API_KEY", f"{PREFIX}DATABASE"}
+    secrets = {f"{PREFIX}API_KEY", f"{PREFIX}DATABASE", *COLLECTOR_HEADERS}
     inherited = {name: value for name, value in os.environ.items() if name.upper() not in secrets}
     return {**inherited, **values}

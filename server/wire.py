@@ -195,6 +195,14 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     media_cached: int = 0
 
 
+class Encoded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Sent after a step that encoded frames for a request, with the seconds of the whole step; for traces."""
+
+    request_id: str
+    num_frames: int
+    seconds: float
+
+
 class Scored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The log-probabilities of candidates; the other fields are those of `Admitted`.
 
@@ -285,7 +293,7 @@ Event = Admitted | PromptScored | Token | Finished
 # the single replies to other requests
 Reply = Scored | Embedded | Inspected
 Inbound = Request | Abort | MediaPixels | MediaFailed | Pin
-Outbound = Event | Reply | MediaWanted | Ready | StartRefused | Beat
+Outbound = Event | Reply | MediaWanted | Encoded | Ready | StartRefused | Beat
 
 encode = msgspec.msgpack.Encoder().encode
 decode_inbound: msgspec.msgpack.Decoder[Inbound] = msgspec.msgpack.Decoder(Inbound)

@@ -34,7 +34,7 @@ FOLDERS: dict[str, set[str]] = {
     # the default model and the methods by likeness are evaluated in process, on the split that its training defines
     "evaluation": {"model", "server", "training", CLIENT},
     "bench": {"kernels", "model", "server", "deploy", CLIENT},  # the function that routes requests
-    "deploy": {"model", "server", "bench", "tests", CLIENT},  # the last three: its tests
+    "deploy": {"model", "server", "bench", "tests", CLIENT},  # its tests, and load for its pictures
     "tests": {"kernels", "model", "server", "training", "flamboyance", "evaluation", "bench", "deploy", CLIENT},
 }
 

@@ -5,18 +5,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import pytest
 import yaml
+from PIL import Image
 
+from deploy import pictures
+from deploy.dashboard import QUERIES, Query, sections
+from deploy.scraping import ALERTS as ALERTS_FILE
+from deploy.scraping import Prometheus, scraping
 from model.folder import save_folder
 from server.metrics import Metrics
 from tests.server.conftest import data_url, png
@@ -24,42 +28,11 @@ from tests.server.test_main import running
 from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
 DEPLOY = Path(__file__).resolve().parents[1]
-ALERTS = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))
-DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "flamboyance.json").read_text(encoding="utf-8"))
+ALERTS = yaml.safe_load(ALERTS_FILE.read_text(encoding="utf-8"))
 CONFIG = CONFIGS["openflamingo"]
-SCRAPE_SECONDS, START_SECONDS = 1, 30
+SCRAPE_SECONDS = 1
 # the load has no media by URL, and nothing that could not be decoded
 WITHOUT_DATA = {"fetch"}
-
-
-class Query(NamedTuple):
-    """A line of a panel."""
-
-    panel: str
-    legend: str
-    expression: str
-
-
-QUERIES = [
-    Query(panel["title"], target["legendFormat"], target["expr"])
-    for panel in DASHBOARD["panels"]
-    for target in panel.get("targets", [])
-]
-
-
-class Prometheus(NamedTuple):
-    """A Prometheus that has scraped a server under load."""
-
-    http: httpx.Client
-
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        """Return the result of an expression, whose variables are those of the dashboard."""
-        for variable, value in {"$instance": ".*", "$__rate_interval": "1m"}.items():
-            expression = expression.replace(variable, value)
-        response = self.http.get("/api/v1/query", params={"query": expression}).json()
-        assert response["status"] == "success", response
-        result: list[dict[str, Any]] = response["data"]["result"]
-        return result
 
 
 @pytest.fixture(scope="module")
@@ -67,41 +40,12 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     folder = tmp_path_factory.mktemp("prometheus")
     save_folder(folder / "model", CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
     with running(folder / "model", folder / "log", "-m", "server") as server:
-        job = {"job_name": "flamboyance", "static_configs": [{"targets": [server.http.base_url.netloc.decode()]}]}
-        config = {
-            "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": "1s"},
-            "rule_files": [str(DEPLOY / "prometheus" / "alerts.yml")],
-            "scrape_configs": [job],
-        }
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-        address = "127.0.0.1:19090"
-        command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
-        process = subprocess.Popen([*command, f"--web.listen-address={address}", "--log.level=error"])
-        try:
-            with httpx.Client(base_url=f"http://{address}") as http:
-                prometheus = Prometheus(http)
-                wait_until_ready(prometheus)
-                for number in range(4):  # so that counters rise between scrapes
-                    load(server.http, number)
-                    time.sleep(1.5 * SCRAPE_SECONDS)
-                yield prometheus
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def wait_until_ready(prometheus: Prometheus) -> None:
-    """Return once the server has been scraped twice."""
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        try:
-            result = prometheus.query("count_over_time(flamboyance:engine_ready[1m])")
-        except httpx.HTTPError:
-            result = []
-        if result and float(result[0]["value"][1]) >= 2:
-            return
-        time.sleep(0.3)
-    raise AssertionError(f"the server was not scraped within {START_SECONDS} seconds")
+        address = server.http.base_url.netloc.decode()
+        with scraping(address, folder, SCRAPE_SECONDS) as prometheus:
+            for number in range(4):  # so that counters rise between scrapes
+                load(server.http, number)
+                time.sleep(1.5 * SCRAPE_SECONDS)
+            yield prometheus
 
 
 def load(server: httpx.Client, number: int) -> None:
@@ -137,7 +81,23 @@ def load(server: httpx.Client, number: int) -> None:
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: f"{query.panel}: {query.legend}")
 def test_every_line_of_the_dashboard_has_an_answer(prometheus: Prometheus, query: Query) -> None:
-    assert prometheus.query(query.expression) or query.legend in WITHOUT_DATA
+    assert prometheus.query(query.with_variables("1m")) or query.legend in WITHOUT_DATA
+
+
+def test_the_panels_are_drawn(prometheus: Prometheus, tmp_path: Path) -> None:
+    end = time.time()
+    files = pictures.draw(prometheus, end - 30, end, tmp_path)
+    assert len(files) == len(list(sections()))
+    for file in files:
+        with Image.open(file) as image:
+            assert len(image.convert("RGB").getcolors(2**20) or ()) > 8  # lines, and not only text
+
+
+def test_the_pictures_of_the_documentation_are_small_and_those_of_this_dashboard() -> None:
+    names = {pictures.file_name(title) for title, _ in sections()}
+    files = list(pictures.FOLDER.glob("dashboard-*.png"))
+    assert {file.name for file in files} == names
+    assert sum(file.stat().st_size for file in files) < 300_000
 
 
 def test_every_metric_is_on_a_panel() -> None:

@@ -21,6 +21,7 @@ from server.limits.admission import Ticket
 from server.limits.resting_lock import RestingLock
 from server.schemas.base import ModelRequest, PrioritizedRequest, SchemaType, TimedRequest, read
 from server.settings import Settings
+from server.stages import current
 
 JSON = "application/json"
 # bytes of a body that take some milliseconds to read, and of JSON to parse
@@ -40,6 +41,7 @@ async def read_request(
         request.state.deadline.shorten(fields.timeout)
     if isinstance(fields, PrioritizedRequest) and fields.priority < 0:
         _check_priority(fields.priority, request.state.caller, services.settings)
+    current.get().begin("prepare")
     return fields
 
 

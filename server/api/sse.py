@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.errors import EngineFailed, ServerError
 from server.limits.deadline import Deadline
+from server.stages import current
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -79,7 +80,9 @@ class EventStream(Response):
         except Exception as error:
             if not self._is_begun:
                 raise
-            await self._send(send, event(_shown(error).body()))
+            failure = _shown(error)
+            current.get().describe({"error": failure.code})
+            await self._send(send, event(failure.body()))
         await self._send(send, DONE)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

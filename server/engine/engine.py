@@ -36,6 +36,7 @@ from server.wire import (
     Abort,
     Embed,
     EmbedText,
+    Encoded,
     Generate,
     Inspect,
     MediaFailed,
@@ -214,6 +215,8 @@ class Engine:
         if plan.rows or plan.pieces:
             self.scheduler.learn(plan, seconds)
             self._measures.note_step((row.count for row in plan.rows), plan.num_frames, seconds)
+            for request_id, num_frames in plan.frames_by_request.items():
+                self._events.append(Encoded(request_id=request_id, num_frames=num_frames, seconds=seconds))
         # next to rows, forwards of their own have as much of the time as heavy sequences
         self._forward_seconds = min(self._forward_seconds, 0.0) + HEAVY_SHARE * seconds if plan.rows else inf
         return results

@@ -70,23 +70,23 @@ class Memory:
         for read in range(media + 1) if self._all_previous else (media,):
             key = sequence.keys[read]
             if key not in sequence.media_slots:
-                slot = self._slot(key, sequence.sources[read], plan)
+                slot = self._slot(sequence, read, plan)
                 if slot is None:
                     return False
                 sequence.media_slots[key] = slot
         return True
 
-    def _slot(self, key: bytes, source: bytes, plan: Plan) -> int | None:
-        slots = self.media.slots
+    def _slot(self, sequence: Sequence, media: int, plan: Plan) -> int | None:
+        key, slots = sequence.keys[media], self.media.slots
         if slots.find(key) is not None:
             return slots.acquire(key)
         if not self.media.is_encodable(key):
-            plan.missing_media += self.media.request([source])
+            plan.missing_media += self.media.request([sequence.sources[media]])
             return None
         piece = self.media.encode(key, plan.frames_left, is_last_resort=plan.is_last_resort)
         if piece is None:
             return None
-        plan.add_piece(piece)
+        plan.add_piece(piece, sequence.request_id)
         return piece.encoding.slot if piece.is_last else None
 
     def release_read_media(self, sequence: Sequence) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from math import inf
 
@@ -42,6 +43,7 @@ class Plan:
     in_progress: set[bytes] = field(default_factory=set)  # hashes of the blocks that are being computed
     work: float = 0.0
     num_frames: int = 0
+    frames_by_request: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0  # that the step is expected to take
     max_seconds: float = inf
     # the next piece of a prompt or a media item may take longer: otherwise the smallest one might never run
@@ -56,8 +58,11 @@ class Plan:
             left = min(left, int((self.max_seconds - self.seconds) / self.pace.per_frame))
         return max(left, int(self.may_exceed and not self.pieces))
 
-    def add_piece(self, piece: Piece) -> None:
+    def add_piece(self, piece: Piece, request_id: str) -> None:
+        """Encode a piece of a media item for a request; others may wait for it too."""
         self.pieces.append(piece)
+        if piece.count:
+            self.frames_by_request[request_id] += piece.count
         self.num_frames += piece.count
         self.seconds += piece.count * self.pace.per_frame
 

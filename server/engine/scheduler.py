@@ -281,6 +281,7 @@ class Scheduler:
         plan.seats_left -= 1
         if not sequence.was_admitted:
             sequence.was_admitted = True
+            sequence.queue_seconds = sequence.order.seconds_since_arrival()
             sequence.num_cached_tokens = sequence.num_computed
             sequence.num_cached_media = num_cached_media
             plan.admitted.append(sequence)

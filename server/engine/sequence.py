@@ -57,6 +57,7 @@ class Sequence:
         self.block_table: list[int] = []
         self.num_computed = 0
         self.num_cached_tokens = 0  # in the prefix cache when it first ran
+        self.queue_seconds = 0.0  # from its arrival to the first step
         self.num_cached_media = 0  # media that needed no pixels then
         self.media_slots: dict[bytes, int] = {}  # key -> slot, with one reference each
         self.was_admitted = False

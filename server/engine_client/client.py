@@ -224,6 +224,9 @@ class EngineClient:
                 self._supervisor.refuse(worker, message.message)
             case wire.MediaWanted():
                 self._supply.send(message.digest, worker)
+            case wire.Encoded():
+                if (opened := self._open_requests.get(message.request_id)) is not None:
+                    opened.stages.note("media.encode", message.seconds, frames=message.num_frames)
             case _:
                 self._watchdog.progress()
                 if (opened := self._open_requests.get(message.request_id)) is not None:

@@ -20,6 +20,7 @@ from server.media.source import EncodedMedia
 from server.media.turns import Job, Requester, Turns
 from server.metrics import Metrics
 from server.settings import Settings
+from server.stages import Stages, current
 from server.wire import MAX_MESSAGE_BYTES, Event, Finished, MediaFailed, MediaPixels, Reply
 
 MAX_FRAME_BYTES = MAX_MESSAGE_BYTES - 2**16
@@ -51,6 +52,7 @@ class OpenRequest:
     requester: Requester = field(default_factory=Requester)
     num_bytes_held: float = 0
     is_encoded: bool = False
+    stages: Stages = field(default_factory=current.get)
 
     async def next(self) -> Event | Reply:
         """Return the next event. Raises the error that the request failed with."""
@@ -167,8 +169,14 @@ class MediaSupply:
             logger.exception("a media item could not be decoded")
             self._fail(media.digest, InvalidMedia("decoding failed"), worker)
         else:
-            self._metrics.media_decode.observe(time.monotonic() - started)
+            self._note_decoded(media, time.monotonic() - started)
             worker.send(MediaPixels(digest=media.digest, shape=frames.shape, data=frames.data))
+
+    def _note_decoded(self, media: EncodedMedia, seconds: float) -> None:
+        self._metrics.media_decode.observe(seconds)
+        for request in self._open.values():
+            if media.digest in request.media:
+                request.stages.note("media.decode", seconds)
 
     async def _decode(self, media: EncodedMedia, job: Job) -> Frames:
         try:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from server.engine_client.client import Client
-from server.errors import ServerError, SupportSetNotFound, Unavailable
+from server.errors import DatabaseUnavailable, ServerError, SupportSetNotFound, Unavailable
 from server.fewshot.candidates import answer_of
 from server.fewshot.classification import classify_in_context, run_concurrently
 from server.fewshot.comparison import Comparison
@@ -54,6 +54,8 @@ from server.wire import BACKGROUND_PRIORITY
 # intervals for renewing a lease and storing progress, and for finding evaluations that other servers created
 RENEW_SECONDS = 2.0
 POLL_SECONDS = 10.0
+# interval for counting the unfinished evaluations
+COUNT_SECONDS = 5.0
 # queries of a cell that run one after the other, on warm media, to measure latency
 MAX_TIMED = 8
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0
@@ -184,15 +186,15 @@ class EvaluationRunner:
         self._background = background
         self._num_lanes = num_lanes
         self._holder = uuid.uuid4().hex  # identifies this run of this server in leases
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._work())
+        self._tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._count())]
 
     async def stop(self) -> None:
         """Release the running evaluation; it continues after its last finished cell at the next start."""
-        if self._task is not None:
-            await _cancel(self._task)
+        if self._tasks:
+            await _cancel(*self._tasks)
             await self._evaluations.release(self._holder)
 
     async def _work(self) -> None:
@@ -208,6 +210,12 @@ class EvaluationRunner:
                 # not wait_for, which may swallow a cancellation that arrives together with the event
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._evaluations.added.wait()
+
+    async def _count(self) -> None:
+        while True:
+            with suppress(DatabaseUnavailable):
+                self._leave_one_out.metrics.count_unfinished_evaluations(await self._evaluations.num_unfinished())
+            await asyncio.sleep(COUNT_SECONDS)
 
     async def _run(self, evaluation: Evaluation) -> None:
         plan = msgspec.convert(evaluation.plan["settled"], EvaluationPlan)

@@ -173,6 +173,16 @@ class Evaluations:
             query = query.where(EvaluationRow.support_set == support_set)
         return await self._database.read(lambda session, now: [_without_cells(row) for row in session.scalars(query)])
 
+    async def num_unfinished(self) -> dict[str, int]:
+        """Return how many evaluations are queued, and how many run, on all servers that share the database."""
+        query = select(EvaluationRow.status, func.count()).where(EvaluationRow.status.in_(UNFINISHED))
+        by_status = query.group_by(EvaluationRow.status)
+        rows = await self._database.read(lambda session, now: session.execute(by_status).all())
+        numbers: dict[str, int] = {"queued": 0, "running": 0}
+        for status, number in rows:
+            numbers[status] = number
+        return numbers
+
     async def cancel(self, evaluation_id: str) -> Evaluation:
         """Cancel an evaluation, unless it has finished already. Raises `EvaluationNotFound`."""
 

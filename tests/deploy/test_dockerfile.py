@@ -112,7 +112,7 @@ def test_the_server_is_installed_after_its_dependencies(stage: Stage) -> None:
     steps = [rest for name, rest in stage.steps if name in ("COPY", "RUN")]
     assert steps[-len(DISTRIBUTED) - 3 :] == [
         "pyproject.toml README.md LICENSE ./",
-        'pip install ".[postgresql]"',
+        'pip install ".[otel,postgresql]"',
         *(f"{folder} {folder}" for folder in DISTRIBUTED),
         "pip install --no-deps --force-reinstall .",
     ]

@@ -71,7 +71,7 @@ class Answers(SequenceTask):
     def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
         yield Admitted(
             request_id=self.request_id,
-            queue_seconds=sequence.order.seconds_since_arrival(),
+            queue_seconds=sequence.queue_seconds,
             cached_tokens=sequence.num_cached_tokens,
             media_encoded=sequence.num_encoded_media,
             media_cached=sequence.num_cached_media,

@@ -56,7 +56,7 @@ class MediaEmbedding(SideTask):
         if not self._cache.has_frames(key):
             return False
         if (piece := self._cache.encode_for_pooling(key, plan.frames_left)) is not None:
-            plan.add_piece(piece)
+            plan.add_piece(piece, self.request_id)
             self._held += [key] if piece.encoding.slot is not None else []
         return True
 

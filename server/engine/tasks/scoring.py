@@ -30,7 +30,6 @@ class Scoring(SequenceTask):
         self._stem = Sequence(request.request_id, request.prompt, Sampling(max_tokens=0), order, targets=first)
         self._stem.is_stem = True
         self.first_sequence = self._stem
-        self._queue_seconds = 0.0
         self._waiting = deque(index for index, candidate in enumerate(request.candidates) if len(candidate) > 1)
         self._live: dict[int, Sequence] = {}
         # log-probabilities of each candidate's first token, and of its later ones by position
@@ -52,7 +51,6 @@ class Scoring(SequenceTask):
         return sum(len(sequence.token_ids) - sequence.num_computed for sequence in self._live.values())
 
     def handle_admission(self, sequence: Sequence) -> Iterable[Outbound]:
-        self._queue_seconds = sequence.order.seconds_since_arrival()
         return []
 
     def handle_result(self, result: Result) -> Iterable[Outbound]:
@@ -90,7 +88,7 @@ class Scoring(SequenceTask):
         return Scored(
             request_id=self.request_id,
             logprobs=[[first, *rest] for first, rest in zip(self._first, later, strict=True)],
-            queue_seconds=self._queue_seconds,
+            queue_seconds=stem.queue_seconds,
             cached_tokens=stem.num_cached_tokens,
             media_encoded=stem.num_encoded_media,
             media_cached=stem.num_cached_media,

