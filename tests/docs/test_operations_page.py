@@ -16,8 +16,8 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
-from bench.postgresql import postgresql
 
+from bench.postgresql import postgresql
 from model.folder import save_folder
 from model.zoo.default import LANGUAGE_MODEL_FILE, VISION_FILE
 from server.settings import read_settings
