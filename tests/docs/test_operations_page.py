@@ -101,7 +101,7 @@ ELSEWHERE = {
         "python -m deploy.pictures --help",
     ),
     "python -m bench.start --full": ("takes minutes", "python -m bench.start --help"),
-    "python -m bench.peer llamacpp": ("needs llama.cpp", "python -m bench.peer llamacpp --help"),
+    "python -m bench.peer llamacpp": ("needs llama.cpp, which is compiled on installation", ""),
 }
 
 
