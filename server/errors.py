@@ -158,6 +158,10 @@ class Conflict(ServerError, code="conflict"):
     type = "conflict_error"
 
 
+class LastKey(Conflict, code="last_key"):
+    """Without this API key the server would be open."""
+
+
 class MediaInUse(Conflict, code="image_in_use"):
     """A support set refers to the media item."""
 

@@ -111,6 +111,7 @@ class Settings(BaseModel):
         min_length=8,
         description="bearer key with the role admin; none: no key is required until `flamboyance keys create` makes one",
     )
+    require_key: bool = Field(False, description="refuse requests without a key even while the database has no key")
     allowed_hosts: str | None = Field(
         None,
         description="names that the header Host may have, comma-separated; none: any, "

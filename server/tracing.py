@@ -64,6 +64,10 @@ def trace_requests(app: FastAPI, endpoint: str, model_name: str) -> None:
         handler.addFilter(_add_trace_id)
 
 
+# characters of a path in a span: spans wait in memory for the collector
+MAX_PATH = 256
+
+
 class Tracing:
     """Middleware before the guard that follows each request through its stages, in a child of the caller's span."""
 
@@ -93,14 +97,14 @@ class Tracing:
 
     def _begin(self, scope: Scope, start: int) -> Span:
         attributes = {
-            "http.request.method": scope["method"],
-            "url.path": scope["path"],
+            "http.request.method": scope["method"][:16],
+            "url.path": scope["path"][:MAX_PATH],
             "url.scheme": scope["scheme"],
         }
         # a span that the operator's own instrumentation of the application has begun is the caller's child already
         is_begun = trace.get_current_span().get_span_context().is_valid
         caller = None if is_begun else propagate.extract(Headers(scope=scope))
-        return self._tracer.start_span(scope["method"], caller, SpanKind.SERVER, attributes, start_time=start)
+        return self._tracer.start_span(scope["method"][:16], caller, SpanKind.SERVER, attributes, start_time=start)
 
     def _end(self, span: Span, stages: Stages, clock: Clock, scope: Scope) -> None:
         """End the span of a request, with what is known at its end, and add those of its stages."""

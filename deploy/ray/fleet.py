@@ -42,6 +42,7 @@ SHARED = frozenset(
         "media_store",
         "playground",
         "port",
+        "require_key",
     }
 )
 

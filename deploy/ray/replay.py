@@ -18,7 +18,7 @@ KEY = b"idempotency-key"
 # routes of POST that honour an Idempotency-Key
 KEYED = re.compile(r"/v1/support_sets(/import|/[^/]+/examples)?")
 # routes of POST that make something, and know no such key
-UNSAFE = re.compile(r"/v1/support_sets/[^/]+/evaluate")
+UNSAFE = re.compile(r"/v1/support_sets/[^/]+/evaluate|/v1/keys")
 # refusals of a replica that is about to stop or has no engine, before any work: the request goes to another one
 REFUSALS = frozenset({ShuttingDown.code, EngineNotReady.code})
 MAX_ATTEMPTS = 4

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy.engine import make_url
 
 from server import logs
 from server.access.keys import Key, Keys
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str], prog: str = PROGRAM) -> int:
         settings = read_location(options, prog)
         logs.configure(settings.log_level, settings.log_format)
         asyncio.run(_run(options, Database(settings.database_url, settings.database_setting)))
+        print(f"in the database {make_url(settings.database_url).render_as_string()}", file=sys.stderr)
     except (SettingsError, ServerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,7 +67,7 @@ async def _list(options: Namespace, keys: Keys) -> None:
 
 
 async def _revoke(options: Namespace, keys: Keys) -> None:
-    key = await keys.revoke(options.id)
+    key = await keys.revoke(options.id, may_be_last=options.last)
     print(f"revoked {key.id} ({key.name})")
 
 
@@ -88,14 +90,15 @@ def _parser(prog: str) -> ArgumentParser:
     listing = commands.add_parser("list", help="List the keys, without their secrets.", allow_abbrev=False)
     revoke = commands.add_parser("revoke", help="Revoke a key.", allow_abbrev=False)
     revoke.add_argument("id", help="the id of the key")
+    revoke.add_argument("--last", action="store_true", help="also if no other key is left: the server is open then")
     for command in (create, listing, revoke):
         add_location(command)
     return parser
 
 
 def _name(text: str) -> str:
-    if not 1 <= len(text) <= 128:
-        raise ArgumentTypeError("1 to 128 characters are accepted")
+    if not 1 <= len(text) <= 128 or not text.isprintable():
+        raise ArgumentTypeError("1 to 128 printable characters are accepted")
     return text
 
 

@@ -27,8 +27,9 @@ class Caller:
 class Callers:
     """Identifies callers by the setting `api_key` and the keys of the database."""
 
-    def __init__(self, keys: Keys, api_key: str | None = None) -> None:
+    def __init__(self, keys: Keys, api_key: str | None = None, *, require_key: bool = False) -> None:
         self._keys = keys
+        self._require_key = require_key
         self._digest = None if api_key is None else digest(api_key)
         self._quotas = Quotas()
 
@@ -41,6 +42,6 @@ class Callers:
             # found by its digest, so the time taken reveals nothing about the keys
             if (key := await self._keys.find(secret)) is not None:
                 return Caller(client=key.id, role=key.role, quota=self._quotas.of(key.id, key.limits))
-        if self._digest is None and not await self._keys.exist():
+        if self._digest is None and not self._require_key and not await self._keys.exist():
             return Caller(client=address, role="admin", is_anonymous=True)
         return None

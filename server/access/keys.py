@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from server.access.quotas import Limits
 from server.access.roles import Role
-from server.errors import DatabaseUnavailable, KeyNotFound
+from server.errors import DatabaseUnavailable, KeyNotFound, LastKey
 from server.store.database import Base, Database, new_id
 
 ID_PREFIX, SECRET_PREFIX = "key_", "fl-"
@@ -29,6 +30,8 @@ NUM_SECRET_BYTES = 32
 REFRESH_SECONDS = 5.0
 # after which the database is asked again for a key that it did not have
 MISSING_SECONDS = 1.0
+# for which a request waits for the database before it goes on with the keys that were read before
+MAX_WAIT_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +66,11 @@ class Keys:
     def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._clock = clock
-        self._loading = asyncio.Lock()
-        self._by_digest: Mapping[str, Key] | None = None
-        self._loaded_at = 0.0
+        self._by_digest: Mapping[str, Key | None] | None = None  # None: a key that only a newer server understands
+        self._loaded_at = -inf
+        self._loading: asyncio.Task[None] | None = None
+        self._num_changes = 0
+        self._have_existed = False
 
     async def create(self, name: str, role: Role, limits: Limits | None = None) -> tuple[Key, str]:
         """Make a key, and return it with its secret, which cannot be read again. Raises `DatabaseUnavailable`."""
@@ -84,27 +89,37 @@ class Keys:
             session.flush()
             return _key(row)
 
-        key = await self._database.write(add)
-        self._by_digest = None
-        return key, secret
+        try:
+            return await self._database.write(add), secret
+        finally:
+            self._note_change()
 
     async def all(self) -> list[Key]:
         """Return all keys, oldest first. Raises `DatabaseUnavailable`."""
-        return list((await self._database.read(_load)).values())
+        return [key for key in (await self._database.read(_load)).values() if key is not None]
 
-    async def revoke(self, key_id: str) -> Key:
-        """Delete a key, and return it. Raises `KeyNotFound` and `DatabaseUnavailable`."""
+    async def revoke(self, key_id: str, *, may_be_last: bool) -> Key:
+        """Delete a key, and return it; the last one only if it `may_be_last`, as a server without keys is open.
+
+        Raises `KeyNotFound`, `LastKey` and `DatabaseUnavailable`.
+        """
 
         def delete(session: Session, now: float) -> Key:
-            row = session.get(KeyRow, key_id)
+            rows = session.scalars(select(KeyRow).order_by(KeyRow.id).with_for_update()).all()
+            row = next((row for row in rows if row.id == key_id), None)
             if row is None:
                 raise KeyNotFound(f"no API key has the id {key_id[:80]!r}")
+            if not may_be_last and len(rows) == 1:
+                raise LastKey("this is the last key, and a server without keys is open: make another one first")
             session.delete(row)
+            digests.append(row.digest)
             return _key(row)
 
-        key = await self._database.write(delete)
-        self._by_digest = None
-        return key
+        digests: list[str] = []
+        try:
+            return await self._database.write(delete)
+        finally:
+            self._note_change(*digests)
 
     async def find(self, secret: str) -> Key | None:
         """Return the key of a secret. Raises `DatabaseUnavailable` if the keys have never been read."""
@@ -113,26 +128,41 @@ class Keys:
         return key or (await self._recent(MISSING_SECONDS)).get(of_secret)
 
     async def exist(self) -> bool:
-        """Return whether there is a key. Raises `DatabaseUnavailable` if the keys have never been read."""
-        return bool(await self._recent(REFRESH_SECONDS))
+        """Return whether there is a key, or was one since this process began: a lost database opens no server.
 
-    async def _recent(self, max_age: float) -> Mapping[str, Key]:
-        """Return the keys by digest, read at most `max_age` seconds ago, or earlier while the database is unavailable."""
-        if self._by_digest is not None and self._clock() - self._loaded_at < max_age:
-            return self._by_digest
-        async with self._loading:  # those that waited find what the first one has read
-            if self._by_digest is None or self._clock() - self._loaded_at >= max_age:
-                await self._reload()
-            assert self._by_digest is not None
-            return self._by_digest
+        Raises `DatabaseUnavailable` if the keys have never been read.
+        """
+        return bool(await self._recent(REFRESH_SECONDS)) or self._have_existed
+
+    def _note_change(self, *revoked: str) -> None:
+        """Read the keys anew for the next request; those with these digests end at once."""
+        self._num_changes += 1
+        self._loaded_at = -inf
+        if self._by_digest is not None:
+            self._by_digest = {name: key for name, key in self._by_digest.items() if name not in revoked}
+
+    async def _recent(self, max_age: float) -> Mapping[str, Key | None]:
+        """Return the keys by digest, read at most `max_age` seconds ago, or earlier while the database does not respond."""
+        if self._clock() - self._loaded_at >= max_age:
+            if self._loading is None or self._loading.done():
+                self._loading = asyncio.create_task(self._reload())
+            # the first time there is nothing to go on with
+            await asyncio.wait({self._loading}, timeout=None if self._by_digest is None else MAX_WAIT_SECONDS)
+        if self._by_digest is None:
+            raise DatabaseUnavailable("the API keys cannot be read")
+        return self._by_digest
 
     async def _reload(self) -> None:
+        num_changes = self._num_changes
         try:
-            self._by_digest = await self._database.read(_load)
+            by_digest = await self._database.read(_load)
         except DatabaseUnavailable:
-            if self._by_digest is None:
-                raise
             logger.warning("the API keys cannot be read; those read before are used")
+        else:
+            if num_changes != self._num_changes:  # read before a change: the next request reads again
+                return
+            self._by_digest = by_digest
+            self._have_existed |= bool(by_digest)
         self._loaded_at = self._clock()
 
 
@@ -141,8 +171,17 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _load(session: Session, _now: float) -> dict[str, Key]:
-    return {row.digest: _key(row) for row in session.scalars(select(KeyRow).order_by(KeyRow.id))}
+def _load(session: Session, _now: float) -> dict[str, Key | None]:
+    return {row.digest: _known(row) for row in session.scalars(select(KeyRow).order_by(KeyRow.id))}
+
+
+def _known(row: KeyRow) -> Key | None:
+    """Return the key of a row, None for one that only a newer server understands: it permits nothing here."""
+    try:
+        return _key(row)
+    except msgspec.ValidationError:
+        logger.warning("an API key cannot be read by this version of the server", extra={"key": row.id})
+        return None
 
 
 def _key(row: KeyRow) -> Key:

@@ -13,6 +13,7 @@ from typing import Any
 from server.settings import Settings
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+LOOPBACK_NAMES = frozenset({"localhost", "ip6-localhost"})
 METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
 EXPOSED_HEADERS = ("ETag", "Retry-After", "X-Request-Id", "X-Should-Retry")
 
@@ -29,7 +30,7 @@ def allowed_hosts(settings: Settings) -> frozenset[str] | None:
 def name_of(host: str) -> str:
     """Return the value of a `Host` header without its port."""
     name, separator, port = host.rpartition(":")
-    return (name if separator and port.isdecimal() else host).lower()
+    return (name if separator and (port.isdecimal() or not port) else host).lower().removesuffix(".")
 
 
 def cors_options(origins: str) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def _names(setting: str) -> frozenset[str]:
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return host.lower() == "localhost"
+        return host.lower().removesuffix(".") in LOOPBACK_NAMES
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

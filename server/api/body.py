@@ -144,10 +144,10 @@ async def _pieces(request: Request, limit: int, seconds: float) -> AsyncGenerato
             raise BodyTimeout(f"the body did not arrive within {seconds:g} seconds") from None
         if not piece:  # the end of the body
             return
-        yield piece
-        received += len(piece)
         if quota is not None:
             quota.count("bytes", len(piece))
+        yield piece
+        received += len(piece)
         size = max(size, received)
         if received > LARGE_BODY and (pause := ticket.pause(len(piece))):
             await asyncio.sleep(pause)

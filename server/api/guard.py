@@ -34,7 +34,8 @@ DOCS_PATHS = frozenset(
 )
 # Probes and scrapers carry no key either.
 METRICS_PATH = "/metrics"
-OPEN_PATHS = frozenset({"/health/live", "/health/ready", METRICS_PATH}) | DOCS_PATHS
+PROBE_PATHS = frozenset({"/health/live", "/health/ready", METRICS_PATH})
+OPEN_PATHS = PROBE_PATHS | DOCS_PATHS
 IPV6_PREFIX = 64
 # bytes of a refused body that are read, and dropped, so that a disconnection is noticed: it follows the body
 MAX_DROPPED = 2**16
@@ -58,7 +59,8 @@ class Guard:
         self._app = app
         self._admission = admission
         self._refuse = refuse
-        self._callers = Callers(keys, None if settings.api_key is None else settings.api_key.get_secret_value())
+        api_key = None if settings.api_key is None else settings.api_key.get_secret_value()
+        self._callers = Callers(keys, api_key, require_key=settings.require_key)
         self._timeout = settings.request_timeout
         self._open_paths = OPEN_PATHS - {METRICS_PATH} if settings.guard_metrics else OPEN_PATHS
         self._hosts = allowed_hosts(settings)
@@ -82,7 +84,7 @@ class Guard:
 
         try:
             _check_length(headers)
-            self._check_host(headers)
+            self._check_host(scope["path"], headers)
             state["caller"] = caller = await self._identify(scope["path"], headers, address)
             client = caller.client
             if caller.quota is not None:
@@ -105,10 +107,10 @@ class Guard:
         response = await self._refuse(Request(scope), refusal)
         await response(scope, receive, send_with_id)
 
-    def _check_host(self, headers: Headers) -> None:
+    def _check_host(self, path: str, headers: Headers) -> None:
         """Refuse a page whose name was made to lead to this machine. Raises `HostRefused`."""
         name = name_of(headers.get("host", ""))  # every browser sends one
-        if self._hosts is not None and name and name not in self._hosts:
+        if self._hosts is not None and name and name not in self._hosts and path not in PROBE_PATHS:
             raise HostRefused(f"the host {name[:128]!r} is not this server: it is to be added to allowed_hosts")
 
     async def _identify(self, path: str, headers: Headers, address: str) -> Caller:

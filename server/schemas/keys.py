@@ -9,6 +9,9 @@ from pydantic import Field
 from server.access.roles import Role
 from server.schemas.base import Schema, with_example
 
+# PostgreSQL has no text with a NUL
+KEY_NAME = r"^[^\x00-\x1f\x7f]*$"
+
 Limit = Annotated[int, Field(ge=1, le=2**53)]
 
 
@@ -26,7 +29,9 @@ class CreateKeyRequest(Schema):
 
     model_config = with_example(name="search team", role="inference", limits={"requests": 600})
 
-    name: str = Field(min_length=1, max_length=128, description="Whose key it is, for the list of keys.")
+    name: str = Field(
+        pattern=KEY_NAME, min_length=1, max_length=128, description="Whose key it is, for the list of keys."
+    )
     role: Role = Field(
         "inference",
         description="`inference` asks and reads, `manage` also changes what is stored, `admin` also manages keys.",

@@ -81,7 +81,10 @@ def _no_zero(text: str) -> str:
 
 
 def _small(metadata: dict[str, Any]) -> dict[str, Any]:
-    size = len(json.dumps(metadata, ensure_ascii=False).encode())
+    try:
+        size = len(json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode())
+    except ValueError:
+        raise ValueError("metadata may not contain numbers that are not finite") from None
     if size > MAX_METADATA_BYTES:
         raise ValueError(f"{size} bytes of metadata, the limit is {MAX_METADATA_BYTES}")
     return metadata

@@ -8,7 +8,9 @@ version that they had; a restored database is upgraded.
 from __future__ import annotations
 
 import base64
+import binascii
 import io
+import os
 import tarfile
 import tempfile
 import time
@@ -24,13 +26,26 @@ from server.errors import MediaNotFound
 from server.media.store import MediaStore
 from server.settings import SettingsError
 from server.store import schema
-from server.store.database import Database
+from server.store.database import Database, lock_schema
 from server.version import VERSION
 
 FORMAT = 1
 MANIFEST, TABLES, MEDIA = "backup.json", "tables/", "media/"
-# the versions of the tables, which a restored database gets anew, and the leases of requests that run
-NOT_STORED = {"alembic_version", "schema_version", "media_leases"}
+# All but the versions of the tables, which a restored database gets anew, and the leases of requests that run. A schema of
+# PostgreSQL may have tables of others as well.
+STORED = {
+    *(
+        "api_keys",
+        "embeddings",
+        "evaluation_cells",
+        "evaluations",
+        "example_media",
+        "examples",
+        "first_answers",
+        "fits",
+    ),
+    *("media", "support_set_versions", "support_sets"),
+}
 ROWS_PER_STATEMENT = 500
 # a media item that is deleted while a backup is written is missing from it: a new snapshot does not refer to it
 MAX_ATTEMPTS = 3
@@ -61,17 +76,26 @@ async def write_backup(file: Path, database: Database, store: MediaStore) -> Man
     """Write a backup of a server, which may run, to a new file. Raises `BackupError`, `ServerError` and `OSError`."""
     if file.exists():
         raise BackupError(f"{file} exists already")
-    partial = file.with_name(file.name + ".partial")
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        # a folder that this user alone may read
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as name:
+            partial = Path(name, file.name)
+            manifest = await _write_attempt(partial, Path(name), database, store)
+            if not manifest.missing or attempt == MAX_ATTEMPTS:
+                _publish(partial, file)
+                return manifest
+    raise AssertionError("the last attempt returns")
+
+
+def _publish(partial: Path, file: Path) -> None:
+    """Move a complete file to its name, durably; it is for this user alone. Raises `BackupError` if another is there."""
+    partial.chmod(0o600)
+    with partial.open("rb") as written:
+        os.fsync(written.fileno())
     try:
-        for _ in range(MAX_ATTEMPTS):
-            with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-                manifest = await _write_attempt(partial, Path(folder), database, store)
-            if not manifest.missing:
-                break
-        partial.rename(file)
-    finally:
-        partial.unlink(missing_ok=True)
-    return manifest
+        os.link(partial, file)  # unlike a rename, never over another file
+    except FileExistsError:
+        raise BackupError(f"{file} exists already") from None
 
 
 async def restore_backup(file: Path, database: Database, store: MediaStore) -> Manifest:
@@ -80,7 +104,7 @@ async def restore_backup(file: Path, database: Database, store: MediaStore) -> M
     Raises `BackupError`, `ServerError` and `OSError`. Media that were stored before an error stay; they are the same ones
     when the backup is restored again.
     """
-    with _opened(file) as archive:
+    with _opened(file) as archive, _damage():
         manifest = _read_manifest(archive)
         await database.use_as_is(lambda session, now: _require_empty(session.connection()), is_writing=False)
         _restore_media(archive, store)
@@ -139,8 +163,8 @@ def _export(connection: Connection, table: Table, file: Path) -> int:
 def _tables(connection: Connection) -> list[Table]:
     """Return the tables of the database as it is, each after those that it refers to."""
     metadata = MetaData()
-    metadata.reflect(connection)
-    return [table for table in metadata.sorted_tables if table.name not in NOT_STORED]
+    metadata.reflect(connection, only=lambda name, _: name in STORED)
+    return metadata.sorted_tables
 
 
 def _require_empty(connection: Connection) -> None:
@@ -160,26 +184,33 @@ def _restore_media(archive: tarfile.TarFile, store: MediaStore) -> None:
 
 
 def _restore_tables(connection: Connection, archive: tarfile.TarFile, manifest: Manifest) -> None:
+    lock_schema(connection)  # a server that starts meanwhile waits
     _require_empty(connection)
     if schema.read_revision(connection) is None:
         schema.upgrade(connection, manifest.schema)
     for table in _tables(connection):
         if table.name in manifest.rows:
-            _restore(connection, table, _content(archive, archive.getmember(TABLES + table.name)))
+            count = _restore(connection, table, _content(archive, archive.getmember(TABLES + table.name)))
+            if count != manifest.rows[table.name]:
+                raise BackupError(f"the backup is damaged: {table.name} lacks rows")
     schema.upgrade(connection)
 
 
-def _restore(connection: Connection, table: Table, lines: IO[bytes]) -> None:
+def _restore(connection: Connection, table: Table, lines: IO[bytes]) -> int:
+    """Insert rows, and return their number."""
+    count = 0
     binary = [column.name for column in table.columns if isinstance(column.type, LargeBinary)]
     for rows in _chunks(lines):
         for row in rows:
             row.update({name: base64.b64decode(row[name]) for name in binary})
         connection.execute(insert(table), rows)
+        count += len(rows)
     if connection.dialect.name == "postgresql" and (key := table.autoincrement_column) is not None:
         # new rows continue after the restored ones
         sequence = text("SELECT setval(pg_get_serial_sequence(:table, :column), greatest(:last, 1))")
         last = connection.scalar(select(func.coalesce(func.max(key), 0)))
         connection.execute(sequence, {"table": table.name, "column": key.name, "last": last})
+    return count
 
 
 def _chunks(lines: IO[bytes]) -> Iterator[list[dict[str, Any]]]:
@@ -203,6 +234,15 @@ def _opened(file: Path) -> Iterator[tarfile.TarFile]:
         yield archive
 
 
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Report what a damaged file makes of its readers. Raises `BackupError`."""
+    try:
+        yield
+    except (KeyError, RecursionError, tarfile.TarError, msgspec.DecodeError, binascii.Error) as error:
+        raise BackupError(f"the backup is damaged: {type(error).__name__}") from error
+
+
 def _read_manifest(archive: tarfile.TarFile) -> Manifest:
     """Read the last member, which a backup that was cut off lacks."""
     try:
@@ -215,7 +255,7 @@ def _read_manifest(archive: tarfile.TarFile) -> Manifest:
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    content = archive.extractfile(member)
+    content = archive.extractfile(member) if member.isreg() else None
     if content is None:
         raise BackupError(f"the backup is damaged: {member.name} is not a file")
     return content

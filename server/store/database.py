@@ -266,9 +266,15 @@ def _begin_postgresql(connection: Connection) -> None:
 
 def _upgrade(session: Session, _now: float) -> None:
     connection = session.connection()
-    if connection.dialect.name == "postgresql":
-        session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": SETUP_LOCK})
+    lock_schema(connection)
     schema.upgrade(connection)
+
+
+def lock_schema(connection: Connection) -> None:
+    """Let other servers wait with their upgrades until the transaction ends; a SQLite database is locked by its writers."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": SETUP_LOCK})
+        connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large table takes its time
 
 
 def _is_contention(error: exc.DBAPIError) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastapi.routing import APIRoute
 
+from deploy.ray.replay import ReplicaLost
 from server.api.guard import OPEN_PATHS
 from server.app import ROUTERS
 from server.errors import ServerError
@@ -114,4 +115,6 @@ def classes(root: type[ServerError]) -> list[type[ServerError]]:
 
 def test_every_error_is_documented_with_its_status() -> None:
     documented = {(int(row[0]), code) for row in rows(section(API, "Errors")) for code in names(row[1])}
-    assert documented == {(kind.status, kind.code) for kind in classes(ServerError)}
+    kinds = classes(ServerError)
+    assert ReplicaLost in kinds  # that of a fleet
+    assert documented == {(kind.status, kind.code) for kind in kinds}

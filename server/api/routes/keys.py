@@ -15,7 +15,7 @@ from server.access.quotas import Limits
 from server.api.body import JSONResponse, read_request
 from server.api.openapi import describe
 from server.api.services import GivenServices
-from server.errors import DatabaseUnavailable, Forbidden, KeyNotFound
+from server.errors import DatabaseUnavailable, Forbidden, KeyNotFound, LastKey
 from server.schemas.keys import CreateKeyRequest
 from server.schemas.responses import keys as responses
 from server.schemas.responses.base import Deleted
@@ -46,12 +46,16 @@ async def list_keys(request: Request, services: GivenServices) -> Response:
 
 
 @router.delete(
-    "/v1/keys/{key_id}", **describe("Keys", response=Deleted, errors=(DatabaseUnavailable, Forbidden, KeyNotFound))
+    "/v1/keys/{key_id}",
+    **describe("Keys", response=Deleted, errors=(DatabaseUnavailable, Forbidden, KeyNotFound, LastKey)),
 )
 async def revoke_key(key_id: str, request: Request, services: GivenServices) -> Response:
-    """Revoke an API key: at once for this server, within seconds for others of the same database."""
+    """Revoke an API key: at once for this server, within seconds for others of the same database.
+
+    The last key is kept, unless the setting `api_key` is set: a server without keys is open.
+    """
     _require_key(request)
-    key = await services.keys.revoke(key_id)
+    key = await services.keys.revoke(key_id, may_be_last=services.settings.api_key is not None)
     return JSONResponse({"id": key.id, "object": "api_key", "deleted": True})
 
 

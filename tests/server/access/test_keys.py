@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from sqlalchemy import text
 
 from server.access.callers import Callers
 from server.access.keys import MISSING_SECONDS, REFRESH_SECONDS, Keys
 from server.access.quotas import Limits
-from server.errors import DatabaseUnavailable, KeyNotFound
+from server.errors import DatabaseUnavailable, KeyNotFound, LastKey
 from server.store.database import Database
 
 pytestmark = pytest.mark.anyio
@@ -59,11 +61,19 @@ async def test_secrets_differ_and_are_long(keys: Keys) -> None:
 async def test_a_revoked_key_is_refused_at_once(keys: Keys) -> None:
     key, secret = await keys.create("team", "inference")
     assert await keys.find(secret) is not None
-    assert await keys.revoke(key.id) == key
+    assert await keys.revoke(key.id, may_be_last=True) == key
     assert await keys.find(secret) is None
-    assert not await keys.exist()
     with pytest.raises(KeyNotFound):
-        await keys.revoke(key.id)
+        await keys.revoke(key.id, may_be_last=True)
+
+
+async def test_the_last_key_is_kept(keys: Keys) -> None:
+    first, _ = await keys.create("a", "admin")
+    second, _ = await keys.create("b", "inference")
+    await keys.revoke(first.id, may_be_last=False)
+    with pytest.raises(LastKey):
+        await keys.revoke(second.id, may_be_last=False)
+    assert await keys.exist()
 
 
 async def test_another_server_notices_new_and_revoked_keys(keys: Keys, database: Database, clock: Clock) -> None:
@@ -72,7 +82,7 @@ async def test_another_server_notices_new_and_revoked_keys(keys: Keys, database:
     key, secret = await keys.create("team", "inference")
     clock.now += MISSING_SECONDS
     assert await other.find(secret) == key
-    await keys.revoke(key.id)
+    await keys.revoke(key.id, may_be_last=True)
     clock.now += REFRESH_SECONDS
     assert await other.find(secret) is None
 
@@ -101,6 +111,39 @@ async def test_keys_outlast_the_database(
     assert await keys.find("another") is None
     with pytest.raises(DatabaseUnavailable):  # rather than let everybody in
         await Keys(database, clock).exist()
+
+
+async def test_a_lost_database_opens_no_server(keys: Keys, database: Database, clock: Clock) -> None:
+    await keys.create("team", "inference")
+    assert await Callers(keys).identify("", "") is None
+    await database.write(lambda session, now: session.execute(text("DELETE FROM api_keys")))
+    clock.now += REFRESH_SECONDS
+    assert await Callers(keys).identify("", "") is None
+    assert await Callers(Keys(database, clock), require_key=True).identify("", "") is None
+
+
+async def test_known_keys_do_not_wait_for_a_database_that_hangs(
+    keys: Keys, database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, secret = await keys.create("team", "inference")
+    assert await keys.find(secret) == key
+
+    async def hang(transaction: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(database, "read", hang)
+    clock.now += REFRESH_SECONDS
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*(keys.find(secret) for _ in range(20))) == [key] * 20
+
+
+async def test_a_key_that_only_a_newer_server_understands_permits_nothing(keys: Keys, database: Database) -> None:
+    _, secret = await keys.create("team", "admin")
+    await database.write(lambda session, now: session.execute(text("UPDATE api_keys SET role = 'emperor'")))
+    newer = Keys(database)
+    assert await newer.find(secret) is None
+    assert await newer.exist()
+    assert await newer.all() == []
 
 
 async def test_callers(keys: Keys) -> None:

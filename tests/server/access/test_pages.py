@@ -30,6 +30,8 @@ def client(settings: Settings) -> httpx.AsyncClient:
         ("127.0.0.1:1", "127.0.0.1"),
         ("[::1]:8000", "[::1]"),
         ("[::1]", "[::1]"),
+        ("localhost.:8000", "localhost"),
+        ("localhost:", "localhost"),
         ("a.org:x", "a.org:x"),
         ("", ""),
     ],
@@ -44,6 +46,7 @@ def test_a_server_that_others_can_reach_accepts_any_name() -> None:
     assert allowed_hosts(Settings(host="127.0.0.1")) == LOCAL_NAMES
     assert allowed_hosts(Settings(host="127.0.0.2")) == frozenset({*LOCAL_NAMES, "127.0.0.2"})
     assert allowed_hosts(Settings(host="localhost")) == LOCAL_NAMES
+    assert allowed_hosts(Settings(host="::ffff:127.0.0.1")) is not None
     assert allowed_hosts(Settings(host="0.0.0.0", allowed_hosts="A.org, b.org")) == frozenset({"a.org", "b.org"})
 
 
@@ -54,6 +57,7 @@ async def test_a_page_whose_name_leads_to_this_machine_is_refused(tmp_path: Path
         for host in ("evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example"):
             refused = await http.get("/v1/models", headers={"Host": host})
             assert (refused.status_code, refused.json()["error"]["code"]) == (421, "host_not_allowed")
+        assert (await http.get("/health/live", headers={"Host": "10.1.2.3:8000"})).status_code == 200  # a probe
 
 
 async def test_no_page_is_permitted_by_default(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import MetaData, select
+from sqlalchemy import MetaData, select, text
 from sqlalchemy.orm import Session
 
 from server import backups
 from server.media.store import MediaStore
 from server.store import schema
-from server.store.backup import MANIFEST, NOT_STORED, BackupError, restore_backup, write_backup
-from server.store.database import Database
+from server.store.backup import MANIFEST, STORED, BackupError, restore_backup, write_backup
+from server.store.database import Base, Database
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 from tests.server.store.conftest import BLUE, GREEN, RED, example
@@ -57,7 +57,7 @@ async def contents(database: Database) -> dict[str, list[tuple[object, ...]]]:
         return {
             name: sorted((tuple(row) for row in session.execute(select(table))), key=repr)
             for name, table in metadata.tables.items()
-            if name not in NOT_STORED
+            if name in STORED
         }
 
     return await database.read(read)
@@ -85,6 +85,61 @@ async def test_a_restored_set_is_changed_as_before(
     assert [each.id for each in (await restored.get_version("colours")).examples] == ["a", "b", "c"]
     first = (await restored.get_version("colours", 1)).examples
     assert (first[0].metadata, first[0].media) == ({"n": [1, "ü"]}, (RED.id,))
+
+
+def test_every_table_is_stored_or_left_out_for_a_reason() -> None:
+    assert {*Base.metadata.tables} == STORED | {"media_leases"}
+
+
+async def test_tables_of_others_stay_where_they_are(
+    sets: SupportSets, database: Database, store: MediaStore, other: Database, other_store: MediaStore, tmp_path: Path
+) -> None:
+    def add_table(session: Session, now: float) -> None:
+        session.execute(text("CREATE TABLE of_others (a INT)"))
+        session.execute(text("INSERT INTO of_others VALUES (1)"))
+
+    await database.use_as_is(add_table, is_writing=True)
+    await other.use_as_is(add_table, is_writing=True)
+    written = await write_backup(tmp_path / "backup.tar", database, store)
+    assert "of_others" not in written.rows
+    await restore_backup(tmp_path / "backup.tar", other, other_store)
+
+
+async def test_a_backup_is_for_its_user_alone_and_never_over_another(
+    sets: SupportSets, database: Database, store: MediaStore, tmp_path: Path
+) -> None:
+    file = tmp_path / "backup.tar"
+    results = await asyncio.gather(*(write_backup(file, database, store) for _ in range(3)), return_exceptions=True)
+    assert sum(isinstance(result, BackupError) for result in results) == 2
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir() if "backup" in path.name] == ["backup.tar"]
+
+
+async def test_a_table_that_was_cut_is_not_restored(
+    sets: SupportSets, database: Database, store: MediaStore, other: Database, other_store: MediaStore, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole.tar", tmp_path / "cut.tar"
+    await write_backup(whole, database, store)
+    for content in (b"", b"no JSON"):
+        with tarfile.open(whole) as source, tarfile.open(cut, "w") as target:
+            for member in source.getmembers():
+                if member.name == "tables/examples":
+                    member.size = len(content)
+                    target.addfile(member, io.BytesIO(content))
+                else:
+                    target.addfile(member, source.extractfile(member))
+        with pytest.raises(BackupError, match="is damaged"):
+            await restore_backup(cut, other, other_store)
+
+
+async def test_links_are_not_followed(other: Database, other_store: MediaStore, tmp_path: Path) -> None:
+    file = tmp_path / "backup.tar"
+    with tarfile.open(file, "w") as archive:
+        link = tarfile.TarInfo(MANIFEST)
+        link.type, link.linkname = tarfile.SYMTYPE, MANIFEST
+        archive.addfile(link)
+    with pytest.raises(BackupError):
+        await restore_backup(file, other, other_store)
 
 
 async def test_a_database_that_is_in_use_is_not_restored_over(

@@ -573,7 +573,10 @@ export interface paths {
         get?: never;
         put?: never;
         post?: never;
-        /** Revoke an API key: at once for this server, within seconds for others of the same database */
+        /**
+         * Revoke an API key: at once for this server, within seconds for others of the same database
+         * @description The last key is kept, unless the setting `api_key` is set: a server without keys is open.
+         */
         delete: operations["revoke_key"];
         options?: never;
         head?: never;
@@ -10691,6 +10694,17 @@ export interface operations {
             };
             /** @description Not Found: `key_not_found`. */
             404: {
+                headers: {
+                    "X-Should-Retry": components["headers"]["X-Should-Retry"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Error"];
+                };
+            };
+            /** @description Conflict: `last_key`. */
+            409: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
                     "X-Request-Id": components["headers"]["X-Request-Id"];

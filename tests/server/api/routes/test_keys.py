@@ -51,6 +51,7 @@ async def test_a_key_is_made_used_listed_and_revoked(http: httpx.AsyncClient) ->
     [
         ({}, "name"),
         ({"name": ""}, "name"),
+        ({"name": "a\0"}, "name"),
         ({"name": "a", "role": "root"}, "role"),
         ({"name": "a", "limits": {"requests": 0}}, "limits.requests"),
         ({"name": "a", "limits": {"cats": 1}}, "limits.cats"),
@@ -146,6 +147,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "team" in listed
     assert "100 tokens" in listed
     assert secret not in listed
-    assert main(["keys", "revoke", key_id, *location]) == 0
+    assert main(["keys", "revoke", key_id, *location]) == 2
+    assert "a server without keys is open" in capsys.readouterr().err
+    assert main(["keys", "revoke", key_id, "--last", *location]) == 0
     assert main(["keys", "revoke", key_id, *location]) == 2
     assert "no API key has the id" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from server.store.records import NewExample
 from server.store.support_sets import IdempotencyKey
 from tests.server.api.test_sse import Caller
 from tests.server.conftest import data_url, image_part, png
-from tests.server.fakes import TOKENIZER, FakeClient
+from tests.server.fakes import AS_JSON, TOKENIZER, FakeClient
 
 pytestmark = pytest.mark.anyio
 
@@ -371,3 +371,11 @@ async def test_the_event_loop_is_free_while_thousands_of_examples_are_built_and_
     response = await http.post(SETS, json=body, headers={"Idempotency-Key": "key"})
     assert response.status_code == 200, response.text
     assert all(used and threading.get_ident() not in used for used in threads.values())
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity"])
+async def test_metadata_hold_finite_numbers(http: httpx.AsyncClient, number: str) -> None:
+    """PostgreSQL has no JSON with others."""
+    body = f'{{"examples": [{{"text": "a"}}], "metadata": {{"x": [{number}]}}}}'
+    response = await http.post("/v1/support_sets", content=body.encode(), headers=AS_JSON)
+    assert response.status_code == 400
