@@ -28,6 +28,18 @@ PROGRAM = "python -m server"
 
 # the processes that the server starts have another working directory
 Folder: TypeAlias = Annotated[Path, AfterValidator(Path.absolute)]
+MIN_KEY_LENGTH = 8
+
+
+def _sendable(key: SecretStr) -> SecretStr:
+    """Return a key as a header can carry it: files with secrets often end with a line break."""
+    text = key.get_secret_value().strip()
+    if len(text) < MIN_KEY_LENGTH or not (text.isascii() and text.isprintable()):
+        raise ValueError(f"must have at least {MIN_KEY_LENGTH} characters, printable ones of ASCII")
+    return SecretStr(text)
+
+
+Key: TypeAlias = Annotated[SecretStr, AfterValidator(_sendable)]
 
 
 class SettingsError(ValueError):
@@ -106,9 +118,8 @@ class Settings(BaseModel):
     vllm_metrics: bool = Field(
         False, description="expose the metrics that vLLM has under its names as well, for dashboards and routers"
     )
-    api_key: SecretStr | None = Field(
+    api_key: Key | None = Field(
         None,
-        min_length=8,
         description="bearer key with the role admin; none: no key is required until `flamboyance keys create` makes one",
     )
     require_key: bool = Field(False, description="refuse requests without a key even while the database has no key")

@@ -136,3 +136,19 @@ def test_the_environment_of_child_processes_has_no_key(monkeypatch: pytest.Monke
     environment = child_environment(OMP_NUM_THREADS="1")
     assert "very secret" not in environment.values()
     assert (environment["FLAMBOYANCE_PORT"], environment["OMP_NUM_THREADS"]) == ("1", "1")
+
+
+@pytest.mark.parametrize("key", ["long enough", " long enough\n", "long enough\r\n"])
+def test_a_key_is_what_a_header_can_carry(key: str) -> None:
+    sent = Settings(api_key=key).api_key
+    assert sent is not None
+    assert sent.get_secret_value() == "long enough"
+
+
+@pytest.mark.parametrize(
+    "key", ["short", "       \n\n", "schlüssel-schlüssel", "with\x00nul-inside", "two\nlines of it"]
+)
+def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
+    with pytest.raises(SettingsError, match="printable ones of ASCII") as caught:
+        read_settings([f"--api-key={key}"])
+    assert key not in str(caught.value)
