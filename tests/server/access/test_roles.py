@@ -31,6 +31,12 @@ def test_every_route_has_a_role() -> None:
     assert not INFERENCE & MANAGE
 
 
+def test_a_route_that_has_no_role_is_for_administrators() -> None:
+    assert needed_role("POST", "/v1/unheard_of") == "admin"
+    assert {needed_role(method, path) for method, path in ADMIN} == {"admin"}
+    assert needed_role("HEAD", "/v1/images/{image_id}") == "inference"
+
+
 def test_reading_never_needs_more_than_inference() -> None:
     reading = {(method, path) for method, path in ROUTES if method == "GET" and path != "/v1/keys"}
     assert reading <= INFERENCE
