@@ -30,7 +30,7 @@ async def test_the_models_of_an_address_are_listed_and_shown(client: FakeClient,
     catalog = {"tiny": model, "other": replace(model, name="other")}
     app = create_app(client, model, settings, Metrics("tiny"), catalog=catalog)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server", event_hooks=CHECKED) as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", event_hooks=CHECKED) as http:
         cards = (await http.get("/v1/models")).json()["data"]
         assert [card["id"] for card in cards] == ["tiny", "other"]
         assert (await http.get("/v1/models/other")).json() == cards[1]
