@@ -49,12 +49,18 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
     return {name: value for name, value in vars(record).items() if name not in _STANDARD_FIELDS}
 
 
+# libraries of which only warnings matter
+TALKATIVE = ("alembic", "faiss.loader")
+
+
 def configure(level: str, log_format: LogFormat) -> None:
     """Log to standard error; uvicorn's loggers propagate to the root logger too.
 
-    The loader of faiss reports each variant that this processor could have and the package lacks, with a whole exception.
+    The loader of faiss reports each variant that this processor could have and the package lacks, with a whole exception;
+    Alembic reports its plugins, and each migration by itself.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("faiss.loader").setLevel(max(logging.root.level, logging.WARNING))
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(max(logging.root.level, logging.WARNING))

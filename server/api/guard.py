@@ -111,7 +111,7 @@ class Guard:
         """Refuse a page whose name was made to lead to this machine. Raises `HostRefused`."""
         name = name_of(headers.get("host", ""))  # every browser sends one
         if self._hosts is not None and name and name not in self._hosts and path not in PROBE_PATHS:
-            raise HostRefused(f"the host {name[:128]!r} is not this server: it is to be added to allowed_hosts")
+            raise HostRefused(f"the host {name[:128]!r} is not this server: its operator can add it to allowed_hosts")
 
     async def _identify(self, path: str, headers: Headers, address: str) -> Caller:
         """Return the caller, of an open path an anonymous one. Raises `Unauthorized` and `DatabaseUnavailable`."""

@@ -46,11 +46,12 @@ def test_a_text_line_contains_the_fields(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(("level", "number"), [("debug", 1), ("info", 1), ("warning", 1), ("error", 0)])
-def test_the_loader_of_faiss_reports_warnings_alone(
-    level: str, number: int, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("library", ["faiss.loader", "alembic.runtime.migration"])
+def test_a_talkative_library_reports_warnings_alone(
+    level: str, number: int, library: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs.configure(level, "text")
-    logger = logging.getLogger("faiss.loader")
+    logger = logging.getLogger(library)
     logger.info("Could not load library with AVX2 support due to:\nModuleNotFoundError('faiss.swigfaiss_avx2')")
     logger.warning("it failed")
     assert len(capsys.readouterr().err.splitlines()) == number
