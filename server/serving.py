@@ -105,7 +105,7 @@ async def assemble(
 ) -> tuple[FastAPI, EngineClient]:
     """Return the application of a model, with its database open, and the engine that its lifespan starts.
 
-    `catalog`: all models behind the address of this server by name, if there are others. Raises `SettingsError`.
+    `catalog` has the models at the address of this server by name, if it is not the only one. Raises `SettingsError`.
     """
     model = ServedModel.load(settings)
     metrics = Metrics(model.name)

@@ -48,6 +48,7 @@ FORBIDDEN: dict[str, set[str]] = {
     # the layers of the server, each without those above it: api -> quality -> fewshot -> store
     "server.quality": TORCH | HTTP | {"server.api"},
     "server.fewshot": TORCH | HTTP | {"server.api", "server.quality"},
+    "server.access": TORCH | HTTP | {"server.api", "server.quality", "server.fewshot"},
     "server.store": TORCH | HTTP | {"server.api", "server.quality", "server.fewshot"},
     "server.media": TORCH | HTTP | {"server.api", "server.quality", "server.fewshot", "server.store"},
     "server.engine_client": TORCH

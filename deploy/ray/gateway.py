@@ -75,7 +75,7 @@ class Gateway:
         self._handles = {name: options(multiplexed_model_id=name) for name in self._models}
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Return the application, for Ray: behind the server's own guard."""
+        """Return the application that Ray serves, with the guard of a server in front of it."""
         settings = self._settings
         admission = Admission(
             self._max_waiting,

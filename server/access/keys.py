@@ -153,17 +153,22 @@ class Keys:
         return self._by_digest
 
     async def _reload(self) -> None:
-        num_changes = self._num_changes
         try:
-            by_digest = await self._database.read(_load)
+            by_digest = await self._read_after_changes()
         except DatabaseUnavailable:
             logger.warning("the API keys cannot be read; those read before are used")
         else:
-            if num_changes != self._num_changes:  # read before a change: the next request reads again
-                return
             self._by_digest = by_digest
             self._have_existed |= bool(by_digest)
         self._loaded_at = self._clock()
+
+    async def _read_after_changes(self) -> Mapping[str, Key | None]:
+        """Read the keys, again if this process has changed them meanwhile. Raises `DatabaseUnavailable`."""
+        while True:
+            num_changes = self._num_changes
+            by_digest = await self._database.read(_load)
+            if num_changes == self._num_changes:
+                return by_digest
 
 
 def digest(secret: str) -> str:

@@ -45,6 +45,16 @@ def served_model() -> ServedModel:
     return ServedModel("tiny", CONFIG, TOKENIZER, max_model_len=64)
 
 
+class Clock:
+    """A monotonic clock that tests set."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def token_logprob(token_id: int, top: int | None) -> TokenLogprob | None:
     """Return log-probability -0.5 for every token; the next id is second."""
     return None if top is None else TokenLogprob(token_id, -0.5, [(token_id, -0.5), (token_id + 1, -1.5)][:top])

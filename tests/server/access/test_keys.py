@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from server.access.callers import Callers
-from server.access.keys import MISSING_SECONDS, REFRESH_SECONDS, Keys
+from server.access.keys import MISSING_SECONDS, REFRESH_SECONDS, Key, Keys
 from server.access.quotas import Limits
 from server.errors import DatabaseUnavailable, KeyNotFound, LastKey
 from server.store.database import Database
+from tests.server.fakes import Clock
 
 pytestmark = pytest.mark.anyio
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -85,6 +80,26 @@ async def test_another_server_notices_new_and_revoked_keys(keys: Keys, database:
     await keys.revoke(key.id, may_be_last=True)
     clock.now += REFRESH_SECONDS
     assert await other.find(secret) is None
+
+
+async def test_keys_that_were_read_before_a_change_are_read_again(
+    keys: Keys, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first read is under way while a key is made: the request that waits for it finds the key."""
+    read, numbers = database.read, list[int]()
+
+    async def change_meanwhile(transaction: Callable[..., Any]) -> Any:
+        result = await read(transaction)
+        if not numbers:
+            numbers.append(1)
+            made.append(await keys.create("team", "inference"))
+        return result
+
+    made: list[tuple[Key, str]] = []
+    monkeypatch.setattr(database, "read", change_meanwhile)
+    assert await keys.exist()
+    ((key, secret),) = made
+    assert await keys.find(secret) == key
 
 
 async def test_unknown_secrets_do_not_load_the_database(

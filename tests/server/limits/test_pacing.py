@@ -16,20 +16,12 @@ from server.limits.admission import Admission, SharedLimit
 from server.limits.pacing import FREE_REFUSALS, MAX_PAUSE, REFUSALS_PER_SECOND, Pacing
 from server.metrics import Metrics
 from server.settings import Settings
-from tests.server.fakes import FakeClient, eventually, served_model
+from tests.server.fakes import Clock, FakeClient, eventually, served_model
 from tests.server.limits.test_admission import Gate, from_address
 
 pytestmark = pytest.mark.anyio
 STEP = 1 / REFUSALS_PER_SECOND
 Disconnected = Callable[[], Awaitable[None]]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
