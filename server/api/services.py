@@ -75,7 +75,7 @@ class Services:
         """Return the services of a request that shares caches only with those of the same `cache_salt`."""
         if cache_salt is None:
             return self
-        client = self.client.salted(cache_salt)
+        client = self.client.salted("request", cache_salt)
         retrieval = replace(self.retrieval, client=client)
         return replace(
             self,

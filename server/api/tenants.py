@@ -37,7 +37,7 @@ class Tenants:
 
 
 def _services_of(tenant: str, services: Services) -> Services:
-    client = services.client if services.settings.share_caches else services.client.salted(tenant)
+    client = services.client if services.settings.share_caches else services.client.salted("tenant", tenant)
     store, evaluations = services.store.of(tenant), services.evaluations.of(tenant)
     references = services.media_references.of(store)
     support_sets, intake = services.support_sets.of(tenant, references), services.intake.of(store)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from server import wire
 from server.engine_client.media_supply import MediaDecoder, MediaSupply, OpenRequest
-from server.engine_client.salt import NO_SALT, add_salt, salted, salted_media, salted_sources
+from server.engine_client.salt import NO_SALT, Kind, add_salt, salted, salted_media, salted_sources
 from server.engine_client.spare import Spare
 from server.engine_client.supervisor import State, Supervisor
 from server.engine_client.watchdog import Watchdog
@@ -60,7 +60,7 @@ class Client(Protocol):
         self, request: wire.Generate, media: Mapping[bytes, EncodedMedia]
     ) -> AsyncGenerator[wire.Event, None]: ...
 
-    def salted(self, name: str) -> Client:
+    def salted(self, kind: Kind, name: str) -> Client:
         """Return the client of a tenant, or of requests with a text of their own: they share no cache with others."""
 
     def end_answer(self, request_id: str, index: int) -> None:
@@ -102,9 +102,9 @@ class EngineClient:
         self._serving: asyncio.Task[None] | None = None
         self._salt = NO_SALT
 
-    def salted(self, name: str) -> EngineClient:
+    def salted(self, kind: Kind, name: str) -> EngineClient:
         client = copy(self)
-        client._salt = add_salt(self._salt, name)
+        client._salt = add_salt(self._salt, kind, name)
         return client
 
     @property

@@ -10,19 +10,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Literal
 
 import msgspec
 
 from server import wire
 from server.media.source import EncodedMedia
 
+# what a salt is of: a request's own text never makes the salt of the tenant of that name
+Kind = Literal["tenant", "request"]
+
 NO_SALT = b""
 SALT_BYTES = 16
 
 
-def add_salt(salt: bytes, name: str) -> bytes:
+def add_salt(salt: bytes, kind: Kind, name: str) -> bytes:
     """Return the salt of requests that have `salt` and also the name of a tenant, or a text of their own."""
-    return hashlib.blake2b(salt + name.encode(), digest_size=SALT_BYTES, person=b"flmbynce-salt").digest()
+    return hashlib.blake2b(name.encode(), key=salt, digest_size=SALT_BYTES, person=f"salt {kind}".encode()).digest()
 
 
 def salted(request: wire.Request, salt: bytes) -> wire.Request:

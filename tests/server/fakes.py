@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import FlamingoConfig
-from server.engine_client.salt import add_salt
+from server.engine_client.salt import Kind, add_salt
 from server.engine_client.supervisor import State
 from server.errors import InvalidRequest, ServerError
 from server.grammar import GrammarError, Grammars
@@ -124,9 +124,9 @@ class FakeClient:
     def fail_all(self, error: ServerError) -> None:
         raise NotImplementedError
 
-    def salted(self, name: str) -> FakeClient:
+    def salted(self, kind: Kind, name: str) -> FakeClient:
         client = copy(self)
-        client.salt = add_salt(self.salt, name)
+        client.salt = add_salt(self.salt, kind, name)
         return client
 
     async def stream(self, request: Generate, media: Mapping[bytes, EncodedMedia]) -> AsyncGenerator[Event, None]:

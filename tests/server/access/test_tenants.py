@@ -24,6 +24,7 @@ from tests.server.fakes import FakeClient
 
 pytestmark = pytest.mark.anyio
 
+ACME, OTHER = add_salt(b"", "tenant", "acme"), add_salt(b"", "tenant", "other")
 SETS, IMAGES, EVALUATIONS = "/v1/support_sets", "/v1/images", "/v1/evaluations"
 EXAMPLES = [
     {"id": "a", "label": "red", "media": [image_part(png("red"))]},
@@ -239,7 +240,7 @@ async def test_evaluations_are_a_tenants_own(
         await asyncio.sleep(0.05)
     await runner.stop()
     assert states[-1] == "completed"
-    assert set(client.salts) == {add_salt(b"", "acme")}
+    assert set(client.salts) == {ACME}
 
 
 async def test_each_tenant_has_a_salt_and_the_default_one_none(
@@ -248,7 +249,7 @@ async def test_each_tenant_has_a_salt_and_the_default_one_none(
     operator = await keyring.client("")
     for http in (operator, acme, await keyring.client("acme", "inference"), await keyring.client("other")):
         assert (await http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})).status_code == 200
-    assert client.salts == [b"", add_salt(b"", "acme"), add_salt(b"", "acme"), add_salt(b"", "other")]
+    assert client.salts == [b"", ACME, ACME, OTHER]
 
 
 class TestSharedCaches:
@@ -294,7 +295,7 @@ async def test_a_request_may_have_a_salt_of_its_own(
     for salt in ("x", "y"):
         response = await http.post(route, json={**body, "cache_salt": salt})
         assert response.status_code == 200, response.text
-    assert set(client.salts) == {add_salt(b"", "x"), add_salt(b"", "y")}
+    assert set(client.salts) == {add_salt(b"", "request", "x"), add_salt(b"", "request", "y")}
     refused = await http.post(route, json={**body, "cache_salt": ""})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "cache_salt")
 
@@ -302,7 +303,14 @@ async def test_a_request_may_have_a_salt_of_its_own(
 async def test_the_salts_of_a_tenant_and_of_its_request_add_up(acme: httpx.AsyncClient, client: FakeClient) -> None:
     body = {"prompt": "a", "max_tokens": 1, "cache_salt": "x"}
     assert (await acme.post("/v1/completions", json=body)).status_code == 200
-    assert client.salts == [add_salt(add_salt(b"", "acme"), "x")]
+    assert client.salts == [add_salt(ACME, "request", "x")]
+
+
+async def test_no_salt_of_a_request_is_that_of_a_tenant(keyring: Keyring, client: FakeClient) -> None:
+    body = {"prompt": "a", "max_tokens": 1, "cache_salt": "acme"}
+    assert (await (await keyring.client("")).post("/v1/completions", json=body)).status_code == 200
+    assert client.salts == [add_salt(b"", "request", "acme")]
+    assert client.salts != [ACME]
 
 
 async def test_the_sets_of_a_tenant_are_limited(keyring: Keyring) -> None:
@@ -383,7 +391,7 @@ async def test_pinned_sets_of_all_tenants_are_kept_warm(
     await create(other, "s", pinned=True, examples=EXAMPLES[:1])
     await maintenance.run_once()
     assert {tenant: len(tenants.of(tenant).client.pinned) for tenant in ("acme", "other")} == {"acme": 4, "other": 1}
-    assert set(client.salts) == {add_salt(b"", "acme"), add_salt(b"", "other")}
+    assert set(client.salts) == {ACME, OTHER}
     metrics = (await acme.get("/metrics")).text
     assert 'flamboyance:support_sets{model_name="tiny",status="ready"} 2.0' in metrics
     client.info["pid"] = "a new worker"

@@ -14,7 +14,7 @@ from tests.engine_client import FEW_SHOT, GREEDY, IMAGES, Client, Prompt, assert
 from tests.tiny_models import FAMILIES, Family
 
 TEXT = Prompt(((-1, 21),))
-RED, BLUE = add_salt(b"", "red"), add_salt(b"", "blue")
+RED, BLUE = add_salt(b"", "tenant", "red"), add_salt(b"", "tenant", "blue")
 
 
 def ask(engine: Client, request_id: str, prompt: Prompt, salt: bytes) -> None:

@@ -117,7 +117,7 @@ async def test_pins_reach_the_worker(engine: EngineClient, metrics: Metrics) -> 
 
 async def test_salted_clients_have_media_of_their_own(engine: EngineClient, decoder: FakeDecoder) -> None:
     decoder.opened.clear()
-    clients = [engine, engine.salted("x"), engine.salted("y"), engine.salted("x")]
+    clients = [engine, engine.salted("request", "x"), engine.salted("request", "y"), engine.salted("request", "x")]
     requests = [
         asyncio.create_task(each.score(score(str(number), image("a")), {image("a").digest: image("a")}))
         for number, each in enumerate(clients)
@@ -127,4 +127,7 @@ async def test_salted_clients_have_media_of_their_own(engine: EngineClient, deco
     assert [scored.logprobs for scored in await asyncio.gather(*requests)] == [[[-1, -2], [-3]]] * 4
     assert decoder.decoded == [b"a"] * 3
     assert len({each.salt for each in clients}) == 3
-    assert engine.salted("x").salted("y").salt != engine.salted("y").salted("x").salt
+    assert (
+        engine.salted("request", "x").salted("request", "y").salt
+        != engine.salted("request", "y").salted("request", "x").salt
+    )
