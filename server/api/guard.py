@@ -22,7 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.access.callers import Caller, Callers
 from server.access.keys import Keys
 from server.access.pages import allowed_hosts, name_of
-from server.errors import ClientOverShare, HostRefused, InvalidRequest, ServerError, Unauthorized
+from server.access.roles import OPERATOR_PATHS
+from server.errors import ClientOverShare, Forbidden, HostRefused, InvalidRequest, ServerError, Unauthorized
 from server.limits.admission import Admission
 from server.limits.deadline import HEADER, Deadline, read_header
 from server.settings import Settings
@@ -87,6 +88,7 @@ class Guard:
             self._check_host(scope["path"], headers)
             state["caller"] = caller = await self._identify(scope["path"], headers, address)
             client = caller.client
+            _check_tenant(scope["path"], caller)
             if caller.quota is not None:
                 caller.quota.begin()
             state["deadline"] = deadline = Deadline(self._timeout)
@@ -121,6 +123,12 @@ class Guard:
         if caller is None:
             raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
         return caller
+
+
+def _check_tenant(path: str, caller: Caller) -> None:
+    """Refuse what is about all tenants. It is checked here since a gateway has no routes. Raises `Forbidden`."""
+    if caller.tenant and path in OPERATOR_PATHS:
+        raise Forbidden(f"{path} is about all tenants: it needs a key of the default tenant")
 
 
 def _check_length(headers: Headers) -> None:

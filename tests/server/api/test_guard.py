@@ -147,6 +147,31 @@ async def test_a_large_body_is_not_read_while_its_refusal_is_held(keys: Keys) ->
         assert not task.done()
 
 
+@pytest.mark.parametrize(("tenant", "is_answered"), [("", True), ("acme", False)])
+async def test_metrics_are_the_operators_also_where_no_route_answers(
+    tenant: str, is_answered: bool, keys: Keys
+) -> None:
+    """A gateway answers `/metrics` itself, with nothing but this guard in front of it."""
+    _, secret = await keys.create("x", "admin", tenant=tenant)
+    answered = list[Scope]()
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        answered.append(scope)
+
+    async def refuse(request: Request, error: ServerError) -> Response:
+        assert error.code == "permission_denied"
+        return Response(status_code=error.status)
+
+    async def ignore(message: Message) -> None:
+        pass
+
+    headers = [(b"authorization", f"Bearer {secret}".encode())]
+    scope: Scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": headers}
+    settings = Settings(guard_metrics=True)
+    await Guard(answer, Admission(1, Metrics("tiny")), refuse, keys, settings)(scope, Connection().receive, ignore)
+    assert bool(answered) == is_answered
+
+
 @pytest.mark.parametrize(
     ("headers", "is_routed"),
     [
