@@ -38,8 +38,9 @@ MAX_TRANSACTIONS = 512
 POSTGRESQL_CONNECTION = {"connect_timeout": 10, "keepalives_idle": 10, "tcp_user_timeout": 60_000}
 POSTGRESQL_SESSION = "SET statement_timeout = '60s'; SET lock_timeout = '15s'"
 FIRST_PAUSE = 0.005
-# an arbitrary number, the same in every process of this server
+# arbitrary numbers, the same in every process of this server
 SETUP_LOCK = 0x666C616D
+TENANT_LOCK = 0x666C6174
 # PostgreSQL's serialization_failure, deadlock_detected, foreign_key_violation and unique_violation: another transaction
 # came first, and a retry succeeds, or is refused for good, once it sees the result of that one
 RETRIED_STATES = {"40001", "40P01", "23503", "23505"}
@@ -279,6 +280,13 @@ def lock_schema(connection: Connection) -> None:
 
 def _is_contention(error: exc.DBAPIError) -> bool:
     return _state(error) in RETRIED_STATES or "FOREIGN KEY" in str(error.orig) or "UNIQUE constraint" in str(error.orig)
+
+
+def lock_tenant(session: Session, tenant: str) -> None:
+    """Let other transactions of a tenant that call this wait until this one ends; SQLite has one writer at a time."""
+    if session.get_bind().dialect.name == "postgresql":
+        lock = text("SELECT pg_advisory_xact_lock(:lock, hashtext(:tenant))")
+        session.execute(lock, {"lock": TENANT_LOCK, "tenant": tenant})
 
 
 def _refusal(error: exc.DBAPIError) -> Exception:

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from server.access.tenants import DEFAULT_TENANT, qualified
 from server.errors import IdempotencyConflict
 from server.store import media_references, versions
-from server.store.database import Database, Transaction
+from server.store.database import Database, Transaction, lock_tenant
 from server.store.media_references import MediaReferences
 from server.store.records import (
     Example,
@@ -127,6 +127,8 @@ class SupportSets:
                 versions.check_name(session, full_name, now)
 
         def create(session: Session, now: float) -> SupportSetInfo:
+            if max_sets is not None:
+                lock_tenant(session, self._tenant)  # two that count at the same time do not see each other
             if full_name is not None:
                 versions.take_name(session, full_name, now)
             check(session, now)

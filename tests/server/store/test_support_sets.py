@@ -16,6 +16,7 @@ from server.errors import (
     NameTaken,
     SupportSetNotFound,
     TooManyExamples,
+    TooManySupportSets,
     VersionConflict,
 )
 from server.media.store import MediaStore
@@ -210,6 +211,13 @@ async def test_a_repeated_request_gets_the_first_answer(support_sets: SupportSet
         await support_sets.create("t", [], idempotency_key=IdempotencyKey("key-1", "another digest"))
     clock.now += RETENTION_SECONDS + 1
     assert (await support_sets.create("t", [], idempotency_key=IdempotencyKey("key-1", "another digest"))).name == "t"
+
+
+async def test_concurrent_writers_create_no_more_sets_than_permitted(support_sets: SupportSets) -> None:
+    creations = [support_sets.create(None, [], max_sets=2) for _ in range(8)]
+    created = await asyncio.gather(*creations, return_exceptions=True)
+    assert len(await support_sets.page("", 10)) == 2
+    assert sum(isinstance(result, TooManySupportSets) for result in created) == 6
 
 
 async def test_concurrent_repetitions_of_a_request_take_effect_once(
