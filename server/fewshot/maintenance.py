@@ -42,8 +42,8 @@ class WarmSets:
         self._pinned_media: set[str] = set()
         self._failed_versions: set[tuple[str, int]] = set()
 
-    async def pin(self, versions: Iterable[tuple[str, int]]) -> None:
-        """Pin the media of these versions, pairs of set id and version, and no others.
+    async def pin(self, versions: Iterable[tuple[str, int]]) -> bool:
+        """Pin the media of these versions, pairs of set id and version, and no others; return whether any were unpinned.
 
         They are in the order of their age: the worker keeps as many media as its quota has room for.
         """
@@ -57,8 +57,12 @@ class WarmSets:
                     media.update(support_set.media)
         if unpinned := self._pinned_media - media:
             self._client.pin(_digests(unpinned), is_kept=False)
-            self._client.pin(_digests(media), is_kept=True)  # there may be room now
         self._pinned_media = media
+        return bool(unpinned)
+
+    def pin_again(self) -> None:
+        """Pin the same media again: there may be room now, and tenants that share caches share pins as well."""
+        self._client.pin(_digests(self._pinned_media), is_kept=True)
 
     async def warm_again(self) -> bool:
         """Warm one version that was warm in a worker before; return whether there are more."""
@@ -143,8 +147,9 @@ class Maintenance:
             return False
         pinned = await self._support_sets.pinned()
         by_tenant = self._warm_sets(pinned)
-        for tenant, warm_sets in by_tenant.items():
-            await warm_sets.pin(pinned.get(tenant, ()))
+        if any([await warm_sets.pin(pinned.get(tenant, ())) for tenant, warm_sets in by_tenant.items()]):
+            for warm_sets in by_tenant.values():
+                warm_sets.pin_again()
         has_more = [await warm_sets.warm_again() for warm_sets in by_tenant.values()]
         self._update_metrics()
         return any(has_more)

@@ -74,6 +74,19 @@ async def other(keyring: Keyring) -> httpx.AsyncClient:
     return await keyring.client("other")
 
 
+@pytest.fixture
+def maintenance(app: FastAPI, client: FakeClient) -> Maintenance:
+    services = app.state.services
+    return Maintenance(
+        services.support_sets,
+        services.retrieval.embeddings,
+        app.state.tenants.warm_sets,
+        client,
+        services.metrics,
+        sweep_interval=3600,
+    )
+
+
 async def create(http: httpx.AsyncClient, name: str | None = "s", **fields: Any) -> dict[str, Any]:
     response = await http.post(SETS, json={"name": name, "examples": EXAMPLES, **fields})
     assert response.status_code == 200, response.text
@@ -266,6 +279,20 @@ class TestSharedCaches:
         await create(acme, "s")
         assert (await other.get(f"{SETS}/s")).status_code == 404
 
+    async def test_a_tenant_cannot_unpin_the_media_of_another_one(
+        self, maintenance: Maintenance, acme: httpx.AsyncClient, other: httpx.AsyncClient, client: FakeClient
+    ) -> None:
+        for http in (acme, other):
+            await create(http, "s", pinned=True)
+        await maintenance.run_once()
+        pinned = client.pinned
+        await acme.patch(f"{SETS}/s", json={"pinned": False})
+        await maintenance.run_once()
+        assert client.pinned == pinned
+        await other.patch(f"{SETS}/s", json={"pinned": False})
+        await maintenance.run_once()
+        assert client.pinned == set()
+
 
 PICTURE = [image_part(png("red")), {"type": "text", "text": "?"}]
 DECISION = {"input": [user(image())], "questions": [PREDICATE]}
@@ -376,17 +403,9 @@ async def test_refusals_are_counted_by_tenant(keyring: Keyring, acme: httpx.Asyn
 
 
 async def test_pinned_sets_of_all_tenants_are_kept_warm(
-    app: FastAPI, acme: httpx.AsyncClient, other: httpx.AsyncClient, client: FakeClient
+    app: FastAPI, maintenance: Maintenance, acme: httpx.AsyncClient, other: httpx.AsyncClient, client: FakeClient
 ) -> None:
-    services, tenants = app.state.services, app.state.tenants
-    maintenance = Maintenance(
-        services.support_sets,
-        services.retrieval.embeddings,
-        tenants.warm_sets,
-        client,
-        services.metrics,
-        sweep_interval=3600,
-    )
+    tenants = app.state.tenants
     await create(acme, "s", pinned=True)
     await create(other, "s", pinned=True, examples=EXAMPLES[:1])
     await maintenance.run_once()
@@ -399,3 +418,16 @@ async def test_pinned_sets_of_all_tenants_are_kept_warm(
     await maintenance.run_once()
     assert {tenant: len(tenants.of(tenant).client.pinned) for tenant in ("acme", "other")} == {"acme": 4, "other": 1}
     assert 'flamboyance:support_sets{model_name="tiny",status="ready"} 1.0' in (await acme.get("/metrics")).text
+
+
+async def test_room_that_a_tenant_leaves_is_for_all(
+    app: FastAPI, maintenance: Maintenance, acme: httpx.AsyncClient, other: httpx.AsyncClient
+) -> None:
+    await create(acme, "s", pinned=True)
+    await create(other, "s", pinned=True, examples=EXAMPLES[:1])
+    await maintenance.run_once()
+    worker = app.state.tenants.of("other").client
+    worker.pinned = set()  # as if it had had no room
+    await acme.delete(f"{SETS}/s")
+    await maintenance.run_once()
+    assert len(worker.pinned) == 1
