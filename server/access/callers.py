@@ -10,23 +10,22 @@ import hmac
 from dataclasses import dataclass
 
 from server.access.keys import Keys, digest
-from server.access.quotas import Quota, Quotas
+from server.access.quotas import Limits, Quota, Quotas
 from server.access.roles import Role
 from server.access.tenants import DEFAULT_TENANT
+
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The sender of a request. `client` names those that share limits: a key, or else an address.
-
-    `max_support_sets`: how many sets its tenant may have for it to make another one; None for no limit.
-    """
+    """The sender of a request. `client` names those that share limits: a key, or else an address."""
 
     client: str
     role: Role
     tenant: str = DEFAULT_TENANT
+    limits: Limits = NO_LIMITS
     quota: Quota | None = None
-    max_support_sets: int | None = None
     is_anonymous: bool = False
 
 
@@ -51,8 +50,8 @@ class Callers:
                     client=key.id,
                     role=key.role,
                     tenant=key.tenant,
+                    limits=key.limits,
                     quota=self._quotas.of(key.id, key.limits),
-                    max_support_sets=key.limits.support_sets,
                 )
         if self._digest is None and not self._require_key and not await self._keys.exist():
             return Caller(client=address, role="admin", is_anonymous=True)

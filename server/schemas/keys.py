@@ -17,7 +17,7 @@ Limit = Annotated[int, Field(ge=1, le=2**53)]
 
 
 class LimitFields(Schema):
-    """The amounts that a key may use in a minute, and support sets; what is not given is not limited."""
+    """The amounts that a key may use in a minute, and support sets; what is not given is as in the key that makes it."""
 
     requests: Limit | None = None
     tokens: Limit | None = Field(None, description="Tokens of prompts and answers.")

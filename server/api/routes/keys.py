@@ -16,7 +16,7 @@ from server.api.body import JSONResponse, read_request
 from server.api.openapi import describe
 from server.api.services import GivenServices
 from server.errors import DatabaseUnavailable, Forbidden, KeyNotFound, LastKey
-from server.schemas.keys import CreateKeyRequest
+from server.schemas.keys import CreateKeyRequest, LimitFields
 from server.schemas.responses import keys as responses
 from server.schemas.responses.base import Deleted
 
@@ -30,13 +30,13 @@ FIRST_KEY = "this server has no key yet: make the first one with `flamboyance ke
     **describe("Keys", body=CreateKeyRequest, response=responses.NewKey, errors=(DatabaseUnavailable, Forbidden)),
 )
 async def create_key(request: Request, services: GivenServices) -> Response:
-    """Make an API key. Its secret is in this response alone."""
-    administrator = _tenant(request)
+    """Make an API key, which permits no more than the one that makes it. Its secret is in this response alone."""
+    administrator = _administrator(request)
     fields = await read_request(CreateKeyRequest, request, services)
-    tenant = administrator if fields.tenant is None else fields.tenant
-    if not manages(administrator, tenant):
+    tenant = administrator.tenant if fields.tenant is None else fields.tenant
+    if not manages(administrator.tenant, tenant):
         raise Forbidden(f"keys of the tenant {tenant} are made by its own administrators", param="tenant")
-    limits = Limits(**fields.limits.model_dump())
+    limits = _limits(fields.limits, administrator.limits)
     key, secret = await services.keys.create(fields.name, fields.role, limits, tenant=tenant)
     return JSONResponse({**_card(key), "key": secret})
 
@@ -44,7 +44,7 @@ async def create_key(request: Request, services: GivenServices) -> Response:
 @router.get("/v1/keys", **describe("Keys", response=responses.Keys, errors=(DatabaseUnavailable, Forbidden)))
 async def list_keys(request: Request, services: GivenServices) -> Response:
     """List the API keys, without their secrets: those of the own tenant or, in the default tenant, of all."""
-    keys = await services.keys.all(_tenant(request))
+    keys = await services.keys.all(_administrator(request).tenant)
     return JSONResponse({"object": "list", "data": [_card(key) for key in keys]})
 
 
@@ -58,16 +58,28 @@ async def revoke_key(key_id: str, request: Request, services: GivenServices) -> 
     The last key is kept, unless the setting `api_key` is set: a server without keys is open.
     """
     may_be_last = services.settings.api_key is not None
-    key = await services.keys.revoke(key_id, may_be_last=may_be_last, tenant=_tenant(request))
+    key = await services.keys.revoke(key_id, may_be_last=may_be_last, tenant=_administrator(request).tenant)
     return JSONResponse({"id": key.id, "object": "api_key", "deleted": True})
 
 
-def _tenant(request: Request) -> str:
-    """Return the tenant of an administrator. A stranger does not take over an open server: raises `Forbidden`."""
+def _administrator(request: Request) -> Caller:
+    """Return the caller. A stranger does not take over an open server: raises `Forbidden`."""
     caller: Caller = request.state.caller
     if caller.is_anonymous:
         raise Forbidden(FIRST_KEY)
-    return caller.tenant
+    return caller
+
+
+def _limits(fields: LimitFields, own: Limits) -> Limits:
+    """Return the limits of a new key, where they are not given those of the key that makes it. Raises `Forbidden`."""
+    limits = msgspec.structs.asdict(own)
+    for name, limit in fields.model_dump(exclude_none=True).items():
+        most = limits[name]
+        if most is not None and limit > most:
+            message = f"limits.{name}: this key has {most}, and makes none with more"
+            raise Forbidden(message, param=f"limits.{name}")
+        limits[name] = limit
+    return Limits(**limits)
 
 
 def _card(key: Key) -> dict[str, Any]:

@@ -90,7 +90,7 @@ async def create_support_set(request: Request, services: GivenServices) -> Respo
         is_pinned=fields.pinned,
         metadata=fields.metadata,
         idempotency_key=await asyncio.to_thread(idempotency_key, request, body),
-        max_sets=request.state.caller.max_support_sets,
+        max_sets=request.state.caller.limits.support_sets,
     )
     return await _store(fields.examples, store, request, services)
 

@@ -378,6 +378,15 @@ async def test_administrators_of_a_tenant_manage_its_keys_alone(keyring: Keyring
     assert (await operator.delete(f"/v1/keys/{by_tenant['other']}")).status_code == 200
 
 
+async def test_a_key_makes_none_that_permits_more(keyring: Keyring) -> None:
+    http = await keyring.client("acme", "admin", Limits(requests=9, support_sets=2))
+    for limits, made in (({}, (9, None, 2)), ({"requests": 3, "tokens": 5}, (3, 5, 2))):
+        answer = (await http.post("/v1/keys", json={"name": "x", "limits": limits})).json()["limits"]
+        assert (answer["requests"], answer["tokens"], answer["support_sets"]) == made
+    refused = await http.post("/v1/keys", json={"name": "x", "limits": {"support_sets": 3}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (403, "limits.support_sets")
+
+
 @pytest.mark.parametrize("tenant", ["", "A", "a/b", "..", "a" * 49, "-a"])
 async def test_the_name_of_a_tenant_can_be_part_of_a_path(keyring: Keyring, tenant: str) -> None:
     operator = await keyring.client("", "admin")
