@@ -120,7 +120,7 @@ def _name(text: str) -> str:
 
 
 def _tenant(text: str) -> str:
-    if re.match(TENANT_NAME, text) is None:
+    if re.fullmatch(TENANT_NAME, text) is None:
         raise ArgumentTypeError("at most 48 lower-case letters, digits, - and _, the first a letter or digit")
     return text
 

@@ -181,7 +181,7 @@ def _restore_media(archive: tarfile.TarFile, store: MediaStore) -> None:
         if member.name.startswith(MEDIA):
             media_id = member.name.removeprefix(MEDIA)
             tenant, own_id = split(media_id)
-            if tenant and re.match(TENANT_NAME, tenant) is None:  # before it becomes part of a path
+            if tenant and re.fullmatch(TENANT_NAME, tenant) is None:  # before it becomes part of a path
                 raise BackupError(f"the backup is damaged: {tenant[:80]!r} is no tenant")
             try:
                 store.of(tenant).put_file(own_id, _content(archive, member).read())

@@ -92,7 +92,7 @@ async def test_the_media_of_all_tenants_are_restored(
     assert [each.id for each in (await restored.get_version("colours")).examples] == ["z"]
 
 
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "A/x", "tenants/acme/x"])
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "A/x", "tenants/acme/x", "acme\n"])
 async def test_a_backup_writes_no_file_outside_the_store(
     sets: SupportSets, database: Database, store: MediaStore, other: Database, tmp_path: Path, name: str
 ) -> None:

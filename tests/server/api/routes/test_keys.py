@@ -156,6 +156,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["keys", "revoke", key_id, "--last", *location]) == 0
     assert main(["keys", "revoke", key_id, *location]) == 2
     assert "no API key has the id" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["keys", "create", "team", "--tenant", "../acme", *location])
-    assert "--tenant: at most 48 lower-case letters" in capsys.readouterr().err
+    for tenant in ("../acme", "acme\n"):
+        with pytest.raises(SystemExit):
+            main(["keys", "create", "team", "--tenant", tenant, *location])
+        assert "--tenant: at most 48 lower-case letters" in capsys.readouterr().err
