@@ -49,6 +49,8 @@ def _check_priority(priority: int, caller: Caller, settings: Settings) -> None:
     """Check that a request may go before others. Raises `InvalidRequest` and `Forbidden`."""
     if not settings.allow_negative_priority:
         raise InvalidRequest(f"priority is {priority}, this server accepts none below 0", param="priority")
+    if caller.tenant:
+        raise Forbidden(f"priority is {priority}: below 0 it needs a key of the default tenant", param="priority")
     if not may(caller.role, "manage"):
         raise Forbidden(f"priority is {priority}: below 0 it needs a key with the role manage", param="priority")
 

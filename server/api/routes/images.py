@@ -55,6 +55,7 @@ CONTENT_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "private, max-age=31536000, immutable",
+    "Vary": "Authorization",
 }
 UPLOAD_BODY = {
     JSON: UploadRequest,

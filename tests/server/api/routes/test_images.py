@@ -215,6 +215,7 @@ async def test_an_image_is_returned_with_headers_that_prevent_execution(http: ht
     assert content.headers["content-type"] == "image/png"
     assert content.headers["x-content-type-options"] == "nosniff"
     assert "sandbox" in content.headers["content-security-policy"]
+    assert content.headers["vary"] == "Authorization"  # the same id may be another tenant's
     assert "default-src 'none'" in content.headers["content-security-policy"]
     again = await http.get(f"/v1/images/{RED_ID}/content", headers={"If-None-Match": content.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")

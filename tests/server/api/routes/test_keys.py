@@ -89,6 +89,8 @@ async def test_only_a_manager_goes_before_others(http: httpx.AsyncClient) -> Non
     assert (refused.status_code, refused.json()["error"]["param"]) == (403, "priority")
     allowed = await http.post("/v1/completions", json=body, headers=await make(http, role="manage"))
     assert allowed.status_code == 200
+    refused = await http.post("/v1/completions", json=body, headers=await make(http, role="admin", tenant="acme"))
+    assert (refused.status_code, refused.json()["error"]["param"]) == (403, "priority")
     yielding = await http.post("/v1/completions", json={"prompt": "x", "priority": 1}, headers=await make(http))
     assert yielding.status_code == 200
 
