@@ -6,8 +6,8 @@ known, it never stands for other media.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import replace
+from collections import OrderedDict, defaultdict
+from dataclasses import dataclass, field, replace
 
 from server.access.tenants import DEFAULT_TENANT
 from server.errors import InvalidMedia, MediaNameTaken, NamedMediaNotFound
@@ -17,12 +17,37 @@ from server.media.source import EncodedMedia, Kind
 # each has at most 512 characters
 MAX_NAMES = 1 << 14
 
-# of a name: the tenant, and what the name is of
-Key = tuple[str, Kind, str]
+# what a name is of, and the name
+Key = tuple[Kind, str]
+
+
+@dataclass(slots=True)
+class _Names:
+    """The names of one tenant, and the media whose bytes are kept; those used last are at the end."""
+
+    digests: OrderedDict[Key, bytes] = field(default_factory=OrderedDict)
+    media: OrderedDict[Key, EncodedMedia] = field(default_factory=OrderedDict)
+    num_bytes: int = 0
+
+    def add(self, key: Key, media: EncodedMedia, *, with_bytes: bool) -> None:
+        self.forget(key)
+        self.digests[key] = media.digest
+        if with_bytes:
+            self.media[key] = media
+            self.num_bytes += media.num_bytes
+
+    def forget(self, key: Key) -> None:
+        self.digests.pop(key, None)
+        self.drop(key)
+
+    def drop(self, key: Key) -> None:
+        """Drop the bytes of a name."""
+        if (media := self.media.pop(key, None)) is not None:
+            self.num_bytes -= media.num_bytes
 
 
 class MediaNames:
-    """The named media of all clients, at most `max_bytes` of them.
+    """The named media of all clients, at most `max_bytes` of them. The tenant that has most makes room.
 
     A name of bytes that `decoder` cannot decode can be given to others; without a decoder no name can.
     """
@@ -30,40 +55,33 @@ class MediaNames:
     def __init__(self, max_bytes: int, decoder: DecodePool | None = None) -> None:
         self._max_bytes = max_bytes
         self._decoder = decoder
-        self._num_bytes = 0
-        # the names used last are at the end
-        self._digests: OrderedDict[Key, bytes] = OrderedDict()
-        self._media: OrderedDict[Key, EncodedMedia] = OrderedDict()
+        self._of: defaultdict[str, _Names] = defaultdict(_Names)  # by tenant
 
     def find(self, name: str, kind: Kind, param: str, tenant: str = DEFAULT_TENANT) -> EncodedMedia:
         """Return the media item of a tenant's name, at `param` of a request. Raises `NamedMediaNotFound`."""
-        key = tenant, kind, name
-        if (media := self._media.get(key)) is None:
+        key, names = (kind, name), self._of[tenant]
+        if (media := names.media.get(key)) is None:
             message = f"the server has no {kind} with the uuid {name[:80]!r} (any more): send it again, with its data"
             raise NamedMediaNotFound(message, param=param)
-        self._digests.move_to_end(key)
-        self._media.move_to_end(key)
+        names.digests.move_to_end(key)
+        names.media.move_to_end(key)
         return replace(media, param=param)
 
     async def keep(self, name: str, media: EncodedMedia, param: str, tenant: str = DEFAULT_TENANT) -> None:
         """Give a name to media that were sent. Raises `MediaNameTaken` if it is the name of other media of the tenant."""
-        key = tenant, media.kind, name
-        while (digest := self._digests.get(key, media.digest)) != media.digest:
-            if await self._is_media(key):
+        key, names = (media.kind, name), self._of[tenant]
+        while (digest := names.digests.get(key, media.digest)) != media.digest:
+            if await self._is_media(names.media.get(key)):
                 message = f"the uuid {name[:80]!r} is that of another {media.kind}: choose another"
                 raise MediaNameTaken(message, param=param)
-            if self._digests.get(key) == digest:  # not replaced meanwhile
-                self._forget(key)
-        self._forget(key)
-        self._digests[key] = media.digest
-        if media.num_bytes <= self._max_bytes:
-            self._media[key] = media
-            self._num_bytes += media.num_bytes
+            if names.digests.get(key) == digest:  # not replaced meanwhile
+                names.forget(key)
+        names.add(key, media, with_bytes=media.num_bytes <= self._max_bytes)
         self._make_room()
 
-    async def _is_media(self, key: Key) -> bool:
+    async def _is_media(self, media: EncodedMedia | None) -> bool:
         """Return whether the bytes of a name can be decoded; those that were dropped count as media."""
-        if self._decoder is None or (media := self._media.get(key)) is None:
+        if self._decoder is None or media is None:
             return True
         try:
             await self._decoder.decode(media)
@@ -72,16 +90,10 @@ class MediaNames:
         return True
 
     def _make_room(self) -> None:
-        while self._num_bytes > self._max_bytes:
-            self._drop(next(iter(self._media)))
-        while len(self._digests) > MAX_NAMES:
-            self._forget(next(iter(self._digests)))
-
-    def _forget(self, key: Key) -> None:
-        self._digests.pop(key, None)
-        self._drop(key)
-
-    def _drop(self, key: Key) -> None:
-        """Drop the bytes of a name."""
-        if (media := self._media.pop(key, None)) is not None:
-            self._num_bytes -= media.num_bytes
+        tenants = self._of.values()
+        while sum(names.num_bytes for names in tenants) > self._max_bytes:
+            largest = max(tenants, key=lambda names: names.num_bytes)
+            largest.drop(next(iter(largest.media)))
+        while sum(len(names.digests) for names in tenants) > MAX_NAMES:
+            longest = max(tenants, key=lambda names: len(names.digests))
+            longest.forget(next(iter(longest.digests)))

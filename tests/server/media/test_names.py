@@ -73,6 +73,20 @@ async def test_a_name_refuses_other_data_also_after_its_own_were_dropped(monkeyp
     assert named.find("a", "image", "p").data == b"3"
 
 
+async def test_the_tenant_that_has_most_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "MAX_NAMES", 4)
+    named = MediaNames(3)
+    await named.keep("a", image(b"1"), "p", "acme")
+    for name in "abcdef":
+        await named.keep(name, image(name.encode()), "p", "other")
+    assert named.find("a", "image", "p", "acme").data == b"1"
+    assert named.find("f", "image", "p", "other").data == b"f"
+    with pytest.raises(NamedMediaNotFound):
+        named.find("d", "image", "p", "other")
+    with pytest.raises(MediaNameTaken):  # its name is not forgotten either
+        await named.keep("a", image(b"2"), "p", "acme")
+
+
 async def test_bytes_that_are_no_image_take_no_name(settings: Settings) -> None:
     decoder = DecodePool(CONFIG.vision, settings)
     named = MediaNames(10_000, decoder)
