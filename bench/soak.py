@@ -44,6 +44,7 @@ REQUEST_SECONDS = 90.0
 # parts of the whole time: after which processes are measured, and in which PostgreSQL is away
 WARM_UP, DOWN_FROM, DOWN_TO = 1 / 3, 0.5, 0.52
 CANCELLED, BAD = 0.15, 0.1
+MIN_ANSWERED = 0.5
 POINTS = ("body", "work", "answer")
 MAX_SLOPE = 1.0
 # caches still fill before
@@ -251,6 +252,11 @@ def add_traffic(tenants: Sequence[Traffic], report: Report) -> None:
     ]
     for name, entries in (("requests without one clear answer", faults), ("lost", lost), ("seen by others", seen)):
         report.bars.append(Bar(name=name, value=len(entries), at_most=0))
+    # a server that refuses everything loses nothing and shows nothing
+    ended = answers.total() - answers["cancelled"]
+    report.bars.append(Bar(name="share answered", value=answers["answered"] / max(ended, 1), at_least=MIN_ANSWERED))
+    fewest = min(sum(path.startswith("/v1/support_sets") for path in tenant.stored) for tenant in tenants)
+    report.bars.append(Bar(name="sets stored by each tenant", value=fewest, at_least=1))
 
 
 def _parser() -> argparse.ArgumentParser:

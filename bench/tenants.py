@@ -2,7 +2,8 @@
 
 A victim sends an input that no client has sent before. Then a stranger, with the key of another tenant, sends the same
 and a new one, in random order, and takes the time of each. A two-sample Kolmogorov-Smirnov test compares the two lists: a
-small p says that they can be told apart. The same is done with `share_caches`, where it must be small.
+small p says that they can be told apart. The same is done with `share_caches`, where it must be small. The hits that the
+server reports are counted as well: none of tenants with caches of their own, and some of those that share them.
 """
 
 from __future__ import annotations
@@ -90,17 +91,20 @@ PROBES = {
 }
 # what tenants that share caches share: all that the engine keeps, and nothing that they store
 SHARED = ("picture", "text", "embedding")
+# those whose answers report hits
+REPORTED = ("picture", "text")
 
 
 class Caller:
-    """A client with a key and one connection, which returns the milliseconds of a request."""
+    """A client with a key and one connection. `hits` counts the requests that the server says were in a cache."""
 
     def __init__(self, port: int, key: str) -> None:
         self._connection = http.client.HTTPConnection(HOST, port, timeout=REQUEST_SECONDS)
         self._headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        self.hits = 0
 
     def time(self, probe: Probe, seed: int) -> float:
-        """Send the request of a seed. Raises `BenchFailed` unless it succeeds."""
+        """Send the request of a seed, and return its milliseconds. Raises `BenchFailed` unless it succeeds."""
         body = json.dumps(probe.body(seed)).encode()
         began = time.perf_counter()
         self._connection.request("POST", probe.path, body, self._headers)
@@ -109,7 +113,15 @@ class Caller:
         milliseconds = 1000 * (time.perf_counter() - began)
         if response.status != 200:
             raise BenchFailed(f"POST {probe.path} responded with status {response.status}: {answer.decode()}")
+        self.hits += _is_hit(json.loads(answer))
         return milliseconds
+
+
+def _is_hit(answer: dict[str, Any]) -> bool:
+    """Return whether the usage of an answer names cached tokens or media; an upload has none."""
+    usage = answer.get("usage", {})
+    details = usage.get("prompt_tokens_details", {}), usage.get("fewshot_details", {})
+    return any(part.get(name) for part in details for name in ("cached_tokens", "media_cached"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,6 +161,7 @@ def _measure(
         stranger.time(probe, seed)
     seen: list[float] = []
     new: list[float] = []
+    hits_before = stranger.hits
     for index in range(options.pairs):
         seed = first + 8 + 2 * index
         victim.time(probe, seed)
@@ -156,26 +169,30 @@ def _measure(
         draw.shuffle(timed)
         for which, times in timed:
             times.append(stranger.time(probe, which))
-    result = ks_2samp(seen, new)
+    result, hits = ks_2samp(seen, new), stranger.hits - hits_before
     caches = "shared by the operator" if is_shared else "of each tenant"
     report.add(
         {
             "caches": caches,
             "input": probe.name,
             "n": options.pairs,
+            "hits": hits,
             "seen by the other": Sample(tuple(seen)).median,
             "new": Sample(tuple(new)).median,
             "statistic": round(float(result.statistic), 3),
             "p": float(result.pvalue),
         }
     )
-    name = f"p, {probe.name}, caches {caches}"
+    name = f"{probe.name}, caches {caches}"
+    if probe.name in REPORTED:
+        bound = {"at_least": options.pairs} if is_shared else {"at_most": 0}
+        report.bars.append(Bar(name=f"hits, {name}", value=hits, **bound))
     if options.pairs < MIN_PAIRS:
         return
     if not is_shared:
-        report.bars.append(Bar(name=name, value=float(result.pvalue), at_least=LEVEL))
+        report.bars.append(Bar(name=f"p, {name}", value=float(result.pvalue), at_least=LEVEL))
     elif probe.name in SHARED:
-        report.bars.append(Bar(name=name, value=float(result.pvalue), at_most=LEVEL))
+        report.bars.append(Bar(name=f"p, {name}", value=float(result.pvalue), at_most=LEVEL))
 
 
 def _parser() -> argparse.ArgumentParser:

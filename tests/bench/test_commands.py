@@ -59,6 +59,8 @@ def test_tenants() -> None:
         ("shared by the operator", "upload"),
     ]
     assert all(0 <= row["p"] <= 1 for row in report["rows"])
+    assert bar_names(report) == ["hits, picture, caches of each tenant", "hits, picture, caches shared by the operator"]
+    assert all(bar["is_met"] for bar in report["bars"])
 
 
 def test_soak() -> None:
