@@ -217,7 +217,9 @@ class Evaluations:
         self._refused.clear()
 
     def _find(self, session: Session, evaluation_id: str, *, lock: bool = False) -> EvaluationRow:
-        row = session.get(EvaluationRow, evaluation_id, with_for_update=lock or None)
+        row = None
+        if "\0" not in evaluation_id:  # PostgreSQL rejects such a parameter
+            row = session.get(EvaluationRow, evaluation_id, with_for_update=lock or None)
         if row is None or row.tenant != self._tenant:
             raise EvaluationNotFound(f"no evaluation {evaluation_id[:80]!r}")
         return row

@@ -288,7 +288,8 @@ class EvaluateRequest(WeighingFields, ModelRequest):
 
 class ListEvaluationsRequest(ListRequest):
     limit: Annotated[int, Field(ge=1, le=100, strict=False, description=LIMIT)] = 20
-    support_set: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(None, description="Its id or name.")
+    after: Annotated[str, Field(pattern=ID, description=AFTER)] = ""
+    support_set: Annotated[str, Field(pattern=ID)] | None = Field(None, description="Its id or name.")
 
 
 class DiagnosticsRequest(VersionRequest):

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import SecretStr
 from sqlalchemy import update
 
 from server.api.services import Services
@@ -200,3 +201,24 @@ async def test_a_full_queue_refuses_before_a_body_or_a_set_is_read(
     monkeypatch.setattr(services.support_sets, "get_version", None)
     refused.append(await http.post("/v1/support_sets/colours/evaluate", content=b"this is not even JSON"))
     assert [(r.status_code, r.json()["error"]["code"]) for r in refused] == [(503, "overloaded")] * 2
+
+
+class TestNul:
+    """PostgreSQL has no text with a NUL, and fails where SQLite finds nothing."""
+
+    @pytest.fixture
+    def settings(self, settings: Settings, database_url: str) -> Settings:
+        return settings.model_copy(update={"database": SecretStr(database_url)})
+
+    @pytest.mark.parametrize(
+        ("method", "path", "status"),
+        [
+            ("GET", "?after=%00", 400),
+            ("GET", "?support_set=%00", 400),
+            ("GET", "/%00", 404),
+            ("DELETE", "/%00", 404),
+            ("POST", "/%00/cancel", 404),
+        ],
+    )
+    async def test_a_nul_is_a_client_error(self, http: httpx.AsyncClient, method: str, path: str, status: int) -> None:
+        assert (await http.request(method, f"/v1/evaluations{path}")).status_code == status
