@@ -33,12 +33,14 @@ REFRESH_SECONDS = 5.0
 MISSING_SECONDS = 1.0
 # for which a request waits for the database before it goes on with the keys that were read before
 MAX_WAIT_SECONDS = 0.5
+# older servers, for which all keys are of one tenant, do not understand such a role: the key permits nothing there
+OF_TENANT = "tenant/"
 
 logger = logging.getLogger(__name__)
 
 
 class KeyRow(Base):
-    """An API key, by the SHA-256 of its secret."""
+    """An API key, by the SHA-256 of its secret. The role of a key of another than the default tenant has a prefix."""
 
     __tablename__ = "api_keys"
 
@@ -85,7 +87,7 @@ class Keys:
             row = KeyRow(
                 id=new_id(ID_PREFIX),
                 name=name,
-                role=role,
+                role=OF_TENANT + role if tenant else role,
                 digest=digest(secret),
                 limits=msgspec.to_builtins(limits or Limits()),
                 created_at=now,
@@ -205,5 +207,5 @@ def _known(row: KeyRow) -> Key | None:
 
 def _key(row: KeyRow) -> Key:
     limits = msgspec.convert(row.limits, Limits)
-    role = msgspec.convert(row.role, Role)
+    role = msgspec.convert(row.role.removeprefix(OF_TENANT), Role)
     return Key(id=row.id, name=row.name, role=role, limits=limits, created_at=row.created_at, tenant=row.tenant)

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from server.access.callers import Callers
-from server.access.keys import MISSING_SECONDS, REFRESH_SECONDS, Key, Keys
+from server.access.keys import MISSING_SECONDS, REFRESH_SECONDS, Key, KeyRow, Keys
 from server.access.quotas import Limits
+from server.access.roles import ROLES, Role
 from server.errors import DatabaseUnavailable, KeyNotFound, LastKey
 from server.store.database import Database
 from tests.server.fakes import Clock
@@ -150,6 +151,17 @@ async def test_known_keys_do_not_wait_for_a_database_that_hangs(
     clock.now += REFRESH_SECONDS
     async with asyncio.timeout(5):
         assert await asyncio.gather(*(keys.find(secret) for _ in range(20))) == [key] * 20
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_server_that_knows_no_tenants_does_not_understand_their_keys(
+    keys: Keys, database: Database, role: Role
+) -> None:
+    """Two versions of the server share a database while one replaces the other."""
+    key, secret = await keys.create("x", role, tenant="acme")
+    assert (await Keys(database).find(secret)) == key
+    stored = await database.read(lambda session, now: session.scalar(select(KeyRow.role)))
+    assert stored not in ROLES
 
 
 async def test_a_key_that_only_a_newer_server_understands_permits_nothing(keys: Keys, database: Database) -> None:
