@@ -6,7 +6,6 @@ deprecated or quarantined, or if the locked version was withdrawn (yanked).
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -27,11 +26,12 @@ from packaging.utils import (
 from packaging.version import Version
 
 from deploy.supply.lock import read_lock, required
+from server.settings import child_environment
 
 MAX_MONTHS = 18
 DAYS_PER_MONTH = 365.25 / 12
 JSON = "application/vnd.pypi.simple.v1+json"
-# an index is not asked for more at a time
+# concurrent requests to an index
 NUM_CONNECTIONS = 4
 
 
@@ -51,7 +51,7 @@ class Release:
 def index_url() -> str:
     """Return the URL of the index that pip is configured for, which its help shows."""
     command = [sys.executable, "-m", "pip", "install", "--help"]
-    text = subprocess.check_output(command, text=True, env={**os.environ, "COLUMNS": "1000"})
+    text = subprocess.check_output(command, text=True, env=child_environment(COLUMNS="1000"))
     (url,) = re.findall(r"--index-url <url>.*?\(default (\S+)\)", text, flags=re.DOTALL)
     return str(url).rstrip("/")
 

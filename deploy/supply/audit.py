@@ -49,11 +49,11 @@ def report(answer: str, errors: str) -> tuple[str, int]:
     skipped = [entry for entry in entries if "skip_reason" in entry]
     if len(skipped) == len(entries):
         return f"{NOTHING_KNOWN}{skipped[0]['skip_reason'] if skipped else 'The lock is empty.'}", UNKNOWN
-    found = [(entry, advisory) for entry in entries for advisory in entry.get("vulns", ())]
-    lines = [_line(entry, advisory) for entry, advisory in found]
+    advisories = [(entry, advisory) for entry in entries for advisory in entry.get("vulns", ())]
+    lines = [_line(entry, advisory) for entry, advisory in advisories]
     lines += [f"not audited: {entry['skip_reason']}" for entry in skipped]
-    lines += [f"{len(entries) - len(skipped)} distributions audited, {len(found)} advisories"]
-    return "\n".join(lines), ADVISORIES if found else UNKNOWN if skipped else CLEAN
+    lines += [f"{len(entries) - len(skipped)} distributions audited, {len(advisories)} advisories"]
+    return "\n".join(lines), ADVISORIES if advisories else UNKNOWN if skipped else CLEAN
 
 
 def _line(entry: Mapping[str, Any], advisory: Mapping[str, Any]) -> str:

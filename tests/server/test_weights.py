@@ -59,7 +59,7 @@ async def test_a_file_that_cannot_be_read_has_no_digest(folder: Path, capfd: pyt
 
 
 async def test_a_cancelled_computation_leaves_no_process(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "model.safetensors")  # nobody writes to it: it is read for ever
+    os.mkfifo(tmp_path / "model.safetensors")  # without a writer, reading it does not end
     computation = asyncio.create_task(Weights(tmp_path).compute(lambda: True))
     async with asyncio.timeout(30):
         while not (processes := digesting(tmp_path)):

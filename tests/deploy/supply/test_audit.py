@@ -1,4 +1,4 @@
-"""What an audit says: advisories, distributions without an answer, and a database that has not answered at all."""
+"""An audit reports advisories, distributions without an answer, and that no database has answered."""
 
 from __future__ import annotations
 
