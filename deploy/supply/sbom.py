@@ -87,7 +87,7 @@ def _licenses(name: str) -> list[License]:
         stated = metadata.metadata(name)
     except metadata.PackageNotFoundError:  # for another platform
         return []
-    text = stated.get("License-Expression") or stated.get("License") or ""
+    text = next((stated[field] for field in ("License-Expression", "License") if field in stated), "")
     return [LicenseFactory().make_from_string(text)] if text and "\n" not in text else []
 
 

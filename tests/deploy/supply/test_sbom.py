@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_each_locked_distribution_has_its_digests(components: dict[str, dict[str
 
 
 def test_pytorch_is_the_installed_one(components: dict[str, dict[str, Any]]) -> None:
-    assert components["torch"]["version"] == sbom.metadata.version("torch")
+    assert components["torch"]["version"] == metadata.version("torch")
     assert "hashes" not in components["torch"]
 
 
