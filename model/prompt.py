@@ -117,11 +117,15 @@ Segment = Text | Media | EndOfChunk
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedPrompt:
-    """Token ids, and the media index of each into `media`, which holds digests; -1 means that a token reads none."""
+    """Token ids, and the media index of each into `media`, which holds digests; -1 means that a token reads none.
+
+    Prompts with different salts share nothing in a cache.
+    """
 
     token_ids: list[int]
     media_index: list[int]
     media: list[bytes]
+    salt: bytes = b""
 
     def followed_by(self, token_ids: list[int]) -> EncodedPrompt:
         """Return the prompt with more text tokens, which read its last media."""

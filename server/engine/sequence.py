@@ -129,10 +129,11 @@ class Sequence:
         return bisect_left(self.media_index, media)
 
     def block_hash(self, block: int, block_size: int) -> bytes:
-        """Return the hash of a full block by its number. Hashes form a chain and are computed once."""
+        """Return the hash of a full block by its number. Hashes form a chain from the salt on and are computed once."""
         while len(self._hashes) <= block:
             start = len(self._hashes) * block_size
             span = slice(start, start + block_size)
             keys = [self.keys[i] if i >= 0 else b"" for i in self.media_index[span]]
-            self._hashes.append(block_hash(self._hashes[-1] if self._hashes else b"", self.token_ids[span], keys))
+            parent = self._hashes[-1] if self._hashes else self.prompt.salt
+            self._hashes.append(block_hash(parent, self.token_ids[span], keys))
         return self._hashes[block]
