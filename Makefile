@@ -111,10 +111,10 @@ rehearse-image: .venv/deploy.stamp
 	@touch $@
 
 # The supply chain. `make lock` writes deploy/locked from the bounds in pyproject.toml: ARGS="--upgrade" for newer versions.
-# `make audit` looks for advisories about what is locked, `make ages` for packages without a recent release, and `make sbom`
-# writes the bill of materials, sbom.json.
-.PHONY: lock audit ages sbom
-lock audit ages sbom: .venv/dev.stamp
+# `make wheels` checks that all of it can be installed, `make audit` looks for advisories about it, `make ages` for packages
+# without a recent release, and `make sbom` writes the bill of materials, sbom.json.
+.PHONY: lock wheels audit ages sbom
+lock wheels audit ages sbom: .venv/dev.stamp
 	$(BIN)/python -m deploy.supply.$@ $(ARGS)
 
 # Trains the bridge of the default model, from packages of the registries to model/zoo/bridge.safetensors. Each stage

@@ -6,33 +6,18 @@ deprecated or quarantined, or if the locked version was withdrawn (yanked).
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
-import httpx
-from packaging.utils import (
-    InvalidSdistFilename,
-    InvalidWheelFilename,
-    canonicalize_name,
-    parse_sdist_filename,
-    parse_wheel_filename,
-)
-from packaging.version import Version
+from packaging.utils import canonicalize_name
 
+from deploy.supply.index import read_projects, version_of
 from deploy.supply.lock import read_lock, required
-from server.settings import child_environment
 
 MAX_MONTHS = 18
 DAYS_PER_MONTH = 365.25 / 12
-JSON = "application/vnd.pypi.simple.v1+json"
-# concurrent requests to an index
-NUM_CONNECTIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +31,6 @@ class Release:
 
     def months(self, today: date) -> float:
         return (today - self.released).days / DAYS_PER_MONTH
-
-
-def index_url() -> str:
-    """Return the URL of the index that pip is configured for, which its help shows."""
-    command = [sys.executable, "-m", "pip", "install", "--help"]
-    text = subprocess.check_output(command, text=True, env=child_environment(COLUMNS="1000"))
-    (url,) = re.findall(r"--index-url <url>.*?\(default (\S+)\)", text, flags=re.DOTALL)
-    return str(url).rstrip("/")
 
 
 def latest_release(project: Mapping[str, Any], locked: str | None) -> Release:
@@ -72,15 +49,6 @@ def latest_release(project: Mapping[str, Any], locked: str | None) -> Release:
     return Release(project["name"], str(version), datetime.fromisoformat(file["upload-time"]).date(), tuple(remarks))
 
 
-def version_of(filename: str) -> Version | None:
-    """Return the version in the name of a file; None if the name is of no standard form."""
-    try:
-        parse = parse_wheel_filename if filename.endswith(".whl") else parse_sdist_filename
-        return parse(filename)[1]
-    except (InvalidWheelFilename, InvalidSdistFilename):
-        return None
-
-
 def table(releases: Iterable[Release], today: date) -> str:
     """Return the table of releases, the oldest first, and the names to be looked at."""
     ordered = sorted(releases, key=lambda release: release.released)
@@ -95,15 +63,7 @@ def table(releases: Iterable[Release], today: date) -> str:
 def main() -> int:
     locked = {entry.name: entry.version for entry in read_lock("all")}
     names = sorted({canonicalize_name(requirement.name) for requirement in required("all")})
-    url = index_url()
-    with httpx.Client(headers={"Accept": JSON}, timeout=60, follow_redirects=True) as http:
-
-        def read(name: str) -> Release:
-            answer = http.get(f"{url}/{name}/").raise_for_status()
-            return latest_release(answer.json(), locked.get(name))
-
-        with ThreadPoolExecutor(NUM_CONNECTIONS) as threads:
-            releases = list(threads.map(read, names))
+    releases = [latest_release(project, locked.get(project["name"])) for project in read_projects(names)]
     print(table(releases, datetime.now(UTC).date()))
     return 0
 

@@ -132,6 +132,7 @@ ELSEWHERE = {
     "make test-deploy": (INSTALLS, ""),
     "make lock": (NEEDS_INDEX, ""),
     'make lock ARGS="--upgrade"': (NEEDS_INDEX, ""),
+    "make wheels": (NEEDS_INDEX, ""),
     "make audit": (NEEDS_INDEX, ""),
     "make ages": (NEEDS_INDEX, ""),
     'make panels ARGS="--threads 1 --seconds 150"': (

@@ -1,4 +1,4 @@
-"""The ages of dependencies: pre-releases, withdrawn releases and projects that are not maintained, and the index of pip."""
+"""The ages of dependencies: pre-releases, withdrawn releases, and projects that are not maintained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from deploy.supply import ages
 from deploy.supply.ages import Release, latest_release, table
 
 
@@ -59,10 +58,3 @@ def test_the_table_has_the_oldest_first_and_names_the_old() -> None:
         "new: archived",
     ]
     assert "none" in table(releases[:1], date(2026, 11, 27))
-
-
-def test_the_index_is_the_one_that_pip_is_configured_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_INDEX_URL", "https://packages.example/simple/")
-    assert ages.index_url() == "https://packages.example/simple"
-    monkeypatch.delenv("PIP_INDEX_URL")
-    assert "://" in ages.index_url()
