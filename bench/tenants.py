@@ -1,8 +1,8 @@
 """Tests that times tell a tenant nothing of what another one has sent: `python -m bench.tenants [--pairs 300]`.
 
-A victim sends an input that no client has sent before. Then a stranger, with the key of another tenant, sends the same and
-a new one, in random order, and takes the time of each. A two-sample Kolmogorov-Smirnov test compares the two lists of times:
-a small p says that they can be told apart. The same is done with `share_caches`, where it must be small.
+A victim sends an input that no client has sent before. Then a stranger, with the key of another tenant, sends the same
+and a new one, in random order, and takes the time of each. A two-sample Kolmogorov-Smirnov test compares the two lists: a
+small p says that they can be told apart. The same is done with `share_caches`, where it must be small.
 """
 
 from __future__ import annotations

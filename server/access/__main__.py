@@ -78,7 +78,7 @@ def _of_tenant(key: Key) -> str:
 
 def _limits(key: Key) -> str:
     limits = msgspec.structs.asdict(key.limits)
-    return ", ".join(
+    return "\n".join(
         f"{number} {name}/min" if name in MEASURES else f"{number} {name.replace('_', ' ')}"
         for name, number in limits.items()
         if number is not None

@@ -56,6 +56,7 @@ class Options(TypedDict, total=False):
     priority: int | None
     request_id: str | None
     user: str | None
+    cache_salt: str | None
 
 
 class PromptOptions(TypedDict, total=False):
@@ -100,6 +101,7 @@ class ClassifyOptions(PromptOptions, ProbabilityOptions, total=False):
     priority: int | None
     request_id: str | None
     user: str | None
+    cache_salt: str | None
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -110,6 +112,7 @@ class ScoreOptions(TypedDict, total=False):
     priority: int | None
     request_id: str | None
     user: str | None
+    cache_salt: str | None
 
 
 class InspectOptions(TypedDict, total=False):
@@ -122,6 +125,7 @@ class InspectOptions(TypedDict, total=False):
     layers: Sequence[int] | None
     request_id: str | None
     user: str | None
+    cache_salt: str | None
 
 
 class EvaluateOptions(ProbabilityOptions, total=False):
