@@ -69,7 +69,7 @@ MANAGE = frozenset(
         ("DELETE", "/v1/evaluations/{evaluation_id}"),
     }
 )
-# what these say is about all tenants: no other than the default one, the operator's, reads them
+# what these answer is about all tenants: with a key, only the default one, the operator's, reads it
 OPERATOR_PATHS = frozenset({"/metrics"})
 
 

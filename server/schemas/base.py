@@ -48,7 +48,7 @@ CacheSalt = Annotated[
     Field(
         min_length=1,
         max_length=256,
-        description="The request shares cached prompts and media only with requests of the same `cache_salt`.",
+        description="The request shares cached prompts, media and grammars only with those of the same `cache_salt`.",
     ),
 ]
 

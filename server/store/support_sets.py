@@ -113,7 +113,7 @@ class SupportSets:
         idempotency_key: IdempotencyKey | None = None,
         max_sets: int | None = None,
     ) -> SupportSetInfo:
-        """Create a set at version 1; the tenant may have `max_sets` then.
+        """Create a set at version 1, unless the tenant has `max_sets` already.
 
         Raises `NameTaken`, `TooManyExamples`, `TooManySupportSets` and `IdempotencyConflict`.
         """

@@ -70,13 +70,12 @@ def _administrator(request: Request) -> Caller:
     return caller
 
 
-def _limits(fields: LimitFields, own: Limits) -> Limits:
+def _limits(fields: LimitFields, most: Limits) -> Limits:
     """Return the limits of a new key, where they are not given those of the key that makes it. Raises `Forbidden`."""
-    limits = msgspec.structs.asdict(own)
+    limits = msgspec.structs.asdict(most)
     for name, limit in fields.model_dump(exclude_none=True).items():
-        most = limits[name]
-        if most is not None and limit > most:
-            message = f"limits.{name}: this key has {most}, and makes none with more"
+        if limits[name] is not None and limit > limits[name]:
+            message = f"limits.{name}: this key has {limits[name]}, and makes none with more"
             raise Forbidden(message, param=f"limits.{name}")
         limits[name] = limit
     return Limits(**limits)

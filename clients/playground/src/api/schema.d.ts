@@ -555,7 +555,7 @@ export interface paths {
         /** List the API keys, without their secrets: those of the own tenant or, in the default tenant, of all */
         get: operations["list_keys"];
         put?: never;
-        /** Make an API key. Its secret is in this response alone */
+        /** Make an API key, which permits no more than the one that makes it. Its secret is in this response alone */
         post: operations["create_key"];
         delete?: never;
         options?: never;
@@ -883,7 +883,7 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
-            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            /** @description The request shares cached prompts, media and grammars only with those of the same `cache_salt`. */
             cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
@@ -1167,7 +1167,7 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
-            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            /** @description The request shares cached prompts, media and grammars only with those of the same `cache_salt`. */
             cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
@@ -1369,7 +1369,7 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
-            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            /** @description The request shares cached prompts, media and grammars only with those of the same `cache_salt`. */
             cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
@@ -1699,7 +1699,7 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
-            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            /** @description The request shares cached prompts, media and grammars only with those of the same `cache_salt`. */
             cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
@@ -1925,7 +1925,7 @@ export interface components {
              */
             media_vector: "features" | "likeness" | null;
             user?: string | null;
-            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            /** @description The request shares cached prompts, media and grammars only with those of the same `cache_salt`. */
             cache_salt?: string | null;
         };
         /** EndOfChunkPart */
@@ -2232,7 +2232,7 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
-            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            /** @description The request shares cached prompts, media and grammars only with those of the same `cache_salt`. */
             cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
@@ -2504,7 +2504,7 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
-            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            /** @description The request shares cached prompts, media and grammars only with those of the same `cache_salt`. */
             cache_salt?: string | null;
             prompt: string | number[] | (components["schemas"]["TextPart"] | components["schemas"]["ImageUrlPart"] | components["schemas"]["VideoUrlPart"] | components["schemas"]["ImageIdPart"] | components["schemas"]["VideoIdPart"] | components["schemas"]["EndOfChunkPart"])[];
             /**
@@ -2658,7 +2658,7 @@ export interface components {
         };
         /**
          * LimitFields
-         * @description The amounts that a key may use in a minute, and support sets; what is not given is not limited.
+         * @description The amounts that a key may use in a minute, and support sets; what is not given is as in the key that makes it.
          */
         LimitFields: {
             requests?: number | null;
@@ -3027,7 +3027,7 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
-            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            /** @description The request shares cached prompts, media and grammars only with those of the same `cache_salt`. */
             cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.

@@ -1,0 +1,68 @@
+"""Clients with keys of several tenants, and the background task that serves all of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from server.access.quotas import Limits
+from server.access.roles import Role
+from server.fewshot.maintenance import Maintenance
+from tests.server.documented import CHECKED
+from tests.server.fakes import FakeClient
+
+
+class Keyring:
+    """Makes clients of the application, each with a new key."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self._open: list[httpx.AsyncClient] = []
+
+    async def client(self, tenant: str, role: Role = "manage", limits: Limits | None = None) -> httpx.AsyncClient:
+        _, secret = await self._app.state.services.keys.create("test", role, limits, tenant=tenant)
+        client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(self._app, raise_app_exceptions=False),
+            base_url="http://localhost",
+            event_hooks=CHECKED,
+            headers={"Authorization": f"Bearer {secret}"},
+        )
+        self._open.append(client)
+        return client
+
+    async def close(self) -> None:
+        for client in self._open:
+            await client.aclose()
+
+
+@pytest.fixture
+async def keyring(app: FastAPI, http: httpx.AsyncClient) -> AsyncIterator[Keyring]:
+    keyring = Keyring(app)
+    yield keyring
+    await keyring.close()
+
+
+@pytest.fixture
+async def acme(keyring: Keyring) -> httpx.AsyncClient:
+    return await keyring.client("acme")
+
+
+@pytest.fixture
+async def other(keyring: Keyring) -> httpx.AsyncClient:
+    return await keyring.client("other")
+
+
+@pytest.fixture
+def maintenance(app: FastAPI, client: FakeClient) -> Maintenance:
+    services = app.state.services
+    return Maintenance(
+        services.support_sets,
+        services.retrieval.embeddings,
+        app.state.tenants.warm_sets,
+        client,
+        services.metrics,
+        sweep_interval=3600,
+    )
