@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.backend import Launch, jit_runtime, launch_config, tl, triton, use_triton
 from kernels.paged_attention_cpu import GatherPlan, attend, gather_blocks, gather_plan
-from kernels.self_attention import alibi_bias
+from kernels.spans import Spans
 from kernels.tiles import LOG2_E, block_width, load_tile, online_softmax, store_tile, tile_records, with_whole_heads
 
 # Decode cuts a context at every SPLIT keys, whatever its length and batch: a row's sums are then the same in every batch.
@@ -48,19 +48,24 @@ def paged_attention_reference(
     scale: float,
     alibi_slopes: Tensor | None = None,
     num_shared_blocks: int = 0,
+    spans: Spans | None = None,
     plan: Plan | GatherPlan | None = None,
 ) -> Tensor:
     """The specification; `num_shared_blocks` is a promise about block_table that does not change the result."""
-    group = query.shape[1] // kv_cache.shape[2]
-    slopes = query.new_zeros(query.shape[1]) if alibi_slopes is None else alibi_slopes
-    outputs = [query[:0].float()]
-    spans = pairwise(query_starts.tolist())
-    for blocks, (first, end), context in zip(block_table, spans, context_lengths.tolist(), strict=True):
-        kv = gather_blocks(kv_cache, blocks[: -(-context // kv_cache.shape[3])])[:, :, :context]
-        keys, values = kv.float().repeat_interleave(group, 1)  # [H, C, K] each
+    block_size, group = kv_cache.shape[3], query.shape[1] // kv_cache.shape[2]
+    slopes = query.new_zeros(query.shape[1]) if alibi_slopes is None else alibi_slopes.float()
+    outputs, sequences = [query[:0].float()], pairwise(query_starts.tolist())
+    for row, ((first, end), context) in enumerate(zip(sequences, context_lengths.tolist(), strict=True)):
+        kv = gather_blocks(kv_cache, block_table[row, : -(-context // block_size)])[:, :, :context]
+        key_positions = torch.arange(context, device=query.device)
+        positions = key_positions[context - (end - first) :]
+        if spans is not None:
+            key_positions, positions = spans.of_keys(row, context, block_size), spans.positions[first:end]
+        keys, values = kv[:, :, key_positions >= 0].float().repeat_interleave(group, 1)  # [H, C, K] each
+        distance = key_positions[key_positions >= 0] - positions[:, None]  # [Q, C]
         scores = torch.einsum("qhk,hck->hqc", query[first:end].float(), keys) * scale
-        weights = (scores + alibi_bias(slopes, end - first, context)).softmax(-1)
-        outputs.append(torch.einsum("hqc,hck->qhk", weights, values))
+        scores = (scores + slopes[:, None, None] * distance).masked_fill(distance > 0, float("-inf"))
+        outputs.append(torch.einsum("hqc,hck->qhk", scores.softmax(-1), values))
     return torch.cat(outputs).to(query.dtype)
 
 
@@ -190,17 +195,21 @@ def plan_step(
     num_heads: int,
     alibi_slopes: Tensor | None,
     num_shared_blocks: int,
+    spans: Spans | None = None,
 ) -> Plan | GatherPlan:
     """Return the plan that all layers of a step share, for their backend; `kv_cache` [N, 2, G, B, K] is any layer's."""
     num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
     if use_triton(kv_cache):
+        if spans is not None:
+            raise ValueError("the Triton kernel does not read contexts of several spans")
         return paged_plan(
             query_starts, context_lengths, num_tokens,
             group=num_heads // num_kv_heads, head_dim=head_dim, dtype=kv_cache.dtype, shared=num_shared_blocks > 0,
         )  # fmt: skip
     return gather_plan(
-        kv_cache, block_table, query_starts, context_lengths, num_heads=num_heads, alibi_slopes=alibi_slopes
-    )
+        kv_cache, block_table, query_starts, context_lengths, num_heads=num_heads, alibi_slopes=alibi_slopes,
+        spans=spans,
+    )  # fmt: skip
 
 
 def _launch(
@@ -273,12 +282,14 @@ def paged_attention(
     scale: float,
     alibi_slopes: Tensor | None = None,
     num_shared_blocks: int = 0,
+    spans: Spans | None = None,
     plan: Plan | GatherPlan | None = None,
 ) -> Tensor:
     """Attend from the last tokens of each sequence to its blocks: query [T, H, K] -> [T, H, K].
 
-    kv_cache [N, 2, G, B, K]; block_table [S, W]; query_starts [S + 1]; context_lengths [S], the tokens in the cache,
-    including those of the query. `plan` comes from `plan_step`.
+    kv_cache [N, 2, G, B, K]; block_table [S, W]; query_starts [S + 1]; context_lengths [S], the slots of each
+    row up to its last query. `spans` says which keys are in the slots, if a row is not one run of tokens. `plan` comes from
+    `plan_step`.
 
     Raises `ValueError` for a cache in a layout that the kernel cannot read.
     """
@@ -289,7 +300,7 @@ def paged_attention(
         plan = plan_step(
             kv_cache, block_table, query_starts, context_lengths,
             num_tokens=len(query), num_heads=query.shape[1], alibi_slopes=alibi_slopes,
-            num_shared_blocks=num_shared_blocks,
+            num_shared_blocks=num_shared_blocks, spans=spans,
         )  # fmt: skip
     if isinstance(plan, GatherPlan):
         return attend(query, kv_cache, plan, scale)

@@ -19,6 +19,7 @@ from torch import Tensor
 from kernels.backend import use_compiled
 from kernels.compiled import compiled_for, exp, inlined, length, load, store
 from kernels.self_attention import alibi_bias, is_contiguous_in_blocks, kv_store, rotate_, rotate_heads, store_token
+from kernels.spans import Spans
 from kernels.tiles import with_whole_heads
 
 # query heads times keys of all decoding rows, up to which a loop on one thread beats gathering for a product on two
@@ -55,9 +56,10 @@ class SpanPlan:
     first: int
     end: int
     blocks: Tensor
-    context: int  # number of tokens
+    context: int  # number of slots
     mask: Tensor | None  # None: causal from the start of the sequence
     is_causal: bool
+    unfilled: Tensor | None = None  # indices of slots without a valid key
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,22 @@ def gather_plan(
     *,
     num_heads: int,
     alibi_slopes: Tensor | None = None,
+    spans: Spans | None = None,
 ) -> GatherPlan:
     """Build the plan for all layers; `kv_cache` [N, 2, G, B, K] is any layer's, `num_heads` counts query heads."""
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
     starts, contexts = query_starts.tolist(), context_lengths.tolist()
     rows = [(i, first, end) for i, (first, end) in enumerate(pairwise(starts)) if end > first]
+    if spans is not None:
+        return GatherPlan(
+            None,
+            [
+                _plan_of_spans(
+                    i, first, end, block_table[i], contexts[i], block_size, kv_cache.dtype, alibi_slopes, spans
+                )
+                for i, first, end in rows
+            ],
+        )
     decoding = [i for i, first, end in rows if end == first + 1]
     may_loop = use_compiled(kv_cache[:0]) and is_contiguous_in_blocks(kv_cache)
     loops = may_loop and sum(contexts[i] for i in decoding) * num_heads <= MAX_LOOP_SCORES
@@ -166,6 +179,28 @@ def _span_plan(
     return SpanPlan(first, end, blocks[: -(-context // block_size)], context, mask, is_whole)
 
 
+def _plan_of_spans(
+    row: int,
+    first: int,
+    end: int,
+    blocks: Tensor,
+    context: int,
+    block_size: int,
+    dtype: torch.dtype,
+    alibi_slopes: Tensor | None,
+    spans: Spans,
+) -> SpanPlan:
+    key_positions = spans.of_keys(row, context, block_size)
+    distance = key_positions - spans.positions[first:end, None]  # [Q, C]
+    is_hidden = (key_positions < 0) | (distance > 0)
+    mask = ~is_hidden
+    if alibi_slopes is not None:
+        bias = alibi_slopes.float()[:, None, None] * distance
+        mask = bias.masked_fill(is_hidden, float("-inf")).to(dtype)
+    unfilled = (key_positions < 0).nonzero()[:, 0]
+    return SpanPlan(first, end, blocks[: -(-context // block_size)], context, mask, False, unfilled)
+
+
 def attend(query: Tensor, kv_cache: Tensor, plan: GatherPlan, scale: float) -> Tensor:
     """Attend to the cache [N, 2, G, B, K]: query [T, H, K] -> [T, H, K]."""
     if plan.decode is None and len(plan.spans) == 1:
@@ -188,7 +223,10 @@ def gather_blocks(kv_cache: Tensor, blocks: Tensor) -> Tensor:
 
 
 def _attend_span(query: Tensor, kv_cache: Tensor, span: SpanPlan, scale: float) -> Tensor:
-    key, value = gather_blocks(kv_cache, span.blocks)[:, None, :, : span.context]
+    kv = gather_blocks(kv_cache, span.blocks)[:, None, :, : span.context]
+    if span.unfilled is not None:
+        kv.index_fill_(3, span.unfilled, 0)
+    key, value = kv
     out = F.scaled_dot_product_attention(
         query.transpose(0, 1)[None], key, value, span.mask, is_causal=span.is_causal, scale=scale, enable_gqa=True
     )

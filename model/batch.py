@@ -3,6 +3,11 @@
 A batch holds tokens of any mix of sequences, with no padding. Two sequences, one prefilling five tokens and one decoding
 its 8th: token_ids has T = 6 entries, query_starts is [0, 5, 6], context_lengths is [5, 8], and the rows of block_table name
 the blocks that hold the keys and values of each. The engine decides which block or page holds what, and when.
+
+A sequence's context may also be a list of spans: runs of whole blocks, the last of which may be part full, computed apart
+from each other and at any positions. `block_positions` and `block_lengths` then say which tokens each block holds, and a
+token reads a key if and only if the key is valid and its position is at most the token's own. The last span is the
+sequence's own: its slots end with the tokens of this step.
 """
 
 from __future__ import annotations
@@ -21,14 +26,20 @@ from model.config import FlamingoConfig
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     token_ids: Tensor  # [T] int64
-    positions: Tensor  # [T] int64, of each token in its own sequence
+    positions: Tensor  # [T] int64, of each token; in a plain sequence, its index
     # [T] int32, the media page that each token reads or -1; [T, J] for "all previous images"; None if no token reads one
     media_slot: Tensor | None
     query_starts: Tensor  # [S + 1] int32, first row of each sequence
     last_token: Tensor  # [W] int64, the rows whose logits are requested
     # with a K/V cache only
-    context_lengths: Tensor | None = None  # [S] int32, tokens of each sequence, including this step's
+    # [S] int32, slots of each row of block_table up to the last token of this step: whole blocks before the last one; in a
+    # plain sequence, its number of tokens
+    context_lengths: Tensor | None = None
     block_table: Tensor | None = None  # [S, B] int32
+    # [S, B] int32, the position of each block's first token, and how many of its tokens are valid (the last block of a
+    # sequence's own span may count as full), 0 where there is no block; None if all sequences are plain: w * block_size
+    block_positions: Tensor | None = None
+    block_lengths: Tensor | None = None
     slot_mapping: Tensor | None = None  # [T] int64, block * block_size + offset of each token's keys and values
     num_shared_blocks: int = 0  # leading blocks that are the same in every row of block_table
 

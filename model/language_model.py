@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kernels.paged_attention import Plan, paged_attention, plan_step
 from kernels.paged_attention_cpu import DecodeRows, GatherPlan
 from kernels.self_attention import causal_attention, kv_store, rotary_angles, rotate_
+from kernels.spans import Spans
 from model.batch import Batch
 from model.config import LanguageModelConfig
 from model.layers import FeedForward, TokenTable, make_norm
@@ -78,6 +79,7 @@ class SelfAttention(nn.Module):
             scale=scale,
             alibi_slopes=slopes,
             num_shared_blocks=batch.num_shared_blocks,
+            spans=spans_of(batch),
             plan=context.plan,
         )
 
@@ -142,6 +144,7 @@ class LanguageModel(nn.Module):
             num_heads=self.config.num_heads,
             alibi_slopes=slopes,
             num_shared_blocks=batch.num_shared_blocks,
+            spans=spans_of(batch),
         )
 
     def logits(self, x: Tensor) -> Tensor:  # [W, D] -> [W, V + A]
@@ -151,6 +154,13 @@ class LanguageModel(nn.Module):
     def logits_of(self, x: Tensor, token_ids: Tensor) -> Tensor:  # [W, D], [N] -> [W, N]
         table = self.embed if self.head is None else self.head
         return self.norm(x) @ table(token_ids).to(x.dtype).T
+
+
+def spans_of(batch: Batch) -> Spans | None:
+    """Return the positions of a batch's queries and blocks, or None if all its sequences are plain."""
+    if batch.block_positions is None or batch.block_lengths is None:
+        return None
+    return Spans(batch.positions, batch.block_positions, batch.block_lengths)
 
 
 def alibi_slopes(num_heads: int, bias_max: int, device: torch.device) -> Tensor:
