@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.flamingo import Flamingo
 from model.inference import prepare_for_inference
-from model.prompt import EncodedPrompt
+from model.prompt import EncodedPrompt, ShotsAttend
 from model.reference import generate
 from model.vision import normalise
 from server.engine.config import EngineConfig
@@ -120,6 +120,7 @@ class Prompt:
 
     shots: tuple[tuple[int, int], ...]
     max_tokens: int = 6
+    shots_attend: ShotsAttend = "previous"
 
     def request(self, request_id: str, sampling: Sampling = GREEDY, encoding: int = 0) -> Generate:
         token_ids, media_index, media = [], [], []
@@ -137,6 +138,7 @@ class Prompt:
                 token_ids=token_ids,
                 media_index=media_index,
                 media=media,
+                shots_attend=self.shots_attend,
             ),
             sampling=sampling,
         )
@@ -153,7 +155,12 @@ def client(family: Family, config: EngineConfig = CONFIG) -> Client:
 
 
 def assert_equals_reference(
-    family: Family, prompt: Prompt, answer: Client, request_id: str, num_tokens: int = GREEDY.max_tokens
+    family: Family,
+    prompt: Prompt,
+    answer: Client,
+    request_id: str,
+    num_tokens: int = GREEDY.max_tokens,
+    tolerance: float = 1e-4,
 ) -> None:
     model, request = MODELS[family], prompt.request(request_id)
     tokens = answer.tokens[request_id]
@@ -165,10 +172,11 @@ def assert_equals_reference(
         prompt.pixels(model),
         max_tokens=num_tokens,
         suppressed_ids=[IMAGE_TOKEN],
+        span_starts=request.prompt.span_starts if request.prompt.has_spans else (),
     )
     assert [t.token_id for t in tokens] == expected.token_ids
     logprobs = [t.logprob.logprob for t in tokens if t.logprob is not None]
-    assert logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+    assert logprobs == pytest.approx(expected.logprobs, abs=tolerance)
 
 
 def assert_all_released(engine: Engine) -> None:
