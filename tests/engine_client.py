@@ -116,11 +116,12 @@ class Client:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Shots of (image, text length); without an image, -1."""
+    """Shots of (image, text length); without an image, -1. Unless `step` is 0, a text depends on its place."""
 
     shots: tuple[tuple[int, int], ...]
     max_tokens: int = 6
     shots_attend: ShotsAttend = "previous"
+    step: int = 31
 
     def request(self, request_id: str, sampling: Sampling = GREEDY, encoding: int = 0) -> Generate:
         token_ids, media_index, media = [], [], []
@@ -130,7 +131,7 @@ class Prompt:
                 token_ids.append(IMAGE_TOKEN)
                 media_index.append(len(media) - 1)
             for i in range(length):
-                token_ids.append((31 * shot + 7 * i + 3 * image) % 256)
+                token_ids.append((self.step * shot + 7 * i + 3 * image) % 256)
                 media_index.append(len(media) - 1)
         return Generate(
             request_id=request_id,

@@ -79,7 +79,7 @@ class Memory:
             return cached
         found = [self._find(shot.hashes, len(shot.token_ids)) for shot in spans.shots]
         # whole shots first, then the one of which most is cached
-        order = sorted(range(len(found)), key=lambda shot: (-found[shot].num_tokens if found[shot].missing else -inf))
+        order = sorted(range(len(found)), key=lambda shot: -found[shot].num_tokens if found[shot].missing else -inf)
         sequence.arrange(order, size)
         for shot in order:
             if not cached.missing:

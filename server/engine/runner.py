@@ -87,7 +87,9 @@ class Runner:
             return []
         positions = [logit_positions(row) for row in plan.rows]
         batch = self._batch(plan.rows, positions)
-        is_recorded = self._graphs is not None and batch.block_positions is None and self._is_decode(plan.rows, positions)
+        is_recorded = (
+            self._graphs is not None and batch.block_positions is None and self._is_decode(plan.rows, positions)
+        )
         step = self._graphs.run if self._graphs is not None and is_recorded else self._forward
         results = self._sampler.read(plan.rows, positions, step(batch))
         for result in results:
@@ -127,7 +129,9 @@ class Runner:
             num_shared_blocks=0 if has_spans else _num_shared_blocks(rows, size),
             context_lengths=self._put([run.num_slots(size) for run in runs], np.int32),
             block_table=self._put(_padded([run.table for run in runs]), np.int32),
-            block_positions=self._put(_padded([r.block_positions(size) for r in runs]), np.int32) if has_spans else None,
+            block_positions=self._put(_padded([r.block_positions(size) for r in runs]), np.int32)
+            if has_spans
+            else None,
             block_lengths=self._put(_padded([r.block_lengths(size) for r in runs]), np.int32) if has_spans else None,
             slot_mapping=self._put([slot for run in runs for slot in run.slots(size)], np.int64),
         )

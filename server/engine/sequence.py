@@ -32,7 +32,8 @@ class Sequence:
     """Tokens [0, num_computed) have their K/V in `block_table`; the rest are to be computed, and the last is sampled from.
 
     If its prompt's shots attend alone, it has `spans` once the content of its media is known, and tokens, sources and keys
-    are in the order of the `layout`, which may change while the sequence holds no blocks. With `targets`, nothing is sampled: they map a position to the ids whose log-probabilities after it are reported.
+    are in the order of the `layout`, which may change while the sequence holds no blocks. With `targets`, nothing is
+    sampled: they map a position to the ids whose log-probabilities after it are reported.
     """
 
     account: Account  # of its request, from the scheduler

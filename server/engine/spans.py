@@ -86,8 +86,8 @@ class Part(NamedTuple):
 class Layout:
     """Where the tokens of a sequence lie: its prefix, its shots in the order `computed`, and its query.
 
-    Per span, in the order of computation, the prefix first and the query last: `starts` has the first token, `positions` its
-    position, and `first_blocks` its place in the block table.
+    Per span, in the order of computation, the prefix first and the query last: `starts` has the first token, `positions`
+    its position, and `first_blocks` the place of its first block in the block table.
     """
 
     def __init__(self, spans: Spans, computed: Sequence[int], block_size: int) -> None:
