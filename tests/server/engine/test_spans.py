@@ -219,11 +219,25 @@ def test_shots_are_reused_in_any_order_and_before_any_query() -> None:
 
 
 def test_a_new_shot_is_computed_with_the_query_in_one_step() -> None:
+    """Wherever it stands, and wherever its hash puts it."""
     answer = client("idefics")
     ask(answer, "first", ALONE)
-    plans = watch(answer)
-    ask(answer, "other", alone(PREFIX, SHOTS[2], (4, 6), SHOTS[0], (3, 7), SHOTS[1], QUERY))
-    assert next(row.count for plan in plans for row in plan.rows) == num_tokens((4, 6), (3, 7), QUERY)
+    for length in range(6, 12):
+        plans = watch(answer)
+        new = (3, length)
+        ask(answer, str(length), alone(PREFIX, SHOTS[2], new, *SHOTS[:2], QUERY))
+        assert next(row.count for plan in plans for row in plan.rows) == num_tokens(new, QUERY)
+        answer.engine.blocks.clear_cache()
+        ask(answer, f"first {length}", ALONE)
+
+
+def test_the_same_query_after_other_shots_is_computed_again() -> None:
+    answer = client("openflamingo")
+    ask(answer, "first", alone(PREFIX, *SHOTS, (3, 9)))
+    others = alone(PREFIX, *SHOTS[:2], (3, 9))
+    ask(answer, "others", others)
+    assert answer.admitted["others"].cached_tokens == num_tokens(PREFIX, *SHOTS[:2])
+    assert_equals_reference("openflamingo", others, answer, "others", tolerance=TOLERANCE)
 
 
 def test_the_same_prompt_finds_the_blocks_of_its_query_in_any_order() -> None:
