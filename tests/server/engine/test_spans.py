@@ -218,17 +218,15 @@ def test_shots_are_reused_in_any_order_and_before_any_query() -> None:
     assert_equals_reference("openflamingo", other, answer, "other", tolerance=TOLERANCE)
 
 
-def test_a_new_shot_is_computed_with_the_query_in_one_step() -> None:
-    """Wherever it stands, and wherever its hash puts it."""
+@pytest.mark.parametrize("new", SHOTS)
+def test_a_new_shot_is_computed_with_the_query_in_one_step(new: tuple[int, int]) -> None:
+    """Wherever its hash puts it among the others."""
     answer = client("idefics")
-    ask(answer, "first", ALONE)
-    for length in range(6, 12):
-        plans = watch(answer)
-        new = (3, length)
-        ask(answer, str(length), alone(PREFIX, SHOTS[2], new, *SHOTS[:2], QUERY))
-        assert next(row.count for plan in plans for row in plan.rows) == num_tokens(new, QUERY)
-        answer.engine.blocks.clear_cache()
-        ask(answer, f"first {length}", ALONE)
+    ask(answer, "first", alone(PREFIX, *(shot for shot in SHOTS if shot != new), QUERY))
+    ask(answer, "media", Prompt((new,)))
+    plans = watch(answer)
+    ask(answer, "all", ALONE)
+    assert next(row.count for plan in plans for row in plan.rows) == num_tokens(new, QUERY)
 
 
 def test_the_same_query_after_other_shots_is_computed_again() -> None:
