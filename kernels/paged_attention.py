@@ -56,16 +56,20 @@ def paged_attention_reference(
     slopes = query.new_zeros(query.shape[1]) if alibi_slopes is None else alibi_slopes.float()
     outputs, sequences = [query[:0].float()], pairwise(query_starts.tolist())
     for row, ((first, end), context) in enumerate(zip(sequences, context_lengths.tolist(), strict=True)):
-        kv = gather_blocks(kv_cache, block_table[row, : -(-context // block_size)])[:, :, :context]
-        key_positions = torch.arange(context, device=query.device)
-        positions = key_positions[context - (end - first) :]
+        width = -(-context // block_size)
+        keys = torch.arange(context, device=query.device)
+        positions, is_valid = keys[context - (end - first) :], torch.ones_like(keys, dtype=torch.bool)
         if spans is not None:
-            key_positions, positions = spans.of_keys(row, context, block_size), spans.positions[first:end]
-        keys, values = kv[:, :, key_positions >= 0].float().repeat_interleave(group, 1)  # [H, C, K] each
-        distance = key_positions[key_positions >= 0] - positions[:, None]  # [Q, C]
-        scores = torch.einsum("qhk,hck->hqc", query[first:end].float(), keys) * scale
+            keys, is_empty = (
+                x[0, :context] for x in spans.select(slice(first, end), [row]).keys(slice(width), block_size)
+            )
+            positions, is_valid = spans.positions[first:end], ~is_empty
+        kv = gather_blocks(kv_cache, block_table[row, :width])[:, :, :context][:, :, is_valid]
+        key, value = kv.float().repeat_interleave(group, 1)  # [H, C, K] each
+        distance = keys[is_valid] - positions[:, None]  # [Q, C]
+        scores = torch.einsum("qhk,hck->hqc", query[first:end].float(), key) * scale
         scores = (scores + slopes[:, None, None] * distance).masked_fill(distance > 0, float("-inf"))
-        outputs.append(torch.einsum("hqc,hck->qhk", scores.softmax(-1), values))
+        outputs.append(torch.einsum("hqc,hck->qhk", scores.softmax(-1), value))
     return torch.cat(outputs).to(query.dtype)
 
 

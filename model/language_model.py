@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from kernels.paged_attention import Plan, paged_attention, plan_step
-from kernels.paged_attention_cpu import DecodeRows, GatherPlan
+from kernels.paged_attention_cpu import GatherPlan
+from kernels.paged_attention_loop import DecodeRows
 from kernels.self_attention import causal_attention, kv_store, rotary_angles, rotate_
 from kernels.spans import Spans
 from model.batch import Batch
