@@ -21,6 +21,9 @@ class Spans:
     block_positions: Tensor  # [S, W], of the first key in each block
     block_lengths: Tensor  # [S, W], valid keys in each block
 
+    def to(self, device: torch.device | str) -> Spans:
+        return Spans(*(table.to(device) for table in (self.positions, self.block_positions, self.block_lengths)))
+
     def select(self, queries: Tensor | slice, sequences: Sequence[int]) -> Spans:
         """Return those of some queries and sequences, contiguous and of 32 bits."""
         tables = (self.positions[queries], self.block_positions[sequences], self.block_lengths[sequences])
@@ -35,3 +38,10 @@ class Spans:
         positions = self.block_positions[:, columns, None] + offsets
         is_empty = offsets >= self.block_lengths[:, columns, None]
         return positions.flatten(1), is_empty.flatten(1)
+
+
+def plain_spans(block_table: Tensor, block_size: int) -> Spans:
+    """Return the blocks of sequences of one run of tokens each: one row of tables for all of them, and no queries."""
+    positions = torch.arange(block_table.shape[1], dtype=torch.int32, device=block_table.device) * block_size
+    lengths = torch.full_like(positions, block_size)
+    return Spans(positions[:0], positions.expand(block_table.shape), lengths.expand(block_table.shape))
