@@ -23,6 +23,7 @@ from model.vision import normalise
 from server.engine.caches import Encoding, MediaCache, Piece
 from server.engine.config import EngineConfig
 from server.engine.plan import Plan, Row
+from server.engine.runs import runs_of
 from server.engine.sampler import NOT_FINITE, Result, Sampler, logit_positions
 
 # pages from visual tokens in host memory that are computed at once: they take memory in addition to the slots
@@ -86,7 +87,10 @@ class Runner:
             return []
         positions = [logit_positions(row) for row in plan.rows]
         batch = self._batch(plan.rows, positions)
-        step = self._graphs.run if self._graphs is not None and self._is_decode(plan.rows, positions) else self._forward
+        is_recorded = (
+            self._graphs is not None and batch.block_positions is None and self._is_decode(plan.rows, positions)
+        )
+        step = self._graphs.run if self._graphs is not None and is_recorded else self._forward
         results = self._sampler.read(plan.rows, positions, step(batch))
         for result in results:
             if not self._nonfinite.isdisjoint(result.row.sequence.media_slots):
@@ -106,15 +110,14 @@ class Runner:
 
     def _batch(self, rows: list[Row], positions: list[range]) -> Batch:
         # lists: most steps have a handful of rows, for which the operators of arrays are slower
-        size, tables = self.config.block_size, [row.sequence.block_table for row in rows]
-        spans = [range(row.start, row.start + row.count) for row in rows]
+        size, runs = self.config.block_size, list(runs_of(rows))
+        has_spans = any(row.sequence.layout is not None for row in rows)
         starts = list(accumulate((row.count for row in rows), initial=0))
-        width = max(map(len, tables))
         return Batch(
             token_ids=self._put([t for r in rows for t in r.sequence.token_ids[r.start : r.start + r.count]], np.int64),
-            positions=self._put([position for span in spans for position in span], np.int64),
+            positions=self._put([position for run in runs for position in run.positions], np.int64),
             media_slot=self._slots(rows),
-            query_starts=self._put(starts, np.int32),
+            query_starts=self._put(list(accumulate((run.count for run in runs), initial=0)), np.int32),
             last_token=self._put(
                 [
                     start + position - row.start
@@ -123,17 +126,14 @@ class Runner:
                 ],
                 np.int64,
             ),
-            num_shared_blocks=_num_shared_blocks(tables, min(row.start for row in rows) // size),
-            context_lengths=self._put([span.stop for span in spans], np.int32),
-            block_table=self._put([table + [0] * (width - len(table)) for table in tables], np.int32),
-            slot_mapping=self._put(
-                [
-                    table[at // size] * size + at % size
-                    for table, span in zip(tables, spans, strict=True)
-                    for at in span
-                ],
-                np.int64,
-            ),
+            num_shared_blocks=0 if has_spans else _num_shared_blocks(rows, size),
+            context_lengths=self._put([run.num_slots(size) for run in runs], np.int32),
+            block_table=self._put(_padded([run.table for run in runs]), np.int32),
+            block_positions=self._put(_padded([r.block_positions(size) for r in runs]), np.int32)
+            if has_spans
+            else None,
+            block_lengths=self._put(_padded([r.block_lengths(size) for r in runs]), np.int32) if has_spans else None,
+            slot_mapping=self._put([slot for run in runs for slot in run.slots(size)], np.int64),
         )
 
     def _put(self, values: object, dtype: type[np.generic]) -> Tensor:
@@ -265,11 +265,17 @@ def _last_of_each_slot(pieces: Sequence[Piece]) -> list[Piece]:
     return [p for p in pieces if p.encoding.slot is None or owner[p.encoding.slot] is p.encoding]
 
 
-def _num_shared_blocks(tables: list[list[int]], max_blocks: int) -> int:
-    """Return how many leading blocks all rows share, of the `max_blocks` that no row of this step writes to."""
-    if len(tables) < 2:
+def _padded(rows: list[list[int]]) -> list[list[int]]:
+    width = max(map(len, rows))
+    return [row + [0] * (width - len(row)) for row in rows]
+
+
+def _num_shared_blocks(rows: list[Row], block_size: int) -> int:
+    """Return how many leading blocks all rows share, of those that no row of this step writes to."""
+    if len(rows) < 2:
         return 0
-    columns = zip(*(table[:max_blocks] for table in tables), strict=False)
+    max_blocks = min(row.start for row in rows) // block_size
+    columns = zip(*(row.sequence.block_table[:max_blocks] for row in rows), strict=False)
     return sum(1 for _ in takewhile(lambda column: column.count(column[0]) == len(column), columns))
 
 

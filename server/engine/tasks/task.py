@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.prompt import EncodedPrompt
 from server.engine.config import EngineConfig
 from server.engine.plan import Plan
 from server.engine.sampler import Result
 from server.engine.sequence import Sequence
+from server.engine.spans import num_blocks_of
 from server.grammar import Matcher
 from server.wire import Finished, FinishReason, Outbound
 
@@ -131,6 +133,13 @@ class ForwardTask(SideTask):
         except torch.OutOfMemoryError:
             return self.end("error", "the device has no memory for this request")
         return []
+
+
+def check_spans(prompt: EncodedPrompt, num_new_tokens: int, config: EngineConfig) -> None:
+    """Raises `RequestError` if a prompt whose shots attend alone needs more blocks than there are."""
+    num_blocks = num_blocks_of(prompt, num_new_tokens, config.block_size)
+    if prompt.has_spans and num_blocks > config.num_blocks:
+        raise RequestError(f"the shots need {num_blocks} blocks, the engine has {config.num_blocks}")
 
 
 def finished(

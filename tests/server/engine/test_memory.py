@@ -22,9 +22,9 @@ def test_a_cached_prefix_ends_before_the_first_block_that_is_missing() -> None:
     assert taken is not None
     for number in (0, 2):
         blocks.publish(taken[number], sequence.block_hash(number, CONFIG.block_size))
-    assert memory.cached_prefix(sequence) == taken[:1]
+    assert memory.find_cached(sequence).blocks == taken[:1]
     blocks.publish(taken[1], sequence.block_hash(1, CONFIG.block_size))
-    assert memory.cached_prefix(sequence) == taken
+    assert memory.find_cached(sequence).blocks == taken
 
 
 @pytest.mark.parametrize("max_tokens_per_step", [5, 6, 24])
