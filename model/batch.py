@@ -20,6 +20,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from kernels.paged_plan import Plan
 from model.config import FlamingoConfig
 
 
@@ -41,7 +42,7 @@ class Batch:
     block_positions: Tensor | None = None
     block_lengths: Tensor | None = None
     slot_mapping: Tensor | None = None  # [T] int64, block * block_size + offset of each token's keys and values
-    num_shared_blocks: int = 0  # leading blocks that are the same in every row of block_table
+    plan: Plan | None = None  # how a GPU reads the cache, from `LanguageModel.plan`; None: it is built in the forward
 
 
 def whole_sequences(

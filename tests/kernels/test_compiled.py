@@ -12,8 +12,10 @@ from kernels import compiled as compiled_module
 from kernels import paged_attention_cpu
 from kernels.backend import select, use_compiled
 from kernels.compiled import compiled, load, store
+from kernels.decode_attention import decode_attention, decode_attention_reference
 from kernels.paged_attention import paged_attention, paged_attention_reference, plan_step
-from kernels.paged_attention_cpu import DecodeRows, GatherPlan, decode_attention, decode_attention_reference
+from kernels.paged_attention_cpu import GatherPlan
+from kernels.paged_attention_loop import DecodeRows
 from kernels.rows import (
     add_rms_norm,
     add_rms_norm_reference,

@@ -1,28 +1,50 @@
-"""Contexts of several spans: the paths that serve them against the reference, and the reference against its definition."""
+"""Contexts of several spans: the paths of a CPU against the reference, and the reference against its definition."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
+from kernels import paged_attention_cpu
+from kernels.backend import select
+from kernels.decode_attention import decode_attention, decode_attention_reference
 from kernels.paged_attention import paged_attention, paged_attention_reference
+from kernels.paged_attention_cpu import DecodePlan, gather_plan
+from kernels.paged_attention_loop import DecodeRows
+from kernels.self_attention import rotary_angles
 from kernels.spans import Spans
+from tests.span_steps import Row, Span, Step, span_rows, step_of
 
-BLOCK_SIZE, HEAD_DIM = 4, 16
+PREFIX, A, B, C = Span(0, 5, "prefix"), Span(5, 7, "a"), Span(5, 4, "b"), Span(5, 8, "c")
+OWN = Span(13, 3)
+
+
+@pytest.fixture(params=["loop", "gathered", "torch"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    torch.manual_seed(8)
+    if request.param == "gathered":
+        monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", 0)
+    if request.param == "torch":
+        select("reference")
+    yield request.param
+    select("auto")
 
 
 def test_a_key_is_read_if_it_is_valid_and_not_ahead() -> None:
     torch.manual_seed(1)
-    kv_cache = torch.randn(9, 2, 1, BLOCK_SIZE, HEAD_DIM)
+    kv_cache = torch.randn(9, 2, 1, 4, 16)
     kv_cache[5, :, :, 3:] = float("nan")  # after the 3 valid tokens of the span in block 5
     table = torch.tensor([[7, 5, 2, 8, 0]])
     # a prefix of 2 tokens, two shots of 3 and 5 tokens from position 2 on, two queries at positions 7 and 8
     spans = Spans(torch.tensor([7, 8]), torch.tensor([[0, 2, 2, 6, 7]]), torch.tensor([[2, 3, 4, 1, 4]]))
     read = [(7, 0), (7, 1), (5, 0), (5, 1), (5, 2), (2, 0), (2, 1), (2, 2), (2, 3), (8, 0), (0, 0), (0, 1)]
     distances = torch.tensor([-8.0, -7, -6, -5, -4, -6, -5, -4, -3, -2, -1, 0])
-    query = torch.randn(2, 1, HEAD_DIM)
+    query = torch.randn(2, 1, 16)
     out = paged_attention_reference(
         query, kv_cache, table, torch.tensor([0, 2]), torch.tensor([18]), scale=0.3, alibi_slopes=torch.tensor([0.5]),
         spans=spans,
@@ -33,53 +55,82 @@ def test_a_key_is_read_if_it_is_valid_and_not_ahead() -> None:
         torch.testing.assert_close(out[row, 0], scores.softmax(0) @ values[:count])
 
 
-@st.composite
-def contexts(draw: st.DrawFn) -> tuple[list[list[tuple[int, int]]], list[int]]:
-    """Draw for each row its spans (first position, tokens), the last of which is its own, and its number of queries."""
-    rows, queries = [], []
-    for _ in range(draw(st.integers(1, 4))):
-        if draw(st.booleans()):
-            row = [(0, draw(st.integers(1, 11)))]
-        else:
-            start = draw(st.integers(0, 6))
-            row = [(0, start)] if start else []
-            row += [(start, draw(st.integers(1, 9))) for _ in range(draw(st.integers(0, 3)))]
-            row.append((max([first + count for first, count in row], default=0), draw(st.integers(1, 9))))
-        rows.append(row)
-        queries.append(draw(st.integers(0, row[-1][1])))
-    return rows, queries
-
-
-def step_of(
-    rows: list[list[tuple[int, int]]], queries: list[int], *, num_kv_heads: int = 2
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Spans]:
-    """Build the cache, in which all that is not a valid key is NaN, and the tables of a step."""
-    width = 1 + max(sum(-(-count // BLOCK_SIZE) for _, count in row) for row in rows)
-    table = torch.randperm(len(rows) * width).view(len(rows), width).int()
-    block_positions, block_lengths = torch.zeros(2, len(rows), width, dtype=torch.int32)
-    kv_cache = torch.full((len(rows) * width, 2, num_kv_heads, BLOCK_SIZE, HEAD_DIM), float("nan"))
-    positions, slots = [], []
-    for i, (row, num_queries) in enumerate(zip(rows, queries, strict=True)):
-        at = 0
-        for first, count in row:
-            for done in range(0, count, BLOCK_SIZE):
-                valid = min(count - done, BLOCK_SIZE)
-                block_positions[i, at], block_lengths[i, at] = first + done, valid
-                kv_cache[table[i, at], :, :, :valid] = torch.randn(2, num_kv_heads, valid, HEAD_DIM)
-                at += 1
-        slots.append((at - 1) * BLOCK_SIZE + valid)
-        positions += range(row[-1][0] + row[-1][1] - num_queries, row[-1][0] + row[-1][1])
-    spans = Spans(torch.tensor(positions, dtype=torch.int64), block_positions, block_lengths)
-    starts = torch.tensor([0, *queries]).cumsum(0).int()
-    return kv_cache, table, starts, torch.tensor(slots).int(), spans
-
-
-@given(contexts(), st.booleans(), st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
-def test_any_spans(drawn: tuple[list[list[tuple[int, int]]], list[int]], alibi: bool, group: int) -> None:
-    kv_cache, table, starts, slots, spans = step_of(*drawn)
-    query, slopes = torch.randn(int(starts[-1]), 2 * group, HEAD_DIM), torch.rand(2 * group) if alibi else None
-    inputs = (query, kv_cache, table, starts, slots)
-    got = paged_attention(*inputs, scale=0.3, alibi_slopes=slopes, spans=spans)
-    expected = paged_attention_reference(*inputs, scale=0.3, alibi_slopes=slopes, spans=spans)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(span_rows(), st.booleans(), st.integers(1, 3), st.booleans())
+def test_any_spans(path: str, rows: list[Row], alibi: bool, group: int, decodes: bool) -> None:
+    rows = [replace(row, num_queries=min(row.num_queries, 1)) if decodes else row for row in rows]
+    step, slopes = step_of(rows, heads=2 * group), torch.rand(2 * group) if alibi else None
+    got = paged_attention(*step.inputs, scale=0.3, alibi_slopes=slopes, spans=step.spans)
+    expected = paged_attention_reference(*step.inputs, scale=0.3, alibi_slopes=slopes, spans=step.spans)
     torch.testing.assert_close(got, expected)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 5)), min_size=1, max_size=4), st.booleans())
+def test_plain_rows_give_the_same_with_tables_and_without(path: str, drawn: list[tuple[int, int]], alibi: bool) -> None:
+    step = step_of([Row((Span(0, length),), min(length, count)) for length, count in drawn])
+    slopes = torch.rand(4) if alibi else None
+    got = paged_attention(*step.inputs, scale=0.3, alibi_slopes=slopes, spans=step.spans)
+    expected = paged_attention(*step.inputs, scale=0.3, alibi_slopes=slopes)
+    if path == "loop" and all(count == 1 for _, count in drawn):
+        assert torch.equal(got, expected)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("path", ["gathered"], indirect=True)
+def test_blocks_in_the_same_place_are_read_once(path: str) -> None:
+    step = step_of([Row((PREFIX, A, C, OWN), 1), Row((PREFIX, B, C, OWN), 1), Row((PREFIX, A, C, OWN), 1)])
+    plan = gather_plan(*step.inputs[1:], num_heads=4, spans=step.spans)
+    assert isinstance(plan.decode, DecodePlan)
+    # the prefix's two blocks; a has two blocks and b one, so that only the last two rows of c are in one place
+    assert len(plan.decode.shared) == 2
+    step = step_of([Row((PREFIX, A, C, OWN), 1), Row((PREFIX, Span(5, 8, "d"), C, OWN), 1)])
+    plan = gather_plan(*step.inputs[1:], num_heads=4, spans=step.spans)
+    assert isinstance(plan.decode, DecodePlan)
+    assert len(plan.decode.shared) == 4
+    got = paged_attention(*step.inputs, scale=0.3, spans=step.spans, plan=plan)
+    torch.testing.assert_close(got, paged_attention_reference(*step.inputs, scale=0.3, spans=step.spans))
+
+
+NEIGHBOURS = {
+    "all": Row((PREFIX, A, C, OWN), 1),
+    "some": Row((PREFIX, A, B, OWN), 1),
+    "none": Row((Span(0, 31),), 1),
+    "other": Row((Span(0, 3, "other"), Span(3, 9, "far"), Span(12, 2)), 1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("alibi", [False, True], ids=["rotary", "alibi"])
+def test_a_decoding_row_is_the_same_next_to_any_neighbours(alibi: bool, dtype: torch.dtype) -> None:
+    """In the compiled loop, bit for bit."""
+    torch.manual_seed(3)
+    slopes = torch.rand(4) if alibi else None
+    together = step_of([Row((PREFIX, A, C, OWN), 1), *NEIGHBOURS.values()], dtype=dtype)
+
+    def run(step: Step) -> torch.Tensor:
+        plan = gather_plan(*step.inputs[1:], num_heads=4, alibi_slopes=slopes, spans=step.spans)
+        assert isinstance(plan.decode, DecodeRows)
+        return paged_attention(*step.inputs, scale=0.3, alibi_slopes=slopes, spans=step.spans, plan=plan)
+
+    out = run(together)
+    for row in range(len(together.query)):
+        assert torch.equal(run(together.row(row))[0], out[row])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_call_rotates_stores_and_attends(dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    step = step_of(
+        [Row((PREFIX, A, B, OWN), 1), Row((Span(0, 9),), 1), Row((Span(0, 2, "p"), Span(2, 1)), 1)], dtype=dtype
+    )
+    plan = gather_plan(*step.inputs[1:], num_heads=4, spans=step.spans).decode
+    assert isinstance(plan, DecodeRows)
+    qkv = torch.randn(3, 8 * 16).to(dtype)
+    cos, sin = (a.to(dtype) for a in rotary_angles(step.spans.positions, 16, 1e4))
+    expected_cache, got_cache = step.kv_cache.clone(), step.kv_cache.clone()
+    expected = decode_attention_reference(qkv.clone(), cos, sin, expected_cache, plan, 0.3)
+    got = decode_attention(qkv.clone(), cos, sin, got_cache, plan, 0.3)
+    torch.testing.assert_close(got, expected, atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)
+    torch.testing.assert_close(got_cache, expected_cache, equal_nan=True, atol=0, rtol=0)
+    assert not torch.equal(got_cache.nan_to_num(), step.kv_cache.nan_to_num())
