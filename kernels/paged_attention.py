@@ -15,7 +15,7 @@ from kernels.backend import use_triton
 from kernels.paged_attention_cpu import GatherPlan, attend, gather_blocks, gather_plan
 from kernels.paged_attention_gpu import attend_tiles
 from kernels.paged_plan import Plan, Shape, plan_tiles
-from kernels.spans import Spans, plain_spans
+from kernels.spans import Spans
 from kernels.tiles import with_whole_heads
 
 
@@ -76,7 +76,7 @@ def plan_step(
     tables = (table.cpu() for table in (block_table, query_starts, context_lengths))
     shape = Shape(block_size, num_heads // num_kv_heads, head_dim, kv_cache.dtype)
     plan = plan_tiles(*tables, num_tokens=num_tokens, shape=shape, spans=None if spans is None else spans.to("cpu"))
-    return plan.to(kv_cache.device)
+    return plan.to(kv_cache.device).over(block_table, block_size, spans)
 
 
 def _check_cache(kv_cache: Tensor) -> None:
@@ -117,6 +117,4 @@ def paged_attention(
         )  # fmt: skip
     if isinstance(plan, GatherPlan):
         return attend(query, kv_cache, plan, scale)
-    if spans is None:
-        spans = plain_spans(block_table, kv_cache.shape[3])
-    return attend_tiles(query, kv_cache, block_table, spans, plan, scale, alibi_slopes)
+    return attend_tiles(query, kv_cache, block_table, plan, scale, alibi_slopes)

@@ -7,17 +7,13 @@ from torch import Tensor
 
 from kernels.backend import jit_runtime, launch_config, tl, triton
 from kernels.paged_plan import Plan, Tiles
-from kernels.spans import Spans
 from kernels.tiles import LOG2_E, block_width, load_tile, online_softmax, store_tile
 
 
-@jit_runtime(
-    "block_table", "block_positions", "block_lengths", "records", "members", "num_rows", "table_stride", "span_stride",
-    "split",
-)  # fmt: skip
+@jit_runtime("block_table", "keys", "records", "members", "num_rows", "table_stride", "keys_stride", "split")
 def _attend_tile(
-    query, kv_cache, block_table, block_positions, block_lengths, records, members, slopes, out, lse, scale, query_stride,
-    block_stride, num_heads, num_rows, table_stride, span_stride, split, GROUP: tl.constexpr, B: tl.constexpr,
+    query, kv_cache, block_table, keys, records, members, slopes, out, lse, scale, query_stride, block_stride, num_heads,
+    num_rows, table_stride, keys_stride, split, GROUP: tl.constexpr, B: tl.constexpr,
     K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ALIBI: tl.constexpr,
     PARTIAL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -27,14 +23,15 @@ def _attend_tile(
     if count == 0:
         return
     first, sequence = tl.load(record), tl.load(record + 2).to(tl.int64)
+    block_table += sequence * table_stride
+    keys += sequence * keys_stride
     part, end = tl.load(record + 3), tl.load(record + 4)
     kv_head = tl.program_id(1)
-    index, keys, columns = tl.arange(0, BLOCK), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    index, offsets, columns = tl.arange(0, BLOCK), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     head = kv_head * GROUP + index % GROUP
     mask = index // GROUP < count
     member = members + 3 * (first + index // GROUP)
     row = tl.load(member, mask=mask, other=0).to(tl.int64)
-    place = tl.load(member + 1, mask=mask, other=0).to(tl.int64)
     position = tl.load(member + 2, mask=mask, other=-1)
     query_at = (row * query_stride + head * K)[:, None] + columns[None, :]
     q = load_tile(query, query_at, mask, columns, K, BLOCK_K == K)  # [BLOCK, BLOCK_K]
@@ -47,13 +44,10 @@ def _attend_tile(
     heads_kv = kv_cache + kv_head * B * K
     num_kv_heads = num_heads // GROUP
     for start in tl.range(part * split, end, BLOCK_N, num_stages=STAGES):
-        slot = start + keys
-        column = slot // B
-        in_part = slot < end
-        block = tl.load(block_table + sequence * table_stride + column, mask=in_part, other=0).to(tl.int64)
-        key = tl.load(block_positions + sequence * span_stride + column, mask=in_part, other=0) + slot % B
-        length = tl.load(block_lengths + sequence * span_stride + column, mask=in_part, other=0)
-        key_mask = (slot % B < length) & (key <= last)
+        slot = start + offsets
+        block = tl.load(block_table + slot // B, mask=slot < end, other=0).to(tl.int64)
+        key = tl.load(keys + slot, mask=slot < end, other=1 << 30)
+        key_mask = key <= last
         at = (block * block_stride + slot % B * K)[:, None] + columns[None, :]
         k = load_tile(heads_kv, at, key_mask, columns, K, BLOCK_K == K)  # [BLOCK_N, BLOCK_K]
         v = load_tile(heads_kv + num_kv_heads * B * K, at, key_mask, columns, K, BLOCK_K == K)
@@ -61,11 +55,12 @@ def _attend_tile(
         distance = key[None, :] - position[:, None]
         if ALIBI:
             scores += slope[:, None] * distance.to(tl.float32)
-        scores = tl.where((distance <= 0) & key_mask[None, :], scores, float("-inf"))
+        scores = tl.where(distance <= 0, scores, float("-inf"))
         top, total, o = online_softmax(scores, v, top, total, o)
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
     o = o / total[:, None]
+    place = tl.load(member + 1, mask=mask, other=0).to(tl.int64)  # only here: registers are short in the loop
     if PARTIAL:
         place += part.to(tl.int64) * num_rows
         tl.store(lse + place * num_heads + head, tl.where(empty, float("-inf"), top + tl.log2(total)), mask=mask)
@@ -103,14 +98,14 @@ def attend_tiles(
     query: Tensor,
     kv_cache: Tensor,
     block_table: Tensor,
-    spans: Spans,
     plan: Plan,
     scale: float,
     slopes: Tensor | None,
 ) -> Tensor:
     """Attend to the cache [N, 2, G, B, K] with the tiles of a plan: query [T, H, K] -> [T, H, K]."""
+    assert plan.keys is not None
     out = query.new_empty(query.shape)
-    inputs = (query, kv_cache, block_table, spans)
+    inputs = (query, kv_cache, block_table, plan.keys)
     if plan.many is not None:
         _launch(*inputs, plan.many, scale, slopes, out, None)
     if plan.few is not None:
@@ -130,7 +125,7 @@ def _launch(
     query: Tensor,
     kv_cache: Tensor,
     block_table: Tensor,
-    spans: Spans,
+    keys: Tensor,
     tiles: Tiles,
     scale: float,
     slopes: Tensor | None,
@@ -142,9 +137,9 @@ def _launch(
     if not len(tiles.records):
         return
     _attend_tile[(len(tiles.records), num_kv_heads)](
-        query, kv_cache, block_table, spans.block_positions, spans.block_lengths, tiles.records, tiles.members, slopes, out,
-        lse, scale * LOG2_E, query.stride(0), kv_cache.stride(0), num_heads, len(tiles.rows), block_table.stride(0),
-        spans.block_positions.stride(0), tiles.split, GROUP=num_heads // num_kv_heads, B=block_size, K=head_dim,
-        BLOCK=tiles.launch.block, BLOCK_N=64, BLOCK_K=block_width(head_dim), ALIBI=slopes is not None,
-        PARTIAL=lse is not None, STAGES=tiles.launch.num_stages, **tiles.launch.options,
+        query, kv_cache, block_table, keys, tiles.records, tiles.members, slopes, out, lse, scale * LOG2_E, query.stride(0),
+        kv_cache.stride(0), num_heads, len(tiles.rows), block_table.stride(0), keys.stride(0), tiles.split,
+        GROUP=num_heads // num_kv_heads, B=block_size, K=head_dim, BLOCK=tiles.launch.block, BLOCK_N=64,
+        BLOCK_K=block_width(head_dim), ALIBI=slopes is not None, PARTIAL=lse is not None,
+        STAGES=tiles.launch.num_stages, **tiles.launch.options,
     )  # fmt: skip

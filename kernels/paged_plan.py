@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import Launch, launch_config
-from kernels.spans import Spans
+from kernels.spans import Spans, slot_positions
 
 # One sequence of 1,000 tokens and 32 heads gives 128 programs, about one per core of an H100.
 SPLIT = 256
@@ -70,10 +70,15 @@ class Plan:
 
     few: Tiles | None
     many: Tiles | None = None
+    keys: Tensor | None = None  # [S, W * B], the position of the key in each slot, made on the device
 
     def to(self, device: torch.device) -> Plan:
         few, many = (None if tiles is None else tiles.to(device) for tiles in (self.few, self.many))
         return Plan(few, many)
+
+    def over(self, block_table: Tensor, block_size: int, spans: Spans | None) -> Plan:
+        """Return the plan with the positions of keys, from tables on the device: the host waits for nothing."""
+        return replace(self, keys=slot_positions(block_table, block_size, spans))
 
 
 class Run(NamedTuple):

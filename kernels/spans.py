@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NO_KEY = 1 << 30  # a position ahead of every query
+
 
 @dataclass(frozen=True, slots=True)
 class Spans:
@@ -40,8 +42,19 @@ class Spans:
         return positions.flatten(1), is_empty.flatten(1)
 
 
-def plain_spans(block_table: Tensor, block_size: int) -> Spans:
-    """Return the blocks of sequences of one run of tokens each: one row of tables for all of them, and no queries."""
+def slot_positions(block_table: Tensor, block_size: int, spans: Spans | None) -> Tensor:
+    """Return int32 [S, W * B]: the position of the key in each slot of each row, or `NO_KEY`.
+
+    Without spans, the positions are those of plain sequences, one row of memory for all of them.
+    """
+    if spans is None:
+        slots = torch.arange(block_table.shape[1] * block_size, dtype=torch.int32, device=block_table.device)
+        return slots.expand(len(block_table), -1)
+    positions, is_empty = spans.keys(slice(None), block_size)
+    return positions.to(torch.int32).masked_fill(is_empty, NO_KEY)
+
+
+def plain_tables(block_table: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    """Return the positions and lengths [S, W] of the blocks of plain sequences."""
     positions = torch.arange(block_table.shape[1], dtype=torch.int32, device=block_table.device) * block_size
-    lengths = torch.full_like(positions, block_size)
-    return Spans(positions[:0], positions.expand(block_table.shape), lengths.expand(block_table.shape))
+    return positions.repeat(len(block_table), 1), torch.full_like(block_table, block_size)

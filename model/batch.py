@@ -20,6 +20,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from kernels.paged_attention_cpu import GatherPlan
 from kernels.paged_plan import Plan
 from model.config import FlamingoConfig
 
@@ -42,7 +43,7 @@ class Batch:
     block_positions: Tensor | None = None
     block_lengths: Tensor | None = None
     slot_mapping: Tensor | None = None  # [T] int64, block * block_size + offset of each token's keys and values
-    plan: Plan | None = None  # how a GPU reads the cache, from `LanguageModel.plan`; None: it is built in the forward
+    plan: Plan | GatherPlan | None = None  # how the cache is read, by `LanguageModel.plan`; None: the forward makes it
 
 
 def whole_sequences(

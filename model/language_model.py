@@ -17,7 +17,7 @@ from kernels.paged_attention_cpu import GatherPlan
 from kernels.paged_attention_loop import DecodeRows
 from kernels.paged_plan import Plan
 from kernels.self_attention import causal_attention, kv_store, rotary_angles, rotate_
-from kernels.spans import Spans, plain_spans
+from kernels.spans import Spans
 from model.batch import Batch
 from model.config import LanguageModelConfig
 from model.layers import FeedForward, TokenTable, make_norm
@@ -30,7 +30,6 @@ class StepContext(NamedTuple):
     cos: Tensor | None = None  # [T, 1, rotary_dim]
     sin: Tensor | None = None
     alibi_slopes: Tensor | None = None  # [H] float32
-    spans: Spans | None = None  # where the keys of the K/V cache are, unless all sequences are plain
     plan: Plan | GatherPlan | None = None  # how the K/V cache is read
     decoding: DecodeRows | None = None  # where all rows decode and the compiled loop serves them
 
@@ -81,7 +80,6 @@ class SelfAttention(nn.Module):
             batch.context_lengths,
             scale=scale,
             alibi_slopes=slopes,
-            spans=context.spans,
             plan=context.plan,
         )
 
@@ -130,13 +128,13 @@ class LanguageModel(nn.Module):
             cos, sin = (a.to(dtype) for a in rotary_angles(batch.positions, config.rotary_dim, config.rope_theta))
         elif config.position == "alibi":
             slopes = alibi_slopes(config.num_heads, config.alibi_bias_max, batch.positions.device)
-        plan: Plan | GatherPlan | None = batch.plan
-        spans = spans_of(batch)
-        if kv is not None and batch.block_table is not None:
-            plan = self.plan(batch, kv, slopes) if plan is None else plan
-            spans = plain_spans(batch.block_table, kv.shape[3]) if spans is None and isinstance(plan, Plan) else spans
+        plan, spans = batch.plan, spans_of(batch)
+        if kv is not None and plan is None:
+            plan = self.plan(batch, kv, slopes)
+        elif kv is not None and isinstance(plan, Plan) and batch.block_table is not None:
+            plan = plan.over(batch.block_table, kv.shape[3], spans)
         decoding = plan.only_decodes(len(batch.token_ids)) if isinstance(plan, GatherPlan) else None
-        return StepContext(batch, cos, sin, slopes, spans, plan, decoding)
+        return StepContext(batch, cos, sin, slopes, plan, decoding)
 
     def plan(self, batch: Batch, kv: Tensor, slopes: Tensor | None = None) -> Plan | GatherPlan:
         """Return how all layers read their parts of the K/V cache, of which `kv` is any."""

@@ -152,7 +152,7 @@ def test_a_recorded_step_reads_the_plan_of_each_step(close: Check) -> None:
         )
         query = torch.cat([step.query, torch.randn(4 - count, 4, 16)])
         padded = replace(step, query=query, block_table=pad(step.block_table, (0, width, 0, 4 - count)), spans=spans)
-        out = attend(padded, plan=static)
+        out = attend(padded, plan=static.over(padded.block_table, 4, spans))
         expected = paged_attention_reference(*step.inputs, scale=0.3, spans=step.spans)
         close("out", out[:count], expected)
         assert not out[count:].any()
