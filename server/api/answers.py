@@ -51,7 +51,7 @@ class AnswerStream:
             client=record.client,
             arrived=record.arrived,
         )
-        record.add_prompt(prompt.num_tokens, prompt.encoded.media)
+        record.add_prompt(prompt.num_tokens, prompt.encoded.media, prompt.encoded.shots_attend)
         async with aclosing(self.client.stream(request, prompt.media)) as events:
             async for event in events:
                 match event:

@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.errors import ContextLengthExceeded, InvalidRequest
+from model.prompt import Media, Segment, ShotsAttend
+from server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.shots import DEFAULT_K, SUPPORT_SET, ShotSource, check_media
 from server.fewshot.templates import Shot, Template, TemplateError, built_in, with_end
@@ -189,16 +190,31 @@ async def assemble_prefix(
 
 
 def write(
-    template: Template, shots: Sequence[Shot], query: Shot, media: Mapping[bytes, EncodedMedia], model: ServedModel
+    template: Template,
+    shots: Sequence[Shot],
+    query: Shot,
+    media: Mapping[bytes, EncodedMedia],
+    model: ServedModel,
+    attend: ShotsAttend = "previous",
 ) -> PreparedPrompt:
     """Write shots in any order before any query. Raises `InvalidRequest` that names the shot or example at fault."""
     try:
         segments = template.render(shots, query)
+        if attend == "alone":
+            _check_alone(segments, shots, template.render([], query))
     except TemplateError as error:
         shot = query if error.shot is None else shots[error.shot]
         owner = f" (the example {shot.id!r})" if shot.param == SUPPORT_SET else ""
         raise InvalidRequest(f"{error}{owner}", param=shot.param) from None
-    return encode_segments(segments, media, model, query.param)
+    return encode_segments(segments, media, model, query.param).with_shots(attend, model)
+
+
+def _check_alone(segments: Sequence[Segment], shots: Sequence[Shot], query: Sequence[Segment]) -> None:
+    """Raises `UnsupportedParameter` if shots and query are not the text from one media item to the next."""
+    is_one = [isinstance(segment, Media) for segment in query].count(True) == 1 and isinstance(query[0], Media)
+    if shots and not (is_one and isinstance(segments[0], Media) and all(len(shot.media) == 1 for shot in shots)):
+        message = "shots that attend alone, and the query, must each begin with an image or video and have no other"
+        raise UnsupportedParameter(message, param="shots_attend")
 
 
 def find_template(choice: TemplateChoice, model: ServedModel) -> Template:
@@ -258,15 +274,15 @@ def _fit(
 ) -> AssembledPrompt:
     """Write the prompt with all shots or, if requested, without the first shots that exceed the model's context."""
     fields, template, query = question.fields, question.template, question.query
-    num_left_out, limit = 0, model.max_model_len
-    prompt = write(template, shots, query, media, model)
+    num_left_out, limit, attend = 0, model.max_model_len, fields.shots_attend
+    prompt = write(template, shots, query, media, model, attend)
     if fields.truncate_shots and prompt.num_tokens + room > limit:
 
         def fits(number: int) -> bool:
             return write(template, shots[number:], query, media, model).num_tokens + room <= limit
 
         num_left_out = bisect_left(range(len(shots)), True, key=fits)
-        prompt = write(template, shots[num_left_out:], query, media, model)
+        prompt = write(template, shots[num_left_out:], query, media, model, attend)
     if prompt.num_tokens > limit:
         bare = write(template, [], query, media, model)
         raise ContextLengthExceeded(

@@ -33,6 +33,7 @@ async def create_chat_completion(request: Request, services: GivenServices, reco
     fields = await read_request(ChatRequest, request, services)
     _check(fields)
     prompt, template = await prepare_chat(fields.messages, fields.template, services.model, services.intake)
+    prompt = prompt.with_shots(fields.shots_attend, services.model)
     generations = completion_requests(
         fields.completion(), [prompt], services.model, template=template, form_field=fields.form.field
     )
