@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from bisect import insort
 
-from server.engine.caches import BlockPool, MediaCache
+from server.engine.blocks import BlockPool
+from server.engine.caches import MediaCache
 from server.engine.config import EngineConfig
 from server.engine.memory import Memory
 from server.engine.plan import Plan

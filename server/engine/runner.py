@@ -75,6 +75,10 @@ class Runner:
         self._graphs = None if record is None else self._record(record)
 
     @property
+    def block_bytes(self) -> int:
+        return self._kv.blocks[:, 0].nbytes
+
+    @property
     def media_page_bytes(self) -> int:
         return self._media.pages[0].nbytes
 

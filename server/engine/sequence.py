@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from model.prompt import EncodedPrompt
-from server.engine.caches import block_hash
+from server.engine.blocks import block_hash
 from server.engine.shares import Account
 from server.engine.spans import Layout, Spans
 from server.grammar import Matcher

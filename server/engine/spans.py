@@ -16,7 +16,7 @@ from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
 from model.prompt import EncodedPrompt
-from server.engine.caches import block_hash
+from server.engine.blocks import block_hash
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from model.prompt import EncodedPrompt
-from server.engine.caches import BlockPool, MediaCache
+from server.engine.blocks import BlockPool
+from server.engine.caches import MediaCache
 from server.engine.memory import Memory
 from server.engine.sequence import Order, Sequence
 from tests.engine_client import CONFIG, GREEDY, Prompt, client

@@ -18,7 +18,7 @@ from server.engine.engine import Engine
 from server.engine.plan import Plan
 from server.engine.sampler import Result
 from server.engine.spans import Spans, num_blocks_of
-from server.wire import Abort, Sampling, Score
+from server.wire import Abort, Pin, Sampling, Score
 from tests.engine_client import (
     CONFIG,
     GREEDY,
@@ -348,3 +348,22 @@ def test_log_probabilities_of_the_prompt_are_refused() -> None:
     answer = client("flamingo")
     ask(answer, "a", ALONE, Sampling(max_tokens=0, prompt_logprobs=0))
     assert answer.finished["a"].error == "prompt_logprobs does not go with shots that attend alone"
+
+
+def test_pinned_shots_stay_while_other_prompts_need_the_blocks() -> None:
+    answer = client("openflamingo", replace(CONFIG, num_blocks=40))
+    ask(answer, "first", ALONE)
+    pinned = ALONE.request("x").prompt
+    answer.engine.pin(Pin(digests=[], is_kept=True, prompts=[pinned]))
+    num_blocks = num_blocks_of(pinned, 0, CONFIG.block_size) - 1  # without the query
+    gauges = answer.engine.gauges()
+    assert gauges["kv_cache_pinned_bytes"] == num_blocks * answer.engine.runner._kv.blocks.nbytes / 40
+    for image in range(3):
+        ask(answer, f"plain {image}", Prompt(((image, 100),)))
+    ask(answer, "again", alone(PREFIX, *SHOTS[::-1], (5, 2)))
+    assert answer.admitted["again"].cached_tokens == num_tokens(PREFIX, *SHOTS)
+    answer.engine.pin(Pin(digests=[], is_kept=False, prompts=[pinned]))
+    for image in range(3, 6):
+        ask(answer, f"plain {image}", Prompt(((image, 100),)))
+    ask(answer, "evicted", ALONE)
+    assert answer.admitted["evicted"].cached_tokens == 0
