@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -139,6 +140,10 @@ class EncodedPrompt:
         index = [self.media_index[-1]] * len(token_ids)
         return replace(self, token_ids=self.token_ids + token_ids, media_index=self.media_index + index)
 
+    def up_to(self, num_tokens: int) -> EncodedPrompt:
+        """Return the first tokens of the prompt, with all of its media."""
+        return replace(self, token_ids=self.token_ids[:num_tokens], media_index=self.media_index[:num_tokens])
+
     @property
     def span_starts(self) -> list[int]:
         """The first tokens of the spans: the prefix before all media, and from each media item to the next one.
@@ -146,6 +151,12 @@ class EncodedPrompt:
         The last span is the query. The prefix may be empty.
         """
         return [0, *(bisect_left(self.media_index, media) for media in range(len(self.media)))]
+
+    def num_blocks(self, block_size: int, num_new_tokens: int = 0) -> int:
+        """Return the blocks of the text cache for the prompt and its answer; each span begins a block of its own."""
+        starts = self.span_starts if self.has_spans else [0]
+        lengths = [stop - start for start, stop in pairwise([*starts, len(self.token_ids) + num_new_tokens])]
+        return sum(-(-length // block_size) for length in lengths)
 
     @property
     def has_spans(self) -> bool:

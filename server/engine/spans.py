@@ -154,10 +154,3 @@ def _steps(position: int, num_tokens: int, block_size: int) -> range:
 
 def _fills(num_tokens: int, block_size: int) -> list[int]:
     return [min(block_size, num_tokens - start) for start in range(0, num_tokens, block_size)]
-
-
-def num_blocks_of(prompt: EncodedPrompt, num_new_tokens: int, block_size: int) -> int:
-    """Return the blocks that a prompt and its answer need."""
-    starts = prompt.span_starts if prompt.has_spans else [0]
-    stops = [*starts[1:], len(prompt.token_ids) + num_new_tokens]
-    return sum(-(-(stop - start) // block_size) for start, stop in zip(starts, stops, strict=True))

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from model.prompt import EncodedPrompt
 from server import wire
 from server.engine_client.media_supply import MediaDecoder, MediaSupply, OpenRequest
 from server.engine_client.spare import Spare
@@ -70,8 +71,11 @@ class Client(Protocol):
         They are means over tokens, of length one.
         """
 
-    def pin(self, digests: Sequence[bytes], is_kept: bool) -> None:
-        """Hint to keep media on the device, or to release them. Whether the device has room for them is not reported."""
+    def pin(self, digests: Sequence[bytes], is_kept: bool, prompts: Sequence[EncodedPrompt] = ()) -> None:
+        """Hint to keep media, and the shots of prompts, on the device, or to release them.
+
+        Whether the device has room for them is not reported.
+        """
 
 
 class EngineClient:
@@ -157,9 +161,9 @@ class EngineClient:
         request = wire.EmbedText(request_id=f"embed-{uuid.uuid4().hex}", texts=list(texts))
         return _vectors(await self._reply(request, {}, wire.Embedded))
 
-    def pin(self, digests: Sequence[bytes], is_kept: bool) -> None:
+    def pin(self, digests: Sequence[bytes], is_kept: bool, prompts: Sequence[EncodedPrompt] = ()) -> None:
         if (worker := self._supervisor.worker) is not None:
-            worker.send(wire.Pin(digests=list(digests), is_kept=is_kept))
+            worker.send(wire.Pin(digests=list(digests), is_kept=is_kept, prompts=list(prompts)))
 
     async def _reply(
         self, request: wire.Request, media: Mapping[bytes, EncodedMedia], kind: type[ReplyType]

@@ -35,6 +35,7 @@ ANY_QUERY = Shot(text="?", question="?", param="query")
 TEXTS = {"text", "question", "label", "id"}
 # the fields of `examples` that select shots
 SELECTION = {"k", "strategy", "order", "seed"}
+NOT_ALONE = "shots that attend alone, and the query, must each begin with an image or video and have no other"
 # the most shots of a classification that does not say how many
 MAX_DEFAULT_K = 16
 
@@ -189,6 +190,39 @@ async def assemble_prefix(
     return prompt
 
 
+async def assemble_shots(
+    support_set: SupportSet, choice: TemplateChoice, k: int | None, model: ServedModel, source: ShotSource
+) -> list[PreparedPrompt]:
+    """Return a prompt with each of the first `k` examples as a shot that attends alone; None: all examples.
+
+    The shots of any later request with the same template are then in the cache, whichever it selects.
+    Raises `InvalidRequest` for examples that do not fit the template or cannot attend alone, and `ContextLengthExceeded`.
+    """
+    if k is not None and k > len(support_set.examples):
+        raise InvalidRequest(f"k is {k}, only {len(support_set.examples)} examples can be selected", param="k")
+    template, examples = find_template(choice, model), support_set.examples[:k]
+    if any(len(example.media) > 1 for example in examples):
+        raise UnsupportedParameter(NOT_ALONE, param="shots_attend")
+    try:
+        shots, media = await source.read_examples(examples, template)
+        return await model.tokenize(_write_alone, template, shots, media, model)
+    except InvalidRequest as error:
+        error.param = error.param if error.param == "shots_attend" else "template"
+        raise
+
+
+def _write_alone(
+    template: Template, shots: Sequence[Shot], media: Mapping[bytes, EncodedMedia], model: ServedModel
+) -> list[PreparedPrompt]:
+    """Write each shot before a query of one token, which shows the same media item."""
+    written = [write(template, [shot], replace(ANY_QUERY, media=shot.media), media, model, "alone") for shot in shots]
+    prompts = [replace(prompt, encoded=prompt.encoded.up_to(prompt.encoded.span_starts[-1] + 1)) for prompt in written]
+    if (longest := max((prompt.num_tokens for prompt in prompts), default=0)) > model.max_model_len:
+        message = f"a shot has {longest} tokens, the model reads at most {model.max_model_len}"
+        raise ContextLengthExceeded(message, param="template")
+    return prompts
+
+
 def write(
     template: Template,
     shots: Sequence[Shot],
@@ -213,8 +247,7 @@ def _check_alone(segments: Sequence[Segment], shots: Sequence[Shot], query: Sequ
     """Raises `UnsupportedParameter` if shots and query are not the text from one media item to the next."""
     is_one = [isinstance(segment, Media) for segment in query].count(True) == 1 and isinstance(query[0], Media)
     if shots and not (is_one and isinstance(segments[0], Media) and all(len(shot.media) == 1 for shot in shots)):
-        message = "shots that attend alone, and the query, must each begin with an image or video and have no other"
-        raise UnsupportedParameter(message, param="shots_attend")
+        raise UnsupportedParameter(NOT_ALONE, param="shots_attend")
 
 
 def find_template(choice: TemplateChoice, model: ServedModel) -> Template:

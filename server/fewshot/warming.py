@@ -25,6 +25,7 @@ from typing import Literal, get_args
 from model.prompt import EncodedPrompt, Media, encode
 from server.engine_client.client import Client
 from server.errors import EngineDied, EngineNotReady, ServerError, SupportSetNotFound
+from server.fewshot.classification import run_concurrently
 from server.fewshot.comparison import Comparison
 from server.fewshot.retrieval import EmbeddingStore, Retrieval
 from server.media.source import EncodedMedia, digest_of
@@ -52,7 +53,8 @@ class Warmth:
     """The progress of warming a version.
 
     `media_encoded` and `media_cached` together are the media in the worker; `media_embedded` and `texts_embedded` have a
-    vector in the database. `prompt_tokens` counts the computed shots' tokens, and `error` is why warming failed.
+    vector in the database. `prompt_tokens` counts the computed shots' tokens, of which `shots` attend alone and have
+    `shot_bytes` of keys and values. `error` is why warming failed.
     """
 
     status: Status = "pending"
@@ -62,20 +64,31 @@ class Warmth:
     media_embedded: int = 0
     texts_embedded: int = 0
     prompt_tokens: int = 0
+    shots: int = 0
+    shot_bytes: int = 0
     error: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmTarget:
-    """The parts of a version to warm in addition to its media."""
+    """The parts of a version to warm in addition to its media.
 
-    prefix: PreparedPrompt | None = None
+    `prompts`: the shots of the version in one prompt or, if they attend alone, in a prompt each.
+    """
+
+    prompts: tuple[PreparedPrompt, ...] = ()
     with_texts: bool = False
 
     def covers(self, other: WarmTarget) -> bool:
         if other.with_texts and not self.with_texts:
             return False
-        return other.prefix is None or (self.prefix is not None and self.prefix.encoded == other.prefix.encoded)
+        mine, others = ([prompt.encoded for prompt in target.prompts] for target in (self, other))
+        return not others or mine == others
+
+    @property
+    def shots(self) -> list[EncodedPrompt]:
+        """The prompts of shots that attend alone."""
+        return [prompt.encoded for prompt in self.prompts if prompt.encoded.has_spans]
 
 
 MEDIA_ONLY = WarmTarget()
@@ -157,6 +170,12 @@ class Warming:
             return entry.warmth
         return await self.warm(support_set, MEDIA_ONLY if entry is None else entry.target, wait=True)
 
+    def shots(self, set_id: str, version: int) -> list[EncodedPrompt]:
+        """Return a prompt per shot that attends alone and has been computed in this worker."""
+        entry = self._entries.get((set_id, version))
+        is_ready = entry is not None and entry.worker_id == self.worker_id and entry.warmth.status == "ready"
+        return entry.target.shots if entry is not None and is_ready else []
+
     def forget(self, set_id: str, version: int) -> None:
         self._entries.pop((set_id, version), None)
 
@@ -187,16 +206,13 @@ class Warming:
         """Warm a version; `previous` warms less of the same version, and most is cached when it has ended."""
         if previous is not None:
             await asyncio.wait([previous])
-        prefix = entry.target.prefix
         try:
             await self._warm_media(entry, support_set.media)
             await self._comparison.prepare(support_set)
             if entry.target.with_texts:
                 vectors = await self._retrieval.embed_texts(support_set)
                 entry.warmth = replace(entry.warmth, texts_embedded=len(vectors))
-            if prefix is not None:
-                await self._compute(prefix.encoded, prefix.media)
-                entry.warmth = replace(entry.warmth, prompt_tokens=len(prefix.encoded.token_ids))
+            await self._compute_shots(entry)
             entry.warmth, entry.num_deaths = replace(entry.warmth, status="ready"), 0
         except ServerError as error:
             entry.is_interrupted = isinstance(error, EngineDied | EngineNotReady)
@@ -231,6 +247,25 @@ class Warming:
             media_cached=entry.warmth.media_cached + admitted.media_cached,
         )
 
+    async def _compute_shots(self, entry: _Entry) -> None:
+        """Compute the prompts of the target, several at a time, and count their shots."""
+        prompts = entry.target.prompts
+        for start in range(0, len(prompts), MAX_CONCURRENT):
+            batch = prompts[start : start + MAX_CONCURRENT]
+            await run_concurrently([self._compute(prompt.encoded, prompt.media) for prompt in batch])
+            encoded = [prompt.encoded for prompt in batch]
+            entry.warmth = replace(
+                entry.warmth,
+                prompt_tokens=entry.warmth.prompt_tokens + sum(map(_num_shot_tokens, encoded)),
+                shots=entry.warmth.shots + sum(prompt.has_spans for prompt in encoded),
+                shot_bytes=entry.warmth.shot_bytes + sum(map(self._shot_bytes, encoded)),
+            )
+
+    def _shot_bytes(self, prompt: EncodedPrompt) -> int:
+        """Return the memory of the shot of a prompt, besides its prefix and query; 0 if it is not known."""
+        block_size, block_bytes = (int(self._client.info.get(name, 0)) for name in ("block_size", "block_bytes"))
+        return -(-_num_shot_tokens(prompt) // block_size) * block_bytes if prompt.has_spans and block_size else 0
+
     async def _compute(self, prompt: EncodedPrompt, media: Mapping[bytes, EncodedMedia]) -> Admitted:
         """Have the worker compute a prompt, so that its caches hold it, and return what was in them before."""
         request = Generate(
@@ -243,6 +278,12 @@ class Warming:
         async with aclosing(self._client.stream(request, media)) as events:
             (admitted,) = [event async for event in events if isinstance(event, Admitted)]
         return admitted
+
+
+def _num_shot_tokens(prompt: EncodedPrompt) -> int:
+    """Return the tokens of the shots of a prompt: all of them, or those between prefix and query."""
+    starts = prompt.span_starts
+    return starts[-1] - starts[1] if prompt.has_spans else len(prompt.token_ids)
 
 
 # the longest delay until a new worker, or a change by another server, is noticed
@@ -273,6 +314,7 @@ class Maintenance:
         # of this worker: media that it was asked to keep, and versions that could not be warmed since the last sweep
         self._worker_id: object = None
         self._pinned_media: set[str] = set()
+        self._pinned_shots: dict[tuple[str, int], list[EncodedPrompt]] = {}
         self._failed_versions: set[tuple[str, int]] = set()
 
     async def run(self) -> None:
@@ -323,16 +365,30 @@ class Maintenance:
         """Pin sets in the order of their age: the worker keeps as many media as its quota has room for."""
         if self._worker_id != self._warming.worker_id:
             self._worker_id, self._pinned_media, self._failed_versions = self._warming.worker_id, set(), set()
+            self._pinned_shots = {}
         media: set[str] = set()
+        shots: dict[tuple[str, int], list[EncodedPrompt]] = {}
         for set_id, version in await self._support_sets.pinned():
             with suppress(SupportSetNotFound):  # deleted meanwhile
                 support_set = await self._support_sets.get_version(set_id, version)
                 if await self._warm_and_pin(support_set):
                     media.update(support_set.media)
+                    shots[set_id, version] = self._warming.shots(support_set.id, support_set.version)
         if unpinned := self._pinned_media - media:
             self._client.pin(_digests(unpinned), is_kept=False)
             self._client.pin(_digests(media), is_kept=True)  # there may be room now
         self._pinned_media = media
+        self._pin_shots(shots)
+
+    def _pin_shots(self, shots: dict[tuple[str, int], list[EncodedPrompt]]) -> None:
+        """Pin these shots, and release those of other sets or templates."""
+        if shots == self._pinned_shots:
+            return
+        if released := [prompt for prompts in self._pinned_shots.values() for prompt in prompts]:
+            self._client.pin([], is_kept=False, prompts=released)
+        if pinned := [prompt for prompts in shots.values() for prompt in prompts]:
+            self._client.pin([], is_kept=True, prompts=pinned)
+        self._pinned_shots = shots
 
     async def _warm_and_pin(self, support_set: SupportSet) -> bool:
         """Return whether the set's media are pinned; media must be warm first, since only the worker's media can stay."""

@@ -14,7 +14,6 @@ from server.engine.config import EngineConfig
 from server.engine.residents import Residents
 from server.engine.sampler import Result, num_candidates
 from server.engine.sequence import Order, Sequence
-from server.engine.spans import num_blocks_of
 from server.engine.tasks.answers import Answers
 from server.engine.tasks.task import RequestError
 from server.wire import FinishReason, Generate, Outbound, Token, TokenLogprob
@@ -158,6 +157,6 @@ def _moves(result: Result) -> Iterable[tuple[float, Move]]:
 def _check_blocks(request: Generate, config: EngineConfig) -> None:
     max_tokens, width = request.sampling.max_tokens, request.sampling.beam_width
     blocks_per_fork = -(-max_tokens // config.block_size) + 2
-    num_blocks = num_blocks_of(request.prompt, max_tokens, config.block_size) + (width - 1) * blocks_per_fork
+    num_blocks = request.prompt.num_blocks(config.block_size, max_tokens) + (width - 1) * blocks_per_fork
     if num_blocks > config.num_blocks:
         raise RequestError(f"{width} beams need {num_blocks} blocks, the engine has {config.num_blocks}")

@@ -13,7 +13,6 @@ from server.engine.config import EngineConfig
 from server.engine.residents import Residents
 from server.engine.sampler import Result
 from server.engine.sequence import Order, Sequence
-from server.engine.spans import num_blocks_of
 from server.engine.tasks.task import RequestError, SequenceTask
 from server.wire import Outbound, Sampling, Score, Scored
 
@@ -105,7 +104,7 @@ def _check(request: Score, config: EngineConfig) -> None:
             f"{length} prompt tokens and a candidate of {longest} tokens exceed max_model_len {config.max_model_len}"
         )
     # the prompt's blocks, and those of one candidate, which copies the last of them
-    size, num_blocks = config.block_size, num_blocks_of(request.prompt, 0, config.block_size)
+    size, num_blocks = config.block_size, request.prompt.num_blocks(config.block_size, 0)
     query = length - (request.prompt.span_starts[-1] if request.prompt.has_spans else 0)
     num_blocks += -(-(query + longest - 1) // size) - query // size if longest > 1 else 0
     if num_blocks > config.num_blocks:

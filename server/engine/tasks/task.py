@@ -18,7 +18,6 @@ from server.engine.config import EngineConfig
 from server.engine.plan import Plan
 from server.engine.sampler import Result
 from server.engine.sequence import Sequence
-from server.engine.spans import num_blocks_of
 from server.grammar import Matcher
 from server.wire import Finished, FinishReason, Outbound
 
@@ -137,7 +136,7 @@ class ForwardTask(SideTask):
 
 def check_spans(prompt: EncodedPrompt, num_new_tokens: int, config: EngineConfig) -> None:
     """Raises `RequestError` if a prompt whose shots attend alone needs more blocks than there are."""
-    num_blocks = num_blocks_of(prompt, num_new_tokens, config.block_size)
+    num_blocks = prompt.num_blocks(config.block_size, num_new_tokens)
     if prompt.has_spans and num_blocks > config.num_blocks:
         raise RequestError(f"the shots need {num_blocks} blocks, the engine has {config.num_blocks}")
 

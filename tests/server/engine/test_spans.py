@@ -17,7 +17,7 @@ from model.reference import encode, generate, log_probs
 from server.engine.engine import Engine
 from server.engine.plan import Plan
 from server.engine.sampler import Result
-from server.engine.spans import Spans, num_blocks_of
+from server.engine.spans import Spans
 from server.wire import Abort, Pin, Sampling, Score
 from tests.engine_client import (
     CONFIG,
@@ -335,7 +335,7 @@ def test_several_answers_and_beams() -> None:
 def test_shots_that_need_more_blocks_than_there_are_are_refused() -> None:
     config = replace(CONFIG, num_blocks=32)
     prompt = alone(*[(0, 4)] * 20)  # 20 spans of five tokens, in two blocks each
-    assert num_blocks_of(prompt.request("a").prompt, 6, 4) == 19 * 2 + 3
+    assert prompt.request("a").prompt.num_blocks(4, 6) == 19 * 2 + 3
     answer = client("flamingo", config)
     ask(answer, "a", prompt)
     assert answer.finished["a"].error == "the shots need 41 blocks, the engine has 32"
@@ -355,7 +355,7 @@ def test_pinned_shots_stay_while_other_prompts_need_the_blocks() -> None:
     ask(answer, "first", ALONE)
     pinned = ALONE.request("x").prompt
     answer.engine.pin(Pin(digests=[], is_kept=True, prompts=[pinned]))
-    num_blocks = num_blocks_of(pinned, 0, CONFIG.block_size) - 1  # without the query
+    num_blocks = pinned.num_blocks(CONFIG.block_size, 0) - 1  # without the query
     gauges = answer.engine.gauges()
     assert gauges["kv_cache_pinned_bytes"] == num_blocks * answer.engine.runner._kv.blocks.nbytes / 40
     for image in range(3):
