@@ -189,7 +189,7 @@ async def test_a_template_that_the_queries_do_not_fill_is_refused(
     ("fields", "param"),
     [
         ({"permutations": 2}, "permutations"),
-        ({"template": {"shot": "{text} is {label}"}}, "shots_attend"),
+        ({"template": {"shot": "It is {label}"}}, "shots_attend"),
         ({"template": {"shot": "{media}{label}", "query": "Look: {media}"}}, "shots_attend"),
     ],
 )
