@@ -46,10 +46,15 @@ class PreparedPrompt:
 
     def with_shots(self, attend: ShotsAttend, model: ServedModel) -> PreparedPrompt:
         """Return the prompt with shots that attend to this. Raises `UnsupportedParameter` if the model's cannot."""
-        if attend == "alone" and model.config.gated.attends != "last":
-            message = "shots cannot attend alone: the text of this model reads the media of all shots before it"
-            raise UnsupportedParameter(message, param="shots_attend")
+        check_shots_attend(attend, model)
         return replace(self, encoded=replace(self.encoded, shots_attend=attend))
+
+
+def check_shots_attend(attend: ShotsAttend, model: ServedModel) -> None:
+    """Raises `UnsupportedParameter` for a form of prompts that a model does not have."""
+    if attend == "alone" and model.config.gated.attends != "last":
+        message = "shots cannot attend alone: the text of this model reads the media of all shots before it"
+        raise UnsupportedParameter(message, param="shots_attend")
 
 
 async def prepare_prompt(prompt: Prompt, model: ServedModel, intake: Intake, param: str = "prompt") -> PreparedPrompt:

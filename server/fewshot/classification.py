@@ -131,9 +131,8 @@ async def prepare_scoring(
     """Write the prompts of a classification by likelihood. Raises what `check_candidates` raises."""
     question, segments = assembled.question, assembled.prompt.segments
     template, attend = question.template, question.fields.shots_attend
-    if attend == "alone" and weighing.permutations > 1:
-        message = "the order of shots that attend alone changes nothing: permutations must be 1"
-        raise UnsupportedParameter(message, param="permutations")
+    if attend == "alone":
+        check_orders(weighing)
     texts = [template.lead + candidate.text for candidate in candidates]
     token_ids = [await model.tokenize(continuation_ids, segments, text, model.tokenizer) for text in texts]
     orders = shot_orders(len(assembled.shots), weighing.permutations, weighing.seed)
@@ -147,6 +146,13 @@ async def prepare_scoring(
     ]
     check_candidates(prompts, token_ids, [candidate.param for candidate in candidates], model)
     return ScoringPrompts(prompts=prompts, candidate_ids=token_ids, num_orders=len(orders), weighing=weighing)
+
+
+def check_orders(weighing: WeighingFields) -> None:
+    """Raises `UnsupportedParameter` for several orders of shots that attend alone."""
+    if weighing.permutations > 1:
+        message = "the order of shots that attend alone changes nothing: permutations must be 1"
+        raise UnsupportedParameter(message, param="permutations")
 
 
 async def score_in_context(prompts: ScoringPrompts, record: RequestRecord, client: Client) -> InContext:

@@ -16,7 +16,7 @@ from server.fewshot.retrieval import SPACES, SimilarityQuery, compared_text
 from server.fewshot.shots import DEFAULT_K, SUPPORT_SET, ShotSource, check_media
 from server.fewshot.templates import Shot, Template, TemplateError, built_in, with_end
 from server.media.source import EncodedMedia
-from server.prompt import PreparedPrompt, encode_segments
+from server.prompt import PreparedPrompt, check_shots_attend, encode_segments
 from server.request_record import RequestRecord
 from server.schemas.fewshot import (
     ExamplesFields,
@@ -62,12 +62,13 @@ class Question:
         """All examples: the shots given, or the whole version of the support set."""
         return self.shots if self.support_set is None else self.support_set.examples
 
-    def with_selection(self, examples: ExamplesFields) -> Question:
+    def with_selection(self, examples: ExamplesFields, attend: ShotsAttend) -> Question:
         """Return the question with these shots of its support set, unless the request says how to select them."""
         source = self.fields.examples
         if source is None or source.model_fields_set & SELECTION:
             return self
-        return replace(self, fields=self.fields.model_copy(update={"examples": examples}))
+        form = {} if "shots_attend" in self.fields.model_fields_set else {"shots_attend": attend}
+        return replace(self, fields=self.fields.model_copy(update={"examples": examples, **form}))
 
     def with_each_label(self, num_labels: int) -> Question:
         """Return the question with examples of each label, as equally many as possible, unless it names a strategy.
@@ -201,9 +202,8 @@ async def assemble_shots(
     if k is not None and k > len(support_set.examples):
         raise InvalidRequest(f"k is {k}, only {len(support_set.examples)} examples can be selected", param="k")
     template, examples = find_template(choice, model), support_set.examples[:k]
-    if any(len(example.media) > 1 for example in examples):
-        raise UnsupportedParameter(NOT_ALONE, param="shots_attend")
     try:
+        check_alone(examples, template, model)
         shots, media = await source.read_examples(examples, template)
         return await model.tokenize(_write_alone, template, shots, media, model)
     except InvalidRequest as error:
@@ -241,6 +241,14 @@ def write(
         owner = f" (the example {shot.id!r})" if shot.param == SUPPORT_SET else ""
         raise InvalidRequest(f"{error}{owner}", param=shot.param) from None
     return encode_segments(segments, media, model, query.param).with_shots(attend, model)
+
+
+def check_alone(examples: Sequence[Example], template: Template, model: ServedModel) -> None:
+    """Raises `UnsupportedParameter` unless each of the examples can be a shot that attends alone, or a query."""
+    check_shots_attend("alone", model)
+    begins = all(text.startswith("{media}") for text in (template.shot, template.beginning))
+    if not begins or any(len(example.media) != 1 for example in examples):
+        raise UnsupportedParameter(NOT_ALONE, param="shots_attend")
 
 
 def _check_alone(segments: Sequence[Segment], shots: Sequence[Shot], query: Sequence[Segment]) -> None:

@@ -41,6 +41,7 @@ from server.schemas.fewshot import (
     Version,
     WeighingFields,
 )
+from server.schemas.prompt import AttentionFields
 from server.store.staging import ID_PREFIX
 
 
@@ -271,7 +272,7 @@ class RemoveExamplesRequest(ExpectedRequest):
 Control = Literal["text_only", "shuffled_labels"]
 
 
-class EvaluateRequest(WeighingFields, ModelRequest):
+class EvaluateRequest(WeighingFields, AttentionFields, ModelRequest):
     """A grid of strategies, numbers of shots and seeds; `seed` draws the queries."""
 
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Samples the queries.")

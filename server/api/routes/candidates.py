@@ -92,12 +92,12 @@ async def _choose(
     best = recommended.method if recommended is not None and is_followed else None
     chosen = await services.comparison.choose(question, method, candidates, best)
     if best == chosen.method and recommended is not None:
-        question = question.with_selection(recommended.examples)
+        question = question.with_selection(recommended.examples, recommended.shots_attend)
     question = question.with_each_label(len(candidates))
     if (
         chosen.reads_prompt
         and recommended is not None
-        and recommended.is_of(chosen.method, question.fields.examples, fields)
+        and recommended.is_of(chosen.method, question.fields.examples, question.fields.shots_attend, fields)
     ):
         chosen = replace(chosen, confidence=recommended.confidence)
     return chosen, question

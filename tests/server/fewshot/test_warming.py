@@ -199,7 +199,7 @@ async def test_the_shots_of_a_warm_set_are_those_of_a_request(
         ({"shots_attend": "alone"}, "shots_attend"),
         ({"shots_attend": "alone", "template": "caption", "k": 7}, "k"),
         ({"shots_attend": "alone", "template": {"shot": "Look: {media}{answer}"}}, "shots_attend"),
-        ({"shots_attend": "alone", "template": {"shot": "{answer}"}}, "template"),
+        ({"shots_attend": "alone", "template": {"shot": "{answer}"}}, "shots_attend"),
         ({"shots_attend": "next", "template": "caption"}, "shots_attend"),
     ],
 )
