@@ -2,7 +2,8 @@
 
 The default model names images of categories that nothing was trained on by novel words, 5-way, after 1 and 5 shots per
 word. Both forms answer the same episodes. The first episodes are answered after their shots in several random orders,
-too. Shots that attend alone have no order. Progress goes to standard error, tables to standard output; the last line is JSON.
+too. Shots that attend alone have no order. Progress goes to standard error, tables to standard output; the last line is
+JSON.
 """
 
 from __future__ import annotations

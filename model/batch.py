@@ -13,6 +13,7 @@ sequence's own: its slots end with the tokens of this step.
 from __future__ import annotations
 
 import mmap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -43,6 +44,9 @@ class Batch:
     block_positions: Tensor | None = None
     block_lengths: Tensor | None = None
     slot_mapping: Tensor | None = None  # [T] int64, block * block_size + offset of each token's keys and values
+    # without a cache only: [T] int32, the span of each token in sequences whose shots attend alone. A token reads those
+    # before it in its own span and in span 0; in a query (-1, -2, ...) also those of the shots (1, 2, ...). None: all 0
+    spans: Tensor | None = None
     plan: Plan | GatherPlan | None = None  # how the cache is read, by `LanguageModel.plan`; None: the forward makes it
 
 
@@ -50,17 +54,36 @@ def whole_sequences(
     token_ids: Sequence[Sequence[int]],
     media_slot: Sequence[Sequence[int] | Sequence[Sequence[int]]],
     device: torch.device | str = "cpu",
+    spans: Sequence[Sequence[int]] = (),
 ) -> Batch:
-    """Return a batch of whole sequences, for a forward without a cache that gives the logits of every token."""
+    """Return a batch of whole sequences, for a forward without a cache that gives the logits of every token.
+
+    `spans`: those of the tokens of each sequence, if shots of any attend alone.
+    """
     lengths = torch.tensor([0] + [len(ids) for ids in token_ids])
     starts = lengths.cumsum(0)
+    positions = [span_positions(of) for of in spans or ([0] * len(ids) for ids in token_ids)]
     return Batch(
         token_ids=torch.tensor([t for ids in token_ids for t in ids], device=device),
-        positions=torch.cat([torch.arange(len(ids)) for ids in token_ids]).to(device),
+        positions=torch.tensor([position for of in positions for position in of], device=device),
         media_slot=torch.tensor([s for slots in media_slot for s in slots], dtype=torch.int32, device=device),
         query_starts=starts.to(torch.int32).to(device),
         last_token=torch.arange(int(starts[-1]), device=device),
+        spans=torch.tensor([s for of in spans for s in of], dtype=torch.int32, device=device) if spans else None,
     )
+
+
+def span_positions(spans: Sequence[int]) -> list[int]:
+    """Return the position of each token of a sequence: shots follow span 0, queries follow the longest shot."""
+    lengths = Counter(spans)
+    prefix, longest = lengths[0], max((count for span, count in lengths.items() if span > 0), default=0)
+    num_seen = Counter[int]()
+    positions = []
+    for span in spans:
+        origin = 0 if span == 0 else prefix if span > 0 else prefix + longest
+        positions.append(origin + num_seen[span])
+        num_seen[span] += 1
+    return positions
 
 
 @dataclass(frozen=True, slots=True)

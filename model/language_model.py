@@ -67,7 +67,10 @@ class SelfAttention(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: StepContext, kv: Tensor | None) -> Tensor:
         batch, scale, slopes = context.batch, self.head_dim**-0.5, context.alibi_slopes
         if kv is None:
-            return causal_attention(query, key, value, batch.query_starts, scale=scale, alibi_slopes=slopes)
+            return causal_attention(
+                query, key, value, batch.query_starts,
+                scale=scale, alibi_slopes=slopes, positions=batch.positions, spans=batch.spans,
+            )  # fmt: skip
         assert batch.slot_mapping is not None
         assert batch.block_table is not None
         assert batch.context_lengths is not None
