@@ -10,10 +10,10 @@ A recorded step reads the tables from buffers of a fixed size, in which tiles of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from kernels.spans import Spans, slot_positions
 SPLIT = 256
 WHOLE = 1 << 30
 TABLES = ("records", "members", "rows")
+Ints: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """What the programs of one launch read, all int32."""
+    """The tables that the programs of one launch read, all int32."""
 
     records: Tensor  # [n, 5]: first member, number of members, sequence whose table is read, part, end of its slots
     members: Tensor  # [m, 3]: row, row of the output, position
@@ -81,14 +82,15 @@ class Plan:
         return replace(self, keys=slot_positions(block_table, block_size, spans))
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Run:
     """The rows of one sequence."""
 
     sequence: int
     first: int
     count: int
     context: int  # slots up to the last row's
-    positions: list[int]
+    positions: Sequence[int]
 
     def end(self, index: int) -> int:
         """Return the end of the slots that one of its rows may read."""
@@ -124,9 +126,9 @@ def _runs(starts: list[int], contexts: list[int], spans: Spans | None) -> Iterat
     positions = None if spans is None else spans.positions.tolist()
     for sequence, ((first, end), context) in enumerate(zip(pairwise(starts), contexts, strict=True)):
         count = end - first
-        own = list(range(context - count, context)) if positions is None else positions[first:end]
         if count:
-            yield Run(sequence, first, count, context, own)
+            indices = range(context - count, context)
+            yield Run(sequence, first, count, context, indices if positions is None else positions[first:end])
 
 
 def _tiles_of_parts(
@@ -135,20 +137,21 @@ def _tiles_of_parts(
     """Return the records and members of tiles of rows, of any runs, whose tables are equal over a part."""
     tables = [block_table] if spans is None else [block_table, spans.block_positions, spans.block_lengths]
     content = torch.stack([table.to(torch.int32) for table in tables], -1).numpy()  # [S, W, 1 or 3]
-    groups: dict[tuple[int, bytes], list[tuple[int, int, int, int, int]]] = {}
-    place = 0
+    groups: dict[tuple[int, bytes], list[Ints]] = {}
+    num_rows = 0
     for run in runs:
         for part, begin in enumerate(range(0, run.context, SPLIT)):
             end = min(run.context, begin + SPLIT)
             blocks = content[run.sequence, begin // shape.block_size : cdiv(end, shape.block_size)]
             group = groups.setdefault((part, blocks.tobytes()), [])
             group += [
-                (run.first + i, place + i, position, run.sequence, min(run.end(i), end))
+                (run.first + i, num_rows + i, position, run.sequence, min(run.end(i), end))
                 for i, position in enumerate(run.positions)
                 if run.end(i) > begin
             ]
-        place += run.count
-    records, members = [], []
+        num_rows += run.count
+    records: list[Ints] = []
+    members: list[Ints] = []
     size = launch.block // shape.group
     for (part, _), group in groups.items():
         for first in range(0, len(group), size):
@@ -160,7 +163,8 @@ def _tiles_of_parts(
 
 def _tiles_of_rows(runs: list[Run], size: int) -> tuple[Tensor, Tensor]:
     """Return the records and members of tiles of consecutive rows of one run."""
-    records, members = [], []
+    records: list[Ints] = []
+    members: list[Ints] = []
     for run in runs:
         for first in range(0, run.count, size):
             count = min(size, run.count - first)
@@ -169,7 +173,7 @@ def _tiles_of_rows(runs: list[Run], size: int) -> tuple[Tensor, Tensor]:
     return _table(records, 5), _table(members, 3)
 
 
-def _table(values: list[tuple[int, ...]], width: int) -> Tensor:
+def _table(values: Sequence[Ints], width: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int32).view(len(values), width)
 
 

@@ -142,7 +142,11 @@ def test_a_recorded_step_reads_the_plan_of_each_step(close: Check) -> None:
         [Row((Span(0, 33),), 1), Row((Span(0, 2),), 1), Row((PREFIX, LAST), 1)],
     ):
         step, count = step_of(rows), len(rows)
-        fill_plan(static, planned(step))
+        plan = planned(step)
+        fill_plan(static, plan)
+        assert static.few is not None
+        assert plan.few is not None
+        assert static.few.records[:, 1].sum() == plan.few.records[:, 1].sum()  # no tile of an earlier step is left
         width = 16 - step.block_table.shape[1]
         pad = torch.nn.functional.pad
         spans = Spans(
@@ -166,3 +170,11 @@ def test_the_plan_has_each_row_s_position_and_its_padding() -> None:
     assert plan.few.members.tolist() == [[0, 0, 3], [1, 1, 4], [2, 2, 8]]
     assert plan.few.records.tolist() == [[0, 2, 0, 0, 5], [2, 1, 1, 0, 9]]
     assert plan.few.rows.tolist() == [[0, 1], [1, 1], [2, 1], [3, 0], [4, 0]]
+
+
+def test_a_row_is_in_no_tile_of_a_part_that_begins_after_it() -> None:
+    table = torch.zeros(1, 5, dtype=torch.int32)
+    plan = plan_tiles(table, torch.tensor([0, 2]), torch.tensor([17]), num_tokens=2, shape=SHAPE)
+    assert plan.few is not None
+    assert plan.few.members.tolist() == [[0, 0, 15], [1, 1, 16], [1, 1, 16]]
+    assert plan.few.rows.tolist() == [[0, 1], [1, 2]]
