@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -130,6 +131,24 @@ def test_blocks_that_are_equal_at_other_positions_are_not_one_tile() -> None:
     plan = planned(step)
     assert plan.few is not None
     assert len(plan.few.records) == shared + 1
+
+
+def test_a_shot_that_is_read_twice_is_in_two_parts(close: Check) -> None:
+    shot = Span(0, 16, "shot")
+    step = step_of([Row((shot, shot, Span(16, 3)), 1)])
+    plan = planned(step)
+    assert plan.few is not None
+    assert sorted(plan.few.records[:, 3].tolist()) == [0, 1, 2]
+    close("out", attend(step), paged_attention_reference(*step.inputs, scale=0.3, spans=step.spans))
+
+
+def test_parts_of_equal_hash_that_differ_are_not_one_tile(monkeypatch: pytest.MonkeyPatch, close: Check) -> None:
+    monkeypatch.setattr(module, "FACTORS", np.zeros(64, np.uint64))
+    step = step_of([Row((PREFIX, A, LAST), 1), Row((PREFIX, B, LAST), 1)])
+    plan = planned(step)
+    assert plan.few is not None
+    assert plan.few.records[:, 1].tolist() == [1] * 6
+    close("out", attend(step), paged_attention_reference(*step.inputs, scale=0.3, spans=step.spans))
 
 
 def test_a_recorded_step_reads_the_plan_of_each_step(close: Check) -> None:
