@@ -166,9 +166,8 @@ def _decode_mask(distance: Tensor, is_hidden: Tensor, slopes: Tensor | None, num
 
 
 def _decode_rows(step: _Step, sequences: Sequence[int]) -> DecodeRows:
-    tables = (step.query_starts[:-1], step.block_table, step.context_lengths)
-    rows, tables, lengths = (x.to(torch.int32) for x in tables)
-    spans = step.spans
+    spans, inputs = step.spans, (step.query_starts[:-1], step.block_table, step.context_lengths)
+    rows, tables, lengths = (x.to(torch.int32) for x in inputs)
     if len(sequences) < len(lengths):
         rows, tables, lengths = (x[sequences] for x in (rows, tables, lengths))
     if spans is not None:

@@ -60,11 +60,11 @@ def _attend_tile(
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
     o = o / total[:, None]
-    place = tl.load(member + 1, mask=mask, other=0).to(tl.int64)  # only here: registers are short in the loop
+    out_row = tl.load(member + 1, mask=mask, other=0).to(tl.int64)  # only here: registers are short in the loop
     if PARTIAL:
-        place += part.to(tl.int64) * num_rows
-        tl.store(lse + place * num_heads + head, tl.where(empty, float("-inf"), top + tl.log2(total)), mask=mask)
-    out_at = (place * num_heads + head)[:, None] * K + columns[None, :]
+        out_row += part.to(tl.int64) * num_rows
+        tl.store(lse + out_row * num_heads + head, tl.where(empty, float("-inf"), top + tl.log2(total)), mask=mask)
+    out_at = (out_row * num_heads + head)[:, None] * K + columns[None, :]
     store_tile(out, out_at, o, mask, columns, K, BLOCK_K == K)
 
 
@@ -73,20 +73,20 @@ def _merge_parts(
     parts, lse, rows, out, num_rows, H: tl.constexpr, K: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr
 ):
     """BLOCK_H heads of one row: the sum of its parts in order, each weighted by its log-sum-exp."""
-    place = tl.program_id(0).to(tl.int64)
-    row, num_parts = tl.load(rows + 2 * place).to(tl.int64), tl.load(rows + 2 * place + 1)
+    out_row = tl.program_id(0).to(tl.int64)
+    row, num_parts = tl.load(rows + 2 * out_row).to(tl.int64), tl.load(rows + 2 * out_row + 1)
     heads, columns = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_K)
     mask = heads < H
     at = heads[:, None] * K + columns[None, :]
     top = tl.full([BLOCK_H], float("-inf"), tl.float32)
     for part in range(0, num_parts):
-        part_lse = tl.load(lse + (part * num_rows + place) * H + heads, mask=mask, other=float("-inf"))
+        part_lse = tl.load(lse + (part * num_rows + out_row) * H + heads, mask=mask, other=float("-inf"))
         top = tl.maximum(top, part_lse)
     top = tl.where(top == float("-inf"), 0.0, top)
     total = tl.zeros([BLOCK_H], tl.float32)
     o = tl.zeros([BLOCK_H, BLOCK_K], tl.float32)
     for part in range(0, num_parts):
-        part_at = (part * num_rows + place) * H
+        part_at = (part * num_rows + out_row) * H
         weight = tl.exp2(tl.load(lse + part_at + heads, mask=mask, other=float("-inf")) - top)
         total += weight
         o += weight[:, None] * load_tile(parts + part_at * K, at, weight > 0.0, columns, K, BLOCK_K == K)

@@ -27,11 +27,11 @@ class DecodeRows:
 
     def addresses(self) -> tuple[int, int, int, int, bool]:
         """Return where `lengths` and the tables of `spans` are, and whether there are spans."""
-        spans = self.spans
+        lengths, spans = self.lengths.data_ptr(), self.spans
         if spans is None:
-            return self.lengths.data_ptr(), 0, 0, 0, False
-        tables = (spans.positions, spans.block_positions, spans.block_lengths)
-        return self.lengths.data_ptr(), *(table.data_ptr() for table in tables), True
+            return lengths, 0, 0, 0, False
+        block_positions, block_lengths = spans.block_positions.data_ptr(), spans.block_lengths.data_ptr()
+        return lengths, spans.positions.data_ptr(), block_positions, block_lengths, True
 
 
 @inlined
@@ -68,14 +68,14 @@ def attend_row(
         for i in range(size):
             q[i] = load(query, at + kv_head * size + i) * scale
             o[i] = np.float32(0)
-        num_keys = 0
+        num_keys = np.int64(0)
         for first in range(0, num_slots, block_size):
             entry = table + first // block_size
             if has_spans:
                 begin = np.int64(block_positions[entry])
-                count = max(min(np.int64(block_lengths[entry]), position + 1 - begin), 0)
+                count = np.int64(max(min(block_lengths[entry], position + 1 - begin), 0))
             else:
-                begin, count = first, min(block_size, num_slots - first)
+                begin, count = np.int64(first), np.int64(min(block_size, num_slots - first))
             keys = tables[entry] * block_stride + kv_head * block_size * head_dim
             for key in range(count):
                 for i in range(head_dim):
@@ -90,14 +90,14 @@ def attend_row(
             num_keys += count
         for head in range(group):
             softmax(weights, head, num_keys)
-        num_keys = 0
+        num_keys = np.int64(0)
         for first in range(0, num_slots, block_size):
             entry = table + first // block_size
             if has_spans:
                 begin = np.int64(block_positions[entry])
-                count = max(min(np.int64(block_lengths[entry]), position + 1 - begin), 0)
+                count = np.int64(max(min(block_lengths[entry], position + 1 - begin), 0))
             else:
-                begin, count = first, min(block_size, num_slots - first)
+                begin, count = np.int64(first), np.int64(min(block_size, num_slots - first))
             values = tables[entry] * block_stride + (num_kv_heads + kv_head) * block_size * head_dim
             for key in range(count):
                 for i in range(head_dim):

@@ -10,12 +10,12 @@ A recorded step reads the tables from buffers of a fixed size, in which tiles of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.backend import Launch, launch_config
@@ -25,6 +25,8 @@ from kernels.spans import Spans, slot_positions
 SPLIT = 256
 WHOLE = 1 << 30
 TABLES = ("records", "members", "rows")
+Array: TypeAlias = NDArray[np.int64]
+FACTORS = np.random.default_rng(0).integers(1, 1 << 63, 4096, dtype=np.uint64) * 2 + 1  # odd, for hashes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """What the programs of one launch read, all int32."""
+    """The tables that the programs of one launch read, all int32."""
 
     records: Tensor  # [n, 5]: first member, number of members, sequence whose table is read, part, end of its slots
     members: Tensor  # [m, 3]: row, row of the output, position
@@ -81,18 +83,16 @@ class Plan:
         return replace(self, keys=slot_positions(block_table, block_size, spans))
 
 
-class Run(NamedTuple):
-    """The rows of one sequence."""
+class Rows(NamedTuple):
+    """Rows of queries, as arrays."""
 
-    sequence: int
-    first: int
-    count: int
-    context: int  # slots up to the last row's
-    positions: list[int]
+    row: Array  # of the query
+    sequence: Array
+    end: Array  # of the slots that the row may read
+    position: Array
 
-    def end(self, index: int) -> int:
-        """Return the end of the slots that one of its rows may read."""
-        return self.context - self.count + index + 1
+    def take(self, chosen: NDArray[Any]) -> Rows:
+        return Rows(*(values[chosen] for values in self))
 
 
 def plan_tiles(
@@ -106,80 +106,89 @@ def plan_tiles(
 ) -> Plan:
     """Build the plan from tables in host memory; rows after the last of query_starts are padding and give zeros."""
     few, many = shape.launches()
-    starts = query_starts.tolist()
-    runs = list(_runs(starts, context_lengths.tolist(), spans))
-    short = [run for run in runs if run.count <= few.block // shape.group]
-    long = [run for run in runs if run.count > few.block // shape.group]
-    parts = _tiles_of_parts(short, block_table, spans, shape, few)
-    rows = [(run.first + i, cdiv(run.end(i), SPLIT)) for run in short for i in range(run.count)]
-    rows += [(row, 0) for row in range(starts[-1], num_tokens)]
-    num_parts = max((count for _, count in rows), default=0)
+    starts, contexts = (table.numpy().astype(np.int64) for table in (query_starts, context_lengths))
+    rows = _rows(starts, contexts, spans)
+    is_few = (np.diff(starts) <= few.block // shape.group)[rows.sequence]
+    tables = [block_table] if spans is None else [block_table, spans.block_positions, spans.block_lengths]
+    content = np.stack([table.numpy() for table in tables], -1)  # [S, W, 1 or 3]
+    padding = np.arange(starts[-1], num_tokens)
     return Plan(
-        Tiles(*parts, _table(rows, 2), max(num_parts, 1), SPLIT, few) if rows else None,
-        Tiles(*_tiles_of_rows(long, many.block // shape.group), _table([], 2), 1, WHOLE, many) if long else None,
+        _few(rows.take(is_few), padding, content, contexts, shape, few),
+        _many(rows.take(~is_few), many, many.block // shape.group),
     )
 
 
-def _runs(starts: list[int], contexts: list[int], spans: Spans | None) -> Iterator[Run]:
-    positions = None if spans is None else spans.positions.tolist()
-    for sequence, ((first, end), context) in enumerate(zip(pairwise(starts), contexts, strict=True)):
-        count = end - first
-        own = list(range(context - count, context)) if positions is None else positions[first:end]
-        if count:
-            yield Run(sequence, first, count, context, own)
+def _rows(starts: Array, contexts: Array, spans: Spans | None) -> Rows:
+    row, sequence = np.arange(starts[-1]), np.repeat(np.arange(len(contexts)), np.diff(starts))
+    end = (contexts - starts[1:])[sequence] + row + 1
+    return Rows(row, sequence, end, end - 1 if spans is None else spans.positions.numpy()[: len(row)])
 
 
-def _tiles_of_parts(
-    runs: list[Run], block_table: Tensor, spans: Spans | None, shape: Shape, launch: Launch
-) -> tuple[Tensor, Tensor]:
-    """Return the records and members of tiles of rows, of any runs, whose tables are equal over a part."""
-    tables = [block_table] if spans is None else [block_table, spans.block_positions, spans.block_lengths]
-    content = torch.stack([table.to(torch.int32) for table in tables], -1).numpy()  # [S, W, 1 or 3]
-    groups: dict[tuple[int, bytes], list[tuple[int, int, int, int, int]]] = {}
-    place = 0
-    for run in runs:
-        for part, begin in enumerate(range(0, run.context, SPLIT)):
-            end = min(run.context, begin + SPLIT)
-            blocks = content[run.sequence, begin // shape.block_size : cdiv(end, shape.block_size)]
-            group = groups.setdefault((part, blocks.tobytes()), [])
-            group += [
-                (run.first + i, place + i, position, run.sequence, min(run.end(i), end))
-                for i, position in enumerate(run.positions)
-                if run.end(i) > begin
-            ]
-        place += run.count
-    records, members = [], []
-    size = launch.block // shape.group
-    for (part, _), group in groups.items():
-        for first in range(0, len(group), size):
-            tile = group[first : first + size]
-            records.append((len(members), len(tile), tile[0][3], part, max(member[4] for member in tile)))
-            members += [member[:3] for member in tile]
-    return _table(records, 5), _table(members, 3)
+def _few(rows: Rows, padding: Array, content: Array, contexts: Array, shape: Shape, launch: Launch) -> Tiles | None:
+    """Return tiles of rows, of any sequences, whose tables are equal over a part."""
+    num_parts = -(-rows.end // SPLIT)
+    merged = np.concatenate([np.stack([rows.row, num_parts], 1), np.stack([padding, 0 * padding], 1)])
+    if not len(merged):
+        return None
+    groups = _equal_parts(content, contexts, int(num_parts.max(initial=0)), shape.block_size)  # [S, P]
+    # every row in each of its parts, ordered by group
+    output = np.repeat(np.arange(len(num_parts)), num_parts)
+    part = np.arange(len(output)) - np.repeat(np.cumsum(num_parts) - num_parts, num_parts)
+    group = groups[rows.sequence[output], part]
+    order = np.argsort(group, kind="stable")
+    output, part, group = output[order], part[order], group[order]
+    begins = _cuts(group, launch.block // shape.group)
+    members = rows.take(output)
+    end = np.minimum(members.end, (part + 1) * SPLIT)
+    tables = _tables(begins, members._replace(end=end), part, output)
+    return Tiles(*tables, _table(merged), max(1, int(num_parts.max(initial=0))), SPLIT, launch)
 
 
-def _tiles_of_rows(runs: list[Run], size: int) -> tuple[Tensor, Tensor]:
-    """Return the records and members of tiles of consecutive rows of one run."""
-    records, members = [], []
-    for run in runs:
-        for first in range(0, run.count, size):
-            count = min(size, run.count - first)
-            records.append((len(members), count, run.sequence, 0, run.end(first + count - 1)))
-            members += [(run.first + i, run.first + i, run.positions[i]) for i in range(first, first + count)]
-    return _table(records, 5), _table(members, 3)
+def _equal_parts(content: Array, contexts: Array, num_parts: int, block_size: int) -> Array:
+    """Return a number [S, P] for each part of a table; those of equal parts are equal."""
+    columns = np.arange(num_parts)[:, None] * SPLIT // block_size + np.arange(max(1, SPLIT // block_size))  # [P, E]
+    is_used = columns < -(-contexts // block_size)[:, None, None]
+    entries = np.where(is_used[..., None], content[:, np.minimum(columns, content.shape[1] - 1)], -1)
+    number = np.tile(np.arange(num_parts), len(contexts))
+    parts = np.column_stack([number, entries.reshape(len(number), -1)])
+    hashes = (parts.astype(np.uint64) * FACTORS[: parts.shape[1]]).sum(1)
+    _, first, number = np.unique(hashes, return_index=True, return_inverse=True)
+    if not (parts == parts[first[number]]).all():  # two of 2^64 hashes are the same
+        number = np.arange(len(parts))
+    return number.reshape(len(contexts), num_parts)
 
 
-def _table(values: list[tuple[int, ...]], width: int) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32).view(len(values), width)
+def _many(rows: Rows, launch: Launch, size: int) -> Tiles | None:
+    """Return tiles of consecutive rows of one sequence."""
+    if not len(rows.row):
+        return None
+    begins = _cuts(rows.sequence, size)
+    tables = _tables(begins, rows, 0 * rows.row, rows.row)
+    return Tiles(*tables, _table(np.zeros((0, 2))), 1, WHOLE, launch)
 
 
-def cdiv(count: int, size: int) -> int:
-    return -(-count // size)
+def _cuts(group: Array, size: int) -> Array:
+    """Return where tiles begin, of at most `size` consecutive members of one group [m]."""
+    begins = np.flatnonzero(np.diff(group, prepend=-1))
+    offset = np.arange(len(group)) - np.repeat(begins, np.diff(begins, append=len(group)))
+    return np.flatnonzero(offset % size == 0)
+
+
+def _tables(begins: Array, members: Rows, part: Array, output: Array) -> tuple[Tensor, Tensor]:
+    """Return the records and the members of tiles that begin at these members."""
+    counts = np.diff(begins, append=len(output))
+    end = np.maximum.reduceat(members.end, begins) if len(begins) else begins
+    records = np.stack([begins, counts, members.sequence[begins], part[begins], end], 1)
+    return _table(records), _table(np.stack([members.row, output, members.position], 1))
+
+
+def _table(values: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(values.astype(np.int32))
 
 
 def static_plan(num_rows: int, table_width: int, shape: Shape, device: torch.device) -> Plan:
     """Return a plan of `num_rows` decoding rows of padding, as large as any of theirs, which `fill_plan` overwrites."""
-    num_parts = cdiv(table_width * shape.block_size, SPLIT)
+    num_parts = -(-table_width * shape.block_size // SPLIT)
     rows = torch.stack([torch.arange(num_rows), torch.zeros(num_rows)], 1).to(device, torch.int32)
     records, members = (rows.new_zeros(num_rows * num_parts, width) for width in (5, 3))
     return Plan(Tiles(records, members, rows, num_parts, SPLIT, shape.launches()[0]))

@@ -48,9 +48,10 @@ from server.engine_client.client import Client
 from server.errors import ServerError, http_error_body
 from server.fewshot.comparison import Comparison
 from server.fewshot.fits import FitStore
+from server.fewshot.maintenance import Maintenance
 from server.fewshot.retrieval import EmbeddingStore, Retrieval
 from server.fewshot.shots import ShotSource
-from server.fewshot.warming import Maintenance, Warming
+from server.fewshot.warming import Warming
 from server.limits.admission import Admission
 from server.limits.background import Background
 from server.media.fetch import Fetcher

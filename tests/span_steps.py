@@ -28,7 +28,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Step:
-    """The inputs of the attention; in the cache, everything but valid keys and values is NaN."""
+    """The inputs of the attention; in the cache, everything but valid keys and values is NaN.
+
+    The last block of every second row counts as full: its other slots are ahead of the queries.
+    """
 
     query: Tensor
     kv_cache: Tensor
@@ -70,7 +73,7 @@ def span_rows(draw: st.DrawFn, *, max_rows: int = 5, max_queries: int = 9, unit:
     for _ in range(draw(st.integers(1, max_rows))):
         length = draw(st.integers(1, 9))
         if draw(st.integers(0, 3)) == 0:
-            spans = (Span(0, unit * length),)
+            spans: tuple[Span, ...] = (Span(0, unit * length),)
         else:
             group = draw(st.integers(0, 1))
             read = [prefixes[group]] * bool(prefixes[group].count) + draw(
@@ -106,6 +109,8 @@ def step_of(
     width = spare_columns + max(map(len, tables))
     padded = [table + [(0, 0, 0)] * (width - len(table)) for table in tables]
     block_table, block_positions, block_lengths = torch.tensor(padded, dtype=torch.int32).unbind(2)
+    for i, table in enumerate(tables[1::2]):
+        block_lengths[2 * i + 1, len(table) - 1] = block_size
     number = torch.randperm(num_blocks - 1) + 1
     kv_cache = torch.full((num_blocks, 2, kv_heads, block_size, head_dim), float("nan"), dtype=dtype)
     for table in tables:

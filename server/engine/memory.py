@@ -15,7 +15,7 @@ from server.engine.sequence import Sequence
 
 @dataclass(slots=True)
 class Cached:
-    """What a sequence that waits finds in the cache, in the order of computation.
+    """The blocks with which a sequence that waits can begin, in the order of computation.
 
     `missing` has the hashes of blocks that are not cached but could be, because another sequence computes them: the first
     one of each span.
@@ -78,15 +78,17 @@ class Memory:
         cached = self._find(spans.prefix_hashes, len(spans.prefix))
         if cached.missing:
             return cached
-        found = [self._find(shot.hashes, len(shot.token_ids)) for shot in spans.shots]
+        matches = [self._find(shot.hashes, len(shot.token_ids)) for shot in spans.shots]
         # whole shots first, then the one of which most is cached
-        order = sorted(range(len(found)), key=lambda shot: -found[shot].num_tokens if found[shot].missing else -inf)
+        order = sorted(
+            range(len(matches)), key=lambda shot: -matches[shot].num_tokens if matches[shot].missing else -inf
+        )
         sequence.arrange(order, size)
         for shot in order:
             if not cached.missing:
-                cached.blocks += found[shot].blocks
-                cached.num_tokens += found[shot].num_tokens
-            cached.missing += found[shot].missing
+                cached.blocks += matches[shot].blocks
+                cached.num_tokens += matches[shot].num_tokens
+            cached.missing += matches[shot].missing
         if not cached.missing:
             rest = self._find_from(sequence, sequence.layout.first_query_block, sequence.layout.query_start)
             return Cached(cached.blocks + rest.blocks, cached.num_tokens + rest.num_tokens, rest.missing)
@@ -114,11 +116,11 @@ class Memory:
         layout = sequence.layout
         if layout is None:
             return blocks
-        places = [place for span in range(len(layout.starts) - 1) for place in layout.blocks(span)]
-        table = [0] * len(places)
-        for place, block in zip(places, blocks, strict=False):
-            table[place] = block
-        return table + blocks[len(places) :]
+        indices = [index for span in range(len(layout.starts) - 1) for index in layout.blocks(span)]
+        table = [0] * len(indices)
+        for index, block in zip(indices, blocks, strict=False):
+            table[index] = block
+        return table + blocks[len(indices) :]
 
     def num_blocks_for(self, sequence: Sequence, num_tokens: int) -> int:
         if sequence.layout is not None:

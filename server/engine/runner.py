@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,7 +151,7 @@ class Runner:
         if self.device.type == "cpu":
             return batch
         tables = {field.name: getattr(batch, field.name) for field in fields(batch)}
-        moved = {
+        moved: dict[str, Any] = {
             name: table.pin_memory().to(self.device, non_blocking=True)
             for name, table in tables.items()
             if isinstance(table, Tensor)

@@ -66,12 +66,12 @@ def _run(layout: Layout, table: list[int], part: Part) -> Run:
     span, first = part.span, part.start - layout.starts[part.span]
     is_query = span == len(layout.starts) - 1
     num_before = layout.first_query_block if is_query else min(span, 1) * layout.num_prefix_blocks
-    own = table[layout.first_query_block :] if is_query else [table[block] for block in layout.blocks(span)]
+    blocks = table[layout.first_query_block :] if is_query else [table[block] for block in layout.blocks(span)]
     position = layout.positions[span] + first
     return Run(
         range(position, position + part.stop - part.start),
         first,
-        table[:num_before] + own,
+        table[:num_before] + blocks,
         layout.block_positions[:num_before],
         layout.block_lengths[:num_before],
     )

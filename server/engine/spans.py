@@ -84,7 +84,7 @@ class Part(NamedTuple):
 
 
 class Layout:
-    """Where the tokens of a sequence lie: its prefix, its shots in the order `computed`, and its query.
+    """The places of a sequence's tokens: of its prefix, its shots in the order `computed`, and its query.
 
     Per span, in the order of computation, the prefix first and the query last: `starts` has the first token, `positions`
     its position, and `first_blocks` the place of its first block in the block table.

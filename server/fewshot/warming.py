@@ -1,13 +1,9 @@
-"""Keeps support sets warm, on request and in a background task that also sweeps expired sets.
+"""Warms support sets: computes in advance what requests with them need.
 
 A version's media are encoded and embedded, and the method that fits its labels is chosen. On request, its texts are
 embedded and its shots computed. Vectors and fits stay in the database; everything else is lost with the worker, so in a new
-worker every status is "pending" again, until the background task has warmed the versions again that were warm. Warming runs
-after all requests of clients.
-
-The background task compares the database with what this worker was asked to keep, after every change and at regular
-intervals. So it also handles a restarted worker and changes that another server made. Pinned sets come first; then the sets
-that were warm in the worker before, one per round.
+worker every status is "pending" again, until maintenance has warmed the versions again that were warm. Warming runs after
+all requests of clients.
 """
 
 from __future__ import annotations
@@ -18,23 +14,21 @@ import time
 import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from model.prompt import EncodedPrompt, Media, encode
 from server.engine_client.client import Client
-from server.errors import EngineDied, EngineNotReady, ServerError, SupportSetNotFound
+from server.errors import EngineDied, EngineNotReady, ServerError
 from server.fewshot.classification import run_concurrently
 from server.fewshot.comparison import Comparison
-from server.fewshot.retrieval import EmbeddingStore, Retrieval
-from server.media.source import EncodedMedia, digest_of
+from server.fewshot.retrieval import Retrieval
+from server.media.source import EncodedMedia
 from server.media.store import MediaStore
-from server.metrics import Metrics
 from server.prompt import PreparedPrompt
 from server.served_model import ServedModel
-from server.store.records import SupportSet, Totals
-from server.store.support_sets import SupportSets
+from server.store.records import SupportSet
 from server.wire import BACKGROUND_PRIORITY, Admitted, Generate, Sampling
 
 # media that the worker encodes concurrently: enough for batches
@@ -82,8 +76,7 @@ class WarmTarget:
     def covers(self, other: WarmTarget) -> bool:
         if other.with_texts and not self.with_texts:
             return False
-        mine, others = ([prompt.encoded for prompt in target.prompts] for target in (self, other))
-        return not others or mine == others
+        return not other.prompts or [p.encoded for p in self.prompts] == [p.encoded for p in other.prompts]
 
     @property
     def shots(self) -> list[EncodedPrompt]:
@@ -284,130 +277,3 @@ def _num_shot_tokens(prompt: EncodedPrompt) -> int:
     """Return the tokens of the shots of a prompt: all of them, or those between prefix and query."""
     starts = prompt.span_starts
     return starts[-1] - starts[1] if prompt.has_spans else len(prompt.token_ids)
-
-
-# the longest delay until a new worker, or a change by another server, is noticed
-POLL_SECONDS = 2.0
-
-
-class Maintenance:
-    """Runs one round after the other until it is cancelled."""
-
-    def __init__(
-        self,
-        support_sets: SupportSets,
-        embeddings: EmbeddingStore,
-        warming: Warming,
-        client: Client,
-        metrics: Metrics,
-        *,
-        sweep_interval: float,
-    ) -> None:
-        self._support_sets = support_sets
-        self._embeddings = embeddings
-        self._warming = warming
-        self._client = client
-        self._metrics = metrics
-        self._sweep_interval = sweep_interval
-        self._next_sweep = 0.0
-        self._totals = Totals(latest=[], num_bytes=0)
-        # of this worker: media that it was asked to keep, and versions that could not be warmed since the last sweep
-        self._worker_id: object = None
-        self._pinned_media: set[str] = set()
-        self._pinned_shots: dict[tuple[str, int], list[EncodedPrompt]] = {}
-        self._failed_versions: set[tuple[str, int]] = set()
-
-    async def run(self) -> None:
-        """Run until cancelled; after an error the next round tries again."""
-        while True:
-            delay = POLL_SECONDS
-            try:
-                if await self.run_once():
-                    delay = 0.0
-            except ServerError as error:
-                logger.warning("maintenance of support sets failed", extra={"error": error.message})
-            except Exception:
-                logger.exception("maintenance of support sets failed")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(delay):
-                    await self._support_sets.changed.wait()
-
-    async def run_once(self) -> bool:
-        """Sweep if a sweep is due, and warm sets if the worker is ready; return whether more sets are to be warmed."""
-        is_changed, is_due = self._support_sets.changed.is_set(), time.monotonic() >= self._next_sweep
-        self._support_sets.changed.clear()
-        if is_due:
-            await self._support_sets.sweep()
-            await self._embeddings.sweep()
-            self._next_sweep = time.monotonic() + self._sweep_interval
-            self._failed_versions.clear()
-        if is_due or is_changed:
-            self._totals = await self._support_sets.totals()
-        self._update_metrics()
-        if self._client.state != "ready":
-            return False
-        await self._pin()
-        has_more = await self._warm_again()
-        self._update_metrics()
-        return has_more
-
-    async def _warm_again(self) -> bool:
-        """Warm one version that was warm in a worker before; return whether there are more."""
-        lost = self._warming.lost()
-        for set_id, version in lost[:1]:
-            try:
-                await self._warming.warm_again(await self._support_sets.get_version(set_id, version))
-            except SupportSetNotFound:  # deleted meanwhile
-                self._warming.forget(set_id, version)
-        return len(lost) > 1
-
-    async def _pin(self) -> None:
-        """Pin sets in the order of their age: the worker keeps as many media as its quota has room for."""
-        if self._worker_id != self._warming.worker_id:
-            self._worker_id, self._pinned_media, self._failed_versions = self._warming.worker_id, set(), set()
-            self._pinned_shots = {}
-        media: set[str] = set()
-        shots: dict[tuple[str, int], list[EncodedPrompt]] = {}
-        for set_id, version in await self._support_sets.pinned():
-            with suppress(SupportSetNotFound):  # deleted meanwhile
-                support_set = await self._support_sets.get_version(set_id, version)
-                if await self._warm_and_pin(support_set):
-                    media.update(support_set.media)
-                    shots[set_id, version] = self._warming.shots(support_set.id, support_set.version)
-        if unpinned := self._pinned_media - media:
-            self._client.pin(_digests(unpinned), is_kept=False)
-            self._client.pin(_digests(media), is_kept=True)  # there may be room now
-        self._pinned_media = media
-        self._pin_shots(shots)
-
-    def _pin_shots(self, shots: dict[tuple[str, int], list[EncodedPrompt]]) -> None:
-        """Pin these shots, and release those of other sets or templates."""
-        if shots == self._pinned_shots:
-            return
-        if released := [prompt for prompts in self._pinned_shots.values() for prompt in prompts]:
-            self._client.pin([], is_kept=False, prompts=released)
-        if pinned := [prompt for prompts in shots.values() for prompt in prompts]:
-            self._client.pin([], is_kept=True, prompts=pinned)
-        self._pinned_shots = shots
-
-    async def _warm_and_pin(self, support_set: SupportSet) -> bool:
-        """Return whether the set's media are pinned; media must be warm first, since only the worker's media can stay."""
-        key = (support_set.id, support_set.version)
-        if self._pinned_media.issuperset(support_set.media):
-            return True
-        if key in self._failed_versions:
-            return False
-        warmth = await self._warming.warm_again(support_set)
-        if warmth.status != "ready":
-            self._failed_versions.add(key)
-            return False
-        self._client.pin(_digests(support_set.media), is_kept=True)
-        return True
-
-    def _update_metrics(self) -> None:
-        self._metrics.support_set_media_bytes.set(self._totals.num_bytes)
-        self._metrics.count_support_sets(self._warming.num_by_status(self._totals.latest))
-
-
-def _digests(media: Iterable[str]) -> list[bytes]:
-    return [digest_of(media_id) for media_id in media]

@@ -92,6 +92,16 @@ def test_blocks_in_the_same_place_are_read_once(path: str) -> None:
     torch.testing.assert_close(got, paged_attention_reference(*step.inputs, scale=0.3, spans=step.spans))
 
 
+@pytest.mark.parametrize("table", ["block_positions", "block_lengths"])
+def test_blocks_of_other_positions_or_lengths_are_not_shared(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paged_attention_cpu, "MAX_LOOP_SCORES", 0)
+    step = step_of([Row((PREFIX, A, OWN), 1), Row((PREFIX, A, OWN), 1)])
+    getattr(step.spans, table)[1, 0] -= 1
+    plan = gather_plan(*step.inputs[1:], num_heads=4, spans=step.spans)
+    assert isinstance(plan.decode, DecodePlan)
+    assert plan.decode.shared.tolist() == step.block_table[0, 1:4].tolist()
+
+
 NEIGHBOURS = {
     "all": Row((PREFIX, A, C, OWN), 1),
     "some": Row((PREFIX, A, B, OWN), 1),

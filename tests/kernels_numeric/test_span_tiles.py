@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -132,6 +133,24 @@ def test_blocks_that_are_equal_at_other_positions_are_not_one_tile() -> None:
     assert len(plan.few.records) == shared + 1
 
 
+def test_a_shot_that_is_read_twice_is_in_two_parts(close: Check) -> None:
+    shot = Span(0, 16, "shot")
+    step = step_of([Row((shot, shot, Span(16, 3)), 1)])
+    plan = planned(step)
+    assert plan.few is not None
+    assert sorted(plan.few.records[:, 3].tolist()) == [0, 1, 2]
+    close("out", attend(step), paged_attention_reference(*step.inputs, scale=0.3, spans=step.spans))
+
+
+def test_parts_of_equal_hash_that_differ_are_not_one_tile(monkeypatch: pytest.MonkeyPatch, close: Check) -> None:
+    monkeypatch.setattr(module, "FACTORS", np.zeros(64, np.uint64))
+    step = step_of([Row((PREFIX, A, LAST), 1), Row((PREFIX, B, LAST), 1)])
+    plan = planned(step)
+    assert plan.few is not None
+    assert plan.few.records[:, 1].tolist() == [1] * 6
+    close("out", attend(step), paged_attention_reference(*step.inputs, scale=0.3, spans=step.spans))
+
+
 def test_a_recorded_step_reads_the_plan_of_each_step(close: Check) -> None:
     """One set of buffers serves steps of other sizes, one after the other; their padding gives zeros."""
     largest = static_plan(8, 16, SHAPE, torch.device("cpu"))
@@ -142,7 +161,11 @@ def test_a_recorded_step_reads_the_plan_of_each_step(close: Check) -> None:
         [Row((Span(0, 33),), 1), Row((Span(0, 2),), 1), Row((PREFIX, LAST), 1)],
     ):
         step, count = step_of(rows), len(rows)
-        fill_plan(static, planned(step))
+        plan = planned(step)
+        fill_plan(static, plan)
+        assert static.few is not None
+        assert plan.few is not None
+        assert static.few.records[:, 1].sum() == plan.few.records[:, 1].sum()  # no tile of an earlier step is left
         width = 16 - step.block_table.shape[1]
         pad = torch.nn.functional.pad
         spans = Spans(
@@ -166,3 +189,11 @@ def test_the_plan_has_each_row_s_position_and_its_padding() -> None:
     assert plan.few.members.tolist() == [[0, 0, 3], [1, 1, 4], [2, 2, 8]]
     assert plan.few.records.tolist() == [[0, 2, 0, 0, 5], [2, 1, 1, 0, 9]]
     assert plan.few.rows.tolist() == [[0, 1], [1, 1], [2, 1], [3, 0], [4, 0]]
+
+
+def test_a_row_is_in_no_tile_of_a_part_that_begins_after_it() -> None:
+    table = torch.zeros(1, 5, dtype=torch.int32)
+    plan = plan_tiles(table, torch.tensor([0, 2]), torch.tensor([17]), num_tokens=2, shape=SHAPE)
+    assert plan.few is not None
+    assert plan.few.members.tolist() == [[0, 0, 15], [1, 1, 16], [1, 1, 16]]
+    assert plan.few.rows.tolist() == [[0, 1], [1, 2]]

@@ -187,8 +187,8 @@ class FakeClient:
 
     def pin(self, digests: Sequence[bytes], is_kept: bool, prompts: Sequence[EncodedPrompt] = ()) -> None:
         self.pinned = self.pinned | set(digests) if is_kept else self.pinned - set(digests)
-        others = [prompt for prompt in self.pinned_prompts if prompt not in prompts]
-        self.pinned_prompts = [*others, *prompts] if is_kept else others
+        pinned = [prompt for prompt in self.pinned_prompts if prompt not in prompts]
+        self.pinned_prompts = [*pinned, *prompts] if is_kept else pinned
 
     async def _events(self, request: Generate) -> AsyncGenerator[Event, None]:
         sampling = request.sampling

@@ -14,7 +14,16 @@ from model.batch import Batch, MediaPages
 from model.inference import prepare_for_inference
 from server.engine.caches import Encoding, MediaCache
 from server.engine.engine import Engine
-from server.engine.runner import REBUILT_TOGETHER, Encoder, Step, bucket_sizes, fill, first_rows, static_batch
+from server.engine.runner import (
+    REBUILT_TOGETHER,
+    DecodeGraphs,
+    Encoder,
+    Step,
+    bucket_sizes,
+    fill,
+    first_rows,
+    static_batch,
+)
 from tests.engine_client import (
     CONFIG,
     FEW_SHOT,
@@ -66,7 +75,9 @@ def test_replayed_steps_equal_the_reference(family: Family) -> None:
 
     config = replace(CONFIG, num_blocks=256)
     answer = Client(Engine(SERVED[family], prompt_tokenizer(), config, record=record), dict(IMAGES))
-    prompts = [FEW_SHOT, *(Prompt(((i, 3 + i), (i + 1, 4))) for i in range(4))]
+    alone = [Prompt(((-1, 3), (i, 5), (i + 1, 4), (3, 2)), shots_attend="alone") for i in range(2)]
+    # the last steps are of plain rows, where there were rows with spans
+    prompts = [*alone, FEW_SHOT, *(Prompt(((i, 3 + i), (i + 1, 4))) for i in range(4))]
     for i, prompt in enumerate(prompts):
         answer.engine.add(prompt.request(str(i)))
         answer.step()
@@ -100,6 +111,17 @@ def test_blocks_that_rows_share_are_not_written(monkeypatch: pytest.MonkeyPatch)
     answer.run()
     # the blocks of the first image and its text, not those that two of three prompts share after them
     assert max(count for rows, count in counts if rows == 3) == 12 // CONFIG.block_size
+
+
+def test_steps_of_more_rows_or_wider_tables_were_not_recorded() -> None:
+    def step(size: int, table_width: int) -> Batch:
+        return static_batch(size, table_width, 16, torch.device("cpu"))
+
+    graphs = DecodeGraphs(lambda batch: batch.token_ids, lambda step: step, [1, 2], step(2, 4))
+    assert graphs.takes(step(2, 4))
+    assert graphs.takes(step(1, 3))
+    assert not graphs.takes(step(3, 4))
+    assert not graphs.takes(step(2, 5))
 
 
 def test_padding_stores_nothing_and_reads_nothing() -> None:

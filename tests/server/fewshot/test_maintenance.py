@@ -11,9 +11,9 @@ import pytest
 from fastapi import FastAPI
 
 from server.errors import DatabaseUnavailable, EngineDied
-from server.fewshot import warming as warming_module
+from server.fewshot import maintenance as maintenance_module
+from server.fewshot.maintenance import Maintenance
 from server.fewshot.retrieval import EmbeddingStore
-from server.fewshot.warming import Maintenance
 from server.media.source import encoded
 from server.wire import BACKGROUND_PRIORITY, Event, Generate
 from tests.server.conftest import data_url, image_part, png
@@ -214,7 +214,7 @@ async def test_expired_sets_are_swept_and_counted(
 async def test_the_task_continues_after_an_error_and_wakes_at_a_change(
     http: httpx.AsyncClient, client: FakeClient, maintenance: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warming_module, "POLL_SECONDS", 3600)
+    monkeypatch.setattr(maintenance_module, "POLL_SECONDS", 3600)
     errors = [DatabaseUnavailable("gone"), RuntimeError("a bug")]
     run_once = maintenance.run_once
 
