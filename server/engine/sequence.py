@@ -84,7 +84,6 @@ class Sequence:
         self.is_stem = False  # it is computed only for others to be forked from it
         self.spans: Spans | None = None
         self.layout: Layout | None = None
-        self._root = b""  # parent of the first block's hash
         self._hashes: list[bytes] = []  # of the full blocks, in order
 
     @property
@@ -122,7 +121,7 @@ class Sequence:
         """Note the content keys of all media, and with them the spans of a prompt whose shots attend alone."""
         self.keys = keys
         if self.prompt.has_spans:
-            self.spans = Spans.of(self.prompt, keys, block_size, self._root)
+            self.spans = Spans.of(self.prompt, keys, block_size)
             self._hashes = self.spans.hashes
             self.arrange(range(len(self.spans.shots)), block_size)
 
@@ -162,7 +161,7 @@ class Sequence:
         """Return the hash of a complete block by its place in the table. Hashes form a chain and are computed once."""
         while len(self._hashes) <= block:
             number, first_token = len(self._hashes), 0
-            parent = self._hashes[-1] if self._hashes else self._root
+            parent = self._hashes[-1] if self._hashes else self.prompt.salt
             if self.spans is not None and self.layout is not None:
                 number, first_token = number - self.layout.first_query_block, self.layout.query_start
                 parent = parent if number else self.spans.query_parent

@@ -39,17 +39,17 @@ class Spans:
     root: bytes
 
     @classmethod
-    def of(cls, prompt: EncodedPrompt, keys: Sequence[bytes], block_size: int, root: bytes = b"") -> Spans:
-        """Return the spans of a prompt; `keys` are the content keys of its media, and `root` begins the chain of hashes."""
+    def of(cls, prompt: EncodedPrompt, keys: Sequence[bytes], block_size: int) -> Spans:
+        """Return the spans of a prompt; `keys` are the content keys of its media. Hashes form a chain from the salt on."""
         starts = prompt.span_starts
         token_ids = [prompt.token_ids[first:end] for first, end in pairwise(starts)]
-        prefix_hashes = _chain(root, token_ids[0], b"", block_size)
-        parent = prefix_hashes[-1] if prefix_hashes else root
+        prefix_hashes = _chain(prompt.salt, token_ids[0], b"", block_size)
+        parent = prefix_hashes[-1] if prefix_hashes else prompt.salt
         shots = [
             Shot(ids, source, key, _chain(parent, ids, key, block_size))
             for ids, source, key in zip(token_ids[1:], prompt.media, keys, strict=False)
         ]
-        return cls(token_ids[0], prefix_hashes, sorted(shots, key=lambda shot: shot.hashes[-1]), root)
+        return cls(token_ids[0], prefix_hashes, sorted(shots, key=lambda shot: shot.hashes[-1]), prompt.salt)
 
     @property
     def hashes(self) -> list[bytes]:

@@ -77,6 +77,7 @@ RUN = {
     "python -m model.presets build": {"build": "build flamingo-9b --scale tiny --out built"},
     "python -m model.zoo prepare": {},
     'flamboyance keys create "me" --role admin --data-dir /var/lib/flamboyance': DATA,
+    'flamboyance keys create "acme" --tenant acme --role manage --support-sets 100 --data-dir /var/lib/flamboyance': DATA,
     'flamboyance keys create "search team" --requests 600 --tokens 200000 --data-dir /var/lib/flamboyance': DATA,
     "flamboyance keys list --data-dir /var/lib/flamboyance": DATA,
     "flamboyance backup backup.tar --data-dir /var/lib/flamboyance": {

@@ -552,7 +552,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** List the API keys, without their secrets */
+        /** List the API keys, without their secrets: those of the own tenant or, in the default tenant, of all */
         get: operations["list_keys"];
         put?: never;
         /** Make an API key. Its secret is in this response alone */
@@ -883,6 +883,8 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
+            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
              * @default 0
@@ -1165,6 +1167,8 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
+            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
              * @default 0
@@ -1365,6 +1369,8 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
+            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
              * @default 0
@@ -1531,6 +1537,8 @@ export interface components {
              */
             role: "inference" | "manage" | "admin" | null;
             limits?: components["schemas"]["LimitFields"] | null;
+            /** @description The name of the keys that share support sets, uploads, evaluations and caches. Default: that of the key which makes this one. Only administrators of the default tenant make keys for others. */
+            tenant?: string | null;
         };
         /**
          * CreateRequest
@@ -1691,6 +1699,8 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
+            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
              * @default 0
@@ -1915,6 +1925,8 @@ export interface components {
              */
             media_vector: "features" | "likeness" | null;
             user?: string | null;
+            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            cache_salt?: string | null;
         };
         /** EndOfChunkPart */
         EndOfChunkPart: {
@@ -2220,6 +2232,8 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
+            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
              * @default 0
@@ -2490,6 +2504,8 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
+            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            cache_salt?: string | null;
             prompt: string | number[] | (components["schemas"]["TextPart"] | components["schemas"]["ImageUrlPart"] | components["schemas"]["VideoUrlPart"] | components["schemas"]["ImageIdPart"] | components["schemas"]["VideoIdPart"] | components["schemas"]["EndOfChunkPart"])[];
             /**
              * @description The text after the prompt.
@@ -2553,19 +2569,22 @@ export interface components {
             name: string;
             /** @enum {string} */
             role: "inference" | "manage" | "admin";
+            /** @description Null for the default tenant. */
+            tenant: string | null;
             limits: components["schemas"]["KeyLimits"];
             /** @description In Unix seconds. */
             created_at: number;
         };
         /**
          * KeyLimits
-         * @description The amounts that a key may use in a minute; null where it has no limit.
+         * @description The amounts that a key may use in a minute, and the support sets of its tenant; null where it has no limit.
          */
         KeyLimits: {
             requests: number | null;
             tokens: number | null;
             bytes: number | null;
             media: number | null;
+            support_sets: number | null;
         };
         /** Keys */
         Keys: {
@@ -2639,7 +2658,7 @@ export interface components {
         };
         /**
          * LimitFields
-         * @description The amounts that a key may use in a minute; one that is not given is not limited.
+         * @description The amounts that a key may use in a minute, and support sets; what is not given is not limited.
          */
         LimitFields: {
             requests?: number | null;
@@ -2649,6 +2668,8 @@ export interface components {
             bytes?: number | null;
             /** @description Images and videos of prompts. */
             media?: number | null;
+            /** @description Not per minute: with that many support sets, the tenant gets no more by this key. */
+            support_sets?: number | null;
         };
         /** Live */
         Live: {
@@ -2743,6 +2764,8 @@ export interface components {
             name: string;
             /** @enum {string} */
             role: "inference" | "manage" | "admin";
+            /** @description Null for the default tenant. */
+            tenant: string | null;
             limits: components["schemas"]["KeyLimits"];
             /** @description In Unix seconds. */
             created_at: number;
@@ -3004,6 +3027,8 @@ export interface components {
             request_id?: string | null;
             /** @description Accepted and not used. */
             user?: string | null;
+            /** @description The request shares cached prompts and media only with requests of the same `cache_salt`. */
+            cache_salt?: string | null;
             /**
              * @description A request yields to those with a lower number. Numbers below 0 need `allow_negative_priority`.
              * @default 0
@@ -7722,7 +7747,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `too_many_support_sets`, `permission_denied`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
@@ -10216,7 +10241,7 @@ export interface operations {
                     "application/json": components["schemas"]["Error"];
                 };
             };
-            /** @description Forbidden: `permission_denied`. */
+            /** @description Forbidden: `too_many_support_sets`, `permission_denied`. */
             403: {
                 headers: {
                     "X-Should-Retry": components["headers"]["X-Should-Retry"];
