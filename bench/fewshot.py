@@ -172,7 +172,7 @@ class FewShot:
         if case.set_size:
             body["shots_attend"] = case.shots_attend
         if case.route == CLASSIFY:
-            return {**body, "candidates": list(LABELS)}
+            return {**body, "candidates": list(LABELS), "method": "in_context"}
         return {**body, "template": "caption", "max_tokens": 1, "temperature": 0, "ignore_eos": True}
 
     def _row(self, case: Case, milliseconds: Sample, ratio: Sample) -> Row:

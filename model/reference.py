@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model.batch import NO_CACHE, Batch, MediaPages, whole_sequences
 from model.flamingo import Flamingo
+from model.language_model import Layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ def _forward_of_spans(model: Flamingo, batch: Batch, media: MediaPages, span_sta
     bias = slopes * (positions - positions[:, None]).float()  # [T, T], or [H, T, T]
     bias = bias.masked_fill(~readable, -torch.inf)
     for i, gated, layer in model.layers():
+        assert isinstance(layer, Layer)
         if gated is not None:
             x = gated(x, media.layer(i), batch.media_slot)
         query, key, value = layer.attention.project(layer.attention_norm(x), context)

@@ -149,7 +149,7 @@ class Engine:
             else:
                 self.media.slots.unpin(key)
         for prompt in pin.prompts:
-            keys = [key for digest in prompt.media if (key := self.media.content_keys.get(digest)) is not None]
+            keys = list(filter(None, map(self.media.content_keys.get, prompt.media)))
             if len(keys) == len(prompt.media):
                 hashes = Spans.of(prompt, keys, self.config.block_size).hashes
                 (self.blocks.pin if pin.is_kept else self.blocks.unpin)(hashes)

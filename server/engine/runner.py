@@ -109,9 +109,22 @@ class Runner:
         step = self._graphs.run if self._graphs is not None and is_recorded else self._forward
         results = self._sampler.read(plan.rows, positions, step(batch))
         for result in results:
-            if not self._nonfinite.isdisjoint(result.row.sequence.media_slots):
+            if not (self._nonfinite.isdisjoint(result.row.sequence.media_slots) and self._has_finite_spans(result.row)):
                 result.error = NOT_FINITE
         return results
+
+    def _has_finite_spans(self, row: Row) -> bool:
+        """Return whether the keys and values are finite of a piece that ends before the query.
+
+        Its logits are those of the last shot, and do not depend on the others. A token that is not finite in any layer has
+        keys and values that are not finite in the last one.
+        """
+        layout, size = row.sequence.layout, self.config.block_size
+        if layout is None or row.start + row.count > layout.query_start:
+            return True
+        slots = torch.tensor([slot for run in runs_of([row]) for slot in run.slots(size)], device=self.device)
+        last = self._kv.layer(self.model.config.language_model.num_layers - 1)
+        return bool(last[slots // size, :, :, slots % size].isfinite().all())
 
     def _copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         if copies:

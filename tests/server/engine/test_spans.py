@@ -16,7 +16,7 @@ from model.inference import prepare_for_inference
 from model.reference import encode, generate, log_probs
 from server.engine.engine import Engine
 from server.engine.plan import Plan
-from server.engine.sampler import Result
+from server.engine.sampler import NOT_FINITE, Result
 from server.engine.spans import Spans
 from server.wire import Abort, Pin, Sampling, Score
 from tests.engine_client import (
@@ -367,3 +367,25 @@ def test_pinned_shots_stay_while_other_prompts_need_the_blocks() -> None:
         ask(answer, f"plain {image}", Prompt(((image, 100),)))
     ask(answer, "evicted", ALONE)
     assert answer.admitted["evicted"].cached_tokens == 0
+
+
+@pytest.mark.parametrize("max_tokens_per_step", [13, 24, 40])
+def test_a_shot_that_is_not_finite_is_found_in_no_cache(max_tokens_per_step: int) -> None:
+    """Also if the piece that computes it ends in another shot, whose logits are finite."""
+    model = tiny_model(CONFIGS["idefics"])
+    config = replace(CONFIG, max_tokens_per_step=max_tokens_per_step)
+    answer = Client(Engine(prepare_for_inference(model), prompt_tokenizer(), config), dict(IMAGES))
+    prompt = alone(PREFIX, *SHOTS, (5, 9), QUERY)
+    only_in_first = 7 * 4 % 256
+    request = prompt.request("a")
+    assert request.prompt.token_ids.count(only_in_first) == 1
+    weights = model.language_model.embed.weight
+    kept = weights[only_in_first].clone()
+    weights[only_in_first] = torch.nan
+    ask(answer, "media", Prompt(((0, 1), (1, 1), (2, 1), (3, 1), (5, 1))))
+    ask(answer, "a", prompt)
+    assert answer.finished["a"].error == NOT_FINITE
+    weights[only_in_first] = kept
+    ask(answer, "b", prompt)
+    assert_equals_reference("idefics", prompt, answer, "b", tolerance=TOLERANCE)
+    assert_all_released(answer.engine)
