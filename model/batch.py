@@ -32,6 +32,7 @@ class Batch:
     positions: Tensor  # [T] int64, of each token; in a plain sequence, its index
     # [T] int32, the media page that each token reads or -1; [T, J] for "all previous images"; None if no token reads one
     media_slot: Tensor | None
+    media_plan: Tensor | None = None  # how a GPU reads the pages, by `plan_media`; None: the forward makes it
     query_starts: Tensor  # [S + 1] int32, first row of each sequence
     last_token: Tensor  # [W] int64, the rows whose logits are requested
     # with a K/V cache only

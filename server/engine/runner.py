@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.backend import use_triton
+from kernels.media_attention_gpu import media_tiles
 from kernels.paged_plan import Plan as TilePlan
 from kernels.paged_plan import Shape, fill_plan, first_rows_of, static_plan
 from kernels.spans import plain_tables
@@ -158,9 +159,12 @@ class Runner:
         return self._upload(batch)
 
     def _upload(self, batch: Batch) -> Batch:
-        """Return a batch of host memory with the plan of its attention, on the device."""
+        """Return a batch of host memory, with the plans of a GPU's attentions, on the device."""
         if use_triton(self._kv.blocks):
-            batch = replace(batch, plan=self.model.language_model.plan(batch, self._kv.layer(0)))
+            slots, head_dim = batch.media_slot, self.model.config.gated.head_dim
+            media_plan = None if slots is None else media_tiles(slots, head_dim, self.dtype)
+            plan = self.model.language_model.plan(batch, self._kv.layer(0))
+            batch = replace(batch, plan=plan, media_plan=media_plan)
         if self.device.type == "cpu":
             return batch
         tables = {field.name: getattr(batch, field.name) for field in fields(batch)}
