@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -73,6 +74,7 @@ from server.store.database import Database
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
 from server.version import VERSION
+from server.weights import Weights
 
 # the status that proxies log when a client has disconnected; it is never sent
 CLIENT_CLOSED_REQUEST = 499
@@ -170,6 +172,7 @@ def create_app(
         evaluations=evaluations,
         recommendations=Recommendations(evaluations),
         curation=Curation(retrieval, comparison.recent),
+        weights=Weights(None if settings.model is None else Path(settings.model)),
     )
     tenants = Tenants(services)
     background = Background(services.admission)
@@ -210,6 +213,8 @@ async def _lifespan(
         stopping.push_async_callback(runner.stop)
         await runner.start()
         stopping.push_async_callback(_cancel, asyncio.create_task(maintenance.run()))
+        digesting = services.weights.compute(lambda: services.client.state == "ready")
+        stopping.push_async_callback(_cancel, asyncio.create_task(digesting))
         yield
 
 

@@ -36,6 +36,7 @@ from server.settings import Settings
 from server.store.database import Database
 from server.store.media_references import MediaReferences
 from server.store.support_sets import SupportSets
+from server.weights import Weights
 
 MAX_IMPORTS = 4
 # three of the four, for one client
@@ -66,6 +67,7 @@ class Services:
     evaluations: Evaluations
     recommendations: Recommendations
     curation: Curation
+    weights: Weights
     # of large bodies, whose validation holds the event loop
     parsing: RestingLock = field(default_factory=RestingLock)
     # archives that arrive or are being imported; their files are on disk

@@ -658,7 +658,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Return the versions of the server and of its packages, and what the engine runs on */
+        /** Return the versions of the server and of its packages, what the engine runs on, and the digests of the weights */
         get: operations["version"];
         put?: never;
         post?: never;
@@ -3155,6 +3155,8 @@ export interface components {
             engine: {
                 [key: string]: unknown;
             };
+            /** @description The files of weights in the model's folder. */
+            weights: components["schemas"]["WeightsFile"][];
         };
         /**
          * ShotFields
@@ -3741,6 +3743,13 @@ export interface components {
             scores: {
                 [key: string]: number;
             };
+        };
+        /** WeightsFile */
+        WeightsFile: {
+            file: string;
+            bytes: number;
+            /** @description Null until it is computed, which begins when the engine is ready. */
+            sha256: string | null;
         };
     };
     responses: never;
