@@ -151,7 +151,7 @@ def is_contiguous_in_blocks(kv_cache: Tensor) -> bool:
 
 
 def kv_store(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
-    """Store key, value [T, G, K] in kv_cache [N, 2, G, B, K], in place.
+    """Store key, value [T, G, K] in kv_cache [N, 2, G, B, K], in token_positions.
 
     slot_mapping [T] int64 holds block * B + offset; slot -1 (padding) is skipped.
     """
@@ -233,11 +233,13 @@ def _attend_padded(
     longest = int(lengths.max())
     columns = torch.arange(longest, device=query.device)
     rows = (starts[:-1, None] + columns).clamp(max=len(query) - 1)  # [S, L]
-    place = columns[None] if positions is None else positions[rows]  # [S or 1, L]
+    token_positions = columns[None] if positions is None else positions[rows]  # [S or 1, L]
     hidden = columns[:, None] < columns  # [L, L]
     if spans is not None:
         hidden = hidden | ~_are_readable(spans[rows])  # [S, L, L]
-    distance = (place[:, None] - place[:, :, None])[:, None].float()  # [S or 1, 1, L, L], key less query
+    distance = (token_positions[:, None] - token_positions[:, :, None])[
+        :, None
+    ].float()  # [S or 1, 1, L, L], key less query
     bias = distance * (0.0 if alibi_slopes is None else alibi_slopes.float()[:, None, None])
     bias = bias.masked_fill(hidden.unsqueeze(-3), float("-inf"))
     group = query.shape[1] // key.shape[1]
